@@ -1,0 +1,306 @@
+"""Every choice that changes a result: typed, frozen, checked when it is made.
+
+Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep300.yaml) unless a
+comment says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ijepa.errors import IjepaError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Range = tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]]
+Rgb = tuple[float, float, float]
+
+C = TypeVar("C", bound=BaseModel)
+
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+
+
+class Config(BaseModel):
+    """Base of all configurations: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Runtime(Config):
+    """How to run, not what to compute: leaves every result as it is.
+
+    Attributes:
+        device: `auto` takes a CUDA device when there is one.
+        workers: processes that read and decode; 0 does it in the main process.
+        checkpoint_seconds: the most work that a kill may cost.
+        force: make the output again even if it is there.
+    """
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    force: bool = False
+
+
+class ShardConfig(Config):
+    """What `ijepa shard` writes.
+
+    Attributes:
+        resize_px: re-encode so that the short side has this many pixels (never enlarged); None
+            passes the original bytes through.
+        shard_bytes: the size at which a shard is closed.
+        max_bad: more undecodable images than this fail the run.
+        subset: sha256 of the list of keys or file names to keep, if one was given.
+        splits: only these; empty means every split that the source has.
+    """
+
+    resize_px: Annotated[int, Field(ge=1)] | None = None
+    shard_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    max_bad: Annotated[int, Field(ge=0)] = 0
+    subset: str | None = None
+    splits: tuple[str, ...] = ()
+
+
+class DataConfig(Config):
+    """Images as the pretraining sees them (published: no flip, no colour changes)."""
+
+    split: str = "train"
+    image_px: Annotated[int, Field(ge=1)] = 224
+    batch_size: Annotated[int, Field(ge=1)] = 2048  # of all devices together
+    crop_scale: Range = (0.3, 1.0)  # fraction of the image's area
+    crop_aspect: Range = (3 / 4, 4 / 3)  # width / height, as torchvision has it
+    flip: bool = False
+    mean: Rgb = IMAGENET_MEAN
+    std: Rgb = IMAGENET_STD
+
+
+class EncoderConfig(Config):
+    """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py).
+
+    Attributes:
+        arch: a name of `ijepa.method.vit.ARCHITECTURES`.
+        patch_px: side of the square patches.
+        init: `published` draws every Linear from a normal of std 0.02 cut at 2; `xavier` is MAE's.
+        position_scale: factor on the fixed sin-cos table; published 1.
+    """
+
+    arch: str = "vit_huge"
+    patch_px: Annotated[int, Field(ge=1)] = 14
+    init: Literal["published", "xavier"] = "published"
+    position_scale: Annotated[float, Field(gt=0)] = 1.0
+
+
+class PredictorConfig(Config):
+    """The narrow ViT that predicts one target block at a time; as many heads as the encoder."""
+
+    dim: Annotated[int, Field(ge=4)] = 384
+    depth: Annotated[int, Field(ge=1)] = 12
+
+
+class MaskConfig(Config):
+    """Multi-block masks; scales are fractions of the grid's area, aspect is height / width.
+
+    Attributes:
+        draw: `published` keeps the released sampler's quirks: one random number for scale and
+            aspect, last row and column out of reach, context cut to the batch's minimum by keeping
+            the first patches. `symmetric` has none of them.
+        min_keep: every context keeps more than this many patches. The published sampler accepts
+            fewer after 20 tries by letting the last target overlap; `symmetric` never does.
+    """
+
+    draw: Literal["published", "symmetric"] = "published"
+    num_targets: Annotated[int, Field(ge=1)] = 4
+    target_scale: Range = (0.15, 0.2)
+    target_aspect: Range = (0.75, 1.5)
+    context_scale: Range = (0.85, 1.0)
+    min_keep: Annotated[int, Field(ge=0)] = 10
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("target_scale", "target_aspect", "context_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is ({low}, {high}); the first must not exceed the second")
+        return self
+
+
+class OptimizationConfig(Config):
+    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step."""
+
+    epochs: Annotated[int, Field(ge=1)] = 300
+    warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    start_lr: Annotated[float, Field(ge=0)] = 2e-4
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    final_lr: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
+    ema: tuple[Fraction, Fraction] = (0.996, 1.0)
+    schedule_scale: Annotated[float, Field(gt=0)] = 1.0  # published: ipe_scale
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
+
+
+class WatchConfig(Config):
+    """How often, and on how many images, the target encoder is checked for collapse."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 500
+    num_images: Annotated[int, Field(ge=8)] = 512
+
+
+class PretrainConfig(Config):
+    """One pretraining run, complete."""
+
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    masks: MaskConfig = MaskConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    watch: WatchConfig = WatchConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    checkpoint_epochs: Annotated[int, Field(ge=1)] = 50  # keep one every so many epochs
+
+    @model_validator(mode="after")
+    def _image_divides_into_patches(self) -> Self:
+        image, patch = self.data.image_px, self.encoder.patch_px
+        if image % patch:
+            raise ValueError(f"data.image_px {image} is not a multiple of encoder.patch_px {patch}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns)."""
+        side = self.data.image_px // self.encoder.patch_px
+        return side, side
+
+
+class ExtractConfig(Config):
+    """What `ijepa extract` writes; the defaults serve both feature choices of the paper (A.2).
+
+    Attributes:
+        encoder: what the user named, see `ijepa.encoders`.
+        which: `target` (the paper's) or `context`; only for runs that have both.
+        split: of the shard set.
+        layers: how many of the last blocks to store, each after the final norm.
+        image_px: side of the evaluated square; None takes the encoder's own.
+        dtype: of the stored features.
+        seed: of a `random:` encoder.
+    """
+
+    encoder: str
+    which: Literal["target", "context"] = "target"
+    split: str = "train"
+    layers: Annotated[int, Field(ge=1)] = 4
+    image_px: Annotated[int, Field(ge=1)] | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ProbeConfig(Config):
+    """Which probe to fit on which label, and how its choices are made.
+
+    Attributes:
+        name: one of `ijepa.probe.PROBES`.
+        label: a label of the feature files.
+        holdout: fraction of train on which C, k, learning rates and heads are chosen.
+        shots: images a class for `few-shot`; a value below 1 is a fraction of train.
+        draws: how often `few-shot` draws its subset.
+        seed: of the hold-out, the draws and the heads.
+    """
+
+    name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
+    label: str = "class"
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 1, 5, 10)
+    draws: Annotated[int, Field(ge=1)] = 5
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainConfig:
+    """Read a recipe by name or from a YAML file, and apply `a.b=c` overrides.
+
+    Raises:
+        IjepaError: no such recipe, no YAML, an unknown key or a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise IjepaError(f"There is no recipe file {path}.")
+        text = path.read_text()
+    else:
+        text = _named_recipe(name_or_path)
+    body = _parse_yaml(text, name_or_path)
+    for override in overrides:
+        _apply(body, override)
+    return validated(PretrainConfig, body, f"recipe {name_or_path}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("ijepa.recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith("yaml"))
+
+
+def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
+    """Check a mapping against a configuration; all faults at once, in one line.
+
+    Raises:
+        IjepaError: naming `source` and every key that is wrong.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()]
+        raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
+
+
+def dump_yaml(config: Config) -> str:
+    """The complete configuration as YAML that `load_recipe` takes back."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def _named_recipe(name: str) -> str:
+    if name not in recipe_names():
+        raise IjepaError(f"There is no recipe {name!r}; there are {', '.join(recipe_names())}.")
+    return resources.files("ijepa.recipes").joinpath(f"{name}.yaml").read_text()
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise IjepaError(f"recipe {source} is not YAML: {reason}.") from error
+    if body is not None and not isinstance(body, dict):
+        raise IjepaError(f"recipe {source} holds a {type(body).__name__}; expected keys and values.")
+    return body or {}
+
+
+def _apply(body: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in nested mappings; c is YAML, so `1e-3`, `true` and `[1, 2]` work."""
+    keys, equals, value = override.partition("=")
+    if not equals:
+        raise IjepaError(f"--set {override!r} has no '='; write it as a.b=c.")
+    *parents, last = keys.strip().split(".")
+    for parent in parents:
+        child = body.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise IjepaError(f"--set {override!r}: {parent} is a value, not a group of settings.")
+        body = child
+    try:
+        body[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise IjepaError(f"--set {override!r}: {value!r} is not a YAML value.") from error
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{where} is not a known setting"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} = {fault['input']!r}: {message}" if where else message

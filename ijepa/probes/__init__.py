@@ -1,0 +1,1 @@
+"""What is fitted on frozen features; arrays in, scores out."""

@@ -1,0 +1,1 @@
+"""Configurations of experiments, one YAML file each."""

@@ -1,0 +1,1 @@
+"""Data sets read as (key, image bytes, labels); one file a kind."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: stages, shards, features, checkpoints, results. No science."""

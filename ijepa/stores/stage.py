@@ -1,0 +1,276 @@
+"""When is a stage's output finished, fresh, and ours alone to write.
+
+A stage works in `<out>.partial/`, and publishes by renaming. Killed at any moment it leaves nothing
+under its final name that is not whole; started again with the same plan it finds its partial work.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ijepa.errors import IjepaError
+
+LIBRARIES = ("ijepa", "torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage is about to make: everything that its result depends on, and where it goes.
+
+    Attributes:
+        stage: the verb, such as `extract`.
+        version: raised whenever the same configuration would give another result.
+        config: what the user chose and what changes the result (never device or workers).
+        inputs: fingerprints of what is read, by role, such as `{"data": "3f..."}`.
+        out: the final path, a folder or one file.
+    """
+
+    stage: str
+    version: int
+    config: BaseModel
+    inputs: Mapping[str, str]
+    out: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits; equal plans, equal digits, whatever `out` is."""
+        body = {
+            "stage": self.stage,
+            "version": self.version,
+            "config": self.config.model_dump(mode="json"),
+            "inputs": dict(self.inputs),
+        }
+        return fingerprint_of(body)
+
+
+@dataclass
+class Work:
+    """An output being made, held alone by this process.
+
+    Attributes:
+        plan: what is being made.
+        folder: `<out>.partial/`, to write in; may hold what an interrupted run left.
+        cached: the output is there already, made by the same plan: do nothing.
+        started: when this process began, seconds since the epoch.
+    """
+
+    plan: StagePlan
+    folder: Path
+    cached: bool
+    started: float = field(default_factory=time.time)
+
+    def publish_folder(self, facts: Mapping[str, Any]) -> None:
+        """Make the whole work folder the output; `facts` (device, seed, ...) go into its record."""
+        out = self.plan.out
+        (self.folder / "work.json").unlink(missing_ok=True)
+        write_json(self.folder / "stage.json", self._record(facts))
+        outdated = _sibling(out, ".outdated")
+        _remove(outdated)
+        if out.exists():
+            out.rename(outdated)
+        self.folder.rename(out)
+        _remove(outdated)
+
+    def publish_file(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Make file `name` of the work folder the output; the rest of the folder is thrown away."""
+        out = self.plan.out
+        record_path(out).unlink(missing_ok=True)
+        _sync(self.folder / name)
+        (self.folder / name).replace(out)
+        write_json(record_path(out), self._record(facts))
+        _remove(self.folder)
+
+    def _record(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "stage": self.plan.stage,
+            "version": self.plan.version,
+            "fingerprint": self.plan.fingerprint,
+            "config": self.plan.config.model_dump(mode="json"),
+            "inputs": dict(self.plan.inputs),
+            "libraries": library_versions(),
+            "seconds": round(time.time() - self.started, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **facts,
+        }
+
+
+@contextlib.contextmanager
+def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
+    """Hold `plan.out` alone while making it.
+
+    Args:
+        plan: what to make.
+        force: make it again even if it is there, and replace what we did not make.
+
+    Yields:
+        The work. If `work.cached`, return at once; else write in `work.folder` and publish.
+
+    Raises:
+        IjepaError: another process works on it, or something that is not ours stands there.
+    """
+    plan.out.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(plan.out):
+        folder = _sibling(plan.out, ".partial")
+        if not force and is_fresh(plan):
+            yield Work(plan, folder, cached=True)
+            return
+        if not force:
+            _refuse_foreign(plan.out)
+        _open_folder(folder, plan.fingerprint, force)
+        yield Work(plan, folder, cached=False)
+
+
+def is_fresh(plan: StagePlan) -> bool:
+    """Does `plan.out` hold what this very plan makes?"""
+    record = read_record(plan.out)
+    return record is not None and record.get("fingerprint") == plan.fingerprint
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """The `stage.json` of a finished output; None if there is no finished output at `out`."""
+    path = record_path(out)
+    if not (out.exists() and path.exists()):
+        return None
+    return read_json(path)
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of `out` stands: inside a folder, beside a file."""
+    return out / "stage.json" if out.is_dir() else _sibling(out, ".stage.json")
+
+
+def fingerprint_of(body: object) -> str:
+    """sha256 of a JSON-like object, whatever the order of its keys."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, body: object) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never a part."""
+    write_bytes(path, (json.dumps(body, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none: a temporary neighbour, flushed to disk, then renamed."""
+    neighbour = _sibling(path, f".{os.getpid()}.tmp")
+    try:
+        with neighbour.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that one of our stages wrote.
+
+    Raises:
+        IjepaError: the file is not a JSON object.
+    """
+    try:
+        body = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IjepaError(f"{path} is not JSON ({error}); delete it and run again.") from error
+    if not isinstance(body, dict):
+        raise IjepaError(f"{path} holds a {type(body).__name__}, not an object; delete it.")
+    return body
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a result."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """An flock on `<out>.lock`: the kernel frees it even after kill -9."""
+    path = _sibling(out, ".lock")
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise IjepaError(
+                f"{out} is being written by {holder}; wait for it, or choose another output."
+            ) from error
+        # The holder before us may have removed the file between our open and our flock.
+        if path.exists() and _same(path, file.fileno()):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    ours = os.fstat(descriptor)
+    theirs = path.stat()
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def _refuse_foreign(out: Path) -> None:
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty_folder and not record_path(out).exists():
+        raise IjepaError(
+            f"{out} exists and has no record that ijepa made it; "
+            f"choose another output, or replace it with --force."
+        )
+
+
+def _open_folder(folder: Path, fingerprint: str, force: bool) -> None:
+    """Keep the partial work of the same plan; throw away that of any other."""
+    note = folder / "work.json"
+    same = note.exists() and read_json(note).get("fingerprint") == fingerprint
+    if force or not same:
+        _remove(folder)
+    folder.mkdir(exist_ok=True)
+    write_json(note, {"fingerprint": fingerprint})
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

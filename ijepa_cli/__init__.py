@@ -1,0 +1,1 @@
+"""The `ijepa` command line: parse, call, print."""

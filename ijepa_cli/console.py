@@ -1,0 +1,155 @@
+"""What every command shares: options written once, progress bars, tables, JSON.
+
+Results go to stdout, progress and warnings to stderr.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as RichProgress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ijepa.config import Runtime
+from ijepa.progress import Progress
+
+screen = Console()
+stderr = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+Workers = Annotated[int, typer.Option(help="Processes that read and decode images.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Draw bars with rate and ETA on stderr; without a terminal, a line every ten seconds."""
+    if stderr.is_terminal:
+        with _Bars() as bars:
+            yield bars
+    else:
+        yield _Lines()
+
+
+def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
+    """Print a result: as JSON for machines, else as `text`."""
+    if as_json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    elif text is not None:
+        screen.print(text)
+
+
+def log_to_stderr() -> None:
+    """Let the library's warnings reach the user, once."""
+    handler = RichHandler(console=stderr, show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("ijepa").setLevel(logging.INFO)
+
+
+class _Bars:
+    """One bar a task: done of total, rate, values, elapsed and remaining time."""
+
+    def __init__(self) -> None:
+        self._rich = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=stderr,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._rates: dict[str, _Rate] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._rich.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rich.stop()
+
+    def __call__(
+        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
+    ) -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._rich.add_task(task, total=total, completed=done, note="")
+            self._rates[task] = _Rate(done)
+        note = "  ".join([self._rates[task].text(done), *_shown(values)])
+        self._rich.update(self._tasks[task], completed=done, total=total, note=note)
+
+
+class _Lines:
+    """The same for logs: a line a task every ten seconds and when it ends."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self._every = every_seconds
+        self._last: dict[str, float] = {}
+        self._rates: dict[str, _Rate] = {}
+
+    def __call__(
+        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
+    ) -> None:
+        rate = self._rates.setdefault(task, _Rate(done))
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if not finished and now - self._last.get(task, 0.0) < self._every:
+            return
+        self._last[task] = now
+        parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else ""), rate.text(done)]
+        parts += [rate.remaining(done, total), *_shown(values)]
+        stderr.print("  ".join(part for part in parts if part), highlight=False)
+
+
+class _Rate:
+    """Units a second since this process began the task."""
+
+    def __init__(self, done: int) -> None:
+        self._start, self._first = time.monotonic(), done
+
+    def per_second(self, done: int) -> float:
+        return (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def text(self, done: int) -> str:
+        return f"{self.per_second(done):,.1f}/s" if done > self._first else ""
+
+    def remaining(self, done: int, total: int | None) -> str:
+        rate = self.per_second(done)
+        if not total or rate <= 0 or done >= total:
+            return ""
+        return f"{(total - done) / rate:,.0f} s left"
+
+
+def _shown(values: Mapping[str, float] | None) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in (values or {}).items()]
+
+
+def runtime(device: str, workers: int, force: bool) -> Runtime:
+    """The options that leave results alone."""
+    return Runtime(device=device, workers=workers, force=force)
+
+
+def as_json_line(body: Mapping[str, object]) -> str:
+    """One line of JSON, paths as text."""
+    return json.dumps(body, default=lambda item: str(item) if isinstance(item, Path) else item)

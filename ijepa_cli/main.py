@@ -1,0 +1,55 @@
+"""The Typer app: commands in pipeline order, and the one place where errors become words."""
+
+import errno
+import importlib
+import sys
+from typing import NoReturn
+
+import typer
+
+from ijepa.errors import IjepaError
+from ijepa_cli.console import log_to_stderr, stderr
+
+COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes")
+
+app = typer.Typer(
+    name="ijepa",
+    help="Pretrain, evaluate and look into I-JEPA: shard, pretrain, extract, probe, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name in COMMANDS:
+    importlib.import_module(f"ijepa_cli.commands.{_name}").register(app)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 failed with one line on stderr, 2 usage."""
+    log_to_stderr()
+    try:
+        app()
+    except IjepaError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Stopped. The same command goes on from here.", code=130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(_system_message(error))
+
+
+def _system_message(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full. Free some space; the same command goes on from here."
+    return f"{where}{error.strerror}."
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    stderr.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _plain(message: str) -> str:
+    """One line, and no brackets that rich would read as markup."""
+    return " ".join(message.split()).replace("[", "\\[")
