@@ -49,6 +49,9 @@ class Runtime(Config):
     force: bool = False
 
 
+RUNTIME = Runtime()
+
+
 class ShardConfig(Config):
     """What `ijepa shard` writes.
 
@@ -77,6 +80,7 @@ class DataConfig(Config):
     crop_scale: Range = (0.3, 1.0)  # fraction of the image's area
     crop_aspect: Range = (3 / 4, 4 / 3)  # width / height, as torchvision has it
     flip: bool = False
+    eval_crop_fraction: Annotated[float, Field(gt=0, le=1)] = 224 / 256  # of the short side
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
 
@@ -188,6 +192,8 @@ class ExtractConfig(Config):
         split: of the shard set.
         layers: how many of the last blocks to store, each after the final norm.
         image_px: side of the evaluated square; None takes the encoder's own.
+        crop: `center` cuts the middle; `squash` takes the whole image, aspect not kept, as VISSL's
+            Clevr protocols do.
         dtype: of the stored features.
         seed: of a `random:` encoder.
     """
@@ -197,6 +203,7 @@ class ExtractConfig(Config):
     split: str = "train"
     layers: Annotated[int, Field(ge=1)] = 4
     image_px: Annotated[int, Field(ge=1)] | None = None
+    crop: Literal["center", "squash"] = "center"
     dtype: Literal["float16", "float32"] = "float16"
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -277,7 +284,9 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise IjepaError(f"recipe {source} is not YAML: {reason}.") from error
     if body is not None and not isinstance(body, dict):
-        raise IjepaError(f"recipe {source} holds a {type(body).__name__}; expected keys and values.")
+        raise IjepaError(
+            f"recipe {source} holds a {type(body).__name__}; expected keys and values."
+        )
     return body or {}
 
 

@@ -169,7 +169,7 @@ def write_json(path: Path, body: object) -> None:
     write_bytes(path, (json.dumps(body, indent=2) + "\n").encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file or none: a temporary neighbour, flushed to disk, then renamed."""
     neighbour = _sibling(path, f".{os.getpid()}.tmp")
     try:

@@ -1,0 +1,88 @@
+"""Is the encoder collapsing? The loss does not tell; these numbers do."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ijepa.method.jepa import jepa_loss
+
+
+class Health(NamedTuple):
+    """State of pooled features over many images.
+
+    Attributes:
+        rankme: effective number of dimensions, 1 to min(images, dim).
+        feature_std: standard deviation over images, mean over dimensions.
+        mean_cosine: cosine between different images, mean over pairs, -1 to 1.
+    """
+
+    rankme: float
+    feature_std: float
+    mean_cosine: float
+
+
+@torch.no_grad()
+def health(features: Tensor) -> Health:
+    """Measure pooled features.
+
+    Args:
+        features: (images, dim) float, one row an image; at least 2 rows.
+    """
+    features = features.double()
+    std = features.std(dim=0).mean()
+    return Health(rankme(features), float(std), mean_cosine(features))
+
+
+def rankme(features: Tensor) -> float:
+    """Effective rank: exp of the entropy of the normalised singular values.
+
+    Args:
+        features: (images, dim) float.
+
+    Source: Garrido et al., RankMe, 2023, equation 1.
+    """
+    singular = torch.linalg.svdvals(features.double())
+    share = singular / singular.sum() + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def mean_cosine(features: Tensor) -> float:
+    """Mean cosine similarity over all pairs of different rows, without making the pairs."""
+    unit = F.normalize(features.double(), dim=1)
+    count = len(unit)
+    return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
+
+
+def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
+    """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
+
+    Args:
+        predictions: (M * B, T, dim).
+        targets: (M * B, T, dim).
+    """
+    mean = targets.float().mean(dim=(0, 1), keepdim=True).expand_as(targets)
+    return float(jepa_loss(predictions.float(), targets.float()) / jepa_loss(mean, targets.float()))
+
+
+def verdict(now: Health, first: Health) -> str | None:
+    """Say in plain words that the encoder collapses, or nothing.
+
+    Args:
+        now: as measured.
+        first: of the freshly initialised encoder, on the same images.
+    """
+    if now.mean_cosine > 0.99 and now.mean_cosine > first.mean_cosine:
+        return (
+            f"the target encoder is collapsing: all images look alike to it (mean cosine "
+            f"{now.mean_cosine:.4f}). Lower the learning rate, raise the EMA momentum, or enlarge "
+            f"the context (masks.min_keep)."
+        )
+    if now.rankme < 0.5 * first.rankme:
+        return (
+            f"the target encoder is losing dimensions: RankMe {now.rankme:.1f}, at the start "
+            f"{first.rankme:.1f}. A dip early on is normal; if it stays, lower the learning rate "
+            f"or raise the EMA momentum."
+        )
+    return None

@@ -1,0 +1,64 @@
+"""Learning rate, weight decay and EMA momentum of every step, as pure functions of the step.
+
+Steps count from 0. The published trainer raises its counter before it reads the learning rate and
+the weight decay, so that step 0 already takes the first increment; we do the same.
+Source: facebookresearch/ijepa `src/utils/schedulers.py`, `src/train.py`.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ijepa.config import OptimizationConfig
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The three schedules of one run.
+
+    Attributes:
+        config: their ends.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+
+    config: OptimizationConfig
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps that are really taken."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def scheduled_steps(self) -> int:
+        """Steps over which the schedules stretch: `schedule_scale` times the steps taken."""
+        return int(self.config.schedule_scale * self.total_steps)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        return int(self.config.warmup_epochs * self.steps_per_epoch)
+
+    def lr(self, step: int) -> float:
+        """Linear from `start_lr` to `lr` over the warm-up, then cosine to `final_lr`."""
+        config, count = self.config, step + 1
+        if count < self.warmup_steps:
+            progress = count / max(1, self.warmup_steps)
+            return config.start_lr + progress * (config.lr - config.start_lr)
+        rest = max(1, self.scheduled_steps - self.warmup_steps)
+        progress = (count - self.warmup_steps) / rest
+        return max(config.final_lr, _cosine(config.lr, config.final_lr, progress))
+
+    def weight_decay(self, step: int) -> float:
+        """Cosine from `weight_decay` to `final_weight_decay` (the paper says linear)."""
+        start, end = self.config.weight_decay, self.config.final_weight_decay
+        value = _cosine(start, end, (step + 1) / max(1, self.scheduled_steps))
+        return max(end, value) if end <= start else min(end, value)
+
+    def ema(self, step: int) -> float:
+        """Linear between the two momenta."""
+        start, end = self.config.ema
+        return min(1.0, start + step * (end - start) / max(1, self.scheduled_steps))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))

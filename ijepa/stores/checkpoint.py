@@ -1,0 +1,94 @@
+"""Checkpoints: all of a run's state at one step, in one file that is whole or absent."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from ijepa.config import PretrainConfig
+from ijepa.errors import IjepaError
+from ijepa.stores.stage import write_bytes
+
+SCHEMA = 1
+
+
+class Checkpoint(NamedTuple):
+    """State after `step` optimizer steps.
+
+    Attributes:
+        step: how many steps are done.
+        config: of the run.
+        model: state dict with the parts `encoder.`, `predictor.` and `target_encoder.`.
+        optimizer: state dict.
+        facts: small values the run keeps, such as the length of its metrics file.
+    """
+
+    step: int
+    config: PretrainConfig
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically; on a full disk the old file stays."""
+    buffer = io.BytesIO()
+    body = {"schema": SCHEMA, **checkpoint._asdict()}
+    body["config"] = checkpoint.config.model_dump(mode="json")
+    torch.save(body, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; tensors only, no pickled code.
+
+    Raises:
+        IjepaError: not there, cut short, or not one of ours. Never anything but the whole state.
+    """
+    if not path.is_file():
+        raise IjepaError(f"There is no checkpoint {path}.")
+    try:
+        body = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IjepaError(
+            f"{path} is not a readable checkpoint ({reason}); restore it, or use --force."
+        ) from error
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
+    try:
+        config = PretrainConfig.model_validate(body.pop("config"))
+    except ValidationError as error:
+        raise IjepaError(
+            f"{path} holds a configuration that this version does not know."
+        ) from error
+    body.pop("schema")
+    return Checkpoint(config=config, **body)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
+    """Load a state dict exactly, or not at all.
+
+    Raises:
+        IjepaError: naming the first missing, unexpected or differently shaped keys.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        missing = [f"{name} missing" for name in expected.keys() - found.keys()]
+        extra = [f"{name} unexpected" for name in found.keys() - expected.keys()]
+        shapes = [
+            f"{name} is {found[name]}, expected {expected[name]}"
+            for name in expected.keys() & found.keys()
+            if expected[name] != found[name]
+        ]
+        faults = sorted(shapes) + sorted(missing) + sorted(extra)
+        raise IjepaError(
+            f"{source} is of another architecture: {'; '.join(faults[:3])}"
+            f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
+        )
+    module.load_state_dict(weights)

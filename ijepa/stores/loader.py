@@ -1,0 +1,137 @@
+"""Batches of a shard split: exact epochs, shuffled by (seed, epoch), whatever the worker count.
+
+One item of the data set is one whole batch, a pure function of its step. So resuming at a step is
+starting there, and processes share no hidden state.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ijepa.config import DataConfig
+from ijepa.errors import IjepaError
+from ijepa.method.augment import evaluation_crop, random_box, resize_box, squash
+from ijepa.stores.images import decode_rgb
+
+SHUFFLE, CROPS, MASKS = range(3)  # what a random stream is for: `stream(seed, CROPS, step)`
+
+
+class Images(Protocol):
+    """Random access to encoded images; a `SplitReader` is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read_image(self, number: int) -> bytes:
+        """Bytes of one image file."""
+
+
+class Batch(NamedTuple):
+    """Images of one step.
+
+    Attributes:
+        step: which.
+        images: (B, 3, px, px) uint8.
+        numbers: (B,) int64, their places in the split.
+    """
+
+    step: int
+    images: Tensor
+    numbers: Tensor
+
+
+def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """Random numbers of their own for each (seed, purpose, number), such as a step's crops."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, number])))
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Full batches only, as published (drop_last).
+
+    Raises:
+        IjepaError: there is not even one.
+    """
+    if num_images < batch_size:
+        raise IjepaError(
+            f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "
+            f"lower it with --set data.batch_size={max(1, num_images // 4)}."
+        )
+    return num_images // batch_size
+
+
+class RandomCropBatches(Dataset[Batch]):
+    """Step -> the random-resized crops of that step's images."""
+
+    def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
+        self._images, self._config, self._seed = images, config, seed
+        self._steps_per_epoch = steps_per_epoch(len(images), config.batch_size)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers = self._numbers(step)
+        rng = stream(self._seed, CROPS, step)
+        crops = torch.stack([self._crop(int(number), rng) for number in numbers])
+        return Batch(step, crops, torch.from_numpy(numbers))
+
+    def _numbers(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        epoch, step = divmod(step, self._steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = stream(self._seed, SHUFFLE, epoch).permutation(len(self._images))
+            self._epoch = epoch
+        size = self._config.batch_size
+        return self._order[step * size : (step + 1) * size]
+
+    def _crop(self, number: int, rng: np.random.Generator) -> Tensor:
+        config = self._config
+        pixels = decode_rgb(self._images.read_image(number))
+        height, width = pixels.shape[:2]
+        box = random_box(height, width, config.crop_scale, config.crop_aspect, rng)
+        crop = resize_box(pixels, box, config.image_px)
+        return crop.flip(-1) if config.flip and rng.random() < 0.5 else crop
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """Batch number -> evaluation views of consecutive images; the last batch may be short."""
+
+    def __init__(
+        self, images: Images, image_px: int, crop_fraction: float | None, batch_size: int
+    ) -> None:
+        """Remember how to cut: `crop_fraction` None squashes the whole image into the square."""
+        self._images, self._px, self._batch_size = images, image_px, batch_size
+        self._crop_fraction = crop_fraction
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // self._batch_size)
+
+    def __getitem__(self, batch: int) -> Batch:
+        first = batch * self._batch_size
+        numbers = torch.arange(first, min(first + self._batch_size, len(self._images)))
+        return Batch(batch, torch.stack([self._view(int(n)) for n in numbers]), numbers)
+
+    def _view(self, number: int) -> Tensor:
+        pixels = decode_rgb(self._images.read_image(number))
+        if self._crop_fraction is None:
+            return squash(pixels, self._px)
+        return evaluation_crop(pixels, self._px, self._crop_fraction)
+
+
+def batches(dataset: Dataset[Batch], numbers: range, workers: int) -> Iterator[Batch]:
+    """Items of `dataset` in the order of `numbers`, made ahead by worker processes."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

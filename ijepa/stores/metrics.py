@@ -1,0 +1,69 @@
+"""A run's numbers: `metrics.jsonl`, exact and reproducible, and TensorBoard beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ijepa.errors import IjepaError
+
+Record = Mapping[str, float]
+
+
+class MetricsLog:
+    """Append-only records; a resumed run cuts off what its checkpoint does not know.
+
+    `metrics.jsonl` holds nothing that depends on the clock, so that a resumed run writes the same
+    bytes as one that was never stopped. Speed goes to TensorBoard alone.
+    """
+
+    def __init__(self, folder: Path, length_bytes: int, step: int) -> None:
+        """Open the log in `folder` as it was when it held `length_bytes`, after `step` steps."""
+        path = folder / "metrics.jsonl"
+        path.touch()
+        if path.stat().st_size < length_bytes:
+            raise IjepaError(
+                f"{path} is shorter than its checkpoint says; start afresh with --force."
+            )
+        self._file = path.open("r+b")
+        self._file.truncate(length_bytes)
+        self._file.seek(length_bytes)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def append(self, record: Record) -> None:
+        """Write one step's record; its `step` counts the steps done."""
+        self._file.write((json.dumps(record) + "\n").encode())
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(record["step"]))
+
+    def speed(self, step: int, images_per_second: float) -> None:
+        """Note the speed, which is no result."""
+        self._board.add_scalar("images_per_second", images_per_second, step)
+
+    def flush(self) -> int:
+        """Put everything on disk; returns the length in bytes to hand to the next opening."""
+        self._file.flush()
+        self._board.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All records of a `metrics.jsonl`, in order.
+
+    Raises:
+        IjepaError: not there, or a line is not JSON.
+    """
+    if not path.is_file():
+        raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise IjepaError(f"{path} is damaged: {error}.") from error
