@@ -4,12 +4,10 @@ Results go to stdout, progress and warnings to stderr.
 """
 
 import contextlib
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,6 +64,19 @@ def log_to_stderr() -> None:
     handler = RichHandler(console=stderr, show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("ijepa").setLevel(logging.INFO)
+
+
+def print_text(text: str) -> None:
+    """Print plain text on stdout, untouched."""
+    sys.stdout.write(text)
+
+
+def table(result: BaseModel, title: str) -> Table:
+    """A result's fields, one a row."""
+    rows = Table(title=title, title_justify="left", show_header=False)
+    for name, value in result:
+        rows.add_row(name.replace("_", " "), _cell(value))
+    return rows
 
 
 class _Bars:
@@ -147,11 +158,12 @@ def _shown(values: Mapping[str, float] | None) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in (values or {}).items()]
 
 
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
 def runtime(device: str, workers: int, force: bool) -> Runtime:
     """The options that leave results alone."""
     return Runtime(device=device, workers=workers, force=force)
-
-
-def as_json_line(body: Mapping[str, object]) -> str:
-    """One line of JSON, paths as text."""
-    return json.dumps(body, default=lambda item: str(item) if isinstance(item, Path) else item)

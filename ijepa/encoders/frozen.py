@@ -1,0 +1,56 @@
+"""What `extract` asks of an encoder, whatever it is."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ijepa.config import Rgb
+
+Pool = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """Frozen features and the view that they are made from.
+
+    Attributes:
+        name: what it is, for people: `runs/mine (target)`.
+        weights_sha256: of all weights by name; tells encoders apart even if their names agree.
+        image_px: side of the square it takes.
+        crop_fraction: of the short side that the evaluation view keeps.
+        mean: of the normalisation; likewise `std`.
+        num_layers: how many layers it can give.
+        pool: (images (B, 3, px, px) normalised, layers) -> (B, layers, dim), the last layer last.
+    """
+
+    name: str
+    weights_sha256: str
+    image_px: int
+    crop_fraction: float
+    mean: Rgb
+    std: Rgb
+    num_layers: int
+    pool: Pool
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, num_layers: int) -> Tensor:
+        """Average-pooled patch tokens of the last layers: (B, num_layers, dim) float32.
+
+        Args:
+            images: (B, 3, image_px, image_px) float, normalised, on the encoder's device.
+            num_layers: 1 to `self.num_layers`.
+        """
+        return self.pool(images, num_layers).float()
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""From what a user types to an encoder."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, EncoderConfig, PretrainConfig
+from ijepa.encoders.frozen import FrozenEncoder, weights_sha256
+from ijepa.errors import IjepaError
+from ijepa.method.jepa import build_ijepa
+from ijepa.method.vit import Encoder, architecture, build_encoder
+from ijepa.stores.checkpoint import load_checkpoint, load_weights
+
+PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
+
+
+def load_encoder(
+    name: str,
+    *,
+    which: str = "target",
+    image_px: int | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> FrozenEncoder:
+    """Make an encoder from its name.
+
+    Args:
+        name: a run folder, a checkpoint file of a run, `random:RUN` (the initial weights of that
+            run), `random:ARCH[/PATCH][@PX]` such as `random:vit_small/16@224`, or `pixels`.
+        which: `target` or `context`, for runs.
+        image_px: another side than the encoder's own; positions are interpolated.
+        seed: of `random:ARCH`; a run has its own.
+        device: where it computes; the CPU by default.
+
+    Raises:
+        IjepaError: no such encoder, or weights that do not load. Never a partly loaded model.
+    """
+    device = device or torch.device("cpu")
+    if name == "pixels":
+        return _pixels(image_px)
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "random":
+        return _random(rest, image_px, seed, device)
+    path = Path(name)
+    if path.exists():
+        return _trained(_checkpoint_path(path), which, image_px, device)
+    raise IjepaError(
+        f"There is no encoder {name!r}; give a run folder, a checkpoint file, random:RUN, "
+        f"random:ARCH such as random:vit_small/16@224, or pixels."
+    )
+
+
+def _trained(path: Path, which: str, image_px: int | None, device: torch.device) -> FrozenEncoder:
+    state = load_checkpoint(path)
+    prefix = "target_encoder." if which == "target" else "encoder."
+    weights = {k.removeprefix(prefix): v for k, v in state.model.items() if k.startswith(prefix)}
+    config = state.config
+    encoder = build_encoder(config.encoder, config.data.image_px, torch.Generator())
+    load_weights(encoder, weights, f"{path} ({which} encoder)")
+    return _frozen(f"{_run_name(path)} ({which})", encoder, config.data, image_px, device)
+
+
+def _random(name: str, image_px: int | None, seed: int, device: torch.device) -> FrozenEncoder:
+    if Path(name).exists():
+        config = load_checkpoint(_checkpoint_path(Path(name))).config
+        return _initial(f"random:{name}", config, image_px, device)
+    parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)
+    if not parts:
+        raise IjepaError(
+            f"random:{name} is neither a run nor ARCH[/PATCH][@PX], such as vit_small/16@224."
+        )
+    arch, patch_px, side_px = parts[1], int(parts[2] or 16), int(parts[3] or 224)
+    architecture(arch)
+    if side_px % patch_px:
+        raise IjepaError(f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px}.")
+    encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
+    encoder = build_encoder(encoder_config, side_px, torch.Generator().manual_seed(seed))
+    title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
+    return _frozen(title, encoder, DataConfig(image_px=side_px), image_px, device)
+
+
+def _initial(
+    name: str, config: PretrainConfig, image_px: int | None, device: torch.device
+) -> FrozenEncoder:
+    """The very weights that a run started from."""
+    return _frozen(name, build_ijepa(config).encoder, config.data, image_px, device)
+
+
+def _frozen(
+    name: str, encoder: Encoder, data: DataConfig, image_px: int | None, device: torch.device
+) -> FrozenEncoder:
+    digest = weights_sha256(encoder.state_dict())
+    if image_px and image_px != data.image_px:
+        if image_px % encoder.patch_embed.patch_size[0]:
+            raise IjepaError(
+                f"--image-size {image_px} is no multiple of the patch's "
+                f"{encoder.patch_embed.patch_size[0]} pixels."
+            )
+        encoder.set_input_size(img_size=image_px)
+    encoder = encoder.eval().requires_grad_(False).to(device)
+    return FrozenEncoder(
+        name=name,
+        weights_sha256=digest,
+        image_px=image_px or data.image_px,
+        crop_fraction=data.eval_crop_fraction,
+        mean=data.mean,
+        std=data.std,
+        num_layers=len(encoder.blocks),
+        pool=encoder.pooled_layers,
+    )
+
+
+def _pixels(image_px: int | None) -> FrozenEncoder:
+    """Raw pixels, shrunk: the baseline that knows no network."""
+    side_px = image_px or PIXELS_PX
+
+    def flatten(images: Tensor, num_layers: int) -> Tensor:
+        del num_layers  # there is one
+        return images.flatten(1).unsqueeze(1)
+
+    return FrozenEncoder(
+        name=f"pixels@{side_px}",
+        weights_sha256="0" * 64,
+        image_px=side_px,
+        crop_fraction=1.0,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        num_layers=1,
+        pool=flatten,
+    )
+
+
+def _checkpoint_path(path: Path) -> Path:
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.pt"
+    if not last.is_file():
+        raise IjepaError(
+            f"{path} is no finished run: there is no {last}. "
+            f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
+        )
+    return last
+
+
+def _run_name(path: Path) -> str:
+    return str(path.parent.parent if path.name == "last.pt" else path)

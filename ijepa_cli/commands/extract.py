@@ -1,0 +1,78 @@
+"""`ijepa extract`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ijepa.config import ExtractConfig
+from ijepa_cli.console import (
+    Device,
+    Force,
+    Json,
+    Seed,
+    Workers,
+    runtime,
+    show,
+    shown_progress,
+    table,
+)
+
+EncoderName = Annotated[
+    str,
+    typer.Option(help="Run folder, checkpoint, random:RUN, random:ARCH[/PATCH][@PX], or pixels."),
+]
+Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
+Out = Annotated[Path, typer.Option(help="Feature file to make, F.h5.")]
+Split = Annotated[str, typer.Option(help="Which split of the shard set.")]
+Which = Annotated[
+    Literal["target", "context"], typer.Option(help="Which encoder of a run; the paper's: target.")
+]
+Layers = Annotated[int, typer.Option(help="How many of the last blocks to store.", min=1)]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the square, if not the encoder's.")]
+Crop = Annotated[
+    Literal["center", "squash"], typer.Option(help="Centre crop, or the whole image squashed.")
+]
+Dtype = Annotated[Literal["float16", "float32"], typer.Option(help="Of the stored numbers.")]
+
+
+def extract(
+    encoder: EncoderName,
+    data: Data,
+    out: Out,
+    split: Split = "train",
+    which: Which = "target",
+    layers: Layers = 4,
+    image_size: ImageSize = None,
+    crop: Crop = "center",
+    dtype: Dtype = "float16",
+    seed: Seed = 0,
+    device: Device = "auto",
+    workers: Workers = 2,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Store frozen features of every image of a split.
+
+    Example: ijepa extract --encoder runs/scenes --data shards/scenes --split val --out val.h5
+    """
+    config = ExtractConfig(
+        encoder=encoder,
+        which=which,
+        split=split,
+        layers=layers,
+        image_px=image_size,
+        crop=crop,
+        dtype=dtype,
+        seed=seed,
+    )
+    from ijepa.extract import extract as run
+
+    with shown_progress() as progress:
+        result = run(data, out, config, runtime(device, workers, force), progress)
+    show(result, as_json, table(result, "cached" if result.cached else "extracted"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(extract)

@@ -1,0 +1,48 @@
+"""`ijepa pretrain`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ijepa.config import load_recipe
+from ijepa_cli.console import Device, Force, Json, Workers, runtime, show, shown_progress, table
+
+Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
+Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
+Out = Annotated[Path, typer.Option(help="Run folder to make.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override, as a.b=c; repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+
+
+def pretrain(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    overrides: Set = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain I-JEPA on a shard set; started again, it goes on where it stopped.
+
+    Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
+    """
+    config = load_recipe(recipe, overrides or ())
+    from ijepa.pretrain import plan_pretrain
+    from ijepa.pretrain import pretrain as run
+
+    if dry_run:
+        plan = plan_pretrain(data, config)
+        show(plan, as_json, table(plan, f"{recipe}: what would run"))
+        return
+    with shown_progress() as progress:
+        result = run(data, out, config, runtime(device, workers, force), progress)
+    show(result, as_json, table(result, "cached" if result.cached else "pretrained"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(pretrain)
