@@ -1,0 +1,151 @@
+"""Masks: what always holds, and what the published sampler does."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijepa.config import MaskConfig
+from ijepa.errors import IjepaError
+from ijepa.method.masking import check_masks, possible_sizes, sample_masks
+
+side = st.integers(6, 20)
+seed = st.integers(0, 2**32 - 1)
+draw = st.sampled_from(["published", "symmetric"])
+
+
+def config_for(draw):
+    return MaskConfig(draw=draw, min_keep=3)
+
+
+def fits(grid, config):
+    try:
+        check_masks(grid, config)
+    except IjepaError:
+        return False
+    return True
+
+
+@given(rows=side, columns=side, seed=seed, draw=draw)
+@settings(max_examples=60, deadline=None)
+def test_every_mask_is_inside_the_grid_sorted_and_without_repeats(rows, columns, seed, draw):
+    masks = sample_masks((rows, columns), 16, config_for(draw), np.random.default_rng(seed))
+    for patches in (masks.context.numpy(), *masks.targets.numpy()):
+        assert patches.dtype == np.int64
+        assert patches.min() >= 0
+        assert patches.max() < rows * columns
+        assert (np.diff(patches, axis=1) > 0).all()
+
+
+@given(rows=side, columns=side, seed=seed)
+@settings(max_examples=60, deadline=None)
+def test_the_symmetric_context_never_sees_a_target_and_is_never_too_small(rows, columns, seed):
+    config = config_for("symmetric")
+    masks = sample_masks((rows, columns), 16, config, np.random.default_rng(seed))
+    for image, context in enumerate(masks.context.numpy()):
+        assert not np.isin(context, masks.targets[:, image].numpy()).any()
+    assert masks.context.shape[1] > config.min_keep
+
+
+@given(seed=seed)
+@settings(max_examples=40, deadline=None)
+def test_the_published_context_never_sees_a_target_on_the_papers_grid(seed):
+    masks = sample_masks((14, 14), 32, MaskConfig(), np.random.default_rng(seed))
+    for image, context in enumerate(masks.context.numpy()):
+        assert not np.isin(context, masks.targets[:, image].numpy()).any()
+
+
+@given(seed=seed, draw=draw)
+@settings(max_examples=40, deadline=None)
+def test_targets_are_filled_rectangles_of_one_size_for_the_batch(seed, draw):
+    grid, config = (14, 14), config_for(draw)
+    targets = sample_masks(grid, 8, config, np.random.default_rng(seed)).targets.numpy()
+    rows, columns = targets // grid[1], targets % grid[1]
+    heights = rows.max(-1) - rows.min(-1) + 1
+    widths = columns.max(-1) - columns.min(-1) + 1
+    assert (heights == heights[0, 0]).all()
+    assert (widths == widths[0, 0]).all()
+    assert (heights * widths == targets.shape[-1]).all()
+    sizes = possible_sizes(grid, config.target_scale, config.target_aspect, draw)
+    assert (heights[0, 0], widths[0, 0]) in sizes
+
+
+@given(rows=st.integers(2, 12), columns=st.integers(2, 12), seed=seed, draw=draw)
+@settings(max_examples=100, deadline=None)
+def test_sampling_ends_on_every_grid_that_the_check_lets_through(rows, columns, seed, draw):
+    config = MaskConfig(draw=draw, min_keep=4)
+    if fits((rows, columns), config):
+        masks = sample_masks((rows, columns), 8, config, np.random.default_rng(seed))
+        assert masks.context.shape[1] > config.min_keep
+
+
+def test_crowded_grids_end_with_all_targets_in_one_place():
+    config = MaskConfig(draw="symmetric", min_keep=45)  # one block of 13 just fits in 64
+    masks = sample_masks(
+        (8, 8), 4, config.model_copy(update={"context_scale": (1.0, 1.0)}), np.random.default_rng(0)
+    )
+    assert masks.context.shape[1] > 45
+
+
+@given(seed=seed)
+@settings(max_examples=20, deadline=None)
+def test_the_same_generator_gives_the_same_masks(seed):
+    first, second = (
+        sample_masks((14, 14), 16, MaskConfig(), np.random.default_rng(seed)) for _ in range(2)
+    )
+    assert (first.context == second.context).all()
+    assert (first.targets == second.targets).all()
+
+
+def coverage(draw, batches=150):
+    """How often each patch of a 14x14 grid is seen, as context and as target."""
+    seen = {"context": np.zeros(196), "targets": np.zeros(196)}
+    for step in range(batches):
+        masks = sample_masks((14, 14), 64, MaskConfig(draw=draw), np.random.default_rng([7, step]))
+        for name, patches in masks._asdict().items():
+            seen[name] += np.bincount(patches.numpy().ravel(), minlength=196)
+    return {name: (counts / counts.sum()).reshape(14, 14) for name, counts in seen.items()}
+
+
+def test_published_masks_never_reach_the_last_row_and_column():
+    for share in coverage("published", batches=40).values():
+        assert share[-1].sum() == 0
+        assert share[:, -1].sum() == 0
+
+
+def test_published_context_is_mostly_the_top_of_the_image():
+    rows = coverage("published")["context"].sum(axis=1)
+    published = [0.20, 0.16, 0.13, 0.10, 0.07, 0.06, 0.05, 0.05, 0.05, 0.05, 0.04, 0.02, 0.005, 0]
+    # The recorded shares are for 128 images a batch; 64 cut a little later.
+    np.testing.assert_allclose(rows, published, atol=0.02)
+
+
+def test_symmetric_masks_reach_every_patch_and_prefer_no_side():
+    for share in coverage("symmetric").values():
+        assert share.min() > 0
+        np.testing.assert_allclose(share, share[::-1], atol=6e-4)
+        np.testing.assert_allclose(share, share[:, ::-1], atol=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "batch_size", "context", "target"),
+    [((14, 14), 128, 51.7, 33.4), ((16, 16), 128, 68.1, 44.6)],
+)
+def test_published_masks_have_the_published_sizes(grid, batch_size, context, target):
+    drawn = [
+        sample_masks(grid, batch_size, MaskConfig(), np.random.default_rng([1, step]))
+        for step in range(300)
+    ]
+    sizes = [(masks.context.shape[1], masks.targets.shape[2]) for masks in drawn]
+    assert np.mean(sizes, axis=0) == pytest.approx((context, target), rel=0.04)
+
+
+def test_published_block_sizes_are_the_five_of_the_papers_grid():
+    sizes = possible_sizes((14, 14), (0.15, 0.2), (0.75, 1.5), "published")
+    assert sizes == {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
+
+
+@pytest.mark.parametrize("draw", ["published", "symmetric"])
+def test_a_grid_too_small_for_its_masks_is_refused(draw):
+    with pytest.raises(IjepaError, match="do not fit a grid of 3x3"):
+        check_masks((3, 3), MaskConfig(draw=draw))

@@ -1,0 +1,113 @@
+"""Stages: fresh or not, alone, and never half-written under a final name."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ijepa.config import Config
+from ijepa.errors import IjepaError
+from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of, read_record
+
+
+class Choice(Config):
+    number: int = 1
+
+
+def plan(out: Path, number: int = 1, data: str = "d") -> StagePlan:
+    return StagePlan("test", 1, Choice(number=number), {"data": data}, out)
+
+
+def make_file(plan: StagePlan, text: str, *, force: bool = False) -> bool:
+    """Make a one-file output; returns whether there was work to do."""
+    with exclusive_work(plan, force=force) as work:
+        if work.cached:
+            return False
+        (work.folder / plan.out.name).write_text(text)
+        work.publish_file(plan.out.name, {"seed": 0})
+        return True
+
+
+def make_folder(plan: StagePlan, text: str) -> bool:
+    with exclusive_work(plan) as work:
+        if work.cached:
+            return False
+        (work.folder / "content").write_text(text)
+        work.publish_folder({"seed": 0})
+        return True
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text()))
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(body):
+    assert fingerprint_of(body) == fingerprint_of(dict(reversed(body.items())))
+
+
+@pytest.mark.parametrize("make", [make_file, make_folder])
+def test_the_same_plan_runs_once_and_another_plan_runs_again(tmp_path, make):
+    out = tmp_path / "out"
+    assert make(plan(out), "first")
+    assert not make(plan(out), "ignored")
+    assert make(plan(out, number=2), "second")
+    assert make(plan(out, number=2, data="other"), "third")
+    content = out.read_text() if out.is_file() else (out / "content").read_text()
+    assert content == "third"
+    assert read_record(out)["config"] == {"number": 2}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == ({"out"} if out.is_dir() else {"out", "out.stage.json"})
+
+
+def test_force_runs_again(tmp_path):
+    make_file(plan(tmp_path / "out"), "first")
+    assert make_file(plan(tmp_path / "out"), "second", force=True)
+
+
+def test_a_failure_leaves_the_old_output_and_the_partial_work(tmp_path):
+    out = tmp_path / "out"
+    make_file(plan(out), "old")
+    with pytest.raises(ZeroDivisionError), exclusive_work(plan(out, number=2)) as work:
+        (work.folder / "half").write_text("half")
+        raise ZeroDivisionError
+    assert out.read_text() == "old"
+    with exclusive_work(plan(out, number=2)) as work:
+        assert (work.folder / "half").read_text() == "half"
+
+
+def test_partial_work_of_another_plan_is_thrown_away(tmp_path):
+    with exclusive_work(plan(tmp_path / "out")) as work:
+        (work.folder / "half").write_text("half")
+    with exclusive_work(plan(tmp_path / "out", number=2)) as work:
+        assert not (work.folder / "half").exists()
+
+
+def test_what_we_did_not_make_is_not_replaced(tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(IjepaError, match="no record that ijepa made it"):
+        make_file(plan(tmp_path / "out"), "new")
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_path):
+    script = textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_stage import plan
+        from ijepa.stores.stage import exclusive_work
+        with exclusive_work(plan(Path({str(tmp_path / "out")!r}))):
+            print("held", flush=True)
+            time.sleep(60)
+    """)
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(IjepaError, match=f"is being written by process {holder.pid} on"):
+        make_file(plan(tmp_path / "out"), "mine")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    assert make_file(plan(tmp_path / "out"), "mine")
