@@ -1,10 +1,5 @@
-"""Any frozen encoder by name: `load_encoder("runs/mine")`, `"random:vit_small/16@224"`, `"pixels"`.
+"""Any frozen encoder by name: a run, `random:vit_small/16@224`, `pixels`.
 
 An encoder turns a batch of images into features, one row an image and layer; it says itself what
-it wants to see and how it was made.
+it wants to see and how it was made. `identity` tells encoders apart without loading them.
 """
-
-from ijepa.encoders.frozen import FrozenEncoder
-from ijepa.encoders.load import load_encoder
-
-__all__ = ["FrozenEncoder", "load_encoder"]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, EncoderConfig, PretrainConfig
 from ijepa.encoders.frozen import FrozenEncoder, weights_sha256
+from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.vit import Encoder, architecture, build_encoder
@@ -43,13 +44,7 @@ def load_encoder(
     kind, colon, rest = name.partition(":")
     if colon and kind == "random":
         return _random(rest, image_px, seed, device)
-    path = Path(name)
-    if path.exists():
-        return _trained(_checkpoint_path(path), which, image_px, device)
-    raise IjepaError(
-        f"There is no encoder {name!r}; give a run folder, a checkpoint file, random:RUN, "
-        f"random:ARCH such as random:vit_small/16@224, or pixels."
-    )
+    return _trained(checkpoint_path(Path(name)), which, image_px, device)
 
 
 def _trained(path: Path, which: str, image_px: int | None, device: torch.device) -> FrozenEncoder:
@@ -64,7 +59,7 @@ def _trained(path: Path, which: str, image_px: int | None, device: torch.device)
 
 def _random(name: str, image_px: int | None, seed: int, device: torch.device) -> FrozenEncoder:
     if Path(name).exists():
-        config = load_checkpoint(_checkpoint_path(Path(name))).config
+        config = load_checkpoint(checkpoint_path(Path(name))).config
         return _initial(f"random:{name}", config, image_px, device)
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)
     if not parts:
@@ -74,7 +69,9 @@ def _random(name: str, image_px: int | None, seed: int, device: torch.device) ->
     arch, patch_px, side_px = parts[1], int(parts[2] or 16), int(parts[3] or 224)
     architecture(arch)
     if side_px % patch_px:
-        raise IjepaError(f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px}.")
+        raise IjepaError(
+            f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px}."
+        )
     encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
     encoder = build_encoder(encoder_config, side_px, torch.Generator().manual_seed(seed))
     title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
@@ -98,7 +95,7 @@ def _frozen(
                 f"--image-size {image_px} is no multiple of the patch's "
                 f"{encoder.patch_embed.patch_size[0]} pixels."
             )
-        encoder.set_input_size(img_size=image_px)
+        encoder.set_input_size(img_size=(image_px, image_px))
     encoder = encoder.eval().requires_grad_(False).to(device)
     return FrozenEncoder(
         name=name,
@@ -130,18 +127,6 @@ def _pixels(image_px: int | None) -> FrozenEncoder:
         num_layers=1,
         pool=flatten,
     )
-
-
-def _checkpoint_path(path: Path) -> Path:
-    if path.is_file():
-        return path
-    last = path / "checkpoints" / "last.pt"
-    if not last.is_file():
-        raise IjepaError(
-            f"{path} is no finished run: there is no {last}. "
-            f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
-        )
-    return last
 
 
 def _run_name(path: Path) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig
-from ijepa.errors import IjepaError
 from ijepa.method.augment import evaluation_crop, random_box, resize_box, squash
 from ijepa.stores.images import decode_rgb
 
@@ -49,26 +48,12 @@ def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, number])))
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Full batches only, as published (drop_last).
-
-    Raises:
-        IjepaError: there is not even one.
-    """
-    if num_images < batch_size:
-        raise IjepaError(
-            f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "
-            f"lower it with --set data.batch_size={max(1, num_images // 4)}."
-        )
-    return num_images // batch_size
-
-
 class RandomCropBatches(Dataset[Batch]):
     """Step -> the random-resized crops of that step's images."""
 
     def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
         self._images, self._config, self._seed = images, config, seed
-        self._steps_per_epoch = steps_per_epoch(len(images), config.batch_size)
+        self._steps_per_epoch = len(images) // config.batch_size  # full batches only, as published
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, step: int) -> Batch:

@@ -1,0 +1,52 @@
+"""Which encoder is it? Answered from its name and files, without loading weights."""
+
+from pathlib import Path
+
+from ijepa.config import ExtractConfig
+from ijepa.errors import IjepaError
+from ijepa.stores.stage import file_sha256, fingerprint_of, read_record
+
+LAST = Path("checkpoints") / "last.pt"
+
+
+def encoder_fingerprint(config: ExtractConfig) -> str:
+    """Equal for two names of the same frozen encoder, different for different weights.
+
+    Raises:
+        IjepaError: no such encoder.
+    """
+    kind, colon, rest = config.encoder.partition(":")
+    if config.encoder == "pixels":
+        return fingerprint_of("pixels")
+    if colon and kind == "random":
+        if Path(rest).exists():
+            return fingerprint_of(["initial", _weights(Path(rest))])
+        return fingerprint_of(["random", rest, config.seed])
+    if not Path(config.encoder).exists():
+        raise IjepaError(
+            f"There is no encoder {config.encoder!r}; give a run folder, a checkpoint file, "
+            f"random:RUN, random:ARCH such as random:vit_small/16@224, or pixels."
+        )
+    return fingerprint_of([config.which, _weights(Path(config.encoder))])
+
+
+def checkpoint_path(path: Path) -> Path:
+    """The checkpoint that a run folder or file names.
+
+    Raises:
+        IjepaError: a folder without a finished run.
+    """
+    if path.is_file():
+        return path
+    if not (path / LAST).is_file():
+        raise IjepaError(
+            f"{path} is no finished run: there is no {path / LAST}. "
+            f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
+        )
+    return path / LAST
+
+
+def _weights(path: Path) -> str:
+    """A finished run is known by its record; any other file by its bytes."""
+    record = read_record(path) if path.is_dir() else None
+    return str(record["fingerprint"]) if record else file_sha256(checkpoint_path(path))

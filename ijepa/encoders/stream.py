@@ -1,0 +1,39 @@
+"""Features of a split, batch by batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ijepa.config import ExtractConfig, Runtime
+from ijepa.distributed import pick_device
+from ijepa.encoders.frozen import FrozenEncoder
+from ijepa.method.augment import normalise
+from ijepa.stores.loader import EvaluationBatches, Images, batches
+
+Features = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+
+
+def feature_batches(
+    encoder: FrozenEncoder,
+    images: Images,
+    config: ExtractConfig,
+    runtime: Runtime,
+    *,
+    first: int,
+    batch_size: int,
+) -> Iterator[tuple[list[int], Features]]:
+    """Encode the images from number `first` on, in order.
+
+    Yields:
+        Numbers of the images, and their features (n, layers, dim) in `config.dtype`.
+    """
+    device = pick_device(runtime.device)
+    dtype = torch.float16 if config.dtype == "float16" else torch.float32
+    crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
+    views = EvaluationBatches(images, encoder.image_px, crop_fraction, batch_size)
+    num_layers = min(config.layers, encoder.num_layers)
+    for batch in batches(views, range(first // batch_size, len(views)), runtime.workers):
+        pixels = normalise(batch.images.to(device, non_blocking=True), encoder.mean, encoder.std)
+        features = encoder.features(pixels, num_layers)
+        yield batch.numbers.tolist(), features.to(dtype).cpu().numpy()
