@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig
-from ijepa.method.augment import evaluation_crop, random_box, resize_box, squash
+from ijepa.method.augment import (
+    CropDraws,
+    draw_crops,
+    evaluation_crop,
+    fit_box,
+    resize_box,
+    squash,
+)
 from ijepa.stores.images import decode_rgb
 
 SHUFFLE, CROPS, MASKS = range(3)  # what a random stream is for: `stream(seed, CROPS, step)`
@@ -34,7 +41,7 @@ class Batch(NamedTuple):
 
     Attributes:
         step: which.
-        images: (B, 3, px, px) uint8.
+        images: (B, 3, px, px) uint8, channels last in memory.
         numbers: (B,) int64, their places in the split.
     """
 
@@ -58,9 +65,9 @@ class RandomCropBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         numbers = self._numbers(step)
-        rng = stream(self._seed, CROPS, step)
-        crops = torch.stack([self._crop(int(number), rng) for number in numbers])
-        return Batch(step, crops, torch.from_numpy(numbers))
+        draws = draw_crops(len(numbers), self._config, stream(self._seed, CROPS, step))
+        crops = [self._crop(int(image), draws, place) for place, image in enumerate(numbers)]
+        return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
     def _numbers(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         epoch, step = divmod(step, self._steps_per_epoch)
@@ -70,13 +77,11 @@ class RandomCropBatches(Dataset[Batch]):
         size = self._config.batch_size
         return self._order[step * size : (step + 1) * size]
 
-    def _crop(self, number: int, rng: np.random.Generator) -> Tensor:
-        config = self._config
-        pixels = decode_rgb(self._images.read_image(number))
-        height, width = pixels.shape[:2]
-        box = random_box(height, width, config.crop_scale, config.crop_aspect, rng)
-        crop = resize_box(pixels, box, config.image_px)
-        return crop.flip(-1) if config.flip and rng.random() < 0.5 else crop
+    def _crop(self, image: int, draws: CropDraws, place: int) -> Tensor:
+        pixels = decode_rgb(self._images.read_image(image))
+        box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+        crop = resize_box(pixels, box, self._config.image_px)
+        return crop.flip(-1) if draws.flip[place] else crop
 
 
 class EvaluationBatches(Dataset[Batch]):
@@ -95,7 +100,7 @@ class EvaluationBatches(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         first = batch * self._batch_size
         numbers = torch.arange(first, min(first + self._batch_size, len(self._images)))
-        return Batch(batch, torch.stack([self._view(int(n)) for n in numbers]), numbers)
+        return Batch(batch, torch.cat([self._view(int(n)) for n in numbers]), numbers)
 
     def _view(self, number: int) -> Tensor:
         pixels = decode_rgb(self._images.read_image(number))
