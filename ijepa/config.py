@@ -59,14 +59,15 @@ class ShardConfig(Config):
         resize_px: re-encode so that the short side has this many pixels (never enlarged); None
             passes the original bytes through.
         shard_bytes: the size at which a shard is closed.
-        max_bad: more undecodable images than this fail the run.
+        max_bad: more undecodable images than this fail the run. Not part of what the result
+            depends on: raising it goes on with what was written.
         subset: sha256 of the list of keys or file names to keep, if one was given.
         splits: only these; empty means every split that the source has.
     """
 
     resize_px: Annotated[int, Field(ge=1)] | None = None
     shard_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
-    max_bad: Annotated[int, Field(ge=0)] = 0
+    max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     subset: str | None = None
     splits: tuple[str, ...] = ()
 

@@ -1,0 +1,277 @@
+"""Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ijepa.config import RUNTIME, Config, Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.sources.items import Item, Label, Labels
+from ijepa.sources.kinds import Source, open_source
+from ijepa.stores.sharding.crew import (
+    SIDECARS,
+    BadImage,
+    ShardReport,
+    ShardTask,
+    finished,
+    write_shards,
+)
+from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
+from ijepa.stores.sharding.subset import Subset
+from ijepa.stores.shards import (
+    BAD,
+    INDEX,
+    ROW,
+    SCHEMA,
+    SetIndex,
+    SplitIndex,
+    open_shards,
+    rows_path,
+)
+from ijepa.stores.stage import (
+    StagePlan,
+    exclusive_work,
+    file_sha256,
+    fingerprint_of,
+    write_bytes,
+    write_json,
+)
+
+VERSION = 1
+PLAN, SOURCE = "plan.db", "source"  # in the work folder
+SHOWN_BAD = 5  # in an error
+REPORT_IMAGES = 10_000
+SHARD = ShardConfig()
+
+
+class ShardResult(Config):
+    """A finished shard set.
+
+    Attributes:
+        splits: samples by split.
+        bad: images left out because they do not decode; `bad.jsonl` lists them.
+        fingerprint: of the contents.
+    """
+
+    out: Path
+    cached: bool
+    splits: dict[str, int]
+    shards: int
+    bytes: int
+    bad: int
+    fingerprint: str
+
+
+def shard(
+    source: str,
+    out: Path,
+    config: ShardConfig = SHARD,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+    *,
+    subset: Path | None = None,
+) -> ShardResult:
+    """Write the images of `source` as a shard set; goes on after a kill where it was.
+
+    Args:
+        source: a path, or `kind:path`; see `ijepa.sources.kinds`.
+        out: the folder to make.
+        config: what to write; its `subset` is filled in from `subset`.
+        runtime: `workers` processes write, `force` makes it again.
+        progress: hears of the images that are done.
+        subset: a file that lists keys, paths or file names to keep, one a line.
+
+    Raises:
+        IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
+    """
+    if subset is not None:
+        config = config.model_copy(update={"subset": _sha256(subset)})
+    config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
+    job = _Job(source, open_source(source), config, runtime, progress, subset)
+    plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out)
+    with exclusive_work(plan, force=runtime.force) as work:
+        if not work.cached:
+            _make(job, work.folder)
+            work.publish_folder({"source": source, "max_bad": config.max_bad})
+        index = open_shards(out).index
+        _check_bad(_listed_bad(out), config.max_bad)
+    return ShardResult(
+        out=out,
+        cached=work.cached,
+        splits={name: split.samples for name, split in index.splits.items()},
+        shards=sum(len(split.shards) for split in index.splits.values()),
+        bytes=sum(shard.bytes for split in index.splits.values() for shard in split.shards),
+        bad=index.bad,
+        fingerprint=index.fingerprint,
+    )
+
+
+class _Job(NamedTuple):
+    """What was asked for."""
+
+    source: str
+    opened: Source
+    config: ShardConfig
+    runtime: Runtime
+    progress: Progress
+    subset: Path | None
+
+
+def _make(job: _Job, folder: Path) -> None:
+    """Fill the work folder; what is there already was made by the same plan, and is kept."""
+    if not (folder / INDEX).exists():
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        labels, plan = _plan(job, folder)
+        reports = _write_shards(job, plan, folder)
+        _write_index(job, labels, reports, folder)
+    shutil.rmtree(folder / SOURCE, ignore_errors=True)
+    for name in [PLAN, *(f"*.tar{suffix}" for suffix in SIDECARS)]:
+        for made in folder.glob(name):
+            made.unlink()
+
+
+def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
+    """Which image goes where; the list of images is read once, and not again after a kill."""
+    (folder / SOURCE).mkdir(exist_ok=True)
+    contents = job.opened.read(
+        folder / SOURCE, job.config.splits, job.runtime.workers, job.progress
+    )
+    path = folder / PLAN
+    if path.exists():
+        return contents.splits, ShardPlan(path)
+    subset = Subset(job.subset) if job.subset else None
+    images = _new_images(contents.items, subset, job.progress)
+    plan = write_plan(path, images, job.config.shard_bytes)
+    if subset:
+        subset.check_all_found()
+    if not any(shard.num_images for shard in plan.shards()):
+        raise IjepaError(f"{job.source} holds no image in what was chosen.")
+    return contents.splits, plan
+
+
+def _new_images(
+    items: Iterable[Item], subset: Subset | None, progress: Progress
+) -> Iterator[NewImage]:
+    for number, item in enumerate(items, start=1):
+        if number % REPORT_IMAGES == 0:
+            progress("list images", number, None)
+        if subset is None or subset.holds(item.split, item.name, item.path):
+            metadata = {"file": _printable(item.path), **item.metadata}
+            place = (item.file, item.offset, item.size_bytes)
+            yield NewImage(item.split, item.name, *place, item.labels, metadata)
+
+
+def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[ShardReport]]:
+    """Write what is not written yet; reports of all shards, by split and in order."""
+    shards = plan.shards()
+    tasks = [ShardTask(plan.path, shard, folder, job.config.resize_px) for shard in shards]
+    reports = {task.shard.name: report for task in tasks if (report := finished(task))}
+    total = sum(shard.num_images for shard in shards)
+    done = sum(shard.num_images for shard in shards if shard.name in reports)
+    num_bad = sum(len(report.bad) for report in reports.values())
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        job.progress("shard images", done, total, {"bad": num_bad} if num_bad else None)
+
+    count(0)
+    left = [task for task in tasks if task.shard.name not in reports]
+    for report in write_shards(left, job.runtime.workers, count):
+        reports[report.index.name] = report
+        num_bad += len(report.bad)
+        if num_bad > job.config.max_bad:
+            break
+    _check_bad([bad for report in reports.values() for bad in report.bad], job.config.max_bad)
+    by_split: dict[str, list[ShardReport]] = {}
+    for shard in shards:
+        by_split.setdefault(shard.split, []).append(reports[shard.name])
+    return by_split
+
+
+def _write_index(
+    job: _Job, labels: Mapping[str, Labels], reports: Mapping[str, list[ShardReport]], folder: Path
+) -> None:
+    """Offsets of all splits, the images left out, and last `index.json`."""
+    splits = {}
+    for split, shards in reports.items():
+        names = {label: _names(facts) for label, facts in sorted(labels[split].items())}
+        splits[split] = SplitIndex(
+            samples=sum(report.index.samples for report in shards),
+            classes={label: labels[split][label].num_classes for label in names},
+            labels=names,
+            shards=[report.index for report in shards],
+        )
+        _join_rows(folder, split, shards)
+    bad = [line for shards in reports.values() for report in shards for line in report.bad]
+    if bad:
+        lines = "".join(line.model_dump_json() + "\n" for line in bad)
+        write_bytes(folder / BAD, lines.encode())
+    index = SetIndex(
+        schema_version=SCHEMA,
+        source=_printable(job.source),
+        fingerprint=_contents_fingerprint(splits),
+        bad=len(bad),
+        splits=splits,
+    )
+    write_json(folder / INDEX, index.model_dump())
+
+
+def _contents_fingerprint(splits: Mapping[str, SplitIndex]) -> str:
+    return fingerprint_of(
+        {
+            name: {"labels": split.labels, "shards": [shard.sha256 for shard in split.shards]}
+            for name, split in splits.items()
+        }
+    )
+
+
+def _join_rows(folder: Path, split: str, reports: list[ShardReport]) -> None:
+    """One file of offsets for a split, without holding it in memory."""
+    samples = sum(report.index.samples for report in reports)
+    if samples == 0:
+        raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
+    rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", ROW, (samples,))
+    first = 0
+    for report in reports:
+        part = np.load(folder / f"{report.index.name}.npy")
+        rows[first : first + len(part)] = part
+        first += len(part)
+    rows.flush()
+
+
+def _check_bad(bad: list[BadImage], max_bad: int) -> None:
+    if len(bad) <= max_bad:
+        return
+    shown = "; ".join(f"{image.path}: {image.reason}" for image in bad[:SHOWN_BAD])
+    more = f"; and {len(bad) - SHOWN_BAD:,} more" if len(bad) > SHOWN_BAD else ""
+    raise IjepaError(
+        f"At least {len(bad):,} images do not decode, {max_bad:,} are allowed ({shown}{more}); "
+        f"mend them, or leave them out with --max-bad."
+    )
+
+
+def _listed_bad(out: Path) -> list[BadImage]:
+    path = out / BAD
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [BadImage.model_validate_json(line) for line in lines]
+
+
+def _names(label: Label) -> list[str] | None:
+    return [_printable(name) for name in label.names] if label.names is not None else None
+
+
+def _sha256(subset: Path) -> str:
+    if not subset.is_file():
+        raise IjepaError(f"There is no subset file {subset}.")
+    return file_sha256(subset)
+
+
+def _printable(text: str) -> str:
+    """Bytes of a name that are not UTF-8, made readable: such names can be hashed and printed."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""How a shard set is made: the plan, the tars, the checks, the processes."""

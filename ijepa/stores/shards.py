@@ -1,0 +1,246 @@
+"""A shard set: plain WebDataset tars, and an index that finds any sample without reading them."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ijepa.config import Config, validated
+from ijepa.errors import IjepaError
+from ijepa.stores.stage import read_json
+
+SCHEMA = 1
+INDEX = "index.json"
+BAD = "bad.jsonl"  # images left out, if any: key, path, reason
+EXTENSIONS = ("jpg", "png", "webp")
+ROW = np.dtype(
+    [
+        ("shard", "<u4"),  # place in the split's list of shards
+        ("extension", "u1"),  # place in `EXTENSIONS`
+        ("image_offset", "<u8"),
+        ("image_bytes", "<u4"),
+        ("json_offset", "<u8"),
+        ("json_bytes", "<u4"),
+    ]
+)
+OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
+
+Rows = np.ndarray[tuple[int], np.dtype[np.void]]
+
+
+class ShardIndex(Config):
+    """One tar of a split."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class SplitIndex(Config):
+    """One split: how much there is and what it is labelled with.
+
+    Attributes:
+        samples: in all shards together.
+        classes: how many, by label.
+        labels: names of the classes by label; None for a label of plain integers.
+        shards: in the order of the samples.
+    """
+
+    samples: int
+    classes: dict[str, int]
+    labels: dict[str, list[str] | None]
+    shards: list[ShardIndex]
+
+
+class SetIndex(Config):
+    """What `index.json` holds.
+
+    Attributes:
+        schema_version: of this file and of `<split>.index.npy`.
+        source: what the user sharded.
+        fingerprint: of the contents: equal for equal samples, wherever they came from.
+        bad: images left out; `bad.jsonl` says which and why.
+        splits: by name.
+    """
+
+    schema_version: int
+    source: str
+    fingerprint: str
+    bad: int
+    splits: dict[str, SplitIndex]
+
+
+class Sample(NamedTuple):
+    """One sample, the image still encoded."""
+
+    key: str
+    image: bytes
+    labels: dict[str, int]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened shard set."""
+
+    folder: Path
+    index: SetIndex
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the contents: splits, labels and every byte of the shards."""
+        return self.index.fingerprint
+
+    @property
+    def splits(self) -> dict[str, SplitIndex]:
+        """What there is."""
+        return self.index.splits
+
+    def split(self, name: str) -> "SplitReader":
+        """Read one split.
+
+        Raises:
+            IjepaError: there is no such split.
+        """
+        if name not in self.splits:
+            raise IjepaError(
+                f"{self.folder} has no split {name!r}; its splits are "
+                f"{', '.join(sorted(self.splits))}."
+            )
+        return SplitReader(self.folder, name, self.splits[name])
+
+
+class SplitReader:
+    """Samples of a split by number; may be pickled, forked and read from several threads."""
+
+    def __init__(self, folder: Path, name: str, index: SplitIndex) -> None:
+        """Remember where; files are opened when first read."""
+        self.folder, self.name, self.index = folder, name, index
+        self._open()
+
+    @property
+    def label_names(self) -> dict[str, list[str] | None]:
+        """Names of the classes by label; None for a label of plain integers."""
+        return self.index.labels
+
+    def __len__(self) -> int:
+        return self.index.samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read_sample(number) for number in range(len(self)))
+
+    def read_image(self, number: int) -> bytes:
+        """Bytes of an image file, as they stood in the source.
+
+        Raises:
+            IndexError: `number` is not in [0, len).
+            IjepaError: the shard was cut short since it was opened.
+        """
+        row = self._row(number)
+        return self._read(row, int(row["image_offset"]), int(row["image_bytes"]))
+
+    def read_sample(self, number: int) -> Sample:
+        """An image with all that is known about it; raises as `read_image`."""
+        row = self._row(number)
+        start, image_bytes = int(row["image_offset"]), int(row["image_bytes"])
+        json_start = int(row["json_offset"]) - start
+        content = self._read(row, start, json_start + int(row["json_bytes"]))
+        metadata = json.loads(content[json_start:])
+        return Sample(metadata.pop("key"), content[:image_bytes], metadata.pop("labels"), metadata)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "name": self.name, "index": self.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _open(self) -> None:
+        self._rows: Rows | None = None
+        self._tar = lru_cache(OPEN_TARS)(self._open_tar)
+
+    def _open_tar(self, shard: int) -> "_Tar":
+        path = self.folder / self.index.shards[shard].name
+        return _Tar(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _row(self, number: int) -> np.void:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
+        if self._rows is None:
+            self._rows = load_rows(self.folder, self.name)
+        row: np.void = self._rows[number]
+        return row
+
+    def _read(self, row: np.void, offset: int, size: int) -> bytes:
+        tar = self._tar(int(row["shard"]))
+        content = os.pread(tar.descriptor, size, offset)
+        if len(content) < size:
+            raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
+        return content
+
+
+class _Tar:
+    """A file open for reading until nobody holds it: safe while another thread is in `pread`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def open_shards(folder: Path) -> ShardSet:
+    """Open a shard set after checking that it is whole; reads no sample.
+
+    Raises:
+        IjepaError: not a shard set, of another schema, or a file is missing or of the wrong size.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise IjepaError(f"{folder} is not a shard set (no {INDEX}); make one with `ijepa shard`.")
+    body = read_json(path)
+    if body.get("schema_version") != SCHEMA:
+        raise IjepaError(
+            f"{path} has schema {body.get('schema_version')!r}; this version of ijepa reads "
+            f"{SCHEMA}. Shard again."
+        )
+    index = validated(SetIndex, body, str(path))
+    for name, split in index.splits.items():
+        for shard in split.shards:
+            _check_size(folder / shard.name, shard.bytes)
+        if len(load_rows(folder, name)) != split.samples:
+            raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
+    return ShardSet(folder, index)
+
+
+def rows_path(folder: Path, split: str) -> Path:
+    """Where the offsets of a split's samples stand."""
+    return folder / f"{split}.index.npy"
+
+
+def load_rows(folder: Path, split: str) -> Rows:
+    """Offsets of a split's samples, mapped into memory: one `ROW` a sample."""
+    path = rows_path(folder, split)
+    try:
+        rows: Rows = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise IjepaError(f"{path} is missing or cut short; shard again.") from error
+    if rows.dtype != ROW:
+        raise IjepaError(f"{path} holds {rows.dtype}, not offsets of samples; shard again.")
+    return rows
+
+
+def _check_size(tar: Path, expected_bytes: int) -> None:
+    found_bytes = tar.stat().st_size if tar.is_file() else None
+    if found_bytes is None:
+        raise IjepaError(f"{tar} is missing; copy the shard set again, or shard again.")
+    if found_bytes != expected_bytes:
+        raise IjepaError(
+            f"{tar} has {found_bytes:,} bytes, the index says {expected_bytes:,}; it was cut short "
+            f"or changed. Copy the shard set again, or shard again."
+        )

@@ -1,0 +1,68 @@
+"""`ijepa shard`: data set to shard set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.filesize import decimal
+
+from ijepa.config import ShardConfig, validated
+from ijepa_cli.console import Force, Json, Workers, runtime, show, shown_progress
+
+EXAMPLES = """SOURCE is a folder of class folders, a flat folder, a tar of either, a .csv or .jsonl
+list of images, or kind:path.
+
+Examples:
+
+  ijepa shard cifar10:cifar-10-python.tar.gz shards/cifar10
+
+  ijepa shard clevr:CLEVR_v1.0 shards/clevr --split train --split val
+
+  ijepa shard photos.csv shards/photos --resize 256
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EXAMPLES)(shard)
+
+
+def shard(
+    source: Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")],
+    out: Annotated[Path, typer.Argument(help="The shard set to make, a folder.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split; may be given again.")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(help="Shrink the short side to this many pixels.")
+    ] = None,
+    shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed.")] = 256
+    * 2**20,
+    max_bad: Annotated[int, typer.Option(help="How many images may fail to decode.")] = 0,
+    subset: Annotated[
+        Path | None, typer.Option(help="Keys or file names to keep, one a line.")
+    ] = None,
+    workers: Workers = 2,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the images of SOURCE as WebDataset tars with an index for random access."""
+    from ijepa.shard import shard as run
+
+    options = {
+        "splits": split or (),
+        "resize_px": resize,
+        "shard_bytes": shard_bytes,
+        "max_bad": max_bad,
+    }
+    config = validated(ShardConfig, options, "options")
+    with shown_progress() as progress:
+        result = run(source, out, config, runtime("cpu", workers, force), progress, subset=subset)
+    counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
+    left_out = f"; {result.bad:,} images left out, see bad.jsonl" if result.bad else ""
+    verb = "is there already" if result.cached else "written"
+    show(
+        result,
+        as_json,
+        f"{out} {verb}: {counts} in {result.shards} shards, {decimal(result.bytes)}{left_out}",
+    )
