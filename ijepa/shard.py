@@ -1,5 +1,6 @@
 """Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,16 +13,10 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.sources.items import Item, Label, Labels
 from ijepa.sources.kinds import Source, open_source
-from ijepa.stores.sharding.crew import (
-    SIDECARS,
-    BadImage,
-    ShardReport,
-    ShardTask,
-    finished,
-    write_shards,
-)
+from ijepa.stores.sharding.crew import write_shards
 from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
 from ijepa.stores.sharding.subset import Subset
+from ijepa.stores.sharding.task import SIDECARS, BadImage, ShardReport, ShardTask, finished
 from ijepa.stores.shards import (
     BAD,
     INDEX,
@@ -169,7 +164,10 @@ def _new_images(
 def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
     shards = plan.shards()
-    tasks = [ShardTask(plan.path, shard, folder, job.config.resize_px) for shard in shards]
+    tasks = [
+        ShardTask(plan=plan.path, shard=shard, folder=folder, resize_px=job.config.resize_px)
+        for shard in shards
+    ]
     reports = {task.shard.name: report for task in tasks if (report := finished(task))}
     total = sum(shard.num_images for shard in shards)
     done = sum(shard.num_images for shard in shards if shard.name in reports)
@@ -182,11 +180,12 @@ def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[Sh
 
     count(0)
     left = [task for task in tasks if task.shard.name not in reports]
-    for report in write_shards(left, job.runtime.workers, count):
-        reports[report.index.name] = report
-        num_bad += len(report.bad)
-        if num_bad > job.config.max_bad:
-            break
+    with contextlib.closing(write_shards(left, job.runtime.workers, count)) as written:
+        for report in written:
+            reports[report.index.name] = report
+            num_bad += len(report.bad)
+            if num_bad > job.config.max_bad:
+                break
     _check_bad([bad for report in reports.values() for bad in report.bad], job.config.max_bad)
     by_split: dict[str, list[ShardReport]] = {}
     for shard in shards:

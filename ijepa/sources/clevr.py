@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ijepa.errors import IjepaError
 from ijepa.sources.folders import unwrap
 from ijepa.sources.items import Contents, Item, Labels, chosen_splits, is_image, named
-from ijepa.sources.trees import Entry, Outline, Tree
+from ijepa.sources.trees import Entry, Tree
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
 DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)  # upper bounds of the classes but the last, inclusive
@@ -35,10 +35,9 @@ class Labelled(NamedTuple):
     nearest_depth: float
 
 
-def is_clevr(outline: Outline) -> bool:
-    """Do the images lie in `images/<split>/`, perhaps all in one folder?"""
-    _, outline = unwrap(outline)
-    return all(parts[0] == "images" and len(parts) > 2 for parts in outline)
+def is_clevr(tree: Tree) -> bool:
+    """Do images and scenes lie where CLEVR has them, perhaps all in one folder?"""
+    return any(entry is not None for entry in _find_scenes(tree)[1].values())
 
 
 def read_clevr(tree: Tree, asked: tuple[str, ...]) -> Contents:
@@ -49,19 +48,13 @@ def read_clevr(tree: Tree, asked: tuple[str, ...]) -> Contents:
     Raises:
         IjepaError: not this layout, no such split, or scenes and images that do not fit together.
     """
-    outline = tree.outline()
-    wrapper, inner = unwrap(outline)
-    if not outline or not is_clevr(outline):
+    wrapper, scenes = _find_scenes(tree)
+    if not any(scenes.values()):
         raise IjepaError(
             f"{tree.where} is not laid out as CLEVR; expected images/<split>/*.png and "
             f"scenes/CLEVR_<split>_scenes.json."
         )
-    scenes = {}
-    for split in sorted({parts[1] for parts in inner}):
-        scenes[split] = tree.find(f"{wrapper}scenes/CLEVR_{split}_scenes.json")
     splits = {split: LABELS if entry else {} for split, entry in scenes.items()}
-    if not any(scenes.values()):
-        raise IjepaError(f"{tree.where} has no scenes/CLEVR_<split>_scenes.json for its images.")
     chosen = chosen_splits(splits, asked, tree.where)
     wanted = {split: entry for split, entry in scenes.items() if split in chosen}
     return Contents(splits, _items(tree, f"{wrapper}images/", wanted))
@@ -154,6 +147,15 @@ class _Scenes:
                 f"expected image_filename and objects with colour, shape and pixel_coords."
             ) from error
         return True
+
+
+def _find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
+    """The folder around everything, and the file of scenes of each split of images."""
+    wrapper, outline = unwrap(tree.outline(), frozenset({"images"}))
+    splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
+    return wrapper, {
+        split: tree.find(f"{wrapper}scenes/CLEVR_{split}_scenes.json") for split in splits
+    }
 
 
 def _items(tree: Tree, images: str, wanted: Mapping[str, Entry | None]) -> Iterator[Item]:

@@ -97,8 +97,7 @@ def _tree(reader: TreeReader) -> Callable[[str], Source]:
 
 
 def _by_layout(tree: Tree, splits: tuple[str, ...]) -> Contents:
-    outline = tree.outline()
-    return read_clevr(tree, splits) if outline and is_clevr(outline) else read_folders(tree, splits)
+    return read_clevr(tree, splits) if is_clevr(tree) else read_folders(tree, splits)
 
 
 KINDS: dict[str, Callable[[str], Source]] = {

@@ -142,17 +142,17 @@ class SplitReader:
             IndexError: `number` is not in [0, len).
             IjepaError: the shard was cut short since it was opened.
         """
-        row = self._row(number)
-        return self._read(row, int(row["image_offset"]), int(row["image_bytes"]))
+        place = self._place(number)
+        return self._read(place.shard, place.image_offset, place.image_bytes)
 
     def read_sample(self, number: int) -> Sample:
         """An image with all that is known about it; raises as `read_image`."""
-        row = self._row(number)
-        start, image_bytes = int(row["image_offset"]), int(row["image_bytes"])
-        json_start = int(row["json_offset"]) - start
-        content = self._read(row, start, json_start + int(row["json_bytes"]))
-        metadata = json.loads(content[json_start:])
-        return Sample(metadata.pop("key"), content[:image_bytes], metadata.pop("labels"), metadata)
+        place = self._place(number)
+        json_start = place.json_offset - place.image_offset
+        both = self._read(place.shard, place.image_offset, json_start + place.json_bytes)
+        metadata = json.loads(both[json_start:])
+        image = both[: place.image_bytes]
+        return Sample(metadata.pop("key"), image, metadata.pop("labels"), metadata)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "name": self.name, "index": self.index}
@@ -168,20 +168,30 @@ class SplitReader:
         path = self.folder / self.index.shards[shard].name
         return _Tar(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
-    def _row(self, number: int) -> np.void:
+    def _place(self, number: int) -> "_Place":
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
         if self._rows is None:
             self._rows = load_rows(self.folder, self.name)
-        row: np.void = self._rows[number]
-        return row
+        return _Place(*self._rows[number].item())
 
-    def _read(self, row: np.void, offset: int, size: int) -> bytes:
-        tar = self._tar(int(row["shard"]))
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        tar = self._tar(shard)
         content = os.pread(tar.descriptor, size, offset)
         if len(content) < size:
             raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
         return content
+
+
+class _Place(NamedTuple):
+    """A row of the index, in Python's own integers."""
+
+    shard: int
+    extension: int
+    image_offset: int
+    image_bytes: int
+    json_offset: int
+    json_bytes: int
 
 
 class _Tar:

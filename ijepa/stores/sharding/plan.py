@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ijepa.config import Config
 from ijepa.errors import IjepaError
 
 BLOCK_BYTES = 512
@@ -37,7 +38,7 @@ class PlannedImage(NamedTuple):
     metadata: dict[str, Any]
 
 
-class PlannedShard(NamedTuple):
+class PlannedShard(Config):
     """A shard to be written."""
 
     id: int
@@ -76,7 +77,10 @@ class ShardPlan:
             " LEFT JOIN images ON shard = shards.id GROUP BY shards.id ORDER BY split, number"
         )
         with _reading(self.path) as plan:
-            return [PlannedShard(*row) for row in plan.execute(query)]
+            return [
+                PlannedShard(id=row[0], split=row[1], number=row[2], num_images=row[3])
+                for row in plan.execute(query)
+            ]
 
     def images(self, shard: PlannedShard) -> Iterator[PlannedImage]:
         """Images of a shard, in the order of the source."""

@@ -1,0 +1,99 @@
+"""Write one shard from its plan, and remember that it is whole."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ijepa.config import Config
+from ijepa.errors import IjepaError
+from ijepa.stores.sharding.intake import take_in
+from ijepa.stores.sharding.plan import PlannedImage, PlannedShard, ShardPlan
+from ijepa.stores.sharding.writer import ShardWriter
+from ijepa.stores.shards import ShardIndex
+from ijepa.stores.stage import read_json, write_json
+
+SIDECARS = (".npy", ".json")  # beside a tar until the set is published
+COUNT_EVERY = 64  # images between two reports of progress
+
+
+class BadImage(Config):
+    """An image that was left out, and why."""
+
+    key: str
+    path: str
+    reason: str
+
+
+class ShardReport(Config):
+    """A finished shard; stands beside its tar until the set is published."""
+
+    index: ShardIndex
+    bad: list[BadImage]
+
+
+class ShardTask(Config):
+    """A shard to write, and where to."""
+
+    plan: Path
+    shard: PlannedShard
+    folder: Path
+    resize_px: int | None
+
+    @property
+    def tar(self) -> Path:
+        """The shard itself."""
+        return self.folder / self.shard.name
+
+    @property
+    def rows(self) -> Path:
+        """Offsets of its samples."""
+        return self.folder / f"{self.shard.name}.npy"
+
+    @property
+    def report(self) -> Path:
+        """Written last: if it is there, so is all else."""
+        return self.folder / f"{self.shard.name}.json"
+
+
+def finished(task: ShardTask) -> ShardReport | None:
+    """What an earlier process, perhaps a killed one, has done already."""
+    if not (task.report.exists() and task.tar.exists() and task.rows.exists()):
+        return None
+    return ShardReport.model_validate(read_json(task.report))
+
+
+def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
+    """Write one shard, then its offsets, then its report."""
+    bad, uncounted = [], 0
+    with ShardWriter(task.tar, task.shard.number) as writer:
+        for image in ShardPlan(task.plan).images(task.shard):
+            try:
+                content, extension = take_in(_read(image), task.resize_px)
+            except IjepaError as error:
+                path = image.metadata["file"]
+                bad.append(BadImage(key=image.key, path=path, reason=str(error)))
+            else:
+                writer.add(image.key, content, extension, image.labels, image.metadata)
+            uncounted += 1
+            if uncounted == COUNT_EVERY:
+                count(uncounted)
+                uncounted = 0
+        index, rows = writer.close()
+    count(uncounted)
+    np.save(task.rows, rows)
+    report = ShardReport(index=index, bad=bad)
+    write_json(task.report, report.model_dump())
+    return report
+
+
+def _read(image: PlannedImage) -> bytes:
+    try:
+        descriptor = os.open(image.file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise IjepaError("no such file") from error
+    try:
+        return os.pread(descriptor, image.size_bytes, image.offset)
+    finally:
+        os.close(descriptor)
