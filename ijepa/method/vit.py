@@ -41,6 +41,8 @@ ARCHITECTURES = {
     "vit_giant": Architecture(1408, 40, 16, 48 / 11),
 }
 
+PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
+
 
 def architecture(name: str) -> Architecture:
     """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
@@ -144,7 +146,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.predictor_pos_embed = nn.Parameter(sincos_positions(dim, grid), requires_grad=False)
         self.predictor_blocks = nn.ModuleList(
-            Block(dim, encoder_size.heads, encoder_size.mlp_ratio, True, norm_layer=LayerNorm)
+            Block(dim, encoder_size.heads, PREDICTOR_MLP_RATIO, True, norm_layer=LayerNorm)
             for _ in range(config.depth)
         )
         self.predictor_norm = LayerNorm(dim)

@@ -1,0 +1,61 @@
+"""Data that many tests read, made once a session."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from gratings import write_gratings
+
+from ijepa.config import Runtime, load_recipe
+from ijepa.shard import shard
+
+torch.set_num_threads(1)  # two pytest workers share two cores
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """A shard set of 256 + 64 noisy gratings in eight classes."""
+    folder = tmp_path_factory.mktemp("gratings")
+    write_gratings(folder / "images", "train", 256, seed=0)
+    write_gratings(folder / "images", "val", 64, seed=1)
+    shard(str(folder / "images"), folder / "shards", runtime=Runtime(workers=1))
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A run of 16 steps on `shards`, watched every 5."""
+    return load_recipe(
+        "cifar10",
+        [
+            "encoder.arch=32x2x2",
+            "predictor.dim=16",
+            "predictor.depth=1",
+            "data.batch_size=32",
+            "optimization.epochs=2",
+            "optimization.warmup_epochs=0.5",
+            "watch.every_steps=5",
+            "watch.num_images=32",
+            "checkpoint_epochs=1",
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def run(shards, tiny_config, tmp_path_factory) -> Path:
+    """A finished tiny run."""
+    from ijepa.pretrain import pretrain
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pretrain(shards, out, tiny_config, Runtime(device="cpu", workers=0))
+    return out
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real images that IJEPA_TEST_DATA names."""
+    folder = os.environ.get("IJEPA_TEST_DATA")
+    if not folder:
+        pytest.skip("IJEPA_TEST_DATA names no folder of real images")
+    return Path(folder)

@@ -1,0 +1,96 @@
+"""Crops are torchvision's and Pillow's; normalisation is what the mean and std say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ijepa.config import DataConfig
+from ijepa.method.augment import (
+    draw_crops,
+    evaluation_crop,
+    fit_box,
+    normalise,
+    resize_box,
+    squash,
+)
+
+side = st.integers(1, 300)
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@given(height=side, width=side, seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_every_crop_lies_inside_its_image(height, width, seed):
+    draws = draw_crops(4, DataConfig(), np.random.default_rng(seed))
+    for number in range(4):
+        top, left, crop_height, crop_width = fit_box(draws, number, height, width)
+        assert 0 <= top <= top + crop_height <= height
+        assert 0 <= left <= left + crop_width <= width
+        assert crop_height > 0
+        assert crop_width > 0
+
+
+def test_crops_are_distributed_as_torchvisions():
+    from torchvision.transforms import RandomResizedCrop
+
+    config = DataConfig(crop_scale=(0.3, 1.0))
+    draws = draw_crops(4000, config, np.random.default_rng(0))
+    ours = np.array([fit_box(draws, number, 90, 120) for number in range(4000)])
+    image = torch.empty(3, 90, 120)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.3, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    )
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=1.0)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.8)
+
+
+@given(seed=st.integers(0, 2**32 - 1), px=st.integers(8, 160))
+@settings(max_examples=40, deadline=None)
+def test_resizing_gives_pillows_pixels(seed, px):
+    image = picture(97, 131, seed)
+    draws = draw_crops(1, DataConfig(), np.random.default_rng(seed))
+    top, left, height, width = box = fit_box(draws, 0, 97, 131)
+    cut = Image.fromarray(image).crop((left, top, left + width, top + height))
+    theirs = np.asarray(cut.resize((px, px), Image.Resampling.BILINEAR)).astype(int)
+    ours = resize_box(image, box, px)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 2
+    assert np.mean((ours - theirs) ** 2) < 255**2 / 10**4.5  # 45 dB
+
+
+def test_an_image_of_the_right_size_passes_untouched():
+    image = picture(32, 32)
+    assert (evaluation_crop(image, 32, 1.0)[0].permute(1, 2, 0).numpy() == image).all()
+
+
+def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
+    image = np.zeros((64, 96, 3), dtype=np.uint8)
+    image[:, :16] = image[:, -16:] = 255
+    assert evaluation_crop(image, 32, 1.0).max() == 0
+    assert squash(image, 32).max() == 255
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[:8] = 255
+    assert evaluation_crop(image, 32, 0.75).max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 2)])
+def test_tiny_and_thin_images_are_cropped_too(size):
+    image = picture(*size)
+    assert evaluation_crop(image, 16, 0.875).shape == (1, 3, 16, 16)
+    assert squash(image, 16).shape == (1, 3, 16, 16)
+
+
+def test_normalising_is_torchvisions_to_tensor_and_normalize():
+    from torchvision.transforms.functional import normalize, to_tensor
+
+    config, image = DataConfig(), picture(32, 32)
+    ours = normalise(resize_box(image, (0, 0, 32, 32), 32), config.mean, config.std)[0]
+    theirs = normalize(to_tensor(image), list(config.mean), list(config.std))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

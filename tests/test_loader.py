@@ -1,0 +1,95 @@
+"""Batches depend on the seed and the step, on nothing else."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ijepa.config import DataConfig
+from ijepa.errors import IjepaError
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.loader import EvaluationBatches, RandomCropBatches, batches
+from ijepa.stores.shards import open_shards
+
+CONFIG = DataConfig(image_px=32, batch_size=32, flip=True)
+
+
+@pytest.fixture
+def images(shards):
+    return open_shards(shards).split("train")
+
+
+def read(images, steps, workers, seed=0):
+    return list(batches(RandomCropBatches(images, CONFIG, seed), steps, workers))
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(images):
+    for alone, together in zip(read(images, range(10), 0), read(images, range(10), 2), strict=True):
+        assert alone.step == together.step
+        assert torch.equal(alone.images, together.images)
+        assert torch.equal(alone.numbers, together.numbers)
+
+
+def test_starting_at_a_step_gives_what_an_uninterrupted_run_sees(images):
+    whole, rest = read(images, range(12), 0), read(images, range(7, 12), 0)
+    for expected, found in zip(whole[7:], rest, strict=True):
+        assert torch.equal(expected.images, found.images)
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(images):
+    epochs = [read(images, range(8 * epoch, 8 * epoch + 8), 0) for epoch in (0, 1)]
+    orders = [torch.cat([batch.numbers for batch in epoch]) for epoch in epochs]
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(256))
+    assert not torch.equal(*orders)
+
+
+def test_another_seed_gives_other_crops(images):
+    one, other = read(images, range(1), 0), read(images, range(1), 0, seed=1)
+    assert not torch.equal(one[0].images, other[0].images)
+
+
+def test_evaluation_views_come_in_order_and_end_with_a_short_batch(images):
+    views = EvaluationBatches(images, 32, 1.0, batch_size=100)
+    read = list(batches(views, range(len(views)), workers=0))
+    assert torch.equal(torch.cat([batch.numbers for batch in read]), torch.arange(256))
+    assert len(read[-1].images) == 56
+    first = torch.from_numpy(decode_rgb(images.read_image(0))).permute(2, 0, 1)
+    assert torch.equal(read[0].images[0], first)
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photo():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("sampling", [0, 1, 2])
+def test_jpegs_decode_to_pillows_pixels(photo, sampling):
+    content = encoded(photo, "JPEG", quality=90, subsampling=sampling)
+    theirs = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(decode_rgb(content), theirs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("RGB", "WEBP")],
+)
+def test_every_kind_of_image_becomes_rgb(photo, mode, kind):
+    content = encoded(photo.convert(mode), kind)
+    assert decode_rgb(content).shape == (20, 30, 3)
+
+
+def test_what_does_not_decode_is_refused(photo):
+    whole = encoded(photo, "JPEG")
+    for content in (b"", b"plain text", whole[: len(whole) // 2], encoded(photo, "PNG")[:80]):
+        with pytest.raises(IjepaError):
+            decode_rgb(content)

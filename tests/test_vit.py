@@ -1,0 +1,114 @@
+"""Encoder and predictor: timm's weights, the protocol's sizes, each token from what it may see."""
+
+import pytest
+import timm
+import torch
+
+from ijepa.config import EncoderConfig, PredictorConfig
+from ijepa.errors import IjepaError
+from ijepa.method.vit import architecture, build_encoder, build_predictor, initialise
+
+
+def small_encoder(seed=0, **options):
+    config = EncoderConfig(arch="32x3x2", patch_px=4, **options)
+    return build_encoder(config, 32, torch.Generator().manual_seed(seed)).eval()
+
+
+def test_weights_exchange_with_timm_key_for_key():
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", class_token=False, global_pool="avg", fc_norm=False, num_classes=0
+    )
+    config = EncoderConfig(arch="vit_tiny", patch_px=16)
+    ours = build_encoder(config, 224, torch.Generator())
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(ours.eval()(images).mean(1), theirs.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("arch", "patch_px", "millions", "predictor_millions", "depth"),
+    [
+        ("vit_tiny", 16, 5.49, 10.8, 6),
+        ("vit_small", 16, 21.6, 10.9, 6),
+        ("vit_base", 16, 85.65, 11.2, 6),
+        ("vit_large", 16, 303.1, 22.1, 12),
+        ("vit_huge", 14, 630.4, 22.3, 12),
+        ("vit_giant", 16, 1011, 29.5, 16),
+    ],
+)
+def test_sizes_are_the_published_ones(arch, patch_px, millions, predictor_millions, depth):
+    config = EncoderConfig(arch=arch, patch_px=patch_px)
+    with torch.device("meta"):
+        encoder = build_encoder(config, 224, torch.Generator())
+        predictor = build_predictor(config, PredictorConfig(depth=depth), 224, torch.Generator())
+    count = [
+        sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
+        for module in (encoder, predictor)
+    ]
+    assert count == pytest.approx([millions, predictor_millions], rel=5e-3)
+
+
+def test_hidden_patches_do_not_reach_the_context():
+    encoder, images = small_encoder(), torch.randn(1, 3, 32, 32)
+    index = torch.arange(0, 64, 2).unsqueeze(0)
+    changed = images.clone()
+    changed[:, :, :4, 4:8] += 1.0  # patch 1
+    assert torch.equal(encoder(images, index), encoder(changed, index))
+    assert not torch.allclose(encoder(images), encoder(changed))
+
+
+def test_a_target_block_is_predicted_alone_whatever_the_others_are():
+    config = EncoderConfig(arch="32x3x2", patch_px=4)
+    predictor = build_predictor(config, PredictorConfig(dim=16, depth=2), 32, torch.Generator())
+    context = torch.randn(2, 5, 32)
+    index = torch.arange(10).view(2, 5)
+    targets = torch.randint(0, 64, (3, 2, 6))
+    together = predictor(context, index, targets).view(3, 2, 6, 32)
+    for block in range(3):
+        alone = predictor(context, index, targets[block : block + 1])
+        torch.testing.assert_close(together[block], alone)
+
+
+def test_pooled_layers_end_with_the_pooled_output():
+    encoder, images = small_encoder(), torch.randn(2, 3, 32, 32)
+    layers = encoder.pooled_layers(images, 3)
+    assert layers.shape == (2, 3, 32)
+    torch.testing.assert_close(layers[:, -1], encoder(images).mean(dim=1))
+
+
+def test_the_published_init_has_its_spread_and_the_same_seed_its_weights():
+    config = EncoderConfig(arch="vit_tiny", patch_px=16)
+    first = build_encoder(config, 224, torch.Generator().manual_seed(3))
+    second = build_encoder(config, 224, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    block = first.blocks[-1]
+    for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
+        assert not layer.bias.any()
+
+
+def test_xavier_init_keeps_the_variance_of_width_in_and_out():
+    encoder = small_encoder(init="xavier")
+    weight = encoder.blocks[0].mlp.fc1.weight
+    assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
+    patch = encoder.patch_embed.proj.weight.flatten(1)
+    assert patch.std().item() == pytest.approx((2 / sum(patch.shape)) ** 0.5, rel=0.1)
+
+
+def test_initialising_again_gives_other_weights():
+    encoder = small_encoder()
+    before = encoder.blocks[0].mlp.fc1.weight.clone()
+    initialise(encoder, "published", torch.Generator().manual_seed(9))
+    assert not torch.equal(before, encoder.blocks[0].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("name", ["vit_enormous", "128x4", "130x4x4", "126x4x4", "0x1x1"])
+def test_an_impossible_architecture_is_refused(name):
+    with pytest.raises(IjepaError, match="rchitecture"):
+        architecture(name)
+
+
+def test_a_predictor_that_the_heads_do_not_divide_is_refused():
+    config = EncoderConfig(arch="48x2x3", patch_px=4)
+    with pytest.raises(IjepaError, match=r"predictor\.dim 16"):
+        build_predictor(config, PredictorConfig(dim=16, depth=1), 32, torch.Generator())
