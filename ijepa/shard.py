@@ -91,9 +91,10 @@ def shard(
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             _make(job, work.folder)
+        _check_bad(_listed_bad(out if work.cached else work.folder), config.max_bad)
+        if not work.cached:
             work.publish_folder({"source": source, "max_bad": config.max_bad})
         index = open_shards(out).index
-        _check_bad(_listed_bad(out), config.max_bad)
     return ShardResult(
         out=out,
         cached=work.cached,

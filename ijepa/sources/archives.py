@@ -45,8 +45,7 @@ class Archive:
         """Every file, in the order of the archive."""
         with self.spool.open() as lines:
             for line in lines:
-                path, offset, size_bytes = json.loads(line)
-                yield Entry(path, str(self.tar), offset, size_bytes, 0)
+                yield self._entry(line)
 
     def outline(self) -> Outline:
         """One pass over the list of members."""
@@ -54,11 +53,14 @@ class Archive:
 
     def find(self, path: str) -> Entry | None:
         """The last member of that name: in tar, later ones replace earlier ones."""
-        found = None
-        for entry in self.entries():
-            if entry.path == path:
-                found = entry
-        return found
+        start = f"[{json.dumps(path)}, "
+        with self.spool.open() as lines:
+            found = [line for line in lines if line.startswith(start)]
+        return self._entry(found[-1]) if found else None
+
+    def _entry(self, line: str) -> Entry:
+        path, offset, size_bytes = json.loads(line)
+        return Entry(path, str(self.tar), offset, size_bytes, 0)
 
 
 def archive_suffix(path: Path) -> str | None:

@@ -9,9 +9,11 @@ from typing import Protocol
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.sources.archives import OPENERS, archive_suffix, open_tree, tree_digest
+from ijepa.sources.cifar import CIFAR10, CIFAR100, Cifar, find_cifar, read_cifar
 from ijepa.sources.clevr import is_clevr, read_clevr
 from ijepa.sources.folders import read_folders
 from ijepa.sources.items import Contents
+from ijepa.sources.listed import LISTS, ListedImages, is_list
 from ijepa.sources.trees import Tree
 
 
@@ -25,15 +27,12 @@ class Source(Protocol):
         """List the images of `splits` (empty: all); `work` keeps what must be made for that."""
 
 
-TreeReader = Callable[[Tree, tuple[str, ...]], Contents]
-
-
 @dataclass(frozen=True)
-class TreeSource:
+class FileTree:
     """Files in a folder or an archive, understood by `reader`."""
 
     where: Path
-    reader: TreeReader
+    reader: Callable[[Tree, tuple[str, ...]], Contents]
 
     def digest(self) -> str:
         """From names, sizes and times."""
@@ -42,6 +41,25 @@ class TreeSource:
     def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
         """Compressed archives are unpacked first."""
         return self.reader(open_tree(self.where, work, report), splits)
+
+
+@dataclass(frozen=True)
+class PublishedCifar:
+    """CIFAR's pickled files; or the same images as class folders, which others hand on."""
+
+    where: Path
+    published: Cifar
+
+    def digest(self) -> str:
+        """From names, sizes and times."""
+        return tree_digest(self.where)
+
+    def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
+        """Pickled pixels become PNG first."""
+        tree = open_tree(self.where, work, report)
+        if find_cifar(tree, self.published) is None:
+            return read_folders(tree, splits)
+        return read_cifar(tree, self.published, splits, work, report)
 
 
 @dataclass(frozen=True)
@@ -72,36 +90,41 @@ def open_source(text: str) -> Source:
         IjepaError: no such kind, or nothing there.
     """
     kind, colon, rest = text.partition(":")
-    if colon and not Path(text).exists():
-        if kind not in KINDS:
-            raise IjepaError(
-                f"There is no source {text!r}; name a path, or kind:path with one of "
-                f"{', '.join(sorted(KINDS))}."
-            )
+    if colon and kind in KINDS:
         return KINDS[kind](rest)
-    return _tree(_by_layout)(text)
+    if colon and not Path(text).exists():
+        raise IjepaError(
+            f"There is no source {text!r}; name a path, or kind:path with one of "
+            f"{', '.join(sorted(KINDS))}."
+        )
+    if is_list(Path(text)) and Path(text).is_file():
+        return ListedImages(Path(text))
+    return FileTree(_tree_path(text), _by_layout)
 
 
-def _tree(reader: TreeReader) -> Callable[[str], Source]:
-    def opened(text: str) -> Source:
-        where = Path(text)
-        if not where.exists():
-            raise IjepaError(f"There is no data set at {text or 'an empty path'}.")
-        if not where.is_dir() and archive_suffix(where) is None:
-            raise IjepaError(
-                f"{text} is neither a folder nor an archive; archives end in {', '.join(OPENERS)}."
-            )
-        return TreeSource(where, reader)
-
-    return opened
+def _tree_path(text: str) -> Path:
+    where = Path(text)
+    if not text or not where.exists():
+        raise IjepaError(f"There is no data set at {text!r}.")
+    if not where.is_dir() and archive_suffix(where) is None:
+        raise IjepaError(
+            f"{text} is neither a folder nor an archive nor a list; names of archives end in "
+            f"{', '.join(OPENERS)}, of lists in {', '.join(LISTS)}."
+        )
+    return where
 
 
 def _by_layout(tree: Tree, splits: tuple[str, ...]) -> Contents:
+    for kind, published in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        if find_cifar(tree, published) is not None:
+            raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
     return read_clevr(tree, splits) if is_clevr(tree) else read_folders(tree, splits)
 
 
 KINDS: dict[str, Callable[[str], Source]] = {
-    "clevr": _tree(read_clevr),
-    "imagenet": _tree(read_folders),
+    "cifar10": lambda text: PublishedCifar(_tree_path(text), CIFAR10),
+    "cifar100": lambda text: PublishedCifar(_tree_path(text), CIFAR100),
+    "clevr": lambda text: FileTree(_tree_path(text), read_clevr),
+    "imagenet": lambda text: FileTree(_tree_path(text), read_folders),
     "scenes": ScenesSource,
 }

@@ -237,7 +237,8 @@ def load_rows(folder: Path, split: str) -> Rows:
     """Offsets of a split's samples, mapped into memory: one `ROW` a sample."""
     path = rows_path(folder, split)
     try:
-        rows: Rows = np.load(path, mmap_mode="r")
+        # As a plain array the mapping answers several times faster.
+        rows: Rows = np.load(path, mmap_mode="r").view(np.ndarray)
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise IjepaError(f"{path} is missing or cut short; shard again.") from error
     if rows.dtype != ROW:

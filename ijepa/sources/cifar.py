@@ -1,0 +1,199 @@
+"""CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
+
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress
+from ijepa.sources.items import Contents, Item, Labels, chosen_splits, named
+from ijepa.sources.trees import Entry, Tree
+
+SIDE_PX = 32
+REPORT_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """How one of the two was published.
+
+    Attributes:
+        folder: what its archive holds.
+        splits: files by split.
+        meta: the file with the names of the classes.
+        labels: by label, the keys of the class numbers and of the class names.
+    """
+
+    folder: str
+    splits: dict[str, list[str]]
+    meta: str
+    labels: dict[str, tuple[str, str]]
+
+
+CIFAR10 = Cifar(
+    folder="cifar-10-batches-py",
+    splits={"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]},
+    meta="batches.meta",
+    labels={"class": ("labels", "label_names")},
+)
+CIFAR100 = Cifar(
+    folder="cifar-100-python",
+    splits={"train": ["train"], "test": ["test"]},
+    meta="meta",
+    labels={
+        "class": ("fine_labels", "fine_label_names"),
+        "coarse": ("coarse_labels", "coarse_label_names"),
+    },
+)
+# What a pickled array needs, under its names of NumPy 1, NumPy 2 and both Pythons. Nothing else.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+ALLOWED: dict[tuple[str, str], object] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+}
+BROKEN = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+
+
+def find_cifar(tree: Tree, published: Cifar) -> str | None:
+    """The folder of the pickled files within the tree, with a slash behind; None without them."""
+    for prefix in (f"{published.folder}/", ""):
+        if tree.find(prefix + published.meta):
+            return prefix
+    return None
+
+
+def read_cifar(
+    tree: Tree, published: Cifar, asked: tuple[str, ...], work: Path, report: Progress
+) -> Contents:
+    """Images as PNG, pixels kept; `work` keeps them until they are in shards.
+
+    Raises:
+        IjepaError: a file is missing, damaged, or holds what CIFAR's do not; no such split.
+    """
+    prefix = find_cifar(tree, published)
+    if prefix is None:
+        raise IjepaError(f"{tree.where} has no file {published.folder}/{published.meta}.")
+    meta = _load(_entry(tree, prefix + published.meta))
+    labels: Labels = {
+        label: named([name.decode() for name in _values(meta, names, published.meta)])
+        for label, (_, names) in published.labels.items()
+    }
+    splits = dict.fromkeys(published.splits, labels)
+    chosen = chosen_splits(splits, asked, tree.where)
+    spool = work / "cifar.jsonl"
+    if not spool.exists():
+        _make_png(tree, prefix, published, labels, spool, report)
+    return Contents(splits, _items(spool, chosen))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows arrays, bytes and plain containers; any other name in the file is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return ALLOWED[module, name]
+
+
+def _load(entry: Entry) -> dict[bytes, Any]:
+    with Path(entry.file).open("rb") as file:
+        file.seek(entry.offset)
+        content = io.BytesIO(file.read(entry.size_bytes))
+    try:
+        body = _Unpickler(content, encoding="bytes").load()
+    except BROKEN as error:
+        raise IjepaError(
+            f"{entry.path} is not a file of CIFAR's ({error}); download it again."
+        ) from error
+    if not isinstance(body, dict):
+        raise IjepaError(f"{entry.path} holds a {type(body).__name__}; CIFAR's files hold a dict.")
+    return {_bytes(key): value for key, value in body.items()}
+
+
+def _bytes(key: object) -> bytes:
+    return key if isinstance(key, bytes) else str(key).encode()
+
+
+def _make_png(
+    tree: Tree, prefix: str, published: Cifar, labels: Labels, spool: Path, report: Progress
+) -> None:
+    """Write all images into one file, and where each begins into `spool`; whole or not at all."""
+    pack, half = spool.with_suffix(".pack"), spool.with_suffix(".tmp")
+    done = 0
+    with pack.open("wb") as images, half.open("w") as lines:
+        for split, files in published.splits.items():
+            row = 0
+            for file in files:
+                entry = _entry(tree, prefix + file)
+                for line in _batch(entry, published, labels, images):
+                    name = f"{line.pop('folder')}/{row:05d}.png"
+                    lines.write(json.dumps({"split": split, "name": name, **line}) + "\n")
+                    row, done = row + 1, done + 1
+                    if done % REPORT_IMAGES == 0:
+                        report("encode CIFAR images", done, None)
+    half.replace(spool)
+
+
+def _batch(
+    entry: Entry, published: Cifar, labels: Labels, images: IO[bytes]
+) -> Iterator[dict[str, Any]]:
+    body = _load(entry)
+    pixels = np.asarray(_values(body, "data", entry.path))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * SIDE_PX**2,):
+        raise IjepaError(
+            f"{entry.path} holds {pixels.dtype} of shape {pixels.shape}; "
+            f"CIFAR's rows are {3 * SIDE_PX**2} bytes."
+        )
+    columns = {
+        label: _values(body, key, entry.path) for label, (key, _) in published.labels.items()
+    }
+    names = _values(body, "filenames", entry.path)
+    for label, column in columns.items():
+        if not len(column) == len(names) == len(pixels):
+            raise IjepaError(f"{entry.path}: {len(pixels)} images but {len(column)} of {label}.")
+        if not all(0 <= number < labels[label].num_classes for number in column):
+            raise IjepaError(f"{entry.path}: a {label} is not a class of {published.meta}.")
+    classes = labels["class"].names or []
+    for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
+        offset = images.tell()
+        Image.fromarray(row).save(images, "PNG")
+        yield {
+            "folder": classes[columns["class"][number]],
+            "path": f"{entry.path}/{names[number].decode()}",
+            "offset": offset,
+            "bytes": images.tell() - offset,
+            "labels": {label: int(column[number]) for label, column in columns.items()},
+        }
+
+
+def _items(spool: Path, splits: set[str]) -> Iterator[Item]:
+    pack = str(spool.with_suffix(".pack"))
+    with spool.open() as lines:
+        for line in lines:
+            image = json.loads(line)
+            if image["split"] in splits:
+                place = (image["path"], pack, image["offset"], image["bytes"])
+                yield Item(image["split"], image["name"], *place, image["labels"], {})
+
+
+def _entry(tree: Tree, path: str) -> Entry:
+    entry = tree.find(path)
+    if entry is None:
+        raise IjepaError(f"{tree.where} has no file {path}; download it again.")
+    return entry
+
+
+def _values(body: dict[bytes, Any], key: str, path: str) -> Any:  # noqa: ANN401  # a list or array
+    if key.encode() not in body:
+        raise IjepaError(f"{path} has no {key!r}; it is not a file of CIFAR's.")
+    return body[key.encode()]
