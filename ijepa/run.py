@@ -152,15 +152,18 @@ class Run:
         losses = torch.stack(self.pending.losses).tolist()
         for record, loss in zip(self.pending.records, losses, strict=True):
             if not math.isfinite(loss):
-                raise IjepaError(
-                    f"The loss is {loss} at step {record['step']}; the last good state is "
-                    f"{self.last_checkpoint}. Lower optimization.lr or lengthen the warm-up."
-                )
+                raise self._broken(f"The loss is {loss}", int(record["step"]))
             self.metrics.append(record | {"loss": loss})
         self.shown |= {"loss": losses[-1], "lr": self.pending.records[-1]["lr"]}
         for record in self.pending.records:
             self.shown |= {name: record[name] for name in Health._fields if name in record}
         self.pending = _Pending()
+
+    def _broken(self, what: str, step: int) -> IjepaError:
+        return IjepaError(
+            f"{what} at step {step}; the last good state is {self.last_checkpoint}. "
+            f"Lower optimization.lr or lengthen the warm-up."
+        )
 
     def _show(self, progress: Progress) -> None:
         batch_size = self.config.data.batch_size
@@ -182,7 +185,10 @@ class Run:
             self.model.target_encoder.pooled_layers(self._normalised(batch.images), 1)[:, -1]
             for batch in batches(views, range(len(views)), workers=0)
         ]
-        return health(torch.cat(features).cpu())
+        pooled = torch.cat(features).cpu()
+        if not pooled.isfinite().all():
+            raise self._broken("The target encoder's features are not finite", self.steps_done)
+        return health(pooled)
 
     def _is_last(self) -> bool:
         return self.steps_done == self.total_steps

@@ -34,6 +34,12 @@ def make_file(plan: StagePlan, text: str, *, force: bool = False) -> bool:
         return True
 
 
+def fail_halfway(plan: StagePlan) -> None:
+    with exclusive_work(plan) as work:
+        (work.folder / "half").write_text("half")
+        raise ZeroDivisionError
+
+
 def make_folder(plan: StagePlan, text: str) -> bool:
     with exclusive_work(plan) as work:
         if work.cached:
@@ -70,9 +76,8 @@ def test_force_runs_again(tmp_path):
 def test_a_failure_leaves_the_old_output_and_the_partial_work(tmp_path):
     out = tmp_path / "out"
     make_file(plan(out), "old")
-    with pytest.raises(ZeroDivisionError), exclusive_work(plan(out, number=2)) as work:
-        (work.folder / "half").write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway(plan(out, number=2))
     assert out.read_text() == "old"
     with exclusive_work(plan(out, number=2)) as work:
         assert (work.folder / "half").read_text() == "half"

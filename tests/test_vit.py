@@ -80,7 +80,9 @@ def test_the_published_init_has_its_spread_and_the_same_seed_its_weights():
     config = EncoderConfig(arch="vit_tiny", patch_px=16)
     first = build_encoder(config, 224, torch.Generator().manual_seed(3))
     second = build_encoder(config, 224, torch.Generator().manual_seed(3))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     block = first.blocks[-1]
     for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)

@@ -1,0 +1,205 @@
+"""Pretraining: exact resume, loud failure, and learning."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gratings import gratings, write_gratings
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ijepa.config import Runtime, load_recipe
+from ijepa.encoders.load import load_encoder
+from ijepa.errors import IjepaError
+from ijepa.method.augment import normalise
+from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.shard import shard
+from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.stores.records import read_metrics
+
+CPU = Runtime(device="cpu", workers=0)
+EAGER = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_tensorboard(run, tiny_config):
+    assert load_recipe(str(run / "config.yaml")) == tiny_config
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"last.pt", "epoch-0001.pt", "epoch-0002.pt"}
+    assert list((run / "tensorboard").glob("events.*"))
+    assert json.loads((run / "stage.json").read_text())["stage"] == "pretrain"
+
+
+def test_every_step_is_recorded_once_and_the_watch_when_it_is_due(run):
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(17))
+    assert [r["step"] for r in records if "rankme" in r] == [0, 5, 10, 15, 16]
+    assert all(np.isfinite(list(record.values())).all() for record in records)
+
+
+def test_a_second_run_is_cached(run, shards, tiny_config):
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert pretrain(shards, run, tiny_config, CPU).cached
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+class StopError(Exception):
+    """Raised by a progress callback, to stop a run in the middle."""
+
+
+def stop_at(images):
+    def progress(task, done, *_):
+        if task == "pretrain images" and done >= images:
+            raise StopError
+
+    return progress
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
+    run, shards, tiny_config, tmp_path, workers
+):
+    out = tmp_path / "tiny"
+    runtime = EAGER.model_copy(update={"workers": workers})
+    with pytest.raises(StopError):
+        pretrain(shards, out, tiny_config, runtime, stop_at(320))
+    assert not out.exists()
+    assert not pretrain(shards, out, tiny_config, CPU).cached
+    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
+    for name, weight in theirs.model.items():
+        assert torch.equal(ours.model[name], weight), name
+
+
+def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
+    out = tmp_path / "tiny"
+    recipe = run / "config.yaml"
+    command = [sys.executable, "-m", "ijepa_cli", "pretrain", "--recipe", str(recipe)]
+    command += ["--data", str(shards), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    script = (
+        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
+        "import ijepa.run as r\n"
+        "save = r.Run._save\n"
+        "def save_and_die(self):\n"
+        "    save(self); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "r.Run._save = save_and_die\n"
+        "sys.argv = sys.argv[1:]\n"
+        "from ijepa_cli.main import main; main()\n"
+    )
+    died = subprocess.run([sys.executable, "-c", script, *command[2:]], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert (tmp_path / "tiny.partial" / "checkpoints" / "last.pt").exists()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_that_does_not_load_stops_the_run(shards, tiny_config, tmp_path):
+    out = tmp_path / "tiny"
+    with pytest.raises(StopError):
+        pretrain(shards, out, tiny_config, EAGER, stop_at(320))
+    last = tmp_path / "tiny.partial" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(IjepaError, match="not a readable checkpoint"):
+        pretrain(shards, out, tiny_config, CPU)
+    assert not out.exists()
+
+
+def test_a_checkpoint_of_another_architecture_stops_the_run(shards, run, tiny_config, tmp_path):
+    wider = tiny_config.model_copy(
+        update={"encoder": tiny_config.encoder.model_copy(update={"arch": "64x2x2"})}
+    )
+    with pytest.raises(StopError):
+        pretrain(shards, tmp_path / "wide", wider, EAGER, stop_at(320))
+    last = Path("checkpoints") / "last.pt"
+    shutil.copy(run / last, tmp_path / "wide.partial" / last)
+    with pytest.raises(IjepaError, match=r"another architecture: encoder\..* expected \("):
+        pretrain(shards, tmp_path / "wide", wider, CPU)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shards, tiny_config, tmp_path):
+    hot = tiny_config.model_copy(
+        update={
+            "optimization": tiny_config.optimization.model_copy(
+                update={"lr": 1e30, "start_lr": 1e30}
+            )
+        }
+    )
+    with pytest.raises(IjepaError, match=r"not finite at step \d+|loss is (nan|inf) at step \d+"):
+        pretrain(shards, tmp_path / "hot", hot, CPU)
+
+
+def test_too_few_images_for_a_batch_are_refused(shards, tiny_config, tmp_path):
+    large = tiny_config.model_copy(
+        update={"data": tiny_config.data.model_copy(update={"batch_size": 500})}
+    )
+    with pytest.raises(IjepaError, match=r"256 images, fewer than one batch of 500"):
+        pretrain(shards, tmp_path / "large", large, CPU)
+
+
+def test_masks_that_do_not_fit_are_refused_before_anything_is_made(shards, tiny_config, tmp_path):
+    coarse = tiny_config.model_copy(
+        update={"encoder": tiny_config.encoder.model_copy(update={"patch_px": 16})}
+    )
+    with pytest.raises(IjepaError, match="do not fit a grid of 2x2"):
+        pretrain(shards, tmp_path / "coarse", coarse, CPU)
+    assert not (tmp_path / "coarse").exists()
+
+
+def test_the_plan_counts_what_the_run_does(run, shards, tiny_config):
+    plan = plan_pretrain(shards, tiny_config)
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert plan.steps == last["step"]
+    assert plan.images_seen == last["images"]
+    weights = load_checkpoint(run / "checkpoints" / "last.pt").model
+    count = sum(
+        w.numel() for n, w in weights.items() if n.startswith("encoder.") and "pos" not in n
+    )
+    assert plan.encoder_parameters == count
+
+
+def accuracy(encoder, train, test):
+    """Of a logistic probe on frozen features."""
+    features = [
+        encoder.features(
+            normalise(torch.from_numpy(images).permute(0, 3, 1, 2), encoder.mean, encoder.std), 1
+        )[:, 0].numpy()
+        for images, _ in (train, test)
+    ]
+    scaler = StandardScaler().fit(features[0])
+    probe = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(features[0]), train[1])
+    return probe.predict(scaler.transform(features[1])) == test[1]
+
+
+def test_the_trained_encoder_beats_its_random_initialisation(tmp_path):
+    write_gratings(tmp_path / "images", "train", 3000, seed=0)
+    shard(str(tmp_path / "images"), tmp_path / "shards", runtime=Runtime(workers=1))
+    recipe = load_recipe(
+        "cifar10",
+        [
+            "data.crop_scale=[0.6, 1.0]",
+            "data.flip=false",
+            "data.batch_size=32",
+            "encoder.arch=64x2x4",
+            "predictor.dim=32",
+            "predictor.depth=1",
+            "optimization.epochs=5",
+            "optimization.warmup_epochs=0.5",
+            "optimization.lr=2e-3",
+            "optimization.ema=[0.98, 1.0]",
+        ],
+    )
+    pretrain(tmp_path / "shards", tmp_path / "run", recipe, CPU)
+    train, test = gratings(3000, seed=2), gratings(2000, seed=3)
+    trained = accuracy(load_encoder(str(tmp_path / "run")), train, test)
+    initial = accuracy(load_encoder(f"random:{tmp_path / 'run'}"), train, test)
+    difference = trained.astype(float) - initial
+    z = difference.mean() / difference.std() * np.sqrt(len(difference))
+    assert z > 4, f"{initial.mean():.3f} -> {trained.mean():.3f}"
