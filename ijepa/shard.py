@@ -37,7 +37,7 @@ from ijepa.stores.stage import (
 )
 
 VERSION = 1
-PLAN, SOURCE = "plan.db", "source"  # in the work folder
+SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
 SHARD = ShardConfig()
@@ -126,7 +126,7 @@ def _make(job: _Job, folder: Path) -> None:
         reports = _write_shards(job, plan, folder)
         _write_index(job, labels, reports, folder)
     shutil.rmtree(folder / SOURCE, ignore_errors=True)
-    for name in [PLAN, *(f"*.tar{suffix}" for suffix in SIDECARS)]:
+    for name in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
         for made in folder.glob(name):
             made.unlink()
 
@@ -137,7 +137,8 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     contents = job.opened.read(
         folder / SOURCE, job.config.splits, job.runtime.workers, job.progress
     )
-    path = folder / PLAN
+    # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
+    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.source])[:16]}.db"
     if path.exists():
         return contents.splits, ShardPlan(path)
     subset = Subset(job.subset) if job.subset else None

@@ -123,8 +123,8 @@ def sample_key(split: str, name: str) -> tuple[str, str]:
     The key is `<split>/<name without suffix>`, percent-encoded where WebDataset readers or file
     systems would stumble; `/`, spaces and letters of any script stay as they are.
     """
-    stem, dot, suffix = name.rpartition(".")
-    if not dot:
+    stem, _, suffix = name.rpartition(".")
+    if not stem or not suffix or "/" in suffix:
         stem, suffix = name, ""
     return f"{split}/{_escaped(stem)}", _escaped(suffix)
 

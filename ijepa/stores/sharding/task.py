@@ -92,7 +92,9 @@ def _read(image: PlannedImage) -> bytes:
     try:
         descriptor = os.open(image.file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise IjepaError("no such file") from error
+        if image.size_bytes:
+            raise
+        raise IjepaError("a symbolic link to nothing") from error
     try:
         return os.pread(descriptor, image.size_bytes, image.offset)
     finally:

@@ -1,0 +1,57 @@
+"""Small pictures, each different, and the folders and archives that hold them."""
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def pixels(seed: int, height: int = 8, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(seed: int, suffix: str = "png", height: int = 8, width: int = 6) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed, height, width)).save(file, FORMATS[suffix])
+    return file.getvalue()
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            add_member(archive, name, content)
+    return path
+
+
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def class_folders(num_images: int = 6, suffix: str = "png") -> dict[str, bytes]:
+    """Two splits, two classes, names that repeat."""
+    return {
+        f"{split}/{name}/{number:04d}.{suffix}": encoded(hash_of(split, name, number), suffix)
+        for split in ("train", "val")
+        for name in ("cat", "dog")
+        for number in range(num_images)
+    }
+
+
+def hash_of(*parts: object) -> int:
+    """A seed that is the same in every process."""
+    return int.from_bytes(repr(parts).encode()) % 2**32

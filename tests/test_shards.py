@@ -1,0 +1,247 @@
+"""A shard set gives back what was put in, to any WebDataset reader too, or says what is wrong."""
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import class_folders, encoded, write_files
+
+from ijepa.config import Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.shard import shard
+from ijepa.stores.sharding.plan import NewImage, sample_key, write_plan
+from ijepa.stores.sharding.writer import ShardWriter, tar_header
+from ijepa.stores.shards import open_shards
+
+ALONE = Runtime(workers=1)
+SMALL = ShardConfig(shard_bytes=10_000)  # three images
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A set of two splits with several shards each, and the files it was made of."""
+    files = class_folders()
+    shard(str(write_files(tmp_path / "images", files)), tmp_path / "set", SMALL, ALONE)
+    return tmp_path / "set", files
+
+
+def test_samples_are_the_files_they_were_made_of(made):
+    folder, files = made
+    found = {}
+    for split in open_shards(folder).splits:
+        reader = open_shards(folder).split(split)
+        for number, sample in enumerate(reader):
+            assert reader.read_image(number) == sample.image
+            names = reader.label_names["class"]
+            assert sample.key == f"{split}/{names[sample.labels['class']]}/{sample.key[-4:]}"
+            found[sample.metadata["file"]] = sample.image
+    assert found == files
+
+
+def test_webdataset_reads_the_same_samples(made):
+    folder, _ = made
+    shards = open_shards(folder)
+    urls = [str(folder / one.name) for one in shards.splits["train"].shards]
+    assert len(urls) > 1
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
+    ours = list(shards.split("train"))
+    assert [sample["__key__"] for sample in theirs] == [sample.key for sample in ours]
+    for one, other in zip(theirs, ours, strict=True):
+        assert one["png"] == other.image
+        assert int(one["cls"]) == other.labels["class"]
+        assert json.loads(one["json"])["labels"] == other.labels
+
+
+def test_the_index_tells_the_truth_about_every_shard(made):
+    folder, _ = made
+    for split in open_shards(folder).splits.values():
+        assert split.samples == sum(one.samples for one in split.shards)
+        assert split.classes == {"class": 2}
+        for one in split.shards:
+            content = (folder / one.name).read_bytes()
+            assert one.bytes == len(content)
+            assert one.sha256 == hashlib.sha256(content).hexdigest()
+            with tarfile.open(folder / one.name) as tar:
+                assert len(tar.getnames()) == 3 * one.samples
+
+
+def test_a_reader_survives_pickling_forking_and_threads(made):
+    reader = open_shards(made[0]).split("train")
+    expected = [sample.image for sample in reader]
+    numbers = range(len(reader))
+    assert [pickle.loads(pickle.dumps(reader)).read_image(number) for number in numbers] == expected  # noqa: S301
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(reader.read_image, [*numbers] * 20)) == expected * 20
+    with multiprocessing.get_context("fork").Pool(2) as forks:
+        assert forks.map(reader.read_image, numbers) == expected
+
+
+def test_a_reader_holds_a_bounded_number_of_files(made, monkeypatch):
+    monkeypatch.setattr("ijepa.stores.shards.OPEN_TARS", 2)
+    reader = open_shards(made[0]).split("train")
+    assert len(reader.index.shards) > 3
+    reader.read_image(0)
+    before = num_open_files()
+    expected = [sample.image for sample in reader]
+    assert [reader.read_image(number) for number in range(len(reader))] == expected
+    assert num_open_files() <= before + 1
+
+
+def num_open_files():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("number", [-1, 12])
+def test_a_number_out_of_range_is_an_index_error(made, number):
+    with pytest.raises(IndexError):
+        open_shards(made[0]).split("train").read_image(number)
+
+
+def test_an_unknown_split_is_answered_with_those_there_are(made):
+    with pytest.raises(IjepaError, match="no split 'test'; its splits are train, val"):
+        open_shards(made[0]).split("test")
+
+
+def test_a_folder_without_index_is_not_a_shard_set(tmp_path):
+    with pytest.raises(IjepaError, match="not a shard set"):
+        open_shards(tmp_path)
+
+
+def change_index(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: change_index(folder, schema_version=99), "schema 99"),
+        (lambda folder: change_index(folder, splits=3), "splits"),
+        (lambda folder: (folder / "index.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "val-000001.tar").unlink(), "val-000001.tar is missing"),
+        (lambda folder: os.truncate(folder / "val-000001.tar", 1000), "has 1,000 bytes"),
+        (lambda folder: (folder / "val.index.npy").unlink(), "missing or cut short"),
+        (lambda folder: os.truncate(folder / "val.index.npy", 200), "missing or cut short"),
+        (lambda folder: np.save(folder / "val.index.npy", np.zeros(12)), "not offsets"),
+    ],
+)
+def test_a_damaged_set_is_refused_when_it_is_opened(made, damage, message):
+    damage(made[0])
+    with pytest.raises(IjepaError, match=message):
+        open_shards(made[0])
+
+
+def test_a_shard_cut_short_after_opening_is_named(made):
+    reader = open_shards(made[0]).split("val")
+    os.truncate(made[0] / "val-000000.tar", 600)
+    with pytest.raises(IjepaError, match=r"val-000000\.tar was cut short"):
+        reader.read_image(1)
+
+
+# Keys and tars
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
+names = names.filter(lambda name: name not in (".", ".."))
+paths = st.lists(names, min_size=1, max_size=3).map("/".join)
+STEMS = (
+    "a",
+    "a.b",
+    "a%2Eb",
+    "a~jpg",
+    "a~",
+    "a b",
+    "\u00fc",
+    "u\u0308",
+    "a\n",
+    "a\udcff",
+    "a%",
+    "%7E",
+)
+nasty = st.builds(
+    "".join, st.tuples(st.sampled_from(STEMS), st.sampled_from(["", ".", ".jpg", ".JPG", ".png"]))
+)
+
+
+@given(files=st.lists(paths | nasty, unique=True, min_size=1, max_size=8))
+def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, tmp_path_factory):
+    images = [NewImage("train", name, f"file{i}", 0, 1, {}, {}) for i, name in enumerate(files)]
+    plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6)
+    keys = [image.key for one in plan.shards() for image in plan.images(one)]
+    assert len(set(keys)) == len(files)
+    for key in keys:
+        assert webdataset.tariterators.base_plus_ext(f"{key}.json") == (key, "json")
+
+
+@given(files=st.lists(paths, unique=True, min_size=1, max_size=5))
+@settings(max_examples=50)
+def test_any_key_and_bytes_survive_the_tar(files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tar") / "train-000000.tar"
+    written = {}
+    with ShardWriter(path, 0) as writer:
+        for number, name in enumerate(files):
+            content = b"x" * (number * 511)
+            writer.add(f"{number}{sample_key('train', name)[0]}", content, "jpg", {}, {})
+            written[f"{number}{sample_key('train', name)[0]}.jpg"] = content
+        index, rows = writer.close()
+    with tarfile.open(path) as tar:
+        found = {one.name: tar.extractfile(one).read() for one in tar if one.name.endswith(".jpg")}
+    assert found == written
+    assert index.samples == len(rows) == len(files)
+    content = path.read_bytes()
+    for row, expected in zip(rows, written.values(), strict=True):
+        start = int(row["image_offset"])
+        assert content[start : start + int(row["image_bytes"])] == expected
+
+
+@given(
+    name=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=100),
+    size_bytes=st.integers(0, 2**32 - 1),
+)
+def test_headers_are_those_of_tarfile(name, size_bytes):
+    member = tarfile.TarInfo(name)
+    member.size = size_bytes
+    assert tar_header(name, size_bytes) == member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_headers_of_long_and_foreign_names_read_back():
+    for name in ("k" * 101, "k" * 3000, "ключ/" + "ü" * 60):
+        header = tar_header(name, 0) + bytes(1024)
+        with tarfile.open(fileobj=io.BytesIO(header)) as tar:
+            assert tar.getnames() == [name]
+
+
+def test_the_same_stem_with_two_suffixes_makes_two_keys():
+    assert sample_key("train", "cat/0001.jpg") == ("train/cat/0001", "jpg")
+    assert sample_key("train", "v1.0/a.b.jpg") == ("train/v1%2E0/a%2Eb", "jpg")
+
+
+def test_an_unfinished_shard_leaves_nothing(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), ShardWriter(tmp_path / "a.tar", 0) as writer:
+        writer.add("a", b"", "jpg", {}, {})
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_several_kinds_are_all_kept(tmp_path):
+    files = {"a.png": encoded(0), "b.png": encoded(1)}
+    write_files(tmp_path, files | {"l.csv": b"path,kind,age\na.png,cat,3\nb.png,dog,4\n"})
+    shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
+    index = open_shards(tmp_path / "set").splits["train"]
+    assert index.labels == {"age": None, "kind": ["cat", "dog"]}
+    assert index.classes == {"age": 5, "kind": 2}
+    samples = list(open_shards(tmp_path / "set").split("train"))
+    assert [sample.labels for sample in samples] == [{"kind": 0, "age": 3}, {"kind": 1, "age": 4}]
+    with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
+        assert not [name for name in tar.getnames() if name.endswith(".cls")]  # which would it be?
