@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ijepa.config import ExtractConfig
+from ijepa.config import ExtractConfig, validated
 from ijepa_cli.console import (
     Device,
     Force,
@@ -56,16 +56,17 @@ def extract(
 
     Example: ijepa extract --encoder runs/scenes --data shards/scenes --split val --out val.h5
     """
-    config = ExtractConfig(
-        encoder=encoder,
-        which=which,
-        split=split,
-        layers=layers,
-        image_px=image_size,
-        crop=crop,
-        dtype=dtype,
-        seed=seed,
-    )
+    choices = {
+        "encoder": encoder,
+        "which": which,
+        "split": split,
+        "layers": layers,
+        "image_px": image_size,
+        "crop": crop,
+        "dtype": dtype,
+        "seed": seed,
+    }
+    config = validated(ExtractConfig, choices, "options")
     from ijepa.extract import extract as run
 
     with shown_progress() as progress:
