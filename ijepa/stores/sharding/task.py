@@ -1,6 +1,7 @@
 """Write one shard from its plan, and remember that it is whole."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def finished(task: ShardTask) -> ShardReport | None:
 def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
     """Write one shard, then its offsets, then its report."""
     bad, uncounted = [], 0
-    with ShardWriter(task.tar, task.shard.number) as writer:
+    with ShardWriter(task.tar, task.shard.number) as writer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
         for image in ShardPlan(task.plan).images(task.shard):
             try:
                 content, extension = take_in(_read(image), task.resize_px)

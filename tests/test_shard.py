@@ -1,0 +1,470 @@
+"""`ijepa shard` keeps what decodes as it is, tells what does not, and survives any kill."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import psutil
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pictures import add_member, class_folders, encoded, pixels, write_files, write_tar
+from PIL import Image
+from typer.testing import CliRunner
+
+from ijepa.config import Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.shard import shard
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.shards import open_shards
+from ijepa_cli.commands import shard as command
+
+ALONE = Runtime(workers=1)
+SMALL = ShardConfig(shard_bytes=10_000)  # three images a shard
+MADE = ("*.tar", "*.npy", "index.json", "bad.jsonl")
+
+
+def samples(folder):
+    """All samples of a set by key."""
+    shards = open_shards(folder)
+    return {sample.key: sample for split in shards.splits for sample in shards.split(split)}
+
+
+def digests(folder):
+    files = [path for pattern in MADE for path in folder.glob(pattern)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def as_file(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+# What is kept
+
+
+class_names = st.text(st.characters(categories=["L", "N"], include_characters=" ._-%~"), min_size=1)
+class_names = class_names.filter(lambda name: not name.startswith("."))
+file_names = st.tuples(class_names, st.sampled_from(["jpg", "JPEG", "png", "webp"]))
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    classes=st.dictionaries(
+        class_names.map(lambda name: f"c{name[:20]}"),
+        st.lists(file_names, unique=True, min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    shard_bytes=st.integers(1, 20_000),
+)
+def test_bytes_and_labels_come_back_whatever_files_are_called(
+    tmp_path_factory, classes, shard_bytes
+):
+    files = {
+        f"{name}/{stem[:20]}.{suffix}": encoded(number, suffix)
+        for name, stems in classes.items()
+        for number, (stem, suffix) in enumerate(stems)
+    }
+    folder = tmp_path_factory.mktemp("round")
+    write_files(folder / "images", files)
+    shard(str(folder / "images"), folder / "set", ShardConfig(shard_bytes=shard_bytes), ALONE)
+    names = open_shards(folder / "set").split("train").label_names["class"]
+    assert names == sorted(classes)
+    found = samples(folder / "set").values()
+    assert {sample.metadata["file"]: sample.image for sample in found} == files
+    for sample in found:
+        assert sample.metadata["file"].startswith(f"{names[sample.labels['class']]}/")
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path):
+    source = str(write_files(tmp_path / "images", class_folders()))
+    for workers in (1, 3):
+        shard(source, tmp_path / f"w{workers}", SMALL, Runtime(workers=workers))
+    assert digests(tmp_path / "w1") == digests(tmp_path / "w3")
+    assert len(digests(tmp_path / "w1")) > 8
+
+
+def test_nothing_but_the_set_is_left(tmp_path):
+    files = class_folders()
+    archive = write_tar(tmp_path / "i.tar.gz", files, "w:gz")
+    shard(str(archive), tmp_path / "set", SMALL, Runtime(workers=2))
+    suffixes = {path.name.partition(".")[2] for path in (tmp_path / "set").iterdir()}
+    assert suffixes == {"tar", "index.npy", "json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.tar.gz", "set"]
+
+
+def test_the_same_images_have_one_fingerprint_wherever_they_come_from(tmp_path):
+    files = class_folders()
+    folder = write_files(tmp_path / "images", files)
+    archive = write_tar(tmp_path / "i.tar", files)
+    sources = {"a": str(folder), "b": str(archive), "c": f"imagenet:{folder}"}
+    made = {name: shard(source, tmp_path / name, SMALL, ALONE) for name, source in sources.items()}
+    assert len({result.fingerprint for result in made.values()}) == 1
+    other = shard(str(folder), tmp_path / "d", ShardConfig(splits=("val",)), ALONE)
+    assert other.fingerprint != made["a"].fingerprint
+    assert other.splits == {"val": 12}
+
+
+ODD_BUT_WHOLE = {
+    "dot.png": as_file(Image.new("RGB", (1, 1)), "PNG"),
+    "dot.jpg": as_file(Image.new("L", (1, 1)), "JPEG"),
+    "print.jpg": as_file(Image.fromarray(pixels(1)).convert("CMYK"), "JPEG"),
+    "palette.png": as_file(Image.fromarray(pixels(2)).quantize(16), "PNG", transparency=b"\0\x80"),
+    "deep.png": as_file(Image.new("I;16", (4, 4)), "PNG"),
+    "steps.jpg": as_file(Image.fromarray(pixels(3)), "JPEG", progressive=True),
+    "film.webp": as_file(Image.fromarray(pixels(4)), "WEBP"),
+    "called.JPEG": as_file(Image.fromarray(pixels(5)), "PNG"),  # ImageNet has one
+    "noname.jpe": as_file(Image.fromarray(pixels(6)), "JPEG"),
+}
+
+
+def test_odd_images_that_decode_are_kept_byte_for_byte(tmp_path):
+    folder = write_files(tmp_path / "images", ODD_BUT_WHOLE)
+    result = shard(str(folder), tmp_path / "set", runtime=ALONE)
+    assert result.bad == 0
+    found = samples(tmp_path / "set").values()
+    assert {sample.metadata["file"]: sample.image for sample in found} == ODD_BUT_WHOLE
+    with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
+        assert "train/called.png" in tar.getnames()  # readers go by the suffix
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "PPM"])
+def test_formats_that_readers_do_not_expect_become_png_with_the_same_pixels(tmp_path, kind):
+    content = as_file(Image.fromarray(pixels(0)), kind)
+    suffix = {"TIFF": "tif"}.get(kind, kind.lower())
+    shard(
+        str(write_files(tmp_path / "i", {f"a.{suffix}": content})), tmp_path / "set", runtime=ALONE
+    )
+    image = samples(tmp_path / "set")["train/a"].image
+    assert image.startswith(b"\x89PNG")
+    assert (decode_rgb(image) == decode_rgb(content)).all()
+
+
+def test_of_two_members_of_one_name_the_later_stands_as_tar_has_it(tmp_path):
+    with tarfile.open(tmp_path / "i.tar", "w") as archive:
+        for seed, name in enumerate(["a.png", "b.png", "a.png", "a.jpg", "a.png"]):
+            add_member(archive, name, encoded(seed, name[-3:]))
+    shard(str(tmp_path / "i.tar"), tmp_path / "set", runtime=ALONE)
+    found = {key: sample.image for key, sample in samples(tmp_path / "set").items()}
+    assert found == {
+        "train/b": encoded(1),
+        "train/a~jpg": encoded(3, "jpg"),
+        "train/a~png": encoded(4),
+    }
+
+
+def test_an_image_listed_twice_is_refused(tmp_path):
+    write_files(tmp_path, {"a.png": encoded(0), "l.csv": b"path,kind\na.png,cat\na.png,dog\n"})
+    with pytest.raises(IjepaError, match="listed twice"):
+        shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
+
+
+# What is left out
+
+WHOLE = encoded(7, "jpg", 64, 64)
+BAD = {
+    "train/cat/empty.jpg": b"",
+    "train/cat/text.jpg": b"this is not an image",
+    "train/dog/cut.jpg": WHOLE[:-200],
+    "val/dog/cut.png": encoded(7)[:-80],
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_that_do_not_decode_are_left_out_and_listed(tmp_path, workers):
+    good = class_folders(2)
+    folder = write_files(tmp_path / "images", good | BAD)
+    (folder / "train" / "cat" / "gone.png").symlink_to("nowhere")
+    config = ShardConfig(shard_bytes=10_000, max_bad=5)
+    result = shard(str(folder), tmp_path / "set", config, Runtime(workers=workers))
+    assert result.bad == 5
+    assert {one.metadata["file"] for one in samples(tmp_path / "set").values()} == set(good)
+    lines = (tmp_path / "set" / "bad.jsonl").read_text().splitlines()
+    listed = {line["path"]: line["reason"] for line in map(json.loads, lines)}
+    assert set(listed) == {*BAD, "train/cat/gone.png"}
+    assert listed["train/cat/gone.png"] == "a symbolic link to nothing"
+
+
+def test_too_many_bad_images_fail_and_allowing_them_goes_on_from_there(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(2) | BAD)
+    with pytest.raises(IjepaError, match=r"3 images do not .*text\.jpg.*--max-bad"):
+        shard(str(folder), tmp_path / "set", runtime=ALONE)
+    assert not (tmp_path / "set").exists()
+    before = next((tmp_path / "set.partial").glob("*.tar")).stat().st_ino
+    shard(str(folder), tmp_path / "set", ShardConfig(max_bad=4), ALONE)
+    assert (tmp_path / "set" / "train-000000.tar").stat().st_ino == before
+    with pytest.raises(IjepaError, match="4 images do not decode, 3 are allowed"):
+        shard(str(folder), tmp_path / "set", ShardConfig(max_bad=3), ALONE)
+
+
+def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
+    folder = write_files(tmp_path / "images", {"a.jpg": b"x"})
+    with pytest.raises(IjepaError, match="No image of split train decodes"):
+        shard(str(folder), tmp_path / "set", ShardConfig(max_bad=9), ALONE)
+
+
+@given(cut=st.integers(2, len(WHOLE) - 3))
+def test_a_jpeg_cut_anywhere_is_found(cut):
+    from ijepa.stores.sharding.intake import take_in
+
+    with pytest.raises(IjepaError):
+        take_in(WHOLE[:cut], None)
+
+
+# Resizing
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((100, 60), (53, 32)), ((60, 100), (32, 53)), ((32, 90), (32, 90)), ((20, 500), (20, 500))],
+)
+def test_resizing_makes_the_short_side_and_never_enlarges(tmp_path, suffix, size, expected):
+    content = encoded(0, suffix, *size)
+    folder = write_files(tmp_path / "i", {f"a.{suffix}": content})
+    shard(str(folder), tmp_path / "set", ShardConfig(resize_px=32), ALONE)
+    image = samples(tmp_path / "set")["train/a"].image
+    assert decode_rgb(image).shape[:2] == expected
+    assert (image == content) == (size == expected)
+    with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
+        assert f"train/a.{suffix}" in tar.getnames()
+
+
+def test_resizing_averages_fine_stripes_instead_of_picking_some(tmp_path):
+    stripes = Image.new("L", (256, 256))
+    stripes.putdata([255 * (column % 2) for _ in range(256) for column in range(256)])
+    folder = write_files(tmp_path / "i", {"a.png": as_file(stripes, "PNG")})
+    shard(str(folder), tmp_path / "set", ShardConfig(resize_px=60), ALONE)
+    small = decode_rgb(samples(tmp_path / "set")["train/a"].image)
+    assert abs(small[4:-4, 4:-4].astype(float) - 127.5).max() < 12
+
+
+# Subsets
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["train/cat/0000", "val/dog/0001"], ["train/cat/0000", "val/dog/0001"]),
+        (["train/cat/0001.png", ""], ["train/cat/0001"]),
+        (["0000.png"], [f"{s}/{c}/0000" for s in ("train", "val") for c in ("cat", "dog")]),
+    ],
+)
+def test_a_subset_keeps_what_its_lines_name_under_the_same_class_numbers(tmp_path, lines, expected):
+    folder = write_files(tmp_path / "images", class_folders(2))
+    (tmp_path / "subset.txt").write_text("\n".join(lines))
+    shard(str(folder), tmp_path / "set", runtime=ALONE, subset=tmp_path / "subset.txt")
+    found = samples(tmp_path / "set")
+    assert sorted(found) == expected
+    for key, sample in found.items():
+        assert sample.labels["class"] == ["cat", "dog"].index(key.split("/")[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("train/cat/0000\nfish.png\n", "1 of 2 lines .* such as fish.png"), ("\n", "lists nothing")],
+)
+def test_a_subset_that_names_nothing_is_refused(tmp_path, text, message):
+    folder = write_files(tmp_path / "images", class_folders(1))
+    (tmp_path / "subset.txt").write_text(text)
+    with pytest.raises(IjepaError, match=message):
+        shard(str(folder), tmp_path / "set", runtime=ALONE, subset=tmp_path / "subset.txt")
+
+
+# Again, and after a kill
+
+
+def test_again_is_cached_until_a_file_or_an_option_changes(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(1))
+    first = shard(str(folder), tmp_path / "set", SMALL, ALONE)
+    again = shard(str(folder), tmp_path / "set", SMALL, Runtime(workers=2))
+    assert again == first.model_copy(update={"cached": True})
+    assert not shard(str(folder), tmp_path / "set", SMALL, Runtime(workers=1, force=True)).cached
+    (folder / "val" / "dog" / "0000.png").write_bytes(encoded(99))
+    changed = shard(str(folder), tmp_path / "set", SMALL, ALONE)
+    assert not changed.cached
+    assert changed.fingerprint != first.fingerprint
+    other = ShardConfig(splits=("train",))
+    assert shard(str(folder), tmp_path / "set", other, ALONE).splits == {"train": 2}
+
+
+SCRIPT = """
+import sys
+import time
+from pathlib import Path
+from ijepa.config import Runtime, ShardConfig
+from ijepa.shard import shard
+
+source, out, workers, pause = sys.argv[1:]
+
+def progress(*_):
+    while pause == "pause" and list(Path(out + ".partial").glob("*.tar.json")):
+        time.sleep(0.01)
+
+config, runtime = ShardConfig(shard_bytes=100_000), Runtime(workers=int(workers))
+print(shard(source, Path(out), config, runtime, progress).shards)
+"""
+
+
+def start_script(folder, source, out, workers, pause="go"):
+    """A plain script, without a main guard; `pause` stops it once a shard is finished."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [sys.executable, str(script), str(source), str(out), str(workers), pause]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory):
+    """Enough for a dozen shards of the script."""
+    files = {f"{number:04d}.png": encoded(number, "png", 64, 64) for number in range(100)}
+    return write_tar(tmp_path_factory.mktemp("many") / "many.tar", files)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_kill_finished_shards_stay_and_the_result_is_the_same(
+    tmp_path, many_images, workers
+):
+    out, partial = tmp_path / "set", tmp_path / "set.partial"
+    process = start_script(tmp_path, many_images, out, workers, "pause")
+    while not list(partial.glob("*.tar.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(helpers, timeout=10)
+    assert not any(helper.is_running() for helper in helpers)
+    assert not out.exists()
+    reports = list(partial.glob("*.tar.json"))
+    done = {path.stem: (partial / path.stem).stat().st_ino for path in reports}
+
+    again = start_script(tmp_path, many_images, out, workers)
+    number = int(again.communicate()[0])
+    assert 1 <= len(done) < number or workers > 1
+    assert {name: (out / name).stat().st_ino for name in done} == done
+    shard(str(many_images), tmp_path / "at-once", ShardConfig(shard_bytes=100_000), ALONE)
+    assert digests(out) == digests(tmp_path / "at-once")
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_killed_worker_is_told_and_the_run_can_go_on(tmp_path, many_images):
+    config = ShardConfig(shard_bytes=100_000)
+
+    def kill_one(task, done, *_):
+        if task == "shard images" and done:
+            for helper in psutil.Process().children():
+                os.kill(helper.pid, signal.SIGKILL)
+
+    with pytest.raises(IjepaError, match="want of memory"):
+        shard(str(many_images), tmp_path / "set", config, Runtime(workers=2), kill_one)
+    result = shard(str(many_images), tmp_path / "set", config, Runtime(workers=2))
+    assert result.splits == {"train": 100}
+    assert len(samples(tmp_path / "set")) == 100
+
+
+def test_progress_ends_at_the_number_of_images(tmp_path, many_images):
+    for workers in (1, 2):
+        seen = []
+        shard(
+            str(many_images),
+            tmp_path / f"set{workers}",
+            ShardConfig(shard_bytes=1_000_000),
+            Runtime(workers=workers),
+            lambda *facts: seen.append(facts[:3]),  # noqa: B023
+        )
+        done = [done for task, done, _ in seen if task == "shard images"]
+        assert done == sorted(done)
+        assert seen[-1] == ("shard images", 100, 100)
+
+
+def test_a_file_that_goes_away_meanwhile_stops_the_run(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(1))
+
+    def remove(task, *_):
+        if task == "shard images":
+            (folder / "val" / "dog" / "0000.png").unlink(missing_ok=True)
+
+    for workers in (1, 2):
+        write_files(folder, class_folders(1))
+        with pytest.raises(FileNotFoundError, match=r"0000\.png"):
+            shard(str(folder), tmp_path / "set", SMALL, Runtime(workers=workers), remove)
+
+
+# Real images
+
+
+@pytest.mark.parametrize("name", ["imagenet-fullsize-200.tar", "clevr-mini.tar"])
+def test_real_images_pass_untouched(tmp_path, test_data, name):
+    result = shard(str(test_data / name), tmp_path / "set", ShardConfig(shard_bytes=10**7))
+    assert result.shards > 2
+    shards = open_shards(tmp_path / "set")
+    with tarfile.open(test_data / name) as tar:
+        members = {one.name: one for one in tar if not one.name.endswith(".json")}
+        assert sum(split.samples for split in shards.splits.values()) == len(members)
+        for split in shards.splits:
+            for sample in shards.split(split):
+                content = tar.extractfile(members[sample.metadata["file"]]).read()
+                assert sample.image == content
+
+
+@pytest.mark.slow
+def test_cifar10_of_sixty_thousand_files(tmp_path, test_data):
+    result = shard(f"cifar10:{test_data / 'cifar10.tar.gz'}", tmp_path / "set")
+    assert result.splits == {"test": 10_000, "train": 50_000}
+    train = open_shards(tmp_path / "set").split("train")
+    counts = [0] * 10
+    for sample in train:
+        counts[sample.labels["class"]] += 1
+    assert counts == [5_000] * 10
+
+
+# The command
+
+
+@pytest.fixture
+def app():
+    made = typer.Typer()
+    made.callback()(lambda: None)
+    command.register(made)
+    return made
+
+
+def test_the_command_answers_with_counts_and_json(tmp_path, app):
+    folder = write_files(tmp_path / "images", class_folders(1))
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1"]
+    answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "train 2, val 2 in 2 shards" in " ".join(answer.stdout.split())
+    answer = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    body = json.loads(answer.stdout)
+    assert body["cached"] is True
+    assert body["splits"] == {"train": 2, "val": 2}
+
+
+def test_the_command_hands_every_option_on(tmp_path, app):
+    folder = write_files(tmp_path / "images", class_folders(2) | BAD)
+    (tmp_path / "subset.txt").write_text("0000.png\ntext.jpg\n")
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--json", "--workers", "1"]
+    arguments += ["--split", "train", "--resize", "4", "--shard-bytes", "1", "--max-bad", "1"]
+    arguments += ["--subset", str(tmp_path / "subset.txt")]
+    answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    body = json.loads(answer.stdout)
+    assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)
+    image = samples(tmp_path / "set")["train/cat/0000"].image
+    assert decode_rgb(image).shape == (5, 4, 3)
+
+
+def test_a_wrong_option_is_one_line(tmp_path, app):
+    with pytest.raises(IjepaError, match="shard_bytes = 0: Input should be greater"):
+        CliRunner().invoke(
+            app, ["shard", str(tmp_path), "x", "--shard-bytes", "0"], catch_exceptions=False
+        )
