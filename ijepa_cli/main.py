@@ -10,13 +10,14 @@ import typer
 from ijepa.errors import IjepaError
 from ijepa_cli.console import log_to_stderr, stderr
 
-COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes")
+COMMANDS = ("shard", "pretrain", "extract", "recipes")
 
 app = typer.Typer(
     name="ijepa",
     help="Pretrain, evaluate and look into I-JEPA: shard, pretrain, extract, probe, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name in COMMANDS:

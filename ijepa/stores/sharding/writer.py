@@ -17,6 +17,7 @@ BUFFER_BYTES = 2**20
 BLOCK = tarfile.BLOCKSIZE
 _MODE_OWNER = b"0000644\0" + b"0000000\0" * 2
 _REST = b"0" + bytes(100) + b"ustar\00000" + bytes(64 + 16 + 167)
+_REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum counts itself as spaces
 
 
 class ShardWriter:
@@ -115,5 +116,4 @@ def tar_header(name: str, size_bytes: int) -> bytes:
         return member.tobuf(tarfile.PAX_FORMAT)
     before = name.encode().ljust(tarfile.LENGTH_NAME, b"\0") + _MODE_OWNER
     before += b"%011o\0%011o\0" % (size_bytes, 0)
-    checksum = sum(before) + sum(_REST) + 8 * ord(" ")
-    return before + b"%06o\0 " % checksum + _REST
+    return before + b"%06o\0 " % (sum(before) + _REST_SUM) + _REST

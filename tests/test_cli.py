@@ -1,0 +1,108 @@
+"""The command line as a user meets it: exit codes, one line an error, quick help."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ijepa_cli.main import COMMANDS, main
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Run `ijepa ARGUMENTS` in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        code = exit_.code or 0
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.fixture
+def ijepa(monkeypatch, capsys):
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+def test_help_names_every_command_in_pipeline_order(ijepa):
+    code, out, _ = ijepa("--help")
+    assert code == 0
+    places = [out.index(f" {name} ") for name in COMMANDS]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(ijepa, command):
+    code, out, _ = ijepa(command, "--help")
+    assert code == 0
+    assert f"ijepa {command}" in out
+
+
+def test_the_command_line_imports_nothing_heavy():
+    script = (
+        "import sys, ijepa_cli.main\n"
+        "heavy = {'torch', 'timm', 'numpy', 'sklearn', 'faiss', 'h5py', 'webdataset'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_wrong_option_is_a_usage_error(ijepa):
+    assert ijepa("pretrain", "--nonsense")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shard", "nowhere", "out"], "nowhere"),
+        (["pretrain", "--recipe", "nothing", "--data", "x", "--out", "y"], "no recipe 'nothing'"),
+        (["pretrain", "--recipe", "cifar10", "--data", "x", "--out", "y"], "x is not a shard set"),
+        (["extract", "--encoder", "pixels", "--data", "x", "--out", "y"], "x is not a shard set"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(
+    ijepa, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ijepa(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_an_unknown_encoder_is_refused_with_the_kinds_there_are(ijepa, shards, tmp_path):
+    arguments = ["--data", shards, "--out", tmp_path / "f.h5"]
+    for name, message in [("nothing", "random:RUN"), ("random:vit_odd", "vit_small")]:
+        code, _, err = ijepa("extract", "--encoder", name, *arguments)
+        assert code == 1
+        assert message in err
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_dry_run_says_what_would_happen_and_makes_nothing(ijepa, shards, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--recipe", "cifar10", "--data", shards, "--out", out, "--dry-run", "--json"]
+    code, printed, _ = ijepa("pretrain", *arguments)
+    assert code == 0
+    plan = json.loads(printed)
+    assert plan["images"] == 256
+    assert plan["encoder_parameters"] > 10**5
+    assert not out.exists()
+
+
+def test_json_is_all_there_is_on_stdout(ijepa, shards, run, tiny_config):
+    recipe = run / "config.yaml"
+    code, printed, _ = ijepa(
+        "pretrain", "--recipe", recipe, "--data", shards, "--out", run, "--json"
+    )
+    assert code == 0
+    assert json.loads(printed)["cached"] is True
+
+
+def test_recipes_are_listed_and_shown(ijepa):
+    assert "cifar10\n" in ijepa("recipes")[1]
+    assert "batch_size: 2048" in ijepa("recipes", "in1k_vith14_ep300")[1]

@@ -1,0 +1,120 @@
+"""Extraction: the right encoder, each image once, exact after a kill."""
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.config import ExtractConfig, Runtime
+from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.load import load_encoder
+from ijepa.errors import IjepaError
+from ijepa.extract import extract
+from ijepa.method.augment import normalise
+from ijepa.stores.features import open_features
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.shards import open_shards
+
+CPU = Runtime(device="cpu", workers=0)
+
+
+def config(encoder, **options) -> ExtractConfig:
+    return ExtractConfig(encoder=str(encoder), split="train", **options)
+
+
+@pytest.fixture
+def images(shards):
+    return open_shards(shards).split("train")
+
+
+def test_each_row_is_the_encoders_view_of_its_image(run, shards, images, tmp_path):
+    extract(shards, tmp_path / "f.h5", config(run, dtype="float32", layers=2), CPU)
+    store = open_features(tmp_path / "f.h5")
+    assert store.shape == (256, 2, 32)
+    encoder = load_encoder(str(run))
+    for number in (0, 100, 255):
+        sample = images.read_sample(number)
+        assert store.keys[number] == sample.key
+        assert store.labels["class"][number] == sample.labels["class"]
+        pixels = torch.from_numpy(decode_rgb(sample.image)).permute(2, 0, 1)[None]
+        expected = encoder.features(normalise(pixels, encoder.mean, encoder.std), 1)[0, 0]
+        np.testing.assert_allclose(store.last(1)[number], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_target_context_and_initial_encoders_are_three_different_ones(run, shards, tmp_path):
+    names = {
+        "target": config(run),
+        "context": config(run, which="context"),
+        "initial": config(f"random:{run}"),
+    }
+    features = {}
+    for name, choice in names.items():
+        extract(shards, tmp_path / f"{name}.h5", choice, CPU)
+        features[name] = open_features(tmp_path / f"{name}.h5").last(1)
+    assert not np.allclose(features["target"], features["context"], atol=1e-3)
+    assert not np.allclose(features["target"], features["initial"], atol=1e-3)
+    assert len({encoder_fingerprint(choice) for choice in names.values()}) == 3
+
+
+def test_pixels_are_the_image_itself(shards, images, tmp_path):
+    extract(shards, tmp_path / "f.h5", config("pixels", image_px=32, dtype="float32"), CPU)
+    store = open_features(tmp_path / "f.h5")
+    assert store.shape == (256, 1, 3 * 32 * 32)
+    encoder = load_encoder("pixels", image_px=32)
+    pixels = torch.from_numpy(decode_rgb(images.read_image(7))).permute(2, 0, 1)[None]
+    expected = normalise(pixels, encoder.mean, encoder.std).flatten()
+    np.testing.assert_allclose(store.last(1)[7], expected.numpy(), atol=1e-6)
+
+
+def test_random_encoders_come_by_architecture_and_seed(shards, tmp_path):
+    stores = []
+    for seed in (0, 0, 1):
+        path = tmp_path / f"{len(stores)}.h5"
+        extract(shards, path, config("random:32x2x2/8@32", seed=seed), CPU)
+        stores.append(open_features(path).last(4))
+    assert np.array_equal(stores[0], stores[1])
+    assert not np.allclose(stores[0], stores[2])
+
+
+def test_another_image_size_interpolates_positions(run, shards, tmp_path):
+    extract(shards, tmp_path / "f.h5", config(run, image_px=64), CPU)
+    assert open_features(tmp_path / "f.h5").header.image_px == 64
+    with pytest.raises(IjepaError, match="no multiple of the patch"):
+        extract(shards, tmp_path / "g.h5", config(run, image_px=63), CPU)
+
+
+class StopError(Exception):
+    """Raised by a progress callback, to stop in the middle."""
+
+
+def test_an_interrupted_extraction_goes_on_and_ends_the_same(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.extract.BATCH_SIZE", 50)
+    extract(shards, tmp_path / "whole.h5", config(run), CPU)
+    seen = []
+
+    def stop(task, done, *_):
+        seen.append(done)
+        if len(seen) == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        extract(shards, tmp_path / "cut.h5", config(run), CPU, stop)
+    assert not (tmp_path / "cut.h5").exists()
+    extract(shards, tmp_path / "cut.h5", config(run), CPU, lambda task, done, *_: seen.append(done))
+    assert seen == [50, 100, 150, 200, 250, 256]
+    whole, cut = open_features(tmp_path / "whole.h5"), open_features(tmp_path / "cut.h5")
+    assert whole.keys == cut.keys
+    assert np.array_equal(whole.last(4), cut.last(4))
+
+
+def test_the_same_extraction_is_cached_and_another_encoder_is_not(run, shards, tmp_path):
+    out = tmp_path / "f.h5"
+    assert not extract(shards, out, config(run), CPU).cached
+    assert extract(shards, out, config(run), CPU).cached
+    assert not extract(shards, out, config(run, which="context"), CPU).cached
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
+    (tmp_path / "empty" / name).mkdir(parents=True)
+    with pytest.raises(IjepaError, match="no finished run"):
+        extract(shards, tmp_path / "f.h5", config(tmp_path / "empty"), CPU)
