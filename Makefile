@@ -6,18 +6,33 @@ BIN     := $(VENV)/bin
 IJEPA   := $(BIN)/ijepa
 WORKERS ?= 2
 
-# The pipeline: one data set (DATA, called NAME), one recipe, one label.
-DATA    ?= scenes:train=20000,val=6000
+# The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
+# Yours: make DATA=/path/to/images NAME=mine RECIPE=cifar10 LABELS=class TEST=val report
+DATA    ?= scenes:train=12000,val=4000
 NAME    ?= scenes
 RECIPE  ?= scenes-mini
 LABELS  ?= class
+PROBE   ?= logistic linear knn few-shot
 TRAIN   ?= train
 TEST    ?= val
-SHARDS  := shards/$(NAME)
-RUN     := runs/$(NAME)
+REPORT  ?= runs/$(NAME).html
+SEED    ?= 0
+
+SHARDS   := shards/$(NAME)
+RUN      := runs/$(NAME)
+FEATURES := runs/$(NAME).features
+PROBES   := runs/$(NAME).probes
+RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
+ENCODERS := target random pixels
+
+# What each name of ENCODERS is; `target` is the one that the others are baselines to.
+ENCODER_target := $(RUN)
+ENCODER_random := random:$(RUN)
+ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mini check fix test bench report shard pretrain features probes clean FORCE
+.PHONY: help setup mini check fix test bench report shard pretrain extract probe clean
+.SECONDARY:
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -31,9 +46,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-mini: ## Data, shards, pretraining, features, probes, report: CPU only, within 15 minutes.
-	@$(MAKE) --no-print-directory report
-	@echo "Open runs/scenes/report.html"
+mini: ## Data, shards, pretraining, features, probes, report: on a CPU, within 15 minutes.
+	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
 
 test: setup ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2
@@ -51,14 +65,36 @@ fix: setup ## Format, and mend what the linter can.
 bench: setup ## Time every hot path against a plain reference.
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
-clean: ## Remove what the pipeline made for NAME; shards of other data sets stay.
-	rm -rf $(SHARDS) $(SHARDS).* $(RUN) $(RUN).* runs/$(NAME).features runs/$(NAME).probes
+clean: ## Remove what the pipeline made for NAME, and report.html.
+	rm -rf $(SHARDS) $(SHARDS).* $(RUN) $(RUN).* report.html report.html.*
 
-# --- The pipeline. Each stage decides itself whether its output is fresh, so every rule always
-# --- runs and answers `cached` when there is nothing to do. Copy them for your own experiments.
+# --- The pipeline: one stage a rule, to be copied for experiments of your own. A stage knows itself
+# --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
 
-shard: setup
-	$(IJEPA) shard '$(DATA)' $(SHARDS) --workers $(WORKERS)
+shard: setup ## DATA -> shards/NAME.
+	@$(IJEPA) shard '$(DATA)' $(SHARDS) --workers $(WORKERS)
 
-pretrain: shard
-	$(IJEPA) pretrain --recipe $(RECIPE) --data $(SHARDS) --out $(RUN)
+pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE.
+	@$(IJEPA) pretrain --recipe $(RECIPE) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \
+	  --workers $(WORKERS)
+
+extract: $(foreach encoder,$(ENCODERS),$(FEATURES)/$(encoder).train.h5 $(FEATURES)/$(encoder).test.h5) ## runs/NAME -> runs/NAME.features, baselines too.
+
+$(FEATURES)/%.train.h5: pretrain
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
+	  --workers $(WORKERS)
+
+$(FEATURES)/%.test.h5: pretrain
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	  --workers $(WORKERS)
+
+probe: $(RESULTS) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
+
+$(PROBES)/%.json: extract
+	@$(IJEPA) probe $(basename $*) --label $(subst .,,$(suffix $*)) --seed $(SEED) --out $@ \
+	  $(foreach part,train test,--$(part) $(FEATURES)/$(firstword $(ENCODERS)).$(part).h5) \
+	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
+	    --baseline-$(part) $(FEATURES)/$(encoder).$(part).h5))
+
+report: probe ## runs/NAME.probes and runs/NAME -> REPORT.
+	@$(IJEPA) report $(RESULTS) $(RUN) --out $(REPORT)

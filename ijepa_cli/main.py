@@ -10,7 +10,7 @@ import typer
 from ijepa.errors import IjepaError
 from ijepa_cli.console import log_to_stderr, stderr
 
-COMMANDS = ("shard", "pretrain", "extract", "recipes")
+COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes")
 
 app = typer.Typer(
     name="ijepa",

@@ -1,0 +1,212 @@
+"""Fit a probe on frozen features, baselines beside it."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.stores.features import Features, open_features
+from ijepa.stores.results import Origin, ProbeResult, Score, read_result
+from ijepa.stores.stage import StagePlan, exclusive_work, write_bytes
+
+if TYPE_CHECKING:
+    from ijepa.probes.arrays import Fit, Labelled
+
+VERSION = 1
+
+# Imported when chosen: scikit-learn, faiss and torch each take seconds.
+PROBES = {
+    "logistic": "ijepa.probes.logistic:logistic",
+    "linear": "ijepa.probes.linear:linear",
+    "knn": "ijepa.probes.knn:knn",
+    "few-shot": "ijepa.probes.few_shot:few_shot",
+}
+PROTOCOLS = {
+    "logistic": "multinomial L-BFGS on the standardised last layer",
+    "linear": "SGD heads: last or concatenated layers, with or without batch norm",
+    "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
+    "few-shot": "multinomial L-BFGS on drawn subsets, last layer",
+}
+SELECTIONS = {
+    "logistic": "C on a held-out part of train, then refitted on all of train",
+    "linear": "head and learning rate on a held-out part of train",
+    "knn": "k on a held-out part of train, then all of train votes",
+    "few-shot": "nothing is chosen",
+}
+
+
+class FeaturePair(NamedTuple):
+    """Feature files of the same encoder: what a probe is fitted on, and what it is scored on."""
+
+    train: Path
+    test: Path
+
+
+class ProbeOutcome(Config):
+    """A finished result and where it stands."""
+
+    out: Path
+    cached: bool
+    result: ProbeResult
+
+
+def probe(
+    features: FeaturePair,
+    baselines: Sequence[FeaturePair],
+    out: Path,
+    config: ProbeConfig,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+) -> ProbeOutcome:
+    """Fit `config.name` on each pair and score it on the same test images.
+
+    Args:
+        features: of the encoder that the result is about.
+        baselines: of others, such as its random initialisation and `pixels`.
+        out: the JSON file to make.
+        config: which probe, which label.
+        runtime: `force` fits again.
+        progress: hears of each encoder.
+
+    Raises:
+        IjepaError: files that do not belong together, no such label, or images in train and test.
+    """
+    opened = [_open(pair, config.label) for pair in (features, *baselines)]
+    for other in opened[1:]:
+        if other.test.keys != opened[0].test.keys:
+            raise IjepaError(
+                f"{other.test.path} holds other images than {opened[0].test.path}; "
+                f"baselines are compared on the same test images."
+            )
+    inputs = {
+        f"{role} {number}": store.header.fingerprint
+        for number, pair in enumerate(opened)
+        for role, store in (("train", pair.train), ("test", pair.test))
+    }
+    plan = StagePlan("probe", VERSION, config, inputs, out)
+    with exclusive_work(plan, force=runtime.force) as work:
+        if not work.cached:
+            result = _result(opened, config, plan.fingerprint, progress)
+            write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
+            work.publish_file(out.name, {"seed": config.seed})
+        return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
+
+
+class _Pair(NamedTuple):
+    train: Features
+    test: Features
+
+
+def _open(pair: FeaturePair, label: str) -> _Pair:
+    """Open both files, and see that they belong together."""
+    train, test = open_features(pair.train), open_features(pair.test)
+    for what in ("weights_sha256", "which", "layers", "pooling", "image_px", "transform"):
+        ours, theirs = getattr(train.header, what), getattr(test.header, what)
+        if ours != theirs:
+            raise IjepaError(
+                f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
+                f"{theirs!r}. Extract both with the same encoder and options."
+            )
+    for store in (train, test):
+        if label not in store.labels:
+            there = ", ".join(store.labels) or "none"
+            raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
+        if not store.shape[0]:
+            raise IjepaError(f"{store.path} holds no image.")
+    _refuse_leak(train, test)
+    return _Pair(train, test)
+
+
+def _refuse_leak(train: Features, test: Features) -> None:
+    same_data = train.header.data_fingerprint == test.header.data_fingerprint
+    shared = set(train.keys) & set(test.keys) if same_data else set()
+    if shared:
+        raise IjepaError(
+            f"{len(shared):,} images of {test.path} are in {train.path}, too, such as "
+            f"{min(shared)}; a probe must not be scored on what it was fitted on."
+        )
+
+
+def _result(
+    opened: list[_Pair], config: ProbeConfig, fingerprint: str, progress: Progress
+) -> ProbeResult:
+    module, _, name = PROBES[config.name].partition(":")
+    fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
+    labels = opened[0].test.labels[config.label]
+    fits: list[list[Fit]] = []
+    for number, pair in enumerate(opened):
+        progress(f"probe {config.name} encoders", number, len(opened))
+        fits.append(
+            fit(_labelled(pair.train, config.label), _labelled(pair.test, config.label), config)
+        )
+    progress(f"probe {config.name} encoders", len(opened), len(opened))
+    scores = [
+        _score(found, fits[0][place] if number else None, labels, pair)
+        for number, pair in enumerate(opened)
+        for place, found in enumerate(fits[number])
+    ]
+    return ProbeResult(
+        probe=config.name,
+        protocol=PROTOCOLS[config.name],
+        selection=SELECTIONS[config.name],
+        config=config,
+        num_classes=len(np.unique(opened[0].train.labels[config.label])),
+        chance=float(np.bincount(labels).max() / len(labels)),
+        train_rows=opened[0].train.shape[0],
+        test_rows=opened[0].test.shape[0],
+        scores=tuple(scores),
+        fingerprint=fingerprint,
+    )
+
+
+def _labelled(store: Features, label: str) -> "Labelled":
+    from ijepa.probes.arrays import Labelled
+
+    return Labelled(store.last(1), store.last(store.shape[1]), store.labels[label])
+
+
+def _score(
+    found: "Fit",
+    first: "Fit | None",
+    labels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
+    pair: _Pair,
+) -> Score:
+    from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
+
+    draws = found.predictions == labels
+    accuracy = [top1(draw) for draw in draws]
+    by_class = [mean_class_accuracy(draw, labels) for draw in draws]
+    several = len(draws) > 1
+    train, test = pair.train.header, pair.test.header
+    return Score(
+        setting=found.setting,
+        origin=Origin(
+            encoder=test.encoder,
+            weights_sha256=test.weights_sha256,
+            train=train.fingerprint,
+            test=test.fingerprint,
+            data=test.data_fingerprint,
+        ),
+        top1=float(np.mean([estimate.value for estimate in accuracy])),
+        top1_interval=_mean_interval([(e.low, e.high) for e in accuracy]),
+        mean_class=float(np.mean([estimate.value for estimate in by_class])),
+        mean_class_interval=_mean_interval([(e.low, e.high) for e in by_class]),
+        draws_std=float(np.std([e.value for e in accuracy], ddof=1)) if several else None,
+        best_on_test=found.best_on_test,
+        p_value=(
+            None
+            if first is None or several
+            else paired_p_value(draws[0], first.predictions[0] == labels)
+        ),
+        choices=found.choices,
+    )
+
+
+def _mean_interval(intervals: list[tuple[float, float]]) -> tuple[float, float]:
+    low, high = np.mean(intervals, axis=0)
+    return float(low), float(high)

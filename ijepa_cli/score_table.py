@@ -1,0 +1,35 @@
+"""Probe results as a table for the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ijepa.stores.results import ProbeResult
+
+
+def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Table:
+    """One row a score; p compares with the first encoder of the same result."""
+    table = Table(title="cached" if cached else None, title_justify="left")
+    for column in ("probe", "label", "encoder"):
+        table.add_column(column)
+    for column in ("top-1 % (95% CI)", "mean class %", "p", "chance %"):
+        table.add_column(column, justify="right")
+    for result in results:
+        for score in result.scores:
+            probe = f"{result.probe} {score.setting}".strip()
+            spread = f" ± {100 * score.draws_std:.1f}" if score.draws_std is not None else ""
+            low, high = score.top1_interval
+            table.add_row(
+                probe,
+                result.config.label,
+                escape(score.origin.encoder),
+                f"{100 * score.top1:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})",
+                f"{100 * score.mean_class:.2f}",
+                "" if score.p_value is None else f"{score.p_value:.2g}",
+                f"{100 * result.chance:.1f}",
+            )
+        table.add_section()
+    return table
