@@ -87,6 +87,7 @@ def shard(
         config = config.model_copy(update={"subset": _sha256(subset)})
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
     job = _Job(source, open_source(source), config, runtime, progress, subset)
+    _keep_source(job.opened.where, out)
     plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
@@ -104,6 +105,12 @@ def shard(
         bad=index.bad,
         fingerprint=index.fingerprint,
     )
+
+
+def _keep_source(where: Path | None, out: Path) -> None:
+    """Refuse an output whose making would remove what is read."""
+    if where is not None and out.resolve() in (where.resolve(), *where.resolve().parents):
+        raise IjepaError(f"{out} holds the images themselves; choose another output.")
 
 
 class _Job(NamedTuple):

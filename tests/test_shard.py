@@ -168,6 +168,14 @@ def test_an_image_listed_twice_is_refused(tmp_path):
         shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
 
 
+def test_the_output_never_replaces_the_source(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(1))
+    for out in (folder, tmp_path, folder / ".." / "images"):
+        with pytest.raises(IjepaError, match="holds the images themselves"):
+            shard(str(folder), out, runtime=Runtime(workers=1, force=True))
+    assert (folder / "train" / "cat" / "0000.png").exists()
+
+
 # What is left out
 
 WHOLE = encoded(7, "jpg", 64, 64)

@@ -458,6 +458,19 @@ def test_class_folders_are_not_clevr(tmp_path):
         read(f"clevr:{folder}", tmp_path / "work")
 
 
+def test_rendered_scenes_come_labelled_as_any_clevr(tmp_path):
+    text = "scenes:train=2,val=1,px=32"
+    splits, items = read(text, tmp_path / "work")
+    again = read(f"clevr:{tmp_path / 'work' / 'scenes'}", tmp_path / "again")
+    assert (splits, items) == again
+    assert [(item.split, sorted(item.labels)) for item in items] == [
+        ("train", ["class", "count", "dist"]),
+        ("train", ["class", "count", "dist"]),
+        ("val", ["class", "count", "dist"]),
+    ]
+    assert open_source(text).digest() != open_source(f"{text},seed=1").digest()
+
+
 def test_real_clevr_has_the_labels_of_its_scenes(tmp_path, test_data):
     splits, items = read(test_data / "clevr-mini.tar", tmp_path / "work")
     expected = {}

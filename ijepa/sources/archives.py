@@ -117,7 +117,7 @@ def _decompress(archive: Path, plain: Path, progress: Progress) -> None:
 
 def _list_members(tar: Path, spool: Path, where: Path, progress: Progress) -> None:
     half = spool.with_name(spool.name + ".tmp")
-    links = 0
+    left_out = 0
     with half.open("w") as lines:
         for number, member in enumerate(_members(tar, where), start=1):
             if number % 10_000 == 0:
@@ -125,12 +125,13 @@ def _list_members(tar: Path, spool: Path, where: Path, progress: Progress) -> No
             parts = [part for part in member.name.split("/") if part not in ("", ".")]
             if any(is_hidden(part) for part in parts) or not (parts and is_listed(parts[-1])):
                 continue
-            links += member.issym() or member.islnk()
-            if member.isreg():
+            is_plain = member.isreg() and not member.issparse()
+            left_out += not (is_plain or member.isdir())
+            if is_plain:
                 line = ["/".join(parts), member.offset_data, member.size]
                 lines.write(json.dumps(line) + "\n")
-    if links:
-        log.warning("%s: left out %d links; only whole files are read from archives.", where, links)
+    if left_out:
+        log.warning("%s: left out %d links; archives are read for plain files.", where, left_out)
     half.replace(spool)
 
 

@@ -14,11 +14,16 @@ from ijepa.sources.clevr import is_clevr, read_clevr
 from ijepa.sources.folders import read_folders
 from ijepa.sources.items import Contents
 from ijepa.sources.listed import LISTS, ListedImages, is_list
+from ijepa.sources.scenes import parse_spec, render_scenes
 from ijepa.sources.trees import Tree
 
 
 class Source(Protocol):
     """A data set that can be read image by image."""
+
+    @property
+    def where(self) -> Path | None:
+        """The user's own file or folder; None if there is none."""
 
     def digest(self) -> str:
         """Changes whenever what is read may have changed; found out without reading images."""
@@ -67,17 +72,14 @@ class ScenesSource:
     """CLEVR scenes that we draw ourselves."""
 
     spec: str
+    where: None = None
 
     def digest(self) -> str:
         """From the specification alone."""
-        from ijepa.sources.scenes import parse_spec
-
         return hashlib.sha256(parse_spec(self.spec).model_dump_json().encode()).hexdigest()
 
     def read(self, work: Path, splits: tuple[str, ...], workers: int, report: Progress) -> Contents:
         """Render, then read as any CLEVR."""
-        from ijepa.sources.scenes import parse_spec, render_scenes
-
         folder = work / "scenes"
         render_scenes(parse_spec(self.spec), folder, workers, report)
         return read_clevr(open_tree(folder, work, report), splits)

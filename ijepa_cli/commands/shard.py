@@ -9,14 +9,17 @@ from rich.filesize import decimal
 from ijepa.config import ShardConfig, validated
 from ijepa_cli.console import Force, Json, Workers, runtime, show, shown_progress
 
-EXAMPLES = """SOURCE is a folder of class folders, a flat folder, a tar of either, a .csv or .jsonl
-list of images, or kind:path.
+EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
+these, a .csv, .tsv or .jsonl list of images with a column `path`, or kind:path with one of the
+kinds cifar10, cifar100, clevr, imagenet, scenes.
 
 Examples:
 
   ijepa shard cifar10:cifar-10-python.tar.gz shards/cifar10
 
   ijepa shard clevr:CLEVR_v1.0 shards/clevr --split train --split val
+
+  ijepa shard scenes:train=8000,val=2000 shards/scenes
 
   ijepa shard photos.csv shards/photos --resize 256
 """

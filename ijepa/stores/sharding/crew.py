@@ -68,18 +68,24 @@ def _crew(left: deque[ShardTask], size: int) -> Iterator[queue.SimpleQueue[Messa
 
 def serve() -> None:
     """A process of the crew: write the tasks on standard input, tell on standard output."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not answer
     tasks = queue.SimpleQueue[str]()
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
+
+    def tell(message: Message) -> None:
+        answers.write(json.dumps(message) + "\n")
+
     while True:
         task = ShardTask.model_validate_json(tasks.get())
         try:
-            report = write_shard(task, lambda images: _tell({"done": images}))
+            report = write_shard(task, lambda images: tell({"done": images}))
         except IjepaError as error:
-            _tell({"error": str(error)})
+            tell({"error": str(error)})
         except OSError as error:
-            _tell({"failure": [error.errno, error.strerror, error.filename]})
+            tell({"failure": [error.errno, error.strerror, error.filename]})
         else:
-            _tell({"report": report.model_dump()})
+            tell({"report": report.model_dump()})
 
 
 def _start() -> subprocess.Popen[str]:
@@ -97,30 +103,34 @@ def _drive(
     process: subprocess.Popen[str], left: deque[ShardTask], messages: queue.SimpleQueue[Message]
 ) -> None:
     """In a thread of the caller: give one process task after task, pass on what it tells."""
+    try:
+        with process, contextlib.suppress(IndexError):  # another process took the last task
+            while True:
+                _ask(process, left.popleft(), messages)
+    except BrokenPipeError:
+        messages.put({"killed": True})
+
+
+def _ask(
+    process: subprocess.Popen[str], task: ShardTask, messages: queue.SimpleQueue[Message]
+) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    with process, contextlib.suppress(BrokenPipeError, IndexError):
-        while True:
-            process.stdin.write(left.popleft().model_dump_json() + "\n")
-            process.stdin.flush()
-            message: Message = {}
-            while "report" not in message:
-                line = process.stdout.readline()
-                message = json.loads(line) if line else {"killed": True}
-                messages.put(message)
-                if not line:
-                    return
+    process.stdin.write(task.model_dump_json() + "\n")
+    process.stdin.flush()
+    message: Message = {}
+    while "report" not in message:
+        line = process.stdout.readline()
+        if not line:
+            raise BrokenPipeError
+        message = json.loads(line)
+        messages.put(message)
 
 
 def _listen(tasks: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         tasks.put(line)
     os._exit(0)  # the caller has no more tasks, or is gone
-
-
-def _tell(message: Message) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
 
 
 def _raised(message: Message) -> Exception:

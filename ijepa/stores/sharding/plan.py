@@ -103,7 +103,7 @@ def write_plan(path: Path, images: Iterable[NewImage], shard_bytes: int) -> Shar
     """
     half = path.with_name(path.name + ".tmp")
     half.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(half, isolation_level=None)) as plan:
+    with _building(half) as plan:
         plan.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;" + SCHEMA)
         rows = _rows(plan, images, shard_bytes)
         plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -186,6 +186,18 @@ def _escaped(text: str) -> str:
         else letter
         for letter in text
     )
+
+
+@contextlib.contextmanager
+def _building(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as plan:
+            yield plan
+    except sqlite3.OperationalError as error:
+        raise IjepaError(
+            f"The list of images cannot be written to {path} ({error}); see that there is space on "
+            f"its disk and in the system's temporary folder."
+        ) from error
 
 
 @contextlib.contextmanager

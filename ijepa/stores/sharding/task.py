@@ -62,7 +62,8 @@ def finished(task: ShardTask) -> ShardReport | None:
     """What an earlier process, perhaps a killed one, has done already."""
     if not (task.report.exists() and task.tar.exists() and task.rows.exists()):
         return None
-    return ShardReport.model_validate(read_json(task.report))
+    report = ShardReport.model_validate(read_json(task.report))
+    return report if task.tar.stat().st_size == report.index.bytes else None
 
 
 def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
