@@ -1,14 +1,19 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
-A writer keeps plain append-only files beside the store and assembles the HDF5 file at the end: an
-HDF5 file that is killed while it is being written can be damaged as a whole, appended bytes cannot.
+An HDF5 file that is killed while it grows can be damaged as a whole, and the HDF5 library does not
+survive a full disk. So the writer keeps each batch in a small file of its own, whole or absent, and
+assembles the store once, when all rows are there and the disk is known to have room.
 """
 
+import contextlib
+import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -16,10 +21,12 @@ from pydantic import ValidationError
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import read_json, write_json
+from ijepa.stores.stage import write_bytes
 
 SCHEMA = 1
 CHUNK_ROWS = 512
+OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for every key
+HALF_EXPONENT = np.uint16(0x7C00)  # all ones only in infinities and NaN
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -63,95 +70,130 @@ class FeatureWriter:
     def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
         """Begin, or take up, the store at `path` with numbers of `dtype`."""
         self.path, self.header, self.dtype = path, header, np.dtype(dtype)
-        self._parts = path.with_name(path.name + ".parts")
-        self._parts.mkdir(exist_ok=True)
-        self._state = self._parts / "committed.json"
-        self._committed: dict[str, Any] = {"rows": 0, "shape": None, "bytes": {}}
-        if self._state.exists():
-            self._committed = read_json(self._state)
+        self._parts = _Parts(path.with_name(path.name + ".parts"))
+        self._assembled_rows = open_features(path).shape[0] if path.exists() else None
 
     @property
     def rows_done(self) -> int:
         """Rows that no kill can take away."""
-        return int(self._committed["rows"])
+        return self._parts.rows if self._assembled_rows is None else self._assembled_rows
 
-    def append(self, features: Array, labels: Mapping[str, Array], keys: Sequence[str]) -> None:
+    def append(
+        self,
+        features: Array,
+        labels: Mapping[str, Array],
+        keys: Sequence[str],
+        views: Array | None = None,
+    ) -> None:
         """Add a batch, and put it on disk.
 
         Args:
-            features: (n, layers, dim), finite.
-            labels: (n,) integers by label.
+            features: (n, layers, dim), finite, also as `dtype`.
+            labels: (n,) integers by label, one for each of the header's.
             keys: n of them.
+            views: (n,) numbers of augmented views, where an image is stored more than once.
+
+        Raises:
+            IjepaError: a number that is not finite, or too large for `dtype`.
         """
-        assert {len(features), len(keys), *map(len, labels.values())} == {len(keys)}
-        shape = self._committed["shape"] or list(features.shape[1:])
-        assert list(features.shape[1:]) == shape
-        sizes = {"features": self._write("features", features.astype(self.dtype, copy=False))}
-        for name, values in labels.items():
-            part = f"label-{name}"
-            sizes[part] = self._write(part, np.asarray(values, dtype=np.int64))
-        lines = "".join(json.dumps(key) + "\n" for key in keys).encode()
-        sizes["keys"] = self._write("keys", np.frombuffer(lines, dtype=np.uint8))
-        self._committed = {"rows": self.rows_done + len(keys), "shape": shape, "bytes": sizes}
-        write_json(self._state, self._committed)
+        assert {len(features), *map(len, labels.values())} == {len(keys)}
+        assert set(labels) == set(self.header.class_names)
+        with np.errstate(over="ignore"):  # an overflow is found below
+            numbers = features.astype(self.dtype, copy=False)
+        if not _is_finite(numbers):
+            raise IjepaError(
+                f"Features of {_first_bad(numbers, keys)} are not finite as {self.dtype}; extract "
+                f"with --dtype float32, and if that fails, too, the encoder is broken."
+            )
+        arrays = {f"label:{name}": np.asarray(values, np.int64) for name, values in labels.items()}
+        if views is not None:
+            arrays["view"] = np.asarray(views, np.int16)
+        text = json.dumps(list(keys)).encode()
+        self._parts.add(
+            len(keys), {"features": numbers, "keys": np.frombuffer(text, np.uint8)} | arrays
+        )
 
     def finish(self) -> None:
-        """Assemble the HDF5 file, in bounded memory, and mark it complete."""
-        rows, shape = (
-            self.rows_done,
-            tuple(self._committed["shape"] or (len(self.header.layers), 0)),
-        )
-        with h5py.File(self.path, "w") as store:
-            features = store.create_dataset(
-                "features",
-                (rows, *shape),
-                dtype=self.dtype,
-                chunks=(min(rows, CHUNK_ROWS) or 1, *shape) if rows else None,
-            )
-            raw = self._read("features", self.dtype).reshape(rows, *shape)
-            for first in range(0, rows, CHUNK_ROWS):
-                features[first : first + CHUNK_ROWS] = raw[first : first + CHUNK_ROWS]
-            for name in self.header.class_names:
-                values = self._read(f"label-{name}", np.dtype(np.int64))
-                store.create_dataset(f"labels/{name}", data=values)
-            keys = store.create_dataset("keys", (rows,), dtype=h5py.string_dtype())
-            for first, block in self._key_blocks():
-                keys[first : first + len(block)] = block
-            store.attrs["schema"] = SCHEMA
-            store.attrs["header"] = self.header.model_dump_json()
-            store.attrs["complete"] = True
-        for part in self._parts.iterdir():
-            part.unlink()
-        self._parts.rmdir()
+        """Assemble the HDF5 file in bounded memory, check it, and mark it complete.
 
-    def _write(self, part: str, values: Array) -> int:
-        """Append after what is committed; bytes of an interrupted append are overwritten."""
-        start = int(self._committed["bytes"].get(part, 0))
-        path = self._parts / part
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            file.truncate(start)
-            file.seek(start)
-            file.write(np.ascontiguousarray(values).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
+        Raises:
+            IjepaError: a key (with the same view) was appended twice.
+            OSError: the disk is too full; what was appended stays.
+        """
+        if self._assembled_rows is None:
+            draft = self.path.with_name(self.path.name + ".draft")
+            room = self._parts.num_bytes + self._parts.rows * KEY_BYTES + OVERHEAD_BYTES
+            _require_space(draft.parent, room)
+            with h5py.File(draft, "w") as store:
+                self._assemble(store)
+                _check(self.path, store)
+                store.attrs["complete"] = True
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+            self._assembled_rows = self._parts.rows
+        self._parts.remove()
 
-    def _read(self, part: str, dtype: np.dtype[Any]) -> Array:
-        if not self.rows_done:
-            return np.empty(0, dtype=dtype)
-        return np.memmap(self._parts / part, dtype=dtype, mode="r")
+    def _assemble(self, store: h5py.File) -> None:
+        rows = self._parts.rows
+        first_part = next(iter(self._parts.read()), (0, {}))[1]
+        shape = first_part["features"].shape[1:] if first_part else (len(self.header.layers), 0)
+        store.attrs["schema"] = SCHEMA
+        store.attrs["header"] = self.header.model_dump_json()
+        self._create(store, "features", (rows, *shape), self.dtype)
+        self._create(store, "keys", (rows,), h5py.string_dtype())
+        for name in self.header.class_names:
+            self._create(store, f"labels/{name}", (rows,), np.dtype(np.int64))
+        if "view" in first_part:
+            self._create(store, "view", (rows,), np.dtype(np.int16))
+        for first, part in self._parts.read():
+            for name, values in part.items():
+                place = name.replace("label:", "labels/", 1) if name.startswith("label:") else name
+                store[place][first : first + len(values)] = values
 
-    def _key_blocks(self) -> Iterator[tuple[int, list[str]]]:
-        if not self.rows_done:
-            return
-        first, block = 0, []
-        with (self._parts / "keys").open() as lines:
-            for line in lines:
-                block.append(json.loads(line))
-                if len(block) == CHUNK_ROWS:
-                    yield first, block
-                    first, block = first + len(block), []
-        yield first, block
+    @staticmethod
+    def _create(store: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
+        """A data set in chunks of some rows of one layer, with checksums except for strings."""
+        layer = (1, *shape[2:]) if shape[2:] else ()
+        chunks = (min(shape[0], CHUNK_ROWS), *layer) if all(shape) else None
+        checked = bool(chunks) and dtype != h5py.string_dtype()
+        store.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=checked)
+
+
+class _Parts:
+    """Batches of rows, each in a file that is whole or absent and named by its rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.rows, self.num_bytes = 0, 0
+        self._files: list[tuple[int, Path]] = []
+        for path in sorted(folder.glob("*.npz")):
+            self._count(path)
+
+    def add(self, num_rows: int, arrays: Mapping[str, Array]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub knows no **arrays
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{self.rows:012d}-{self.rows + num_rows:012d}.npz"
+        write_bytes(path, buffer.getbuffer())
+        self._count(path)
+
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number of each part's first row, and its arrays; keys are strings."""
+        for first, path in self._files:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = dict(stored)
+            yield first, arrays | {"keys": json.loads(arrays["keys"].tobytes())}
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _count(self, path: Path) -> None:
+        first, end = map(int, path.stem.split("-"))
+        assert first == self.rows, f"{path}: {self.rows} rows stand before it"
+        self._files.append((first, path))
+        self.rows = end
+        self.num_bytes += path.stat().st_size
 
 
 class Features:
@@ -160,6 +202,16 @@ class Features:
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take over an open file that `open_features` has checked."""
         self.path, self.header, self._store = path, header, store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._store.close()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -175,60 +227,135 @@ class Features:
 
     @property
     def keys(self) -> list[str]:
-        """One a row."""
-        return [key.decode() for key in self._store["keys"][:]]
+        """One a row; a key that stands in several rows has another view in each."""
+        with _readable(self.path):
+            return _keys(self._store)
+
+    @property
+    def views(self) -> Array | None:
+        """(rows,) int16; None where each image is stored once."""
+        return self._store["view"][:] if "view" in self._store else None
+
+    def layer(self, number: int) -> Array:
+        """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
+        _, layers, _ = self.shape
+        return self._read(slice(range(layers)[number], range(layers)[number] + 1))
 
     def last(self, layers: int = 1) -> Array:
-        """(rows, layers * dim) float32: the last layers side by side."""
-        values = self._store["features"][:, -layers:].astype(np.float32)
-        side_by_side: Array = values.reshape(len(values), -1)
-        return side_by_side
+        """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
+        return self._read(slice(max(self.shape[1] - layers, 0), None))
+
+    def _read(self, layers: slice) -> Array:
+        """Block by block, so that no second copy of the numbers stands in memory."""
+        rows, _, dim = self.shape
+        found = np.empty((rows, len(range(self.shape[1])[layers]), dim), dtype=np.float32)
+        with _readable(self.path):
+            for first in range(0, rows, CHUNK_ROWS):
+                block = slice(first, first + CHUNK_ROWS)
+                found[block] = self._store["features"][block, layers]
+        return found.reshape(rows, -1)
 
 
-def open_features(path: Path) -> Features:
+def open_features(path: Path, *, check_numbers: bool = True) -> Features:
     """Open a store after checking that it is whole and sane.
 
+    Args:
+        path: of `ijepa extract`.
+        check_numbers: read all numbers once, to see that they are finite and undamaged.
+
     Raises:
-        IjepaError: not there, not HDF5, incomplete, unequal lengths, repeated keys, or numbers
-            that are not finite.
+        IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
+            the same view), or numbers that are not finite.
     """
     if not path.is_file():
         raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
-    try:
-        store = h5py.File(path, "r")
-    except OSError as error:
-        raise IjepaError(
-            f"{path} is not a whole HDF5 file; delete it and run `ijepa extract` again."
-        ) from error
-    if not store.attrs.get("complete") or store.attrs.get("schema") != SCHEMA:
-        raise IjepaError(
-            f"{path} is not a complete feature file of schema {SCHEMA}; "
-            f"delete it and run `ijepa extract` again."
-        )
-    try:
-        header = FeatureHeader.model_validate_json(store.attrs["header"])
-    except ValidationError as error:
-        raise IjepaError(f"{path} has a header that this version does not know.") from error
-    features = Features(path, store, header)
-    _check(features, store)
-    return features
-
-
-def _check(features: Features, store: h5py.File) -> None:
-    rows = features.shape[0]
-    lengths = {"keys": len(store["keys"])}
-    lengths |= {f"labels/{name}": len(values) for name, values in features.labels.items()}
-    for name, length in lengths.items():
-        if length != rows:
+    with contextlib.ExitStack() as undo, _readable(path):
+        store = undo.enter_context(h5py.File(path, "r"))
+        if store.attrs.get("complete") is None or store.attrs.get("schema") != SCHEMA:
             raise IjepaError(
-                f"{features.path} holds {rows:,} features but {length:,} {name}; "
+                f"{path} is not a complete feature file of schema {SCHEMA}; "
                 f"delete it and run `ijepa extract` again."
             )
-    if len(set(features.keys)) != rows:
-        raise IjepaError(f"{features.path} holds a key more than once; run `ijepa extract` again.")
-    for first in range(0, rows, CHUNK_ROWS):
-        if not np.isfinite(store["features"][first : first + CHUNK_ROWS]).all():
+        header = _header(path, str(store.attrs["header"]))
+        _check(path, store)
+        if check_numbers:
+            _check_numbers(path, store)
+        undo.pop_all()
+    return Features(path, store, header)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever HDF5 finds damaged becomes one line."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise IjepaError(
+            f"{path} is not a whole feature file ({' '.join(str(error).split())}); "
+            f"delete it and run `ijepa extract` again."
+        ) from error
+
+
+def _header(path: Path, text: str) -> FeatureHeader:
+    try:
+        return FeatureHeader.model_validate_json(text)
+    except ValidationError as error:
+        raise IjepaError(
+            f"{path} has a header that this version does not know; extract again."
+        ) from error
+
+
+def _check(path: Path, store: h5py.File) -> None:
+    """Do all columns have the rows of `features`, and does each row have a name of its own?"""
+    rows = len(store["features"])
+    columns = ["keys", *(f"labels/{name}" for name in store.get("labels", {}))]
+    columns += ["view"] if "view" in store else []
+    for name in columns:
+        if len(store[name]) != rows:
             raise IjepaError(
-                f"{features.path} holds numbers that are not finite from row {first:,} on; "
+                f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
+                f"delete it and run `ijepa extract` again."
+            )
+    views = store["view"][:].tolist() if "view" in store else [0] * rows
+    seen = set()
+    for key, view in zip(_keys(store), views, strict=True):
+        if (key, view) in seen:
+            raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
+        seen.add((key, view))
+
+
+def _keys(store: h5py.File) -> list[str]:
+    return [key.decode() for key in store["keys"][:]]
+
+
+def _check_numbers(path: Path, store: h5py.File) -> None:
+    features = store["features"]
+    for first in range(0, len(features), CHUNK_ROWS):
+        block = features[first : first + CHUNK_ROWS]
+        if not _is_finite(block):
+            where = _first_bad(block, _keys(store)[first:])
+            raise IjepaError(
+                f"{path} holds numbers that are not finite, first for {where}; "
                 f"extract again with --dtype float32, or look at the encoder."
             )
+
+
+def _is_finite(numbers: Array) -> bool:
+    if numbers.dtype == np.float16:  # twice as fast as numpy's isfinite
+        bits = np.ascontiguousarray(numbers).view(np.uint16)
+        return bool(((bits & HALF_EXPONENT) != HALF_EXPONENT).all())
+    return bool(np.isfinite(numbers).all())
+
+
+def _first_bad(numbers: Array, keys: Sequence[str]) -> str:
+    finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
+    return keys[int(np.argmin(finite))]
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    """Fail now, cleanly, if the disk or the quota does not take `num_bytes` more."""
+    if hasattr(os, "posix_fallocate"):  # Linux; elsewhere the risk stays
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)

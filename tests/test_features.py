@@ -1,0 +1,283 @@
+"""The feature store: what goes in comes out, kills and full disks cost nothing, damage is seen."""
+
+import contextlib
+import errno
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijepa.errors import IjepaError
+from ijepa.stores.features import FeatureHeader, FeatureWriter, open_features
+
+HEADER = FeatureHeader(
+    encoder="tiny",
+    weights_sha256="0" * 64,
+    which="target",
+    layers=(0, 1),
+    pooling="average",
+    image_px=32,
+    transform="center-crop",
+    data_fingerprint="d",
+    split="train",
+    class_names={"class": ["cat", "dog"], "count": None},
+    fingerprint="f",
+)
+
+
+def numbers(rows, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, 2, 3)).astype(np.float32)
+
+
+def labels(rows):
+    return {"class": np.arange(rows) % 2, "count": np.arange(rows) + 10}
+
+
+def names(rows, first=0):
+    return [f"häuser/{number:03d}" for number in range(first, first + rows)]
+
+
+def write(path, rows=10, dtype="float32", **columns):
+    writer = FeatureWriter(path, HEADER, dtype)
+    writer.append(numbers(rows), labels(rows), columns.pop("keys", names(rows)), **columns)
+    writer.finish()
+    return path
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 700), max_size=5),
+    dtype=st.sampled_from(["float16", "float32"]),
+)
+def test_rows_appended_in_any_batches_come_out_in_order(tmp_path_factory, sizes, dtype):
+    path = tmp_path_factory.mktemp("store") / "f.h5"
+    rows = sum(sizes)
+    features, all_labels, keys = numbers(rows), labels(rows), names(rows)
+    first = 0
+    for size in sizes:  # each batch by a writer of its own, as after a kill
+        writer = FeatureWriter(path, HEADER, dtype)
+        assert writer.rows_done == first
+        part = slice(first, first + size)
+        writer.append(features[part], {k: v[part] for k, v in all_labels.items()}, keys[part])
+        first += size
+    FeatureWriter(path, HEADER, dtype).finish()
+    with open_features(path) as store:
+        expected = features.astype(dtype).astype(np.float32)
+        assert store.header == HEADER
+        assert store.keys == keys
+        assert store.views is None
+        assert {k: v.tolist() for k, v in store.labels.items()} == {
+            k: v.tolist() for k, v in all_labels.items()
+        }
+        if rows:
+            np.testing.assert_array_equal(store.last(2), expected.reshape(rows, 6))
+            np.testing.assert_array_equal(store.last(1), store.layer(-1))
+            np.testing.assert_array_equal(store.layer(0), expected[:, 0])
+    assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    first, second = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_any_hdf5_reader_finds_the_columns_of_the_contract(tmp_path):
+    with h5py.File(write(tmp_path / "f.h5", dtype="float16")) as store:
+        assert store["features"].shape == (10, 2, 3)
+        assert store["features"].dtype == np.float16
+        assert store["labels/class"].dtype == np.int64
+        assert store["keys"].asstr()[0] == "häuser/000"
+        assert store.attrs["complete"]
+
+
+def test_several_views_of_an_image_share_its_key(tmp_path):
+    views = np.repeat([0, 1], 5)
+    path = write(tmp_path / "f.h5", keys=names(5) * 2, views=views)
+    with open_features(path) as store:
+        assert store.views.tolist() == views.tolist()
+    with pytest.raises(IjepaError, match="häuser/000 more than once"):
+        write(tmp_path / "g.h5", keys=names(5) * 2, views=np.zeros(10))
+
+
+WRITE_FOREVER = """
+import sys, itertools
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_features import *
+for number in itertools.count():
+    writer = FeatureWriter(Path({path!r}), HEADER, "float16")
+    writer.append(numbers(7, number), labels(7), names(7, 7 * number))
+    if number == 3:
+        print("go", flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "f.h5"
+    code = WRITE_FOREVER.format(tests=str(Path(__file__).parent), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"go\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not path.exists()
+    writer = FeatureWriter(path, HEADER, "float16")
+    batches, rest = divmod(writer.rows_done, 7)
+    assert batches >= 4
+    assert rest == 0
+    writer.append(numbers(7, batches), labels(7), names(7, 7 * batches))
+    writer.finish()
+    with open_features(path) as store:
+        expected = np.concatenate([numbers(7, number) for number in range(batches + 1)])
+        np.testing.assert_array_equal(store.layer(1), expected[:, 1].astype(np.float16))
+        assert store.keys == names(7 * (batches + 1))
+
+
+def test_a_kill_while_or_after_assembling_costs_no_row(tmp_path, monkeypatch):
+    path = tmp_path / "f.h5"
+    writer = FeatureWriter(path, HEADER, "float32")
+    writer.append(numbers(10), labels(10), names(10))
+    for moment in ("os.fsync", "shutil.rmtree"):
+        again = FeatureWriter(path, HEADER, "float32")
+        with monkeypatch.context() as patch:
+            patch.setattr(moment, _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                again.finish()
+        again = FeatureWriter(path, HEADER, "float32")
+        assert again.rows_done == 10
+    again.finish()
+    assert open_features(path).shape == (10, 2, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_features import *
+writer = FeatureWriter(Path({path!r}), HEADER, "float32")
+writer.append(numbers(10), labels(10), names(10))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    writer.finish()
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="space is reserved on Linux only")
+def test_too_little_space_is_a_clean_error_and_loses_nothing(tmp_path):
+    path = tmp_path / "f.h5"
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(path))
+    process = subprocess.run([sys.executable, "-c", code], check=False)
+    assert process.returncode == errno.EFBIG
+    assert not path.exists()
+    assert FeatureWriter(path, HEADER, "float32").rows_done == 10
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e6])
+def test_numbers_that_do_not_fit_are_refused_when_they_are_written(tmp_path, bad):
+    features = numbers(10)
+    features[4, 1, 2] = bad
+    with pytest.raises(IjepaError, match="häuser/004 are not finite as float16"):
+        FeatureWriter(tmp_path / "f.h5", HEADER, "float16").append(features, labels(10), names(10))
+
+
+def damage(path, how):
+    with h5py.File(path, "r+") as store:
+        how(store)
+
+
+def shorten(name):
+    def how(store):
+        values = store[name][:-1]
+        del store[name]
+        store[name] = values
+
+    return how
+
+
+def set_number(value):
+    def how(store):
+        store["features"][3, 0, 0] = value
+
+    return how
+
+
+def repeat_key(store):
+    store["keys"][1] = store["keys"][0]
+
+
+def drop(attribute):
+    return lambda store: store.attrs.__delitem__(attribute)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (shorten("labels/class"), "holds 10 features but 9 labels/class"),
+        (shorten("keys"), "holds 10 features but 9 keys"),
+        (repeat_key, "holds key häuser/000 more than once"),
+        (set_number(np.nan), "not finite, first for häuser/003"),
+        (set_number(np.inf), "not finite, first for häuser/003"),
+        (drop("complete"), "not a complete feature file"),
+        (drop("schema"), "not a complete feature file"),
+        (drop("header"), "not a whole feature file"),
+        (lambda store: store.attrs.modify("header", "{}"), "header that this version"),
+        (lambda store: store.__delitem__("features"), "not a whole feature file"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_store_that_is_not_whole_and_sane_is_refused(tmp_path, how, message, dtype):
+    path = write(tmp_path / "f.h5", dtype=dtype)
+    damage(path, how)
+    with pytest.raises(IjepaError, match=message) as error:
+        open_features(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    (tmp_path / "text.h5").write_text("features")
+    (tmp_path / "empty.h5").touch()
+    for name in ("text.h5", "empty.h5"):
+        with pytest.raises(IjepaError, match="not a whole feature file"):
+            open_features(tmp_path / name)
+    with pytest.raises(IjepaError, match="There is no feature file"):
+        open_features(tmp_path / "none.h5")
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), cut=st.booleans())
+def test_a_store_cut_short_or_changed_anywhere_is_refused_or_unharmed(
+    tmp_path_factory, position, cut
+):
+    whole = tmp_path_factory.getbasetemp() / "whole.h5"
+    if not whole.exists():
+        write(whole)
+    path = whole.with_name("damaged.h5")
+    shutil.copy(whole, path)
+    place = int(position * path.stat().st_size)
+    with path.open("r+b") as file:
+        if cut:
+            file.truncate(place)
+        else:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 0x10]))
+    with open_features(whole) as store:
+        expected, keys = store.last(2), store.keys
+    with contextlib.suppress(IjepaError), open_features(path) as store:  # nothing but IjepaError
+        assert not cut
+        np.testing.assert_array_equal(store.last(2), expected)
+        assert len(store.keys) == len(keys)
