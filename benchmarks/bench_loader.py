@@ -2,9 +2,10 @@
 
     python benchmarks/bench_loader.py --data FOLDER [--image-px 224] [--resize-px 256]
 
-FOLDER holds images, in class folders or not. Without it, scenes are rendered for the purpose. Both
-sides read the same images and cut the same crops; PSNR compares the pixels that come out. Ours hands
-over uint8 batches, which are normalised on the device that trains; `ratio_float` counts that too.
+FOLDER holds images, in class folders or not. Without it, scenes are rendered for the purpose.
+Both sides read the same images and cut the same crops; PSNR compares the pixels that come out.
+Ours hands over uint8 batches, which are normalised on the device that trains; `ratio_float` counts
+that too.
 """
 
 import argparse

@@ -17,7 +17,9 @@ from ijepa.method.training import Trainer
 
 ON_GPU = torch.cuda.is_available()
 SIZES = (  # arch, patch, image, batch
-    (("vit_small", 16, 224, 256), ("vit_base", 16, 224, 256)) if ON_GPU else (("vit_tiny", 8, 96, 16),)
+    (("vit_small", 16, 224, 256), ("vit_base", 16, 224, 256))
+    if ON_GPU
+    else (("vit_tiny", 8, 96, 16),)
 )
 
 

@@ -31,7 +31,7 @@ from rich.table import Table
 from ijepa.config import Runtime
 from ijepa.progress import Progress
 
-screen = Console()
+screen = Console(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
 stderr = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

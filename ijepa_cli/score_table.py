@@ -14,7 +14,7 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
     """One row a score; p compares with the first encoder of the same result."""
     table = Table(title="cached" if cached else None, title_justify="left")
     for column in ("probe", "label", "encoder"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("top-1 % (95% CI)", "mean class %", "p", "chance %"):
         table.add_column(column, justify="right")
     for result in results:
