@@ -1,3 +1,29 @@
-"""I-JEPA (Assran et al., CVPR 2023): pretrain, extract, probe, report."""
+"""I-JEPA (Assran et al., CVPR 2023): pretrain, extract, probe, report.
+
+`ijepa.load_encoder`, `ijepa.open_shards` and `ijepa.open_features` open what the stages make; each
+stage is the function of its module, such as `ijepa.pretrain.pretrain`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ijepa.encoders.load import load_encoder
+    from ijepa.stores.features import open_features
+    from ijepa.stores.shards import open_shards
 
 __version__ = "0.1.0"
+__all__ = ["load_encoder", "open_features", "open_shards"]
+
+_HOMES = {
+    "load_encoder": "ijepa.encoders.load",
+    "open_features": "ijepa.stores.features",
+    "open_shards": "ijepa.stores.shards",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: `import ijepa` alone stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ijepa' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
