@@ -1,12 +1,12 @@
 """The report's page: scores and curves in one HTML file that loads nothing."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ijepa import __version__
 from ijepa.stores.results import ProbeResult
 from ijepa.views.chart import Series, line_chart
 
@@ -72,7 +72,7 @@ def page(results: Sequence[ProbeResult], runs: Sequence[RunView]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(results=results, runs=runs, version=__version__, percent=percent)
+    return template.render(results=results, runs=runs, version=version("ijepa"), percent=percent)
 
 
 def percent(share: float, digits: int = 2) -> str:
