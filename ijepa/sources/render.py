@@ -140,7 +140,7 @@ def _shade(
     to_lamp = _unit(lamp.astype(np.float32) - points)
     lit = np.where(_in_shadow(points, to_lamp, solids), SHADOW, 1.0)
     key = np.maximum(_dot(normal, to_lamp), 0) * lit
-    fill = np.maximum(normal @ FILL_DIRECTION, 0)
+    fill = np.maximum(_dot(normal, FILL_DIRECTION), 0)
     light = AMBIENT + KEY * key + FILL * fill
     metal = np.append([solid.is_metal for solid in solids], False)[owner]
     half = np.maximum(_dot(normal, _unit(to_lamp - rays)), 0)
@@ -182,7 +182,7 @@ def _hit_cube(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats
     """The three slabs of the cube, in its own axes."""
     cos, sin = np.cos(solid.turn), np.sin(solid.turn)
     axes = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], dtype=np.float32)
-    local_start, local_rays = start @ axes.T, rays @ axes.T
+    local_start, local_rays = _turned(start, axes), _turned(rays, axes)
     slope = 1 / np.where(np.abs(local_rays) < 1e-9, 1e-9, local_rays)
     one, other = (
         (-solid.half_height - local_start) * slope,
@@ -193,7 +193,7 @@ def _hit_cube(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats
     distance = _ahead(enter[rows, face], enter[rows, face] < leave.min(axis=1))
     normal: Floats = np.zeros_like(local_rays)
     normal[rows, face] = -np.sign(local_rays[rows, face])
-    return distance, normal @ axes
+    return distance, _turned(normal, axes.T)
 
 
 def _hit_cylinder(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats]:
@@ -234,6 +234,12 @@ def _centre(solid: Solid) -> Floats:
 def _unit(vectors: Floats) -> Floats:
     unit: Floats = vectors / np.sqrt(_dot(vectors, vectors))[:, None]
     return unit
+
+
+def _turned(vectors: Floats, axes: Floats) -> Floats:
+    """Coordinates of vectors (..., 3) along three axes; no BLAS, whose threads cost more here."""
+    turned: Floats = np.einsum("...j,ij->...i", vectors, axes)
+    return turned
 
 
 def _dot(one: Floats, other: Floats) -> Floats:

@@ -172,8 +172,15 @@ def _write_scene(spec: ScenesSpec, split: str, folder: Path, number: int) -> dic
     scene = draw_scene(spec, split, number)
     encoded = io.BytesIO()
     Image.fromarray(scene.image).save(encoded, "PNG")
-    write_bytes(note, json.dumps(scene.annotations).encode())
-    write_bytes(path, encoded.getvalue())
+    for target, content in (
+        (note, json.dumps(scene.annotations).encode()),
+        (path, encoded.getvalue()),
+    ):
+        # Renamed but not flushed to disk: a kill leaves whole files, and waiting twice an image
+        # for the disk would take longer than drawing.
+        unfinished = target.with_suffix(".tmp")
+        unfinished.write_bytes(content)
+        unfinished.replace(target)
     return scene.annotations
 
 
