@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine RECIPE=cifar10 LABELS=class TEST=val report
-DATA    ?= scenes:train=12000,val=4000
+DATA    ?= scenes:train=12000,val=6000
 NAME    ?= scenes
 RECIPE  ?= scenes-mini
 LABELS  ?= class
