@@ -55,7 +55,7 @@ def extract(
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             device = _write(work, config, images, data.fingerprint, runtime, progress)
-            work.publish_file(out.name, {"device": device})
+            work.publish_file({"device": device})
         return _result(out, work.cached)
 
 

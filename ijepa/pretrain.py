@@ -60,12 +60,13 @@ def pretrain(
 
     Raises:
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
-            that is not finite.
+            that is not finite, or another run in that place.
     """
     data = open_shards(shards)
     images = data.split(config.data.split)
     steps_per_epoch(len(images), config)
-    plan = StagePlan("pretrain", VERSION, config, {"data": data.fingerprint}, out)
+    inputs = {"data": data.fingerprint}
+    plan = StagePlan("pretrain", VERSION, config, inputs, out, precious=True)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.run import Run  # here, so that a cached answer does not wait for torch

@@ -30,7 +30,7 @@ PROTOCOLS = {
     "logistic": "multinomial L-BFGS on the standardised last layer",
     "linear": "SGD heads: last or concatenated layers, with or without batch norm",
     "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
-    "few-shot": "multinomial L-BFGS on drawn subsets, last layer",
+    "few-shot": "as MSN: multinomial L-BFGS on drawn subsets, last layer, each image centred",
 }
 SELECTIONS = {
     "logistic": "C on a held-out part of train, then refitted on all of train",
@@ -78,11 +78,12 @@ def probe(
     """
     opened = [_open(pair, config.label) for pair in (features, *baselines)]
     for other in opened[1:]:
-        if other.test.keys != opened[0].test.keys:
-            raise IjepaError(
-                f"{other.test.path} holds other images than {opened[0].test.path}; "
-                f"baselines are compared on the same test images."
-            )
+        for theirs, ours in zip(other, opened[0], strict=True):
+            if theirs.keys != ours.keys:
+                raise IjepaError(
+                    f"{theirs.path} holds other images than {ours.path}; baselines are fitted and "
+                    f"compared on the same images."
+                )
     inputs = {
         f"{role} {number}": store.header.fingerprint
         for number, pair in enumerate(opened)
@@ -93,7 +94,7 @@ def probe(
         if not work.cached:
             result = _result(opened, config, plan.fingerprint, progress)
             write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
-            work.publish_file(out.name, {"seed": config.seed})
+            work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
 
 
@@ -118,8 +119,18 @@ def _open(pair: FeaturePair, label: str) -> _Pair:
             raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
         if not store.shape[0]:
             raise IjepaError(f"{store.path} holds no image.")
+    _refuse_unfit(train, label)
     _refuse_leak(train, test)
     return _Pair(train, test)
+
+
+def _refuse_unfit(train: Features, label: str) -> None:
+    _, counts = np.unique(train.labels[label], return_counts=True)
+    if len(counts) < 2 or counts.max() < 2:
+        raise IjepaError(
+            f"{train.path} has {len(counts)} classes of {label!r} with at most {counts.max()} "
+            f"images each; a probe needs two classes, and two images of one to choose with."
+        )
 
 
 def _refuse_leak(train: Features, test: Features) -> None:

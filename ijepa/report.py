@@ -62,7 +62,7 @@ def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> Re
 
             text = page(results, [_view(path) for path in runs])
             write_bytes(work.folder / out.name, text.encode())
-            work.publish_file(out.name, {})
+            work.publish_file({})
     return ReportOutcome(out=out, cached=work.cached, results=results, runs=tuple(runs))
 
 

@@ -1,5 +1,7 @@
 """Stages: fresh or not, alone, and never half-written under a final name."""
 
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -30,7 +32,7 @@ def make_file(plan: StagePlan, text: str, *, force: bool = False) -> bool:
         if work.cached:
             return False
         (work.folder / plan.out.name).write_text(text)
-        work.publish_file(plan.out.name, {"seed": 0})
+        work.publish_file({"seed": 0})
         return True
 
 
@@ -88,6 +90,74 @@ def test_partial_work_of_another_plan_is_thrown_away(tmp_path):
         (work.folder / "half").write_text("half")
     with exclusive_work(plan(tmp_path / "out", number=2)) as work:
         assert not (work.folder / "half").exists()
+
+
+@pytest.mark.parametrize("place", ["finished", "partial"])
+def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
+    out = tmp_path / "out"
+    with exclusive_work(plan(out)) as work:
+        (work.folder / "content").write_text("ten hours")
+        if place == "finished":
+            work.publish_folder({})
+    other = dataclasses.replace(plan(out, number=2), precious=True)
+    with pytest.raises(IjepaError, match=r"number was 1, now 2\. .*--force"), exclusive_work(other):
+        pass
+    same = dataclasses.replace(plan(out), precious=True)
+    with exclusive_work(same) as work:
+        assert work.cached == (place == "finished")
+        assert ((out if work.cached else work.folder) / "content").read_text() == "ten hours"
+    with exclusive_work(other, force=True) as work:
+        assert not (work.folder / "content").exists()
+
+
+@pytest.mark.parametrize("make", [make_file, make_folder])
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_at_any_moment_of_publishing_the_same_plan_ends_the_same(
+    tmp_path, monkeypatch, make, old
+):
+    """Every change of a name in turn is where the process dies."""
+    for survived in range(20):
+        folder = tmp_path / str(survived)
+        folder.mkdir()
+        out = folder / "out"
+        if old:
+            make(plan(out, number=2), "old")
+        with monkeypatch.context() as patch:
+            moves = _die_after(patch, survived)
+            with contextlib.suppress(SystemExit):
+                make(plan(out), "new")
+        if out.exists():
+            assert _content(out) in ({"old", "new"} if old else {"new"})
+        make(plan(out), "new")
+        assert _content(out) == "new"
+        assert read_record(out)["config"] == {"number": 1}
+        assert {path.name for path in folder.iterdir()} <= {"out", "out.stage.json"}
+        if len(moves) <= survived:
+            break
+    assert survived >= 4
+
+
+def _content(out: Path) -> str:
+    return (out / "content" if out.is_dir() else out).read_text()
+
+
+def _die_after(patch, survived: int) -> list[str]:
+    """Raise SystemExit, which cleans nothing up, at the next rename or removal."""
+    moves: list[str] = []
+
+    def guard(method):
+        def call(path, *arguments, **options):
+            if path.suffix != ".lock":
+                moves.append(f"{method.__name__} {path}")
+                if len(moves) > survived:
+                    raise SystemExit
+            return method(path, *arguments, **options)
+
+        return call
+
+    for name in ("replace", "rename", "unlink"):
+        patch.setattr(Path, name, guard(getattr(Path, name)))
+    return moves
 
 
 def test_what_we_did_not_make_is_not_replaced(tmp_path):

@@ -49,7 +49,8 @@ def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
 
     Args:
         labels: (n,) class numbers.
-        fraction: of each class that is held out, rounded; a class of one stays in the fit.
+        fraction: of each class that is held out, rounded, at least one; a class of one stays in
+            the fit.
         seed: of the split.
 
     Returns:
@@ -59,5 +60,6 @@ def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        held[rows[: min(round(len(rows) * fraction), len(rows) - 1)]] = True
+        count = max(1, round(len(rows) * fraction))
+        held[rows[: min(count, len(rows) - 1)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

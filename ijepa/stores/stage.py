@@ -36,6 +36,7 @@ class StagePlan:
         config: what the user chose and what changes the result (never device or workers).
         inputs: fingerprints of what is read, by role, such as `{"data": "3f..."}`.
         out: the final path, a folder or one file.
+        precious: what another plan made there, whole or partly, is replaced by `--force` only.
     """
 
     stage: str
@@ -43,17 +44,21 @@ class StagePlan:
     config: BaseModel
     inputs: Mapping[str, str]
     out: Path
+    precious: bool = False
 
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits; equal plans, equal digits, whatever `out` is."""
-        body = {
+        return fingerprint_of(self.described())
+
+    def described(self) -> dict[str, Any]:
+        """All that the fingerprint is made of, as JSON."""
+        return {
             "stage": self.stage,
             "version": self.version,
             "config": self.config.model_dump(mode="json"),
             "inputs": dict(self.inputs),
         }
-        return fingerprint_of(body)
 
 
 @dataclass
@@ -74,32 +79,20 @@ class Work:
 
     def publish_folder(self, facts: Mapping[str, Any]) -> None:
         """Make the whole work folder the output; `facts` (device, seed, ...) go into its record."""
-        out = self.plan.out
-        (self.folder / "work.json").unlink(missing_ok=True)
         write_json(self.folder / "stage.json", self._record(facts))
-        outdated = _sibling(out, ".outdated")
-        _remove(outdated)
-        if out.exists():
-            out.rename(outdated)
-        self.folder.rename(out)
-        _remove(outdated)
+        _move_folder(self.folder, self.plan.out)
 
-    def publish_file(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Make file `name` of the work folder the output; the rest of the folder is thrown away."""
+    def publish_file(self, facts: Mapping[str, Any]) -> None:
+        """Make the file of the output's name the output; the rest of the folder is thrown away."""
         out = self.plan.out
-        record_path(out).unlink(missing_ok=True)
-        _sync(self.folder / name)
-        (self.folder / name).replace(out)
-        write_json(record_path(out), self._record(facts))
-        _remove(self.folder)
+        _sync(self.folder / out.name)
+        write_json(self.folder / record_path(out).name, self._record(facts))
+        _move_file(self.folder, out)
 
     def _record(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "stage": self.plan.stage,
-            "version": self.plan.version,
+            **self.plan.described(),
             "fingerprint": self.plan.fingerprint,
-            "config": self.plan.config.model_dump(mode="json"),
-            "inputs": dict(self.plan.inputs),
             "libraries": library_versions(),
             "seconds": round(time.time() - self.started, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -119,17 +112,22 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         The work. If `work.cached`, return at once; else write in `work.folder` and publish.
 
     Raises:
-        IjepaError: another process works on it, or something that is not ours stands there.
+        IjepaError: another process works on it, something that is not ours stands there, or
+            something precious that another plan made.
     """
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan.out):
         folder = _sibling(plan.out, ".partial")
+        _finish_publishing(plan, folder)
         if not force and is_fresh(plan):
             yield Work(plan, folder, cached=True)
             return
         if not force:
             _refuse_foreign(plan.out)
-        _open_folder(folder, plan.fingerprint, force)
+            if plan.precious:
+                _refuse_other(plan, plan.out, read_record(plan.out))
+                _refuse_other(plan, folder, _note(folder))
+        _open_folder(plan, folder, force)
         yield Work(plan, folder, cached=False)
 
 
@@ -250,14 +248,73 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _open_folder(folder: Path, fingerprint: str, force: bool) -> None:
-    """Keep the partial work of the same plan; throw away that of any other."""
+def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
+    if record is None or record.get("fingerprint") == plan.fingerprint:
+        return
+    ours, theirs = _flat(plan.described()), _flat(record)
+    changed = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    known = [name for name in changed if name in ours and name in theirs]
+    raise IjepaError(
+        f"{found} was made otherwise: "
+        + "; ".join(
+            f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known[:3]
+        )
+        + ". Choose another output, or throw it away with --force."
+    )
+
+
+def _flat(body: object, name: str = "") -> dict[str, Any]:
+    """Leaves of a JSON object by dotted name, without the leading `config.`."""
+    if not isinstance(body, Mapping):
+        return {name.removeprefix("config."): body}
+    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in body.items()]
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def _note(folder: Path) -> dict[str, Any] | None:
+    """What `folder` is the partial work of."""
     note = folder / "work.json"
-    same = note.exists() and read_json(note).get("fingerprint") == fingerprint
-    if force or not same:
+    return read_json(note) if note.exists() else None
+
+
+def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
+    """Keep the partial work of the same plan; throw away that of any other."""
+    note = _note(folder)
+    if force or note is None or note.get("fingerprint") != plan.fingerprint:
         _remove(folder)
     folder.mkdir(exist_ok=True)
-    write_json(note, {"fingerprint": fingerprint})
+    write_json(folder / "work.json", plan.described() | {"fingerprint": plan.fingerprint})
+
+
+def _finish_publishing(plan: StagePlan, folder: Path) -> None:
+    """Do what a kill in the middle of publishing left undone."""
+    for record in (folder / "stage.json", folder / record_path(plan.out).name):
+        if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
+            move = _move_folder if record.name == "stage.json" else _move_file
+            move(folder, plan.out)
+    outdated = _sibling(plan.out, ".outdated")
+    if outdated.exists() and not plan.out.exists():
+        outdated.rename(plan.out)
+    _remove(outdated)
+
+
+def _move_folder(folder: Path, out: Path) -> None:
+    (folder / "work.json").unlink(missing_ok=True)
+    outdated = _sibling(out, ".outdated")
+    if out.exists():
+        _remove(outdated)
+        out.rename(outdated)
+    folder.rename(out)
+    _remove(outdated)
+
+
+def _move_file(folder: Path, out: Path) -> None:
+    made, record = folder / out.name, record_path(out)
+    if made.exists():
+        record.unlink(missing_ok=True)  # no file ever stands beside another's record
+        made.replace(out)
+    (folder / record.name).replace(record)
+    _remove(folder)
 
 
 def _sibling(path: Path, suffix: str) -> Path:

@@ -1,0 +1,147 @@
+"""The probe stage: whole tables from feature files, and no way to fool oneself with them."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from ijepa.config import ProbeConfig, Runtime
+from ijepa.errors import IjepaError
+from ijepa.probe import FeaturePair, probe
+from ijepa.stores.features import FeatureHeader, FeatureWriter
+
+LOGISTIC = ProbeConfig(name="logistic")
+
+
+def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, **header):
+    """A feature file of `classes` clusters, `signal` apart, in two layers of 8."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(rows) % classes
+    last = signal * np.eye(classes, 8)[which] + rng.standard_normal((rows, 8))
+    defaults = {
+        "encoder": "ours",
+        "weights_sha256": "0" * 64,
+        "which": "target",
+        "layers": (2, 3),
+        "pooling": "average",
+        "image_px": 32,
+        "transform": "center-crop",
+        "data_fingerprint": "some data",
+        "split": "train",
+        "class_names": {"class": None},
+        "fingerprint": f"{path.name} {seed} {signal}",
+    }
+    writer = FeatureWriter(path, FeatureHeader(**defaults | header), "float32")
+    features = np.stack([rng.standard_normal((rows, 8)), last], axis=1).astype(np.float32)
+    keys = [f"{number:05d}" for number in range(first, first + rows)]
+    writer.append(features, {"class": which}, keys)
+    writer.finish()
+    return path
+
+
+def pair(folder, name="ours", **options):
+    train = write(folder / f"{name}.train.h5", **options)
+    test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000} | options)
+    return FeaturePair(train, test)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return pair(tmp_path)
+
+
+def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
+    noise = pair(tmp_path, "random", signal=0.0, encoder="random", weights_sha256="1" * 64)
+    result = probe(files, [noise], tmp_path / "r.json", LOGISTIC).result
+    ours, theirs = result.scores
+    assert (ours.origin.encoder, theirs.origin.encoder) == ("ours", "random")
+    assert ours.top1 > 0.9 > 0.6 > theirs.top1
+    assert ours.p_value is None
+    assert theirs.p_value < 1e-6
+    assert result.chance == pytest.approx(1 / 3)
+    assert (result.train_rows, result.test_rows, result.num_classes) == (120, 120, 3)
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear", "knn", "few-shot"])
+def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
+    config = ProbeConfig(name=name, shots=(1, 5), draws=3)
+    result = probe(files, [], tmp_path / "r.json", config).result
+    for score in result.scores:
+        low, high = score.top1_interval
+        assert 0 <= low <= score.top1 <= high <= 1
+        assert (score.draws_std is not None) == (name == "few-shot")
+        assert (score.best_on_test is not None) == (name == "linear")
+    body = json.loads((tmp_path / "r.json").read_text())
+    assert body["config"]["name"] == name
+    assert [row["top1"] for row in body["scores"]] == [score.top1 for score in result.scores]
+
+
+def test_the_interval_is_that_of_the_test_images(tmp_path, files):
+    score = probe(files, [], tmp_path / "r.json", LOGISTIC).result.scores[0]
+    right = round(score.top1 * 120)
+    interval = binomtest(right, 120).proportion_ci(0.95, method="wilson")
+    assert score.top1_interval == pytest.approx((interval.low, interval.high))
+
+
+def test_probing_again_answers_cached_and_other_features_do_not(tmp_path, files):
+    out = tmp_path / "r.json"
+    assert not probe(files, [], out, LOGISTIC).cached
+    assert probe(files, [], out, LOGISTIC).cached
+    assert not probe(files, [], out, LOGISTIC, Runtime(force=True)).cached
+    other = pair(tmp_path, "other", seed=3)
+    assert not probe(other, [], out, LOGISTIC).cached
+
+
+def test_an_image_in_train_and_test_is_refused(tmp_path):
+    train = write(tmp_path / "train.h5")
+    test = write(tmp_path / "test.h5", first=119, fingerprint="test")
+    with pytest.raises(IjepaError, match=r"1 images .* too, such as 00119"):
+        probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights_sha256": "1" * 64},
+        {"which": "context"},
+        {"layers": (0, 1)},
+        {"pooling": "none"},
+        {"image_px": 64},
+        {"transform": "squash"},
+    ],
+)
+def test_train_and_test_features_made_otherwise_are_refused(tmp_path, other):
+    train = write(tmp_path / "train.h5")
+    test = write(tmp_path / "test.h5", first=500, **other)
+    with pytest.raises(IjepaError, match=f"not made alike: {next(iter(other))}"):
+        probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_baseline_on_other_images_is_refused(tmp_path, files, part):
+    other = pair(tmp_path, "other")
+    moved = write(tmp_path / "moved.h5", first=5000)
+    with pytest.raises(IjepaError, match=r"moved.h5 holds other images"):
+        probe(files, [other._replace(**{part: moved})], tmp_path / "r.json", LOGISTIC)
+
+
+def test_a_label_that_is_not_there_is_refused_with_those_that_are(tmp_path, files):
+    with pytest.raises(IjepaError, match=r"no label 'count'; its labels are: class"):
+        probe(files, [], tmp_path / "r.json", ProbeConfig(name="logistic", label="count"))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(20, 1), (6, 6), (1, 1)])
+def test_labels_that_leave_nothing_to_fit_or_to_choose_on_are_refused(tmp_path, rows, classes):
+    files = pair(tmp_path, rows=rows, classes=classes)
+    for name in ("logistic", "linear", "knn", "few-shot"):
+        with pytest.raises(IjepaError, match="a probe needs two classes"):
+            probe(files, [], tmp_path / "r.json", ProbeConfig(name=name))
+
+
+def test_a_few_images_are_enough_for_every_probe(tmp_path):
+    files = pair(tmp_path, rows=4, classes=2)
+    for name in ("logistic", "linear", "knn", "few-shot"):
+        result = probe(files, [], tmp_path / f"{name}.json", ProbeConfig(name=name)).result
+        assert result.test_rows == 4

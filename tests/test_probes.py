@@ -1,0 +1,184 @@
+"""Probes on arrays: they find what is there, and choose without a look at the test set."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from ijepa.config import ProbeConfig
+from ijepa.probes.arrays import Labelled, hold_out
+from ijepa.probes.few_shot import draw_subset, few_shot
+from ijepa.probes.knn import knn, vote
+from ijepa.probes.linear import linear
+from ijepa.probes.logistic import logistic
+from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
+
+PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
+CLASSES = (3, 7, 20)  # label numbers need not count from 0
+
+
+def clusters(rows, spread, seed, *, shuffled=False):
+    """Three Gaussian clusters in 8 dimensions; `shuffled` labels say nothing about them."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(rows) % 3
+    centres = 3 * np.eye(3, 8)
+    last = (centres[which] + spread * rng.standard_normal((rows, 8))).astype(np.float32)
+    labels = np.array(CLASSES)[rng.permutation(which) if shuffled else which]
+    return Labelled(last, np.concatenate([last, last[:, ::-1]], axis=1), labels)
+
+
+def accuracies(name, train, test, **choices):
+    fits = PROBES[name](train, test, ProbeConfig(name=name, **choices))
+    return [float(np.mean(fit.predictions == test.labels)) for fit in fits]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_separates_clusters(name):
+    found = accuracies(name, clusters(300, 0.3, 0), clusters(90, 0.3, 1))
+    assert min(found) > 0.95
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_is_at_chance_on_shuffled_labels(name):
+    test = clusters(900, 0.3, 1, shuffled=True)
+    for found in accuracies(name, clusters(300, 0.3, 0, shuffled=True), test):
+        assert 0.25 < found < 0.42  # a third, give or take five standard deviations
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_repeats_itself(name):
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    config = ProbeConfig(name=name, seed=3)
+    for one, two in zip(
+        PROBES[name](train, test, config), PROBES[name](train, test, config), strict=True
+    ):
+        np.testing.assert_array_equal(one.predictions, two.predictions)
+        assert one.choices == two.choices
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_predictions_of_one_image_do_not_depend_on_the_others_of_the_test_set(name):
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    config = ProbeConfig(name=name)
+    part = test.take(np.arange(7))
+    for whole, some in zip(
+        PROBES[name](train, test, config), PROBES[name](train, part, config), strict=True
+    ):
+        np.testing.assert_array_equal(whole.predictions[:, :7], some.predictions)
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear", "knn"])
+def test_what_is_chosen_does_not_depend_on_the_test_labels(name):
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    config = ProbeConfig(name=name)
+    (true,) = PROBES[name](train, test, config)
+    (false,) = PROBES[name](train, test._replace(labels=test.labels[::-1].copy()), config)
+    np.testing.assert_array_equal(true.predictions, false.predictions)
+    assert true.choices == false.choices
+
+
+def test_the_best_head_on_the_test_set_is_no_worse_than_the_one_chosen_on_train():
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    (found,) = linear(train, test, ProbeConfig(name="linear"))
+    assert found.best_on_test >= np.mean(found.predictions == test.labels)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    fraction=st.floats(0.05, 0.5),
+    seed=st.integers(0, 5),
+)
+def test_the_held_out_part_takes_its_share_of_each_class_and_never_all_of_it(
+    labels, fraction, seed
+):
+    labels = np.array(labels)
+    fitted, held = hold_out(labels, fraction, seed)
+    assert sorted([*fitted, *held]) == list(range(len(labels)))
+    for label in np.unique(labels):
+        count = int((labels == label).sum())
+        share = max(1, round(count * fraction))
+        assert int((labels[held] == label).sum()) == min(share, count - 1)
+
+
+@given(
+    shots=st.sampled_from([0.01, 0.2, 0.5, 1, 3, 5]), seed=st.integers(0, 3), draw=st.integers(0, 3)
+)
+def test_a_drawn_subset_holds_so_many_of_each_class(shots, seed, draw):
+    labels = np.repeat([2, 5, 9], [10, 40, 3])
+    rows = draw_subset(labels, shots, seed, draw)
+    assert len(set(rows)) == len(rows)
+    for label, count in [(2, 10), (5, 40), (9, 3)]:
+        wanted = min(int(shots), count) if shots >= 1 else max(1, round(shots * count))
+        assert int((labels[rows] == label).sum()) == wanted
+
+
+def test_draws_differ_and_each_is_a_row_of_predictions():
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    one, five = few_shot(train, test, ProbeConfig(name="few-shot", shots=(1, 5), draws=4))
+    assert (one.setting, five.setting) == ("1 a class", "5 a class")
+    assert one.predictions.shape == (4, 60)
+    assert len(np.unique(one.predictions, axis=0)) > 1
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 50), k=st.sampled_from([1, 3, 10, 40]))
+def test_nearest_neighbours_vote_as_a_plain_loop_counts(seed, k):
+    train, test = clusters(40, 2.0, seed), clusters(5, 2.0, seed + 100)
+    unit = [x.last / np.linalg.norm(x.last, axis=1, keepdims=True) for x in (train, test)]
+    expected = []
+    for cosine in unit[1] @ unit[0].T:
+        votes = dict.fromkeys(CLASSES, 0.0)
+        for row in np.argsort(-cosine)[:k]:
+            votes[int(train.labels[row])] += float(np.exp(cosine[row] / 0.07))
+        expected.append(max(votes, key=votes.get))
+    np.testing.assert_array_equal(vote(train, test.last, k), expected)
+
+
+def test_nearest_neighbours_leave_the_features_as_they_were():
+    train, test = clusters(40, 2.0, 0), clusters(5, 2.0, 1)
+    before = train.last.copy(), test.last.copy()
+    vote(train, test.last, 3)
+    np.testing.assert_array_equal(train.last, before[0])
+    np.testing.assert_array_equal(test.last, before[1])
+
+
+def test_accuracy_has_the_interval_of_wilson():
+    found = top1(np.arange(100) < 81)
+    assert found.value == 0.81
+    # Wilson 1927 by hand: (p + z2/2n +- z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n), z = 1.95996
+    assert found.low == pytest.approx(0.722212, abs=1e-6)
+    assert found.high == pytest.approx(0.874852, abs=1e-6)
+
+
+def test_mean_class_accuracy_weighs_rare_classes_as_common_ones():
+    labels = np.repeat([0, 1], [90, 10])
+    correct = np.concatenate([np.ones(90, dtype=bool), np.zeros(10, dtype=bool)])
+    found = mean_class_accuracy(correct, labels)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert top1(correct).value == 0.9
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
+def test_the_paired_test_is_the_sign_test_of_the_images_where_both_differ(pairs):
+    one, other = np.array(pairs).T
+    wins, losses = int((one & ~other).sum()), int((~one & other).sum())
+    found = paired_p_value(one, other)
+    assert found == paired_p_value(other, one)
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert found == pytest.approx(expected)
+
+
+def test_the_paired_test_equals_a_worked_example():
+    # 8 images only the one gets right, 1 only the other: 2 (C(9,0) + C(9,1)) / 2^9
+    one = np.array([True] * 8 + [False] + [True] * 50)
+    other = np.array([False] * 8 + [True] + [True] * 50)
+    assert paired_p_value(one, other) == pytest.approx(2 * (1 + 9) / 2**9)
+
+
+def test_a_class_that_train_lacks_counts_as_wrong():
+    train = clusters(200, 0.3, 0)
+    train = train.take(np.flatnonzero(train.labels != CLASSES[2]))
+    for name in PROBES:
+        test = clusters(60, 0.3, 1)
+        assert max(accuracies(name, train, test, shots=(5,))) == pytest.approx(2 / 3, abs=0.04)

@@ -1,0 +1,153 @@
+"""The report: every number of the results, all curves of the runs, in a file that loads nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from test_probe import pair
+
+from ijepa.config import ProbeConfig
+from ijepa.errors import IjepaError
+from ijepa.probe import probe
+from ijepa.report import report
+from ijepa.views.chart import Series, line_chart, nice_ticks
+from ijepa_cli.score_table import score_table
+
+
+@pytest.fixture
+def results(tmp_path):
+    """One result with a baseline of an awkward name, and one with several settings."""
+    ours = pair(tmp_path)
+    odd = pair(tmp_path, "odd", signal=0.0, encoder="<b>[red]odd", weights_sha256="1" * 64)
+    paths = []
+    for name in ("logistic", "few-shot"):
+        paths.append(tmp_path / f"{name}.json")
+        probe(ours, [odd], paths[-1], ProbeConfig(name=name, shots=(1, 5), draws=2))
+    return paths
+
+
+class Page(HTMLParser):
+    """Opened and closed tags, attributes, text."""
+
+    VOID = ("meta", "link", "br", "img", "hr", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.text = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
+    outcome = report([*results, run], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.open == []
+    text = " ".join(page.text)
+    for result in outcome.results:
+        for score in result.scores:
+            assert f"{100 * score.top1:.2f}%" in text
+            assert score.origin.encoder in text
+            assert score.setting in text
+    for curve in ("smooth-L1 loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
+        assert curve in text
+    assert page.tags.count("svg") >= 7
+
+
+def test_the_page_loads_nothing_and_names_stay_text(results, run, tmp_path):
+    report([*results, run], tmp_path / "report.html")
+    content = (tmp_path / "report.html").read_text()
+    page = Page(content)
+    assert page.addresses == []
+    assert not {"script", "img", "link", "iframe", "b"} & set(page.tags)
+    assert not re.search(r"@import|url\(", content)
+
+
+def test_reporting_again_answers_cached_until_a_result_changes(results, run, tmp_path):
+    out = tmp_path / "report.html"
+    assert not report([*results, run], out).cached
+    before = out.read_bytes()
+    assert report([*results, run], out).cached
+    assert not report([*results, run], tmp_path / "other.html").cached
+    assert (tmp_path / "other.html").read_bytes() == before
+
+
+def test_what_is_neither_result_nor_run_is_refused(tmp_path):
+    out = tmp_path / "report.html"
+    with pytest.raises(IjepaError, match="nothing to report"):
+        report([], out)
+    with pytest.raises(IjepaError, match="no result"):
+        report([tmp_path / "nothing.json"], out)
+    with pytest.raises(IjepaError, match="not a run folder"):
+        report([tmp_path], out)
+    for body in ("", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}'):
+        (tmp_path / "odd.json").write_text(body)
+        with pytest.raises(IjepaError, match=r"odd\.json"):
+            report([tmp_path / "odd.json"], out)
+    assert not out.exists()
+
+
+def test_the_terminal_table_holds_the_same_numbers(results):
+    from rich.console import Console
+
+    from ijepa.stores.results import read_result
+
+    read = [read_result(path) for path in results]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(score_table(read))
+    text = captured.get()
+    for result in read:
+        for score in result.scores:
+            assert f"{100 * score.top1:.2f}" in text
+            assert score.origin.encoder in text
+
+
+@pytest.mark.parametrize(
+    ("ends", "ticks"),
+    [
+        ((0, 10), [0, 2.5, 5, 7.5, 10]),
+        ((0.1, 0.9), [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        ((-3, 3), [-4, -2, 0, 2, 4]),
+        ((5, 5), None),
+        ((0, 0), None),
+    ],
+)
+def test_ticks_are_round_and_hold_the_ends(ends, ticks):
+    found = nice_ticks(*ends)
+    assert found[0] <= ends[0]
+    assert found[-1] >= ends[1]
+    assert found[0] < found[-1]
+    if ticks:
+        assert found == pytest.approx(ticks)
+
+
+def test_a_chart_draws_each_point_where_its_numbers_say():
+    picture = line_chart([Series("a", [0, 50, 100], [0, 1, 0])], "x", "y")
+    points = re.search(r'points="([^"]+)"', picture)[1].split()
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points[:3])
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert x0 < x1
+    assert y0 == y2 > y1
+
+
+def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
+    many = list(map(float, range(100_000)))
+    picture = line_chart([Series("a", many, many)], "x", "y")
+    assert len(picture) < 20_000
+    assert json.dumps(picture)
+    assert len(re.search(r'points="([^"]+)"', picture)[1].split()) <= 402
