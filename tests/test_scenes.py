@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.errors import IjepaError
-from ijepa.sources.render import render
+from ijepa.sources.render import Solid, look_at, render
 from ijepa.sources.scenes import (
     AIM,
     CAMERA,
@@ -20,7 +20,6 @@ from ijepa.sources.scenes import (
     ScenesSpec,
     _solid,
     draw_scene,
-    look_at,
     parse_spec,
     render_scenes,
 )
@@ -81,11 +80,21 @@ def test_every_object_is_seen_and_alone_changes_the_image():
     camera = look_at(CAMERA, AIM, HALF_WIDTH)
     solids = [_solid(thing) for thing in annotations["objects"]]
     lamp = np.array([-2.5, -5.0, 8.0])
-    empty, _ = render(camera, [], lamp, 32)
+    empty = render(camera, [], lamp, 32, min_seen=1)
     for solid in solids:
-        image, seen = render(camera, [solid], lamp, 32)
-        assert seen[0] > 0
-        assert not np.array_equal(image, empty)
+        image = render(camera, [solid], lamp, 32, min_seen=1)
+        assert (image != empty).any()
+
+
+def test_a_scene_that_hides_an_object_is_not_drawn():
+    camera = look_at(CAMERA, AIM, HALF_WIDTH)
+    lamp, red = np.array([-2.5, -5.0, 8.0]), np.array([1.0, 0.0, 0.0])
+    small = Solid("sphere", np.array([0.0, 0.0, 0.35]), 0.35, 0.0, red, is_metal=False)
+    away = camera.position - small.centre
+    before = small.centre + 2.5 * away / np.linalg.norm(away)
+    large = Solid("sphere", before, 1.2, 0.0, red, is_metal=False)
+    assert render(camera, [small], lamp, 32, min_seen=5) is not None
+    assert render(camera, [small, large], lamp, 32, min_seen=5) is None
 
 
 def test_depth_is_the_distance_along_the_optical_axis():
@@ -109,7 +118,8 @@ def test_annotated_pixels_show_the_objects_colour():
         "color": "red",
         "material": "rubber",
     }
-    image, _ = render(camera, [_solid(thing)], np.array([-2.5, -5.0, 8.0]), 64)
+    lamp = np.array([-2.5, -5.0, 8.0])
+    image = render(camera, [_solid(thing)], lamp, 64, min_seen=1)
     across, down, _ = camera.project(np.array(thing["3d_coords"]), 64)
     redness = image[..., 0].astype(int) - image[..., 2]
     assert redness[round(down), round(across)] > 50

@@ -80,8 +80,8 @@ def look_at(position: Floats, target: Floats, half_width: float) -> Camera:
 
 
 def render(
-    camera: Camera, solids: list[Solid], lamp: Floats, image_px: int
-) -> tuple[Pixels, Floats]:
+    camera: Camera, solids: list[Solid], lamp: Floats, image_px: int, min_seen: float
+) -> Pixels | None:
     """Draw solids on a grey floor, lit by a lamp with shadows and by a weak fill light.
 
     Args:
@@ -89,19 +89,23 @@ def render(
         solids: what; they must not touch each other.
         lamp: (3,) position of the key light.
         image_px: side of the image.
+        min_seen: pixels of each solid that must be seen.
 
     Returns:
-        (image_px, image_px, 3) uint8, and (len(solids),) how many pixels of each are seen.
+        (image_px, image_px, 3) uint8, or None if a solid is hidden too far by others or the border.
     """
     side = image_px * SUPERSAMPLING
     rays = camera.rays(side)
     origin = camera.position.astype(np.float32)
     distance, normal, owner = _first_hits(origin, rays, solids)
+    seen = np.bincount(owner + 1, minlength=len(solids) + 1)[1:] / SUPERSAMPLING**2
+    if seen.min(initial=np.inf) < min_seen:
+        return None
     points = origin + rays * distance[:, None] + normal * NEAR
     colour = _shade(points, normal, owner, rays, solids, lamp)
     blocks = np.clip(colour, 0, 1).reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3)
-    seen = np.bincount(owner + 1, minlength=len(solids) + 1)[1:] / SUPERSAMPLING**2
-    return (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8), seen
+    pixels: Pixels = (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8)
+    return pixels
 
 
 def _first_hits(origin: Floats, rays: Floats, solids: list[Solid]) -> tuple[Floats, Floats, Ints]:
@@ -143,14 +147,22 @@ def _shade(
     fill = np.maximum(_dot(normal, FILL_DIRECTION), 0)
     light = AMBIENT + KEY * key + FILL * fill
     metal = np.append([solid.is_metal for solid in solids], False)[owner]
+    base = _base_colour(points, owner, solids) * np.where(metal, 0.75, 1.0)[:, None]
+    colour: Floats = base * light[:, None]
+    solid = np.flatnonzero(owner >= 0)  # the floor does not shine
+    shine = _shine(normal[solid], rays[solid], to_lamp[solid], metal[solid], lit[solid])
+    colour[solid] += shine[:, None]
+    return colour
+
+
+def _shine(
+    normal: Floats, rays: Floats, to_lamp: Floats, metal: np.ndarray[Any, Any], lit: Floats
+) -> Floats:
     half = np.maximum(_dot(normal, _unit(to_lamp - rays)), 0)
     highlight = np.where(metal, 0.9 * half**60, 0.15 * half**12) * lit
     mirrored_up = rays[:, 2] - 2 * _dot(rays, normal) * normal[:, 2]
-    sky = np.where(metal, 0.35 * np.clip(mirrored_up, 0, 1), 0)
-    shine = np.where(owner < 0, 0, highlight + sky)
-    base = _base_colour(points, owner, solids) * np.where(metal, 0.75, 1.0)[:, None]
-    colour: Floats = base * light[:, None] + shine[:, None]
-    return colour
+    sky: Floats = np.where(metal, 0.35 * np.clip(mirrored_up, 0, 1), 0)
+    return highlight + sky
 
 
 def _base_colour(points: Floats, owner: Ints, solids: list[Solid]) -> Floats:

@@ -145,8 +145,9 @@ def draw_scene(spec: ScenesSpec, split: str, number: int) -> Scene:
         objects = _placed(spec, camera, rng)
         if objects is None:
             continue
-        image, seen = render(camera, [_solid(thing) for thing in objects], lamp, spec.image_px)
-        if seen.min() >= MIN_SEEN * spec.image_px**2:
+        solids = [_solid(thing) for thing in objects]
+        image = render(camera, solids, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
+        if image is not None:
             return Scene(_annotations(split, number, camera, objects), image)
 
 
