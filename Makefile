@@ -7,7 +7,8 @@ IJEPA   := $(BIN)/ijepa
 WORKERS ?= 2
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
-# Yours: make DATA=/path/to/images NAME=mine RECIPE=cifar10 LABELS=class TEST=val report
+# Yours: make DATA=/path/to/images NAME=mine report
+# Images that have no splits get one, val, of a tenth.
 DATA    ?= scenes:train=12000,val=6000
 NAME    ?= scenes
 RECIPE  ?= scenes-mini
@@ -72,7 +73,7 @@ clean: ## Remove what the pipeline made for NAME, and report.html.
 # --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
 
 shard: setup ## DATA -> shards/NAME.
-	@$(IJEPA) shard '$(DATA)' $(SHARDS) --workers $(WORKERS)
+	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 --workers $(WORKERS)
 
 pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE.
 	@$(IJEPA) pretrain --recipe $(RECIPE) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \

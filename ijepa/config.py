@@ -63,6 +63,8 @@ class ShardConfig(Config):
             depends on: raising it goes on with what was written.
         subset: sha256 of the list of keys or file names to keep, if one was given.
         splits: only these; empty means every split that the source has.
+        val_fraction: where the source has no splits of its own, this share of its images becomes
+            `val`, drawn by a hash of each image's name.
     """
 
     resize_px: Annotated[int, Field(ge=1)] | None = None
@@ -70,6 +72,7 @@ class ShardConfig(Config):
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     subset: str | None = None
     splits: tuple[str, ...] = ()
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class DataConfig(Config):

@@ -106,7 +106,7 @@ def _header(
 ) -> FeatureHeader:
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
-        log.info("%s has %d layers; storing these.", encoder.name, num_layers)
+        log.info("%s has no more layers to store than %d", encoder.name, num_layers)
     crop = "squash" if config.crop == "squash" else f"center-crop {encoder.crop_fraction:.4g}"
     return FeatureHeader(
         encoder=encoder.name,

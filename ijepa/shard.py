@@ -1,6 +1,7 @@
 """Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from ijepa.config import RUNTIME, Config, Runtime, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.sources.items import Item, Label, Labels
+from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
 from ijepa.sources.kinds import Source, open_source
 from ijepa.stores.sharding.crew import write_shards
 from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
@@ -144,6 +145,8 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     contents = job.opened.read(
         folder / SOURCE, job.config.splits, job.runtime.workers, job.progress
     )
+    if job.config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
+        contents = _with_val(contents, job.config.val_fraction)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
     path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.source])[:16]}.db"
     if path.exists():
@@ -156,6 +159,18 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     if not any(shard.num_images for shard in plan.shards()):
         raise IjepaError(f"{job.source} holds no image in what was chosen.")
     return contents.splits, plan
+
+
+def _with_val(contents: Contents, fraction: float) -> Contents:
+    """Move a share of the images to `val`; which ones depends on their names alone."""
+
+    def moved(item: Item) -> Item:
+        digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
+        is_val = int.from_bytes(digest[:8]) < fraction * 2**64
+        return item._replace(split="val") if is_val else item
+
+    splits = dict(contents.splits) | {"val": contents.splits[DEFAULT_SPLIT]}
+    return Contents(splits, map(moved, contents.items))
 
 
 def _new_images(

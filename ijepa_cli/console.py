@@ -132,7 +132,7 @@ class _Lines:
         self._last[task] = now
         parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else ""), rate.text(done)]
         parts += [rate.remaining(done, total), *_shown(values)]
-        stderr.print("  ".join(part for part in parts if part), highlight=False)
+        stderr.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
 
 class _Rate:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.method.monitor import health, loss_vs_mean_target, mean_cosine, rankme, verdict
+from ijepa.method.monitor import Health, health, loss_vs_mean_target, mean_cosine, rankme, verdict
 
 
 @given(rank=st.integers(1, 16))
@@ -40,3 +40,9 @@ def test_a_collapsed_encoder_is_called_so_and_a_healthy_one_is_not():
     assert verdict(healthy, healthy) is None
     assert "all images look alike" in verdict(collapsed, healthy)
     assert "losing dimensions" in verdict(flat, healthy)
+
+
+def test_images_that_looked_alike_from_the_start_are_no_collapse():
+    first = Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)
+    assert verdict(first._replace(mean_cosine=0.996), first) is None
+    assert verdict(first._replace(mean_cosine=0.9999), first) is not None

@@ -288,6 +288,32 @@ def test_a_subset_that_names_nothing_is_refused(tmp_path, text, message):
         shard(str(folder), tmp_path / "set", runtime=ALONE, subset=tmp_path / "subset.txt")
 
 
+def test_a_source_without_splits_gives_a_share_to_val_whatever_else_it_holds(tmp_path):
+    files = {
+        name.removeprefix("train/"): content
+        for name, content in class_folders(100).items()
+        if name.startswith("train/")
+    }
+    folder = write_files(tmp_path / "images", files)
+    config = ShardConfig(val_fraction=0.25)
+    whole = shard(str(folder), tmp_path / "whole", config, ALONE)
+    assert sum(whole.splits.values()) == 200
+    assert 25 < whole.splits["val"] < 75
+    (folder / "cat" / "0000.png").unlink()
+    shard(str(folder), tmp_path / "less", config, ALONE)
+    whole, less = samples(tmp_path / "whole"), samples(tmp_path / "less")
+    assert whole.keys() - less.keys() <= {"train/cat/0000", "val/cat/0000"}
+    assert less.keys() <= whole.keys()
+    for key, sample in whole.items():
+        assert sample.labels["class"] == ["cat", "dog"].index(key.split("/")[1])
+
+
+def test_a_source_with_splits_keeps_them(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(4))
+    config = ShardConfig(val_fraction=0.5)
+    assert shard(str(folder), tmp_path / "set", config, ALONE).splits == {"train": 8, "val": 8}
+
+
 # Again, and after a kill
 
 
@@ -463,7 +489,7 @@ def test_the_command_hands_every_option_on(tmp_path, app):
     (tmp_path / "subset.txt").write_text("0000.png\ntext.jpg\n")
     arguments = ["shard", str(folder), str(tmp_path / "set"), "--json", "--workers", "1"]
     arguments += ["--split", "train", "--resize", "4", "--shard-bytes", "1", "--max-bad", "1"]
-    arguments += ["--subset", str(tmp_path / "subset.txt")]
+    arguments += ["--subset", str(tmp_path / "subset.txt"), "--val-fraction", "0.1"]
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
     body = json.loads(answer.stdout)
     assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)

@@ -1,22 +1,15 @@
 """`ijepa extract`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ijepa.config import ExtractConfig, validated
-from ijepa_cli.console import (
-    Device,
-    Force,
-    Json,
-    Seed,
-    Workers,
-    runtime,
-    show,
-    shown_progress,
-    table,
-)
+from ijepa_cli.console import Device, Force, Json, Seed, Workers, runtime, show, shown_progress
+
+if TYPE_CHECKING:
+    from ijepa.extract import ExtractResult
 
 EncoderName = Annotated[
     str,
@@ -71,7 +64,15 @@ def extract(
 
     with shown_progress() as progress:
         result = run(data, out, config, runtime(device, workers, force), progress)
-    show(result, as_json, table(result, "cached" if result.cached else "extracted"))
+    show(result, as_json, _sentence(result))
+
+
+def _sentence(result: "ExtractResult") -> str:
+    state, layers = "cached" if result.cached else "written", "s" if result.layers > 1 else ""
+    return (
+        f"{result.out} {state}: {result.encoder}, {result.rows:,} images, {result.layers} "
+        f"layer{layers} of {result.dim:,}, labels {', '.join(result.labels) or 'none'}"
+    )
 
 
 def register(app: typer.Typer) -> None:

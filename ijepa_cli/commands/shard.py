@@ -36,6 +36,9 @@ def shard(
     split: Annotated[
         list[str] | None, typer.Option(help="Only this split; may be given again.")
     ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Of a source without splits, the share that becomes val.")
+    ] = 0.0,
     resize: Annotated[
         int | None, typer.Option(help="Shrink the short side to this many pixels.")
     ] = None,
@@ -54,6 +57,7 @@ def shard(
 
     options = {
         "splits": split or (),
+        "val_fraction": val_fraction,
         "resize_px": resize,
         "shard_bytes": shard_bytes,
         "max_bad": max_bad,
@@ -62,10 +66,12 @@ def shard(
     with shown_progress() as progress:
         result = run(source, out, config, runtime("cpu", workers, force), progress, subset=subset)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
-    left_out = f"; {result.bad:,} images left out, see bad.jsonl" if result.bad else ""
-    verb = "is there already" if result.cached else "written"
+    images = "image" if result.bad == 1 else "images"
+    left_out = f"; {result.bad:,} {images} left out, see bad.jsonl" if result.bad else ""
+    shards = "shard" if result.shards == 1 else "shards"
+    state = "cached" if result.cached else "written"
     show(
         result,
         as_json,
-        f"{out} {verb}: {counts} in {result.shards} shards, {decimal(result.bytes)}{left_out}",
+        f"{out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}{left_out}",
     )
