@@ -1,0 +1,62 @@
+"""What the documents tell a user to type is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from ijepa.config import recipe_names
+from ijepa_cli.main import COMMANDS, app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "shards/README.md")
+GROUP = typer.main.get_command(app)
+
+
+def typed(program: str) -> list[list[str]]:
+    """Commands in the shell blocks of the documents, split into words."""
+    found = []
+    for name in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in found if words and words[0] == program]
+
+
+def examples() -> list[list[str]]:
+    """Commands that the help texts show."""
+    texts = []
+    for command in GROUP.commands.values():
+        texts.append(f"{command.help or ''}\n{command.epilog or ''}".replace("\\\n", " "))
+    lines = [line for text in texts for line in re.findall(r"(?:Example: |  )(ijepa .*)", text)]
+    return [shlex.split(line.partition(" > ")[0])[1:] for line in lines]
+
+
+@pytest.mark.parametrize("words", typed("ijepa") + examples(), ids=" ".join)
+def test_commands_in_documents_and_help_are_understood(words):
+    name, *arguments = words
+    GROUP.commands[name].make_context(name, arguments)  # raises a usage error
+
+
+def test_there_are_examples_of_every_command():
+    assert {words[0] for words in examples()} == set(COMMANDS)
+    assert {"shard", "pretrain", "extract", "probe", "report"} <= {w[0] for w in typed("ijepa")}
+
+
+def test_targets_and_variables_of_make_in_documents_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for words in typed("make"):
+        for word in words:
+            name, is_variable, _ = word.partition("=")
+            pattern = rf"^{name}\s*\?=" if is_variable else rf"^{name}:.*##"
+            assert re.search(pattern, makefile, re.MULTILINE), f"make {word}"
+
+
+def test_the_readme_lists_every_recipe_and_every_command():
+    readme = (ROOT / "README.md").read_text()
+    for name in recipe_names():
+        assert f"`{name}`" in readme
+    for name in COMMANDS:
+        assert f"ijepa {name}" in readme
