@@ -10,6 +10,7 @@ import typer
 from ijepa.errors import IjepaError
 from ijepa_cli.console import log_to_stderr, stderr
 
+INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes")
 
 app = typer.Typer(
@@ -31,8 +32,10 @@ def main() -> None:
         app()
     except IjepaError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("Stopped. The same command goes on from here.", code=130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            stderr.print("Stopped. The same command goes on from here.")
+        raise
     except OSError as error:
         if error.errno is None:
             raise
@@ -46,9 +49,9 @@ def _system_message(error: OSError) -> str:
     return f"{where}{error.strerror}."
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
+def _fail(message: str) -> NoReturn:
     stderr.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
-    sys.exit(code)
+    sys.exit(1)
 
 
 def _plain(message: str) -> str:

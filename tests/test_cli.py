@@ -106,3 +106,13 @@ def test_json_is_all_there_is_on_stdout(ijepa, shards, run, tiny_config):
 def test_recipes_are_listed_and_shown(ijepa):
     assert "cifar10\n" in ijepa("recipes")[1]
     assert "batch_size: 2048" in ijepa("recipes", "in1k_vith14_ep300")[1]
+
+
+def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ijepa.report.report", stopped)
+    code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
+    assert (code, out) == (130, "")
+    assert "Stopped. The same command goes on" in err
