@@ -64,13 +64,13 @@ class ScenesSpec(Config):
         seed: of everything.
     """
 
-    train: Annotated[int, Field(ge=0)] = 8000
-    val: Annotated[int, Field(ge=0)] = 2000
+    train: Annotated[int, Field(ge=0)] = 10_000
+    val: Annotated[int, Field(ge=0)] = 4000
     image_px: Annotated[int, Field(ge=8, le=1024)] = 64
     min_objects: Annotated[int, Field(ge=3, le=10)] = 3
-    max_objects: Annotated[int, Field(ge=3, le=10)] = 6
+    max_objects: Annotated[int, Field(ge=3, le=10)] = 5
     object_scale: Annotated[float, Field(gt=0, le=2)] = 1.5
-    area: Annotated[float, Field(gt=0, le=4)] = 2.4
+    area: Annotated[float, Field(gt=0, le=4)] = 3.2
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 
 
 def parse_spec(text: str) -> ScenesSpec:
-    """Read `train=8000,val=2000,px=64,objects=3-6,scale=1.5,area=2.4,seed=0`; all optional.
+    """Read `train=10000,val=4000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional.
 
     Raises:
         IjepaError: an unknown name or a value out of range.
