@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine report
 # Images that have no splits get one, val, of a tenth.
-DATA    ?= scenes:train=10000,val=4000
+DATA    ?= scenes:train=10000,val=6000
 NAME    ?= scenes
 RECIPE  ?= scenes-mini
 LABELS  ?= class

@@ -65,7 +65,7 @@ class ScenesSpec(Config):
     """
 
     train: Annotated[int, Field(ge=0)] = 10_000
-    val: Annotated[int, Field(ge=0)] = 4000
+    val: Annotated[int, Field(ge=0)] = 6000
     image_px: Annotated[int, Field(ge=8, le=1024)] = 64
     min_objects: Annotated[int, Field(ge=3, le=10)] = 3
     max_objects: Annotated[int, Field(ge=3, le=10)] = 5
@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 
 
 def parse_spec(text: str) -> ScenesSpec:
-    """Read `train=10000,val=4000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional.
+    """Read `train=10000,val=6000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional.
 
     Raises:
         IjepaError: an unknown name or a value out of range.

@@ -19,7 +19,7 @@ Examples:
 
   ijepa shard clevr:CLEVR_v1.0 shards/clevr --split train --split val
 
-  ijepa shard scenes:train=10000,val=4000 shards/scenes
+  ijepa shard scenes:train=10000,val=6000 shards/scenes
 
   ijepa shard photos.csv shards/photos --resize 256
 """
