@@ -6,7 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 40  # margins that hold the axes' labels
+LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 40  # margins that hold the axes' labels
 MOST_POINTS = 400  # more than the chart has pixels to show
 TICKS = 4
 
