@@ -1,23 +1,24 @@
 # Everything a user runs. `make help` lists it; the pipeline rules below are meant to be copied.
+# Variables are changed on the command line only (make SEED=1 mini): some shells export a NAME.
 
-PYTHON  ?= python3
-VENV    ?= .venv
-BIN     := $(VENV)/bin
-IJEPA   := $(BIN)/ijepa
-WORKERS ?= 2
+PYTHON   =  python3
+VENV     =  .venv
+BIN      := $(VENV)/bin
+IJEPA    := $(BIN)/ijepa
+WORKERS  =  2
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine report
 # Images that have no splits get one, val, of a tenth.
-DATA    ?= scenes:train=10000,val=6000
-NAME    ?= scenes
-RECIPE  ?= scenes-mini
-LABELS  ?= class
-PROBE   ?= logistic linear knn few-shot
-TRAIN   ?= train
-TEST    ?= val
-REPORT  ?= runs/$(NAME).html
-SEED    ?= 0
+DATA     =  scenes:train=10000,val=6000
+NAME     =  scenes
+RECIPE   =  scenes-mini
+LABELS   =  class
+PROBE    =  logistic linear knn few-shot
+TRAIN    =  train
+TEST     =  val
+REPORT   =  runs/$(NAME).html
+SEED     =  0
 
 SHARDS   := shards/$(NAME)
 RUN      := runs/$(NAME)
