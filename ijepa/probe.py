@@ -157,9 +157,9 @@ def _result(
         )
     progress(f"probe {config.name} encoders", len(opened), len(opened))
     scores = [
-        _score(found, fits[0][place] if number else None, labels, pair)
-        for number, pair in enumerate(opened)
-        for place, found in enumerate(fits[number])
+        _score(found, setting[0] if number else None, labels, pair)
+        for setting in zip(*fits, strict=True)
+        for number, (found, pair) in enumerate(zip(setting, opened, strict=True))
     ]
     return ProbeResult(
         probe=config.name,

@@ -64,5 +64,5 @@ def _setting(train: Labelled, test: Labelled, shots: float, config: ProbeConfig)
             warnings.simplefilter("ignore", ConvergenceWarning)  # MSN stops there, too
             probe.fit(fitted[rows], train.labels[rows])
         predictions.append(probe.predict(scored))
-    name = f"{int(shots)} a class" if shots >= 1 else f"{shots:.3g} of train"
+    name = f"{int(shots)} a class" if shots >= 1 else f"{100 * shots:.3g}% of train"
     return Fit(name, np.array(predictions), {"C": STRENGTH, "draws": config.draws})
