@@ -49,6 +49,25 @@ def test_a_second_run_is_cached(run, shards, tiny_config):
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_another_run_is_never_replaced_unforced(run, shards, tiny_config):
+    other = tiny_config.model_copy(update={"seed": 7})
+    with pytest.raises(IjepaError, match=r"seed was 0, now 7\. .* --force"):
+        pretrain(shards, run, other, CPU)
+    assert pretrain(shards, run, tiny_config, CPU).cached
+
+
+@pytest.mark.gpu
+def test_bf16_on_a_gpu_trains_as_fp32_on_a_cpu_within_its_precision(
+    run, shards, tiny_config, tmp_path
+):
+    pretrain(shards, tmp_path / "gpu", tiny_config, Runtime(device="cuda", workers=0))
+    losses = [
+        [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if record["step"]]
+        for folder in (run, tmp_path / "gpu")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
 class StopError(Exception):
     """Raised by a progress callback, to stop a run in the middle."""
 
