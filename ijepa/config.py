@@ -27,6 +27,9 @@ IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Config(BaseModel):
     """Base of all configurations: unknown keys are errors, values never change."""
 
@@ -170,7 +173,7 @@ class PretrainConfig(Config):
     masks: MaskConfig = MaskConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     watch: WatchConfig = WatchConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     checkpoint_epochs: Annotated[int, Field(ge=1)] = 50  # keep one every so many epochs
 
     @model_validator(mode="after")
@@ -209,7 +212,7 @@ class ExtractConfig(Config):
     image_px: Annotated[int, Field(ge=1)] | None = None
     crop: Literal["center", "squash"] = "center"
     dtype: Literal["float16", "float32"] = "float16"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class ProbeConfig(Config):
@@ -229,7 +232,7 @@ class ProbeConfig(Config):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 1, 5, 10)
     draws: Annotated[int, Field(ge=1)] = 5
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainConfig:
@@ -242,7 +245,10 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainCon
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise IjepaError(f"There is no recipe file {path}.")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError as error:
+            raise IjepaError(f"recipe {path} is not UTF-8 text ({error.reason}).") from error
     else:
         text = _named_recipe(name_or_path)
     body = _parse_yaml(text, name_or_path)

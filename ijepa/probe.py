@@ -1,6 +1,7 @@
 """Fit a probe on frozen features, baselines beside it."""
 
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Fit, Labelled
 
 VERSION = 1
+CONCATENATED = 4  # layers, paper A.2
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -79,7 +81,8 @@ def probe(
     opened = [_open(pair, config.label) for pair in (features, *baselines)]
     for other in opened[1:]:
         for theirs, ours in zip(other, opened[0], strict=True):
-            if theirs.keys != ours.keys:
+            same_data = theirs.header.data_fingerprint == ours.header.data_fingerprint
+            if not same_data or theirs.keys != ours.keys:
                 raise IjepaError(
                     f"{theirs.path} holds other images than {ours.path}; baselines are fitted and "
                     f"compared on the same images."
@@ -119,9 +122,20 @@ def _open(pair: FeaturePair, label: str) -> _Pair:
             raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
         if not store.shape[0]:
             raise IjepaError(f"{store.path} holds no image.")
+    names, others = (store.header.class_names[label] for store in (train, test))
+    if names != others:
+        raise IjepaError(
+            f"Classes of {label!r} are numbered otherwise in {train.path} and {test.path}: "
+            f"{_first_difference(names or [], others or [])}. Shard both splits together."
+        )
     _refuse_unfit(train, label)
     _refuse_leak(train, test)
     return _Pair(train, test)
+
+
+def _first_difference(names: list[str], others: list[str]) -> str:
+    pairs = itertools.zip_longest(names, others, fillvalue="nothing")
+    return next(f"{number} is {a} and {b}" for number, (a, b) in enumerate(pairs) if a != b)
 
 
 def _refuse_unfit(train: Features, label: str) -> None:
@@ -178,7 +192,9 @@ def _result(
 def _labelled(store: Features, label: str) -> "Labelled":
     from ijepa.probes.arrays import Labelled
 
-    return Labelled(store.last(1), store.last(store.shape[1]), store.labels[label])
+    return Labelled(
+        store.last(1), store.last(min(CONCATENATED, store.shape[1])), store.labels[label]
+    )
 
 
 def _score(

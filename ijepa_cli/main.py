@@ -34,7 +34,7 @@ def main() -> None:
         _fail(str(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            stderr.print("Stopped. The same command goes on from here.")
+            stderr.print("Stopped. The same command, without --force, goes on from here.")
         raise
     except OSError as error:
         if error.errno is None:

@@ -115,4 +115,4 @@ def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
     monkeypatch.setattr("ijepa.report.report", stopped)
     code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
     assert (code, out) == (130, "")
-    assert "Stopped. The same command goes on" in err
+    assert "goes on from here" in err

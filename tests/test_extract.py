@@ -1,5 +1,10 @@
 """Extraction: the right encoder, each image once, exact after a kill."""
 
+import errno
+import json
+import shutil
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +15,7 @@ from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.method.augment import normalise
-from ijepa.stores.features import open_features
+from ijepa.stores.features import FeatureWriter, open_features
 from ijepa.stores.images import decode_rgb
 from ijepa.stores.shards import open_shards
 
@@ -53,6 +58,28 @@ def test_target_context_and_initial_encoders_are_three_different_ones(run, shard
     assert not np.allclose(features["target"], features["context"], atol=1e-3)
     assert not np.allclose(features["target"], features["initial"], atol=1e-3)
     assert len({encoder_fingerprint(choice) for choice in names.values()}) == 3
+
+
+def test_stopped_with_all_rows_done_it_only_assembles(shards, tmp_path, monkeypatch):
+    """64 images, no multiple of the batch: the last, ragged batch must not come twice."""
+    choice = ExtractConfig(encoder="pixels", split="val")
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "finish", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            extract(shards, tmp_path / "f.h5", choice, CPU)
+    assert extract(shards, tmp_path / "f.h5", choice, CPU).rows == 64
+    extract(shards, tmp_path / "whole.h5", choice, CPU)
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_run_made_again_is_another_encoder(run, tmp_path):
+    """Another device or library gives other weights to an equal plan."""
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    assert encoder_fingerprint(config(again)) == encoder_fingerprint(config(run))
+    record = json.loads((again / "stage.json").read_text())
+    (again / "stage.json").write_text(json.dumps(record | {"finished": "later"}))
+    assert encoder_fingerprint(config(again)) != encoder_fingerprint(config(run))
 
 
 def test_pixels_are_the_image_itself(shards, images, tmp_path):

@@ -57,6 +57,7 @@ def test_another_run_is_never_replaced_unforced(run, shards, tiny_config):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bf16_on_a_gpu_trains_as_fp32_on_a_cpu_within_its_precision(
     run, shards, tiny_config, tmp_path
 ):
@@ -129,6 +130,14 @@ def test_a_checkpoint_that_does_not_load_stops_the_run(shards, tiny_config, tmp_
     with pytest.raises(IjepaError, match="not a readable checkpoint"):
         pretrain(shards, out, tiny_config, CPU)
     assert not out.exists()
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(run, tmp_path):
+    body = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    del body["optimizer"]
+    torch.save(body, tmp_path / "odd.pt")
+    with pytest.raises(IjepaError, match=r"lacks a part .*optimizer"):
+        load_checkpoint(tmp_path / "odd.pt")
 
 
 def test_a_checkpoint_of_another_architecture_stops_the_run(shards, run, tiny_config, tmp_path):

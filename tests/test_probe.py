@@ -127,6 +127,19 @@ def test_a_baseline_on_other_images_is_refused(tmp_path, files, part):
         probe(files, [other._replace(**{part: moved})], tmp_path / "r.json", LOGISTIC)
 
 
+def test_a_baseline_on_another_data_set_with_equal_keys_is_refused(tmp_path, files):
+    other = pair(tmp_path, "other", data_fingerprint="drawn with another seed")
+    with pytest.raises(IjepaError, match=r"other.train.h5 holds other images"):
+        probe(files, [other], tmp_path / "r.json", LOGISTIC)
+
+
+def test_train_and_test_with_other_class_numbers_are_refused(tmp_path):
+    train = write(tmp_path / "train.h5", class_names={"class": ["cat", "dog", "eel"]})
+    test = write(tmp_path / "test.h5", first=500, class_names={"class": ["cat", "eel", "fox"]})
+    with pytest.raises(IjepaError, match=r"numbered otherwise .* 1 is dog and eel"):
+        probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
+
+
 def test_a_label_that_is_not_there_is_refused_with_those_that_are(tmp_path, files):
     with pytest.raises(IjepaError, match=r"no label 'count'; its labels are: class"):
         probe(files, [], tmp_path / "r.json", ProbeConfig(name="logistic", label="count"))

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+import ijepa.probes.linear as linear_probe
 from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Labelled, hold_out
 from ijepa.probes.few_shot import draw_subset, few_shot
@@ -37,6 +39,16 @@ def accuracies(name, train, test, **choices):
 def test_every_probe_separates_clusters(name):
     found = accuracies(name, clusters(300, 0.3, 0), clusters(90, 0.3, 1))
     assert min(found) > 0.95
+
+
+@pytest.mark.parametrize("name", ["logistic", "few-shot"])
+def test_many_classes_are_separated_as_well_as_few(name):
+    """Gradients shrink with the number of classes; a solver must not stop for that."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(200), 4)
+    last = (np.eye(200)[labels] + 0.02 * rng.standard_normal((800, 200))).astype(np.float32)
+    data = Labelled(last, last, labels)
+    assert min(accuracies(name, data, data, shots=(2,), draws=1)) > 0.99
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -82,6 +94,14 @@ def test_the_best_head_on_the_test_set_is_no_worse_than_the_one_chosen_on_train(
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
     (found,) = linear(train, test, ProbeConfig(name="linear"))
     assert found.best_on_test >= np.mean(found.predictions == test.labels)
+
+
+def test_weight_decay_spares_batch_norm_alone():
+    plain = linear_probe._layers(torch.nn.Linear(4, 2))
+    norm, layer = linear_probe._layers(
+        torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    )
+    assert [decay for _, decay in (*plain, norm, layer)] == [5e-4, 0.0, 5e-4]
 
 
 @given(

@@ -101,6 +101,18 @@ def test_what_is_neither_result_nor_run_is_refused(tmp_path):
     assert not out.exists()
 
 
+def test_a_run_that_is_still_going_is_shown_up_to_its_last_whole_record(run, tmp_path):
+    live = tmp_path / "live"
+    live.mkdir()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (live / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
+    report([live], tmp_path / "report.html")
+    assert "7 steps, 224 images seen; not finished" in (tmp_path / "report.html").read_text()
+    (live / "metrics.jsonl").write_text("")
+    with pytest.raises(IjepaError, match="has no record yet"):
+        report([live], tmp_path / "other.html")
+
+
 def test_the_terminal_table_holds_the_same_numbers(results):
     from rich.console import Console
 

@@ -110,6 +110,55 @@ def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
         assert not (work.folder / "content").exists()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_what_another_stage_made_is_never_replaced(tmp_path, force):
+    out = tmp_path / "out"
+    make_folder(plan(out), "ten hours")
+    other = dataclasses.replace(plan(out), stage="other")
+    with (
+        pytest.raises(IjepaError, match="was made by `ijepa test`"),
+        exclusive_work(other, force=force),
+    ):
+        pass
+    with exclusive_work(plan(tmp_path / "half")) as work:
+        (work.folder / "content").write_text("five hours")
+    other = dataclasses.replace(plan(tmp_path / "half"), stage="other")
+    with pytest.raises(IjepaError, match="made by `ijepa test`"), exclusive_work(other):
+        pass
+    assert (work.folder / "content").exists()
+
+
+def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
+    out = tmp_path / "out"
+    make_folder(plan(out), "old")
+    with exclusive_work(plan(out), force=True) as work:
+        (work.folder / "half").write_text("half")
+    with exclusive_work(plan(out)) as work:
+        assert not work.cached
+        assert (work.folder / "half").exists()
+        (work.folder / "content").write_text("new")
+        work.publish_folder({})
+    with exclusive_work(plan(out)) as work:
+        assert work.cached
+    assert _content(out) == "new"
+
+
+def test_a_folder_of_the_users_own_called_outdated_is_kept(tmp_path):
+    (tmp_path / "out.outdated").mkdir()
+    (tmp_path / "out.outdated" / "precious").touch()
+    make_folder(plan(tmp_path / "out"), "x")
+    with pytest.raises(IjepaError, match=r"outdated is in the way"):
+        make_folder(plan(tmp_path / "out", number=2), "y")
+    assert (tmp_path / "out.outdated" / "precious").exists()
+    assert _content(tmp_path / "out") == "x"
+
+
+@pytest.mark.parametrize("out", [".", "/", ".."])
+def test_an_output_without_a_name_is_refused(out):
+    with pytest.raises(IjepaError, match="no name for an output"):
+        make_file(plan(Path(out)), "x")
+
+
 @pytest.mark.parametrize("make", [make_file, make_folder])
 @pytest.mark.parametrize("old", [False, True])
 def test_killed_at_any_moment_of_publishing_the_same_plan_ends_the_same(

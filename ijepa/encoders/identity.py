@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ijepa.config import ExtractConfig
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import file_sha256, fingerprint_of, read_record
+from ijepa.stores.stage import file_sha256, fingerprint_of, read_record, record_path
 
 LAST = Path("checkpoints") / "last.pt"
 
@@ -47,6 +47,7 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def _weights(path: Path) -> str:
-    """A finished run is known by its record; any other file by its bytes."""
-    record = read_record(path) if path.is_dir() else None
-    return str(record["fingerprint"]) if record else file_sha256(checkpoint_path(path))
+    """A finished run is known by its record, time included; any other file by its bytes."""
+    if path.is_dir() and read_record(path):
+        return file_sha256(record_path(path))
+    return file_sha256(checkpoint_path(path))

@@ -68,9 +68,9 @@ def _random(name: str, image_px: int | None, seed: int, device: torch.device) ->
         )
     arch, patch_px, side_px = parts[1], int(parts[2] or 16), int(parts[3] or 224)
     architecture(arch)
-    if side_px % patch_px:
+    if not patch_px or not side_px or side_px % patch_px:
         raise IjepaError(
-            f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px}."
+            f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px} pixels."
         )
     encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
     encoder = build_encoder(encoder_config, side_px, torch.Generator().manual_seed(seed))

@@ -23,7 +23,7 @@ def feature_batches(
     first: int,
     batch_size: int,
 ) -> Iterator[tuple[list[int], Features]]:
-    """Encode the images from number `first` on, in order.
+    """Encode the images from number `first` on, in order; `first` begins a batch, or ends the last.
 
     Yields:
         Numbers of the images, and their features (n, layers, dim) in `config.dtype`.
@@ -33,7 +33,7 @@ def feature_batches(
     crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
     views = EvaluationBatches(images, encoder.image_px, crop_fraction, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
-    for batch in batches(views, range(first // batch_size, len(views)), runtime.workers):
+    for batch in batches(views, range(-(-first // batch_size), len(views)), runtime.workers):
         pixels = normalise(batch.images.to(device, non_blocking=True), encoder.mean, encoder.std)
         features = encoder.features(pixels, num_layers)
         yield batch.numbers.tolist(), features.to(dtype).cpu().numpy()

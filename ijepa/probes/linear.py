@@ -77,12 +77,11 @@ def train_heads(train: Labelled, seed: int) -> list[nn.Module]:
         _model(head, inputs[head.features].shape[1], num_classes, generator) for head in HEADS
     ]
     groups = [
-        {"params": model.parameters(), "lr": head.lr}
+        {"params": layer.parameters(), "lr": head.lr, "weight_decay": decay}
         for head, model in zip(HEADS, models, strict=True)
+        for layer, decay in _layers(model)
     ]
-    optimizer = torch.optim.SGD(
-        groups, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True
-    )
+    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, STEPS_DOWN)
     for _ in range(EPOCHS):
         for rows in torch.split(torch.randperm(len(labels), generator=generator), BATCH):
@@ -90,6 +89,14 @@ def train_heads(train: Labelled, seed: int) -> list[nn.Module]:
                 _step(models, inputs, labels, rows, optimizer)
         schedule.step()
     return [model.eval() for model in models]
+
+
+def _layers(model: nn.Module) -> list[tuple[nn.Module, float]]:
+    """Layers with their weight decay: of the linear one, bias included, not of batch norm."""
+    if isinstance(model, nn.Sequential):
+        norm, layer = model
+        return [(norm, 0.0), (layer, WEIGHT_DECAY)]
+    return [(model, WEIGHT_DECAY)]
 
 
 def _step(

@@ -11,7 +11,8 @@ from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Fit, Floats, Ints, Labelled, hold_out
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C, the inverse of the L2 penalty
-MAX_ITERATIONS, TOLERANCE = 500, 1e-3
+MAX_ITERATIONS = 500
+TOLERANCE = 1e-3  # of one class; L-BFGS stops by the gradient, which shrinks as classes share it
 
 
 def logistic(train: Labelled, test: Labelled, config: ProbeConfig) -> list[Fit]:
@@ -19,7 +20,8 @@ def logistic(train: Labelled, test: Labelled, config: ProbeConfig) -> list[Fit]:
     fitted, held = hold_out(train.labels, config.holdout, config.seed)
     scores = _held_out_scores(train.take(fitted), train.take(held))
     best = max(scores, key=lambda strength: (scores[strength], -strength))
-    scale, probe = StandardScaler().fit(train.last), _regression(best)
+    scale = StandardScaler().fit(train.last)
+    probe = _regression(best, train.labels)
     _fit(probe, scale.transform(train.last), train.labels)
     choices = {"C": best, "held_out_accuracy": scores[best]}
     return [Fit("", probe.predict(scale.transform(test.last))[np.newaxis], choices)]
@@ -27,7 +29,8 @@ def logistic(train: Labelled, test: Labelled, config: ProbeConfig) -> list[Fit]:
 
 def _held_out_scores(fitted: Labelled, held: Labelled) -> dict[float, float]:
     """Accuracy on `held` by C; each fit starts where that of the stronger penalty ended."""
-    scale, probe = StandardScaler().fit(fitted.last), _regression(STRENGTHS[0])
+    scale = StandardScaler().fit(fitted.last)
+    probe = _regression(STRENGTHS[0], fitted.labels)
     part, rest = scale.transform(fitted.last), scale.transform(held.last)
     scores = {}
     for strength in STRENGTHS:
@@ -37,8 +40,9 @@ def _held_out_scores(fitted: Labelled, held: Labelled) -> dict[float, float]:
     return scores
 
 
-def _regression(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
+def _regression(strength: float, labels: Ints) -> LogisticRegression:
+    tolerance = TOLERANCE / len(np.unique(labels))
+    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance)
 
 
 def _fit(probe: LogisticRegression, features: Floats, labels: Ints) -> None:

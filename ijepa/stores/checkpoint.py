@@ -53,7 +53,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise IjepaError(f"There is no checkpoint {path}.")
     try:
         body = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IjepaError(
             f"{path} is not a readable checkpoint ({reason}); restore it, or use --force."
@@ -62,12 +69,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
     try:
         config = PretrainConfig.model_validate(body.pop("config"))
+        body.pop("schema")
+        return Checkpoint(config=config, **body)
     except ValidationError as error:
         raise IjepaError(
             f"{path} holds a configuration that this version does not know."
         ) from error
-    body.pop("schema")
-    return Checkpoint(config=config, **body)
+    except (KeyError, TypeError) as error:
+        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({error}).") from error
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:

@@ -1,6 +1,7 @@
 """A run's numbers: `metrics.jsonl`, exact and reproducible, and TensorBoard beside it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class MetricsLog:
     def flush(self) -> int:
         """Put everything on disk; returns the length in bytes to hand to the next opening."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         self._board.flush()
         return self._file.tell()
 

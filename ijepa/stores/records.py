@@ -7,14 +7,18 @@ from ijepa.errors import IjepaError
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All records of a `metrics.jsonl`, in order.
+    """All records of a `metrics.jsonl`, in order; a last line still being written is left out.
 
     Raises:
-        IjepaError: not there, or a line is not JSON.
+        IjepaError: not there, without a record yet, or a line is not JSON.
     """
     if not path.is_file():
         raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
+        lines = path.read_text().split("\n")[:-1]
+        records = [json.loads(line) for line in lines]
+    except ValueError as error:
         raise IjepaError(f"{path} is damaged: {error}.") from error
+    if not records:
+        raise IjepaError(f"{path} has no record yet; wait until the run has taken some steps.")
+    return records

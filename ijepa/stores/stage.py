@@ -115,16 +115,19 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         IjepaError: another process works on it, something that is not ours stands there, or
             something precious that another plan made.
     """
+    if not plan.out.name or plan.out.name == "..":
+        raise IjepaError(f"{plan.out} is no name for an output; choose another.")
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan.out):
         folder = _sibling(plan.out, ".partial")
         _finish_publishing(plan, folder)
-        if not force and is_fresh(plan):
+        if not force and is_fresh(plan) and not _is_forced(plan, folder):
             yield Work(plan, folder, cached=True)
             return
+        _refuse_another_stages(plan, folder)
         if not force:
             _refuse_foreign(plan.out)
-            if plan.precious:
+            if plan.precious and not _is_forced(plan, folder):
                 _refuse_other(plan, plan.out, read_record(plan.out))
                 _refuse_other(plan, folder, _note(folder))
         _open_folder(plan, folder, force)
@@ -248,6 +251,16 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
+def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
+    """Features under the name of a run are a slip of the pen; `--force` does not help either."""
+    for found, record in ((plan.out, read_record(plan.out)), (folder, _note(folder))):
+        if record is not None and record.get("stage") != plan.stage:
+            raise IjepaError(
+                f"{found} was made by `ijepa {record.get('stage')}`; choose another output, or "
+                f"remove it yourself."
+            )
+
+
 def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
     if record is None or record.get("fingerprint") == plan.fingerprint:
         return
@@ -277,13 +290,20 @@ def _note(folder: Path) -> dict[str, Any] | None:
     return read_json(note) if note.exists() else None
 
 
+def _is_forced(plan: StagePlan, folder: Path) -> bool:
+    """Was the partial work begun with --force, and by this plan? Then it goes on without."""
+    note = _note(folder)
+    return bool(note and note["fingerprint"] == plan.fingerprint and note.get("forced"))
+
+
 def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
     """Keep the partial work of the same plan; throw away that of any other."""
     note = _note(folder)
     if force or note is None or note.get("fingerprint") != plan.fingerprint:
         _remove(folder)
+        note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}
     folder.mkdir(exist_ok=True)
-    write_json(folder / "work.json", plan.described() | {"fingerprint": plan.fingerprint})
+    write_json(folder / "work.json", note)
 
 
 def _finish_publishing(plan: StagePlan, folder: Path) -> None:
@@ -293,19 +313,24 @@ def _finish_publishing(plan: StagePlan, folder: Path) -> None:
             move = _move_folder if record.name == "stage.json" else _move_file
             move(folder, plan.out)
     outdated = _sibling(plan.out, ".outdated")
-    if outdated.exists() and not plan.out.exists():
-        outdated.rename(plan.out)
-    _remove(outdated)
+    if (outdated / "stage.json").exists():  # anything else is not ours
+        if plan.out.exists():
+            _remove(outdated)
+        else:
+            outdated.rename(plan.out)
 
 
 def _move_folder(folder: Path, out: Path) -> None:
     (folder / "work.json").unlink(missing_ok=True)
     outdated = _sibling(out, ".outdated")
     if out.exists():
-        _remove(outdated)
+        if outdated.exists():
+            raise IjepaError(f"{outdated} is in the way; move it elsewhere, then run again.")
         out.rename(outdated)
-    folder.rename(out)
-    _remove(outdated)
+        folder.rename(out)
+        _remove(outdated)
+    else:
+        folder.rename(out)
 
 
 def _move_file(folder: Path, out: Path) -> None:
