@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Fit, Floats, Ints, Labelled, hold_out
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C, the inverse of the L2 penalty
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)  # C, the inverse of the L2 penalty
 MAX_ITERATIONS = 500
 TOLERANCE = 1e-3  # of one class; L-BFGS stops by the gradient, which shrinks as classes share it
 
