@@ -77,7 +77,9 @@ def _plain(files: list[bytes], encoder_name: str, out: Path) -> None:
             features = encoder.pool(batch, 1)[:, 0].numpy()
             if rows is None:
                 shape = (0, features.shape[1])
-                rows = store.create_dataset("features", shape, maxshape=(None, shape[1]))
+                rows = store.create_dataset(
+                    "features", shape, maxshape=(None, shape[1]), dtype="f4"
+                )
             rows.resize(first + len(features), axis=0)
             rows[first:] = features
 

@@ -6,7 +6,7 @@ import numpy as np
 from plain_masks import plain_masks
 from timing import emit, medians
 
-from ijepa.config import MaskConfig
+from ijepa.config import MultiblockMasks
 from ijepa.method.masking import sample_masks
 
 BATCH = 128
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     for grid in ((14, 14), (16, 16)):
         ours, plain = medians(
             lambda grid=grid: sample_masks(
-                grid, BATCH, MaskConfig(), np.random.default_rng([0, next(steps)])
+                grid, BATCH, MultiblockMasks(), np.random.default_rng([0, next(steps)])
             ),
             lambda grid=grid: plain_masks(grid, BATCH),
             rounds=30,

@@ -6,22 +6,38 @@ comment says otherwise. What does not change a result (device, workers, logging)
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from ijepa.errors import IjepaError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Range = tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]]
+Px = Annotated[int, Field(ge=1)]
+Size = tuple[int, int]
 Rgb = tuple[float, float, float]
 
 C = TypeVar("C", bound=BaseModel)
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"the first of {ends} must not exceed the second")
+    return ends
+
+
+AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
@@ -82,7 +98,7 @@ class DataConfig(Config):
     """Images as the pretraining sees them (published: no flip, no colour changes)."""
 
     split: str = "train"
-    image_px: Annotated[int, Field(ge=1)] = 224
+    image_px: Px | tuple[Px, Px] = 224  # side of a square, or (height, width)
     batch_size: Annotated[int, Field(ge=1)] = 2048  # of all devices together
     crop_scale: Range = (0.3, 1.0)  # fraction of the image's area
     crop_aspect: Range = (3 / 4, 4 / 3)  # width / height, as torchvision has it
@@ -91,6 +107,11 @@ class DataConfig(Config):
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
 
+    @property
+    def image_size(self) -> Size:
+        """(height, width) in pixels."""
+        return height_width(self.image_px)
+
 
 class EncoderConfig(Config):
     """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py).
@@ -98,13 +119,15 @@ class EncoderConfig(Config):
     Attributes:
         arch: a name of `ijepa.method.vit.ARCHITECTURES`.
         patch_px: side of the square patches.
-        init: `published` draws every Linear from a normal of std 0.02 cut at 2; `xavier` is MAE's.
+        init: `published` draws every Linear from a normal of std 0.02 cut at 2; `depth-scaled`
+            then divides what each block adds by sqrt(2 * its number), which the released code
+            intends and undoes; `xavier` is MAE's.
         position_scale: factor on the fixed sin-cos table; published 1.
     """
 
     arch: str = "vit_huge"
     patch_px: Annotated[int, Field(ge=1)] = 14
-    init: Literal["published", "xavier"] = "published"
+    init: Literal["published", "depth-scaled", "xavier"] = "published"
     position_scale: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -115,30 +138,98 @@ class PredictorConfig(Config):
     depth: Annotated[int, Field(ge=1)] = 12
 
 
-class MaskConfig(Config):
-    """Multi-block masks; scales are fractions of the grid's area, aspect is height / width.
+class _Masks(Config):
+    """What all masks share; scales are fractions of the grid's area, aspect is height / width.
 
     Attributes:
         draw: `published` keeps the released sampler's quirks: one random number for scale and
-            aspect, last row and column out of reach, context cut to the batch's minimum by keeping
-            the first patches. `symmetric` has none of them.
-        min_keep: every context keeps more than this many patches. The published sampler accepts
-            fewer after 20 tries by letting the last target overlap; `symmetric` never does.
+            aspect, last row and column out of reach, contexts cut to one length by keeping the
+            first patches. `symmetric` has none of them.
+        min_keep: every context keeps more than this many patches.
+        group_size: images over which contexts are cut to one length. The released code cuts over
+            those of one GPU, 128 in configs/in1k_vith14_ep300.yaml.
     """
 
     draw: Literal["published", "symmetric"] = "published"
-    num_targets: Annotated[int, Field(ge=1)] = 4
-    target_scale: Range = (0.15, 0.2)
-    target_aspect: Range = (0.75, 1.5)
-    context_scale: Range = (0.85, 1.0)
     min_keep: Annotated[int, Field(ge=0)] = 10
+    group_size: Annotated[int, Field(ge=1)] = 128
+
+
+class MultiblockMasks(_Masks):
+    """I-JEPA's own masks: several target blocks, and one context block less the targets.
+
+    The published sampler accepts fewer patches than `min_keep` after 20 tries by letting the last
+    target overlap; `symmetric` never does.
+    """
+
+    kind: Literal["multiblock"] = "multiblock"
+    num_targets: Annotated[int, Field(ge=1)] = 4
+    target_scale: AscendingRange = (0.15, 0.2)
+    target_aspect: AscendingRange = (0.75, 1.5)
+    context_scale: AscendingRange = (0.85, 1.0)
+
+
+class RasterizedMasks(_Masks):
+    """One quadrant of the image predicts the three others (paper, table 6)."""
+
+    kind: Literal["rasterized"] = "rasterized"
+
+
+class BlockMasks(_Masks):
+    """One large block is predicted from all the rest (paper, table 6, which names no aspect)."""
+
+    kind: Literal["block"] = "block"
+    target_scale: AscendingRange = (0.6, 0.6)
+    target_aspect: AscendingRange = (0.75, 1.5)
+
+
+class RandomMasks(_Masks):
+    """Patches anywhere are predicted from all the rest (paper, table 6)."""
+
+    kind: Literal["random"] = "random"
+    target_ratio: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (
+        0.6,
+        0.6,
+    )  # drawn once a batch
+
+
+def _mask_kind(body: object) -> str:
+    if isinstance(body, Mapping):
+        return str(body.get("kind", "multiblock"))
+    return str(getattr(body, "kind", ""))
+
+
+MaskConfig = Annotated[
+    Annotated[MultiblockMasks, Tag("multiblock")]
+    | Annotated[RasterizedMasks, Tag("rasterized")]
+    | Annotated[BlockMasks, Tag("block")]
+    | Annotated[RandomMasks, Tag("random")],
+    Discriminator(_mask_kind),
+]
+MASK_KINDS = ("multiblock", "rasterized", "block", "random")
+
+
+class TargetConfig(Config):
+    """What is predicted, and how far off a prediction is.
+
+    Attributes:
+        space: `embeddings` of the target encoder, layer-normed; or, as an ablation (paper, table
+            7), the `pixels` of each patch, normalised as the network sees them; or these pixels
+            with mean 0 and variance 1 within each patch (MAE's `normalised-pixels`). The paper
+            does not say which of the two it took.
+        masked: the target encoder sees the whole image and its `output` is masked, as published;
+            or its `input` is: it sees a target block alone (paper, table 11).
+        loss: the released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`.
+    """
+
+    space: Literal["embeddings", "pixels", "normalised-pixels"] = "embeddings"
+    masked: Literal["output", "input"] = "output"
+    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
 
     @model_validator(mode="after")
-    def _ranges_ascend(self) -> Self:
-        for name in ("target_scale", "target_aspect", "context_scale"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} is ({low}, {high}); the first must not exceed the second")
+    def _pixels_have_no_encoder(self) -> Self:
+        if self.space != "embeddings" and self.masked == "input":
+            raise ValueError(f"targets.masked is input, but {self.space} come from no encoder")
         return self
 
 
@@ -170,7 +261,8 @@ class PretrainConfig(Config):
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
-    masks: MaskConfig = MaskConfig()
+    masks: MaskConfig = MultiblockMasks()
+    targets: TargetConfig = TargetConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     watch: WatchConfig = WatchConfig()
     seed: Seed = 0
@@ -179,15 +271,15 @@ class PretrainConfig(Config):
     @model_validator(mode="after")
     def _image_divides_into_patches(self) -> Self:
         image, patch = self.data.image_px, self.encoder.patch_px
-        if image % patch:
+        if any(side % patch for side in self.data.image_size):
             raise ValueError(f"data.image_px {image} is not a multiple of encoder.patch_px {patch}")
         return self
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches (rows, columns)."""
-        side = self.data.image_px // self.encoder.patch_px
-        return side, side
+        height, width = self.data.image_size
+        return height // self.encoder.patch_px, width // self.encoder.patch_px
 
 
 class ExtractConfig(Config):
@@ -198,7 +290,7 @@ class ExtractConfig(Config):
         which: `target` (the paper's) or `context`; only for runs that have both.
         split: of the shard set.
         layers: how many of the last blocks to store, each after the final norm.
-        image_px: side of the evaluated square; None takes the encoder's own.
+        image_px: side of the evaluated square, or (height, width); None takes the encoder's own.
         crop: `center` cuts the middle; `squash` takes the whole image, aspect not kept, as VISSL's
             Clevr protocols do.
         dtype: of the stored features.
@@ -209,7 +301,7 @@ class ExtractConfig(Config):
     which: Literal["target", "context"] = "target"
     split: str = "train"
     layers: Annotated[int, Field(ge=1)] = 4
-    image_px: Annotated[int, Field(ge=1)] | None = None
+    image_px: Px | tuple[Px, Px] | None = None
     crop: Literal["center", "squash"] = "center"
     dtype: Literal["float16", "float32"] = "float16"
     seed: Seed = 0
@@ -235,32 +327,9 @@ class ProbeConfig(Config):
     seed: Seed = 0
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainConfig:
-    """Read a recipe by name or from a YAML file, and apply `a.b=c` overrides.
-
-    Raises:
-        IjepaError: no such recipe, no YAML, an unknown key or a value out of range.
-    """
-    path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise IjepaError(f"There is no recipe file {path}.")
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError as error:
-            raise IjepaError(f"recipe {path} is not UTF-8 text ({error.reason}).") from error
-    else:
-        text = _named_recipe(name_or_path)
-    body = _parse_yaml(text, name_or_path)
-    for override in overrides:
-        _apply(body, override)
-    return validated(PretrainConfig, body, f"recipe {name_or_path}")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("ijepa.recipes")
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith("yaml"))
+def height_width(image_px: int | Size) -> Size:
+    """(height, width) in pixels of a square named by its side, or of what is no square."""
+    return (image_px, image_px) if isinstance(image_px, int) else image_px
 
 
 def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
@@ -276,49 +345,8 @@ def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
         raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
 
 
-def dump_yaml(config: Config) -> str:
-    """The complete configuration as YAML that `load_recipe` takes back."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-
-
-def _named_recipe(name: str) -> str:
-    if name not in recipe_names():
-        raise IjepaError(f"There is no recipe {name!r}; there are {', '.join(recipe_names())}.")
-    return resources.files("ijepa.recipes").joinpath(f"{name}.yaml").read_text()
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise IjepaError(f"recipe {source} is not YAML: {reason}.") from error
-    if body is not None and not isinstance(body, dict):
-        raise IjepaError(
-            f"recipe {source} holds a {type(body).__name__}; expected keys and values."
-        )
-    return body or {}
-
-
-def _apply(body: dict[str, Any], override: str) -> None:
-    """Set one `a.b=c` in nested mappings; c is YAML, so `1e-3`, `true` and `[1, 2]` work."""
-    keys, equals, value = override.partition("=")
-    if not equals:
-        raise IjepaError(f"--set {override!r} has no '='; write it as a.b=c.")
-    *parents, last = keys.strip().split(".")
-    for parent in parents:
-        child = body.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise IjepaError(f"--set {override!r}: {parent} is a value, not a group of settings.")
-        body = child
-    try:
-        body[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise IjepaError(f"--set {override!r}: {value!r} is not a YAML value.") from error
-
-
 def _fault(fault: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
     if fault["type"] == "extra_forbidden":
         return f"{where} is not a known setting"
     message = fault["msg"].removeprefix("Value error, ")

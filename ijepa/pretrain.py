@@ -10,6 +10,7 @@ from ijepa.stores.shards import open_shards
 from ijepa.stores.stage import StagePlan, exclusive_work
 
 VERSION = 1
+PLANNED_BATCHES = 50  # sampled to know how long contexts are
 
 
 class PretrainResult(Config):
@@ -83,13 +84,14 @@ def plan_pretrain(shards: Path, config: PretrainConfig) -> PretrainPlan:
     Raises:
         IjepaError: as `pretrain` would.
     """
-    from ijepa.run import mask_size, model_size
+    from ijepa.method.mask_statistics import mask_statistics
+    from ijepa.run import model_size
 
     images = len(open_shards(shards).split(config.data.split))
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     encoder_parameters, predictor_parameters = model_size(config)
-    context_patches, target_patches = mask_size(config)
+    masks = mask_statistics(config, PLANNED_BATCHES)
     return PretrainPlan(
         images=images,
         steps_per_epoch=per_epoch,
@@ -98,8 +100,8 @@ def plan_pretrain(shards: Path, config: PretrainConfig) -> PretrainPlan:
         grid=config.grid,
         encoder_parameters=encoder_parameters,
         predictor_parameters=predictor_parameters,
-        context_patches=context_patches,
-        target_patches=target_patches,
+        context_patches=masks.context_patches,
+        target_patches=masks.target_patches,
     )
 
 

@@ -11,24 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ijepa.config import PretrainConfig, Runtime, dump_yaml
+from ijepa.config import PretrainConfig, Runtime
 from ijepa.distributed import device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
+from ijepa.method.draws import SHUFFLE, stream
 from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.method.masking import Masks, check_masks, sample_masks
+from ijepa.method.mask_statistics import context_patches
+from ijepa.method.masking import Masks, batch_masks, check_masks
 from ijepa.method.monitor import Health, health, loss_vs_mean_target, verdict
 from ijepa.method.training import Outcome, Trainer
 from ijepa.progress import Progress
+from ijepa.recipes import dump_yaml
 from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from ijepa.stores.loader import (
-    MASKS,
-    SHUFFLE,
-    EvaluationBatches,
-    RandomCropBatches,
-    batches,
-    stream,
-)
+from ijepa.stores.loader import EvaluationBatches, RandomCropBatches, batches
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
@@ -94,10 +90,10 @@ class Run:
             self.metrics.append({"step": 0, **self.first_health._asdict()})
         saved = flushed = time.monotonic()
         for step, images in self._batches():
-            masks = _masks(self.config, step).to(self.device)
-            outcome = self.trainer.step(step, images, masks)
+            groups = batch_masks(self.config, step)
+            outcome = self.trainer.step(step, images, [m.to(self.device) for m in groups])
             self.steps_done = step + 1
-            self._record(step, masks, outcome)
+            self._record(step, groups, outcome)
             if len(self.pending.records) >= FLUSH_STEPS or self._is_last():
                 self._flush()
                 now = time.monotonic()
@@ -120,7 +116,7 @@ class Run:
         data = self.config.data
         return normalise(images.to(self.device, non_blocking=True), data.mean, data.std)
 
-    def _record(self, step: int, masks: Masks, outcome: Outcome) -> None:
+    def _record(self, step: int, groups: list[Masks], outcome: Outcome) -> None:
         """Note a step; the loss follows when it is fetched, the rest is known now."""
         schedules = self.trainer.schedules
         record = {
@@ -131,8 +127,8 @@ class Run:
             "lr": schedules.lr(step),
             "weight_decay": schedules.weight_decay(step),
             "ema": schedules.ema(step),
-            "context_patches": masks.context.shape[1],
-            "target_patches": masks.targets.shape[2],
+            "context_patches": context_patches(groups),
+            "target_patches": groups[0].targets.shape[2],
         }
         if self.steps_done % self.config.watch.every_steps == 0 or self._is_last():
             record |= self._watch(outcome)
@@ -239,19 +235,6 @@ def model_size(config: PretrainConfig) -> tuple[int, int]:
     return _count_trained(model.encoder), _count_trained(model.predictor)
 
 
-def mask_size(config: PretrainConfig, batches: int = 50) -> tuple[float, float]:
-    """Mean patches of the context, after the cut, and of one target, over sampled batches.
-
-    Raises:
-        IjepaError: the masks do not fit the grid.
-    """
-    check_masks(config.grid, config.masks)
-    drawn = [_masks(config, step) for step in range(batches)]
-    context = sum(masks.context.shape[1] for masks in drawn)
-    target = sum(masks.targets.shape[2] for masks in drawn)
-    return context / batches, target / batches
-
-
 class _Chosen:
     """Some images of a split."""
 
@@ -264,11 +247,6 @@ class _Chosen:
     def read_image(self, number: int) -> bytes:
         content: bytes = self._images.read_image(self._numbers[number])
         return content
-
-
-def _masks(config: PretrainConfig, step: int) -> Masks:
-    rng = stream(config.seed, MASKS, step)
-    return sample_masks(config.grid, config.data.batch_size, config.masks, rng)
 
 
 def _count_trained(module: torch.nn.Module) -> int:

@@ -11,7 +11,7 @@ from ijepa.errors import IjepaError
 from ijepa_cli.console import log_to_stderr, stderr
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
-COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes")
+COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes", "visualize")
 
 app = typer.Typer(
     name="ijepa",

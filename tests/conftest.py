@@ -7,7 +7,8 @@ import pytest
 import torch
 from gratings import write_gratings
 
-from ijepa.config import Runtime, load_recipe
+from ijepa.config import Runtime
+from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 
 torch.set_num_threads(1)  # two pytest workers share two cores

@@ -94,3 +94,11 @@ def test_normalising_is_torchvisions_to_tensor_and_normalize():
     ours = normalise(resize_box(image, (0, 0, 32, 32), 32), config.mean, config.std)[0]
     theirs = normalize(to_tensor(image), list(config.mean), list(config.std))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_evaluation_crop_of_another_shape_is_the_largest_centred_box_of_that_shape():
+    image = np.zeros((40, 100, 3), dtype=np.uint8)
+    image[:, 10:90] = 255  # 40 x 80 is what 1:2 takes
+    assert evaluation_crop(image, (16, 32), 1.0).min() == 255
+    assert evaluation_crop(image, (16, 32), 1.0).shape == (1, 3, 16, 32)
+    assert evaluation_crop(image, (16, 40), 1.0).min() == 0

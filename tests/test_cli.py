@@ -104,7 +104,7 @@ def test_json_is_all_there_is_on_stdout(ijepa, shards, run, tiny_config):
 
 
 def test_recipes_are_listed_and_shown(ijepa):
-    assert "cifar10\n" in ijepa("recipes")[1]
+    assert "\ncifar10 " in "\n" + ijepa("recipes")[1]
     assert "batch_size: 2048" in ijepa("recipes", "in1k_vith14_ep300")[1]
 
 

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from ijepa.config import PretrainConfig, dump_yaml, load_recipe, recipe_names
+from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
+from ijepa.recipes import dump_yaml, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from ijepa.config import recipe_names
+from ijepa.recipes import recipe_names
 from ijepa_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +57,6 @@ def test_targets_and_variables_of_make_in_documents_are_there():
 def test_the_readme_lists_every_recipe_and_every_command():
     readme = (ROOT / "README.md").read_text()
     for name in recipe_names():
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in readme or f"`{name.partition('_')[0]}_*`" in readme
     for name in COMMANDS:
         assert f"ijepa {name}" in readme

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.config import MaskConfig
+from ijepa.config import MultiblockMasks
 from ijepa.errors import IjepaError
-from ijepa.method.masking import check_masks, possible_sizes, sample_masks
+from ijepa.method.blocks import possible_sizes
+from ijepa.method.masking import check_masks, sample_masks
 
 side = st.integers(6, 20)
 seed = st.integers(0, 2**32 - 1)
@@ -15,7 +17,7 @@ draw = st.sampled_from(["published", "symmetric"])
 
 
 def config_for(draw):
-    return MaskConfig(draw=draw, min_keep=3)
+    return MultiblockMasks(draw=draw, min_keep=3)
 
 
 def fits(grid, config):
@@ -29,7 +31,7 @@ def fits(grid, config):
 @given(rows=side, columns=side, seed=seed, draw=draw)
 @settings(max_examples=60, deadline=None)
 def test_every_mask_is_inside_the_grid_sorted_and_without_repeats(rows, columns, seed, draw):
-    masks = sample_masks((rows, columns), 16, config_for(draw), np.random.default_rng(seed))
+    [masks] = sample_masks((rows, columns), 16, config_for(draw), np.random.default_rng(seed))
     for patches in (masks.context.numpy(), *masks.targets.numpy()):
         assert patches.dtype == np.int64
         assert patches.min() >= 0
@@ -41,7 +43,7 @@ def test_every_mask_is_inside_the_grid_sorted_and_without_repeats(rows, columns,
 @settings(max_examples=60, deadline=None)
 def test_the_symmetric_context_never_sees_a_target_and_is_never_too_small(rows, columns, seed):
     config = config_for("symmetric")
-    masks = sample_masks((rows, columns), 16, config, np.random.default_rng(seed))
+    [masks] = sample_masks((rows, columns), 16, config, np.random.default_rng(seed))
     for image, context in enumerate(masks.context.numpy()):
         assert not np.isin(context, masks.targets[:, image].numpy()).any()
     assert masks.context.shape[1] > config.min_keep
@@ -50,7 +52,7 @@ def test_the_symmetric_context_never_sees_a_target_and_is_never_too_small(rows, 
 @given(seed=seed)
 @settings(max_examples=40, deadline=None)
 def test_the_published_context_never_sees_a_target_on_the_papers_grid(seed):
-    masks = sample_masks((14, 14), 32, MaskConfig(), np.random.default_rng(seed))
+    [masks] = sample_masks((14, 14), 32, MultiblockMasks(), np.random.default_rng(seed))
     for image, context in enumerate(masks.context.numpy()):
         assert not np.isin(context, masks.targets[:, image].numpy()).any()
 
@@ -59,7 +61,7 @@ def test_the_published_context_never_sees_a_target_on_the_papers_grid(seed):
 @settings(max_examples=40, deadline=None)
 def test_targets_are_filled_rectangles_of_one_size_for_the_batch(seed, draw):
     grid, config = (14, 14), config_for(draw)
-    targets = sample_masks(grid, 8, config, np.random.default_rng(seed)).targets.numpy()
+    targets = sample_masks(grid, 8, config, np.random.default_rng(seed))[0].targets.numpy()
     rows, columns = targets // grid[1], targets % grid[1]
     heights = rows.max(-1) - rows.min(-1) + 1
     widths = columns.max(-1) - columns.min(-1) + 1
@@ -73,15 +75,15 @@ def test_targets_are_filled_rectangles_of_one_size_for_the_batch(seed, draw):
 @given(rows=st.integers(2, 12), columns=st.integers(2, 12), seed=seed, draw=draw)
 @settings(max_examples=100, deadline=None)
 def test_sampling_ends_on_every_grid_that_the_check_lets_through(rows, columns, seed, draw):
-    config = MaskConfig(draw=draw, min_keep=4)
+    config = MultiblockMasks(draw=draw, min_keep=4)
     if fits((rows, columns), config):
-        masks = sample_masks((rows, columns), 8, config, np.random.default_rng(seed))
+        [masks] = sample_masks((rows, columns), 8, config, np.random.default_rng(seed))
         assert masks.context.shape[1] > config.min_keep
 
 
 def test_crowded_grids_end_with_all_targets_in_one_place():
-    config = MaskConfig(draw="symmetric", min_keep=45)  # one block of 13 just fits in 64
-    masks = sample_masks(
+    config = MultiblockMasks(draw="symmetric", min_keep=45)  # one block of 13 just fits in 64
+    [masks] = sample_masks(
         (8, 8), 4, config.model_copy(update={"context_scale": (1.0, 1.0)}), np.random.default_rng(0)
     )
     assert masks.context.shape[1] > 45
@@ -91,17 +93,19 @@ def test_crowded_grids_end_with_all_targets_in_one_place():
 @settings(max_examples=20, deadline=None)
 def test_the_same_generator_gives_the_same_masks(seed):
     first, second = (
-        sample_masks((14, 14), 16, MaskConfig(), np.random.default_rng(seed)) for _ in range(2)
+        sample_masks((14, 14), 16, MultiblockMasks(), np.random.default_rng(seed)) for _ in range(2)
     )
-    assert (first.context == second.context).all()
-    assert (first.targets == second.targets).all()
+    assert torch.equal(first[0].context, second[0].context)
+    assert torch.equal(first[0].targets, second[0].targets)
 
 
 def coverage(draw, batches=150):
     """How often each patch of a 14x14 grid is seen, as context and as target."""
     seen = {"context": np.zeros(196), "targets": np.zeros(196)}
     for step in range(batches):
-        masks = sample_masks((14, 14), 64, MaskConfig(draw=draw), np.random.default_rng([7, step]))
+        [masks] = sample_masks(
+            (14, 14), 64, MultiblockMasks(draw=draw), np.random.default_rng([7, step])
+        )
         for name, patches in masks._asdict().items():
             seen[name] += np.bincount(patches.numpy().ravel(), minlength=196)
     return {name: (counts / counts.sum()).reshape(14, 14) for name, counts in seen.items()}
@@ -133,10 +137,10 @@ def test_symmetric_masks_reach_every_patch_and_prefer_no_side():
 )
 def test_published_masks_have_the_published_sizes(grid, batch_size, context, target):
     drawn = [
-        sample_masks(grid, batch_size, MaskConfig(), np.random.default_rng([1, step]))
+        sample_masks(grid, batch_size, MultiblockMasks(), np.random.default_rng([1, step]))
         for step in range(300)
     ]
-    sizes = [(masks.context.shape[1], masks.targets.shape[2]) for masks in drawn]
+    sizes = [(masks.context.shape[1], masks.targets.shape[2]) for [masks] in drawn]
     assert np.mean(sizes, axis=0) == pytest.approx((context, target), rel=0.04)
 
 
@@ -148,4 +152,4 @@ def test_published_block_sizes_are_the_five_of_the_papers_grid():
 @pytest.mark.parametrize("draw", ["published", "symmetric"])
 def test_a_grid_too_small_for_its_masks_is_refused(draw):
     with pytest.raises(IjepaError, match="do not fit a grid of 3x3"):
-        check_masks((3, 3), MaskConfig(draw=draw))
+        check_masks((3, 3), MultiblockMasks(draw=draw))

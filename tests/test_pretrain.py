@@ -15,11 +15,12 @@ from gratings import gratings, write_gratings
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config import Runtime, load_recipe
+from ijepa.config import Runtime
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
 from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 from ijepa.stores.checkpoint import load_checkpoint
 from ijepa.stores.records import read_metrics

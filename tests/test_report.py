@@ -63,7 +63,7 @@ def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
             assert f"{100 * score.top1:.2f}%" in text
             assert score.origin.encoder in text
             assert score.setting in text
-    for curve in ("smooth-L1 loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
+    for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
         assert curve in text
     assert page.tags.count("svg") >= 7
 

@@ -4,14 +4,23 @@ import pytest
 import timm
 import torch
 
-from ijepa.config import EncoderConfig, PredictorConfig
+from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.method.vit import architecture, build_encoder, build_predictor, initialise
 
 
 def small_encoder(seed=0, **options):
     config = EncoderConfig(arch="32x3x2", patch_px=4, **options)
-    return build_encoder(config, 32, torch.Generator().manual_seed(seed)).eval()
+    return build_encoder(config, (32, 32), torch.Generator().manual_seed(seed)).eval()
+
+
+def small_predictor(arch, depth):
+    config = PretrainConfig(
+        data=DataConfig(image_px=32),
+        encoder=EncoderConfig(arch=arch, patch_px=4),
+        predictor=PredictorConfig(dim=16, depth=depth),
+    )
+    return build_predictor(config, torch.Generator())
 
 
 def test_weights_exchange_with_timm_key_for_key():
@@ -19,7 +28,7 @@ def test_weights_exchange_with_timm_key_for_key():
         "vit_tiny_patch16_224", class_token=False, global_pool="avg", fc_norm=False, num_classes=0
     )
     config = EncoderConfig(arch="vit_tiny", patch_px=16)
-    ours = build_encoder(config, 224, torch.Generator())
+    ours = build_encoder(config, (224, 224), torch.Generator())
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(ours.eval()(images).mean(1), theirs.eval()(images))
@@ -39,8 +48,11 @@ def test_weights_exchange_with_timm_key_for_key():
 def test_sizes_are_the_published_ones(arch, patch_px, millions, predictor_millions, depth):
     config = EncoderConfig(arch=arch, patch_px=patch_px)
     with torch.device("meta"):
-        encoder = build_encoder(config, 224, torch.Generator())
-        predictor = build_predictor(config, PredictorConfig(depth=depth), 224, torch.Generator())
+        encoder = build_encoder(config, (224, 224), torch.Generator())
+        whole = PretrainConfig(
+            data=DataConfig(image_px=224), encoder=config, predictor=PredictorConfig(depth=depth)
+        )
+        predictor = build_predictor(whole, torch.Generator())
     count = [
         sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
         for module in (encoder, predictor)
@@ -58,8 +70,7 @@ def test_hidden_patches_do_not_reach_the_context():
 
 
 def test_a_target_block_is_predicted_alone_whatever_the_others_are():
-    config = EncoderConfig(arch="32x3x2", patch_px=4)
-    predictor = build_predictor(config, PredictorConfig(dim=16, depth=2), 32, torch.Generator())
+    predictor = small_predictor("32x3x2", depth=2)
     context = torch.randn(2, 5, 32)
     index = torch.arange(10).view(2, 5)
     targets = torch.randint(0, 64, (3, 2, 6))
@@ -78,8 +89,8 @@ def test_pooled_layers_end_with_the_pooled_output():
 
 def test_the_published_init_has_its_spread_and_the_same_seed_its_weights():
     config = EncoderConfig(arch="vit_tiny", patch_px=16)
-    first = build_encoder(config, 224, torch.Generator().manual_seed(3))
-    second = build_encoder(config, 224, torch.Generator().manual_seed(3))
+    first = build_encoder(config, (224, 224), torch.Generator().manual_seed(3))
+    second = build_encoder(config, (224, 224), torch.Generator().manual_seed(3))
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
@@ -87,6 +98,32 @@ def test_the_published_init_has_its_spread_and_the_same_seed_its_weights():
     for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
         assert not layer.bias.any()
+
+
+def test_the_depth_scaled_init_divides_what_a_block_adds_by_the_root_of_twice_its_number():
+    config = EncoderConfig(arch="vit_tiny", patch_px=16)
+    scaled = config.model_copy(update={"init": "depth-scaled"})
+    plain, deep = (
+        build_encoder(c, (64, 64), torch.Generator().manual_seed(3)) for c in (config, scaled)
+    )
+    for number, (before, after) in enumerate(zip(plain.blocks, deep.blocks, strict=True), start=1):
+        for name in ("attn.proj", "mlp.fc2"):
+            expected = before.get_submodule(name).weight / (2 * number) ** 0.5
+            torch.testing.assert_close(after.get_submodule(name).weight, expected)
+        assert torch.equal(before.attn.qkv.weight, after.attn.qkv.weight)
+
+
+def test_images_need_not_be_square():
+    config = PretrainConfig(
+        data=DataConfig(image_px=(32, 48)), encoder=EncoderConfig(arch="32x2x2", patch_px=4)
+    )
+    assert config.grid == (8, 12)
+    encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
+    assert encoder(torch.randn(2, 3, 32, 48)).shape == (2, 96, 32)
+    table = encoder.position_table.view(8, 12, 32)
+    assert (table[:, 3] == table[0, 3]).all(-1).sum() == 1  # rows differ
+    torch.testing.assert_close(table[:, 3, :16], table[:1, 3, :16].expand(8, -1))
+    torch.testing.assert_close(table[3, :, 16:], table[3, :1, 16:].expand(12, -1))
 
 
 def test_xavier_init_keeps_the_variance_of_width_in_and_out():
@@ -111,6 +148,5 @@ def test_an_impossible_architecture_is_refused(name):
 
 
 def test_a_predictor_that_the_heads_do_not_divide_is_refused():
-    config = EncoderConfig(arch="48x2x3", patch_px=4)
     with pytest.raises(IjepaError, match=r"predictor\.dim 16"):
-        build_predictor(config, PredictorConfig(dim=16, depth=1), 32, torch.Generator())
+        small_predictor("48x2x3", depth=1)

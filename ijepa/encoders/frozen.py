@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ijepa.config import Rgb
+from ijepa.config import Rgb, Size
 
 Pool = Callable[[Tensor, int], Tensor]
 
@@ -19,16 +19,17 @@ class FrozenEncoder:
     Attributes:
         name: what it is, for people: `runs/mine (target)`.
         weights_sha256: of all weights by name; tells encoders apart even if their names agree.
-        image_px: side of the square it takes.
+        image_px: side of the square that it takes, or (height, width).
         crop_fraction: of the short side that the evaluation view keeps.
         mean: of the normalisation; likewise `std`.
         num_layers: how many layers it can give.
-        pool: (images (B, 3, px, px) normalised, layers) -> (B, layers, dim), the last layer last.
+        pool: (normalised images (B, 3, height, width), layers) -> (B, layers, dim), last layer
+            last.
     """
 
     name: str
     weights_sha256: str
-    image_px: int
+    image_px: int | Size
     crop_fraction: float
     mean: Rgb
     std: Rgb
@@ -40,7 +41,7 @@ class FrozenEncoder:
         """Average-pooled patch tokens of the last layers: (B, num_layers, dim) float32.
 
         Args:
-            images: (B, 3, image_px, image_px) float, normalised, on the encoder's device.
+            images: (B, 3, height, width) float, normalised, on the encoder's device.
             num_layers: 1 to `self.num_layers`.
         """
         return self.pool(images, num_layers).float()

@@ -6,7 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, EncoderConfig, PretrainConfig
+from ijepa.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataConfig,
+    EncoderConfig,
+    PretrainConfig,
+    Size,
+    height_width,
+)
 from ijepa.encoders.frozen import FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
@@ -21,7 +29,7 @@ def load_encoder(
     name: str,
     *,
     which: str = "target",
-    image_px: int | None = None,
+    image_px: int | Size | None = None,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> FrozenEncoder:
@@ -31,7 +39,8 @@ def load_encoder(
         name: a run folder, a checkpoint file of a run, `random:RUN` (the initial weights of that
             run), `random:ARCH[/PATCH][@PX]` such as `random:vit_small/16@224`, or `pixels`.
         which: `target` or `context`, for runs.
-        image_px: another side than the encoder's own; positions are interpolated.
+        image_px: another side, or (height, width), than the encoder's own; positions are
+            interpolated.
         seed: of `random:ARCH`; a run has its own.
         device: where it computes; the CPU by default.
 
@@ -47,17 +56,21 @@ def load_encoder(
     return _trained(checkpoint_path(Path(name)), which, image_px, device)
 
 
-def _trained(path: Path, which: str, image_px: int | None, device: torch.device) -> FrozenEncoder:
+def _trained(
+    path: Path, which: str, image_px: int | Size | None, device: torch.device
+) -> FrozenEncoder:
     state = load_checkpoint(path)
     prefix = "target_encoder." if which == "target" else "encoder."
     weights = {k.removeprefix(prefix): v for k, v in state.model.items() if k.startswith(prefix)}
     config = state.config
-    encoder = build_encoder(config.encoder, config.data.image_px, torch.Generator())
+    encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
     load_weights(encoder, weights, f"{path} ({which} encoder)")
     return _frozen(f"{_run_name(path)} ({which})", encoder, config.data, image_px, device)
 
 
-def _random(name: str, image_px: int | None, seed: int, device: torch.device) -> FrozenEncoder:
+def _random(
+    name: str, image_px: int | Size | None, seed: int, device: torch.device
+) -> FrozenEncoder:
     if Path(name).exists():
         config = load_checkpoint(checkpoint_path(Path(name))).config
         return _initial(f"random:{name}", config, image_px, device)
@@ -73,29 +86,29 @@ def _random(name: str, image_px: int | None, seed: int, device: torch.device) ->
             f"random:{name}: {side_px} pixels are no multiple of the patch's {patch_px} pixels."
         )
     encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
-    encoder = build_encoder(encoder_config, side_px, torch.Generator().manual_seed(seed))
+    encoder = build_encoder(encoder_config, (side_px, side_px), torch.Generator().manual_seed(seed))
     title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
     return _frozen(title, encoder, DataConfig(image_px=side_px), image_px, device)
 
 
 def _initial(
-    name: str, config: PretrainConfig, image_px: int | None, device: torch.device
+    name: str, config: PretrainConfig, image_px: int | Size | None, device: torch.device
 ) -> FrozenEncoder:
     """The very weights that a run started from."""
     return _frozen(name, build_ijepa(config).encoder, config.data, image_px, device)
 
 
 def _frozen(
-    name: str, encoder: Encoder, data: DataConfig, image_px: int | None, device: torch.device
+    name: str, encoder: Encoder, data: DataConfig, image_px: int | Size | None, device: torch.device
 ) -> FrozenEncoder:
     digest = weights_sha256(encoder.state_dict())
     if image_px and image_px != data.image_px:
-        if image_px % encoder.patch_embed.patch_size[0]:
+        patch_px, size = encoder.patch_embed.patch_size[0], height_width(image_px)
+        if any(side % patch_px for side in size):
             raise IjepaError(
-                f"--image-size {image_px} is no multiple of the patch's "
-                f"{encoder.patch_embed.patch_size[0]} pixels."
+                f"--image-size {image_px} is no multiple of the patch's {patch_px} pixels."
             )
-        encoder.set_input_size(img_size=(image_px, image_px))
+        encoder.set_input_size(img_size=size)
     encoder = encoder.eval().requires_grad_(False).to(device)
     return FrozenEncoder(
         name=name,
@@ -109,7 +122,7 @@ def _frozen(
     )
 
 
-def _pixels(image_px: int | None) -> FrozenEncoder:
+def _pixels(image_px: int | Size | None) -> FrozenEncoder:
     """Raw pixels, shrunk: the baseline that knows no network."""
     side_px = image_px or PIXELS_PX
 

@@ -11,6 +11,8 @@ from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.method.augment import normalise
 from ijepa.stores.loader import EvaluationBatches, Images, batches
 
+CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
+
 Features = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 
@@ -35,5 +37,6 @@ def feature_batches(
     num_layers = min(config.layers, encoder.num_layers)
     for batch in batches(views, range(-(-first // batch_size), len(views)), runtime.workers):
         pixels = normalise(batch.images.to(device, non_blocking=True), encoder.mean, encoder.std)
-        features = encoder.features(pixels, num_layers)
+        parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
+        features = torch.cat([encoder.features(part, num_layers) for part in parts])
         yield batch.numbers.tolist(), features.to(dtype).cpu().numpy()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ijepa.config import DataConfig, Rgb
+from ijepa.config import DataConfig, Rgb, Size, height_width
 
 TRIES = 10  # torchvision's RandomResizedCrop tries as often
 
@@ -63,40 +63,45 @@ def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box
     return _central_box(height_px, width_px, (3 / 4, 4 / 3))
 
 
-def resize_box(image: Pixels, box: Box, image_px: int, *, mode: str = "bilinear") -> Tensor:
-    """Cut a box and resize it to a square, antialiased: bit for bit Pillow's crop and resize.
+def resize_box(image: Pixels, box: Box, image_px: int | Size, *, mode: str = "bilinear") -> Tensor:
+    """Cut a box and resize it, antialiased: bit for bit Pillow's crop and resize.
 
     Args:
         image: (height, width, 3) uint8.
         box: (top, left, height, width) in pixels, inside the image.
-        image_px: side of the square.
+        image_px: side of a square, or (height, width).
         mode: `bilinear` or `bicubic`.
 
     Returns:
-        (1, 3, image_px, image_px) uint8, channels last in memory.
+        (1, 3, *size) uint8, channels last in memory.
     """
     top, left, height, width = box
+    size = height_width(image_px)
     cut = np.ascontiguousarray(image[top : top + height, left : left + width])
     # With the batch axis made before the permutation, torch sees channels-last memory and takes
     # its vectorised uint8 kernel; made after it, resizing is four times slower.
     pixels = torch.from_numpy(cut[np.newaxis]).permute(0, 3, 1, 2)
-    if (height, width) == (image_px, image_px):
+    if (height, width) == size:
         return pixels
-    return F.interpolate(pixels, (image_px, image_px), mode=mode, antialias=True)
+    return F.interpolate(pixels, size, mode=mode, antialias=True)
 
 
-def evaluation_crop(image: Pixels, image_px: int, crop_fraction: float) -> Tensor:
-    """Centre square whose side is `crop_fraction` of the short side, resized: (1, 3, px, px) uint8.
+def evaluation_crop(image: Pixels, image_px: int | Size, crop_fraction: float) -> Tensor:
+    """The middle of an image, resized: (1, 3, *size) uint8.
 
-    With 224 / 256 this is the usual resize to 256 and centre crop of 224 in one resampling.
+    Of the largest box of the wanted shape, `crop_fraction` of either side is kept. With 224 / 256
+    this is the usual resize to 256 and centre crop of 224 in one resampling.
     """
     height, width = image.shape[:2]
-    side = max(1, round(min(height, width) * crop_fraction))
-    return resize_box(image, ((height - side) // 2, (width - side) // 2, side, side), image_px)
+    wanted_height, wanted_width = height_width(image_px)
+    fitting_height = min(height, width * wanted_height / wanted_width) * crop_fraction
+    fitting_width = min(width, height * wanted_width / wanted_height) * crop_fraction
+    kept = max(1, round(fitting_height)), max(1, round(fitting_width))
+    return resize_box(image, ((height - kept[0]) // 2, (width - kept[1]) // 2, *kept), image_px)
 
 
-def squash(image: Pixels, image_px: int) -> Tensor:
-    """The whole image squeezed into a square, as VISSL's Clevr protocols: (1, 3, px, px) uint8."""
+def squash(image: Pixels, image_px: int | Size) -> Tensor:
+    """The whole image squeezed into the wanted shape, as VISSL's Clevr protocols."""
     return resize_box(image, (0, 0, image.shape[0], image.shape[1]), image_px)
 
 

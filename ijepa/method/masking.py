@@ -1,26 +1,43 @@
-"""Multi-block masks for a whole batch at once.
+"""Masks for a whole batch at once: what the context encoder sees, what is to be predicted.
 
-Masks are lists of patch numbers (int64, row-major), never booleans; aspect is height / width.
-Everything comes from the generator that is passed in, so (seed, step) reproduces a batch anywhere.
-Source: paper section 3 and A.1; facebookresearch/ijepa `src/masks/multiblock.py`.
+Masks are lists of patch numbers (int64, row-major), never booleans. Everything comes from the
+generator that is passed in, so (seed, step) reproduces a batch anywhere.
 """
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.config import MaskConfig
+from ijepa.config import MaskConfig, PretrainConfig
 from ijepa.errors import IjepaError
+from ijepa.method.ablation_masks import (
+    draw_block,
+    draw_random,
+    draw_rasterized,
+    fewest_block,
+    fewest_random,
+    fewest_rasterized,
+)
+from ijepa.method.blocks import Bools, Drawn, Grid, Ints
+from ijepa.method.draws import MASKS, stream
+from ijepa.method.multiblock import draw_multiblock, fewest_multiblock
 
-TRIES = 20  # positions tried before the published sampler forgives a target
-ROUNDS = 40  # redraws of an image's blocks before `symmetric` puts its targets on one place
-
-Grid = tuple[int, int]
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+# Each takes a configuration of its own kind.
+DRAWS: dict[str, Callable[[Grid, int, Any, np.random.Generator], Drawn]] = {
+    "multiblock": draw_multiblock,
+    "rasterized": draw_rasterized,
+    "block": draw_block,
+    "random": draw_random,
+}
+FEWEST: dict[str, Callable[[Grid, Any], tuple[int, int]]] = {
+    "multiblock": fewest_multiblock,
+    "rasterized": fewest_rasterized,
+    "block": fewest_block,
+    "random": fewest_random,
+}
 
 
 class Masks(NamedTuple):
@@ -28,7 +45,7 @@ class Masks(NamedTuple):
 
     Attributes:
         context: (B, K) int64 patches, ascending; never one of the targets', except where the
-            published draw forgives (see `MaskConfig.min_keep`).
+            published draw forgives (see `MultiblockMasks.min_keep`).
         targets: (M, B, T) int64 patches of M blocks, ascending; blocks may overlap each other.
     """
 
@@ -41,35 +58,44 @@ class Masks(NamedTuple):
             self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         )
 
-
-class _Blocks(NamedTuple):
-    """Rectangles of one size: upper left corners of any shape (...)."""
-
-    top: Ints
-    left: Ints
-    height: int
-    width: int
+    def first(self, count: int) -> "Masks":
+        """Those of the first images."""
+        return Masks(self.context[:count], self.targets[:, :count])
 
 
 def sample_masks(
     grid: Grid, batch_size: int, config: MaskConfig, rng: np.random.Generator
-) -> Masks:
-    """Draw context and target blocks for a batch.
+) -> list[Masks]:
+    """Draw the masks of a batch, in groups of `config.group_size` images.
 
-    Block sizes are shared by the batch, so that nothing needs padding.
+    Within a group all contexts are cut to the length of the shortest; targets have one size in the
+    whole batch. The last group may be smaller.
 
     Args:
         grid: patches (rows, columns); checked once by `check_masks`.
-        batch_size: B, the images over which all contexts are cut to one length.
-        config: scales, aspect, number of targets, which draw.
+        batch_size: images of all groups together.
+        config: which kind of masks, and its scales.
         rng: the only source of randomness.
+
+    Source: facebookresearch/ijepa cuts over the images of one GPU, 16 to 128 of them.
     """
-    draw = _draw_published if config.draw == "published" else _draw_symmetric
-    target_size = _draw_size(grid, config.target_scale, config.target_aspect, config, rng)
-    context_size = _draw_size(grid, config.context_scale, (1.0, 1.0), config, rng)
-    targets, kept = draw(grid, batch_size, target_size, context_size, config, rng)
-    context = _cut_first(kept) if config.draw == "published" else _cut_random(kept, rng)
-    return Masks(torch.from_numpy(context), torch.from_numpy(_block_patches(grid, targets)))
+    drawn = DRAWS[config.kind](grid, batch_size, config, rng)
+    if config.draw == "symmetric":
+        order = rng.random(drawn.kept.shape, dtype=np.float32)
+    groups = []
+    for start in range(0, batch_size, config.group_size):
+        images = slice(start, start + config.group_size)
+        kept = drawn.kept[images]
+        cut = _cut_first(kept) if config.draw == "published" else _cut_random(kept, order[images])
+        targets = np.ascontiguousarray(drawn.targets[:, images])
+        groups.append(Masks(torch.from_numpy(cut), torch.from_numpy(targets)))
+    return groups
+
+
+def batch_masks(config: PretrainConfig, step: int) -> list[Masks]:
+    """The masks of one step of a run, of all devices together."""
+    rng = stream(config.seed, MASKS, step)
+    return sample_masks(config.grid, config.data.batch_size, config.masks, rng)
 
 
 def check_masks(grid: Grid, config: MaskConfig) -> None:
@@ -78,140 +104,16 @@ def check_masks(grid: Grid, config: MaskConfig) -> None:
     Raises:
         IjepaError: a target block or what remains of the context may have too few patches.
     """
-    targets = possible_sizes(grid, config.target_scale, config.target_aspect, config.draw)
-    contexts = possible_sizes(grid, config.context_scale, (1.0, 1.0), config.draw)
-    smallest_context = min(height * width for height, width in contexts)
-    areas = [height * width for height, width in targets]
-    advice = "use smaller patches, larger images, other scales or a smaller masks.min_keep"
-    if config.draw == "published":
-        left, what = min(*areas, smallest_context), "a block"
-    else:
-        left, what = smallest_context - max(areas), "the context"
-    if min(areas) < 1 or left <= config.min_keep:
+    smallest_target, smallest_context = FEWEST[config.kind](grid, config)
+    if smallest_target < 1 or smallest_context <= config.min_keep:
+        even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
         raise IjepaError(
-            f"Masks do not fit a grid of {grid[0]}x{grid[1]} patches: {what} may keep only "
-            f"{max(left, 0)}, and masks.min_keep asks for more than {config.min_keep}; {advice}."
+            f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: "
+            f"the context may keep only {max(smallest_context, 0)}, a target "
+            f"{max(smallest_target, 0)}; masks.min_keep asks for a context of more than "
+            f"{config.min_keep}. Use smaller patches, larger images, other scales or a smaller "
+            f"masks.min_keep{even}."
         )
-
-
-def possible_sizes(
-    grid: Grid, scale: tuple[float, float], aspect: tuple[float, float], draw: str
-) -> set[tuple[int, int]]:
-    """All (height, width) that a block can have, found on a fine grid of the random numbers."""
-    fine = np.linspace(0.0, 1.0, 2001 if draw == "published" else 101)
-    pairs = ((u, u) for u in fine) if draw == "published" else ((u, v) for u in fine for v in fine)
-    return {_size(grid, _between(scale, u), _between(aspect, v), draw) for u, v in pairs}
-
-
-def _draw_size(
-    grid: Grid,
-    scale: tuple[float, float],
-    aspect: tuple[float, float],
-    config: MaskConfig,
-    rng: np.random.Generator,
-) -> tuple[int, int]:
-    """One number drives scale and aspect in the published sampler, two in the symmetric one."""
-    for_scale = rng.random()
-    for_aspect = for_scale if config.draw == "published" else rng.random()
-    return _size(grid, _between(scale, for_scale), _between(aspect, for_aspect), config.draw)
-
-
-def _size(grid: Grid, scale: float, aspect: float, draw: str) -> tuple[int, int]:
-    rows, columns = grid
-    area = int(rows * columns * scale)
-    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    spare = 1 if draw == "published" else 0  # published blocks never span the whole grid
-    return min(height, rows - spare), min(width, columns - spare)
-
-
-def _between(ends: tuple[float, float], fraction: float) -> float:
-    return ends[0] + fraction * (ends[1] - ends[0])
-
-
-def _draw_published(
-    grid: Grid,
-    batch_size: int,
-    target_size: tuple[int, int],
-    context_size: tuple[int, int],
-    config: MaskConfig,
-    rng: np.random.Generator,
-) -> tuple[_Blocks, Bools]:
-    """Targets once; the context until enough remains, forgiving one more target every 20 tries."""
-    targets = _place(grid, (config.num_targets, batch_size), target_size, config, rng)
-    hidden = _inside(grid, targets)  # (M, B, rows, columns)
-    kept = np.zeros((batch_size, *grid), dtype=bool)
-    todo = np.arange(batch_size)
-    for respected in range(config.num_targets, -1, -1):
-        forbidden = np.any(hidden[:respected], axis=0, keepdims=True)[0]
-        for _ in range(TRIES):
-            block = _inside(grid, _place(grid, (len(todo),), context_size, config, rng))
-            kept[todo] = block & ~forbidden[todo]
-            todo = todo[kept[todo].sum(axis=(1, 2)) <= config.min_keep]
-            if not len(todo):
-                return targets, kept.reshape(batch_size, -1)
-    raise AssertionError("check_masks lets no such grid through")
-
-
-def _draw_symmetric(
-    grid: Grid,
-    batch_size: int,
-    target_size: tuple[int, int],
-    context_size: tuple[int, int],
-    config: MaskConfig,
-    rng: np.random.Generator,
-) -> tuple[_Blocks, Bools]:
-    """All blocks of an image are redrawn until enough context remains.
-
-    After the last round the targets still refused lie on one another: `check_masks` saw to it that
-    a context less one target is always enough.
-    """
-    shape = (config.num_targets, batch_size)
-    top, left = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    kept = np.zeros((batch_size, *grid), dtype=bool)
-    todo = np.arange(batch_size)
-    for round_number in range(ROUNDS + 1):
-        drawn = _place(grid, (config.num_targets, len(todo)), target_size, config, rng)
-        if round_number == ROUNDS:
-            drawn = drawn._replace(top=drawn.top[:1], left=drawn.left[:1])
-        top[:, todo], left[:, todo] = drawn.top, drawn.left
-        context = _inside(grid, _place(grid, (len(todo),), context_size, config, rng))
-        kept[todo] = context & ~_inside(grid, drawn).any(axis=0)
-        todo = todo[kept[todo].sum(axis=(1, 2)) <= config.min_keep]
-        if not len(todo):
-            break
-    return _Blocks(top, left, *target_size), kept.reshape(batch_size, -1)
-
-
-def _place(
-    grid: Grid,
-    shape: tuple[int, ...],
-    size: tuple[int, int],
-    config: MaskConfig,
-    rng: np.random.Generator,
-) -> _Blocks:
-    """Uniform corners; the published range ends one early, so the last row is out of reach."""
-    (rows, columns), (height, width) = grid, size
-    reach = 0 if config.draw == "published" else 1
-    top = rng.integers(0, rows - height + reach, shape)
-    left = rng.integers(0, columns - width + reach, shape)
-    return _Blocks(top, left, height, width)
-
-
-def _inside(grid: Grid, blocks: _Blocks) -> Bools:
-    """(..., rows, columns), True where a patch belongs to the block."""
-    row, column = np.arange(grid[0]), np.arange(grid[1])
-    top, left = blocks.top[..., None], blocks.left[..., None]
-    in_rows = (row >= top) & (row < top + blocks.height)
-    in_columns = (column >= left) & (column < left + blocks.width)
-    return in_rows[..., :, None] & in_columns[..., None, :]
-
-
-def _block_patches(grid: Grid, blocks: _Blocks) -> Ints:
-    """(..., height * width) patch numbers of each block, ascending."""
-    row = blocks.top[..., None, None] + np.arange(blocks.height)[:, None]
-    column = blocks.left[..., None, None] + np.arange(blocks.width)
-    patches: Ints = (row * grid[1] + column).reshape(*blocks.top.shape, -1)
-    return patches
 
 
 def _cut_first(kept: Bools) -> Ints:
@@ -222,11 +124,10 @@ def _cut_first(kept: Bools) -> Ints:
     return patches
 
 
-def _cut_random(kept: Bools, rng: np.random.Generator) -> Ints:
-    """(B, K) any K kept patches of each image, ascending."""
+def _cut_random(kept: Bools, order: np.ndarray[Any, np.dtype[np.float32]]) -> Ints:
+    """(B, K) the K kept patches of each image that come first in a random order, ascending."""
     least = int(kept.sum(axis=1).min())
-    order = rng.random(kept.shape, dtype=np.float32)
-    order[~kept] = 2.0
+    order = np.where(kept, order, np.float32(2.0))
     chosen = np.argpartition(order, least - 1, axis=1)[:, :least].astype(np.int64)
     chosen.sort(axis=1)
     return chosen

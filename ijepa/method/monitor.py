@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ijepa.method.jepa import jepa_loss
+from ijepa.method.targets import prediction_loss
 
 
 class Health(NamedTuple):
@@ -63,7 +63,10 @@ def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
         targets: (M * B, T, dim).
     """
     mean = targets.float().mean(dim=(0, 1), keepdim=True).expand_as(targets)
-    return float(jepa_loss(predictions.float(), targets.float()) / jepa_loss(mean, targets.float()))
+    return float(
+        prediction_loss(predictions.float(), targets.float())
+        / prediction_loss(mean, targets.float())
+    )
 
 
 def verdict(now: Health, first: Health) -> str | None:

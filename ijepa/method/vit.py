@@ -4,6 +4,7 @@ Parameter names are timm's and the published code's, so that weights exchange ke
 Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_transformer.py`.
 """
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ijepa.config import EncoderConfig, PredictorConfig
+from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
 
 
@@ -72,9 +73,9 @@ class Encoder(VisionTransformer):
     Positions are a fixed sin-cos table; there is no class token and no head.
     """
 
-    def __init__(self, size: Architecture, image_px: int, patch_px: int) -> None:
+    def __init__(self, size: Architecture, image_size: Size, patch_px: int) -> None:
         super().__init__(
-            img_size=image_px,
+            img_size=image_size,
             patch_size=patch_px,
             embed_dim=size.dim,
             depth=size.depth,
@@ -133,7 +134,11 @@ class Predictor(nn.Module):
     """Narrow ViT that predicts the tokens of one target block from the context's tokens."""
 
     def __init__(
-        self, encoder_size: Architecture, config: PredictorConfig, grid: tuple[int, int]
+        self,
+        encoder_size: Architecture,
+        config: PredictorConfig,
+        grid: tuple[int, int],
+        target_dim: int,
     ) -> None:
         super().__init__()
         dim = config.dim
@@ -150,7 +155,7 @@ class Predictor(nn.Module):
             for _ in range(config.depth)
         )
         self.predictor_norm = LayerNorm(dim)
-        self.predictor_proj = nn.Linear(dim, encoder_size.dim)
+        self.predictor_proj = nn.Linear(dim, target_dim)
 
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
         """Predict every target block, each as a sequence of its own: [context; its mask tokens].
@@ -161,20 +166,18 @@ class Predictor(nn.Module):
             target_index: (M, B, T) int64, the patches of M target blocks.
 
         Returns:
-            (M * B, T, encoder dim); block 0 of all images first.
+            (M * B, T, target dim); block 0 of all images first.
         """
-        num_blocks, batch, num_targets = target_index.shape
-        positions = self.predictor_pos_embed.expand(batch, -1, -1)
-        seen = self.predictor_embed(context) + gather_patches(positions, context_index)
-        hidden = self.mask_token + gather_patches(
-            positions.repeat(num_blocks, 1, 1), target_index.flatten(0, 1)
-        )
-        tokens = torch.cat([seen.repeat(num_blocks, 1, 1), hidden.to(seen.dtype)], dim=1)
-        *early, last = self.predictor_blocks
-        for block in early:
-            tokens = block(tokens)
-        assert isinstance(last, Block)
-        tokens = _block_for_last(last, tokens, num_targets)
+        positions = self.predictor_pos_embed
+        seen = self.predictor_embed(context)
+        seen = seen + gather_patches(positions.expand(len(context), -1, -1), context_index)
+        hidden = (self.mask_token + positions)[0].to(seen.dtype)  # alike in all images: (N, dim)
+        first, last = self.predictor_blocks[0], self.predictor_blocks[-1]
+        tokens = _sequences(seen, hidden, target_index)
+        qkv = _sequences(_qkv(first, seen), _qkv(first, hidden), target_index)
+        for block in self.predictor_blocks:
+            qkv = qkv if block is first else _qkv(block, tokens)
+            tokens = _block(block, tokens, qkv, target_index.shape[2] if block is last else None)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
         return predicted
 
@@ -208,27 +211,27 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat([column_part, row_part], dim=-1).reshape(1, rows * columns, dim).float()
 
 
-def build_encoder(config: EncoderConfig, image_px: int, generator: torch.Generator) -> Encoder:
+def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Generator) -> Encoder:
     """Make a freshly initialised encoder.
 
     Args:
         config: architecture, patch size, initialisation, scale of the positions.
-        image_px: side of the square images.
+        image_size: (height, width) in pixels.
         generator: where the random weights come from.
     """
-    encoder = Encoder(architecture(config.arch), image_px, config.patch_px)
+    encoder = Encoder(architecture(config.arch), image_size, config.patch_px)
     table = sincos_positions(encoder.embed_dim, encoder.patch_embed.grid_size)
     encoder.position_table.data.copy_(table * config.position_scale)
     initialise(encoder, config.init, generator)
     return encoder
 
 
-def build_predictor(
-    encoder: EncoderConfig, config: PredictorConfig, image_px: int, generator: torch.Generator
-) -> Predictor:
-    """Make a freshly initialised predictor for that encoder."""
-    side = image_px // encoder.patch_px
-    predictor = Predictor(architecture(encoder.arch), config, (side, side))
+def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
+    """Make a freshly initialised predictor of that configuration's targets."""
+    encoder, size = config.encoder, architecture(config.encoder.arch)
+    in_pixels = config.targets.space != "embeddings"
+    target_dim = 3 * encoder.patch_px**2 if in_pixels else size.dim
+    predictor = Predictor(size, config.predictor, config.grid, target_dim)
     predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
     initialise(predictor, encoder.init, generator)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)
@@ -241,20 +244,31 @@ def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
 
     Args:
         model: changed in place.
-        init: `published` (normal of std 0.02: the released code's depth scaling is undone by its
-            own `init_model`) or `xavier` (uniform, the patch embedding as one matrix; MAE's).
+        init: `published` (normal of std 0.02), `depth-scaled` (then the last Linear of attention
+            and of MLP divided by sqrt(2 * number of the block): the released code's
+            `fix_init_weight`, which its own `init_model` undoes) or `xavier` (uniform, the patch
+            embedding as one matrix; MAE's).
         generator: where the random weights come from.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            if init == "published":
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            else:
+            if init == "xavier":
                 nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+            else:
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
+    if init == "depth-scaled":
+        _scale_by_depth(model)
+
+
+def _scale_by_depth(model: nn.Module) -> None:
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, Block)]
+    for number, block in enumerate(blocks, start=1):
+        for last in (block.attn.proj, block.mlp.fc2):
+            last.weight.div_(math.sqrt(2 * number))
 
 
 def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
@@ -262,18 +276,36 @@ def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def _block_for_last(block: Block, tokens: Tensor, num_last: int) -> Tensor:
-    """A pre-norm block, computed for the last tokens only: nobody reads the others any more.
+def _sequences(seen: Tensor, hidden: Tensor, target_index: Tensor) -> Tensor:
+    """[context; one target block] for every block and image: (M * B, K + T, D).
 
-    The result equals `block(tokens)[:, -num_last:]`; it saves their queries and their MLP.
+    Args:
+        seen: (B, K, D), what stands for the context's patches.
+        hidden: (N, D), what stands for each patch of the grid where it is hidden.
+        target_index: (M, B, T) int64.
     """
-    attention: Any = block.attn  # timm lets any class stand here
+    blocks = F.embedding(target_index.flatten(0, 1), hidden)
+    return torch.cat([seen.repeat(len(target_index), 1, 1), blocks], dim=1)
+
+
+def _qkv(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401  # timm lets any class stand here
+    """Queries, keys and values before they are split into heads: (..., 3 * D)."""
+    projected: Tensor = block.attn.qkv(block.norm1(tokens))
+    return projected
+
+
+def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int | None) -> Tensor:  # noqa: ANN401
+    """A block of timm, its queries, keys and values given; for the last tokens only, or for all.
+
+    The first block of the predictor need not project the same context M times, nor a mask token of
+    every image; after the last block nobody reads the context. Both save work, and change nothing.
+    """
     batch, length, dim = tokens.shape
-    heads = attention.num_heads
-    qkv = attention.qkv(block.norm1(tokens)).reshape(batch, length, 3, heads, dim // heads)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    num_last = num_last or length
+    heads = block.attn.num_heads
+    query, key, value = qkv.reshape(batch, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(query[:, :, -num_last:], key, value)
     attended = attended.transpose(1, 2).reshape(batch, num_last, dim)
-    tokens = tokens[:, -num_last:] + attention.proj(attended)
+    tokens = tokens[:, -num_last:] + block.attn.proj(attended)
     result: Tensor = tokens + block.mlp(block.norm2(tokens))
     return result

@@ -1,1 +1,139 @@
-"""Configurations of experiments, one YAML file each."""
+"""Configurations of experiments: one YAML file each, here or of the user's.
+
+A recipe names only what differs from the defaults, or from another recipe that it calls its `base`.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa.config import Config, PretrainConfig, validated
+from ijepa.errors import IjepaError
+from ijepa.recipes.published import is_published, translate
+
+log = logging.getLogger(__name__)
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainConfig:
+    """Read a recipe by name or from a YAML file, and apply `a.b=c` overrides.
+
+    Files of facebookresearch/ijepa (`configs/*.yaml`) are taken as they are.
+
+    Raises:
+        IjepaError: no such recipe, no YAML, an unknown key or a value out of range.
+    """
+    body = _read(name_or_path)
+    if is_published(body):
+        body = translate(body, name_or_path)
+    before = validated(PretrainConfig, body, f"recipe {name_or_path}")
+    for override in overrides:
+        _apply(body, override)
+    config = validated(PretrainConfig, body, f"recipe {name_or_path}")
+    _warn_of_batch(before, config)
+    return config
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("ijepa.recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith("yaml"))
+
+
+def recipe_title(name: str) -> str:
+    """What a recipe of the package is, from the comment on its first line."""
+    return _text(name).partition("\n")[0].lstrip("# ")
+
+
+def dump_yaml(config: Config) -> str:
+    """The complete configuration as YAML that `load_recipe` takes back."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    """A recipe's settings on top of those of its base."""
+    body = _parse_yaml(_text(name_or_path), name_or_path)
+    base = body.pop("base", None)
+    return body if base is None else _merged(_read(str(base)), body)
+
+
+def _text(name_or_path: str) -> str:
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        return _named(name_or_path)
+    if not path.is_file():
+        raise IjepaError(f"There is no recipe file {path}.")
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise IjepaError(f"recipe {path} is not UTF-8 text ({error.reason}).") from error
+
+
+def _named(name: str) -> str:
+    if name not in recipe_names():
+        raise IjepaError(f"There is no recipe {name!r}; there are {', '.join(recipe_names())}.")
+    return resources.files("ijepa.recipes").joinpath(f"{name}.yaml").read_text()
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise IjepaError(f"recipe {source} is not YAML: {reason}.") from error
+    if body is not None and not isinstance(body, dict):
+        raise IjepaError(
+            f"recipe {source} holds a {type(body).__name__}; expected keys and values."
+        )
+    return body or {}
+
+
+def _warn_of_batch(recipe: PretrainConfig, config: PretrainConfig) -> None:
+    """A batch of another size asks for another learning rate, and may change the masks."""
+    batch, meant = config.data.batch_size, recipe.data.batch_size
+    if batch == meant:
+        return
+    lr = config.optimization.lr
+    if lr == recipe.optimization.lr:
+        log.warning(
+            "optimization.lr %g is meant for batches of %d; for %d people take %.2g (in proportion "
+            "to the batch) or %.2g (to its square root).",
+            lr, meant, batch, lr * batch / meant, lr * (batch / meant) ** 0.5,
+        )  # fmt: skip
+    groups = [min(c.masks.group_size, c.data.batch_size) for c in (recipe, config)]
+    if groups[0] != groups[1]:
+        log.warning(
+            "contexts are cut to one length over %d images instead of %d: they become %s.",
+            groups[1], groups[0], "longer" if groups[1] < groups[0] else "shorter",
+        )  # fmt: skip
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Groups of settings are joined, values replaced; masks of another kind start afresh."""
+    result = dict(below)
+    for name, value in above.items():
+        old = result.get(name)
+        afresh = not isinstance(value, dict) or "kind" in value
+        result[name] = _merged(old, value) if isinstance(old, dict) and not afresh else value
+    return result
+
+
+def _apply(body: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in nested mappings; c is YAML, so `1e-3`, `true` and `[1, 2]` work."""
+    keys, equals, value = override.partition("=")
+    if not equals:
+        raise IjepaError(f"--set {override!r} has no '='; write it as a.b=c.")
+    *parents, last = keys.strip().split(".")
+    for parent in parents:
+        child = body.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise IjepaError(f"--set {override!r}: {parent} is a value, not a group of settings.")
+        body = child
+    try:
+        body[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise IjepaError(f"--set {override!r}: {value!r} is not a YAML value.") from error

@@ -40,7 +40,7 @@ class FeatureHeader(Config):
         which: `target` or `context`.
         layers: block numbers, ascending.
         pooling: how patch tokens became one vector.
-        image_px: side of the evaluated square.
+        image_px: side of the evaluated square, or (height, width).
         transform: from image file to square.
         data_fingerprint: of the shard set.
         split: of the shard set.
@@ -53,7 +53,7 @@ class FeatureHeader(Config):
     which: str
     layers: tuple[int, ...]
     pooling: str
-    image_px: int
+    image_px: int | tuple[int, int]
     transform: str
     data_fingerprint: str
     split: str

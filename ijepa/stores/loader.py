@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ijepa.config import DataConfig
+from ijepa.config import DataConfig, Size
 from ijepa.method.augment import (
     CropDraws,
     draw_crops,
@@ -21,9 +21,8 @@ from ijepa.method.augment import (
     resize_box,
     squash,
 )
+from ijepa.method.draws import CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
-
-SHUFFLE, CROPS, MASKS = range(3)  # what a random stream is for: `stream(seed, CROPS, step)`
 
 
 class Images(Protocol):
@@ -41,18 +40,13 @@ class Batch(NamedTuple):
 
     Attributes:
         step: which.
-        images: (B, 3, px, px) uint8, channels last in memory.
+        images: (B, 3, height, width) uint8, channels last in memory.
         numbers: (B,) int64, their places in the split.
     """
 
     step: int
     images: Tensor
     numbers: Tensor
-
-
-def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """Random numbers of their own for each (seed, purpose, number), such as a step's crops."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, number])))
 
 
 class RandomCropBatches(Dataset[Batch]):
@@ -88,9 +82,9 @@ class EvaluationBatches(Dataset[Batch]):
     """Batch number -> evaluation views of consecutive images; the last batch may be short."""
 
     def __init__(
-        self, images: Images, image_px: int, crop_fraction: float | None, batch_size: int
+        self, images: Images, image_px: int | Size, crop_fraction: float | None, batch_size: int
     ) -> None:
-        """Remember how to cut: `crop_fraction` None squashes the whole image into the square."""
+        """Remember how to cut: `crop_fraction` None squashes the whole image."""
         self._images, self._px, self._batch_size = images, image_px, batch_size
         self._crop_fraction = crop_fraction
 

@@ -13,7 +13,7 @@ from ijepa.views.chart import Series, line_chart
 Records = Sequence[dict[str, float]]
 
 CURVES = (  # fields of a record, label of the axis, what the reader should know
-    (("loss",), "smooth-L1 loss", "The loss alone does not show progress: targets move, too."),
+    (("loss",), "loss", "The loss alone does not show progress: targets move, too."),
     (("rankme",), "RankMe", "Effective dimensions of the target encoder's pooled features."),
     (
         ("mean_cosine", "feature_std"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ijepa.config import load_recipe
+from ijepa.recipes import load_recipe
 from ijepa_cli.console import Device, Force, Json, Workers, runtime, show, shown_progress, table
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ijepa.config import dump_yaml, load_recipe, recipe_names
+from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
 from ijepa_cli.console import print_text
 
 Name = Annotated[str | None, typer.Argument(help="Show this one, complete; without, list all.")]
@@ -15,7 +15,12 @@ def recipes(name: Name = None) -> None:
 
     Example: ijepa recipes cifar10 > mine.yaml
     """
-    print_text(dump_yaml(load_recipe(name)) if name else "\n".join(recipe_names()) + "\n")
+    if name:
+        print_text(dump_yaml(load_recipe(name)))
+        return
+    width = max(len(known) for known in recipe_names())
+    lines = [f"{known:{width}}  {recipe_title(known)}\n" for known in recipe_names()]
+    print_text("".join(lines))
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,10 @@
+"""Random streams: what is drawn for a step depends on (seed, purpose, step) and nothing else."""
+
+import numpy as np
+
+SHUFFLE, CROPS, MASKS = range(3)  # what a stream is for: `stream(seed, CROPS, step)`
+
+
+def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """Random numbers of their own for each (seed, purpose, number), such as a step's crops."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, number])))

@@ -1,0 +1,172 @@
+"""Recipes: the paper's rows, files of the released code, and batches that want another rate."""
+
+import logging
+
+import pytest
+import yaml
+
+from ijepa.config import PretrainConfig
+from ijepa.errors import IjepaError
+from ijepa.method.masking import check_masks
+from ijepa.recipes import load_recipe, recipe_names, recipe_title
+
+PUBLISHED = {
+    "data": {
+        "batch_size": 16,
+        "color_jitter_strength": 0.0,
+        "crop_scale": [0.3, 1.0],
+        "crop_size": 448,
+        "image_folder": "somewhere/",
+        "num_workers": 10,
+        "pin_mem": True,
+        "root_path": "/data",
+        "use_color_distortion": False,
+        "use_gaussian_blur": False,
+        "use_horizontal_flip": False,
+    },
+    "logging": {"folder": "/logs/", "write_tag": "jepa"},
+    "mask": {
+        "allow_overlap": False,
+        "aspect_ratio": [0.75, 1.5],
+        "enc_mask_scale": [0.85, 1.0],
+        "min_keep": 10,
+        "num_enc_masks": 1,
+        "num_pred_masks": 4,
+        "patch_size": 16,
+        "pred_mask_scale": [0.15, 0.2],
+    },
+    "meta": {
+        "copy_data": False,
+        "load_checkpoint": False,
+        "model_name": "vit_huge",
+        "pred_depth": 12,
+        "pred_emb_dim": 384,
+        "read_checkpoint": None,
+        "use_bfloat16": True,
+    },
+    "optimization": {
+        "ema": [0.996, 1.0],
+        "epochs": 300,
+        "final_lr": 1.0e-6,
+        "final_weight_decay": 0.4,
+        "ipe_scale": 1.0,
+        "lr": 0.001,
+        "start_lr": 0.0002,
+        "warmup": 40,
+        "weight_decay": 0.04,
+    },
+}
+
+
+def published(tmp_path, group=None, **changes):
+    body = {name: dict(settings) for name, settings in PUBLISHED.items()}
+    if group:
+        body[group] |= changes
+    path = tmp_path / "in1k_vith16-448_ep300.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return str(path)
+
+
+def test_a_released_file_is_the_recipe_of_its_name(tmp_path):
+    theirs = load_recipe(published(tmp_path))
+    ours = load_recipe("in1k_vith16-448_ep300", ["optimization.precision=bf16"])
+    assert theirs == ours
+
+
+def test_what_the_released_batch_is_taken_for_is_said(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "ijepa"):
+        load_recipe(published(tmp_path))
+    assert "batch of 16 images on each GPU is taken as masks.group_size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("data", {"use_gaussian_blur": True}, "data.use_gaussian_blur is True; only False"),
+        ("mask", {"num_enc_masks": 2}, "mask.num_enc_masks is 2; only 1"),
+        ("meta", {"use_mask_tokens": True}, "meta.use_mask_tokens is not a setting of facebook"),
+        ("optimization", {"lr": "fast"}, "optimization.lr = 'fast'"),
+    ],
+)
+def test_what_a_released_file_may_not_ask_is_refused(tmp_path, group, changes, message):
+    with pytest.raises(IjepaError, match=message):
+        load_recipe(published(tmp_path, group, **changes))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_what_it_is_and_its_masks_fit(name):
+    recipe = load_recipe(name)
+    check_masks(recipe.grid, recipe.masks)
+    title = recipe_title(name)
+    assert 10 < len(title) < 100
+    assert title.endswith(".") or ":" in title
+
+
+def changed(name, base):
+    """Settings in which a recipe differs from another, by dotted name."""
+
+    def flat(body, prefix=""):
+        for key, value in body.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    ours, theirs = (dict(flat(load_recipe(n).model_dump())) for n in (name, base))
+    return {key: ours[key] for key in ours if ours[key] != theirs.get(key, ours[key])}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "differences"),
+    [
+        ("in1k_vitb16_ep300", "in1k_vitb16_ep600", {"optimization.epochs": 300}),
+        ("table06_random", "in1k_vitb16_ep300", {"masks.kind": "random"}),
+        ("table06_rasterized", "in1k_vitb16_ep300", {"masks.kind": "rasterized"}),
+        (
+            "table07_pixels",
+            "table07_embeddings",
+            {"optimization.epochs": 800, "targets.space": "normalised-pixels"},
+        ),
+        ("table08_targets-0.2-0.3", "in1k_vitb16_ep300", {"masks.target_scale": (0.2, 0.3)}),
+        ("table09_context-0.4-1", "in1k_vitb16_ep300", {"masks.context_scale": (0.4, 1.0)}),
+        ("table10_1-target", "in1k_vitb16_ep300", {"masks.num_targets": 1}),
+        ("table11_input-masked", "table11_output-masked", {"targets.masked": "input"}),
+        ("table12_predictor-depth-6", "table12_predictor-depth-12", {"predictor.depth": 6}),
+        (
+            "table13_weight-decay-0.05",
+            "in1k_vitl16_ep600",
+            {"optimization.weight_decay": 0.05, "optimization.final_weight_decay": 0.05},
+        ),
+        ("table14_predictor-width-1024", "table14_predictor-width-384", {"predictor.dim": 1024}),
+    ],
+)
+def test_a_row_of_the_papers_tables_changes_what_its_table_varies(name, base, differences):
+    assert changed(name, base) == differences
+
+
+def test_masks_of_another_kind_start_from_their_own_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: cifar10\nmasks:\n  kind: random\n")
+    recipe = load_recipe(str(path))
+    assert recipe.masks.kind == "random"
+    assert recipe.masks.min_keep == 10
+    assert recipe.data.image_px == 32
+
+
+def test_a_setting_that_a_kind_of_masks_does_not_have_is_refused():
+    with pytest.raises(IjepaError, match=r"masks\.num_targets is not a known setting"):
+        load_recipe("table06_random", ["masks.num_targets=2"])
+
+
+def test_another_batch_warns_of_the_learning_rate_and_of_the_masks(caplog):
+    load_recipe("in1k_vith14_ep300", ["data.batch_size=64"])
+    assert "lr 0.001 is meant for batches of 2048; for 64 people take 3.1e-05" in caplog.text
+    assert "over 64 images instead of 128: they become longer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["seed=3"], ["data.batch_size=512", "optimization.lr=2.5e-4"]]
+)
+def test_nothing_is_warned_of_where_nothing_changes(caplog, overrides):
+    assert load_recipe("in1k_vith14_ep300", overrides) != PretrainConfig(seed=99)
+    assert not caplog.text

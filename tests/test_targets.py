@@ -1,0 +1,108 @@
+"""Targets: pixels or embeddings, masked after the encoder or before."""
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.config import (
+    DataConfig,
+    EncoderConfig,
+    MultiblockMasks,
+    PredictorConfig,
+    PretrainConfig,
+    TargetConfig,
+)
+from ijepa.method.jepa import build_ijepa
+from ijepa.method.masking import sample_masks
+from ijepa.method.targets import LOSSES, patchify, prediction_loss, standardise
+from ijepa.method.training import Trainer
+
+GRID, BATCH = (8, 10), 6
+
+
+def config(**choices):
+    masks = MultiblockMasks(min_keep=3, draw="symmetric", group_size=choices.pop("group_size", 128))
+    return PretrainConfig(
+        data=DataConfig(image_px=(32, 40), batch_size=BATCH),
+        encoder=EncoderConfig(arch="32x2x2", patch_px=4),
+        predictor=PredictorConfig(dim=16, depth=1),
+        masks=masks,
+        targets=TargetConfig(**choices),
+    )
+
+
+def images(seed=0):
+    return torch.randn(BATCH, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def masks_of(config):
+    return sample_masks(config.grid, BATCH, config.masks, np.random.default_rng(0))
+
+
+def test_patches_are_cut_row_by_row():
+    picture = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12).float()
+    patches = patchify(picture, 4)
+    assert patches.shape == (2, 6, 48)
+    torch.testing.assert_close(patches[1, 4].view(3, 4, 4), picture[1, :, 4:8, 4:8])
+
+
+def test_standardised_patches_have_mean_0_and_variance_1():
+    patches = standardise(torch.rand(2, 5, 48) * 7 + 3)
+    torch.testing.assert_close(patches.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(patches.var(-1), torch.ones(2, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("space", ["pixels", "normalised-pixels"])
+def test_pixel_targets_are_the_pixels_of_the_target_blocks(space):
+    chosen = config(space=space)
+    [masks] = masks_of(chosen)
+    [(predictions, targets)] = build_ijepa(chosen)(images(), [masks])
+    assert predictions.shape == targets.shape
+    pixels = patchify(images(), 4)
+    pixels = standardise(pixels) if space == "normalised-pixels" else pixels
+    block, image = 2, 4
+    torch.testing.assert_close(
+        targets.unflatten(0, (4, BATCH))[block, image], pixels[image, masks.targets[block, image]]
+    )
+
+
+@pytest.mark.parametrize(("masked", "sees_the_rest"), [("output", True), ("input", False)])
+def test_input_masked_targets_know_nothing_but_their_block(masked, sees_the_rest):
+    chosen = config(masked=masked)
+    [masks] = masks_of(chosen)
+    model = build_ijepa(chosen)
+    changed = images()
+    outside = sorted(set(range(80)) - set(masks.targets[0, 0].tolist()))[0]
+    row, column = divmod(outside, GRID[1])
+    changed[0, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 1.0
+    first, second = (model(picture, [masks])[0][1][0] for picture in (images(), changed))
+    assert torch.equal(first, second) is not sees_the_rest
+
+
+@pytest.mark.parametrize("choice", [{"space": "pixels", "masked": "input"}, {"loss": "huber"}])
+def test_impossible_targets_are_refused(choice):
+    with pytest.raises(ValueError, match=r"come from no encoder|Input should be"):
+        TargetConfig(**choice)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_zero_for_a_perfect_prediction_only(name):
+    targets = torch.randn(3, 4)
+    assert prediction_loss(targets, targets, name) == 0
+    assert prediction_loss(targets + 0.1, targets, name) > 0
+
+
+@pytest.mark.parametrize("group_size", [2, 128])
+@pytest.mark.parametrize("space", ["embeddings", "pixels"])
+def test_micro_batches_change_a_step_by_rounding_only(group_size, space):
+    chosen = config(space=space, group_size=group_size)
+    ends = []
+    for micro_batch in (None, 1, 4):
+        model = build_ijepa(chosen)
+        trainer = Trainer(model, chosen.optimization, 10, micro_batch)
+        losses = [trainer.step(step, images(step), masks_of(chosen)) for step in range(3)]
+        ends.append((losses[-1], model.encoder.blocks[0].attn.qkv.weight.detach()))
+    for outcome, weight in ends[1:]:
+        torch.testing.assert_close(outcome.loss, ends[0][0].loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(outcome.grad_norm, ends[0][0].grad_norm, rtol=1e-4, atol=0)
+        torch.testing.assert_close(weight, ends[0][1], rtol=0, atol=2e-6)
