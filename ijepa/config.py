@@ -59,12 +59,15 @@ class Runtime(Config):
         device: `auto` takes a CUDA device when there is one.
         workers: processes that read and decode; 0 does it in the main process.
         checkpoint_seconds: the most work that a kill may cost.
+        micro_batch: images that one process computes at a time, gradients added up; None takes all
+            of its share of the batch. Changes memory and rounding, not masks.
         force: make the output again even if it is there.
     """
 
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
     force: bool = False
 
 
@@ -249,14 +252,29 @@ class OptimizationConfig(Config):
 
 
 class WatchConfig(Config):
-    """How often, and on how many images, the target encoder is checked for collapse."""
+    """How often, and on how many images, the encoders are checked for collapse.
+
+    Attributes:
+        every_steps: between two looks.
+        num_images: always the same, drawn by the seed.
+        label: by which nearest neighbours are scored, where the data have it.
+        loss_limit: a loss so many times that of the first step stops the run.
+    """
 
     every_steps: Annotated[int, Field(ge=1)] = 500
     num_images: Annotated[int, Field(ge=8)] = 512
+    label: str = "class"
+    loss_limit: Annotated[float, Field(gt=1)] = 10.0
 
 
 class PretrainConfig(Config):
-    """One pretraining run, complete."""
+    """One pretraining run, complete.
+
+    Attributes:
+        shared_draws: the released code seeds all GPUs alike, so that their crops and masks
+            coincide: True repeats those of the first `masks.group_size` images over the batch.
+        checkpoint_epochs: keep a checkpoint every so many epochs.
+    """
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -266,7 +284,8 @@ class PretrainConfig(Config):
     optimization: OptimizationConfig = OptimizationConfig()
     watch: WatchConfig = WatchConfig()
     seed: Seed = 0
-    checkpoint_epochs: Annotated[int, Field(ge=1)] = 50  # keep one every so many epochs
+    shared_draws: bool = False
+    checkpoint_epochs: Annotated[int, Field(ge=1)] = 50
 
     @model_validator(mode="after")
     def _image_divides_into_patches(self) -> Self:

@@ -1,31 +1,144 @@
-"""Which device computes."""
+"""Which device computes, and how several processes compute as one.
+
+Processes are started by torchrun (or anything else that sets its variables); one process needs none
+of this. What every rank would do alike is decided by rank 0 and told to the others.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, SharedError
+
+T = TypeVar("T")
+
+
+class World(NamedTuple):
+    """This process among all: `rank` of `size`, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Is this the process that writes files and speaks to the user?"""
+        return self.rank == 0
+
+
+def current_world() -> World:
+    """What torchrun says this process is; alone without it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in os.environ for name in names):
+        return World()
+    return World(*(int(os.environ[name]) for name in names))
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Be one of the processes that torchrun started, for as long as the block lasts.
+
+    Raises:
+        SharedError: another process failed, so that this one cannot go on.
+    """
+    world = current_world()
+    if world.size == 1:
+        yield world
+        return
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    try:
+        yield world
+    except RuntimeError as error:  # of a collective; the process that failed tells the reason
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise SharedError("Another process failed; its message says why.") from error
+        raise
+    dist.destroy_process_group()
+
+
+def lead(world: World, work: Callable[[], T]) -> T:
+    """Let rank 0 do something, and give every rank its result, or its failure."""
+    if world.size == 1:
+        return work()
+    told: list[T | IjepaError | None] = [None]
+    if world.leads:
+        try:
+            told = [work()]
+        except IjepaError as error:
+            told = [error]
+    dist.broadcast_object_list(told, src=0)
+    result = told[0]
+    if isinstance(result, IjepaError):
+        raise result if world.leads else SharedError(str(result))
+    return result  # type: ignore[return-value]  # None only if `work` gave None
+
+
+def wait_for_all(world: World) -> None:
+    """Go on when every rank has come here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def mean_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Mean of each number over all ranks, the same on every rank."""
+    if world.size > 1:
+        dist.all_reduce(values)
+        values /= world.size
+    return values
+
+
+def any_rank(flag: bool, device: torch.device, world: World) -> bool:
+    """Did any rank raise the flag? The same answer on every rank."""
+    if world.size == 1:
+        return flag
+    raised = torch.tensor(int(flag), device=device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def in_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
+    """Average gradients over ranks while they are computed; alone, the model itself."""
+    if world.size == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device that is there.
 
+    Without a number, each process of a machine takes a GPU of its own.
+
     Raises:
         IjepaError: no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise IjepaError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    number = current_world().local_rank if device.index is None else device.index
+    if number >= torch.cuda.device_count():
         raise IjepaError(
-            f"There is no device {name}; this machine has {torch.cuda.device_count()} CUDA devices."
+            f"There is no device cuda:{number}; this machine has {torch.cuda.device_count()} CUDA "
+            f"devices."
         )
-    return device
+    return torch.device("cuda", number)
 
 
-def device_name(device: torch.device) -> str:
-    """What to write beside a number: the GPU's name, or `cpu` and its threads."""
+def device_name(device: torch.device, world: World | None = None) -> str:
+    """What to write beside a number: the GPU's name, or `cpu` and its threads; times processes."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{world.size} x {name}" if world and world.size > 1 else name

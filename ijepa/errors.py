@@ -1,4 +1,4 @@
-"""The one error that a user sees."""
+"""The errors that a user sees."""
 
 
 class IjepaError(Exception):
@@ -6,3 +6,11 @@ class IjepaError(Exception):
 
     The command line prints it and exits with 1; `assert` is for our own mistakes.
     """
+
+
+class SharedError(IjepaError):
+    """A failure that another process tells the user about: this one ends in silence."""
+
+
+class StoppedError(IjepaError):
+    """Asked to stop from outside, after saving: not a failure."""

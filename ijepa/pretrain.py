@@ -1,16 +1,19 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
+import contextlib
+import os
 from pathlib import Path
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import open_shards
+from ijepa.stores.shards import SplitReader, open_shards
 from ijepa.stores.stage import StagePlan, exclusive_work
 
 VERSION = 1
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
+PAPER_SECONDS = 72 * 3600  # that ViT-H/14 took on 16 A100 GPUs (paper, section 1)
 
 
 class PretrainResult(Config):
@@ -34,6 +37,11 @@ class PretrainPlan(Config):
         images: in the split.
         encoder_parameters: trained ones, without positions; likewise the predictor's.
         context_patches: mean over sampled batches, after the cut; likewise `target_patches`, each.
+        gflops_per_image: of matrix products, forward and backward, at these mean lengths.
+        largest_context: patches that a context of the sampled batches has at most.
+        memory_gb: weights, gradients, optimizer and, for the largest masks, activations of one
+            process that computes `images_at_a_time`; an estimate, in bf16 for `bf16`.
+        images_per_second_for_72_hours: what the paper's budget of 72 hours asks of all devices.
     """
 
     images: int
@@ -45,6 +53,12 @@ class PretrainPlan(Config):
     predictor_parameters: int
     context_patches: float
     target_patches: float
+    gflops_per_image: float
+    largest_context: int
+    images_at_a_time: int
+    bf16: bool
+    memory_gb: float
+    images_per_second_for_72_hours: float
 
 
 def pretrain(
@@ -68,9 +82,11 @@ def pretrain(
     steps_per_epoch(len(images), config)
     inputs = {"data": data.fingerprint}
     plan = StagePlan("pretrain", VERSION, config, inputs, out, precious=True)
+    if is_one_of_many():
+        return _pretrain_together(plan, config, images, runtime, progress)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.run import Run  # here, so that a cached answer does not wait for torch
+            from ijepa.run.loop import Run  # here, so that a cached answer does not wait for torch
 
             run = Run(work.folder, config, images, runtime)
             run.train(progress)
@@ -78,20 +94,62 @@ def pretrain(
         return _result(out, work.cached)
 
 
-def plan_pretrain(shards: Path, config: PretrainConfig) -> PretrainPlan:
-    """Say what `pretrain` would do: sizes, steps and mask statistics.
+def is_one_of_many() -> bool:
+    """Did torchrun start several processes, of which this is one?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _pretrain_together(
+    plan: StagePlan,
+    config: PretrainConfig,
+    images: SplitReader,
+    runtime: Runtime,
+    progress: Progress,
+) -> PretrainResult:
+    """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
+    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+    from ijepa.run.loop import Run
+
+    with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
+        if config.data.batch_size % world.size:
+            raise IjepaError(
+                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+                f"{world.size} processes."
+            )
+        work = lead(world, lambda: held.enter_context(exclusive_work(plan, force=runtime.force)))
+        if not work.cached:
+            run = Run(work.folder, config, images, runtime, world)
+            run.train(progress if world.leads else silent)
+            facts = {"seed": config.seed, "device": run.device_name}
+            lead(world, lambda: work.publish_folder(facts))
+        wait_for_all(world)
+        return _result(plan.out, work.cached)
+
+
+def plan_pretrain(shards: Path, config: PretrainConfig, runtime: Runtime = RUNTIME) -> PretrainPlan:
+    """Say what `pretrain` would do: sizes, steps, masks, cost; no network is allocated.
 
     Raises:
         IjepaError: as `pretrain` would.
     """
+    from ijepa.distributed import pick_device
+    from ijepa.method.cost import activation_bytes, step_flops, weights_bytes
     from ijepa.method.mask_statistics import mask_statistics
-    from ijepa.run import model_size
+    from ijepa.run.sizes import model_size
 
     images = len(open_shards(shards).split(config.data.split))
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     encoder_parameters, predictor_parameters = model_size(config)
     masks = mask_statistics(config, PLANNED_BATCHES)
+    flops = step_flops(config, masks.context_patches, masks.target_patches)
+    at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)
+    precision = config.optimization.precision
+    on_gpu = pick_device(runtime.device).type == "cuda"
+    bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
+    memory = weights_bytes(encoder_parameters, predictor_parameters) + activation_bytes(
+        config, at_a_time, masks.largest_context, masks.largest_target, bf16=bf16
+    )
     return PretrainPlan(
         images=images,
         steps_per_epoch=per_epoch,
@@ -102,6 +160,12 @@ def plan_pretrain(shards: Path, config: PretrainConfig) -> PretrainPlan:
         predictor_parameters=predictor_parameters,
         context_patches=masks.context_patches,
         target_patches=masks.target_patches,
+        gflops_per_image=flops.total / 1e9,
+        largest_context=masks.largest_context,
+        images_at_a_time=at_a_time,
+        bf16=bf16,
+        memory_gb=memory / 1e9,
+        images_per_second_for_72_hours=steps * config.data.batch_size / PAPER_SECONDS,
     )
 
 

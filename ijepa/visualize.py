@@ -91,7 +91,7 @@ def _draw(config: MaskSheetConfig, statistics: "MaskStatistics", data: ShardSet 
     from ijepa.views.mask_sheet import mask_sheet
 
     recipe, images = config.recipe, None
-    masks = batch_masks(recipe, 0)[0].first(config.num_images)
+    masks = batch_masks(recipe, 0)[0].images(slice(config.num_images))
     if data:
         batch = RandomCropBatches(data.split(recipe.data.split), recipe.data, recipe.seed)[0]
         images = [image.permute(1, 2, 0).numpy() for image in batch.images[: len(masks.context)]]

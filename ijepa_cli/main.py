@@ -2,15 +2,17 @@
 
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
 import typer
 
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa_cli.console import log_to_stderr, stderr
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
+TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = ("shard", "pretrain", "extract", "probe", "report", "recipes", "visualize")
 
 app = typer.Typer(
@@ -30,6 +32,11 @@ def main() -> None:
     log_to_stderr()
     try:
         app()
+    except SharedError:
+        sys.exit(1)  # another process says why
+    except StoppedError as stop:
+        stderr.print(f"{stop} The same command, without --force, goes on from here.")
+        sys.exit(TERMINATED)
     except IjepaError as error:
         _fail(str(error))
     except SystemExit as ended:
@@ -50,8 +57,17 @@ def _system_message(error: OSError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    stderr.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    if not _is_told_by_another():
+        stderr.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     sys.exit(1)
+
+
+def _is_told_by_another() -> bool:
+    """What the processes of torchrun find before they are joined, all find; rank 0 tells it."""
+    if os.environ.get("RANK", "0") == "0":
+        return False
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is None or not distributed.is_initialized()
 
 
 def _plain(message: str) -> str:

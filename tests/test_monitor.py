@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.method.monitor import Health, health, loss_vs_mean_target, mean_cosine, rankme, verdict
+from ijepa.method.monitor import (
+    Health,
+    health,
+    lidar,
+    loss_vs_mean_target,
+    mean_cosine,
+    neighbour_accuracy,
+    rankme,
+    verdict,
+)
 
 
 @given(rank=st.integers(1, 16))
@@ -46,3 +55,41 @@ def test_images_that_looked_alike_from_the_start_are_no_collapse():
     first = Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)
     assert verdict(first._replace(mean_cosine=0.996), first) is None
     assert verdict(first._replace(mean_cosine=0.9999), first) is not None
+
+
+@pytest.mark.parametrize("rank", [2, 5, 9])
+def test_lidar_counts_the_dimensions_that_tell_images_apart(rank):
+    torch.manual_seed(rank)
+    means = torch.linalg.qr(torch.randn(40, rank).double())[0] @ torch.eye(rank, 16).double()
+    means -= means.mean(dim=0)
+    views = 100 * means.unsqueeze(1) + torch.randn(40, 200, 16).double()
+    assert lidar(views) == pytest.approx(rank, rel=0.15)
+
+
+def test_lidar_does_not_count_what_differs_between_views_of_one_image():
+    torch.manual_seed(0)
+    means = torch.randn(40, 1, 16)
+    noisy = torch.zeros(16)
+    noisy[4:] = 100.0  # all but four dimensions are drowned
+    views = means + noisy * torch.randn(40, 50, 16)
+    assert lidar(views) < 0.6 * lidar(means + 0.1 * torch.randn(40, 50, 16))
+
+
+def test_neighbours_of_separate_classes_agree_and_those_of_noise_do_not():
+    torch.manual_seed(0)
+    labels = torch.arange(4).repeat(25)
+    features = torch.nn.functional.one_hot(labels, 8) + 0.1 * torch.randn(100, 8)
+    assert neighbour_accuracy(features, labels) == 1.0
+    assert neighbour_accuracy(torch.randn(100, 8), labels) < 0.5
+
+
+def test_neighbours_are_those_of_brute_force():
+    torch.manual_seed(1)
+    features, labels = torch.randn(60, 5).double(), torch.randint(0, 3, (60,))
+    right = 0
+    for number in range(60):
+        others = [n for n in range(60) if n != number]
+        cosines = torch.cosine_similarity(features[number][None], features[others])
+        nearest = [int(labels[others[int(n)]]) for n in cosines.argsort(descending=True)[:10]]
+        right += max(range(3), key=lambda c: (nearest.count(c), -c)) == labels[number]
+    assert neighbour_accuracy(features, labels) == pytest.approx(right / 60)

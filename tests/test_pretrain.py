@@ -105,7 +105,7 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
     command += ["--data", str(shards), "--out", str(out), "--device", "cpu", "--workers", "0"]
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "import ijepa.run as r\n"
+        "import ijepa.run.loop as r\n"
         "save = r.Run._save\n"
         "def save_and_die(self):\n"
         "    save(self); os.kill(os.getpid(), signal.SIGKILL)\n"

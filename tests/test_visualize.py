@@ -40,7 +40,7 @@ def test_the_sheet_shows_the_context_and_hides_the_rest():
     [masks] = batch_masks(load_recipe("scenes-mini"), 0)
     picture = np.zeros((64, 64, 3), dtype=np.uint8)
     maps = {"a": np.ones((8, 8)), "b": np.eye(8)}
-    sheet = np.asarray(mask_sheet((8, 8), [picture], masks.first(1), maps, ["caption"]))
+    sheet = np.asarray(mask_sheet((8, 8), [picture], masks.images(slice(1)), maps, ["caption"]))
     tile, top = 168, LINE_PX + GAP_PX + LINE_PX
     context = sheet[top : top + tile, 2 * GAP_PX + tile : 2 * GAP_PX + 2 * tile]
     centres = context[10::21, 10::21].reshape(64, 3)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-SHUFFLE, CROPS, MASKS = range(3)  # what a stream is for: `stream(seed, CROPS, step)`
+SHUFFLE, CROPS, MASKS, VIEWS = range(4)  # what a stream is for: `stream(seed, CROPS, step)`
 
 
 def stream(seed: int, purpose: int, number: int) -> np.random.Generator:

@@ -58,9 +58,9 @@ class Masks(NamedTuple):
             self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         )
 
-    def first(self, count: int) -> "Masks":
-        """Those of the first images."""
-        return Masks(self.context[:count], self.targets[:, :count])
+    def images(self, chosen: slice) -> "Masks":
+        """Those of some of the images."""
+        return Masks(self.context[chosen], self.targets[:, chosen])
 
 
 def sample_masks(
@@ -94,8 +94,25 @@ def sample_masks(
 
 def batch_masks(config: PretrainConfig, step: int) -> list[Masks]:
     """The masks of one step of a run, of all devices together."""
-    rng = stream(config.seed, MASKS, step)
-    return sample_masks(config.grid, config.data.batch_size, config.masks, rng)
+    rng, batch = stream(config.seed, MASKS, step), config.data.batch_size
+    if not config.shared_draws:
+        return sample_masks(config.grid, batch, config.masks, rng)
+    [first] = sample_masks(config.grid, config.masks.group_size, config.masks, rng)
+    return [
+        first.images(slice(0, batch - start)) for start in range(0, batch, config.masks.group_size)
+    ]
+
+
+def part_of(groups: list[Masks], chosen: slice) -> list[Masks]:
+    """The masks of some of a batch's images: contexts keep the length of their whole group."""
+    parts, start = [], 0
+    for masks in groups:
+        size = len(masks.context)
+        wanted = slice(max(chosen.start - start, 0), max(min(chosen.stop - start, size), 0))
+        if wanted.start < wanted.stop:
+            parts.append(masks.images(wanted))
+        start += size
+    return parts
 
 
 def check_masks(grid: Grid, config: MaskConfig) -> None:

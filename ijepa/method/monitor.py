@@ -55,6 +55,53 @@ def mean_cosine(features: Tensor) -> float:
     return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
 
+def lidar(views: Tensor, delta: float = 1e-4) -> float:
+    """Effective rank of what tells images apart, relative to what tells views of one image apart.
+
+    Args:
+        views: (images, views, dim) float; here each view is what the predictor makes of an image
+            from another context, averaged over its target blocks.
+        delta: added to the within-image covariance, which need not have full rank.
+
+    Returns:
+        1 to min(images - 1, dim).
+
+    Source: Thilak et al., LiDAR, 2023, section 4.
+    """
+    views = views.double()
+    num_images, num_views, dim = views.shape
+    means = views.mean(dim=1)
+    spread = (views - means.unsqueeze(1)).flatten(0, 1)
+    within = spread.T @ spread / (num_images * num_views) + delta * torch.eye(dim).double()
+    centred = means - means.mean(dim=0)
+    between = centred.T @ centred / num_images
+    values, vectors = torch.linalg.eigh(within)
+    whiten = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    strength = torch.linalg.eigvalsh(whiten @ between @ whiten).clamp(min=0)
+    share = strength / strength.sum().clamp(min=1e-300) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def mean_cosine_of_pairs(first: Tensor, second: Tensor) -> float:
+    """Mean cosine similarity of row n of one with row n of the other: (images, dim) each."""
+    return float(F.cosine_similarity(first.double(), second.double(), dim=1).mean())
+
+
+def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -> float:
+    """Share of images whose class is that of most of their nearest neighbours, itself left out.
+
+    Args:
+        features: (images, dim) float.
+        labels: (images,) int64.
+        neighbours: how many vote; a tie goes to the smallest class number.
+    """
+    unit = F.normalize(features.double(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    nearest = similarity.topk(min(neighbours, len(labels) - 1), dim=1).indices
+    votes = F.one_hot(labels)[nearest].sum(dim=1)
+    return float((votes.argmax(dim=1) == labels).double().mean())
+
+
 def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
     """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
 

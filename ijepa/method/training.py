@@ -1,14 +1,16 @@
 """One optimizer step of I-JEPA. Source: facebookresearch/ijepa `src/train.py`."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import OptimizationConfig
 from ijepa.method.jepa import IJepa, parameter_groups
-from ijepa.method.masking import Masks
+from ijepa.method.masking import Masks, part_of
 from ijepa.method.schedules import Schedules
 from ijepa.method.targets import prediction_loss
 
@@ -17,7 +19,7 @@ class Outcome(NamedTuple):
     """What a step leaves behind, still on its device.
 
     Attributes:
-        loss: () float32, mean over the images of the step.
+        loss: () float32, mean over the images of the step that this process has.
         grad_norm: () float32, of all trained parameters together, before the update.
         predictions: (M * B, T, dim) of the last group of masks, before the update.
         targets: (M * B, T, dim), likewise.
@@ -39,8 +41,12 @@ class Trainer:
         steps_per_epoch: int,
         micro_batch: int | None = None,
     ) -> None:
-        """Prepare to train `model` in place, `micro_batch` images at a time (None: all)."""
+        """Prepare to train `model` in place, `micro_batch` images at a time (None: all).
+
+        `forward` may be set to a wrapper of the model that averages gradients over processes.
+        """
         self.model, self.micro_batch = model, micro_batch
+        self.forward: nn.Module = model
         self.schedules = Schedules(config, steps_per_epoch)
         groups = parameter_groups([model.encoder, model.predictor])
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
@@ -60,16 +66,23 @@ class Trainer:
         self._schedule(step)
         total, answers = images.new_zeros(()), []
         for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                answers = self.model(images[chosen], pieces)
-            loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
-            torch.autograd.backward(loss)
+            with self._gathering(is_last=chosen.stop == len(images)):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                    answers = self.forward(images[chosen], pieces)
+                loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
+                torch.autograd.backward(loss)
             total += loss.detach()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
+
+    def _gathering(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients once a step, with its last part."""
+        if is_last or not isinstance(self.forward, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.forward.no_sync()
 
     def _loss(self, answers: list[tuple[Tensor, Tensor]], groups: list[Masks]) -> Tensor:
         """Mean over the images of all groups."""
@@ -92,18 +105,10 @@ def micro_batches(groups: list[Masks], size: int) -> Iterator[tuple[slice, list[
     A group that spans two parts is cut in two; its contexts keep their common length, so that the
     masks do not depend on how much fits into memory.
     """
-    start = 0
-    pieces: list[Masks] = []
-    for masks in groups:
-        while len(masks.context):
-            room = size - _count(pieces)
-            pieces.append(Masks(masks.context[:room], masks.targets[:, :room]))
-            masks = Masks(masks.context[room:], masks.targets[:, room:])
-            if _count(pieces) == size:
-                yield slice(start, start + size), pieces
-                start, pieces = start + size, []
-    if pieces:
-        yield slice(start, start + _count(pieces)), pieces
+    batch = _count(groups)
+    for start in range(0, batch, size):
+        chosen = slice(start, min(start + size, batch))
+        yield chosen, part_of(groups, chosen)
 
 
 def _count(groups: list[Masks]) -> int:

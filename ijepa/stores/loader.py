@@ -52,18 +52,40 @@ class Batch(NamedTuple):
 class RandomCropBatches(Dataset[Batch]):
     """Step -> the random-resized crops of that step's images."""
 
-    def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        config: DataConfig,
+        seed: int,
+        part: slice | None = None,
+        repeat_every: int | None = None,
+    ) -> None:
+        """Remember what to read.
+
+        Args:
+            images: of the split.
+            config: of batch and crops.
+            seed: of shuffling and crops.
+            part: places of the batch to make; None makes all of it.
+            repeat_every: crops repeat after so many places, as the released code's GPUs do.
+        """
         self._images, self._config, self._seed = images, config, seed
+        self._part = part or slice(0, config.batch_size)
+        self._repeat_every = repeat_every or config.batch_size
         self._steps_per_epoch = len(images) // config.batch_size  # full batches only, as published
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, step: int) -> Batch:
-        numbers = self._numbers(step)
-        draws = draw_crops(len(numbers), self._config, stream(self._seed, CROPS, step))
-        crops = [self._crop(int(image), draws, place) for place, image in enumerate(numbers)]
+        numbers = self.numbers(step)[self._part]
+        draws = draw_crops(self._repeat_every, self._config, stream(self._seed, CROPS, step))
+        crops = [
+            self._crop(int(image), draws, place % self._repeat_every)
+            for place, image in enumerate(numbers, start=self._part.start)
+        ]
         return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
-    def _numbers(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def numbers(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Places in the split of all images of a step, whatever part of it is made here."""
         epoch, step = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
             self._order = stream(self._seed, SHUFFLE, epoch).permutation(len(self._images))

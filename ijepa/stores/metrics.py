@@ -39,9 +39,10 @@ class MetricsLog:
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))
 
-    def speed(self, step: int, images_per_second: float) -> None:
-        """Note the speed, which is no result."""
-        self._board.add_scalar("images_per_second", images_per_second, step)
+    def speed(self, step: int, values: Record) -> None:
+        """Note how fast it went, which is no result."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
 
     def flush(self) -> int:
         """Put everything on disk; returns the length in bytes to hand to the next opening."""

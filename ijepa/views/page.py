@@ -25,9 +25,16 @@ CURVES = (  # fields of a record, label of the axis, what the reader should know
         "loss / loss of the mean target",
         "1 is no better than always predicting the mean target.",
     ),
+    (("lidar",), "LiDAR", "Effective dimensions that tell images apart, whatever their context."),
+    (
+        ("neighbour_accuracy",),
+        "accuracy of nearest neighbours",
+        "By labels that the training never sees, on the few images of the watch.",
+    ),
     (("lr",), "learning rate", "As used at each step."),
     (("weight_decay",), "weight decay", "As used at each step; none on biases and norms."),
     (("ema",), "EMA momentum", "Of the target encoder."),
+    (("grad_norm",), "gradient norm", "Of all trained parameters together."),
     (
         ("context_patches", "target_patches"),
         "patches",

@@ -12,6 +12,10 @@ Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAM
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Run folder to make.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override, as a.b=c; repeatable.")]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(help="Images that a process computes at a time; fewer need less memory.", min=1),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
@@ -22,6 +26,7 @@ def pretrain(
     overrides: Set = None,
     device: Device = "auto",
     workers: Workers = 2,
+    micro_batch: MicroBatch = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -34,12 +39,13 @@ def pretrain(
     from ijepa.pretrain import plan_pretrain
     from ijepa.pretrain import pretrain as run
 
+    choices = runtime(device, workers, force).model_copy(update={"micro_batch": micro_batch})
     if dry_run:
-        plan = plan_pretrain(data, config)
+        plan = plan_pretrain(data, config, choices)
         show(plan, as_json, table(plan, f"{recipe}: what would run"))
         return
     with shown_progress() as progress:
-        result = run(data, out, config, runtime(device, workers, force), progress)
+        result = run(data, out, config, choices, progress)
     show(result, as_json, table(result, "cached" if result.cached else "pretrained"))
 
 

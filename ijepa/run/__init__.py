@@ -1,0 +1,1 @@
+"""A pretraining run between its first step and its last: train, watch, save, resume."""

@@ -1,0 +1,334 @@
+"""The training loop of one process: steps, records, checkpoints, and an orderly end."""
+
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ijepa.config import PretrainConfig, Runtime
+from ijepa.distributed import (
+    World,
+    any_rank,
+    device_name,
+    in_parallel,
+    mean_over_ranks,
+    pick_device,
+)
+from ijepa.errors import IjepaError, SharedError, StoppedError
+from ijepa.method.augment import normalise
+from ijepa.method.cost import step_flops, utilisation
+from ijepa.method.jepa import IJepa, build_ijepa
+from ijepa.method.mask_statistics import context_patches
+from ijepa.method.masking import Masks, batch_masks, check_masks, part_of
+from ijepa.method.monitor import Health
+from ijepa.method.training import Outcome, Trainer
+from ijepa.progress import Progress
+from ijepa.recipes import dump_yaml
+from ijepa.run.watch import Watch
+from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from ijepa.stores.loader import RandomCropBatches, batches
+from ijepa.stores.metrics import MetricsLog
+from ijepa.stores.shards import SplitReader
+from ijepa.stores.stage import write_bytes
+
+FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's: save and end
+SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
+SHOWN_KEYS = 3  # of a batch whose loss is broken
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Pending:
+    """Records whose numbers are still on the device."""
+
+    records: list[dict[str, float]] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)  # (2,): loss, gradient norm
+
+
+class Run:
+    """Networks, optimizer, metrics and the number of steps done; `train` takes the rest."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: PretrainConfig,
+        images: SplitReader,
+        runtime: Runtime,
+        world: World = World(),  # noqa: B008  # a constant
+    ) -> None:
+        """Begin in `folder`, or take up what an interrupted run left there.
+
+        Raises:
+            IjepaError: masks that do not fit, too few images, a checkpoint that does not load.
+        """
+        check_masks(config.grid, config.masks)
+        self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
+        self.images, self.device = images, pick_device(runtime.device)
+        self.model: IJepa = build_ijepa(config).to(self.device)
+        self.per_epoch = len(images) // config.data.batch_size
+        self.watch = Watch(config, images, self.device)
+        self.trainer = Trainer(self.model, config.optimization, self.per_epoch, runtime.micro_batch)
+        self.steps_done, self.first_loss = 0, math.nan
+        self.pending = _Pending()
+        self.shown: dict[str, float] = {}
+        self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
+        self.stop_asked = ""
+        metrics_bytes = self._resume()
+        self.trainer.forward = in_parallel(self.model, self.device, world)
+        self.metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
+        if world.leads:
+            write_bytes(folder / "config.yaml", dump_yaml(config).encode())
+
+    @property
+    def device_name(self) -> str:
+        """What computes, for the record."""
+        return device_name(self.device, self.world)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest state, replaced atomically."""
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.trainer.schedules.total_steps
+
+    @property
+    def local(self) -> slice:
+        """Places of a batch that are this process's."""
+        size = self.config.data.batch_size // self.world.size
+        return slice(self.world.rank * size, (self.world.rank + 1) * size)
+
+    def train(self, progress: Progress) -> None:
+        """Take all steps that are left.
+
+        Raises:
+            StoppedError: a signal asked for it; the state is saved.
+            IjepaError: the loss or the features are broken; names the last good state.
+        """
+        with self._stoppable():
+            if self.steps_done == 0:
+                self._append({"step": 0, **self._look()})
+            saved = flushed = time.monotonic()
+            for step, images in self._batches():
+                self._step(step, images)
+                if not self._is_fetching():
+                    continue
+                self._flush()
+                now = time.monotonic()
+                rate = FLUSH_STEPS * self.config.data.batch_size / (now - flushed)
+                stop = any_rank(bool(self.stop_asked), self.device, self.world)
+                late = now - saved > self.runtime.checkpoint_seconds
+                if stop or any_rank(late, self.device, self.world) or self._is_milestone():
+                    self._save()
+                    saved = time.monotonic()
+                if stop:
+                    raise self._stopped()
+                self._show(progress, rate)
+                flushed = time.monotonic()
+        if self.metrics:
+            self.metrics.close()
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        dataset = RandomCropBatches(
+            self.images, self.config.data, self.config.seed, self.local, self._repeat_every()
+        )
+        todo = range(self.steps_done, self.total_steps)
+        for batch in batches(dataset, todo, self.runtime.workers):
+            images = batch.images.to(self.device, non_blocking=True)
+            yield batch.step, normalise(images, self.config.data.mean, self.config.data.std)
+
+    def _repeat_every(self) -> int | None:
+        return self.config.masks.group_size if self.config.shared_draws else None
+
+    def _step(self, step: int, images: Tensor) -> None:
+        groups = batch_masks(self.config, step)
+        mine = [masks.to(self.device) for masks in part_of(groups, self.local)]
+        outcome = self.trainer.step(step, images, mine)
+        self.steps_done = step + 1
+        self._record(step, groups, outcome)
+
+    def _record(self, step: int, groups: list[Masks], outcome: Outcome) -> None:
+        """Note a step; loss and gradient norm follow when they are fetched, the rest is known."""
+        schedules = self.trainer.schedules
+        self.lengths = context_patches(groups), groups[0].targets.shape[2]
+        record = {
+            "step": self.steps_done,
+            "epoch": self.steps_done / self.per_epoch,
+            "images": self.steps_done * self.config.data.batch_size,
+            "loss": math.nan,
+            "grad_norm": math.nan,
+            "lr": schedules.lr(step),
+            "weight_decay": schedules.weight_decay(step),
+            "ema": schedules.ema(step),
+            "context_patches": self.lengths[0],
+            "target_patches": self.lengths[1],
+        }
+        if self.steps_done % self.config.watch.every_steps == 0 or self._is_last():
+            numbers = self._look()
+            record |= numbers | self.watch.judge(numbers, outcome, self.steps_done)
+        self.pending.records.append(record)
+        self.pending.numbers.append(torch.stack([outcome.loss, outcome.grad_norm]))
+
+    def _look(self) -> dict[str, float]:
+        try:
+            return self.watch.look(self.model)
+        except FloatingPointError as error:
+            raise self._broken(str(error), self.steps_done) from error
+
+    def _flush(self) -> None:
+        """Fetch the losses, refuse a broken one, and write the records."""
+        fetched = mean_over_ranks(torch.stack(self.pending.numbers), self.world).tolist()
+        for record, (loss, norm) in zip(self.pending.records, fetched, strict=True):
+            self._check_loss(loss, int(record["step"]))
+            self._append(record | {"loss": loss, "grad_norm": norm})
+            self.shown |= {n: v for n, v in record.items() if n in SHOWN}
+        self.shown |= {"loss": fetched[-1][0], "lr": self.pending.records[-1]["lr"]}
+        self.pending = _Pending()
+
+    def _append(self, record: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.append(record)
+
+    def _check_loss(self, loss: float, step: int) -> None:
+        """The loss of the first step is about the largest that a sane run ever sees."""
+        if math.isnan(self.first_loss):
+            self.first_loss = loss
+        if not math.isfinite(loss):
+            raise self._broken(f"The loss is {loss}", step)
+        limit = self.config.watch.loss_limit * self.first_loss
+        if loss > limit:
+            raise self._broken(
+                f"The loss exploded to {loss:.4g}, from {self.first_loss:.4g} at the start", step
+            )
+
+    def _broken(self, what: str, step: int) -> IjepaError:
+        good = f"the last good state is {self.last_checkpoint}"
+        if not self.last_checkpoint.exists():
+            good = "there is no earlier state"
+        message = (
+            f"{what} at step {step} (images {self._keys(step)}, ...); {good}. "
+            f"Lower optimization.lr or lengthen the warm-up."
+        )
+        return IjepaError(message) if self.world.leads else SharedError(message)
+
+    def _keys(self, step: int) -> str:
+        """The first keys of the batch that a step saw; `step` counts the steps done."""
+        dataset = RandomCropBatches(self.images, self.config.data, self.config.seed)
+        numbers = dataset.numbers(max(step - 1, 0))[:SHOWN_KEYS]
+        return ", ".join(self.images.read_sample(int(number)).key for number in numbers)
+
+    def _show(self, progress: Progress, images_per_second: float) -> None:
+        speed = {"images_per_second": images_per_second, **self._flops(images_per_second)}
+        self.shown |= {name: value for name, value in speed.items() if name != "images_per_second"}
+        if self.metrics:
+            self.metrics.speed(self.steps_done, speed)
+        size = self.config.data.batch_size
+        done, total = self.steps_done * size, self.total_steps * size
+        progress("pretrain images", done, total, self.shown)
+
+    def _flops(self, images_per_second: float) -> dict[str, float]:
+        """Achieved TFLOP/s of one process, and its share of what the device could do."""
+        flops = step_flops(self.config, *self.lengths).total
+        tflops = flops * images_per_second / self.world.size / 1e12
+        share = utilisation(tflops, device_name(self.device))
+        return {"tflops": tflops} | ({} if share is None else {"flops_utilisation": share})
+
+    def _is_last(self) -> bool:
+        return self.steps_done == self.total_steps
+
+    def _ends_kept_epoch(self) -> bool:
+        epochs, rest = divmod(self.steps_done, self.per_epoch)
+        return rest == 0 and epochs % self.config.checkpoint_epochs == 0
+
+    def _is_milestone(self) -> bool:
+        return self._is_last() or self._ends_kept_epoch()
+
+    def _is_fetching(self) -> bool:
+        """All ranks answer alike: one alone may stop at any step, with others only now and then."""
+        stops_now = self.world.size == 1 and bool(self.stop_asked)
+        return len(self.pending.records) >= FLUSH_STEPS or self._is_milestone() or stops_now
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """A signal asks for an end after the step; without this, it would cost work."""
+
+        def note(number: int, _: FrameType | None) -> None:
+            self.stop_asked = signal.Signals(number).name
+
+        try:
+            before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        except ValueError:  # only the main thread may listen
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stopped(self) -> StoppedError:
+        if self.metrics:
+            self.metrics.close()
+        return StoppedError(
+            f"Stopped by {self.stop_asked or 'a signal to another process'} after step "
+            f"{self.steps_done:,} of {self.total_steps:,}, which is saved."
+        )
+
+    def _save(self) -> None:
+        if not self.metrics:
+            return
+        facts: dict[str, Any] = {
+            "metrics_bytes": self.metrics.flush(),
+            "first_health": list(self.watch.first or ()),
+            "first_loss": self.first_loss,
+            "world_size": self.world.size,
+        }
+        state = Checkpoint(
+            step=self.steps_done,
+            config=self.config,
+            model=self.model.state_dict(),
+            optimizer=self.trainer.optimizer.state_dict(),
+            facts=facts,
+        )
+        self.last_checkpoint.parent.mkdir(exist_ok=True)
+        if self._ends_kept_epoch():
+            epoch = self.steps_done // self.per_epoch
+            save_checkpoint(self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"), state)
+        save_checkpoint(self.last_checkpoint, state)
+
+    def _resume(self) -> int:
+        """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""
+        if not self.last_checkpoint.exists():
+            return 0
+        state = load_checkpoint(self.last_checkpoint)
+        load_weights(self.model, state.model, self.last_checkpoint)
+        self.trainer.optimizer.load_state_dict(state.optimizer)
+        self.steps_done, facts = state.step, state.facts
+        self.watch.first = Health(*facts["first_health"])
+        self.first_loss = facts.get("first_loss", math.nan)
+        if self.world.leads:
+            log.info("going on after step %d of %d", self.steps_done, self.total_steps)
+            self._announce(int(facts.get("world_size", 1)))
+        return int(facts["metrics_bytes"])
+
+    def _announce(self, size_before: int) -> None:
+        if size_before != self.world.size:
+            log.warning(
+                "the run began with %d processes and goes on with %d: images, crops and masks of "
+                "each step stay the same, sums are rounded otherwise.",
+                size_before,
+                self.world.size,
+            )

@@ -1,0 +1,118 @@
+"""Looking at the encoders now and then, always at the same images: do they learn, or collapse?"""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa.config import PretrainConfig
+from ijepa.method.augment import normalise
+from ijepa.method.draws import SHUFFLE, VIEWS, stream
+from ijepa.method.jepa import IJepa
+from ijepa.method.masking import sample_masks
+from ijepa.method.monitor import (
+    Health,
+    health,
+    lidar,
+    loss_vs_mean_target,
+    mean_cosine_of_pairs,
+    neighbour_accuracy,
+    verdict,
+)
+from ijepa.method.training import Outcome
+from ijepa.stores.loader import EvaluationBatches, batches
+from ijepa.stores.shards import SplitReader
+
+BATCH = 128
+LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """The chosen images, what the fresh encoder made of them, and what it makes of them now."""
+
+    def __init__(self, config: PretrainConfig, images: SplitReader, device: torch.device) -> None:
+        """Choose the images; `first` is set by the first look, or by a resumed run."""
+        self._config, self._device = config, device
+        order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
+        self._images = _Chosen(images, order[: config.watch.num_images].tolist())
+        self._labels: Tensor | None = None
+        if config.watch.label in images.label_names:
+            self._labels = torch.tensor(self._images.labels(config.watch.label))
+        self.first: Health | None = None
+
+    @torch.no_grad()
+    def look(self, model: IJepa) -> dict[str, float]:
+        """Measure both encoders on the chosen images; nothing of it reaches the training.
+
+        Raises:
+            FloatingPointError: the features are not finite.
+        """
+        views = self._views()
+        target = self._pooled(model, views, which="target_encoder")
+        if not target.isfinite().all():
+            raise FloatingPointError("The target encoder's features are not finite")
+        now = health(target)
+        self.first = self.first or now
+        context = self._pooled(model, views, which="encoder")
+        numbers = {
+            **now._asdict(),
+            "lidar": lidar(self._predicted_views(model, views)),
+            "context_target_cosine": mean_cosine_of_pairs(context, target),
+        }
+        if self._labels is not None:
+            numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
+        return numbers
+
+    def judge(self, numbers: dict[str, float], outcome: Outcome, step: int) -> dict[str, float]:
+        """Warn if the encoder collapses; returns how much better than the mean it predicts."""
+        now = Health(**{name: numbers[name] for name in Health._fields})
+        warning = verdict(now, self.first or now)
+        if warning:
+            log.warning("step %d: %s", step, warning)
+        return {"loss_vs_mean_target": loss_vs_mean_target(outcome.predictions, outcome.targets)}
+
+    def _views(self) -> list[Tensor]:
+        data = self._config.data
+        dataset = EvaluationBatches(self._images, data.image_px, data.eval_crop_fraction, BATCH)
+        return [
+            normalise(batch.images.to(self._device), data.mean, data.std)
+            for batch in batches(dataset, range(len(dataset)), workers=0)
+        ]
+
+    def _pooled(self, model: IJepa, views: list[Tensor], which: str) -> Tensor:
+        encoder = getattr(model, which)
+        return torch.cat([encoder.pooled_layers(view, 1)[:, -1] for view in views]).cpu()
+
+    def _predicted_views(self, model: IJepa, views: list[Tensor]) -> Tensor:
+        """(images, views, dim): what the predictor makes of each image from several contexts."""
+        images = views[0][:LIDAR_IMAGES]
+        masks = self._config.masks.model_copy(update={"group_size": len(images)})
+        made = []
+        for view in range(LIDAR_VIEWS):
+            rng = stream(self._config.seed, VIEWS, view)
+            [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
+            predicted = model.predictions(images, drawn.to(self._device))
+            blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
+            made.append(blocks.mean(dim=(0, 2)))
+        return torch.stack(made, dim=1).cpu()
+
+
+class _Chosen:
+    """Some images of a split."""
+
+    def __init__(self, images: SplitReader, numbers: list[int]) -> None:
+        self._images, self._numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def read_image(self, number: int) -> bytes:
+        content: bytes = self._images.read_image(self._numbers[number])
+        return content
+
+    def labels(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        samples = (self._images.read_sample(number) for number in self._numbers)
+        return np.array([sample.labels[name] for sample in samples], dtype=np.int64)

@@ -1,0 +1,163 @@
+"""Several processes compute what one computes, and end together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.config import DataConfig, Runtime
+from ijepa.method.masking import batch_masks, part_of
+from ijepa.pretrain import pretrain
+from ijepa.recipes import dump_yaml, load_recipe
+from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.stores.loader import RandomCropBatches
+from ijepa.stores.records import read_metrics
+from ijepa.stores.shards import open_shards
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+
+
+def command(recipe, shards, out, *more):
+    words = ["ijepa_cli", "pretrain", "--recipe", recipe, "--data", shards, "--out", out]
+    return ["-m", *map(str, words), "--device", "cpu", "--workers", "0", *more]
+
+
+def together(size, arguments):
+    """Start the ranks as torchrun would; what each returned and wrote to stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=ENVIRONMENT
+            | address
+            | {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], errors
+
+
+def losses(run):
+    return [r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r]
+
+
+def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
+    out = tmp_path / "two"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *torchrun, *command(run / "config.yaml", shards, out)],
+        check=True,
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=150,
+    )
+    np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
+    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
+    weight = "encoder.blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(ours.model[weight], theirs.model[weight], rtol=0, atol=1e-4)
+
+
+def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_config, tmp_path):
+    out = tmp_path / "more"
+    eager = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)
+
+    def stop(task, done, *_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(shards, out, tiny_config, eager, stop)
+    codes, errors = together(2, command(run / "config.yaml", shards, out))
+    assert codes == [0, 0], errors
+    assert "began with 1 processes and goes on with 2" in errors[0]
+    assert "began with" not in errors[1]
+    np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
+
+
+def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
+    hot = tiny_config.optimization.model_copy(update={"lr": 1e30, "start_lr": 1e30})
+    recipe = tmp_path / "hot.yaml"
+    recipe.write_text(dump_yaml(tiny_config.model_copy(update={"optimization": hot})))
+    codes, errors = together(2, command(recipe, shards, tmp_path / "hot"))
+    assert codes == [1, 1]
+    assert sum(error.count("error:") for error in errors) == 1, errors
+    assert "Traceback" not in "".join(errors)
+
+
+def test_an_output_that_cannot_be_made_ends_every_process_with_one_error(run, shards, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine")
+    codes, errors = together(2, command(run / "config.yaml", shards, tmp_path / "taken"))
+    assert codes == [1, 1]
+    assert sum(error.count("no record that ijepa made it") for error in errors) == 1, errors
+    assert "Traceback" not in "".join(errors)
+
+
+def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
+    run, shards, tiny_config, tmp_path
+):
+    out, recipe = tmp_path / "tiny", run / "config.yaml"
+    asked = (
+        "import os, sys, ijepa.run.loop as loop\n"
+        "step = loop.Run._step\n"
+        "def step_and_ask(self, number, images):\n"
+        "    step(self, number, images)\n"
+        f"    number == 6 and os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "loop.Run._step = step_and_ask\n"
+        "from ijepa_cli.main import main; main()\n"
+    )
+    arguments = command(recipe, shards, out)[1:]
+    ended = subprocess.run(
+        [sys.executable, "-c", asked, *arguments[1:]],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 143, ended.stderr
+    assert "Stopped by SIGTERM after step 7 of 16, which is saved." in ended.stderr
+    pretrain(shards, out, tiny_config, Runtime(device="cpu", workers=0))
+    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_parts_of_a_batch_are_the_batch(shards, shared):
+    images = open_shards(shards).split("train")
+    config = DataConfig(image_px=32, batch_size=24)
+    every = 8 if shared else None
+    whole = RandomCropBatches(images, config, 0, None, every)[3]
+    parts = [RandomCropBatches(images, config, 0, slice(s, s + 12), every)[3] for s in (0, 12)]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part.numbers for part in parts]), whole.numbers)
+
+
+def test_shared_draws_repeat_masks_and_crops_as_the_released_code_does(shards):
+    config = load_recipe("cifar10", ["shared_draws=true", "masks.group_size=12"])
+    groups = batch_masks(config, 5)
+    assert [len(masks.context) for masks in groups] == [12, 12, 8]
+    assert torch.equal(groups[0].context, groups[1].context)
+    assert torch.equal(groups[0].targets[:, :8], groups[2].targets)
+    own = batch_masks(config.model_copy(update={"shared_draws": False}), 5)
+    assert not torch.equal(own[0].targets, own[1].targets)
+
+
+def test_a_part_of_the_masks_keeps_the_length_of_its_group():
+    config = load_recipe("cifar10", ["masks.group_size=12"])
+    groups = batch_masks(config, 0)
+    parts = [part for s in (0, 8, 16, 24) for part in part_of(groups, slice(s, s + 8))]
+    assert [tuple(part.context.shape) for part in parts] == [
+        (count, groups[group].context.shape[1])
+        for count, group in ((8, 0), (4, 0), (4, 1), (8, 1), (8, 2))
+    ]
+    joined = [row.tolist() for part in parts for row in part.context]
+    assert joined == [row.tolist() for masks in groups for row in masks.context]
