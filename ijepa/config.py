@@ -61,6 +61,8 @@ class Runtime(Config):
         checkpoint_seconds: the most work that a kill may cost.
         micro_batch: images that one process computes at a time, gradients added up; None takes all
             of its share of the batch. Changes memory and rounding, not masks.
+        recompute: keep only what enters each block for the backward pass; less memory, more time.
+        compile: torch.compile the blocks; minutes at the start, faster afterwards.
         force: make the output again even if it is there.
     """
 
@@ -68,6 +70,8 @@ class Runtime(Config):
     workers: Annotated[int, Field(ge=0)] = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     micro_batch: Annotated[int, Field(ge=1)] | None = None
+    recompute: bool = False
+    compile: bool = False
     force: bool = False
 
 

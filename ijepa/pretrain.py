@@ -148,7 +148,12 @@ def plan_pretrain(shards: Path, config: PretrainConfig, runtime: Runtime = RUNTI
     on_gpu = pick_device(runtime.device).type == "cuda"
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     memory = weights_bytes(encoder_parameters, predictor_parameters) + activation_bytes(
-        config, at_a_time, masks.largest_context, masks.largest_target, bf16=bf16
+        config,
+        at_a_time,
+        masks.largest_context,
+        masks.largest_target,
+        bf16=bf16,
+        recompute=runtime.recompute,
     )
     return PretrainPlan(
         images=images,

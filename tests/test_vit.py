@@ -3,10 +3,22 @@
 import pytest
 import timm
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.method.vit import architecture, build_encoder, build_predictor, initialise
+from ijepa.method.jepa import build_ijepa
+from ijepa.method.masking import batch_masks
+from ijepa.method.targets import prediction_loss
+from ijepa.method.vit import (
+    architecture,
+    build_encoder,
+    build_predictor,
+    compile_blocks,
+    initialise,
+    save_memory,
+)
+from ijepa.recipes import load_recipe
 
 
 def small_encoder(seed=0, **options):
@@ -124,6 +136,50 @@ def test_images_need_not_be_square():
     assert (table[:, 3] == table[0, 3]).all(-1).sum() == 1  # rows differ
     torch.testing.assert_close(table[:, 3, :16], table[:1, 3, :16].expand(8, -1))
     torch.testing.assert_close(table[3, :, 16:], table[3, :1, 16:].expand(12, -1))
+
+
+def small_step(model, masks):
+    [(predicted, target)] = model(torch.ones(4, 3, 32, 32).cumsum(-1) / 32, [masks])
+    prediction_loss(predicted, target).backward()
+    return predicted, model.encoder.blocks[0].attn.qkv.weight.grad
+
+
+def test_recomputing_blocks_changes_nothing_and_keeps_less():
+    config = load_recipe("cifar10", ["data.batch_size=4", "optimization.lr=1e-4"])
+    [masks] = batch_masks(config, 0)
+    results, sizes = [], []
+    for recompute in (False, True):
+        model, kept = build_ijepa(config), {}
+        if recompute:
+            save_memory(model.encoder, model.predictor)
+
+        def note(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            results.append(small_step(model, masks))
+        sizes.append(sum(kept.values()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_compiled_blocks_are_not_compiled_again_for_masks_of_another_length():
+    config = load_recipe("cifar10", ["data.batch_size=4", "optimization.lr=1e-4"])
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    plain, compiled = build_ijepa(config), build_ijepa(config)
+    compile_blocks((compiled.encoder, compiled.target_encoder), compiled.predictor, counter)
+    lengths, frames = set(), []
+    for step in range(12):
+        [masks] = batch_masks(config, step)
+        lengths.add((masks.context.shape[1], masks.targets.shape[2]))
+        for ours, theirs in zip(small_step(compiled, masks), small_step(plain, masks), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        frames.append(counter.frame_count)
+    assert len(lengths) > 4
+    assert frames[-1] == frames[3], frames
 
 
 def test_xavier_init_keeps_the_variance_of_width_in_and_out():

@@ -71,18 +71,31 @@ def weights_bytes(encoder_parameters: int, predictor_parameters: int) -> int:
 
 
 def activation_bytes(
-    config: PretrainConfig, images: int, context_patches: int, target_patches: int, *, bf16: bool
+    config: PretrainConfig,
+    images: int,
+    context_patches: int,
+    target_patches: int,
+    *,
+    bf16: bool,
+    recompute: bool = False,
 ) -> float:
     """What the backward pass keeps for `images` images; an estimate, attention being fused.
 
     A block keeps, for each token and in the computing type: two norms' inputs and outputs, queries,
-    keys, values and what attention makes of them (8 widths), and the MLP before and after GELU.
+    keys, values and what attention makes of them (8 widths), and the MLP before and after GELU. If
+    blocks are recomputed, it keeps what enters them, and one block is whole at a time.
     """
     size = architecture(config.encoder.arch)
     narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
     blocks = _num_blocks(config)
-    numbers = context_patches * size.depth * _kept(size)
-    numbers += blocks * (context_patches + target_patches) * narrow.depth * _kept(narrow)
+    together = blocks * (context_patches + target_patches)
+    numbers: float
+    if recompute:
+        numbers = context_patches * size.dim * size.depth + together * 4 * narrow.dim * narrow.depth
+        numbers += max(context_patches * _kept(size), together * _kept(narrow))
+    else:
+        numbers = context_patches * size.depth * _kept(size)
+        numbers += together * narrow.depth * _kept(narrow)
     return numbers * images * (2 if bf16 else 4)
 
 

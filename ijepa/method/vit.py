@@ -6,12 +6,14 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_trans
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
@@ -111,7 +113,9 @@ class Encoder(VisionTransformer):
         tokens: Tensor = self.patch_embed(images) + self.position_table
         if index is not None:
             tokens = gather_patches(tokens, index)
-        encoded: Tensor = self.norm(self.blocks(tokens))
+        for block in self.blocks:
+            tokens = _recomputed(block, tokens) if self.grad_checkpointing else block(tokens)
+        encoded: Tensor = self.norm(tokens)
         return encoded
 
     def pooled_layers(self, images: Tensor, num_layers: int) -> Tensor:
@@ -154,6 +158,8 @@ class Predictor(nn.Module):
             Block(dim, encoder_size.heads, PREDICTOR_MLP_RATIO, True, norm_layer=LayerNorm)
             for _ in range(config.depth)
         )
+        self.run_block = _block  # may be compiled
+        self.grad_checkpointing = False
         self.predictor_norm = LayerNorm(dim)
         self.predictor_proj = nn.Linear(dim, target_dim)
 
@@ -177,7 +183,11 @@ class Predictor(nn.Module):
         qkv = _sequences(_qkv(first, seen), _qkv(first, hidden), target_index)
         for block in self.predictor_blocks:
             qkv = qkv if block is first else _qkv(block, tokens)
-            tokens = _block(block, tokens, qkv, target_index.shape[2] if block is last else None)
+            num_last = target_index.shape[2] if block is last else tokens.shape[1]
+            if self.grad_checkpointing:
+                tokens = _recomputed(self.run_block, block, tokens, qkv, num_last)
+            else:
+                tokens = self.run_block(block, tokens, qkv, num_last)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
         return predicted
 
@@ -271,6 +281,28 @@ def _scale_by_depth(model: nn.Module) -> None:
             last.weight.div_(math.sqrt(2 * number))
 
 
+def save_memory(encoder: Encoder, predictor: Predictor) -> None:
+    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    encoder.grad_checkpointing = predictor.grad_checkpointing = True
+
+
+def compile_blocks(
+    encoders: Iterable[Encoder],
+    predictor: Predictor,
+    backend: str | Callable[..., Any] = "inductor",
+) -> None:
+    """Compile the blocks, once for all of them and for every number of tokens."""
+    for encoder in encoders:
+        for block in encoder.blocks:
+            block.compile(dynamic=True, backend=backend)
+    predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+    return result
+
+
 def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
     angle = position.unsqueeze(-1) * frequencies
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
@@ -294,14 +326,13 @@ def _qkv(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401  # timm lets any
     return projected
 
 
-def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int | None) -> Tensor:  # noqa: ANN401
-    """A block of timm, its queries, keys and values given; for the last tokens only, or for all.
+def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int) -> Tensor:  # noqa: ANN401
+    """A block of timm, its queries, keys and values given, for the last tokens only.
 
     The first block of the predictor need not project the same context M times, nor a mask token of
     every image; after the last block nobody reads the context. Both save work, and change nothing.
     """
     batch, length, dim = tokens.shape
-    num_last = num_last or length
     heads = block.attn.num_heads
     query, key, value = qkv.reshape(batch, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(query[:, :, -num_last:], key, value)

@@ -31,6 +31,7 @@ from ijepa.method.mask_statistics import context_patches
 from ijepa.method.masking import Masks, batch_masks, check_masks, part_of
 from ijepa.method.monitor import Health
 from ijepa.method.training import Outcome, Trainer
+from ijepa.method.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.watch import Watch
@@ -85,6 +86,11 @@ class Run:
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         self.stop_asked = ""
         metrics_bytes = self._resume()
+        if runtime.recompute:
+            save_memory(self.model.encoder, self.model.predictor)
+        if runtime.compile:
+            encoders = (self.model.encoder, self.model.target_encoder)
+            compile_blocks(encoders, self.model.predictor)
         self.trainer.forward = in_parallel(self.model, self.device, world)
         self.metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
         if world.leads:

@@ -16,6 +16,13 @@ MicroBatch = Annotated[
     int | None,
     typer.Option(help="Images that a process computes at a time; fewer need less memory.", min=1),
 ]
+Recompute = Annotated[
+    bool,
+    typer.Option("--recompute", help="Compute blocks twice, to need less memory."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the blocks: slow start, then faster.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
@@ -27,6 +34,8 @@ def pretrain(
     device: Device = "auto",
     workers: Workers = 2,
     micro_batch: MicroBatch = None,
+    recompute: Recompute = False,
+    compile_: Compile = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -39,7 +48,8 @@ def pretrain(
     from ijepa.pretrain import plan_pretrain
     from ijepa.pretrain import pretrain as run
 
-    choices = runtime(device, workers, force).model_copy(update={"micro_batch": micro_batch})
+    how = {"micro_batch": micro_batch, "recompute": recompute, "compile": compile_}
+    choices = runtime(device, workers, force).model_copy(update=how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
         show(plan, as_json, table(plan, f"{recipe}: what would run"))
