@@ -5,7 +5,7 @@
 FOLDER holds images, in class folders or not. Without it, scenes are rendered for the purpose.
 Both sides read the same images and cut the same crops; PSNR compares the pixels that come out.
 Ours hands over uint8 batches, which are normalised on the device that trains; `ratio_float` counts
-that too.
+that too. `ratio_cached` is for images decoded beforehand (`--cache decoded`).
 """
 
 import argparse
@@ -21,8 +21,10 @@ from torchvision.transforms.functional import to_tensor
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
 from ijepa.method.augment import CropDraws, draw_crops, fit_box, normalise
+from ijepa.method.draws import CROPS, stream
 from ijepa.shard import shard
-from ijepa.stores.loader import CROPS, RandomCropBatches, stream
+from ijepa.stores.decoded import CachedCropBatches, DecodedImages
+from ijepa.stores.loader import RandomCropBatches, StepPlan
 from ijepa.stores.shards import SplitReader, open_shards
 
 BATCH = 64
@@ -52,7 +54,10 @@ def _sharded(data: str, out: Path, resize_px: int | None) -> SplitReader:
 def _compare(images: SplitReader, files: list[Path], arguments: argparse.Namespace) -> None:
     batch_size = min(BATCH, len(images))
     config = DataConfig(image_px=arguments.image_px, batch_size=batch_size)
-    batches = RandomCropBatches(images, config, seed=0)
+    plan = StepPlan(len(images), config, seed=0)
+    batches = RandomCropBatches(images, plan)
+    decoded = DecodedImages(images, torch.device("cpu"), workers=2)
+    cached = CachedCropBatches(decoded, plan)
     steps = range(max(1, min(MOST, len(images)) // batch_size))
     numbers = [batches[step].numbers.tolist() for step in steps]
     ours, plain = medians(
@@ -62,6 +67,11 @@ def _compare(images: SplitReader, files: list[Path], arguments: argparse.Namespa
     )
     with_float, _ = medians(
         lambda: [normalise(batches[step].images, config.mean, config.std) for step in steps],
+        lambda: None,
+        rounds=5,
+    )
+    with_cache, _ = medians(
+        lambda: [cached[step] for step in steps],
         lambda: None,
         rounds=5,
     )
@@ -75,6 +85,7 @@ def _compare(images: SplitReader, files: list[Path], arguments: argparse.Namespa
         plain_images_per_second=count / plain,
         ratio=plain / ours,
         ratio_float=plain / with_float,
+        ratio_cached=plain / with_cache,
         median_psnr_db=_psnr(batches, images, config),
     )
 

@@ -63,6 +63,8 @@ class Runtime(Config):
             of its share of the batch. Changes memory and rounding, not masks.
         recompute: keep only what enters each block for the backward pass; less memory, more time.
         compile: torch.compile the blocks; minutes at the start, faster afterwards.
+        cache: `decoded` keeps all images in the device's memory and crops them there, batch by
+            batch; a value may differ by one level of 255 from that of `none`.
         force: make the output again even if it is there.
     """
 
@@ -72,6 +74,7 @@ class Runtime(Config):
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     recompute: bool = False
     compile: bool = False
+    cache: Literal["none", "decoded"] = "none"
     force: bool = False
 
 

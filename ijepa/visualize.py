@@ -87,13 +87,14 @@ def visualize_masks(
 def _draw(config: MaskSheetConfig, statistics: "MaskStatistics", data: ShardSet | None) -> bytes:
     """The sheet as a PNG: masks of step 0 on the images of step 0."""
     from ijepa.method.masking import batch_masks
-    from ijepa.stores.loader import RandomCropBatches
+    from ijepa.stores.loader import RandomCropBatches, StepPlan
     from ijepa.views.mask_sheet import mask_sheet
 
     recipe, images = config.recipe, None
     masks = batch_masks(recipe, 0)[0].images(slice(config.num_images))
     if data:
-        batch = RandomCropBatches(data.split(recipe.data.split), recipe.data, recipe.seed)[0]
+        split = data.split(recipe.data.split)
+        batch = RandomCropBatches(split, StepPlan(len(split), recipe.data, recipe.seed))[0]
         images = [image.permute(1, 2, 0).numpy() for image in batch.images[: len(masks.context)]]
     seen = {
         "in the context, share of images": statistics.context_seen,

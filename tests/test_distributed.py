@@ -15,7 +15,7 @@ from ijepa.method.masking import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.loader import RandomCropBatches
+from ijepa.stores.loader import RandomCropBatches, StepPlan
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import open_shards
 
@@ -135,8 +135,10 @@ def test_parts_of_a_batch_are_the_batch(shards, shared):
     images = open_shards(shards).split("train")
     config = DataConfig(image_px=32, batch_size=24)
     every = 8 if shared else None
-    whole = RandomCropBatches(images, config, 0, None, every)[3]
-    parts = [RandomCropBatches(images, config, 0, slice(s, s + 12), every)[3] for s in (0, 12)]
+    whole, *parts = (
+        RandomCropBatches(images, StepPlan(len(images), config, 0, part, every))[3]
+        for part in (None, slice(0, 12), slice(12, 24))
+    )
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.numbers for part in parts]), whole.numbers)
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ijepa.config import DataConfig
 from ijepa.errors import IjepaError
+from ijepa.stores.decoded import CachedCropBatches, DecodedImages
 from ijepa.stores.images import decode_rgb
-from ijepa.stores.loader import EvaluationBatches, RandomCropBatches, batches
+from ijepa.stores.loader import EvaluationBatches, RandomCropBatches, StepPlan, batches
 from ijepa.stores.shards import open_shards
 
 CONFIG = DataConfig(image_px=32, batch_size=32, flip=True)
@@ -22,7 +23,9 @@ def images(shards):
 
 
 def read(images, steps, workers, seed=0):
-    return list(batches(RandomCropBatches(images, CONFIG, seed), steps, workers))
+    return list(
+        batches(RandomCropBatches(images, StepPlan(len(images), CONFIG, seed)), steps, workers)
+    )
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(images):
@@ -93,3 +96,54 @@ def test_what_does_not_decode_is_refused(photo):
     for content in (b"", b"plain text", whole[: len(whole) // 2], encoded(photo, "PNG")[:80]):
         with pytest.raises(IjepaError):
             decode_rgb(content)
+
+
+CPU = torch.device("cpu")
+
+
+class Pictures:
+    """Photographs of several shapes, as PNG."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        shapes = [(40, 64), (64, 40), (33, 33), (90, 51)]
+        small = [rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8) for h, w in shapes]
+        self.files = []
+        for (height, width), pixels in zip(shapes, small, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
+            self.files.append(buffer.getvalue())
+
+    def __len__(self):
+        return len(self.files)
+
+    def read_image(self, number):
+        return self.files[number]
+
+
+@pytest.mark.parametrize("image_px", [24, (16, 48), 64])
+def test_cached_crops_are_the_loaders_crops_within_a_level(image_px):
+    pictures = Pictures()
+    config = DataConfig(image_px=image_px, batch_size=4, flip=True, crop_scale=(0.2, 1.0))
+    plan = StepPlan(len(pictures), config, 0)
+    cached = CachedCropBatches(DecodedImages(pictures, CPU, 2), plan)
+    for step in range(20):
+        theirs, ours = RandomCropBatches(pictures, plan)[step], cached[step]
+        assert torch.equal(theirs.numbers, ours.numbers)
+        difference = (theirs.images.int() - ours.images.int()).abs()
+        assert difference.max() <= 2
+        assert (difference > 0).float().mean() < 0.05
+        assert ours.images.dtype == torch.uint8
+
+
+def test_cached_crops_of_a_part_are_the_part(images):
+    plans = [StepPlan(len(images), CONFIG, 0, part) for part in (None, slice(8, 16))]
+    decoded = DecodedImages(images, CPU, 1)
+    whole, part = (CachedCropBatches(decoded, plan)[3] for plan in plans)
+    assert torch.equal(whole.images[8:16], part.images)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
+    monkeypatch.setattr("ijepa.stores.decoded._free_bytes", lambda device: 10_000)
+    with pytest.raises(IjepaError, match=r"canvases of 90x64 pixels need 0\.0 GB.*--resize"):
+        DecodedImages(Pictures(), CPU, 1)

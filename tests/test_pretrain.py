@@ -122,6 +122,16 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
     assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("how", [{"cache": "decoded"}, {"recompute": True}, {"micro_batch": 12}])
+def test_how_a_run_is_computed_changes_it_by_rounding_only(run, shards, tiny_config, tmp_path, how):
+    pretrain(shards, tmp_path / "other", tiny_config, CPU.model_copy(update=how))
+    ours, theirs = (
+        [r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+        for folder in (tmp_path / "other", run)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3 if "cache" in how else 1e-4)
+
+
 def test_a_checkpoint_that_does_not_load_stops_the_run(shards, tiny_config, tmp_path):
     out = tmp_path / "tiny"
     with pytest.raises(StopError):

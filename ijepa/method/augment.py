@@ -86,6 +86,44 @@ def resize_box(image: Pixels, box: Box, image_px: int | Size, *, mode: str = "bi
     return F.interpolate(pixels, size, mode=mode, antialias=True)
 
 
+def crop_batch(images: Tensor, boxes: Tensor, flip: Tensor, image_px: int | Size) -> Tensor:
+    """Cut a box from each image of a batch and resize all of them at once, on any device.
+
+    The same filter as `resize_box`, as two products of matrices instead of a loop over images; a
+    value may differ by one level of 255.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        boxes: (B, 4) int64 (top, left, height, width) in pixels, inside each image.
+        flip: (B,) bool, whether to mirror.
+        image_px: side of a square, or (height, width).
+
+    Returns:
+        (B, 3, *size) uint8.
+    """
+    height, width = height_width(image_px)
+    top, left, box_height, box_width = boxes.unbind(1)
+    across = _resampling(left, box_width, width, images.shape[3])
+    across = torch.where(flip.view(-1, 1, 1), across.flip(1), across)
+    down = _resampling(top, box_height, height, images.shape[2])
+    rows = (images.float() @ across.transpose(1, 2).unsqueeze(1) + 0.5).floor()
+    return (down.unsqueeze(1) @ rows + 0.5).floor().clamp(0, 255).to(torch.uint8)
+
+
+def _resampling(start: Tensor, length: Tensor, num_out: int, num_in: int) -> Tensor:
+    """(B, num_out, num_in): how much of each input pixel goes into each output pixel, antialiased.
+
+    A triangle as wide as an output pixel, or as an input pixel where the image is enlarged.
+    """
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    scale = length / num_out
+    place = torch.arange(num_in, device=start.device)
+    centre = start + (torch.arange(num_out, device=start.device).view(1, -1, 1) + 0.5) * scale
+    weight = (1 - (place + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weight = weight * ((place >= start) & (place < start + length))
+    return weight / weight.sum(dim=-1, keepdim=True)
+
+
 def evaluation_crop(image: Pixels, image_px: int | Size, crop_fraction: float) -> Tensor:
     """The middle of an image, resized: (1, 3, *size) uint8.
 

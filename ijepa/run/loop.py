@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.distributed import (
@@ -36,7 +37,8 @@ from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.watch import Watch
 from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from ijepa.stores.loader import RandomCropBatches, batches
+from ijepa.stores.decoded import CachedCropBatches, DecodedImages
+from ijepa.stores.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
@@ -128,7 +130,7 @@ class Run:
             if self.steps_done == 0:
                 self._append({"step": 0, **self._look()})
             saved = flushed = time.monotonic()
-            for step, images in self._batches():
+            for step, images in self._batches(progress):
                 self._step(step, images)
                 if not self._is_fetching():
                     continue
@@ -147,17 +149,25 @@ class Run:
         if self.metrics:
             self.metrics.close()
 
-    def _batches(self) -> Iterator[tuple[int, Tensor]]:
-        dataset = RandomCropBatches(
-            self.images, self.config.data, self.config.seed, self.local, self._repeat_every()
-        )
+    def _plan(self) -> StepPlan:
+        config = self.config
+        repeat_every = config.masks.group_size if config.shared_draws else None
+        return StepPlan(len(self.images), config.data, config.seed, self.local, repeat_every)
+
+    def _dataset(self, progress: Progress) -> tuple[Dataset[Batch], int]:
+        """Where batches come from, and how many processes make them."""
+        workers = self.runtime.workers
+        if self.runtime.cache == "none":
+            return RandomCropBatches(self.images, self._plan()), workers
+        decoded = DecodedImages(self.images, self.device, workers, progress)
+        return CachedCropBatches(decoded, self._plan()), 0
+
+    def _batches(self, progress: Progress) -> Iterator[tuple[int, Tensor]]:
+        dataset, workers = self._dataset(progress)
         todo = range(self.steps_done, self.total_steps)
-        for batch in batches(dataset, todo, self.runtime.workers):
+        for batch in batches(dataset, todo, workers):
             images = batch.images.to(self.device, non_blocking=True)
             yield batch.step, normalise(images, self.config.data.mean, self.config.data.std)
-
-    def _repeat_every(self) -> int | None:
-        return self.config.masks.group_size if self.config.shared_draws else None
 
     def _step(self, step: int, images: Tensor) -> None:
         groups = batch_masks(self.config, step)
@@ -232,8 +242,7 @@ class Run:
 
     def _keys(self, step: int) -> str:
         """The first keys of the batch that a step saw; `step` counts the steps done."""
-        dataset = RandomCropBatches(self.images, self.config.data, self.config.seed)
-        numbers = dataset.numbers(max(step - 1, 0))[:SHOWN_KEYS]
+        numbers = self._plan().numbers(max(step - 1, 0))[:SHOWN_KEYS]
         return ", ".join(self.images.read_sample(int(number)).key for number in numbers)
 
     def _show(self, progress: Progress, images_per_second: float) -> None:

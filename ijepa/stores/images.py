@@ -28,6 +28,19 @@ def decode_rgb(content: bytes) -> Pixels:
     return _decode_with_pillow(content)
 
 
+def size_of(content: bytes) -> tuple[int, int]:
+    """(height, width) in pixels, from the header alone.
+
+    Raises:
+        IjepaError: these bytes are not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except UnidentifiedImageError as error:
+        raise IjepaError(f"not an image ({len(content):,} bytes)") from error
+
+
 def _decode_with_pillow(content: bytes) -> Pixels:
     try:
         with Image.open(io.BytesIO(content)) as image:

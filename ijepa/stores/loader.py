@@ -24,6 +24,8 @@ from ijepa.method.augment import (
 from ijepa.method.draws import CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
 
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 
 class Images(Protocol):
     """Random access to encoded images; a `SplitReader` is one."""
@@ -49,54 +51,66 @@ class Batch(NamedTuple):
     numbers: Tensor
 
 
-class RandomCropBatches(Dataset[Batch]):
-    """Step -> the random-resized crops of that step's images."""
+class StepPlan:
+    """Which images a step has, and what is drawn for their crops: a function of (seed, step)."""
 
     def __init__(
         self,
-        images: Images,
+        num_images: int,
         config: DataConfig,
         seed: int,
         part: slice | None = None,
         repeat_every: int | None = None,
     ) -> None:
-        """Remember what to read.
+        """Remember how to draw.
 
         Args:
-            images: of the split.
+            num_images: of the split.
             config: of batch and crops.
             seed: of shuffling and crops.
             part: places of the batch to make; None makes all of it.
             repeat_every: crops repeat after so many places, as the released code's GPUs do.
         """
-        self._images, self._config, self._seed = images, config, seed
+        self.config = config
+        self._num_images, self._seed = num_images, seed
         self._part = part or slice(0, config.batch_size)
         self._repeat_every = repeat_every or config.batch_size
-        self._steps_per_epoch = len(images) // config.batch_size  # full batches only, as published
+        self._steps_per_epoch = num_images // config.batch_size  # full batches only, as published
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, step: int) -> Batch:
-        numbers = self.numbers(step)[self._part]
-        draws = draw_crops(self._repeat_every, self._config, stream(self._seed, CROPS, step))
-        crops = [
-            self._crop(int(image), draws, place % self._repeat_every)
-            for place, image in enumerate(numbers, start=self._part.start)
-        ]
-        return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
-
-    def numbers(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def numbers(self, step: int) -> Ints:
         """Places in the split of all images of a step, whatever part of it is made here."""
         epoch, step = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
-            self._order = stream(self._seed, SHUFFLE, epoch).permutation(len(self._images))
+            self._order = stream(self._seed, SHUFFLE, epoch).permutation(self._num_images)
             self._epoch = epoch
-        size = self._config.batch_size
+        size = self.config.batch_size
         return self._order[step * size : (step + 1) * size]
+
+    def part(self, step: int) -> tuple[Ints, Ints, CropDraws]:
+        """The images of this part, the draw that is each one's, and all draws."""
+        numbers = self.numbers(step)[self._part]
+        places = (np.arange(len(numbers)) + self._part.start) % self._repeat_every
+        draws = draw_crops(self._repeat_every, self.config, stream(self._seed, CROPS, step))
+        return numbers, places, draws
+
+
+class RandomCropBatches(Dataset[Batch]):
+    """Step -> the random-resized crops of that step's images."""
+
+    def __init__(self, images: Images, plan: StepPlan) -> None:
+        self._images, self._plan = images, plan
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers, places, draws = self._plan.part(step)
+        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
+        crops = [self._crop(number, draws, place) for number, place in pairs]
+        return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
     def _crop(self, image: int, draws: CropDraws, place: int) -> Tensor:
         pixels = decode_rgb(self._images.read_image(image))
         box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-        crop = resize_box(pixels, box, self._config.image_px)
+        crop = resize_box(pixels, box, self._plan.config.image_px)
         return crop.flip(-1) if draws.flip[place] else crop
 
 

@@ -1,7 +1,7 @@
 """`ijepa pretrain`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ Recompute = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="torch.compile the blocks: slow start, then faster.")
 ]
+Cache = Annotated[
+    Literal["none", "decoded"],
+    typer.Option(help="decoded: all images in memory, cropped on the device; for small data."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
@@ -36,6 +40,7 @@ def pretrain(
     micro_batch: MicroBatch = None,
     recompute: Recompute = False,
     compile_: Compile = False,
+    cache: Cache = "none",
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -48,7 +53,7 @@ def pretrain(
     from ijepa.pretrain import plan_pretrain
     from ijepa.pretrain import pretrain as run
 
-    how = {"micro_batch": micro_batch, "recompute": recompute, "compile": compile_}
+    how = {"micro_batch": micro_batch, "recompute": recompute, "compile": compile_, "cache": cache}
     choices = runtime(device, workers, force).model_copy(update=how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
