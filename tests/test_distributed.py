@@ -1,5 +1,7 @@
 """Several processes compute what one computes, and end together."""
 
+import copy
+import json
 import os
 import signal
 import socket
@@ -18,6 +20,7 @@ from ijepa.stores.checkpoint import load_checkpoint
 from ijepa.stores.loader import RandomCropBatches, StepPlan
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import open_shards
+from ijepa_cli.launch import OPTIONS, Command, _without
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
 
@@ -163,3 +166,31 @@ def test_a_part_of_the_masks_keeps_the_length_of_its_group():
     ]
     joined = [row.tolist() for part in parts for row in part.context]
     assert joined == [row.tolist() for masks in groups for row in masks.context]
+
+
+def test_a_job_of_two_tasks_trains_as_one_process(run, shards, tmp_path, capfd):
+    out = tmp_path / "job"
+    words = command(run / "config.yaml", shards, out, "--launcher", "local", "--gpus-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, *words, "--minutes=5"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"local job done; logs in {out}.submitit" in done.stdout
+    np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
+    assert json.loads((out / "stage.json").read_text())["device"].startswith("2 x cpu")
+
+
+def test_a_job_keeps_the_command_and_resumes_it_after_a_time_out():
+    words = ["pretrain", "--recipe", "r", "--launcher", "slurm", "--nodes=2", "--slurm", "a=b"]
+    ours = Command(_without(words, OPTIONS))
+    assert ours.words == ("pretrain", "--recipe", "r")
+    again = copy.deepcopy(ours).checkpoint()
+    assert again.function == ours
+
+
+def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
+    words = command(run / "config.yaml", shards, tmp_path / "x", "--launcher", "slurm")
+    done = subprocess.run([sys.executable, *words], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "--launcher slurm" in done.stderr

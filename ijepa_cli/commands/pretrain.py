@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 import typer
 
 from ijepa.recipes import load_recipe
-from ijepa_cli.console import Device, Force, Json, Workers, runtime, show, shown_progress, table
+from ijepa_cli.console import (
+    Device,
+    Force,
+    Json,
+    Workers,
+    print_text,
+    runtime,
+    show,
+    shown_progress,
+    table,
+)
+from ijepa_cli.launch import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
@@ -42,6 +53,11 @@ def pretrain(
     compile_: Compile = False,
     cache: Cache = "none",
     dry_run: DryRun = False,
+    launcher: Launcher = "here",
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 1,
+    minutes: Minutes = 3 * 24 * 60,
+    slurm: Slurm = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +74,10 @@ def pretrain(
     if dry_run:
         plan = plan_pretrain(data, config, choices)
         show(plan, as_json, table(plan, f"{recipe}: what would run"))
+        return
+    if launcher != "here":
+        plan_pretrain(data, config, choices)  # what cannot run is not submitted
+        print_text(submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ()) + "\n")
         return
     with shown_progress() as progress:
         result = run(data, out, config, choices, progress)

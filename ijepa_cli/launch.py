@@ -1,0 +1,126 @@
+"""Handing a command to a cluster: submitit submits it, and its tasks run it together."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ijepa.errors import IjepaError
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+Launcher = Annotated[
+    Literal["here", "slurm", "local"],
+    typer.Option(help="slurm: submit a job; local: the same on this machine, to try it."),
+]
+Nodes = Annotated[int, typer.Option(help="Machines of the job.", min=1)]
+GpusPerNode = Annotated[int, typer.Option(help="GPUs, and so processes, of each machine.", min=1)]
+Minutes = Annotated[int, typer.Option(help="The job's time limit; it is requeued.", min=1)]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", help="More for sbatch, as partition=gpu; repeatable."),
+]
+OPTIONS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
+
+
+@dataclass(frozen=True)
+class Command:
+    """An `ijepa` command that every task of a job runs as one of its processes.
+
+    Attributes:
+        words: what stands behind `ijepa`.
+    """
+
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Run it; the job fails if the command does."""
+        from submitit.helpers import TorchDistributedEnvironment
+
+        from ijepa_cli.main import main
+
+        environment = TorchDistributedEnvironment()
+        if environment.world_size > 1:
+            environment.export(set_cuda_visible_devices=False)
+        sys.argv = ["ijepa", *self.words]
+        try:
+            main()
+        except SystemExit as ended:
+            if ended.code:
+                raise RuntimeError(f"ijepa ended with exit code {ended.code}.") from None
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """Asked for by submitit before a time-out or pre-emption: the command resumes by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(
+    out: Path, launcher: str, nodes: int, processes: int, minutes: int, slurm: Sequence[str]
+) -> str:
+    """Submit the command that is running, without the options that say where.
+
+    Returns:
+        What to tell the user. A local job has ended by then.
+
+    Raises:
+        IjepaError: submitit is not installed, there is no SLURM here, or a local job failed.
+    """
+    if importlib.util.find_spec("submitit") is None:
+        raise IjepaError("--launcher needs submitit; install it with pip install 'ijepa[slurm]'.")
+    import submitit
+
+    logs = out.with_name(out.name + ".submitit")
+    try:
+        executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
+    except RuntimeError as error:
+        raise IjepaError(f"--launcher {launcher}: {error}.") from error
+    executor.update_parameters(
+        name=f"ijepa {out.name}",
+        nodes=nodes,
+        tasks_per_node=processes,
+        timeout_min=minutes,
+        **_for_slurm(launcher, processes, slurm),
+    )
+    job = executor.submit(Command(_without(sys.argv[1:], OPTIONS)))
+    if launcher == "local":
+        return _wait(job, logs)
+    return f"job {job.job_id} submitted; logs in {logs}"
+
+
+def _wait(job: Any, logs: Path) -> str:  # noqa: ANN401  # submitit's job
+    failures = [task.exception() for task in (job.task(n) for n in range(job.num_tasks))]
+    if any(failures):
+        tail = (job.stderr() or "").strip().splitlines()[-1:]
+        raise IjepaError(f"The local job failed: {' '.join(tail)} Its logs are in {logs}.")
+    return f"local job done; logs in {logs}"
+
+
+def _for_slurm(launcher: str, processes: int, settings: Sequence[str]) -> dict[str, Any]:
+    pairs = [setting.partition("=") for setting in settings]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise IjepaError(f"--slurm {name!r} has no '='; write it as partition=gpu.")
+    if launcher != "slurm":
+        return {}
+    return {"slurm_gpus_per_node": processes} | {f"slurm_{name}": value for name, _, value in pairs}
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+    """Words of a command line less some options and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in options:
+            skip = True
+        elif word.partition("=")[0] not in options:
+            kept.append(word)
+    return tuple(kept)
