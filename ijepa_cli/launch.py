@@ -73,7 +73,7 @@ def submit(
         IjepaError: submitit is not installed, there is no SLURM here, or a local job failed.
     """
     if importlib.util.find_spec("submitit") is None:
-        raise IjepaError("--launcher needs submitit; install it with pip install 'ijepa[slurm]'.")
+        raise IjepaError("--launcher needs submitit; install it with pip install submitit.")
     import submitit
 
     logs = out.with_name(out.name + ".submitit")
