@@ -48,7 +48,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-mini: ## Data, shards, pretraining, features, probes, report: on a CPU, within 15 minutes.
+mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 14 minutes.
 	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
 
 test: setup ## Run the tests (those that need no GPU and no network).

@@ -12,6 +12,7 @@ from ijepa.probes.arrays import Fit, Floats, Ints, Labelled, hold_out
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)  # C, the inverse of the L2 penalty
 MAX_ITERATIONS = 500
+SEARCH_ITERATIONS = 200  # weak penalties would take most of the time, and are seldom chosen
 TOLERANCE = 1e-3  # of one class; L-BFGS stops by the gradient, which shrinks as classes share it
 
 
@@ -34,7 +35,7 @@ def _held_out_scores(fitted: Labelled, held: Labelled) -> dict[float, float]:
     part, rest = scale.transform(fitted.last), scale.transform(held.last)
     scores = {}
     for strength in STRENGTHS:
-        probe.set_params(C=strength, warm_start=True)
+        probe.set_params(C=strength, warm_start=True, max_iter=SEARCH_ITERATIONS)
         _fit(probe, part, fitted.labels)
         scores[strength] = float(probe.score(rest, held.labels))
     return scores
