@@ -115,14 +115,16 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
         "step = loop.Run._step\n"
         "def step_and_ask(self, number, images):\n"
         "    step(self, number, images)\n"
-        f"    number == 6 and os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        f"    number == 6 and os.killpg(os.getpgrp(), {int(signal.SIGTERM)})\n"
         "loop.Run._step = step_and_ask\n"
         "from ijepa_cli.main import main; main()\n"
     )
     arguments = command(recipe, shards, out)[1:]
+    arguments[arguments.index("--workers") + 1] = "2"  # they get the signal, too
     ended = subprocess.run(
         [sys.executable, "-c", asked, *arguments[1:]],
         env=ENVIRONMENT,
+        start_new_session=True,
         capture_output=True,
         text=True,
         check=False,

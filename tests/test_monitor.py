@@ -80,6 +80,7 @@ def test_neighbours_of_separate_classes_agree_and_those_of_noise_do_not():
     labels = torch.arange(4).repeat(25)
     features = torch.nn.functional.one_hot(labels, 8) + 0.1 * torch.randn(100, 8)
     assert neighbour_accuracy(features, labels) == 1.0
+    assert neighbour_accuracy(features, labels - 1) == 1.0  # such as -1 for unknown
     assert neighbour_accuracy(torch.randn(100, 8), labels) < 0.5
 
 

@@ -92,9 +92,10 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -
 
     Args:
         features: (images, dim) float.
-        labels: (images,) int64.
+        labels: (images,) int64, any numbers.
         neighbours: how many vote; a tie goes to the smallest class number.
     """
+    labels = torch.unique(labels, return_inverse=True)[1]
     unit = F.normalize(features.double(), dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
     nearest = similarity.topk(min(neighbours, len(labels) - 1), dim=1).indices

@@ -4,6 +4,7 @@ One item of the data set is one whole batch, a pure function of its step. So res
 starting there, and processes share no hidden state.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -147,11 +148,14 @@ def batches(dataset: Dataset[Batch], numbers: range, workers: int) -> Iterator[B
         sampler=numbers,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
     )
     yield from loader
 
 
-def _one_thread(_: int) -> None:
+def _prepare_worker(_: int) -> None:
+    """One thread each; a scheduler's signals to the whole job are for the main process to obey."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
