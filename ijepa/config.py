@@ -94,6 +94,8 @@ class ShardConfig(Config):
         splits: only these; empty means every split that the source has.
         val_fraction: where the source has no splits of its own, this share of its images becomes
             `val`, drawn by a hash of each image's name.
+        shuffle: put images into shards in an order drawn by a hash of their names, not in that of
+            the source, which often goes class by class.
     """
 
     resize_px: Annotated[int, Field(ge=1)] | None = None
@@ -102,6 +104,7 @@ class ShardConfig(Config):
     subset: str | None = None
     splits: tuple[str, ...] = ()
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    shuffle: bool = False
 
 
 class DataConfig(Config):
@@ -121,6 +124,20 @@ class DataConfig(Config):
     def image_size(self) -> Size:
         """(height, width) in pixels."""
         return height_width(self.image_px)
+
+
+class StreamConfig(Config):
+    """How shards that are not on this machine are shuffled; of no effect on those that are.
+
+    Attributes:
+        lanes: streams of shards that each process reads side by side; its workers share them.
+        buffer: samples of a lane that are shuffled together, held in memory as encoded images.
+        epoch_images: how many images there are, for tars without an index that says it.
+    """
+
+    lanes: Annotated[int, Field(ge=1)] = 8
+    buffer: Annotated[int, Field(ge=1)] = 1000
+    epoch_images: Annotated[int, Field(ge=1)] | None = None
 
 
 class EncoderConfig(Config):
@@ -284,6 +301,7 @@ class PretrainConfig(Config):
     """
 
     data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
     masks: MaskConfig = MultiblockMasks()

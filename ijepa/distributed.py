@@ -31,6 +31,11 @@ class World(NamedTuple):
         """Is this the process that writes files and speaks to the user?"""
         return self.rank == 0
 
+    def share(self, batch_size: int) -> slice:
+        """Places of a batch that are this process's."""
+        size = batch_size // self.size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
 
 def current_world() -> World:
     """What torchrun says this process is; alone without it."""

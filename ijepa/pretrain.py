@@ -3,13 +3,17 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import SplitReader, open_shards
+from ijepa.stores.shards import SplitReader, is_remote, open_shards
 from ijepa.stores.stage import StagePlan, exclusive_work
+
+if TYPE_CHECKING:
+    from ijepa.stores.remote import RemoteSplit
 
 VERSION = 1
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
@@ -62,7 +66,7 @@ class PretrainPlan(Config):
 
 
 def pretrain(
-    shards: Path,
+    shards: Path | str,
     out: Path,
     config: PretrainConfig,
     runtime: Runtime = RUNTIME,
@@ -73,14 +77,20 @@ def pretrain(
     The run folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
     one checkpoint every `config.checkpoint_epochs`. Until it is finished it is `<out>.partial`.
 
+    Args:
+        shards: folder of a shard set; or an address as `stores.remote.open_remote` takes it, which
+            is streamed.
+        out: run folder to make.
+        config: what to train, and how.
+        runtime: what leaves the result as it is.
+        progress: told of images done and of the newest numbers.
+
     Raises:
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, or another run in that place.
     """
-    data = open_shards(shards)
-    images = data.split(config.data.split)
+    images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
-    inputs = {"data": data.fingerprint}
     plan = StagePlan("pretrain", VERSION, config, inputs, out, precious=True)
     if is_one_of_many():
         return _pretrain_together(plan, config, images, runtime, progress)
@@ -102,7 +112,7 @@ def is_one_of_many() -> bool:
 def _pretrain_together(
     plan: StagePlan,
     config: PretrainConfig,
-    images: SplitReader,
+    images: "SplitReader | RemoteSplit",
     runtime: Runtime,
     progress: Progress,
 ) -> PretrainResult:
@@ -126,7 +136,9 @@ def _pretrain_together(
         return _result(plan.out, work.cached)
 
 
-def plan_pretrain(shards: Path, config: PretrainConfig, runtime: Runtime = RUNTIME) -> PretrainPlan:
+def plan_pretrain(
+    shards: Path | str, config: PretrainConfig, runtime: Runtime = RUNTIME
+) -> PretrainPlan:
     """Say what `pretrain` would do: sizes, steps, masks, cost; no network is allocated.
 
     Raises:
@@ -137,7 +149,7 @@ def plan_pretrain(shards: Path, config: PretrainConfig, runtime: Runtime = RUNTI
     from ijepa.method.mask_statistics import mask_statistics
     from ijepa.run.sizes import model_size
 
-    images = len(open_shards(shards).split(config.data.split))
+    images = len(_open(shards, config)[0])
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     encoder_parameters, predictor_parameters = model_size(config)
@@ -187,6 +199,19 @@ def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
             f"lower it with --set data.batch_size={max(1, num_images // 4)}."
         )
     return num_images // batch_size
+
+
+def _open(
+    shards: Path | str, config: PretrainConfig
+) -> tuple["SplitReader | RemoteSplit", dict[str, str]]:
+    """The images, and fingerprints of what they are and of how they are read."""
+    if is_remote(shards):
+        from ijepa.stores.remote import open_remote
+
+        remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
+        return remote, {"data": remote.fingerprint, "read": "streamed"}
+    data = open_shards(Path(shards))
+    return data.split(config.data.split), {"data": data.fingerprint}
 
 
 def _result(out: Path, cached: bool) -> PretrainResult:

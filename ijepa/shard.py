@@ -16,6 +16,7 @@ from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
 from ijepa.sources.kinds import Source, open_source
 from ijepa.stores.sharding.crew import write_shards
 from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
+from ijepa.stores.sharding.shuffle import shuffled
 from ijepa.stores.sharding.subset import Subset
 from ijepa.stores.sharding.task import SIDECARS, BadImage, ShardReport, ShardTask, finished
 from ijepa.stores.shards import (
@@ -153,6 +154,8 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
         return contents.splits, ShardPlan(path)
     subset = Subset(job.subset) if job.subset else None
     images = _new_images(contents.items, subset, job.progress)
+    if job.config.shuffle:
+        images = shuffled(folder / "shuffle.tmp", images)
     plan = write_plan(path, images, job.config.shard_bytes)
     if subset:
         subset.check_all_found()

@@ -288,6 +288,20 @@ def test_a_subset_that_names_nothing_is_refused(tmp_path, text, message):
         shard(str(folder), tmp_path / "set", runtime=ALONE, subset=tmp_path / "subset.txt")
 
 
+def test_shuffled_shards_hold_the_same_samples_mixed(tmp_path):
+    write_files(tmp_path / "images", class_folders(num_images=30))
+    mixed = ShardConfig(shard_bytes=30_000, shuffle=True)
+    shard(str(tmp_path / "images"), tmp_path / "plain", SMALL, ALONE)
+    shard(str(tmp_path / "images"), tmp_path / "mixed", mixed, ALONE)
+    assert samples(tmp_path / "mixed") == samples(tmp_path / "plain")
+    for split in ("train", "val"):
+        reader = open_shards(tmp_path / "mixed").split(split)
+        first = reader.index.shards[0].samples
+        assert 1 < first < len(reader)
+        assert {reader.read_sample(number).labels["class"] for number in range(first)} == {0, 1}
+    assert not list((tmp_path / "mixed").glob("*.tmp"))
+
+
 def test_a_source_without_splits_gives_a_share_to_val_whatever_else_it_holds(tmp_path):
     files = {
         name.removeprefix("train/"): content

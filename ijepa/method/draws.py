@@ -2,7 +2,8 @@
 
 import numpy as np
 
-SHUFFLE, CROPS, MASKS, VIEWS = range(4)  # what a stream is for: `stream(seed, CROPS, step)`
+# What a stream is for: `stream(seed, CROPS, step)`.
+SHUFFLE, CROPS, MASKS, VIEWS, SHARDS, BUFFERS = range(6)
 
 
 def stream(seed: int, purpose: int, number: int) -> np.random.Generator:

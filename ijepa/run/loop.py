@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.distributed import (
@@ -35,18 +34,19 @@ from ijepa.method.training import Outcome, Trainer
 from ijepa.method.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
+from ijepa.run.feeds import open_feed
 from ijepa.run.watch import Watch
 from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from ijepa.stores.decoded import CachedCropBatches, DecodedImages
-from ijepa.stores.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
 
+if TYPE_CHECKING:
+    from ijepa.stores.remote import RemoteSplit
+
 FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's: save and end
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
-SHOWN_KEYS = 3  # of a batch whose loss is broken
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Run:
         self,
         folder: Path,
         config: PretrainConfig,
-        images: SplitReader,
+        images: "SplitReader | RemoteSplit",
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
@@ -77,10 +77,11 @@ class Run:
         """
         check_masks(config.grid, config.masks)
         self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
-        self.images, self.device = images, pick_device(runtime.device)
+        self.device = pick_device(runtime.device)
         self.model: IJepa = build_ijepa(config).to(self.device)
         self.per_epoch = len(images) // config.data.batch_size
-        self.watch = Watch(config, images, self.device)
+        self.feed = open_feed(images, config, runtime, self.device, world)
+        self.watch = Watch(config, self.feed.watched(), self.device)
         self.trainer = Trainer(self.model, config.optimization, self.per_epoch, runtime.micro_batch)
         self.steps_done, self.first_loss = 0, math.nan
         self.pending = _Pending()
@@ -113,12 +114,6 @@ class Run:
         """Steps of the whole run."""
         return self.trainer.schedules.total_steps
 
-    @property
-    def local(self) -> slice:
-        """Places of a batch that are this process's."""
-        size = self.config.data.batch_size // self.world.size
-        return slice(self.world.rank * size, (self.world.rank + 1) * size)
-
     def train(self, progress: Progress) -> None:
         """Take all steps that are left.
 
@@ -149,29 +144,15 @@ class Run:
         if self.metrics:
             self.metrics.close()
 
-    def _plan(self) -> StepPlan:
-        config = self.config
-        repeat_every = config.masks.group_size if config.shared_draws else None
-        return StepPlan(len(self.images), config.data, config.seed, self.local, repeat_every)
-
-    def _dataset(self, progress: Progress) -> tuple[Dataset[Batch], int]:
-        """Where batches come from, and how many processes make them."""
-        workers = self.runtime.workers
-        if self.runtime.cache == "none":
-            return RandomCropBatches(self.images, self._plan()), workers
-        decoded = DecodedImages(self.images, self.device, workers, progress)
-        return CachedCropBatches(decoded, self._plan()), 0
-
     def _batches(self, progress: Progress) -> Iterator[tuple[int, Tensor]]:
-        dataset, workers = self._dataset(progress)
-        todo = range(self.steps_done, self.total_steps)
-        for batch in batches(dataset, todo, workers):
+        for batch in self.feed.batches(range(self.steps_done, self.total_steps), progress):
             images = batch.images.to(self.device, non_blocking=True)
             yield batch.step, normalise(images, self.config.data.mean, self.config.data.std)
 
     def _step(self, step: int, images: Tensor) -> None:
         groups = batch_masks(self.config, step)
-        mine = [masks.to(self.device) for masks in part_of(groups, self.local)]
+        share = self.world.share(self.config.data.batch_size)
+        mine = [masks.to(self.device) for masks in part_of(groups, share)]
         outcome = self.trainer.step(step, images, mine)
         self.steps_done = step + 1
         self._record(step, groups, outcome)
@@ -234,16 +215,12 @@ class Run:
         good = f"the last good state is {self.last_checkpoint}"
         if not self.last_checkpoint.exists():
             good = "there is no earlier state"
+        keys = ", ".join(self.feed.keys(max(step - 1, 0)))
         message = (
-            f"{what} at step {step} (images {self._keys(step)}, ...); {good}. "
+            f"{what} at step {step} (images {keys}, ...); {good}. "
             f"Lower optimization.lr or lengthen the warm-up."
         )
         return IjepaError(message) if self.world.leads else SharedError(message)
-
-    def _keys(self, step: int) -> str:
-        """The first keys of the batch that a step saw; `step` counts the steps done."""
-        numbers = self._plan().numbers(max(step - 1, 0))[:SHOWN_KEYS]
-        return ", ".join(self.images.read_sample(int(number)).key for number in numbers)
 
     def _show(self, progress: Progress, images_per_second: float) -> None:
         speed = {"images_per_second": images_per_second, **self._flops(images_per_second)}

@@ -2,13 +2,12 @@
 
 import logging
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
 from ijepa.method.augment import normalise
-from ijepa.method.draws import SHUFFLE, VIEWS, stream
+from ijepa.method.draws import VIEWS, stream
 from ijepa.method.jepa import IJepa
 from ijepa.method.masking import sample_masks
 from ijepa.method.monitor import (
@@ -22,7 +21,7 @@ from ijepa.method.monitor import (
 )
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import EvaluationBatches, batches
-from ijepa.stores.shards import SplitReader
+from ijepa.stores.shards import Sample
 
 BATCH = 32  # more fall out of the caches of a CPU
 LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch
@@ -33,14 +32,12 @@ log = logging.getLogger(__name__)
 class Watch:
     """The chosen images, what the fresh encoder made of them, and what it makes of them now."""
 
-    def __init__(self, config: PretrainConfig, images: SplitReader, device: torch.device) -> None:
-        """Choose the images; `first` is set by the first look, or by a resumed run."""
-        self._config, self._device = config, device
-        order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
-        self._images = _Chosen(images, order[: config.watch.num_images].tolist())
+    def __init__(self, config: PretrainConfig, samples: list[Sample], device: torch.device) -> None:
+        """Look at these samples; `first` is set by the first look, or by a resumed run."""
+        self._config, self._samples, self._device = config, samples, device
         self._labels: Tensor | None = None
-        if config.watch.label in images.label_names:
-            self._labels = torch.tensor(self._images.labels(config.watch.label))
+        if all(config.watch.label in sample.labels for sample in samples):
+            self._labels = torch.tensor([sample.labels[config.watch.label] for sample in samples])
         self.first: Health | None = None
 
     @torch.no_grad()
@@ -76,7 +73,9 @@ class Watch:
 
     def _views(self) -> list[Tensor]:
         data = self._config.data
-        dataset = EvaluationBatches(self._images, data.image_px, data.eval_crop_fraction, BATCH)
+        dataset = EvaluationBatches(
+            _Encoded(self._samples), data.image_px, data.eval_crop_fraction, BATCH
+        )
         return [
             normalise(batch.images.to(self._device), data.mean, data.std)
             for batch in batches(dataset, range(len(dataset)), workers=0)
@@ -100,19 +99,14 @@ class Watch:
         return torch.stack(made, dim=1).cpu()
 
 
-class _Chosen:
-    """Some images of a split."""
+class _Encoded:
+    """Samples as a loader wants them."""
 
-    def __init__(self, images: SplitReader, numbers: list[int]) -> None:
-        self._images, self._numbers = images, numbers
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._samples)
 
     def read_image(self, number: int) -> bytes:
-        content: bytes = self._images.read_image(self._numbers[number])
-        return content
-
-    def labels(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        samples = (self._images.read_sample(number) for number in self._numbers)
-        return np.array([sample.labels[name] for sample in samples], dtype=np.int64)
+        return self._samples[number].image

@@ -5,6 +5,7 @@ starting there, and processes share no hidden state.
 """
 
 import signal
+import traceback
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig, Size
+from ijepa.errors import IjepaError
 from ijepa.method.augment import (
     CropDraws,
     draw_crops,
@@ -44,12 +46,14 @@ class Batch(NamedTuple):
     Attributes:
         step: which.
         images: (B, 3, height, width) uint8, channels last in memory.
-        numbers: (B,) int64, their places in the split.
+        numbers: (B,) int64, their places in the split; -1 for streams, which know none.
+        keys: of the images, for streams alone.
     """
 
     step: int
     images: Tensor
     numbers: Tensor
+    keys: tuple[str, ...] = ()
 
 
 class StepPlan:
@@ -90,10 +94,13 @@ class StepPlan:
 
     def part(self, step: int) -> tuple[Ints, Ints, CropDraws]:
         """The images of this part, the draw that is each one's, and all draws."""
-        numbers = self.numbers(step)[self._part]
-        places = (np.arange(len(numbers)) + self._part.start) % self._repeat_every
+        return self.numbers(step)[self._part], *self.crops(step)
+
+    def crops(self, step: int) -> tuple[Ints, CropDraws]:
+        """The draw that belongs to each image of this part, and all draws."""
+        places = np.arange(self._part.start, self._part.stop) % self._repeat_every
         draws = draw_crops(self._repeat_every, self.config, stream(self._seed, CROPS, step))
-        return numbers, places, draws
+        return places, draws
 
 
 class RandomCropBatches(Dataset[Batch]):
@@ -104,15 +111,20 @@ class RandomCropBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         numbers, places, draws = self._plan.part(step)
-        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
-        crops = [self._crop(number, draws, place) for number, place in pairs]
+        image_px = self._plan.config.image_px
+        crops = [
+            random_crop(self._images.read_image(number), draws, place, image_px)
+            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
         return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
-    def _crop(self, image: int, draws: CropDraws, place: int) -> Tensor:
-        pixels = decode_rgb(self._images.read_image(image))
-        box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-        crop = resize_box(pixels, box, self._plan.config.image_px)
-        return crop.flip(-1) if draws.flip[place] else crop
+
+def random_crop(content: bytes, draws: CropDraws, place: int, image_px: int | Size) -> Tensor:
+    """One encoded image, cropped as draw number `place` says: (1, 3, height, width) uint8."""
+    pixels = decode_rgb(content)
+    box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+    crop = resize_box(pixels, box, image_px)
+    return crop.flip(-1) if draws.flip[place] else crop
 
 
 class EvaluationBatches(Dataset[Batch]):
@@ -140,8 +152,14 @@ class EvaluationBatches(Dataset[Batch]):
         return evaluation_crop(pixels, self._px, self._crop_fraction)
 
 
-def batches(dataset: Dataset[Batch], numbers: range, workers: int) -> Iterator[Batch]:
-    """Items of `dataset` in the order of `numbers`, made ahead by worker processes."""
+def batches(dataset: Dataset[Batch], numbers: range | None, workers: int) -> Iterator[Batch]:
+    """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
+
+    An iterable data set knows its order itself, and takes None.
+
+    Raises:
+        IjepaError: as the data set does, in one line, also where a worker process did.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -151,11 +169,21 @@ def batches(dataset: Dataset[Batch], numbers: range, workers: int) -> Iterator[B
         worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
+    said = ""
+    try:
+        yield from loader
+    except IjepaError as error:  # of a worker: its whole traceback, which ends with what it said
+        said = str(error).rpartition("ijepa.errors.IjepaError: ")[2].strip()
+        traceback.clear_frames(error.__traceback__)  # they hold the loader, and it its processes
+    if said:
+        raise IjepaError(said)
 
 
 def _prepare_worker(_: int) -> None:
-    """One thread each; a scheduler's signals to the whole job are for the main process to obey."""
+    """One thread each; a scheduler's signals to the whole job are for the main process to obey.
+
+    That ends its workers by messages, and by a second SIGTERM where that does not help.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

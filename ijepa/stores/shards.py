@@ -204,6 +204,11 @@ class _Tar:
         os.close(self.descriptor)
 
 
+def is_remote(data: str | Path) -> bool:
+    """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
+    return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))
+
+
 def open_shards(folder: Path) -> ShardSet:
     """Open a shard set after checking that it is whole; reads no sample.
 

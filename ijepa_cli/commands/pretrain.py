@@ -20,7 +20,12 @@ from ijepa_cli.console import (
 from ijepa_cli.launch import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
-Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Shard set of `ijepa shard`: a folder, or an address (s3://, https://, ...)."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder to make.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override, as a.b=c; repeatable.")]
 MicroBatch = Annotated[

@@ -44,6 +44,9 @@ def shard(
     ] = None,
     shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed.")] = 256
     * 2**20,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Mix classes within shards, for streaming.")
+    ] = False,
     max_bad: Annotated[int, typer.Option(help="How many images may fail to decode.")] = 0,
     subset: Annotated[
         Path | None, typer.Option(help="Keys or file names to keep, one a line.")
@@ -60,6 +63,7 @@ def shard(
         "val_fraction": val_fraction,
         "resize_px": resize,
         "shard_bytes": shard_bytes,
+        "shuffle": shuffle,
         "max_bad": max_bad,
     }
     config = validated(ShardConfig, options, "options")

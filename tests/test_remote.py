@@ -1,0 +1,373 @@
+"""Shards that are elsewhere: read as if they were here, shuffled, resumed, and never half read."""
+
+import itertools
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+import torch
+from gratings import write_gratings
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import encoded, write_tar
+
+from ijepa.config import DataConfig, Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.recipes import dump_yaml
+from ijepa.shard import shard
+from ijepa.stores import remote
+from ijepa.stores.loader import StepPlan, batches
+from ijepa.stores.records import read_metrics
+from ijepa.stores.remote import open_remote
+from ijepa.stores.shards import Sample, open_shards
+from ijepa.stores.streaming import Lanes, StreamedCropBatches, workers_for
+
+CPU = Runtime(device="cpu", workers=0)
+DATA = DataConfig(image_px=16, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A shard set of 120 images in eight shards."""
+    folder = tmp_path_factory.mktemp("many")
+    write_gratings(folder / "images", "train", 120, seed=3)
+    shard(str(folder / "images"), folder / "set", ShardConfig(shard_bytes=100_000), CPU)
+    assert len(open_shards(folder / "set").splits["train"].shards) == 8
+    return folder / "set"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files; breaks off in the middle of those in `broken`, as often as is said there."""
+
+    broken: ClassVar = Counter()
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        name = self.path.rpartition("/")[2]
+        if self.broken[name] > 0:
+            self.broken[name] -= 1
+            outputfile.write(source.read(40_000))
+            return
+        super().copyfile(source, outputfile)
+
+
+@contextmanager
+def http_server(folder, context=None):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def http(many):
+    with http_server(many.parent) as address:
+        yield f"http://{address}/set"
+
+
+@pytest.fixture(scope="module")
+def s3(many):
+    """The same set in a bucket of a server on this machine."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("s3fs")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="data")
+        for path in many.iterdir():
+            client.upload_file(str(path), "data", f"sets/many/{path.name}")
+        yield "s3://data/sets/many"
+    server.stop()
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No waiting before the next try."""
+    monkeypatch.setattr(remote, "RETRY_SECONDS", (0, 0))
+
+
+def every_sample(split):
+    return [sample for number in range(len(split.urls)) for sample in split.read_shard(number)]
+
+
+def address_of(kind, many, request):
+    if kind == "pipe":
+        return f"pipe:cat {many}/{{}}"
+    return f"file://{many}" if kind == "file" else request.getfixturevalue(kind)
+
+
+@pytest.mark.parametrize("kind", ["http", "s3", "pipe", "file"])
+def test_samples_are_those_of_the_shard_set_wherever_it_is(kind, many, request):
+    split = open_remote(address_of(kind, many, request), "train", None)
+    here = open_shards(many).split("train")
+    assert len(split) == len(here) == 120
+    assert split.fingerprint == open_shards(many).fingerprint
+    assert all(ours == theirs for ours, theirs in zip(every_sample(split), here, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["http", "s3", "pipe"])
+def test_batches_do_not_depend_on_the_number_of_workers(kind, many, request):
+    split = open_remote(address_of(kind, many, request), "train", None)
+    alone = streamed(split, range(20), workers=0)
+    for workers in (1, 2, 4):
+        assert_same_batches(alone, streamed(split, range(20), workers))
+
+
+def streamed(split, steps, workers=0, lanes=4, buffer=20):
+    plan = StepPlan(len(split), DATA, seed=0)
+    dataset = StreamedCropBatches(Lanes(split, 0, buffer, range(lanes), lanes), plan, steps)
+    return list(batches(dataset, None, workers))
+
+
+def assert_same_batches(these, those):
+    assert [batch.step for batch in these] == [batch.step for batch in those]
+    assert [list(batch.keys) for batch in these] == [list(batch.keys) for batch in those]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(these, those, strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 7, 40])
+def test_a_stream_taken_up_again_gives_what_it_would_have_given(start, many):
+    split = open_remote(f"file://{many}", "train", None)
+    assert_same_batches(streamed(split, range(50))[start:], streamed(split, range(start, 50)))
+
+
+def test_one_shard_serves_more_lanes_and_workers_than_there_are_shards(shards):
+    split = open_remote(f"file://{shards}", "val", None)
+    assert len(split.urls) == 1
+    read = streamed(split, range(24), workers=workers_for(8, 4), lanes=8, buffer=10)
+    assert [batch.step for batch in read] == list(range(24))
+
+
+class Numbered:
+    """Shards of numbers instead of images, in memory."""
+
+    def __init__(self, counts):
+        self.counts, self.urls = tuple(counts), tuple(map(str, counts))
+
+    def read_shard(self, number, skip=0):
+        first = sum(self.counts[:number])
+        for place in range(first + skip, first + self.counts[number]):
+            yield Sample(str(place), b"", {}, {})
+
+
+SHARDS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+
+
+@given(SHARDS, st.integers(1, 30), st.integers(0, 100), st.integers(0, 5))
+def test_one_lane_reads_each_image_once_an_epoch(counts, buffer, seed, epoch):
+    total = sum(counts)
+    lane = Lanes(Numbered(counts), seed, buffer, range(1), 1)
+    read = itertools.islice(lane.samples(0, 0), (epoch + 1) * total + buffer)
+    seen = Counter(sample.key for sample in read)
+    assert len(seen) == total
+    assert min(seen.values()) >= epoch + 1 if buffer == 1 else min(seen.values()) >= epoch
+
+
+@given(SHARDS, st.integers(1, 5), st.integers(0, 100), st.integers(1, 3))
+def test_lanes_of_all_processes_are_dealt_each_shard_once_an_epoch(counts, total, seed, epochs):
+    lanes = Lanes(Numbered(counts), seed, 1, range(1), total)
+    turns = range(epochs * len(counts) * total)  # whole epochs, whole rounds
+    hands = [list(itertools.islice(lanes.shards(n), len(turns) // total)) for n in range(total)]
+    dealt = [hands[turn % total][turn // total] for turn in turns]
+    for first in turns[:: len(counts)]:
+        assert sorted(dealt[first : first + len(counts)]) == list(range(len(counts)))
+
+
+@given(SHARDS, st.integers(1, 9), st.integers(0, 80), st.integers(1, 3))
+def test_a_lane_may_be_taken_up_anywhere(counts, buffer, first, total):
+    lane = Lanes(Numbered(counts), 5, buffer, range(total), total)
+    whole = itertools.islice(lane.samples(total - 1, 0), first, first + 30)
+    rest = itertools.islice(lane.samples(total - 1, first), 30)
+    assert [sample.key for sample in whole] == [sample.key for sample in rest]
+
+
+@given(st.integers(1, 20), st.integers(0, 20))
+def test_workers_share_lanes_evenly_and_are_no_more_than_asked(lanes, workers):
+    count = workers_for(lanes, workers)
+    assert count <= workers
+    assert count == 0 if workers == 0 else lanes % count == 0
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(many, http, at_once, caplog):
+    split = open_remote(http, "train", None)
+    Quiet.broken["train-000003.tar"] = 2
+    assert every_sample(split) == list(open_shards(many).split("train"))
+    assert caplog.text.count("train-000003.tar broke off") == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_stays_broken_is_an_error_that_names_it(http, at_once, workers):
+    split = open_remote(http, "train", None)
+    Quiet.broken["train-000002.tar"] = 10_000
+    try:
+        with pytest.raises(IjepaError, match=r"train-000002\.tar cannot be read: [^\n]*\.$"):
+            streamed(split, range(30), workers)
+    finally:
+        Quiet.broken.clear()
+
+
+def test_a_shard_cut_short_where_it_lies_is_an_error_not_a_shorter_epoch(many, tmp_path, at_once):
+    whole = many / "train-000001.tar"
+    for path in many.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with (tmp_path / whole.name).open("r+b") as file:
+        file.truncate(whole.stat().st_size // 2 // 512 * 512)
+    split = open_remote(f"file://{tmp_path}", "train", None)
+    with pytest.raises(IjepaError, match=r"train-000001\.tar cannot be read"):
+        list(split.read_shard(1))
+
+
+def test_what_is_not_there_is_an_error_at_once(http, s3, many):
+    for address in (f"{http}/nothing", f"{s3}/nothing", "s3://no-such-bucket/set"):
+        with pytest.raises(IjepaError, match=r"index\.json cannot be read: FileNotFoundError"):
+            open_remote(address, "train", None)
+    with pytest.raises(IjepaError, match=r"no split 'test'; its splits are train"):
+        open_remote(http, "test", None)
+    with pytest.raises(IjepaError, match=r"index\.json"):
+        open_remote("pipe:cat /nowhere/{}", "train", None)
+    with pytest.raises(IjepaError, match=r"has no \{\} to put the names"):
+        open_remote(f"pipe:cat {many}", "train", None)
+    with pytest.raises(IjepaError, match=r"[Pp]rotocol not known"):
+        open_remote("nonsense://host/set", "train", None)
+
+
+def test_without_credentials_the_error_says_so(s3, monkeypatch):
+    import fsspec
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(IjepaError, match=r"cannot be read: (NoCredentials|Permission)Error"):
+        open_remote(s3, "train", None)
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_tars_without_an_index_need_their_number_of_images(many):
+    tars = f"file://{many}/train-{{000000..000007}}.tar"
+    with pytest.raises(IjepaError, match=r"--set stream\.epoch_images=N"):
+        open_remote(tars, "train", None)
+    split = open_remote(tars, "train", 120)
+    assert len(split) == 120
+    assert every_sample(split) == list(open_shards(many).split("train"))
+
+
+def test_foreign_tars_are_read_by_their_image_members(tmp_path):
+    files = {"a/1.cls": b"3", "a/1.jpg": encoded(1, "jpg"), "a/2.png": encoded(2), "a/2.txt": b"x"}
+    write_tar(tmp_path / "foreign-0.tar", files)
+    write_tar(tmp_path / "foreign-1.tar", {"b/1.txt": b"no image"})
+    split = open_remote(f"file://{tmp_path}/foreign-{{0..1}}.tar", "train", 4)
+    assert [sample.image for sample in split.read_shard(0)] == [files["a/1.jpg"], files["a/2.png"]]
+    with pytest.raises(IjepaError, match=r"foreign-1\.tar: sample 'b/1' has no image \(txt\)"):
+        list(split.read_shard(1))
+
+
+@pytest.fixture(scope="module")
+def streaming_config(tiny_config):
+    stream = tiny_config.stream.model_copy(update={"buffer": 16, "lanes": 2})
+    return tiny_config.model_copy(
+        update={"stream": stream, "data": tiny_config.data.model_copy(update={"batch_size": 16})}
+    )
+
+
+class StopError(Exception):
+    """Raised by a progress callback."""
+
+
+def test_a_run_on_s3_resumes_as_if_it_had_never_stopped(s3, streaming_config, tmp_path):
+    def stop(task, done, *_):
+        if task == "pretrain images" and done >= 96:
+            raise StopError
+
+    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-3})
+    whole = pretrain(s3, tmp_path / "whole", streaming_config, CPU)
+    assert whole.steps == 2 * (120 // 16)
+    with pytest.raises(StopError):
+        pretrain(s3, tmp_path / "halves", streaming_config, eager, stop)
+    pretrain(s3, tmp_path / "halves", streaming_config, CPU.model_copy(update={"workers": 2}))
+    whole, halves = (tmp_path / name / "metrics.jsonl" for name in ("whole", "halves"))
+    assert whole.read_bytes() == halves.read_bytes()
+    assert "neighbour_accuracy" in read_metrics(whole)[0]
+
+
+def test_a_broken_loss_names_the_images_of_the_stream(many, streaming_config, tmp_path):
+    hot = streaming_config.optimization.model_copy(update={"lr": 1e30, "start_lr": 1e30})
+    config = streaming_config.model_copy(update={"optimization": hot})
+    with pytest.raises(IjepaError, match=r"\(images train/orientation\d/\d+, train/orientation"):
+        pretrain(f"file://{many}", tmp_path / "run", config, CPU)
+
+
+def test_a_run_on_tars_without_an_index_says_that_it_goes_on_about_there(
+    many, streaming_config, tmp_path, caplog
+):
+    def stop(task, done, *_):
+        raise StopError
+
+    tars = f"pipe:cat {many}/train-{{000000..000007}}.tar"
+    stream = streaming_config.stream.model_copy(update={"epoch_images": 120})
+    config = streaming_config.model_copy(update={"stream": stream})
+    assert plan_pretrain(tars, config, CPU).images == 120
+    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-3})
+    with pytest.raises(StopError):
+        pretrain(tars, tmp_path / "run", config, eager, stop)
+    pretrain(tars, tmp_path / "run", config, CPU)
+    assert "about where they stopped" in caplog.text
+
+
+def test_a_cache_of_decoded_images_needs_them_here(many, streaming_config, tmp_path):
+    runtime = CPU.model_copy(update={"cache": "decoded"})
+    with pytest.raises(IjepaError, match="--cache decoded needs a shard set on this machine"):
+        pretrain(f"file://{many}", tmp_path / "run", streaming_config, runtime)
+
+
+def test_https_is_trusted_by_its_certificate_only(many, streaming_config, tmp_path):
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(streaming_config))
+    with http_server(many.parent, context) as address:
+        command = [sys.executable, "-m", "ijepa_cli", "pretrain", "--json", "--workers", "2"]
+        command += ["--recipe", str(tmp_path / "recipe.yaml"), "--device", "cpu"]
+        command += ["--data", f"https://{address}/set"]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "run")],
+            env=os.environ | {"SSL_CERT_FILE": str(tmp_path / "ca.pem"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        with pytest.raises(IjepaError, match="certificate verify failed"):
+            open_remote(f"https://{address}/set", "train", None)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 14
