@@ -63,6 +63,7 @@ class Runtime(Config):
             of its share of the batch. Changes memory and rounding, not masks.
         recompute: keep only what enters each block for the backward pass; less memory, more time.
         compile: torch.compile the blocks; minutes at the start, faster afterwards.
+        parallel: what processes share: with `ddp` the batch, with `fsdp` the weights, too.
         cache: `decoded` keeps all images in the device's memory and crops them there, batch by
             batch; a value may differ by one level of 255 from that of `none`.
         force: make the output again even if it is there.
@@ -74,6 +75,7 @@ class Runtime(Config):
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     recompute: bool = False
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     cache: Literal["none", "decoded"] = "none"
     force: bool = False
 
@@ -282,13 +284,17 @@ class WatchConfig(Config):
         every_steps: between two looks.
         num_images: always the same, drawn by the seed.
         label: by which nearest neighbours are scored, where the data have it.
-        loss_limit: a loss so many times that of the first step stops the run.
+        loss_limit: a loss so many times that of the first step is broken, as one that is not
+            finite; it stops the run.
+        rollbacks: so many times, instead of stopping, go on from the last checkpoint without the
+            batches seen since.
     """
 
     every_steps: Annotated[int, Field(ge=1)] = 500
     num_images: Annotated[int, Field(ge=8)] = 512
     label: str = "class"
     loss_limit: Annotated[float, Field(gt=1)] = 10.0
+    rollbacks: Annotated[int, Field(ge=0)] = 0
 
 
 class PretrainConfig(Config):

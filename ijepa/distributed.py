@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.errors import IjepaError, SharedError
@@ -113,6 +115,31 @@ def in_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Modu
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def unshared_gradients(forward: nn.Module) -> Iterator[None]:
+    """Add gradients up in each process alone; the next backward pass outside exchanges them."""
+    if isinstance(forward, DistributedDataParallel):
+        with forward.no_sync():
+            yield
+        return
+    sharded = [module for module in forward.children() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_requires_gradient_sync(False)
+    yield
+    for module in sharded:
+        module.set_requires_gradient_sync(True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be shared out; all processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def pick_device(name: str) -> torch.device:

@@ -87,6 +87,31 @@ def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_con
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
 
 
+def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
+    run, shards, tiny_config, tmp_path
+):
+    out = tmp_path / "shared"
+    eager = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)
+
+    def stop(task, done, *_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(shards, out, tiny_config, eager, stop)
+    more = ("--parallel", "fsdp", "--micro-batch", "5", "--recompute")
+    codes, errors = together(2, command(run / "config.yaml", shards, out, *more))
+    assert codes == [0, 0], errors
+    np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
+    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
+    assert ours.model.keys() == theirs.model.keys()
+    weight = "target_encoder.blocks.1.mlp.fc2.weight"
+    torch.testing.assert_close(ours.model[weight], theirs.model[weight], rtol=0, atol=1e-4)
+    moments = (
+        state.optimizer["state"]["predictor.mask_token"]["exp_avg"] for state in (ours, theirs)
+    )
+    torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
+
+
 def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
     hot = tiny_config.optimization.model_copy(update={"lr": 1e30, "start_lr": 1e30})
     recipe = tmp_path / "hot.yaml"

@@ -175,6 +175,84 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tiny_config, tmp_path):
         pretrain(shards, tmp_path / "hot", hot, CPU)
 
 
+@pytest.fixture
+def broken_batches(monkeypatch):
+    """Numbers of batches whose images are not numbers."""
+    from ijepa.run.loop import Run
+
+    broken, step = set(), Run._step
+    monkeypatch.setattr(
+        Run,
+        "_step",
+        lambda run, number, images: step(run, number, images * (np.nan if number in broken else 1)),
+    )
+    return broken
+
+
+def with_rollbacks(config, rollbacks):
+    watch = config.watch.model_copy(update={"rollbacks": rollbacks})
+    return config.model_copy(update={"watch": watch})
+
+
+def test_a_broken_batch_is_left_out_if_rollbacks_are_allowed(
+    shards, tiny_config, tmp_path, broken_batches, caplog
+):
+    broken_batches.add(11)
+    config = with_rollbacks(tiny_config, 1)
+    pretrain(shards, tmp_path / "run", config, CPU)  # with a checkpoint after step 8
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(17))
+    assert all(np.isfinite(list(record.values())).all() for record in records)
+    left_out = [record.get("left_out_batches", 0) for record in records]
+    assert left_out == [0] * 9 + [left_out[-1]] * 8
+    assert left_out[-1] >= 12 - 8
+    assert "Going back to step 8 without the batches since (rollback 1 of 1)" in caplog.text
+
+
+def test_a_run_that_went_back_remembers_it_when_it_is_stopped(
+    shards, tiny_config, tmp_path, broken_batches
+):
+    broken_batches.add(11)
+    config = with_rollbacks(tiny_config, 1)
+    with pytest.raises(StopError):
+        pretrain(shards, tmp_path / "run", config, EAGER, stop_at(15 * 32))
+    before = load_checkpoint(last_of(tmp_path / "run.partial")).facts
+    pretrain(shards, tmp_path / "run", config, CPU)
+    after = load_checkpoint(last_of(tmp_path / "run")).facts
+    assert before["left_out"] == after["left_out"] > 0
+    assert before["rollbacks"] == after["rollbacks"] == 1
+
+
+def last_of(run):
+    return run / "checkpoints" / "last.pt"
+
+
+def test_more_broken_batches_than_rollbacks_stop_the_run(
+    shards, tiny_config, tmp_path, broken_batches
+):
+    broken_batches.update((9, 15))
+    config = with_rollbacks(tiny_config, 1)
+    with pytest.raises(IjepaError, match=r"not finite at step \d+ \(images .*last good state"):
+        pretrain(shards, tmp_path / "run", config, CPU)
+    with pytest.raises(IjepaError, match="not finite"):  # nor does starting again help
+        pretrain(shards, tmp_path / "run", config, CPU)
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(shards, tiny_config, tmp_path, monkeypatch):
+    from ijepa.method.training import Trainer
+
+    step = Trainer.step
+
+    def overflow(trainer, number, images, groups):
+        outcome = step(trainer, number, images, groups)
+        return outcome._replace(grad_norm=outcome.grad_norm * (np.inf if number == 5 else 1))
+
+    monkeypatch.setattr(Trainer, "step", overflow)
+    with pytest.raises(IjepaError, match="The gradient norm is inf at step 6"):
+        pretrain(shards, tmp_path / "run", tiny_config, CPU)
+    assert not last_of(tmp_path / "run.partial").exists()
+
+
 def test_too_few_images_for_a_batch_are_refused(shards, tiny_config, tmp_path):
     large = tiny_config.model_copy(
         update={"data": tiny_config.data.model_copy(update={"batch_size": 500})}

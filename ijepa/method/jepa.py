@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.config import PretrainConfig, TargetConfig
+from ijepa.distributed import local
 from ijepa.method.masking import Masks
 from ijepa.method.targets import Targets
 from ijepa.method.vit import Encoder, Predictor, build_encoder, build_predictor
@@ -62,8 +63,8 @@ class IJepa(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Move the target encoder towards the context encoder: p_k = m p_k + (1 - m) p_q."""
-        slow: list[Tensor] = list(self.target_encoder.parameters())
-        fast: list[Tensor] = list(self.encoder.parameters())
+        slow = [local(parameter) for parameter in self.target_encoder.parameters()]
+        fast = [local(parameter) for parameter in self.encoder.parameters()]
         torch._foreach_lerp_(slow, fast, 1.0 - momentum)
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import OptimizationConfig
+from ijepa.distributed import unshared_gradients, whole
 from ijepa.method.jepa import IJepa, parameter_groups
 from ijepa.method.masking import Masks, part_of
 from ijepa.method.schedules import Schedules
@@ -72,7 +72,8 @@ class Trainer:
                 loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
                 torch.autograd.backward(loss)
             total += loss.detach()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
@@ -80,9 +81,7 @@ class Trainer:
 
     def _gathering(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients once a step, with its last part."""
-        if is_last or not isinstance(self.forward, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.forward.no_sync()
+        return contextlib.nullcontext() if is_last else unshared_gradients(self.forward)
 
     def _loss(self, answers: list[tuple[Tensor, Tensor]], groups: list[Masks]) -> Tensor:
         """Mean over the images of all groups."""

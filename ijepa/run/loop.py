@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from ijepa.distributed import (
     in_parallel,
     mean_over_ranks,
     pick_device,
+    wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.method.augment import normalise
@@ -35,8 +36,9 @@ from ijepa.method.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.feeds import open_feed
+from ijepa.run.state import restore, share_out, whole_state
 from ijepa.run.watch import Watch
-from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
@@ -49,6 +51,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's: save and end
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
 
 log = logging.getLogger(__name__)
+
+
+class _BrokenError(Exception):
+    """Loss, gradients or features are not what they should be; says where, and what to do."""
 
 
 @dataclass
@@ -79,11 +85,15 @@ class Run:
         self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
         self.device = pick_device(runtime.device)
         self.model: IJepa = build_ijepa(config).to(self.device)
+        is_shared_out = runtime.parallel == "fsdp" and world.size > 1
+        if is_shared_out:
+            share_out(self.model, self.device, world)
         self.per_epoch = len(images) // config.data.batch_size
         self.feed = open_feed(images, config, runtime, self.device, world)
         self.watch = Watch(config, self.feed.watched(), self.device)
         self.trainer = Trainer(self.model, config.optimization, self.per_epoch, runtime.micro_batch)
         self.steps_done, self.first_loss = 0, math.nan
+        self.left_out = self.rollbacks = 0  # batches; times that the run went back
         self.pending = _Pending()
         self.shown: dict[str, float] = {}
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
@@ -94,7 +104,8 @@ class Run:
         if runtime.compile:
             encoders = (self.model.encoder, self.model.target_encoder)
             compile_blocks(encoders, self.model.predictor)
-        self.trainer.forward = in_parallel(self.model, self.device, world)
+        if not is_shared_out:
+            self.trainer.forward = in_parallel(self.model, self.device, world)
         self.metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
         if world.leads:
             write_bytes(folder / "config.yaml", dump_yaml(config).encode())
@@ -122,11 +133,21 @@ class Run:
             IjepaError: the loss or the features are broken; names the last good state.
         """
         with self._stoppable():
-            if self.steps_done == 0:
-                self._append({"step": 0, **self._look()})
-            saved = flushed = time.monotonic()
-            for step, images in self._batches(progress):
-                self._step(step, images)
+            while not self._is_last():
+                try:
+                    self._take_steps(progress)
+                except _BrokenError as error:
+                    self._go_back(error)
+        if self.metrics:
+            self.metrics.close()
+
+    def _take_steps(self, progress: Progress) -> None:
+        if self.steps_done == 0:
+            self._append({"step": 0, **self._look()})
+        saved = flushed = time.monotonic()
+        with contextlib.closing(self._batches(progress)) as batches:
+            for number, images in batches:
+                self._step(number, images)
                 if not self._is_fetching():
                     continue
                 self._flush()
@@ -141,18 +162,47 @@ class Run:
                     raise self._stopped()
                 self._show(progress, rate)
                 flushed = time.monotonic()
+
+    def _go_back(self, broken: _BrokenError) -> None:
+        """Take up the last checkpoint, and leave out the batches that were seen since.
+
+        Raises:
+            IjepaError: there is no checkpoint, or all that is allowed of this was done.
+        """
+        allowed = self.config.watch.rollbacks
+        if self.rollbacks == allowed or not self.last_checkpoint.exists():
+            message = str(broken)
+            raise IjepaError(message) if self.world.leads else SharedError(message)
+        seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
         if self.metrics:
             self.metrics.close()
+        metrics_bytes = self._resume()
+        self.left_out, self.rollbacks = seen - self.steps_done, rollbacks
+        self.pending = _Pending()
+        if self.world.leads:
+            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
+            log.warning(
+                "%s Going back to step %d without the batches since (rollback %d of %d).",
+                broken,
+                self.steps_done,
+                rollbacks,
+                allowed,
+            )
+        wait_for_all(self.world)  # nobody may read the checkpoint after this
+        self._save()
 
-    def _batches(self, progress: Progress) -> Iterator[tuple[int, Tensor]]:
-        for batch in self.feed.batches(range(self.steps_done, self.total_steps), progress):
+    def _batches(self, progress: Progress) -> Generator[tuple[int, Tensor]]:
+        """Numbers of batches and their images; numbers are steps, but for what was left out."""
+        todo = range(self.steps_done + self.left_out, self.total_steps + self.left_out)
+        for batch in self.feed.batches(todo, progress):
             images = batch.images.to(self.device, non_blocking=True)
             yield batch.step, normalise(images, self.config.data.mean, self.config.data.std)
 
-    def _step(self, step: int, images: Tensor) -> None:
-        groups = batch_masks(self.config, step)
+    def _step(self, number: int, images: Tensor) -> None:
+        groups = batch_masks(self.config, number)
         share = self.world.share(self.config.data.batch_size)
         mine = [masks.to(self.device) for masks in part_of(groups, share)]
+        step = number - self.left_out
         outcome = self.trainer.step(step, images, mine)
         self.steps_done = step + 1
         self._record(step, groups, outcome)
@@ -173,6 +223,8 @@ class Run:
             "context_patches": self.lengths[0],
             "target_patches": self.lengths[1],
         }
+        if self.left_out:
+            record["left_out_batches"] = self.left_out
         if self.steps_done % self.config.watch.every_steps == 0 or self._is_last():
             numbers = self._look()
             record |= numbers | self.watch.judge(numbers, outcome, self.steps_done)
@@ -189,7 +241,7 @@ class Run:
         """Fetch the losses, refuse a broken one, and write the records."""
         fetched = mean_over_ranks(torch.stack(self.pending.numbers), self.world).tolist()
         for record, (loss, norm) in zip(self.pending.records, fetched, strict=True):
-            self._check_loss(loss, int(record["step"]))
+            self._check(loss, norm, int(record["step"]))
             self._append(record | {"loss": loss, "grad_norm": norm})
             self.shown |= {n: v for n, v in record.items() if n in SHOWN}
         self.shown |= {"loss": fetched[-1][0], "lr": self.pending.records[-1]["lr"]}
@@ -199,28 +251,28 @@ class Run:
         if self.metrics:
             self.metrics.append(record)
 
-    def _check_loss(self, loss: float, step: int) -> None:
+    def _check(self, loss: float, grad_norm: float, step: int) -> None:
         """The loss of the first step is about the largest that a sane run ever sees."""
         if math.isnan(self.first_loss):
             self.first_loss = loss
-        if not math.isfinite(loss):
-            raise self._broken(f"The loss is {loss}", step)
+        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise self._broken(f"The {what} is {value}", step)
         limit = self.config.watch.loss_limit * self.first_loss
         if loss > limit:
             raise self._broken(
                 f"The loss exploded to {loss:.4g}, from {self.first_loss:.4g} at the start", step
             )
 
-    def _broken(self, what: str, step: int) -> IjepaError:
+    def _broken(self, what: str, step: int) -> _BrokenError:
         good = f"the last good state is {self.last_checkpoint}"
         if not self.last_checkpoint.exists():
             good = "there is no earlier state"
-        keys = ", ".join(self.feed.keys(max(step - 1, 0)))
-        message = (
+        keys = ", ".join(self.feed.keys(max(step - 1, 0) + self.left_out))
+        return _BrokenError(
             f"{what} at step {step} (images {keys}, ...); {good}. "
             f"Lower optimization.lr or lengthen the warm-up."
         )
-        return IjepaError(message) if self.world.leads else SharedError(message)
 
     def _show(self, progress: Progress, images_per_second: float) -> None:
         speed = {"images_per_second": images_per_second, **self._flops(images_per_second)}
@@ -280,6 +332,7 @@ class Run:
         )
 
     def _save(self) -> None:
+        weights, optimizer = whole_state(self.model, self.trainer.optimizer)
         if not self.metrics:
             return
         facts: dict[str, Any] = {
@@ -287,12 +340,14 @@ class Run:
             "first_health": list(self.watch.first or ()),
             "first_loss": self.first_loss,
             "world_size": self.world.size,
+            "left_out": self.left_out,
+            "rollbacks": self.rollbacks,
         }
         state = Checkpoint(
             step=self.steps_done,
             config=self.config,
-            model=self.model.state_dict(),
-            optimizer=self.trainer.optimizer.state_dict(),
+            model=weights,
+            optimizer=optimizer,
             facts=facts,
         )
         self.last_checkpoint.parent.mkdir(exist_ok=True)
@@ -306,14 +361,15 @@ class Run:
         if not self.last_checkpoint.exists():
             return 0
         state = load_checkpoint(self.last_checkpoint)
-        load_weights(self.model, state.model, self.last_checkpoint)
-        self.trainer.optimizer.load_state_dict(state.optimizer)
+        source = self.last_checkpoint
+        restore(self.model, self.trainer.optimizer, state.model, state.optimizer, source)
         self.steps_done, facts = state.step, state.facts
         self.watch.first = Health(*facts["first_health"])
-        self.first_loss = facts.get("first_loss", math.nan)
+        self.first_loss = facts["first_loss"]
+        self.left_out, self.rollbacks = int(facts["left_out"]), int(facts["rollbacks"])
         if self.world.leads:
             log.info("going on after step %d of %d", self.steps_done, self.total_steps)
-            self._announce(int(facts.get("world_size", 1)))
+            self._announce(int(facts["world_size"]))
         return int(facts["metrics_bytes"])
 
     def _announce(self, size_before: int) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints: all of a run's state at one step, in one file that is whole or absent."""
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ from torch import nn
 
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import write_bytes
+from ijepa.stores.stage import whole_file
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Checkpoint(NamedTuple):
@@ -23,7 +22,7 @@ class Checkpoint(NamedTuple):
         step: how many steps are done.
         config: of the run.
         model: state dict with the parts `encoder.`, `predictor.` and `target_encoder.`.
-        optimizer: state dict.
+        optimizer: state dict, by the names of the parameters.
         facts: small values the run keeps, such as the length of its metrics file.
     """
 
@@ -36,11 +35,10 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically; on a full disk the old file stays."""
-    buffer = io.BytesIO()
     body = {"schema": SCHEMA, **checkpoint._asdict()}
     body["config"] = checkpoint.config.model_dump(mode="json")
-    torch.save(body, buffer)
-    write_bytes(path, buffer.getbuffer())
+    with whole_file(path) as file:
+        torch.save(body, file)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -52,7 +50,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise IjepaError(f"There is no checkpoint {path}.")
     try:
-        body = torch.load(path, map_location="cpu", weights_only=True)
+        body = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (
         RuntimeError,
         EOFError,
@@ -80,7 +78,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
-    """Load a state dict exactly, or not at all.
+    """Load a state dict exactly, or not at all; raises as `check_weights`."""
+    check_weights(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
+    """Is this a state dict of just that module?
 
     Raises:
         IjepaError: naming the first missing, unexpected or differently shaped keys.
@@ -100,4 +104,3 @@ def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> 
             f"{source} is of another architecture: {'; '.join(faults[:3])}"
             f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
         )
-    module.load_state_dict(weights)

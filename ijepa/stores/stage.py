@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
@@ -171,11 +171,18 @@ def write_json(path: Path, body: object) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a whole file or none: a temporary neighbour, flushed to disk, then renamed."""
+    """Write a whole file or none."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it is there when the block ends well: flushed to disk, then renamed."""
     neighbour = _sibling(path, f".{os.getpid()}.tmp")
     try:
         with neighbour.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)

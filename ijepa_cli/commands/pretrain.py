@@ -39,6 +39,10 @@ Recompute = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="torch.compile the blocks: slow start, then faster.")
 ]
+Parallel = Annotated[
+    Literal["ddp", "fsdp"],
+    typer.Option(help="What several processes share: the batch; or the weights, too (ViT-g)."),
+]
 Cache = Annotated[
     Literal["none", "decoded"],
     typer.Option(help="decoded: all images in memory, cropped on the device; for small data."),
@@ -56,6 +60,7 @@ def pretrain(
     micro_batch: MicroBatch = None,
     recompute: Recompute = False,
     compile_: Compile = False,
+    parallel: Parallel = "ddp",
     cache: Cache = "none",
     dry_run: DryRun = False,
     launcher: Launcher = "here",
@@ -74,7 +79,13 @@ def pretrain(
     from ijepa.pretrain import plan_pretrain
     from ijepa.pretrain import pretrain as run
 
-    how = {"micro_batch": micro_batch, "recompute": recompute, "compile": compile_, "cache": cache}
+    how = {
+        "micro_batch": micro_batch,
+        "recompute": recompute,
+        "compile": compile_,
+        "parallel": parallel,
+        "cache": cache,
+    }
     choices = runtime(device, workers, force).model_copy(update=how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
