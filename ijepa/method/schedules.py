@@ -55,9 +55,11 @@ class Schedules:
         return max(end, value) if end <= start else min(end, value)
 
     def ema(self, step: int) -> float:
-        """Linear between the two momenta."""
+        """Linear between the two momenta, over a length that is not rounded here, as published."""
         start, end = self.config.ema
-        return min(1.0, start + step * (end - start) / max(1, self.scheduled_steps))
+        return min(
+            1.0, start + step * (end - start) / (self.config.schedule_scale * self.total_steps)
+        )
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
