@@ -1,0 +1,50 @@
+"""Every choice that changes a result: typed, frozen, checked when it is made.
+
+Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep300.yaml) unless a
+comment says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
+"""
+
+from ijepa.config.evaluation import ExtractConfig, ProbeConfig
+from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
+from ijepa.config.pretrain import (
+    DataConfig,
+    EncoderConfig,
+    OptimizationConfig,
+    PredictorConfig,
+    PretrainConfig,
+    StreamConfig,
+    TargetConfig,
+    WatchConfig,
+)
+from ijepa.config.runtime import RUNTIME, Runtime
+from ijepa.config.shard import ShardConfig
+from ijepa.config.validation import validated
+from ijepa.config.values import IMAGENET_MEAN, IMAGENET_STD, Config, Rgb, Size, height_width
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "RUNTIME",
+    "BlockMasks",
+    "Config",
+    "DataConfig",
+    "EncoderConfig",
+    "ExtractConfig",
+    "MaskConfig",
+    "MultiblockMasks",
+    "OptimizationConfig",
+    "PredictorConfig",
+    "PretrainConfig",
+    "ProbeConfig",
+    "RandomMasks",
+    "RasterizedMasks",
+    "Rgb",
+    "Runtime",
+    "ShardConfig",
+    "Size",
+    "StreamConfig",
+    "TargetConfig",
+    "WatchConfig",
+    "height_width",
+    "validated",
+]

@@ -1,0 +1,54 @@
+"""Features and what is fitted on them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ijepa.config.values import Config, Px, Seed
+
+
+class ExtractConfig(Config):
+    """What `ijepa extract` writes; the defaults serve both feature choices of the paper (A.2).
+
+    Attributes:
+        encoder: what the user named, see `ijepa.encoders`.
+        which: `target` (the paper's) or `context`; only for runs that have both.
+        split: of the shard set.
+        layers: how many of the last blocks to store, each after the final norm.
+        image_px: side of the evaluated square, or (height, width); None takes the encoder's own.
+        crop: `center` cuts the middle; `squash` takes the whole image, aspect not kept, as VISSL's
+            Clevr protocols do.
+        dtype: of the stored features.
+        seed: of a `random:` encoder.
+    """
+
+    encoder: str
+    which: Literal["target", "context"] = "target"
+    split: str = "train"
+    layers: Annotated[int, Field(ge=1)] = 4
+    image_px: Px | tuple[Px, Px] | None = None
+    crop: Literal["center", "squash"] = "center"
+    dtype: Literal["float16", "float32"] = "float16"
+    seed: Seed = 0
+
+
+class ProbeConfig(Config):
+    """Which probe to fit on which label, and how its choices are made.
+
+    Attributes:
+        name: one of `ijepa.probe.PROBES`.
+        label: a label of the feature files.
+        holdout: fraction of train on which C, k, learning rates and heads are chosen.
+        shots: images a class for `few-shot`; a value below 1 is a fraction of train.
+        draws: how often `few-shot` draws its subset.
+        seed: of the hold-out, the draws and the heads.
+    """
+
+    name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
+    label: str = "class"
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 1, 5, 10)
+    draws: Annotated[int, Field(ge=1)] = 5
+    seed: Seed = 0

@@ -1,0 +1,40 @@
+"""How to run, not what to compute."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ijepa.config.values import Config
+
+
+class Runtime(Config):
+    """How to run, not what to compute: leaves every result as it is.
+
+    Attributes:
+        device: `auto` takes a CUDA device when there is one.
+        workers: processes that read and decode; 0 does it in the main process.
+        checkpoint_seconds: the most work that a kill may cost.
+        micro_batch: images that one process computes at a time, gradients added up; None takes all
+            of its share of the batch. Changes memory and rounding, not masks.
+        recompute: keep only what enters each block for the backward pass; less memory, more time.
+        compile: torch.compile the blocks; minutes at the start, faster afterwards.
+        parallel: what processes share: with `ddp` the batch, with `fsdp` the weights, too.
+        cache: `decoded` keeps all images in the device's memory and crops them there, batch by
+            batch; a value may differ by one level of 255 from that of `none`.
+        force: make the output again even if it is there.
+    """
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    recompute: bool = False
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    cache: Literal["none", "decoded"] = "none"
+    force: bool = False
+
+
+RUNTIME = Runtime()

@@ -1,0 +1,38 @@
+"""What configurations are made of: their base, and the kinds of values in them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Range = tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]]
+Px = Annotated[int, Field(ge=1)]
+Size = tuple[int, int]
+Rgb = tuple[float, float, float]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"the first of {ends} must not exceed the second")
+    return ends
+
+
+AscendingRange = Annotated[Range, AfterValidator(_ascending)]
+AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
+
+
+class Config(BaseModel):
+    """Base of all configurations: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def height_width(image_px: int | Size) -> Size:
+    """(height, width) in pixels of a square named by its side, or of what is no square."""
+    return (image_px, image_px) if isinstance(image_px, int) else image_px
