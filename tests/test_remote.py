@@ -291,6 +291,14 @@ def test_foreign_tars_are_read_by_their_image_members(tmp_path):
         list(split.read_shard(1))
 
 
+def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.stores.remote.RETRY_SECONDS", ())
+    write_tar(tmp_path / "empty-0.tar", {})
+    split = open_remote(f"file://{tmp_path}/empty-{{0..0}}.tar", "train", 4)
+    with pytest.raises(IjepaError, match=r"empty-0\.tar cannot be read: .*it holds no sample"):
+        list(split.read_shard(0))
+
+
 @pytest.fixture(scope="module")
 def streaming_config(tiny_config):
     stream = tiny_config.stream.model_copy(update={"buffer": 16, "lanes": 2})

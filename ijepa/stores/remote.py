@@ -77,6 +77,8 @@ class RemoteSplit:
                     skip += 1
                 if expected is not None and skip < expected:
                     raise EOFError(f"it ends after {skip:,} of {expected:,} samples")
+                if skip == 0:  # streams go round for ever, and would never find one
+                    raise EOFError("it holds no sample")
             except _breaks() as error:
                 wait = None if _is_for_good(error) else next(waits, None)
                 if wait is None:
