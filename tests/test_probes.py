@@ -1,19 +1,26 @@
 """Probes on arrays: they find what is there, and choose without a look at the test set."""
 
+import os
+import subprocess
+import sys
+from textwrap import dedent
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from arrays import labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.stats import binomtest
 
-import ijepa.probes.linear as linear_probe
 from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Labelled, hold_out
+from ijepa.probes.arrays import Asked, hold_out
 from ijepa.probes.few_shot import draw_subset, few_shot
 from ijepa.probes.knn import knn, vote
 from ijepa.probes.linear import linear
-from ijepa.probes.logistic import logistic
+from ijepa.probes.logistic import centred_unit, logistic
 from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
 
 PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
@@ -27,11 +34,15 @@ def clusters(rows, spread, seed, *, shuffled=False):
     centres = 3 * np.eye(3, 8)
     last = (centres[which] + spread * rng.standard_normal((rows, 8))).astype(np.float32)
     labels = np.array(CLASSES)[rng.permutation(which) if shuffled else which]
-    return Labelled(last, np.concatenate([last, last[:, ::-1]], axis=1), labels)
+    return labelled(np.stack([last[:, ::-1], last], axis=1), labels)
+
+
+def asked(name, **choices):
+    return Asked(ProbeConfig(name=name, **choices))
 
 
 def accuracies(name, train, test, **choices):
-    fits = PROBES[name](train, test, ProbeConfig(name=name, **choices))
+    fits = PROBES[name](train, test, asked(name, **choices))
     return [float(np.mean(fit.predictions == test.labels)) for fit in fits]
 
 
@@ -47,7 +58,7 @@ def test_many_classes_are_separated_as_well_as_few(name):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(200), 4)
     last = (np.eye(200)[labels] + 0.02 * rng.standard_normal((800, 200))).astype(np.float32)
-    data = Labelled(last, last, labels)
+    data = labelled(last[:, np.newaxis], labels)
     assert min(accuracies(name, data, data, shots=(2,), draws=1)) > 0.99
 
 
@@ -61,7 +72,7 @@ def test_every_probe_is_at_chance_on_shuffled_labels(name):
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_repeats_itself(name):
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    config = ProbeConfig(name=name, seed=3)
+    config = asked(name, seed=3)
     for one, two in zip(
         PROBES[name](train, test, config), PROBES[name](train, test, config), strict=True
     ):
@@ -72,7 +83,7 @@ def test_every_probe_repeats_itself(name):
 @pytest.mark.parametrize("name", PROBES)
 def test_predictions_of_one_image_do_not_depend_on_the_others_of_the_test_set(name):
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    config = ProbeConfig(name=name)
+    config = asked(name)
     part = test.take(np.arange(7))
     for whole, some in zip(
         PROBES[name](train, test, config), PROBES[name](train, part, config), strict=True
@@ -83,7 +94,7 @@ def test_predictions_of_one_image_do_not_depend_on_the_others_of_the_test_set(na
 @pytest.mark.parametrize("name", ["logistic", "linear", "knn"])
 def test_what_is_chosen_does_not_depend_on_the_test_labels(name):
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    config = ProbeConfig(name=name)
+    config = asked(name)
     (true,) = PROBES[name](train, test, config)
     (false,) = PROBES[name](train, test._replace(labels=test.labels[::-1].copy()), config)
     np.testing.assert_array_equal(true.predictions, false.predictions)
@@ -92,16 +103,8 @@ def test_what_is_chosen_does_not_depend_on_the_test_labels(name):
 
 def test_the_best_head_on_the_test_set_is_no_worse_than_the_one_chosen_on_train():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    (found,) = linear(train, test, ProbeConfig(name="linear"))
+    (found,) = linear(train, test, asked("linear"))
     assert found.best_on_test >= np.mean(found.predictions == test.labels)
-
-
-def test_weight_decay_spares_batch_norm_alone():
-    plain = linear_probe._layers(torch.nn.Linear(4, 2))
-    norm, layer = linear_probe._layers(
-        torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    )
-    assert [decay for _, decay in (*plain, norm, layer)] == [5e-4, 0.0, 5e-4]
 
 
 @given(
@@ -135,7 +138,7 @@ def test_a_drawn_subset_holds_so_many_of_each_class(shots, seed, draw):
 
 def test_draws_differ_and_each_is_a_row_of_predictions():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    one, five = few_shot(train, test, ProbeConfig(name="few-shot", shots=(1, 5), draws=4))
+    one, five = few_shot(train, test, asked("few-shot", shots=(1, 5), draws=4))
     assert (one.setting, five.setting) == ("1 a class", "5 a class")
     assert one.predictions.shape == (4, 60)
     assert len(np.unique(one.predictions, axis=0)) > 1
@@ -145,22 +148,103 @@ def test_draws_differ_and_each_is_a_row_of_predictions():
 @given(seed=st.integers(0, 50), k=st.sampled_from([1, 3, 10, 40]))
 def test_nearest_neighbours_vote_as_a_plain_loop_counts(seed, k):
     train, test = clusters(40, 2.0, seed), clusters(5, 2.0, seed + 100)
-    unit = [x.last / np.linalg.norm(x.last, axis=1, keepdims=True) for x in (train, test)]
+    last = [data.last() for data in (train, test)]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in last]
     expected = []
     for cosine in unit[1] @ unit[0].T:
         votes = dict.fromkeys(CLASSES, 0.0)
         for row in np.argsort(-cosine)[:k]:
             votes[int(train.labels[row])] += float(np.exp(cosine[row] / 0.07))
         expected.append(max(votes, key=votes.get))
-    np.testing.assert_array_equal(vote(train, test.last, k), expected)
+    found = vote(last[0], train.labels, last[1], (k,))
+    np.testing.assert_array_equal(found[k], expected)
 
 
 def test_nearest_neighbours_leave_the_features_as_they_were():
     train, test = clusters(40, 2.0, 0), clusters(5, 2.0, 1)
-    before = train.last.copy(), test.last.copy()
-    vote(train, test.last, 3)
-    np.testing.assert_array_equal(train.last, before[0])
-    np.testing.assert_array_equal(test.last, before[1])
+    features, queries = train.last(), test.last()
+    vote(features, train.labels, queries, (3,))
+    np.testing.assert_array_equal(features, train.last())
+    np.testing.assert_array_equal(queries, test.last())
+
+
+def test_votes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):
+    train, test = clusters(60, 2.0, 0), clusters(50, 2.0, 1)
+    whole = vote(train.last(), train.labels, test.last(), (1, 10))
+    monkeypatch.setattr("ijepa.probes.knn.VOTES_AT_ONCE", 7)
+    parts = vote(train.last(), train.labels, test.last(), (1, 10))
+    for k in (1, 10):
+        np.testing.assert_array_equal(whole[k], parts[k])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_one_hot_features_are_read_without_a_fault(name):
+    labels = np.arange(300) % 10
+    data = labelled(np.eye(10, dtype=np.float16)[labels][:, np.newaxis], labels)
+    assert min(accuracies(name, data, data, shots=(5,), draws=1)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["logistic", "knn", "few-shot"])
+def test_only_evaluation_views_count_where_no_augmentation_is_asked_for(name):
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    garbage = np.random.default_rng(0).standard_normal(train.features.shape)
+    values = np.concatenate([garbage, train.features.values])
+    views = np.stack([np.arange(200, 400), np.arange(200)], axis=1)
+    viewed = labelled(values, train.labels, views)
+    for one, two in zip(
+        PROBES[name](train, test, asked(name)), PROBES[name](viewed, test, asked(name)), strict=True
+    ):
+        np.testing.assert_array_equal(one.predictions, two.predictions)
+
+
+def test_lists_of_training_images_take_the_place_of_draws():
+    train, test = clusters(200, 0.3, 0), clusters(60, 0.3, 1)
+    lists = (np.array([0, 1, 2]), np.array([3, 4, 5, 6, 7, 8]))
+    (found,) = few_shot(train, test, asked("few-shot")._replace(subsets=lists))
+    assert found.setting == "lists of 3 or 6 images"
+    assert found.predictions.shape == (2, 60)
+    (alone,) = few_shot(train.take(lists[0]), test, asked("few-shot", shots=(1,), draws=1))
+    np.testing.assert_array_equal(alone.predictions[0], found.predictions[0])
+
+
+def test_the_penalty_of_msn_is_that_of_its_own_code():
+    """It adds lambda / n times half the squared weights to the mean loss."""
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    (found,) = logistic(train, test, asked("logistic", protocol="msn-5-shot"))
+    rows = [torch.from_numpy(centred_unit(data.last())).double() for data in (train, test)]
+    truth = torch.from_numpy(np.searchsorted(CLASSES, train.labels))
+
+    def loss(flat):
+        weights = torch.from_numpy(flat).view(3, 8).requires_grad_()
+        penalty = 2.5e-3 / len(truth) / 2 * weights.square().sum()
+        total = F.cross_entropy(rows[0] @ weights.T, truth) + penalty
+        total.backward()
+        return float(total), weights.grad.view(-1).numpy()
+
+    best = minimize(loss, np.zeros(24), jac=True, method="L-BFGS-B", options={"ftol": 1e-15})
+    expected = (rows[1] @ best.x.reshape(3, 8).T).argmax(dim=1).numpy()
+    np.testing.assert_array_equal(found.predictions[0], np.array(CLASSES)[expected])
+    assert found.choices == {"C": 400.0}
+
+
+def test_the_array_api_finds_the_optimum_that_numpy_finds():
+    """What a GPU runs, on torch's CPU; SciPy must be told before it is imported."""
+    program = """
+        import numpy as np, torch
+        from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, predicted, regression
+        rng = np.random.default_rng(0)
+        labels = rng.integers(5, size=600)
+        rows = rng.standard_normal((5, 16))[labels] + 2 * rng.standard_normal((600, 16))
+        found = []
+        for device in (None, torch.device("cpu")):
+            probe = regression(LOGISTIC_PROTOCOLS["dinov2"], 0.1, labels)
+            fit(probe, rows, labels, device)
+            found.append((np.asarray(probe.coef_), predicted(probe, rows, device)))
+        np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
+        np.testing.assert_array_equal(found[0][1], found[1][1])
+    """
+    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
+    subprocess.run([sys.executable, "-c", dedent(program)], check=True, env=environment)
 
 
 def test_accuracy_has_the_interval_of_wilson():

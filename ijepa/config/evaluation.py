@@ -39,16 +39,20 @@ class ProbeConfig(Config):
 
     Attributes:
         name: one of `ijepa.probe.PROBES`.
+        protocol: one of that probe's; `ijepa` is ours.
         label: a label of the feature files.
         holdout: fraction of train on which C, k, learning rates and heads are chosen.
         shots: images a class for `few-shot`; a value below 1 is a fraction of train.
         draws: how often `few-shot` draws its subset.
+        subsets: sha256 of each list of training images for `few-shot`, which then draws none.
         seed: of the hold-out, the draws and the heads.
     """
 
     name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
+    protocol: str = "ijepa"
     label: str = "class"
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 1, 5, 10)
+    shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.1, 1, 5, 10)
     draws: Annotated[int, Field(ge=1)] = 5
+    subsets: tuple[str, ...] = ()
     seed: Seed = 0

@@ -1,30 +1,65 @@
 """What a probe is fitted on, and what it gives back."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from ijepa.config import ProbeConfig
+from ijepa.progress import Progress, silent
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
+class Rows(Protocol):
+    """Stored features, read when they are asked for; there may be more than memory holds."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, layers, dim)."""
+
+    def read(self, rows: Ints, layers: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+        """(n, layers, dim) floats: the last `layers` layers of some rows, in their order."""
+
+
 class Labelled(NamedTuple):
-    """Features with one label.
+    """Images with one label, and where their features stand.
 
     Attributes:
-        last: (n, dim) float32, the last layer.
-        concat: (n, layers * dim) float32, all stored layers side by side.
-        labels: (n,) int64 class numbers.
+        features: of all views of all images.
+        labels: (n,) int64 class numbers of the images.
+        views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
     """
 
-    last: Floats
-    concat: Floats
+    features: Rows
     labels: Ints
+    views: Ints
 
-    def take(self, rows: Ints) -> "Labelled":
-        """Some of the rows, in that order."""
-        return Labelled(self.last[rows], self.concat[rows], self.labels[rows])
+    def take(self, images: Ints) -> "Labelled":
+        """Some of the images, in that order."""
+        return self._replace(labels=self.labels[images], views=self.views[images])
+
+    def last(self) -> Floats:
+        """(n, dim) float32: the last layer of the evaluation views, all in memory."""
+        found: Floats = self.features.read(self.views[:, 0], 1)[:, 0].astype(np.float32)
+        return found
+
+
+class Asked(NamedTuple):
+    """What a probe is asked for.
+
+    Attributes:
+        config: the choices.
+        device: on which torch computes, where a probe uses it.
+        progress: hears of long work.
+        subsets: (n,) image numbers of each list of training images that was given.
+    """
+
+    config: ProbeConfig
+    device: str = "cpu"
+    progress: Progress = silent
+    subsets: tuple[Ints, ...] = ()
 
 
 class Fit(NamedTuple):
@@ -36,16 +71,18 @@ class Fit(NamedTuple):
         choices: what was chosen on the held-out part of train, such as C.
         best_on_test: accuracy of the best head chosen on the test set, as papers report it; None
             where nothing of the kind is customary.
+        departures: in what this fit is not the protocol that it is named by.
     """
 
     setting: str
     predictions: Ints
     choices: dict[str, Any]
     best_on_test: float | None = None
+    departures: tuple[str, ...] = ()
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
-    """Split rows at random into a part to fit on and a part to choose on, class by class.
+    """Split images at random into a part to fit on and a part to choose on, class by class.
 
     Args:
         labels: (n,) class numbers.
@@ -54,12 +91,12 @@ def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
         seed: of the split.
 
     Returns:
-        Rows to fit on and rows held out, ascending and disjoint.
+        Images to fit on and images held out, ascending and disjoint.
     """
     rng = np.random.default_rng([seed, 0])
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(len(rows) * fraction))
-        held[rows[: min(count, len(rows) - 1)]] = True
+        images = rng.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(len(images) * fraction))
+        held[images[: min(count, len(images) - 1)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -3,47 +3,62 @@
 import faiss
 import numpy as np
 
-from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Fit, Floats, Ints, Labelled, hold_out
+from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
+VOTES_AT_ONCE = 2**24  # bounds memory
 
 
-def knn(train: Labelled, test: Labelled, config: ProbeConfig) -> list[Fit]:
+def knn(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     """Choose k on a held-out part of train, then vote with all of train.
 
     Source: facebookresearch/dinov2 `dinov2/eval/knn.py`.
     """
-    fitted, held = hold_out(train.labels, config.holdout, config.seed)
-    part = train.take(fitted)
-    votes = {k: vote(part, train.last[held], k) for k in NEIGHBOURS if k <= len(fitted)}
-    votes = votes or {len(fitted): vote(part, train.last[held], len(fitted))}
-    scores = {k: np.mean(found == train.labels[held]) for k, found in votes.items()}
+    features, labels = train.last(), train.labels
+    fitted, held = hold_out(labels, asked.config.holdout, asked.config.seed)
+    sizes = tuple(k for k in NEIGHBOURS if k <= len(fitted)) or (len(fitted),)
+    votes = vote(features[fitted], labels[fitted], features[held], sizes)
+    scores = {k: float(np.mean(found == labels[held])) for k, found in votes.items()}
     best = max(scores, key=lambda k: (scores[k], -k))
-    predictions = vote(train, test.last, best)[np.newaxis]
-    return [Fit("", predictions, {"k": best, "held_out_accuracy": float(scores[best])})]
+    predictions = vote(features, labels, test.last(), (best,))[best]
+    return [Fit("", predictions[np.newaxis], {"k": best, "held_out_accuracy": scores[best]})]
 
 
-def vote(train: Labelled, queries: Floats, k: int) -> Ints:
-    """Class with the largest sum of exp(cosine / 0.07) over the k nearest.
+def vote(
+    features: Floats, labels: Ints, queries: Floats, sizes: tuple[int, ...]
+) -> dict[int, Ints]:
+    """Class with the largest sum of exp(cosine / 0.07) over the k nearest, for several k.
 
     Args:
-        train: what votes.
-        queries: (n, dim) float32.
-        k: at most the number of training rows.
+        features: (n, dim) float32 of the images that vote.
+        labels: (n,) their class numbers.
+        queries: (m, dim) float32.
+        sizes: each k, at most n.
 
     Returns:
-        (n,) class numbers.
+        (m,) class numbers by k.
     """
-    index = faiss.IndexFlatIP(train.last.shape[1])
-    index.add(_unit(train.last))
-    cosine, neighbours = index.search(_unit(queries), k)
-    weights = np.exp((cosine - 1.0) / TEMPERATURE)
-    classes = np.unique(train.labels)
-    found = train.labels[neighbours]
-    totals = [np.where(found == label, weights, 0).sum(axis=1) for label in classes]
-    winners: Ints = classes[np.argmax(totals, axis=0)]
+    cosine, neighbours = faiss.knn(
+        _unit(queries), _unit(features), max(sizes), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    classes, numbers = np.unique(labels, return_inverse=True)
+    weights, found = np.exp((cosine - 1.0) / TEMPERATURE), numbers[neighbours]
+    return {k: classes[_winners(weights[:, :k], found[:, :k], len(classes))] for k in sorted(sizes)}
+
+
+def _winners(weights: Floats, found: Ints, num_classes: int) -> Ints:
+    """(m,) class with the largest sum of (m, k) weights; the first of those that are equal."""
+    at_once = max(1, VOTES_AT_ONCE // num_classes)
+    parts = []
+    for first in range(0, len(found), at_once):
+        some = found[first : first + at_once]
+        cells = some + num_classes * np.arange(len(some))[:, np.newaxis]
+        totals = np.bincount(
+            cells.ravel(), weights[first : first + at_once].ravel(), len(some) * num_classes
+        )
+        parts.append(totals.reshape(len(some), num_classes).argmax(axis=1))
+    winners: Ints = np.concatenate(parts)
     return winners
 
 

@@ -1,130 +1,131 @@
-"""Linear heads trained by SGD on stored features, all in one pass.
+"""Linear heads trained by SGD or LARS on stored features, all in one pass.
 
-Source: paper A.2; VISSL's `eval_mlp` and its schedule for CIFAR-100 and ImageNet-1K.
+Source: paper A.2; the protocols themselves stand in `linear_protocols`.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Fit, Ints, Labelled, hold_out
+from ijepa.distributed import pick_device
+from ijepa.probes.arrays import Asked, Fit, Ints, Labelled, hold_out
+from ijepa.probes.heads import Heads
+from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
+from ijepa.progress import Progress
 
-EPOCHS, STEPS_DOWN = 28, (8, 16, 24)  # the learning rate falls to a tenth at these epochs
-BATCH = 256
-LEARNING_RATES = (0.1, 0.01, 0.001)  # VISSL's 0.01 at a batch of 256, and its neighbours
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+CONCATENATED = 4  # layers, paper A.2
+SCORED_AT_ONCE = 4096  # images
+ORDER = 2  # tells the draws of this file apart from others of the same seed
 
 
-class Head(NamedTuple):
-    """One way to put a linear classifier on features."""
+class _Plan(NamedTuple):
+    """Which images each step sees."""
 
-    features: str  # `last` or `concat`
-    batch_norm: bool
-    lr: float
+    protocol: LinearProtocol
+    images: int
 
     @property
-    def name(self) -> str:
-        """For tables."""
-        return f"{self.features}, {'BN + ' if self.batch_norm else ''}linear, lr {self.lr:g}"
+    def batch(self) -> int:
+        return min(self.protocol.batch, self.images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batch norm needs two images, so a last batch of one is left out."""
+        whole, rest = divmod(self.images, self.batch)
+        return whole + (rest > 1)
+
+    @property
+    def steps(self) -> int:
+        return self.protocol.steps or self.protocol.epochs * self.steps_per_epoch
+
+    def factor(self, step: int) -> float:
+        """On learning rates: the schedule's, and the batch's."""
+        epoch, epochs = step // self.steps_per_epoch, self.steps / self.steps_per_epoch
+        done = epoch / epochs if self.protocol.per_epoch else step / self.steps
+        return self.protocol.schedule(done) * self.batch / RATE_BATCH
 
 
-HEADS = tuple(
-    Head(features, batch_norm, lr)
-    for features in ("last", "concat")
-    for batch_norm in (False, True)
-    for lr in LEARNING_RATES
-)
+def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+    """Choose a head on a held-out part of train, then train all heads on all of train.
 
-
-def linear(train: Labelled, test: Labelled, config: ProbeConfig) -> list[Fit]:
-    """Train every head on the larger part of train, choose one on the held-out part.
-
-    `best_on_test` is what the paper reports: the best of all heads on the test set itself.
+    The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
+    heads on the test set itself.
     """
+    config, progress = asked.config, asked.progress
+    protocol, device = LINEAR_PROTOCOLS[config.protocol], pick_device(asked.device)
+    classes, numbered = np.unique(train.labels, return_inverse=True)
+    train = train._replace(labels=numbered.astype(np.int64))
     fitted, held = hold_out(train.labels, config.holdout, config.seed)
-    classes = np.unique(train.labels)
-    part = train.take(fitted)
-    models = train_heads(part._replace(labels=np.searchsorted(classes, part.labels)), config.seed)
-    held_accuracy = [
-        np.mean(classes[_predict(model, head, train.take(held))] == train.labels[held])
-        for head, model in zip(HEADS, models, strict=True)
-    ]
-    predictions = [
-        classes[_predict(model, head, test)] for head, model in zip(HEADS, models, strict=True)
-    ]
-    best = int(np.argmax(held_accuracy))
-    choices = {"head": HEADS[best].name, "held_out_accuracy": float(held_accuracy[best])}
-    on_test = max(float(np.mean(found == test.labels)) for found in predictions)
-    return [Fit("", predictions[best][np.newaxis], choices, on_test)]
+    held_out = train.take(held)
+
+    heads = train_heads(train.take(fitted), protocol, config.seed, device, progress)
+    accuracy = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
+    best = int(np.argmax(accuracy))
+    heads = train_heads(train, protocol, config.seed, device, progress)
+    predictions = classes[_predictions(heads, test, device)]
+    on_test = (predictions == test.labels).mean(axis=1)
+    choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
+    departures = _departures(protocol, len(train.labels))
+    return [Fit("", predictions[best][np.newaxis], choices, float(on_test.max()), departures)]
 
 
-def train_heads(train: Labelled, seed: int) -> list[nn.Module]:
-    """All of `HEADS`, trained together on the same batches.
+def train_heads(
+    train: Labelled, protocol: LinearProtocol, seed: int, device: torch.device, progress: Progress
+) -> Heads:
+    """All heads of a protocol, trained on one view of each image an epoch.
 
     Args:
         train: labels count from 0 without gaps.
-        seed: of the heads' weights and of the order of rows.
+        protocol: which heads, trained how.
+        seed: of the heads' weights, of the order of images and of their views.
+        device: where they are trained.
+        progress: hears of every step.
     """
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {name: torch.from_numpy(getattr(train, name)) for name in ("last", "concat")}
-    labels = torch.from_numpy(train.labels)
-    num_classes = int(labels.max()) + 1
-    models = [
-        _model(head, inputs[head.features].shape[1], num_classes, generator) for head in HEADS
-    ]
-    groups = [
-        {"params": layer.parameters(), "lr": head.lr, "weight_decay": decay}
-        for head, model in zip(HEADS, models, strict=True)
-        for layer, decay in _layers(model)
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, foreach=True)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, STEPS_DOWN)
-    for _ in range(EPOCHS):
-        for rows in torch.split(torch.randperm(len(labels), generator=generator), BATCH):
-            if len(rows) > 1:  # batch norm needs two
-                _step(models, inputs, labels, rows, optimizer)
-        schedule.step()
-    return [model.eval() for model in models]
+    dim = train.features.shape[2]
+    dims = {"last": dim, "concat": dim * _layers(train)}
+    heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
+    labels = torch.from_numpy(train.labels).to(device)
+    plan = _Plan(protocol, len(labels))
+    for step, (images, rows) in enumerate(_steps(plan, train.views, seed)):
+        heads.step(_inputs(train, rows, device), labels[images], plan.factor(step))
+        progress("train heads steps", step + 1, plan.steps)
+    return heads
 
 
-def _layers(model: nn.Module) -> list[tuple[nn.Module, float]]:
-    """Layers with their weight decay: of the linear one, bias included, not of batch norm."""
-    if isinstance(model, nn.Sequential):
-        norm, layer = model
-        return [(norm, 0.0), (layer, WEIGHT_DECAY)]
-    return [(model, WEIGHT_DECAY)]
+def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
+    """Images of each step, and the row of the view of each that this epoch shows."""
+    augmented = views[:, 1:] if plan.protocol.augment != "none" and views.shape[1] > 1 else views
+    first = np.random.default_rng([seed, ORDER]).integers(augmented.shape[1], size=len(views))
+    for step in range(plan.steps):
+        epoch, turn = divmod(step, plan.steps_per_epoch)
+        if turn == 0:
+            order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(views))
+        images = order[turn * plan.batch : (turn + 1) * plan.batch]
+        yield images, augmented[images, (first[images] + epoch) % augmented.shape[1]]
 
 
-def _step(
-    models: list[nn.Module],
-    inputs: dict[str, Tensor],
-    labels: Tensor,
-    rows: Tensor,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    batch = {name: values[rows] for name, values in inputs.items()}
-    losses = [
-        F.cross_entropy(model(batch[head.features]), labels[rows])
-        for head, model in zip(HEADS, models, strict=True)
-    ]
-    optimizer.zero_grad()
-    torch.autograd.backward(losses)
-    optimizer.step()
-
-
-def _model(head: Head, dim: int, num_classes: int, generator: torch.Generator) -> nn.Module:
-    layer = nn.Linear(dim, num_classes)
-    nn.init.normal_(layer.weight, std=0.01, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return nn.Sequential(nn.BatchNorm1d(dim), layer) if head.batch_norm else layer
-
-
-@torch.inference_mode()
-def _predict(model: nn.Module, head: Head, data: Labelled) -> Ints:
-    logits = model(torch.from_numpy(getattr(data, head.features)))
-    found: Ints = logits.argmax(dim=1).numpy()
+def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
+    """(heads, n) class numbers by the evaluation views."""
+    rows = data.views[:, 0]
+    starts = range(0, len(rows), SCORED_AT_ONCE)
+    parts = (_inputs(data, rows[first : first + SCORED_AT_ONCE], device) for first in starts)
+    found: Ints = torch.cat([heads.predict(part) for part in parts], dim=1).cpu().numpy()
     return found
+
+
+def _inputs(data: Labelled, rows: Ints, device: torch.device) -> dict[str, Tensor]:
+    found = torch.from_numpy(data.features.read(rows, _layers(data))).to(device).float()
+    return {"last": found[:, -1], "concat": found.flatten(1)}
+
+
+def _layers(data: Labelled) -> int:
+    return min(CONCATENATED, data.features.shape[1])
+
+
+def _departures(protocol: LinearProtocol, images: int) -> tuple[str, ...]:
+    if images >= protocol.batch:
+        return ()
+    return (f"batches of all {images:,} images, not of {protocol.batch:,}",)

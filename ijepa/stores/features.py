@@ -245,6 +245,13 @@ class Features:
         """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
         return self._read(slice(max(self.shape[1] - layers, 0), None))
 
+    def read(self, rows: Array, layers: int) -> Array:
+        """(n, layers, dim) as stored: the last `layers` layers of some rows, in their order."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        with _readable(self.path):
+            found: Array = self._store["features"][wanted, self.shape[1] - layers :]
+        return found[places]
+
     def _read(self, layers: slice) -> Array:
         """Block by block, so that no second copy of the numbers stands in memory."""
         rows, _, dim = self.shape

@@ -1,0 +1,176 @@
+"""Probes: many heads at once against one, and against modules; logistic regression by each solver.
+
+    python benchmarks/bench_probe.py [heads] [logistic] [--rows 100000] [--classes 1000]
+
+`heads` trains the 16 heads of ImageNet's protocol for one epoch on rows x 4 x 768 features that
+stand in a feature store; the plain side is sixteen modules, traced and stepped one after the other
+on batches of the same size. `ratio_flops` is what products of matrices alone let one expect of 16
+heads against the largest. `logistic` fits 20,000 x 768 features of 100 classes; each solver of
+scikit-learn gets as many iterations as it needs to come within a ten-thousandth of our loss.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+from timing import emit
+from torch import nn
+
+from ijepa.probes.arrays import Labelled
+from ijepa.probes.linear import train_heads
+from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
+from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, regression
+from ijepa.progress import silent
+from ijepa.stores.features import FeatureHeader, FeatureWriter, open_features
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+LAYERS, DIM = 4, 768
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SOLVERS = ("lbfgs", "newton-cg", "sag", "saga")
+
+
+def main() -> None:
+    """Run what is named."""
+    parser = argparse.ArgumentParser(description="Probes against plain ways of fitting them.")
+    parser.add_argument("what", nargs="*", default=["heads", "logistic"])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    arguments = parser.parse_args()
+    if "heads" in arguments.what:
+        with tempfile.TemporaryDirectory() as folder:
+            heads(Path(folder), arguments.rows, arguments.classes)
+    if "logistic" in arguments.what:
+        logistic(rows=20_000, classes=100)
+
+
+def heads(folder: Path, rows: int, classes: int) -> None:
+    """One epoch of 16 heads, of the largest head alone, and of 16 plain modules."""
+    labels = np.random.default_rng(0).integers(classes, size=rows)
+    store = open_features(_store(folder / "f.h5", labels), check_numbers=False)
+    data = Labelled(store, labels, np.arange(rows)[:, np.newaxis])
+    whole = dataclasses.replace(LINEAR_PROTOCOLS["vissl-in1k-lars"], epochs=1)
+    largest = next(head for head in whole.heads if head.features == "concat")
+    one = dataclasses.replace(whole, heads=(largest,))
+    seconds = {name: _seconds(data, rule) for name, rule in (("warm-up", one), ("one", one))}
+    seconds |= {"sixteen": _seconds(data, whole), "plain": _plain_seconds(data, whole, classes)}
+    flops = sum(1 if head.features == "concat" else 1 / LAYERS for head in whole.heads)
+    emit(
+        "probe_heads",
+        features=f"{rows:,} x {LAYERS} x {DIM}, {classes} classes, one epoch",
+        seconds_one_head=seconds["one"],
+        seconds_sixteen_heads=seconds["sixteen"],
+        seconds_plain_sixteen=seconds["plain"],
+        ratio_to_one=seconds["sixteen"] / seconds["one"],
+        ratio_flops=flops,
+        ratio=seconds["plain"] / seconds["sixteen"],
+    )
+
+
+def _store(path: Path, labels: Array) -> Path:
+    header = FeatureHeader(
+        encoder="noise", weights_sha256="", which="target", layers=tuple(range(LAYERS)),
+        pooling="", image_px=224, transform="", data_fingerprint="", split="train",
+        class_names={"class": None}, fingerprint="",
+    )  # fmt: skip
+    writer = FeatureWriter(path, header, "float16")
+    rng = np.random.default_rng(0)
+    for first in range(0, len(labels), 4096):
+        some = labels[first : first + 4096]
+        values = rng.standard_normal((len(some), LAYERS, DIM), dtype=np.float32)
+        keys = [f"{first + number:08d}" for number in range(len(some))]
+        writer.append(values, {"class": some}, keys)
+    writer.finish()
+    return path
+
+
+def _seconds(data: Labelled, rule: LinearProtocol) -> float:
+    start = time.perf_counter()
+    train_heads(data, rule, 0, DEVICE, silent)
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _plain_seconds(data: Labelled, rule: LinearProtocol, classes: int) -> float:
+    """Each head a module with an optimiser of its own; features wholly in memory."""
+    values = torch.from_numpy(data.features.read(np.arange(len(data.labels)), LAYERS)).to(DEVICE)
+    labels = torch.from_numpy(data.labels).to(DEVICE)
+    models = [_module(head, classes).to(DEVICE) for head in rule.heads]
+    optimizers = [torch.optim.SGD(model.parameters(), 0.01, 0.9) for model in models]
+    start = time.perf_counter()
+    for rows in torch.randperm(len(labels)).split(rule.batch):
+        batch = values[rows].float()
+        inputs = {"last": batch[:, -1], "concat": batch.flatten(1)}
+        for head, model, optimizer in zip(rule.heads, models, optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs[head.features]), labels[rows]).backward()
+            optimizer.step()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _module(head: Head, classes: int) -> nn.Module:
+    dim = DIM * (LAYERS if head.features == "concat" else 1)
+    linear = nn.Linear(dim, classes)
+    return linear if head.norm == "none" else nn.Sequential(nn.BatchNorm1d(dim), linear)
+
+
+def logistic(rows: int, classes: int) -> None:
+    """Seconds to equal loss, for C = 0.01 on standardised clusters that overlap."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=rows)
+    centres = 0.3 * rng.standard_normal((classes, DIM), dtype=np.float32)
+    features = centres[labels] + rng.standard_normal((rows, DIM), dtype=np.float32)
+    features = StandardScaler().fit_transform(features)
+    strength = 0.01
+    probe = regression(LOGISTIC_PROTOCOLS["ijepa"], strength, labels)
+    start = time.perf_counter()
+    fit(probe, features, labels, None)
+    ours, loss = time.perf_counter() - start, _loss(probe, features, labels, strength)
+    found = {solver: _seconds_to(loss, solver, features, labels, strength) for solver in SOLVERS}
+    emit(
+        "probe_logistic",
+        features=f"{rows:,} x {DIM}, {classes} classes",
+        seconds=ours,
+        loss=loss,
+        **{f"seconds_{solver}": seconds for solver, seconds in found.items()},
+        ratio=min(found.values()) / ours,
+    )
+
+
+def _seconds_to(loss: float, solver: str, features: Array, labels: Array, strength: float) -> float:
+    """Of the cheapest run that comes as low; infinite if none does in 320 iterations."""
+    for iterations in (10, 20, 40, 80, 160, 320):
+        probe = LogisticRegression(C=strength, solver=solver, max_iter=iterations, tol=1e-8)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            probe.fit(features, labels)
+        seconds = time.perf_counter() - start
+        if _loss(probe, features, labels, strength) <= loss * 1.0001:
+            return seconds
+        if seconds > 120:
+            break
+    return float("inf")
+
+
+def _loss(probe: LogisticRegression, features: Array, labels: Array, strength: float) -> float:
+    mean = log_loss(labels, probe.predict_proba(features))
+    return float(mean + (probe.coef_**2).sum() / 2 / strength / len(labels))
+
+
+if __name__ == "__main__":
+    main()

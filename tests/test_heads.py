@@ -1,0 +1,231 @@
+"""Linear heads trained together learn what each would learn alone, by published rules."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from arrays import labelled
+from sklearn.linear_model import LogisticRegression
+
+import ijepa.probes.heads as heads_module
+from ijepa.probes.heads import Heads
+from ijepa.probes.linear import _Plan, _steps, train_heads
+from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
+from ijepa.progress import silent
+
+CPU = torch.device("cpu")
+DIM, LAYERS, CLASSES = 6, 4, 3
+EVERY_KIND = tuple(
+    Head(features, norm, lr, decay)
+    for features in ("last", "concat")
+    for norm in ("none", "batch", "plain-batch")
+    for lr, decay in ((0.1, 5e-2), (0.03, 0.0))
+)
+
+
+def protocol(optimizer="sgd", heads=EVERY_KIND, **changes):
+    defaults = {"epochs": 3, "batch": 32, "schedule": lambda done: 1 - done, "source": "test"}
+    return LinearProtocol(heads=heads, optimizer=optimizer, **defaults | changes)
+
+
+def data(images=120, seed=0, views=1):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % CLASSES
+    centres = np.random.default_rng(99).standard_normal((CLASSES, LAYERS, DIM))
+    values = np.concatenate(
+        [centres[labels] + rng.standard_normal((images, LAYERS, DIM)) for _ in range(views)]
+    )
+    rows = np.arange(views * images).reshape(views, images).T
+    return labelled(values.astype(np.float32), labels, rows)
+
+
+def trained_alone(head, number, rule, train, seed=0):
+    """The plain way: torch modules, autograd, one optimiser; same first weights, same batches."""
+    group = heads_module.HeadGroup(
+        [number], head, DIM * (LAYERS if head.features == "concat" else 1), CLASSES, rule
+    )
+    group.reset(seed)
+    linear = torch.nn.Linear(group.weight.shape[2], CLASSES)
+    linear.weight.data, linear.bias.data = group.weight.data[0].clone(), group.bias.data[0].clone()
+    modules = [linear]
+    if head.norm != "none":
+        norm = torch.nn.BatchNorm1d(linear.in_features, rule.norm_eps, affine=head.norm == "batch")
+        modules.insert(0, norm)
+    model = torch.nn.Sequential(*modules)
+    buffers = {}
+    plan = _Plan(rule, len(train.labels))
+    for step, (images, rows) in enumerate(_steps(plan, train.views, seed)):
+        values = torch.from_numpy(train.features.values[rows])
+        inputs = values.flatten(1) if head.features == "concat" else values[:, -1]
+        model.zero_grad()
+        F.cross_entropy(model(inputs), torch.from_numpy(train.labels[images])).backward()
+        for name, parameter in model.named_parameters():
+            update(rule, head, name, parameter, buffers, head.lr * plan.factor(step))
+    return model.eval()
+
+
+@torch.no_grad()
+def update(rule, head, name, parameter, buffers, lr):
+    """SGD as VISSL sets it up, or LARS as MAE's util/lars.py states it."""
+    gradient = parameter.grad.clone()
+    of_linear = name.startswith(f"{1 if head.norm != 'none' else 0}.")
+    if parameter.ndim > 1 or (of_linear and rule.optimizer == "sgd"):
+        gradient += head.weight_decay * parameter
+    if rule.optimizer == "lars" and parameter.ndim > 1:
+        gradient *= 0.001 * parameter.norm() / gradient.norm()
+    buffer = buffers.setdefault(name, torch.zeros_like(parameter))
+    buffer.mul_(0.9).add_(gradient)
+    parameter -= lr * (gradient + 0.9 * buffer if rule.optimizer == "sgd" else buffer)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-plain", "lars"])
+def test_heads_trained_together_are_those_trained_one_by_one(optimizer):
+    rule, train, test = protocol(optimizer), data(), data(50, seed=1)
+    if optimizer == "lars":  # moves by thousandths of the weights' length
+        rule = protocol(optimizer, schedule=lambda done: 1000 * (1 - done))
+    together = train_heads(train, rule, 0, CPU, silent)
+    values = torch.from_numpy(test.features.values)
+    inputs = {"last": values[:, -1], "concat": values.flatten(1)}
+    groups = {number: group for group in together._groups for number in group.numbers}
+    for number, head in enumerate(rule.heads):
+        alone = trained_alone(head, number, rule, train)
+        group = groups[number]
+        place = group.numbers.index(number)
+        torch.testing.assert_close(group.weight[place], alone[-1].weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(group.bias[place], alone[-1].bias, rtol=1e-4, atol=1e-5)
+        predicted = alone(inputs[head.features]).argmax(dim=1)
+        torch.testing.assert_close(together.predict(inputs)[number], predicted)
+
+
+def test_a_head_does_not_depend_on_the_others():
+    train, one = data(), EVERY_KIND[2:3]
+    together = train_heads(train, protocol(), 0, CPU, silent)
+    number = 2
+    group = next(group for group in together._groups if number in group.numbers)
+    rule = protocol(heads=(*EVERY_KIND[:2], *one))
+    fewer = next(
+        group
+        for group in train_heads(train, rule, 0, CPU, silent)._groups
+        if number in group.numbers
+    )
+    places = group.numbers.index(number), fewer.numbers.index(number)
+    torch.testing.assert_close(group.weight[places[0]], fewer.weight[places[1]])
+
+
+def test_batches_larger_than_memory_takes_at_once_give_the_same_gradients(monkeypatch):
+    whole = train_heads(data(), protocol(), 0, CPU, silent)
+    monkeypatch.setattr(heads_module, "LOGITS_AT_ONCE", 50)
+    parts = train_heads(data(), protocol(), 0, CPU, silent)
+    for one, two in zip(whole._groups, parts._groups, strict=True):
+        torch.testing.assert_close(one.weight, two.weight)
+
+
+def test_a_convex_head_ends_at_the_optimum_of_scikit_learn():
+    train = data(300)
+    head = Head("last", "none", 0.5, 0.02)
+    rule = protocol("sgd-plain", heads=(head,), epochs=2000, batch=300, schedule=lambda _: 1)
+    found = train_heads(train, rule, 0, CPU, silent)._groups[0]
+    # decay / 2 |w|^2 on the mean loss: C = 1 / (decay n); here biases do not decay
+    probe = LogisticRegression(C=1 / (0.02 * 300), tol=1e-8, max_iter=1000)
+    probe.fit(train.last(), train.labels)
+    np.testing.assert_allclose(found.weight[0].detach(), probe.coef_, atol=2e-4)
+    bias = found.bias[0].detach() - found.bias[0].detach().mean()
+    np.testing.assert_allclose(bias, probe.intercept_ - probe.intercept_.mean(), atol=2e-4)
+
+
+def test_every_epoch_shows_every_image_once_and_its_views_in_turn():
+    rule, train = protocol(epochs=6, batch=25), data(101, views=4)
+    steps = list(_steps(_Plan(rule, 101), train.views, 0))
+    per_epoch = _Plan(rule, 101).steps_per_epoch
+    assert per_epoch == 4  # a last batch of one image is left out
+    seen = {}
+    for number in range(6):
+        images = np.concatenate([i for i, _ in steps[number * per_epoch :][:per_epoch]])
+        assert len(set(images)) == len(images) == 100
+    for images, rows in steps:
+        for image, row in zip(images, rows, strict=True):
+            assert row in train.views[image, 1:]  # never the evaluation view
+            seen.setdefault(image, []).append(row)
+    complete = [rows for rows in seen.values() if len(rows) == 6]
+    assert complete
+    for rows in complete:
+        assert sorted(rows) == sorted([*rows[:3], *rows[:3]])  # three views, twice
+
+
+def test_other_seeds_draw_other_heads_and_orders():
+    one, same, other = (train_heads(data(), protocol(), seed, CPU, silent) for seed in (0, 0, 1))
+    assert torch.equal(one._groups[0].weight, same._groups[0].weight)
+    assert not torch.equal(one._groups[0].weight, other._groups[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "lr"),
+    [  # at batches of 256, or of the protocol's own size where that is larger
+        ("vissl-cifar100", 0, 0.01),
+        ("vissl-cifar100", 7, 0.01),
+        ("vissl-cifar100", 8, 0.001),
+        ("vissl-cifar100", 16, 0.0001),
+        ("vissl-cifar100", 24, 0.00001),
+        ("vissl-places205", 4, 0.001),
+        ("vissl-places205", 12, 0.00001),
+        ("vissl-inat18", 23, 0.01),
+        ("vissl-inat18", 48, 0.0001),
+        ("vissl-in1k", 8, 0.001),
+        ("vissl-clevr-count", 0, 0.01),
+        ("vissl-clevr-count", 25, 0.00505),
+        ("vissl-clevr-dist", 50, 0.00505),
+        ("vissl-in1k-lars", 14, 6.4),
+        ("vissl-in1k-lars", 15, 0.64),
+        ("vissl-in1k-lars", 45, 0.0064),
+        ("paper-in1k-lars", 30, 0.0064),
+        ("mae-lars", 5, 3.2),
+        ("mae-lars", 10, 6.4),
+        ("mae-lars", 50, 3.2),
+        ("mae-lars-50", 30, 3.2),
+        ("dinov2-linear", 0, 4e-5),
+    ],
+)
+def test_learning_rates_are_the_published_ones(name, epoch, lr):
+    rule = LINEAR_PROTOCOLS[name]
+    plan = _Plan(rule, 4 * rule.batch)
+    first = plan.factor(epoch * plan.steps_per_epoch) * rule.heads[0].lr
+    assert first == pytest.approx(lr)
+    if rule.per_epoch:
+        assert plan.factor((epoch + 1) * plan.steps_per_epoch - 1) * rule.heads[0].lr == first
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("vissl-cifar100", 4),
+        ("vissl-in1k-lars", 16),
+        ("paper-in1k-lars", 24),
+        ("mae-lars", 1),
+        ("dinov2-linear", 26),
+    ],
+)
+def test_protocols_have_the_published_number_of_heads(name, heads):
+    rule = LINEAR_PROTOCOLS[name]
+    assert len(rule.heads) == len({head.name for head in rule.heads}) == heads
+
+
+def test_steps_do_not_depend_on_the_images_where_steps_are_what_counts():
+    rule = LINEAR_PROTOCOLS["dinov2-linear"]
+    assert _Plan(rule, 5000).steps == _Plan(rule, 1_281_167).steps == 12500
+
+
+def test_the_learning_rate_shrinks_with_a_batch_that_the_images_do_not_fill():
+    rule = LINEAR_PROTOCOLS["paper-in1k-lars"]
+    assert _Plan(rule, 1024).factor(0) == 1024 / 256
+
+
+def test_predictions_come_in_the_order_of_the_protocol():
+    rule = protocol()
+    heads = Heads(rule, {"last": DIM, "concat": DIM * LAYERS}, CLASSES, 0, CPU)
+    for group in heads._groups:
+        for place, number in enumerate(group.numbers):
+            group.weight.data[place] = 0
+            group.bias.data[place] = F.one_hot(torch.tensor(number % CLASSES), CLASSES).float()
+    inputs = {"last": torch.randn(2, DIM), "concat": torch.randn(2, DIM * LAYERS)}
+    expected = torch.arange(len(rule.heads)) % CLASSES
+    assert torch.equal(heads.predict(inputs), expected[:, None].expand(-1, 2))
