@@ -12,13 +12,21 @@ from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.features import Features, open_features
-from ijepa.stores.results import Origin, ProbeResult, Score, read_result
-from ijepa.stores.stage import StagePlan, exclusive_work, write_bytes
+from ijepa.stores.results import (
+    Origin,
+    ProbeResult,
+    Score,
+    Splits,
+    image_set,
+    pack_correct,
+    read_result,
+)
+from ijepa.stores.stage import StagePlan, exclusive_work, library_versions, write_bytes
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Fit, Labelled
 
-VERSION = 1
+VERSION = 2
 CONCATENATED = 4  # layers, paper A.2
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
@@ -28,7 +36,7 @@ PROBES = {
     "knn": "ijepa.probes.knn:knn",
     "few-shot": "ijepa.probes.few_shot:few_shot",
 }
-PROTOCOLS = {
+DESCRIPTIONS = {
     "logistic": "multinomial L-BFGS on the standardised last layer",
     "linear": "SGD heads: last or concatenated layers, with or without batch norm",
     "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
@@ -95,7 +103,8 @@ def probe(
     plan = StagePlan("probe", VERSION, config, inputs, out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            result = _result(opened, config, plan.fingerprint, progress)
+            scores = _scores(opened, config, progress)
+            result = _result(opened[0], config, scores, plan.fingerprint, runtime.command)
             write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
             work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
@@ -157,12 +166,13 @@ def _refuse_leak(train: Features, test: Features) -> None:
         )
 
 
-def _result(
-    opened: list[_Pair], config: ProbeConfig, fingerprint: str, progress: Progress
-) -> ProbeResult:
+def _scores(opened: list[_Pair], config: ProbeConfig, progress: Progress) -> list[Score]:
+    """Setting by setting, the first encoder before the baselines."""
+    from ijepa.probes.scores import summary
+
     module, _, name = PROBES[config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
-    labels = opened[0].test.labels[config.label]
+    labels, keys = opened[0].test.labels[config.label], opened[0].test.keys
     fits: list[list[Fit]] = []
     for number, pair in enumerate(opened):
         progress(f"probe {config.name} encoders", number, len(opened))
@@ -170,22 +180,66 @@ def _result(
             fit(_labelled(pair.train, config.label), _labelled(pair.test, config.label), config)
         )
     progress(f"probe {config.name} encoders", len(opened), len(opened))
-    scores = [
-        _score(found, setting[0] if number else None, labels, pair)
+    return [
+        Score(
+            setting=found.setting,
+            origin=_origin(pair),
+            best_on_test=found.best_on_test,
+            choices=found.choices,
+            correct=pack_correct(found.predictions == labels, keys),
+            **summary(
+                found.predictions == labels,
+                labels,
+                setting[0].predictions == labels if number else None,
+            )._asdict(),
+        )
         for setting in zip(*fits, strict=True)
         for number, (found, pair) in enumerate(zip(setting, opened, strict=True))
     ]
+
+
+def _result(
+    first: _Pair, config: ProbeConfig, scores: list[Score], fingerprint: str, command: str
+) -> ProbeResult:
+    """The scores with all that produced them; baselines saw the same images as the first."""
+    train, test = (store.labels[config.label] for store in first)
     return ProbeResult(
         probe=config.name,
-        protocol=PROTOCOLS[config.name],
+        protocol=config.name,
+        description=DESCRIPTIONS[config.name],
         selection=SELECTIONS[config.name],
-        config=config,
-        num_classes=len(np.unique(opened[0].train.labels[config.label])),
-        chance=float(np.bincount(labels).max() / len(labels)),
-        train_rows=opened[0].train.shape[0],
-        test_rows=opened[0].test.shape[0],
+        config=config.model_dump(mode="json"),
+        label=config.label,
+        seed=config.seed,
+        source=first.test.header.source,
+        splits=Splits(train=first.train.header.split, test=first.test.header.split),
+        train_images=image_set(first.train.keys, train),
+        test_images=image_set(first.test.keys, test),
+        num_classes=len(np.unique(train)),
+        chance=float(np.bincount(test).max() / len(test)),
+        train_rows=len(train),
+        test_rows=len(test),
         scores=tuple(scores),
+        libraries=library_versions(),
+        command=command,
         fingerprint=fingerprint,
+    )
+
+
+def _origin(pair: _Pair) -> Origin:
+    train, test = pair.train.header, pair.test.header
+    return Origin(
+        encoder=test.encoder,
+        weights_sha256=test.weights_sha256,
+        which=test.which,
+        layers=test.layers,
+        pooling=test.pooling,
+        image_px=test.image_px,
+        transform=test.transform,
+        train=train.fingerprint,
+        test=test.fingerprint,
+        data=test.data_fingerprint,
+        lineage=test.lineage,
     )
 
 
@@ -195,45 +249,3 @@ def _labelled(store: Features, label: str) -> "Labelled":
     return Labelled(
         store.last(1), store.last(min(CONCATENATED, store.shape[1])), store.labels[label]
     )
-
-
-def _score(
-    found: "Fit",
-    first: "Fit | None",
-    labels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
-    pair: _Pair,
-) -> Score:
-    from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
-
-    draws = found.predictions == labels
-    accuracy = [top1(draw) for draw in draws]
-    by_class = [mean_class_accuracy(draw, labels) for draw in draws]
-    several = len(draws) > 1
-    train, test = pair.train.header, pair.test.header
-    return Score(
-        setting=found.setting,
-        origin=Origin(
-            encoder=test.encoder,
-            weights_sha256=test.weights_sha256,
-            train=train.fingerprint,
-            test=test.fingerprint,
-            data=test.data_fingerprint,
-        ),
-        top1=float(np.mean([estimate.value for estimate in accuracy])),
-        top1_interval=_mean_interval([(e.low, e.high) for e in accuracy]),
-        mean_class=float(np.mean([estimate.value for estimate in by_class])),
-        mean_class_interval=_mean_interval([(e.low, e.high) for e in by_class]),
-        draws_std=float(np.std([e.value for e in accuracy], ddof=1)) if several else None,
-        best_on_test=found.best_on_test,
-        p_value=(
-            None
-            if first is None or several
-            else paired_p_value(draws[0], first.predictions[0] == labels)
-        ),
-        choices=found.choices,
-    )
-
-
-def _mean_interval(intervals: list[tuple[float, float]]) -> tuple[float, float]:
-    low, high = np.mean(intervals, axis=0)
-    return float(low), float(high)

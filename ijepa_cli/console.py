@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr.
 
 import contextlib
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -166,4 +167,5 @@ def _cell(value: object) -> str:
 
 def runtime(device: str, workers: int, force: bool) -> Runtime:
     """The options that leave results alone."""
-    return Runtime(device=device, workers=workers, force=force)
+    command = shlex.join(["ijepa", *sys.argv[1:]])
+    return Runtime(device=device, workers=workers, force=force, command=command)

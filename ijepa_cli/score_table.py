@@ -24,7 +24,7 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
             low, high = score.top1_interval
             table.add_row(
                 probe,
-                result.config.label,
+                result.label,
                 escape(score.origin.encoder),
                 f"{100 * score.top1:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})",
                 f"{100 * score.mean_class:.2f}",

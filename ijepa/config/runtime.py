@@ -24,6 +24,7 @@ class Runtime(Config):
         cache: `decoded` keeps all images in the device's memory and crops them there, batch by
             batch; a value may differ by one level of 255 from that of `none`.
         force: make the output again even if it is there.
+        command: what the user typed, to be written down beside the result.
     """
 
     device: str = "auto"
@@ -35,6 +36,7 @@ class Runtime(Config):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     cache: Literal["none", "decoded"] = "none"
     force: bool = False
+    command: str = ""
 
 
 RUNTIME = Runtime()

@@ -18,6 +18,45 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Summary(NamedTuple):
+    """What a table says of one encoder in one setting; named as the fields of a stored score.
+
+    Attributes:
+        top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
+        mean_class: mean of the classes' accuracies, likewise.
+        draws_std: standard deviation over draws; None for one draw.
+        p_value: see `paired_p_value`; None without a rival, and for several draws.
+    """
+
+    top1: float
+    top1_interval: tuple[float, float]
+    mean_class: float
+    mean_class_interval: tuple[float, float]
+    draws_std: float | None
+    p_value: float | None
+
+
+def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> Summary:
+    """Accuracies of one encoder, and whether a rival on the same test images differs.
+
+    Args:
+        correct: (draws, n) whether each test image was classified rightly.
+        labels: (n,) true class numbers.
+        rival: (draws, n) the same of the encoder that this one is compared with.
+    """
+    accuracy = [top1(draw) for draw in correct]
+    by_class = [mean_class_accuracy(draw, labels) for draw in correct]
+    several = len(correct) > 1
+    return Summary(
+        top1=float(np.mean([estimate.value for estimate in accuracy])),
+        top1_interval=_mean_interval(accuracy),
+        mean_class=float(np.mean([estimate.value for estimate in by_class])),
+        mean_class_interval=_mean_interval(by_class),
+        draws_std=float(np.std([e.value for e in accuracy], ddof=1)) if several else None,
+        p_value=None if rival is None or several else paired_p_value(correct[0], rival[0]),
+    )
+
+
 def top1(correct: Bools) -> Estimate:
     """Accuracy with Wilson's interval.
 
@@ -54,3 +93,8 @@ def paired_p_value(one: Bools, other: Bools) -> float:
     if only_one + only_other == 0:
         return 1.0
     return float(binomtest(only_one, only_one + only_other).pvalue)
+
+
+def _mean_interval(estimates: list[Estimate]) -> tuple[float, float]:
+    low, high = np.mean([(estimate.low, estimate.high) for estimate in estimates], axis=0)
+    return float(low), float(high)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
+from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import write_bytes
 
 SCHEMA = 1
@@ -46,6 +47,8 @@ class FeatureHeader(Config):
         split: of the shard set.
         class_names: by label; None for plain integers.
         fingerprint: of the stage that made it.
+        source: what the shard set was made from, as the user typed it.
+        lineage: where the encoder comes from.
     """
 
     encoder: str
@@ -59,6 +62,8 @@ class FeatureHeader(Config):
     split: str
     class_names: dict[str, list[str] | None]
     fingerprint: str
+    source: str = ""
+    lineage: Lineage = UNKNOWN
 
 
 class FeatureWriter:

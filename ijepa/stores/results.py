@@ -1,28 +1,55 @@
-"""Results of probes: one JSON file with scores and all that produced them."""
+"""Results of probes: one JSON file with scores and all that produced them.
 
+A result keeps which test images were classified rightly, so that any two encoders scored on the
+same images can be compared image by image later.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ijepa.config import Config, ProbeConfig, validated
+import numpy as np
+from pydantic import JsonValue
+
+from ijepa.config import Config, validated
 from ijepa.errors import IjepaError
+from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import read_json
 
-SCHEMA = 1
+SCHEMA = 2
+
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class Origin(Config):
-    """The two feature files behind a score.
+    """The encoder behind a score, and its features.
 
     Attributes:
         encoder: name, for people; `weights_sha256` for machines.
-        train: fingerprint of the training features; likewise `test`.
-        data: fingerprint of the shard set of the test features.
+        which: `target` or `context`.
+        layers: block numbers, ascending, that the probe could choose from.
+        pooling: how patch tokens became one vector.
+        image_px: side of the evaluated square, or (height, width).
+        transform: from image file to square.
+        train: fingerprint of the training features, likewise `test`; None without stored features.
+        data: fingerprint of the shard set of the test images.
+        lineage: where the encoder comes from.
     """
 
     encoder: str
     weights_sha256: str
-    train: str
-    test: str
+    which: str
+    layers: tuple[int, ...]
+    pooling: str
+    image_px: int | tuple[int, int]
+    transform: str
+    train: str | None
+    test: str | None
     data: str
+    lineage: Lineage = UNKNOWN
 
 
 class Score(Config):
@@ -37,6 +64,8 @@ class Score(Config):
         p_value: exact McNemar test against the first encoder on the same test images; None for
             the first encoder itself, and where several draws were averaged.
         choices: what was chosen on the held-out part of train.
+        correct: which test images the chosen head classified rightly, one string a draw; see
+            `pack_correct`.
     """
 
     setting: str
@@ -49,39 +78,118 @@ class Score(Config):
     best_on_test: float | None
     p_value: float | None
     choices: dict[str, float | int | str]
+    correct: tuple[str, ...]
+
+
+class Splits(Config):
+    """Names of the splits that a probe was fitted and scored on."""
+
+    train: str
+    test: str
 
 
 class ProbeResult(Config):
     """All scores of one probe on one label; baselines stand beside the first encoder.
 
     Attributes:
+        probe: what was fitted, such as `linear`.
+        protocol: short and stable, such as `linear` or `vissl-clevr-count`; only numbers of one
+            protocol may be compared.
+        description: the protocol in words.
         selection: how choices were made, in words.
+        config: of the probe, all of it.
+        label: which one was probed.
+        seed: of the probe.
+        source: what the shard set of the test images was made from, as the user typed it; empty
+            where it is not known.
+        splits: of the shard sets.
+        train_images: identity of the training set, see `image_set`; likewise `test_images`.
         chance: share of the most frequent class of the test set.
         train_rows: of the first encoder; likewise `test_rows`.
+        libraries: versions by name.
+        command: that made it; empty if it was no command.
     """
 
     schema_version: int = SCHEMA
     probe: str
     protocol: str
+    description: str
     selection: str
-    config: ProbeConfig
+    config: dict[str, JsonValue]
+    label: str
+    seed: int
+    source: str
+    splits: Splits
+    train_images: str
+    test_images: str
     num_classes: int
     chance: float
     train_rows: int
     test_rows: int
     scores: tuple[Score, ...]
+    libraries: dict[str, str]
+    command: str
     fingerprint: str
+
+
+def image_set(keys: Sequence[str], labels: Ints) -> str:
+    """Identity of a labelled set of images: sha256 over keys and labels, in whatever order.
+
+    Args:
+        keys: one a row; several views of an image count once.
+        labels: (n,) class numbers.
+    """
+    digest = hashlib.sha256()
+    for key, label in sorted(set(zip(keys, labels.tolist(), strict=True))):
+        digest.update(f"{len(key)} {key} {label}\n".encode())
+    return digest.hexdigest()
+
+
+def pack_correct(correct: Bools, keys: Sequence[str]) -> tuple[str, ...]:
+    """What `Score.correct` holds: base64 of eight images a byte, in ascending order of keys.
+
+    Args:
+        correct: (draws, n) whether each test image was classified rightly.
+        keys: of the n images, each once.
+    """
+    assert len(set(keys)) == correct.shape[1] == len(keys)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    rows = np.packbits(correct[:, order], axis=1)
+    return tuple(base64.b64encode(row.tobytes()).decode() for row in rows)
+
+
+def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
+    """(draws, n) whether each test image was classified rightly, in ascending order of keys.
+
+    Raises:
+        IjepaError: it does not hold so many images.
+    """
+    try:
+        rows = [np.frombuffer(base64.b64decode(text, validate=True), np.uint8) for text in packed]
+    except ValueError as error:
+        raise IjepaError(f"A score's `correct` is not base64 ({error}); probe again.") from error
+    if not rows or {len(row) for row in rows} != {-(-num_images // 8)}:
+        raise IjepaError(
+            f"A score's `correct` is not of the {num_images:,} test images; probe again."
+        )
+    return np.unpackbits(np.stack(rows), axis=1, count=num_images).astype(np.bool_)
 
 
 def read_result(path: Path) -> ProbeResult:
     """Read what `ijepa probe` wrote.
 
     Raises:
-        IjepaError: not there, or not a result of this version.
+        IjepaError: not there, not a result of this version, or damaged.
     """
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = read_json(path)
     if body.get("schema_version") != SCHEMA:
         raise IjepaError(f"{path} is not a probe result of schema {SCHEMA}; probe again.")
-    return validated(ProbeResult, body, str(path))
+    result = validated(ProbeResult, body, str(path))
+    for score in result.scores:
+        try:
+            unpack_correct(score.correct, result.test_rows)
+        except IjepaError as error:
+            raise IjepaError(f"{path}: {error}") from error
+    return result

@@ -1,0 +1,95 @@
+"""The ledger: a result says which images were classified rightly, on which set, made how."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_probe import LOGISTIC, pair
+
+from ijepa.config import ProbeConfig, Runtime
+from ijepa.errors import IjepaError
+from ijepa.probe import probe
+from ijepa.stores.results import image_set, pack_correct, read_result, unpack_correct
+
+
+@given(draws=st.integers(1, 3), rows=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_correctness_comes_back_as_packed_in_the_order_of_the_keys(draws, rows, seed):
+    rng = np.random.default_rng(seed)
+    correct = rng.random((draws, rows)) < 0.5
+    keys = [str(number) for number in rng.permutation(1000)[:rows]]
+    back = unpack_correct(pack_correct(correct, keys), rows)
+    assert (back == correct[:, np.argsort(keys)]).all()
+
+
+def test_the_order_of_rows_changes_neither_the_packing_nor_the_identity_of_the_set():
+    rng = np.random.default_rng(0)
+    keys, labels = [f"k{number}" for number in range(50)], rng.integers(0, 3, 50)
+    correct, order = rng.random((2, 50)) < 0.5, rng.permutation(50)
+    moved = [keys[number] for number in order]
+    assert pack_correct(correct[:, order], moved) == pack_correct(correct, keys)
+    assert image_set(moved, labels[order]) == image_set(keys, labels)
+
+
+def test_another_label_key_or_image_is_another_set_and_another_view_is_not():
+    ours = image_set(["a", "b"], np.array([0, 1]))
+    assert ours == image_set(["a", "a", "b"], np.array([0, 0, 1]))
+    others = [
+        image_set(["a", "b"], np.array([0, 2])),
+        image_set(["a", "c"], np.array([0, 1])),
+        image_set(["a", "b", "c"], np.array([0, 1, 1])),
+        image_set(["a"], np.array([0])),
+    ]
+    assert len({ours, *others}) == 5
+
+
+def test_a_result_says_all_that_produced_it_and_reads_back_the_same(tmp_path):
+    files = pair(tmp_path, source="cifar10:somewhere")
+    out = tmp_path / "r.json"
+    runtime = Runtime(command="ijepa probe logistic")
+    result = probe(files, [], out, LOGISTIC, runtime).result
+    assert read_result(out) == result
+    assert result.protocol == "logistic"
+    assert (result.label, result.seed, result.source) == ("class", 0, "cifar10:somewhere")
+    assert result.command == "ijepa probe logistic"
+    assert {"python", "torch", "numpy", "scikit-learn"} <= set(result.libraries)
+    origin = result.scores[0].origin
+    assert (origin.encoder, origin.weights_sha256) == ("ours", "0" * 64)
+    assert (origin.which, origin.layers, origin.image_px) == ("target", (2, 3), 32)
+    assert (origin.transform, origin.data) == ("center-crop", "some data")
+    assert origin.train != origin.test
+
+
+def test_the_stored_images_give_the_stored_accuracy_of_every_draw(tmp_path):
+    config = ProbeConfig(name="few-shot", shots=(1,), draws=3)
+    result = probe(pair(tmp_path, signal=1.0), [], tmp_path / "r.json", config).result
+    [score] = result.scores
+    correct = unpack_correct(score.correct, result.test_rows)
+    assert correct.shape == (3, 120)
+    assert correct.mean() == pytest.approx(score.top1)
+    assert correct.mean(axis=1).std(ddof=1) == pytest.approx(score.draws_std)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 1}, r"r\.json is not a probe result of schema 2; probe again"),
+        ({"correct": ["?!"]}, r"r\.json: .* not base64"),
+        ({"correct": []}, r"r\.json: .* not of the 120 test images"),
+        ({"correct": [base64.b64encode(b"abc").decode()]}, r"r\.json: .* 120 test images"),
+        ({"surprise": 1}, r"r\.json: surprise is not a known setting"),
+    ],
+)
+def test_a_result_of_another_version_or_changed_by_hand_is_refused(tmp_path, change, message):
+    out = tmp_path / "r.json"
+    probe(pair(tmp_path), [], out, LOGISTIC)
+    body = json.loads(out.read_text())
+    if "correct" in change:
+        body["scores"][0] |= change
+    else:
+        body |= change
+    out.write_text(json.dumps(body))
+    with pytest.raises(IjepaError, match=message):
+        read_result(out)
