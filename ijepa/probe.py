@@ -1,17 +1,17 @@
 """Fit a probe on frozen features, baselines beside it."""
 
 import importlib
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.features import Features, open_features
+from ijepa.stores.feature_pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
+from ijepa.stores.image_lists import listed, read_lines
 from ijepa.stores.results import (
     Origin,
     ProbeResult,
@@ -21,13 +21,20 @@ from ijepa.stores.results import (
     pack_correct,
     read_result,
 )
-from ijepa.stores.stage import StagePlan, exclusive_work, library_versions, write_bytes
+from ijepa.stores.stage import (
+    StagePlan,
+    exclusive_work,
+    file_sha256,
+    library_versions,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
-    from ijepa.probes.arrays import Fit, Labelled
+    from ijepa.probes.arrays import Asked, Fit, Labelled
 
-VERSION = 2
-CONCATENATED = 4  # layers, paper A.2
+__all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
+
+VERSION = 3
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -36,25 +43,29 @@ PROBES = {
     "knn": "ijepa.probes.knn:knn",
     "few-shot": "ijepa.probes.few_shot:few_shot",
 }
+PROTOCOLS = {  # the keys of each probe's own table of protocols
+    "logistic": ("ijepa", "msn", "msn-5-shot", "dinov2"),
+    "linear": (
+        "ijepa", "vissl-cifar100", "vissl-places205", "vissl-inat18", "vissl-in1k",
+        "vissl-clevr-count", "vissl-clevr-dist", "vissl-in1k-lars", "paper-in1k-lars",
+        "mae-lars", "mae-lars-50", "dinov2-linear",
+    ),
+    "knn": ("ijepa",),
+    "few-shot": ("ijepa", "msn"),
+}  # fmt: skip
 DESCRIPTIONS = {
-    "logistic": "multinomial L-BFGS on the standardised last layer",
-    "linear": "SGD heads: last or concatenated layers, with or without batch norm",
+    "logistic": "multinomial L-BFGS on the last layer",
+    "linear": "linear heads on the last layer or the last four",
     "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
-    "few-shot": "as MSN: multinomial L-BFGS on drawn subsets, last layer, each image centred",
+    "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
 }
 SELECTIONS = {
     "logistic": "C on a held-out part of train, then refitted on all of train",
-    "linear": "head and learning rate on a held-out part of train",
+    "linear": "head on a held-out part of train, then refitted on all of train",
     "knn": "k on a held-out part of train, then all of train votes",
     "few-shot": "nothing is chosen",
 }
-
-
-class FeaturePair(NamedTuple):
-    """Feature files of the same encoder: what a probe is fitted on, and what it is scored on."""
-
-    train: Path
-    test: Path
+LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # paper, table 4
 
 
 class ProbeOutcome(Config):
@@ -65,6 +76,13 @@ class ProbeOutcome(Config):
     result: ProbeResult
 
 
+class LowLevelOutcome(Config):
+    """Results of all low-level tasks."""
+
+    out: Path
+    outcomes: tuple[ProbeOutcome, ...]
+
+
 def probe(
     features: FeaturePair,
     baselines: Sequence[FeaturePair],
@@ -72,6 +90,7 @@ def probe(
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
+    subsets: Sequence[Path] = (),
 ) -> ProbeOutcome:
     """Fit `config.name` on each pair and score it on the same test images.
 
@@ -79,107 +98,105 @@ def probe(
         features: of the encoder that the result is about.
         baselines: of others, such as its random initialisation and `pixels`.
         out: the JSON file to make.
-        config: which probe, which label.
+        config: which probe, which label; its `subsets` is filled in from `subsets`.
         runtime: `force` fits again.
         progress: hears of each encoder.
+        subsets: lists of training images for `few-shot`, each in place of a draw.
 
     Raises:
-        IjepaError: files that do not belong together, no such label, or images in train and test.
+        IjepaError: no such protocol, files that do not belong together, no such label, images in
+            train and test, or a list that names others.
     """
-    opened = [_open(pair, config.label) for pair in (features, *baselines)]
-    for other in opened[1:]:
-        for theirs, ours in zip(other, opened[0], strict=True):
-            same_data = theirs.header.data_fingerprint == ours.header.data_fingerprint
-            if not same_data or theirs.keys != ours.keys:
-                raise IjepaError(
-                    f"{theirs.path} holds other images than {ours.path}; baselines are fitted and "
-                    f"compared on the same images."
-                )
+    config = config.model_copy(update={"subsets": _digests(subsets, config)})
+    _check_protocol(config)
+    opened = [open_pair(pair, config.label) for pair in (features, *baselines)]
+    refuse_other_images(opened[0], opened[1:])
+    chosen = [listed(subset, opened[0].train.keys) for subset in subsets]
     inputs = {
-        f"{role} {number}": store.header.fingerprint
+        f"{role} {number}": images.store.header.fingerprint
         for number, pair in enumerate(opened)
-        for role, store in (("train", pair.train), ("test", pair.test))
+        for role, images in (("train", pair.train), ("test", pair.test))
     }
     plan = StagePlan("probe", VERSION, config, inputs, out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            scores = _scores(opened, config, progress)
+            from ijepa.probes.arrays import Asked
+
+            asked = Asked(config, runtime.device, progress, tuple(chosen))
+            scores = _scores(opened, _fits(opened, asked), config)
             result = _result(opened[0], config, scores, plan.fingerprint, runtime.command)
             write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
             work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
 
 
-class _Pair(NamedTuple):
-    train: Features
-    test: Features
+def low_level(
+    features: FeaturePair,
+    baselines: Sequence[FeaturePair],
+    out: Path,
+    config: ProbeConfig,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+) -> LowLevelOutcome:
+    """Count and distance on CLEVR, each by the protocol of the paper's evaluation.
+
+    Args:
+        features: see `probe`; with the labels `count` and `dist`.
+        baselines: see `probe`.
+        out: the folder of `count.json` and `dist.json`.
+        config: its probe, label and protocol are not read.
+        runtime: see `probe`.
+        progress: see `probe`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for label, protocol in LOW_LEVEL.items():
+        choices = {"name": "linear", "label": label, "protocol": protocol}
+        task = config.model_copy(update=choices)
+        outcomes.append(probe(features, baselines, out / f"{label}.json", task, runtime, progress))
+    return LowLevelOutcome(out=out, outcomes=tuple(outcomes))
 
 
-def _open(pair: FeaturePair, label: str) -> _Pair:
-    """Open both files, and see that they belong together."""
-    train, test = open_features(pair.train), open_features(pair.test)
-    for what in ("weights_sha256", "which", "layers", "pooling", "image_px", "transform"):
-        ours, theirs = getattr(train.header, what), getattr(test.header, what)
-        if ours != theirs:
-            raise IjepaError(
-                f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
-                f"{theirs!r}. Extract both with the same encoder and options."
-            )
-    for store in (train, test):
-        if label not in store.labels:
-            there = ", ".join(store.labels) or "none"
-            raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
-        if not store.shape[0]:
-            raise IjepaError(f"{store.path} holds no image.")
-    names, others = (store.header.class_names[label] for store in (train, test))
-    if names != others:
+def _check_protocol(config: ProbeConfig) -> None:
+    known = PROTOCOLS[config.name]
+    if config.protocol not in known:
         raise IjepaError(
-            f"Classes of {label!r} are numbered otherwise in {train.path} and {test.path}: "
-            f"{_first_difference(names or [], others or [])}. Shard both splits together."
-        )
-    _refuse_unfit(train, label)
-    _refuse_leak(train, test)
-    return _Pair(train, test)
-
-
-def _first_difference(names: list[str], others: list[str]) -> str:
-    pairs = itertools.zip_longest(names, others, fillvalue="nothing")
-    return next(f"{number} is {a} and {b}" for number, (a, b) in enumerate(pairs) if a != b)
-
-
-def _refuse_unfit(train: Features, label: str) -> None:
-    _, counts = np.unique(train.labels[label], return_counts=True)
-    if len(counts) < 2 or counts.max() < 2:
-        raise IjepaError(
-            f"{train.path} has {len(counts)} classes of {label!r} with at most {counts.max()} "
-            f"images each; a probe needs two classes, and two images of one to choose with."
+            f"{config.name} has no protocol {config.protocol!r}; it has {', '.join(known)}."
         )
 
 
-def _refuse_leak(train: Features, test: Features) -> None:
-    same_data = train.header.data_fingerprint == test.header.data_fingerprint
-    shared = set(train.keys) & set(test.keys) if same_data else set()
-    if shared:
-        raise IjepaError(
-            f"{len(shared):,} images of {test.path} are in {train.path}, too, such as "
-            f"{min(shared)}; a probe must not be scored on what it was fitted on."
-        )
+def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
+    if subsets and config.name != "few-shot":
+        raise IjepaError(f"Lists of training images are for few-shot, not for {config.name}.")
+    for subset in subsets:
+        read_lines(subset)
+    return tuple(file_sha256(subset) for subset in subsets)
 
 
-def _scores(opened: list[_Pair], config: ProbeConfig, progress: Progress) -> list[Score]:
+def _fits(opened: list[OpenPair], asked: "Asked") -> "list[list[Fit]]":
+    """Of each encoder, what it gives in each setting."""
+    module, _, name = PROBES[asked.config.name].partition(":")
+    fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
+    task = f"probe {asked.config.name} encoders"
+    fits = []
+    for number, pair in enumerate(opened):
+        asked.progress(task, number, len(opened))
+        fits.append(fit(_labelled(pair.train), _labelled(pair.test), asked))
+    asked.progress(task, len(opened), len(opened))
+    return fits
+
+
+def _labelled(images: Images) -> "Labelled":
+    from ijepa.probes.arrays import Labelled
+
+    return Labelled(images.store, images.labels, images.views)
+
+
+def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig) -> list[Score]:
     """Setting by setting, the first encoder before the baselines."""
     from ijepa.probes.scores import summary
 
-    module, _, name = PROBES[config.name].partition(":")
-    fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
-    labels, keys = opened[0].test.labels[config.label], opened[0].test.keys
-    fits: list[list[Fit]] = []
-    for number, pair in enumerate(opened):
-        progress(f"probe {config.name} encoders", number, len(opened))
-        fits.append(
-            fit(_labelled(pair.train, config.label), _labelled(pair.test, config.label), config)
-        )
-    progress(f"probe {config.name} encoders", len(opened), len(opened))
+    labels, keys = opened[0].test.labels, opened[0].test.keys
     return [
         Score(
             setting=found.setting,
@@ -187,6 +204,7 @@ def _scores(opened: list[_Pair], config: ProbeConfig, progress: Progress) -> lis
             best_on_test=found.best_on_test,
             choices=found.choices,
             correct=pack_correct(found.predictions == labels, keys),
+            departures=(*_view_departures(pair, config), *found.departures),
             **summary(
                 found.predictions == labels,
                 labels,
@@ -199,26 +217,26 @@ def _scores(opened: list[_Pair], config: ProbeConfig, progress: Progress) -> lis
 
 
 def _result(
-    first: _Pair, config: ProbeConfig, scores: list[Score], fingerprint: str, command: str
+    first: OpenPair, config: ProbeConfig, scores: list[Score], fingerprint: str, command: str
 ) -> ProbeResult:
     """The scores with all that produced them; baselines saw the same images as the first."""
-    train, test = (store.labels[config.label] for store in first)
+    train, test = first
     return ProbeResult(
         probe=config.name,
-        protocol=config.name,
+        protocol=_protocol_name(config),
         description=DESCRIPTIONS[config.name],
         selection=SELECTIONS[config.name],
         config=config.model_dump(mode="json"),
         label=config.label,
         seed=config.seed,
-        source=first.test.header.source,
-        splits=Splits(train=first.train.header.split, test=first.test.header.split),
-        train_images=image_set(first.train.keys, train),
-        test_images=image_set(first.test.keys, test),
-        num_classes=len(np.unique(train)),
-        chance=float(np.bincount(test).max() / len(test)),
-        train_rows=len(train),
-        test_rows=len(test),
+        source=test.store.header.source,
+        splits=Splits(train=train.store.header.split, test=test.store.header.split),
+        train_images=image_set(train.keys, train.labels),
+        test_images=image_set(test.keys, test.labels),
+        num_classes=len(np.unique(train.labels)),
+        chance=float(np.bincount(test.labels).max() / len(test.labels)),
+        train_rows=len(train.labels),
+        test_rows=len(test.labels),
         scores=tuple(scores),
         libraries=library_versions(),
         command=command,
@@ -226,8 +244,36 @@ def _result(
     )
 
 
-def _origin(pair: _Pair) -> Origin:
-    train, test = pair.train.header, pair.test.header
+def _protocol_name(config: ProbeConfig) -> str:
+    """Short and stable: `linear`, `vissl-clevr-count`, `logistic-msn`."""
+    if config.protocol == "ijepa":
+        return config.name
+    return config.protocol if config.name == "linear" else f"{config.name}-{config.protocol}"
+
+
+def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
+    """In what the stored views are not those that a protocol of linear heads asks for."""
+    if config.name != "linear":
+        return ()
+    from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
+
+    wanted, found = LINEAR_PROTOCOLS[config.protocol], pair.train.store.header
+    departures = []
+    crop = "squash" if found.transform.startswith("squash") else "center"
+    if config.protocol != "ijepa" and wanted.crop != crop:
+        departures.append(f"images cut by --crop {crop}, not {wanted.crop}")
+    if wanted.augment == "none":
+        return tuple(departures)
+    if found.augment == wanted.augment:
+        departures.append(f"{found.num_views} stored views of each image, not a new one an epoch")
+    else:
+        seen = found.augment if found.num_views else "the evaluation view alone"
+        departures.append(f"trained on {seen}, not on {wanted.augment}")
+    return tuple(departures)
+
+
+def _origin(pair: OpenPair) -> Origin:
+    train, test = pair.train.store.header, pair.test.store.header
     return Origin(
         encoder=test.encoder,
         weights_sha256=test.weights_sha256,
@@ -240,12 +286,4 @@ def _origin(pair: _Pair) -> Origin:
         test=test.fingerprint,
         data=test.data_fingerprint,
         lineage=test.lineage,
-    )
-
-
-def _labelled(store: Features, label: str) -> "Labelled":
-    from ijepa.probes.arrays import Labelled
-
-    return Labelled(
-        store.last(1), store.last(min(CONCATENATED, store.shape[1])), store.labels[label]
     )

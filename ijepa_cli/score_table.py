@@ -15,11 +15,11 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
     table = Table(title="cached" if cached else None, title_justify="left")
     for column in ("probe", "label", "encoder"):
         table.add_column(column, overflow="fold")
-    for column in ("top-1 % (95% CI)", "mean class %", "p", "chance %"):
+    for column in ("top-1 % (95% CI)", "mean class %", "best on test %", "p", "chance %"):
         table.add_column(column, justify="right")
     for result in results:
         for score in result.scores:
-            probe = f"{result.probe} {score.setting}".strip()
+            probe = f"{result.protocol} {score.setting}".strip()
             spread = f" ± {100 * score.draws_std:.1f}" if score.draws_std is not None else ""
             low, high = score.top1_interval
             table.add_row(
@@ -28,8 +28,15 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
                 escape(score.origin.encoder),
                 f"{100 * score.top1:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})",
                 f"{100 * score.mean_class:.2f}",
+                "" if score.best_on_test is None else f"{100 * score.best_on_test:.2f}",
                 "" if score.p_value is None else f"{score.p_value:.2g}",
                 f"{100 * result.chance:.1f}",
             )
         table.add_section()
+    departures = {
+        line: None for result in results for score in result.scores for line in score.departures
+    }
+    if departures:
+        table.caption = "Not of the protocol: " + "; ".join(departures)
+        table.caption_justify = "left"
     return table

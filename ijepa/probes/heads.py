@@ -11,7 +11,7 @@ from itertools import groupby, product
 
 import torch
 import torch.nn.functional as F
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -83,7 +83,9 @@ class HeadGroup(nn.Module):
         flat, offset = weight.detach().view(-1, dim), bias.detach().view(-1)
         weight_gradient, bias_gradient = torch.zeros_like(flat), torch.zeros_like(offset)
         at_once = max(1, LOGITS_AT_ONCE // (count * num_classes))
-        for some, true in zip(inputs.split(at_once), labels.split(at_once), strict=True):
+        for some, true in zip(
+            torch.split(inputs, at_once), torch.split(labels, at_once), strict=True
+        ):
             errors = F.linear(some, flat, offset).view(len(some), count, num_classes)
             errors = errors.softmax(dim=2)
             errors[torch.arange(len(some), device=true.device), :, true] -= 1

@@ -157,7 +157,8 @@ def predicted(probe: LogisticRegression, features: Floats, device: torch.device 
     """(n,) class numbers of (n, dim) features, by a probe fitted on the same device."""
     with config_context(array_api_dispatch=device is not None):
         found = probe.predict(_on(device, features))
-    return found.cpu().numpy() if device is not None else found
+    classes: Ints = found.cpu().numpy() if device is not None else found
+    return classes
 
 
 def _held_out_scores(

@@ -49,6 +49,8 @@ class FeatureHeader(Config):
         fingerprint: of the stage that made it.
         source: what the shard set was made from, as the user typed it.
         lineage: where the encoder comes from.
+        num_views: augmented views of each image, beside the evaluation view.
+        augment: how they were made: `none`, `flip` or `rrc-flip`.
     """
 
     encoder: str
@@ -64,6 +66,8 @@ class FeatureHeader(Config):
     fingerprint: str
     source: str = ""
     lineage: Lineage = UNKNOWN
+    num_views: int = 0
+    augment: str = "none"
 
 
 class FeatureWriter:

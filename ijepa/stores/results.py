@@ -66,6 +66,7 @@ class Score(Config):
         choices: what was chosen on the held-out part of train.
         correct: which test images the chosen head classified rightly, one string a draw; see
             `pack_correct`.
+        departures: in what the score is not of the protocol that it is named by.
     """
 
     setting: str
@@ -79,6 +80,7 @@ class Score(Config):
     p_value: float | None
     choices: dict[str, float | int | str]
     correct: tuple[str, ...]
+    departures: tuple[str, ...] = ()
 
 
 class Splits(Config):

@@ -1,5 +1,6 @@
 """`ijepa probe`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,11 +8,23 @@ import typer
 
 from ijepa.config import ProbeConfig, validated
 from ijepa.errors import IjepaError
-from ijepa_cli.console import Force, Json, Seed, runtime, show, shown_progress
+from ijepa_cli.console import Device, Force, Json, Seed, runtime, show, shown_progress
 from ijepa_cli.score_table import score_table
 
 Name = Annotated[
-    Literal["logistic", "linear", "knn", "few-shot"], typer.Argument(help="Which probe to fit.")
+    Literal["logistic", "linear", "knn", "few-shot", "low-level"],
+    typer.Argument(
+        help="Which probe to fit; low-level: count and distance on CLEVR, as published."
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="Exact published settings: linear: vissl-cifar100, vissl-places205, vissl-inat18, "
+        "vissl-in1k, vissl-in1k-lars, paper-in1k-lars, vissl-clevr-count, vissl-clevr-dist, "
+        "mae-lars, mae-lars-50, dinov2-linear; logistic: msn, msn-5-shot, dinov2; few-shot: msn. "
+        "ijepa is ours."
+    ),
 ]
 Train = Annotated[Path, typer.Option(help="Features to fit on, F.h5.")]
 Test = Annotated[Path, typer.Option(help="Features to score on, of the same encoder.")]
@@ -21,13 +34,20 @@ BaselineTrain = Annotated[
 BaselineTest = Annotated[
     list[Path] | None, typer.Option(help="That encoder's test features, in the same order.")
 ]
-Out = Annotated[Path, typer.Option(help="Result to make, R.json.")]
+Out = Annotated[Path, typer.Option(help="Result to make, R.json; low-level: a folder of two.")]
 Label = Annotated[str, typer.Option(help="Which stored label, such as class, count or dist.")]
 Shots = Annotated[
     list[float] | None,
     typer.Option(help="few-shot: images a class, or a fraction below 1; repeatable."),
 ]
 Draws = Annotated[int, typer.Option(help="few-shot: how many subsets to draw.", min=1)]
+Subset = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="few-shot: a list of training images, one file name a line, in place of a draw; "
+        "repeatable."
+    ),
+]
 
 
 def probe(
@@ -35,37 +55,49 @@ def probe(
     train: Train,
     test: Test,
     out: Out,
+    protocol: Protocol = "ijepa",
     label: Label = "class",
     baseline_train: BaselineTrain = None,
     baseline_test: BaselineTest = None,
     shots: Shots = None,
     draws: Draws = 5,
+    subset: Subset = None,
     seed: Seed = 0,
+    device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Fit a probe on frozen features; baselines stand in the same table with a paired test.
 
-    Example: ijepa probe logistic --train train.h5 --test val.h5 --label count --out count.json
+    Examples:
+    ijepa probe logistic --train train.h5 --test val.h5 --label count --out count.json
+
+    ijepa probe linear --protocol vissl-cifar100 --train train.h5 --test val.h5 --out linear.json
     """
-    choices = {"name": name, "label": label, "draws": draws, "seed": seed}
-    config = validated(ProbeConfig, choices | ({"shots": shots} if shots else {}), "options")
+    both = name == "low-level"
+    choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
+    choices |= {"protocol": protocol} | ({"shots": shots} if shots else {})
+    config = validated(ProbeConfig, choices, "options")
     baselines = list(zip(baseline_train or [], baseline_test or [], strict=False))
     if len(baseline_train or []) != len(baseline_test or []):
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
-    from ijepa.probe import FeaturePair
+    if device != "cpu":  # scikit-learn on a GPU; SciPy reads it when it is imported
+        os.environ.setdefault("SCIPY_ARRAY_API", "1")
+    from ijepa.probe import FeaturePair, low_level
     from ijepa.probe import probe as run
 
+    pairs = FeaturePair(train, test), [FeaturePair(*pair) for pair in baselines]
+    how = runtime(device, 0, force)
     with shown_progress() as progress:
-        outcome = run(
-            FeaturePair(train, test),
-            [FeaturePair(*pair) for pair in baselines],
-            out,
-            config,
-            runtime("cpu", 0, force),
-            progress,
-        )
-    show(outcome, as_json, score_table([outcome.result], cached=outcome.cached))
+        if both:
+            found = low_level(*pairs, out, config, how, progress)
+            outcomes = found.outcomes
+        else:
+            outcome = run(*pairs, out, config, how, progress, subset or [])
+            outcomes = (outcome,)
+    cached = all(one.cached for one in outcomes)
+    table = score_table([one.result for one in outcomes], cached=cached)
+    show(found if both else outcome, as_json, table)
 
 
 def register(app: typer.Typer) -> None:

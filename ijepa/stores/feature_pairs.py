@@ -1,0 +1,139 @@
+"""Two feature files that a probe may be fitted and scored on, and whatever forbids it."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ijepa.errors import IjepaError
+from ijepa.stores.features import Features, open_features
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+ALIKE = ("weights_sha256", "which", "layers", "pooling", "image_px", "transform")
+
+
+class FeaturePair(NamedTuple):
+    """Feature files of the same encoder: what a probe is fitted on, and what it is scored on."""
+
+    train: Path
+    test: Path
+
+
+class Images(NamedTuple):
+    """The images of a feature file, of which each may stand there in several views.
+
+    Attributes:
+        store: the file.
+        keys: n names.
+        labels: (n,) int64 class numbers.
+        views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
+    """
+
+    store: Features
+    keys: list[str]
+    labels: Ints
+    views: Ints
+
+
+class OpenPair(NamedTuple):
+    """A pair that has been found to belong together."""
+
+    train: Images
+    test: Images
+
+
+def open_pair(pair: FeaturePair, label: str) -> OpenPair:
+    """Open both files, and see that they belong together.
+
+    Raises:
+        IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
+            to choose on, or images that are in both.
+    """
+    train, test = open_features(pair.train), open_features(pair.test)
+    for what in ALIKE:
+        ours, theirs = getattr(train.header, what), getattr(test.header, what)
+        if ours != theirs:
+            raise IjepaError(
+                f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
+                f"{theirs!r}. Extract both with the same encoder and options."
+            )
+    found = OpenPair(_images(train, label), _images(test, label))
+    _refuse_other_classes(train, test, label)
+    _refuse_unfit(found.train, label)
+    _refuse_leak(found)
+    return found
+
+
+def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
+    """Baselines are fitted and compared on the images of the first pair.
+
+    Raises:
+        IjepaError: naming the file with others.
+    """
+    for other in others:
+        for theirs, ours in zip(other, first, strict=True):
+            same_data = theirs.store.header.data_fingerprint == ours.store.header.data_fingerprint
+            if not same_data or theirs.keys != ours.keys:
+                raise IjepaError(
+                    f"{theirs.store.path} holds other images than {ours.store.path}; baselines are "
+                    f"fitted and compared on the same images."
+                )
+
+
+def _images(store: Features, label: str) -> Images:
+    if label not in store.labels:
+        there = ", ".join(store.labels) or "none"
+        raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
+    if not store.shape[0]:
+        raise IjepaError(f"{store.path} holds no image.")
+    keys, labels, views = store.keys, store.labels[label], store.views
+    if views is None:
+        return Images(store, keys, labels, np.arange(len(keys))[:, np.newaxis])
+    _, first, image = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.lexsort([views, first[image]])  # images as they first appear, views ascending
+    num_views = len(keys) // len(first)
+    if not np.array_equal(views[order], np.tile(np.arange(num_views), len(first))):
+        raise IjepaError(
+            f"{store.path} does not hold views 0 to {num_views - 1} of each of its "
+            f"{len(first):,} images; extract again."
+        )
+    rows = order.reshape(len(first), num_views)
+    return Images(store, [keys[row] for row in rows[:, 0]], labels[rows[:, 0]], rows)
+
+
+def _refuse_other_classes(train: Features, test: Features, label: str) -> None:
+    names, others = (store.header.class_names[label] for store in (train, test))
+    if names != others:
+        raise IjepaError(
+            f"Classes of {label!r} are numbered otherwise in {train.path} and {test.path}: "
+            f"{_first_difference(names or [], others or [])}. Shard both splits together."
+        )
+
+
+def _first_difference(names: list[str], others: list[str]) -> str:
+    pairs = itertools.zip_longest(names, others, fillvalue="nothing")
+    return next(f"{number} is {a} and {b}" for number, (a, b) in enumerate(pairs) if a != b)
+
+
+def _refuse_unfit(train: Images, label: str) -> None:
+    _, counts = np.unique(train.labels, return_counts=True)
+    if len(counts) < 2 or counts.max() < 2:
+        raise IjepaError(
+            f"{train.store.path} has {len(counts)} classes of {label!r} with at most "
+            f"{counts.max()} images each; a probe needs two classes, and two images of one to "
+            f"choose with."
+        )
+
+
+def _refuse_leak(pair: OpenPair) -> None:
+    train, test = pair
+    same_data = train.store.header.data_fingerprint == test.store.header.data_fingerprint
+    shared = set(train.keys) & set(test.keys) if same_data else set()
+    if shared:
+        raise IjepaError(
+            f"{len(shared):,} images of {test.store.path} are in {train.store.path}, too, such as "
+            f"{min(shared)}; a probe must not be scored on what it was fitted on."
+        )
