@@ -1,5 +1,6 @@
 """The probe stage: whole tables from feature files, and no way to fool oneself with them."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.stats import binomtest
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
 from ijepa.stores.features import FeatureHeader, FeatureWriter
 
 LOGISTIC = ProbeConfig(name="logistic")
@@ -158,3 +159,120 @@ def test_a_few_images_are_enough_for_every_probe(tmp_path):
     for name in ("logistic", "linear", "knn", "few-shot"):
         result = probe(files, [], tmp_path / f"{name}.json", ProbeConfig(name=name)).result
         assert result.test_rows == 4
+
+
+def stored(path, features, rows, labels=("class",), **header):
+    """A feature file of (image, view) rows; labels are the image's number modulo 3, 2, ..."""
+    base = {
+        "encoder": "ours", "weights_sha256": "0" * 64, "which": "target",
+        "layers": tuple(range(features.shape[1])), "pooling": "average", "image_px": 32,
+        "transform": "center-crop", "data_fingerprint": "d", "split": path.stem,
+        "class_names": dict.fromkeys(labels), "fingerprint": path.name,
+    }  # fmt: skip
+    writer = FeatureWriter(path, FeatureHeader(**base | header), "float32")
+    images, views = np.array(rows).T
+    numbers = {name: images % (3 - place) for place, name in enumerate(labels)}
+    keys = [f"{path.stem}/{image}" for image in images]
+    writer.append(features.astype(np.float32), numbers, keys, views if views.any() else None)
+    writer.finish()
+    return path
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Features that tell two labels apart, `count` and `dist`."""
+    paths = []
+    for seed, (part, images) in enumerate((("train", 120), ("test", 60))):
+        number = np.arange(images)
+        features = np.random.default_rng(seed).standard_normal((images, 4, 8))
+        features[number, :, number % 3] += 5
+        features[number, :, 4 + number % 2] += 5
+        rows = [(image, 0) for image in number]
+        path = tmp_path / f"{part}.h5"
+        paths.append(stored(path, features, rows, ("count", "dist"), transform="squash"))
+    return FeaturePair(*paths)
+
+
+def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_path):
+    """Here evaluation views of the training images say nothing of their class."""
+    rows = [(image, view) for image in range(60) for view in range(3)]
+    features = np.random.default_rng(0).standard_normal((len(rows), 1, 8))
+    for number, (image, view) in enumerate(rows):
+        features[number, 0, image % 3] += 6 * (view > 0)
+    train = stored(tmp_path / "train.h5", features, rows, num_views=2, augment="rrc-flip")
+    clean = 6 * np.eye(3, 8)[np.arange(30) % 3][:, np.newaxis]
+    test = stored(tmp_path / "test.h5", clean, [(image, 0) for image in range(30)])
+    found = {}
+    for protocol in ("vissl-cifar100", "ijepa"):
+        config = ProbeConfig(name="linear", protocol=protocol)
+        out = tmp_path / f"{protocol}.json"
+        found[protocol] = probe(FeaturePair(train, test), [], out, config).result
+    assert (found["vissl-cifar100"].protocol, found["ijepa"].protocol) == (
+        "vissl-cifar100",
+        "linear",
+    )
+    assert found["vissl-cifar100"].scores[0].best_on_test == 1.0
+    assert found["ijepa"].scores[0].best_on_test < 0.9
+    assert (found["ijepa"].train_rows, found["ijepa"].test_rows) == (60, 30)
+    assert found["vissl-cifar100"].scores[0].departures == (
+        "2 stored views of each image, not a new one an epoch",
+        "batches of all 60 images, not of 256",
+    )
+
+
+def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path):
+    rows = [(image, view) for image in range(9) for view in range(2)]
+    train = stored(tmp_path / "train.h5", np.zeros((17, 1, 8)), rows[:-1])
+    test = stored(tmp_path / "test.h5", np.zeros((18, 1, 8)), rows)
+    with pytest.raises(IjepaError, match=r"train\.h5 does not hold views 0 to . of each of its 9"):
+        probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
+
+
+def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
+    config = ProbeConfig(name="linear", protocol="vissl-clevr-count")
+    (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
+    assert score.departures == (
+        "images cut by --crop center, not squash",
+        "trained on the evaluation view alone, not on flip",
+        "batches of all 120 images, not of 256",
+    )
+    assert score.best_on_test >= score.top1
+
+
+def test_an_unknown_protocol_is_refused_with_those_that_are_known(tmp_path, files):
+    config = ProbeConfig(name="knn", protocol="vissl-in1k")
+    with pytest.raises(IjepaError, match=r"knn has no protocol 'vissl-in1k'; it has ijepa\."):
+        probe(files, [], tmp_path / "r.json", config)
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear", "few-shot"])
+def test_protocols_are_listed_as_each_probe_has_them(name):
+    module = importlib.import_module(PROBES[name].partition(":")[0])
+    table = getattr(module, f"{name.upper().replace('-', '_')}_PROTOCOLS")
+    assert PROTOCOLS[name] == tuple(table)
+
+
+def test_the_low_level_tasks_are_two_results_in_one_folder(tmp_path, tasks):
+    found = low_level(tasks, [], tmp_path / "out", ProbeConfig()).outcomes
+    assert [one.out for one in found] == [
+        tmp_path / "out/count.json",
+        tmp_path / "out/dist.json",
+    ]
+    assert [one.result.protocol for one in found] == ["vissl-clevr-count", "vissl-clevr-dist"]
+    assert [one.result.label for one in found] == ["count", "dist"]
+    assert all(one.result.scores[0].top1 > one.result.chance for one in found)
+    again = low_level(tasks, [], tmp_path / "out", ProbeConfig()).outcomes
+    assert all(one.cached for one in again)
+
+
+def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks):
+    names, out = tmp_path / "list.txt", tmp_path / "r.json"
+    names.write_text("\n".join(["0.JPEG", "train/1", "2", "", "3.png", "4", "5"]))
+    config = ProbeConfig(name="few-shot", label="count")
+    found = probe(tasks, [], out, config, subsets=[names]).result
+    assert [score.setting for score in found.scores] == ["lists of 6 images"]
+    names.write_text("0\nn01440764_10026.JPEG")
+    with pytest.raises(IjepaError, match=r"1 of 2 lines name no training image, such as n0144"):
+        probe(tasks, [], out, config, subsets=[names])
+    with pytest.raises(IjepaError, match=r"Lists .* are for few-shot, not for knn"):
+        probe(tasks, [], out, ProbeConfig(name="knn", label="count"), subsets=[names])

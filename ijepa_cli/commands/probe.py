@@ -69,10 +69,9 @@ def probe(
 ) -> None:
     """Fit a probe on frozen features; baselines stand in the same table with a paired test.
 
-    Examples:
-    ijepa probe logistic --train train.h5 --test val.h5 --label count --out count.json
+    Example: ijepa probe logistic --train train.h5 --test val.h5 --label count --out count.json
 
-    ijepa probe linear --protocol vissl-cifar100 --train train.h5 --test val.h5 --out linear.json
+    Example: ijepa probe linear --protocol vissl-cifar100 --train train.h5 --test val.h5 --out r
     """
     both = name == "low-level"
     choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
