@@ -184,7 +184,7 @@ def test_one_hot_features_are_read_without_a_fault(name):
     assert min(accuracies(name, data, data, shots=(5,), draws=1)) == 1.0
 
 
-@pytest.mark.parametrize("name", ["logistic", "knn", "few-shot"])
+@pytest.mark.parametrize("name", PROBES)
 def test_only_evaluation_views_count_where_no_augmentation_is_asked_for(name):
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
     garbage = np.random.default_rng(0).standard_normal(train.features.shape)

@@ -97,14 +97,15 @@ def train_heads(
 
 def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
     """Images of each step, and the row of the view of each that this epoch shows."""
-    augmented = views[:, 1:] if plan.protocol.augment != "none" and views.shape[1] > 1 else views
-    first = np.random.default_rng([seed, ORDER]).integers(augmented.shape[1], size=len(views))
+    augmented = plan.protocol.augment != "none" and views.shape[1] > 1
+    shown = views[:, 1:] if augmented else views[:, :1]
+    first = np.random.default_rng([seed, ORDER]).integers(shown.shape[1], size=len(views))
     for step in range(plan.steps):
         epoch, turn = divmod(step, plan.steps_per_epoch)
         if turn == 0:
             order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(views))
         images = order[turn * plan.batch : (turn + 1) * plan.batch]
-        yield images, augmented[images, (first[images] + epoch) % augmented.shape[1]]
+        yield images, shown[images, (first[images] + epoch) % shown.shape[1]]
 
 
 def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
