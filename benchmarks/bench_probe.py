@@ -32,7 +32,8 @@ from ijepa.probes.linear import train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, regression
 from ijepa.progress import silent
-from ijepa.stores.features import FeatureHeader, FeatureWriter, open_features
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import FeatureHeader, open_features
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 

@@ -9,7 +9,8 @@ import numpy as np
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.progress import Progress, silent
-from ijepa.stores.features import FeatureHeader, FeatureWriter, open_features
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import FeatureHeader, open_features
 from ijepa.stores.shards import SplitReader, open_shards
 from ijepa.stores.stage import StagePlan, Work, exclusive_work
 

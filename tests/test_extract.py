@@ -15,7 +15,8 @@ from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.method.augment import normalise
-from ijepa.stores.features import FeatureWriter, open_features
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import open_features
 from ijepa.stores.images import decode_rgb
 from ijepa.stores.shards import open_shards
 

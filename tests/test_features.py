@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.errors import IjepaError
-from ijepa.stores.features import FeatureHeader, FeatureWriter, open_features
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import FeatureHeader, open_features
 
 HEADER = FeatureHeader(
     encoder="tiny",
@@ -104,6 +105,60 @@ def test_several_views_of_an_image_share_its_key(tmp_path):
         assert store.views.tolist() == views.tolist()
     with pytest.raises(IjepaError, match="häuser/000 more than once"):
         write(tmp_path / "g.h5", keys=names(5) * 2, views=np.zeros(10))
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_rows_are_read_in_any_order(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "many.h5"
+    if not path.exists():
+        write(path, rows=1200, dtype="float16")
+    rows = data.draw(st.lists(st.integers(0, 1199), max_size=40) | st.permutations(range(700)))
+    rows += list(range(len(rows)))  # with a run of neighbours
+    layers = data.draw(st.integers(1, 2))
+    with open_features(path) as store:
+        found = store.read(np.array(rows, np.int64), layers)
+    expected = numbers(1200).astype(np.float16)[rows, 2 - layers :]
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_changed_number_is_found_though_it_is_finite(tmp_path):
+    path = write(tmp_path / "f.h5", rows=1200)
+    damage(path, set_number(0.5))
+    with pytest.raises(IjepaError, match=r"rows from 0 on are damaged"):
+        open_features(path)
+    with open_features(path, check_numbers=False) as store:
+        assert store.read(np.array([3]), 2)[0, 0, 0] == 0.5
+
+
+READ_ALL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_features import *
+store = open_features(Path({path!r}), check_numbers={check})
+rows = np.random.default_rng(0).permutation(store.shape[0])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for some in np.array_split(rows, len(rows) // 256):
+    store.read(some, 2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.parametrize("check", [False, True])
+def test_reading_all_rows_takes_the_memory_of_one_batch(tmp_path, check):
+    path, rows = tmp_path / "f.h5", 20_000
+    wide = HEADER.model_copy(update={"class_names": {}})
+    writer = FeatureWriter(path, wide, "float16")
+    for first in range(0, rows, 2000):
+        writer.append(np.ones((2000, 2, 1280), np.float16), {}, names(2000, first))
+    writer.finish()
+    assert path.stat().st_size > 100_000_000
+    code = READ_ALL.format(tests=str(Path(__file__).parent), path=str(path), check=check)
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert int(found.stdout) < 20_000
 
 
 WRITE_FOREVER = """

@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
-from ijepa.stores.features import FeatureHeader, FeatureWriter
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import FeatureHeader
 
 LOGISTIC = ProbeConfig(name="logistic")
 

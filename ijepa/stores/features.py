@@ -1,17 +1,15 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
-An HDF5 file that is killed while it grows can be damaged as a whole, and the HDF5 library does not
-survive a full disk. So the writer keeps each batch in a small file of its own, whole or absent, and
-assembles the store once, when all rows are there and the disk is known to have room.
+Numbers stand in one piece, row after row, with a checksum for every few hundred rows. So any HDF5
+reader finds them, and rows in any order are read by their place in the file, without a map of it in
+memory and without a chunk around each row: a store may be many times larger than memory.
 """
 
 import contextlib
-import io
-import json
+import itertools
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +20,9 @@ from pydantic import ValidationError
 from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
-from ijepa.stores.stage import write_bytes
 
-SCHEMA = 1
-CHUNK_ROWS = 512
-OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for every key
+SCHEMA = 2
+BLOCK_ROWS = 512  # that share a checksum
 HALF_EXPONENT = np.uint16(0x7C00)  # all ones only in infinities and NaN
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -70,147 +66,13 @@ class FeatureHeader(Config):
     augment: str = "none"
 
 
-class FeatureWriter:
-    """Appends rows, durably, and assembles the store when all are there.
-
-    Opened again on the same path after a kill, it goes on at `rows_done`.
-    """
-
-    def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
-        """Begin, or take up, the store at `path` with numbers of `dtype`."""
-        self.path, self.header, self.dtype = path, header, np.dtype(dtype)
-        self._parts = _Parts(path.with_name(path.name + ".parts"))
-        self._assembled_rows = open_features(path).shape[0] if path.exists() else None
-
-    @property
-    def rows_done(self) -> int:
-        """Rows that no kill can take away."""
-        return self._parts.rows if self._assembled_rows is None else self._assembled_rows
-
-    def append(
-        self,
-        features: Array,
-        labels: Mapping[str, Array],
-        keys: Sequence[str],
-        views: Array | None = None,
-    ) -> None:
-        """Add a batch, and put it on disk.
-
-        Args:
-            features: (n, layers, dim), finite, also as `dtype`.
-            labels: (n,) integers by label, one for each of the header's.
-            keys: n of them.
-            views: (n,) numbers of augmented views, where an image is stored more than once.
-
-        Raises:
-            IjepaError: a number that is not finite, or too large for `dtype`.
-        """
-        assert {len(features), *map(len, labels.values())} == {len(keys)}
-        assert set(labels) == set(self.header.class_names)
-        with np.errstate(over="ignore"):  # an overflow is found below
-            numbers = features.astype(self.dtype, copy=False)
-        if not _is_finite(numbers):
-            raise IjepaError(
-                f"Features of {_first_bad(numbers, keys)} are not finite as {self.dtype}; extract "
-                f"with --dtype float32, and if that fails, too, the encoder is broken."
-            )
-        arrays = {f"label:{name}": np.asarray(values, np.int64) for name, values in labels.items()}
-        if views is not None:
-            arrays["view"] = np.asarray(views, np.int16)
-        text = json.dumps(list(keys)).encode()
-        self._parts.add(
-            len(keys), {"features": numbers, "keys": np.frombuffer(text, np.uint8)} | arrays
-        )
-
-    def finish(self) -> None:
-        """Assemble the HDF5 file in bounded memory, check it, and mark it complete.
-
-        Raises:
-            IjepaError: a key (with the same view) was appended twice.
-            OSError: the disk is too full; what was appended stays.
-        """
-        if self._assembled_rows is None:
-            draft = self.path.with_name(self.path.name + ".draft")
-            room = self._parts.num_bytes + self._parts.rows * KEY_BYTES + OVERHEAD_BYTES
-            _require_space(draft.parent, room)
-            with h5py.File(draft, "w") as store:
-                self._assemble(store)
-                _check(self.path, store)
-                store.attrs["complete"] = True
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(self.path)
-            self._assembled_rows = self._parts.rows
-        self._parts.remove()
-
-    def _assemble(self, store: h5py.File) -> None:
-        rows = self._parts.rows
-        first_part = next(iter(self._parts.read()), (0, {}))[1]
-        shape = first_part["features"].shape[1:] if first_part else (len(self.header.layers), 0)
-        store.attrs["schema"] = SCHEMA
-        store.attrs["header"] = self.header.model_dump_json()
-        self._create(store, "features", (rows, *shape), self.dtype)
-        self._create(store, "keys", (rows,), h5py.string_dtype())
-        for name in self.header.class_names:
-            self._create(store, f"labels/{name}", (rows,), np.dtype(np.int64))
-        if "view" in first_part:
-            self._create(store, "view", (rows,), np.dtype(np.int16))
-        for first, part in self._parts.read():
-            for name, values in part.items():
-                place = name.replace("label:", "labels/", 1) if name.startswith("label:") else name
-                store[place][first : first + len(values)] = values
-
-    @staticmethod
-    def _create(store: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
-        """A data set in chunks of some rows of one layer, with checksums except for strings."""
-        layer = (1, *shape[2:]) if shape[2:] else ()
-        chunks = (min(shape[0], CHUNK_ROWS), *layer) if all(shape) else None
-        checked = bool(chunks) and dtype != h5py.string_dtype()
-        store.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=checked)
-
-
-class _Parts:
-    """Batches of rows, each in a file that is whole or absent and named by its rows."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.rows, self.num_bytes = 0, 0
-        self._files: list[tuple[int, Path]] = []
-        for path in sorted(folder.glob("*.npz")):
-            self._count(path)
-
-    def add(self, num_rows: int, arrays: Mapping[str, Array]) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub knows no **arrays
-        self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{self.rows:012d}-{self.rows + num_rows:012d}.npz"
-        write_bytes(path, buffer.getbuffer())
-        self._count(path)
-
-    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number of each part's first row, and its arrays; keys are strings."""
-        for first, path in self._files:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays: dict[str, Any] = dict(stored)
-            yield first, arrays | {"keys": json.loads(arrays["keys"].tobytes())}
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _count(self, path: Path) -> None:
-        first, end = map(int, path.stem.split("-"))
-        assert first == self.rows, f"{path}: {self.rows} rows stand before it"
-        self._files.append((first, path))
-        self.rows = end
-        self.num_bytes += path.stat().st_size
-
-
 class Features:
     """A store opened for reading; numbers are read when they are asked for."""
 
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take over an open file that `open_features` has checked."""
         self.path, self.header, self._store = path, header, store
+        self._numbers = _Numbers(path, store["features"])
 
     def __enter__(self) -> Self:
         return self
@@ -220,13 +82,13 @@ class Features:
 
     def close(self) -> None:
         """Let go of the file."""
+        self._numbers.close()
         self._store.close()
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(rows, layers, dim)."""
-        rows, layers, dim = self._store["features"].shape
-        return rows, layers, dim
+        return self._numbers.shape
 
     @property
     def labels(self) -> dict[str, Array]:
@@ -238,38 +100,94 @@ class Features:
     def keys(self) -> list[str]:
         """One a row; a key that stands in several rows has another view in each."""
         with _readable(self.path):
-            return _keys(self._store)
+            return [key.decode() for key in self._store["keys"][:]]
 
     @property
     def views(self) -> Array | None:
-        """(rows,) int16; None where each image is stored once."""
+        """(rows,) int16: 0 is the evaluation view; None where each image is stored once."""
         return self._store["view"][:] if "view" in self._store else None
+
+    def read(self, rows: Array, layers: int) -> Array:
+        """Some rows, in whatever order.
+
+        Args:
+            rows: (n,) row numbers.
+            layers: how many of the last stored ones.
+
+        Returns:
+            (n, layers, dim) as stored.
+
+        Raises:
+            IjepaError: the file has been cut short, or a number is not finite.
+        """
+        found = self._numbers.read(np.asarray(rows, np.int64), layers)
+        if not is_finite(found):
+            raise IjepaError(f"{self.path} holds numbers that are not finite; extract again.")
+        return found
 
     def layer(self, number: int) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
-        _, layers, _ = self.shape
-        return self._read(slice(range(layers)[number], range(layers)[number] + 1))
+        place = range(self.shape[1])[number]
+        return self._blocks(self.shape[1] - place)[:, 0]
 
     def last(self, layers: int = 1) -> Array:
         """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
-        return self._read(slice(max(self.shape[1] - layers, 0), None))
+        return self._blocks(min(layers, self.shape[1])).reshape(self.shape[0], -1)
 
-    def read(self, rows: Array, layers: int) -> Array:
-        """(n, layers, dim) as stored: the last `layers` layers of some rows, in their order."""
-        wanted, places = np.unique(rows, return_inverse=True)
-        with _readable(self.path):
-            found: Array = self._store["features"][wanted, self.shape[1] - layers :]
-        return found[places]
-
-    def _read(self, layers: slice) -> Array:
+    def _blocks(self, layers: int) -> Array:
         """Block by block, so that no second copy of the numbers stands in memory."""
         rows, _, dim = self.shape
-        found = np.empty((rows, len(range(self.shape[1])[layers]), dim), dtype=np.float32)
-        with _readable(self.path):
-            for first in range(0, rows, CHUNK_ROWS):
-                block = slice(first, first + CHUNK_ROWS)
-                found[block] = self._store["features"][block, layers]
-        return found.reshape(rows, -1)
+        found = np.empty((rows, layers, dim), dtype=np.float32)
+        for first in range(0, rows, BLOCK_ROWS):
+            block = np.arange(first, min(first + BLOCK_ROWS, rows))
+            found[block] = self.read(block, layers)
+        return found
+
+
+class _Numbers:
+    """The numbers of a store, read by their place in the file."""
+
+    def __init__(self, path: Path, data: h5py.Dataset) -> None:
+        rows, layers, dim = data.shape
+        self.shape = (rows, layers, dim)
+        self._path, self._dtype, self._start = path, data.dtype, data.id.get_offset() or 0
+        self._file = os.open(path, os.O_RDONLY)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def read(self, rows: Array, layers: int) -> Array:
+        _, stored, dim = self.shape
+        found = np.empty((len(rows), layers, dim), self._dtype)
+        row_bytes = stored * dim * self._dtype.itemsize
+        wanted_bytes = layers * dim * self._dtype.itemsize
+        if not found.size:
+            return found
+        into = found.reshape(-1).view(np.uint8).data
+        starts = (self._start + rows * row_bytes + row_bytes - wanted_bytes).tolist()
+        for first, end in _runs(rows) if layers == stored else _singles(len(rows)):
+            self._fill(into[first * wanted_bytes : end * wanted_bytes], starts[first])
+        return found
+
+    def _fill(self, into: memoryview, start: int) -> None:
+        done = 0
+        while done < len(into):
+            count = os.preadv(self._file, [into[done:]], start + done)
+            if not count:
+                raise IjepaError(f"{self._path} has been cut short; extract again.")
+            done += count
+
+
+def _runs(rows: Array) -> Iterator[tuple[int, int]]:
+    """Places of the first and after the last of rows that follow each other in the file."""
+    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+    return itertools.pairwise([0, *breaks, len(rows)])
+
+
+def _singles(count: int) -> Iterator[tuple[int, int]]:
+    return ((number, number + 1) for number in range(count))
 
 
 def open_features(path: Path, *, check_numbers: bool = True) -> Features:
@@ -293,11 +211,13 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
                 f"delete it and run `ijepa extract` again."
             )
         header = _header(path, str(store.attrs["header"]))
-        _check(path, store)
+        check_columns(path, store)
+        found = Features(path, store, header)
+        undo.callback(found.close)
         if check_numbers:
-            _check_numbers(path, store)
+            _check_numbers(found, store)
         undo.pop_all()
-    return Features(path, store, header)
+    return found
 
 
 @contextlib.contextmanager
@@ -323,8 +243,12 @@ def _header(path: Path, text: str) -> FeatureHeader:
         ) from error
 
 
-def _check(path: Path, store: h5py.File) -> None:
-    """Do all columns have the rows of `features`, and does each row have a name of its own?"""
+def check_columns(path: Path, store: h5py.File) -> None:
+    """Do all columns have the rows of `features`, and does each row have a name of its own?
+
+    Raises:
+        IjepaError: if not, naming the column or the key.
+    """
     rows = len(store["features"])
     columns = ["keys", *(f"labels/{name}" for name in store.get("labels", {}))]
     columns += ["view"] if "view" in store else []
@@ -334,44 +258,48 @@ def _check(path: Path, store: h5py.File) -> None:
                 f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
                 f"delete it and run `ijepa extract` again."
             )
-    views = store["view"][:].tolist() if "view" in store else [0] * rows
-    seen = set()
-    for key, view in zip(_keys(store), views, strict=True):
-        if (key, view) in seen:
-            raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
-        seen.add((key, view))
+    if not rows:
+        return
+    keys = np.array(store["keys"][:].tolist(), dtype=np.bytes_)
+    views = store["view"][:] if "view" in store else np.zeros(rows, np.int16)
+    order = np.lexsort([views, keys])
+    same = (keys[order][1:] == keys[order][:-1]) & (np.diff(views[order]) == 0)
+    if same.any():
+        key = keys[order][np.argmax(same)].decode()
+        raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
 
 
-def _keys(store: h5py.File) -> list[str]:
-    return [key.decode() for key in store["keys"][:]]
-
-
-def _check_numbers(path: Path, store: h5py.File) -> None:
-    features = store["features"]
-    for first in range(0, len(features), CHUNK_ROWS):
-        block = features[first : first + CHUNK_ROWS]
-        if not _is_finite(block):
-            where = _first_bad(block, _keys(store)[first:])
+def _check_numbers(found: Features, store: h5py.File) -> None:
+    """Read all numbers once."""
+    rows, layers, _ = found.shape
+    stored = store["checksums"][:].tolist()
+    starts = range(0, rows, BLOCK_ROWS)
+    if len(stored) != len(starts):
+        raise IjepaError(f"{found.path} has lost its checksums; extract again.")
+    for start, checksum in zip(starts, stored, strict=True):
+        block = found._numbers.read(np.arange(start, min(start + BLOCK_ROWS, rows)), layers)
+        if not is_finite(block):
             raise IjepaError(
-                f"{path} holds numbers that are not finite, first for {where}; "
-                f"extract again with --dtype float32, or look at the encoder."
+                f"{found.path} holds numbers that are not finite, first for "
+                f"{first_bad(block, found.keys[start:])}; extract again with --dtype float32, or "
+                f"look at the encoder."
+            )
+        if zlib.crc32(block.tobytes()) != checksum:
+            raise IjepaError(
+                f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
+                f"delete it and run `ijepa extract` again."
             )
 
 
-def _is_finite(numbers: Array) -> bool:
+def is_finite(numbers: Array) -> bool:
+    """Neither infinite nor NaN, all of them?"""
     if numbers.dtype == np.float16:  # twice as fast as numpy's isfinite
         bits = np.ascontiguousarray(numbers).view(np.uint16)
         return bool(((bits & HALF_EXPONENT) != HALF_EXPONENT).all())
     return bool(np.isfinite(numbers).all())
 
 
-def _first_bad(numbers: Array, keys: Sequence[str]) -> str:
+def first_bad(numbers: Array, keys: Sequence[str]) -> str:
+    """Key of the first row that is not finite."""
     finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
     return keys[int(np.argmin(finite))]
-
-
-def _require_space(folder: Path, num_bytes: int) -> None:
-    """Fail now, cleanly, if the disk or the quota does not take `num_bytes` more."""
-    if hasattr(os, "posix_fallocate"):  # Linux; elsewhere the risk stays
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)

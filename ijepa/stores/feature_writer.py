@@ -1,0 +1,199 @@
+"""Makes a feature store, without a kill or a full disk costing more than the last batch.
+
+An HDF5 file that is killed while it grows can be damaged as a whole, and the HDF5 library does not
+survive a full disk. So the writer keeps each batch in a small file of its own, whole or absent, and
+assembles the store once, when all rows are there and the disk is known to have room.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ijepa.errors import IjepaError
+from ijepa.stores.features import (
+    BLOCK_ROWS,
+    SCHEMA,
+    Array,
+    FeatureHeader,
+    check_columns,
+    first_bad,
+    is_finite,
+    open_features,
+)
+from ijepa.stores.stage import write_bytes
+
+CHUNK_ROWS = 512  # of labels and keys
+OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for every key
+
+
+class FeatureWriter:
+    """Appends rows, durably, and assembles the store when all are there.
+
+    Opened again on the same path after a kill, it goes on at `rows_done`.
+    """
+
+    def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
+        """Begin, or take up, the store at `path` with numbers of `dtype`."""
+        self.path, self.header, self.dtype = path, header, np.dtype(dtype)
+        self._parts = _Parts(path.with_name(path.name + ".parts"))
+        self._assembled_rows = open_features(path).shape[0] if path.exists() else None
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that no kill can take away."""
+        return self._parts.rows if self._assembled_rows is None else self._assembled_rows
+
+    def append(
+        self,
+        features: Array,
+        labels: Mapping[str, Array],
+        keys: Sequence[str],
+        views: Array | None = None,
+    ) -> None:
+        """Add a batch, and put it on disk.
+
+        Args:
+            features: (n, layers, dim), finite, also as `dtype`.
+            labels: (n,) integers by label, one for each of the header's.
+            keys: n of them.
+            views: (n,) numbers of augmented views, where an image is stored more than once.
+
+        Raises:
+            IjepaError: a number that is not finite, or too large for `dtype`.
+        """
+        assert {len(features), *map(len, labels.values())} == {len(keys)}
+        assert set(labels) == set(self.header.class_names)
+        with np.errstate(over="ignore"):  # an overflow is found below
+            numbers = features.astype(self.dtype, copy=False)
+        if not is_finite(numbers):
+            raise IjepaError(
+                f"Features of {first_bad(numbers, keys)} are not finite as {self.dtype}; extract "
+                f"with --dtype float32, and if that fails, too, the encoder is broken."
+            )
+        arrays = {f"label:{name}": np.asarray(values, np.int64) for name, values in labels.items()}
+        if views is not None:
+            arrays["view"] = np.asarray(views, np.int16)
+        text = json.dumps(list(keys)).encode()
+        self._parts.add(
+            len(keys), {"features": numbers, "keys": np.frombuffer(text, np.uint8)} | arrays
+        )
+
+    def finish(self) -> None:
+        """Assemble the HDF5 file in bounded memory, check it, and mark it complete.
+
+        Raises:
+            IjepaError: a key (with the same view) was appended twice.
+            OSError: the disk is too full; what was appended stays.
+        """
+        if self._assembled_rows is None:
+            draft = self.path.with_name(self.path.name + ".draft")
+            room = self._parts.num_bytes + self._parts.rows * KEY_BYTES + OVERHEAD_BYTES
+            _require_space(draft.parent, room)
+            with h5py.File(draft, "w") as store:
+                self._assemble(store)
+                check_columns(self.path, store)
+                store.attrs["complete"] = True
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+            self._assembled_rows = self._parts.rows
+        self._parts.remove()
+
+    def _assemble(self, store: h5py.File) -> None:
+        rows = self._parts.rows
+        first_part = next(iter(self._parts.read()), (0, {}))[1]
+        shape = first_part["features"].shape[1:] if first_part else (len(self.header.layers), 0)
+        store.attrs["schema"] = SCHEMA
+        store.attrs["header"] = self.header.model_dump_json()
+        store.create_dataset("features", (rows, *shape), self.dtype)
+        checksums = _Checksums()
+        self._create(store, "keys", (rows,), h5py.string_dtype())
+        for name in self.header.class_names:
+            self._create(store, f"labels/{name}", (rows,), np.dtype(np.int64))
+        if "view" in first_part:
+            self._create(store, "view", (rows,), np.dtype(np.int16))
+        for first, part in self._parts.read():
+            checksums.add(part["features"])
+            for name, values in part.items():
+                place = name.replace("label:", "labels/", 1) if name.startswith("label:") else name
+                store[place][first : first + len(values)] = values
+        store.create_dataset("checksums", data=np.array(checksums.finished(), np.uint32))
+
+    @staticmethod
+    def _create(store: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
+        """A column in chunks of some rows, with checksums except for strings."""
+        chunks = (min(shape[0], CHUNK_ROWS),) if shape[0] else None
+        checked = bool(chunks) and dtype != h5py.string_dtype()
+        store.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=checked)
+
+
+class _Checksums:
+    """crc32 of every `BLOCK_ROWS` rows, which come in batches of any size."""
+
+    def __init__(self) -> None:
+        self._whole: list[int] = []
+        self._open, self._rows = 0, 0
+
+    def add(self, numbers: Array) -> None:
+        while len(numbers):
+            some, numbers = np.split(numbers, [BLOCK_ROWS - self._rows])
+            self._open = zlib.crc32(some.tobytes(), self._open)
+            self._rows += len(some)
+            if self._rows == BLOCK_ROWS:
+                self._whole.append(self._open)
+                self._open, self._rows = 0, 0
+
+    def finished(self) -> list[int]:
+        return [*self._whole, self._open] if self._rows else self._whole
+
+
+class _Parts:
+    """Batches of rows, each in a file that is whole or absent and named by its rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.rows, self.num_bytes = 0, 0
+        self._files: list[tuple[int, Path]] = []
+        for path in sorted(folder.glob("*.npz")):
+            self._count(path)
+
+    def add(self, num_rows: int, arrays: Mapping[str, Array]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub knows no **arrays
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{self.rows:012d}-{self.rows + num_rows:012d}.npz"
+        write_bytes(path, buffer.getbuffer())
+        self._count(path)
+
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number of each part's first row, and its arrays; keys are strings."""
+        for first, path in self._files:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays: dict[str, Any] = dict(stored)
+            yield first, arrays | {"keys": json.loads(arrays["keys"].tobytes())}
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _count(self, path: Path) -> None:
+        first, end = map(int, path.stem.split("-"))
+        assert first == self.rows, f"{path}: {self.rows} rows stand before it"
+        self._files.append((first, path))
+        self.rows = end
+        self.num_bytes += path.stat().st_size
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    """Fail now, cleanly, if the disk or the quota does not take `num_bytes` more."""
+    if hasattr(os, "posix_fallocate"):  # Linux; elsewhere the risk stays
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
