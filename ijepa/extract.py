@@ -17,8 +17,8 @@ from ijepa.stores.stage import StagePlan, Work, exclusive_work
 if TYPE_CHECKING:
     from ijepa.encoders.frozen import FrozenEncoder
 
-VERSION = 1
-BATCH_SIZE = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
+VERSION = 2
+BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class ExtractResult(Config):
     out: Path
     cached: bool
     encoder: str
-    rows: int
+    images: int
+    views: int
     layers: int
     dim: int
     labels: tuple[str, ...]
@@ -84,16 +85,24 @@ def _write(
     )
     header = _header(work.plan, config, encoder, data_fingerprint, images)
     writer = FeatureWriter(work.folder / work.plan.out.name, header, config.dtype)
+    num_views = 1 + config.views
     for numbers, features in feature_batches(
-        encoder, images, config, runtime, first=writer.rows_done, batch_size=BATCH_SIZE
+        encoder,
+        images,
+        config,
+        runtime,
+        first=writer.rows_done // num_views,
+        batch_size=max(1, BATCH_ROWS // num_views),
     ):
         samples = [images.read_sample(number) for number in numbers]
         labels = {
-            name: np.array([sample.labels[name] for sample in samples], dtype=np.int64)
+            name: np.repeat([sample.labels[name] for sample in samples], num_views)
             for name in images.label_names
         }
-        writer.append(features, labels, [sample.key for sample in samples])
-        progress("extract images", writer.rows_done, len(images))
+        keys = [sample.key for sample in samples for _ in range(num_views)]
+        views = np.tile(np.arange(num_views), len(numbers)) if config.views else None
+        writer.append(features, labels, keys, views)
+        progress("extract images", writer.rows_done // num_views, len(images))
     writer.finish()
     return device_name(device)
 
@@ -121,17 +130,21 @@ def _header(
         split=config.split,
         class_names=images.label_names,
         fingerprint=plan.fingerprint,
+        num_views=config.views,
+        augment=config.augment,
     )
 
 
 def _result(out: Path, cached: bool) -> ExtractResult:
     store = open_features(out)
     rows, layers, dim = store.shape
+    num_views = 1 + store.header.num_views
     return ExtractResult(
         out=out,
         cached=cached,
         encoder=store.header.encoder,
-        rows=rows,
+        images=rows // num_views,
+        views=num_views,
         layers=layers,
         dim=dim,
         labels=tuple(store.labels),

@@ -68,7 +68,7 @@ def test_stopped_with_all_rows_done_it_only_assembles(shards, tmp_path, monkeypa
         patch.setattr(FeatureWriter, "finish", Mock(side_effect=OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError, match="full"):
             extract(shards, tmp_path / "f.h5", choice, CPU)
-    assert extract(shards, tmp_path / "f.h5", choice, CPU).rows == 64
+    assert extract(shards, tmp_path / "f.h5", choice, CPU).images == 64
     extract(shards, tmp_path / "whole.h5", choice, CPU)
     assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
@@ -115,7 +115,7 @@ class StopError(Exception):
 
 
 def test_an_interrupted_extraction_goes_on_and_ends_the_same(run, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.extract.BATCH_SIZE", 50)
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
     extract(shards, tmp_path / "whole.h5", config(run), CPU)
     seen = []
 
@@ -132,6 +132,44 @@ def test_an_interrupted_extraction_goes_on_and_ends_the_same(run, shards, tmp_pa
     whole, cut = open_features(tmp_path / "whole.h5"), open_features(tmp_path / "cut.h5")
     assert whole.keys == cut.keys
     assert np.array_equal(whole.last(4), cut.last(4))
+
+
+def test_views_stand_row_by_row_behind_each_evaluation_view(run, shards, tmp_path, monkeypatch):
+    extract(shards, tmp_path / "plain.h5", config(run), CPU)
+    choice = config(run, views=2, augment="rrc-flip")
+    result = extract(shards, tmp_path / "views.h5", choice, CPU)
+    assert (result.images, result.views) == (256, 3)
+    plain, viewed = (open_features(tmp_path / f"{name}.h5") for name in ("plain", "views"))
+    assert (viewed.header.num_views, viewed.header.augment) == (2, "rrc-flip")
+    assert viewed.views.tolist() == [0, 1, 2] * 256
+    assert viewed.keys[::3] == viewed.keys[2::3] == plain.keys
+    np.testing.assert_array_equal(viewed.labels["class"][1::3], plain.labels["class"])
+    np.testing.assert_allclose(viewed.last()[::3], plain.last(), atol=2e-3)
+    assert not np.allclose(viewed.last()[1::3], viewed.last()[2::3], atol=1e-2)
+
+
+def test_an_interrupted_extraction_of_views_ends_the_same(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 100)
+    choice = config(run, views=2, augment="flip")
+    extract(shards, tmp_path / "whole.h5", choice, CPU)
+
+    def stop(task, done, *_):
+        if done > 60:
+            raise StopError
+
+    with pytest.raises(StopError):
+        extract(shards, tmp_path / "cut.h5", choice, CPU, stop)
+    extract(shards, tmp_path / "cut.h5", choice, CPU)
+    assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"views": 2}, "views need augment"), ({"augment": "flip"}, "augment flip needs views")],
+)
+def test_views_and_augmentation_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        config("pixels", **options)
 
 
 def test_the_same_extraction_is_cached_and_another_encoder_is_not(run, shards, tmp_path):

@@ -11,7 +11,7 @@ from ijepa.config import DataConfig
 from ijepa.errors import IjepaError
 from ijepa.stores.decoded import CachedCropBatches, DecodedImages
 from ijepa.stores.images import decode_rgb
-from ijepa.stores.loader import EvaluationBatches, RandomCropBatches, StepPlan, batches
+from ijepa.stores.loader import RandomCropBatches, StepPlan, ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import open_shards
 
 CONFIG = DataConfig(image_px=32, batch_size=32, flip=True)
@@ -55,12 +55,37 @@ def test_another_seed_gives_other_crops(images):
 
 
 def test_evaluation_views_come_in_order_and_end_with_a_short_batch(images):
-    views = EvaluationBatches(images, 32, 1.0, batch_size=100)
+    views = ViewBatches(images, ViewPlan(32, 1.0), batch_size=100)
     read = list(batches(views, range(len(views)), workers=0))
     assert torch.equal(torch.cat([batch.numbers for batch in read]), torch.arange(256))
     assert len(read[-1].images) == 56
     first = torch.from_numpy(decode_rgb(images.read_image(0))).permute(2, 0, 1)
     assert torch.equal(read[0].images[0], first)
+
+
+def test_augmented_views_follow_each_evaluation_view_whatever_the_batches(images):
+    plan = ViewPlan(24, 1.0, augmented=3, augment="rrc-flip", seed=5)
+    found = []
+    for size, workers in ((100, 0), (7, 2)):
+        views = ViewBatches(images, plan, batch_size=size)
+        read = batches(views, range(len(views)), workers)
+        found.append(torch.cat([batch.images for batch in read]).unflatten(0, (256, 4)))
+    assert torch.equal(*found)
+    plain = ViewBatches(images, ViewPlan(24, 1.0), batch_size=256)[0].images
+    assert torch.equal(found[0][:, 0], plain)
+    shown = found[0].flatten(2).float()
+    assert not any(torch.equal(shown[:, a], shown[:, b]) for a in range(4) for b in range(a))
+    other = ViewBatches(images, plan._replace(seed=6), batch_size=256)[0].images
+    assert not torch.equal(other.unflatten(0, (256, 4))[:, 1], found[0][:, 1])
+
+
+def test_flipped_views_are_the_evaluation_view_or_its_mirror_image_about_equally_often(images):
+    plan = ViewPlan(32, None, augmented=2, augment="flip")
+    views = ViewBatches(images, plan, batch_size=256)[0].images.unflatten(0, (256, 3))
+    same = (views[:, 1:] == views[:, :1]).flatten(2).all(2)
+    mirrored = (views[:, 1:] == views[:, :1].flip(-1)).flatten(2).all(2)
+    assert (same | mirrored).all()
+    assert 0.4 < same.float().mean() < 0.6  # of 512: four standard deviations
 
 
 def encoded(image, kind, **options):

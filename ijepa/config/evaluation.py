@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ijepa.config.values import Config, Px, Seed
 
@@ -18,10 +18,14 @@ class ExtractConfig(Config):
         split: of the shard set.
         layers: how many of the last blocks to store, each after the final norm.
         image_px: side of the evaluated square, or (height, width); None takes the encoder's own.
-        crop: `center` cuts the middle; `squash` takes the whole image, aspect not kept, as VISSL's
-            Clevr protocols do.
+        crop: of the evaluation view: `center` cuts the middle; `squash` takes the whole image,
+            aspect not kept, as VISSL's Clevr protocols do.
+        views: augmented views of each image, stored beside its evaluation view.
+        augment: how they are made: `rrc-flip` crops at random as torchvision's RandomResizedCrop
+            (8% to 100% of the area) and mirrors half of them; `flip` only mirrors the evaluation
+            view.
         dtype: of the stored features.
-        seed: of a `random:` encoder.
+        seed: of a `random:` encoder, and of the augmented views.
     """
 
     encoder: str
@@ -30,8 +34,18 @@ class ExtractConfig(Config):
     layers: Annotated[int, Field(ge=1)] = 4
     image_px: Px | tuple[Px, Px] | None = None
     crop: Literal["center", "squash"] = "center"
+    views: Annotated[int, Field(ge=0)] = 0
+    augment: Literal["none", "flip", "rrc-flip"] = "none"
     dtype: Literal["float16", "float32"] = "float16"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _views_are_augmented(self) -> Self:
+        if self.views and self.augment == "none":
+            raise ValueError("views need augment: rrc-flip or flip")
+        if self.augment != "none" and not self.views:
+            raise ValueError(f"augment {self.augment} needs views: how many of each image")
+        return self
 
 
 class ProbeConfig(Config):

@@ -9,7 +9,7 @@ from ijepa.config import ExtractConfig, Runtime
 from ijepa.distributed import pick_device
 from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.method.augment import normalise
-from ijepa.stores.loader import EvaluationBatches, Images, batches
+from ijepa.stores.loader import Images, ViewBatches, ViewPlan, batches
 
 CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
 
@@ -28,12 +28,14 @@ def feature_batches(
     """Encode the images from number `first` on, in order; `first` begins a batch, or ends the last.
 
     Yields:
-        Numbers of the images, and their features (n, layers, dim) in `config.dtype`.
+        Numbers of n images, and features of all their views (n * views, layers, dim) in
+        `config.dtype`: those of the first image, then of the second, and so on.
     """
     device = pick_device(runtime.device)
     dtype = torch.float16 if config.dtype == "float16" else torch.float32
     crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
-    views = EvaluationBatches(images, encoder.image_px, crop_fraction, batch_size)
+    plan = ViewPlan(encoder.image_px, crop_fraction, config.views, config.augment, config.seed)
+    views = ViewBatches(images, plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
     for batch in batches(views, range(-(-first // batch_size), len(views)), runtime.workers):
         pixels = normalise(batch.images.to(device, non_blocking=True), encoder.mean, encoder.std)

@@ -20,7 +20,7 @@ from ijepa.method.monitor import (
     verdict,
 )
 from ijepa.method.training import Outcome
-from ijepa.stores.loader import EvaluationBatches, batches
+from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
 
 BATCH = 32  # more fall out of the caches of a CPU
@@ -73,9 +73,8 @@ class Watch:
 
     def _views(self) -> list[Tensor]:
         data = self._config.data
-        dataset = EvaluationBatches(
-            _Encoded(self._samples), data.image_px, data.eval_crop_fraction, BATCH
-        )
+        plan = ViewPlan(data.image_px, data.eval_crop_fraction)
+        dataset = ViewBatches(_Encoded(self._samples), plan, BATCH)
         return [
             normalise(batch.images.to(self._device), data.mean, data.std)
             for batch in batches(dataset, range(len(dataset)), workers=0)

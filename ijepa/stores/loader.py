@@ -18,16 +18,20 @@ from ijepa.config import DataConfig, Size
 from ijepa.errors import IjepaError
 from ijepa.method.augment import (
     CropDraws,
+    Pixels,
     draw_crops,
     evaluation_crop,
     fit_box,
     resize_box,
     squash,
 )
-from ijepa.method.draws import CROPS, SHUFFLE, stream
+from ijepa.method.draws import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+# Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
+PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
 
 
 class Images(Protocol):
@@ -127,15 +131,35 @@ def random_crop(content: bytes, draws: CropDraws, place: int, image_px: int | Si
     return crop.flip(-1) if draws.flip[place] else crop
 
 
-class EvaluationBatches(Dataset[Batch]):
-    """Batch number -> evaluation views of consecutive images; the last batch may be short."""
+class ViewPlan(NamedTuple):
+    """Which views of an image are made.
 
-    def __init__(
-        self, images: Images, image_px: int | Size, crop_fraction: float | None, batch_size: int
-    ) -> None:
-        """Remember how to cut: `crop_fraction` None squashes the whole image."""
-        self._images, self._px, self._batch_size = images, image_px, batch_size
-        self._crop_fraction = crop_fraction
+    Attributes:
+        image_px: side of the square, or (height, width).
+        crop_fraction: of the short side that the evaluation view keeps; None squashes the whole
+            image.
+        augmented: how many augmented views follow the evaluation view.
+        augment: `rrc-flip` or `flip`, see `ijepa.config.ExtractConfig`.
+        seed: of the augmented views.
+    """
+
+    image_px: int | Size
+    crop_fraction: float | None
+    augmented: int = 0
+    augment: str = "none"
+    seed: int = 0
+
+
+class ViewBatches(Dataset[Batch]):
+    """Batch number -> all views of consecutive images; the last batch may be short.
+
+    `Batch.images` holds the views of the first image, then those of the second, and so on; what is
+    drawn for an image depends on (seed, number of the image) alone.
+    """
+
+    def __init__(self, images: Images, plan: ViewPlan, batch_size: int) -> None:
+        """Remember how to cut; `batch_size` counts images."""
+        self._images, self._plan, self._batch_size = images, plan, batch_size
 
     def __len__(self) -> int:
         return -(-len(self._images) // self._batch_size)
@@ -143,13 +167,29 @@ class EvaluationBatches(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         first = batch * self._batch_size
         numbers = torch.arange(first, min(first + self._batch_size, len(self._images)))
-        return Batch(batch, torch.cat([self._view(int(n)) for n in numbers]), numbers)
+        views = [view for number in numbers.tolist() for view in self._views(number)]
+        return Batch(batch, torch.cat(views), numbers)
 
-    def _view(self, number: int) -> Tensor:
-        pixels = decode_rgb(self._images.read_image(number))
-        if self._crop_fraction is None:
-            return squash(pixels, self._px)
-        return evaluation_crop(pixels, self._px, self._crop_fraction)
+    def _views(self, number: int) -> Iterator[Tensor]:
+        pixels, plan = decode_rgb(self._images.read_image(number)), self._plan
+        whole = evaluation_view(pixels, plan)
+        yield whole
+        if not plan.augmented:
+            return
+        draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
+        for place in range(plan.augmented):
+            view = whole
+            if plan.augment == "rrc-flip":
+                box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+                view = resize_box(pixels, box, plan.image_px)
+            yield view.flip(-1) if draws.flip[place] else view
+
+
+def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
+    """The view by which an image is scored: (1, 3, height, width) uint8."""
+    if plan.crop_fraction is None:
+        return squash(pixels, plan.image_px)
+    return evaluation_crop(pixels, plan.image_px, plan.crop_fraction)
 
 
 def batches(dataset: Dataset[Batch], numbers: range | None, workers: int) -> Iterator[Batch]:

@@ -26,6 +26,13 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the square, if not 
 Crop = Annotated[
     Literal["center", "squash"], typer.Option(help="Centre crop, or the whole image squashed.")
 ]
+Views = Annotated[
+    int, typer.Option(help="Augmented views of each image, beside the evaluation view.", min=0)
+]
+Augment = Annotated[
+    Literal["none", "flip", "rrc-flip"],
+    typer.Option(help="How they are made: random resized crop and flip, or flip alone."),
+]
 Dtype = Annotated[Literal["float16", "float32"], typer.Option(help="Of the stored numbers.")]
 
 
@@ -38,6 +45,8 @@ def extract(
     layers: Layers = 4,
     image_size: ImageSize = None,
     crop: Crop = "center",
+    views: Views = 0,
+    augment: Augment = "none",
     dtype: Dtype = "float16",
     seed: Seed = 0,
     device: Device = "auto",
@@ -56,6 +65,8 @@ def extract(
         "layers": layers,
         "image_px": image_size,
         "crop": crop,
+        "views": views,
+        "augment": augment,
         "dtype": dtype,
         "seed": seed,
     }
@@ -70,7 +81,8 @@ def extract(
 def _sentence(result: "ExtractResult") -> str:
     state, layers = "cached" if result.cached else "written", "s" if result.layers > 1 else ""
     return (
-        f"{result.out} {state}: {result.encoder}, {result.rows:,} images, {result.layers} "
+        f"{result.out} {state}: {result.encoder}, {result.images:,} images"
+        f"{f' in {result.views} views' if result.views > 1 else ''}, {result.layers} "
         f"layer{layers} of {result.dim:,}, labels {', '.join(result.labels) or 'none'}"
     )
 
