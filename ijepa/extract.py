@@ -1,8 +1,9 @@
 """Frozen features of every image of a split, in an HDF5 feature store."""
 
+import contextlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,11 +12,13 @@ from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, open_features
-from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.stores.shards import ShardSet, SplitReader, open_shards
+from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
 
 if TYPE_CHECKING:
+    from ijepa.distributed import World
     from ijepa.encoders.frozen import FrozenEncoder
+    from ijepa.encoders.stream import Features as Floats
 
 VERSION = 2
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
@@ -54,28 +57,59 @@ def extract(
     images = data.split(config.split)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan("extract", VERSION, config, inputs, out)
+    job = _Job(plan, config, data, images, runtime, progress)
+    if is_one_of_many():
+        return _extract_together(job)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            device = _write(work, config, images, data.fingerprint, runtime, progress)
+            from ijepa.distributed import World  # here, so that a cached answer is quick
+
+            writer, device = _encode(job, work, World())
+            writer.finish()
             work.publish_file({"device": device})
         return _result(out, work.cached)
 
 
-def _write(
-    work: Work,
-    config: ExtractConfig,
-    images: SplitReader,
-    data_fingerprint: str,
-    runtime: Runtime,
-    progress: Progress,
-) -> str:
-    """Fill the work folder's feature file; returns what computed."""
-    # Here, so that a cached answer does not wait for torch.
+class _Job(NamedTuple):
+    """What one call is about."""
+
+    plan: StagePlan
+    config: ExtractConfig
+    data: ShardSet
+    images: SplitReader
+    runtime: Runtime
+    progress: Progress
+
+
+def _extract_together(job: _Job) -> ExtractResult:
+    """The same with other processes: each encodes its share, rank 0 puts all into one file."""
+    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+
+    with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
+        force = job.runtime.force
+        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, force=force)))
+        if not work.cached:
+            writer, device = _encode(job, work, world)
+            wait_for_all(world)
+            lead(world, lambda: _finish_together(writer, work, device))
+        wait_for_all(world)
+        return _result(job.plan.out, work.cached)
+
+
+def _finish_together(writer: FeatureWriter, work: Work, device: str) -> None:
+    FeatureWriter(
+        writer.path, writer.header, writer.dtype.name
+    ).finish()  # with all that others did
+    work.publish_file({"device": device})
+
+
+def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
+    """Write this process's share of the rows that are not there yet, and say what computed."""
     from ijepa.distributed import device_name, pick_device
     from ijepa.encoders.load import load_encoder
     from ijepa.encoders.stream import feature_batches
 
-    device = pick_device(runtime.device)
+    config, images, device = job.config, job.images, pick_device(job.runtime.device)
     encoder = load_encoder(
         config.encoder,
         which=config.which,
@@ -83,37 +117,42 @@ def _write(
         seed=config.seed,
         device=device,
     )
-    header = _header(work.plan, config, encoder, data_fingerprint, images)
-    writer = FeatureWriter(work.folder / work.plan.out.name, header, config.dtype)
+    writer = FeatureWriter(work.folder / job.plan.out.name, _header(job, encoder), config.dtype)
     num_views = 1 + config.views
+    batch_size = max(1, BATCH_ROWS // num_views)
+    starts = range(0, len(images), batch_size)
+    todo = [number for number, first in enumerate(starts) if not writer.holds(first * num_views)]
+    mine, before = todo[world.rank :: world.size], writer.rows_done
     for numbers, features in feature_batches(
-        encoder,
-        images,
-        config,
-        runtime,
-        first=writer.rows_done // num_views,
-        batch_size=max(1, BATCH_ROWS // num_views),
+        encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
     ):
-        samples = [images.read_sample(number) for number in numbers]
-        labels = {
-            name: np.repeat([sample.labels[name] for sample in samples], num_views)
-            for name in images.label_names
-        }
-        keys = [sample.key for sample in samples for _ in range(num_views)]
-        views = np.tile(np.arange(num_views), len(numbers)) if config.views else None
-        writer.append(features, labels, keys, views)
-        progress("extract images", writer.rows_done // num_views, len(images))
-    writer.finish()
-    return device_name(device)
+        _add(writer, images, numbers, features, num_views)
+        done = before + (writer.rows_done - before) * world.size  # others are about as quick
+        if world.leads:
+            job.progress("extract images", min(done // num_views, len(images)), len(images))
+    return writer, device_name(device, world)
 
 
-def _header(
-    plan: StagePlan,
-    config: ExtractConfig,
-    encoder: "FrozenEncoder",
-    data_fingerprint: str,
+def _add(
+    writer: FeatureWriter,
     images: SplitReader,
-) -> FeatureHeader:
+    numbers: list[int],
+    features: "Floats",
+    num_views: int,
+) -> None:
+    """Features of all views of some images, with what the shards say of these images."""
+    samples = [images.read_sample(number) for number in numbers]
+    labels = {
+        name: np.repeat([sample.labels[name] for sample in samples], num_views)
+        for name in images.label_names
+    }
+    keys = [sample.key for sample in samples for _ in range(num_views)]
+    views = np.tile(np.arange(num_views), len(numbers)) if num_views > 1 else None
+    writer.append(features, labels, keys, views, first=numbers[0] * num_views)
+
+
+def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
+    config = job.config
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
         log.info("%s has no more layers to store than %d", encoder.name, num_layers)
@@ -126,10 +165,11 @@ def _header(
         pooling="average of patch tokens after the final norm",
         image_px=encoder.image_px,
         transform=f"{crop}, bilinear to {encoder.image_px}, mean {encoder.mean}, std {encoder.std}",
-        data_fingerprint=data_fingerprint,
+        data_fingerprint=job.data.fingerprint,
         split=config.split,
-        class_names=images.label_names,
-        fingerprint=plan.fingerprint,
+        class_names=job.images.label_names,
+        fingerprint=job.plan.fingerprint,
+        source=job.data.source,
         num_views=config.views,
         augment=config.augment,
     )

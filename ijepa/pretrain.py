@@ -1,7 +1,6 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import SplitReader, is_remote, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stores.stage import StagePlan, exclusive_work, is_one_of_many
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
@@ -102,11 +101,6 @@ def pretrain(
             run.train(progress)
             work.publish_folder({"seed": config.seed, "device": run.device_name})
         return _result(out, work.cached)
-
-
-def is_one_of_many() -> bool:
-    """Did torchrun start several processes, of which this is one?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _pretrain_together(

@@ -5,6 +5,7 @@ Results go to stdout, progress and warnings to stderr.
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 import time
@@ -53,11 +54,18 @@ def shown_progress() -> Iterator[Progress]:
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
-    """Print a result: as JSON for machines, else as `text`."""
+    """Print a result: as JSON for machines, else as `text`; once, if torchrun started several."""
+    if not is_spokesman():
+        return
     if as_json:
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     elif text is not None:
         screen.print(text)
+
+
+def is_spokesman() -> bool:
+    """Is this the only process, or rank 0 of those that torchrun started?"""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def log_to_stderr() -> None:

@@ -2,14 +2,13 @@
 
 import errno
 import importlib
-import os
 import sys
 from typing import NoReturn
 
 import typer
 
 from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa_cli.console import log_to_stderr, stderr
+from ijepa_cli.console import is_spokesman, log_to_stderr, stderr
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
@@ -64,7 +63,7 @@ def _fail(message: str) -> NoReturn:
 
 def _is_told_by_another() -> bool:
     """What the processes of torchrun find before they are joined, all find; rank 0 tells it."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_spokesman():
         return False
     distributed = sys.modules.get("torch.distributed")
     return distributed is None or not distributed.is_initialized()

@@ -1,6 +1,6 @@
 """Features of a split, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ def feature_batches(
     config: ExtractConfig,
     runtime: Runtime,
     *,
-    first: int,
+    todo: Sequence[int],
     batch_size: int,
 ) -> Iterator[tuple[list[int], Features]]:
-    """Encode the images from number `first` on, in order; `first` begins a batch, or ends the last.
+    """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
     Yields:
         Numbers of n images, and features of all their views (n * views, layers, dim) in
@@ -37,7 +37,7 @@ def feature_batches(
     plan = ViewPlan(encoder.image_px, crop_fraction, config.views, config.augment, config.seed)
     views = ViewBatches(images, plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
-    for batch in batches(views, range(-(-first // batch_size), len(views)), runtime.workers):
+    for batch in batches(views, todo, runtime.workers):
         pixels = normalise(batch.images.to(device, non_blocking=True), encoder.mean, encoder.std)
         parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
         features = torch.cat([encoder.features(part, num_layers) for part in parts])

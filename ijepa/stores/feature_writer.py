@@ -36,9 +36,10 @@ OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for 
 
 
 class FeatureWriter:
-    """Appends rows, durably, and assembles the store when all are there.
+    """Adds rows, durably, and assembles the store when all are there.
 
-    Opened again on the same path after a kill, it goes on at `rows_done`.
+    Opened again on the same path after a kill, it knows what it `holds`. Several processes may each
+    open a writer on the same path and add other rows; one that is opened afterwards has them all.
     """
 
     def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
@@ -49,8 +50,12 @@ class FeatureWriter:
 
     @property
     def rows_done(self) -> int:
-        """Rows that no kill can take away."""
+        """How many rows no kill can take away."""
         return self._parts.rows if self._assembled_rows is None else self._assembled_rows
+
+    def holds(self, first: int) -> bool:
+        """Is there a batch that begins with this row?"""
+        return self._parts.holds(first) or first < (self._assembled_rows or 0)
 
     def append(
         self,
@@ -58,6 +63,7 @@ class FeatureWriter:
         labels: Mapping[str, Array],
         keys: Sequence[str],
         views: Array | None = None,
+        first: int | None = None,
     ) -> None:
         """Add a batch, and put it on disk.
 
@@ -66,6 +72,7 @@ class FeatureWriter:
             labels: (n,) integers by label, one for each of the header's.
             keys: n of them.
             views: (n,) numbers of augmented views, where an image is stored more than once.
+            first: number of its first row; None for the one after all rows so far.
 
         Raises:
             IjepaError: a number that is not finite, or too large for `dtype`.
@@ -83,8 +90,9 @@ class FeatureWriter:
         if views is not None:
             arrays["view"] = np.asarray(views, np.int16)
         text = json.dumps(list(keys)).encode()
+        first = self._parts.rows if first is None else first
         self._parts.add(
-            len(keys), {"features": numbers, "keys": np.frombuffer(text, np.uint8)} | arrays
+            first, len(keys), {"features": numbers, "keys": np.frombuffer(text, np.uint8)} | arrays
         )
 
     def finish(self) -> None:
@@ -162,33 +170,39 @@ class _Parts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.rows, self.num_bytes = 0, 0
-        self._files: list[tuple[int, Path]] = []
-        for path in sorted(folder.glob("*.npz")):
+        self._files: dict[int, Path] = {}
+        for path in folder.glob("*.npz"):
             self._count(path)
 
-    def add(self, num_rows: int, arrays: Mapping[str, Array]) -> None:
+    def holds(self, first: int) -> bool:
+        return first in self._files
+
+    def add(self, first: int, num_rows: int, arrays: Mapping[str, Array]) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]  # numpy's stub knows no **arrays
         self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{self.rows:012d}-{self.rows + num_rows:012d}.npz"
+        path = self._folder / f"{first:012d}-{first + num_rows:012d}.npz"
         write_bytes(path, buffer.getbuffer())
         self._count(path)
 
     def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number of each part's first row, and its arrays; keys are strings."""
-        for first, path in self._files:
+        """Number of each part's first row, and its arrays, in their order; keys are strings."""
+        rows = 0
+        for first, path in sorted(self._files.items()):
+            assert first == rows, f"{path}: {rows} rows stand before it"
             with np.load(path, allow_pickle=False) as stored:
                 arrays: dict[str, Any] = dict(stored)
-            yield first, arrays | {"keys": json.loads(arrays["keys"].tobytes())}
+            keys = json.loads(arrays["keys"].tobytes())
+            rows += len(keys)
+            yield first, arrays | {"keys": keys}
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _count(self, path: Path) -> None:
         first, end = map(int, path.stem.split("-"))
-        assert first == self.rows, f"{path}: {self.rows} rows stand before it"
-        self._files.append((first, path))
-        self.rows = end
+        self._files[first] = path
+        self.rows += end - first
         self.num_bytes += path.stat().st_size
 
 

@@ -6,7 +6,7 @@ starting there, and processes share no hidden state.
 
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -192,7 +192,9 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction)
 
 
-def batches(dataset: Dataset[Batch], numbers: range | None, workers: int) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset[Batch], numbers: Sequence[int] | None, workers: int
+) -> Iterator[Batch]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
     An iterable data set knows its order itself, and takes None.

@@ -98,6 +98,11 @@ class ShardSet:
         return self.index.fingerprint
 
     @property
+    def source(self) -> str:
+        """What the user sharded."""
+        return self.index.source
+
+    @property
     def splits(self) -> dict[str, SplitIndex]:
         """What there is."""
         return self.index.splits

@@ -134,6 +134,11 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         yield Work(plan, folder, cached=False)
 
 
+def is_one_of_many() -> bool:
+    """Did torchrun start several processes, of which this is one?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def is_fresh(plan: StagePlan) -> bool:
     """Does `plan.out` hold what this very plan makes?"""
     record = read_record(plan.out)
