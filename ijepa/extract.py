@@ -105,7 +105,7 @@ def _finish_together(writer: FeatureWriter, work: Work, device: str) -> None:
 
 def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     """Write this process's share of the rows that are not there yet, and say what computed."""
-    from ijepa.distributed import device_name, pick_device
+    from ijepa.distributed import device_name, lead, pick_device
     from ijepa.encoders.load import load_encoder
     from ijepa.encoders.stream import feature_batches
 
@@ -121,7 +121,7 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     num_views = 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
     starts = range(0, len(images), batch_size)
-    todo = [number for number, first in enumerate(starts) if not writer.holds(first * num_views)]
+    todo = lead(world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)])
     mine, before = todo[world.rank :: world.size], writer.rows_done
     for numbers, features in feature_batches(
         encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
