@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.config import DataConfig, Runtime
+from ijepa.config import DataConfig, ExtractConfig, Runtime
+from ijepa.extract import extract
 from ijepa.method.masking import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
@@ -221,3 +222,20 @@ def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "--launcher slurm" in done.stderr
+
+
+def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
+    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
+    choice = ExtractConfig(encoder=str(run), views=2, augment="flip")
+    extract(shards, one, choice, Runtime(device="cpu", workers=0))
+    words = ["ijepa_cli", "extract", "--encoder", run, "--data", shards, "--out", two]
+    words += ["--views", "2", "--augment", "flip", "--device", "cpu", "--workers", "0"]
+    codes, errors = together(2, ["-m", *map(str, words)])
+    assert codes == [0, 0], errors
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "one.h5",
+        "one.h5.stage.json",
+        "two.h5",
+        "two.h5.stage.json",
+    ]

@@ -2,10 +2,7 @@
 
 import errno
 import json
-import os
 import shutil
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -187,21 +184,3 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
     (tmp_path / "empty" / name).mkdir(parents=True)
     with pytest.raises(IjepaError, match="no finished run"):
         extract(shards, tmp_path / "f.h5", config(tmp_path / "empty"), CPU)
-
-
-def test_two_processes_write_the_file_of_one(run, shards, tmp_path):
-    words = ["ijepa_cli", "extract", "--encoder", str(run), "--data", str(shards), "--views", "2"]
-    words += ["--augment", "flip", "--device", "cpu", "--workers", "0"]
-    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for start, out in ((["-m"], one), (torchrun, two)):
-        command = [sys.executable, *start, *words, "--out", str(out)]
-        made = subprocess.run(
-            command, check=True, capture_output=True, text=True, env=environment
-        ).stdout
-        assert " ".join(made.split()).count("256 images in 3 views") == 1
-    assert one.read_bytes() == two.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "one.h5", "one.h5.stage.json", "two.h5", "two.h5.stage.json",
-    ]  # fmt: skip
