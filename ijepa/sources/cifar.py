@@ -1,19 +1,19 @@
 """CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
 
 import io
-import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
-from ijepa.sources.items import Contents, Item, Labels, chosen_splits, named
+from ijepa.sources.items import Contents, Labels, chosen_splits, named
+from ijepa.sources.packs import Packed, read_pack, write_pack
 from ijepa.sources.trees import Entry, Tree
 
 SIDE_PX = 32
@@ -90,10 +90,10 @@ def read_cifar(
     }
     splits = dict.fromkeys(published.splits, labels)
     chosen = chosen_splits(splits, asked, tree.where)
-    spool = work / "cifar.jsonl"
-    if not spool.exists():
-        _make_png(tree, prefix, published, labels, spool, report)
-    return Contents(splits, _items(spool, chosen))
+    listing = work / "cifar.jsonl"
+    if not listing.exists():
+        write_pack(_images(tree, prefix, published, labels, report), listing)
+    return Contents(splits, read_pack(listing, chosen))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -124,29 +124,23 @@ def _bytes(key: object) -> bytes:
     return key if isinstance(key, bytes) else str(key).encode()
 
 
-def _make_png(
-    tree: Tree, prefix: str, published: Cifar, labels: Labels, spool: Path, report: Progress
-) -> None:
-    """Write all images into one file, and where each begins into `spool`; whole or not at all."""
-    pack, half = spool.with_suffix(".pack"), spool.with_suffix(".tmp")
+def _images(
+    tree: Tree, prefix: str, published: Cifar, labels: Labels, report: Progress
+) -> Iterator[Packed]:
+    """All images, in the published order."""
     done = 0
-    with pack.open("wb") as images, half.open("w") as lines:
-        for split, files in published.splits.items():
-            row = 0
-            for file in files:
-                entry = _entry(tree, prefix + file)
-                for line in _batch(entry, published, labels, images):
-                    name = f"{line.pop('folder')}/{row:05d}.png"
-                    lines.write(json.dumps({"split": split, "name": name, **line}) + "\n")
-                    row, done = row + 1, done + 1
-                    if done % REPORT_IMAGES == 0:
-                        report("encode CIFAR images", done, None)
-    half.replace(spool)
+    for split, files in published.splits.items():
+        row = 0
+        for file in files:
+            for image in _batch(_entry(tree, prefix + file), published, labels):
+                yield image._replace(split=split, name=f"{image.name}/{row:05d}.png")
+                row, done = row + 1, done + 1
+                if done % REPORT_IMAGES == 0:
+                    report("encode CIFAR images", done, None)
 
 
-def _batch(
-    entry: Entry, published: Cifar, labels: Labels, images: IO[bytes]
-) -> Iterator[dict[str, Any]]:
+def _batch(entry: Entry, published: Cifar, labels: Labels) -> Iterator[Packed]:
+    """Images of one file, named by their class."""
     body = _load(entry)
     pixels = np.asarray(_values(body, "data", entry.path))
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * SIDE_PX**2,):
@@ -165,25 +159,13 @@ def _batch(
             raise IjepaError(f"{entry.path}: a {label} is not a class of {published.meta}.")
     classes = labels["class"].names or []
     for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
-        offset = images.tell()
-        Image.fromarray(row).save(images, "PNG")
-        yield {
-            "folder": classes[columns["class"][number]],
-            "path": f"{entry.path}/{names[number].decode()}",
-            "offset": offset,
-            "bytes": images.tell() - offset,
-            "labels": {label: int(column[number]) for label, column in columns.items()},
-        }
-
-
-def _items(spool: Path, splits: set[str]) -> Iterator[Item]:
-    pack = str(spool.with_suffix(".pack"))
-    with spool.open() as lines:
-        for line in lines:
-            image = json.loads(line)
-            if image["split"] in splits:
-                place = (image["path"], pack, image["offset"], image["bytes"])
-                yield Item(image["split"], image["name"], *place, image["labels"], {})
+        yield Packed(
+            split="",
+            name=classes[columns["class"][number]],
+            path=f"{entry.path}/{names[number].decode()}",
+            image=Image.fromarray(row),
+            labels={label: int(column[number]) for label, column in columns.items()},
+        )
 
 
 def _entry(tree: Tree, path: str) -> Entry:

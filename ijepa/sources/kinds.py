@@ -12,9 +12,12 @@ from ijepa.sources.archives import OPENERS, archive_suffix, open_tree, tree_dige
 from ijepa.sources.cifar import CIFAR10, CIFAR100, Cifar, find_cifar, read_cifar
 from ijepa.sources.clevr import is_clevr, read_clevr
 from ijepa.sources.folders import read_folders
+from ijepa.sources.imagenet import ImageNet
 from ijepa.sources.items import Contents
 from ijepa.sources.listed import LISTS, ListedImages, is_list
+from ijepa.sources.published import PublishedLists, inat18, places205, places365
 from ijepa.sources.scenes import parse_spec, render_scenes
+from ijepa.sources.torchvision_sets import TorchvisionSet
 from ijepa.sources.trees import Tree
 
 
@@ -123,10 +126,32 @@ def _by_layout(tree: Tree, splits: tuple[str, ...]) -> Contents:
     return read_clevr(tree, splits) if is_clevr(tree) else read_folders(tree, splits)
 
 
+def _torchvision(text: str) -> TorchvisionSet:
+    name, colon, where = text.partition(":")
+    if not colon:
+        raise IjepaError(
+            f"torchvision:{text} names no folder; write torchvision:FashionMNIST:PATH, where PATH "
+            f"is what the class takes as root."
+        )
+    return TorchvisionSet(name, _folder_path(where))
+
+
+def _folder_path(text: str) -> Path:
+    where = Path(text)
+    if not text or not where.is_dir():
+        raise IjepaError(f"There is no folder {text!r}; unpack the archives of the data set there.")
+    return where
+
+
 KINDS: dict[str, Callable[[str], Source]] = {
     "cifar10": lambda text: PublishedCifar(_tree_path(text), CIFAR10),
     "cifar100": lambda text: PublishedCifar(_tree_path(text), CIFAR100),
     "clevr": lambda text: FileTree(_tree_path(text), read_clevr),
-    "imagenet": lambda text: FileTree(_tree_path(text), read_folders),
+    "imagenet": lambda text: ImageNet(_tree_path(text)),
+    "imagenet22k": lambda text: FileTree(_tree_path(text), read_folders),
+    "inat18": lambda text: PublishedLists(_folder_path(text), inat18),
+    "places205": lambda text: PublishedLists(_folder_path(text), places205),
+    "places365": lambda text: PublishedLists(_folder_path(text), places365),
     "scenes": ScenesSource,
+    "torchvision": _torchvision,
 }

@@ -1,0 +1,295 @@
+"""Data sets of the paper's evaluation, in the layouts in which they are handed out."""
+
+import csv
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+from pictures import encoded, write_files
+from scipy.io import savemat
+
+from ijepa.config import ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.progress import silent
+from ijepa.shard import shard
+from ijepa.sources.kinds import open_source
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.shards import open_shards
+
+PICTURE = encoded(0)
+WNIDS = ("n01440764", "n01443537", "n01484850")  # sorted; other numbers in the development kit
+
+
+def read(source, work, *splits):
+    work.mkdir(exist_ok=True)
+    contents = open_source(str(source)).read(work, splits, 1, silent)
+    return contents.splits, list(contents.items)
+
+
+def facts(items):
+    return [(item.split, item.name, item.path, item.labels["class"]) for item in items]
+
+
+def pictures(*paths):
+    return dict.fromkeys(paths, PICTURE)
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Training folders, flat validation images."""
+    train = [f"train/{wnid}/{wnid}_{number}.JPEG" for wnid in WNIDS for number in (1, 10026)]
+    val = [f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3, 4)]
+    return write_files(tmp_path / "imagenet", pictures(*train, *val))
+
+
+def write_devkit(folder, truth="2\n3\n1\n3\n"):
+    data = folder / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    numbers = {1: WNIDS[1], 2: WNIDS[2], 3: WNIDS[0], 1001: "n00001740"}
+    synsets = np.zeros((4, 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+    for row, (number, wnid) in enumerate(numbers.items()):
+        synsets[row, 0] = (number, wnid, "fish")
+    savemat(data / "meta.mat", {"synsets": synsets})
+
+
+def check_imagenet(folder, work, top=""):
+    splits, items = read(f"imagenet:{folder}", work)
+    assert splits["train"] == splits["val"]
+    assert splits["val"]["class"].names == list(WNIDS)
+    assert [row[2:] for row in facts(items) if row[0] == "val"] == [
+        (f"val/ILSVRC2012_val_{number:08d}.JPEG", label)
+        for number, label in zip((1, 2, 3, 4), (2, 0, 1, 0), strict=True)
+    ]
+    train = [row for row in facts(items) if row[0] == "train"]
+    assert [row[3] for row in train] == [0, 0, 1, 1, 2, 2]
+    assert train[0][1] == "n01440764/n01440764_1.JPEG"
+
+
+def test_imagenet_takes_validation_classes_from_the_development_kit(imagenet, tmp_path):
+    write_devkit(imagenet)
+    check_imagenet(imagenet, tmp_path / "work")
+
+
+def test_imagenet_is_taken_as_kaggle_hands_it_out(tmp_path, imagenet):
+    folder = tmp_path / "kaggle"
+    (folder / "ILSVRC/Data").mkdir(parents=True)
+    imagenet.rename(folder / "ILSVRC/Data/CLS-LOC")
+    with (folder / "LOC_val_solution.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ImageId", "PredictionString"])
+        for number, wnid in ((4, 0), (2, 0), (3, 1), (1, 2)):
+            rows.writerow([f"ILSVRC2012_val_{number:08d}", f"{WNIDS[wnid]} 111 108 1 2 "])
+    check_imagenet(folder, tmp_path / "work")
+
+
+def test_imagenet_in_class_folders_is_what_any_class_folders_are(imagenet, tmp_path):
+    for path in (imagenet / "val").iterdir():
+        path.unlink()
+    write_files(imagenet, pictures("val/n01443537/ILSVRC2012_val_00000001.JPEG"))
+    splits, items = read(f"imagenet:{imagenet}", tmp_path / "work", "val")
+    assert splits["val"]["class"].names == list(WNIDS)
+    assert facts(items) == [
+        ("val", "n01443537/ILSVRC2012_val_00000001.JPEG",
+         "val/n01443537/ILSVRC2012_val_00000001.JPEG", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ("2\n3\n1\n1001\n", r"line 4: '1001' is no class of meta\.mat"),
+        ("2\n3\nx\n", r"line 3: 'x' is no class"),
+        ("2\n3\n1\n", r"ILSVRC2012_val_00000004\.JPEG is not among the images whose class is kno"),
+        (None, r"holds images but no class folders; put ILSVRC2012_devkit_t12/data"),
+    ],
+)
+def test_validation_images_without_a_class_are_refused(imagenet, tmp_path, truth, message):
+    if truth:
+        write_devkit(imagenet, truth)
+    with pytest.raises(IjepaError, match=message):
+        read(f"imagenet:{imagenet}", tmp_path / "work")
+
+
+def test_published_lists_of_one_percent_are_matched_by_file_name(imagenet, tmp_path):
+    write_devkit(imagenet)
+    names = tmp_path / "1percent.txt"
+    names.write_text("n01440764_10026.JPEG\nn01484850_1.JPEG\n")
+    choice = ShardConfig(splits=("train",))
+    shard(f"imagenet:{imagenet}", tmp_path / "set", choice, subset=names)
+    assert [sample.key for sample in open_shards(tmp_path / "set").split("train")] == [
+        "train/n01440764/n01440764_10026",
+        "train/n01484850/n01484850_1",
+    ]
+
+
+def test_imagenet22k_is_one_split_of_class_folders(tmp_path):
+    folder = write_files(tmp_path / "22k", pictures("n1/a.JPEG", "n2/b.JPEG", "n2/c.JPEG"))
+    splits, items = read(f"imagenet22k:{folder}", tmp_path / "work")
+    assert [row[3] for row in facts(items)] == [0, 1, 1]
+    assert splits["train"]["class"].names == ["n1", "n2"]
+
+
+INAT = {
+    "train": [("train_val2018/Plantae/7477/aa.jpg", 1), ("train_val2018/Aves/2/bb.jpg", 0)],
+    "val": [("train_val2018/Aves/2/cc.jpg", 0)],
+}
+
+
+def write_inat(folder, changes=None):
+    images = [path for rows in INAT.values() for path, _ in rows]
+    write_files(folder, pictures(*images))
+    for split, rows in INAT.items():
+        body = {
+            "images": [{"id": 7 + n, "file_name": path} for n, (path, _) in enumerate(rows)],
+            "annotations": [
+                {"id": n, "image_id": 7 + n, "category_id": label}
+                for n, (_, label) in enumerate(rows)
+            ],
+            "categories": [{"id": 1, "name": "7477"}, {"id": 0, "name": "2"}],
+        }
+        (folder / f"{split}2018.json").write_text(json.dumps(body | (changes or {})))
+    return folder
+
+
+def test_inaturalist_is_read_from_its_annotations(tmp_path):
+    splits, items = read(f"inat18:{write_inat(tmp_path / 'inat')}", tmp_path / "work")
+    assert splits["val"]["class"].names == ["2", "7477"]
+    assert facts(items) == [
+        ("train", "Plantae/7477/aa.jpg", "train_val2018/Plantae/7477/aa.jpg", 1),
+        ("train", "Aves/2/bb.jpg", "train_val2018/Aves/2/bb.jpg", 0),
+        ("val", "Aves/2/cc.jpg", "train_val2018/Aves/2/cc.jpg", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [{"image_id": 1, "category_id": 0}]}, "labels an image 1 that it lacks"),
+        ({"annotations": [{"image_id": 7, "category_id": 9}]}, "is of class 9, but there are 2"),
+        ({"categories": [{"id": 3, "name": "x"}]}, "does not number its 1 classes from 0 on"),
+        (
+            {
+                "images": [{"id": 7, "file_name": "train_val2018/gone.jpg"}],
+                "annotations": [{"image_id": 7, "category_id": 0}],
+            },
+            r"has no train_val2018/gone\.jpg, which its lists name",
+        ),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused(tmp_path, changes, message):
+    folder = write_inat(tmp_path / "inat", changes)
+    with pytest.raises(IjepaError, match=message):
+        read(f"inat18:{folder}", tmp_path / "work")
+
+
+def test_places205_is_read_from_its_lists(tmp_path):
+    root = "data/vision/torralba/deeplearning/images256"
+    names = ["a/abbey/gsun_1.jpg", "c/chicken_coop/outdoor/gsun_2.jpg", "a/abbey/gsun_3.jpg"]
+    folder = write_files(tmp_path / "places", pictures(*(f"{root}/{name}" for name in names)))
+    lists = folder / "trainvalsplit_places205"
+    lists.mkdir()
+    (lists / "train_places205.csv").write_text(f"{names[0]} 0\n{names[1]} 1\n")
+    (lists / "val_places205.csv").write_text(f"{names[2]} 0\n")
+    splits, items = read(f"places205:{folder}", tmp_path / "work")
+    assert splits["val"]["class"].names == ["abbey", "chicken_coop/outdoor"]
+    assert facts(items) == [
+        ("train", names[0], f"{root}/{names[0]}", 0),
+        ("train", names[1], f"{root}/{names[1]}", 1),
+        ("val", names[2], f"{root}/{names[2]}", 0),
+    ]
+    before = open_source(f"places205:{folder}").digest()
+    (lists / "val_places205.csv").write_text(f"{names[2]} 1\n")
+    assert open_source(f"places205:{folder}").digest() != before
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("data_256", "val_256"), ("data_large_standard", "val_large")]
+)
+def test_places365_is_read_from_its_lists(tmp_path, train, val):
+    paths = [f"{train}/a/airfield/1.jpg", f"{train}/b/bow_window/indoor/2.jpg", f"{val}/v_1.jpg"]
+    folder = write_files(tmp_path / "places", pictures(*paths))
+    texts = {
+        "categories_places365.txt": "/a/airfield 0\n/b/bow_window/indoor 1\n",
+        "places365_train_standard.txt": "/a/airfield/1.jpg 0\n/b/bow_window/indoor/2.jpg 1\n",
+        "places365_val.txt": "v_1.jpg 1\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    splits, items = read(f"places365:{folder}", tmp_path / "work")
+    assert splits["train"]["class"].names == ["airfield", "bow_window/indoor"]
+    assert [(item.split, item.path, item.labels["class"]) for item in items] == [
+        ("train", paths[0], 0),
+        ("train", paths[1], 1),
+        ("val", paths[2], 1),
+    ]
+    (folder / "places365_val.txt").write_text("v_1.jpg\n")
+    with pytest.raises(IjepaError, match=r"line 1: 'v_1.jpg' is not a path and a class number"):
+        read(f"places365:{folder}", tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["places205", "places365", "inat18"])
+def test_a_folder_without_the_lists_is_refused_with_their_name(tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IjepaError, match=r"train_places205|places365_train|train2018\.json"):
+        read(f"{kind}:{tmp_path / 'empty'}", tmp_path / "work")
+    with pytest.raises(IjepaError, match="There is no folder"):
+        open_source(f"{kind}:{tmp_path / 'gone'}")
+
+
+def idx(values):
+    """MNIST's own format."""
+    head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    return head + values.astype(np.uint8).tobytes()
+
+
+def write_fashion(root):
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
+    for prefix, rows in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
+        parts = {"images-idx3": pixels[rows], "labels-idx1": np.array([9, 0, 4, 1, 2])[rows]}
+        for name, values in parts.items():
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(idx(values))
+            with gzip.open(raw / f"{prefix}-{name}-ubyte.gz", "wb") as file:
+                file.write(idx(values))
+    return pixels
+
+
+def test_sets_of_torchvision_keep_pixels_classes_and_splits(tmp_path):
+    pixels = write_fashion(tmp_path / "data")
+    splits, items = read(f"torchvision:FashionMNIST:{tmp_path / 'data'}", tmp_path / "work")
+    assert splits["test"]["class"].names[9] == "Ankle boot"
+    assert [(item.split, item.labels["class"]) for item in items] == [
+        ("train", 9), ("train", 0), ("train", 4), ("test", 1), ("test", 2),
+    ]  # fmt: skip
+    for item, expected in zip(items, pixels, strict=True):
+        with open(item.file, "rb") as file:  # noqa: PTH123
+            file.seek(item.offset)
+            found = decode_rgb(file.read(item.size_bytes))
+        np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_sets_of_torchvision_with_a_split_argument_give_the_splits_that_are_there(tmp_path):
+    folder = tmp_path / "data" / "gtsrb" / "GTSRB"
+    files = pictures("Training/00000/00000_00000.ppm", "Training/00007/00000_00000.ppm")
+    write_files(folder, files)
+    splits, items = read(f"torchvision:GTSRB:{tmp_path / 'data'}", tmp_path / "work")
+    assert list(splits) == ["train"]
+    assert [item.labels["class"] for item in items] == [0, 1]  # it numbers what is there
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision:NoSuch:{}", "has no 'NoSuch'; it has .*CIFAR10"),
+        ("torchvision:FashionMNIST:{}", "torchvision finds no FashionMNIST in .*: Dataset not fou"),
+        ("torchvision:{}", "names no folder; write torchvision:FashionMNIST:PATH"),
+        ("torchvision:FashionMNIST:{}/gone", "There is no folder"),
+    ],
+)
+def test_sets_of_torchvision_that_are_not_there_are_refused(tmp_path, source, message):
+    with pytest.raises(IjepaError, match=message):
+        read(source.format(tmp_path), tmp_path / "work")
