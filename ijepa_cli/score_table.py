@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ijepa.compare import Comparisons
     from ijepa.stores.results import ProbeResult
 
 
@@ -39,4 +40,26 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
     if departures:
         table.caption = "Not of the protocol: " + "; ".join(departures)
         table.caption_justify = "left"
+    return table
+
+
+def comparison_table(found: "Comparisons") -> Table:
+    """One row a setting: the difference of two encoders on the same images."""
+    title = f"{found.protocol}, {found.label}, {found.test_rows:,} test images"
+    table = Table(title=title, title_justify="left")
+    for column in ("setting", "first", "second"):
+        table.add_column(column, overflow="fold")
+    for column in ("top-1 %", "difference (95% CI)", "right alone", "p"):
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        low, high = row.interval
+        table.add_row(
+            row.setting,
+            escape(row.encoders[0]),
+            escape(row.encoders[1]),
+            f"{100 * row.top1[0]:.2f}, {100 * row.top1[1]:.2f}",
+            f"{100 * row.difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+            f"{row.only_first:,}, {row.only_second:,}",
+            f"{row.p_value:.2g}",
+        )
     return table

@@ -7,11 +7,12 @@ from scipy.stats import binomtest, norm
 
 from ijepa.probes.arrays import Bools, Ints
 
+RESAMPLES = 20_000
 Z95 = float(norm.ppf(0.975))
 
 
 class Estimate(NamedTuple):
-    """A value between 0 and 1 with its 95% confidence interval."""
+    """A value with its 95% confidence interval."""
 
     value: float
     low: float
@@ -98,3 +99,21 @@ def paired_p_value(one: Bools, other: Bools) -> float:
 def _mean_interval(estimates: list[Estimate]) -> tuple[float, float]:
     low, high = np.mean([(estimate.low, estimate.high) for estimate in estimates], axis=0)
     return float(low), float(high)
+
+
+def paired_difference(one: Bools, other: Bools, seed: int = 0) -> Estimate:
+    """How much more often the one is right on the same test images, with a bootstrap interval.
+
+    Images are drawn again with what both made of them. The mean of such a sample depends only on
+    how often each of the three outcomes is drawn, so counts are drawn instead of images.
+
+    Args:
+        one: (n,) whether the one classified each image rightly.
+        other: (n,) the same of the other, in the same order.
+        seed: of the resampling.
+    """
+    gains, losses = float(np.mean(one & ~other)), float(np.mean(other & ~one))
+    chances = [gains, losses, max(0.0, 1 - gains - losses)]
+    drawn = np.random.default_rng(seed).multinomial(len(one), chances, size=RESAMPLES)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(one), [0.025, 0.975])
+    return Estimate(gains - losses, float(low), float(high))

@@ -6,14 +6,21 @@ from typing import Annotated
 import typer
 
 from ijepa_cli.console import Force, Json, runtime, screen, show
-from ijepa_cli.score_table import score_table
+from ijepa_cli.score_table import comparison_table, score_table
 
-Sources = Annotated[list[Path], typer.Argument(help="Results of `ijepa probe`, and run folders.")]
+Sources = Annotated[
+    list[Path] | None, typer.Argument(help="Results of `ijepa probe`, and run folders.")
+]
+Compare = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(help="Two results: compare their first encoders image by image; makes no page."),
+]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
 def report(
-    sources: Sources,
+    sources: Sources = None,
+    compare: Compare = None,
     out: Out = Path("report.html"),
     force: Force = False,
     as_json: Json = False,
@@ -21,10 +28,18 @@ def report(
     """Gather scores and training curves in a table and a page.
 
     Example: ijepa report runs/scenes.probes/*.json runs/scenes --out report.html
+
+    Example: ijepa report --compare mine.json theirs.json
     """
+    if compare:
+        from ijepa.compare import compare as run_compare
+
+        found = run_compare(*compare)
+        show(found, as_json, comparison_table(found))
+        return
     from ijepa.report import report as run
 
-    outcome = run(sources, out, runtime("cpu", 0, force))
+    outcome = run(sources or [], out, runtime("cpu", 0, force))
     show(outcome, as_json, score_table(outcome.results, cached=outcome.cached))
     if not as_json:
         screen.print(f"page: {outcome.out}", highlight=False)

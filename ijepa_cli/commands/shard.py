@@ -11,7 +11,8 @@ from ijepa_cli.console import Force, Json, Workers, runtime, show, shown_progres
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .csv, .tsv or .jsonl list of images with a column `path`, or kind:path with one of the
-kinds cifar10, cifar100, clevr, imagenet, scenes.
+kinds cifar10, cifar100, clevr, imagenet, imagenet22k, inat18, places205, places365, scenes,
+torchvision:NAME.
 
 Examples:
 

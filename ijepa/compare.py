@@ -1,0 +1,90 @@
+"""Two encoders on one test set, image by image."""
+
+from pathlib import Path
+
+from ijepa.config import Config
+from ijepa.errors import IjepaError
+from ijepa.stores.results import ProbeResult, Score, read_result, unpack_correct
+
+SAME = ("protocol", "label", "test_images")  # or the numbers say nothing of each other
+
+
+class Comparison(Config):
+    """What one encoder gets right that another does not, in one setting of a probe.
+
+    Attributes:
+        setting: as in the results.
+        encoders: names of the two.
+        top1: accuracy of each.
+        difference: of the first less the second; its 95% interval by a paired bootstrap.
+        only_first: images that the first alone classifies rightly; likewise `only_second`.
+        p_value: exact two-sided McNemar test.
+    """
+
+    setting: str
+    encoders: tuple[str, str]
+    top1: tuple[float, float]
+    difference: float
+    interval: tuple[float, float]
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+class Comparisons(Config):
+    """Of two results, setting by setting."""
+
+    protocol: str
+    label: str
+    test_rows: int
+    rows: tuple[Comparison, ...]
+
+
+def compare(first: Path, second: Path) -> Comparisons:
+    """Compare the first encoders of two results, which must be of one protocol and test set.
+
+    Raises:
+        IjepaError: they are not, or several draws were averaged.
+    """
+    one, other = read_result(first), read_result(second)
+    for what in SAME:
+        ours, theirs = getattr(one, what), getattr(other, what)
+        if ours != theirs:
+            raise IjepaError(
+                f"{first} and {second} cannot be compared: {what.replace('_', ' ')} is {ours} and "
+                f"{theirs}. Probe both encoders alike, on the same test images."
+            )
+    pairs = zip(_firsts(one), _firsts(other), strict=True)
+    rows = tuple(_compared(a, b, one.test_rows) for a, b in pairs if _is_one_draw(a))
+    if not rows:
+        raise IjepaError(f"{first} averages several draws; compare probes that are fitted once.")
+    return Comparisons(protocol=one.protocol, label=one.label, test_rows=one.test_rows, rows=rows)
+
+
+def _firsts(result: ProbeResult) -> list[Score]:
+    """The first encoder's score of each setting."""
+    found: dict[str, Score] = {}
+    for score in result.scores:
+        found.setdefault(score.setting, score)
+    return list(found.values())
+
+
+def _is_one_draw(score: Score) -> bool:
+    return len(score.correct) == 1
+
+
+def _compared(first: Score, second: Score, test_rows: int) -> Comparison:
+    from ijepa.probes.scores import paired_difference, paired_p_value
+
+    one, other = (unpack_correct(score.correct, test_rows)[0] for score in (first, second))
+    difference = paired_difference(one, other)
+    return Comparison(
+        setting=first.setting,
+        encoders=(first.origin.encoder, second.origin.encoder),
+        top1=(first.top1, second.top1),
+        difference=difference.value,
+        interval=(difference.low, difference.high),
+        only_first=int((one & ~other).sum()),
+        only_second=int((other & ~one).sum()),
+        p_value=paired_p_value(one, other),
+    )

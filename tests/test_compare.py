@@ -1,0 +1,81 @@
+"""Two results are compared image by image, or not at all."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_probe import LOGISTIC, pair
+
+from ijepa.compare import compare
+from ijepa.config import ProbeConfig
+from ijepa.errors import IjepaError
+from ijepa.probe import probe
+from ijepa.probes.scores import paired_difference
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A good encoder and a poor one, on the same images."""
+    paths = []
+    for name, signal in (("good", 3.0), ("poor", 1.0)):
+        out = tmp_path / f"{name}.json"
+        probe(pair(tmp_path, name, signal=signal, encoder=name), [], out, LOGISTIC)
+        paths.append(out)
+    return paths
+
+
+def test_a_comparison_is_what_the_paired_test_of_a_baseline_says(tmp_path, results):
+    (row,) = compare(*results).rows
+    assert row.encoders == ("good", "poor")
+    assert row.top1[0] > row.top1[1]
+    assert row.difference == pytest.approx(row.top1[0] - row.top1[1])
+    assert row.only_first - row.only_second == pytest.approx(120 * row.difference)
+    assert row.interval[0] <= row.difference <= row.interval[1]
+    good, poor = (pair(tmp_path, name, signal=s) for name, s in (("good", 3.0), ("poor", 1.0)))
+    beside = probe(good, [poor], tmp_path / "beside.json", LOGISTIC).result
+    assert row.p_value == beside.scores[1].p_value
+
+
+def test_the_other_way_round_the_difference_changes_its_sign(results):
+    (there,), (back,) = compare(*results).rows, compare(*results[::-1]).rows
+    assert back.difference == -there.difference
+    assert back.p_value == there.p_value
+
+
+def test_results_of_other_protocols_labels_or_images_are_refused(tmp_path, results):
+    other = tmp_path / "knn.json"
+    probe(pair(tmp_path, "a"), [], other, ProbeConfig(name="knn"))
+    with pytest.raises(IjepaError, match="cannot be compared: protocol is logistic and knn"):
+        compare(results[0], other)
+    moved = tmp_path / "moved.json"
+    probe(pair(tmp_path, "b", rows=90), [], moved, LOGISTIC)
+    with pytest.raises(IjepaError, match="cannot be compared: test images is"):
+        compare(results[0], moved)
+
+
+def test_averages_of_draws_are_refused(tmp_path):
+    out = tmp_path / "few.json"
+    probe(pair(tmp_path), [], out, ProbeConfig(name="few-shot", shots=(1,)))
+    with pytest.raises(IjepaError, match="averages several draws"):
+        compare(out, out)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
+def test_the_interval_holds_the_difference_and_narrows_with_more_images(pairs):
+    one, other = np.array(pairs).T
+    found = paired_difference(one, other)
+    assert found.value == pytest.approx(one.mean() - other.mean())
+    assert found.low <= found.value + 1e-9
+    assert found.value <= found.high + 1e-9
+    more = paired_difference(np.tile(one, 30), np.tile(other, 30))
+    assert more.high - more.low <= found.high - found.low + 1e-9
+
+
+def test_the_interval_is_that_of_drawing_images_again():
+    rng = np.random.default_rng(0)
+    one, other = rng.random(400) < 0.7, rng.random(400) < 0.6
+    found = paired_difference(one, other)
+    rows = rng.integers(400, size=(4000, 400))
+    drawn = one[rows].mean(axis=1) - other[rows].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
