@@ -91,6 +91,11 @@ class Features:
         return self._numbers.shape
 
     @property
+    def dtype(self) -> str:
+        """Of the stored numbers."""
+        return str(self._store["features"].dtype)
+
+    @property
     def labels(self) -> dict[str, Array]:
         """(rows,) int64 by label."""
         group = self._store.get("labels", {})

@@ -1,0 +1,86 @@
+"""`ijepa features`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ijepa_cli.console import Json, show, shown_progress, table
+
+if TYPE_CHECKING:
+    from ijepa.features import FeatureInfo, FeatureState
+
+File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
+Label = Annotated[str, typer.Option(help="By which classes are told apart.")]
+NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not look at labels.")]
+
+files = typer.Typer(
+    help="Look into feature files: what they are, whether they are whole, what state they are in.",
+    no_args_is_help=True,
+    epilog="Example: ijepa features diagnose train.h5",
+)
+
+
+@files.command()
+def info(file: File, as_json: Json = False) -> None:
+    """Say what a file holds, and where it comes from; reads no numbers.
+
+    Example: ijepa features info train.h5
+    """
+    from ijepa.features import describe
+
+    found = describe(file)
+    show(found, as_json, _info(found))
+
+
+@files.command()
+def check(file: File, as_json: Json = False) -> None:
+    """Read all of a file, to see that each number is what was written.
+
+    Example: ijepa features check train.h5
+    """
+    from ijepa.features import describe
+
+    found = describe(file, check=True)
+    show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged")
+
+
+@files.command()
+def diagnose(
+    file: File, label: Label = "class", no_label: NoLabel = False, as_json: Json = False
+) -> None:
+    """Measure each layer: effective dimensions, spectrum, spread, how far classes stand apart.
+
+    Example: ijepa features diagnose train.h5 --label count
+    """
+    from ijepa.features import diagnose as run
+
+    with shown_progress() as progress:
+        state = run(file, None if no_label else label, progress)
+    show(state, as_json, _state(state))
+
+
+def _info(found: "FeatureInfo") -> Table:
+    rows = table(found.model_copy(update={"header": None}), str(found.path))
+    for name, value in found.header:
+        rows.add_row(name.replace("_", " "), escape(str(value)))
+    return rows
+
+
+def _state(state: "FeatureState") -> Table:
+    title = f"{state.encoder}, {state.images:,} images"
+    rows = Table(title=escape(title), title_justify="left")
+    names = [name for name in type(state.layers[0]).model_fields if name != "layer"]
+    for name in ("layer", *names):
+        rows.add_column(name.replace("_", " "), justify="right")
+    for layer in state.layers:
+        values = [getattr(layer, name) for name in names]
+        rows.add_row(str(layer.layer), *("" if v is None else f"{v:.4g}" for v in values))
+    return rows
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(files, name="features")
