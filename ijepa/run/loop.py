@@ -3,12 +3,10 @@
 import contextlib
 import logging
 import math
-import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +35,7 @@ from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.feeds import open_feed
 from ijepa.run.state import restore, share_out, whole_state
+from ijepa.run.stopping import StopRequest, stop_requests
 from ijepa.run.watch import Watch
 from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ijepa.stores.metrics import MetricsLog
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
 
 FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's: save and end
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
 
 log = logging.getLogger(__name__)
@@ -97,7 +95,7 @@ class Run:
         self.pending = _Pending()
         self.shown: dict[str, float] = {}
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
-        self.stop_asked = ""
+        self.stop_asked = StopRequest()
         metrics_bytes = self._resume()
         if runtime.recompute:
             save_memory(self.model.encoder, self.model.predictor)
@@ -132,7 +130,7 @@ class Run:
             StoppedError: a signal asked for it; the state is saved.
             IjepaError: the loss or the features are broken; names the last good state.
         """
-        with self._stoppable():
+        with stop_requests() as self.stop_asked:
             while not self._is_last():
                 try:
                     self._take_steps(progress)
@@ -305,29 +303,11 @@ class Run:
         stops_now = self.world.size == 1 and bool(self.stop_asked)
         return len(self.pending.records) >= FLUSH_STEPS or self._is_milestone() or stops_now
 
-    @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """A signal asks for an end after the step; without this, it would cost work."""
-
-        def note(number: int, _: FrameType | None) -> None:
-            self.stop_asked = signal.Signals(number).name
-
-        try:
-            before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-        except ValueError:  # only the main thread may listen
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stopped(self) -> StoppedError:
         if self.metrics:
             self.metrics.close()
         return StoppedError(
-            f"Stopped by {self.stop_asked or 'a signal to another process'} after step "
+            f"Stopped by {self.stop_asked.signal_name or 'a signal to another process'} after step "
             f"{self.steps_done:,} of {self.total_steps:,}, which is saved."
         )
 
