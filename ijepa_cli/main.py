@@ -13,7 +13,8 @@ from ijepa_cli.console import is_spokesman, log_to_stderr, stderr
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
-    "shard", "pretrain", "extract", "features", "probe", "report", "recipes", "visualize",
+    "shard", "pretrain", "extract", "features", "probe", "finetune",
+    "report", "recipes", "visualize",
 )  # fmt: skip
 
 app = typer.Typer(

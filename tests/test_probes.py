@@ -17,11 +17,12 @@ from scipy.stats import binomtest
 
 from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Asked, hold_out
-from ijepa.probes.few_shot import draw_subset, few_shot
+from ijepa.probes.few_shot import few_shot
 from ijepa.probes.knn import knn, vote
 from ijepa.probes.linear import linear
 from ijepa.probes.logistic import centred_unit, logistic
 from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
+from ijepa.probes.subsets import draw_subset
 
 PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
 CLASSES = (3, 7, 20)  # label numbers need not count from 0

@@ -5,6 +5,7 @@ comment says otherwise. What does not change a result (device, workers, logging)
 """
 
 from ijepa.config.evaluation import ExtractConfig, ProbeConfig
+from ijepa.config.finetune import FinetuneConfig
 from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.config.pretrain import (
     DataConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "DataConfig",
     "EncoderConfig",
     "ExtractConfig",
+    "FinetuneConfig",
     "MaskConfig",
     "MultiblockMasks",
     "OptimizationConfig",

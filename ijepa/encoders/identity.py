@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from ijepa.config import ExtractConfig
+from ijepa.config import ExtractConfig, FinetuneConfig
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import file_sha256, fingerprint_of, read_record, record_path
 
 LAST = Path("checkpoints") / "last.pt"
 
 
-def encoder_fingerprint(config: ExtractConfig) -> str:
+def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
     """Equal for two names of the same frozen encoder, different for different weights.
 
     Raises:

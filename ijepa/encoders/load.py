@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from ijepa.config import (
     IMAGENET_STD,
     DataConfig,
     EncoderConfig,
-    PretrainConfig,
     Size,
     height_width,
 )
@@ -47,33 +47,64 @@ def load_encoder(
     Raises:
         IjepaError: no such encoder, or weights that do not load. Never a partly loaded model.
     """
-    device = device or torch.device("cpu")
     if name == "pixels":
         return _pixels(image_px)
+    vit = load_vit(name, which=which, image_px=image_px, seed=seed)
+    encoder = vit.encoder.eval().requires_grad_(False).to(device or torch.device("cpu"))
+    return FrozenEncoder(
+        name=vit.name,
+        weights_sha256=vit.weights_sha256,
+        image_px=vit.data.image_px,
+        crop_fraction=vit.data.eval_crop_fraction,
+        mean=vit.data.mean,
+        std=vit.data.std,
+        num_layers=len(encoder.blocks),
+        pool=encoder.pooled_layers,
+    )
+
+
+class Vit(NamedTuple):
+    """A Vision Transformer of ours, on the CPU, and how its images are cut and normalised.
+
+    `data.image_px` is the size at which it is to be used.
+    """
+
+    name: str
+    encoder: Encoder
+    data: DataConfig
+    weights_sha256: str
+
+
+def load_vit(
+    name: str, *, which: str = "target", image_px: int | Size | None = None, seed: int = 0
+) -> Vit:
+    """Make a network from its name, to be frozen or trained; arguments as of `load_encoder`.
+
+    Raises:
+        IjepaError: no such encoder, one that is no network, or weights that do not load.
+    """
+    if name == "pixels":
+        raise IjepaError("pixels are no network; name a run, a checkpoint or random:ARCH.")
     kind, colon, rest = name.partition(":")
     if colon and kind == "random":
-        return _random(rest, image_px, seed, device)
-    return _trained(checkpoint_path(Path(name)), which, image_px, device)
+        return _random(rest, image_px, seed)
+    return _trained(checkpoint_path(Path(name)), which, image_px)
 
 
-def _trained(
-    path: Path, which: str, image_px: int | Size | None, device: torch.device
-) -> FrozenEncoder:
+def _trained(path: Path, which: str, image_px: int | Size | None) -> Vit:
     state = load_checkpoint(path)
     prefix = "target_encoder." if which == "target" else "encoder."
     weights = {k.removeprefix(prefix): v for k, v in state.model.items() if k.startswith(prefix)}
     config = state.config
     encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
     load_weights(encoder, weights, f"{path} ({which} encoder)")
-    return _frozen(f"{_run_name(path)} ({which})", encoder, config.data, image_px, device)
+    return _sized(f"{_run_name(path)} ({which})", encoder, config.data, image_px)
 
 
-def _random(
-    name: str, image_px: int | Size | None, seed: int, device: torch.device
-) -> FrozenEncoder:
+def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     if Path(name).exists():
         config = load_checkpoint(checkpoint_path(Path(name))).config
-        return _initial(f"random:{name}", config, image_px, device)
+        return _sized(f"random:{name}", build_ijepa(config).encoder, config.data, image_px)
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)
     if not parts:
         raise IjepaError(
@@ -88,19 +119,11 @@ def _random(
     encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
     encoder = build_encoder(encoder_config, (side_px, side_px), torch.Generator().manual_seed(seed))
     title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
-    return _frozen(title, encoder, DataConfig(image_px=side_px), image_px, device)
+    return _sized(title, encoder, DataConfig(image_px=side_px), image_px)
 
 
-def _initial(
-    name: str, config: PretrainConfig, image_px: int | Size | None, device: torch.device
-) -> FrozenEncoder:
-    """The very weights that a run started from."""
-    return _frozen(name, build_ijepa(config).encoder, config.data, image_px, device)
-
-
-def _frozen(
-    name: str, encoder: Encoder, data: DataConfig, image_px: int | Size | None, device: torch.device
-) -> FrozenEncoder:
+def _sized(name: str, encoder: Encoder, data: DataConfig, image_px: int | Size | None) -> Vit:
+    """Fit the network to another image size, if one is asked for."""
     digest = weights_sha256(encoder.state_dict())
     if image_px and image_px != data.image_px:
         patch_px, size = encoder.patch_embed.patch_size[0], height_width(image_px)
@@ -109,17 +132,8 @@ def _frozen(
                 f"--image-size {image_px} is no multiple of the patch's {patch_px} pixels."
             )
         encoder.set_input_size(img_size=size)
-    encoder = encoder.eval().requires_grad_(False).to(device)
-    return FrozenEncoder(
-        name=name,
-        weights_sha256=digest,
-        image_px=image_px or data.image_px,
-        crop_fraction=data.eval_crop_fraction,
-        mean=data.mean,
-        std=data.std,
-        num_layers=len(encoder.blocks),
-        pool=encoder.pooled_layers,
-    )
+        data = data.model_copy(update={"image_px": image_px})
+    return Vit(name, encoder, data, digest)
 
 
 def _pixels(image_px: int | Size | None) -> FrozenEncoder:

@@ -16,6 +16,7 @@ from ijepa.probes.logistic import (
     regression,
     rescaling,
 )
+from ijepa.probes.subsets import draw_subset
 
 # C is fixed, for a handful of images leaves nothing to choose on.
 FEW_SHOT_PROTOCOLS = {
@@ -41,24 +42,6 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         )
         for shots in config.shots
     ]
-
-
-def draw_subset(labels: Ints, shots: float, seed: int, draw: int) -> Ints:
-    """`shots` images a class; below 1, that fraction of each class, at least one.
-
-    Args:
-        labels: (n,) class numbers.
-        shots: how many, or which fraction.
-        seed: with `draw` it says which images.
-        draw: number of the draw.
-    """
-    rng = np.random.default_rng([seed, 1, draw])
-    chosen = []
-    for label in np.unique(labels):
-        images = rng.permutation(np.flatnonzero(labels == label))
-        count = int(shots) if shots >= 1 else max(1, round(shots * len(images)))
-        chosen.append(images[:count])
-    return np.sort(np.concatenate(chosen))
 
 
 def _setting(

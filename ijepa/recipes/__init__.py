@@ -32,7 +32,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainCon
         body = translate(body, name_or_path)
     before = validated(PretrainConfig, body, f"recipe {name_or_path}")
     for override in overrides:
-        _apply(body, override)
+        apply_override(body, override)
     config = validated(PretrainConfig, body, f"recipe {name_or_path}")
     _warn_of_batch(before, config)
     return config
@@ -122,7 +122,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _apply(body: dict[str, Any], override: str) -> None:
+def apply_override(body: dict[str, Any], override: str) -> None:
     """Set one `a.b=c` in nested mappings; c is YAML, so `1e-3`, `true` and `[1, 2]` work."""
     keys, equals, value = override.partition("=")
     if not equals:

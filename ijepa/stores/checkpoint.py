@@ -35,10 +35,8 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically; on a full disk the old file stays."""
-    body = {"schema": SCHEMA, **checkpoint._asdict()}
-    body["config"] = checkpoint.config.model_dump(mode="json")
-    with whole_file(path) as file:
-        torch.save(body, file)
+    config = checkpoint.config.model_dump(mode="json")
+    save_state(path, checkpoint._asdict() | {"config": config})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -46,6 +44,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         IjepaError: not there, cut short, or not one of ours. Never anything but the whole state.
+    """
+    body = load_state(path)
+    try:
+        config = PretrainConfig.model_validate(body.pop("config"))
+        return Checkpoint(config=config, **body)
+    except ValidationError as error:
+        raise IjepaError(
+            f"{path} holds a configuration that this version does not know."
+        ) from error
+    except (KeyError, TypeError) as error:
+        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({error}).") from error
+
+
+def save_state(path: Path, body: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically; on a full disk the old file stays."""
+    with whole_file(path) as file:
+        torch.save({"schema": SCHEMA, **body}, file)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote onto the CPU; tensors and plain values only, no pickled code.
+
+    Raises:
+        IjepaError: not there, cut short, or not one of ours.
     """
     if not path.is_file():
         raise IjepaError(f"There is no checkpoint {path}.")
@@ -65,16 +87,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
-    try:
-        config = PretrainConfig.model_validate(body.pop("config"))
-        body.pop("schema")
-        return Checkpoint(config=config, **body)
-    except ValidationError as error:
-        raise IjepaError(
-            f"{path} holds a configuration that this version does not know."
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({error}).") from error
+    del body["schema"]
+    return body
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:

@@ -28,7 +28,7 @@ from ijepa.method.augment import (
 from ijepa.method.draws import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
 
-Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 # Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)

@@ -159,6 +159,12 @@ class SplitReader:
         image = both[: place.image_bytes]
         return Sample(metadata.pop("key"), image, metadata.pop("labels"), metadata)
 
+    def read_labels(self, number: int) -> tuple[str, dict[str, int]]:
+        """Key and labels of an image, without its bytes; raises as `read_image`."""
+        place = self._place(number)
+        metadata = json.loads(self._read(place.shard, place.json_offset, place.json_bytes))
+        return metadata["key"], metadata["labels"]
+
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "name": self.name, "index": self.index}
 

@@ -1,0 +1,60 @@
+"""Fine-tuning of a whole encoder with a linear classifier on top."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ijepa.config.values import Config, Fraction, Px, Range, Seed
+
+
+class FinetuneConfig(Config):
+    """One fine-tuning; the defaults are the paper's for 1% of ImageNet-1K and ViT-L/16 (A.2).
+
+    Attributes:
+        protocol: what the settings are called in results.
+        encoder: what the user named, see `ijepa.encoders`.
+        which: `target` (the paper's) or `context`; only for runs that have both.
+        label: a label of the shard set; likewise `split` and `test_split`.
+        subset: which training images: `1%`, `10%` of each class, `5-per-class`, or empty for all;
+            drawn by the seed, unless a list of images was given, which it then calls by its sha256.
+        image_px: side of the square that is seen, or (height, width); None takes the encoder's own.
+        batch_size: of all processes together; no more than there are images.
+        lr: at its highest, for that batch and the last layer.
+        layer_decay: factor on the learning rate from each block to the one below.
+        drop_path: chance to skip the last block; blocks below skip less, the first never.
+        randaugment: timm's name of the augmentation; empty for none. MAE's by default.
+        crop_scale: fraction of the image's area.
+        mixup: alpha, likewise `cutmix`; 0 is none.
+    """
+
+    protocol: str = "imagenet-1pct"
+    encoder: str
+    which: Literal["target", "context"] = "target"
+    label: str = "class"
+    split: str = "train"
+    test_split: str = "val"
+    subset: str = ""
+    image_px: Px | tuple[Px, Px] | None = None
+    epochs: Annotated[int, Field(ge=1)] = 50
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0  # MAE's; the paper names none
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    lr: Annotated[float, Field(gt=0)] = 3e-5
+    final_lr: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-2
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    label_smoothing: Fraction = 0.1
+    drop_path: Fraction = 0.0
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    crop_scale: Range = (0.08, 1.0)
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        if self.split == self.test_split:
+            raise ValueError(f"split and test_split are both {self.split}")
+        return self

@@ -1,0 +1,342 @@
+"""Train a whole encoder and a classifier on labelled images, few or all."""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, validated
+from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.recipes import apply_override, dump_yaml
+from ijepa.stores.image_lists import listed
+from ijepa.stores.results import (
+    Origin,
+    ProbeResult,
+    Score,
+    Splits,
+    image_set,
+    pack_correct,
+    read_result,
+)
+from ijepa.stores.shards import ShardSet, SplitReader, open_shards
+from ijepa.stores.stage import (
+    StagePlan,
+    Work,
+    exclusive_work,
+    file_sha256,
+    is_one_of_many,
+    library_versions,
+    write_bytes,
+)
+
+if TYPE_CHECKING:
+    from ijepa.distributed import World
+    from ijepa.encoders.load import Vit
+    from ijepa.run.finetuning import Labelled
+
+VERSION = 1
+RESULT = "result.json"
+
+# Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "imagenet-1pct": {},
+    "imagenet-1pct-huge": {"weight_decay": 4e-1},
+    "imagenet-full": {
+        "batch_size": 528,
+        "lr": 1e-4,
+        "weight_decay": 0.04,
+        "drop_path": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+}
+
+
+class FinetuneOutcome(Config):
+    """A finished fine-tuning and its score."""
+
+    out: Path
+    cached: bool
+    result: ProbeResult
+
+
+class FinetunePlan(Config):
+    """What would run."""
+
+    protocol: str
+    train_images: int
+    test_images: int
+    num_classes: int
+    batch_size: int
+    steps: int
+    parameters: int
+
+
+def finetune_config(
+    protocol: str, settings: dict[str, Any], overrides: Iterable[str]
+) -> FinetuneConfig:
+    """A protocol's settings, those of the command line, and `a=b` overrides.
+
+    Raises:
+        IjepaError: no such protocol, an unknown setting or a value out of range.
+    """
+    if protocol not in PROTOCOLS:
+        raise IjepaError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    body = {"protocol": protocol} | PROTOCOLS[protocol] | settings
+    for override in overrides:
+        apply_override(body, override)
+    return validated(FinetuneConfig, body, "options")
+
+
+def finetune(
+    shards: Path,
+    out: Path,
+    config: FinetuneConfig,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+    subset: Path | None = None,
+) -> FinetuneOutcome:
+    """Train on `config.split`, or a part of it, and score the last state on `config.test_split`.
+
+    The folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
+    `result.json`, which `ijepa report` shows beside probes. Nothing is chosen on the test split.
+
+    Args:
+        shards: of `ijepa shard`.
+        out: folder to make.
+        config: what to train, and how; `subset` is filled in from `subset`.
+        runtime: what leaves the result as it is.
+        progress: told of images done.
+        subset: a list of training images, one key or file name a line.
+
+    Raises:
+        IjepaError: the encoder does not load, no such split or label, a list that names others.
+    """
+    if subset:
+        config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
+    data = open_shards(shards)
+    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
+    plan = StagePlan("finetune", VERSION, config, inputs, out, precious=True)
+    job = _Job(plan, config, data, runtime, progress, subset)
+    if is_one_of_many():
+        return _finetune_together(job)
+    with exclusive_work(plan, force=runtime.force) as work:
+        if not work.cached:
+            from ijepa.distributed import World  # here, so that a cached answer is quick
+
+            _publish(job, work, *_train(job, work, World()))
+        return _outcome(out, work.cached)
+
+
+def plan_finetune(
+    shards: Path, config: FinetuneConfig, runtime: Runtime = RUNTIME, subset: Path | None = None
+) -> FinetunePlan:
+    """Say what `finetune` would do; raises as it would."""
+    from ijepa.encoders.load import load_vit
+
+    data = open_shards(shards)
+    plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
+    train, test, names = _images(_Job(plan, config, data, runtime, silent, subset))
+    batch = min(config.batch_size, len(train.chosen))
+    vit = load_vit(config.encoder, which=config.which, image_px=config.image_px, seed=config.seed)
+    return FinetunePlan(
+        protocol=config.protocol,
+        train_images=len(train.chosen),
+        test_images=len(test.chosen),
+        num_classes=len(names),
+        batch_size=batch,
+        steps=config.epochs * (len(train.chosen) // batch),
+        parameters=sum(parameter.numel() for parameter in vit.encoder.parameters()),
+    )
+
+
+class _Job(NamedTuple):
+    """What one call is about."""
+
+    plan: StagePlan
+    config: FinetuneConfig
+    data: ShardSet
+    runtime: Runtime
+    progress: Progress
+    subset: Path | None
+
+
+class _Trained(NamedTuple):
+    """What there is to say of a fine-tuned encoder; predictions are there on rank 0 alone."""
+
+    vit: "Vit"
+    data: DataConfig
+    train: "Labelled"
+    test: "Labelled"
+    predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
+
+
+def _finetune_together(job: _Job) -> FinetuneOutcome:
+    """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
+    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+
+    with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
+        force = job.runtime.force
+        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, force=force)))
+        if not work.cached:
+            trained, device = _train(job, work, world)
+            lead(world, lambda: _publish(job, work, trained, device))
+        wait_for_all(world)
+        return _outcome(job.plan.out, work.cached)
+
+
+def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
+    """All steps that are left, then the test images; returns what computed, too."""
+    import torch
+
+    from ijepa.encoders.load import load_vit
+    from ijepa.method.finetuning import Classifier
+    from ijepa.run.finetuning import FinetuneRun
+
+    config = job.config
+    train, test, names = _images(job)
+    vit = load_vit(config.encoder, which=config.which, image_px=config.image_px, seed=config.seed)
+    data = _data(job, vit.data, len(train.chosen), world)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = Classifier(vit.encoder, len(names), config.drop_path, generator)
+    run = FinetuneRun(work.folder, model, train, config, data, job.runtime, world)
+    run.train(job.progress if world.leads else silent)
+    nothing = np.empty(0, np.int64)
+    found = run.predictions(test, job.progress) if world.leads else nothing
+    return _Trained(vit, data, train, test, found), run.device_name
+
+
+def _data(job: _Job, own: DataConfig, images: int, world: "World") -> DataConfig:
+    """How images are cut: the encoder's own size and normalisation, the protocol's crops."""
+    batch = min(job.config.batch_size, images)
+    if batch % world.size:
+        raise IjepaError(f"Batches of {batch} cannot be shared evenly by {world.size} processes.")
+    if batch < 2:
+        raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
+    if (job.config.mixup or job.config.cutmix) and (batch // world.size) % 2:
+        raise IjepaError(
+            f"Mixup pairs images, and {batch // world.size} are odd; change batch_size."
+        )
+    choices = {"batch_size": batch, "crop_scale": job.config.crop_scale, "flip": True}
+    return own.model_copy(update=choices)
+
+
+def _images(job: _Job) -> "tuple[Labelled, Labelled, list[int]]":
+    """Training and test images that take part, and the class numbers that there are."""
+    from ijepa.run.finetuning import Labelled
+
+    config = job.config
+    readers = [job.data.split(split) for split in (config.split, config.test_split)]
+    facts = [_facts(reader, config, job.progress) for reader in readers]
+    chosen = _chosen(job, *facts[0])
+    classes, numbers = np.unique(facts[0][1][chosen], return_inverse=True)
+    unknown = np.setdiff1d(facts[1][1], classes)
+    if len(unknown):
+        raise IjepaError(
+            f"Classes of {config.test_split} are missing from the training images, such as "
+            f"{int(unknown[0])}; take more of them."
+        )
+    every = np.arange(len(readers[1]))
+    test = Labelled(readers[1], every, np.searchsorted(classes, facts[1][1]), facts[1][0])
+    keys = [facts[0][0][number] for number in chosen.tolist()]
+    train = Labelled(readers[0], chosen, numbers.astype(np.int64), keys)
+    return train, test, classes.tolist()
+
+
+def _facts(
+    reader: SplitReader, config: FinetuneConfig, progress: Progress
+) -> "tuple[list[str], np.ndarray[tuple[int, ...], np.dtype[np.int64]]]":
+    """Keys and class numbers of all images of a split."""
+    if config.label not in reader.label_names:
+        there = ", ".join(reader.label_names) or "none"
+        raise IjepaError(f"{reader.name} has no label {config.label!r}; its labels are: {there}.")
+    keys, labels = [], np.empty(len(reader), np.int64)
+    for number in range(len(reader)):
+        key, known = reader.read_labels(number)
+        keys.append(key)
+        labels[number] = known[config.label]
+        progress(f"read labels of {reader.name}", number + 1, len(reader))
+    return keys, labels
+
+
+def _chosen(
+    job: _Job, keys: list[str], labels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """Numbers of the training images, ascending."""
+    from ijepa.probes.subsets import draw_subset, parse_shots
+
+    if job.subset:
+        return listed(job.subset, keys)
+    if not job.config.subset:
+        return np.arange(len(keys))
+    return draw_subset(labels, parse_shots(job.config.subset), job.config.seed, draw=0)
+
+
+def _publish(job: _Job, work: Work, trained: _Trained, device: str) -> None:
+    result = _result(job, trained)
+    write_bytes(work.folder / "config.yaml", dump_yaml(job.config).encode())
+    write_bytes(work.folder / RESULT, result.model_dump_json(indent=2).encode())
+    work.publish_folder({"seed": job.config.seed, "device": device})
+
+
+def _outcome(out: Path, cached: bool) -> FinetuneOutcome:
+    return FinetuneOutcome(out=out, cached=cached, result=read_result(out / RESULT))
+
+
+def _result(job: _Job, trained: _Trained) -> ProbeResult:
+    from ijepa.probes.scores import summary
+
+    config, test, train = job.config, trained.test, trained.train
+    correct = (trained.predictions == test.labels)[np.newaxis]
+    images, batch = len(train.chosen), trained.data.batch_size
+    departures = () if batch == config.batch_size else (f"batches of all {images:,} images",)
+    score = Score(
+        setting=config.subset.partition(" ")[0],
+        origin=_origin(job, trained),
+        best_on_test=None,
+        choices={},
+        correct=pack_correct(correct, test.keys),
+        departures=departures,
+        **summary(correct, test.labels)._asdict(),
+    )
+    return ProbeResult(
+        probe="finetune",
+        protocol=f"finetune-{config.protocol}",
+        description="encoder and classifier trained together",
+        selection="nothing is chosen; the last state is scored",
+        config=config.model_dump(mode="json"),
+        label=config.label,
+        seed=config.seed,
+        source=job.data.source,
+        splits=Splits(train=config.split, test=config.test_split),
+        train_images=image_set(train.keys, train.labels),
+        test_images=image_set(test.keys, test.labels),
+        num_classes=int(train.labels.max()) + 1,
+        chance=float(np.bincount(test.labels).max() / len(test.labels)),
+        train_rows=images,
+        test_rows=len(test.labels),
+        scores=(score,),
+        libraries=library_versions(),
+        command=job.runtime.command,
+        fingerprint=job.plan.fingerprint,
+    )
+
+
+def _origin(job: _Job, trained: _Trained) -> Origin:
+    vit, data = trained.vit, trained.data
+    return Origin(
+        encoder=vit.name,
+        weights_sha256=vit.weights_sha256,
+        which=job.config.which,
+        layers=(len(vit.encoder.blocks) - 1,),
+        pooling="average of patch tokens, then a norm of its own",
+        image_px=data.image_px,
+        transform=f"center-crop {data.eval_crop_fraction:.4g}, mean {data.mean}, std {data.std}",
+        train=None,
+        test=None,
+        data=job.data.fingerprint,
+    )

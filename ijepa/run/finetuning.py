@@ -1,0 +1,259 @@
+"""The loop of fine-tuning: steps, records, checkpoints, and the score at the end."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from torch import Tensor
+
+from ijepa.config import DataConfig, FinetuneConfig, Runtime
+from ijepa.distributed import (
+    World,
+    any_rank,
+    device_name,
+    in_parallel,
+    mean_over_ranks,
+    pick_device,
+)
+from ijepa.errors import IjepaError, StoppedError
+from ijepa.method.augment import normalise
+from ijepa.method.draws import MASKS, stream
+from ijepa.method.finetuning import Classifier, learning_rate, parameter_groups
+from ijepa.probes.arrays import Ints
+from ijepa.progress import Progress
+from ijepa.run.stopping import stop_requests
+from ijepa.stores.augmented import AugmentedBatches
+from ijepa.stores.checkpoint import check_weights, load_state, save_state
+from ijepa.stores.loader import Images, ViewBatches, ViewPlan, batches
+from ijepa.stores.metrics import MetricsLog
+
+SCORED_AT_ONCE = 64
+FLUSH_STEPS = 10
+
+log = logging.getLogger(__name__)
+
+
+class Labelled(NamedTuple):
+    """Images of a split that take part.
+
+    Attributes:
+        images: the whole split.
+        chosen: (n,) numbers of those that take part.
+        labels: (n,) int64 their class numbers, from 0.
+        keys: n names.
+    """
+
+    images: Images
+    chosen: Ints
+    labels: Ints
+    keys: list[str]
+
+
+class FinetuneRun:
+    """Classifier, optimizer and the number of steps done; `train` takes the rest."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Classifier,
+        train: Labelled,
+        config: FinetuneConfig,
+        data: DataConfig,
+        runtime: Runtime,
+        world: World,
+    ) -> None:
+        """Take up what stands in `folder`, or begin.
+
+        Args:
+            folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
+            model: freshly made; trained in place.
+            train: images to train on.
+            config: what to do.
+            data: how images are cut and normalised; its batch is that of all processes.
+            runtime: device, workers, how often to save.
+            world: this process among all.
+        """
+        self._folder, self._config, self._data = folder, config, data
+        self._runtime, self._world = runtime, world
+        self._device = device = pick_device(runtime.device)
+        self._labels = torch.from_numpy(_by_number(train))
+        part = world.share(data.batch_size)
+        self._batches = AugmentedBatches(train.images, train.chosen, config, data, part)
+        self.model = model.to(device)
+        groups = parameter_groups(model, config.layer_decay, config.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self.total_steps = config.epochs * (len(train.chosen) // data.batch_size)
+        self.steps_done = 0
+        metrics_bytes = self._resume()
+        self._forward = in_parallel(self.model, device, world)
+        self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
+        on_gpu = device.type == "cuda"
+        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+
+    @property
+    def device_name(self) -> str:
+        """What computes, for the record."""
+        return device_name(self._device, self._world)
+
+    def train(self, progress: Progress) -> None:
+        """Take all steps that are left.
+
+        Raises:
+            StoppedError: a signal asked for it; the state is saved.
+            IjepaError: the loss is not finite.
+        """
+        saved, losses = time.monotonic(), []
+        self.model.train()
+        todo = range(self.steps_done, self.total_steps)
+        with stop_requests() as asked:
+            for batch in batches(self._batches, todo, self._runtime.workers):
+                losses.append(self._step(batch.step, batch.images, self._labels[batch.numbers]))
+                last = self.steps_done == self.total_steps
+                if not last and self.steps_done % FLUSH_STEPS and not self._stops_now(bool(asked)):
+                    continue
+                self._flush(losses, progress)
+                losses = []
+                stop = any_rank(bool(asked), self._device, self._world)
+                late = time.monotonic() - saved > self._runtime.checkpoint_seconds
+                if last or stop or any_rank(late, self._device, self._world):
+                    self._save()
+                    saved = time.monotonic()
+                if stop and not last:
+                    raise self._stopped(asked.signal_name)
+        if self._metrics:
+            self._metrics.close()
+
+    @torch.inference_mode()
+    def predictions(self, test: Labelled, progress: Progress) -> Ints:
+        """(n,) class numbers by the evaluation views."""
+        self.model.eval()
+        plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
+        views = ViewBatches(test.images, plan, SCORED_AT_ONCE)
+        found = []
+        for batch in batches(views, range(len(views)), self._runtime.workers):
+            with self._precision():
+                logits = self.model(self._normalised(batch.images))
+            found.append(logits.argmax(dim=1).cpu())
+            progress("score images", min((batch.step + 1) * SCORED_AT_ONCE, len(test.images)), None)
+        every: Ints = torch.cat(found).numpy()
+        return every[test.chosen]
+
+    def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """One update; returns its record, the loss still on the device."""
+        torch.manual_seed(int(stream(self._config.seed, MASKS, step).integers(2**62)))
+        lr = self._set_rates(step)
+        inputs, targets = self._mixed(step, self._normalised(images), labels.to(self._device))
+        self._optimizer.zero_grad()
+        with self._precision():
+            logits = self._forward(inputs)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self._smoothing())
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        self.steps_done = step + 1
+        per_epoch = self.total_steps / self._config.epochs
+        facts = {"step": self.steps_done, "epoch": self.steps_done / per_epoch, "lr": lr}
+        return facts | {"loss": loss.detach()}
+
+    def _set_rates(self, step: int) -> float:
+        config = self._config
+        warmup = config.warmup_epochs / config.epochs
+        lr = learning_rate(step / self.total_steps, config.lr, config.final_lr, min(1.0, warmup))
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        return lr
+
+    def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup and CutMix, if asked for; labels then are (B, classes) shares."""
+        config = self._config
+        if not (config.mixup or config.cutmix):
+            return images, labels
+        mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            label_smoothing=config.label_smoothing,
+            num_classes=self.model.head.out_features,
+        )
+        seed = stream(config.seed, MASKS, step).integers(2**32, size=2)[1]
+        np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
+        mixed: tuple[Tensor, Tensor] = mixup(images, labels)
+        return mixed
+
+    def _smoothing(self) -> float:
+        """Mixed labels are smooth already."""
+        mixed = self._config.mixup or self._config.cutmix
+        return 0.0 if mixed else self._config.label_smoothing
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        on_device = images.to(self._device, non_blocking=True)
+        return normalise(on_device, self._data.mean, self._data.std)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
+
+    def _stops_now(self, asked: bool) -> bool:
+        """One process may stop at any step, several only when all look."""
+        return asked and self._world.size == 1
+
+    def _flush(self, records: list[dict[str, Any]], progress: Progress) -> None:
+        losses = mean_over_ranks(torch.stack([r["loss"] for r in records]), self._world).tolist()
+        for record, loss in zip(records, losses, strict=True):
+            if not np.isfinite(loss):
+                raise IjepaError(
+                    f"The loss is {loss} at step {record['step']}; lower lr, or lengthen the "
+                    f"warm-up."
+                )
+            if self._metrics:
+                self._metrics.append(record | {"loss": loss})
+        size = self._data.batch_size
+        shown = {"loss": losses[-1], "lr": records[-1]["lr"]}
+        progress("finetune images", self.steps_done * size, self.total_steps * size, shown)
+
+    def _stopped(self, name: str) -> StoppedError:
+        if self._metrics:
+            self._metrics.close()
+        return StoppedError(
+            f"Stopped by {name or 'a signal to another process'} after step {self.steps_done:,} "
+            f"of {self.total_steps:,}, which is saved."
+        )
+
+    @property
+    def _last_checkpoint(self) -> Path:
+        return self._folder / "checkpoints" / "last.pt"
+
+    def _save(self) -> None:
+        if not self._metrics:
+            return
+        self._last_checkpoint.parent.mkdir(exist_ok=True)
+        body = {
+            "step": self.steps_done,
+            "config": self._config.model_dump(mode="json"),
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "metrics_bytes": self._metrics.flush(),
+        }
+        save_state(self._last_checkpoint, body)
+
+    def _resume(self) -> int:
+        """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""
+        if not self._last_checkpoint.exists():
+            return 0
+        body = load_state(self._last_checkpoint)
+        check_weights(self.model, body["model"], self._last_checkpoint)
+        self.model.load_state_dict(body["model"])
+        self._optimizer.load_state_dict(body["optimizer"])
+        self.steps_done = body["step"]
+        if self._world.leads:
+            log.info("going on after step %d of %d", self.steps_done, self.total_steps)
+        return int(body["metrics_bytes"])
+
+
+def _by_number(train: Labelled) -> Ints:
+    """(images of the split,) class numbers, -1 where an image takes no part."""
+    labels = np.full(len(train.images), -1, np.int64)
+    labels[train.chosen] = train.labels
+    return labels

@@ -1,0 +1,219 @@
+"""Fine-tuning: published settings, exact resumes, nothing learned from the test split."""
+
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from test_distributed import together
+from typer.testing import CliRunner
+
+from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
+from ijepa.errors import IjepaError, StoppedError
+from ijepa.finetune import finetune, finetune_config, plan_finetune
+from ijepa.method.finetuning import Classifier, layer_of, learning_rate, parameter_groups
+from ijepa.method.vit import build_encoder
+from ijepa.run import finetuning
+from ijepa.stores.augmented import AugmentedBatches
+from ijepa.stores.loader import batches
+from ijepa.stores.records import read_metrics
+from ijepa.stores.shards import open_shards
+from ijepa_cli.main import app
+
+CPU = Runtime(device="cpu", workers=0)
+QUICK = {"epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.5}
+
+
+class StopError(Exception):
+    """Raised by a progress callback, to stop in the middle."""
+
+
+def config(encoder, **settings):
+    return FinetuneConfig(encoder=str(encoder), **QUICK | settings)
+
+
+def classifier(depth=2, drop_path=0.0):
+    generator = torch.Generator().manual_seed(0)
+    encoder = build_encoder(EncoderConfig(arch=f"32x{depth}x2", patch_px=8), (32, 32), generator)
+    return Classifier(encoder, 8, drop_path, generator)
+
+
+def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shards, tmp_path):
+    choice = config(run, epochs=20, lr=3e-3, randaugment="", crop_scale=(0.8, 1.0))
+    found = finetune(shards, tmp_path / "out", choice, CPU).result
+    (score,) = found.scores
+    assert score.top1_interval[0] > 2 * found.chance
+    losses = [record["loss"] for record in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert found.protocol == "finetune-imagenet-1pct"
+    assert (found.train_rows, found.test_rows, found.num_classes) == (256, 64, 8)
+    assert finetune(shards, tmp_path / "out", choice, CPU).cached
+
+
+def test_layers_learn_as_mae_lets_them():
+    model = classifier(depth=3)
+    names = ["encoder.patch_embed.proj.weight", "encoder.blocks.0.norm1.bias",
+             "encoder.blocks.2.mlp.fc1.weight", "fc_norm.weight", "head.weight"]  # fmt: skip
+    assert [layer_of(name, 3) for name in names] == [0, 1, 3, 4, 4]
+    groups = parameter_groups(model, 0.75, 0.05)
+    scales = {group["lr_scale"] for group in groups}
+    assert scales == {0.75**power for power in range(5)}
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(grouped) == len(trained) == len({id(parameter) for parameter in grouped})
+    assert all(
+        (group["weight_decay"] == 0) == (parameter.ndim == 1)
+        for group in groups
+        for parameter in group["params"]
+    )
+
+
+def test_the_learning_rate_rises_from_nothing_and_ends_at_its_lowest():
+    rates = [learning_rate(done, 1e-3, 1e-6, 0.1) for done in np.linspace(0, 1, 101)]
+    assert rates[0] == 0
+    assert rates[10] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-6)
+    assert np.all(np.diff(rates[:11]) > 0)
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_deeper_blocks_are_skipped_more_often_and_none_when_scored():
+    model = classifier(depth=3, drop_path=0.5)
+    assert [block.drop_path1.drop_prob for block in model.encoder.blocks] == [0.0, 0.25, 0.5]
+    images = torch.randn(2, 3, 32, 32)
+    model.head.weight.data.normal_()
+    torch.manual_seed(0)
+    assert not torch.equal(model.train()(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+
+
+def test_the_position_table_stays_as_it_was():
+    model = classifier()
+    assert not model.encoder.position_table.requires_grad
+    assert all(p.requires_grad for n, p in model.named_parameters() if n != "encoder.pos_embed")
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(run, shards, tmp_path):
+    choice = config(run, drop_path=0.3, epochs=3)
+    whole = finetune(shards, tmp_path / "whole", choice, CPU)
+    quick = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
+
+    def stop(task, done, *_):
+        if task.startswith("finetune") and done >= 6 * 64:
+            raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "FLUSH_STEPS", 5)
+        with pytest.raises(StopError):
+            finetune(shards, tmp_path / "cut", choice, quick, stop)
+    cut = finetune(shards, tmp_path / "cut", choice, CPU)
+    assert cut.result.scores == whole.result.scores
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
+    choice = config(run)
+
+    def kill(task, done, *_):
+        if task.startswith("finetune") and done < 2 * 256:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "FLUSH_STEPS", 2)
+        with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step \d of 8, which is"):
+            finetune(shards, tmp_path / "cut", choice, CPU, kill)
+    assert not (tmp_path / "cut").exists()
+    cut = finetune(shards, tmp_path / "cut", choice, CPU)
+    whole = finetune(shards, tmp_path / "whole", choice, CPU)
+    assert cut.result.scores == whole.result.scores
+
+
+def test_two_processes_fine_tune_as_one(run, shards, tmp_path):
+    words = ["ijepa_cli", "finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
+    words += ["--workers", "0", "--set", "epochs=1", "--set", "batch_size=64", "--set", "lr=1e-3"]
+    codes, errors = together(2, ["-m", *map(str, words), "--out", str(tmp_path / "two")])
+    assert codes == [0, 0], errors
+    choice = config(run, epochs=1, warmup_epochs=5.0)
+    finetune(shards, tmp_path / "one", choice, CPU)
+    one, two = (
+        [record["loss"] for record in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("one", "two")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["probe"] == "finetune"
+
+
+def augmented(shards, workers, seed=0, name="rand-m9-mstd0.5-inc1"):
+    images = open_shards(shards).split("train")
+    choice = config("x", seed=seed, randaugment=name, batch_size=32)
+    data = DataConfig(image_px=32, batch_size=32, crop_scale=(0.08, 1.0), flip=True)
+    made = AugmentedBatches(images, np.arange(64), choice, data, slice(0, 32))
+    return torch.stack([batch.images for batch in batches(made, range(4), workers)])
+
+
+def test_augmentation_does_not_depend_on_workers_or_on_what_was_drawn_before(shards):
+    random.seed(1)
+    one = augmented(shards, 0)
+    random.seed(2)
+    np.random.seed(3)  # noqa: NPY002  # the state that timm would read
+    assert torch.equal(one, augmented(shards, 0))
+    assert torch.equal(one, augmented(shards, 2))
+    assert not torch.equal(one, augmented(shards, 0, seed=1))
+    assert not torch.equal(one, augmented(shards, 0, name=""))
+
+
+def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_path):
+    choice = config(run, subset="4-per-class", batch_size=32)
+    assert plan_finetune(shards, choice).train_images == 32
+    names = tmp_path / "list.txt"
+    keys = [sample.key for sample in open_shards(shards).split("train")][::6][:40]
+    names.write_text("\n".join(keys))
+    assert plan_finetune(shards, config(run), subset=names).train_images == 40
+    found = finetune(shards, tmp_path / "out", config(run, epochs=1), CPU, subset=names).result
+    assert found.train_rows == 40
+    assert found.scores[0].departures == ("batches of all 40 images",)
+    assert found.config["subset"].startswith("list ")
+
+
+def test_the_protocols_are_the_published_ones():
+    one = finetune_config("imagenet-1pct", {"encoder": "e"}, [])
+    assert (one.epochs, one.batch_size, one.lr, one.weight_decay) == (50, 512, 3e-5, 0.05)
+    assert (one.layer_decay, one.label_smoothing, one.drop_path, one.mixup) == (0.75, 0.1, 0, 0)
+    assert finetune_config("imagenet-1pct-huge", {"encoder": "e"}, []).weight_decay == 0.4
+    full = finetune_config("imagenet-full", {"encoder": "e"}, ["epochs=7"])
+    assert (full.batch_size, full.lr, full.drop_path) == (528, 1e-4, 0.25)
+    assert (full.mixup, full.cutmix, full.weight_decay, full.epochs) == (0.8, 1.0, 0.04, 7)
+
+
+def test_mixed_images_have_mixed_labels_and_train_alike_twice(run, shards, tmp_path):
+    choice = config(run, mixup=0.8, cutmix=1.0, epochs=1)
+    one, two = (finetune(shards, tmp_path / name, choice, CPU).result for name in ("a", "b"))
+    assert one.scores == two.scores
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "pixels"}, "pixels are no network"),
+        ({"label": "colour"}, "train has no label 'colour'; its labels are: class"),
+        ({"subset": "half"}, "'half' is no file, and not written as 1% or 5-per-class"),
+        ({"mixup": 0.8, "batch_size": 63}, "Mixup pairs images, and 63 are odd"),
+        ({"test_split": "test"}, "has no split 'test'"),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused(run, shards, tmp_path, settings, message):
+    choice = config(**{"encoder": run} | settings)
+    with pytest.raises(IjepaError, match=message):
+        finetune(shards, tmp_path / "out", choice, CPU)
+
+
+def test_the_command_says_what_would_run(run, shards, tmp_path):
+    words = ["finetune", "--encoder", run, "--data", shards, "--out", tmp_path / "out", "--dry-run"]
+    found = CliRunner().invoke(app, [*map(str, words), "--subset", "2-per-class", "--json"])
+    plan = json.loads(found.stdout)
+    assert (plan["train_images"], plan["num_classes"], plan["steps"]) == (16, 8, 50)
+    assert not (tmp_path / "out").exists()
