@@ -33,7 +33,7 @@ ENCODER_random := random:$(RUN)
 ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mini check fix test bench report shard pretrain extract probe clean
+.PHONY: help setup mini check fix test test-slow bench report shard pretrain extract probe clean
 .SECONDARY:
 
 help: ## Show this list.
@@ -53,6 +53,9 @@ mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about
 
 test: setup ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2
+
+test-slow: setup ## Run the tests that take longest.
+	$(BIN)/python -m pytest -m "slow and not gpu and not download"
 
 check: setup ## Format, lint, types, import contracts.
 	$(BIN)/ruff format --check .

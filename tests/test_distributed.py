@@ -72,6 +72,7 @@ def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
     torch.testing.assert_close(ours.model[weight], theirs.model[weight], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_config, tmp_path):
     out = tmp_path / "more"
     eager = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)
@@ -196,6 +197,7 @@ def test_a_part_of_the_masks_keeps_the_length_of_its_group():
     assert joined == [row.tolist() for masks in groups for row in masks.context]
 
 
+@pytest.mark.slow
 def test_a_job_of_two_tasks_trains_as_one_process(run, shards, tmp_path, capfd):
     out = tmp_path / "job"
     words = command(run / "config.yaml", shards, out, "--launcher", "local", "--gpus-per-node", "2")

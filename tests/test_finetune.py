@@ -132,6 +132,7 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
     assert cut.result.scores == whole.result.scores
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_as_one(run, shards, tmp_path):
     words = ["ijepa_cli", "finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--set", "epochs=1", "--set", "batch_size=64", "--set", "lr=1e-3"]

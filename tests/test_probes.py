@@ -228,6 +228,7 @@ def test_the_penalty_of_msn_is_that_of_its_own_code():
     assert found.choices == {"C": 400.0}
 
 
+@pytest.mark.slow
 def test_the_array_api_finds_the_optimum_that_numpy_finds():
     """What a GPU runs, on torch's CPU; SciPy must be told before it is imported."""
     program = """

@@ -357,6 +357,7 @@ def test_a_cache_of_decoded_images_needs_them_here(many, streaming_config, tmp_p
         pretrain(f"file://{many}", tmp_path / "run", streaming_config, runtime)
 
 
+@pytest.mark.slow
 def test_https_is_trusted_by_its_certificate_only(many, streaming_config, tmp_path):
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()

@@ -165,6 +165,7 @@ def test_recomputing_blocks_changes_nothing_and_keeps_less():
     assert sizes[1] < 0.5 * sizes[0]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_not_compiled_again_for_masks_of_another_length():
     config = load_recipe("cifar10", ["data.batch_size=4", "optimization.lr=1e-4"])
     torch._dynamo.reset()
