@@ -34,9 +34,7 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
                 f"{100 * result.chance:.1f}",
             )
         table.add_section()
-    departures = {
-        line: None for result in results for score in result.scores for line in score.departures
-    }
+    departures = dict.fromkeys(line for result in results for line in result.departures)
     if departures:
         table.caption = "Not of the protocol: " + "; ".join(departures)
         table.caption_justify = "left"

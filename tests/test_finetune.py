@@ -16,6 +16,7 @@ from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, finetune_config, plan_finetune
 from ijepa.method.finetuning import Classifier, layer_of, learning_rate, parameter_groups
 from ijepa.method.vit import build_encoder
+from ijepa.report import report
 from ijepa.run import finetuning
 from ijepa.stores.augmented import AugmentedBatches
 from ijepa.stores.loader import batches
@@ -51,6 +52,8 @@ def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shard
     assert found.protocol == "finetune-imagenet-1pct"
     assert (found.train_rows, found.test_rows, found.num_classes) == (256, 64, 8)
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
+    page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
+    assert "finetune-imagenet-1pct" in page.read_text()
 
 
 def test_layers_learn_as_mae_lets_them():

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
+from ijepa.report import report
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader
 
@@ -237,6 +238,8 @@ def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
         "batches of all 120 images, not of 256",
     )
     assert score.best_on_test >= score.top1
+    page = report([tmp_path / "r.json"], tmp_path / "page.html").out.read_text()
+    assert "Not of the protocol: images cut by --crop center, not squash; trained on" in page
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_are_known(tmp_path, files):

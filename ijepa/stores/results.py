@@ -133,6 +133,11 @@ class ProbeResult(Config):
     command: str
     fingerprint: str
 
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """In what any of the scores is not of the protocol, each once."""
+        return tuple(dict.fromkeys(line for score in self.scores for line in score.departures))
+
 
 def image_set(keys: Sequence[str], labels: Ints) -> str:
     """Identity of a labelled set of images: sha256 over keys and labels, in whatever order.
