@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ijepa.paper import numbers_by
 from ijepa.stores.results import ProbeResult
 from ijepa.views.chart import Series, line_chart
 
@@ -79,7 +80,13 @@ def page(results: Sequence[ProbeResult], runs: Sequence[RunView]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(results=results, runs=runs, version=version("ijepa"), percent=percent)
+    return template.render(
+        results=results,
+        runs=runs,
+        version=version("ijepa"),
+        percent=percent,
+        paper_numbers=numbers_by,
+    )
 
 
 def percent(share: float, digits: int = 2) -> str:
