@@ -223,9 +223,10 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
 
 def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path):
     rows = [(image, view) for image in range(9) for view in range(2)]
-    train = stored(tmp_path / "train.h5", np.zeros((17, 1, 8)), rows[:-1])
-    test = stored(tmp_path / "test.h5", np.zeros((18, 1, 8)), rows)
-    with pytest.raises(IjepaError, match=r"train\.h5 does not hold views 0 to . of each of its 9"):
+    header = {"num_views": 1, "augment": "flip"}
+    train = stored(tmp_path / "train.h5", np.zeros((17, 1, 8)), rows[:-1], **header)
+    test = stored(tmp_path / "test.h5", np.zeros((18, 1, 8)), rows, **header)
+    with pytest.raises(IjepaError, match=r"train\.h5 does not hold views 0 to 1 of each image"):
         probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
 
 

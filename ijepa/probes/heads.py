@@ -9,6 +9,7 @@ parameter of its own: a head learns what it would learn alone.
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.optim.lars import Lars
@@ -58,7 +59,8 @@ class HeadGroup(nn.Module):
     def reset(self, seed: int) -> None:
         """Draw each head's weights by its own number, whatever other heads there are."""
         for place, number in enumerate(self.numbers):
-            generator = torch.Generator().manual_seed(seed * 1009 + number)
+            [own_seed] = np.random.SeedSequence([seed, number]).generate_state(1)
+            generator = torch.Generator().manual_seed(int(own_seed))
             weight, bias = self.weight[place], self.bias[place]
             bound = weight.shape[1] ** -0.5
             drawn, offset = torch.empty(weight.shape), torch.zeros(bias.shape)

@@ -92,16 +92,15 @@ def _images(store: Features, label: str) -> Images:
     keys, labels, views = store.keys, store.labels[label], store.views
     if views is None:
         return Images(store, keys, labels, np.arange(len(keys))[:, np.newaxis])
-    _, first, image = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.lexsort([views, first[image]])  # images as they first appear, views ascending
-    num_views = len(keys) // len(first)
-    if not np.array_equal(views[order], np.tile(np.arange(num_views), len(first))):
+    each = 1 + store.header.num_views
+    firsts = keys[::each]
+    alike = all(keys[view::each] == firsts for view in range(1, each))
+    if not alike or not np.array_equal(views, np.tile(np.arange(each), len(firsts))):
         raise IjepaError(
-            f"{store.path} does not hold views 0 to {num_views - 1} of each of its "
-            f"{len(first):,} images; extract again."
+            f"{store.path} does not hold views 0 to {each - 1} of each image, one behind the "
+            f"other; extract again."
         )
-    rows = order.reshape(len(first), num_views)
-    return Images(store, [keys[row] for row in rows[:, 0]], labels[rows[:, 0]], rows)
+    return Images(store, firsts, labels[::each], np.arange(len(keys)).reshape(-1, each))
 
 
 def _refuse_other_classes(train: Features, test: Features, label: str) -> None:
