@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
 
-VERSION = 2
+VERSION = 3
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,7 @@ def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
         class_names=job.images.label_names,
         fingerprint=job.plan.fingerprint,
         source=job.data.source,
+        lineage=encoder.lineage,
         num_views=config.views,
         augment=config.augment,
     )

@@ -339,4 +339,5 @@ def _origin(job: _Job, trained: _Trained) -> Origin:
         train=None,
         test=None,
         data=job.data.fingerprint,
+        lineage=vit.lineage,
     )

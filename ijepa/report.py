@@ -15,11 +15,12 @@ from ijepa.stores.stage import (
     read_record,
     write_bytes,
 )
+from ijepa.views.seeds import OverSeeds, over_seeds
 
 if TYPE_CHECKING:
     from ijepa.views.page import RunView
 
-VERSION = 1
+VERSION = 2
 
 
 class ReportConfig(Config):
@@ -32,6 +33,7 @@ class ReportOutcome(Config):
     out: Path
     cached: bool
     results: tuple[ProbeResult, ...]
+    over_seeds: tuple[OverSeeds, ...]
     runs: tuple[Path, ...]
 
 
@@ -60,10 +62,16 @@ def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> Re
         if not work.cached:
             from ijepa.views.page import page
 
-            text = page(results, [_view(path) for path in runs])
+            text = page(results, [_view(path) for path in runs], over_seeds(results))
             write_bytes(work.folder / out.name, text.encode())
             work.publish_file({})
-    return ReportOutcome(out=out, cached=work.cached, results=results, runs=tuple(runs))
+    return ReportOutcome(
+        out=out,
+        cached=work.cached,
+        results=results,
+        over_seeds=over_seeds(results),
+        runs=tuple(runs),
+    )
 
 
 def _metrics(run: Path) -> Path:

@@ -101,6 +101,21 @@ def test_random_encoders_come_by_architecture_and_seed(shards, tmp_path):
         stores.append(open_features(path).last(4))
     assert np.array_equal(stores[0], stores[1])
     assert not np.allclose(stores[0], stores[2])
+    lineages = [open_features(tmp_path / f"{n}.h5").header.lineage for n in (0, 2)]
+    assert lineages[0].family == lineages[1].family
+    assert [one.seed for one in lineages] == [0, 1]
+
+
+def test_a_store_knows_the_settings_and_the_seed_of_its_encoder(run, shards, tmp_path):
+    found = {}
+    for name in (str(run), f"random:{run}", "pixels"):
+        path = tmp_path / f"{len(found)}.h5"
+        extract(shards, path, config(name), CPU)
+        found[name] = open_features(path).header.lineage
+    trained, initial, pixels = found.values()
+    assert (trained.method, trained.arch, trained.seed) == ("I-JEPA", "32x2x2/4", 0)
+    assert (initial.method, initial.epochs) == (None, 0)
+    assert len({trained.family, initial.family, pixels.family}) == 3
 
 
 def test_another_image_size_interpolates_positions(run, shards, tmp_path):

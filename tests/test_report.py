@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from test_probe import pair
 
@@ -11,7 +12,9 @@ from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
 from ijepa.report import report
+from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
+from ijepa.views.seeds import over_seeds
 from ijepa_cli.score_table import score_table
 
 
@@ -163,3 +166,34 @@ def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
     assert len(picture) < 20_000
     assert json.dumps(picture)
     assert len(re.search(r'points="([^"]+)"', picture)[1].split()) <= 402
+
+
+def seeded(folder, seed, probe_seed=0, **header):
+    lineage = Lineage(family="tiny", seed=seed)
+    name = f"{seed}-{probe_seed}-{len(header)}"
+    files = pair(folder, name, lineage=lineage, encoder=f"run {seed}", **header)
+    choice = ProbeConfig(name="logistic", seed=probe_seed)
+    return probe(files, [], folder / f"{name}.json", choice).result
+
+
+def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
+    results = [seeded(tmp_path, 0), seeded(tmp_path, 1), seeded(tmp_path, 1, probe_seed=5)]
+    (row,) = over_seeds([*results, results[0]])
+    top1 = [result.scores[0].top1 for result in results]
+    assert row.seeds == ((0, 0), (1, 0), (1, 5))
+    assert row.mean == pytest.approx(np.mean(top1))
+    assert row.std == pytest.approx(np.std(top1, ddof=1))
+    paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
+    report(paths, tmp_path / "page.html")
+    assert "Over seeds" in (tmp_path / "page.html").read_text()
+
+
+def test_scores_of_other_test_images_views_or_unknown_families_are_not_averaged(tmp_path):
+    first = seeded(tmp_path, 0)
+    others = [
+        seeded(tmp_path, 1, rows=60),
+        seeded(tmp_path, 1, transform="squash", which="target"),
+    ]
+    assert over_seeds([first, *others]) == ()
+    unknown = probe(pair(tmp_path, "x"), [], tmp_path / "x.json", ProbeConfig()).result
+    assert over_seeds([first, unknown]) == ()

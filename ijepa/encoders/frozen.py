@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import Rgb, Size
+from ijepa.stores.lineage import Lineage
 
 Pool = Callable[[Tensor, int], Tensor]
 
@@ -25,6 +26,7 @@ class FrozenEncoder:
         num_layers: how many layers it can give.
         pool: (normalised images (B, 3, height, width), layers) -> (B, layers, dim), last layer
             last.
+        lineage: where it comes from.
     """
 
     name: str
@@ -35,6 +37,7 @@ class FrozenEncoder:
     std: Rgb
     num_layers: int
     pool: Pool
+    lineage: Lineage
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:

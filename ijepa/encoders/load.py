@@ -12,6 +12,7 @@ from ijepa.config import (
     IMAGENET_STD,
     DataConfig,
     EncoderConfig,
+    PretrainConfig,
     Size,
     height_width,
 )
@@ -21,6 +22,8 @@ from ijepa.errors import IjepaError
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.vit import Encoder, architecture, build_encoder
 from ijepa.stores.checkpoint import load_checkpoint, load_weights
+from ijepa.stores.lineage import Lineage
+from ijepa.stores.stage import fingerprint_of
 
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
@@ -60,6 +63,7 @@ def load_encoder(
         std=vit.data.std,
         num_layers=len(encoder.blocks),
         pool=encoder.pooled_layers,
+        lineage=vit.lineage,
     )
 
 
@@ -73,6 +77,7 @@ class Vit(NamedTuple):
     encoder: Encoder
     data: DataConfig
     weights_sha256: str
+    lineage: Lineage
 
 
 def load_vit(
@@ -98,13 +103,15 @@ def _trained(path: Path, which: str, image_px: int | Size | None) -> Vit:
     config = state.config
     encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
     load_weights(encoder, weights, f"{path} ({which} encoder)")
-    return _sized(f"{_run_name(path)} ({which})", encoder, config.data, image_px)
+    lineage = _lineage("I-JEPA", config)
+    return _sized(f"{_run_name(path)} ({which})", encoder, config.data, image_px, lineage)
 
 
 def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     if Path(name).exists():
         config = load_checkpoint(checkpoint_path(Path(name))).config
-        return _sized(f"random:{name}", build_ijepa(config).encoder, config.data, image_px)
+        lineage, encoder = _lineage(None, config), build_ijepa(config).encoder
+        return _sized(f"random:{name}", encoder, config.data, image_px, lineage)
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)
     if not parts:
         raise IjepaError(
@@ -119,10 +126,36 @@ def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     encoder_config = EncoderConfig(arch=arch, patch_px=patch_px)
     encoder = build_encoder(encoder_config, (side_px, side_px), torch.Generator().manual_seed(seed))
     title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
-    return _sized(title, encoder, DataConfig(image_px=side_px), image_px)
+    family = fingerprint_of(["random", arch, patch_px, side_px])
+    lineage = Lineage(arch=_paper_arch(arch, patch_px), family=family, seed=seed)
+    return _sized(title, encoder, DataConfig(image_px=side_px), image_px, lineage)
 
 
-def _sized(name: str, encoder: Encoder, data: DataConfig, image_px: int | Size | None) -> Vit:
+def _lineage(method: str | None, config: PretrainConfig) -> Lineage:
+    """Of a run, or without a method of the weights that it started from."""
+    settings = config.model_dump(mode="json", exclude={"seed"})
+    return Lineage(
+        method=method,
+        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px),
+        epochs=config.optimization.epochs if method else 0,
+        family=fingerprint_of([method, settings]),
+        seed=config.seed,
+    )
+
+
+def _paper_arch(arch: str, patch_px: int) -> str:
+    """`vit_huge` with patches of 14 pixels is the paper's ViT-H/14."""
+    size = arch.removeprefix("vit_")
+    return f"{f'ViT-{size[0].upper()}' if size != arch else arch}/{patch_px}"
+
+
+def _sized(
+    name: str,
+    encoder: Encoder,
+    data: DataConfig,
+    image_px: int | Size | None,
+    lineage: Lineage,
+) -> Vit:
     """Fit the network to another image size, if one is asked for."""
     digest = weights_sha256(encoder.state_dict())
     if image_px and image_px != data.image_px:
@@ -133,7 +166,7 @@ def _sized(name: str, encoder: Encoder, data: DataConfig, image_px: int | Size |
             )
         encoder.set_input_size(img_size=size)
         data = data.model_copy(update={"image_px": image_px})
-    return Vit(name, encoder, data, digest)
+    return Vit(name, encoder, data, digest, lineage)
 
 
 def _pixels(image_px: int | Size | None) -> FrozenEncoder:
@@ -153,6 +186,7 @@ def _pixels(image_px: int | Size | None) -> FrozenEncoder:
         std=IMAGENET_STD,
         num_layers=1,
         pool=flatten,
+        lineage=Lineage(family=fingerprint_of(["pixels", side_px])),
     )
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from ijepa.paper import numbers_by
 from ijepa.stores.results import ProbeResult
 from ijepa.views.chart import Series, line_chart
+from ijepa.views.seeds import OverSeeds
 
 Records = Sequence[dict[str, float]]
 
@@ -70,7 +71,11 @@ def run_charts(records: Records) -> list[Chart]:
     return charts
 
 
-def page(results: Sequence[ProbeResult], runs: Sequence[RunView]) -> str:
+def page(
+    results: Sequence[ProbeResult],
+    runs: Sequence[RunView],
+    over_seeds: Sequence[OverSeeds] = (),
+) -> str:
     """The whole HTML text."""
     environment = Environment(
         loader=PackageLoader("ijepa", "views"),
@@ -83,6 +88,7 @@ def page(results: Sequence[ProbeResult], runs: Sequence[RunView]) -> str:
     return template.render(
         results=results,
         runs=runs,
+        over_seeds=over_seeds,
         version=version("ijepa"),
         percent=percent,
         paper_numbers=numbers_by,
