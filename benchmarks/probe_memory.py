@@ -1,0 +1,67 @@
+"""Peak memory of `ijepa probe linear` on features five times larger than a limit.
+
+    python benchmarks/probe_memory.py [--limit-mb 600]
+
+Writes noise of 4 x 768 float16 numbers a row, ten classes, and lets the command fit the heads of
+vissl-places205 on it; prints the peak of its resident memory beside the limit and the file's size.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from timing import emit
+
+from ijepa.stores.feature_writer import FeatureWriter
+from ijepa.stores.features import FeatureHeader
+
+LAYERS, DIM, CLASSES = 4, 768, 10
+ROW_BYTES = LAYERS * DIM * 2
+
+
+def main() -> None:
+    """Write, probe, print one line."""
+    parser = argparse.ArgumentParser(description="Peak memory of a probe on a large store.")
+    parser.add_argument("--limit-mb", type=int, default=600)
+    limit_mb = parser.parse_args().limit_mb
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train = _store(folder / "train.h5", 5 * limit_mb * 10**6 // ROW_BYTES)
+        test = _store(folder / "test.h5", 1000)
+        words = ["probe", "linear", "--protocol", "vissl-places205", "--device", "cpu"]
+        words += ["--train", str(train), "--test", str(test), "--out", str(folder / "r.json")]
+        command = [sys.executable, "-m", "ijepa_cli", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kilobytes on Linux
+        emit(
+            "probe_memory",
+            store_mb=train.stat().st_size / 1e6,
+            limit_mb=float(limit_mb),
+            peak_mb=peak_kb * 1024 / 1e6,
+            ratio=peak_kb * 1024 / 1e6 / limit_mb,
+        )
+
+
+def _store(path: Path, rows: int) -> Path:
+    header = FeatureHeader(
+        encoder="noise", weights_sha256="", which="target", layers=tuple(range(LAYERS)),
+        pooling="", image_px=224, transform="", data_fingerprint=path.stem, split=path.stem,
+        class_names={"class": None}, fingerprint=path.stem,
+    )  # fmt: skip
+    writer = FeatureWriter(path, header, "float16")
+    rng = np.random.default_rng(0)
+    for first in range(0, rows, 4096):
+        numbers = np.arange(first, min(first + 4096, rows))
+        values = rng.standard_normal((len(numbers), LAYERS, DIM), dtype=np.float32)
+        keys = [f"{path.stem}/{number:08d}" for number in numbers]
+        writer.append(values, {"class": numbers % CLASSES}, keys)
+    writer.finish()
+    return path
+
+
+if __name__ == "__main__":
+    main()
