@@ -228,6 +228,18 @@ def test_the_penalty_of_msn_is_that_of_its_own_code():
     assert found.choices == {"C": 400.0}
 
 
+def test_features_are_scaled_as_asked_for_and_the_score_says_so():
+    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
+    (usual,) = logistic(train, test, asked("logistic"))
+    (same,) = logistic(train, test, asked("logistic", scale="columns"))
+    (rows,) = logistic(train, test, asked("logistic", scale="rows"))
+    np.testing.assert_array_equal(usual.predictions, same.predictions)
+    assert (usual.departures, rows.departures) == ((), ("scaled by rows, not columns",))
+    wide = labelled(train.features.values * 1000, train.labels)
+    (again,) = logistic(wide, labelled(test.features.values * 1000, test.labels), asked("logistic"))
+    np.testing.assert_array_equal(usual.predictions, again.predictions)
+
+
 @pytest.mark.slow
 def test_the_array_api_finds_the_optimum_that_numpy_finds():
     """What a GPU runs, on torch's CPU; SciPy must be told before it is imported."""

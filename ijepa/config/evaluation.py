@@ -58,6 +58,8 @@ class ProbeConfig(Config):
         holdout: fraction of train on which C, k, learning rates and heads are chosen.
         shots: images a class for `few-shot`; a value below 1 is a fraction of train.
         draws: how often `few-shot` draws its subset.
+        scale: of features for `logistic`, in place of the protocol's: `columns` to mean 0 and
+            variance 1, `rows` each centred and of length 1, or `none`.
         subsets: sha256 of each list of training images for `few-shot`, which then draws none.
         seed: of the hold-out, the draws and the heads.
     """
@@ -68,5 +70,6 @@ class ProbeConfig(Config):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.1, 1, 5, 10)
     draws: Annotated[int, Field(ge=1)] = 5
+    scale: Literal["columns", "rows", "none"] | None = None
     subsets: tuple[str, ...] = ()
     seed: Seed = 0

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,8 @@ LOGISTIC_PROTOCOLS = {
 
 def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     """Choose C on a held-out part of train, fit on all of train, predict the test set."""
-    protocol, device = LOGISTIC_PROTOCOLS[asked.config.protocol], _device(asked)
+    named, device = LOGISTIC_PROTOCOLS[asked.config.protocol], _device(asked)
+    protocol = replace(named, scale=asked.config.scale or named.scale)
     features = train.last()
     strength, choices = protocol.strengths[0], {}
     if len(protocol.strengths) > 1:
@@ -104,7 +105,9 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     probe = regression(protocol, strength, train.labels)
     fit(probe, _precise(rescale(features), protocol), train.labels, device)
     found = predicted(probe, _precise(rescale(test.last()), protocol), device)
-    return [Fit("", found[np.newaxis], {"C": strength} | choices)]
+    departures = () if protocol == named else (f"scaled by {protocol.scale}, not {named.scale}",)
+    chosen = {"C": strength} | choices
+    return [Fit("", found[np.newaxis], chosen, departures=departures)]
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:

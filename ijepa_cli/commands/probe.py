@@ -36,6 +36,10 @@ BaselineTest = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Result to make, R.json; low-level: a folder of two.")]
 Label = Annotated[str, typer.Option(help="Which stored label, such as class, count or dist.")]
+Scale = Annotated[
+    Literal["columns", "rows", "none"] | None,
+    typer.Option(help="logistic: how to scale features, in place of the protocol's way."),
+]
 Shots = Annotated[
     list[float] | None,
     typer.Option(help="few-shot: images a class, or a fraction below 1; repeatable."),
@@ -57,6 +61,7 @@ def probe(
     out: Out,
     protocol: Protocol = "ijepa",
     label: Label = "class",
+    scale: Scale = None,
     baseline_train: BaselineTrain = None,
     baseline_test: BaselineTest = None,
     shots: Shots = None,
@@ -75,7 +80,7 @@ def probe(
     """
     both = name == "low-level"
     choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
-    choices |= {"protocol": protocol} | ({"shots": shots} if shots else {})
+    choices |= {"protocol": protocol, "scale": scale} | ({"shots": shots} if shots else {})
     config = validated(ProbeConfig, choices, "options")
     baselines = list(zip(baseline_train or [], baseline_test or [], strict=False))
     if len(baseline_train or []) != len(baseline_test or []):
