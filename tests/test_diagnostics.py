@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from ijepa.errors import IjepaError
 from ijepa.features import describe, diagnose
+from ijepa.merge import merge
 from ijepa.method.monitor import mean_cosine, rankme
 from ijepa.probes.diagnostics import Moments
+from ijepa.stores.features import open_features
 from ijepa_cli.main import app
 
 
@@ -112,7 +114,40 @@ def test_a_damaged_file_fails_its_check_but_not_its_description(tmp_path):
 
 
 def describe_first(path):
-    from ijepa.stores.features import open_features
-
     with open_features(path) as store:
         return store.layer(0)[0, 0]
+
+
+def test_merged_files_hold_the_rows_of_each_in_order(tmp_path):
+    parts = [
+        write(tmp_path / f"{n}.h5", first=1000 * n, seed=n, fingerprint=str(n)) for n in (0, 1)
+    ]
+    out = tmp_path / "whole.h5"
+    assert merge(parts, out).images == 240
+    assert merge(parts, out).cached
+    with open_features(out) as whole:
+        stores = [open_features(part) for part in parts]
+        assert whole.keys == stores[0].keys + stores[1].keys
+        np.testing.assert_array_equal(
+            whole.layer(1), np.concatenate([store.layer(1) for store in stores])
+        )
+        assert whole.header.data_fingerprint == "some data"
+    assert run("check", out).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "1" * 64}, "not made alike: weights_sha256"),
+        ({"transform": "squash"}, "not made alike: transform"),
+        ({"first": 119}, "holds key 00119 more than once"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_not_merged(tmp_path, change, message):
+    first = write(tmp_path / "a.h5")
+    other = write(tmp_path / "b.h5", **{"first": 1000} | change)
+    with pytest.raises(IjepaError, match=message):
+        merge([first, other], tmp_path / "whole.h5")
+    assert not (tmp_path / "whole.h5").exists()
+    with pytest.raises(IjepaError, match="at least two"):
+        merge([first], tmp_path / "whole.h5")

@@ -7,12 +7,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ijepa_cli.console import Json, show, shown_progress, table
+from ijepa_cli.console import Force, Json, runtime, show, shown_progress, table
 
 if TYPE_CHECKING:
     from ijepa.features import FeatureInfo, FeatureState
 
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
+Sources = Annotated[list[Path], typer.Argument(help="Feature files of one encoder.")]
+Out = Annotated[Path, typer.Option(help="Feature file to make.")]
 Label = Annotated[str, typer.Option(help="By which classes are told apart.")]
 NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not look at labels.")]
 
@@ -60,6 +62,20 @@ def diagnose(
     with shown_progress() as progress:
         state = run(file, None if no_label else label, progress)
     show(state, as_json, _state(state))
+
+
+@files.command()
+def merge(sources: Sources, out: Out, force: Force = False, as_json: Json = False) -> None:
+    """Put the rows of several files of one encoder into one.
+
+    Example: ijepa features merge part-0.h5 part-1.h5 --out whole.h5
+    """
+    from ijepa.merge import merge as run
+
+    with shown_progress() as progress:
+        outcome = run(sources, out, runtime("cpu", 0, force), progress)
+    state = "cached" if outcome.cached else "written"
+    show(outcome, as_json, f"{outcome.out} {state}: {outcome.images:,} images")
 
 
 def _info(found: "FeatureInfo") -> Table:
