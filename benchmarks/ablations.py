@@ -37,15 +37,20 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "groups": {
         f"{draw}, group of {size}": (f"masks.draw={draw}", f"masks.group_size={size}")
+        for draw, size in itertools.product(("published", "symmetric"), (1, 8, 64))
+    },
+    "large-groups": {
+        f"{draw}, group of {size}": (f"masks.draw={draw}", f"masks.group_size={size}")
         for draw, size in itertools.product(("published", "symmetric"), (1, 8, 64, 256))
     },
 }
-# A group of 256 needs a batch of 256. Published draws hold targets too to `min_keep`: of 64 patches
+# A group of 64 needs a batch of 64. Published draws hold targets too to `min_keep`: of 64 patches
 # 9 may be the least, and contexts may then be as small, which lets large groups cut deep.
 COMMON: dict[str, tuple[str, ...]] = {
     "masks": (),
     "targets": (),
-    "groups": ("data.batch_size=256", "masks.min_keep=8", "optimization.lr=2e-3"),
+    "groups": ("data.batch_size=64", "masks.min_keep=8"),
+    "large-groups": ("data.batch_size=256", "masks.min_keep=8", "optimization.lr=2e-3"),
 }
 
 
