@@ -46,6 +46,18 @@ class LogisticProtocol:
     source: str
 
 
+# Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is.
+MSN = LogisticProtocol(
+    strengths=(4000.0,),
+    scale="rows",
+    intercept=False,
+    tolerance=1e-5,
+    iterations=300,
+    search_iterations=300,
+    precision="float32",
+    source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
+)
+
 LOGISTIC_PROTOCOLS = {
     "ijepa": LogisticProtocol(
         strengths=(0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
@@ -57,25 +69,10 @@ LOGISTIC_PROTOCOLS = {
         precision="float32",
         source="ours",
     ),
-    # Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is.
-    "msn": LogisticProtocol(
-        strengths=(4000.0,),
-        scale="rows",
-        intercept=False,
-        tolerance=1e-5,
-        iterations=300,
-        search_iterations=300,
-        precision="float32",
-        source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
-    ),
-    "msn-5-shot": LogisticProtocol(
+    "msn": MSN,
+    "msn-5-shot": replace(
+        MSN,
         strengths=(400.0,),
-        scale="rows",
-        intercept=False,
-        tolerance=1e-5,
-        iterations=300,
-        search_iterations=300,
-        precision="float32",
         source="msn:README.md, lambda 2.5e-3, for five images a class",
     ),
     "dinov2": LogisticProtocol(
