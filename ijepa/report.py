@@ -51,7 +51,8 @@ def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> Re
     if not sources:
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     runs = [path for path in sources if path.is_dir()]
-    files = [path for path in sources if not path.is_dir()]
+    # A shell's `*.json` also names the records that stages leave beside their outputs.
+    files = [p for p in sources if not p.is_dir() and not p.name.endswith(".stage.json")]
     results = tuple(read_result(path) for path in files)
     inputs = {
         f"result {path}": result.fingerprint for path, result in zip(files, results, strict=True)

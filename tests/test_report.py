@@ -197,3 +197,9 @@ def test_scores_of_other_test_images_views_or_unknown_families_are_not_averaged(
     assert over_seeds([first, *others]) == ()
     unknown = probe(pair(tmp_path, "x"), [], tmp_path / "x.json", ProbeConfig()).result
     assert over_seeds([first, unknown]) == ()
+
+
+def test_records_beside_results_are_passed_over(results, tmp_path):
+    every = sorted(tmp_path.glob("*.json"))
+    assert len(every) == 2 * len(results)
+    assert len(report(every, tmp_path / "page.html").results) == len(results)
