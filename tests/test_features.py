@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -209,6 +210,27 @@ def test_a_kill_while_or_after_assembling_costs_no_row(tmp_path, monkeypatch):
     again.finish()
     assert open_features(path).shape == (10, 2, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
+
+
+@pytest.mark.parametrize("lost", ["numbers", "end of the journal"])
+def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
+    path = tmp_path / "f.h5"
+    writer = FeatureWriter(path, HEADER, "float32")
+    for first in (0, 10):
+        part = slice(first, first + 10)
+        writer.append(numbers(20)[part], labels(10), names(10, first))
+    if lost == "numbers":
+        draft = path.with_name("f.h5.draft")
+        os.truncate(draft, draft.stat().st_size - 1)
+    else:
+        [journal] = path.with_name("f.h5.journal").iterdir()
+        os.truncate(journal, journal.stat().st_size - 2)
+    again = FeatureWriter(path, HEADER, "float32")
+    assert again.rows_done == 10
+    assert (again.holds(0), again.holds(10)) == (True, False)
+    again.append(numbers(20)[10:], labels(10), names(10, 10))
+    again.finish()
+    np.testing.assert_array_equal(open_features(path).layer(1), numbers(20)[:, 1])
 
 
 def _interrupt(*_, **__):

@@ -1,8 +1,8 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
-Numbers stand in one piece, row after row, with a checksum for every few hundred rows. So any HDF5
-reader finds them, and rows in any order are read by their place in the file, without a map of it in
-memory and without a chunk around each row: a store may be many times larger than memory.
+Numbers stand in one piece, row after row, with a checksum for every batch that was written. So any
+HDF5 reader finds them, and rows in any order are read by their place in the file, without a map of
+it in memory and without a chunk around each row: a store may be many times larger than memory.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 
-SCHEMA = 2
-BLOCK_ROWS = 512  # that share a checksum
+SCHEMA = 3
+BLOCK_ROWS = 512  # read at once, where all are
 HALF_EXPONENT = np.uint16(0x7C00)  # all ones only in infinities and NaN
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -277,19 +277,19 @@ def check_columns(path: Path, store: h5py.File) -> None:
 def _check_numbers(found: Features, store: h5py.File) -> None:
     """Read all numbers once."""
     rows, layers, _ = found.shape
-    stored = store["checksums"][:].tolist()
-    starts = range(0, rows, BLOCK_ROWS)
-    if len(stored) != len(starts):
+    checksums, ends = store["checksums"][:].tolist(), store["checksum_ends"][:].tolist()
+    starts = [0, *ends][: len(ends)]
+    if len(checksums) != len(ends) or starts != sorted(starts) or (ends or [0])[-1] != rows:
         raise IjepaError(f"{found.path} has lost its checksums; extract again.")
-    for start, checksum in zip(starts, stored, strict=True):
-        block = found._numbers.read(np.arange(start, min(start + BLOCK_ROWS, rows)), layers)
+    for start, end, checksum in zip(starts, ends, checksums, strict=True):
+        block = found._numbers.read(np.arange(start, end), layers)
         if not is_finite(block):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
                 f"{first_bad(block, found.keys[start:])}; extract again with --dtype float32, or "
                 f"look at the encoder."
             )
-        if zlib.crc32(block.tobytes()) != checksum:
+        if zlib.crc32(block.data) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
                 f"delete it and run `ijepa extract` again."
