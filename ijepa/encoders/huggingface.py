@@ -2,12 +2,14 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, Rgb, height_width
@@ -25,6 +27,10 @@ from ijepa.stores.lineage import Lineage
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, EOFError, SafetensorError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 UNUSED = ("decoder.", "classifier.", "lm_head.", "pooler.", "embeddings.mask_token")
 
 log = logging.getLogger(__name__)
@@ -178,7 +184,7 @@ def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> 
             dtype=torch.float32,
             key_mapping=moved or None,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except UNREADABLE as error:
         raise IjepaError(f"{source} does not load ({_first_line(error)}).") from error
     _check(report, source)
     model.eval().requires_grad_(False)
