@@ -94,7 +94,7 @@ def released(network):
         name = key
         for old, new in RENAMED:
             name = re.sub(old, new, name)
-        found = re.fullmatch(r"(.*)\.attention\.(?:attention\.)?(\w+)\.(weight|bias)", name)
+        found = re.fullmatch(r"(.*?)\.attention\.(?:attention\.)?(\w+)\.(weight|bias)", name)
         if found:
             apart.setdefault((found[1], found[3]), {})[PARTS[found[2]]] = value
         else:
