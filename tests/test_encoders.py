@@ -232,12 +232,21 @@ def without(weights, name):
         ({"model": vit() | {"pos_embed": torch.ones(1, 7, DIM)}}, "expected a square grid"),
         ({"optimizer": {}, "epoch": 3}, "holds optimizer, epoch; expected weights under model"),
         ({"model": vit() | {"norm.bias": 3}}, "holds norm.bias, which is no tensor"),
+        ({"model": vit() | {"blocks.9999999.norm1.bias": torch.ones(DIM)}}, r"blocks\.3.* missing"),
+        ({"model": vit() | {"patch_embed.proj.weight": torch.ones(3)}}, "no Vision Transformer"),
+        ({"model": {}}, "holds no weights; expected facebookresearch/mae"),
     ],
 )
 def test_what_is_no_such_encoder_is_refused_in_one_line(body, message, tmp_path):
     with pytest.raises(IjepaError, match=message) as caught:
         loaded(saved(tmp_path, body), "mae")
     assert "\n" not in str(caught.value)
+
+
+def test_data2vec_without_its_shared_positions_is_refused(tmp_path):
+    path = saved(tmp_path, {"model": drawn(beit_shapes())})
+    with pytest.raises(IjepaError, match="rel_pos_bias.relative_position_bias_table missing"):
+        loaded(path, "data2vec")
 
 
 def test_a_resnet_of_another_kind_is_refused(tmp_path):

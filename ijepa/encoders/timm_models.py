@@ -30,6 +30,7 @@ from ijepa.stores.weights import read_weights
 METHODS = {"ijepa": "I-JEPA", "mae": "MAE", "dino": "DINO"}  # by the last word of timm's tag
 DATA = {"in1k": "IN1k", "in22k": "IN22k"}  # by the first
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
+POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 log = logging.getLogger(__name__)
@@ -42,18 +43,19 @@ def load(asked: Asked) -> FrozenEncoder:
         IjepaError: no such model, weights that cannot be had, or that are not this model's.
     """
     name, file = _name_and_file(asked.rest)
-    model = _model(name, _weights(read_weights(file), asked), asked.name)
+    body = read_weights(file)
+    model = _model(name, _weights(body, asked), asked.name)
     digest = weights_sha256(model.state_dict())
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
     own_px: Size = tuple(cfg["input_size"][1:])
     if asked.image_px and height_width(asked.image_px) != own_px:
         _resize(model, asked.image_px, asked.name)
     model.to(asked.device)
-    has_tokens = isinstance(model, VisionTransformer | Beit) and model.global_pool in POOLINGS
+    has_tokens = _pools_tokens(model)
     pooling = POOLINGS[model.global_pool] if has_tokens else f"the model's own: {_own_pool(model)}"
     lineage = _lineage(model, name)
     return FrozenEncoder(
-        name=f"{asked.name} ({asked.which})" if lineage.method == "I-JEPA" else asked.name,
+        name=f"{asked.name} ({asked.which})" if _holds_two(body) else asked.name,
         weights_sha256=digest,
         image_px=asked.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
         crop_fraction=EVAL_CROP if lineage.method else cfg["crop_pct"],
@@ -64,9 +66,6 @@ def load(asked: Asked) -> FrozenEncoder:
         lineage=lineage,
         pooling=pooling,
     )
-
-
-POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}
 
 
 def weight_files(rest: str) -> list[Path]:
@@ -138,12 +137,15 @@ def _from_url(url: str) -> Path:
 
 def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """Of a published I-JEPA file the encoder that was asked for, where timm takes the context's."""
-    key = PUBLISHED[asked.which]
-    if isinstance(body.get("target_encoder"), Mapping):
-        return {"encoder": body[key]}
+    if _holds_two(body):
+        return {"encoder": body[PUBLISHED[asked.which]]}
     if asked.which == "context":
         raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
     return body
+
+
+def _holds_two(body: Mapping[str, Any]) -> bool:
+    return all(isinstance(body.get(key), Mapping) for key in PUBLISHED.values())
 
 
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
@@ -213,6 +215,15 @@ def _last_layer(model: Any) -> Pool:  # noqa: ANN401
         return features.flatten(1).unsqueeze(1)
 
     return pool
+
+
+def _pools_tokens(model: Any) -> bool:  # noqa: ANN401
+    """Is it a Vision Transformer whose features of any layer are made of tokens simply?"""
+    return (
+        isinstance(model, VisionTransformer | Beit)
+        and model.global_pool in POOLINGS
+        and not getattr(model, "pool_include_prefix", False)
+    )
 
 
 def _own_pool(model: Any) -> str:  # noqa: ANN401

@@ -5,6 +5,7 @@ biases of queries and values apart, a scale on each branch, and for data2vec one
 positions that all blocks share. Sizes are read from the shapes in the file.
 """
 
+import re
 from collections.abc import Callable
 from math import isqrt
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from ijepa.errors import IjepaError
 from ijepa.method.vit import ARCHITECTURES, LayerNorm
 from ijepa.stores.lineage import Lineage
 
+PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 HEADS = {size.dim: size.heads for size in ARCHITECTURES.values()}  # others: 64 wide each
 
@@ -82,24 +84,23 @@ def _size(weights: Weights, source: str) -> Size:
     Raises:
         IjepaError: no Vision Transformer.
     """
-    needed = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-    missing = [name for name in needed if name not in weights]
+    patches, hidden = weights.get(PATCHES), weights.get(HIDDEN)
     table = weights.get("pos_embed", weights.get(SHARED_TABLE))
-    if table is None:
-        missing.append(f"pos_embed or {SHARED_TABLE}")
-    if missing or table is None:
-        found = ", ".join(list(weights)[:3])
+    wanted = {PATCHES: patches, HIDDEN: hidden, f"pos_embed or {SHARED_TABLE}": table}
+    missing = [name for name, value in wanted.items() if value is None or value.ndim < 2]
+    if patches is None or hidden is None or table is None or missing:
         raise IjepaError(
-            f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with {found}."
+            f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with "
+            f"{', '.join(list(weights)[:3])}."
         )
-    dim, patch_px = weights[needed[0]].shape[0], weights[needed[0]].shape[-1]
-    blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
+    dim = patches.shape[0]
+    blocks = {found[0] for name in weights if (found := re.match(r"blocks\.\d+\.", name))}
     return Size(
         dim=dim,
-        depth=max(blocks) + 1,
-        patch_px=patch_px,
+        depth=len(blocks),
+        patch_px=patches.shape[-1],
         side_patches=_side(table.shape, source),
-        mlp_ratio=weights[needed[1]].shape[0] / dim,
+        mlp_ratio=(hidden.shape[0] + 0.5) / dim,  # timm rounds down
     )
 
 
@@ -133,7 +134,9 @@ def _vit(size: Size, weights: Weights) -> Network:
 
 
 def _data2vec(size: Size, weights: Weights) -> Network:
-    return _beit(size, heads=weights[SHARED_TABLE].shape[1], shared_positions=True)
+    table = weights.get(SHARED_TABLE)  # without one, the check says so
+    heads = _heads(size.dim) if table is None else table.shape[1]
+    return _beit(size, heads, shared_positions=True)
 
 
 def _cae(size: Size, weights: Weights) -> Network:
