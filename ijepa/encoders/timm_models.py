@@ -24,6 +24,7 @@ from ijepa.encoders.frozen import (
 )
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
 from ijepa.errors import IjepaError
+from ijepa.stores.checkpoint import check_weights
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.weights import read_weights
 
@@ -113,17 +114,26 @@ def _pretrained(name: str) -> Path:
 
 
 def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    """From the cache if it is there; else safetensors before pickles, as timm does."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
+    quiet()  # it would tell of each attempt
     repo, _, revision = cfg.hf_hub_id.partition("@")
-    names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else list(HUB_FILES)
-    for name in names[:-1]:
+    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    for name in names:
         try:
-            return Path(hf_hub_download(repo, name, revision=revision or None))
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
+        except LocalEntryNotFoundError:  # no network
+            raise
         except EntryNotFoundError:
             log.debug("%s has no %s", repo, name)
-    return Path(hf_hub_download(repo, names[-1], revision=revision or None))
+    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
 
 
 def _from_url(url: str) -> Path:
@@ -159,6 +169,9 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
         )
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+        # Where names are timm's own, this says it better.
+        check_weights(timm.create_model(name, num_classes=num_classes), tensors, source)
         reason = " ".join(str(error).split())
         raise IjepaError(f"{source} is of another architecture: {reason[:300]}") from error
     _check_shapes(model, flat, source)
