@@ -413,6 +413,43 @@ def small_ijepa(name, **options):
     )
 
 
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "data"), [(None, 1600, "IN1k"), (1599, 1600, "IN1k"), (399, 399, None)]
+)
+def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, epochs, data, caplog):
+    from ijepa.encoders.frozen import Asked
+    from ijepa.encoders.released import released_lineage
+
+    caplog.set_level("INFO")
+    asked = Asked("mae", "weights.pth", "target", None, torch.device("cpu"))
+    found = released_lineage(asked, epoch, "ViT-H/14")
+    assert (found.method, found.arch) == ("MAE", "ViT-H/14")
+    assert (found.epochs, found.data) == (epochs, data)
+    assert ("taken for the released weights" in caplog.text) == (data == "IN1k")
+    assert released_lineage(asked, None, "64x2/8").epochs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "epochs", "data"),
+    [
+        ("vit_huge_patch14_gap_224.in1k_ijepa", "ViT-H/14", 300, "IN1k"),
+        ("vit_huge_patch14_gap_224.in22k_ijepa", "ViT-H/14", 900, "IN22k"),
+        ("vit_huge_patch16_gap_448.in1k_ijepa", "ViT-H/16 448", 300, "IN1k"),
+        ("vit_giant_patch16_gap_224.in22k_ijepa", "ViT-G/16", 600, "IN22k"),
+        ("vit_large_patch16_224.mae", "ViT-L/16", 1600, "IN1k"),
+        ("vit_base_patch8_224.dino", "ViT-B/8", 300, "IN1k"),
+    ],
+)
+def test_names_of_timm_tell_the_papers_row(name, arch, epochs, data):
+    from ijepa.encoders.timm_models import _lineage
+
+    with torch.device("meta"):
+        lineage = _lineage(timm.create_model(name), name)
+    assert (lineage.arch, lineage.epochs, lineage.data) == (arch, epochs, data)
+    rows = {(row.method, row.arch) for table in TABLES for row in table.rows if row.group}
+    assert (lineage.method, lineage.arch) in rows
+
+
 def test_the_catalogue_has_every_kind_and_the_papers_nine_methods():
     entries = catalogue().encoders
     named = {entry.encoder.partition(":")[0] for entry in entries}

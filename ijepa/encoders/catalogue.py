@@ -224,6 +224,12 @@ def catalogue() -> Catalogue:
     return Catalogue(encoders=(*own, *others))
 
 
+def paper_epochs(method: str | None, arch: str) -> int | None:
+    """For how long the paper's encoder of that method and size was pretrained, if there is one."""
+    found = {row.epochs for row in paper_rows(method or "") if row.arch == arch} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
 def paper_rows(method: str) -> tuple[PaperRow, ...]:
     """Rows of the paper's tables that are about a method; ablations are left out."""
     return tuple(

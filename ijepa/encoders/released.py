@@ -1,8 +1,9 @@
 """From a file that others released to the weights of its encoder, and what all kinds share."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.beit import Beit
@@ -10,27 +11,37 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.config import Size, height_width
-from ijepa.encoders.catalogue import KINDS
+from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError
 from ijepa.method.vit import ARCHITECTURES
 from ijepa.stores.checkpoint import check_weights
+from ijepa.stores.lineage import Lineage
 from ijepa.stores.weights import read_weights
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 
 Weights = dict[str, Tensor]
 
+log = logging.getLogger(__name__)
 
-def released_weights(asked: Asked) -> Weights:
-    """The encoder's own weights in the file that `asked` names, by the file's names.
+
+class Released(NamedTuple):
+    """What a file holds: an encoder's weights by the file's names, and its epoch if it says one."""
+
+    weights: Weights
+    epoch: int | None
+
+
+def read_released(asked: Asked) -> Released:
+    """Read the file that `asked` names: of all that is in it, the encoder's own weights.
 
     Raises:
         IjepaError: no readable file, or nothing in it that such an encoder is kept under.
     """
     kind, source = KINDS[asked.kind], asked.name
-    weights = _chosen(read_weights(Path(asked.rest)), asked)
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    body = read_weights(Path(asked.rest))
+    weights = {name.removeprefix("module."): value for name, value in _chosen(body, asked).items()}
     if kind.part and any(name.startswith(kind.part) for name in weights):
         weights = {
             name.removeprefix(kind.part): value
@@ -42,7 +53,28 @@ def released_weights(asked: Asked) -> Weights:
     if strange or not weights:
         found = f"{strange[0]}, which is no tensor" if strange else "no weights"
         raise IjepaError(f"{source} holds {found}; expected {kind.what}.")
-    return weights
+    epoch = body.get("epoch")
+    return Released(weights, epoch if isinstance(epoch, int) else None)
+
+
+def released_lineage(asked: Asked, epoch: int | None, arch: str) -> Lineage:
+    """Of the paper's encoder of that method and size, unless the file says another epoch.
+
+    Files of weights alone do not say for how long, or on what, they were trained; the user is told
+    what they are taken for.
+    """
+    method = KINDS[asked.kind].method
+    epochs = paper_epochs(method, arch)
+    if epochs is None:
+        return Lineage(method=method, arch=arch)
+    restarts = asked.kind == "data2vec"  # its second 800 epochs are counted from 0 again
+    if epoch is not None and epoch not in (epochs - 1, epochs) and not restarts:
+        return Lineage(method=method, arch=arch, epochs=epoch)
+    log.info(
+        "%s is taken for the released weights: %s, %s, %d epochs of ImageNet-1K",
+        asked.name, method, arch, epochs,
+    )  # fmt: skip
+    return Lineage(method=method, arch=arch, epochs=epochs, data="IN1k")
 
 
 def _chosen(body: Mapping[str, Any], asked: Asked) -> Mapping[str, Any]:
@@ -115,8 +147,9 @@ def token_pool(network: VisionTransformer | Beit, pooling: str) -> Pool:
     return pool
 
 
-def paper_arch(dim: int, depth: int, patch_px: int) -> str:
-    """`ViT-H/14` for the widths and depths of the paper; else `DIMxDEPTH/PATCH`."""
+def paper_arch(dim: int, depth: int, patch_px: int, image_px: int = 224) -> str:
+    """`ViT-H/14`, `ViT-H/16 448` for the paper's widths and depths; else `DIMxDEPTH/PATCH`."""
     sizes = {(size.dim, size.depth): name for name, size in ARCHITECTURES.items()}
     name = sizes.get((dim, depth), "")
-    return f"{f'ViT-{name[4].upper()}' if name else f'{dim}x{depth}'}/{patch_px}"
+    size_px = " 448" if image_px == 448 else ""
+    return f"{f'ViT-{name[4].upper()}' if name else f'{dim}x{depth}'}/{patch_px}{size_px}"

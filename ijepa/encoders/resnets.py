@@ -17,11 +17,9 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, Rgb
-from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import MAP_AVERAGE, Asked, FrozenEncoder, weights_sha256
-from ijepa.encoders.released import EVAL_CROP, Weights, assign, released_weights
+from ijepa.encoders.released import EVAL_CROP, Weights, assign, read_released, released_lineage
 from ijepa.errors import IjepaError
-from ijepa.stores.lineage import Lineage
 
 OWN_PX = 224
 COUNTER = "num_batches_tracked"  # of batch norms; of no effect on features
@@ -91,7 +89,8 @@ def load(asked: Asked) -> FrozenEncoder:
         IjepaError: no readable file, or another architecture.
     """
     form = FORMATS[asked.kind]
-    weights = renamed(released_weights(asked), form)
+    released = read_released(asked)
+    weights = renamed(released.weights, form)
     depths, width = _size(weights, asked.name)
     network = _network(depths, width, form.padding)
     counters = (name for name in network.state_dict() if name.endswith(COUNTER))
@@ -113,7 +112,7 @@ def load(asked: Asked) -> FrozenEncoder:
         std=form.std,
         num_layers=1,
         pool=pool,
-        lineage=Lineage(method=KINDS[asked.kind].method, arch=_arch(depths, width)),
+        lineage=released_lineage(asked, released.epoch, _arch(depths, width)),
         pooling=MAP_AVERAGE,
     )
 

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Size, height_width
+from ijepa.encoders.catalogue import paper_epochs
 from ijepa.encoders.frozen import (
     CLASS_TOKEN,
     PATCH_AVERAGE,
@@ -244,13 +245,19 @@ def _own_pool(model: Any) -> str:  # noqa: ANN401
 
 
 def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401
-    tag = name.partition(".")[2] or str(model.pretrained_cfg.get("tag", ""))
-    data, method = DATA.get(tag.split("_")[0]), METHODS.get(tag.split("_")[-1])
+    """As timm's names tell it; epochs of I-JEPA as the published files' names count them."""
+    cfg = model.pretrained_cfg
+    tag = name.partition(".")[2] or str(cfg.get("tag", ""))
+    method = METHODS.get(tag.split("_")[-1])
     if not isinstance(model, VisionTransformer):
         return Lineage(method=method)
-    patch_px = model.patch_embed.patch_size[0]
+    arch = paper_arch(
+        model.embed_dim, len(model.blocks), model.patch_embed.patch_size[0], cfg["input_size"][-1]
+    )
+    counted = re.search(r"-(\d+)e\.", str(cfg.get("url", "")))
     return Lineage(
         method=method,
-        arch=paper_arch(model.embed_dim, len(model.blocks), patch_px),
-        data=data if method else None,
+        arch=arch,
+        epochs=int(counted[1]) if counted and method == "I-JEPA" else paper_epochs(method, arch),
+        data=DATA.get(tag.split("_")[0], "IN1k") if method else None,
     )

@@ -22,13 +22,13 @@ from ijepa.encoders.released import (
     Weights,
     assign,
     paper_arch,
-    released_weights,
+    read_released,
+    released_lineage,
     resize,
     token_pool,
 )
 from ijepa.errors import IjepaError
 from ijepa.method.vit import ARCHITECTURES, LayerNorm
-from ijepa.stores.lineage import Lineage
 
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -53,7 +53,7 @@ def load(asked: Asked) -> FrozenEncoder:
     Raises:
         IjepaError: no readable file, one of another method, or another architecture.
     """
-    weights = released_weights(asked)
+    weights, epoch = read_released(asked)
     size = _size(weights, asked.name)
     network = BUILDERS.get(asked.kind, _vit)(size, weights)
     wanted = {k: v for k, v in weights.items() if not k.endswith("relative_position_index")}
@@ -71,8 +71,8 @@ def load(asked: Asked) -> FrozenEncoder:
         std=IMAGENET_STD,
         num_layers=size.depth,
         pool=token_pool(network, CLASS_TOKEN),
-        lineage=Lineage(
-            method=KINDS[asked.kind].method, arch=paper_arch(size.dim, size.depth, size.patch_px)
+        lineage=released_lineage(
+            asked, epoch, paper_arch(size.dim, size.depth, size.patch_px, own_px)
         ),
         pooling=CLASS_TOKEN,
     )
