@@ -70,6 +70,22 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(name, tmp_path):
     assert encoder.pooling.startswith("average" if MODELS[name][3] else "class token")
 
 
+def test_what_was_trained_beside_an_encoder_is_left_out(tmp_path):
+    """The hub's MAE keeps its decoder, and all names stand under `vit.`."""
+    whole = transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(
+            **SIZE,
+            decoder_hidden_size=32,
+            decoder_num_attention_heads=2,
+            decoder_num_hidden_layers=1,
+        )
+    )
+    whole.vit.load_state_dict(model("vit_mae").state_dict())
+    whole.save_pretrained(tmp_path)
+    found = load_encoder(f"hf:{tmp_path}").features(images(), DEPTH)
+    torch.testing.assert_close(found, expected("vit_mae", images()), rtol=1e-5, atol=1e-5)
+
+
 RENAMED = (  # from transformers' names to those of the methods' own code, first match first
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
@@ -165,6 +181,13 @@ def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, cap
     assert not caplog.records
     load_encoder(f"hf:{folder(tmp_path / 'raw', 'ijepa', {'do_normalize': False})}")
     assert "its processor says mean [0.0" in caplog.text
+
+
+def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monkeypatch):
+    path = folder(tmp_path, "ijepa")
+    monkeypatch.setattr("ijepa.encoders.huggingface._cached", lambda name: path)
+    load_encoder("hf:facebook/ijepa_vith14_1k")
+    assert "is the context encoder" in caplog.text
 
 
 def test_a_plain_vit_is_normalised_as_its_processor_says(tmp_path, caplog):

@@ -84,6 +84,11 @@ def load(asked: Asked) -> FrozenEncoder:
         raise IjepaError(
             f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
         )
+    if asked.rest.startswith("facebook/ijepa"):
+        log.warning(
+            "%s is the context encoder, all that the hub has; the paper evaluates the target's",
+            asked.name,
+        )
     mean, std = _normalisation(folder, family, asked.name)
     digest = weights_sha256(model.state_dict())
     model.to(asked.device)
