@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -240,3 +241,10 @@ def test_the_fingerprint_follows_weights_configuration_and_processor(tmp_path):
     folder(tmp_path, "vit", HALVES, seed=1)
     prints.append(encoder_fingerprint(ExtractConfig(encoder=f"hf:{path}")))
     assert len(set(prints)) == 3
+
+
+def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
+    path = folder(tmp_path, "vit")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(IjepaError, match=r"pip install 'ijepa\[hf\]'"):
+        load_encoder(f"hf:{path}")
