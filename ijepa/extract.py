@@ -46,7 +46,7 @@ def extract(
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
 ) -> ExtractResult:
-    """Write average-pooled features of the last layers of `config.encoder` to `out`.
+    """Write pooled features of the last layers of `config.encoder` to `out`.
 
     Killed and started again, it goes on after the last whole batch.
 
@@ -162,7 +162,7 @@ def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
         weights_sha256=encoder.weights_sha256,
         which=config.which,
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
-        pooling="average of patch tokens after the final norm",
+        pooling=encoder.pooling,
         image_px=encoder.image_px,
         transform=f"{crop}, bilinear to {encoder.image_px}, mean {encoder.mean}, std {encoder.std}",
         data_fingerprint=job.data.fingerprint,

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,33 @@ from ijepa.config import Rgb, Size
 from ijepa.stores.lineage import Lineage
 
 Pool = Callable[[Tensor, int], Tensor]
+
+CLASS_TOKEN = "class token after the final norm"
+PATCH_AVERAGE = "average of patch tokens after the final norm"
+MAP_AVERAGE = "average of the last feature map"
+NOTHING = "none: every pixel"
+
+
+class Asked(NamedTuple):
+    """An encoder that is asked for by `kind:rest`.
+
+    Attributes:
+        kind: a key of `ijepa.encoders.catalogue.KINDS`; likewise `rest`, what follows the colon.
+        which: `target` or `context`.
+        image_px: another side, or (height, width), than the encoder's own.
+        device: where it computes.
+    """
+
+    kind: str
+    rest: str
+    which: str
+    image_px: int | Size | None
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """As the user typed it."""
+        return f"{self.kind}:{self.rest}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +55,7 @@ class FrozenEncoder:
         pool: (normalised images (B, 3, height, width), layers) -> (B, layers, dim), last layer
             last.
         lineage: where it comes from.
+        pooling: how one vector came of each layer, in words.
     """
 
     name: str
@@ -38,10 +67,11 @@ class FrozenEncoder:
     num_layers: int
     pool: Pool
     lineage: Lineage
+    pooling: str = PATCH_AVERAGE
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:
-        """Average-pooled patch tokens of the last layers: (B, num_layers, dim) float32.
+        """Pooled features of the last layers: (B, num_layers, dim) float32.
 
         Args:
             images: (B, 3, height, width) float, normalised, on the encoder's device.
@@ -56,5 +86,7 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(
+            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
     return digest.hexdigest()

@@ -1,8 +1,10 @@
 """Which encoder is it? Answered from its name and files, without loading weights."""
 
+import importlib
 from pathlib import Path
 
 from ijepa.config import ExtractConfig, FinetuneConfig
+from ijepa.encoders.catalogue import KINDS
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import file_sha256, fingerprint_of, read_record, record_path
 
@@ -22,10 +24,15 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
         if Path(rest).exists():
             return fingerprint_of(["initial", _weights(Path(rest))])
         return fingerprint_of(["random", rest, config.seed])
+    if kind in KINDS:
+        files = [file_sha256(path) for path in _files(kind, rest)]
+        name = rest.partition("@")[0] if kind == "timm" else ""  # which reads the file in its way
+        return fingerprint_of([kind, name, config.which, files])
     if not Path(config.encoder).exists():
         raise IjepaError(
             f"There is no encoder {config.encoder!r}; give a run folder, a checkpoint file, "
-            f"random:RUN, random:ARCH such as random:vit_small/16@224, or pixels."
+            f"random:RUN, random:ARCH such as random:vit_small/16@224, pixels, or another kind "
+            f"of `ijepa encoders`."
         )
     return fingerprint_of([config.which, _weights(Path(config.encoder))])
 
@@ -44,6 +51,18 @@ def checkpoint_path(path: Path) -> Path:
             f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
         )
     return path / LAST
+
+
+def _files(kind: str, rest: str) -> list[Path]:
+    """What decides what an encoder of others is."""
+    if KINDS[kind].takes != "FILE":
+        files: list[Path] = importlib.import_module(KINDS[kind].home).weight_files(rest)
+        return files
+    if not Path(rest).is_file():
+        raise IjepaError(
+            f"There is no file {rest or kind + ':'}; `ijepa encoders` says where from."
+        )
+    return [Path(rest)]
 
 
 def _weights(path: Path) -> str:

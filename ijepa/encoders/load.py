@@ -1,5 +1,6 @@
 """From what a user types to an encoder."""
 
+import importlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from ijepa.config import (
     Size,
     height_width,
 )
-from ijepa.encoders.frozen import FrozenEncoder, weights_sha256
+from ijepa.encoders.catalogue import KINDS
+from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import build_ijepa
@@ -40,7 +42,8 @@ def load_encoder(
 
     Args:
         name: a run folder, a checkpoint file of a run, `random:RUN` (the initial weights of that
-            run), `random:ARCH[/PATCH][@PX]` such as `random:vit_small/16@224`, or `pixels`.
+            run), `random:ARCH[/PATCH][@PX]` such as `random:vit_small/16@224`, `pixels`, or a
+            kind of `ijepa.encoders.catalogue.KINDS` such as `mae:FILE`.
         which: `target` or `context`, for runs.
         image_px: another side, or (height, width), than the encoder's own; positions are
             interpolated.
@@ -52,8 +55,19 @@ def load_encoder(
     """
     if name == "pixels":
         return _pixels(image_px)
+    kind, _, rest = name.partition(":")
+    if kind in KINDS:
+        asked = Asked(kind, rest, which, image_px, device or torch.device("cpu"))
+        encoder: FrozenEncoder = importlib.import_module(KINDS[kind].home).load(asked)
+        return encoder
+    return _ours(name, which, image_px, seed, device or torch.device("cpu"))
+
+
+def _ours(
+    name: str, which: str, image_px: int | Size | None, seed: int, device: torch.device
+) -> FrozenEncoder:
     vit = load_vit(name, which=which, image_px=image_px, seed=seed)
-    encoder = vit.encoder.eval().requires_grad_(False).to(device or torch.device("cpu"))
+    encoder = vit.encoder.eval().requires_grad_(False).to(device)
     return FrozenEncoder(
         name=vit.name,
         weights_sha256=vit.weights_sha256,
@@ -91,6 +105,11 @@ def load_vit(
     if name == "pixels":
         raise IjepaError("pixels are no network; name a run, a checkpoint or random:ARCH.")
     kind, colon, rest = name.partition(":")
+    if kind in KINDS:
+        raise IjepaError(
+            f"{name} can be extracted from, not fine-tuned; name a run, a checkpoint or "
+            f"random:ARCH."
+        )
     if colon and kind == "random":
         return _random(rest, image_px, seed)
     return _trained(checkpoint_path(Path(name)), which, image_px)
@@ -187,6 +206,7 @@ def _pixels(image_px: int | Size | None) -> FrozenEncoder:
         num_layers=1,
         pool=flatten,
         lineage=Lineage(family=fingerprint_of(["pixels", side_px])),
+        pooling=NOTHING,
     )
 
 

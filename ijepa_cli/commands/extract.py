@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 EncoderName = Annotated[
     str,
-    typer.Option(help="Run folder, checkpoint, random:RUN, random:ARCH[/PATCH][@PX], or pixels."),
+    typer.Option(
+        help="Run folder, checkpoint, random:RUN, random:ARCH[/PATCH][@PX], pixels, "
+        "or a kind of `ijepa encoders`, such as timm:NAME or mae:FILE."
+    ),
 ]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Feature file to make, F.h5.")]

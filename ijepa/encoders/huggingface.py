@@ -1,0 +1,282 @@
+"""Encoders in the format of transformers, from a folder or from what is in its cache."""
+
+import json
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, Rgb, height_width
+from ijepa.encoders.frozen import (
+    CLASS_TOKEN,
+    PATCH_AVERAGE,
+    Asked,
+    FrozenEncoder,
+    Pool,
+    weights_sha256,
+)
+from ijepa.encoders.released import EVAL_CROP, paper_arch
+from ijepa.errors import IjepaError
+from ijepa.stores.lineage import Lineage
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+PROCESSOR = "preprocessor_config.json"
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, EOFError, SafetensorError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+UNUSED = ("decoder.", "classifier.", "lm_head.", "pooler.", "embeddings.mask_token")
+
+log = logging.getLogger(__name__)
+
+
+class Family(NamedTuple):
+    """An architecture of transformers, and how it was trained.
+
+    Attributes:
+        method: as the paper's tables have it, or None where one architecture serves several.
+        pooling: as `FrozenEncoder` says it.
+        trained_alike: on images normalised with ImageNet's mean and standard deviation; if not,
+            the processor says how.
+        interpolates: positions, when it is told to; if not, it always does.
+        image_px: side that its evaluation takes, where the configuration has another.
+    """
+
+    method: str | None
+    pooling: str = CLASS_TOKEN
+    trained_alike: bool = True
+    interpolates: bool = True
+    image_px: int | None = None
+
+
+FAMILIES = {
+    "ijepa": Family("I-JEPA", PATCH_AVERAGE),
+    "vit_mae": Family("MAE"),
+    "data2vec-vision": Family("data2vec"),
+    "vit_msn": Family("MSN"),
+    "dinov2": Family("DINOv2", interpolates=False, image_px=224),
+    "dinov2_with_registers": Family("DINOv2", interpolates=False, image_px=224),
+    "vit": Family(None, trained_alike=False),
+}
+
+
+def load(asked: Asked) -> FrozenEncoder:
+    """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network.
+
+    Raises:
+        IjepaError: not on this machine, another architecture, or weights that do not fit it.
+    """
+    if asked.which == "context":
+        raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
+    transformers, folder = _transformers(), model_folder(asked.rest)
+    config = _config(transformers, folder, asked.name)
+    family = FAMILIES[config.model_type]
+    model = _model(transformers, folder, config, asked.name)
+    own_px = family.image_px or _square(config.image_size)
+    image_px = asked.image_px or own_px
+    if any(side % config.patch_size for side in height_width(image_px)):
+        raise IjepaError(
+            f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
+        )
+    if asked.rest.startswith("facebook/ijepa"):
+        log.warning(
+            "%s is the context encoder, all that the hub has; the paper evaluates the target's",
+            asked.name,
+        )
+    mean, std = _normalisation(folder, family, asked.name)
+    digest = weights_sha256(model.state_dict())
+    model.to(asked.device)
+    resized = height_width(image_px) != height_width(_square(config.image_size))
+    return FrozenEncoder(
+        name=asked.name,
+        weights_sha256=digest,
+        image_px=image_px,
+        crop_fraction=EVAL_CROP,
+        mean=mean,
+        std=std,
+        num_layers=config.num_hidden_layers,
+        pool=_pool(model, family, interpolate=resized and family.interpolates),
+        lineage=Lineage(
+            method=family.method,
+            arch=paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size),
+        ),
+        pooling=family.pooling,
+    )
+
+
+def weight_files(rest: str) -> list[Path]:
+    """All files that decide what such an encoder is: weights, configuration, processor.
+
+    Raises:
+        IjepaError: not on this machine.
+    """
+    folder = model_folder(rest)
+    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    return [*weights, *sorted(folder.glob("*config.json"))]
+
+
+def model_folder(rest: str) -> Path:
+    """The folder of that name, or the snapshot of that model in the hub's cache.
+
+    Raises:
+        IjepaError: neither, or one without a model.
+    """
+    folder = Path(rest)
+    if not folder.is_dir():
+        folder = _cached(rest)
+    if not (folder / "config.json").is_file():
+        raise IjepaError(f"{folder} holds no model of transformers: there is no config.json.")
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise IjepaError(f"{folder} holds no weights: no {' or '.join(WEIGHTS)}.")
+    return folder
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        raise IjepaError(
+            f"hf:{name} is neither a folder nor in the cache of huggingface_hub; "
+            f"`hf download {name}` fetches a model of the hub."
+        ) from error
+
+
+def _transformers() -> ModuleType:
+    try:
+        import transformers
+    except ImportError as error:
+        raise IjepaError(
+            "hf: encoders need transformers: python -m pip install 'ijepa[hf]'."
+        ) from error
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it warns of is refused below
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
+def _config(transformers: ModuleType, folder: Path, source: str) -> Any:  # noqa: ANN401  # one class a family
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IjepaError(
+            f"{source}: config.json is not readable ({_first_line(error)})."
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise IjepaError(f"{source} is a {config.model_type}; there are {', '.join(FAMILIES)}.")
+    config.mask_ratio = 0.0  # MAE sees all patches
+    if config.model_type == "data2vec-vision":
+        config.use_mean_pooling = False  # the class token is taken, after the final norm
+    return config
+
+
+def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> Any:  # noqa: ANN401
+    """Nothing partly loaded: transformers itself would draw what is missing at random."""
+    moved = {r"pooler\.layernorm\.": "layernorm."} if config.model_type == "data2vec-vision" else {}
+    try:
+        model, report = transformers.AutoModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            key_mapping=moved or None,
+        )
+    except UNREADABLE as error:
+        raise IjepaError(f"{source} does not load ({_first_line(error)}).") from error
+    _check(report, source)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _check(report: Mapping[str, Any], source: str) -> None:
+    faults = []
+    for kind in ("mismatched", "missing", "unexpected"):
+        for key in sorted(report[f"{kind}_keys"], key=str):
+            name = key if isinstance(key, str) else key[0]
+            if not name.startswith(UNUSED):
+                faults.append(f"{name} {'of another shape' if kind == 'mismatched' else kind}")
+    if faults:
+        raise IjepaError(
+            f"{source} is of another architecture: {'; '.join(faults[:3])}"
+            f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
+        )
+
+
+def _normalisation(folder: Path, family: Family, source: str) -> tuple[Rgb, Rgb]:
+    """As the method was trained, whatever the processor says; it is asked where nobody knows."""
+    mean, std = _processor(folder, source)
+    ours = (IMAGENET_MEAN, IMAGENET_STD)
+    if mean is None or std is None:
+        if not family.trained_alike:
+            log.warning("%s: no %s; ImageNet's mean and std are taken", source, PROCESSOR)
+        return ours
+    if not family.trained_alike:
+        return mean, std
+    pairs = zip((*mean, *std), (*ours[0], *ours[1]), strict=True)
+    if any(abs(theirs - trained) > 1e-3 for theirs, trained in pairs):
+        log.warning(
+            "%s: its processor says mean %s, std %s, but %s was trained with mean %s, std %s; "
+            "these are taken",
+            source, list(mean), list(std), family.method, list(ours[0]), list(ours[1]),
+        )  # fmt: skip
+    return ours
+
+
+def _processor(folder: Path, source: str) -> tuple[Rgb | None, Rgb | None]:
+    """(mean, std) of the image processor; (0, 1) if it does not normalise; None if not said."""
+    path = folder / PROCESSOR
+    if not path.is_file():
+        return None, None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if said.get("do_normalize", True) is False:
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return _rgb(said.get("image_mean")), _rgb(said.get("image_std"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise IjepaError(f"{source}: {PROCESSOR} is not readable ({error}).") from error
+
+
+def _rgb(value: Any) -> Rgb | None:  # noqa: ANN401  # as JSON has it
+    if value is None:
+        return None
+    red, green, blue = (float(part) for part in value)
+    return red, green, blue
+
+
+def _pool(model: Any, family: Family, interpolate: bool) -> Pool:  # noqa: ANN401
+    norm: nn.Module = model.layernorm
+    wanted: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
+
+    def pool(images: Tensor, num_layers: int) -> Tensor:
+        if family.method == "MAE":
+            wanted["noise"] = _in_order(images, model.config.patch_size)
+        found = model(pixel_values=images, output_hidden_states=True, **wanted)
+        layers = [norm(tokens) for tokens in found.hidden_states[-num_layers:]]
+        if family.pooling == CLASS_TOKEN:
+            return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
+        return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)
+
+    return pool
+
+
+def _in_order(images: Tensor, patch_px: int) -> Tensor:
+    """Noise by which ViTMAE sorts patches, though it drops none: ascending leaves their order."""
+    batch, _, height, width = images.shape
+    numbers = torch.arange((height // patch_px) * (width // patch_px), device=images.device)
+    return numbers.float().expand(batch, -1)
+
+
+def _square(image_size: Any) -> int | tuple[int, int]:  # noqa: ANN401  # an int or a pair
+    return image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

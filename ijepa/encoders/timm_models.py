@@ -1,0 +1,263 @@
+"""Any model of timm by its name, with its pretrained weights or with those of a file."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ijepa.config import Size, height_width
+from ijepa.encoders.catalogue import paper_epochs
+from ijepa.encoders.frozen import (
+    CLASS_TOKEN,
+    PATCH_AVERAGE,
+    Asked,
+    FrozenEncoder,
+    Pool,
+    weights_sha256,
+)
+from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
+from ijepa.errors import IjepaError
+from ijepa.stores.checkpoint import check_weights
+from ijepa.stores.lineage import Lineage
+from ijepa.stores.weights import read_weights
+
+METHODS = {"ijepa": "I-JEPA", "mae": "MAE", "dino": "DINO"}  # by the last word of timm's tag
+DATA = {"in1k": "IN1k", "in22k": "IN22k"}  # by the first
+PUBLISHED = {"target": "target_encoder", "context": "encoder"}
+POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+log = logging.getLogger(__name__)
+
+
+def load(asked: Asked) -> FrozenEncoder:
+    """Load a model of timm, exactly or not at all; never with random weights.
+
+    Raises:
+        IjepaError: no such model, weights that cannot be had, or that are not this model's.
+    """
+    name, file = _name_and_file(asked.rest)
+    body = read_weights(file)
+    model = _model(name, _weights(body, asked), asked.name)
+    digest = weights_sha256(model.state_dict())
+    cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
+    own_px: Size = tuple(cfg["input_size"][1:])
+    if asked.image_px and height_width(asked.image_px) != own_px:
+        _resize(model, asked.image_px, asked.name)
+    model.to(asked.device)
+    has_tokens = _pools_tokens(model)
+    pooling = POOLINGS[model.global_pool] if has_tokens else f"the model's own: {_own_pool(model)}"
+    lineage = _lineage(model, name)
+    return FrozenEncoder(
+        name=f"{asked.name} ({asked.which})" if _holds_two(body) else asked.name,
+        weights_sha256=digest,
+        image_px=asked.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
+        crop_fraction=EVAL_CROP if lineage.method else cfg["crop_pct"],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        num_layers=len(model.blocks) if has_tokens else 1,
+        pool=token_pool(model, pooling) if has_tokens else _last_layer(model),
+        lineage=lineage,
+        pooling=pooling,
+    )
+
+
+def weight_files(rest: str) -> list[Path]:
+    """The file that such an encoder is read from; fetched if it must be.
+
+    Raises:
+        IjepaError: no such model, or no such file.
+    """
+    file = _name_and_file(rest)[1]
+    if not file.is_file():
+        raise IjepaError(f"There is no file {file}.")
+    return [file]
+
+
+def _name_and_file(rest: str) -> tuple[str, Path]:
+    name, at, file = rest.partition("@")
+    if not timm.is_model(name.partition(".")[0]):
+        near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
+        known = f"; it has {', '.join(near)}" if near else ""
+        raise IjepaError(f"timm {timm.__version__} has no model {name!r}{known}.")
+    return name, Path(file) if at else _pretrained(name)
+
+
+def _pretrained(name: str) -> Path:
+    """The pretrained weights in timm's caches, fetched if they are not there.
+
+    Raises:
+        IjepaError: there are none, or they cannot be fetched.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
+        raise IjepaError(
+            f"timm has no pretrained weights for {name}; name a file, timm:{name}@FILE"
+            f"{f', or one of {known}' if known else ''}."
+        )
+    try:
+        return _from_hub(cfg) if cfg.hf_hub_id else _from_url(str(cfg.url))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise IjepaError(
+            f"The weights of timm:{name} are not in the cache and cannot be fetched "
+            f"({type(error).__name__}); fetch {cfg.hf_hub_id or cfg.url} where there is a "
+            f"network, and name the file: timm:{name}@FILE."
+        ) from error
+
+
+def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
+    """From the cache if it is there; else safetensors before pickles, as timm does."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
+    quiet()  # it would tell of each attempt
+    repo, _, revision = cfg.hf_hub_id.partition("@")
+    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    for name in names:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
+        except LocalEntryNotFoundError:  # no network
+            raise
+        except EntryNotFoundError:
+            log.debug("%s has no %s", repo, name)
+    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
+
+
+def _from_url(url: str) -> Path:
+    """Where torch.hub, and timm with it, keeps a file of that address."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    return path
+
+
+def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Of a published I-JEPA file the encoder that was asked for, where timm takes the context's."""
+    if _holds_two(body):
+        return {"encoder": body[PUBLISHED[asked.which]]}
+    if asked.which == "context":
+        raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
+    return body
+
+
+def _holds_two(body: Mapping[str, Any]) -> bool:
+    return all(isinstance(body.get(key), Mapping) for key in PUBLISHED.values())
+
+
+def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
+    """With these weights and no head, every weight accounted for."""
+    flat = _flat(weights)
+    num_classes = _num_classes(timm.get_pretrained_cfg(name), flat)
+    # With as many classes as the file has, timm is strict.
+    overlay = {"state_dict": weights, "num_classes": num_classes, "label_offset": 0}
+    try:
+        model: Any = timm.create_model(
+            name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
+        )
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+        # Where names are timm's own, this says it better.
+        check_weights(timm.create_model(name, num_classes=num_classes), tensors, source)
+        reason = " ".join(str(error).split())
+        raise IjepaError(f"{source} is of another architecture: {reason[:300]}") from error
+    _check_shapes(model, flat, source)
+    model.reset_classifier(0)
+    return model.float().eval().requires_grad_(False)
+
+
+def _flat(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights by name, without the boxes that they may lie in."""
+    for key in ("model", "state_dict", "encoder"):
+        weights = weights[key] if isinstance(weights.get(key), Mapping) else weights
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401
+    """Of the head that stands in the file; 0 without one."""
+    names = cfg.classifier if cfg is not None and cfg.classifier else ()
+    for name in (names,) if isinstance(names, str) else names:
+        if f"{name}.weight" in flat:
+            return int(flat[f"{name}.weight"].shape[0])
+    return 0
+
+
+def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # noqa: ANN401
+    """Refuse what timm would resample without a word, such as patches of another size."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in flat.items() if name in expected}
+    faults = [
+        f"{name} is {shape}, expected {expected[name]}"
+        for name, shape in found.items()
+        if shape != expected[name]
+    ]
+    if faults:
+        raise IjepaError(
+            f"{source} is of another architecture: {'; '.join(faults[:3])}"
+            f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
+        )
+
+
+def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401
+    if hasattr(model, "set_input_size"):
+        patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+        resize(model, patch_px, image_px)
+    elif model.pretrained_cfg.get("fixed_input_size"):
+        raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
+
+
+def _last_layer(model: Any) -> Pool:  # noqa: ANN401
+    """What the head would see; layers of other networks differ in width."""
+
+    def pool(images: Tensor, num_layers: int) -> Tensor:
+        del num_layers
+        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+        return features.flatten(1).unsqueeze(1)
+
+    return pool
+
+
+def _pools_tokens(model: Any) -> bool:  # noqa: ANN401
+    """Is it a Vision Transformer whose features of any layer are made of tokens simply?"""
+    return (
+        isinstance(model, VisionTransformer | Beit)
+        and model.global_pool in POOLINGS
+        and not getattr(model, "pool_include_prefix", False)
+    )
+
+
+def _own_pool(model: Any) -> str:  # noqa: ANN401
+    return str(getattr(model, "global_pool", None) or "before its head")
+
+
+def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401
+    """As timm's names tell it; epochs of I-JEPA as the published files' names count them."""
+    cfg = model.pretrained_cfg
+    tag = name.partition(".")[2] or str(cfg.get("tag", ""))
+    method = METHODS.get(tag.split("_")[-1])
+    if not isinstance(model, VisionTransformer):
+        return Lineage(method=method)
+    arch = paper_arch(
+        model.embed_dim, len(model.blocks), model.patch_embed.patch_size[0], cfg["input_size"][-1]
+    )
+    counted = re.search(r"-(\d+)e\.", str(cfg.get("url", "")))
+    return Lineage(
+        method=method,
+        arch=arch,
+        epochs=int(counted[1]) if counted and method == "I-JEPA" else paper_epochs(method, arch),
+        data=DATA.get(tag.split("_")[0], "IN1k") if method else None,
+    )

@@ -1,0 +1,474 @@
+"""Released files of the paper's baselines give the features of the published networks."""
+
+import argparse
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+from foreign_weights import (
+    DEPTH,
+    DIM,
+    PATCH_PX,
+    SIDE_PX,
+    beit_shapes,
+    byol_names,
+    drawn,
+    images,
+    pad_fixed,
+    pad_same,
+    plain_resnet,
+    plain_vit,
+    resnet_shapes,
+    simclr_names,
+    vit_shapes,
+)
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from typer.testing import CliRunner
+
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
+from ijepa.encoders.catalogue import KINDS, catalogue
+from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.load import load_encoder, load_vit
+from ijepa.encoders.released import paper_arch
+from ijepa.errors import IjepaError
+from ijepa.extract import extract
+from ijepa.paper import TABLES
+from ijepa.stores.features import open_features
+from ijepa_cli.main import app
+
+OPTIONS = argparse.Namespace(lr=1e-3)  # released training checkpoints keep theirs
+SEEN = "class token after the final norm"
+
+
+def prefixed(weights, prefix):
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+def vit(seed=0, **size):
+    return drawn(vit_shapes(**size), seed)
+
+
+HEAD = {"head.mlp.0.weight": torch.ones(2, DIM)}
+DECODER = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, DIM)}
+FILES = {  # what each method saves, around the weights of its encoder
+    "mae": lambda w: {"model": w},
+    "mae with decoder": lambda w: {"model": w | DECODER, "args": OPTIONS, "epoch": 1599},
+    "dino": lambda w: w,
+    "dino full": lambda w: {
+        "student": prefixed(vit(9), "module.backbone."),
+        "teacher": prefixed(w, "backbone.") | HEAD,
+        "args": OPTIONS,
+    },
+    "ibot": lambda w: {"state_dict": w | {"masked_embed": torch.ones(1, DIM)}},
+    "ibot full": lambda w: {
+        "student": prefixed(vit(9), "module.backbone."),
+        "teacher": prefixed(w, "module.backbone.") | prefixed(HEAD, "module."),
+    },
+    "msn": lambda w: {
+        "encoder": prefixed(vit(9), "module."),
+        "target_encoder": prefixed(w | {"fc.fc1.weight": torch.ones(2, DIM)}, "module."),
+        "prototypes": torch.ones(4, 2),
+        "epoch": 300,
+    },
+    "cae": lambda w: {
+        "model": prefixed(w, "encoder.")
+        | prefixed(drawn(beit_shapes(), 9), "teacher.")
+        | {"mask_token": torch.ones(1, 1, 8), "pretext_neck.norm.weight": torch.ones(8)},
+        "args": OPTIONS,
+    },
+}
+
+
+def saved(tmp_path, body, name="weights.pth"):
+    path = tmp_path / name
+    torch.save(body, path)
+    return path
+
+
+def loaded(path, kind, **options):
+    return load_encoder(f"{kind}:{path}", **options)
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_released_transformer_gives_the_published_forward_pass(form, tmp_path):
+    kind = form.split()[0]
+    weights = drawn(beit_shapes()) if kind == "cae" else vit()
+    encoder = loaded(saved(tmp_path, FILES[form](weights)), kind)
+    found = encoder.features(images(), DEPTH)
+    torch.testing.assert_close(found, plain_vit(weights, images()), rtol=1e-5, atol=1e-5)
+    assert torch.equal(encoder.features(images(), 1), found[:, -1:])
+    assert (encoder.image_px, encoder.num_layers, encoder.pooling) == (SIDE_PX, DEPTH, SEEN)
+    assert (encoder.mean, encoder.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert encoder.crop_fraction == 0.875
+    assert encoder.lineage.method == KINDS[kind].method
+
+
+def test_dino_equals_timms_network_of_the_same_weights(tmp_path):
+    network = VisionTransformer(SIDE_PX, PATCH_PX, embed_dim=DIM, depth=2, num_heads=2)
+    network.reset_classifier(0)
+    weights = drawn({name: value.shape for name, value in network.state_dict().items()})
+    network.load_state_dict(weights)
+    found = loaded(saved(tmp_path, weights), "dino").features(images(), 1)
+    expected = network.eval().forward_head(network.forward_features(images()))
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["dino full", "ibot full", "msn"])
+def test_which_chooses_between_two_encoders_of_a_file(form, tmp_path):
+    kind, path = form.split()[0], saved(tmp_path, FILES[form](vit()))
+    other = loaded(path, kind, which="context")
+    expected = plain_vit(vit(9), images())
+    torch.testing.assert_close(other.features(images(), DEPTH), expected, rtol=1e-5, atol=1e-5)
+    assert other.weights_sha256 != loaded(path, kind).weights_sha256
+    config = ExtractConfig(encoder=f"{kind}:{path}")
+    assert encoder_fingerprint(config) != encoder_fingerprint(
+        config.model_copy(update={"which": "context"})
+    )
+
+
+@pytest.mark.parametrize("kind", ["mae", "dino", "byol"])
+def test_a_file_of_one_encoder_has_no_other(kind, tmp_path):
+    with pytest.raises(IjepaError, match="holds no second encoder"):
+        loaded(saved(tmp_path, {"model": vit()}), kind, which="context")
+
+
+RESNETS = {
+    "byol": (byol_names, pad_same, lambda w: w | {"fc.weight": torch.ones(3, 256)}),
+    "simclrv2": (
+        simclr_names,
+        pad_fixed,
+        lambda w: {
+            "resnet": w | {"fc.weight": torch.ones(3, 256), "fc.bias": torch.ones(3)}
+            | {"net.0.1.0.num_batches_tracked": torch.tensor(7)},
+            "head": {"layers.0.weight": torch.ones(3, 256)},
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("side_px", [64, 75])
+@pytest.mark.parametrize("kind", RESNETS)
+def test_a_converted_resnet_gives_the_published_forward_pass(kind, side_px, tmp_path):
+    names, pad, file = RESNETS[kind]
+    weights = drawn(resnet_shapes(names))
+    encoder = loaded(saved(tmp_path, file(weights)), kind)
+    found = encoder.features(images(side_px=side_px), 1)[:, 0]
+    expected = plain_resnet(weights, names, images(side_px=side_px), pad)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert encoder.num_layers == 1
+    assert encoder.pooling == "average of the last feature map"
+
+
+def test_simclr_sees_pixels_from_0_to_1_and_byol_normalised_ones(tmp_path):
+    views = {}
+    for kind, (names, _, file) in RESNETS.items():
+        encoder = loaded(saved(tmp_path, file(drawn(resnet_shapes(names))), kind), kind)
+        views[kind] = (encoder.mean, encoder.std)
+    assert views["simclrv2"] == ((0, 0, 0), (1, 1, 1))
+    assert views["byol"] == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_the_papers_resnets_are_named_by_depth_and_width(tmp_path):
+    """Of real size, but without numbers: shapes alone tell."""
+    from ijepa.encoders.resnets import _arch, _network, _size
+
+    for depths, width, arch in (
+        ((3, 8, 36, 3), 2, "RN152 (2x)"),
+        ((3, 24, 36, 3), 2, "RN200 (2x)"),
+        ((3, 4, 6, 3), 1, "RN50"),
+    ):
+        shapes = _network(depths, width, "same").state_dict()  # on the meta device
+        assert _size(shapes, "a file") == (depths, width)
+        assert _arch(depths, width) == arch
+
+
+LARGE = {  # dim, depth, patch, heads, arch
+    "mae": (1280, 32, 14, 16, "ViT-H/14"),
+    "dino": (768, 12, 8, 12, "ViT-B/8"),
+    "ibot": (1024, 24, 16, 16, "ViT-L/16"),
+    "msn": (768, 12, 4, 12, "ViT-B/4"),
+    "data2vec": (1024, 24, 16, 16, "ViT-L/16"),
+    "cae": (1024, 24, 16, 16, "ViT-L/16"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_sizes_of_the_papers_rows_are_read_from_their_shapes(kind):
+    from ijepa.encoders.vision_transformers import BUILDERS, _size, _vit
+    from ijepa.stores.checkpoint import check_weights
+
+    dim, depth, patch_px, heads, arch = LARGE[kind]
+    size = {"dim": dim, "depth": depth, "patch_px": patch_px, "grid": 224 // patch_px}
+    if kind in BUILDERS:
+        shapes = beit_shapes(**size, heads=heads, shared=kind == "data2vec")
+    else:
+        shapes = vit_shapes(**size)
+    with torch.device("meta"):
+        weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+        read = _size(weights, "a file")
+        network = BUILDERS.get(kind, _vit)(read, weights)
+    check_weights(network, weights, "a file")
+    assert network.blocks[0].attn.num_heads == heads
+    assert paper_arch(read.dim, read.depth, read.patch_px) == arch
+    rows = {row.arch for table in TABLES for row in table.rows if row.method == KINDS[kind].method}
+    assert arch in rows
+
+
+def without(weights, name):
+    return {k: v for k, v in weights.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"model": without(vit(), "norm.bias")}, "another architecture: norm.bias missing"),
+        ({"model": vit() | {"fc_norm.bias": torch.ones(3)}}, "fc_norm.bias unexpected"),
+        ({"model": vit() | {"cls_token": torch.ones(1, 2, DIM)}}, r"cls_token is \(1, 2, 128\), "),
+        ({"model": without(vit(), "pos_embed")}, "no Vision Transformer: pos_embed or .* missing"),
+        ({"model": vit() | {"pos_embed": torch.ones(1, 7, DIM)}}, "expected a square grid"),
+        ({"optimizer": {}, "epoch": 3}, "holds optimizer, epoch; expected weights under model"),
+        ({"model": vit() | {"norm.bias": 3}}, "holds norm.bias, which is no tensor"),
+        ({"model": vit() | {"blocks.9999999.norm1.bias": torch.ones(DIM)}}, r"blocks\.3.* missing"),
+        ({"model": vit() | {"patch_embed.proj.weight": torch.ones(3)}}, "no Vision Transformer"),
+        ({"model": {}}, "holds no weights; expected facebookresearch/mae"),
+    ],
+)
+def test_what_is_no_such_encoder_is_refused_in_one_line(body, message, tmp_path):
+    with pytest.raises(IjepaError, match=message) as caught:
+        loaded(saved(tmp_path, body), "mae")
+    assert "\n" not in str(caught.value)
+
+
+def test_data2vec_without_its_shared_positions_is_refused(tmp_path):
+    path = saved(tmp_path, {"model": drawn(beit_shapes())})
+    with pytest.raises(IjepaError, match=r"rel_pos_bias\..* missing"):
+        loaded(path, "data2vec")
+
+
+def test_a_resnet_of_another_kind_is_refused(tmp_path):
+    weights = drawn(resnet_shapes(simclr_names))
+    with pytest.raises(IjepaError, match="no such ResNet of four stages"):
+        loaded(saved(tmp_path, weights), "byol")
+    selective = {"resnet": weights | {"net.1.blocks.0.net.2.mixing_conv.0.weight": torch.ones(1)}}
+    with pytest.raises(IjepaError, match="selective kernels"):
+        loaded(saved(tmp_path, selective), "simclrv2")
+    with pytest.raises(IjepaError, match=r"stages.0.blocks.0.norm2.bias missing"):
+        loaded(
+            saved(tmp_path, {"resnet": without(weights, "net.1.blocks.0.net.3.0.bias")}), "simclrv2"
+        )
+
+
+class Trap:
+    """Calls something when it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path):
+    path = tmp_path / "trap.pth"
+    path.write_bytes(pickle.dumps({"model": Trap()}))
+    for body in (path, saved(tmp_path, {"model": Trap()})):
+        with pytest.raises(IjepaError):
+            loaded(body, "mae")
+
+
+def test_another_image_size_interpolates_positions(tmp_path):
+    path = saved(tmp_path, {"model": vit()})
+    encoder = loaded(path, "mae", image_px=48)
+    assert encoder.image_px == 48
+    assert encoder.features(images(side_px=48), 2).shape == (2, 2, DIM)
+    assert encoder.weights_sha256 == loaded(path, "mae").weights_sha256
+    with pytest.raises(IjepaError, match="no multiple of the patch's 8 pixels"):
+        loaded(path, "mae", image_px=50)
+
+
+def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_path):
+    path = saved(tmp_path, {"model": vit()})
+    config = ExtractConfig(encoder=f"mae:{path}", layers=2)
+    result = extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0))
+    assert (result.layers, result.dim) == (2, DIM)
+    header = open_features(tmp_path / "f.h5").header
+    assert (header.pooling, header.layers, header.lineage.method) == (SEEN, (1, 2), "MAE")
+    assert extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
+    saved(tmp_path, {"model": vit(1)})
+    assert not extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
+
+
+def test_a_foreign_encoder_is_not_fine_tuned_by_mistake(tmp_path):
+    with pytest.raises(IjepaError, match="not fine-tuned"):
+        load_vit(f"mae:{tmp_path}/weights.pth")
+
+
+SMALL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+def timm_file(tmp_path, name, seed=0, **options):
+    model = timm.create_model(name, **options)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    model.load_state_dict(drawn(shapes, seed, 0.02))
+    save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    return model.eval(), tmp_path / f"{name}.safetensors"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", [SMALL, "resnet18.a1_in1k"])
+def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, tmp_path):
+    model, path = timm_file(tmp_path, name)
+    encoder = load_encoder(f"timm:{name}@{path}")
+    pixels = images(side_px=224)[:1]
+    expected = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    found = encoder.features(pixels, 1)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    cfg = model.pretrained_cfg
+    assert (encoder.mean, encoder.crop_fraction) == (cfg["mean"], cfg["crop_pct"])
+    assert encoder.num_layers == (1 if name.startswith("resnet") else 12)
+
+
+def test_weights_of_another_timm_model_are_refused(tmp_path):
+    _, path = timm_file(tmp_path, SMALL)
+    with pytest.raises(IjepaError, match="another architecture"):
+        load_encoder(f"timm:vit_tiny_patch16_384.augreg_in21k_ft_in1k@{path}")
+    short = saved(tmp_path, drawn({"cls_token": (1, 1, 192)}))
+    with pytest.raises(IjepaError, match=r"blocks\.0\.attn\.proj\.bias missing; .* more\."):
+        load_encoder(f"timm:{SMALL}@{short}")
+
+
+def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "torch.hub.download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no net"))
+    )
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(OSError\)"):
+        load_encoder("timm:vit_huge_patch14_gap_224.in1k_ijepa")
+    with pytest.raises(IjepaError, match="has no model 'vit_colossal'"):
+        load_encoder("timm:vit_colossal")
+    with pytest.raises(IjepaError, match="There is no file"):
+        encoder_fingerprint(ExtractConfig(encoder=f"timm:{SMALL}@{tmp_path}/none.pth"))
+
+
+def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("no net")
+
+    _, path = timm_file(tmp_path, SMALL)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(LocalEntryNotFoundError\)"):
+        load_encoder(f"timm:{SMALL}")
+    seen = {}
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda repo, name, revision: seen.setdefault((repo, name), str(path)),
+    )
+    encoder = load_encoder(f"timm:{SMALL}")
+    assert list(seen) == [(f"timm/{SMALL}", "model.safetensors")]
+    assert torch.equal(
+        encoder.features(images(side_px=224), 1),
+        load_encoder(f"timm:{SMALL}@{path}").features(images(side_px=224), 1),
+    )
+    config = ExtractConfig(encoder=f"timm:{SMALL}")
+    named = config.model_copy(update={"encoder": f"timm:{SMALL}@{path}"})
+    assert encoder_fingerprint(config) == encoder_fingerprint(named)
+
+
+def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_path, monkeypatch):
+    """timm itself takes the context encoder of a published file."""
+    name = "vit_huge_patch14_gap_224.in1k_ijepa"
+    monkeypatch.setattr("ijepa.encoders.timm_models.timm.create_model", small_ijepa)
+    both = {"encoder": ijepa_weights(1), "target_encoder": ijepa_weights(2), "epoch": 300}
+    path = saved(
+        tmp_path, {k: prefixed(v, "module.") if k != "epoch" else v for k, v in both.items()}
+    )
+    for which, key in (("target", "target_encoder"), ("context", "encoder")):
+        encoder = load_encoder(f"timm:{name}@{path}", which=which)
+        network = small_ijepa(name)
+        network.load_state_dict(both[key])
+        expected = network.eval().forward_head(network.forward_features(images()))
+        found = encoder.features(images(), 1)[:, 0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert encoder.pooling == "average of patch tokens after the final norm"
+        assert (encoder.lineage.method, encoder.lineage.data) == ("I-JEPA", "IN1k")
+        assert encoder.crop_fraction == 0.875
+
+
+def ijepa_weights(seed):
+    return drawn({k: v.shape for k, v in small_ijepa("x").state_dict().items()}, seed)
+
+
+def small_ijepa(name, **options):
+    """timm's network of that name in every setting but its size."""
+    from timm.models.vision_transformer import _create_vision_transformer
+
+    size = {"img_size": SIDE_PX, "patch_size": PATCH_PX, "embed_dim": 64, "depth": 2}
+    settings = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_heads": 2}
+    options = {"num_classes": 0, **options}
+    return _create_vision_transformer(
+        "vit_huge_patch14_gap_224.in1k_ijepa", **size, **settings, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "data"), [(None, 1600, "IN1k"), (1599, 1600, "IN1k"), (399, 399, None)]
+)
+def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, epochs, data, caplog):
+    from ijepa.encoders.frozen import Asked
+    from ijepa.encoders.released import released_lineage
+
+    caplog.set_level("INFO")
+    asked = Asked("mae", "weights.pth", "target", None, torch.device("cpu"))
+    found = released_lineage(asked, epoch, "ViT-H/14")
+    assert (found.method, found.arch) == ("MAE", "ViT-H/14")
+    assert (found.epochs, found.data) == (epochs, data)
+    assert ("taken for the released weights" in caplog.text) == (data == "IN1k")
+    assert released_lineage(asked, None, "64x2/8").epochs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "epochs", "data"),
+    [
+        ("vit_huge_patch14_gap_224.in1k_ijepa", "ViT-H/14", 300, "IN1k"),
+        ("vit_huge_patch14_gap_224.in22k_ijepa", "ViT-H/14", 900, "IN22k"),
+        ("vit_huge_patch16_gap_448.in1k_ijepa", "ViT-H/16 448", 300, "IN1k"),
+        ("vit_giant_patch16_gap_224.in22k_ijepa", "ViT-G/16", 600, "IN22k"),
+        ("vit_large_patch16_224.mae", "ViT-L/16", 1600, "IN1k"),
+        ("vit_base_patch8_224.dino", "ViT-B/8", 300, "IN1k"),
+    ],
+)
+def test_names_of_timm_tell_the_papers_row(name, arch, epochs, data):
+    from ijepa.encoders.timm_models import _lineage
+
+    with torch.device("meta"):
+        lineage = _lineage(timm.create_model(name), name)
+    assert (lineage.arch, lineage.epochs, lineage.data) == (arch, epochs, data)
+    rows = {(row.method, row.arch) for table in TABLES for row in table.rows if row.group}
+    assert (lineage.method, lineage.arch) in rows
+
+
+def test_the_catalogue_has_every_kind_and_the_papers_nine_methods():
+    entries = catalogue().encoders
+    named = {entry.encoder.partition(":")[0] for entry in entries}
+    assert set(KINDS) <= named
+    methods = {row.method for table in TABLES for row in table.rows if row.group}
+    assert {entry.method for entry in entries} - {None} == methods
+    assert all(
+        entry.source and entry.licence for entry in entries if entry.encoder.split(":")[0] in KINDS
+    )
+    for entry in entries:
+        assert bool(entry.method) == bool(entry.paper)
+
+
+def test_the_command_lists_them_for_people_and_machines():
+    shown = CliRunner().invoke(app, ["encoders"])
+    assert shown.exit_code == 0
+    assert "mae:FILE" in shown.stdout
+    told = json.loads(CliRunner().invoke(app, ["encoders", "--json"]).stdout)
+    mae = next(one for one in told["encoders"] if one["encoder"] == "mae:FILE")
+    assert mae["paper"][0] == {
+        "table": 1, "arch": "ViT-B/16", "epochs": 1600, "values": {"ImageNet-1K": 68.0},
+    }  # fmt: skip
