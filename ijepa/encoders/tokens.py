@@ -1,0 +1,61 @@
+"""Patch tokens before they are pooled, and the networks that give them."""
+
+from typing import NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ijepa.config import DataConfig
+from ijepa.encoders.load import load_vit
+
+
+class Network(NamedTuple):
+    """A frozen Vision Transformer to look into.
+
+    Attributes:
+        name: for people.
+        vit: timm's, in evaluation mode, on its device.
+        data: how images are cut and normalised for it.
+    """
+
+    name: str
+    vit: VisionTransformer
+    data: DataConfig
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns)."""
+        rows, columns = self.vit.patch_embed.grid_size
+        return rows, columns
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+
+def load_network(name: str, which: str, seed: int, device: torch.device) -> Network:
+    """Make a frozen network from its name; arguments and errors as of `load_vit`."""
+    found = load_vit(name, which=which, seed=seed)
+    vit = found.encoder.eval().requires_grad_(False).to(device)
+    return Network(found.name, vit, found.data)
+
+
+@torch.inference_mode()
+def patch_tokens(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:
+    """Patch tokens after one block and the final norm, without class token or registers.
+
+    Args:
+        vit: with a class token or without.
+        images: (B, 3, height, width) float, normalised, on the network's device.
+        layer: number of the block in [0, depth).
+
+    Returns:
+        (B, N, dim) float32; N patches, row-major.
+    """
+    [tokens] = vit.forward_intermediates(
+        images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True
+    )
+    found: Tensor = tokens.float()  # type: ignore[union-attr]  # intermediates_only gives tensors
+    return found
