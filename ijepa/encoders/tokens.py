@@ -54,8 +54,9 @@ def patch_tokens(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:
     Returns:
         (B, N, dim) float32; N patches, row-major.
     """
-    [tokens] = vit.forward_intermediates(
+    layers = vit.forward_intermediates(
         images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True
     )
-    found: Tensor = tokens.float()  # type: ignore[union-attr]  # intermediates_only gives tensors
+    assert isinstance(layers, list)
+    found: Tensor = layers[0].float()
     return found

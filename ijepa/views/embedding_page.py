@@ -1,4 +1,4 @@
-"""The map of features as one HTML file that loads nothing: points to hover, touch or walk by keys."""
+"""The map of features as one HTML file that loads nothing: to be hovered, touched, or walked."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def embedding_page(
     """The whole HTML text.
 
     Args:
-        places: (n, 2) from 0 to 1.
+        places: (n, 2) across and down, from 0 to at most 1.
         keys: (n,) names of the images.
         legend: of the points; None draws all alike.
         thumbnails: (side, side, 3) uint8 of all points, of one size; None shows keys only.
@@ -58,6 +58,7 @@ def embedding_page(
         captions=captions,
         colours=COLOURS,
         size=SIZE,
+        height=round(float(points[:, 1].max())) + MARGIN,
         marks=[_mark(x, y, legend, number) for number, (x, y) in enumerate(points.tolist())],
         legend=_entries(legend),
         sprite=sprite,

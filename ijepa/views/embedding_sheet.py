@@ -32,7 +32,7 @@ def embedding_sheet(
     """Draw dots, thumbnails that do not overlap, and the legend.
 
     Args:
-        places: (n, 2) from 0 to 1.
+        places: (n, 2) across and down, from 0 to at most 1.
         legend: of the points; None draws all alike.
         thumbnails: (side, side, 3) uint8 of all points; None draws dots only.
         captions: sentences that stand above.
@@ -41,9 +41,10 @@ def embedding_sheet(
     lines = caption_lines(captions, width)
     top = captions_height(lines)
     entries = len(legend.names) if legend else 0
-    sheet = Sheet(width, top + max(MAP_PX, entries * LINE_PX) + GAP_PX)
-    write_captions(sheet, lines)
     inner = MAP_PX - THUMBNAIL_PX
+    map_height = round(float(places[:, 1].max()) * inner) + THUMBNAIL_PX
+    sheet = Sheet(width, top + max(map_height, entries * LINE_PX) + GAP_PX)
+    write_captions(sheet, lines)
     points = places * inner + THUMBNAIL_PX / 2 + np.array([GAP_PX, top])
     for number, (x, y) in enumerate(points.tolist()):
         draw_dot(sheet, x, y, legend, legend.of_points[number] if legend else 0)
@@ -81,4 +82,4 @@ def _legend(sheet: Sheet, left: int, top: int, legend: Legend) -> None:
         draw_dot(sheet, left + 8, y + LINE_PX / 2, legend, place)
         text = f" ({count})"
         room = LEGEND_PX - 30 - int(len(text) * CHARACTER_PX)
-        sheet.words(left + 20, y, shortened(name, room) + text)
+        sheet.words(left + 20, y, shortened(name, room, keep="start") + text)

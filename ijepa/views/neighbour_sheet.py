@@ -15,7 +15,7 @@ from ijepa.views.sheet import (
     write_captions,
 )
 
-TILE_PX = 104
+TILE_PX = 112
 SAME, OTHER, QUERY = "#15803d", "#c2410c", "#1f6feb"
 
 
@@ -73,5 +73,5 @@ def _row(sheet: Sheet, top: int, row: Sequence[Shown]) -> None:
             frame = SOFT if shown.same is None else (SAME if shown.same else OTHER)
             sheet.frame(left, top, size, frame, 3 if shown.same is not None else 1)
             sheet.words(left, top + TILE_PX + LINE_PX, f"{shown.cosine:.3f}", SOFT)
-        mark = "= " if shown.same else ""
-        sheet.words(left, top + TILE_PX + 1, mark + shortened(shown.name, TILE_PX - 12))
+        name = f"= {shown.name}" if shown.same else shown.name
+        sheet.words(left, top + TILE_PX + 1, shortened(name, TILE_PX))

@@ -47,7 +47,7 @@ class Legend(NamedTuple):
 
 
 def project(features: Floats, method: str, perplexity: float, seed: int) -> Floats:
-    """Bring features to a plane: (n, 2), each coordinate from 0 to 1, their aspect kept.
+    """Bring features to a plane: (n, 2), both coordinates from 0, the longer axis to 1.
 
     Args:
         features: (n, dim) of at least three images.
@@ -65,9 +65,10 @@ def project(features: Floats, method: str, perplexity: float, seed: int) -> Floa
             perplexity=min(perplexity, (num - 1) / 3), init="pca", random_state=seed, n_jobs=1
         )
         places = tsne.fit_transform(first.astype(np.float32))
+    places = np.asarray(places, dtype=np.float64)
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()
     scaled: Floats = (places - low) / max(float(extent), 1e-12)
-    return scaled + (1 - scaled.max(axis=0)) / 2
+    return scaled
 
 
 def legend_of(names: Sequence[str]) -> Legend:

@@ -7,7 +7,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from markupsafe import escape
@@ -88,13 +88,9 @@ class Sheet:
         """The file's bytes; `suffix` is one of `FORMATS`. Equal sheets give equal bytes."""
         return {".png": self._png, ".svg": self._svg}[suffix]()
 
-    def pixels(self) -> Pixels:
-        """(height, width, 3) uint8."""
-        return np.asarray(self._drawn())
-
     def _png(self) -> bytes:
         buffer = io.BytesIO()
-        self._drawn().save(buffer, "PNG", optimize=True)
+        self._drawn().save(buffer, "PNG")
         return buffer.getvalue()
 
     def _drawn(self) -> Image.Image:
@@ -144,10 +140,14 @@ def captions_height(lines: Sequence[str]) -> int:
     return GAP_PX + LINE_PX * len(lines) + GAP_PX
 
 
-def shortened(text: str, width: int) -> str:
-    """The text, or what of its end fits into that many pixels: keys differ at their ends."""
-    most = max(4, int(width / CHARACTER_PX))
-    return text if len(text) <= most else "..." + text[len(text) - most + 3 :]
+def shortened(text: str, width: int, keep: Literal["start", "end"] = "end") -> str:
+    """The text, or as much of it as fits into that many pixels; keys differ at their ends."""
+    font = ImageFont.load_default(TEXT_PX)
+    short, rest = text, text
+    while font.getlength(short) > width and rest:
+        rest = rest[1:] if keep == "end" else rest[:-1]
+        short = f"...{rest}" if keep == "end" else f"{rest}..."
+    return short
 
 
 def heat_colours() -> Pixels:

@@ -147,7 +147,7 @@ def query_of(text: str, network: "Network") -> Query:
     rows, columns = network.grid
     prefix = network.vit.num_prefix_tokens
     if text == "mean":
-        return Query("mean of patches", None, slice(prefix, None))
+        return Query("mean", None, slice(prefix, None))
     if text == "class":
         if not network.vit.has_class_token:
             raise IjepaError(f"{network.name} has no class token; use center, mean or ROW,COL.")

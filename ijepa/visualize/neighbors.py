@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ROWS_AT_ONCE = 16_384
-THUMBNAIL_PX = 104
+THUMBNAIL_PX = 112
 
 
 class NeighborsConfig(Config):

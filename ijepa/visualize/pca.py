@@ -139,8 +139,8 @@ def _tokens(network: "Network", views: "Tensor", layer: int, device: "torch.devi
 
     parts = [
         patch_tokens(network.vit, seen_by(network, some, device), layer).cpu()
-        for some in views.split(AT_ONCE)
+        for some in torch.split(views, AT_ONCE)
     ]
-    tokens = torch.cat(parts).unflatten(1, network.grid)
-    found: Floats = tokens.numpy()
+    tokens = torch.cat(parts).numpy()
+    found: Floats = tokens.reshape(len(tokens), *network.grid, -1)
     return found

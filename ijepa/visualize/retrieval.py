@@ -97,6 +97,20 @@ class Asked(NamedTuple):
     true: "Floats"
 
 
+class Filled(NamedTuple):
+    """Blocks filled with real patches.
+
+    Attributes:
+        patches: (n, T, patch, patch, 3) uint8.
+        cosine: of the tokens that chose them to the true tokens, mean over all patches.
+        difference: of colour to the real patches, mean, 0 to 1.
+    """
+
+    patches: "Pixels"
+    cosine: float
+    difference: float
+
+
 def visualize_retrieval(
     shards: Path,
     out: Path,
@@ -125,12 +139,14 @@ def visualize_retrieval(
         shown = pick_images(split, config.images)
         missing = min(config.measured, len(split)) - len(shown)
         numbers = shown + draw_images(split, max(missing, 0), config.images.seed, without=shown)
-        sections, notes, figures = [], {}, {}
+        sections, notes = [], {}
+        figures: dict[str, float] = {}
         for place, name in enumerate(config.encoder.encoders):
-            title, rows, errors = _section(name, data, config, numbers, len(shown), runtime)
+            title, rows, found = _section(name, data, config, numbers, len(shown), runtime)
             sections.append((title, rows))
-            notes[title] = {way: f"{error:.3f}" for way, error in errors.items()}
-            figures |= {f"{way}, {name}": error for way, error in errors.items()}
+            notes[title] = {way: f"{f.cosine:.3f}, {f.difference:.3f}" for way, f in found.items()}
+            figures |= {f"cosine of {way}, {name}": f.cosine for way, f in found.items()}
+            figures |= {f"difference of {way}, {name}": f.difference for way, f in found.items()}
             progress("retrieve patches for runs", place + 1, len(config.encoder.encoders))
         captions = _captions(config, data, len(numbers))
         picture = Picture(
@@ -150,7 +166,8 @@ def _captions(config: RetrievalConfig, data: ShardSet, measured: int) -> tuple[s
         f"layer-normed target tokens) of {config.store_images} other images of split "
         f"{config.store_split}. {PREDICTED}: from the context alone; {TRUE}: the best to be had; "
         f"{MEAN}: the mean token at that place, whatever the image.",
-        f"Numbers: mean difference of colour to the real block, 0 to 1, over {measured} images.",
+        f"Numbers, over {measured} images: cosine to the true tokens; mean difference of colour to "
+        f"the real block, 0 to 1.",
         caption_of(data, config.images),
     )
 
@@ -162,11 +179,11 @@ def _section(
     numbers: list[int],
     shown: int,
     runtime: Runtime,
-) -> "tuple[str, list[RetrievalRow], dict[str, float]]":
-    """Title, rows of the shown images, and mean error of each way over all images."""
+) -> "tuple[str, list[RetrievalRow], dict[str, Filled]]":
+    """Title, rows of the shown images, and what each way to fill blocks gives in all images."""
     from ijepa.distributed import pick_device
     from ijepa.encoders.jepa import load_jepa
-    from ijepa.views.retrieval_sheet import RetrievalRow, cut_patches
+    from ijepa.views.retrieval_sheet import RetrievalRow
 
     device = pick_device(runtime.device)
     trained = load_jepa(name)
@@ -177,25 +194,21 @@ def _section(
     asked = _ask(trained, split, numbers, config.images.seed, device)
     store = _store(trained, data, config, numbers, device)
     filled = fill_blocks(asked, store, np.random.default_rng(config.images.seed))
-    side = trained.config.encoder.patch_px
-    real = cut_patches(asked.pixels, side).reshape(len(numbers), -1, side, side, 3)
-    real = np.take_along_axis(real, asked.blocks[..., np.newaxis, np.newaxis, np.newaxis], axis=1)
-    errors = {way: _difference(found, real) for way, found in filled.items()}
     rows = [
         RetrievalRow(
             asked.pixels[n],
             asked.contexts[n],
             asked.blocks[n],
-            {way: found[n] for way, found in filled.items()},
+            {way: found.patches[n] for way, found in filled.items()},
         )
         for n in range(shown)
     ]
     depth = len(trained.jepa.encoder.blocks)
-    return f"{name}: context encoder ({depth} blocks) and predictor", rows, errors
+    return f"{name}: context encoder ({depth} blocks) and predictor", rows, filled
 
 
-def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> "dict[str, Pixels]":
-    """Patches in place of each block, by each way to choose them: (n, T, patch, patch, 3) uint8."""
+def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> dict[str, Filled]:
+    """Put real patches in place of each block, chosen in each of the four ways."""
     from ijepa.views.retrieval_sheet import nearest_patches
 
     ways = {
@@ -205,7 +218,31 @@ def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> "d
     }
     chosen = {way: nearest_patches(tokens, store.tokens) for way, tokens in ways.items()}
     chosen[RANDOM] = rng.integers(0, len(store.tokens), asked.blocks.shape)
-    return {way: store.patches[numbers] for way, numbers in chosen.items()}
+    ways[RANDOM] = store.tokens[chosen[RANDOM]]
+    real = _real_patches(asked, store.patches.shape[1])
+    return {
+        way: Filled(
+            store.patches[chosen[way]],
+            _mean_cosine(tokens, asked.true),
+            _difference(store.patches[chosen[way]], real),
+        )
+        for way, tokens in ways.items()
+    }
+
+
+def _real_patches(asked: Asked, patch_px: int) -> "Pixels":
+    """(n, T, patch, patch, 3) uint8: what the blocks hide."""
+    from ijepa.views.retrieval_sheet import cut_patches
+
+    patches = cut_patches(asked.pixels, patch_px)
+    starts = np.arange(len(asked.pixels)) * (len(patches) // len(asked.pixels))
+    found: Pixels = patches[starts[:, np.newaxis] + asked.blocks]
+    return found
+
+
+def _mean_cosine(tokens: "Floats", true: "Floats") -> float:
+    lengths = np.linalg.norm(tokens, axis=-1) * np.linalg.norm(true, axis=-1)
+    return float(((tokens * true).sum(axis=-1) / lengths).mean())
 
 
 def _ask(
@@ -275,7 +312,7 @@ def _store(
         tokens = torch.cat(
             [
                 layer_norm(trained.jepa.target_encoder(_normalised(some, trained, device))).cpu()
-                for some in views.split(AT_ONCE)
+                for some in torch.split(views, AT_ONCE)
             ]
         )
     patches = cut_patches(views.permute(0, 2, 3, 1).numpy(), trained.config.encoder.patch_px)

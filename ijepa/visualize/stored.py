@@ -92,9 +92,8 @@ def thumbnails(
     missing = [key for key in wanted if key not in found]
     if missing:
         raise IjepaError(f"{data.folder} has no image {missing[0]!r} in {header.split}.")
-    return [
-        _thumbnail(split.read_image(number), side_px) for split, number in map(found.get, wanted)
-    ]
+    where = [found[key] for key in wanted]
+    return [_thumbnail(split.read_image(number), side_px) for split, number in where]
 
 
 def _by_key(splits: Sequence[SplitReader], wanted: set[str]) -> dict[str, tuple[SplitReader, int]]:
