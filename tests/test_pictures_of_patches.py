@@ -1,11 +1,15 @@
 """Attention and PCA of patch tokens: exact as numbers, and seen without side effects."""
 
+import json
 import re
+import shlex
+import sys
 
 import numpy as np
 import pytest
 import timm
 import torch
+import typer
 from PIL import Image
 from sklearn.decomposition import PCA
 from timm.models.vision_transformer import VisionTransformer
@@ -26,6 +30,7 @@ from ijepa.visualize import (
     visualize_pca,
 )
 from ijepa.visualize.attention import query_of
+from ijepa_cli.main import app, main
 
 CPU = Runtime(device="cpu", workers=0)
 RANDOM = "random:32x2x2/8@32"
@@ -256,3 +261,28 @@ def test_what_cannot_be_drawn_leaves_no_picture(shards, tmp_path, choices, messa
     with pytest.raises(IjepaError, match=message):
         visualize_attention(shards, tmp_path / "a.png", config, CPU)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_every_picture_explains_itself_with_an_example_that_is_understood():
+    pictures = typer.main.get_command(app).commands["visualize"].commands
+    assert {"masks", "attention", "pca", "neighbors", "retrieval", "embedding"} <= set(pictures)
+    for name, command in pictures.items():
+        example = re.search(r"Example: ijepa visualize (.*)", command.help.replace("\\\n", " "))
+        words = shlex.split(example[1])
+        assert words[0] == name
+        command.make_context(name, words[1:])  # raises a usage error
+
+
+def test_the_command_line_draws_and_says_what(shards, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.png"
+    words = ["visualize", "attention", "--encoder", RANDOM, "--data", shards, "--out", out]
+    words += ["--query", "mean", "--query", "0,3", "--no-rollout", "--images", 1, "--json"]
+    monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["cached"], shown["images"]) == (False, 1)
+    assert out.exists()
+    record = json.loads((tmp_path / "a.png.stage.json").read_text())
+    assert record["command"].startswith("ijepa visualize attention --encoder random:32x2x2")
