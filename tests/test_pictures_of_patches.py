@@ -12,6 +12,7 @@ import torch
 import typer
 from PIL import Image
 from sklearn.decomposition import PCA
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from ijepa.config import Runtime
@@ -44,18 +45,29 @@ def with_class_token() -> VisionTransformer:
     ).eval()  # fmt: skip
 
 
+def with_relative_positions() -> Beit:
+    torch.manual_seed(0)
+    return Beit(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0,
+        use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=0.5,
+    ).eval()  # fmt: skip
+
+
 def without_class_token() -> VisionTransformer:
     return load_vit(RANDOM).encoder.eval()
 
 
 NETWORKS = pytest.mark.parametrize("network", [with_class_token(), without_class_token()])
+ALL_NETWORKS = pytest.mark.parametrize(
+    "network", [with_class_token(), without_class_token(), with_relative_positions()]
+)
 
 
 def some_images() -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@NETWORKS
+@ALL_NETWORKS
 @pytest.mark.parametrize("layer", [0, -1])
 def test_every_query_shares_out_all_of_its_attention(network, layer):
     found = attention_of(network, some_images(), layer)
@@ -79,7 +91,7 @@ def test_attention_is_softmax_of_queries_and_keys(network):
     torch.testing.assert_close(found, (query @ key.mT / 4).softmax(-1))
 
 
-@NETWORKS
+@ALL_NETWORKS
 def test_looking_changes_neither_features_nor_the_network(network):
     images = some_images()
     fused = [block.attn.fused_attn for block in network.blocks]
@@ -139,12 +151,13 @@ def test_queries_that_there_are_not_are_refused(query, message):
         query_of(query, network)
 
 
-@NETWORKS
+@ALL_NETWORKS
 def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
     images = some_images()
     tokens = patch_tokens(network, images, 1)
     with torch.no_grad():
-        whole = network.forward_features(images) if network.has_class_token else network(images)
+        plain = network.num_prefix_tokens == 0
+        whole = network(images) if plain else network.forward_features(images)
     torch.testing.assert_close(tokens, whole[:, network.num_prefix_tokens :])
 
 
@@ -252,7 +265,7 @@ def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
         ({"images": ImageChoice(split="test")}, "no split 'test'"),
         ({"images": ImageChoice(keys=("nobody",))}, "no image 'nobody'"),
         ({"images": ImageChoice(num_images=65)}, "has 64 images, not 65"),
-        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels are no network"),
+        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels is no Vision Transformer"),
         ({"encoder": EncoderChoice(encoders=("nothing",))}, "no encoder 'nothing'"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Rgb, Size
@@ -27,6 +28,7 @@ class FrozenEncoder:
         pool: (normalised images (B, 3, height, width), layers) -> (B, layers, dim), last layer
             last.
         lineage: where it comes from.
+        network: timm's Vision Transformer behind it, to look into; None where there is none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class FrozenEncoder:
     num_layers: int
     pool: Pool
     lineage: Lineage
+    network: VisionTransformer | None = None
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:

@@ -64,6 +64,7 @@ def load_encoder(
         num_layers=len(encoder.blocks),
         pool=encoder.pooled_layers,
         lineage=vit.lineage,
+        network=encoder,
     )
 
 

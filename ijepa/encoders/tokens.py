@@ -7,7 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import DataConfig
-from ijepa.encoders.load import load_vit
+from ijepa.encoders.load import load_encoder
+from ijepa.errors import IjepaError
 
 
 class Network(NamedTuple):
@@ -15,7 +16,7 @@ class Network(NamedTuple):
 
     Attributes:
         name: for people.
-        vit: timm's, in evaluation mode, on its device.
+        vit: timm's (BEiT's, too), in evaluation mode, on its device.
         data: how images are cut and normalised for it.
     """
 
@@ -36,10 +37,23 @@ class Network(NamedTuple):
 
 
 def load_network(name: str, which: str, seed: int, device: torch.device) -> Network:
-    """Make a frozen network from its name; arguments and errors as of `load_vit`."""
-    found = load_vit(name, which=which, seed=seed)
-    vit = found.encoder.eval().requires_grad_(False).to(device)
-    return Network(found.name, vit, found.data)
+    """Make a frozen network from its name; arguments as of `load_encoder`.
+
+    Raises:
+        IjepaError: as `load_encoder`, or an encoder that is no Vision Transformer of timm's.
+    """
+    found = load_encoder(name, which=which, seed=seed, device=device)
+    if found.network is None:
+        raise IjepaError(
+            f"{name} is no Vision Transformer of timm's, so there is no looking into it."
+        )
+    data = DataConfig(
+        image_px=found.image_px,
+        eval_crop_fraction=found.crop_fraction,
+        mean=found.mean,
+        std=found.std,
+    )
+    return Network(found.name, found.network.eval().requires_grad_(False), data)
 
 
 @torch.inference_mode()

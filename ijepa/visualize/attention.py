@@ -149,7 +149,7 @@ def query_of(text: str, network: "Network") -> Query:
     if text == "mean":
         return Query("mean", None, slice(prefix, None))
     if text == "class":
-        if not network.vit.has_class_token:
+        if network.vit.cls_token is None:
             raise IjepaError(f"{network.name} has no class token; use center, mean or ROW,COL.")
         return Query("class token", None, slice(0, 1))
     numbers = re.fullmatch(r"(\d+),(\d+)", text)

@@ -156,8 +156,7 @@ def pca(
 ) -> None:
     """Draw patch tokens as colours: their first three principal components over many images.
 
-    Example: ijepa visualize pca --encoder runs/scenes --encoder random:runs/scenes \
-      --data shards/scenes --out pca.png
+    Example: ijepa visualize pca --encoder runs/scenes --data shards/scenes --out pca.png
     """
     from ijepa.visualize import PcaConfig, visualize_pca
 
