@@ -10,7 +10,7 @@ from ijepa.config import RUNTIME, Config, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stores.stage import StagePlan
 from ijepa.views.sheet import Sheet
 from ijepa.visualize.images import (
     EncoderChoice,
@@ -20,6 +20,7 @@ from ijepa.visualize.images import (
     cached_picture,
     caption_of,
     check_format,
+    drawing,
     encoder_inputs,
     evaluation_views,
     pick_images,
@@ -76,7 +77,7 @@ def visualize_attention(
     split = data.split(config.images.split)
     inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
     plan = StagePlan("visualize attention", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with drawing(plan, runtime) as work:
         if work.cached:
             return cached_picture(out)
         numbers = pick_images(split, config.images)

@@ -12,8 +12,8 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.features import Features, open_features
 from ijepa.stores.shards import ShardSet
-from ijepa.stores.stage import StagePlan, exclusive_work, write_bytes
-from ijepa.visualize.images import Picture, cached_picture, check_format, publish_picture
+from ijepa.stores.stage import StagePlan, write_bytes
+from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_picture
 from ijepa.visualize.stored import Ints, Stored, open_images, stored_images, thumbnails
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def visualize_embedding(
         inputs = {"features": store.header.fingerprint}
         inputs |= {"data": data.fingerprint} if data else {}
         plan = StagePlan("visualize embedding", VERSION, config, inputs, out)
-        with exclusive_work(plan, force=runtime.force) as work:
+        with drawing(plan, runtime) as work:
             if work.cached:
                 return cached_picture(out)
             content, shown = _draw(store, data, config, out.suffix)

@@ -1,6 +1,8 @@
 """What every picture needs: some images of a split, seen as encoders see them, and its caption."""
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +14,7 @@ from ijepa.config.values import Seed
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.stores.shards import ShardSet, SplitReader
-from ijepa.stores.stage import Work, read_record, write_bytes
+from ijepa.stores.stage import StagePlan, Work, exclusive_work, read_record, write_bytes
 from ijepa.views.sheet import FORMATS, Pixels, Sheet
 
 if TYPE_CHECKING:
@@ -70,6 +72,20 @@ def check_format(out: Path, formats: Sequence[str] = FORMATS) -> None:
     """
     if out.suffix not in formats:
         raise IjepaError(f"{out} must end in {' or '.join(formats)}.")
+
+
+@contextlib.contextmanager
+def drawing(plan: StagePlan, runtime: Runtime) -> Iterator[Work]:
+    """Hold a picture alone while making it; what fails leaves nothing, for no picture is resumed.
+
+    Yields and raises as `exclusive_work`.
+    """
+    with exclusive_work(plan, force=runtime.force) as work:
+        try:
+            yield work
+        except BaseException:
+            shutil.rmtree(work.folder, ignore_errors=True)
+            raise
 
 
 def publish_sheet(work: Work, sheet: Sheet, picture: Picture, runtime: Runtime) -> None:

@@ -13,8 +13,8 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.features import Features, open_features
 from ijepa.stores.shards import ShardSet
-from ijepa.stores.stage import StagePlan, exclusive_work
-from ijepa.visualize.images import Picture, cached_picture, check_format, publish_sheet
+from ijepa.stores.stage import StagePlan
+from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_sheet
 from ijepa.visualize.stored import Ints, Stored, open_images, stored_images, thumbnails
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def visualize_neighbors(
     data = open_images(shards, stores[0].header, features[0]) if shards else None
     inputs |= {"data": data.fingerprint} if data else {}
     plan = StagePlan("visualize neighbors", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with drawing(plan, runtime) as work:
         if work.cached:
             return cached_picture(out)
         picture = Picture(

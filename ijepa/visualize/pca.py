@@ -8,7 +8,7 @@ from pydantic import Field
 from ijepa.config import RUNTIME, Config, Runtime
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stores.stage import StagePlan
 from ijepa.visualize.images import (
     EncoderChoice,
     ImageChoice,
@@ -18,6 +18,7 @@ from ijepa.visualize.images import (
     caption_of,
     check_format,
     draw_images,
+    drawing,
     encoder_inputs,
     evaluation_views,
     pick_images,
@@ -73,7 +74,7 @@ def visualize_pca(
     split = data.split(config.images.split)
     inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
     plan = StagePlan("visualize pca", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with drawing(plan, runtime) as work:
         if work.cached:
             return cached_picture(out)
         from ijepa.views.patch_colours import colour_sheet

@@ -10,7 +10,7 @@ from ijepa.config import RUNTIME, Config, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stores.stage import StagePlan
 from ijepa.visualize.images import (
     EncoderChoice,
     ImageChoice,
@@ -19,6 +19,7 @@ from ijepa.visualize.images import (
     caption_of,
     check_format,
     draw_images,
+    drawing,
     encoder_inputs,
     evaluation_views,
     pick_images,
@@ -131,7 +132,7 @@ def visualize_retrieval(
     split = data.split(config.images.split)
     inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
     plan = StagePlan("visualize retrieval", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with drawing(plan, runtime) as work:
         if work.cached:
             return cached_picture(out)
         from ijepa.views.retrieval_sheet import retrieval_sheet
