@@ -20,7 +20,7 @@ from ijepa.encoders.load import load_vit
 from ijepa.encoders.tokens import Network, load_network, patch_tokens
 from ijepa.errors import IjepaError
 from ijepa.method.attention import attention_of, attention_seen_by, rolled_out
-from ijepa.views.attention_sheet import overlay
+from ijepa.views.attention_sheet import largest_elsewhere, overlay
 from ijepa.views.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
 from ijepa.visualize import (
     AttentionConfig,
@@ -212,8 +212,15 @@ def test_a_threshold_that_leaves_no_patches_is_refused():
 def test_an_overlay_is_darkest_where_attention_is_largest():
     shares = np.zeros((2, 2), dtype=np.float32)
     shares[1, 0] = 1
-    map_ = overlay(np.full((4, 4, 3), 255, dtype=np.uint8), shares, (40, 40)).sum(axis=2)
+    white = np.full((4, 4, 3), 255, dtype=np.uint8)
+    map_ = overlay(white, shares, (40, 40), largest_elsewhere(shares, None)).sum(axis=2)
     assert map_[30, 10] == map_.min() < map_[10, 10] == map_.max() == 3 * 255
+
+
+def test_what_a_query_keeps_for_itself_does_not_hide_what_it_sees():
+    shares = np.array([[0.9, 0.04], [0.05, 0.01]], dtype=np.float32)
+    assert largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
+    assert largest_elsewhere(shares, None) == pytest.approx(0.9)
 
 
 def test_attention_is_drawn_once_and_to_the_byte(run, shards, tmp_path):

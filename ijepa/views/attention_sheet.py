@@ -87,24 +87,33 @@ def _section(sheet: Sheet, top: int, tile: int, title: str, rows: Sequence[Query
         sheet.words(GAP_PX, top + size[1], f"query: {row.name}", SOFT)
         for column, shares in enumerate(row.maps.values(), start=1):
             left = GAP_PX + column * (tile + GAP_PX)
-            sheet.picture(left, top, overlay(row.image, shares, size))
+            ceiling = largest_elsewhere(shares, row.patch)
+            sheet.picture(left, top, overlay(row.image, shares, size, ceiling))
             _mark_query(sheet, left, top, size, row)
-            peak = float(shares.max()) * row.num_tokens
-            sheet.words(left, top + size[1], f"max {peak:.1f}x", SOFT)
+            sheet.words(left, top + size[1], f"max {ceiling * row.num_tokens:.1f}x", SOFT)
         top += _row_height(row, tile)
 
 
-def overlay(image: Pixels, shares: Floats, size: tuple[int, int]) -> Pixels:
-    """The image in faint grey, coloured by each patch's share, the largest one darkest.
+def largest_elsewhere(shares: Floats, query: tuple[int, int] | None) -> float:
+    """Largest share of a patch that is not the query: by its residual it mostly keeps itself."""
+    others = shares.copy()
+    if query is not None and shares.size > 1:
+        others[query] = 0
+    return float(others.max())
+
+
+def overlay(image: Pixels, shares: Floats, size: tuple[int, int], ceiling: float) -> Pixels:
+    """The image in faint grey, coloured by each patch's share, darkest from `ceiling` on.
 
     Args:
         image: (height, width, 3) uint8.
         shares: (rows, columns), not negative.
         size: (width, height) of the result.
+        ceiling: share that is darkest.
     """
     grey = np.asarray(Image.fromarray(_sized(image, size)).convert("L"), dtype=np.float32) / 255
     faint = 1 - FAINT * (1 - grey)
-    scaled = (shares / max(float(shares.max()), 1e-12) * 255).round().astype(np.uint8)
+    scaled = (np.clip(shares / max(ceiling, 1e-12), 0, 1) * 255).round().astype(np.uint8)
     colours = Image.fromarray(heat_colours()[scaled]).resize(size, Image.Resampling.NEAREST)
     found: Pixels = (np.asarray(colours) * faint[..., np.newaxis]).round().astype(np.uint8)
     return found

@@ -91,8 +91,8 @@ def _sheet(sections: "list[Section]", data: str) -> Sheet:
     from ijepa.views.attention_sheet import attention_sheet
 
     how = (
-        "Each map is scaled to its own largest value, the number below it: times an even share "
-        "among all tokens."
+        "Each map is darkest at its largest share outside of the query, the number below it: times "
+        "an even share among all tokens."
     )
     return attention_sheet(sections, (data, how))
 
