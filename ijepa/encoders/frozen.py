@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Rgb, Size
@@ -56,6 +57,7 @@ class FrozenEncoder:
             last.
         lineage: where it comes from.
         pooling: how one vector came of each layer, in words.
+        network: timm's Vision Transformer behind it, to look into; None where there is none.
     """
 
     name: str
@@ -68,6 +70,7 @@ class FrozenEncoder:
     pool: Pool
     lineage: Lineage
     pooling: str = PATCH_AVERAGE
+    network: VisionTransformer | None = None
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:

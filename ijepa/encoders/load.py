@@ -78,6 +78,7 @@ def _ours(
         num_layers=len(encoder.blocks),
         pool=encoder.pooled_layers,
         lineage=vit.lineage,
+        network=encoder,
     )
 
 

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ijepa.method.blocks import Grid
 from ijepa.method.masking import Masks
+from ijepa.views.sheet import heat_colours
 
 TILE_PX, GAP_PX, LINE_PX = 168, 10, 22
 HIDDEN = (222, 222, 222)
@@ -65,18 +66,10 @@ def _heat_maps(
         left = GAP_PX + 2 * number * (tile[0] + GAP_PX)
         _write(pen, left, top + 4, name)
         scaled = (share / max(share.max(), 1e-9) * 255).astype(np.uint8)
-        map_ = Image.fromarray(_colours()[scaled]).resize(tile, Image.Resampling.NEAREST)
+        map_ = Image.fromarray(heat_colours()[scaled]).resize(tile, Image.Resampling.NEAREST)
         sheet.paste(map_, (left, top + LINE_PX))
         note = f"min {share.min():.2f}\nmean {share.mean():.2f}\nmax {share.max():.2f}"
         _write(pen, left + tile[0] + GAP_PX, top + LINE_PX, note)
-
-
-def _colours() -> Pixels:
-    """256 colours from white over orange to dark red: more is darker, in grey too."""
-    stops = np.array([[255, 255, 255], [254, 217, 142], [236, 112, 20], [102, 37, 6]], dtype=float)
-    place = np.linspace(0, 1, 256)
-    channels = [np.interp(place, np.linspace(0, 1, 4), stops[:, c]) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.uint8)
 
 
 def _tile_size(grid: tuple[int, ...]) -> tuple[int, int]:

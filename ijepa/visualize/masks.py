@@ -1,4 +1,4 @@
-"""Pictures of what the method does; so far of its masks."""
+"""Masks of a recipe on images."""
 
 import io
 from pathlib import Path

@@ -1,0 +1,199 @@
+"""What an encoder attends to, head by head and rolled out."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.stores.shards import SplitReader, open_shards
+from ijepa.stores.stage import StagePlan
+from ijepa.views.sheet import Sheet
+from ijepa.visualize.images import (
+    EncoderChoice,
+    ImageChoice,
+    Picture,
+    as_pixels,
+    cached_picture,
+    caption_of,
+    check_format,
+    drawing,
+    encoder_inputs,
+    evaluation_views,
+    pick_images,
+    publish_sheet,
+    seen_by,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ijepa.encoders.tokens import Network
+    from ijepa.views.attention_sheet import QueryRow
+    from ijepa.views.sheet import Pixels
+
+    Section = tuple[str, list[QueryRow]]
+
+VERSION = 1
+
+
+class AttentionConfig(Config):
+    """Whose attention, in which images, from where.
+
+    Attributes:
+        encoder: encoders side by side.
+        images: which are shown.
+        layer: number of the block whose heads are shown; negative ones count from the last.
+        queries: `center` (the middle patch), `mean` (over all patches, as the average-pooled
+            feature reads them), `class` (the class token, where there is one), or `ROW,COL`.
+        rollout: also show attention rolled out from the first block to that one.
+    """
+
+    encoder: EncoderChoice
+    images: ImageChoice = ImageChoice()
+    layer: int = -1
+    queries: tuple[str, ...] = Field(("center", "mean"), min_length=1)
+    rollout: bool = True
+
+
+def visualize_attention(
+    shards: Path,
+    out: Path,
+    config: AttentionConfig,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+) -> Picture:
+    """Draw attention maps of a block's heads for some queries, as a PNG or SVG.
+
+    Raises:
+        IjepaError: no such encoder, layer, query, split or image.
+    """
+    check_format(out)
+    data = open_shards(shards)
+    split = data.split(config.images.split)
+    inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
+    plan = StagePlan("visualize attention", VERSION, config, inputs, out)
+    with drawing(plan, runtime) as work:
+        if work.cached:
+            return cached_picture(out)
+        numbers = pick_images(split, config.images)
+        sections, names = _sections(config, split, numbers, runtime, progress)
+        picture = Picture(out=out, cached=False, encoders=names, images=len(numbers), figures={})
+        publish_sheet(work, _sheet(sections, caption_of(data, config.images)), picture, runtime)
+        return picture
+
+
+def _sheet(sections: "list[Section]", data: str) -> Sheet:
+    from ijepa.views.attention_sheet import attention_sheet
+
+    how = (
+        "Each map is darkest at its largest share outside of the query, the number below it: times "
+        "an even share among all tokens."
+    )
+    return attention_sheet(sections, (data, how))
+
+
+def _sections(
+    config: AttentionConfig,
+    split: SplitReader,
+    numbers: list[int],
+    runtime: Runtime,
+    progress: Progress,
+) -> "tuple[list[Section], tuple[str, ...]]":
+    import torch
+
+    from ijepa.distributed import pick_device
+    from ijepa.encoders.tokens import load_network
+    from ijepa.method.attention import block_number
+
+    device = pick_device(runtime.device)
+    names: list[str] = []
+    sections: list[Section] = []
+    done = 0
+    total = len(numbers) * len(config.encoder.encoders)
+    for name in config.encoder.encoders:
+        network = load_network(name, config.encoder.which, config.images.seed, device)
+        layer = block_number(config.layer, network.depth)
+        queries = [query_of(text, network) for text in config.queries]
+        rows: list[QueryRow] = []
+        views = evaluation_views(split, numbers, network.data)
+        for view, pixels in zip(torch.split(views, 1), as_pixels(views), strict=True):
+            rows += _rows(network, seen_by(network, view, device), pixels, layer, queries, config)
+            done += 1
+            progress("draw attention of images", done, total)
+        title = f"{network.name}: block {layer} of 0 to {network.depth - 1}"
+        sections.append((title, rows))
+        names.append(network.name)
+    return sections, tuple(names)
+
+
+class Query(NamedTuple):
+    """From where attention is looked at: some tokens, whose rows are averaged."""
+
+    name: str
+    patch: tuple[int, int] | None
+    tokens: slice
+
+
+def query_of(text: str, network: "Network") -> Query:
+    """What `center`, `mean`, `class` or `ROW,COL` means for a network.
+
+    Raises:
+        IjepaError: none of these, a patch outside the grid, or a class token that is not there.
+    """
+    rows, columns = network.grid
+    prefix = network.vit.num_prefix_tokens
+    if text == "mean":
+        return Query("mean", None, slice(prefix, None))
+    if text == "class":
+        if network.vit.cls_token is None:
+            raise IjepaError(f"{network.name} has no class token; use center, mean or ROW,COL.")
+        return Query("class token", None, slice(0, 1))
+    numbers = re.fullmatch(r"(\d+),(\d+)", text)
+    if text != "center" and not numbers:
+        raise IjepaError(f"There is no query {text!r}; use center, mean, class or ROW,COL.")
+    row, column = (int(numbers[1]), int(numbers[2])) if numbers else (rows // 2, columns // 2)
+    if row >= rows or column >= columns:
+        raise IjepaError(
+            f"Query {text} is outside the {rows}x{columns} patches of {network.name}; rows and "
+            f"columns count from 0."
+        )
+    token = prefix + row * columns + column
+    return Query(f"{row},{column}", (row, column), slice(token, token + 1))
+
+
+def _rows(
+    network: "Network",
+    images: "Tensor",
+    pixels: "Pixels",
+    layer: int,
+    queries: list[Query],
+    config: AttentionConfig,
+) -> "list[QueryRow]":
+    """Rows of the sheet for one image (1, 3, height, width)."""
+    from ijepa.method.attention import attention_of
+    from ijepa.views.attention_sheet import QueryRow
+
+    found = attention_of(network.vit, images, layer)
+    rows = []
+    for query in queries:
+        maps = {
+            f"head {number}": _map(heads, query, network)
+            for number, heads in enumerate(found.heads[0])
+        }
+        maps["mean of heads"] = _map(found.heads[0].mean(dim=0), query, network)
+        if config.rollout:
+            maps["rollout"] = _map(found.rollout[0], query, network)
+        arrays = {name: value.cpu().numpy() for name, value in maps.items()}
+        rows.append(QueryRow(pixels, query.name, query.patch, arrays, found.heads.shape[-1]))
+    return rows
+
+
+def _map(shares: "torch.Tensor", query: Query, network: "Network") -> "torch.Tensor":
+    """(rows, columns) of (T, T) attention: what the query's tokens give to each patch."""
+    row = shares[query.tokens].mean(dim=0)
+    return row[network.vit.num_prefix_tokens :].reshape(network.grid)

@@ -1,0 +1,114 @@
+"""Images whose features are stored: their rows, their labels, their thumbnails."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ijepa.errors import IjepaError
+from ijepa.stores.features import FeatureHeader, Features
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.shards import ShardSet, SplitReader, open_shards
+from ijepa.views.sheet import Pixels
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class Stored(NamedTuple):
+    """Evaluation views in a feature file.
+
+    Attributes:
+        rows: (n,) their rows, one an image.
+        keys: of the images, likewise.
+        names: of their classes, likewise; None without a label.
+    """
+
+    rows: Ints
+    keys: list[str]
+    names: list[str] | None
+
+
+def stored_images(store: Features, label: str | None) -> Stored:
+    """Look up what a feature file says of its images.
+
+    Raises:
+        IjepaError: it has no such label.
+    """
+    views, keys = store.views, store.keys
+    rows = np.arange(len(keys)) if views is None else np.flatnonzero(views == 0)
+    if label is not None and label not in store.labels:
+        there = ", ".join(store.labels) or "none"
+        raise IjepaError(
+            f"{store.path} has no label {label!r}; its labels are: {there}. --no-label takes none."
+        )
+    names = None if label is None else _names(store, label, rows)
+    return Stored(rows, [keys[row] for row in rows], names)
+
+
+def _names(store: Features, label: str, rows: Ints) -> list[str]:
+    known = store.header.class_names.get(label)
+    values = store.labels[label][rows].tolist()
+    return [known[value] if known else str(value) for value in values]
+
+
+def open_images(folder: Path, header: FeatureHeader, features: Path) -> ShardSet:
+    """Open the shard set that features were extracted from.
+
+    Raises:
+        IjepaError: it is another one.
+    """
+    data = open_shards(folder)
+    if data.fingerprint != header.data_fingerprint:
+        raise IjepaError(
+            f"{features} was not extracted from {folder} but from {header.source or 'other data'}; "
+            f"name its shard set with --data."
+        )
+    return data
+
+
+def thumbnails(
+    data: ShardSet, header: FeatureHeader, stored: Stored, places: Sequence[int], side_px: int
+) -> list[Pixels]:
+    """(side, side, 3) uint8 squares of some images, cut from their middle.
+
+    Args:
+        data: where the images are.
+        header: of the feature file; its splits are looked through.
+        stored: its images.
+        places: in `stored`, of the wanted ones.
+        side_px: of the thumbnails.
+
+    Raises:
+        IjepaError: an image that its splits do not hold.
+    """
+    splits = [data.split(name) for name in header.split.split("+")]
+    if len(splits) == 1 and len(splits[0]) == len(stored.keys):
+        where = [(splits[0], place) for place in places]
+        if all(split.read_labels(n)[0] == stored.keys[n] for split, n in where):
+            return [_thumbnail(split.read_image(number), side_px) for split, number in where]
+    wanted = [stored.keys[place] for place in places]
+    found = _by_key(splits, set(wanted))
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise IjepaError(f"{data.folder} has no image {missing[0]!r} in {header.split}.")
+    where = [found[key] for key in wanted]
+    return [_thumbnail(split.read_image(number), side_px) for split, number in where]
+
+
+def _by_key(splits: Sequence[SplitReader], wanted: set[str]) -> dict[str, tuple[SplitReader, int]]:
+    found = {}
+    for split in splits:
+        for number in range(len(split)):
+            key, _ = split.read_labels(number)
+            if key in wanted:
+                found[key] = (split, number)
+    return found
+
+
+def _thumbnail(content: bytes, side_px: int) -> Pixels:
+    from ijepa.method.augment import evaluation_crop
+
+    view = evaluation_crop(decode_rgb(content), side_px, 1.0)
+    pixels: Pixels = view[0].permute(1, 2, 0).numpy()
+    return pixels

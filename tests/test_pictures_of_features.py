@@ -1,0 +1,283 @@
+"""Neighbours, retrieved patches and maps: the right points, and pages that load nothing."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa.config import ExtractConfig, Runtime
+from ijepa.errors import IjepaError
+from ijepa.extract import extract
+from ijepa.stores.features import open_features
+from ijepa.views.embedding_page import embedding_page
+from ijepa.views.nearest import NONE, Nearest
+from ijepa.views.projection import MOST_CLASSES, OTHER, apart, legend_of, project
+from ijepa.views.retrieval_sheet import cut_patches, nearest_patches, outline, with_patches
+from ijepa.visualize import (
+    EmbeddingConfig,
+    ImageChoice,
+    NeighborsConfig,
+    RetrievalConfig,
+    visualize_embedding,
+    visualize_neighbors,
+    visualize_retrieval,
+)
+from ijepa.visualize.retrieval import MEAN, PREDICTED, RANDOM, TRUE, Asked, PatchStore, fill_blocks
+
+CPU = Runtime(device="cpu", workers=0)
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def features(shards, run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "val.h5"
+    extract(shards, out, ExtractConfig(encoder=str(run), split="val"), CPU)
+    return out
+
+
+def test_the_nearest_of_blocks_are_those_of_a_plain_search():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(50, 8)), rng.normal(size=(7, 8))
+    found = Nearest(queries, 5)
+    for first in range(0, 50, 13):
+        found.add(vectors[first : first + 13], first)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
+    cosine = queries @ vectors.T / lengths
+    np.testing.assert_array_equal(found.numbers, np.argsort(-cosine, axis=1)[:, :5])
+    np.testing.assert_allclose(found.cosine, -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
+
+
+def test_the_neighbour_of_a_doubled_image_is_its_twin_and_never_itself():
+    vectors = np.random.default_rng(0).normal(size=(20, 8))
+    vectors[13] = 3 * vectors[4]  # length does not count
+    found = Nearest(vectors, 3, own=np.arange(20))
+    found.add(vectors)
+    assert found.numbers[4, 0] == 13
+    assert found.numbers[13, 0] == 4
+    assert found.cosine[4, 0] == pytest.approx(1)
+    assert not (found.numbers == np.arange(20)[:, np.newaxis]).any()
+
+
+def test_neighbours_that_there_are_not_are_none():
+    found = Nearest(np.eye(2), 4, own=np.arange(2))
+    found.add(np.eye(2))
+    assert found.numbers.tolist() == [[1, NONE, NONE, NONE], [0, NONE, NONE, NONE]]
+
+
+def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
+    out, config = tmp_path / "n.png", NeighborsConfig(num_queries=3, neighbors=4)
+    first = visualize_neighbors([features], out, config, shards, CPU)
+    again = visualize_neighbors([features], out, config, shards, CPU)
+    assert (first.cached, again.cached, first.images) == (False, True, 3)
+    assert again.figures == first.figures
+    before = out.read_bytes()
+    visualize_neighbors([features], out, config, shards, Runtime(device="cpu", force=True))
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"label": "colour"}, "no label 'colour'"),
+        ({"layer": 7}, "no layer 7"),
+        ({"keys": ("nobody",)}, "no image 'nobody'"),
+        ({"num_queries": 64}, "fewer queries"),
+    ],
+)
+def test_neighbours_that_cannot_be_found_leave_no_picture(features, tmp_path, choices, message):
+    with pytest.raises(IjepaError, match=message):
+        visualize_neighbors([features], tmp_path / "n.png", NeighborsConfig(**choices))
+    assert not list(tmp_path.iterdir())
+
+
+def test_patches_come_apart_and_together_again():
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    patches = cut_patches(image[np.newaxis], 4)
+    assert patches.shape == (6, 4, 4, 3)
+    np.testing.assert_array_equal(patches[4], image[4:, 4:8])
+    whole = with_patches(np.zeros_like(image), np.arange(6), patches)
+    np.testing.assert_array_equal(whole, image)
+
+
+def test_the_outline_of_a_block_goes_once_around_it():
+    assert len(outline(np.array([5, 6, 9, 10]), 4)) == 8
+    assert len(outline(np.array([0, 5]), 4)) == 8  # touching at a corner only
+
+
+def store_and_asked(own_images: bool) -> tuple[PatchStore, Asked]:
+    """Three images of 2x2 patches in the store; two of them, or two others, are asked about."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    tokens = rng.normal(size=(5, 4, 16)).astype(np.float32)
+    asked = slice(0, 2) if own_images else slice(3, 5)
+    blocks = np.array([[0, 1], [2, 3]])
+    true = np.take_along_axis(tokens[asked], blocks[..., np.newaxis], axis=1)
+    store = PatchStore(tokens[:3].reshape(12, 16), cut_patches(pixels[:3], 4), 4)
+    return store, Asked(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
+
+
+def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_very_patches():
+    store, asked = store_and_asked(own_images=True)
+    filled = fill_blocks(asked, store, np.random.default_rng(0))
+    real = np.stack([cut_patches(asked.pixels[n][np.newaxis], 4)[asked.blocks[n]] for n in (0, 1)])
+    np.testing.assert_array_equal(filled[PREDICTED].patches, real)
+    assert filled[PREDICTED].difference == 0
+    assert filled[PREDICTED].cosine == pytest.approx(1)
+    assert filled[RANDOM].difference > 0
+
+
+def test_the_mean_at_a_place_is_blind_to_the_image():
+    store, asked = store_and_asked(own_images=False)
+    same_block = asked._replace(blocks=np.array([[0, 1], [0, 1]]))
+    filled = fill_blocks(same_block, store, np.random.default_rng(0))
+    np.testing.assert_array_equal(filled[MEAN].patches[0], filled[MEAN].patches[1])
+    np.testing.assert_allclose(
+        store.mean_at_places()[1], store.tokens[1::4].mean(axis=0), rtol=1e-6
+    )
+
+
+def test_nearest_patches_keep_the_shape_of_the_queries():
+    tokens = np.random.default_rng(0).normal(size=(9, 4))
+    assert nearest_patches(tokens[[[8, 1], [0, 3]]], tokens).tolist() == [[8, 1], [0, 3]]
+
+
+def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path):
+    config = RetrievalConfig(
+        encoder={"encoders": (str(run), f"random:{run}")},
+        images=ImageChoice(num_images=2),
+        measured=16,
+        store_images=64,
+    )
+    out = tmp_path / "r.png"
+    picture = visualize_retrieval(shards, out, config, CPU)
+    assert len(picture.figures) == 2 * 2 * 4
+    difference = {way: picture.figures[f"difference of {way}, {run}"] for way in (TRUE, RANDOM)}
+    assert difference[TRUE] < difference[RANDOM]
+    assert picture.figures[f"cosine of {TRUE}, {run}"] == pytest.approx(1)
+    assert visualize_retrieval(shards, out, config, CPU).cached
+    assert Image.open(out).width > 800
+
+
+def test_images_that_are_asked_about_are_not_in_the_store(run, shards, tmp_path):
+    choices = {"encoder": {"encoders": (str(run),)}, "store_split": "val", "measured": 16}
+    config = RetrievalConfig(store_images=49, **choices)
+    with pytest.raises(IjepaError, match="48 images besides the 16"):
+        visualize_retrieval(shards, tmp_path / "r.png", config, CPU)
+
+
+@pytest.mark.parametrize("name", ["random:vit_tiny/16@32", "pixels"])
+def test_what_has_no_predictor_is_refused(shards, tmp_path, name):
+    config = RetrievalConfig(encoder={"encoders": (name,)})
+    with pytest.raises(IjepaError, match="has no predictor"):
+        visualize_retrieval(shards, tmp_path / "r.png", config, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_a_projection_keeps_groups_apart_and_repeats_itself(method):
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 20)
+    features = rng.normal(size=(40, 6)) + 30 * group[:, np.newaxis]
+    places = project(features, method, 10, seed=0)
+    assert places.min() == 0
+    assert places.max() == pytest.approx(1)
+    middles = np.stack([places[group == g].mean(axis=0) for g in (0, 1)])
+    spread = max(places[group == g].std(axis=0).max() for g in (0, 1))
+    assert np.linalg.norm(middles[0] - middles[1]) > 2 * spread
+    np.testing.assert_array_equal(project(features, method, 10, seed=0), places)
+
+
+def test_a_legend_counts_classes_and_gathers_the_rarest():
+    names = [f"class {n:02d}" for n in range(MOST_CLASSES + 5) for _ in range(60 - n)]
+    legend = legend_of(names)
+    assert len(legend.names) == MOST_CLASSES
+    assert legend.names[-1] == OTHER
+    assert sum(legend.counts) == len(names)
+    for place in (0, MOST_CLASSES - 1):
+        assert legend.of_points.count(place) == legend.counts[place]
+    looks = {(legend.colour(n), legend.shape(n)) for n in range(MOST_CLASSES)}
+    assert len(looks) == MOST_CLASSES
+
+
+def test_thumbnails_do_not_overlap():
+    places = np.random.default_rng(0).random((200, 2))
+    chosen = places[apart(places, 0.2)]
+    apart_by = np.abs(chosen[:, np.newaxis] - chosen).max(axis=2)
+    assert apart_by[~np.eye(len(chosen), dtype=bool)].min() >= 0.2
+
+
+def test_an_embedding_page_holds_every_point_and_loads_nothing(features, shards, tmp_path):
+    out, config = tmp_path / "e.html", EmbeddingConfig(method="pca")
+    picture = visualize_embedding(features, out, config, shards, CPU)
+    text = out.read_text()
+    assert picture.images == 64
+    assert text.count("<path ", 0, text.index('id="ring"')) == 64
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert sorted(data["keys"]) == sorted(open_features(features).keys)
+    assert len(data["points"]) == len(data["of"]) == 64
+    assert "://" not in text.replace("data:image", "")
+    assert "block 1" in text
+    assert "split val" in text
+    before = out.read_bytes()
+    visualize_embedding(features, out, config, shards, Runtime(device="cpu", force=True))
+    assert out.read_bytes() == before
+
+
+def test_names_cannot_break_out_of_the_page():
+    nasty = "</script><script>alert(1)</script>"
+    legend = legend_of([nasty] * 3)
+    text = embedding_page(np.eye(3, 2), [nasty] * 3, legend, None, [nasty])
+    assert nasty not in text
+    assert html.escape(nasty) in text
+
+
+def test_still_maps_are_png_or_svg_and_nothing_else(features, shards, tmp_path):
+    config = EmbeddingConfig(method="pca", num_images=20)
+    for suffix in ("png", "svg"):
+        visualize_embedding(features, tmp_path / f"e.{suffix}", config, shards, CPU)
+    assert Image.open(tmp_path / "e.png").width > 900
+    assert (tmp_path / "e.svg").read_text().count("<circle") >= 20
+    with pytest.raises(IjepaError, match=r"must end in \.html or \.png or \.svg"):
+        visualize_embedding(features, tmp_path / "e.jpg", config, shards, CPU)
+
+
+def test_images_of_another_shard_set_are_refused(features, shards, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    index = json.loads((other / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps(index | {"fingerprint": "0" * 64}))
+    with pytest.raises(IjepaError, match="was not extracted from"):
+        visualize_embedding(features, tmp_path / "e.png", EmbeddingConfig(), other, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium to open the page with")
+def test_the_page_works_in_a_browser_without_errors(features, shards, tmp_path):
+    out = tmp_path / "e.html"
+    visualize_embedding(features, out, EmbeddingConfig(method="pca"), shards, CPU)
+    walk = """<script>
+    for (const key of ["ArrowUp", "ArrowLeft", "ArrowDown"])
+      map.dispatchEvent(new KeyboardEvent("keydown", {key}));
+    document.querySelector("[data-class]").click();
+    document.body.dataset.walked = words.textContent + "|" + thumb.hidden;
+    </script></body>"""
+    out.write_text(out.read_text().replace("</body>", walk))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command += [
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+    ]
+    command += ["--virtual-time-budget=2000", "--dump-dom", out.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "CONSOLE" not in done.stderr
+    walked, hidden = re.search(r'data-walked="(.*?)\|(.*?)"', done.stdout).groups()
+    assert any(key in html.unescape(walked) for key in open_features(features).keys)
+    assert hidden == "false"
+    assert 'class="c0 hidden"' in done.stdout

@@ -1,0 +1,308 @@
+"""Attention and PCA of patch tokens: exact as numbers, and seen without side effects."""
+
+import json
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+import typer
+from PIL import Image
+from sklearn.decomposition import PCA
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+
+from ijepa.config import Runtime
+from ijepa.encoders.load import load_vit
+from ijepa.encoders.tokens import Network, load_network, patch_tokens
+from ijepa.errors import IjepaError
+from ijepa.method.attention import attention_of, attention_seen_by, rolled_out
+from ijepa.views.attention_sheet import largest_elsewhere, overlay
+from ijepa.views.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
+from ijepa.visualize import (
+    AttentionConfig,
+    EncoderChoice,
+    ImageChoice,
+    PcaConfig,
+    visualize_attention,
+    visualize_pca,
+)
+from ijepa.visualize.attention import query_of
+from ijepa_cli.main import app, main
+
+CPU = Runtime(device="cpu", workers=0)
+RANDOM = "random:32x2x2/8@32"
+
+
+def with_class_token() -> VisionTransformer:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2,
+        num_classes=0,
+    ).eval()  # fmt: skip
+
+
+def with_relative_positions() -> Beit:
+    torch.manual_seed(0)
+    return Beit(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0,
+        use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=0.5,
+    ).eval()  # fmt: skip
+
+
+def without_class_token() -> VisionTransformer:
+    return load_vit(RANDOM).encoder.eval()
+
+
+NETWORKS = pytest.mark.parametrize("network", [with_class_token(), without_class_token()])
+ALL_NETWORKS = pytest.mark.parametrize(
+    "network", [with_class_token(), without_class_token(), with_relative_positions()]
+)
+
+
+def some_images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@ALL_NETWORKS
+@pytest.mark.parametrize("layer", [0, -1])
+def test_every_query_shares_out_all_of_its_attention(network, layer):
+    found = attention_of(network, some_images(), layer)
+    tokens = 16 + network.num_prefix_tokens
+    assert found.heads.shape == (3, 2, tokens, tokens)
+    torch.testing.assert_close(found.heads.sum(-1), torch.ones(3, 2, tokens))
+    torch.testing.assert_close(found.rollout.sum(-1), torch.ones(3, tokens))
+    assert found.heads.min() >= 0
+
+
+@NETWORKS
+def test_attention_is_softmax_of_queries_and_keys(network):
+    first = network.blocks[0]
+    entering = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    found = attention_of(network, some_images(), 0).heads
+    hook.remove()
+    with torch.no_grad():
+        qkv = first.attn.qkv(first.norm1(entering[0])).unflatten(-1, (3, 2, 16))
+    query, key = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)
+    torch.testing.assert_close(found, (query @ key.mT / 4).softmax(-1))
+
+
+@ALL_NETWORKS
+def test_looking_changes_neither_features_nor_the_network(network):
+    images = some_images()
+    fused = [block.attn.fused_attn for block in network.blocks]
+    assert all(fused)
+    with torch.no_grad():
+        before = network(images)
+        with attention_seen_by(network, lambda *_: None):
+            torch.testing.assert_close(network(images), before)
+        assert torch.equal(network(images), before)
+    assert [block.attn.fused_attn for block in network.blocks] == fused
+    assert not any(block.attn.attn_drop._forward_hooks for block in network.blocks)
+
+
+def test_fused_attention_comes_back_after_a_failure():
+    network = without_class_token()
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), attention_seen_by(network, fail):
+        network(some_images())
+    assert all(block.attn.fused_attn for block in network.blocks)
+
+
+def test_rolling_out_attention_of_each_token_to_itself_changes_nothing():
+    identity = torch.eye(5).expand(1, 2, 5, 5)
+    once = rolled_out(identity)
+    torch.testing.assert_close(rolled_out(identity, once)[0], torch.eye(5))
+
+
+def test_the_rollout_is_the_product_of_blocks_with_their_residuals():
+    network, images = with_class_token(), some_images()
+    steps = []
+    for layer in (0, 1):
+        mean = attention_of(network, images, layer).heads.mean(1)
+        steps.append(0.5 * mean + 0.5 * torch.eye(17))
+    torch.testing.assert_close(attention_of(network, images, 1).rollout, steps[1] @ steps[0])
+
+
+def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token():
+    vit = with_class_token()
+    network = Network("timm", vit, load_vit(RANDOM).data)
+    rows = torch.randn(17, 17)
+    torch.testing.assert_close(rows[query_of("mean", network).tokens], rows[1:])
+    torch.testing.assert_close(rows[query_of("class", network).tokens], rows[:1])
+    torch.testing.assert_close(rows[query_of("1,2", network).tokens], rows[1 + 6 : 1 + 7])
+    assert query_of("center", network).patch == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [("4,0", "outside the 4x4 patches"), ("class", "no class token"), ("left", "no query 'left'")],
+)
+def test_queries_that_there_are_not_are_refused(query, message):
+    network = load_network(RANDOM, "target", 0, torch.device("cpu"))
+    with pytest.raises(IjepaError, match=message):
+        query_of(query, network)
+
+
+@ALL_NETWORKS
+def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
+    images = some_images()
+    tokens = patch_tokens(network, images, 1)
+    with torch.no_grad():
+        plain = network.num_prefix_tokens == 0
+        whole = network(images) if plain else network.forward_features(images)
+    torch.testing.assert_close(tokens, whole[:, network.num_prefix_tokens :])
+
+
+def test_average_pooled_patch_tokens_are_the_features_that_extract_stores():
+    network, images = without_class_token(), some_images()
+    with torch.no_grad():
+        pooled = network.pooled_layers(images, 2)
+    for layer in (0, 1):
+        torch.testing.assert_close(patch_tokens(network, images, layer).mean(1), pooled[:, layer])
+
+
+def test_components_are_scikit_learns_with_the_largest_loading_positive():
+    tokens = np.random.default_rng(0).normal(size=(200, 7)) * np.arange(1, 8)
+    found = principal_components(tokens)
+    pca = PCA(3, svd_solver="full").fit(tokens)
+    signs = np.sign(pca.components_[np.arange(3), np.abs(pca.components_).argmax(axis=1)])
+    np.testing.assert_allclose(found.places, pca.transform(tokens) * signs, atol=1e-9)
+    np.testing.assert_allclose(found.explained, pca.explained_variance_ratio_)
+
+
+def squares() -> np.ndarray:
+    """Tokens of four images: a bright square of 4x4 in the middle of 8x8 patches, and noise."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(0, 0.1, (4, 8, 8, 6))
+    tokens[:, 2:6, 2:6] += np.array([5, 0, -3, 0, 0, 1])
+    return tokens
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_foreground_is_what_stands_in_the_middle(sign):
+    wanted = np.zeros((4, 8, 8), dtype=bool)
+    wanted[:, 2:6, 2:6] = True
+    np.testing.assert_array_equal(foreground(sign * squares(), 0.5), wanted)
+    found = patch_colours(sign * squares(), 0.5)
+    assert (found.colours[~wanted] == BACKGROUND).all()
+
+
+def test_alike_tokens_have_alike_colours_in_every_image():
+    colours = patch_colours(squares()).colours.astype(int)
+    inside, outside = colours[:, 2:6, 2:6, 0], np.delete(colours[:, 0, :, 0], 0, axis=1)
+    assert abs(inside.mean() - outside.mean()) > 150
+    assert inside.std() < 30
+
+
+def test_a_threshold_that_leaves_no_patches_is_refused():
+    tokens = np.zeros((1, 3, 3, 4))
+    tokens[0, 1, 1] = 1
+    with pytest.raises(IjepaError, match="choose a lower one"):
+        patch_colours(tokens, 0.5)
+
+
+def test_an_overlay_is_darkest_where_attention_is_largest():
+    shares = np.zeros((2, 2), dtype=np.float32)
+    shares[1, 0] = 1
+    white = np.full((4, 4, 3), 255, dtype=np.uint8)
+    map_ = overlay(white, shares, (40, 40), largest_elsewhere(shares, None)).sum(axis=2)
+    assert map_[30, 10] == map_.min() < map_[10, 10] == map_.max() == 3 * 255
+
+
+def test_what_a_query_keeps_for_itself_does_not_hide_what_it_sees():
+    shares = np.array([[0.9, 0.04], [0.05, 0.01]], dtype=np.float32)
+    assert largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
+    assert largest_elsewhere(shares, None) == pytest.approx(0.9)
+
+
+def test_attention_is_drawn_once_and_to_the_byte(run, shards, tmp_path):
+    config = AttentionConfig(
+        encoder=EncoderChoice(encoders=(str(run), RANDOM)), images=ImageChoice(num_images=2)
+    )
+    out = tmp_path / "a.png"
+    picture = visualize_attention(shards, out, config, CPU)
+    assert (picture.cached, picture.images, len(picture.encoders)) == (False, 2, 2)
+    assert visualize_attention(shards, out, config, CPU).cached
+    before = out.read_bytes()
+    visualize_attention(shards, out, config, Runtime(device="cpu", force=True))
+    assert out.read_bytes() == before
+
+
+def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
+    encoders = EncoderChoice(encoders=(RANDOM,))
+    visualize_attention(shards, tmp_path / "a.svg", AttentionConfig(encoder=encoders), CPU)
+    config = PcaConfig(encoder=encoders, layers=(0, -1))
+    visualize_pca(shards, tmp_path / "p.svg", config, CPU)
+    for name in ("a.svg", "p.svg"):
+        lines = re.findall(r"<text [^>]*>(.*?)</text>", (tmp_path / name).read_text())
+        text = " ".join(lines)
+        assert "random:32x2x2/8@32" in text
+        assert "block 1" in text
+        assert "split val" in text
+
+
+def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
+    config = PcaConfig(
+        encoder=EncoderChoice(encoders=(str(run), f"random:{run}")),
+        images=ImageChoice(num_images=2),
+        layers=(0, -1),
+        batch=16,
+        foreground=0.3,
+    )
+    out = tmp_path / "p.png"
+    picture = visualize_pca(shards, out, config, CPU)
+    assert len(picture.figures) == 4
+    assert all(0 < share <= 1 for share in picture.figures.values())
+    assert Image.open(out).width == 5 * 138 + 10
+    assert visualize_pca(shards, out, config, CPU).cached
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"layer": 2}, "no layer 2"),
+        ({"images": ImageChoice(split="test")}, "no split 'test'"),
+        ({"images": ImageChoice(keys=("nobody",))}, "no image 'nobody'"),
+        ({"images": ImageChoice(num_images=65)}, "has 64 images, not 65"),
+        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels is no Vision Transformer"),
+        ({"encoder": EncoderChoice(encoders=("nothing",))}, "no encoder 'nothing'"),
+    ],
+)
+def test_what_cannot_be_drawn_leaves_no_picture(shards, tmp_path, choices, message):
+    config = AttentionConfig(**({"encoder": EncoderChoice(encoders=(RANDOM,))} | choices))
+    with pytest.raises(IjepaError, match=message):
+        visualize_attention(shards, tmp_path / "a.png", config, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_picture_explains_itself_with_an_example_that_is_understood():
+    pictures = typer.main.get_command(app).commands["visualize"].commands
+    assert {"masks", "attention", "pca", "neighbors", "retrieval", "embedding"} <= set(pictures)
+    for name, command in pictures.items():
+        example = re.search(r"Example: ijepa visualize (.*)", command.help.replace("\\\n", " "))
+        words = shlex.split(example[1])
+        assert words[0] == name
+        command.make_context(name, words[1:])  # raises a usage error
+
+
+def test_the_command_line_draws_and_says_what(shards, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.png"
+    words = ["visualize", "attention", "--encoder", RANDOM, "--data", shards, "--out", out]
+    words += ["--query", "mean", "--query", "0,3", "--no-rollout", "--images", 1, "--json"]
+    monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["cached"], shown["images"]) == (False, 1)
+    assert out.exists()
+    record = json.loads((tmp_path / "a.png.stage.json").read_text())
+    assert record["command"].startswith("ijepa visualize attention --encoder random:32x2x2")
