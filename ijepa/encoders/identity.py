@@ -1,5 +1,6 @@
 """Which encoder is it? Answered from its name and files, without loading weights."""
 
+import re
 from pathlib import Path
 
 from ijepa.config import ExtractConfig, FinetuneConfig
@@ -22,12 +23,27 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
         if Path(rest).exists():
             return fingerprint_of(["initial", _weights(Path(rest))])
         return fingerprint_of(["random", rest, config.seed])
+    if colon and kind == "published":
+        arch, path = published_name(rest)
+        return fingerprint_of([config.which, _weights(path), arch])
     if not Path(config.encoder).exists():
         raise IjepaError(
             f"There is no encoder {config.encoder!r}; give a run folder, a checkpoint file, "
             f"random:RUN, random:ARCH such as random:vit_small/16@224, or pixels."
         )
     return fingerprint_of([config.which, _weights(Path(config.encoder))])
+
+
+def published_name(name: str) -> tuple[str | None, Path]:
+    """Architecture, if it is named, and file of `[ARCH@]FILE`.
+
+    Raises:
+        IjepaError: there is no such file.
+    """
+    parts = re.fullmatch(r"(?:(vit_\w+|\d+x\d+x\d+)@)?(.+)", name)
+    if not parts or not Path(parts[2]).exists():
+        raise IjepaError(f"published:{name} names no file; it is published:[ARCH@]FILE.")
+    return parts[1], Path(parts[2])
 
 
 def checkpoint_path(path: Path) -> Path:

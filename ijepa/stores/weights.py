@@ -25,7 +25,7 @@ from ijepa.errors import IjepaError
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
 SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
 # `args` of many released checkpoints: a class of attributes, without code.
-HARMLESS = [argparse.Namespace]
+HARMLESS: list[Any] = [argparse.Namespace]
 # Torch lets these through, and a few bytes of a pickle can make gigabytes with them.
 INFLATING = {"builtins.bytearray", "_codecs.encode"}
 ZIP, ZIP_EMPTY = b"PK\x03\x04", b"PK\x05\x06"
@@ -99,11 +99,12 @@ def _read_torch(path: Path, *, zipped: bool) -> dict[str, Any]:
         _refuse_globals(path, names & INFLATING)
         with torch.serialization.safe_globals(HARMLESS):
             if zipped:
-                _refuse_globals(path, torch.serialization.get_unsafe_globals_in_checkpoint(path))
+                unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+                _refuse_globals(path, set(unsafe))
             body = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UNREADABLE as error:
         refused = re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        _refuse_globals(path, refused)
+        _refuse_globals(path, set(refused))
         raise _broken(path, error) from error
     if not isinstance(body, dict):
         raise IjepaError(f"{path} holds a {type(body).__name__}, not weights by name.")
@@ -149,12 +150,12 @@ def _globals_in(file: IO[bytes]) -> Iterator[str]:
             yield str(argument).replace(" ", ".")
 
 
-def _refuse_globals(path: Path, names: set[str] | list[str]) -> None:
+def _refuse_globals(path: Path, names: set[str]) -> None:
     if names:
         raise IjepaError(
-            f"{path} holds more than tensors: to read it, {', '.join(sorted(set(names))[:3])} would "
-            f"have to be run, which could be anything. If you trust who made it, load it yourself "
-            f"with torch.load(..., weights_only=False) and torch.save its weights alone."
+            f"{path} holds more than tensors: to read it, {', '.join(sorted(names)[:3])} "
+            f"would have to be run, which could be anything. If you trust who made it, load it "
+            f"yourself with torch.load(..., weights_only=False) and torch.save its weights alone."
         )
 
 
