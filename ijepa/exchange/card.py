@@ -36,8 +36,8 @@ def model_card(
     """
     sections = [
         _front_matter(networks, to),
-        f"# {out}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) weights, "
-        f"{held_text(networks, to, which)}.",
+        f"# {out}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
+        f"weights, {held_text(networks, to, which)}.",
         "## Load\n\n```python\n" + _loading(networks, to, which, out) + "\n```",
         "## What they are\n\n" + _table(("", ""), _facts(networks)),
     ]

@@ -20,9 +20,9 @@ from ijepa.stores.stage import whole_file, write_json
 BILINEAR = 2  # PIL's number
 # Names of timm whose network is ours without another argument.
 TIMM_NAMES = {
-    ("vit_huge", 14, 224): "vit_huge_patch14_gap_224",
-    ("vit_huge", 16, 448): "vit_huge_patch16_gap_448",
-    ("vit_giant", 16, 224): "vit_giant_patch16_gap_224",
+    "vit_huge/14@224": "vit_huge_patch14_gap_224",
+    "vit_huge/16@448": "vit_huge_patch16_gap_448",
+    "vit_giant/16@224": "vit_giant_patch16_gap_224",
 }
 
 
@@ -115,7 +115,8 @@ def _processor(networks: Networks, side_px: int) -> dict[str, Any]:
 def timm_call(networks: Networks, out: str) -> str:
     """The call of timm that makes this very network."""
     size, config = _size(networks), networks.config
-    name = TIMM_NAMES.get((config.encoder.arch, config.encoder.patch_px, config.data.image_px))
+    network_key = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
+    name = TIMM_NAMES.get(network_key)
     settings: dict[str, Any] = {"num_classes": 0, "checkpoint_path": out}
     if not name:
         name = "vit_base_patch16_224"
