@@ -14,7 +14,7 @@ INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune",
-    "report", "recipes", "encoders", "visualize",
+    "report", "recipes", "encoders", "visualize", "convert",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -4,6 +4,7 @@ Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep
 comment says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
 """
 
+from ijepa.config.convert import ConvertConfig
 from ijepa.config.evaluation import ExtractConfig, ProbeConfig
 from ijepa.config.finetune import FinetuneConfig
 from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
@@ -28,6 +29,7 @@ __all__ = [
     "RUNTIME",
     "BlockMasks",
     "Config",
+    "ConvertConfig",
     "DataConfig",
     "EncoderConfig",
     "ExtractConfig",

@@ -157,6 +157,8 @@ KINDS = {
 
 OWN = {
     "RUN or FILE": "a run of `ijepa pretrain`, or one of its checkpoints (--which target, context)",
+    "FILE.pth.tar": "a file as I-JEPA published them, known by what is in it",
+    "published:[ARCH@]FILE": "the same, where its shapes do not tell the heads",
     "random:RUN": "the initial weights of that run",
     "random:ARCH[/PATCH][@PX]": "random weights, such as random:vit_small/16@224",
     "pixels": "the image itself, shrunk",

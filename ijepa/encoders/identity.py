@@ -1,6 +1,7 @@
 """Which encoder is it? Answered from its name and files, without loading weights."""
 
 import importlib
+import re
 from pathlib import Path
 
 from ijepa.config import ExtractConfig, FinetuneConfig
@@ -28,6 +29,9 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
         files = [file_sha256(path) for path in _files(kind, rest)]
         name = rest.partition("@")[0] if kind == "timm" else ""  # which reads the file in its way
         return fingerprint_of([kind, name, config.which, files])
+    if colon and kind == "published":
+        arch, path = published_name(rest)
+        return fingerprint_of([config.which, _weights(path), arch])
     if not Path(config.encoder).exists():
         raise IjepaError(
             f"There is no encoder {config.encoder!r}; give a run folder, a checkpoint file, "
@@ -35,6 +39,18 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
             f"of `ijepa encoders`."
         )
     return fingerprint_of([config.which, _weights(Path(config.encoder))])
+
+
+def published_name(name: str) -> tuple[str | None, Path]:
+    """Architecture, if it is named, and file of `[ARCH@]FILE`.
+
+    Raises:
+        IjepaError: there is no such file.
+    """
+    parts = re.fullmatch(r"(?:(vit_\w+|\d+x\d+x\d+)@)?(.+)", name)
+    if not parts or not Path(parts[2]).exists():
+        raise IjepaError(f"published:{name} names no file; it is published:[ARCH@]FILE.")
+    return parts[1], Path(parts[2])
 
 
 def checkpoint_path(path: Path) -> Path:

@@ -19,11 +19,12 @@ from ijepa.config import (
 )
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
-from ijepa.encoders.identity import checkpoint_path
+from ijepa.encoders.identity import checkpoint_path, published_name
 from ijepa.errors import IjepaError
+from ijepa.exchange.networks import Networks
+from ijepa.exchange.reading import read_networks
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.vit import Encoder, architecture, build_encoder
-from ijepa.stores.checkpoint import load_checkpoint, load_weights
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.stage import fingerprint_of
 
@@ -41,9 +42,11 @@ def load_encoder(
     """Make an encoder from its name.
 
     Args:
-        name: a run folder, a checkpoint file of a run, `random:RUN` (the initial weights of that
-            run), `random:ARCH[/PATCH][@PX]` such as `random:vit_small/16@224`, `pixels`, or a
-            kind of `ijepa.encoders.catalogue.KINDS` such as `mae:FILE`.
+        name: a run folder, a checkpoint file of a run, a published file (or
+            `published:48x3x3@FILE`, where its shapes do not tell the heads), `random:RUN` (the
+            initial weights of that run), `random:ARCH[/PATCH][@PX]` such as
+            `random:vit_small/16@224`, `pixels`, or a kind of
+            `ijepa.encoders.catalogue.KINDS` such as `mae:FILE`.
         which: `target` or `context`, for runs.
         image_px: another side, or (height, width), than the encoder's own; positions are
             interpolated.
@@ -113,23 +116,36 @@ def load_vit(
         )
     if colon and kind == "random":
         return _random(rest, image_px, seed)
+    if colon and kind == "published":
+        arch, path = published_name(rest)
+        return _trained(checkpoint_path(path), which, image_px, arch)
     return _trained(checkpoint_path(Path(name)), which, image_px)
 
 
-def _trained(path: Path, which: str, image_px: int | Size | None) -> Vit:
-    state = load_checkpoint(path)
-    prefix = "target_encoder." if which == "target" else "encoder."
-    weights = {k.removeprefix(prefix): v for k, v in state.model.items() if k.startswith(prefix)}
-    config = state.config
-    encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
-    load_weights(encoder, weights, f"{path} ({which} encoder)")
-    lineage = _lineage("I-JEPA", config)
-    return _sized(f"{_run_name(path)} ({which})", encoder, config.data, image_px, lineage)
+def _trained(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
+    networks = read_networks(path, arch)
+    name, data = f"{_run_name(path)} ({which})", networks.config.data
+    return _sized(name, networks.encoder(which), data, image_px, _lineage_of(networks))
+
+
+def _lineage_of(networks: Networks) -> Lineage:
+    """Of weights in whatever file; what is not recorded there stays unknown."""
+    known, config = networks.provenance, networks.config
+    if known.recorded:
+        return _lineage(known.method, config)
+    arch = _paper_arch(config.encoder.arch, config.encoder.patch_px)
+    return Lineage(method=known.method, arch=arch, epochs=known.epochs)
 
 
 def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     if Path(name).exists():
-        config = load_checkpoint(checkpoint_path(Path(name))).config
+        networks = read_networks(checkpoint_path(Path(name)))
+        config = networks.config
+        if networks.provenance.origin != "run":
+            size = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
+            raise IjepaError(
+                f"{name} does not say from which seed it was trained; take random:{size} instead."
+            )
         lineage, encoder = _lineage(None, config), build_ijepa(config).encoder
         return _sized(f"random:{name}", encoder, config.data, image_px, lineage)
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)

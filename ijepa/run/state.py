@@ -55,8 +55,13 @@ def restore(model: IJepa, optimizer: Optimizer, weights: Tree, state: Tree, sour
     """Put a whole state back, exactly or not at all.
 
     Raises:
-        IjepaError: it is that of other networks.
+        IjepaError: it is that of other networks, or weights alone.
     """
+    if not state:
+        raise IjepaError(
+            f"{source} holds weights alone, without the optimizer's state: a run cannot go on from "
+            f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
+        )
     check_weights(model, weights, source)
     set_model_state_dict(model, weights, options=WHOLE)
     try:

@@ -1,6 +1,5 @@
 """Checkpoints: all of a run's state at one step, in one file that is whole or absent."""
 
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import nn
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import whole_file
+from ijepa.stores.weights import read_weights
 
 SCHEMA = 2
 
@@ -22,7 +22,8 @@ class Checkpoint(NamedTuple):
         step: how many steps are done.
         config: of the run.
         model: state dict with the parts `encoder.`, `predictor.` and `target_encoder.`.
-        optimizer: state dict, by the names of the parameters.
+        optimizer: state dict, by the names of the parameters; empty where weights alone were kept,
+            from which no run goes on.
         facts: small values the run keeps, such as the length of its metrics file.
     """
 
@@ -46,6 +47,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         IjepaError: not there, cut short, or not one of ours. Never anything but the whole state.
     """
     body = load_state(path)
+    return checkpoint_of(path, {"schema": SCHEMA, **body})
+
+
+def checkpoint_of(path: Path, body: dict[str, Any]) -> Checkpoint:
+    """What was read from `path` as a checkpoint; raises as `load_checkpoint`."""
+    body = _state_in(path, body)
     try:
         config = PretrainConfig.model_validate(body.pop("config"))
         return Checkpoint(config=config, **body)
@@ -72,23 +79,15 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise IjepaError(f"There is no checkpoint {path}.")
     try:
-        body = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise IjepaError(
-            f"{path} is not a readable checkpoint ({reason}); restore it, or use --force."
-        ) from error
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        return _state_in(path, read_weights(path))
+    except IjepaError as error:
+        raise IjepaError(f"{error} Restore it, or use --force.") from error
+
+
+def _state_in(path: Path, body: dict[str, Any]) -> dict[str, Any]:
+    if body.get("schema") != SCHEMA:
         raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
-    del body["schema"]
-    return body
+    return {name: value for name, value in body.items() if name != "schema"}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:

@@ -1,0 +1,172 @@
+"""Weights from one format to another, bit for bit, with a model card beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime
+from ijepa.encoders.identity import LAST
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.stores.results import ProbeResult, read_result
+from ijepa.stores.stage import (
+    StagePlan,
+    Work,
+    exclusive_work,
+    file_sha256,
+    fingerprint_of,
+    read_record,
+    write_bytes,
+)
+
+if TYPE_CHECKING:
+    from ijepa.exchange.networks import Networks
+
+VERSION = 1
+CARD = "README.md"
+TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+
+
+class ConvertResult(Config):
+    """Converted weights.
+
+    Attributes:
+        out: file, or folder for `hf`; its model card is `card`.
+        cached: they were there already.
+        holds: which networks, in words; `left_out` had no room.
+        load: a line of Python that loads them.
+        arch: architecture, patch and image size.
+    """
+
+    out: Path
+    card: Path
+    cached: bool
+    holds: str
+    left_out: tuple[str, ...]
+    load: str
+    arch: str
+
+
+def convert(
+    source: Path,
+    out: Path,
+    config: ConvertConfig,
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+    scores: Sequence[Path] = (),
+) -> ConvertResult:
+    """Write the weights of `source` in another format; the numbers stay the same.
+
+    Args:
+        source: a run or checkpoint of ours, a published file, a timm file, or a folder of
+            transformers' IJepaModel; which it is, is told by its content.
+        out: file to make, or folder for `hf`.
+        config: into which format, and which encoder where it has room for one.
+        runtime: `force` makes it again.
+        progress: hears when it is done.
+        scores: results of `ijepa probe` on this encoder, for the model card.
+
+    Raises:
+        IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
+            scores of another encoder.
+    """
+    if config.to == "timm" and out.suffix not in TIMM_SUFFIXES:
+        raise IjepaError(
+            f"timm tells a file's kind by its name: {out} must end in {', '.join(TIMM_SUFFIXES)}."
+        )
+    if config.to in ("published", "ours") and out.suffix == ".safetensors":
+        raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
+    inputs = {
+        "source": _fingerprint(source),
+        "scores": fingerprint_of([file_sha256(p) for p in scores]),
+    }
+    plan = StagePlan("convert", VERSION, config, inputs, out)
+    with exclusive_work(plan, force=runtime.force) as work:
+        from ijepa.exchange.reading import read_networks  # here: torch takes its time
+
+        networks = read_networks(source, config.arch)
+        networks.check()
+        if not work.cached:
+            results = [read_result(path) for path in scores]
+            _refuse_foreign_scores(networks, results)
+            _write(work, networks, config, results)
+            progress("convert files", 1, 1)
+        return _result(networks, out, config, cached=work.cached)
+
+
+def _write(
+    work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[ProbeResult]
+) -> None:
+    from ijepa.exchange.card import model_card
+    from ijepa.exchange.writing import WRITERS
+
+    out, is_folder = work.plan.out, config.to == "hf"
+    target = work.folder if is_folder else work.folder / out.name
+    WRITERS[config.to](networks, target, config.which)
+    card = model_card(networks, config.to, config.which, out.name, results).encode()
+    if is_folder:
+        write_bytes(work.folder / CARD, card)
+        work.publish_folder({})
+    else:
+        write_bytes(_card_path(out, is_folder), card)
+        work.publish_file({})
+
+
+def _result(
+    networks: "Networks", out: Path, config: ConvertConfig, *, cached: bool
+) -> ConvertResult:
+    from ijepa.exchange.card import held_text
+    from ijepa.exchange.networks import ENCODERS
+    from ijepa.exchange.writing import timm_call
+
+    kept = {ENCODERS[config.which]} if config.to in ("timm", "hf") else set(networks.parts)
+    loads = {
+        "timm": timm_call(networks, str(out)),
+        "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
+    }
+    encoder = networks.config.encoder
+    return ConvertResult(
+        out=out,
+        card=_card_path(out, config.to == "hf"),
+        cached=cached,
+        holds=held_text(networks, config.to, config.which),
+        left_out=tuple(part for part in networks.parts if part not in kept),
+        load=loads.get(config.to, f"ijepa.load_encoder({str(out)!r})"),
+        arch=f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
+    )
+
+
+def _card_path(out: Path, is_folder: bool) -> Path:
+    """Beside a file under its name, since other weights may lie in the same folder."""
+    return out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
+
+
+def _refuse_foreign_scores(networks: "Networks", results: Sequence[ProbeResult]) -> None:
+    from ijepa.encoders.frozen import weights_sha256
+    from ijepa.exchange.networks import ENCODERS
+
+    ours = {
+        weights_sha256(networks.encoder(which).state_dict())
+        for which, part in ENCODERS.items()
+        if results and part in networks.parts
+    }
+    for result in results:
+        scored = {score.origin.weights_sha256 for score in result.scores}
+        if not scored & ours:
+            raise IjepaError(
+                f"The scores of {result.protocol} on {result.label} are of "
+                f"{result.scores[0].origin.encoder}, other weights than those of {networks.source}."
+            )
+
+
+def _fingerprint(source: Path) -> str:
+    """A finished run is known by its record, anything else by its bytes."""
+    if (source / LAST).is_file():
+        record = read_record(source)
+        return fingerprint_of(record) if record else file_sha256(source / LAST)
+    if source.is_dir():
+        files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
+        return fingerprint_of({path.name: file_sha256(path) for path in files})
+    if not source.is_file():
+        raise IjepaError(f"There is nothing to convert at {source}.")
+    return file_sha256(source)

@@ -1,0 +1,167 @@
+"""Write weights of I-JEPA: a checkpoint of ours, a published file, or for timm or transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ijepa.errors import IjepaError
+from ijepa.exchange.names import transformers_of_ours
+from ijepa.exchange.networks import ENCODERS, Networks, Weights
+from ijepa.exchange.reading import NOTES, SAME_NETWORK
+from ijepa.method.vit import Architecture, architecture
+from ijepa.stores.checkpoint import Checkpoint, save_checkpoint
+from ijepa.stores.stage import whole_file, write_json
+
+BILINEAR = 2  # PIL's number
+# Names of timm whose network is ours without another argument.
+TIMM_NAMES = {
+    "vit_huge/14@224": "vit_huge_patch14_gap_224",
+    "vit_huge/16@448": "vit_huge_patch16_gap_448",
+    "vit_giant/16@224": "vit_giant_patch16_gap_224",
+}
+
+
+def write_ours(networks: Networks, out: Path, which: str) -> None:
+    """All parts, without optimizer: an encoder for every command, but no run goes on from it."""
+    del which
+    model = {
+        f"{part}.{name}": _owned(value)
+        for part, weights in networks.parts.items()
+        for name, value in weights.items()
+    }
+    facts = {"provenance": networks.provenance.model_dump(mode="json")}
+    steps = networks.provenance.steps or 0
+    save_checkpoint(out, Checkpoint(steps, networks.config, model, {}, facts))
+
+
+def write_published(networks: Networks, out: Path, which: str) -> None:
+    """All parts by the names of facebookresearch/ijepa `src/train.py`, without optimizer."""
+    del which
+    body: dict[str, Any] = {
+        part: {f"module.{name}": _owned(value) for name, value in weights.items()}
+        for part, weights in networks.parts.items()
+    }
+    body |= {"epoch": networks.provenance.epochs, NOTES: _notes(networks)}
+    with whole_file(out) as file:
+        torch.save(body, file)
+
+
+def write_timm(networks: Networks, out: Path, which: str) -> None:
+    """One encoder, as `timm.create_model(..., checkpoint_path=OUT)` takes it."""
+    weights = networks.encoder_weights(which)
+    if out.suffix == ".safetensors":
+        _save_safetensors(networks, weights, out, which)
+    else:
+        with whole_file(out) as file:
+            torch.save({name: _owned(value) for name, value in weights.items()}, file)
+
+
+def write_transformers(networks: Networks, out: Path, which: str) -> None:
+    """One encoder, as `transformers.AutoModel.from_pretrained(OUT)` takes it, and its processor.
+
+    Raises:
+        IjepaError: images that are not square, which the processor could not cut.
+    """
+    data, size = networks.config.data, _size(networks)
+    if not isinstance(data.image_px, int):
+        raise IjepaError(
+            f"{networks.source} is of images of {data.image_px} pixels; the image processors of "
+            f"transformers cut squares. Convert it to published, timm or ours."
+        )
+    out.mkdir(exist_ok=True)
+    settings = {
+        "architectures": ["IJepaModel"],
+        "model_type": "ijepa",
+        "hidden_size": size.dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": int(size.dim * size.mlp_ratio),
+        "image_size": data.image_px,
+        "patch_size": networks.config.encoder.patch_px,
+        "num_channels": 3,
+        "dtype": "float32",
+        **SAME_NETWORK,
+    }
+    write_json(out / "config.json", settings)
+    write_json(out / "preprocessor_config.json", _processor(networks, data.image_px))
+    weights = transformers_of_ours(networks.encoder_weights(which))
+    _save_safetensors(networks, weights, out / "model.safetensors", which)
+
+
+def _processor(networks: Networks, side_px: int) -> dict[str, Any]:
+    """Shorter side to such a length that the centre crop is ours; a processor that can crop."""
+    data = networks.config.data
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(side_px / data.eval_crop_fraction)},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": side_px, "width": side_px},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.mean),
+        "image_std": list(data.std),
+    }
+
+
+def timm_call(networks: Networks, out: str) -> str:
+    """The call of timm that makes this very network."""
+    size, config = _size(networks), networks.config
+    network_key = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
+    name = TIMM_NAMES.get(network_key)
+    settings: dict[str, Any] = {"num_classes": 0, "checkpoint_path": out}
+    if not name:
+        name = "vit_base_patch16_224"
+        network = {
+            "img_size": config.data.image_px,
+            "patch_size": config.encoder.patch_px,
+            "embed_dim": size.dim,
+            "depth": size.depth,
+            "num_heads": size.heads,
+            **({} if size.mlp_ratio == 4 else {"mlp_ratio": size.mlp_ratio}),
+            "class_token": False,
+            "global_pool": "avg",
+            "fc_norm": False,
+        }
+        settings = network | settings
+    listed = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"timm.create_model({name!r}, {listed})"
+
+
+def _size(networks: Networks) -> Architecture:
+    return architecture(networks.config.encoder.arch)
+
+
+def _notes(networks: Networks) -> dict[str, Any]:
+    return {
+        "config": networks.config.model_dump(mode="json"),
+        "provenance": networks.provenance.model_dump(mode="json"),
+    }
+
+
+def _save_safetensors(networks: Networks, weights: Weights, out: Path, which: str) -> None:
+    notes = json.dumps({"part": ENCODERS[which], **_notes(networks)})
+    owned = {name: _owned(value) for name, value in weights.items()}
+    save_file(owned, out, metadata={"format": "pt", NOTES: notes})
+
+
+def _owned(value: Tensor) -> Tensor:
+    """Contiguous, and alone in its storage: what is written is this tensor and no more."""
+    value = value.detach().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+WRITERS: dict[str, Callable[[Networks, Path, str], None]] = {
+    "ours": write_ours,
+    "published": write_published,
+    "timm": write_timm,
+    "hf": write_transformers,
+}

@@ -1,0 +1,312 @@
+"""Weights travel between formats without changing a bit, and show whose they are."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from ijepa.config import ConvertConfig, ExtractConfig, Runtime
+from ijepa.convert import convert
+from ijepa.encoders.load import load_encoder, load_vit
+from ijepa.errors import IjepaError
+from ijepa.exchange.networks import inferred_config
+from ijepa.exchange.reading import read_networks
+from ijepa.exchange.writing import timm_call
+from ijepa.extract import extract
+from ijepa.method.jepa import build_ijepa, parameter_groups
+from ijepa.method.vit import build_predictor
+from ijepa.run.state import restore
+from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.stores.features import open_features
+
+FOLDER = Path(__file__).parent / "parity"
+TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
+TOLERANCE = 1e-5
+BOTH = pytest.mark.parametrize("which", ["target", "context"])
+ANSWERS = {"target": "target_tokens", "context": "encoder_all_tokens"}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(FOLDER / "official-tiny.npz") as arrays:
+        return dict(arrays)
+
+
+def convert_to(to, source, out, which="target", arch=None):
+    return convert(source, out, ConvertConfig(to=to, which=which, arch=arch))
+
+
+def relative_error(ours, theirs):
+    return np.linalg.norm(ours.detach().numpy() - theirs) / np.linalg.norm(theirs)
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@BOTH
+def test_features_of_the_published_file_are_the_recorded_ones(recorded, which):
+    encoder = load_vit(f"published:{ARCH}@{TINY}", which=which).encoder
+    images = torch.from_numpy(recorded["images"][0])
+    assert relative_error(encoder(images), recorded[ANSWERS[which]]) < TOLERANCE
+    pooled = load_encoder(f"published:{ARCH}@{TINY}", which=which).features(images, 1)[:, 0]
+    assert relative_error(pooled, recorded[ANSWERS[which]].mean(1)) < TOLERANCE
+
+
+def test_the_wrong_encoder_gives_other_features(recorded):
+    images = torch.from_numpy(recorded["images"][0])
+    target, context = (
+        load_encoder(f"published:{ARCH}@{TINY}", which=which) for which in ("target", "context")
+    )
+    ours, theirs = target.features(images, 1), context.features(images, 1)
+    assert (ours - theirs).norm() > 0.1 * ours.norm()
+    assert target.weights_sha256 != context.weights_sha256
+
+
+def test_the_predictor_of_the_published_file_predicts_what_was_recorded(recorded, tmp_path):
+    convert_to("ours", TINY, tmp_path / "ours.pt", arch=ARCH)
+    networks = read_networks(tmp_path / "ours.pt")
+    predictor = build_predictor(networks.config, torch.Generator())
+    predictor.load_state_dict(networks.parts["predictor"])
+    context, targets = (
+        torch.from_numpy(recorded[f"step0/{n}"]).long() for n in ("context", "targets")
+    )
+    images = torch.from_numpy(recorded["images"][0])
+    seen = networks.encoder("context")(images, context)
+    assert relative_error(seen, recorded["context_tokens"]) < TOLERANCE
+    assert relative_error(predictor(seen, context, targets), recorded["predictions"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("way", [("ours", "published"), ("published", "ours"), ("ours", "ours")])
+def test_all_three_networks_come_back_bit_for_bit(tmp_path, way):
+    source = read_networks(TINY, ARCH)
+    first = tmp_path / "first"
+    convert_to(way[0], TINY, first, arch=ARCH)
+    convert_to(way[1], first, tmp_path / "second")
+    back = read_networks(tmp_path / "second")
+    assert back.parts.keys() == {"encoder", "predictor", "target_encoder"}
+    assert all(same(source.parts[part], back.parts[part]) for part in back.parts)
+    assert back.config == source.config
+    assert back.provenance == source.provenance
+
+
+def test_the_published_format_is_the_published_files_own(tmp_path):
+    convert_to("published", TINY, tmp_path / "again.pth.tar", arch=ARCH)
+    theirs, ours = (torch.load(p, weights_only=True) for p in (TINY, tmp_path / "again.pth.tar"))
+    assert all(
+        same(ours[part], theirs[part]) for part in ("encoder", "predictor", "target_encoder")
+    )
+    assert ours["epoch"] == theirs["epoch"]
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["there.safetensors", "there.pth"])
+def test_timm_loads_its_file_and_it_comes_back_bit_for_bit(tmp_path, recorded, which, name):
+    there = tmp_path / name
+    load = convert_to("timm", TINY, there, which, ARCH).load
+    model = eval(load, {"timm": timm}).eval()  # noqa: S307  # the line that a user is told
+    images = torch.from_numpy(recorded["images"][0])
+    assert relative_error(model.forward_features(images), recorded[ANSWERS[which]]) < TOLERANCE
+    if name.endswith(".safetensors"):  # others have no room for the name of the encoder
+        convert_to("ours", there, tmp_path / "back")
+        source, back = read_networks(TINY, ARCH), read_networks(tmp_path / "back")
+        assert same(back.encoder_weights(which), source.encoder_weights(which))
+        assert len(back.parts) == 1
+
+
+@BOTH
+def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, recorded, which):
+    transformers = pytest.importorskip("transformers")
+    convert_to("hf", TINY, tmp_path / "hf", which, ARCH)
+    model, report = transformers.AutoModel.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert type(model) is transformers.IJepaModel
+    assert not any(report.values())
+    images = torch.from_numpy(recorded["images"][0])
+    tokens = model.eval()(images).last_hidden_state
+    assert relative_error(tokens, recorded[ANSWERS[which]]) < TOLERANCE
+    convert_to("published", tmp_path / "hf", tmp_path / "back")
+    source, back = read_networks(TINY, ARCH), read_networks(tmp_path / "back")
+    assert same(back.encoder_weights(which), source.encoder_weights(which))
+    ours, theirs = back.encoder(which), source.encoder(which)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_path, recorded):
+    transformers = pytest.importorskip("transformers")
+    convert_to("hf", TINY, tmp_path / "hf", "context", ARCH)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+    model.save_pretrained(tmp_path / "theirs")
+    networks, source = read_networks(tmp_path / "theirs"), read_networks(TINY, ARCH)
+    assert networks.config.encoder.arch == ARCH
+    assert same(networks.encoder_weights("context"), source.encoder_weights("context"))
+    with pytest.raises(IjepaError, match=r"no target encoder.*--which context"):
+        networks.encoder("target")
+
+
+def test_the_processor_normalises_and_crops_as_the_run_did(tmp_path, run):
+    transformers = pytest.importorskip("transformers")
+    convert_to("hf", run, tmp_path / "hf")
+    data = read_networks(run).config.data
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    grey = np.full((2 * data.image_px, 3 * data.image_px, 3), 128, np.uint8)
+    pixels = torch.as_tensor(np.asarray(processor(grey, return_tensors="np")["pixel_values"]))
+    assert pixels.shape == (1, 3, data.image_px, data.image_px)
+    expected = (128 / 255 - np.array(data.mean)) / np.array(data.std)
+    np.testing.assert_allclose(pixels[0, :, 3, 5], expected, rtol=1e-5)
+    edge = processor.size["shortest_edge"]
+    assert data.image_px / edge == pytest.approx(data.eval_crop_fraction, abs=0.5 / edge)
+
+
+def test_features_of_a_run_are_those_of_its_converted_files(run, shards, tmp_path):
+    features = {}
+    for to in ("run", "ours", "published", "timm"):
+        path = (
+            run if to == "run" else tmp_path / (f"{to}.safetensors" if to == "timm" else f"{to}.pt")
+        )
+        if to != "run":
+            convert_to(to, run, path)
+        out = tmp_path / f"{to}.h5"
+        config = ExtractConfig(encoder=str(path), split="val", dtype="float32")
+        extract(shards, out, config, Runtime(device="cpu", workers=0))
+        features[to] = open_features(out)
+    sums = {store.header.weights_sha256 for store in features.values()}
+    assert len(sums) == 1
+    assert features["ours"].header.lineage == features["run"].header.lineage
+    first = features["run"]
+    rows = np.arange(first.shape[0])
+    for store in features.values():
+        np.testing.assert_array_equal(store.read(rows, 2), first.read(rows, 2))
+
+
+def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
+    convert_to("ours", run, tmp_path / "weights.pt")
+    state = load_checkpoint(tmp_path / "weights.pt")
+    model = build_ijepa(tiny_config)
+    optimizer = torch.optim.AdamW(parameter_groups([model.encoder, model.predictor]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(IjepaError, match="weights alone"):
+        restore(model, optimizer, state.model, state.optimizer, tmp_path / "weights.pt")
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("arch", "patch_px", "image_px"),
+    [("vit_huge", 14, 224), ("vit_huge", 16, 448), ("vit_giant", 16, 224), ("vit_base", 16, 224)],
+)
+def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px, image_px):
+    from ijepa.config import DataConfig, EncoderConfig, PretrainConfig
+    from ijepa.exchange.networks import Networks, Provenance
+
+    config = PretrainConfig(
+        data=DataConfig(image_px=image_px), encoder=EncoderConfig(arch=arch, patch_px=patch_px)
+    )
+    with torch.device("meta"):
+        networks = build_ijepa(config)
+        parts = {
+            "encoder": networks.encoder.state_dict(),
+            "predictor": networks.predictor.state_dict(),
+        }
+    assert inferred_config(parts, None, "it") == config
+    found = Networks("it", config, parts, Provenance(origin="published"))
+    found.check()
+    call = timm_call(found, "")
+    with torch.device("meta"):
+        theirs = eval(call, {"timm": timm})  # noqa: S307  # the line that a user is told
+    ours = {name: tuple(value.shape) for name, value in parts["encoder"].items()}
+    assert {name: tuple(value.shape) for name, value in theirs.state_dict().items()} == ours
+    assert theirs.blocks[0].attn.num_heads == networks.encoder.blocks[0].attn.num_heads
+
+
+def test_heads_that_no_shape_tells_are_asked_for():
+    with pytest.raises(IjepaError, match=r"published:48x3xHEADS@FILE"):
+        load_encoder(str(TINY))
+    with pytest.raises(IjepaError, match="48 wide and 3 blocks deep, 48x4x3 is 48 and 4"):
+        load_encoder(f"published:48x4x3@{TINY}")
+    with pytest.raises(IjepaError, match="names no file"):
+        load_encoder("published:48x3x3@nothing.pth.tar")
+
+
+def test_random_weights_of_a_published_file_are_refused():
+    with pytest.raises(IjepaError, match=r"published:\[ARCH@\]FILE|HEADS|seed"):
+        load_encoder(f"random:{TINY}")
+
+
+def damaged(change):
+    body = torch.load(TINY, weights_only=True)
+    change(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body: body["target_encoder"].pop("module.norm.bias"), "norm.bias missing"),
+        (lambda body: body["target_encoder"].update(more=torch.ones(1)), "more unexpected"),
+        (
+            lambda body: body["target_encoder"].update({"module.pos_embed": torch.ones(1, 37, 48)}),
+            "37",
+        ),
+        (lambda body: body["target_encoder"].pop("module.patch_embed.proj.weight"), "missing"),
+        (lambda body: body.update(target_encoder=3), "int"),
+        (lambda body: body["encoder"].update(more="text"), "str"),
+        (lambda body: body["predictor"].pop("module.predictor_norm.bias"), "predictor_norm.bias"),
+        (lambda body: [body.pop(name) for name in list(body)], "keys"),
+    ],
+)
+def test_a_published_file_that_is_not_whole_is_refused(tmp_path, change, words):
+    torch.save(damaged(change), tmp_path / "odd.pth.tar")
+    with pytest.raises(IjepaError, match=words):
+        convert_to("timm", tmp_path / "odd.pth.tar", tmp_path / "out.pth", arch=ARCH)
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-12}, {"model_type": "vit"}]
+)
+def test_a_folder_of_another_network_is_refused(tmp_path, wrong):
+    convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
+    settings = tmp_path / "hf" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | wrong))
+    with pytest.raises(IjepaError, match=str(next(iter(wrong.values())))):
+        read_networks(tmp_path / "hf")
+
+
+def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
+    transformers = pytest.importorskip("transformers")
+    convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+    model.save_pretrained(tmp_path / "hub")
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(said))
+    networks = read_networks(tmp_path / "hub")
+    assert "ImageNet" in caplog.text
+    assert networks.config.data.mean[0] == 0.485
+
+
+def test_the_command_converts_once_and_says_how_to_load(tmp_path, monkeypatch, capsys, run):
+    from ijepa_cli.main import main
+
+    out = tmp_path / "there.safetensors"
+    command = ["ijepa", "convert", str(run), str(out), "--to", "timm", "--json"]
+    for cached in (False, True):
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["cached"] is cached
+        assert "timm.create_model" in said["load"]
+    card = Path(said["card"]).read_text()
+    for words in ("images seen", "fingerprint", "image_px: 32", "timm.create_model", "licence"):
+        assert words in card
+
+
+def test_a_timm_file_needs_a_name_that_timm_can_read(tmp_path):
+    with pytest.raises(IjepaError, match=r"must end in \.safetensors"):
+        convert_to("timm", TINY, tmp_path / "there", arch=ARCH)

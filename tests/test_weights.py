@@ -1,0 +1,150 @@
+"""Files of weights are read as tensors only, whatever stands in them."""
+
+import argparse
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ijepa.errors import IjepaError
+from ijepa.stores.weights import read_weights
+
+TREE = {
+    "encoder": {"w": torch.arange(12.0).reshape(3, 4)},
+    "epoch": 3,
+    "args": argparse.Namespace(a=1),
+}
+
+
+class Harm:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tree_of_tensors_is_read_from_new_and_old_files_of_pytorch(tmp_path, zipped):
+    torch.save(TREE, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+    read = read_weights(tmp_path / "w")
+    assert torch.equal(read["encoder"]["w"], TREE["encoder"]["w"])
+    assert (read["epoch"], read["args"].a) == (3, 1)
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "named.pth")
+    assert torch.equal(read_weights(tmp_path / "named.pth")["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, zipped):
+    harm = {"w": torch.ones(3), "x": Harm(tmp_path / "done")}
+    torch.save(harm, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(IjepaError, match=r"mkdir.*weights_only=False"):
+        read_weights(tmp_path / "w")
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("value", [np.float64(1.5), bytearray(10), np.ones(3)])
+def test_what_needs_more_than_tensors_is_named(tmp_path, value, zipped):
+    torch.save({"w": value}, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(IjepaError, match=r"numpy|bytearray|_codecs"):
+        read_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("kept", [0, 2, 20, 0.3, 0.8, 0.999])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_cut_short_is_refused(tmp_path, kind, kept):
+    path, weights = tmp_path / "w", {"w": torch.arange(5000.0)}
+    if kind == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if kept > 1 else int(kept * len(content))])
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "w"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", bytes(2**28))
+    with pytest.raises(IjepaError, match="compressed"):
+        read_weights(path)
+
+
+def test_members_that_claim_more_than_the_file_are_refused(tmp_path):
+    path = tmp_path / "w"
+    torch.save({"w": torch.ones(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        data = next(m for m in archive.infolist() if m.filename.endswith("/data/0"))
+    content, size = path.read_bytes(), struct.pack("<LL", data.compress_size, data.file_size)
+    at = content.rindex(size, content.index(b"PK\x01\x02"))
+    path.write_bytes(content[:at] + struct.pack("<LL", 2**31, 2**31) + content[at + 8 :])
+    with pytest.raises(IjepaError, match="claims"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_that_repeats_one_number_many_times_is_refused(tmp_path, zipped):
+    path = tmp_path / "w"
+    huge = torch.ones(1).expand(2**40)
+    torch.save({"w": huge}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(IjepaError, match="more than it holds"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path, zipped):
+    path = tmp_path / "w"
+    torch.save({"w": torch.ones(7777)}, path, _use_new_zipfile_serialization=zipped)
+    content, size = path.read_bytes(), b"M" + struct.pack("<H", 7777)
+    assert content.count(size) == 2  # of the storage, and of the tensor
+    path.write_bytes(content.replace(size, b"M" + struct.pack("<H", 60000)))
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 12]}},
+        {"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4 * 10**12]}},
+        {"w": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}},
+        {"w": {"dtype": "EVIL", "shape": [3], "data_offsets": [0, 12]}},
+        {"w": 3},
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path, header):
+    text = json.dumps(header).encode()
+    (tmp_path / "w").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(tmp_path / "w")
+
+
+def test_a_safetensors_header_without_an_end_is_refused(tmp_path):
+    (tmp_path / "w").write_bytes(struct.pack("<Q", 2**62) + b"{" + bytes(100))
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(tmp_path / "w")
+
+
+def test_what_is_no_mapping_is_refused(tmp_path):
+    torch.save([torch.ones(3)], tmp_path / "w")
+    with pytest.raises(IjepaError, match="list"):
+        read_weights(tmp_path / "w")
+    (tmp_path / "w").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(tmp_path / "w")
+    with pytest.raises(IjepaError, match="no file"):
+        read_weights(tmp_path / "none")
