@@ -4,6 +4,7 @@ Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep
 comment says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
 """
 
+from ijepa.config.decoder import DecoderConfig
 from ijepa.config.evaluation import ExtractConfig, ProbeConfig
 from ijepa.config.finetune import FinetuneConfig
 from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
@@ -29,6 +30,7 @@ __all__ = [
     "BlockMasks",
     "Config",
     "DataConfig",
+    "DecoderConfig",
     "EncoderConfig",
     "ExtractConfig",
     "FinetuneConfig",
