@@ -139,17 +139,23 @@ def plan_decoder(shards: Path, config: DecoderConfig) -> DecoderPlan:
 def _train(
     work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
 ) -> None:
-    from ijepa.encoders.decoders import TrainedDecoder
+    from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.jepa import load_jepa
+    from ijepa.method.decoder import Decoded, TrainedDecoder
     from ijepa.run.decoding import DecoderRun
     from ijepa.run.honesty import measure_honesty
 
     trained = load_jepa(config.encoder)
     _check(data, config, trained.config.targets.space)
-    run = DecoderRun(work.folder, trained, data.split(config.split), config, runtime)
+    source, sha256 = (
+        Decoded(trained.jepa, trained.config),
+        weights_sha256(trained.jepa.state_dict()),
+    )
+    images = data.split(config.split)
+    run = DecoderRun(work.folder, source, sha256, images, config, runtime)
     run.train(progress)
     made = TrainedDecoder(run.averaged, config)
-    found = measure_honesty(trained, made, data.split(config.test_split), runtime, progress)
+    found = measure_honesty(source, made, data.split(config.test_split), runtime, progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     facts = {"steps": config.steps, "loss": sum(last) / len(last), **found.model_dump(mode="json")}

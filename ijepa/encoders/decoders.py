@@ -1,27 +1,19 @@
 """A finished decoder, loaded for the very run that it was trained on."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from ijepa.config import DecoderConfig, validated
 from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import TrainedJepa
 from ijepa.errors import IjepaError
-from ijepa.method.decoder import Decoder, build_decoder
+from ijepa.method.decoder import TrainedDecoder, build_decoder
 from ijepa.stores.checkpoint import load_state, load_weights
 
 LAST = Path("checkpoints") / "last.pt"
 
 
-class TrainedDecoder(NamedTuple):
-    """Averaged weights, frozen, on the CPU, and how they were trained."""
-
-    decoder: Decoder
-    config: DecoderConfig
-
-
 def load_decoder(folder: Path, trained: TrainedJepa) -> TrainedDecoder:
-    """Load what `ijepa train-decoder` made.
+    """Load what `ijepa train-decoder` made, onto the CPU.
 
     Args:
         folder: the decoder's.

@@ -1,6 +1,7 @@
 """The pixels of target blocks: cut out of images, and put back into them.
 
-A block is known by its patches, as masks give them; its box is (top, left, height, width) in pixels.
+A block is known by its patches, as masks give them; its box is (top, left, height, width) in
+pixels.
 """
 
 import numpy as np
@@ -48,7 +49,7 @@ def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
             "The run's target blocks are no rectangles, so they have no pixels to decode to; take "
             "a run with masks.kind multiblock, block or rasterized."
         )
-    assert height.unique().numel() == width.unique().numel() == 1
+    assert (height == height[0]).all()
     return torch.stack([top, left, height, width], dim=1) * patch_px
 
 

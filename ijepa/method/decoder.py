@@ -1,9 +1,10 @@
 """A small flow-matching model that draws a block's pixels from the block's average embedding.
 
 What its samples of one embedding have in common, the embedding holds; what varies, it does not. The
-decoder draws the block alone, not the image around it: nothing else can have shaped the pixels than
-the one vector, and no sample is spent on what the context shows anyway. Where the block lies, and so
-what its aspect is, the vector may know: positions are part of embeddings.
+decoder draws the block alone, where the paper's draws the whole image: nothing but the one vector
+can have shaped its pixels, and no sample is spent on what the context shows anyway. Blocks of
+several aspects are brought to one square; where a block lies, the vector may know, for positions
+are part of embeddings.
 
 Source: paper section 7 and figure 6, which train a diffusion model (RCDM, Bordes et al. 2022) on
 average-pooled predictions; flow matching is Lipman et al. 2023, network and sampler `diffusers`'.
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ijepa.config import DecoderConfig
+from ijepa.config import DecoderConfig, PretrainConfig
 from ijepa.config.decoder import GROUPS
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa
@@ -61,6 +62,20 @@ class Decoder(nn.Module):
         self.std.copy_(conditions.std(dim=0).clamp(min=1e-6))
 
 
+class Decoded(NamedTuple):
+    """Whose embeddings are decoded: the frozen networks of a run, and the run's configuration."""
+
+    jepa: IJepa
+    config: PretrainConfig
+
+
+class TrainedDecoder(NamedTuple):
+    """A frozen decoder of averaged weights, and how it was trained."""
+
+    decoder: Decoder
+    config: DecoderConfig
+
+
 class FlowDraws(NamedTuple):
     """The random numbers of a step: (B, 3, px, px) noise, and how much of each image is noise."""
 
@@ -98,7 +113,7 @@ def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
 
 
 def draw_flow(batch_size: int, image_px: int, generator: torch.Generator) -> FlowDraws:
-    """Noise, and shares of it that are mostly in the middle (logit-normal, as Esser et al. 2024)."""
+    """Noise, and shares of it, most of them in the middle (logit-normal: Esser et al. 2024)."""
     noise = torch.randn(batch_size, 3, image_px, image_px, generator=generator)
     return FlowDraws(noise, torch.sigmoid(torch.randn(batch_size, generator=generator)))
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa.distributed import device_name, pick_device
-from ijepa.encoders.frozen import weights_sha256
-from ijepa.encoders.jepa import TrainedJepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
 from ijepa.method.decoder import (
     CONDITIONS,
+    Decoded,
     average_weights,
     build_decoder,
     draw_flow,
@@ -48,7 +47,8 @@ class DecoderRun:
     def __init__(
         self,
         folder: Path,
-        trained: TrainedJepa,
+        source: Decoded,
+        encoder_sha256: str,
         images: Images,
         config: DecoderConfig,
         runtime: Runtime,
@@ -57,7 +57,8 @@ class DecoderRun:
 
         Args:
             folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
-            trained: the frozen run; moved to the device.
+            source: the frozen run; moved to the device.
+            encoder_sha256: of the run's weights, written down beside the decoder's.
             images: to learn from.
             config: what to do.
             runtime: device, workers, how often to save.
@@ -67,10 +68,10 @@ class DecoderRun:
         """
         self._folder, self._config, self._runtime = folder, config, runtime
         self._device = device = pick_device(runtime.device)
-        self._trained, self._jepa = trained, trained.jepa.to(device)
-        self._sha256 = weights_sha256(self._jepa.state_dict())
-        check_masks(trained.config.grid, trained.config.masks)
-        self._data = trained.config.data.model_copy(update={"batch_size": config.batch_size})
+        self._source, self._jepa = source, source.jepa.to(device)
+        self._sha256 = encoder_sha256
+        check_masks(source.config.grid, source.config.masks)
+        self._data = source.config.data.model_copy(update={"batch_size": config.batch_size})
         self._batches = RandomCropBatches(images, StepPlan(len(images), self._data, config.seed))
         dim = self._jepa.encoder.embed_dim
         self._decoder = build_decoder(config, dim).to(device)
@@ -141,7 +142,7 @@ class DecoderRun:
     def _blocks(self, step: int, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and conditions of one block of each image of a step."""
         rng = stream(self._config.seed, MASKS, step)
-        run = self._trained.config
+        run = self._source.config
         masks = draw_blocks(run, len(images), rng).to(self._device)
         on_device = images.to(self._device, non_blocking=True)
         boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)

@@ -2,8 +2,8 @@
 
 A block is drawn from the embedding of its true pixels, put back into its image, and encoded by the
 frozen target encoder; likewise one drawn, with the same noise, from the embedding that this place
-has in another image. Only the drawn pixels differ, so a decoder that ignores its condition, or knows
-of it no more than the place, shows no difference.
+has in another image. Only the drawn pixels differ, so a decoder that ignores its condition, or
+knows of it no more than the place, shows no difference.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from ijepa.config import Config, Runtime
 from ijepa.distributed import pick_device
-from ijepa.encoders.decoders import TrainedDecoder
-from ijepa.encoders.jepa import TrainedJepa
 from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
-from ijepa.method.decoder import predicted_condition, sample_blocks, target_condition
+from ijepa.method.decoder import (
+    Decoded,
+    TrainedDecoder,
+    predicted_condition,
+    sample_blocks,
+    target_condition,
+)
 from ijepa.method.draws import MASKS, NOISE, SHUFFLE, stream
 from ijepa.method.masking import Masks
 from ijepa.progress import Progress
@@ -89,15 +93,13 @@ class _Chosen:
         return self._images.read_image(self._numbers[number])
 
 
-def hold(
-    trained: TrainedJepa, images: SplitReader, count: int, seed: int, device: torch.device
-) -> Held:
+def hold(source: Decoded, images: SplitReader, count: int, seed: int, device: torch.device) -> Held:
     """Draw images of a split, and a block of each by the run's own masks.
 
     Raises:
         IjepaError: fewer than two images, or blocks that are no rectangles.
     """
-    run, count = trained.config, min(count, len(images))
+    run, count = source.config, min(count, len(images))
     if count < 2:
         raise IjepaError(f"{images.name} holds {len(images)} images; two are needed at least.")
     order = stream(seed, SHUFFLE, HELD_OUT).permutation(len(images))[:count].tolist()
@@ -113,18 +115,18 @@ def hold(
     )
 
 
-def embed(trained: TrainedJepa, images: Tensor, masks: Masks, *, predicted: bool = False) -> Tensor:
+def embed(source: Decoded, images: Tensor, masks: Masks, *, predicted: bool = False) -> Tensor:
     """(n, dim) average embeddings of one block each: the target's, or the predicted one.
 
     Args:
-        trained: frozen, on the images' device.
+        source: frozen, on the images' device.
         images: (n, 3, H, W) uint8.
         masks: of these images.
         predicted: from the context alone.
     """
-    data = trained.config.data
+    data = source.config.data
     condition = predicted_condition if predicted else target_condition
-    return condition(trained.jepa, normalise(images, data.mean, data.std), masks).float()
+    return condition(source.jepa, normalise(images, data.mean, data.std), masks).float()
 
 
 def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
@@ -135,7 +137,7 @@ def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
 
 
 def measure_honesty(
-    trained: TrainedJepa,
+    source: Decoded,
     made: TrainedDecoder,
     images: SplitReader,
     runtime: Runtime,
@@ -148,18 +150,18 @@ def measure_honesty(
     """
     config, device = made.config, pick_device(runtime.device)
     made.decoder.to(device)
-    trained.jepa.to(device)
-    held = hold(trained, images, config.evaluated_images, config.seed, device)
+    source.jepa.to(device)
+    held = hold(source, images, config.evaluated_images, config.seed, device)
     others = held.images.roll(1, dims=0)
     noise = noise_of(0, len(held.images), config.image_px, config.seed).to(device)
     found = []
     for part in held.parts():
         masks = held.masks.images(part)
-        target = embed(trained, held.images[part], masks)
+        target = embed(source, held.images[part], masks)
         conditions = {
             "true": target,
-            "shuffled": embed(trained, others[part], masks),
-            "predicted": embed(trained, held.images[part], masks, predicted=True),
+            "shuffled": embed(source, others[part], masks),
+            "predicted": embed(source, held.images[part], masks, predicted=True),
         }
         blocks = {
             name: sample_blocks(made.decoder, condition, noise[part], config.sampling_steps)
@@ -168,7 +170,7 @@ def measure_honesty(
         boxes = held.boxes[part]
         blocks["resized"] = cut_blocks(held.images[part], boxes, config.image_px)
         again = {
-            name: embed(trained, paste_blocks(held.images[part], boxes, drawn), masks)
+            name: embed(source, paste_blocks(held.images[part], boxes, drawn), masks)
             for name, drawn in blocks.items()
         }
         found.append({name: _distance(one, target) for name, one in again.items()})

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ijepa.recipes import load_recipe
+from ijepa_cli.commands.predictions import predictions
 from ijepa_cli.console import Force, Json, runtime, show, shown_progress, table
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
@@ -46,6 +47,9 @@ def masks(
     with shown_progress() as progress:
         figures = visualize_masks(out, choices, data, runtime("cpu", 0, force), progress)
     show(figures, as_json, table(figures, "cached" if figures.cached else "drawn"))
+
+
+pictures.command(name="predictions")(predictions)
 
 
 def register(app: typer.Typer) -> None:
