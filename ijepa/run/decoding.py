@@ -1,8 +1,10 @@
 """The loop that trains a decoder on a frozen run: steps, records, checkpoints."""
 
+import contextlib
 import copy
 import logging
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from ijepa.method.masking import check_masks
 from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
 from ijepa.stores.checkpoint import load_state, load_weights, save_state
-from ijepa.stores.loader import Images, RandomCropBatches, StepPlan, batches
+from ijepa.stores.loader import Batch, Images, RandomCropBatches, StepPlan, batches
 from ijepa.stores.metrics import MetricsLog
 
 FLUSH_STEPS = 10
@@ -101,8 +103,8 @@ class DecoderRun:
         """
         saved, records = time.monotonic(), []
         todo = range(self.steps_done, self._config.steps)
-        with stop_requests() as asked:
-            for batch in batches(self._batches, todo, self._runtime.workers):
+        with stop_requests() as asked, contextlib.closing(self._made(todo)) as made:
+            for batch in made:
                 records.append(self._step(batch.step, batch.images))
                 last = self.steps_done == self._config.steps
                 if not (last or asked or self.steps_done % FLUSH_STEPS == 0):
@@ -119,6 +121,10 @@ class DecoderRun:
                         f"{self._config.steps:,}, which is saved."
                     )
         self._metrics.close()
+
+    def _made(self, todo: range) -> Generator[Batch]:
+        """Batches of these steps; closed at once when the loop ends, so that no worker lingers."""
+        yield from batches(self._batches, todo, self._runtime.workers)
 
     def _step(self, step: int, images: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""
@@ -154,8 +160,8 @@ class DecoderRun:
     def _standardise(self) -> None:
         """From the conditions of the first steps."""
         count = -(-self._config.statistics_images // self._config.batch_size)
-        made = batches(self._batches, range(count), self._runtime.workers)
-        found = torch.cat([self._blocks(batch.step, batch.images)[1] for batch in made])
+        with contextlib.closing(self._made(range(count))) as made:
+            found = torch.cat([self._blocks(batch.step, batch.images)[1] for batch in made])
         self._decoder.standardise(found)
         self.averaged.standardise(found)
 
