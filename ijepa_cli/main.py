@@ -13,8 +13,8 @@ from ijepa_cli.console import is_spokesman, log_to_stderr, stderr
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
-    "shard", "pretrain", "extract", "features", "probe", "finetune",
-    "report", "recipes", "encoders", "visualize", "convert",
+    "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
+    "report", "recipes", "encoders", "convert",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name in COMMANDS:
-    importlib.import_module(f"ijepa_cli.commands.{_name}").register(app)
+    importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}").register(app)
 
 
 def main() -> None:

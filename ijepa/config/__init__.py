@@ -5,6 +5,7 @@ comment says otherwise. What does not change a result (device, workers, logging)
 """
 
 from ijepa.config.convert import ConvertConfig
+from ijepa.config.decoder import DecoderConfig
 from ijepa.config.evaluation import ExtractConfig, ProbeConfig
 from ijepa.config.finetune import FinetuneConfig
 from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "ConvertConfig",
     "DataConfig",
+    "DecoderConfig",
     "EncoderConfig",
     "ExtractConfig",
     "FinetuneConfig",

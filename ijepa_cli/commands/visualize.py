@@ -7,6 +7,7 @@ import typer
 
 from ijepa.config import validated
 from ijepa.recipes import load_recipe
+from ijepa_cli.commands.predictions import predictions
 from ijepa_cli.console import Device, Force, Json, Seed, runtime, show, shown_progress, table
 
 if TYPE_CHECKING:
@@ -295,6 +296,7 @@ def _show(picture: "Picture", as_json: bool) -> None:
     lines = [f"{picture.out} {state}: {', '.join(picture.encoders)}; {picture.images:,} images"]
     lines += [f"  {name}: {value:.4g}" for name, value in picture.figures.items()]
     show(picture, as_json, "\n".join(lines))
+pictures.command(name="predictions")(predictions)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,268 @@
+"""Decoders: they draw what they are told, resume exactly, and refuse other weights."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ijepa.config import DecoderConfig, Runtime
+from ijepa.encoders.decoders import load_decoder
+from ijepa.encoders.jepa import load_jepa
+from ijepa.errors import IjepaError, StoppedError
+from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
+from ijepa.method.decoder import (
+    build_decoder,
+    draw_flow,
+    flow_loss,
+    sample_blocks,
+    target_condition,
+)
+from ijepa.method.targets import Targets
+from ijepa.recipes import load_recipe
+from ijepa.run import decoding
+from ijepa.stores.checkpoint import load_state
+from ijepa.stores.records import read_metrics
+from ijepa.train_decoder import decoder_config, train_decoder
+from ijepa.views.prediction_sheet import GAP_PX, TILE_PX, hide
+from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
+from ijepa_cli.main import app
+
+CPU = Runtime(device="cpu", workers=0)
+TINY = {
+    "image_px": 8,
+    "channels": (8, 16),
+    "batch_size": 16,
+    "steps": 12,
+    "statistics_images": 32,
+    "sampling_steps": 3,
+    "evaluated_images": 8,
+}
+
+
+class StopError(Exception):
+    """Raised by a progress callback, to stop in the middle."""
+
+
+def config(encoder, **settings):
+    return DecoderConfig(encoder=str(encoder), **TINY | settings)
+
+
+@pytest.fixture(scope="module")
+def decoder(run, shards, tmp_path_factory):
+    """A decoder of 12 steps, trained without a stop."""
+    out = tmp_path_factory.mktemp("decoders") / "tiny"
+    train_decoder(shards, out, config(run), CPU)
+    return out
+
+
+def test_a_decoder_learns_what_its_condition_alone_tells():
+    settings = config("x", channels=(16, 16), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    conditions = torch.randn(32, 6, generator=generator)
+    pixels = conditions[:, :3, None, None].clamp(-1, 1).expand(-1, -1, 8, 8)
+    model = build_decoder(settings, 6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
+    for _ in range(40):
+        optimizer.zero_grad()
+        flow_loss(model, pixels, conditions, draw_flow(32, 8, generator)).backward()
+        optimizer.step()
+    draws, shuffled = draw_flow(32, 8, generator), conditions.roll(1, dims=0)
+    with torch.no_grad():
+        told = flow_loss(model, pixels, conditions, draws)
+        misled = flow_loss(model, pixels, shuffled, draws)
+    assert told < 0.5 * misled
+    colours = sample_blocks(model, conditions[:16], draws.noise[:16], 8).mean(dim=(2, 3))
+    error = (colours - pixels[:16, :, 0, 0]).abs().mean()
+    assert error < 0.5 * (colours - pixels[1:17, :, 0, 0]).abs().mean()
+
+
+def test_a_block_put_back_where_it_was_cut_changes_nothing():
+    recipe = load_recipe("scenes-mini")
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (5, 3, 64, 64), dtype=np.uint8))
+    blocks = torch.tensor([[9, 10, 17, 18], [0, 1, 8, 9], [54, 55, 62, 63]] + [[5, 6, 13, 14]] * 2)
+    boxes = block_boxes(blocks, recipe.grid, 8)
+    assert boxes[:3].tolist() == [[8, 8, 16, 16], [0, 0, 16, 16], [48, 48, 16, 16]]
+    cut = cut_blocks(images, boxes, 16)
+    assert torch.equal(paste_blocks(images, boxes, cut), images)
+    other = paste_blocks(images, boxes, -torch.ones_like(cut))
+    changed = (other != images).any(dim=1)
+    assert not changed[0, :8].any()
+    assert (other[0, :, 8:24, 8:24] == 0).all()
+
+
+def test_blocks_are_those_of_the_run_and_outside_its_contexts():
+    recipe = load_recipe("scenes-mini")
+    masks = draw_blocks(recipe, 50, np.random.default_rng(0))
+    assert masks.targets.shape[:2] == (1, 50)
+    for context, target in zip(masks.context, masks.targets[0], strict=True):
+        assert not np.isin(context, target).any()
+
+
+def test_patches_that_are_no_rectangle_have_no_pixels_to_decode_to():
+    with pytest.raises(IjepaError, match="no rectangles"):
+        block_boxes(torch.tensor([[0, 1, 9]]), (8, 8), 8)
+
+
+def test_the_condition_is_what_the_predictor_is_asked_for_on_average(run):
+    trained = load_jepa(str(run))
+    images = torch.randn(3, 3, 32, 32)
+    masks = draw_blocks(trained.config, 3, np.random.default_rng(0))
+    found = target_condition(trained.jepa, images, masks)
+    tokens = torch.nn.functional.layer_norm(trained.jepa.target_encoder(images), (32,))
+    by_hand = torch.stack([t[block].mean(0) for t, block in zip(tokens, masks.targets[0])])  # noqa: B905
+    torch.testing.assert_close(found, by_hand)
+    asked = Targets(trained.jepa.config, trained.jepa.target_encoder, images)
+    torch.testing.assert_close(found, asked.of(slice(None), masks.targets).mean(1))
+
+
+def test_a_decoder_is_a_stage_that_is_made_once(run, shards, decoder):
+    outcome = train_decoder(shards, decoder, config(run), CPU)
+    assert outcome.cached
+    assert outcome.steps == 12
+    assert outcome.images == 8
+    assert outcome.gain == pytest.approx(outcome.shuffled - outcome.true)
+    assert outcome.gain_interval[0] < outcome.gain < outcome.gain_interval[1]
+    assert 0 <= outcome.resized < outcome.true
+    steps = [record["step"] for record in read_metrics(decoder / "metrics.jsonl")]
+    assert steps == list(range(1, 13))
+    with pytest.raises(IjepaError, match=r"steps was 12, now 13"):
+        train_decoder(shards, decoder, config(run, steps=13), CPU)
+
+
+def same_as(decoder, other):
+    ours, theirs = (load_state(folder / "checkpoints" / "last.pt") for folder in (decoder, other))
+    for part in ("model", "averaged"):
+        assert all(torch.equal(ours[part][name], value) for name, value in theirs[part].items())
+    results = [json.loads((folder / "result.json").read_text()) for folder in (decoder, other)]
+    assert results[0] == results[1]
+    logs = [(folder / "metrics.jsonl").read_bytes() for folder in (decoder, other)]
+    return logs[0] == logs[1]
+
+
+def test_a_run_stopped_in_the_middle_goes_on_to_the_same_weights(run, shards, decoder, tmp_path):
+    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
+
+    def stop(task, done, *_):
+        if task.startswith("train") and done >= 8:
+            raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "FLUSH_STEPS", 4)
+        with pytest.raises(StopError):
+            train_decoder(shards, tmp_path / "cut", config(run), eager, stop)
+    assert not (tmp_path / "cut").exists()
+    train_decoder(shards, tmp_path / "cut", config(run), CPU)
+    assert same_as(decoder, tmp_path / "cut")
+
+
+def test_sigterm_saves_first(run, shards, decoder, tmp_path):
+    def kill(task, done, *_):
+        if task.startswith("train") and done < 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step 10 of 12, which is"):
+        train_decoder(shards, tmp_path / "cut", config(run), CPU, kill)
+    train_decoder(shards, tmp_path / "cut", config(run), CPU)
+    assert same_as(decoder, tmp_path / "cut")
+
+
+def test_a_decoder_of_other_weights_is_refused(run, shards, decoder, tmp_path):
+    trained = load_jepa(str(run))
+    assert load_decoder(decoder, trained).config == config(run)
+    with pytest.raises(IjepaError, match=r"decodes embeddings of weights .* but random:"):
+        load_decoder(decoder, load_jepa(f"random:{run}"))
+    choice = PredictionsConfig(encoder=f"random:{run}", decoder=str(decoder))
+    with pytest.raises(IjepaError, match="train a decoder for it"):
+        visualize_predictions(shards, tmp_path / "p.png", choice, CPU)
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_damaged_or_missing_decoder_is_refused(run, shards, decoder, tmp_path):
+    choice = PredictionsConfig(encoder=str(run), decoder=str(run))
+    with pytest.raises(IjepaError, match="is no finished decoder"):
+        visualize_predictions(shards, tmp_path / "p.png", choice, CPU)
+    broken = shutil.copytree(decoder, tmp_path / "broken")
+    path = broken / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(IjepaError, match="is not a readable checkpoint"):
+        load_decoder(broken, load_jepa(str(run)))
+    with pytest.raises(IjepaError, match="is no checkpoint of a decoder"):
+        load_decoder(run, load_jepa(str(run)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "random:vit_tiny/8@32"}, "has no predictor"),
+        ({"split": "test"}, "has no split 'test'"),
+        ({"batch_size": 300}, "fewer than one batch of 300; lower it with --set batch_size=64"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(run, shards, tmp_path, settings, message):
+    choice = config(**{"encoder": run} | settings)
+    with pytest.raises(IjepaError, match=re.escape(message)):
+        train_decoder(shards, tmp_path / "out", choice, CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_diffusers_one_line_says_what_to_install(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(IjepaError, match=r"pip install 'ijepa\[decoder\]'"):
+        train_decoder(shards, tmp_path / "out", config(run), CPU)
+
+
+def test_settings_that_make_no_decoder_are_refused():
+    with pytest.raises(IjepaError, match="image_px 30 is no multiple of 4"):
+        decoder_config({"encoder": "x"}, ["image_px=30"])
+    with pytest.raises(IjepaError, match="depth is not a known setting"):
+        decoder_config({"encoder": "x"}, ["depth=3"])
+
+
+def test_a_picture_has_a_row_an_image_and_is_the_same_twice(run, shards, decoder, tmp_path):
+    choice = PredictionsConfig(
+        encoder=str(run), decoder=str(decoder), num_images=3, num_samples=2, num_target_samples=2
+    )
+    made = [
+        visualize_predictions(shards, tmp_path / name, choice, CPU) for name in ("a.png", "b.png")
+    ]
+    assert made[0].keys == made[1].keys
+    assert len(set(made[0].keys)) == 3
+    assert made[0].spread_predicted > 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert visualize_predictions(shards, tmp_path / "a.png", choice, CPU).cached
+    with Image.open(tmp_path / "a.png") as picture:
+        width, height = picture.size
+    step = TILE_PX + GAP_PX
+    assert width == 6 * step + GAP_PX
+    assert 3 * step < height < 4 * step
+
+
+def test_the_context_is_shown_and_the_rest_is_grey():
+    images = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    shown = hide(images, np.array([[0, 5]]), 8)
+    seen = (shown == 0).all(axis=-1)[0]
+    assert seen[:8, :8].all()
+    assert seen[8:16, 8:16].all()
+    assert seen.sum() == 2 * 64
+
+
+def test_the_commands_say_what_would_run_and_what_was_drawn(run, shards, decoder, tmp_path):
+    words = ["train-decoder", "--encoder", run, "--data", shards, "--out", tmp_path / "d"]
+    found = CliRunner().invoke(app, [*map(str, words), "--dry-run", "--json", "--steps", "5"])
+    plan = json.loads(found.stdout)
+    assert (plan["train_images"], plan["steps"], plan["blocks_seen"]) == (256, 5, 160)
+    assert not (tmp_path / "d").exists()
+    words = ["visualize", "predictions", "--encoder", run, "--decoder", decoder, "--data", shards]
+    words += ["--out", tmp_path / "p.png", "--images", 2, "--samples", 1, "--json"]
+    found = CliRunner().invoke(app, [*map(str, words)])
+    assert json.loads(found.stdout)["spread_predicted"] is None
+    assert (tmp_path / "p.png").stat().st_size > 1000
