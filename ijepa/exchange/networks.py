@@ -160,7 +160,8 @@ def _arch(arch: str | None, dim: int, depth: int, hidden: int, source: str) -> s
             return name
     raise IjepaError(
         f"{source} is {dim} wide and {depth} blocks deep, no architecture with a name, and weights "
-        f"do not tell the number of heads. Say it: --encoder published:{dim}x{depth}xHEADS@FILE, or `ijepa convert --arch {dim}x{depth}xHEADS`."
+        f"do not tell the number of heads. Say it: --encoder published:{dim}x{depth}xHEADS@FILE, "
+        f"or `ijepa convert --arch {dim}x{depth}xHEADS`."
     )
 
 
