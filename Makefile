@@ -20,8 +20,11 @@ TEST     =  val
 REPORT   =  runs/$(NAME).html
 SEED     =  0
 
+# An encoder to evaluate on DATA as it is, such as runs/cifar10; without one, DATA pretrains its own.
+ENCODER  =
+
 SHARDS   := shards/$(NAME)
-RUN      := runs/$(NAME)
+RUN      := $(or $(ENCODER),runs/$(NAME))
 FEATURES := runs/$(NAME).features
 PROBES   := runs/$(NAME).probes
 RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
@@ -33,7 +36,8 @@ ENCODER_random := random:$(RUN)
 ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mini check fix test test-slow bench report shard pretrain extract probe clean
+.PHONY: help setup mini check fix test test-slow bench report shard pretrain extract probe clean \
+  evaluation low-level
 .SECONDARY:
 
 help: ## Show this list.
@@ -79,9 +83,11 @@ clean: ## Remove what the pipeline made for NAME, and report.html.
 shard: setup ## DATA -> shards/NAME.
 	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 --workers $(WORKERS)
 
-pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE.
+pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE; nothing to do for an ENCODER.
+ifeq ($(ENCODER),)
 	@$(IJEPA) pretrain --recipe $(RECIPE) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \
 	  --workers $(WORKERS)
+endif
 
 extract: $(foreach encoder,$(ENCODERS),$(FEATURES)/$(encoder).train.h5 $(FEATURES)/$(encoder).test.h5) ## runs/NAME -> runs/NAME.features, baselines too.
 
@@ -103,3 +109,28 @@ $(PROBES)/%.json: extract
 
 report: probe ## runs/NAME.probes and runs/NAME -> REPORT.
 	@$(IJEPA) report $(RESULTS) $(RUN) --out $(REPORT)
+
+# --- One encoder on several data sets. SETS is a folder with cifar10.tar.gz, imagenette128.tar (class
+# --- folders under train/ and val/) and clevr-mini.tar (CLEVR's layout).
+
+EVALUATED := cifar10 imagenette clevr
+EVALUATE_cifar10    := DATA=cifar10:$(SETS)/cifar10.tar.gz TEST=test
+EVALUATE_imagenette := DATA=$(SETS)/imagenette128.tar
+EVALUATE_clevr      := DATA=clevr:$(SETS)/clevr-mini.tar LABELS="count dist"
+
+evaluation: $(EVALUATED:%=evaluate-%) ## ENCODER on the data sets in SETS by every PROBE -> runs/evaluation.html.
+	@$(MAKE) --no-print-directory low-level NAME=evaluation-clevr
+	@$(IJEPA) report $(wildcard runs/evaluation-*.probes/*.json) \
+	  runs/evaluation-clevr.probes/low-level/count.json \
+	  runs/evaluation-clevr.probes/low-level/dist.json --out runs/evaluation.html
+
+evaluate-%:
+	@test -n '$(ENCODER)' || { echo "make evaluation needs ENCODER, such as runs/cifar10" >&2; exit 1; }
+	@test -d '$(SETS)' || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
+	@$(MAKE) --no-print-directory probe NAME=evaluation-$* $(EVALUATE_$*)
+
+low-level: extract ## Count and distance by the paper's protocol, on features of CLEVR's images squashed and flipped.
+	@$(IJEPA) probe low-level --seed $(SEED) --out $(PROBES)/low-level \
+	  $(foreach part,train test,--$(part) $(FEATURES)/$(firstword $(ENCODERS)).$(part).h5) \
+	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
+	    --baseline-$(part) $(FEATURES)/$(encoder).$(part).h5))

@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa_cli.console import is_spokesman, log_to_stderr, stderr
@@ -17,8 +18,17 @@ COMMANDS = (
     "report", "recipes", "encoders", "convert",
 )  # fmt: skip
 
+
+class _PipelineOrder(TyperGroup):
+    """Typer lists commands that have commands of their own last."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
+        return list(COMMANDS)
+
+
 app = typer.Typer(
     name="ijepa",
+    cls=_PipelineOrder,
     help="Pretrain, evaluate and look into I-JEPA: shard, pretrain, extract, probe, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

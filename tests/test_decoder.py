@@ -63,6 +63,7 @@ def decoder(run, shards, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_what_its_condition_alone_tells():
     settings = config("x", channels=(16, 16), lr=1e-2)
     generator = torch.Generator().manual_seed(0)

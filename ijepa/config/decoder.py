@@ -14,7 +14,7 @@ Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
 
 
 class DecoderConfig(Config):
-    """One decoder; sized for some minutes of a CPU (the paper's, RCDM, is far larger).
+    """One decoder; sized for about half an hour of a CPU (the paper's, RCDM, is far larger).
 
     Attributes:
         encoder: a run, a checkpoint of a run or `random:RUN`: it needs a predictor.

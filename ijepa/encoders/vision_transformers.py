@@ -75,6 +75,7 @@ def load(asked: Asked) -> FrozenEncoder:
             asked, epoch, paper_arch(size.dim, size.depth, size.patch_px, own_px)
         ),
         pooling=CLASS_TOKEN,
+        network=network if isinstance(network, VisionTransformer) else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The loop of fine-tuning: steps, records, checkpoints, and the score at the end."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -110,8 +111,9 @@ class FinetuneRun:
         saved, losses = time.monotonic(), []
         self.model.train()
         todo = range(self.steps_done, self.total_steps)
-        with stop_requests() as asked:
-            for batch in batches(self._batches, todo, self._runtime.workers):
+        made = batches(self._batches, todo, self._runtime.workers)
+        with stop_requests() as asked, contextlib.closing(made):  # else workers outlive an error
+            for batch in made:
                 losses.append(self._step(batch.step, batch.images, self._labels[batch.numbers]))
                 last = self.steps_done == self.total_steps
                 if not last and self.steps_done % FLUSH_STEPS and not self._stops_now(bool(asked)):
@@ -135,11 +137,13 @@ class FinetuneRun:
         plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
         views = ViewBatches(test.images, plan, SCORED_AT_ONCE)
         found = []
-        for batch in batches(views, range(len(views)), self._runtime.workers):
-            with self._precision():
-                logits = self.model(self._normalised(batch.images))
-            found.append(logits.argmax(dim=1).cpu())
-            progress("score images", min((batch.step + 1) * SCORED_AT_ONCE, len(test.images)), None)
+        with contextlib.closing(batches(views, range(len(views)), self._runtime.workers)) as made:
+            for batch in made:
+                with self._precision():
+                    logits = self.model(self._normalised(batch.images))
+                found.append(logits.argmax(dim=1).cpu())
+                done = min((batch.step + 1) * SCORED_AT_ONCE, len(test.images))
+                progress("score images", done, None)
         every: Ints = torch.cat(found).numpy()
         return every[test.chosen]
 

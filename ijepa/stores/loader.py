@@ -6,7 +6,7 @@ starting there, and processes share no hidden state.
 
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -194,7 +194,7 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
 
 def batches(
     dataset: Dataset[Batch], numbers: Sequence[int] | None, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
     An iterable data set knows its order itself, and takes None.

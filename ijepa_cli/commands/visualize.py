@@ -296,6 +296,8 @@ def _show(picture: "Picture", as_json: bool) -> None:
     lines = [f"{picture.out} {state}: {', '.join(picture.encoders)}; {picture.images:,} images"]
     lines += [f"  {name}: {value:.4g}" for name, value in picture.figures.items()]
     show(picture, as_json, "\n".join(lines))
+
+
 pictures.command(name="predictions")(predictions)
 
 
