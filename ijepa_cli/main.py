@@ -23,6 +23,7 @@ class _PipelineOrder(TyperGroup):
     """Typer lists commands that have commands of their own last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
+        del ctx
         return list(COMMANDS)
 
 

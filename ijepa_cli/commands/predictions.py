@@ -36,8 +36,7 @@ def predictions(
 ) -> None:
     """Draw decoded samples of predictions: what stays is predicted, what varies is not.
 
-    Example: ijepa visualize predictions --encoder runs/mine --decoder runs/mine-decoder
-    --data shards/mine --out predictions.png
+    Example: ijepa visualize predictions --encoder runs/a --decoder runs/d --data s --out p.png
     """
     from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
 
