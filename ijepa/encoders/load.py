@@ -21,10 +21,12 @@ from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.vit import Encoder, architecture, build_encoder
+from ijepa.paper import pretraining_set
 from ijepa.stores.checkpoint import load_checkpoint, load_weights
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.stage import fingerprint_of
+from ijepa.stores.lineage import Lineage, run_family
+from ijepa.stores.stage import fingerprint_of, read_record
 
+LARGE_PX = 448
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
 
@@ -103,7 +105,7 @@ def _trained(path: Path, which: str, image_px: int | Size | None) -> Vit:
     config = state.config
     encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
     load_weights(encoder, weights, f"{path} ({which} encoder)")
-    lineage = _lineage("I-JEPA", config)
+    lineage = _lineage("I-JEPA", config, _pretraining_data(path))
     return _sized(f"{_run_name(path)} ({which})", encoder, config.data, image_px, lineage)
 
 
@@ -131,15 +133,24 @@ def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     return _sized(title, encoder, DataConfig(image_px=side_px), image_px, lineage)
 
 
-def _lineage(method: str | None, config: PretrainConfig) -> Lineage:
+def _pretraining_data(path: Path) -> str | None:
+    """What the run of a checkpoint saw, as its record says."""
+    record = read_record(path.parent.parent) or {}
+    return pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
+
+
+def _lineage(method: str | None, config: PretrainConfig, data: str | None = None) -> Lineage:
     """Of a run, or without a method of the weights that it started from."""
     settings = config.model_dump(mode="json", exclude={"seed"})
+    large = " 448" if config.data.image_px == LARGE_PX else ""  # as the tables have it
     return Lineage(
         method=method,
-        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px),
+        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + large,
+        data=data,
         epochs=config.optimization.epochs if method else 0,
-        family=fingerprint_of([method, settings]),
+        family=run_family(method, settings),
         seed=config.seed,
+        settings=settings if method else None,
     )
 
 
