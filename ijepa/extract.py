@@ -66,7 +66,7 @@ def extract(
 
             writer, device = _encode(job, work, World())
             writer.finish()
-            work.publish_file({"device": device})
+            work.publish_file({"device": device, "command": runtime.command})
         return _result(out, work.cached)
 
 
@@ -91,16 +91,17 @@ def _extract_together(job: _Job) -> ExtractResult:
         if not work.cached:
             writer, device = _encode(job, work, world)
             wait_for_all(world)
-            lead(world, lambda: _finish_together(writer, work, device))
+            facts = {"device": device, "command": job.runtime.command}
+            lead(world, lambda: _finish_together(writer, work, facts))
         wait_for_all(world)
         return _result(job.plan.out, work.cached)
 
 
-def _finish_together(writer: FeatureWriter, work: Work, device: str) -> None:
+def _finish_together(writer: FeatureWriter, work: Work, facts: dict[str, str]) -> None:
     FeatureWriter(
         writer.path, writer.header, writer.dtype.name
     ).finish()  # with all that others did
-    work.publish_file({"device": device})
+    work.publish_file(facts)
 
 
 def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:

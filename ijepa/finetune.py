@@ -19,6 +19,7 @@ from ijepa.stores.results import (
     Score,
     Splits,
     image_set,
+    pack_classes,
     pack_correct,
     read_result,
 )
@@ -320,6 +321,7 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         train_rows=images,
         test_rows=len(test.labels),
         scores=(score,),
+        test_classes=pack_classes(test.labels, test.keys),
         libraries=library_versions(),
         command=job.runtime.command,
         fingerprint=job.plan.fingerprint,

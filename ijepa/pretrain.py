@@ -99,7 +99,7 @@ def pretrain(
 
             run = Run(work.folder, config, images, runtime)
             run.train(progress)
-            work.publish_folder({"seed": config.seed, "device": run.device_name})
+            work.publish_folder(_facts(config, images, run.device_name, runtime.command))
         return _result(out, work.cached)
 
 
@@ -124,10 +124,19 @@ def _pretrain_together(
         if not work.cached:
             run = Run(work.folder, config, images, runtime, world)
             run.train(progress if world.leads else silent)
-            facts = {"seed": config.seed, "device": run.device_name}
+            facts = _facts(config, images, run.device_name, runtime.command)
             lead(world, lambda: work.publish_folder(facts))
         wait_for_all(world)
         return _result(plan.out, work.cached)
+
+
+def _facts(
+    config: PretrainConfig, images: "SplitReader | RemoteSplit", device: str, command: str
+) -> dict[str, object]:
+    """What the record of a run says beside its plan; `source` of the images where it is known."""
+    source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
+    facts = {"seed": config.seed, "device": device, "command": command}
+    return {**facts, "source": source, "images": len(images)}
 
 
 def plan_pretrain(

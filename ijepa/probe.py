@@ -18,6 +18,7 @@ from ijepa.stores.results import (
     Score,
     Splits,
     image_set,
+    pack_classes,
     pack_correct,
     read_result,
 )
@@ -238,6 +239,7 @@ def _result(
         train_rows=len(train.labels),
         test_rows=len(test.labels),
         scores=tuple(scores),
+        test_classes=pack_classes(test.labels, test.keys),
         libraries=library_versions(),
         command=command,
         fingerprint=fingerprint,

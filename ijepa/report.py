@@ -1,26 +1,34 @@
-"""Results and runs as one page, one table, one JSON object."""
+"""Results, runs and pictures as one page, one table, one JSON object."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ijepa.config import RUNTIME, Config, Runtime
+import yaml
+
+from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, validated
 from ijepa.errors import IjepaError
+from ijepa.ledger.beside import PaperTable, beside_paper
+from ijepa.ledger.groups import Group, grouped
+from ijepa.ledger.pretraining import known_settings
+from ijepa.ledger.scaled import ScaledTable, scaled_tables
 from ijepa.stores.records import read_metrics
 from ijepa.stores.results import ProbeResult, read_result
 from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
+    read_json,
     read_record,
+    record_path,
     write_bytes,
 )
-from ijepa.views.seeds import OverSeeds, over_seeds
+from ijepa.views.embed import PICTURES
 
 if TYPE_CHECKING:
-    from ijepa.views.page import RunView
+    from ijepa.views.run_view import RunView
 
-VERSION = 2
+VERSION = 3
 
 
 class ReportConfig(Config):
@@ -28,51 +36,95 @@ class ReportConfig(Config):
 
 
 class ReportOutcome(Config):
-    """A finished page, and the results in it."""
+    """A finished page, and what is in it.
+
+    Attributes:
+        paper: every table of the paper, with ours beside it where it was made.
+        scaled: ablations of the paper at the scale of other data.
+        groups: all scores, comparable ones together.
+    """
 
     out: Path
     cached: bool
+    paper: tuple[PaperTable, ...]
+    scaled: tuple[ScaledTable, ...]
+    groups: tuple[Group, ...]
     results: tuple[ProbeResult, ...]
-    over_seeds: tuple[OverSeeds, ...]
     runs: tuple[Path, ...]
+    pictures: tuple[Path, ...]
+
+
+class _Sources(NamedTuple):
+    """What a page is made of; pretrainings are those of the runs."""
+
+    results: dict[Path, ProbeResult]
+    runs: list[Path]
+    pictures: list[Path]
 
 
 def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> ReportOutcome:
-    """Gather probe results and run folders into one self-contained HTML page.
+    """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
-        sources: result files of `ijepa probe`, and run folders of `ijepa pretrain`.
+        sources: result files of `ijepa probe`; folders of `ijepa pretrain`, finished or not, and
+            of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` makes it again.
 
     Raises:
-        IjepaError: nothing to show, or something that is neither.
+        IjepaError: nothing to show, or something that is none of these.
     """
     if not sources:
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
-    runs = [path for path in sources if path.is_dir()]
-    # A shell's `*.json` also names the records that stages leave beside their outputs.
-    files = [p for p in sources if not p.is_dir() and not p.name.endswith(".stage.json")]
-    results = tuple(read_result(path) for path in files)
-    inputs = {
-        f"result {path}": result.fingerprint for path, result in zip(files, results, strict=True)
-    }
-    inputs |= {f"run {path}": file_sha256(_metrics(path)) for path in runs}
-    plan = StagePlan("report", VERSION, ReportConfig(), inputs, out)
+    found = _sorted(sources)
+    results = tuple(found.results.values())
+    configs = {run: _pretraining(run) for run in found.runs}
+    known = known_settings(results, [config for config in configs.values() if config])
+    groups = grouped(results)
+    outcome = ReportOutcome(
+        out=out,
+        cached=False,
+        paper=beside_paper(groups, known),
+        scaled=scaled_tables(groups, known),
+        groups=groups,
+        results=results,
+        runs=tuple(found.runs),
+        pictures=tuple(found.pictures),
+    )
+    plan = StagePlan("report", VERSION, ReportConfig(), _inputs(found), out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.views.page import page
-
-            text = page(results, [_view(path) for path in runs], over_seeds(results))
+            text = _page(outcome, configs)
             write_bytes(work.folder / out.name, text.encode())
-            work.publish_file({})
-    return ReportOutcome(
-        out=out,
-        cached=work.cached,
-        results=results,
-        over_seeds=over_seeds(results),
-        runs=tuple(runs),
-    )
+            work.publish_file({"command": runtime.command})
+    return outcome.model_copy(update={"cached": work.cached})
+
+
+def _sorted(sources: Sequence[Path]) -> _Sources:
+    """Each source as what it is; a result that is named twice counts once."""
+    # A shell's `*` also names the records that stages leave beside their outputs.
+    named = [path for path in sources if not path.name.endswith(".stage.json")]
+    runs = [path for path in named if path.is_dir()]
+    pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
+    files = [path for path in named if path not in runs and path not in pictures]
+    files += [run / "result.json" for run in runs if (run / "result.json").is_file()]
+    results: dict[str, tuple[Path, ProbeResult]] = {}
+    for path in files:
+        result = read_result(path)
+        results.setdefault(result.fingerprint, (path, result))
+    for path in pictures:
+        if not path.is_file():
+            raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
+    return _Sources(dict(results.values()), runs, pictures)
+
+
+def _inputs(found: _Sources) -> dict[str, str]:
+    """Fingerprints of all that the page shows."""
+    inputs = {f"result {path}": result.fingerprint for path, result in found.results.items()}
+    inputs |= {f"run {path}": file_sha256(_metrics(path)) for path in found.runs}
+    shown = [path for run in found.runs for path in (run / "config.yaml", run / "stage.json")]
+    shown += [file for path in found.pictures for file in (path, record_path(path))]
+    return inputs | {f"file {path}": file_sha256(path) for path in shown if path.is_file()}
 
 
 def _metrics(run: Path) -> Path:
@@ -82,11 +134,44 @@ def _metrics(run: Path) -> Path:
     return path
 
 
-def _view(run: Path) -> "RunView":
-    from ijepa.views.page import RunView, run_charts
+def _pretraining(run: Path) -> PretrainConfig | None:
+    """The settings of a run; None for a fine-tuning, and for a run without any."""
+    _metrics(run)
+    path = run / "config.yaml"
+    if _record(run).get("stage") == "finetune" or not path.is_file():
+        return None
+    try:
+        body = yaml.safe_load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise IjepaError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    return validated(PretrainConfig, body or {}, str(path))
 
-    records = read_metrics(_metrics(run))
-    record = read_record(run) or {}
+
+def _record(run: Path) -> Mapping[str, Any]:
+    """Of a run that is finished, or of one that is still going."""
+    note = run / "work.json"
+    return read_record(run) or (read_json(note) if note.is_file() else {})
+
+
+def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
+    from ijepa.views.embed import picture
+    from ijepa.views.page import Contents, page
+
+    contents = Contents(
+        paper=outcome.paper,
+        scaled=outcome.scaled,
+        groups=outcome.groups,
+        results=outcome.results,
+        runs=[_view(run, config) for run, config in configs.items()],
+        pictures=[picture(path, read_record(path)) for path in outcome.pictures],
+    )
+    return page(contents)
+
+
+def _view(run: Path, config: PretrainConfig | None) -> "RunView":
+    from ijepa.views.run_view import RunView, mask_view, run_charts
+
+    records, record = read_metrics(_metrics(run)), _record(run)
     last = records[-1]
     seconds, device = record.get("seconds"), record.get("device", "unknown device")
     summary = (
@@ -94,6 +179,12 @@ def _view(run: Path) -> "RunView":
         f"{f'{seconds:,.0f} s on {device}' if seconds else 'not finished'}; "
         f"run {str(record.get('fingerprint', ''))[:12]}."
     )
-    config = run / "config.yaml"
-    text = config.read_text() if config.is_file() else ""
-    return RunView(str(run), summary, run_charts(records), text)
+    path = run / "config.yaml"
+    return RunView(
+        name=str(run),
+        summary=summary,
+        charts=run_charts(records),
+        masks=mask_view(config) if config else None,
+        config=path.read_text() if path.is_file() else "",
+        command=str(record.get("command", "")),
+    )

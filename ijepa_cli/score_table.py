@@ -1,6 +1,6 @@
-"""Probe results as a table for the terminal."""
+"""Scores as tables for the terminal; the same groups, rows and numbers as on the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -8,7 +8,25 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ijepa.compare import Comparisons
+    from ijepa.ledger.beside import PaperTable
+    from ijepa.ledger.groups import Ground, Group, Line
+    from ijepa.ledger.scaled import ScaledTable
+    from ijepa.report import ReportOutcome
     from ijepa.stores.results import ProbeResult
+
+
+def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
+    """Tables of the paper that hold a number of ours, ablations at scale, then every group."""
+    for table in outcome.paper:
+        if any(cell.ours for cell in table.cells):
+            yield _paper_table(table)
+    for scaled in outcome.scaled:
+        yield _scaled_table(scaled)
+    for group in outcome.groups:
+        yield _group_table(group)
+    cells = [cell for table in outcome.paper for cell in table.cells]
+    made = sum(cell.ours is not None for cell in cells)
+    yield f"the paper's tables: {made} of {len(cells)} cells made here; the page says why not"
 
 
 def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Table:
@@ -34,10 +52,7 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
                 f"{100 * result.chance:.1f}",
             )
         table.add_section()
-    departures = dict.fromkeys(line for result in results for line in result.departures)
-    if departures:
-        table.caption = "Not of the protocol: " + "; ".join(departures)
-        table.caption_justify = "left"
+    _caption(table, [line for result in results for line in result.departures])
     return table
 
 
@@ -47,17 +62,101 @@ def comparison_table(found: "Comparisons") -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("setting", "first", "second"):
         table.add_column(column, overflow="fold")
-    for column in ("top-1 %", "difference (95% CI)", "right alone", "p"):
+    for column in ("top-1 %", "difference (95% CI)", "mean per class", "right alone", "p"):
         table.add_column(column, justify="right")
     for row in found.rows:
-        low, high = row.interval
+        by_class = row.mean_class_difference
         table.add_row(
             row.setting,
             escape(row.encoders[0]),
             escape(row.encoders[1]),
             f"{100 * row.top1[0]:.2f}, {100 * row.top1[1]:.2f}",
-            f"{100 * row.difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+            _difference(row.difference, row.interval),
+            "" if by_class is None else _difference(by_class, row.mean_class_interval),
             f"{row.only_first:,}, {row.only_second:,}",
             f"{row.p_value:.2g}",
         )
     return table
+
+
+def _difference(value: float, interval: tuple[float, float] | None) -> str:
+    low, high = interval or (value, value)
+    return f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def _paper_table(found: "PaperTable") -> Table:
+    title = f"Table {found.number}: {found.title}; {found.task}, {found.protocol}, {found.ground}"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("method", "network"):
+        table.add_column(column)
+    for column in ("epochs", "paper", "ours", "difference"):
+        table.add_column(column, justify="right")
+    table.add_column("protocol, or why not run", overflow="fold")
+    for cell in found.cells:
+        table.add_row(
+            cell.method,
+            cell.arch,
+            str(cell.epochs or ""),
+            f"{cell.paper:.1f}",
+            _top1(cell.ours) if cell.ours else "",
+            "" if cell.difference is None else f"{cell.difference:+.2f}",
+            escape(cell.note),
+        )
+    return table
+
+
+def _scaled_table(found: "ScaledTable") -> Table:
+    title = f"Table {found.number}: {found.title}, at the scale of {_ground(found.ground)}"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("row")
+    table.add_column("paper, other data", justify="right")
+    table.add_column("ours", justify="right")
+    table.add_column("encoder", overflow="fold")
+    table.add_column("differs in", overflow="fold")
+    for row in found.rows:
+        table.add_row(
+            row.name,
+            "; ".join(map(str, row.paper.values())),
+            _top1(row.ours) if row.ours else "not run",
+            escape(row.ours.encoder) if row.ours else "",
+            escape(row.differs),
+        )
+    return table
+
+
+def _group_table(group: "Group") -> Table:
+    table = Table(title=escape(_ground(group.ground)), title_justify="left")
+    table.add_column("encoder", overflow="fold")
+    for column in ("top-1 %", "mean class %", "best on test %", "p"):
+        table.add_column(column, justify="right")
+    for line in group.lines:
+        p_value = line.one.p_value if line.one else None
+        table.add_row(
+            escape(line.encoder) + (" and others" if len(line.members) > 1 else ""),
+            _top1(line),
+            f"{100 * line.mean_class:.2f}",
+            "" if line.best_on_test is None else f"{100 * line.best_on_test:.2f}",
+            "" if p_value is None else f"{p_value:.2g}",
+        )
+    lines = [f"chance {100 * group.chance:.1f}%"]
+    lines += [f"not of the protocol: {x}" for line in group.lines for x in line.departures]
+    table.caption, table.caption_justify = "; ".join(dict.fromkeys(lines)), "left"
+    return table
+
+
+def _ground(ground: "Ground") -> str:
+    setting = f", {ground.setting}" if ground.setting else ""
+    where = f"{ground.source or 'unknown source'}, {ground.train_split} to {ground.test_split}"
+    return f"{ground.protocol} on {ground.label}{setting}; {where}"
+
+
+def _top1(line: "Line") -> str:
+    from ijepa.views.page import spread
+
+    return f"{100 * line.top1:.2f} ({spread(line)})"
+
+
+def _caption(table: Table, departures: list[str]) -> None:
+    if departures:
+        table.caption = "Not of the protocol: " + "; ".join(dict.fromkeys(departures))
+        table.caption_justify = "left"

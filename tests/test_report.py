@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from ijepa.views.seeds import over_seeds
 from test_probe import pair
 
 from ijepa.config import ProbeConfig
@@ -14,7 +15,6 @@ from ijepa.probe import probe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
-from ijepa.views.seeds import over_seeds
 from ijepa_cli.score_table import score_table
 
 

@@ -25,9 +25,11 @@ from ijepa.exchange.networks import Networks
 from ijepa.exchange.reading import read_networks
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.vit import Encoder, architecture, build_encoder
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.stage import fingerprint_of
+from ijepa.paper import pretraining_set
+from ijepa.stores.lineage import Lineage, run_family
+from ijepa.stores.stage import fingerprint_of, read_record
 
+LARGE_PX = 448
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
 
@@ -125,14 +127,15 @@ def load_vit(
 def _trained(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
     networks = read_networks(path, arch)
     name, data = f"{_run_name(path)} ({which})", networks.config.data
-    return _sized(name, networks.encoder(which), data, image_px, _lineage_of(networks))
+    lineage = _lineage_of(networks, _pretraining_data(path))
+    return _sized(name, networks.encoder(which), data, image_px, lineage)
 
 
-def _lineage_of(networks: Networks) -> Lineage:
+def _lineage_of(networks: Networks, data: str | None) -> Lineage:
     """Of weights in whatever file; what is not recorded there stays unknown."""
     known, config = networks.provenance, networks.config
     if known.recorded:
-        return _lineage(known.method, config)
+        return _lineage(known.method, config, data)
     arch = _paper_arch(config.encoder.arch, config.encoder.patch_px)
     return Lineage(method=known.method, arch=arch, epochs=known.epochs)
 
@@ -167,15 +170,24 @@ def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     return _sized(title, encoder, DataConfig(image_px=side_px), image_px, lineage)
 
 
-def _lineage(method: str | None, config: PretrainConfig) -> Lineage:
+def _pretraining_data(path: Path) -> str | None:
+    """What the run of a checkpoint saw, as its record says."""
+    record = read_record(path.parent.parent) or {}
+    return pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
+
+
+def _lineage(method: str | None, config: PretrainConfig, data: str | None = None) -> Lineage:
     """Of a run, or without a method of the weights that it started from."""
     settings = config.model_dump(mode="json", exclude={"seed"})
+    large = " 448" if config.data.image_px == LARGE_PX else ""  # as the tables have it
     return Lineage(
         method=method,
-        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px),
+        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + large,
+        data=data,
         epochs=config.optimization.epochs if method else 0,
-        family=fingerprint_of([method, settings]),
+        family=run_family(method, settings),
         seed=config.seed,
+        settings=settings if method else None,
     )
 
 

@@ -8,6 +8,7 @@ from scipy.stats import binomtest, norm
 from ijepa.probes.arrays import Bools, Ints
 
 RESAMPLES = 20_000
+CLASS_RESAMPLES = 4_000  # of every class
 Z95 = float(norm.ppf(0.975))
 
 
@@ -117,3 +118,28 @@ def paired_difference(one: Bools, other: Bools, seed: int = 0) -> Estimate:
     drawn = np.random.default_rng(seed).multinomial(len(one), chances, size=RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(one), [0.025, 0.975])
     return Estimate(gains - losses, float(low), float(high))
+
+
+def paired_class_difference(one: Bools, other: Bools, labels: Ints, seed: int = 0) -> Estimate:
+    """Difference of the means of the classes' accuracies, with a bootstrap interval.
+
+    As `paired_difference`, but images are drawn again within each class, so that none goes missing.
+
+    Args:
+        one: (n,) whether the one classified each image rightly.
+        other: (n,) the same of the other, in the same order.
+        labels: (n,) true class numbers.
+        seed: of the resampling.
+    """
+    rng, classes = np.random.default_rng(seed), np.unique(labels)
+    value, drawn = 0.0, np.zeros(CLASS_RESAMPLES)
+    for label in classes:
+        here = labels == label
+        gains, losses = np.mean((one & ~other)[here]), np.mean((other & ~one)[here])
+        value += float(gains - losses)
+        if gains or losses:
+            chances = [gains, losses, max(0.0, 1 - gains - losses)]
+            counts = rng.multinomial(here.sum(), chances, size=CLASS_RESAMPLES)
+            drawn += (counts[:, 0] - counts[:, 1]) / here.sum()
+    low, high = np.quantile(drawn / len(classes), [0.025, 0.975])
+    return Estimate(value / len(classes), float(low), float(high))

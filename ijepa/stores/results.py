@@ -6,6 +6,7 @@ same images can be compared image by image later.
 
 import base64
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class ProbeResult(Config):
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         chance: share of the most frequent class of the test set.
         train_rows: of the first encoder; likewise `test_rows`.
+        test_classes: class of each test image, see `pack_classes`; empty in earlier results.
         libraries: versions by name.
         command: that made it; empty if it was no command.
     """
@@ -129,6 +131,7 @@ class ProbeResult(Config):
     train_rows: int
     test_rows: int
     scores: tuple[Score, ...]
+    test_classes: str = ""
     libraries: dict[str, str]
     command: str
     fingerprint: str
@@ -163,6 +166,34 @@ def pack_correct(correct: Bools, keys: Sequence[str]) -> tuple[str, ...]:
     order = sorted(range(len(keys)), key=keys.__getitem__)
     rows = np.packbits(correct[:, order], axis=1)
     return tuple(base64.b64encode(row.tobytes()).decode() for row in rows)
+
+
+def pack_classes(labels: Ints, keys: Sequence[str]) -> str:
+    """Classes of test images as text: little-endian uint16 in ascending order of keys, compressed.
+
+    Args:
+        labels: (n,) class numbers, 0 to 65,535.
+        keys: of the n images, each once.
+    """
+    assert len(set(keys)) == len(labels) == len(keys)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return base64.b64encode(zlib.compress(labels[order].astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack_classes(packed: str, num_images: int) -> Ints:
+    """(n,) class numbers in ascending order of keys.
+
+    Raises:
+        IjepaError: it does not hold so many images.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        content = unpacker.decompress(base64.b64decode(packed, validate=True), 2 * num_images + 1)
+    except (ValueError, zlib.error) as error:
+        raise IjepaError(f"A result's `test_classes` cannot be read ({error}).") from error
+    if len(content) != 2 * num_images:
+        raise IjepaError(f"A result's `test_classes` is not of the {num_images:,} test images.")
+    return np.frombuffer(content, "<u2").astype(np.int64)
 
 
 def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:

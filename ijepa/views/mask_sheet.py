@@ -58,6 +58,12 @@ def mask_sheet(
     return sheet
 
 
+def heat_map(share: Floats) -> Image.Image:
+    """(rows, columns) shares as one pixel a patch, white for none to dark for the largest."""
+    scaled = (share / max(share.max(), 1e-9) * 255).astype(np.uint8)
+    return Image.fromarray(heat_colours()[scaled])
+
+
 def _heat_maps(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, seen: Mapping[str, Floats], top: int
 ) -> None:
@@ -65,8 +71,7 @@ def _heat_maps(
         tile = _tile_size(share.shape)
         left = GAP_PX + 2 * number * (tile[0] + GAP_PX)
         _write(pen, left, top + 4, name)
-        scaled = (share / max(share.max(), 1e-9) * 255).astype(np.uint8)
-        map_ = Image.fromarray(heat_colours()[scaled]).resize(tile, Image.Resampling.NEAREST)
+        map_ = heat_map(share).resize(tile, Image.Resampling.NEAREST)
         sheet.paste(map_, (left, top + LINE_PX))
         note = f"min {share.min():.2f}\nmean {share.mean():.2f}\nmax {share.max():.2f}"
         _write(pen, left + tile[0] + GAP_PX, top + LINE_PX, note)

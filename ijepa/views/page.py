@@ -1,106 +1,77 @@
-"""The report's page: scores and curves in one HTML file that loads nothing."""
+"""The report's page: one HTML file that loads nothing."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from ijepa.paper import numbers_by
+from ijepa.ledger.beside import PaperTable
+from ijepa.ledger.groups import Group, Line
+from ijepa.ledger.scaled import ScaledTable
+from ijepa.paper import tables_by
 from ijepa.stores.results import ProbeResult
-from ijepa.views.chart import Series, line_chart
-from ijepa.views.seeds import OverSeeds
-
-Records = Sequence[dict[str, float]]
-
-CURVES = (  # fields of a record, label of the axis, what the reader should know
-    (("loss",), "loss", "The loss alone does not show progress: targets move, too."),
-    (("rankme",), "RankMe", "Effective dimensions of the target encoder's pooled features."),
-    (
-        ("mean_cosine", "feature_std"),
-        "mean cosine, feature std",
-        "Collapse: cosine between images goes to 1, standard deviation to 0.",
-    ),
-    (
-        ("loss_vs_mean_target",),
-        "loss / loss of the mean target",
-        "1 is no better than always predicting the mean target.",
-    ),
-    (("lidar",), "LiDAR", "Effective dimensions that tell images apart, whatever their context."),
-    (
-        ("neighbour_accuracy",),
-        "accuracy of nearest neighbours",
-        "By labels that the training never sees, on the few images of the watch.",
-    ),
-    (("lr",), "learning rate", "As used at each step."),
-    (("weight_decay",), "weight decay", "As used at each step; none on biases and norms."),
-    (("ema",), "EMA momentum", "Of the target encoder."),
-    (("grad_norm",), "gradient norm", "Of all trained parameters together."),
-    (
-        ("context_patches", "target_patches"),
-        "patches",
-        "Seen by the context encoder, and in each target block.",
-    ),
-)
+from ijepa.views.embed import Picture
+from ijepa.views.run_view import RunView
 
 
-class Chart(NamedTuple):
-    """A picture and what to see in it."""
+class Contents(NamedTuple):
+    """All that a page shows.
 
-    picture: Markup
-    caption: str
+    Attributes:
+        paper: every table of the paper, with ours beside it where it was made.
+        scaled: ablations at the scale of other data.
+        groups: all scores, comparable ones together.
+        results: where they come from.
+    """
 
-
-class RunView(NamedTuple):
-    """What the page shows of a run."""
-
-    name: str
-    summary: str
-    charts: list[Chart]
-    config: str
-
-
-def run_charts(records: Records) -> list[Chart]:
-    """The curves of a run's `metrics.jsonl`, over images seen."""
-    charts = []
-    for fields, label, caption in CURVES:
-        series = [_series(records, field) for field in fields]
-        if all(line.x for line in series):
-            charts.append(Chart(line_chart(series, "images seen", label), caption))
-    return charts
+    paper: Sequence[PaperTable]
+    scaled: Sequence[ScaledTable]
+    groups: Sequence[Group]
+    results: Sequence[ProbeResult]
+    runs: Sequence[RunView]
+    pictures: Sequence[Picture]
 
 
-def page(
-    results: Sequence[ProbeResult],
-    runs: Sequence[RunView],
-    over_seeds: Sequence[OverSeeds] = (),
-) -> str:
+def page(contents: Contents) -> str:
     """The whole HTML text."""
     environment = Environment(
-        loader=PackageLoader("ijepa", "views"),
+        loader=PackageLoader("ijepa", "views/report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        results=results,
-        runs=runs,
-        over_seeds=over_seeds,
-        version=version("ijepa"),
-        percent=percent,
-        paper_numbers=numbers_by,
+    environment.globals.update(
+        percent=percent, spread=spread, seeds=seeds, tables_by=tables_by, short=short
     )
+    template = environment.get_template("page.html.j2")
+    filled = any(cell.ours for table in contents.paper for cell in table.cells)
+    return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
 
 
-def percent(share: float, digits: int = 2) -> str:
-    """0.4821 as 48.21%."""
-    return f"{100 * share:.{digits}f}%"
+def percent(share: float | None, digits: int = 2) -> str:
+    """0.4821 as 48.21; nothing where there is none."""
+    return "" if share is None else f"{100 * share:.{digits}f}"
 
 
-def _series(records: Records, field: str) -> Series:
-    points = [(record.get("images", 0.0), record[field]) for record in records if field in record]
-    name = field.replace("_", " ")
-    return Series(name, [x for x, _ in points], [y for _, y in points])
+def spread(line: Line) -> str:
+    """How sure a line's top-1 is: over seeds, or the interval of the only score."""
+    if line.top1_std is not None:
+        return f"± {percent(line.top1_std)} over {len(line.members)} seeds"
+    (member,) = line.members
+    low, high = member.interval
+    draws = f", ± {percent(member.draws_std)} over draws" if member.draws_std is not None else ""
+    return f"{percent(low, 1)} to {percent(high, 1)}{draws}"
+
+
+def seeds(line: Line) -> str:
+    """Seeds of encoder and probe, such as `0/0, 1/0`."""
+    pairs = (member.seeds for member in line.members)
+    return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
+
+
+def short(value: object) -> str:
+    """A chosen value: numbers in four digits."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.4g}" if is_number else str(value)

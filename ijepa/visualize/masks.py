@@ -79,7 +79,7 @@ def visualize_masks(
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             write_bytes(work.folder / out.name, _draw(config, statistics, data))
-            work.publish_file({"seed": config.recipe.seed})
+            work.publish_file({"seed": config.recipe.seed, "command": runtime.command})
         progress("draw masks", 1, 1)
     return _figures(config.recipe, statistics, out, cached=work.cached)
 

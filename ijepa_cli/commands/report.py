@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from ijepa_cli.console import Force, Json, runtime, screen, show
-from ijepa_cli.score_table import comparison_table, score_table
+from ijepa_cli.score_table import comparison_table, report_tables
 
 Sources = Annotated[
-    list[Path] | None, typer.Argument(help="Results of `ijepa probe`, and run folders.")
+    list[Path] | None,
+    typer.Argument(help="Results of `ijepa probe`, run folders, pictures of `ijepa visualize`."),
 ]
 Compare = Annotated[
     tuple[Path, Path] | None,
@@ -25,7 +26,10 @@ def report(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Gather scores and training curves in a table and a page.
+    """Gather scores, the paper's tables, training curves and pictures in tables and a page.
+
+    Numbers that may not be compared are never in one column; one of ours stands in a table of
+    the paper only where it is that very row.
 
     Example: ijepa report runs/scenes.probes/*.json runs/scenes --out report.html
 
@@ -40,9 +44,12 @@ def report(
     from ijepa.report import report as run
 
     outcome = run(sources or [], out, runtime("cpu", 0, force))
-    show(outcome, as_json, score_table(outcome.results, cached=outcome.cached))
+    show(outcome, as_json)
     if not as_json:
-        screen.print(f"page: {outcome.out}", highlight=False)
+        for table in report_tables(outcome):
+            screen.print(table, highlight=False)
+        state = "cached" if outcome.cached else "made"
+        screen.print(f"page, {state}: {outcome.out}", highlight=False)
 
 
 def register(app: typer.Typer) -> None:
