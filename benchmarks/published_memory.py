@@ -1,7 +1,7 @@
 """Memory of loading a full-size published file: python benchmarks/published_memory.py.
 
-Writes a file of 10 GB with both encoders, predictor and optimizer state, loads its target encoder in a
-fresh process, extracts features of four images in another, and prints the peak of resident memory
+Writes a file of 10 GB with both encoders, predictor and optimizer state, loads its target encoder
+in a fresh process, extracts features of four images in another, and prints the peak of resident memory
 over the encoder's own weights; mapped pages of the file count. The file is deleted afterwards.
 """
 

@@ -14,7 +14,7 @@ INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune",
-    "report", "recipes", "visualize", "convert",
+    "report", "convert", "recipes", "visualize",
 )  # fmt: skip
 
 app = typer.Typer(
