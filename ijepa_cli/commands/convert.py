@@ -18,7 +18,7 @@ In = Annotated[
         help="Run or checkpoint of ours, published .pth.tar, timm file, or folder of IJepaModel.",
     ),
 ]
-Out = Annotated[Path, typer.Argument(help="File to make; for hf, folder.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="File to make; for hf, folder.")]
 To = Annotated[
     Literal["published", "timm", "hf", "ours"],
     typer.Option(
