@@ -118,6 +118,7 @@ def test_timm_loads_its_file_and_it_comes_back_bit_for_bit(tmp_path, recorded, w
         assert len(back.parts) == 1
 
 
+@pytest.mark.slow
 @BOTH
 def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, recorded, which):
     transformers = pytest.importorskip("transformers")

@@ -89,6 +89,7 @@ def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_con
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
     run, shards, tiny_config, tmp_path
 ):
@@ -133,6 +134,7 @@ def test_an_output_that_cannot_be_made_ends_every_process_with_one_error(run, sh
     assert "Traceback" not in "".join(errors)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
     run, shards, tiny_config, tmp_path
 ):
@@ -226,6 +228,7 @@ def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
     assert "--launcher slurm" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
     one, two = tmp_path / "one.h5", tmp_path / "two.h5"
     choice = ExtractConfig(encoder=str(run), views=2, augment="flip")

@@ -99,6 +99,7 @@ def test_the_position_table_stays_as_it_was():
     assert all(p.requires_grad for n, p in model.named_parameters() if n != "encoder.pos_embed")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_end(run, shards, tmp_path):
     choice = config(run, drop_path=0.3, epochs=3)
     whole = finetune(shards, tmp_path / "whole", choice, CPU)

@@ -311,6 +311,7 @@ class StopError(Exception):
     """Raised by a progress callback."""
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_resumes_as_if_it_had_never_stopped(s3, streaming_config, tmp_path):
     def stop(task, done, *_):
         if task == "pretrain images" and done >= 96:

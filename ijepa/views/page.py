@@ -10,7 +10,7 @@ from ijepa.ledger.beside import PaperTable
 from ijepa.ledger.groups import Group, Line
 from ijepa.ledger.scaled import ScaledTable
 from ijepa.paper import tables_by
-from ijepa.stores.results import ProbeResult
+from ijepa.stores.results import Origin, ProbeResult
 from ijepa.views.embed import Picture
 from ijepa.views.run_view import RunView
 
@@ -43,11 +43,22 @@ def page(contents: Contents) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        percent=percent, spread=spread, seeds=seeds, tables_by=tables_by, short=short
+        percent=percent,
+        spread=spread,
+        seeds=seeds,
+        tables_by=tables_by,
+        short=short,
+        origins=origins,
     )
     template = environment.get_template("page.html.j2")
     filled = any(cell.ours for table in contents.paper for cell in table.cells)
     return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
+
+
+def origins(result: ProbeResult) -> list[Origin]:
+    """The encoders of a result, each once though it may have several settings."""
+    every = [score.origin for score in result.scores]
+    return [origin for place, origin in enumerate(every) if origin not in every[:place]]
 
 
 def percent(share: float | None, digits: int = 2) -> str:
