@@ -6,16 +6,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from ijepa.views.seeds import over_seeds
 from test_probe import pair
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
+from ijepa.ledger.groups import grouped
 from ijepa.probe import probe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
-from ijepa_cli.score_table import score_table
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
     text = " ".join(page.text)
     for result in outcome.results:
         for score in result.scores:
-            assert f"{100 * score.top1:.2f}%" in text
+            assert f"{100 * score.top1:.2f}" in text
             assert score.origin.encoder in text
             assert score.setting in text
     for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
@@ -75,8 +74,10 @@ def test_the_page_loads_nothing_and_names_stay_text(results, run, tmp_path):
     report([*results, run], tmp_path / "report.html")
     content = (tmp_path / "report.html").read_text()
     page = Page(content)
-    assert page.addresses == []
-    assert not {"script", "img", "link", "iframe", "b"} & set(page.tags)
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert page.tags.count("script") == 1
+    assert not {"link", "iframe"} & set(page.tags)
+    assert "<b>[red]odd" not in content
     assert not re.search(r"@import|url\(", content)
 
 
@@ -116,17 +117,16 @@ def test_a_run_that_is_still_going_is_shown_up_to_its_last_whole_record(run, tmp
         report([live], tmp_path / "other.html")
 
 
-def test_the_terminal_table_holds_the_same_numbers(results):
+def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
     from rich.console import Console
 
-    from ijepa.stores.results import read_result
-
-    read = [read_result(path) for path in results]
+    outcome = report(results, tmp_path / "report.html")
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(score_table(read))
+        for table in report_tables(outcome):
+            console.print(table)
     text = captured.get()
-    for result in read:
+    for result in outcome.results:
         for score in result.scores:
             assert f"{100 * score.top1:.2f}" in text
             assert score.origin.encoder in text
@@ -171,32 +171,41 @@ def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
 def seeded(folder, seed, probe_seed=0, **header):
     lineage = Lineage(family="tiny", seed=seed)
     name = f"{seed}-{probe_seed}-{len(header)}"
-    files = pair(folder, name, lineage=lineage, encoder=f"run {seed}", **header)
+    weights = {"weights_sha256": f"{seed:064d}"}
+    files = pair(folder, name, lineage=lineage, encoder=f"run {seed}", **weights, **header)
     choice = ProbeConfig(name="logistic", seed=probe_seed)
     return probe(files, [], folder / f"{name}.json", choice).result
 
 
 def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
     results = [seeded(tmp_path, 0), seeded(tmp_path, 1), seeded(tmp_path, 1, probe_seed=5)]
-    (row,) = over_seeds([*results, results[0]])
+    ((line,),) = [group.lines for group in grouped([*results, results[0]])]
     top1 = [result.scores[0].top1 for result in results]
-    assert row.seeds == ((0, 0), (1, 0), (1, 5))
-    assert row.mean == pytest.approx(np.mean(top1))
-    assert row.std == pytest.approx(np.std(top1, ddof=1))
+    assert [member.seeds for member in line.members] == [(0, 0), (1, 0), (1, 5)]
+    assert line.top1 == pytest.approx(np.mean(top1))
+    assert line.top1_std == pytest.approx(np.std(top1, ddof=1))
     paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
     report(paths, tmp_path / "page.html")
-    assert "Over seeds" in (tmp_path / "page.html").read_text()
+    assert "over 2 seeds" in (tmp_path / "page.html").read_text()
 
 
-def test_scores_of_other_test_images_views_or_unknown_families_are_not_averaged(tmp_path):
+def test_scores_of_other_test_images_or_views_are_not_averaged(tmp_path):
     first = seeded(tmp_path, 0)
     others = [
         seeded(tmp_path, 1, rows=60),
         seeded(tmp_path, 1, transform="squash", which="target"),
     ]
-    assert over_seeds([first, *others]) == ()
-    unknown = probe(pair(tmp_path, "x"), [], tmp_path / "x.json", ProbeConfig()).result
-    assert over_seeds([first, unknown]) == ()
+    groups = grouped([first, *others])
+    assert len(groups) == 2  # other test images are another table
+    assert [len(line.members) for group in groups for line in group.lines] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("change", [{"protocol": "knn"}, {"label": "other"}, {"source": "other"}])
+def test_numbers_of_another_protocol_label_or_source_are_in_another_table(tmp_path, change):
+    result = seeded(tmp_path, 0)
+    other = result.model_copy(update=change)
+    assert len(grouped([result, result])) == 1
+    assert len(grouped([result, other])) == 2
 
 
 def test_records_beside_results_are_passed_over(results, tmp_path):
