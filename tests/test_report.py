@@ -15,6 +15,7 @@ from ijepa.probe import probe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
+from ijepa_cli.score_table import report_tables
 
 
 @pytest.fixture
