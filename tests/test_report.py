@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_probe import pair
 
-from ijepa.config import ProbeConfig
+from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.ledger.groups import grouped
 from ijepa.probe import probe
+from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
@@ -38,13 +39,18 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.addresses, self.text = [], [], [], []
+        self.attributes = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.attributes += attributes
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def values(self, name):
+        return [value for found, value in self.attributes if found == name]
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append(tag)
@@ -213,3 +219,40 @@ def test_records_beside_results_are_passed_over(results, tmp_path):
     every = sorted(tmp_path.glob("*.json"))
     assert len(every) == 2 * len(results)
     assert len(report(every, tmp_path / "page.html").results) == len(results)
+
+
+def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
+    from ijepa.visualize import MaskSheetConfig, visualize_masks
+
+    png, html, svg = (tmp_path / f"picture.{kind}" for kind in ("png", "html", "svg"))
+    command = Runtime(command="ijepa visualize masks --recipe cifar10")
+    config = MaskSheetConfig(recipe=load_recipe("cifar10"), num_images=1, num_batches=1)
+    visualize_masks(png, config, runtime=command)
+    html.write_text("<p>points &amp; labels</p>")
+    svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    report([results[0], run, png, html, svg], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    text = " ".join(page.text)
+    assert command.command in text
+    assert "contexts of" in text
+    assert "No record stands beside the file" in text
+    assert page.values("srcdoc") == [html.read_text()]
+    images = page.values("src")
+    assert sum(address.startswith("data:image/png") for address in images) == 3
+    assert sum(address.startswith("data:image/svg") for address in images) == 1
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    for name in ("odd.png", "odd.svg"):
+        (tmp_path / name).write_text("nothing")
+        with pytest.raises(IjepaError, match=name):
+            report([tmp_path / name], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_every_code_leads_to_what_made_the_number(results, tmp_path):
+    report(results, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    links = {address for address in page.addresses if address.startswith("#")}
+    assert links <= {f"#{name}" for name in page.values("id")}
+    assert sum(link.startswith("#result-") for link in links) == len(results)
