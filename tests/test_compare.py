@@ -1,5 +1,8 @@
 """Two results are compared image by image, or not at all."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from ijepa.compare import compare
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.probes.scores import paired_difference
+from ijepa.probes.scores import paired_class_difference, paired_difference, paired_p_value
 
 
 @pytest.fixture
@@ -79,3 +82,39 @@ def test_the_interval_is_that_of_drawing_images_again():
     drawn = one[rows].mean(axis=1) - other[rows].mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
+
+
+def test_the_class_interval_is_that_of_drawing_images_again_within_each_class():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [300, 60, 40])
+    one, other = rng.random(400) < 0.7, rng.random(400) < 0.6
+    found = paired_class_difference(one, other, labels)
+    drawn = np.zeros(4000)
+    for label in range(3):
+        rows = np.flatnonzero(labels == label)
+        picked = rng.choice(rows, size=(4000, len(rows)))
+        drawn += (one[picked].mean(axis=1) - other[picked].mean(axis=1)) / 3
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.value == pytest.approx(
+        np.mean([one[labels == k].mean() - other[labels == k].mean() for k in range(3)])
+    )
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_paired_test_is_the_sum_of_the_binomial_tails(pairs):
+    one, other = np.array(pairs).T
+    gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    tail = sum(math.comb(gains + losses, k) for k in range(min(gains, losses) + 1))
+    expected = min(1.0, 2 * tail / 2 ** (gains + losses))
+    assert paired_p_value(one, other) == pytest.approx(expected)
+
+
+def test_a_comparison_of_classes_needs_to_know_them(results):
+    (row,) = compare(*results).rows
+    assert row.mean_class_interval[0] <= row.mean_class_difference <= row.mean_class_interval[1]
+    for path in results:  # as earlier versions wrote them
+        body = json.loads(path.read_text())
+        del body["test_classes"]
+        path.write_text(json.dumps(body))
+    assert compare(*results).rows[0].mean_class_difference is None

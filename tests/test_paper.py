@@ -3,7 +3,7 @@
 import pytest
 
 from ijepa.finetune import PROTOCOLS as FINETUNE
-from ijepa.paper import TABLES, tables_by
+from ijepa.paper import TABLES, pretraining_set, tables_by
 from ijepa.probe import PROTOCOLS
 
 BY_NUMBER = {table.number: table for table in TABLES}
@@ -45,8 +45,15 @@ def test_protocols_of_the_tables_are_those_that_results_name():
     assert named <= ours
 
 
-def test_a_protocol_finds_the_tables_that_were_made_by_it():
+def test_a_protocol_finds_its_tables():
     assert tables_by("vissl-cifar100") == (3, 5)
-    assert tables_by("vissl-clevr-count") == (4, 5)
-    assert 2 in tables_by("finetune-imagenet-1pct")
+    assert tables_by("logistic-msn") == (6, 7, 8, 9, 10, 11, 12)
+    assert tables_by("finetune-imagenet-1pct") == (2, 13, 14)
     assert tables_by("knn") == ()
+
+
+def test_only_whole_data_sets_are_called_by_their_names():
+    assert pretraining_set("imagenet:/data", 1_281_167) == "IN1k"
+    assert pretraining_set("imagenet:/data", 128_116) is None
+    assert pretraining_set("scenes:train=10", 1_281_167) is None
+    assert pretraining_set("imagenet22k:/data", 14_197_122) == "IN22k"
