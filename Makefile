@@ -129,7 +129,7 @@ evaluate-%:
 	@test -d '$(SETS)' || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
 	@$(MAKE) --no-print-directory probe NAME=evaluation-$* $(EVALUATE_$*)
 
-low-level: extract ## Count and distance by the paper's protocol, on features of CLEVR's images squashed and flipped.
+low-level: extract ## Count and distance by the paper's protocol, on features with these labels.
 	@$(IJEPA) probe low-level --seed $(SEED) --out $(PROBES)/low-level \
 	  $(foreach part,train test,--$(part) $(FEATURES)/$(firstword $(ENCODERS)).$(part).h5) \
 	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
