@@ -10,7 +10,7 @@ from ijepa.ledger.beside import PaperTable
 from ijepa.ledger.groups import Group, Line
 from ijepa.ledger.scaled import ScaledTable
 from ijepa.paper import tables_by
-from ijepa.stores.results import ProbeResult
+from ijepa.stores.results import Origin, ProbeResult
 from ijepa.views.embed import Picture
 from ijepa.views.run_view import RunView
 
@@ -43,7 +43,12 @@ def page(contents: Contents) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        percent=percent, spread=spread, seeds=seeds, tables_by=tables_by, short=short
+        percent=percent,
+        spread=spread,
+        seeds=seeds,
+        tables_by=tables_by,
+        short=short,
+        origins=origins,
     )
     template = environment.get_template("page.html.j2")
     filled = any(cell.ours for table in contents.paper for cell in table.cells)
@@ -69,6 +74,15 @@ def seeds(line: Line) -> str:
     """Seeds of encoder and probe, such as `0/0, 1/0`."""
     pairs = (member.seeds for member in line.members)
     return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
+
+
+def origins(result: ProbeResult) -> list[Origin]:
+    """Encoders of a result, each once."""
+    found: list[Origin] = []
+    for score in result.scores:
+        if score.origin not in found:
+            found.append(score.origin)
+    return found
 
 
 def short(value: object) -> str:
