@@ -250,6 +250,15 @@ def test_what_is_no_picture_is_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_encoders_that_carry_their_settings_are_shown_once(tmp_path):
+    lineage = Lineage(method="I-JEPA", family="tiny", seed=0, settings={"masks": {"kind": "block"}})
+    result = tmp_path / "r.json"
+    choice = ProbeConfig(name="few-shot", shots=(1, 5), draws=2)
+    probe(pair(tmp_path, lineage=lineage, encoder="mine"), [], result, choice)
+    report([result], tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("<dd>mine, weights") == 1
+
+
 def test_every_code_leads_to_what_made_the_number(results, tmp_path):
     report(results, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text())

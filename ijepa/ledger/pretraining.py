@@ -69,7 +69,7 @@ def trait(settings: Settings, name: str) -> object:
     not, for the paper does not say which it took.
     """
     value = settings.get(name)
-    if name in SHARES:
+    if name in SHARES and {name, "encoder.arch"} <= settings.keys():
         from ijepa.method.vit import architecture
 
         return value / getattr(architecture(settings["encoder.arch"]), SHARES[name])

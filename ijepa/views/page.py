@@ -82,6 +82,15 @@ def seeds(line: Line) -> str:
     return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
 
 
+def origins(result: ProbeResult) -> list[Origin]:
+    """Encoders of a result, each once."""
+    found: list[Origin] = []
+    for score in result.scores:
+        if score.origin not in found:
+            found.append(score.origin)
+    return found
+
+
 def short(value: object) -> str:
     """A chosen value: numbers in four digits."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
