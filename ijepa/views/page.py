@@ -55,12 +55,6 @@ def page(contents: Contents) -> str:
     return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
 
 
-def origins(result: ProbeResult) -> list[Origin]:
-    """The encoders of a result, each once though it may have several settings."""
-    every = [score.origin for score in result.scores]
-    return [origin for place, origin in enumerate(every) if origin not in every[:place]]
-
-
 def percent(share: float | None, digits: int = 2) -> str:
     """0.4821 as 48.21; nothing where there is none."""
     return "" if share is None else f"{100 * share:.{digits}f}"
