@@ -119,7 +119,9 @@ def test_the_condition_is_what_the_predictor_is_asked_for_on_average(run):
     masks = draw_blocks(trained.config, 3, np.random.default_rng(0))
     found = target_condition(trained.jepa, images, masks)
     tokens = torch.nn.functional.layer_norm(trained.jepa.target_encoder(images), (32,))
-    by_hand = torch.stack([t[block].mean(0) for t, block in zip(tokens, masks.targets[0])])  # noqa: B905
+    by_hand = torch.stack(
+        [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]
+    )
     torch.testing.assert_close(found, by_hand)
     asked = Targets(trained.jepa.config, trained.jepa.target_encoder, images)
     torch.testing.assert_close(found, asked.of(slice(None), masks.targets).mean(1))

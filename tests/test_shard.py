@@ -428,7 +428,7 @@ def test_progress_ends_at_the_number_of_images(tmp_path, many_images):
             tmp_path / f"set{workers}",
             ShardConfig(shard_bytes=1_000_000),
             Runtime(workers=workers),
-            lambda *facts: seen.append(facts[:3]),  # noqa: B023
+            lambda *facts: seen.append(facts[:3]),  # noqa: B023  # called at once
         )
         done = [done for task, done, _ in seen if task == "shard images"]
         assert done == sorted(done)

@@ -81,7 +81,7 @@ def test_a_reader_survives_pickling_forking_and_threads(made):
     reader = open_shards(made[0]).split("train")
     expected = [sample.image for sample in reader]
     numbers = range(len(reader))
-    assert [pickle.loads(pickle.dumps(reader)).read_image(number) for number in numbers] == expected  # noqa: S301
+    assert [pickle.loads(pickle.dumps(reader)).read_image(number) for number in numbers] == expected  # noqa: S301  # ours
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(reader.read_image, [*numbers] * 20)) == expected * 20
     with multiprocessing.get_context("fork").Pool(2) as forks:

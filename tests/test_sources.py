@@ -30,7 +30,7 @@ def read(source, work, *splits):
 
 
 def bytes_of(item):
-    with open(item.file, "rb") as file:  # noqa: PTH123
+    with open(item.file, "rb") as file:  # noqa: PTH123  # a string, as sources give it
         return os.pread(file.fileno(), item.size_bytes, item.offset)
 
 

@@ -266,7 +266,7 @@ def test_sets_of_torchvision_keep_pixels_classes_and_splits(tmp_path):
         ("train", 9), ("train", 0), ("train", 4), ("test", 1), ("test", 2),
     ]  # fmt: skip
     for item, expected in zip(items, pixels, strict=True):
-        with open(item.file, "rb") as file:  # noqa: PTH123
+        with open(item.file, "rb") as file:  # noqa: PTH123  # a string, as sources give it
             file.seek(item.offset)
             found = decode_rgb(file.read(item.size_bytes))
         np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))

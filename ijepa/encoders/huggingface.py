@@ -158,7 +158,7 @@ def _transformers() -> ModuleType:
             "hf: encoders need transformers: python -m pip install 'ijepa[hf]'."
         ) from error
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it warns of is refused below
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no types
     return transformers
 
 
@@ -177,7 +177,7 @@ def _config(transformers: ModuleType, folder: Path, source: str) -> Any:  # noqa
     return config
 
 
-def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> Any:  # noqa: ANN401
+def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> Any:  # noqa: ANN401  # any class of theirs
     """Nothing partly loaded: transformers itself would draw what is missing at random."""
     moved = {r"pooler\.layernorm\.": "layernorm."} if config.model_type == "data2vec-vision" else {}
     try:
@@ -251,7 +251,7 @@ def _rgb(value: Any) -> Rgb | None:  # noqa: ANN401  # as JSON has it
     return red, green, blue
 
 
-def _pool(model: Any, family: Family, interpolate: bool) -> Pool:  # noqa: ANN401
+def _pool(model: Any, family: Family, interpolate: bool) -> Pool:  # noqa: ANN401  # any class of theirs
     norm: nn.Module = model.layernorm
     wanted: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
 

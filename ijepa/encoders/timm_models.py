@@ -188,7 +188,7 @@ def _flat(weights: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401
+def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401  # any class of theirs
     """Of the head that stands in the file; 0 without one."""
     names = cfg.classifier if cfg is not None and cfg.classifier else ()
     for name in (names,) if isinstance(names, str) else names:
@@ -197,7 +197,7 @@ def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401
     return 0
 
 
-def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # noqa: ANN401
+def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # noqa: ANN401  # any class of theirs
     """Refuse what timm would resample without a word, such as patches of another size."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in flat.items() if name in expected}
@@ -213,7 +213,7 @@ def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # 
         )
 
 
-def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401
+def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401  # any class of theirs
     if hasattr(model, "set_input_size"):
         patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         resize(model, patch_px, image_px)
@@ -221,7 +221,7 @@ def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN
         raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
 
 
-def _last_layer(model: Any) -> Pool:  # noqa: ANN401
+def _last_layer(model: Any) -> Pool:  # noqa: ANN401  # any class of theirs
     """What the head would see; layers of other networks differ in width."""
 
     def pool(images: Tensor, num_layers: int) -> Tensor:
@@ -232,7 +232,7 @@ def _last_layer(model: Any) -> Pool:  # noqa: ANN401
     return pool
 
 
-def _pools_tokens(model: Any) -> bool:  # noqa: ANN401
+def _pools_tokens(model: Any) -> bool:  # noqa: ANN401  # any class of theirs
     """Is it a Vision Transformer whose features of any layer are made of tokens simply?"""
     return (
         isinstance(model, VisionTransformer | Beit)
@@ -241,11 +241,11 @@ def _pools_tokens(model: Any) -> bool:  # noqa: ANN401
     )
 
 
-def _own_pool(model: Any) -> str:  # noqa: ANN401
+def _own_pool(model: Any) -> str:  # noqa: ANN401  # any class of theirs
     return str(getattr(model, "global_pool", None) or "before its head")
 
 
-def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401
+def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401  # any class of theirs
     """As timm's names tell it; epochs of I-JEPA as the published files' names count them."""
     cfg = model.pretrained_cfg
     tag = name.partition(".")[2] or str(cfg.get("tag", ""))

@@ -181,7 +181,7 @@ def average_weights(average: nn.Module, newest: nn.Module, step: int, most: floa
     torch._foreach_lerp_(list(average.parameters()), list(newest.parameters()), 1.0 - kept)
 
 
-def _diffusers() -> Any:  # noqa: ANN401
+def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs
     try:
         import diffusers
     except ImportError as error:

@@ -22,7 +22,7 @@ from ijepa.errors import IjepaError
 class LayerNorm(nn.LayerNorm):
     """The Vision Transformer's: eps 1e-6, not PyTorch's 1e-5."""
 
-    def __init__(self, dim: int, eps: float = 1e-6, **factory: Any) -> None:  # noqa: ANN401
+    def __init__(self, dim: int, eps: float = 1e-6, **factory: Any) -> None:  # noqa: ANN401  # handed on as it is
         super().__init__(dim, eps=eps, **factory)  # timm >= 1.0.16 hands down device and dtype
 
 
@@ -298,7 +298,7 @@ def compile_blocks(
     predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
 
 
-def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401
+def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401  # handed on as it is
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
     return result
 
@@ -326,7 +326,7 @@ def _qkv(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401  # timm lets any
     return projected
 
 
-def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int) -> Tensor:  # noqa: ANN401
+def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int) -> Tensor:  # noqa: ANN401  # handed on as it is
     """A block of timm, its queries, keys and values given, for the last tokens only.
 
     The first block of the predictor need not project the same context M times, nor a mask token of

@@ -119,7 +119,7 @@ class StreamFeed:
         self._keys: dict[int, list[str]] = {}
         self._leads = world.leads
 
-    def batches(self, todo: range, progress: Progress) -> Iterator[Batch]:  # noqa: ARG002
+    def batches(self, todo: range, progress: Progress) -> Iterator[Batch]:  # noqa: ARG002  # as the other feed
         """See `Feed`."""
         if todo.start and not self._images.counted and self._leads:
             log.warning(

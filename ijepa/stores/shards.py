@@ -169,7 +169,7 @@ class SplitReader:
         return {"folder": self.folder, "name": self.name, "index": self.index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]  # unpickled as made
 
     def _open(self) -> None:
         self._rows: Rows | None = None

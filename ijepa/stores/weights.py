@@ -81,7 +81,7 @@ def safetensors_notes(path: Path) -> dict[str, str]:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with _opened_safetensors(path) as file:
         try:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except UNREADABLE as error:
             raise _broken(path, error) from error
 
