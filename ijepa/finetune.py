@@ -121,7 +121,7 @@ def finetune(
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
-    plan = StagePlan("finetune", VERSION, config, inputs, out, precious=True)
+    plan = StagePlan("finetune", VERSION, config, inputs, out, precious=not runtime.replace)
     job = _Job(plan, config, data, runtime, progress, subset)
     if is_one_of_many():
         return _finetune_together(job)

@@ -105,7 +105,7 @@ def train_decoder(
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     data = open_shards(shards)
     inputs = {"data": data.fingerprint, "encoder": _encoder_fingerprint(config)}
-    plan = StagePlan("train-decoder", VERSION, config, inputs, out, precious=True)
+    plan = StagePlan("train-decoder", VERSION, config, inputs, out, precious=not runtime.replace)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             _train(work, data, config, runtime, progress)

@@ -24,6 +24,7 @@ class Runtime(Config):
         cache: `decoded` keeps all images in the device's memory and crops them there, batch by
             batch; a value may differ by one level of 255 from that of `none`.
         force: make the output again even if it is there.
+        replace: what a run was made of may change; without it, a run is replaced by `force` only.
         command: what the user typed, to be written down beside the result.
     """
 
@@ -36,6 +37,7 @@ class Runtime(Config):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     cache: Literal["none", "decoded"] = "none"
     force: bool = False
+    replace: bool = False
     command: str = ""
 
 

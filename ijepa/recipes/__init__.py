@@ -55,15 +55,22 @@ def dump_yaml(config: Config) -> str:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    """A recipe's settings on top of those of its base."""
+    """A recipe's settings on top of those of its base; a base that is a file stands beside it."""
     body = _parse_yaml(_text(name_or_path), name_or_path)
     base = body.pop("base", None)
-    return body if base is None else _merged(_read(str(base)), body)
+    if base is None:
+        return body
+    below = Path(name_or_path).parent / base if _is_file(str(base)) else base
+    return _merged(_read(str(below)), body)
+
+
+def _is_file(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml"))
 
 
 def _text(name_or_path: str) -> str:
     path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
+    if not _is_file(name_or_path):
         return _named(name_or_path)
     if not path.is_file():
         raise IjepaError(f"There is no recipe file {path}.")

@@ -13,7 +13,8 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -100,6 +101,12 @@ class Work:
         }
 
 
+# Told of every plan in place of work, see `foresight`; returns if the output is there already.
+foreseen: ContextVar[Callable[[StagePlan, bool], None] | None] = ContextVar(
+    "foreseen", default=None
+)
+
+
 @contextlib.contextmanager
 def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
     """Hold `plan.out` alone while making it.
@@ -117,6 +124,10 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
     """
     if not plan.out.name or plan.out.name == "..":
         raise IjepaError(f"{plan.out} is no name for an output; choose another.")
+    if tell := foreseen.get():
+        tell(plan, force)
+        yield Work(plan, _sibling(plan.out, ".partial"), cached=True)
+        return
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan.out):
         folder = _sibling(plan.out, ".partial")
@@ -276,15 +287,19 @@ def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
 def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
     if record is None or record.get("fingerprint") == plan.fingerprint:
         return
+    raise IjepaError(
+        f"{found} was made otherwise: {changes(plan, record)}. "
+        "Choose another output, or throw it away with --force."
+    )
+
+
+def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
+    """In what a plan differs from that of a record, in words; the first three differences."""
     ours, theirs = _flat(plan.described()), _flat(record)
     changed = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     known = [name for name in changed if name in ours and name in theirs]
-    raise IjepaError(
-        f"{found} was made otherwise: "
-        + "; ".join(
-            f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known[:3]
-        )
-        + ". Choose another output, or throw it away with --force."
+    return "; ".join(
+        f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known[:3]
     )
 
 
@@ -294,6 +309,11 @@ def _flat(body: object, name: str = "") -> dict[str, Any]:
         return {name.removeprefix("config."): body}
     parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in body.items()]
     return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def partial_work(out: Path) -> dict[str, Any] | None:
+    """The plan that the partial work beside `out` was begun by; None without any."""
+    return _note(_sibling(out, ".partial"))
 
 
 def _note(folder: Path) -> dict[str, Any] | None:

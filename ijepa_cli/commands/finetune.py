@@ -9,6 +9,7 @@ from ijepa_cli.console import (
     Device,
     Force,
     Json,
+    Replace,
     Seed,
     Workers,
     runtime,
@@ -59,6 +60,7 @@ def finetune(
     workers: Workers = 2,
     dry_run: DryRun = False,
     force: Force = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Train an encoder and a classifier on labelled images; started again, it goes on.
@@ -80,7 +82,7 @@ def finetune(
     from ijepa.finetune import finetune_config, plan_finetune
 
     config = finetune_config(protocol, settings, overrides or ())
-    how = runtime(device, workers, force)
+    how = runtime(device, workers, force, replace=replace)
     if dry_run:
         plan = plan_finetune(data, config, how, listed)
         show(plan, as_json, table(plan, "what would run"))

@@ -10,6 +10,7 @@ from ijepa_cli.console import (
     Device,
     Force,
     Json,
+    Replace,
     Workers,
     print_text,
     runtime,
@@ -69,6 +70,7 @@ def pretrain(
     minutes: Minutes = 3 * 24 * 60,
     slurm: Slurm = None,
     force: Force = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain I-JEPA on a shard set; started again, it goes on where it stopped.
@@ -86,7 +88,7 @@ def pretrain(
         "parallel": parallel,
         "cache": cache,
     }
-    choices = runtime(device, workers, force).model_copy(update=how)
+    choices = runtime(device, workers, force, replace=replace).model_copy(update=how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
         show(plan, as_json, table(plan, f"{recipe}: what would run"))

@@ -9,6 +9,7 @@ from ijepa_cli.console import (
     Device,
     Force,
     Json,
+    Replace,
     Seed,
     Workers,
     runtime,
@@ -47,6 +48,7 @@ def train_decoder(
     workers: Workers = 2,
     dry_run: DryRun = False,
     force: Force = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Train a decoder of target blocks, to see predictions; started again, it goes on.
@@ -70,7 +72,7 @@ def train_decoder(
         show(plan, as_json, table(plan, "what would run"))
         return
     with shown_progress() as progress:
-        outcome = run(data, out, config, runtime(device, workers, force), progress)
+        outcome = run(data, out, config, runtime(device, workers, force, replace=replace), progress)
     show(outcome, as_json, table(outcome, "cached" if outcome.cached else "trained"))
 
 

@@ -1,0 +1,133 @@
+# The graph behind `make reproduce SCALE=...`: pattern rules from data sets to the page. Every rule
+# is one stage, and runs whenever asked: the stage knows whether its output is fresh. Outputs named
+# in FRESH are known to be, from `ijepa plan`, and are not asked again.
+#
+# A scale, reproduce/SCALE.mk, is data:
+#   SETS            data sets; SOURCE_set (empty: not at hand), SHARD_set and EXTRACT_set options,
+#                   VIEWS_set options of training features alone, TEST_set the split to score on
+#   RUNS            pretrainings; reproduce/SCALE/RUN.yaml, or the package's recipe of that name;
+#                   ON_run its data set, if not the first
+#   MAIN            the run that is drawn, and that random initialisation is taken of
+#   TABLEn          what a table of the paper needs: set/encoder/probe.label, and tuned/set/encoder
+#   BASELINES_run   encoders shown beside it: random (untrained MAIN), pixels
+#   PROBE_set.probe.label, TUNE_encoder, PRETRAIN, DECODER, SEED   further options
+# ENCODERS, a folder of weights of others named KIND-anything (mae-vit_large.pth), adds encoders.
+
+SCALE    =  mini
+TABLES   =  1 2 3 4 5 6 7
+OUT      := runs/$(SCALE)
+IJEPA    =  .venv/bin/ijepa
+WORKERS  =  2
+SEED     =  0
+GPUS     =  1
+FRESH    :=
+ENCODERS :=
+SCALES   := $(patsubst reproduce/%.mk,%,$(filter-out reproduce/graph.mk,$(wildcard reproduce/*.mk)))
+
+ifeq ($(filter $(SCALE),$(SCALES)),)
+  $(error SCALE=$(SCALE) is not known; there are $(SCALES))
+endif
+
+FILES   := $(notdir $(wildcard $(ENCODERS:%=%/*)))
+FOREIGN := $(basename $(FILES))
+include reproduce/$(SCALE).mk
+
+# Only what has its data; pictures are of the main run.
+AT_HAND  := $(foreach set,$(SETS),$(if $(SOURCE_$(set)),$(set)))
+part      = $(word $1,$(subst /, ,$2))
+WANTED   := $(sort $(foreach table,$(TABLES),$(TABLE$(table))))
+SCORES   := $(foreach set,$(AT_HAND),$(filter $(set)/%,$(WANTED)))
+TUNED    := $(foreach set,$(AT_HAND),$(filter tuned/$(set)/%,$(WANTED)))
+SCORED   := $(foreach score,$(SCORES) $(TUNED:tuned/%=%),$(call part,2,$(score)))
+TRAINED  := $(filter $(SCORED),$(RUNS))
+HOME     := $(firstword $(SETS))
+ENCODER_random := random:$(OUT)/runs/$(MAIN)
+ENCODER_pixels := pixels
+
+on        = $(or $(ON_$1),$(HOME))
+test      = $(or $(TEST_$1),val)
+foreign   = $(firstword $(subst -, ,$1)):$(firstword $(wildcard $(ENCODERS)/$1.* $(ENCODERS)/$1))
+encoder   = $(or $(ENCODER_$1),$(if $(filter $1,$(FOREIGN)),$(call foreign,$1),$(OUT)/runs/$1))
+run_of    = $(if $(filter random,$1),$(OUT)/runs/$(MAIN),$(if $(filter $1,$(RUNS)),$(OUT)/runs/$1))
+recipe    = $(or $(wildcard reproduce/$(SCALE)/$1.yaml),$1)
+named     = $(call part,2,$1) $(BASELINES_$(call part,2,$1))
+features  = $(foreach encoder,$(call named,$1),$(foreach side,train test,\
+  $(OUT)/features/$(call part,1,$1)/$(encoder).$(side).h5))
+stored    = $(OUT)/features/$(call part,1,$1)/$2.$3.h5
+trainer   = $(if $(filter-out 1,$(GPUS)),torchrun --nproc-per-node $(GPUS) -m ijepa_cli,$(IJEPA))
+
+# A stage's command, unless its output is known to be fresh.
+define stage
+@$(if $(filter $@,$(FRESH)),echo 'cached  $@',$1)
+endef
+
+.PHONY: all FORCE
+.SECONDARY:
+.SECONDEXPANSION:
+
+PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks.png attention.png \
+  pca.png retrieval.png neighbors.png embedding.html $(if $(DECODER),predictions.png)))
+RESULTS  := $(SCORES:%=$(OUT)/probes/%.json) $(TUNED:%=$(OUT)/%)
+REPORT   := $(OUT)/report.html
+
+all: $(REPORT)
+
+$(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
+	$(call stage,$(IJEPA) report $(wordlist 2,$(words $^),$^) --out $@)
+
+$(OUT)/shards/%: FORCE
+	$(call stage,$(IJEPA) shard '$(SOURCE_$*)' $@ $(SHARD_$*) --workers $(WORKERS))
+
+$(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
+	$(call stage,$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
+	  --out $@ --set seed=$(SEED) --workers $(WORKERS) --replace $(PRETRAIN))
+
+$(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
+	$(call stage,$(IJEPA) extract --encoder $(call encoder,$(call part,2,$*)) \
+	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ --workers $(WORKERS) \
+	  $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*)))
+
+$(OUT)/features/%.test.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
+	$(call stage,$(IJEPA) extract --encoder $(call encoder,$(call part,2,$*)) \
+	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) --out $@ \
+	  --workers $(WORKERS) $(EXTRACT_$(call part,1,$*)))
+
+$(OUT)/probes/%.json: FORCE $$(call features,$$*)
+	$(call stage,$(IJEPA) probe $(basename $(call part,3,$*)) \
+	  --label $(subst .,,$(suffix $*)) --seed $(SEED) --out $@ \
+	  $(foreach side,train test,--$(side) $(call stored,$*,$(call part,2,$*),$(side))) \
+	  $(foreach other,$(BASELINES_$(call part,2,$*)),$(foreach side,train test,\
+	    --baseline-$(side) $(call stored,$*,$(other),$(side)))) \
+	  $(PROBE_$(call part,1,$*).$(call part,3,$*)))
+
+$(OUT)/tuned/%: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
+	$(call stage,$(trainer) finetune --encoder $(call encoder,$(call part,2,$*)) \
+	  --data $(OUT)/shards/$(call part,1,$*) --test-split $(call test,$(call part,1,$*)) \
+	  --subset 1% --seed $(SEED) --out $@ --workers $(WORKERS) --replace \
+	  $(TUNE) $(TUNE_$(call part,2,$*)))
+
+# --- Pictures of MAIN and of its untrained self.
+
+SHOWN := --data $(OUT)/shards/$(call on,$(MAIN)) --seed $(SEED)
+BOTH  := --encoder $(OUT)/runs/$(MAIN) --encoder $(ENCODER_random)
+
+$(OUT)/pictures/masks.png: FORCE $(OUT)/shards/$(HOME)
+	$(call stage,$(IJEPA) visualize masks --recipe $(call recipe,$(MAIN)) \
+	  --data $(OUT)/shards/$(HOME) --out $@)
+
+$(OUT)/pictures/attention.png $(OUT)/pictures/pca.png $(OUT)/pictures/retrieval.png: \
+  $(OUT)/pictures/%.png: FORCE $(OUT)/runs/$(MAIN)
+	$(call stage,$(IJEPA) visualize $* $(BOTH) --split $(call test,$(HOME)) $(SHOWN) --out $@)
+
+$(OUT)/pictures/neighbors.png $(OUT)/pictures/embedding.html: \
+  $(foreach encoder,$(MAIN) random,$(OUT)/features/$(HOME)/$(encoder).test.h5) FORCE
+	$(call stage,$(IJEPA) visualize $(basename $(notdir $@)) $(SHOWN) --out $@ \
+	  $(foreach encoder,$(MAIN) random,--features $(OUT)/features/$(HOME)/$(encoder).test.h5))
+
+$(OUT)/decoder: FORCE $(OUT)/runs/$(MAIN)
+	$(call stage,$(IJEPA) train-decoder --encoder $(OUT)/runs/$(MAIN) --test-split $(call test,$(HOME)) \
+	  $(SHOWN) --workers $(WORKERS) --out $@ --replace $(DECODER))
+
+$(OUT)/pictures/predictions.png: FORCE $(OUT)/decoder
+	$(call stage,$(IJEPA) visualize predictions --encoder $(OUT)/runs/$(MAIN) --decoder $(OUT)/decoder \
+	  --split $(call test,$(HOME)) $(SHOWN) --out $@)
