@@ -148,11 +148,19 @@ def plan_pretrain(
         IjepaError: as `pretrain` would.
     """
     from ijepa.distributed import pick_device
+
+    on_gpu = pick_device(runtime.device).type == "cuda"
+    return plan_training(len(_open(shards, config)[0]), config, runtime, on_gpu=on_gpu)
+
+
+def plan_training(
+    images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
+) -> PretrainPlan:
+    """The same for data that need not be there yet: only the number of its images is asked for."""
     from ijepa.method.cost import activation_bytes, step_flops, weights_bytes
     from ijepa.method.mask_statistics import mask_statistics
     from ijepa.run.sizes import model_size
 
-    images = len(_open(shards, config)[0])
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     encoder_parameters, predictor_parameters = model_size(config)
@@ -160,7 +168,6 @@ def plan_pretrain(
     flops = step_flops(config, masks.context_patches, masks.target_patches)
     at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)
     precision = config.optimization.precision
-    on_gpu = pick_device(runtime.device).type == "cuda"
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     memory = weights_bytes(encoder_parameters, predictor_parameters) + activation_bytes(
         config,

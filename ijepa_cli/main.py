@@ -15,7 +15,7 @@ INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
-    "report", "recipes", "encoders", "convert",
+    "report", "plan", "recipes", "encoders", "convert",
 )  # fmt: skip
 
 

@@ -3,15 +3,18 @@
 # in FRESH are known to be, from `ijepa plan`, and are not asked again.
 #
 # A scale, reproduce/SCALE.mk, is data:
-#   SETS            data sets; SOURCE_set (empty: not at hand), SHARD_set and EXTRACT_set options,
-#                   VIEWS_set options of training features alone, TEST_set the split to score on
-#   RUNS            pretrainings; reproduce/SCALE/RUN.yaml, or the package's recipe of that name;
-#                   ON_run its data set, if not the first
+#   DATASETS        data sets, the first is pretrained on: SOURCE_set (empty: not at hand), SHARD_set
+#                   and EXTRACT_set options, VIEWS_set those of training features alone, TEST_set
+#                   the split to score on, if not val
+#   RUNS            pretrainings: reproduce/SCALE/RUN.yaml, or the package's recipe of that name;
+#                   ON_run its data set, if not the first; PRETRAIN, PRETRAIN_run options
 #   MAIN            the run that is drawn, and that random initialisation is taken of
 #   TABLEn          what a table of the paper needs: set/encoder/probe.label, and tuned/set/encoder
 #   BASELINES_run   encoders shown beside it: random (untrained MAIN), pixels
-#   PROBE_set.probe.label, TUNE_encoder, PRETRAIN, DECODER, SEED   further options
-# ENCODERS, a folder of weights of others named KIND-anything (mae-vit_large.pth), adds encoders.
+#   PROBE_set.probe.label, the same with .encoder, TUNE, TUNE_encoder, DECODER   options
+#   JOBS            stages at a time
+# ENCODERS is a folder of weights of others, named KIND-anything (mae-vit_large.pth); ONE_PERCENT a
+# published list of 1% of the training images.
 
 SCALE    =  mini
 TABLES   =  1 2 3 4 5 6 7
@@ -20,8 +23,10 @@ IJEPA    =  .venv/bin/ijepa
 WORKERS  =  2
 SEED     =  0
 GPUS     =  1
+JOBS     =  1
 FRESH    :=
 ENCODERS :=
+ONE_PERCENT :=
 SCALES   := $(patsubst reproduce/%.mk,%,$(filter-out reproduce/graph.mk,$(wildcard reproduce/*.mk)))
 
 ifeq ($(filter $(SCALE),$(SCALES)),)
@@ -31,20 +36,24 @@ endif
 FILES   := $(notdir $(wildcard $(ENCODERS:%=%/*)))
 FOREIGN := $(basename $(FILES))
 include reproduce/$(SCALE).mk
+MAKEFLAGS += --jobs=$(JOBS)
+
+HOME     := $(firstword $(DATASETS))
+on        = $(or $(ON_$1),$(HOME))
 
 # Only what has its data; pictures are of the main run.
-AT_HAND  := $(foreach set,$(SETS),$(if $(SOURCE_$(set)),$(set)))
+AT_HAND  := $(foreach set,$(DATASETS),$(if $(SOURCE_$(set)),$(set)))
 part      = $(word $1,$(subst /, ,$2))
+at_hand   = $(foreach score,$1,$(if $(call trainable,$(call part,2,$(score:tuned/%=%))),$(score)))
+trainable = $(if $(filter $1,$(RUNS)),$(filter $(call on,$1),$(AT_HAND)),$1)
 WANTED   := $(sort $(foreach table,$(TABLES),$(TABLE$(table))))
-SCORES   := $(foreach set,$(AT_HAND),$(filter $(set)/%,$(WANTED)))
-TUNED    := $(foreach set,$(AT_HAND),$(filter tuned/$(set)/%,$(WANTED)))
+SCORES   := $(call at_hand,$(foreach set,$(AT_HAND),$(filter $(set)/%,$(WANTED))))
+TUNED    := $(call at_hand,$(foreach set,$(AT_HAND),$(filter tuned/$(set)/%,$(WANTED))))
 SCORED   := $(foreach score,$(SCORES) $(TUNED:tuned/%=%),$(call part,2,$(score)))
 TRAINED  := $(filter $(SCORED),$(RUNS))
-HOME     := $(firstword $(SETS))
 ENCODER_random := random:$(OUT)/runs/$(MAIN)
 ENCODER_pixels := pixels
 
-on        = $(or $(ON_$1),$(HOME))
 test      = $(or $(TEST_$1),val)
 foreign   = $(firstword $(subst -, ,$1)):$(firstword $(wildcard $(ENCODERS)/$1.* $(ENCODERS)/$1))
 encoder   = $(or $(ENCODER_$1),$(if $(filter $1,$(FOREIGN)),$(call foreign,$1),$(OUT)/runs/$1))
@@ -53,6 +62,7 @@ recipe    = $(or $(wildcard reproduce/$(SCALE)/$1.yaml),$1)
 named     = $(call part,2,$1) $(BASELINES_$(call part,2,$1))
 features  = $(foreach encoder,$(call named,$1),$(foreach side,train test,\
   $(OUT)/features/$(call part,1,$1)/$(encoder).$(side).h5))
+protocol  = $(or $(PROBE_$1.$2),$(PROBE_$1))
 stored    = $(OUT)/features/$(call part,1,$1)/$2.$3.h5
 trainer   = $(if $(filter-out 1,$(GPUS)),torchrun --nproc-per-node $(GPUS) -m ijepa_cli,$(IJEPA))
 
@@ -70,7 +80,7 @@ PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks
 RESULTS  := $(SCORES:%=$(OUT)/probes/%.json) $(TUNED:%=$(OUT)/%)
 REPORT   := $(OUT)/report.html
 
-all: $(REPORT)
+all: $(if $(SCORES),$(REPORT),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
 $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
 	$(call stage,$(IJEPA) report $(wordlist 2,$(words $^),$^) --out $@)
@@ -80,7 +90,7 @@ $(OUT)/shards/%: FORCE
 
 $(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
 	$(call stage,$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
-	  --out $@ --set seed=$(SEED) --workers $(WORKERS) --replace $(PRETRAIN))
+	  --out $@ --set seed=$(SEED) --workers $(WORKERS) --replace $(PRETRAIN) $(PRETRAIN_$*))
 
 $(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
 	$(call stage,$(IJEPA) extract --encoder $(call encoder,$(call part,2,$*)) \
@@ -98,12 +108,12 @@ $(OUT)/probes/%.json: FORCE $$(call features,$$*)
 	  $(foreach side,train test,--$(side) $(call stored,$*,$(call part,2,$*),$(side))) \
 	  $(foreach other,$(BASELINES_$(call part,2,$*)),$(foreach side,train test,\
 	    --baseline-$(side) $(call stored,$*,$(other),$(side)))) \
-	  $(PROBE_$(call part,1,$*).$(call part,3,$*)))
+	  $(call protocol,$(call part,1,$*).$(call part,3,$*),$(call part,2,$*)))
 
 $(OUT)/tuned/%: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
 	$(call stage,$(trainer) finetune --encoder $(call encoder,$(call part,2,$*)) \
 	  --data $(OUT)/shards/$(call part,1,$*) --test-split $(call test,$(call part,1,$*)) \
-	  --subset 1% --seed $(SEED) --out $@ --workers $(WORKERS) --replace \
+	  --subset $(or $(ONE_PERCENT),1%) --seed $(SEED) --out $@ --workers $(WORKERS) --replace \
 	  $(TUNE) $(TUNE_$(call part,2,$*)))
 
 # --- Pictures of MAIN and of its untrained self.

@@ -3,7 +3,10 @@
 #
 # small, main, large, hires stand for ViT-B, L, H and H at 448 pixels; more for ImageNet-22K.
 
-SETS             := scenes more crowded sparse
+JOBS             := 2
+export OMP_NUM_THREADS := 1
+
+DATASETS         := scenes more crowded sparse
 SOURCE_scenes    := scenes:train=10000,val=3000
 SOURCE_more      := scenes:train=20000,val=1000,seed=1
 SOURCE_crowded   := scenes:train=3000,val=3000,objects=3-10,scale=1,area=3,seed=2

@@ -58,6 +58,13 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     )
 
 
+def forward_flops(config: PretrainConfig) -> float:
+    """FLOPs of the encoder for one whole image, as when features are extracted."""
+    size = architecture(config.encoder.arch)
+    patches = config.grid[0] * config.grid[1]
+    return 6.0 * config.encoder.patch_px**2 * size.dim * patches + _blocks(size, patches)
+
+
 def utilisation(tflops: float, device: str) -> float | None:
     """Share of the device's bf16 peak, 0 to 1; None for a device that is not in `PEAK_TFLOPS`."""
     peaks = [peak for name, peak in PEAK_TFLOPS.items() if name in device]

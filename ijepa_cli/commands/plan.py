@@ -1,0 +1,169 @@
+"""`ijepa plan`."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ijepa.config import Config
+from ijepa.errors import IjepaError
+from ijepa_cli.console import Json, print_text, show
+from ijepa_cli.foresee import Step, foresee, read_commands
+
+Commands = Annotated[
+    str, typer.Argument(help="A file of commands, one a line, or - for those that come in.")
+]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="Whose speed to plan with; a YAML file for one of yours.")
+]
+Devices = Annotated[int, typer.Option(help="How many of them share a training.", min=1)]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Only print what is there already, a path a line.")
+]
+
+
+class PlannedStep(Step):
+    """A step and what it would cost; None where that is unknown."""
+
+    hours: float | None
+    disk_gb: float | None
+    memory_gb: float | None
+
+
+class Plan(Config):
+    """All steps in order, and what those to come cost together, one after the other.
+
+    Attributes:
+        measured: is the device's speed measured, or assumed?
+        speed: who measured it.
+        unknown: steps to come whose hours are unknown and not in the sum.
+    """
+
+    device: str
+    devices: int
+    measured: bool
+    speed: str
+    steps: tuple[PlannedStep, ...]
+    cached: int
+    to_come: int
+    hours: float
+    disk_gb: float
+    memory_gb: float
+    unknown: int
+
+
+def plan(
+    commands: Commands = "-",
+    device: DeviceName = "epyc-2-cores",
+    devices: Devices = 1,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a list of commands would do: what is cached, what would run, why, at what cost.
+
+    Example: make plan SCALE=mini, which is make --dry-run ... | ijepa plan
+    """
+    lines = sys.stdin if commands == "-" else _file(commands)
+    if fresh:
+        print_text("".join(f"{step.out}\n" for step in _steps(lines) if step.state == "cached"))
+        return
+    found = _planned(lines, device, devices)
+    show(found, as_json, None if as_json else _table(found))
+    if not as_json:
+        print_text(_sentence(found) + "\n")
+
+
+def _file(path: str) -> list[str]:
+    if not Path(path).is_file():
+        raise IjepaError(
+            f"There is no file {path}; give a file of commands, or - and pipe them in."
+        )
+    return Path(path).read_text().splitlines()
+
+
+def _steps(lines: Iterable[str]) -> list[Step]:
+    from ijepa_cli.main import app
+
+    return [step for _, step in foresee(read_commands(lines, app), app)]
+
+
+def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
+    from ijepa.forecast.cost import Forecaster
+    from ijepa.forecast.devices import find_device
+    from ijepa_cli.main import app
+
+    device = find_device(name)
+    forecaster = Forecaster(device, devices)
+    steps = []
+    for command, step in foresee(read_commands(lines, app), app):
+        cost = forecaster.cost(command.stage, command.options)
+        hours = None if cost.seconds is None else cost.seconds / 3600
+        steps.append(
+            PlannedStep(
+                **step.model_dump(), hours=hours, disk_gb=cost.disk_gb, memory_gb=cost.memory_gb
+            )
+        )
+    if not steps:
+        raise IjepaError("There are no commands of ijepa here; make --dry-run prints some.")
+    to_come = [step for step in steps if step.state != "cached"]
+    return Plan(
+        device=name,
+        devices=devices,
+        measured=device.measured,
+        speed=device.source,
+        steps=tuple(steps),
+        cached=len(steps) - len(to_come),
+        to_come=len(to_come),
+        hours=sum(step.hours or 0.0 for step in to_come),
+        disk_gb=sum(step.disk_gb or 0.0 for step in to_come),
+        memory_gb=max((step.memory_gb or 0.0 for step in to_come), default=0.0),
+        unknown=sum(step.hours is None for step in to_come),
+    )
+
+
+def _table(found: Plan) -> Table:
+    rows = Table("stage")
+    for name in ("output", "state", "why"):
+        rows.add_column(name, overflow="fold")
+    for name in ("time", "disk", "memory"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for step in found.steps:
+        costs = (_time(step.hours), _size(step.disk_gb), _size(step.memory_gb))
+        rows.add_row(step.stage, step.out, str(step.state), step.why, *costs)
+    return rows
+
+
+def _sentence(found: Plan) -> str:
+    said = f"{len(found.steps)} stages: {found.cached} cached, {found.to_come} to come"
+    if not found.to_come:
+        return f"{said}."
+    many = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
+    said += (
+        f"; on {many} one after the other {_time(found.hours)}, {_size(found.disk_gb)} of disk, "
+        f"{_size(found.memory_gb)} of memory a device"
+    )
+    unknown = f"; {found.unknown} of unknown cost not counted" if found.unknown else ""
+    kind = "Speed measured" if found.measured else "Speed not measured"
+    return f"{said}{unknown}.\n{kind}: {found.speed}."
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min"
+
+
+def _size(gigabytes: float | None) -> str:
+    if gigabytes is None:
+        return "?"
+    return f"{gigabytes:,.1f} GB" if gigabytes >= 1 else f"{gigabytes * 1000:,.0f} MB"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(plan)

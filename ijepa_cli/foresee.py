@@ -1,0 +1,176 @@
+"""What a list of `ijepa` commands would do, one after the other, found out without doing it.
+
+Every command is started, and ends where it would begin to work: so nothing here has to know what
+its output depends on.
+"""
+
+import contextlib
+import io
+import logging
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from ijepa.config import Config
+from ijepa.errors import IjepaError
+from ijepa.stores.foresight import Foreseen, State, only_foreseen
+
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer carries
+
+
+class Command(NamedTuple):
+    """One line, parsed: arguments as typed, the stage, and its options with their defaults."""
+
+    arguments: list[str]
+    stage: str
+    options: dict[str, Any]
+
+
+class Step(Config):
+    """One stage of the plan.
+
+    Attributes:
+        stage: such as `probe`.
+        out: what it makes.
+        state: of that, now.
+        why: it would run, or cannot.
+        command: as typed.
+    """
+
+    stage: str
+    out: str
+    state: State
+    why: str
+    command: str
+
+
+def read_commands(lines: Iterable[str], app: typer.Typer) -> Iterator[Command]:
+    """The commands of `ijepa` among lines such as `make --dry-run` prints, in their order.
+
+    Raises:
+        IjepaError: a command that does not parse, or that makes nothing.
+    """
+    for line in _joined(lines):
+        arguments = _arguments(line)
+        if arguments:
+            yield _parse(arguments, typer.main.get_group(app))
+
+
+def foresee(commands: Iterable[Command], app: typer.Typer) -> Iterator[tuple[Command, Step]]:
+    """Each command with what it would do.
+
+    A command waits if an input of it is to be made by one before it; whether it would find its
+    output fresh afterwards nobody can know yet.
+    """
+    to_come: list[str] = []
+    for command in commands:
+        out = str(command.options["out"])
+        awaited = [path for path in to_come if _names(command.options, path)]
+        if awaited:
+            state, why = State.WAITS, f"for {awaited[0]}"
+        else:
+            state, why = _state(command, app)
+        if state is not State.CACHED:
+            to_come.append(out)
+        yield (
+            command,
+            Step(
+                stage=command.stage,
+                out=out,
+                state=state,
+                why=why,
+                command=shlex.join(["ijepa", *command.arguments]),
+            ),
+        )
+
+
+def _joined(lines: Iterable[str]) -> Iterator[str]:
+    """Lines that end in a backslash go on."""
+    whole = ""
+    for line in lines:
+        whole += line.rstrip("\n")
+        if whole.endswith("\\"):
+            whole = whole[:-1] + " "
+        else:
+            yield whole
+            whole = ""
+    if whole:
+        yield whole
+
+
+def _arguments(line: str) -> list[str]:
+    """What follows `ijepa` or `-m ijepa_cli`; nothing for other lines."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise IjepaError(f"This line is no command ({error}): {line}") from error
+    for place, word in enumerate(words[:-1]):
+        if Path(word).name == "ijepa" or (word == "ijepa_cli" and words[place - 1] == "-m"):
+            return words[place + 1 :]
+    return []
+
+
+def _parse(arguments: list[str], group: TyperGroup) -> Command:
+    line = shlex.join(["ijepa", *arguments])
+    try:
+        stage, options = _resolved(arguments, group)
+    except UsageError as error:
+        raise IjepaError(f"This is no command of ijepa ({error}): {line}") from error
+    if "out" not in options:
+        raise IjepaError(f"This command makes nothing that could be planned: {line}")
+    return Command(arguments, stage, options)
+
+
+def _resolved(arguments: list[str], group: TyperGroup) -> tuple[str, dict[str, Any]]:
+    """Name and options of the command itself: `visualize pca` is a command of a command."""
+    name, command, rest = group.resolve_command(typer.Context(group), arguments)
+    assert name is not None  # else a UsageError
+    assert command is not None
+    if isinstance(command, TyperGroup):
+        below, options = _resolved(rest, command)
+        return f"{name} {below}", options
+    return name, dict(command.make_context(name, rest).params)
+
+
+def _names(options: dict[str, Any], path: str) -> bool:
+    """Is a path, or something in it, among a command's options, its output apart?"""
+    return any(
+        value == path or value.startswith(f"{path}/") or value.endswith(f":{path}")
+        for name, option in options.items()
+        if name != "out"
+        for value in _texts(option)
+    )
+
+
+def _texts(option: object) -> list[str]:
+    if isinstance(option, list | tuple):
+        return [text for part in option for text in _texts(part)]
+    return [str(option)] if isinstance(option, str | Path) else []
+
+
+def _state(command: Command, app: typer.Typer) -> tuple[State, str]:
+    found: list[Foreseen] = []
+    try:
+        with _silence(), only_foreseen() as found:
+            app(command.arguments, standalone_mode=False)
+    except IjepaError as error:
+        return State.REFUSED, " ".join(str(error).split())
+    last = found[-1]
+    return last.state, last.why
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What commands print and warn of is for when they run."""
+    nothing = io.StringIO()
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
