@@ -47,11 +47,15 @@ def test_there_are_examples_of_every_command():
 
 def test_targets_and_variables_of_make_in_documents_are_there():
     makefile = (ROOT / "Makefile").read_text()
+    scales = "".join(path.read_text() for path in (ROOT / "reproduce").glob("*.mk"))
     for words in typed("make"):
         for word in words:
             name, is_variable, _ = word.partition("=")
-            pattern = rf"^{name}\s*=" if is_variable else rf"^{name}:.*##"
-            assert re.search(pattern, makefile, re.MULTILINE), f"make {word}"
+            known = (
+                rf"^{name}\s*:?=|\$\({name}(:%=.*)?\)" if is_variable else rf"^{name}:.*##"
+            )
+            text = makefile + scales if is_variable else makefile
+            assert re.search(known, text, re.MULTILINE), f"make {word}"
 
 
 def test_the_readme_lists_every_recipe_and_every_command():

@@ -144,7 +144,7 @@ def why_not(row: Row, column: Column) -> str:
     """What is missing for a row, in words."""
     prefix = FOREIGN.get(row.method)
     if prefix:
-        return f"no result given of weights of others, --encoder {prefix}FILE"
+        return f"no weights: no result given of --encoder {prefix}FILE"
     return f"no result given of recipe {row.recipe} on {column.data.kind}: by {column.protocols[0]}"
 
 

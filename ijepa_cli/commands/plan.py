@@ -64,7 +64,9 @@ def plan(
 ) -> None:
     """Say what a list of commands would do: what is cached, what would run, why, at what cost.
 
-    Example: make plan SCALE=mini, which is make --dry-run ... | ijepa plan
+    Commands come from anywhere, such as `make --dry-run`; `make plan` is the plan of all tables.
+
+    Example: ijepa plan commands.sh --device a100 --devices 16
     """
     lines = sys.stdin if commands == "-" else _file(commands)
     if fresh:
@@ -146,6 +148,8 @@ def _sentence(found: Plan) -> str:
         f"{_size(found.memory_gb)} of memory a device"
     )
     unknown = f"; {found.unknown} of unknown cost not counted" if found.unknown else ""
+    if any(step.stage == "shard" and step.hours is None for step in found.steps):
+        unknown += " (known once the data are sharded)"
     kind = "Speed measured" if found.measured else "Speed not measured"
     return f"{said}{unknown}.\n{kind}: {found.speed}."
 
