@@ -51,9 +51,7 @@ def test_targets_and_variables_of_make_in_documents_are_there():
     for words in typed("make"):
         for word in words:
             name, is_variable, _ = word.partition("=")
-            known = (
-                rf"^{name}\s*:?=|\$\({name}(:%=.*)?\)" if is_variable else rf"^{name}:.*##"
-            )
+            known = rf"^{name}\s*:?=|\$\({name}(:%=.*)?\)" if is_variable else rf"^{name}:.*##"
             text = makefile + scales if is_variable else makefile
             assert re.search(known, text, re.MULTILINE), f"make {word}"
 

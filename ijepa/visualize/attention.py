@@ -6,27 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.stage import StagePlan
+from ijepa.stores.shards import ShardSet, SplitReader
 from ijepa.views.sheet import Sheet
-from ijepa.visualize.images import (
-    EncoderChoice,
-    ImageChoice,
-    Picture,
-    as_pixels,
-    cached_picture,
-    caption_of,
-    check_format,
-    drawing,
-    encoder_inputs,
-    evaluation_views,
-    pick_images,
-    publish_sheet,
-    seen_by,
-)
+from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
+from ijepa.visualize.images import Picture, as_pixels, caption_of, evaluation_views, seen_by
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +27,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-class AttentionConfig(Config):
+class AttentionConfig(ChoiceOfBoth):
     """Whose attention, in which images, from where.
 
     Attributes:
@@ -53,8 +39,6 @@ class AttentionConfig(Config):
         rollout: also show attention rolled out from the first block to that one.
     """
 
-    encoder: EncoderChoice
-    images: ImageChoice = ImageChoice()
     layer: int = -1
     queries: tuple[str, ...] = Field(("center", "mean"), min_length=1)
     rollout: bool = True
@@ -72,19 +56,13 @@ def visualize_attention(
     Raises:
         IjepaError: no such encoder, layer, query, split or image.
     """
-    check_format(out)
-    data = open_shards(shards)
-    split = data.split(config.images.split)
-    inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
-    plan = StagePlan("visualize attention", VERSION, config, inputs, out)
-    with drawing(plan, runtime) as work:
-        if work.cached:
-            return cached_picture(out)
-        numbers = pick_images(split, config.images)
-        sections, names = _sections(config, split, numbers, runtime, progress)
-        picture = Picture(out=out, cached=False, encoders=names, images=len(numbers), figures={})
-        publish_sheet(work, _sheet(sections, caption_of(data, config.images)), picture, runtime)
-        return picture
+
+    def draw(data: ShardSet, shown: list[int]) -> Drawn:
+        split = data.split(config.images.split)
+        sections, names = _sections(config, split, shown, runtime, progress)
+        return Drawn(_sheet(sections, caption_of(data, config.images)), names, {})
+
+    return draw_encoders(Order("attention", VERSION, shards, out, config, runtime), draw)
 
 
 def _sheet(sections: "list[Section]", data: str) -> Sheet:

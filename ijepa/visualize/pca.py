@@ -5,24 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Runtime
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.stage import StagePlan
+from ijepa.stores.shards import ShardSet, SplitReader
+from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
 from ijepa.visualize.images import (
-    EncoderChoice,
-    ImageChoice,
     Picture,
     as_pixels,
-    cached_picture,
     caption_of,
-    check_format,
     draw_images,
-    drawing,
-    encoder_inputs,
     evaluation_views,
-    pick_images,
-    publish_sheet,
     seen_by,
 )
 
@@ -38,7 +30,7 @@ VERSION = 1
 AT_ONCE = 16  # images in memory of the device
 
 
-class PcaConfig(Config):
+class PcaConfig(ChoiceOfBoth):
     """Whose patch tokens, in which images.
 
     Attributes:
@@ -50,8 +42,6 @@ class PcaConfig(Config):
         foreground: colour only patches above it, see `ijepa.views.patch_colours`; None colours all.
     """
 
-    encoder: EncoderChoice
-    images: ImageChoice = ImageChoice()
     batch: Annotated[int, Field(ge=1)] = 64
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     foreground: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -69,23 +59,17 @@ def visualize_pca(
     Raises:
         IjepaError: no such encoder, layer, split or image, or a threshold that leaves no patches.
     """
-    check_format(out)
-    data = open_shards(shards)
-    split = data.split(config.images.split)
-    inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
-    plan = StagePlan("visualize pca", VERSION, config, inputs, out)
-    with drawing(plan, runtime) as work:
-        if work.cached:
-            return cached_picture(out)
+
+    def draw(data: ShardSet, shown: list[int]) -> Drawn:
         from ijepa.views.patch_colours import colour_sheet
 
-        shown = pick_images(split, config.images)
+        split = data.split(config.images.split)
         images, columns, names, batch = _columns(config, split, shown, runtime, progress)
         captions = (*_captions(config, names, batch), caption_of(data, config.images))
         figures = {f"variance explained, {column.title}": column.explained for column in columns}
-        picture = Picture(out=out, cached=False, encoders=names, images=len(shown), figures=figures)
-        publish_sheet(work, colour_sheet(images, columns, captions), picture, runtime)
-        return picture
+        return Drawn(colour_sheet(images, columns, captions), names, figures)
+
+    return draw_encoders(Order("pca", VERSION, shards, out, config, runtime), draw)
 
 
 def _captions(config: PcaConfig, names: tuple[str, ...], batch: int) -> tuple[str, ...]:

@@ -6,25 +6,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import StagePlan
-from ijepa.visualize.images import (
-    EncoderChoice,
-    ImageChoice,
-    Picture,
-    cached_picture,
-    caption_of,
-    check_format,
-    draw_images,
-    drawing,
-    encoder_inputs,
-    evaluation_views,
-    pick_images,
-    publish_sheet,
-)
+from ijepa.stores.shards import ShardSet, SplitReader
+from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
+from ijepa.visualize.images import ImageChoice, Picture, caption_of, draw_images, evaluation_views
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +30,7 @@ MOST_BYTES = 2**31  # of tokens and pixels in a patch store
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"
 
 
-class RetrievalConfig(Config):
+class RetrievalConfig(ChoiceOfBoth):
     """Whose predictions, in which images, and among which patches they look for the nearest.
 
     Attributes:
@@ -54,7 +41,6 @@ class RetrievalConfig(Config):
         store_images: how many; all their patches are in the store.
     """
 
-    encoder: EncoderChoice
     images: ImageChoice = ImageChoice(num_images=6)
     measured: Annotated[int, Field(ge=1)] = 128
     store_split: str = "train"
@@ -127,17 +113,11 @@ def visualize_retrieval(
     Raises:
         IjepaError: no such run, split or image, a run that predicts pixels, or too large a store.
     """
-    check_format(out)
-    data = open_shards(shards)
-    split = data.split(config.images.split)
-    inputs = {"data": data.fingerprint} | encoder_inputs(config.encoder, config.images.seed)
-    plan = StagePlan("visualize retrieval", VERSION, config, inputs, out)
-    with drawing(plan, runtime) as work:
-        if work.cached:
-            return cached_picture(out)
+
+    def draw(data: ShardSet, shown: list[int]) -> Drawn:
         from ijepa.views.retrieval_sheet import retrieval_sheet
 
-        shown = pick_images(split, config.images)
+        split = data.split(config.images.split)
         missing = min(config.measured, len(split)) - len(shown)
         numbers = shown + draw_images(split, max(missing, 0), config.images.seed, without=shown)
         sections, notes = [], {}
@@ -149,16 +129,10 @@ def visualize_retrieval(
             figures |= {f"cosine of {way}, {name}": f.cosine for way, f in found.items()}
             figures |= {f"difference of {way}, {name}": f.difference for way, f in found.items()}
             progress("retrieve patches for runs", place + 1, len(config.encoder.encoders))
-        captions = _captions(config, data, len(numbers))
-        picture = Picture(
-            out=out,
-            cached=False,
-            encoders=config.encoder.encoders,
-            images=len(shown),
-            figures=figures,
-        )
-        publish_sheet(work, retrieval_sheet(sections, notes, captions), picture, runtime)
-        return picture
+        sheet = retrieval_sheet(sections, notes, _captions(config, data, len(numbers)))
+        return Drawn(sheet, config.encoder.encoders, figures)
+
+    return draw_encoders(Order("retrieval", VERSION, shards, out, config, runtime), draw)
 
 
 def _captions(config: RetrievalConfig, data: ShardSet, measured: int) -> tuple[str, ...]:
