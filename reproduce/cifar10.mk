@@ -2,47 +2,10 @@
 # measuring, for no GPU was at hand. Data: CIFAR10=cifar-10-python.tar.gz; for other tables CIFAR100=,
 # IMAGENETTE= (class folders under train/ and val/), CLEVR= and MORE=, any other images, to be
 # pretrained on for table 5. What is not given is not run.
-#
-# small, main and large stand for ViT-B, L and H; fine for H at 448 pixels.
 
-DATASETS          := cifar10 more cifar100 imagenette clevr
-SOURCE_cifar10    := $(CIFAR10:%=cifar10:%)
-SOURCE_more       := $(MORE)
-SOURCE_cifar100   := $(CIFAR100:%=cifar100:%)
-SOURCE_imagenette := $(IMAGENETTE)
-SOURCE_clevr      := $(CLEVR:%=clevr:%)
-SHARD_more        := --resize 40 --val-fraction 0.01
-TEST_cifar10      := test
-TEST_cifar100     := test
-EXTRACT_clevr     := --crop squash
-VIEWS_cifar100    := --views 2 --augment rrc-flip
-VIEWS_clevr       := --views 1 --augment flip
+DATASETS   := cifar10 more cifar100 imagenette clevr
+SHARD_more := --resize 40 --val-fraction 0.01
+PRETRAIN   := --cache decoded
+TUNE       := --set batch_size=128 --set lr=3e-4   # 1% are 500 images, fewer than a batch of 512
 
-RUNS              := small main large fine main-more large-more rasterized block random-masks pixel-targets
-MAIN              := main
-ON_main-more      := more
-ON_large-more     := more
-PRETRAIN          := --cache decoded
-BASELINES_main    := random pixels
-
-SIZES             := small main large fine $(FOREIGN)
-SCALED            := main main-more large-more
-ABLATED           := main rasterized block random-masks
-EVALUATED         := main $(FOREIGN)
-
-TABLE1            := $(SIZES:%=cifar10/%/linear.class) cifar10/main/knn.class
-TABLE2            := $(SIZES:%=cifar10/%/few-shot.class) $(SIZES:%=tuned/cifar10/%)
-TABLE3            := $(foreach e,$(EVALUATED),cifar100/$e/linear.class imagenette/$e/linear.class)
-TABLE4            := $(foreach e,$(EVALUATED),clevr/$e/linear.count clevr/$e/linear.dist)
-TABLE5            := $(foreach e,$(SCALED),cifar100/$e/linear.class imagenette/$e/linear.class \
-                       clevr/$e/linear.count clevr/$e/linear.dist)
-TABLE6            := $(foreach e,$(ABLATED),cifar10/$e/few-shot.class cifar10/$e/logistic.class)
-TABLE7            := $(foreach e,main pixel-targets,cifar10/$e/few-shot.class cifar10/$e/logistic.class)
-
-PROBE_cifar100.linear.class := --protocol vissl-cifar100
-PROBE_clevr.linear.count    := --protocol vissl-clevr-count
-PROBE_clevr.linear.dist     := --protocol vissl-clevr-dist
-
-# 1% are 500 images, fewer than a batch of the published 512.
-TUNE              := --set batch_size=128 --set lr=3e-4
-DECODER           := --steps 5000
+include reproduce/one-gpu.mk

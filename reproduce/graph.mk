@@ -27,7 +27,7 @@ JOBS     =  1
 FRESH    :=
 ENCODERS :=
 ONE_PERCENT :=
-SCALES   := $(patsubst reproduce/%.mk,%,$(filter-out reproduce/graph.mk,$(wildcard reproduce/*.mk)))
+SCALES   := mini cifar10 imagenette in1k
 
 ifeq ($(filter $(SCALE),$(SCALES)),)
   $(error SCALE=$(SCALE) is not known; there are $(SCALES))
