@@ -12,6 +12,7 @@ from ijepa.ledger.beside import PaperTable, beside_paper
 from ijepa.ledger.groups import Group, grouped
 from ijepa.ledger.pretraining import known_settings
 from ijepa.ledger.scaled import ScaledTable, scaled_tables
+from ijepa.ledger.stand_ins import StandInTable, stand_in_tables
 from ijepa.stores.records import read_metrics
 from ijepa.stores.results import ProbeResult, read_result
 from ijepa.stores.stage import (
@@ -28,11 +29,13 @@ from ijepa.views.embed import PICTURES
 if TYPE_CHECKING:
     from ijepa.views.run_view import RunView
 
-VERSION = 3
+VERSION = 4
 
 
 class ReportConfig(Config):
-    """Nothing to choose yet; the inputs say it all."""
+    """What the inputs do not say: which results (by fingerprint) make up which table."""
+
+    tables: dict[int, tuple[str, ...]]
 
 
 class ReportOutcome(Config):
@@ -40,6 +43,7 @@ class ReportOutcome(Config):
 
     Attributes:
         paper: every table of the paper, with ours beside it where it was made.
+        stand_ins: tables of the paper filled by encoders that stand for its rows.
         scaled: ablations of the paper at the scale of other data.
         groups: all scores, comparable ones together.
     """
@@ -47,6 +51,7 @@ class ReportOutcome(Config):
     out: Path
     cached: bool
     paper: tuple[PaperTable, ...]
+    stand_ins: tuple[StandInTable, ...]
     scaled: tuple[ScaledTable, ...]
     groups: tuple[Group, ...]
     results: tuple[ProbeResult, ...]
@@ -62,7 +67,12 @@ class _Sources(NamedTuple):
     pictures: list[Path]
 
 
-def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> ReportOutcome:
+def report(
+    sources: Sequence[Path],
+    out: Path,
+    runtime: Runtime = RUNTIME,
+    tables: Mapping[int, Sequence[Path]] | None = None,
+) -> ReportOutcome:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
@@ -70,10 +80,15 @@ def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> Re
             of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` makes it again.
+        tables: further results and folders of `ijepa finetune`, by the number of the table of the
+            paper that their encoders stand for rows of.
 
     Raises:
-        IjepaError: nothing to show, or something that is none of these.
+        IjepaError: nothing to show, something that is none of these, or no such table.
     """
+    named = {number: list(paths) for number, paths in (tables or {}).items()}
+    sources = [*sources, *(path for paths in named.values() for path in paths)]
+    sources = list(dict.fromkeys(sources))
     if not sources:
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     found = _sorted(sources)
@@ -81,17 +96,19 @@ def report(sources: Sequence[Path], out: Path, runtime: Runtime = RUNTIME) -> Re
     configs = {run: _pretraining(run) for run in found.runs}
     known = known_settings(results, [config for config in configs.values() if config])
     groups = grouped(results)
+    meant = ReportConfig(tables={n: _fingerprints(paths, found) for n, paths in named.items()})
     outcome = ReportOutcome(
         out=out,
         cached=False,
         paper=beside_paper(groups, known),
+        stand_ins=stand_in_tables(groups, {n: set(ids) for n, ids in meant.tables.items()}),
         scaled=scaled_tables(groups, known),
         groups=groups,
         results=results,
         runs=tuple(found.runs),
         pictures=tuple(found.pictures),
     )
-    plan = StagePlan("report", VERSION, ReportConfig(), _inputs(found), out)
+    plan = StagePlan("report", VERSION, meant, _inputs(found), out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             text = _page(outcome, configs)
@@ -116,6 +133,15 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
         if not path.is_file():
             raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
     return _Sources(dict(results.values()), runs, pictures)
+
+
+def _fingerprints(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
+    """Of the results at these paths, or in the folders that stand there."""
+    read = {str(path): result.fingerprint for path, result in found.results.items()}
+    files = (path / "result.json" if path.is_dir() else path for path in paths)
+    return tuple(
+        read[str(file)] if str(file) in read else read_result(file).fingerprint for file in files
+    )
 
 
 def _inputs(found: _Sources) -> dict[str, str]:
@@ -159,6 +185,7 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
 
     contents = Contents(
         paper=outcome.paper,
+        stand_ins=outcome.stand_ins,
         scaled=outcome.scaled,
         groups=outcome.groups,
         results=outcome.results,

@@ -7,6 +7,7 @@ its output depends on.
 import contextlib
 import io
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -138,12 +139,9 @@ def _resolved(arguments: list[str], group: TyperGroup) -> tuple[str, dict[str, A
 
 def _names(options: dict[str, Any], path: str) -> bool:
     """Is a path, or something in it, among a command's options, its output apart?"""
-    return any(
-        value == path or value.startswith(f"{path}/") or value.endswith(f":{path}")
-        for name, option in options.items()
-        if name != "out"
-        for value in _texts(option)
-    )
+    texts = (text for name, option in options.items() if name != "out" for text in _texts(option))
+    named = (re.split("[:=]", text)[-1] for text in texts)  # of `random:RUN` and `1=RESULT`
+    return any(text == path or text.startswith(f"{path}/") for text in named)
 
 
 def _texts(option: object) -> list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ijepa.ledger.beside import PaperTable
     from ijepa.ledger.groups import Ground, Group, Line
     from ijepa.ledger.scaled import ScaledTable
+    from ijepa.ledger.stand_ins import StandInTable
     from ijepa.report import ReportOutcome
     from ijepa.stores.results import ProbeResult
 
@@ -20,6 +21,8 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
     for table in outcome.paper:
         if any(cell.ours for cell in table.cells):
             yield _paper_table(table)
+    for stand_in in outcome.stand_ins:
+        yield _stand_in_table(stand_in)
     for scaled in outcome.scaled:
         yield _scaled_table(scaled)
     for group in outcome.groups:
@@ -27,6 +30,23 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
     cells = [cell for table in outcome.paper for cell in table.cells]
     made = sum(cell.ours is not None for cell in cells)
     yield f"the paper's tables: {made} of {len(cells)} cells made here; the page says why not"
+
+
+def _stand_in_table(found: "StandInTable") -> Table:
+    """A column a protocol, setting and data set, top-1 in percent."""
+    table = Table(
+        title=f"table {found.number} at this scale: {escape(found.title)}", title_justify="left"
+    )
+    table.add_column("encoder", overflow="fold")
+    for ground in found.columns:
+        words = (ground.protocol, ground.label, ground.setting, escape(ground.source))
+        table.add_column("\n".join(filter(None, words)), justify="right", overflow="fold")
+    for row in found.rows:
+        scores = (f"{100 * line.top1:.2f}" if line else "-" for line in row.lines)
+        table.add_row(escape(row.encoder), *scores)
+    table.add_section()
+    table.add_row("most frequent class", *(f"{100 * chance:.1f}" for chance in found.chances))
+    return table
 
 
 def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Table:

@@ -77,13 +77,16 @@ endef
 
 PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks.png attention.png \
   pca.png retrieval.png neighbors.png embedding.html $(if $(DECODER),predictions.png)))
-RESULTS  := $(SCORES:%=$(OUT)/probes/%.json) $(TUNED:%=$(OUT)/%)
+made      = $(OUT)/$(if $(filter tuned/%,$1),$1,probes/$1.json)
+RESULTS  := $(foreach score,$(SCORES) $(TUNED),$(call made,$(score)))
 REPORT   := $(OUT)/report.html
 
 all: $(if $(SCORES),$(REPORT),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
 $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
-	$(call stage,$(IJEPA) report $(wordlist 2,$(words $^),$^) --out $@)
+	$(call stage,$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) --out $@ \
+	  $(foreach table,$(TABLES),$(foreach score,$(filter $(SCORES) $(TUNED),$(TABLE$(table))),\
+	    --table $(table)=$(call made,$(score)))))
 
 $(OUT)/shards/%: FORCE
 	$(call stage,$(IJEPA) shard '$(SOURCE_$*)' $@ $(SHARD_$*) --workers $(WORKERS))

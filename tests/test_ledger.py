@@ -3,10 +3,12 @@
 import pytest
 from test_probe import LOGISTIC, pair
 
+from ijepa.errors import IjepaError
 from ijepa.ledger.beside import beside_paper
 from ijepa.ledger.groups import grouped
 from ijepa.ledger.pretraining import known_settings
 from ijepa.ledger.scaled import scaled_tables
+from ijepa.ledger.stand_ins import stand_in_tables
 from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
@@ -116,6 +118,23 @@ def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
     ours = {row.name: row.ours and len(row.ours.members) for row in table.rows}
     assert ours == {"multi-block": 2, "rasterized": None, "block": 1, "random": None}
     assert filled(*results) == []
+
+
+def test_a_table_at_this_scale_has_the_results_that_were_meant_for_it_and_a_column_a_group(plain):
+    other = plain.model_copy(update={"label": "count", "fingerprint": "f" * 64})
+    apart = plain.model_copy(update={"test_images": "other", "fingerprint": "e" * 64})
+    groups = grouped([plain, other, apart])
+    tables = stand_in_tables(groups, {4: {"f" * 64}, 1: {plain.fingerprint, "e" * 64}})
+    assert [table.number for table in tables] == [1, 4]
+    assert [column.test_images for column in tables[0].columns] == [plain.test_images, "other"]
+    assert [column.label for column in tables[1].columns] == ["count"]
+    (row,) = tables[0].rows
+    assert [line.top1 for line in row.lines] == [plain.scores[0].top1] * 2
+
+
+def test_a_table_that_the_paper_does_not_have_is_refused(plain):
+    with pytest.raises(IjepaError, match="The paper has no table 15; its tables are 1 to 14"):
+        stand_in_tables(grouped([plain]), {15: {plain.fingerprint}})
 
 
 def test_runs_that_differ_in_more_make_no_table(plain):

@@ -265,3 +265,19 @@ def test_every_code_leads_to_what_made_the_number(results, tmp_path):
     links = {address for address in page.addresses if address.startswith("#")}
     assert links <= {f"#{name}" for name in page.values("id")}
     assert sum(link.startswith("#result-") for link in links) == len(results)
+
+
+def test_results_meant_for_a_table_are_in_it_and_in_the_groups(results, tmp_path):
+    logistic, few_shot = results
+    outcome = report([few_shot], tmp_path / "report.html", tables={1: [logistic]})
+    (table,) = outcome.stand_ins
+    assert (table.number, len(table.columns)) == (1, 1)
+    assert {row.encoder for row in table.rows} == {
+        score.origin.encoder for score in outcome.results[1].scores
+    }
+    assert len(outcome.results) == 2
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.open == []
+    assert "Table 1 at this scale: Linear probing on ImageNet-1K" in " ".join(page.text)
+    again = report([few_shot, logistic], tmp_path / "report.html", tables={2: [logistic]})
+    assert not again.cached

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ijepa.ledger.beside import PaperTable
 from ijepa.ledger.groups import Group, Line
 from ijepa.ledger.scaled import ScaledTable
+from ijepa.ledger.stand_ins import StandInTable
 from ijepa.paper import tables_by
 from ijepa.stores.results import Origin, ProbeResult
 from ijepa.views.embed import Picture
@@ -20,12 +21,14 @@ class Contents(NamedTuple):
 
     Attributes:
         paper: every table of the paper, with ours beside it where it was made.
+        stand_ins: tables of the paper filled by encoders that stand for its rows.
         scaled: ablations at the scale of other data.
         groups: all scores, comparable ones together.
         results: where they come from.
     """
 
     paper: Sequence[PaperTable]
+    stand_ins: Sequence[StandInTable]
     scaled: Sequence[ScaledTable]
     groups: Sequence[Group]
     results: Sequence[ProbeResult]

@@ -16,12 +16,22 @@ Compare = Annotated[
     tuple[Path, Path] | None,
     typer.Option(help="Two results: compare their first encoders image by image; makes no page."),
 ]
+Table = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        metavar="N=RESULT",
+        help="A result, or folder of `ijepa finetune`, for table N of the paper at this scale; "
+        "repeatable.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
 def report(
     sources: Sources = None,
     compare: Compare = None,
+    table: Table = None,
     out: Out = Path("report.html"),
     force: Force = False,
     as_json: Json = False,
@@ -43,13 +53,23 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime("cpu", 0, force))
+    outcome = run(sources or [], out, runtime("cpu", 0, force), _tables(table or []))
     show(outcome, as_json)
     if not as_json:
-        for table in report_tables(outcome):
-            screen.print(table, highlight=False)
+        for scores in report_tables(outcome):
+            screen.print(scores, highlight=False)
         state = "cached" if outcome.cached else "made"
         screen.print(f"page, {state}: {outcome.out}", highlight=False)
+
+
+def _tables(texts: list[str]) -> dict[int, list[Path]]:
+    found: dict[int, list[Path]] = {}
+    for text in texts:
+        number, equals, path = text.partition("=")
+        if not (equals and number.isdecimal()):
+            raise typer.BadParameter(f"{text!r} is not N=RESULT", param_hint="--table")
+        found.setdefault(int(number), []).append(Path(path))
+    return found
 
 
 def register(app: typer.Typer) -> None:
