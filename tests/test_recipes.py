@@ -170,3 +170,12 @@ def test_another_batch_warns_of_the_learning_rate_and_of_the_masks(caplog):
 def test_nothing_is_warned_of_where_nothing_changes(caplog, overrides):
     assert load_recipe("in1k_vith14_ep300", overrides) != PretrainConfig(seed=99)
     assert not caplog.text
+
+
+def test_a_base_that_is_a_file_stands_beside_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "below.yaml").write_text("base: cifar10\noptimization: {epochs: 9}\n")
+    (tmp_path / "above.yaml").write_text("base: below.yaml\ndata: {batch_size: 16}\n")
+    monkeypatch.chdir("/")
+    config = load_recipe(str(tmp_path / "above.yaml"))
+    assert (config.optimization.epochs, config.data.batch_size) == (9, 16)
+    assert config.encoder == load_recipe("cifar10").encoder
