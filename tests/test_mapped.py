@@ -1,4 +1,4 @@
-"""A digest of weights that are mapped from a file leaves the file on disk, and changes untouched."""
+"""A digest of weights in a mapped file leaves them on disk, and what was changed untouched."""
 
 from pathlib import Path
 

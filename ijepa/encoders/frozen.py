@@ -59,6 +59,7 @@ class FrozenEncoder:
         lineage: where it comes from.
         pooling: how one vector came of each layer, in words.
         network: timm's Vision Transformer behind it, to look into; None where there is none.
+        which: of two encoders; `target` also where a method has one alone.
     """
 
     name: str
@@ -72,6 +73,7 @@ class FrozenEncoder:
     lineage: Lineage
     pooling: str = PATCH_AVERAGE
     network: VisionTransformer | None = None
+    which: str = "target"
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:

@@ -22,8 +22,8 @@ from ijepa.encoders.frozen import (
     weights_sha256,
 )
 from ijepa.encoders.released import EVAL_CROP, paper_arch
+from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
-from ijepa.stores.lineage import Lineage
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -84,9 +84,11 @@ def load(asked: Asked) -> FrozenEncoder:
         raise IjepaError(
             f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
         )
-    if asked.rest.startswith("facebook/ijepa"):
+    known = _known(asked, config, family)
+    if known.which == "context":
         log.warning(
-            "%s is the context encoder, all that the hub has; the paper evaluates the target's",
+            "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
+            "and no row of its tables is filled with this",
             asked.name,
         )
     mean, std = _normalisation(folder, family, asked.name)
@@ -102,11 +104,9 @@ def load(asked: Asked) -> FrozenEncoder:
         std=std,
         num_layers=config.num_hidden_layers,
         pool=_pool(model, family, interpolate=resized and family.interpolates),
-        lineage=Lineage(
-            method=family.method,
-            arch=paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size),
-        ),
+        lineage=known.lineage,
         pooling=family.pooling,
+        which=known.which,
     )
 
 
@@ -135,6 +135,16 @@ def model_folder(rest: str) -> Path:
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise IjepaError(f"{folder} holds no weights: no {' or '.join(WEIGHTS)}.")
     return folder
+
+
+def _known(asked: Asked, config: Any, family: Family) -> Model:  # noqa: ANN401  # one class a family
+    """What a name is known to be, if its network is that; else what the network tells."""
+    side_px = max(height_width(_square(config.image_size)))
+    arch = paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size, side_px)
+    known = HUB.get(asked.rest)
+    if known and known.arch == arch:
+        return known
+    return Model(family.method, arch, epochs=None, data=None)
 
 
 def _cached(name: str) -> Path:

@@ -84,6 +84,7 @@ def _ours(
         pool=encoder.pooled_layers,
         lineage=vit.lineage,
         network=encoder,
+        which=which,
     )
 
 

@@ -14,7 +14,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Size, height_width
-from ijepa.encoders.catalogue import paper_epochs
 from ijepa.encoders.frozen import (
     CLASS_TOKEN,
     PATCH_AVERAGE,
@@ -24,13 +23,12 @@ from ijepa.encoders.frozen import (
     weights_sha256,
 )
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
+from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
 from ijepa.stores.checkpoint import check_weights
-from ijepa.stores.lineage import Lineage
+from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.weights import read_weights
 
-METHODS = {"ijepa": "I-JEPA", "mae": "MAE", "dino": "DINO"}  # by the last word of timm's tag
-DATA = {"in1k": "IN1k", "in22k": "IN22k"}  # by the first
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -68,6 +66,7 @@ def load(asked: Asked) -> FrozenEncoder:
         lineage=lineage,
         pooling=pooling,
         network=model if isinstance(model, VisionTransformer) else None,
+        which=asked.which,
     )
 
 
@@ -246,19 +245,18 @@ def _own_pool(model: Any) -> str:  # noqa: ANN401  # any class of theirs
 
 
 def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401  # any class of theirs
-    """As timm's names tell it; epochs of I-JEPA as the published files' names count them."""
+    """Of a name whose training is known; of any other Vision Transformer its size alone."""
     cfg = model.pretrained_cfg
-    tag = name.partition(".")[2] or str(cfg.get("tag", ""))
-    method = METHODS.get(tag.split("_")[-1])
+    known = TIMM.get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
+    if known:
+        return known.lineage
     if not isinstance(model, VisionTransformer):
-        return Lineage(method=method)
-    arch = paper_arch(
-        model.embed_dim, len(model.blocks), model.patch_embed.patch_size[0], cfg["input_size"][-1]
-    )
-    counted = re.search(r"-(\d+)e\.", str(cfg.get("url", "")))
+        return UNKNOWN
     return Lineage(
-        method=method,
-        arch=arch,
-        epochs=int(counted[1]) if counted and method == "I-JEPA" else paper_epochs(method, arch),
-        data=DATA.get(tag.split("_")[0], "IN1k") if method else None,
+        arch=paper_arch(
+            model.embed_dim,
+            len(model.blocks),
+            model.patch_embed.patch_size[0],
+            cfg["input_size"][-1],
+        )
     )

@@ -76,6 +76,7 @@ def load(asked: Asked) -> FrozenEncoder:
         ),
         pooling=CLASS_TOKEN,
         network=network if isinstance(network, VisionTransformer) else None,
+        which=asked.which,
     )
 
 
