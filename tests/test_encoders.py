@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
 from ijepa.encoders.catalogue import KINDS, catalogue
 from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.encoders.load import load_encoder, load_vit
+from ijepa.encoders.load import load_encoder
 from ijepa.encoders.released import paper_arch
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -297,11 +297,6 @@ def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_p
     assert extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
     saved(tmp_path, {"model": vit(1)})
     assert not extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
-
-
-def test_a_foreign_encoder_is_not_fine_tuned_by_mistake(tmp_path):
-    with pytest.raises(IjepaError, match="not fine-tuned"):
-        load_vit(f"mae:{tmp_path}/weights.pth")
 
 
 SMALL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"

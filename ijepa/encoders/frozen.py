@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ijepa.config import Rgb, Size
+from ijepa.config import DataConfig, Rgb, Size
+from ijepa.method.finetuning import Transformer
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.mapped import give_back, unchanged_maps
 
@@ -58,7 +58,7 @@ class FrozenEncoder:
             last.
         lineage: where it comes from.
         pooling: how one vector came of each layer, in words.
-        network: timm's Vision Transformer behind it, to look into; None where there is none.
+        network: timm's Vision Transformer or BEiT behind it; None where there is none.
         which: of two encoders; `target` also where a method has one alone.
     """
 
@@ -72,8 +72,18 @@ class FrozenEncoder:
     pool: Pool
     lineage: Lineage
     pooling: str = PATCH_AVERAGE
-    network: VisionTransformer | None = None
+    network: Transformer | None = None
     which: str = "target"
+
+    @property
+    def data(self) -> DataConfig:
+        """How images are cut and normalised for it."""
+        return DataConfig(
+            image_px=self.image_px,
+            eval_crop_fraction=self.crop_fraction,
+            mean=self.mean,
+            std=self.std,
+        )
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:

@@ -104,7 +104,9 @@ class Vit(NamedTuple):
 def load_vit(
     name: str, *, which: str = "target", image_px: int | Size | None = None, seed: int = 0
 ) -> Vit:
-    """Make a network from its name, to be frozen or trained; arguments as of `load_encoder`.
+    """Make a network of ours from its name, to be frozen or trained.
+
+    Arguments are those of `load_encoder`.
 
     Raises:
         IjepaError: no such encoder, one that is no network, or weights that do not load.
@@ -113,19 +115,17 @@ def load_vit(
         raise IjepaError("pixels are no network; name a run, a checkpoint or random:ARCH.")
     kind, colon, rest = name.partition(":")
     if kind in KINDS:
-        raise IjepaError(
-            f"{name} can be extracted from, not fine-tuned; name a run, a checkpoint or "
-            f"random:ARCH."
-        )
+        raise IjepaError(f"{name} is no network of ours; name a run, a checkpoint or random:ARCH.")
     if colon and kind == "random":
         return _random(rest, image_px, seed)
     if colon and kind == "published":
         arch, path = published_name(rest)
-        return _trained(checkpoint_path(path), which, image_px, arch)
-    return _trained(checkpoint_path(Path(name)), which, image_px)
+        return vit_in(checkpoint_path(path), which, image_px, arch)
+    return vit_in(checkpoint_path(Path(name)), which, image_px)
 
 
-def _trained(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
+def vit_in(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
+    """The network in whatever file or folder `ijepa.exchange.reading` reads."""
     networks = read_networks(path, arch)
     name, data = f"{_run_name(path)} ({which})", networks.config.data
     lineage = _lineage_of(networks, _pretraining_data(path))

@@ -65,7 +65,7 @@ def load(asked: Asked) -> FrozenEncoder:
         pool=token_pool(model, pooling) if has_tokens else _last_layer(model),
         lineage=lineage,
         pooling=pooling,
-        network=model if isinstance(model, VisionTransformer) else None,
+        network=model if isinstance(model, VisionTransformer | Beit) else None,
         which=asked.which,
     )
 

@@ -19,7 +19,7 @@ from ijepa_cli.console import (
 from ijepa_cli.score_table import score_table
 
 EncoderName = Annotated[
-    str, typer.Option(help="Run folder, checkpoint, random:RUN or random:ARCH[/PATCH][@PX].")
+    str, typer.Option(help="Run, checkpoint, published file, random:ARCH, mae:FILE, timm:NAME, ...")
 ]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Folder to make.")]
