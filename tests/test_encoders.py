@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import socket
 
 import pytest
 import timm
@@ -333,29 +334,66 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
         load_encoder(f"timm:{SMALL}@{short}")
 
 
+def unreachable(*_, **__):
+    raise TimeoutError
+
+
+@pytest.fixture
+def _no_network(monkeypatch, tmp_path):
+    """No caches, no proxies, and nobody answers."""
+    for name in ("TORCH_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("ijepa.encoders.fetching.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", unreachable)
+
+
+@pytest.mark.usefixtures("_no_network")
 def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        "torch.hub.download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no net"))
-    )
-    with pytest.raises(IjepaError, match=r"cannot be fetched \(OSError\)"):
-        load_encoder("timm:vit_huge_patch14_gap_224.in1k_ijepa")
+    ijepa = "vit_huge_patch14_gap_224.in1k_ijepa"
+    for name, host in ((ijepa, "dl.fbaipublicfiles.com"), (SMALL, "huggingface.co")):
+        line = rf"cannot be fetched \(no connection to {host}\).* name the file: timm:{name}@FILE"
+        with pytest.raises(IjepaError, match=line):
+            load_encoder(f"timm:{name}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(HF_HUB_OFFLINE is set\)"):
+        load_encoder(f"timm:{SMALL}")
     with pytest.raises(IjepaError, match="has no model 'vit_colossal'"):
         load_encoder("timm:vit_colossal")
     with pytest.raises(IjepaError, match="There is no file"):
         encoder_fingerprint(ExtractConfig(encoder=f"timm:{SMALL}@{tmp_path}/none.pth"))
 
 
-def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize("proxied", [True, False])
+@pytest.mark.usefixtures("_no_network")
+def test_where_there_is_a_network_or_a_proxy_the_hubs_library_fetches(
+    proxied, tmp_path, monkeypatch
+):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def unreachable(*_, **__):
-        raise LocalEntryNotFoundError("no net")
-
+    asked = []
     _, path = timm_file(tmp_path, SMALL)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(IjepaError, match=r"cannot be fetched \(LocalEntryNotFoundError\)"):
+    if proxied:
+        monkeypatch.setattr("ijepa.encoders.fetching.getproxies", lambda: {"https": "proxy"})
+    else:
+        monkeypatch.setattr("socket.create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        lambda repo, name, revision: asked.append((repo, name, revision)) or str(path),
+    )
+    assert load_encoder(f"timm:{SMALL}").num_layers == 12
+    assert asked == [(f"timm/{SMALL}", "model.safetensors", None)]
+
+    def broken(*_, **__):
+        raise LocalEntryNotFoundError("the line went dead")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(the line went dead\)"):
         load_encoder(f"timm:{SMALL}")
+
+
+def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+    _, path = timm_file(tmp_path, SMALL)
     seen = {}
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",

@@ -155,8 +155,8 @@ def _cached(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise IjepaError(
-            f"hf:{name} is neither a folder nor in the cache of huggingface_hub; "
-            f"`hf download {name}` fetches a model of the hub."
+            f"hf:{name} is neither a folder nor in the cache of huggingface_hub. Fetch it where "
+            f"there is a network, `hf download {name} --local-dir FOLDER`, and name hf:FOLDER."
         ) from error
 
 

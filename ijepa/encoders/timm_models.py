@@ -1,19 +1,18 @@
 """Any model of timm by its name, with its pretrained weights or with those of a file."""
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data.config import resolve_model_data_config
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Size, height_width
+from ijepa.encoders.fetching import fetched
 from ijepa.encoders.frozen import (
     CLASS_TOKEN,
     PATCH_AVERAGE,
@@ -31,9 +30,6 @@ from ijepa.stores.weights import read_weights
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-log = logging.getLogger(__name__)
 
 
 def load(asked: Asked) -> FrozenEncoder:
@@ -105,45 +101,14 @@ def _pretrained(name: str) -> Path:
             f"{f', or one of {known}' if known else ''}."
         )
     try:
-        return _from_hub(cfg) if cfg.hf_hub_id else _from_url(str(cfg.url))
+        return fetched(cfg)
     except (OSError, ValueError, RuntimeError) as error:
         raise IjepaError(
             f"The weights of timm:{name} are not in the cache and cannot be fetched "
-            f"({type(error).__name__}); fetch {cfg.hf_hub_id or cfg.url} where there is a "
-            f"network, and name the file: timm:{name}@FILE."
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Fetch "
+            f"{cfg.hf_hub_id or cfg.url} where there is a network, and name the file: "
+            f"timm:{name}@FILE."
         ) from error
-
-
-def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    """From the cache if it is there; else safetensors before pickles, as timm does."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
-    quiet()  # it would tell of each attempt
-    repo, _, revision = cfg.hf_hub_id.partition("@")
-    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached)
-    for name in names:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
-        except LocalEntryNotFoundError:  # no network
-            raise
-        except EntryNotFoundError:
-            log.debug("%s has no %s", repo, name)
-    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
-
-
-def _from_url(url: str) -> Path:
-    """Where torch.hub, and timm with it, keeps a file of that address."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
-    return path
 
 
 def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
