@@ -334,6 +334,35 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
         load_encoder(f"timm:{SMALL}@{short}")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224.nobody", r"has no vit_tiny_patch16_224.nobody; it has vit_tiny_"),
+        ("vit_tiny_patch16_224@", "vit_tiny_patch16_224@ names no file"),
+        ("vit_tiny_patch16_224@.", "There is no file"),
+        ("@weights.pth", "has no model ''"),
+    ],
+)
+def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
+    for ask in (load_encoder, lambda it: encoder_fingerprint(ExtractConfig(encoder=it))):
+        with pytest.raises(IjepaError, match=message) as caught:
+            ask(f"timm:{name}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixer_s32_224", "takes no --image-size but its own"),
+        ("maxvit_pico_rw_256", "does not take --image-size 250 "),
+    ],
+)
+def test_an_image_size_that_a_network_cannot_take_is_refused(name, message, tmp_path):
+    _, path = timm_file(tmp_path, name)
+    with pytest.raises(IjepaError, match=message):
+        load_encoder(f"timm:{name}@{path}", image_px=250)
+
+
 def unreachable(*_, **__):
     raise TimeoutError
 

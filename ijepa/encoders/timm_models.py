@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
@@ -84,7 +85,18 @@ def _name_and_file(rest: str) -> tuple[str, Path]:
         near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
         known = f"; it has {', '.join(near)}" if near else ""
         raise IjepaError(f"timm {timm.__version__} has no model {name!r}{known}.")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise IjepaError(f"timm {timm.__version__} has no {name}{_others(name)}.") from error
+    if at and not file:
+        raise IjepaError(f"timm:{name}@ names no file; it is timm:NAME@FILE.")
     return name, Path(file) if at else _pretrained(name)
+
+
+def _others(name: str) -> str:
+    known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
+    return f"; it has {known}" if known else ""
 
 
 def _pretrained(name: str) -> Path:
@@ -95,10 +107,9 @@ def _pretrained(name: str) -> Path:
     """
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
         raise IjepaError(
-            f"timm has no pretrained weights for {name}; name a file, timm:{name}@FILE"
-            f"{f', or one of {known}' if known else ''}."
+            f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE"
+            f"{_others(name)}."
         )
     try:
         return fetched(cfg)
@@ -181,8 +192,15 @@ def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN
     if hasattr(model, "set_input_size"):
         patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         resize(model, patch_px, image_px)
-    elif model.pretrained_cfg.get("fixed_input_size"):
+        return
+    if model.pretrained_cfg.get("fixed_input_size"):
         raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
+    try:  # some take multiples of what nobody says
+        with torch.inference_mode():
+            model.forward_features(torch.zeros(1, 3, *height_width(image_px)))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IjepaError(f"{source} does not take --image-size {image_px} ({reason}).") from error
 
 
 def _last_layer(model: Any) -> Pool:  # noqa: ANN401  # any class of theirs

@@ -35,7 +35,9 @@ Which = Annotated[
 Label = Annotated[str, typer.Option(help="Which label, such as class.")]
 Split = Annotated[str, typer.Option(help="On which split to train.")]
 TestSplit = Annotated[str, typer.Option(help="On which split to score.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the square, if not the encoder's.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the square, if not the encoder's.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, as epochs=10; repeatable.")
 ]
