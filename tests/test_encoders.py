@@ -354,7 +354,7 @@ def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
     ("name", "message"),
     [
         ("mixer_s32_224", "takes no --image-size but its own"),
-        ("maxvit_pico_rw_256", "does not take --image-size 250 "),
+        ("maxvit_nano_rw_256", "does not take --image-size 250 "),
     ],
 )
 def test_an_image_size_that_a_network_cannot_take_is_refused(name, message, tmp_path):
