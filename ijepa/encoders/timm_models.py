@@ -192,10 +192,11 @@ def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN
     if hasattr(model, "set_input_size"):
         patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         resize(model, patch_px, image_px)
-        return
-    if model.pretrained_cfg.get("fixed_input_size"):
+    elif model.pretrained_cfg.get("fixed_input_size"):
         raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
-    try:  # some take multiples of what nobody says
+    if isinstance(model, VisionTransformer | Beit):
+        return
+    try:  # other networks take multiples of what nobody says
         with torch.inference_mode():
             model.forward_features(torch.zeros(1, 3, *height_width(image_px)))
     except (RuntimeError, AssertionError, ValueError) as error:
