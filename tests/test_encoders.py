@@ -459,6 +459,16 @@ def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_p
         assert encoder.crop_fraction == 0.875
 
 
+def test_a_timm_file_of_one_encoder_is_the_contexts_unless_it_says_other(tmp_path, monkeypatch):
+    """Else what timm itself loads would stand in a row of the paper, whose encoder is another."""
+    name = "vit_huge_patch14_gap_224.in1k_ijepa"
+    monkeypatch.setattr("ijepa.encoders.timm_models.timm.create_model", small_ijepa)
+    notes = {"target": {"ijepa": json.dumps({"part": "target_encoder"})}, "context": None}
+    for which, noted in notes.items():
+        save_file(ijepa_weights(1), tmp_path / f"{which}.safetensors", noted)
+        assert load_encoder(f"timm:{name}@{tmp_path / which}.safetensors").which == which
+
+
 def ijepa_weights(seed):
     return drawn({k: v.shape for k, v in small_ijepa("x").state_dict().items()}, seed)
 

@@ -24,6 +24,7 @@ from ijepa.encoders.frozen import (
 from ijepa.encoders.released import EVAL_CROP, paper_arch
 from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
+from ijepa.exchange.reading import held_encoder
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -84,8 +85,8 @@ def load(asked: Asked) -> FrozenEncoder:
         raise IjepaError(
             f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
         )
-    known = _known(asked, config, family)
-    if known.which == "context":
+    known = _known(asked, config, family, folder)
+    if known.which == "context" and asked.rest in HUB:
         log.warning(
             "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
             "and no row of its tables is filled with this",
@@ -137,14 +138,15 @@ def model_folder(rest: str) -> Path:
     return folder
 
 
-def _known(asked: Asked, config: Any, family: Family) -> Model:  # noqa: ANN401  # one class a family
+def _known(asked: Asked, config: Any, family: Family, folder: Path) -> Model:  # noqa: ANN401  # one class a family
     """What a name is known to be, if its network is that; else what the network tells."""
     side_px = max(height_width(_square(config.image_size)))
     arch = paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size, side_px)
     known = HUB.get(asked.rest)
     if known and known.arch == arch:
         return known
-    return Model(family.method, arch, epochs=None, data=None)
+    which = held_encoder(folder) if family.method == "I-JEPA" else "target"
+    return Model(family.method, arch, epochs=None, data=None, which=which)
 
 
 def _cached(name: str) -> Path:

@@ -25,6 +25,7 @@ from ijepa.encoders.frozen import (
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
 from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
+from ijepa.exchange.reading import held_encoder
 from ijepa.stores.checkpoint import check_weights
 from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.weights import read_weights
@@ -63,7 +64,7 @@ def load(asked: Asked) -> FrozenEncoder:
         lineage=lineage,
         pooling=pooling,
         network=model if isinstance(model, VisionTransformer | Beit) else None,
-        which=asked.which,
+        which=_which(asked, body, file, lineage),
     )
 
 
@@ -129,6 +130,13 @@ def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
     if asked.which == "context":
         raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
     return body
+
+
+def _which(asked: Asked, body: Mapping[str, Any], file: Path, lineage: Lineage) -> str:
+    """Of I-JEPA's two encoders a file for one holds the context's, unless it says other."""
+    if lineage.method != "I-JEPA" or _holds_two(body):
+        return asked.which
+    return held_encoder(file)
 
 
 def _holds_two(body: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE
 from ijepa.encoders.load import load_encoder, load_vit, vit_in
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
-from ijepa.exchange.reading import read_networks
+from ijepa.exchange.reading import held_encoder
 from ijepa.method.finetuning import Transformer
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.stage import read_json
@@ -79,7 +79,7 @@ def _of_transformers(name: str, rest: str, which: str, image_px: int | Size | No
     folder = model_folder(rest)
     if read_json(folder / "config.json").get("model_type") != "ijepa":
         raise IjepaError(f"{name} can be extracted from, not fine-tuned: {TUNABLE}.")
-    held = "target" if "target_encoder" in read_networks(folder).parts else "context"
+    held = held_encoder(folder)
     vit = vit_in(folder, held, image_px)
     known, arch = HUB.get(rest), vit.lineage.arch
     lineage = known.lineage if known and known.arch.removesuffix(" 448") == arch else vit.lineage
