@@ -357,6 +357,7 @@ def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
         ("maxvit_nano_rw_256", "does not take --image-size 250 "),
     ],
 )
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
 def test_an_image_size_that_a_network_cannot_take_is_refused(name, message, tmp_path):
     _, path = timm_file(tmp_path, name)
     with pytest.raises(IjepaError, match=message):

@@ -1,4 +1,4 @@
-"""Models of others that timm and transformers have by name, where it is known what they are.
+"""Released models by the names of files, timm and the hub, where it is known what they are.
 
 A name stands here only if the file that it was converted from is known, and that file's training.
 Left out are `facebook/vit-mae-*`, converted from MAE's weights for its demonstration (with decoder,
@@ -47,6 +47,15 @@ DINO = {
     "vits8": Model("DINO", "ViT-S/8", None),
     "vitb16": Model("DINO", "ViT-B/16", None),
     "vitb8": Model("DINO", "ViT-B/8", 300),
+}
+
+# I-JEPA's files by their names at dl.fbaipublicfiles.com/ijepa: within, they do not say what data
+# they saw.
+FILES = {
+    "IN1K-vit.h.14-300e.pth.tar": IJEPA["vith14_1k"],
+    "IN22K-vit.h.14-900e.pth.tar": IJEPA["vith14_22k"],
+    "IN1K-vit.h.16-448px-300e.pth.tar": IJEPA["vith16_1k"],
+    "IN22K-vit.g.16-600e.pth.tar": IJEPA["vitg16_22k"],
 }
 
 # By the name of the repository: transformers took I-JEPA's context encoders, MSN's targets.
