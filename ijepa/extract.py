@@ -161,7 +161,7 @@ def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
     return FeatureHeader(
         encoder=encoder.name,
         weights_sha256=encoder.weights_sha256,
-        which=config.which,
+        which=encoder.which,
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
         pooling=encoder.pooling,
         image_px=encoder.image_px,

@@ -36,7 +36,7 @@ from ijepa.stores.stage import (
 
 if TYPE_CHECKING:
     from ijepa.distributed import World
-    from ijepa.encoders.load import Vit
+    from ijepa.encoders.trainable import Trainable
     from ijepa.run.finetuning import Labelled
 
 VERSION = 1
@@ -137,13 +137,11 @@ def plan_finetune(
     shards: Path, config: FinetuneConfig, runtime: Runtime = RUNTIME, subset: Path | None = None
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would."""
-    from ijepa.encoders.load import load_vit
-
     data = open_shards(shards)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
     train, test, names = _images(_Job(plan, config, data, runtime, silent, subset))
     batch = min(config.batch_size, len(train.chosen))
-    vit = load_vit(config.encoder, which=config.which, image_px=config.image_px, seed=config.seed)
+    vit = _encoder(config)
     return FinetunePlan(
         protocol=config.protocol,
         train_images=len(train.chosen),
@@ -169,7 +167,7 @@ class _Job(NamedTuple):
 class _Trained(NamedTuple):
     """What there is to say of a fine-tuned encoder; predictions are there on rank 0 alone."""
 
-    vit: "Vit"
+    vit: "Trainable"
     data: DataConfig
     train: "Labelled"
     test: "Labelled"
@@ -194,21 +192,35 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     """All steps that are left, then the test images; returns what computed, too."""
     import torch
 
-    from ijepa.encoders.load import load_vit
+    from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.method.finetuning import Classifier
     from ijepa.run.finetuning import FinetuneRun
 
     config = job.config
     train, test, names = _images(job)
-    vit = load_vit(config.encoder, which=config.which, image_px=config.image_px, seed=config.seed)
+    vit = _encoder(config)
     data = _data(job, vit.data, len(train.chosen), world)
     generator = torch.Generator().manual_seed(config.seed)
-    model = Classifier(vit.encoder, len(names), config.drop_path, generator)
+    model = Classifier(
+        vit.encoder,
+        len(names),
+        config.drop_path,
+        generator,
+        class_token=vit.pooling == CLASS_TOKEN,
+    )
     run = FinetuneRun(work.folder, model, train, config, data, job.runtime, world)
     run.train(job.progress if world.leads else silent)
     nothing = np.empty(0, np.int64)
     found = run.predictions(test, job.progress) if world.leads else nothing
     return _Trained(vit, data, train, test, found), run.device_name
+
+
+def _encoder(config: FinetuneConfig) -> "Trainable":
+    from ijepa.encoders.trainable import load_trainable
+
+    return load_trainable(
+        config.encoder, which=config.which, image_px=config.image_px, seed=config.seed
+    )
 
 
 def _data(job: _Job, own: DataConfig, images: int, world: "World") -> DataConfig:
@@ -329,13 +341,16 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
 
 
 def _origin(job: _Job, trained: _Trained) -> Origin:
+    from ijepa.encoders.frozen import CLASS_TOKEN
+
     vit, data = trained.vit, trained.data
+    averaged = "average of patch tokens, then a norm of its own"
     return Origin(
         encoder=vit.name,
         weights_sha256=vit.weights_sha256,
-        which=job.config.which,
+        which=vit.which,
         layers=(len(vit.encoder.blocks) - 1,),
-        pooling="average of patch tokens, then a norm of its own",
+        pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
         image_px=data.image_px,
         transform=f"center-crop {data.eval_crop_fraction:.4g}, mean {data.mean}, std {data.std}",
         train=None,

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from ijepa.config import ConvertConfig, ExtractConfig, Runtime
+from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
 from ijepa.encoders.load import load_encoder, load_vit
 from ijepa.errors import IjepaError
@@ -19,9 +19,11 @@ from ijepa.exchange.writing import timm_call
 from ijepa.extract import extract
 from ijepa.method.jepa import build_ijepa, parameter_groups
 from ijepa.method.vit import build_predictor
+from ijepa.probe import FeaturePair, probe
 from ijepa.run.state import restore
 from ijepa.stores.checkpoint import load_checkpoint
 from ijepa.stores.features import open_features
+from ijepa.stores.results import read_result
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
@@ -306,6 +308,57 @@ def test_the_command_converts_once_and_says_how_to_load(tmp_path, monkeypatch, c
     card = Path(said["card"]).read_text()
     for words in ("images seen", "fingerprint", "image_px: 32", "timm.create_model", "licence"):
         assert words in card
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run `ijepa convert` as a user does; returns its exit code."""
+    from ijepa_cli.main import main
+
+    def run_main(*words):
+        monkeypatch.setattr(sys, "argv", ["ijepa", "convert", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
+
+    return run_main
+
+
+@pytest.fixture
+def scores(shards, tmp_path):
+    """Result of a probe on the target encoder of the published file, with a baseline beside it."""
+    pairs = []
+    for name in (f"published:{ARCH}@{TINY}", "pixels"):
+        folder = tmp_path / f"features-{len(pairs)}"
+        for split in ("train", "val"):
+            choice = ExtractConfig(encoder=name, split=split)
+            extract(shards, folder / f"{split}.h5", choice, Runtime(device="cpu", workers=0))
+        pairs.append(FeaturePair(folder / "train.h5", folder / "val.h5"))
+    probe(pairs[0], pairs[1:], tmp_path / "R.json", ProbeConfig(name="knn"))
+    return tmp_path / "R.json"
+
+
+def test_the_card_shows_scores_of_this_encoder_beside_their_baselines(scores, tmp_path, command):
+    out = tmp_path / "out.pth.tar"
+    assert command(TINY, out, "--to", "published", "--arch", ARCH, "--scores", scores) == 0
+    card = (tmp_path / "out.pth.tar.README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("| knn")]
+    result = read_result(scores)
+    assert [row.split(" | ")[3] for row in rows] == [f"{100 * s.top1:.2f}" for s in result.scores]
+    assert [f"{TINY.name} (target)" in rows[0], "pixels@16" in rows[1]] == [True, True]
+
+
+def test_scores_of_other_weights_are_refused_and_nothing_is_written(
+    scores, run, tmp_path, command, capsys
+):
+    out = tmp_path / "other.pt"
+    assert command(run, out, "--to", "ours", "--scores", scores) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "The scores of knn on class are of" in told
+    assert "other weights than those of" in told
+    assert command(run, out, "--to", "ours", "--scores", tmp_path / "no.json") == 1
+    assert "no.json" in capsys.readouterr().err.replace("\n", "")
+    assert not out.exists()
 
 
 def test_a_timm_file_needs_a_name_that_timm_can_read(tmp_path):

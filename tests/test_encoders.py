@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import socket
 
 import pytest
 import timm
@@ -31,7 +32,7 @@ from typer.testing import CliRunner
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
 from ijepa.encoders.catalogue import KINDS, catalogue
 from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.encoders.load import load_encoder, load_vit
+from ijepa.encoders.load import load_encoder
 from ijepa.encoders.released import paper_arch
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -299,11 +300,6 @@ def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_p
     assert not extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
 
 
-def test_a_foreign_encoder_is_not_fine_tuned_by_mistake(tmp_path):
-    with pytest.raises(IjepaError, match="not fine-tuned"):
-        load_vit(f"mae:{tmp_path}/weights.pth")
-
-
 SMALL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
@@ -338,29 +334,96 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
         load_encoder(f"timm:{SMALL}@{short}")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224.nobody", r"has no vit_tiny_patch16_224.nobody; it has vit_tiny_"),
+        ("vit_tiny_patch16_224@", "vit_tiny_patch16_224@ names no file"),
+        ("vit_tiny_patch16_224@.", "There is no file"),
+        ("@weights.pth", "has no model ''"),
+    ],
+)
+def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
+    for ask in (load_encoder, lambda it: encoder_fingerprint(ExtractConfig(encoder=it))):
+        with pytest.raises(IjepaError, match=message) as caught:
+            ask(f"timm:{name}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixer_s32_224", "takes no --image-size but its own"),
+        ("maxvit_nano_rw_256", "does not take --image-size 250 "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+def test_an_image_size_that_a_network_cannot_take_is_refused(name, message, tmp_path):
+    _, path = timm_file(tmp_path, name)
+    with pytest.raises(IjepaError, match=message):
+        load_encoder(f"timm:{name}@{path}", image_px=250)
+
+
+def unreachable(*_, **__):
+    raise TimeoutError
+
+
+@pytest.fixture
+def _no_network(monkeypatch, tmp_path):
+    """No caches, no proxies, and nobody answers."""
+    for name in ("TORCH_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("ijepa.encoders.fetching.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", unreachable)
+
+
+@pytest.mark.usefixtures("_no_network")
 def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        "torch.hub.download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no net"))
-    )
-    with pytest.raises(IjepaError, match=r"cannot be fetched \(OSError\)"):
-        load_encoder("timm:vit_huge_patch14_gap_224.in1k_ijepa")
+    ijepa = "vit_huge_patch14_gap_224.in1k_ijepa"
+    for name, host in ((ijepa, "dl.fbaipublicfiles.com"), (SMALL, "huggingface.co")):
+        line = rf"cannot be fetched \(no connection to {host}\).* name the file: timm:{name}@FILE"
+        with pytest.raises(IjepaError, match=line):
+            load_encoder(f"timm:{name}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(HF_HUB_OFFLINE is set\)"):
+        load_encoder(f"timm:{SMALL}")
     with pytest.raises(IjepaError, match="has no model 'vit_colossal'"):
         load_encoder("timm:vit_colossal")
     with pytest.raises(IjepaError, match="There is no file"):
         encoder_fingerprint(ExtractConfig(encoder=f"timm:{SMALL}@{tmp_path}/none.pth"))
 
 
-def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize("proxied", [True, False])
+@pytest.mark.usefixtures("_no_network")
+def test_where_there_is_a_network_or_a_proxy_the_hubs_library_fetches(
+    proxied, tmp_path, monkeypatch
+):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def unreachable(*_, **__):
-        raise LocalEntryNotFoundError("no net")
-
+    asked = []
     _, path = timm_file(tmp_path, SMALL)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(IjepaError, match=r"cannot be fetched \(LocalEntryNotFoundError\)"):
+    if proxied:
+        monkeypatch.setattr("ijepa.encoders.fetching.getproxies", lambda: {"https": "proxy"})
+    else:
+        monkeypatch.setattr("socket.create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        lambda repo, name, revision: asked.append((repo, name, revision)) or str(path),
+    )
+    assert load_encoder(f"timm:{SMALL}").num_layers == 12
+    assert asked == [(f"timm/{SMALL}", "model.safetensors", None)]
+
+    def broken(*_, **__):
+        raise LocalEntryNotFoundError("the line went dead")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(IjepaError, match=r"cannot be fetched \(the line went dead\)"):
         load_encoder(f"timm:{SMALL}")
+
+
+def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
+    _, path = timm_file(tmp_path, SMALL)
     seen = {}
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
@@ -395,6 +458,16 @@ def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_p
         assert encoder.pooling == "average of patch tokens after the final norm"
         assert (encoder.lineage.method, encoder.lineage.data) == ("I-JEPA", "IN1k")
         assert encoder.crop_fraction == 0.875
+
+
+def test_a_timm_file_of_one_encoder_is_the_contexts_unless_it_says_other(tmp_path, monkeypatch):
+    """Else what timm itself loads would stand in a row of the paper, whose encoder is another."""
+    name = "vit_huge_patch14_gap_224.in1k_ijepa"
+    monkeypatch.setattr("ijepa.encoders.timm_models.timm.create_model", small_ijepa)
+    notes = {"target": {"ijepa": json.dumps({"part": "target_encoder"})}, "context": None}
+    for which, noted in notes.items():
+        save_file(ijepa_weights(1), tmp_path / f"{which}.safetensors", noted)
+        assert load_encoder(f"timm:{name}@{tmp_path / which}.safetensors").which == which
 
 
 def ijepa_weights(seed):
@@ -456,9 +529,8 @@ def test_the_catalogue_has_every_kind_and_the_papers_nine_methods():
     assert set(KINDS) <= named
     methods = {row.method for table in TABLES for row in table.rows if row.group}
     assert {entry.method for entry in entries} - {None} == methods
-    assert all(
-        entry.source and entry.licence for entry in entries if entry.encoder.split(":")[0] in KINDS
-    )
+    others = [entry for entry in entries if entry.encoder.split(":")[0] in KINDS]
+    assert all(entry.source and entry.licence and entry.licence_read for entry in others)
     for entry in entries:
         assert bool(entry.method) == bool(entry.paper)
 

@@ -56,6 +56,12 @@ def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shard
     assert "finetune-imagenet-1pct" in page.read_text()
 
 
+def test_a_classifier_averages_all_tokens_of_our_encoder():
+    model, images = classifier().eval(), torch.randn(2, 3, 32, 32)
+    model.head = torch.nn.Identity()
+    assert torch.equal(model(images), model.fc_norm(model.encoder(images).mean(dim=1)))
+
+
 def test_layers_learn_as_mae_lets_them():
     model = classifier(depth=3)
     names = ["encoder.patch_embed.proj.weight", "encoder.blocks.0.norm1.bias",

@@ -9,9 +9,14 @@ import torch
 from foreign_weights import DEPTH, DIM, HEADS, PATCH_PX, SIDE_PX, drawn, images
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig
+from ijepa.encoders.frozen import Asked
+from ijepa.encoders.huggingface import FAMILIES, _known
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.encoders.load import load_encoder
+from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
+from ijepa.paper import TABLES, pretraining_epochs
+from ijepa.stores.lineage import Lineage
 
 transformers = pytest.importorskip("transformers")
 SIZE = {
@@ -186,9 +191,42 @@ def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, cap
 
 def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monkeypatch):
     path = folder(tmp_path, "ijepa")
+    name, small = "facebook/ijepa_vith14_1k", f"{DIM}x{DEPTH}/{PATCH_PX}"
     monkeypatch.setattr("ijepa.encoders.huggingface._cached", lambda name: path)
-    load_encoder("hf:facebook/ijepa_vith14_1k")
+    monkeypatch.setitem(HUB, name, HUB[name]._replace(arch=small))
+    encoder = load_encoder(f"hf:{name}")
     assert "is the context encoder" in caplog.text
+    assert (encoder.which, encoder.lineage) == ("context", HUB[name].lineage)
+    unnamed = load_encoder(f"hf:{path}")
+    assert (unnamed.which, unnamed.lineage) == ("context", Lineage(method="I-JEPA", arch=small))
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "size", "arch", "epochs", "data"),
+    [
+        ("ijepa_vith14_1k", "IJepaConfig", (1280, 32, 14, 224), "ViT-H/14", 300, "IN1k"),
+        ("ijepa_vith14_22k", "IJepaConfig", (1280, 32, 14, 224), "ViT-H/14", 900, "IN22k"),
+        ("ijepa_vith16_1k", "IJepaConfig", (1280, 32, 16, 448), "ViT-H/16 448", 300, "IN1k"),
+        ("ijepa_vitg16_22k", "IJepaConfig", (1408, 40, 16, 224), "ViT-G/16", 600, "IN22k"),
+        ("dino-vitb8", "ViTConfig", (768, 12, 8, 224), "ViT-B/8", 300, "IN1k"),
+        ("vit-msn-base-4", "ViTMSNConfig", (768, 12, 4, 224), "ViT-B/4", 300, "IN1k"),
+        ("vit-mae-huge", "ViTMAEConfig", (1280, 32, 14, 224), "ViT-H/14", None, None),
+        ("ijepa_vith14_1k", "IJepaConfig", (384, 12, 14, 224), "ViT-S/14", None, None),
+    ],
+)
+def test_a_name_of_the_hub_tells_the_papers_row_if_the_network_is_that_names(
+    name, cls, size, arch, epochs, data, tmp_path
+):
+    dim, depth, patch_px, side_px = size
+    config = getattr(transformers, cls)(
+        hidden_size=dim, num_hidden_layers=depth, patch_size=patch_px, image_size=side_px
+    )
+    asked = Asked("hf", f"facebook/{name}", "target", None, torch.device("cpu"))
+    known = _known(asked, config, FAMILIES[config.model_type], tmp_path)
+    assert (known.arch, known.epochs, known.data) == (arch, epochs, data)
+    if epochs:
+        rows = [row for t in TABLES for row in t.rows if (row.method, row.arch) == known[:2]]
+        assert any(epochs in pretraining_epochs(row) for row in rows)
 
 
 def test_a_plain_vit_is_normalised_as_its_processor_says(tmp_path, caplog):

@@ -24,10 +24,11 @@ def plain(tmp_path_factory):
     return probe(pair(folder), [], folder / "r.json", LOGISTIC).result
 
 
-def of(result, lineage, **facts):
+def of(result, lineage, which="target", **facts):
     """The result as if its encoder were another, made on other data."""
+    weights = run_family(which, lineage.model_dump())
     origin = result.scores[0].origin.model_copy(
-        update={"lineage": lineage, "weights_sha256": run_family(None, lineage.model_dump())}
+        update={"lineage": lineage, "which": which, "weights_sha256": weights}
     )
     score = result.scores[0].model_copy(update={"origin": origin})
     return result.model_copy(update={"scores": (score,), **facts})
@@ -64,6 +65,20 @@ def test_the_very_row_is_filled_with_its_difference(plain):
     tables = beside_paper(grouped([result]), {})
     (cell,) = [c for t in tables if t.number == 3 for c in t.cells if c.ours]
     assert cell.difference == pytest.approx(100 * result.scores[0].top1 - 87.5)
+
+
+def test_a_context_encoder_fills_no_row_and_is_named_there(plain):
+    """Such as the hub's I-JEPA: the paper evaluates the target encoder."""
+    context, target = cifar100(plain, which="context"), cifar100(plain)
+    assert filled(context) == []
+    notes = {
+        cell.note
+        for table in beside_paper(grouped([context]), {})
+        for cell in table.cells
+        if (table.task, cell.method, cell.arch) == ("CIFAR100", "I-JEPA", "ViT-H/14")
+    }
+    assert any("is its context encoder, the paper's is the target encoder" in n for n in notes)
+    assert filled(context, target) == filled(target)
 
 
 @pytest.mark.parametrize(

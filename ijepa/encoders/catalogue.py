@@ -18,7 +18,8 @@ class Kind(NamedTuple):
         what: one line for people.
         pooling: how one vector comes of a layer, in a word.
         source: where released weights are.
-        licence: a note on theirs; to be checked at the source.
+        licence: of those weights, as far as anybody says it.
+        licence_read: where it says so.
         method: as the paper's tables have it; None where the name says it, or nobody does.
         target: keys under which a file holds the encoder, the first that is there; if none is,
             the file itself is the weights.
@@ -33,6 +34,7 @@ class Kind(NamedTuple):
     pooling: str
     source: str
     licence: str
+    licence_read: str
     method: str | None = None
     target: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
@@ -50,7 +52,9 @@ KINDS = {
         what="any model of timm, with its pretrained weights or those of a file",
         pooling="as the model's",
         source="timm's hub cache; dl.fbaipublicfiles.com/ijepa for the four *_ijepa",
-        licence="each its own; *_ijepa CC-BY-NC 4.0",
+        licence="each its own; *_ijepa and *.mae CC BY-NC 4.0, *.dino Apache 2.0",
+        licence_read="huggingface.co/timm/vit_huge_patch14_224.mae; huggingface.co/facebook/"
+        "ijepa_vith14_1k, facebook/dino-vitb8",
     ),
     "hf": Kind(
         takes="FOLDER or NAME",
@@ -58,7 +62,9 @@ KINDS = {
         what="I-JEPA, MAE, data2vec, MSN, DINOv2 or a plain ViT of transformers, on this machine",
         pooling="average (I-JEPA), class token",
         source="`hf download NAME`, such as facebook/ijepa_vith14_1k, facebook/vit-mae-huge",
-        licence="each its own: see the model card",
+        licence="each its own: facebook/ijepa_* CC BY-NC 4.0; vit-mae-*, data2vec-vision-*, "
+        "vit-msn-*, dino-* Apache 2.0, though MAE and data2vec say CC BY-NC where they come from",
+        licence_read="model cards of huggingface.co/facebook; see mae and data2vec",
     ),
     "mae": Kind(
         takes="FILE",
@@ -66,7 +72,8 @@ KINDS = {
         what="facebookresearch/mae, with or without its decoder",
         pooling="class token",
         source="dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth",
-        licence="CC-BY-NC 4.0",
+        licence="CC BY-NC 4.0",
+        licence_read="github.com/facebookresearch/mae/blob/main/LICENSE",
         method="MAE",
         target=("model",),
         others=("decoder_", "mask_token"),
@@ -78,6 +85,8 @@ KINDS = {
         pooling="class token",
         source="dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
         licence="Apache 2.0",
+        licence_read="head of github.com/facebookresearch/dino/blob/main/vision_transformer.py; "
+        "huggingface.co/facebook/dino-vitb8",
         method="DINO",
         target=("teacher",),
         context=("student",),
@@ -91,6 +100,7 @@ KINDS = {
         pooling="class token",
         source="the table of github.com/bytedance/ibot: checkpoint_teacher.pth",
         licence="Apache 2.0",
+        licence_read="github.com/bytedance/ibot#license",
         method="iBOT",
         target=("teacher", "state_dict"),
         context=("student",),
@@ -104,7 +114,8 @@ KINDS = {
         pooling="class token",
         source="dl.fbaipublicfiles.com/fairseq/data2vec/data2vec_vision/large_1600/"
         "checkpoint-799.pth",
-        licence="CC-BY-NC 4.0",
+        licence="CC BY-NC, parts of the code MIT",
+        licence_read="github.com/facebookresearch/data2vec_vision/blob/main/beit/README.md",
         method="data2vec",
         target=("model", "module"),
         others=("lm_head.", "mask_token"),
@@ -115,7 +126,8 @@ KINDS = {
         what="lxtGH/CAE, pretrained: its encoder, without regressor and decoder",
         pooling="class token",
         source="the table of github.com/lxtGH/CAE (Google Drive)",
-        licence="see the repository",
+        licence="none is stated: ask its authors",
+        licence_read="github.com/lxtGH/CAE, whose README names none",
         method="CAE",
         target=("model",),
         part="encoder.",
@@ -126,7 +138,8 @@ KINDS = {
         what="facebookresearch/msn: target encoder, or with --which context the other",
         pooling="class token",
         source="the table of github.com/facebookresearch/msn",
-        licence="CC-BY-NC 4.0",
+        licence="that of the repository, not seen by us; copies on the hub say Apache 2.0",
+        licence_read="github.com/facebookresearch/msn; huggingface.co/facebook/vit-msn-base",
         method="MSN",
         target=("target_encoder",),
         context=("encoder",),
@@ -138,7 +151,8 @@ KINDS = {
         what="google-research/simclr, converted by Separius/SimCLRv2-Pytorch, such as r152_2x_sk0",
         pooling="average of the map",
         source="gs://simclr-checkpoints/simclrv2/pretrained, through that converter",
-        licence="Apache 2.0",
+        licence="code Apache 2.0, weights not told apart; the converter states none",
+        licence_read="head of github.com/google-research/simclr/blob/master/resnet.py",
         method="SimCLR v2",
         target=("resnet",),
         others=("fc.",),
@@ -149,7 +163,9 @@ KINDS = {
         what="google-deepmind/deepmind-research byol, converted by ajtejankar/byol-convert",
         pooling="average of the map",
         source="storage.googleapis.com/deepmind-byol/checkpoints, through that converter",
-        licence="Apache 2.0",
+        licence="code Apache 2.0, weights not told apart; the converter states none",
+        licence_read="head of github.com/google-deepmind/deepmind-research/blob/master/byol/"
+        "utils/schedules.py",
         method="BYOL",
         others=("fc.",),
     ),
@@ -157,7 +173,8 @@ KINDS = {
 
 OWN = {
     "RUN or FILE": "a run of `ijepa pretrain`, or one of its checkpoints (--which target, context)",
-    "FILE.pth.tar": "a file as I-JEPA published them, known by what is in it",
+    "FILE.pth.tar": "a file as I-JEPA published them (CC BY-NC 4.0, says "
+    "huggingface.co/facebook/ijepa_vith14_1k), known by what is in it",
     "published:[ARCH@]FILE": "the same, where its shapes do not tell the heads",
     "random:RUN": "the initial weights of that run",
     "random:ARCH[/PATCH][@PX]": "random weights, such as random:vit_small/16@224",
@@ -179,7 +196,8 @@ class Entry(Config):
 
     Attributes:
         encoder: what `--encoder` takes.
-        what: one line for people; likewise `pooling`, `source` and `licence` of the weights.
+        what: one line for people; likewise `pooling`, `source` and `licence` of the weights, and
+            `licence_read`, where it is stated.
         method: as the paper's tables have it.
         paper: the rows of the paper that such an encoder stands for.
     """
@@ -189,6 +207,7 @@ class Entry(Config):
     pooling: str
     source: str = ""
     licence: str = ""
+    licence_read: str = ""
     method: str | None = None
     paper: tuple[PaperRow, ...] = ()
 
@@ -218,6 +237,7 @@ def catalogue() -> Catalogue:
             pooling=kind.pooling,
             source=kind.source,
             licence=kind.licence,
+            licence_read=kind.licence_read,
             method=kind.method,
             paper=paper_rows(kind.method) if kind.method else (),
         )

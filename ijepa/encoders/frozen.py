@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ijepa.config import Rgb, Size
+from ijepa.config import DataConfig, Rgb, Size
+from ijepa.method.finetuning import Transformer
 from ijepa.stores.lineage import Lineage
+from ijepa.stores.mapped import give_back, unchanged_maps
 
 Pool = Callable[[Tensor, int], Tensor]
 
@@ -57,7 +58,8 @@ class FrozenEncoder:
             last.
         lineage: where it comes from.
         pooling: how one vector came of each layer, in words.
-        network: timm's Vision Transformer behind it, to look into; None where there is none.
+        network: timm's Vision Transformer or BEiT behind it; None where there is none.
+        which: of two encoders; `target` also where a method has one alone.
     """
 
     name: str
@@ -70,7 +72,18 @@ class FrozenEncoder:
     pool: Pool
     lineage: Lineage
     pooling: str = PATCH_AVERAGE
-    network: VisionTransformer | None = None
+    network: Transformer | None = None
+    which: str = "target"
+
+    @property
+    def data(self) -> DataConfig:
+        """How images are cut and normalised for it."""
+        return DataConfig(
+            image_px=self.image_px,
+            eval_crop_fraction=self.crop_fraction,
+            mean=self.mean,
+            std=self.std,
+        )
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int) -> Tensor:
@@ -84,10 +97,14 @@ class FrozenEncoder:
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values of a state dict, in the order of the names."""
-    digest = hashlib.sha256()
+    """sha256 over names, shapes and values of a state dict, in the order of the names.
+
+    Weights that are still in their file stay there: what was read is given back.
+    """
+    digest, maps = hashlib.sha256(), unchanged_maps()
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # not copied
+        give_back(value, maps)
     return digest.hexdigest()

@@ -22,8 +22,9 @@ from ijepa.encoders.frozen import (
     weights_sha256,
 )
 from ijepa.encoders.released import EVAL_CROP, paper_arch
+from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
-from ijepa.stores.lineage import Lineage
+from ijepa.exchange.reading import held_encoder
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -84,9 +85,11 @@ def load(asked: Asked) -> FrozenEncoder:
         raise IjepaError(
             f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
         )
-    if asked.rest.startswith("facebook/ijepa"):
+    known = _known(asked, config, family, folder)
+    if known.which == "context" and asked.rest in HUB:
         log.warning(
-            "%s is the context encoder, all that the hub has; the paper evaluates the target's",
+            "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
+            "and no row of its tables is filled with this",
             asked.name,
         )
     mean, std = _normalisation(folder, family, asked.name)
@@ -102,11 +105,9 @@ def load(asked: Asked) -> FrozenEncoder:
         std=std,
         num_layers=config.num_hidden_layers,
         pool=_pool(model, family, interpolate=resized and family.interpolates),
-        lineage=Lineage(
-            method=family.method,
-            arch=paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size),
-        ),
+        lineage=known.lineage,
         pooling=family.pooling,
+        which=known.which,
     )
 
 
@@ -137,6 +138,17 @@ def model_folder(rest: str) -> Path:
     return folder
 
 
+def _known(asked: Asked, config: Any, family: Family, folder: Path) -> Model:  # noqa: ANN401  # one class a family
+    """What a name is known to be, if its network is that; else what the network tells."""
+    side_px = max(height_width(_square(config.image_size)))
+    arch = paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size, side_px)
+    known = HUB.get(asked.rest)
+    if known and known.arch == arch:
+        return known
+    which = held_encoder(folder) if family.method == "I-JEPA" else "target"
+    return Model(family.method, arch, epochs=None, data=None, which=which)
+
+
 def _cached(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -145,8 +157,8 @@ def _cached(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise IjepaError(
-            f"hf:{name} is neither a folder nor in the cache of huggingface_hub; "
-            f"`hf download {name}` fetches a model of the hub."
+            f"hf:{name} is neither a folder nor in the cache of huggingface_hub. Fetch it where "
+            f"there is a network, `hf download {name} --local-dir FOLDER`, and name hf:FOLDER."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """From what a user types to an encoder."""
 
 import importlib
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ijepa.config import (
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path, published_name
+from ijepa.encoders.released_names import FILES, Model
 from ijepa.errors import IjepaError
 from ijepa.exchange.networks import Networks
 from ijepa.exchange.reading import read_networks
@@ -31,6 +33,8 @@ from ijepa.stores.stage import fingerprint_of, read_record
 
 LARGE_PX = 448
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
+
+log = logging.getLogger(__name__)
 
 
 def load_encoder(
@@ -84,6 +88,7 @@ def _ours(
         pool=encoder.pooled_layers,
         lineage=vit.lineage,
         network=encoder,
+        which=which,
     )
 
 
@@ -103,7 +108,9 @@ class Vit(NamedTuple):
 def load_vit(
     name: str, *, which: str = "target", image_px: int | Size | None = None, seed: int = 0
 ) -> Vit:
-    """Make a network from its name, to be frozen or trained; arguments as of `load_encoder`.
+    """Make a network of ours from its name, to be frozen or trained.
+
+    Arguments are those of `load_encoder`.
 
     Raises:
         IjepaError: no such encoder, one that is no network, or weights that do not load.
@@ -112,19 +119,17 @@ def load_vit(
         raise IjepaError("pixels are no network; name a run, a checkpoint or random:ARCH.")
     kind, colon, rest = name.partition(":")
     if kind in KINDS:
-        raise IjepaError(
-            f"{name} can be extracted from, not fine-tuned; name a run, a checkpoint or "
-            f"random:ARCH."
-        )
+        raise IjepaError(f"{name} is no network of ours; name a run, a checkpoint or random:ARCH.")
     if colon and kind == "random":
         return _random(rest, image_px, seed)
     if colon and kind == "published":
         arch, path = published_name(rest)
-        return _trained(checkpoint_path(path), which, image_px, arch)
-    return _trained(checkpoint_path(Path(name)), which, image_px)
+        return vit_in(checkpoint_path(path), which, image_px, arch)
+    return vit_in(checkpoint_path(Path(name)), which, image_px)
 
 
-def _trained(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
+def vit_in(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
+    """The network in whatever file or folder `ijepa.exchange.reading` reads."""
     networks = read_networks(path, arch)
     name, data = f"{_run_name(path)} ({which})", networks.config.data
     lineage = _lineage_of(networks, _pretraining_data(path))
@@ -136,8 +141,20 @@ def _lineage_of(networks: Networks, data: str | None) -> Lineage:
     known, config = networks.provenance, networks.config
     if known.recorded:
         return _lineage(known.method, config, data)
-    arch = _paper_arch(config.encoder.arch, config.encoder.patch_px)
+    arch = _paper_arch(config.encoder.arch, config.encoder.patch_px) + _large(config)
+    released = FILES.get(Path(networks.source).name)
+    if released and released.arch == arch and _fits(known.epochs, released):
+        log.info(
+            "%s is taken for the released weights: %s, %s epochs of %s",
+            networks.source, arch, released.epochs, released.data,
+        )  # fmt: skip
+        return released.lineage
     return Lineage(method=known.method, arch=arch, epochs=known.epochs)
+
+
+def _fits(epochs: int | None, released: Model) -> bool:
+    """On ImageNet-22K, names of files count in epochs of ImageNet-1K, which files may not."""
+    return released.data != "IN1k" or epochs in (None, released.epochs)
 
 
 def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
@@ -179,16 +196,20 @@ def _pretraining_data(path: Path) -> str | None:
 def _lineage(method: str | None, config: PretrainConfig, data: str | None = None) -> Lineage:
     """Of a run, or without a method of the weights that it started from."""
     settings = config.model_dump(mode="json", exclude={"seed"})
-    large = " 448" if config.data.image_px == LARGE_PX else ""  # as the tables have it
     return Lineage(
         method=method,
-        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + large,
+        arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + _large(config),
         data=data,
         epochs=config.optimization.epochs if method else 0,
         family=run_family(method, settings),
         seed=config.seed,
         settings=settings if method else None,
     )
+
+
+def _large(config: PretrainConfig) -> str:
+    """What the paper's tables put behind a network of large images."""
+    return " 448" if config.data.image_px == LARGE_PX else ""
 
 
 def _paper_arch(arch: str, patch_px: int) -> str:

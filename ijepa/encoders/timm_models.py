@@ -1,6 +1,5 @@
 """Any model of timm by its name, with its pretrained weights or with those of a file."""
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import Size, height_width
-from ijepa.encoders.catalogue import paper_epochs
+from ijepa.encoders.fetching import fetched
 from ijepa.encoders.frozen import (
     CLASS_TOKEN,
     PATCH_AVERAGE,
@@ -24,18 +23,15 @@ from ijepa.encoders.frozen import (
     weights_sha256,
 )
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
+from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
+from ijepa.exchange.reading import held_encoder
 from ijepa.stores.checkpoint import check_weights
-from ijepa.stores.lineage import Lineage
+from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.weights import read_weights
 
-METHODS = {"ijepa": "I-JEPA", "mae": "MAE", "dino": "DINO"}  # by the last word of timm's tag
-DATA = {"in1k": "IN1k", "in22k": "IN22k"}  # by the first
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-log = logging.getLogger(__name__)
 
 
 def load(asked: Asked) -> FrozenEncoder:
@@ -67,7 +63,8 @@ def load(asked: Asked) -> FrozenEncoder:
         pool=token_pool(model, pooling) if has_tokens else _last_layer(model),
         lineage=lineage,
         pooling=pooling,
-        network=model if isinstance(model, VisionTransformer) else None,
+        network=model if isinstance(model, VisionTransformer | Beit) else None,
+        which=_which(asked, body, file, lineage),
     )
 
 
@@ -89,7 +86,18 @@ def _name_and_file(rest: str) -> tuple[str, Path]:
         near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
         known = f"; it has {', '.join(near)}" if near else ""
         raise IjepaError(f"timm {timm.__version__} has no model {name!r}{known}.")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise IjepaError(f"timm {timm.__version__} has no {name}{_others(name)}.") from error
+    if at and not file:
+        raise IjepaError(f"timm:{name}@ names no file; it is timm:NAME@FILE.")
     return name, Path(file) if at else _pretrained(name)
+
+
+def _others(name: str) -> str:
+    known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
+    return f"; it has {known}" if known else ""
 
 
 def _pretrained(name: str) -> Path:
@@ -100,51 +108,19 @@ def _pretrained(name: str) -> Path:
     """
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
         raise IjepaError(
-            f"timm has no pretrained weights for {name}; name a file, timm:{name}@FILE"
-            f"{f', or one of {known}' if known else ''}."
+            f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE"
+            f"{_others(name)}."
         )
     try:
-        return _from_hub(cfg) if cfg.hf_hub_id else _from_url(str(cfg.url))
+        return fetched(cfg)
     except (OSError, ValueError, RuntimeError) as error:
         raise IjepaError(
             f"The weights of timm:{name} are not in the cache and cannot be fetched "
-            f"({type(error).__name__}); fetch {cfg.hf_hub_id or cfg.url} where there is a "
-            f"network, and name the file: timm:{name}@FILE."
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Fetch "
+            f"{cfg.hf_hub_id or cfg.url} where there is a network, and name the file: "
+            f"timm:{name}@FILE."
         ) from error
-
-
-def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    """From the cache if it is there; else safetensors before pickles, as timm does."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
-    quiet()  # it would tell of each attempt
-    repo, _, revision = cfg.hf_hub_id.partition("@")
-    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached)
-    for name in names:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
-        except LocalEntryNotFoundError:  # no network
-            raise
-        except EntryNotFoundError:
-            log.debug("%s has no %s", repo, name)
-    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
-
-
-def _from_url(url: str) -> Path:
-    """Where torch.hub, and timm with it, keeps a file of that address."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
-    return path
 
 
 def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
@@ -154,6 +130,13 @@ def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
     if asked.which == "context":
         raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
     return body
+
+
+def _which(asked: Asked, body: Mapping[str, Any], file: Path, lineage: Lineage) -> str:
+    """Of I-JEPA's two encoders a file for one holds the context's, unless it says other."""
+    if lineage.method != "I-JEPA" or _holds_two(body):
+        return asked.which
+    return held_encoder(file)
 
 
 def _holds_two(body: Mapping[str, Any]) -> bool:
@@ -219,6 +202,14 @@ def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN
         resize(model, patch_px, image_px)
     elif model.pretrained_cfg.get("fixed_input_size"):
         raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
+    if isinstance(model, VisionTransformer | Beit):
+        return
+    try:  # other networks take multiples of what nobody says
+        with torch.inference_mode():
+            model.forward_features(torch.zeros(1, 3, *height_width(image_px)))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IjepaError(f"{source} does not take --image-size {image_px} ({reason}).") from error
 
 
 def _last_layer(model: Any) -> Pool:  # noqa: ANN401  # any class of theirs
@@ -246,19 +237,18 @@ def _own_pool(model: Any) -> str:  # noqa: ANN401  # any class of theirs
 
 
 def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401  # any class of theirs
-    """As timm's names tell it; epochs of I-JEPA as the published files' names count them."""
+    """Of a name whose training is known; of any other Vision Transformer its size alone."""
     cfg = model.pretrained_cfg
-    tag = name.partition(".")[2] or str(cfg.get("tag", ""))
-    method = METHODS.get(tag.split("_")[-1])
+    known = TIMM.get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
+    if known:
+        return known.lineage
     if not isinstance(model, VisionTransformer):
-        return Lineage(method=method)
-    arch = paper_arch(
-        model.embed_dim, len(model.blocks), model.patch_embed.patch_size[0], cfg["input_size"][-1]
-    )
-    counted = re.search(r"-(\d+)e\.", str(cfg.get("url", "")))
+        return UNKNOWN
     return Lineage(
-        method=method,
-        arch=arch,
-        epochs=int(counted[1]) if counted and method == "I-JEPA" else paper_epochs(method, arch),
-        data=DATA.get(tag.split("_")[0], "IN1k") if method else None,
+        arch=paper_arch(
+            model.embed_dim,
+            len(model.blocks),
+            model.patch_embed.patch_size[0],
+            cfg["input_size"][-1],
+        )
     )

@@ -43,17 +43,11 @@ def load_network(name: str, which: str, seed: int, device: torch.device) -> Netw
         IjepaError: as `load_encoder`, or an encoder that is no Vision Transformer of timm's.
     """
     found = load_encoder(name, which=which, seed=seed, device=device)
-    if found.network is None:
+    if not isinstance(found.network, VisionTransformer):
         raise IjepaError(
             f"{name} is no Vision Transformer of timm's, so there is no looking into it."
         )
-    data = DataConfig(
-        image_px=found.image_px,
-        eval_crop_fraction=found.crop_fraction,
-        mean=found.mean,
-        std=found.std,
-    )
-    return Network(found.name, found.network.eval().requires_grad_(False), data)
+    return Network(found.name, found.network.eval().requires_grad_(False), found.data)
 
 
 @torch.inference_mode()

@@ -28,13 +28,12 @@ from ijepa.encoders.released import (
     token_pool,
 )
 from ijepa.errors import IjepaError
+from ijepa.method.finetuning import Transformer
 from ijepa.method.vit import ARCHITECTURES, LayerNorm
 
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 HEADS = {size.dim: size.heads for size in ARCHITECTURES.values()}  # others: 64 wide each
-
-Network = VisionTransformer | Beit
 
 
 class Size(NamedTuple):
@@ -75,7 +74,8 @@ def load(asked: Asked) -> FrozenEncoder:
             asked, epoch, paper_arch(size.dim, size.depth, size.patch_px, own_px)
         ),
         pooling=CLASS_TOKEN,
-        network=network if isinstance(network, VisionTransformer) else None,
+        network=network,
+        which=asked.which,
     )
 
 
@@ -117,7 +117,7 @@ def _side(shape: torch.Size, source: str) -> int:
     return root if len(shape) == 3 else (root + 1) // 2
 
 
-def _vit(size: Size, weights: Weights) -> Network:
+def _vit(size: Size, weights: Weights) -> Transformer:
     del weights
     with torch.device("meta"):  # nothing to initialise: the file's weights take its place
         return VisionTransformer(
@@ -134,19 +134,19 @@ def _vit(size: Size, weights: Weights) -> Network:
         )
 
 
-def _data2vec(size: Size, weights: Weights) -> Network:
+def _data2vec(size: Size, weights: Weights) -> Transformer:
     table = weights.get(SHARED_TABLE)  # without one, the check says so
     heads = _heads(size.dim) if table is None else table.shape[1]
     return _beit(size, heads, shared_positions=True)
 
 
-def _cae(size: Size, weights: Weights) -> Network:
+def _cae(size: Size, weights: Weights) -> Transformer:
     del weights
     heads = 12 if size.dim == 384 else _heads(size.dim)  # cae_small's heads are 32 wide
     return _beit(size, heads, shared_positions=False)
 
 
-def _beit(size: Size, heads: int, shared_positions: bool) -> Network:
+def _beit(size: Size, heads: int, shared_positions: bool) -> Transformer:
     return Beit(
         img_size=size.side_patches * size.patch_px,
         patch_size=size.patch_px,
@@ -167,4 +167,4 @@ def _heads(dim: int) -> int:
     return HEADS.get(dim, max(1, dim // 64))
 
 
-BUILDERS: dict[str, Callable[[Size, Weights], Network]] = {"data2vec": _data2vec, "cae": _cae}
+BUILDERS: dict[str, Callable[[Size, Weights], Transformer]] = {"data2vec": _data2vec, "cae": _cae}

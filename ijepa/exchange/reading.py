@@ -13,6 +13,7 @@ from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.exchange.names import ours_of_transformers
 from ijepa.exchange.networks import (
+    ENCODERS,
     PARTS,
     Networks,
     Provenance,
@@ -61,6 +62,18 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
         f"{path} is no checkpoint of ours, no published I-JEPA file and no timm file: its keys are "
         f"{keys or 'none'} ..."
     )
+
+
+def held_encoder(path: Path) -> str:
+    """Which encoder a file has that has room for one: the context's, unless our notes say other.
+
+    Args:
+        path: file of timm's form, or folder of transformers'.
+    """
+    files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
+    notes = safetensors_notes(files[0]).get(NOTES) if files else None
+    part = _part(path, notes)[0]
+    return next(which for which, name in ENCODERS.items() if name == part)
 
 
 def _ours(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
@@ -162,15 +175,21 @@ def _normalised(folder: Path, networks: Networks) -> Networks:
 def _single(
     path: Path, weights: Weights, arch: str | None, known: Provenance, notes: str | None
 ) -> Networks:
-    """Of a format for one encoder: the context's, as timm and transformers have, unless noted."""
+    """Of a format for one encoder."""
+    part, body = _part(path, notes)
+    return _described(path, {part: weights}, arch, known, body)
+
+
+def _part(path: Path, notes: str | None) -> tuple[str, object]:
+    """The context's, as timm and transformers have, unless noted; and what else is noted."""
     try:
         body = json.loads(notes) if notes else None
     except json.JSONDecodeError as error:
         raise IjepaError(f"{path} has notes of ijepa that are no JSON ({error}).") from error
     part = body.pop("part", None) if isinstance(body, dict) else "encoder"
-    if part not in PARTS:
+    if part not in ENCODERS.values():
         raise IjepaError(f"{path} has notes of ijepa that do not say which encoder it is.")
-    return _described(path, {part: weights}, arch, known, body)
+    return part, body
 
 
 def _described(

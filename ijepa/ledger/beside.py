@@ -1,8 +1,8 @@
 """The paper's tables with a number of ours beside each that was really made: the same row.
 
 A line fills a cell only if its encoder is that of the row (method, network, epochs, data, and in
-ablations every setting of the recipe), its data set is that of the column, whole, and its protocol
-one of the column's. Everything else stays in tables of its own.
+ablations every setting of the recipe; of two encoders the target's), its data set is that of the
+column, whole, and its protocol one of the column's. Everything else stays in tables of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,27 +83,40 @@ def _parts(
     known: Mapping[str, Settings],
 ) -> list[PaperTable]:
     """Numbers of different protocols or test sets never share a column: a part for each group."""
-    filled = []
+    filled: list[tuple[Group | None, dict[Row, list[Line]]]] = []
+    near: dict[Row, list[Line]] = {row: [] for row in table.rows}
     for group in groups:
         if not is_task(group, column):
             continue
-        lines = {
-            row: [x for x in group.lines if is_row(x, row, table, known)] for row in table.rows
+        found = {
+            row: [x for x in group.lines if _is_trained_as(x, row, table, known)]
+            for row in table.rows
         }
+        lines = {row: [x for x in found[row] if x.which == "target"] for row in table.rows}
+        near = {row: near[row] + found[row] for row in table.rows}
         if any(lines.values()):
-            filled.append(_part(table, place, column, group, lines))
-    return filled or [_part(table, place, column, None, {row: [] for row in table.rows})]
+            filled.append((group, lines))
+    reasons = {row: why_not(row, column, near[row]) for row in table.rows}
+    return [
+        _part(table, place, column, group, lines, reasons)
+        for group, lines in filled or [(None, {})]
+    ]
 
 
 def _part(
-    table: Table, place: int, column: Column, group: Group | None, lines: Mapping[Row, list[Line]]
+    table: Table,
+    place: int,
+    column: Column,
+    group: Group | None,
+    lines: Mapping[Row, list[Line]],
+    reasons: Mapping[Row, str],
 ) -> PaperTable:
     cells = []
     for row in table.rows:
-        value = row.values[place]
-        cells += [_filled(row, value, line, group) for line in lines[row] if group]
-        if not lines[row]:
-            cells.append(_cell(row, value, None, f"not run: {why_not(row, column)}"))
+        value, ours = row.values[place], lines.get(row, [])
+        cells += [_filled(row, value, line, group) for line in ours if group]
+        if not ours:
+            cells.append(_cell(row, value, None, f"not run: {reasons[row]}"))
     return PaperTable(
         number=table.number,
         title=table.title,
@@ -140,8 +153,17 @@ def _cell(row: Row, value: float, line: Line | None, note: str) -> Cell:
     )
 
 
-def why_not(row: Row, column: Column) -> str:
-    """What is missing for a row, in words."""
+def why_not(row: Row, column: Column, near: Sequence[Line] = ()) -> str:
+    """What is missing for a row, in words.
+
+    Args:
+        row: that is empty.
+        column: of it.
+        near: lines of its pretraining, which the row may have been filled with.
+    """
+    contexts = [line.encoder for line in near if line.which != "target"]
+    if contexts:
+        return f"{contexts[0]} is its context encoder, the paper's is the target encoder"
     prefix = FOREIGN.get(row.method)
     if prefix:
         return f"no weights: no result given of --encoder {prefix}FILE"
@@ -170,8 +192,8 @@ def _is_trained_on(group: Group, column: Column) -> bool:
     return abs(group.train_rows - few) <= LIST_TOLERANCE * few
 
 
-def is_row(line: Line, row: Row, table: Table, known: Mapping[str, Settings]) -> bool:
-    """Is it the encoder of a row: in ablations by every setting, else by its lineage?"""
+def _is_trained_as(line: Line, row: Row, table: Table, known: Mapping[str, Settings]) -> bool:
+    """Is it of a row's pretraining: in ablations by every setting, else by its lineage?"""
     lineage = line.lineage
     if lineage.data != pretraining_data(row):
         return False

@@ -74,6 +74,7 @@ class Line(Config):
     Attributes:
         encoder: name of the first member's.
         lineage: of the first member's.
+        which: `target` or `context` encoder.
         image_px: side of the evaluated square, or (height, width).
         top1: mean over members, `top1_std` their standard deviation; None for one.
         mean_class: likewise.
@@ -84,6 +85,7 @@ class Line(Config):
 
     encoder: str
     lineage: Lineage
+    which: str
     image_px: int | tuple[int, int]
     top1: float
     top1_std: float | None
@@ -182,6 +184,7 @@ def _line(scores: list[tuple[ProbeResult, Score]]) -> Line:
     return Line(
         encoder=score.origin.encoder,
         lineage=score.origin.lineage,
+        which=score.origin.which,
         image_px=score.origin.image_px,
         top1=statistics.mean(member.top1 for member in found),
         top1_std=_std([member.top1 for member in found]),

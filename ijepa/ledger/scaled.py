@@ -65,7 +65,7 @@ def _tables(table: Table, group: Group, known: Mapping[str, Settings]) -> list[S
         settings = known.get(line.lineage.family or "")
         row = settings and row_of(table, settings)
         if settings and row:
-            same = fingerprint_of(rest(settings, (*table.varies, *table.free)))
+            same = fingerprint_of([line.which, rest(settings, (*table.varies, *table.free))])
             alike.setdefault(same, {}).setdefault(row, []).append(line)
     return [_table(table, group, lines, known) for lines in alike.values() if len(lines) > 1]
 

@@ -1,13 +1,16 @@
 """A classifier on a Vision Transformer, and how fast each of its layers learns.
 
 Source: paper A.2, which takes MAE's settings; facebookresearch/mae `models_vit.py`,
-`util/lr_decay.py`, `util/lr_sched.py`.
+`util/lr_decay.py`, `util/lr_sched.py`; for BEiT's networks microsoft/unilm
+`beit/optim_factory.py`.
 """
 
 import math
 
 import torch
 from timm.layers.drop import DropPath
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.method.vit import Encoder, LayerNorm
@@ -15,16 +18,28 @@ from ijepa.method.vit import Encoder, LayerNorm
 HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change the encoder
 
 
-class Classifier(nn.Module):
-    """Encoder, average of the patch tokens, LayerNorm, linear layer.
+# Below the first block; all else that is in no block learns as fast as the head.
+INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
 
-    As in MAE with average pooling, the encoder's own final norm gives way to one after the pooling,
-    which starts afresh. The paper does not say what its classifier looks like. Position tables stay
-    fixed.
+Transformer = VisionTransformer | Beit
+
+
+class Classifier(nn.Module):
+    """Encoder, its average patch token or its class token, norm, linear layer.
+
+    As in MAE, with average pooling the encoder's own final norm gives way to one after the pooling,
+    which starts afresh; with a class token it stays. The paper does not say what its classifier
+    looks like. I-JEPA's position tables stay fixed, those of others are trained.
     """
 
     def __init__(
-        self, encoder: Encoder, num_classes: int, drop_path: float, generator: torch.Generator
+        self,
+        encoder: Transformer,
+        num_classes: int,
+        drop_path: float,
+        generator: torch.Generator,
+        *,
+        class_token: bool = False,
     ) -> None:
         """Take over an encoder that is trained from now on.
 
@@ -33,17 +48,22 @@ class Classifier(nn.Module):
             num_classes: labels count from 0.
             drop_path: chance to skip the last block; the first is never skipped.
             generator: of the linear layer's weights.
+            class_token: classify by it; else by the average of the patch tokens.
         """
         super().__init__()
-        encoder.norm = nn.Identity()
-        self.encoder = encoder
-        self.fc_norm = LayerNorm(encoder.embed_dim)
+        self.encoder, self._class_token = encoder, class_token
+        if class_token:
+            self.fc_norm = encoder.fc_norm
+        else:
+            encoder.norm, self.fc_norm = nn.Identity(), LayerNorm(encoder.embed_dim)
+        encoder.fc_norm = nn.Identity()
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, generator=generator)
         nn.init.zeros_(self.head.bias)
         for parameter in encoder.parameters():
             parameter.requires_grad_(True)
-        encoder.position_table.requires_grad_(False)
+        if isinstance(encoder, Encoder):
+            encoder.position_table.requires_grad_(False)
         last = max(1, len(encoder.blocks) - 1)
         for number, block in enumerate(encoder.blocks):
             chance = drop_path * number / last
@@ -51,34 +71,38 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, classes) logits of (B, 3, height, width) normalised images."""
-        logits: Tensor = self.head(self.fc_norm(self.encoder(images).mean(dim=1)))
+        tokens: Tensor = self.encoder.forward_features(images)
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        vectors = tokens[:, 0] if self._class_token else patches.mean(dim=1)
+        logits: Tensor = self.head(self.fc_norm(vectors))
         return logits
 
 
 def layer_of(name: str, depth: int) -> int:
     """Number of the layer that a parameter of a `Classifier` belongs to: 0 to depth + 1."""
     parts = name.split(".")
-    if parts[0] != "encoder":
-        return depth + 1
-    return int(parts[2]) + 1 if parts[1] == "blocks" else 0
+    if parts[0] == "encoder" and parts[1] == "blocks":
+        return int(parts[2]) + 1
+    return 0 if parts[0] == "encoder" and parts[1] in INPUTS else depth + 1
 
 
 def parameter_groups(
     model: Classifier, layer_decay: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """One group a layer and kind: matrices decay, biases and norms do not.
+    """One group a layer and kind: matrices decay; biases, norms, tokens and positions do not.
 
     Args:
         model: whose trained parameters are grouped.
         layer_decay: `lr_scale` of a group is this to the power of the layers above it.
         weight_decay: of matrices.
     """
-    depth = len(model.encoder.blocks)
+    depth, spared = len(model.encoder.blocks), set(model.encoder.no_weight_decay())
     groups: dict[tuple[int, bool], dict[str, object]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer, decays = layer_of(name, depth), parameter.ndim > 1
+        layer = layer_of(name, depth)
+        decays = parameter.ndim > 1 and name.removeprefix("encoder.") not in spared
         group = groups.setdefault(
             (layer, decays),
             {

@@ -195,4 +195,6 @@ def tensors_in(body: object) -> Iterator[Tensor]:
 
 def _broken(path: Path, error: BaseException) -> IjepaError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, zipfile.BadZipFile):
+        reason = f"cut short: a zip archive without its end; {reason}"
     return IjepaError(f"{path} is no readable file of weights ({reason}); get it again.")

@@ -25,7 +25,9 @@ Which = Annotated[
     Literal["target", "context"], typer.Option(help="Which encoder of a run; the paper's: target.")
 ]
 Layers = Annotated[int, typer.Option(help="How many of the last blocks to store.", min=1)]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the square, if not the encoder's.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the square, if not the encoder's.")
+]
 Crop = Annotated[
     Literal["center", "squash"], typer.Option(help="Centre crop, or the whole image squashed.")
 ]

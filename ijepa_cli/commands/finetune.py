@@ -20,7 +20,7 @@ from ijepa_cli.console import (
 from ijepa_cli.score_table import score_table
 
 EncoderName = Annotated[
-    str, typer.Option(help="Run folder, checkpoint, random:RUN or random:ARCH[/PATCH][@PX].")
+    str, typer.Option(help="Run, checkpoint, published file, random:ARCH, mae:FILE, timm:NAME, ...")
 ]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Folder to make.")]
@@ -36,7 +36,9 @@ Which = Annotated[
 Label = Annotated[str, typer.Option(help="Which label, such as class.")]
 Split = Annotated[str, typer.Option(help="On which split to train.")]
 TestSplit = Annotated[str, typer.Option(help="On which split to score.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the square, if not the encoder's.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the square, if not the encoder's.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, as epochs=10; repeatable.")
 ]

@@ -1,0 +1,86 @@
+"""From what a user types to a Vision Transformer that can be fine-tuned, whoever trained it."""
+
+from typing import NamedTuple
+
+from ijepa.config import DataConfig, Size
+from ijepa.encoders.catalogue import KINDS
+from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE
+from ijepa.encoders.load import load_encoder, load_vit, vit_in
+from ijepa.encoders.released_names import HUB
+from ijepa.errors import IjepaError
+from ijepa.exchange.reading import held_encoder
+from ijepa.method.finetuning import Transformer
+from ijepa.stores.lineage import Lineage
+from ijepa.stores.stage import read_json
+
+TUNABLE = (
+    "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "
+    "published files, random:ARCH, mae: dino: ibot: data2vec: cae: msn: and a file, timm:NAME, and "
+    "hf: for I-JEPA alone"
+)
+
+
+class Trainable(NamedTuple):
+    """A Vision Transformer on the CPU, and how its images are cut and normalised.
+
+    Attributes:
+        name: for people.
+        encoder: timm's, or ours.
+        data: `image_px` is the size at which it is to be used.
+        weights_sha256: before any training.
+        lineage: where it comes from.
+        pooling: `CLASS_TOKEN` or `PATCH_AVERAGE`, as of the frozen encoder.
+        which: of two encoders.
+    """
+
+    name: str
+    encoder: Transformer
+    data: DataConfig
+    weights_sha256: str
+    lineage: Lineage
+    pooling: str
+    which: str
+
+
+def load_trainable(
+    name: str, *, which: str = "target", image_px: int | Size | None = None, seed: int = 0
+) -> Trainable:
+    """Make a network from its name; arguments as of `load_encoder`.
+
+    Raises:
+        IjepaError: no such encoder, weights that do not load, or none that can be fine-tuned.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "hf":
+        return _of_transformers(name, rest, which, image_px)
+    if kind not in KINDS:
+        vit = load_vit(name, which=which, image_px=image_px, seed=seed)
+        return Trainable(*vit, PATCH_AVERAGE, which)
+    found = load_encoder(name, which=which, image_px=image_px, seed=seed)
+    if found.network is None or found.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
+        raise IjepaError(f"{name} can be extracted from, not fine-tuned: {TUNABLE}.")
+    return Trainable(
+        name=found.name,
+        encoder=found.network,
+        data=found.data,
+        weights_sha256=found.weights_sha256,
+        lineage=found.lineage,
+        pooling=found.pooling,
+        which=found.which,
+    )
+
+
+def _of_transformers(name: str, rest: str, which: str, image_px: int | Size | None) -> Trainable:
+    """I-JEPA's, whose network is ours; the blocks of others are not timm's."""
+    from ijepa.encoders.huggingface import model_folder
+
+    if which == "context":
+        raise IjepaError(f"{name} holds one encoder; leave --which context out.")
+    folder = model_folder(rest)
+    if read_json(folder / "config.json").get("model_type") != "ijepa":
+        raise IjepaError(f"{name} can be extracted from, not fine-tuned: {TUNABLE}.")
+    held = held_encoder(folder)
+    vit = vit_in(folder, held, image_px)
+    known, arch = HUB.get(rest), vit.lineage.arch
+    lineage = known.lineage if known and known.arch.removesuffix(" 448") == arch else vit.lineage
+    return Trainable(name, *vit[1:4], lineage, PATCH_AVERAGE, held)
