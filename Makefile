@@ -132,7 +132,7 @@ EVALUATE_imagenette := DATA=$(SETS)/imagenette128.tar
 EVALUATE_clevr      := DATA=clevr:$(SETS)/clevr-mini.tar LABELS="count dist"
 
 evaluation: $(EVALUATED:%=evaluate-%) ## ENCODER on the data sets in SETS by every PROBE -> runs/evaluation.html.
-	@$(MAKE) --no-print-directory low-level NAME=evaluation-clevr
+	@$(MAKE) --no-print-directory low-level NAME=evaluation-clevr $(EVALUATE_clevr)
 	@$(IJEPA) report $(wildcard runs/evaluation-*.probes/*.json) \
 	  runs/evaluation-clevr.probes/low-level/count.json \
 	  runs/evaluation-clevr.probes/low-level/dist.json --out runs/evaluation.html
@@ -142,8 +142,19 @@ evaluate-%:
 	@test -d '$(SETS)' || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
 	@$(MAKE) --no-print-directory probe NAME=evaluation-$* $(EVALUATE_$*)
 
-low-level: extract ## Count and distance by the paper's protocol, on features with these labels.
+# Its protocol squashes whole images and trains on views that are flipped or not; four are stored.
+LOW_LEVEL := $(FEATURES)/low-level
+
+low-level: $(foreach encoder,$(ENCODERS),$(LOW_LEVEL)/$(encoder).train.h5 $(LOW_LEVEL)/$(encoder).test.h5) ## Count and distance of DATA by the paper's protocol.
 	@$(IJEPA) probe low-level --seed $(SEED) --out $(PROBES)/low-level \
-	  $(foreach part,train test,--$(part) $(FEATURES)/$(firstword $(ENCODERS)).$(part).h5) \
+	  $(foreach part,train test,--$(part) $(LOW_LEVEL)/$(firstword $(ENCODERS)).$(part).h5) \
 	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
-	    --baseline-$(part) $(FEATURES)/$(encoder).$(part).h5))
+	    --baseline-$(part) $(LOW_LEVEL)/$(encoder).$(part).h5))
+
+$(LOW_LEVEL)/%.train.h5: pretrain
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
+	  --crop squash --augment flip --views 4 --workers $(WORKERS)
+
+$(LOW_LEVEL)/%.test.h5: pretrain
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	  --crop squash --workers $(WORKERS)

@@ -37,7 +37,8 @@ from ijepa.stores.stage import (
 if TYPE_CHECKING:
     from ijepa.distributed import World
     from ijepa.encoders.trainable import Trainable
-    from ijepa.run.finetuning import Labelled
+    from ijepa.probes.arrays import Ints
+    from ijepa.run.finetuning import Parts
 
 VERSION = 1
 RESULT = "result.json"
@@ -70,6 +71,7 @@ class FinetunePlan(Config):
 
     protocol: str
     train_images: int
+    held_out_images: int
     test_images: int
     num_classes: int
     batch_size: int
@@ -104,7 +106,9 @@ def finetune(
     """Train on `config.split`, or a part of it, and score the last state on `config.test_split`.
 
     The folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
-    `result.json`, which `ijepa report` shows beside probes. Nothing is chosen on the test split.
+    `result.json`, which `ijepa report` shows beside probes. Nothing is chosen, on the test split or
+    on the images that `config.holdout` keeps from training: loss and accuracy on these are recorded
+    after every epoch, the last ones in the result.
 
     Args:
         shards: of `ijepa shard`.
@@ -139,16 +143,18 @@ def plan_finetune(
     """Say what `finetune` would do; raises as it would."""
     data = open_shards(shards)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
-    train, test, names = _images(_Job(plan, config, data, runtime, silent, subset))
-    batch = min(config.batch_size, len(train.chosen))
+    parts = _images(_Job(plan, config, data, runtime, silent, subset))
+    images = len(parts.train.chosen)
+    batch = min(config.batch_size, images)
     vit = _encoder(config)
     return FinetunePlan(
         protocol=config.protocol,
-        train_images=len(train.chosen),
-        test_images=len(test.chosen),
-        num_classes=len(names),
+        train_images=images,
+        held_out_images=len(parts.held.chosen),
+        test_images=len(parts.test.chosen),
+        num_classes=_num_classes(parts),
         batch_size=batch,
-        steps=config.epochs * (len(train.chosen) // batch),
+        steps=config.epochs * (images // batch),
         parameters=sum(parameter.numel() for parameter in vit.encoder.parameters()),
     )
 
@@ -169,8 +175,8 @@ class _Trained(NamedTuple):
 
     vit: "Trainable"
     data: DataConfig
-    train: "Labelled"
-    test: "Labelled"
+    parts: "Parts"
+    held_out: dict[str, float]
     predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 
 
@@ -197,22 +203,22 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     from ijepa.run.finetuning import FinetuneRun
 
     config = job.config
-    train, test, names = _images(job)
+    parts = _images(job)
     vit = _encoder(config)
-    data = _data(job, vit.data, len(train.chosen), world)
+    data = _data(job, vit.data, len(parts.train.chosen), world)
     generator = torch.Generator().manual_seed(config.seed)
     model = Classifier(
         vit.encoder,
-        len(names),
+        _num_classes(parts),
         config.drop_path,
         generator,
         class_token=vit.pooling == CLASS_TOKEN,
     )
-    run = FinetuneRun(work.folder, model, train, config, data, job.runtime, world)
+    run = FinetuneRun(work.folder, model, parts, config, data, job.runtime, world)
     run.train(job.progress if world.leads else silent)
     nothing = np.empty(0, np.int64)
-    found = run.predictions(test, job.progress) if world.leads else nothing
-    return _Trained(vit, data, train, test, found), run.device_name
+    found = run.predictions(job.progress) if world.leads else nothing
+    return _Trained(vit, data, parts, run.held_out, found), run.device_name
 
 
 def _encoder(config: FinetuneConfig) -> "Trainable":
@@ -238,9 +244,9 @@ def _data(job: _Job, own: DataConfig, images: int, world: "World") -> DataConfig
     return own.model_copy(update=choices)
 
 
-def _images(job: _Job) -> "tuple[Labelled, Labelled, list[int]]":
-    """Training and test images that take part, and the class numbers that there are."""
-    from ijepa.run.finetuning import Labelled
+def _images(job: _Job) -> "Parts":
+    """Images that take part, their classes counted from 0."""
+    from ijepa.run.finetuning import Labelled, Parts
 
     config = job.config
     readers = [job.data.split(split) for split in (config.split, config.test_split)]
@@ -255,9 +261,33 @@ def _images(job: _Job) -> "tuple[Labelled, Labelled, list[int]]":
         )
     every = np.arange(len(readers[1]))
     test = Labelled(readers[1], every, np.searchsorted(classes, facts[1][1]), facts[1][0])
-    keys = [facts[0][0][number] for number in chosen.tolist()]
-    train = Labelled(readers[0], chosen, numbers.astype(np.int64), keys)
-    return train, test, classes.tolist()
+    trained, held = _held_out(numbers, config)
+    train, watched = (
+        Labelled(
+            readers[0],
+            chosen[some],
+            numbers[some].astype(np.int64),
+            [facts[0][0][number] for number in chosen[some].tolist()],
+        )
+        for some in (trained, held)
+    )
+    return Parts(train, watched, test)
+
+
+def _held_out(labels: "Ints", config: FinetuneConfig) -> "tuple[Ints, Ints]":
+    """Places of the images to train on, and of those to watch."""
+    from ijepa.probes.arrays import hold_out
+
+    if not config.holdout:
+        return np.arange(len(labels)), np.empty(0, np.int64)
+    trained, held = hold_out(labels, config.holdout, config.seed)
+    if not len(held):
+        raise IjepaError("No image can be held out: there is one of each class; drop holdout.")
+    return trained, held
+
+
+def _num_classes(parts: "Parts") -> int:
+    return int(parts.train.labels.max()) + 1
 
 
 def _facts(
@@ -303,17 +333,19 @@ def _outcome(out: Path, cached: bool) -> FinetuneOutcome:
 def _result(job: _Job, trained: _Trained) -> ProbeResult:
     from ijepa.probes.scores import summary
 
-    config, test, train = job.config, trained.test, trained.train
+    config, (train, held, test) = job.config, trained.parts
     correct = (trained.predictions == test.labels)[np.newaxis]
     images, batch = len(train.chosen), trained.data.batch_size
-    departures = () if batch == config.batch_size else (f"batches of all {images:,} images",)
+    departures = [] if batch == config.batch_size else [f"batches of all {images:,} images"]
+    if len(held.chosen):
+        departures.append(f"{len(held.chosen):,} training images held out")
     score = Score(
         setting=config.subset.partition(" ")[0],
         origin=_origin(job, trained),
         best_on_test=None,
-        choices={},
+        choices=trained.held_out,
         correct=pack_correct(correct, test.keys),
-        departures=departures,
+        departures=tuple(departures),
         **summary(correct, test.labels)._asdict(),
     )
     return ProbeResult(
@@ -328,7 +360,7 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         splits=Splits(train=config.split, test=config.test_split),
         train_images=image_set(train.keys, train.labels),
         test_images=image_set(test.keys, test.labels),
-        num_classes=int(train.labels.max()) + 1,
+        num_classes=_num_classes(trained.parts),
         chance=float(np.bincount(test.labels).max() / len(test.labels)),
         train_rows=images,
         test_rows=len(test.labels),

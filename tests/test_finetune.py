@@ -16,6 +16,7 @@ from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, finetune_config, plan_finetune
 from ijepa.method.finetuning import Classifier, layer_of, learning_rate, parameter_groups
 from ijepa.method.vit import build_encoder
+from ijepa.probes.arrays import hold_out
 from ijepa.report import report
 from ijepa.run import finetuning
 from ijepa.stores.augmented import AugmentedBatches
@@ -142,19 +143,92 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
     assert cut.result.scores == whole.result.scores
 
 
+def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path):
+    seen = []
+
+    class Noted(AugmentedBatches):
+        def __getitem__(self, step):
+            batch = super().__getitem__(step)
+            seen.extend(batch.numbers.tolist())
+            return batch
+
+    choice = config(run, holdout=0.25, epochs=3, batch_size=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "AugmentedBatches", Noted)
+        found = finetune(shards, tmp_path / "out", choice, CPU).result
+    labels = [sample.labels["class"] for sample in open_shards(shards).split("train")]
+    trained, held = hold_out(np.array(labels), 0.25, choice.seed)
+    assert set(seen) == set(trained.tolist())
+    assert not set(trained) & set(held)
+    assert found.train_rows == len(trained)
+    records = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    watched = [record for record in records if "held_out_accuracy" in record]
+    assert [record["epoch"] for record in watched] == [1, 2, 3]
+    names = ("held_out_loss", "held_out_accuracy")
+    assert found.scores[0].choices == {name: watched[-1][name] for name in names}
+    assert found.scores[0].departures == (f"{len(held)} training images held out",)
+    assert found.test_rows == 64
+
+
+def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
+    choice = config(run, holdout=0.25, epochs=1, lr=3e-3, warmup_epochs=0)
+    scored = {}
+    score = finetuning.FinetuneRun._scored
+
+    def noted(self, part, numbers):
+        for places, logits in score(self, part, numbers):
+            scored.setdefault(len(scored), (part, places, logits))
+            yield places, logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning.FinetuneRun, "_scored", noted)
+        result = finetune(shards, tmp_path / "out", choice, CPU).result
+    (held, places, logits), (test, _, _) = scored[0], scored[1]
+    assert not set(held.keys) & set(test.keys)
+    true = torch.from_numpy(held.labels[places.numpy()])
+    accuracy = (logits.argmax(dim=1) == true).float().mean()
+    assert result.scores[0].choices["held_out_accuracy"] == pytest.approx(float(accuracy))
+    loss = torch.nn.functional.cross_entropy(logits, true)
+    assert result.scores[0].choices["held_out_loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
+    run, shards, tmp_path
+):
+    choice = config(run, holdout=0.25, batch_size=32, drop_path=0.3)
+    whole = finetune(shards, tmp_path / "whole", choice, CPU).result
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning.FinetuneRun, "_watch", lambda self: {})
+        finetune(shards, tmp_path / "blind", choice, CPU)
+
+    def kill(task, done, *_):
+        if task.startswith("finetune") and done == 8 * 32:  # in the second epoch of six steps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "FLUSH_STEPS", 2)
+        with pytest.raises(StoppedError, match="after step 8 of 12"):
+            finetune(shards, tmp_path / "cut", choice, CPU, kill)
+    cut = finetune(shards, tmp_path / "cut", choice, CPU).result
+    assert cut.scores == whole.scores
+    logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut", "blind")]
+    assert logs[0] == logs[1]
+    assert [record["loss"] for record in logs[0]] == [record["loss"] for record in logs[2]]
+
+
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one(run, shards, tmp_path):
     words = ["ijepa_cli", "finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--set", "epochs=1", "--set", "batch_size=64", "--set", "lr=1e-3"]
+    words += ["--set", "holdout=0.25"]
     codes, errors = together(2, ["-m", *map(str, words), "--out", str(tmp_path / "two")])
     assert codes == [0, 0], errors
-    choice = config(run, epochs=1, warmup_epochs=5.0)
+    choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25)
     finetune(shards, tmp_path / "one", choice, CPU)
-    one, two = (
-        [record["loss"] for record in read_metrics(tmp_path / name / "metrics.jsonl")]
-        for name in ("one", "two")
-    )
-    assert two == pytest.approx(one, rel=1e-4)
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for alone, shared in zip(one, two, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4)
     assert json.loads((tmp_path / "two" / "result.json").read_text())["probe"] == "finetune"
 
 
@@ -197,6 +271,7 @@ def test_the_protocols_are_the_published_ones():
     assert finetune_config("imagenet-1pct-huge", {"encoder": "e"}, []).weight_decay == 0.4
     full = finetune_config("imagenet-full", {"encoder": "e"}, ["epochs=7"])
     assert (full.batch_size, full.lr, full.drop_path) == (528, 1e-4, 0.25)
+    assert (one.holdout, full.holdout) == (0, 0)
     assert (full.mixup, full.cutmix, full.weight_decay, full.epochs) == (0.8, 1.0, 0.04, 7)
 
 
@@ -211,6 +286,7 @@ def test_mixed_images_have_mixed_labels_and_train_alike_twice(run, shards, tmp_p
     [
         ({"encoder": "pixels"}, "pixels are no network"),
         ({"label": "colour"}, "train has no label 'colour'; its labels are: class"),
+        ({"subset": "1-per-class", "holdout": 0.1}, "No image can be held out"),
         ({"subset": "half"}, "'half' is no file, and not written as 1% or 5-per-class"),
         ({"mixup": 0.8, "batch_size": 63}, "Mixup pairs images, and 63 are odd"),
         ({"test_split": "test"}, "has no split 'test'"),

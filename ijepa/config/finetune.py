@@ -19,6 +19,8 @@ class FinetuneConfig(Config):
         label: a label of the shard set; likewise `split` and `test_split`.
         subset: which training images: `1%`, `10%` of each class, `5-per-class`, or empty for all;
             drawn by the seed, unless a list of images was given, which it then calls by its sha256.
+        holdout: fraction of each class of these that is watched after every epoch, and not trained
+            on; no protocol has any, and nothing is chosen by it.
         image_px: side of the square that is seen, or (height, width); None takes the encoder's own.
         batch_size: of all processes together; no more than there are images.
         lr: at its highest, for that batch and the last layer.
@@ -36,6 +38,7 @@ class FinetuneConfig(Config):
     split: str = "train"
     test_split: str = "val"
     subset: str = ""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     image_px: Px | tuple[Px, Px] | None = None
     epochs: Annotated[int, Field(ge=1)] = 50
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0  # MAE's; the paper names none

@@ -1,8 +1,9 @@
-"""The loop of fine-tuning: steps, records, checkpoints, and the score at the end."""
+"""The loop of fine-tuning: steps, the watch, records, checkpoints, and the score at the end."""
 
 import contextlib
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
 from ijepa.stores.augmented import AugmentedBatches
 from ijepa.stores.checkpoint import check_weights, load_state, save_state
-from ijepa.stores.loader import Images, ViewBatches, ViewPlan, batches
+from ijepa.stores.loader import ChosenImages, Images, ViewBatches, ViewPlan, batches
 from ijepa.stores.metrics import MetricsLog
 
 SCORED_AT_ONCE = 64
@@ -55,6 +56,14 @@ class Labelled(NamedTuple):
     keys: list[str]
 
 
+class Parts(NamedTuple):
+    """Images to train on, to watch, and to score at the end; the first two share a split."""
+
+    train: Labelled
+    held: Labelled
+    test: Labelled
+
+
 class FinetuneRun:
     """Classifier, optimizer and the number of steps done; `train` takes the rest."""
 
@@ -62,7 +71,7 @@ class FinetuneRun:
         self,
         folder: Path,
         model: Classifier,
-        train: Labelled,
+        parts: Parts,
         config: FinetuneConfig,
         data: DataConfig,
         runtime: Runtime,
@@ -73,23 +82,26 @@ class FinetuneRun:
         Args:
             folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
             model: freshly made; trained in place.
-            train: images to train on.
+            parts: which images.
             config: what to do.
             data: how images are cut and normalised; its batch is that of all processes.
             runtime: device, workers, how often to save.
             world: this process among all.
         """
-        self._folder, self._config, self._data = folder, config, data
+        self._folder, self._parts, self._config, self._data = folder, parts, config, data
         self._runtime, self._world = runtime, world
         self._device = device = pick_device(runtime.device)
+        train = parts.train
         self._labels = torch.from_numpy(_by_number(train))
         part = world.share(data.batch_size)
         self._batches = AugmentedBatches(train.images, train.chosen, config, data, part)
         self.model = model.to(device)
         groups = parameter_groups(model, config.layer_decay, config.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=config.lr)
-        self.total_steps = config.epochs * (len(train.chosen) // data.batch_size)
+        self._steps_per_epoch = len(train.chosen) // data.batch_size
+        self.total_steps = config.epochs * self._steps_per_epoch
         self.steps_done = 0
+        self.held_out: dict[str, float] = {}  # by the last watch
         metrics_bytes = self._resume()
         self._forward = in_parallel(self.model, device, world)
         self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
@@ -116,7 +128,11 @@ class FinetuneRun:
             for batch in made:
                 losses.append(self._step(batch.step, batch.images, self._labels[batch.numbers]))
                 last = self.steps_done == self.total_steps
-                if not last and self.steps_done % FLUSH_STEPS and not self._stops_now(bool(asked)):
+                if self._watched_now():
+                    losses[-1] |= self._watch()
+                elif (
+                    not last and self.steps_done % FLUSH_STEPS and not self._stops_now(bool(asked))
+                ):
                     continue
                 self._flush(losses, progress)
                 losses = []
@@ -130,22 +146,49 @@ class FinetuneRun:
         if self._metrics:
             self._metrics.close()
 
+    def predictions(self, progress: Progress) -> Ints:
+        """(n,) class numbers of the test images by their evaluation views."""
+        found, test = [], self._parts.test
+        for numbers, logits in self._scored(test, range(_batches(test))):
+            found.append(logits.argmax(dim=1))
+            progress("score images", int(numbers[-1]) + 1, None)
+        every: Ints = torch.cat(found).numpy()
+        return every
+
+    def _watched_now(self) -> bool:
+        """Is an epoch over, and are there images held out to see what it came to?"""
+        return len(self._parts.held.chosen) > 0 and self.steps_done % self._steps_per_epoch == 0
+
+    def _watch(self) -> dict[str, float]:
+        """Score the held-out images, every process some of them; the loss is not smoothed.
+
+        Nothing that the next steps draw depends on it.
+        """
+        held, world = self._parts.held, self._world
+        labels, sums = torch.from_numpy(held.labels), torch.zeros(2, dtype=torch.float64)
+        for numbers, logits in self._scored(held, range(world.rank, _batches(held), world.size)):
+            true = labels[numbers]
+            sums[0] += F.cross_entropy(logits, true, reduction="sum").double()
+            sums[1] += (logits.argmax(dim=1) == true).sum()
+        means = mean_over_ranks(sums.to(self._device), world) * (world.size / len(labels))
+        loss, accuracy = means.tolist()
+        if not np.isfinite(loss):
+            raise IjepaError(f"The held-out loss is {loss} after step {self.steps_done}; lower lr.")
+        self.held_out = {"held_out_loss": loss, "held_out_accuracy": accuracy}
+        return self.held_out
+
     @torch.inference_mode()
-    def predictions(self, test: Labelled, progress: Progress) -> Ints:
-        """(n,) class numbers by the evaluation views."""
-        self.model.eval()
+    def _scored(self, part: Labelled, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places in `part` and float logits, on the CPU, of some of its batches."""
         plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
-        views = ViewBatches(test.images, plan, SCORED_AT_ONCE)
-        found = []
-        with contextlib.closing(batches(views, range(len(views)), self._runtime.workers)) as made:
+        views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
+        self.model.eval()
+        with contextlib.closing(batches(views, numbers, self._runtime.workers)) as made:
             for batch in made:
                 with self._precision():
                     logits = self.model(self._normalised(batch.images))
-                found.append(logits.argmax(dim=1).cpu())
-                done = min((batch.step + 1) * SCORED_AT_ONCE, len(test.images))
-                progress("score images", done, None)
-        every: Ints = torch.cat(found).numpy()
-        return every[test.chosen]
+                yield batch.numbers, logits.float().cpu()
+        self.model.train()
 
     def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""
@@ -159,8 +202,12 @@ class FinetuneRun:
         torch.autograd.backward(loss)
         self._optimizer.step()
         self.steps_done = step + 1
-        per_epoch = self.total_steps / self._config.epochs
-        facts = {"step": self.steps_done, "epoch": self.steps_done / per_epoch, "lr": lr}
+        facts = {
+            "step": self.steps_done,
+            "epoch": self.steps_done / self._steps_per_epoch,
+            "lr": lr,
+        }
+        facts["images"] = self.steps_done * self._data.batch_size
         return facts | {"loss": loss.detach()}
 
     def _set_rates(self, step: int) -> float:
@@ -214,7 +261,7 @@ class FinetuneRun:
             if self._metrics:
                 self._metrics.append(record | {"loss": loss})
         size = self._data.batch_size
-        shown = {"loss": losses[-1], "lr": records[-1]["lr"]}
+        shown = {"loss": losses[-1], "lr": records[-1]["lr"]} | self.held_out
         progress("finetune images", self.steps_done * size, self.total_steps * size, shown)
 
     def _stopped(self, name: str) -> StoppedError:
@@ -238,6 +285,7 @@ class FinetuneRun:
             "config": self._config.model_dump(mode="json"),
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "held_out": self.held_out,
             "metrics_bytes": self._metrics.flush(),
         }
         save_state(self._last_checkpoint, body)
@@ -250,10 +298,14 @@ class FinetuneRun:
         check_weights(self.model, body["model"], self._last_checkpoint)
         self.model.load_state_dict(body["model"])
         self._optimizer.load_state_dict(body["optimizer"])
-        self.steps_done = body["step"]
+        self.steps_done, self.held_out = body["step"], body["held_out"]
         if self._world.leads:
             log.info("going on after step %d of %d", self.steps_done, self.total_steps)
         return int(body["metrics_bytes"])
+
+
+def _batches(part: Labelled) -> int:
+    return -(-len(part.chosen) // SCORED_AT_ONCE)
 
 
 def _by_number(train: Labelled) -> Ints:

@@ -29,7 +29,7 @@ from ijepa.method.decoder import (
 from ijepa.method.draws import MASKS, NOISE, SHUFFLE, stream
 from ijepa.method.masking import Masks
 from ijepa.progress import Progress
-from ijepa.stores.loader import ViewBatches, ViewPlan, batches
+from ijepa.stores.loader import ChosenImages, ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import SplitReader
 
 AT_ONCE = 32
@@ -80,19 +80,6 @@ class Held(NamedTuple):
             yield slice(start, start + AT_ONCE)
 
 
-class _Chosen:
-    """Some images of a split, as a loader wants them."""
-
-    def __init__(self, images: SplitReader, numbers: list[int]) -> None:
-        self._images, self._numbers = images, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def read_image(self, number: int) -> bytes:
-        return self._images.read_image(self._numbers[number])
-
-
 def hold(source: Decoded, images: SplitReader, count: int, seed: int, device: torch.device) -> Held:
     """Draw images of a split, and a block of each by the run's own masks.
 
@@ -104,7 +91,7 @@ def hold(source: Decoded, images: SplitReader, count: int, seed: int, device: to
         raise IjepaError(f"{images.name} holds {len(images)} images; two are needed at least.")
     order = stream(seed, SHUFFLE, HELD_OUT).permutation(len(images))[:count].tolist()
     plan = ViewPlan(run.data.image_px, run.data.eval_crop_fraction)
-    views = ViewBatches(_Chosen(images, order), plan, AT_ONCE)
+    views = ViewBatches(ChosenImages(images, order), plan, AT_ONCE)
     made = batches(views, range(len(views)), workers=0)
     masks = draw_blocks(run, count, stream(seed, MASKS, HELD_OUT)).to(device)
     return Held(

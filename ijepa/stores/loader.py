@@ -44,6 +44,21 @@ class Images(Protocol):
         """Bytes of one image file."""
 
 
+class ChosenImages:
+    """Some of other images, counted from 0."""
+
+    def __init__(self, images: Images, chosen: Sequence[int]) -> None:
+        """Remember `chosen`, their numbers there."""
+        self._images, self._chosen = images, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read_image(self, number: int) -> bytes:
+        """Bytes of one image file."""
+        return self._images.read_image(self._chosen[number])
+
+
 class Batch(NamedTuple):
     """Images of one step.
 

@@ -64,7 +64,8 @@ class Score(Config):
         best_on_test: the best head chosen on the test set, as papers report it; optimistic.
         p_value: exact McNemar test against the first encoder on the same test images; None for
             the first encoder itself, and where several draws were averaged.
-        choices: what was chosen on the held-out part of train.
+        choices: what was chosen on the held-out part of train, and how well it did there; for a
+            fine-tuning, where nothing is chosen, how well the last state did there.
         correct: which test images the chosen head classified rightly, one string a draw; see
             `pack_correct`.
         departures: in what the score is not of the protocol that it is named by.

@@ -14,7 +14,9 @@ Records = Sequence[dict[str, float]]
 MASK_IMAGES = 2000  # over which the masks of a run are counted
 
 CURVES = (  # fields of a record, label of the axis, what the reader should know
-    (("loss",), "loss", "The loss alone does not show progress: targets move, too."),
+    (("loss",), "loss", "Of pretraining it does not show progress: targets move, too."),
+    (("held_out_loss",), "held-out loss", "On images not trained on; labels not smoothed."),
+    (("held_out_accuracy",), "held-out accuracy", "On images not trained on, nor chosen by."),
     (("rankme",), "RankMe", "Effective dimensions of the target encoder's pooled features."),
     (
         ("mean_cosine", "feature_std"),
