@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_distributed import together
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from ijepa.method.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.report import report
 from ijepa.run import finetuning
-from ijepa.stores.augmented import AugmentedBatches
+from ijepa.stores.augmented import AugmentedBatches, _randaugment
 from ijepa.stores.loader import batches
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import open_shards
@@ -232,10 +233,13 @@ def test_two_processes_fine_tune_as_one(run, shards, tmp_path):
     assert json.loads((tmp_path / "two" / "result.json").read_text())["probe"] == "finetune"
 
 
+SQUARE = DataConfig(image_px=32, batch_size=32, crop_scale=(0.08, 1.0), flip=True)
+
+
 def augmented(shards, workers, seed=0, name="rand-m9-mstd0.5-inc1"):
     images = open_shards(shards).split("train")
     choice = config("x", seed=seed, randaugment=name, batch_size=32)
-    data = DataConfig(image_px=32, batch_size=32, crop_scale=(0.08, 1.0), flip=True)
+    data = SQUARE
     made = AugmentedBatches(images, np.arange(64), choice, data, slice(0, 32))
     return torch.stack([batch.images for batch in batches(made, range(4), workers)])
 
@@ -249,6 +253,16 @@ def test_augmentation_does_not_depend_on_workers_or_on_what_was_drawn_before(sha
     assert torch.equal(one, augmented(shards, 2))
     assert not torch.equal(one, augmented(shards, 0, seed=1))
     assert not torch.equal(one, augmented(shards, 0, name=""))
+
+
+def test_the_strongest_posterize_leaves_black_whatever_pillow_thinks_of_no_bits(shards):
+    assert augmented(shards, 0, name="rand-m10-n8-inc1").shape == (4, 32, 3, 32, 32)
+    (op,) = (op for op in _randaugment("rand-m10-inc1", SQUARE).ops if "Posterize" in op.name)
+    op.prob = 1.0
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    assert op(image).getextrema() == ((0, 0),) * 3
+    op.magnitude = 9
+    assert op(image).getextrema() == ((128, 128), (0, 0), (0, 0))
 
 
 def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_path):

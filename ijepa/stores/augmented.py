@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -69,6 +69,21 @@ def _randaugment(name: str, data: DataConfig) -> Any:  # noqa: ANN401  # a class
         return None
     side = min(height_width(data.image_px))
     grey = tuple(min(255, round(255 * value)) for value in data.mean)
-    return rand_augment_transform(
+    transform = rand_augment_transform(
         name, {"translate_const": int(TRANSLATED * side), "img_mean": grey}
     )
+    for op in transform.ops:
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **rest: object) -> Image.Image:
+    """timm's; its magnitude of 10, which noise reaches, keeps no bits, and Pillow 13 refuses that.
+
+    Without bits nothing is left: black, as Pillow 12 and before had it.
+    """
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    kept: Image.Image = posterize(image, bits_to_keep, **rest)  # type: ignore[no-untyped-call]
+    return kept
