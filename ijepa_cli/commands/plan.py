@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
+from ijepa.stores.foresight import State
 from ijepa_cli.console import Json, print_text, show
 from ijepa_cli.foresee import Step, foresee, read_commands
 
@@ -70,7 +73,7 @@ def plan(
     """
     lines = sys.stdin if commands == "-" else _file(commands)
     if fresh:
-        print_text("".join(f"{step.out}\n" for step in _steps(lines) if step.state == "cached"))
+        print_text("".join(f"{step.out}\n" for step in _steps(lines) if step.state is State.CACHED))
         return
     found = _planned(lines, device, devices)
     show(found, as_json, None if as_json else _table(found))
@@ -110,7 +113,7 @@ def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
         )
     if not steps:
         raise IjepaError("There are no commands of ijepa here; make --dry-run prints some.")
-    to_come = [step for step in steps if step.state != "cached"]
+    to_come = [step for step in steps if step.state is not State.CACHED]
     return Plan(
         device=name,
         devices=devices,
@@ -127,15 +130,21 @@ def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
 
 
 def _table(found: Plan) -> Table:
-    rows = Table("stage")
-    for name in ("output", "state", "why"):
+    rows = Table(box=SIMPLE, pad_edge=False)
+    for name in ("stage", "output", "state"):
         rows.add_column(name, overflow="fold")
     for name in ("time", "disk", "memory"):
         rows.add_column(name, justify="right", no_wrap=True)
     for step in found.steps:
         costs = (_time(step.hours), _size(step.disk_gb), _size(step.memory_gb))
-        rows.add_row(step.stage, step.out, str(step.state), step.why, *costs)
+        rows.add_row(step.stage, step.out, escape(_state(step)), *costs)
     return rows
+
+
+def _state(step: Step) -> str:
+    if step.state is State.WAITS:
+        return f"waits {step.why}"
+    return f"{step.state}: {step.why}" if step.why else str(step.state)
 
 
 def _sentence(found: Plan) -> str:
