@@ -49,7 +49,7 @@ class Step(Config):
     command: str
 
 
-def read_commands(lines: Iterable[str], app: typer.Typer) -> Iterator[Command]:
+def read_commands(lines: Iterable[str], group: TyperGroup) -> Iterator[Command]:
     """The commands of `ijepa` among lines such as `make --dry-run` prints, in their order.
 
     Raises:
@@ -58,10 +58,10 @@ def read_commands(lines: Iterable[str], app: typer.Typer) -> Iterator[Command]:
     for line in _joined(lines):
         arguments = _arguments(line)
         if arguments:
-            yield _parse(arguments, typer.main.get_group(app))
+            yield _parse(arguments, group)
 
 
-def foresee(commands: Iterable[Command], app: typer.Typer) -> Iterator[tuple[Command, Step]]:
+def foresee(commands: Iterable[Command], group: TyperGroup) -> Iterator[tuple[Command, Step]]:
     """Each command with what it would do.
 
     A command waits if an input of it is to be made by one before it; whether it would find its
@@ -74,7 +74,7 @@ def foresee(commands: Iterable[Command], app: typer.Typer) -> Iterator[tuple[Com
         if awaited:
             state, why = State.WAITS, f"for {awaited[0]}"
         else:
-            state, why = _state(command, app)
+            state, why = _state(command, group)
         if state is not State.CACHED:
             to_come.append(out)
         yield (
@@ -150,11 +150,11 @@ def _texts(option: object) -> list[str]:
     return [str(option)] if isinstance(option, str | Path) else []
 
 
-def _state(command: Command, app: typer.Typer) -> tuple[State, str]:
+def _state(command: Command, group: TyperGroup) -> tuple[State, str]:
     found: list[Foreseen] = []
     try:
         with _silence(), only_foreseen() as found:
-            app(command.arguments, standalone_mode=False)
+            group.main(command.arguments, standalone_mode=False)
     except IjepaError as error:
         return State.REFUSED, " ".join(str(error).split())
     last = found[-1]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
@@ -19,6 +20,7 @@ from ijepa_cli.foresee import foresee, read_commands
 from ijepa_cli.main import app, main
 
 ROOT = Path(__file__).parents[1]
+GROUP = typer.main.get_group(app)
 SCALES = ("mini", "cifar10", "imagenette", "in1k")
 # Sources that a scale may be given; none of them needs to be there to plan.
 GIVEN = {
@@ -112,13 +114,13 @@ def pipeline(shards, tmp_path, monkeypatch):
 def states(lines):
     return {
         step.out: (step.state.value, step.why)
-        for _, step in foresee(read_commands(lines, app), app)
+        for _, step in foresee(read_commands(lines, GROUP), GROUP)
     }
 
 
 def run_all(lines):
-    for command in read_commands(lines, app):
-        app(command.arguments, standalone_mode=False)
+    for command in read_commands(lines, GROUP):
+        GROUP.main(command.arguments, standalone_mode=False)
 
 
 def test_what_needs_an_output_to_come_waits_for_it(pipeline):
@@ -160,7 +162,7 @@ def test_a_command_that_cannot_run_is_refused_with_its_reason(pipeline):
 )
 def test_a_line_that_is_no_command_is_an_error(line):
     with pytest.raises(IjepaError, match="command"):
-        list(read_commands([line], app))
+        list(read_commands([line], GROUP))
 
 
 def test_plan_prints_each_stage_and_the_sum(pipeline, monkeypatch, capsys):
@@ -196,7 +198,7 @@ def lines_of(scale, *given):
 def test_every_scale_is_a_graph_of_commands_with_recipes_that_load(scale, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines, _ = lines_of(scale, *(f"{name}={path}" for name, path in GIVEN.items()))
-    commands = list(read_commands(lines, app))
+    commands = list(read_commands(lines, GROUP))
     assert {"shard", "pretrain", "extract", "probe", "finetune", "report"} <= {
         command.stage for command in commands
     }
@@ -222,7 +224,7 @@ def test_weights_of_others_become_encoders_of_the_tables(tmp_path):
 def cost(device, devices, *lines):
     forecaster = Forecaster(find_device(device), devices)
     return [
-        forecaster.cost(command.stage, command.options) for command in read_commands(lines, app)
+        forecaster.cost(command.stage, command.options) for command in read_commands(lines, GROUP)
     ]
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
@@ -90,20 +91,26 @@ def _file(path: str) -> list[str]:
 
 
 def _steps(lines: Iterable[str]) -> list[Step]:
+    group = _group()
+    return [step for _, step in foresee(read_commands(lines, group), group)]
+
+
+def _group() -> TyperGroup:
+    """All commands, made once."""
     from ijepa_cli.main import app
 
-    return [step for _, step in foresee(read_commands(lines, app), app)]
+    return typer.main.get_group(app)
 
 
 def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
     from ijepa.forecast.cost import Forecaster
     from ijepa.forecast.devices import find_device
-    from ijepa_cli.main import app
 
     device = find_device(name)
     forecaster = Forecaster(device, devices)
     steps = []
-    for command, step in foresee(read_commands(lines, app), app):
+    group = _group()
+    for command, step in foresee(read_commands(lines, group), group):
         cost = forecaster.cost(command.stage, command.options)
         hours = None if cost.seconds is None else cost.seconds / 3600
         steps.append(
