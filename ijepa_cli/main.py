@@ -56,10 +56,18 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             stderr.print("Stopped. The same command, without --force, goes on from here.")
         raise
-    except OSError as error:
-        if error.errno is None:
-            raise
-        _fail(_system_message(error))
+    except Exception as error:
+        _end_workers()
+        if isinstance(error, OSError) and error.errno is not None:
+            _fail(_system_message(error))
+        raise  # a mistake of ours: its traceback is what we need to see
+
+
+def _end_workers() -> None:
+    """Python waits for its children, and those of a training leave SIGTERM to their parent."""
+    started = sys.modules.get("multiprocessing")
+    for child in started.active_children() if started else ():
+        child.kill()
 
 
 def _system_message(error: OSError) -> str:

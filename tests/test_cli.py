@@ -116,3 +116,25 @@ def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
     code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
     assert (code, out) == (130, "")
     assert "goes on from here" in err
+
+
+def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():
+    script = (
+        "import multiprocessing, signal, sys, time\n"
+        "from ijepa_cli import main\n"
+        "def work():\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    time.sleep(600)\n"
+        "def app():\n"
+        "    worker = multiprocessing.get_context('fork').Process(target=work, daemon=True)\n"
+        "    worker.start()\n"
+        "    time.sleep(0.5)\n"
+        "    raise ZeroDivisionError\n"
+        "main.app = app\n"
+        "main.main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ZeroDivisionError\n")
