@@ -36,7 +36,7 @@ ENCODER_random := random:$(RUN)
 ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mini check fix test test-slow bench report shard pretrain extract probe clean \
+.PHONY: help setup mini check fix test test-slow bench docs report shard pretrain extract probe clean \
   evaluation low-level reproduce plan
 .SECONDARY:
 
@@ -86,6 +86,9 @@ fix: setup ## Format, and mend what the linter can.
 
 bench: setup ## Time every hot path against a plain reference.
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: setup ## Build the documents into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## Remove what the pipeline made for NAME, and report.html.
 	rm -rf $(SHARDS) $(SHARDS).* $(RUN) $(RUN).* report.html report.html.*

@@ -11,7 +11,8 @@ from ijepa.recipes import recipe_names
 from ijepa_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "shards/README.md")
+WRITTEN = ("README.md", "CONTRIBUTING.md", "shards/README.md")
+DOCUMENTS = (*WRITTEN, *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/*.md"))))
 GROUP = typer.main.get_command(app)
 
 
