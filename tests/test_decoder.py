@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -166,6 +167,37 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_weights(run, shards, de
     assert not (tmp_path / "cut").exists()
     train_decoder(shards, tmp_path / "cut", config(run), CPU)
     assert same_as(decoder, tmp_path / "cut")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ijepa.config import DecoderConfig, Runtime
+from ijepa.run import decoding
+from ijepa.train_decoder import train_decoder
+
+def kill(task, done, *_):
+    if task.startswith("train") and done >= 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+decoding.FLUSH_STEPS = 4
+runtime = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-9)
+shards, out, config = sys.argv[1:]
+config = DecoderConfig.model_validate_json(config)
+train_decoder(Path(shards), Path(out), config, runtime, kill)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(run, shards, decoder, tmp_path):
+    cut = tmp_path / "cut"
+    words = [str(shards), str(cut), config(run).model_dump_json()]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert not cut.exists()
+    assert load_state(tmp_path / "cut.partial" / "checkpoints" / "last.pt")["step"] == 4
+    train_decoder(shards, cut, config(run), CPU)
+    assert same_as(decoder, cut)
 
 
 @pytest.mark.slow

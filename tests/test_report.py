@@ -16,6 +16,7 @@ from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
 from ijepa.views.chart import Series, line_chart, nice_ticks
+from ijepa.views.page import breakable
 from ijepa_cli.score_table import report_tables
 
 
@@ -40,7 +41,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open, self.tags, self.addresses, self.text = [], [], [], []
         self.attributes = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
@@ -75,6 +76,14 @@ def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
     for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
         assert curve in text
     assert page.tags.count("svg") >= 7
+
+
+def test_one_run_is_one_run_and_long_paths_may_break_at_their_separators(results, run, tmp_path):
+    report([*results, run], tmp_path / "report.html")
+    content = (tmp_path / "report.html").read_text()
+    assert "2 results, 1 run,\n0 pictures." in content
+    assert f"<code>{breakable(str(run))}</code></h3>" in content
+    assert breakable("runs/a_<b>") == "runs/<wbr>a_<wbr>&lt;b&gt;"
 
 
 def test_the_page_loads_nothing_and_names_stay_text(results, run, tmp_path):

@@ -20,7 +20,7 @@ GROUP = typer.main.get_command(app)
 STEP = re.compile(r"<!-- (run|save)(?:: (\S+))? -->\n```\w+\n(.*?)```", re.DOTALL)
 SMALLER = {  # what the tutorial takes minutes for, the test does in seconds
     "make_images.py 5000": "make_images.py 240",
-    "epochs: 5": "epochs: 1",
+    "epochs: 8": "epochs: 1",
     "warmup_epochs: 0.5": "warmup_epochs: 0.2",
     "every_steps: 100": "every_steps: 5",
 }

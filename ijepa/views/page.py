@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ijepa.ledger.beside import PaperTable
 from ijepa.ledger.groups import Group, Line
@@ -52,7 +53,9 @@ def page(contents: Contents) -> str:
         tables_by=tables_by,
         short=short,
         origins=origins,
+        counted=counted,
     )
+    environment.filters["breakable"] = breakable
     template = environment.get_template("page.html.j2")
     filled = any(cell.ours for table in contents.paper for cell in table.cells)
     return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
@@ -86,6 +89,19 @@ def origins(result: ProbeResult) -> list[Origin]:
         if score.origin not in found:
             found.append(score.origin)
     return found
+
+
+def counted(things: Sequence[object], noun: str) -> str:
+    """Such as `1 run` or `2 runs`."""
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def breakable(path: str) -> Markup:
+    """A path that a narrow page may break behind a separator, not only in the middle of a word."""
+    text = escape(path)
+    for separator in "/_:-":
+        text = text.replace(separator, Markup(f"{separator}<wbr>"))
+    return text
 
 
 def short(value: object) -> str:
