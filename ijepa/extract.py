@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
 
-VERSION = 3
+VERSION = 4
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)

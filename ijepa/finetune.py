@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Parts
 
-VERSION = 1
+VERSION = 2
 RESULT = "result.json"
 
 # Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 3
+VERSION = 4
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {

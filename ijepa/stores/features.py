@@ -21,7 +21,7 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 
-SCHEMA = 3
+SCHEMA = 4
 BLOCK_ROWS = 512  # read at once, where all are
 HALF_EXPONENT = np.uint16(0x7C00)  # all ones only in infinities and NaN
 

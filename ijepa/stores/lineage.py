@@ -16,7 +16,6 @@ class Lineage(Config):
         method: such as `I-JEPA` or `MAE`, as the paper's tables have it.
         arch: such as `ViT-H/14`, likewise; an image of 448 pixels makes it `ViT-H/16 448`.
         epochs: of pretraining.
-        recipe: of the package, whose every setting but the seed was used to pretrain it.
         data: what it was pretrained on: `IN1k` or `IN22k` for those sets, whole.
         family: 64 hexadecimal digits; equal for encoders that differ in their seed only.
         seed: of the pretraining, or of the random weights.
@@ -26,7 +25,6 @@ class Lineage(Config):
     method: str | None = None
     arch: str | None = None
     epochs: int | None = None
-    recipe: str | None = None
     data: str | None = None
     family: str | None = None
     seed: int | None = None

@@ -19,7 +19,7 @@ from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import read_json
 
-SCHEMA = 2
+SCHEMA = 3
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
