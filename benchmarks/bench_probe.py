@@ -1,11 +1,14 @@
 """Probes: many heads at once against one, and against modules; logistic regression by each solver.
 
     python benchmarks/bench_probe.py [heads] [logistic] [--rows 100000] [--classes 1000]
+        [--epochs 1]
 
-`heads` trains the 16 heads of ImageNet's protocol for one epoch on rows x 4 x 768 features that
-stand in a feature store; the plain side is sixteen modules, traced and stepped one after the other
-on batches of the same size. `ratio_flops` is what products of matrices alone let one expect of 16
-heads against the largest. `logistic` fits 20,000 x 768 features of 100 classes; each solver of
+`heads` trains the 16 heads of ImageNet's protocol on rows x 4 x 768 features that stand in a
+feature store; the plain side is sixteen modules, traced and stepped one after the other on batches of the
+same size, for one epoch, features in memory. `ratio_flops` is what products of matrices alone let
+one expect of 16 heads against the largest; `gflops_...` are the products' part of the work over all
+of the time, beside the speed of one such product alone, by `torch.nn.functional.linear` and by
+ours. `logistic` fits 20,000 x 768 features of 100 classes; each solver of
 scikit-learn gets as many iterations as it needs to come within a ten-thousandth of our loss.
 """
 
@@ -24,9 +27,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
-from timing import emit
+from timing import emit, medians
 from torch import nn
 
+from ijepa.method.products import linear_product
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
@@ -48,28 +52,37 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["heads", "logistic"])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=1)
     arguments = parser.parse_args()
     if "heads" in arguments.what:
         with tempfile.TemporaryDirectory() as folder:
-            heads(Path(folder), arguments.rows, arguments.classes)
+            heads(Path(folder), arguments.rows, arguments.classes, arguments.epochs)
     if "logistic" in arguments.what:
         logistic(rows=20_000, classes=100)
 
 
-def heads(folder: Path, rows: int, classes: int) -> None:
-    """One epoch of 16 heads, of the largest head alone, and of 16 plain modules."""
+def heads(folder: Path, rows: int, classes: int, epochs: int) -> None:
+    """16 heads, the largest head alone, and 16 plain modules."""
     labels = np.random.default_rng(0).integers(classes, size=rows)
     store = open_features(_store(folder / "f.h5", labels), check_numbers=False)
     data = Labelled(store, labels, np.arange(rows)[:, np.newaxis])
-    whole = dataclasses.replace(LINEAR_PROTOCOLS["vissl-in1k-lars"], epochs=1)
+    whole = dataclasses.replace(LINEAR_PROTOCOLS["vissl-in1k-lars"], epochs=epochs)
     largest = next(head for head in whole.heads if head.features == "concat")
     one = dataclasses.replace(whole, heads=(largest,))
-    seconds = {name: _seconds(data, rule) for name, rule in (("warm-up", one), ("one", one))}
-    seconds |= {"sixteen": _seconds(data, whole), "plain": _plain_seconds(data, whole, classes)}
+    few = data.take(np.arange(min(rows, 4096)))
+    _seconds(few, one)  # warm-up
+    product, plain_product = _gflops(classes)
+    seconds = {"one": _seconds(data, one), "sixteen": _seconds(data, whole)}
+    seconds["plain"] = epochs * _plain_seconds(data, whole, classes)
     flops = sum(1 if head.features == "concat" else 1 / LAYERS for head in whole.heads)
+    work = epochs * rows * 4 * classes * LAYERS * DIM / 1e9  # of the largest head: GFLOP, both ways
     emit(
         "probe_heads",
-        features=f"{rows:,} x {LAYERS} x {DIM}, {classes} classes, one epoch",
+        features=f"{rows:,} x {LAYERS} x {DIM}, {classes} classes, {epochs} epochs",
+        gflops_product=product,
+        gflops_plain_product=plain_product,
+        gflops_one_head=work / seconds["one"],
+        gflops_sixteen_heads=work * flops / seconds["sixteen"],
         seconds_one_head=seconds["one"],
         seconds_sixteen_heads=seconds["sixteen"],
         seconds_plain_sixteen=seconds["plain"],
@@ -102,6 +115,16 @@ def _seconds(data: Labelled, rule: LinearProtocol) -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _gflops(classes: int) -> tuple[float, float]:
+    """Speed of logits of the largest head alone, ours and by `linear`."""
+    inputs = torch.randn(4096, LAYERS * DIM, device=DEVICE)
+    weight = torch.randn(classes, LAYERS * DIM, device=DEVICE)
+    taken = medians(lambda: linear_product(inputs, weight), lambda: F.linear(inputs, weight))
+    ours, plain = (2 * inputs.numel() * classes / 1e9 / seconds for seconds in taken)
+    return ours, plain
 
 
 def _plain_seconds(data: Labelled, rule: LinearProtocol, classes: int) -> float:

@@ -119,7 +119,7 @@ def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
 
 def _inputs(data: Labelled, rows: Ints, device: torch.device) -> dict[str, Tensor]:
     found = torch.from_numpy(data.features.read(rows, _layers(data))).to(device).float()
-    return {"last": found[:, -1], "concat": found.flatten(1)}
+    return {"last": found[:, -1].contiguous(), "concat": found.flatten(1)}
 
 
 def _layers(data: Labelled) -> int:
