@@ -59,11 +59,12 @@ mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about
 SCALE  = mini
 DEVICE = epyc-2-cores
 GPUS   = 1
-GRAPH  = $(MAKE) --no-print-directory --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS)
+GRAPH  = $(MAKE) --no-print-directory --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) \
+  IJEPA=$(IJEPA)
 
 reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
-	@fresh=$$($(GRAPH) --dry-run all | $(IJEPA) plan --fresh | tr '\n' ' ') \
-	  && $(GRAPH) all FRESH="$$fresh"
+	@fresh=$$($(GRAPH) --dry-run all | $(IJEPA) plan --fresh) \
+	  && $(GRAPH) all FRESH="$$(echo $$fresh)"
 
 plan: setup ## What reproduce would do: what is cached, what would run and why, its cost on DEVICE.
 	@$(GRAPH) --dry-run all | $(IJEPA) plan --device $(DEVICE) --devices $(GPUS)

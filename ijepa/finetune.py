@@ -30,9 +30,9 @@ from ijepa.stores.stage import (
     exclusive_work,
     file_sha256,
     is_one_of_many,
-    library_versions,
     write_bytes,
 )
+from ijepa.stores.versions import library_versions
 
 if TYPE_CHECKING:
     from ijepa.distributed import World

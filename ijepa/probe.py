@@ -26,9 +26,9 @@ from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
-    library_versions,
     write_bytes,
 )
+from ijepa.stores.versions import library_versions
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled

@@ -101,7 +101,7 @@ def report(
         out=out,
         cached=False,
         paper=beside_paper(groups, known),
-        stand_ins=stand_in_tables(groups, {n: set(ids) for n, ids in meant.tables.items()}),
+        stand_ins=stand_in_tables(results, {n: set(ids) for n, ids in meant.tables.items()}),
         scaled=scaled_tables(groups, known),
         groups=groups,
         results=results,

@@ -7,6 +7,7 @@ its output depends on.
 import contextlib
 import io
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,10 @@ from ijepa.errors import IjepaError
 from ijepa.stores.foresight import Foreseen, State, only_foreseen
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer carries
+
+
+# Options by which a command does something else than to make its output here.
+ELSEWHERE = ("launcher", "dry_run", "compare")
 
 
 class Command(NamedTuple):
@@ -52,13 +57,16 @@ class Step(Config):
 def read_commands(lines: Iterable[str], group: TyperGroup) -> Iterator[Command]:
     """The commands of `ijepa` among lines such as `make --dry-run` prints, in their order.
 
+    Commands that make nothing, such as `ijepa recipes`, are passed over.
+
     Raises:
-        IjepaError: a command that does not parse, or that makes nothing.
+        IjepaError: a command that does not parse, or that would not run here and now.
     """
     for line in _joined(lines):
         arguments = _arguments(line)
-        if arguments:
-            yield _parse(arguments, group)
+        command = _parse(arguments, group) if arguments else None
+        if command:
+            yield command
 
 
 def foresee(commands: Iterable[Command], group: TyperGroup) -> Iterator[tuple[Command, Step]]:
@@ -106,24 +114,32 @@ def _joined(lines: Iterable[str]) -> Iterator[str]:
 def _arguments(line: str) -> list[str]:
     """What follows `ijepa` or `-m ijepa_cli`; nothing for other lines."""
     try:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
     except ValueError as error:
         raise IjepaError(f"This line is no command ({error}): {line}") from error
-    for place, word in enumerate(words[:-1]):
+    for place, word in enumerate(words):
         if Path(word).name == "ijepa" or (word == "ijepa_cli" and words[place - 1] == "-m"):
             return words[place + 1 :]
     return []
 
 
-def _parse(arguments: list[str], group: TyperGroup) -> Command:
+def _parse(arguments: list[str], group: TyperGroup) -> Command | None:
     line = shlex.join(["ijepa", *arguments])
     try:
         stage, options = _resolved(arguments, group)
+    except typer.Exit:  # after --help
+        return None
     except UsageError as error:
-        raise IjepaError(f"This is no command of ijepa ({error}): {line}") from error
-    if "out" not in options:
-        raise IjepaError(f"This command makes nothing that could be planned: {line}")
-    return Command(arguments, stage, options)
+        raise IjepaError(
+            f"This is no single command of ijepa ({error}): {line}. Of a shell's language, quotes, "
+            f"comments and a backslash at the end of a line are understood."
+        ) from error
+    for name in ELSEWHERE:
+        if options.get(name) not in (None, False, "here"):
+            raise IjepaError(
+                f"Leave --{name.replace('_', '-')} out of what is to be planned: {line}"
+            )
+    return Command(arguments, stage, options) if options.get("out") else None
 
 
 def _resolved(arguments: list[str], group: TyperGroup) -> tuple[str, dict[str, Any]]:
@@ -140,8 +156,14 @@ def _resolved(arguments: list[str], group: TyperGroup) -> tuple[str, dict[str, A
 def _names(options: dict[str, Any], path: str) -> bool:
     """Is a path, or something in it, among a command's options, its output apart?"""
     texts = (text for name, option in options.items() if name != "out" for text in _texts(option))
-    named = (re.split("[:=]", text)[-1] for text in texts)  # of `random:RUN` and `1=RESULT`
-    return any(text == path or text.startswith(f"{path}/") for text in named)
+    whole = os.path.abspath(path)  # noqa: PTH100  # links stay what they are called
+    named = (os.path.abspath(part) for text in texts for part in _suffixes(text))  # noqa: PTH100
+    return any(text == whole or text.startswith(f"{whole}/") for text in named)
+
+
+def _suffixes(text: str) -> list[str]:
+    """A text, and what follows each mark in it: a path in `random:RUN`, `NAME@FILE`, `1=RESULT`."""
+    return [text] + [text[mark.end() :] for mark in re.finditer("[:=@]", text)]
 
 
 def _texts(option: object) -> list[str]:
@@ -157,8 +179,9 @@ def _state(command: Command, group: TyperGroup) -> tuple[State, str]:
             group.main(command.arguments, standalone_mode=False)
     except IjepaError as error:
         return State.REFUSED, " ".join(str(error).split())
-    last = found[-1]
-    return last.state, last.why
+    if not found:
+        return State.REFUSED, "it would end without an output"
+    return found[-1].state, found[-1].why
 
 
 @contextlib.contextmanager

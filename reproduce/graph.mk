@@ -14,7 +14,7 @@
 #   PROBE_set.probe.label, the same with .encoder, TUNE, TUNE_encoder, DECODER   options
 #   JOBS            stages at a time
 # ENCODERS is a folder of weights of others, named KIND-anything (mae-vit_large.pth); ONE_PERCENT a
-# published list of 1% of the training images.
+# published list of 1% of the training images; GPUS are those of this machine that a stage may take.
 
 SCALE    =  mini
 TABLES   =  1 2 3 4 5 6 7
@@ -33,8 +33,25 @@ ifeq ($(filter $(SCALE),$(SCALES)),)
   $(error SCALE=$(SCALE) is not known; there are $(SCALES))
 endif
 
-FILES   := $(notdir $(wildcard $(ENCODERS:%=%/*)))
+# Data and weights are named on the command line: shells export names such as MORE.
+DATA    := CIFAR10 CIFAR100 IMAGENETTE CLEVR MORE IN1K IN22K PLACES205 INAT18
+$(foreach name,$(DATA) ENCODERS ONE_PERCENT,$(if $(filter environment,$(origin $(name))),\
+  $(eval $(name) :=)))
+$(foreach name,$(DATA) ENCODERS ONE_PERCENT,$(if $(word 2,$($(name))),\
+  $(error $(name)=$($(name)) has a space; make cannot take such a path, use a link)))
+
+WEIGHTS := %.pth %.pt %.tar %.bin %.ckpt %.npz %.safetensors
+FILES   := $(filter $(WEIGHTS),$(notdir $(wildcard $(ENCODERS:%=%/*))))
 FOREIGN := $(basename $(FILES))
+RESNETS := byol-% simclrv2-%
+ifneq ($(words $(FOREIGN)),$(words $(sort $(FOREIGN))))
+  $(error ENCODERS=$(ENCODERS) has two files of one name: $(FILES))
+endif
+ifneq ($(ENCODERS),)
+  ifeq ($(FILES),)
+    $(error ENCODERS=$(ENCODERS) has no weights, named KIND-anything and ending in one of $(subst %,,$(WEIGHTS)))
+  endif
+endif
 include reproduce/$(SCALE).mk
 MAKEFLAGS += --jobs=$(JOBS)
 
@@ -46,16 +63,20 @@ AT_HAND  := $(foreach set,$(DATASETS),$(if $(SOURCE_$(set)),$(set)))
 part      = $(word $1,$(subst /, ,$2))
 at_hand   = $(foreach score,$1,$(if $(call trainable,$(call part,2,$(score:tuned/%=%))),$(score)))
 trainable = $(if $(filter $1,$(RUNS)),$(filter $(call on,$1),$(AT_HAND)),$1)
+$(foreach table,$(TABLES),$(if $(TABLE$(table)),,\
+  $(error SCALE=$(SCALE) has no table $(table), see reproduce/$(SCALE).mk)))
 WANTED   := $(sort $(foreach table,$(TABLES),$(TABLE$(table))))
 SCORES   := $(call at_hand,$(foreach set,$(AT_HAND),$(filter $(set)/%,$(WANTED))))
-TUNED    := $(call at_hand,$(foreach set,$(AT_HAND),$(filter tuned/$(set)/%,$(WANTED))))
+TUNED    := $(call at_hand,$(foreach set,$(AT_HAND),$(filter-out $(RESNETS:%=tuned/$(set)/%),\
+  $(filter tuned/$(set)/%,$(WANTED)))))
 SCORED   := $(foreach score,$(SCORES) $(TUNED:tuned/%=%),$(call part,2,$(score)))
 TRAINED  := $(filter $(SCORED),$(RUNS))
 ENCODER_random := random:$(OUT)/runs/$(MAIN)
 ENCODER_pixels := pixels
 
 test      = $(or $(TEST_$1),val)
-foreign   = $(firstword $(subst -, ,$1)):$(firstword $(wildcard $(ENCODERS)/$1.* $(ENCODERS)/$1))
+weights   = $(foreach file,$(FILES),$(if $(filter $1,$(basename $(file))),$(ENCODERS)/$(file)))
+foreign   = $(firstword $(subst -, ,$1)):$(strip $(call weights,$1))
 encoder   = $(or $(ENCODER_$1),$(if $(filter $1,$(FOREIGN)),$(call foreign,$1),$(OUT)/runs/$1))
 run_of    = $(if $(filter random,$1),$(OUT)/runs/$(MAIN),$(if $(filter $1,$(RUNS)),$(OUT)/runs/$1))
 recipe    = $(or $(wildcard reproduce/$(SCALE)/$1.yaml),$1)
@@ -64,7 +85,7 @@ features  = $(foreach encoder,$(call named,$1),$(foreach side,train test,\
   $(OUT)/features/$(call part,1,$1)/$(encoder).$(side).h5))
 protocol  = $(or $(PROBE_$1.$2),$(PROBE_$1))
 stored    = $(OUT)/features/$(call part,1,$1)/$2.$3.h5
-trainer   = $(if $(filter-out 1,$(GPUS)),torchrun --nproc-per-node $(GPUS) -m ijepa_cli,$(IJEPA))
+trainer   = $(if $(filter-out 1,$(GPUS)),$(dir $(IJEPA))torchrun --nproc-per-node $(GPUS) -m ijepa_cli,$(IJEPA))
 
 # A stage's command, unless its output is known to be fresh.
 define stage
@@ -81,7 +102,7 @@ made      = $(OUT)/$(if $(filter tuned/%,$1),$1,probes/$1.json)
 RESULTS  := $(foreach score,$(SCORES) $(TUNED),$(call made,$(score)))
 REPORT   := $(OUT)/report.html
 
-all: $(if $(SCORES),$(REPORT),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
+all: $(if $(SCORES)$(TUNED),$(REPORT),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
 $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
 	$(call stage,$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) --out $@ \
@@ -96,12 +117,12 @@ $(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
 	  --out $@ --set seed=$(SEED) --workers $(WORKERS) --replace $(PRETRAIN) $(PRETRAIN_$*))
 
 $(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(IJEPA) extract --encoder $(call encoder,$(call part,2,$*)) \
+	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
 	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ --workers $(WORKERS) \
 	  $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*)))
 
 $(OUT)/features/%.test.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(IJEPA) extract --encoder $(call encoder,$(call part,2,$*)) \
+	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
 	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) --out $@ \
 	  --workers $(WORKERS) $(EXTRACT_$(call part,1,$*)))
 

@@ -6,6 +6,6 @@
 DATASETS   := imagenette more cifar10 cifar100 clevr
 SHARD_more := --resize 256 --val-fraction 0.01
 PRETRAIN   := --cache decoded --compile
-TUNE       := --set batch_size=47 --set lr=3e-4   # 1% are 94 images, fewer than a batch of 512
+TUNE       := --set batch_size=40 --set lr=3e-4   # 1% are 94 images, fewer than a batch of 512
 
 include reproduce/one-gpu.mk

@@ -158,11 +158,57 @@ def test_a_command_that_cannot_run_is_refused_with_its_reason(pipeline):
 
 
 @pytest.mark.parametrize(
-    "line", ["ijepa extract --no-such-option", "ijepa nonsense", "ijepa recipes", "ijepa probe 'x"]
+    ("line", "message"),
+    [
+        ("ijepa extract --no-such-option", "no single command of ijepa"),
+        ("ijepa nonsense", "no single command of ijepa"),
+        ("ijepa shard a b && ijepa shard c d", "no single command of ijepa"),
+        ("ijepa shard 'a b", "no command"),
+        ("ijepa pretrain --recipe r --data d --out o --launcher slurm", "Leave --launcher out"),
+        ("ijepa pretrain --recipe r --data d --out o --dry-run", "Leave --dry-run out"),
+        ("ijepa report --compare a.json b.json", "Leave --compare out"),
+    ],
 )
-def test_a_line_that_is_no_command_is_an_error(line):
-    with pytest.raises(IjepaError, match="command"):
+def test_a_line_that_would_not_make_its_output_here_is_refused(line, message):
+    with pytest.raises(IjepaError, match=message):
         list(read_commands([line], GROUP))
+
+
+def test_lines_that_make_nothing_are_passed_over():
+    lines = ["# ijepa isn't here", "", "ijepa recipes", "ijepa shard --help"]
+    (command,) = read_commands([*lines, "OMP_NUM_THREADS=1 ijepa shard a b  # c"], GROUP)
+    assert str(command.options["out"]) == "b"
+
+
+@pytest.mark.parametrize("name", ["{out}", "./{out}", "{here}/{out}", "{out}/part"])
+@pytest.mark.parametrize("out", ["px=64", "a:b", "run"])
+def test_an_output_to_come_is_known_however_it_is_spelt(name, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = name.format(out=out, here=tmp_path)
+    made = f"ijepa shard scenes:train=1 {out}"
+    for use in (f"ijepa report {text}", f"ijepa report --table 1={text}"):
+        assert states([made, f"{use} --out page.html"])["page.html"] == ("waits", f"for {out}")
+    random = f"ijepa extract --encoder random:{text} --data {tmp_path} --out f.h5"
+    assert states([made, random])["f.h5"] == ("waits", f"for {out}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ijepa extract --encoder pixels --data nothing --out x.h5", "nothing is not a shard set"),
+        ("echo", "There are no commands"),
+    ],
+)
+def test_what_cannot_run_stops_a_reproduction_before_it_starts(
+    text, message, tmp_path, monkeypatch, capsys
+):
+    commands = tmp_path / "commands"
+    commands.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["ijepa", "plan", str(commands), "--fresh"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_plan_prints_each_stage_and_the_sum(pipeline, monkeypatch, capsys):
@@ -209,16 +255,49 @@ def test_every_scale_is_a_graph_of_commands_with_recipes_that_load(scale, monkey
             load_recipe(command.options["recipe"], command.options["overrides"])
 
 
-def test_a_scale_without_its_data_says_so():
-    lines, error = lines_of("cifar10")
+@pytest.mark.parametrize(
+    ("scale", "given", "message"),
+    [
+        ("cifar10", (), "SCALE=cifar10 needs data"),
+        ("mini", ("TABLES=1 9",), "SCALE=mini has no table 9"),
+        ("mini", ("ENCODERS=/nowhere",), "ENCODERS=/nowhere has no weights"),
+        ("cifar10", ("CIFAR10=/my sets/c.tar.gz",), "has a space"),
+        ("huge", (), "SCALE=huge is not known"),
+    ],
+)
+def test_what_a_graph_cannot_be_made_of_is_said(scale, given, message):
+    lines, error = lines_of(scale, *given)
     assert lines == []
-    assert "SCALE=cifar10 needs data" in error
+    assert message in error
+
+
+def test_any_table_can_be_asked_for_alone():
+    lines, _ = lines_of("in1k", "TABLES=14", "IN1K=/data")
+    assert {command.stage for command in read_commands(lines, GROUP)} == {
+        "shard", "pretrain", "finetune", "report",
+    }  # fmt: skip
+
+
+def test_processes_of_several_gpus_are_started_by_the_same_environment():
+    lines, _ = lines_of("in1k", "IN1K=/data", "GPUS=8", "IJEPA=/venv/bin/ijepa")
+    started = {line.split()[0] for line in lines if " pretrain " in line or " extract " in line}
+    assert started == {"/venv/bin/torchrun"}
 
 
 def test_weights_of_others_become_encoders_of_the_tables(tmp_path):
-    (tmp_path / "mae-vit_large.pth").touch()
+    for name in ("mae-vit_large.pth", "mae-vit_large.full.pth", "mae-vit_large.md5", "byol-rn.pth"):
+        (tmp_path / name).touch()
     lines, _ = lines_of("mini", f"ENCODERS={tmp_path}")
-    assert any(f"--encoder mae:{tmp_path}/mae-vit_large.pth" in line for line in lines)
+    commands = list(read_commands(lines, GROUP))
+    used = {str(command.options.get("encoder")) for command in commands}
+    assert {name for name in used if ":/" in name} == {
+        f"mae:{tmp_path}/mae-vit_large.pth",
+        f"mae:{tmp_path}/mae-vit_large.full.pth",
+        f"byol:{tmp_path}/byol-rn.pth",
+    }
+    tuned = {c.options["encoder"] for c in commands if c.stage == "finetune"}
+    assert f"mae:{tmp_path}/mae-vit_large.pth" in tuned
+    assert f"byol:{tmp_path}/byol-rn.pth" not in tuned  # a ResNet is not fine-tuned
 
 
 def cost(device, devices, *lines):
@@ -247,6 +326,24 @@ def test_twice_the_devices_take_half_the_time_and_views_take_disk():
     assert one[1].seconds == pytest.approx(2 * two[1].seconds, rel=0.01)
     assert one[2].disk_gb == pytest.approx(1_281_167 * 4 * 1024 * 2 / 1e9)
     assert one[3].disk_gb == pytest.approx(3 * one[2].disk_gb)
+
+
+def test_a_probe_costs_more_with_every_baseline():
+    shard = "ijepa shard scenes:train=1000,val=500 s"
+    features = [
+        f"ijepa extract --encoder random:{name} --data s --split {split} --out {name}.{split}.h5"
+        for name in ("r",)
+        for split in ("train", "val")
+    ]
+    run = "ijepa pretrain --recipe scenes-mini --data s --out r"
+    probe = "ijepa probe linear --train r.train.h5 --test r.val.h5 --out p.json"
+    baseline = " --baseline-train r.train.h5 --baseline-test r.val.h5"
+    costs = cost(
+        "epyc-2-cores", 1, shard, run, *features, *(probe + baseline * n for n in range(3))
+    )
+    none, one, two = (found.seconds for found in costs[-3:])
+    assert one - none == pytest.approx(two - one)
+    assert one > none
 
 
 def test_what_cannot_be_known_is_not_guessed():

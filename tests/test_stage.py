@@ -235,3 +235,12 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_
     holder.wait()
     holder.stdout.close()
     assert make_file(plan(tmp_path / "out"), "mine")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("cut")])
+def test_a_folder_that_lost_a_part_is_made_again(tmp_path, harm):
+    out = tmp_path / "out"
+    make_folder(plan(out), "whole")
+    harm(out / "content")
+    assert make_folder(plan(out), "whole")
+    assert (out / "content").read_text() == "whole"

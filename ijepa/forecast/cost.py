@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ijepa.config import RUNTIME, PretrainConfig
+from ijepa.errors import IjepaError
 from ijepa.forecast.devices import Device
 from ijepa.forecast.sizes import PHOTOGRAPHS, RENDERED, FeatureSet, ImageSet, image_set
 from ijepa.method.cost import TRAINED_BYTES, forward_flops
@@ -19,6 +20,8 @@ from ijepa.recipes import load_recipe
 
 TERA, GIGA = 1e12, 1e9
 FORWARD_AND_BACKWARD = 3
+PIXEL_NUMBERS = 16 * 16 * 3  # that the encoder `pixels` gives, see `ijepa.encoders`
+PICTURE_SECONDS = 10  # of drawing, and of all that is as short
 SUBSET = 0.01  # of the images, that a fine-tuning sees unless all
 LBFGS_STEPS = 100  # of each of the values of C
 FEW_SHOT_STEPS = 20  # fits in all, over few images
@@ -69,8 +72,11 @@ class Forecaster:
             "train-decoder": self._decoder,
         }
         if stage not in known:
-            return Cost(self.device.stage_seconds)
-        cost = known[stage](options)
+            return Cost(PICTURE_SECONDS + self.device.stage_seconds)
+        try:
+            cost = known[stage](options)
+        except IjepaError:  # something that is there is broken: its stage will say so
+            return Cost()
         return cost._replace(
             seconds=None if cost.seconds is None else cost.seconds + self.device.stage_seconds
         )
@@ -114,29 +120,28 @@ class Forecaster:
             return Cost()
         images, views = data.images.get(options["split"], 0), 1 + options["views"]
         config = self._config(str(options["encoder"]))
-        if config is None:
+        if config is None and options["encoder"] != "pixels":
             return Cost()
-        dim = architecture(config.encoder.arch).dim
-        layers = options["layers"]
+        dim = architecture(config.encoder.arch).dim if config else PIXEL_NUMBERS
+        layers = options["layers"] if config else 1
         self._features[str(options["out"])] = FeatureSet(images, views, dim, layers, data.classes)
         seen = images * views
-        encode = seen * forward_flops(config) / (self.device.forward_tflops * TERA * self.devices)
+        flops = forward_flops(config) if config else 0.0
+        encode = seen * flops / (self.device.forward_tflops * TERA * self.devices)
         read = seen / self._read_a_second(data, options["workers"])
         width = 2 if options["dtype"] == "float16" else 4
         return Cost(max(encode, read), seen * layers * dim * width / GIGA)
 
     def _probe(self, options: Mapping[str, Any]) -> Cost:
-        sides = [options["train"], options["test"]]
-        sides += [*(options["baseline_train"] or ()), *(options["baseline_test"] or ())]
-        found = [self._features.get(str(side)) for side in sides]
+        trains = [options["train"], *(options["baseline_train"] or ())]
+        tests = [options["test"], *(options["baseline_test"] or ())]
         flops = 0.0
-        for train, test in zip(found[0::2], found[1::2], strict=True):
+        for train_path, test_path in zip(trains, tests, strict=True):
+            train, test = (self._features.get(str(path)) for path in (train_path, test_path))
             if train is None or test is None:
-                continue  # pixels and encoders of others: small beside the rest, or unknown
+                return Cost()
             classes = train.classes.get(options["label"], 0)
             flops += _probe_flops(options, train, test, classes)
-        if found[0] is None:
-            return Cost()
         return Cost(flops / (self.device.probe_tflops * TERA), 0.0)
 
     def _finetune(self, options: Mapping[str, Any]) -> Cost:
@@ -154,7 +159,7 @@ class Forecaster:
         scored = data.images.get(options["test_split"], 0)
         once = forward_flops(config)
         seconds = FORWARD_AND_BACKWARD * trained * once / self._trained_a_second()
-        seconds += scored * once / (self.device.forward_tflops * TERA * self.devices)
+        seconds += scored * once / (self.device.forward_tflops * TERA)  # by one process
         return Cost(seconds)
 
     def _decoder(self, options: Mapping[str, Any]) -> Cost:

@@ -25,7 +25,6 @@ class Device(Config):
         read_images_per_second: full-size photographs decoded and cut by one process.
         decoder_blocks_per_second: in training the decoder of predictions.
         stage_seconds: that any stage takes, however little it has to do.
-        processes: that read, where the command does not say.
     """
 
     measured: bool
@@ -38,7 +37,6 @@ class Device(Config):
     read_images_per_second: Rate
     decoder_blocks_per_second: Rate
     stage_seconds: Rate
-    processes: Annotated[int, Field(ge=1)]
 
 
 def find_device(name: str) -> Device:
@@ -51,7 +49,7 @@ def find_device(name: str) -> Device:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise IjepaError(f"There is no file {name}.")
-        own = _parse(Path(name).read_text())
+        own = _parse(Path(name).read_text(errors="replace"))
         if len(own) != 1:
             raise IjepaError(f"{name} has {len(own)} devices; one was expected.")
         return validated(Device, next(iter(own.values())), name)
@@ -63,7 +61,12 @@ def find_device(name: str) -> Device:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    body = yaml.safe_load(text)
-    if not isinstance(body, dict):
-        raise IjepaError("A file of devices has their names as keys.")
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise IjepaError(
+            f"The file of devices is not YAML: {' '.join(str(error).split())}."
+        ) from error
+    if not isinstance(body, dict) or not all(isinstance(rates, dict) for rates in body.values()):
+        raise IjepaError("A file of devices has their names as keys, and below each its rates.")
     return body

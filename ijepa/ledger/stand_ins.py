@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence, Set
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.ledger.groups import Ground, Group, Line
+from ijepa.ledger.groups import Ground, Group, Line, grouped
 from ijepa.paper import TABLES
+from ijepa.stores.results import ProbeResult
 
 
 class StandInRow(Config):
@@ -32,12 +33,12 @@ class StandInTable(Config):
 
 
 def stand_in_tables(
-    groups: Sequence[Group], results_of: Mapping[int, Set[str]]
+    results: Sequence[ProbeResult], results_of: Mapping[int, Set[str]]
 ) -> tuple[StandInTable, ...]:
-    """Tables by number, each of all lines that a result of it has a part in.
+    """Tables by number, each of the results that are meant for it and of no other.
 
     Args:
-        groups: all numbers.
+        results: all that there are.
         results_of: fingerprints of results by the number of the table that they are meant for.
 
     Raises:
@@ -50,29 +51,34 @@ def stand_in_tables(
                 f"The paper has no table {number}; its tables are {min(titles)} to {max(titles)}."
             )
     return tuple(
-        _table(number, titles[number], groups, results_of[number]) for number in sorted(results_of)
+        _table(number, titles[number], grouped([r for r in results if r.fingerprint in meant]))
+        for number, meant in sorted(results_of.items())
     )
 
 
-def _table(number: int, title: str, groups: Sequence[Group], results: Set[str]) -> StandInTable:
-    columns = []
-    for group in groups:
-        lines = {
-            line.encoder: line
-            for line in group.lines
-            if any(member.result in results for member in line.members)
-        }
-        if lines:
-            columns.append((group, lines))
-    names = dict.fromkeys(name for _, lines in columns for name in lines)
-    rows = (_row(name, [lines.get(name) for _, lines in columns]) for name in names)
+def _table(number: int, title: str, groups: Sequence[Group]) -> StandInTable:
+    columns = [_named(group) for group in groups]
+    names = dict.fromkeys(name for lines in columns for name in lines)
+    rows = (_row(name, [lines.get(name) for lines in columns]) for name in names)
     return StandInTable(
         number=number,
         title=title,
-        columns=tuple(group.ground for group, _ in columns),
-        chances=tuple(group.chance for group, _ in columns),
+        columns=tuple(group.ground for group in groups),
+        chances=tuple(group.chance for group in groups),
         rows=tuple(rows),
     )
+
+
+def _named(group: Group) -> dict[str, Line]:
+    """Lines by encoder; one that was scored in several ways has a row for each."""
+    found: dict[str, Line] = {}
+    for line in group.lines:
+        name, times = line.encoder, 1
+        while name in found:
+            times += 1
+            name = f"{line.encoder}, scored otherwise ({times})"
+        found[name] = line
+    return found
 
 
 def _row(name: str, lines: list[Line | None]) -> StandInRow:

@@ -9,22 +9,19 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
 from ijepa.errors import IjepaError
-
-LIBRARIES = ("ijepa", "torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
+from ijepa.stores.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,8 @@ class Work:
 
     def publish_folder(self, facts: Mapping[str, Any]) -> None:
         """Make the whole work folder the output; `facts` (device, seed, ...) go into its record."""
-        write_json(self.folder / "stage.json", self._record(facts))
+        made = {"files": _sizes(self.folder)}
+        write_json(self.folder / "stage.json", self._record(made | dict(facts)))
         _move_folder(self.folder, self.plan.out)
 
     def publish_file(self, facts: Mapping[str, Any]) -> None:
@@ -151,9 +149,12 @@ def is_one_of_many() -> bool:
 
 
 def is_fresh(plan: StagePlan) -> bool:
-    """Does `plan.out` hold what this very plan makes?"""
+    """Does `plan.out` hold what this very plan makes, and all of it?"""
     record = read_record(plan.out)
-    return record is not None and record.get("fingerprint") == plan.fingerprint
+    if record is None or record.get("fingerprint") != plan.fingerprint:
+        return False
+    there = _sizes(plan.out)
+    return all(there.get(name) == size for name, size in record.get("files", {}).items())
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
@@ -219,15 +220,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise IjepaError(f"{path} holds a {type(body).__name__}, not an object; delete it.")
     return body
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a result."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
 
 
 @contextlib.contextmanager
@@ -314,6 +306,15 @@ def _flat(body: object, name: str = "") -> dict[str, Any]:
 def partial_work(out: Path) -> dict[str, Any] | None:
     """The plan that the partial work beside `out` was begun by; None without any."""
     return _note(_sibling(out, ".partial"))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file in a folder, its notes of work and record apart; nothing for a file."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in {"work.json", "stage.json"}
+    }
 
 
 def _note(folder: Path) -> dict[str, Any] | None:

@@ -29,6 +29,9 @@ Fresh = Annotated[
 ]
 
 
+NOTHING = "There are no commands of ijepa here; make --dry-run prints some."
+
+
 class PlannedStep(Step):
     """A step and what it would cost; None where that is unknown."""
 
@@ -74,7 +77,9 @@ def plan(
     """
     lines = sys.stdin if commands == "-" else _file(commands)
     if fresh:
-        print_text("".join(f"{step.out}\n" for step in _steps(lines) if step.state is State.CACHED))
+        steps = _steps(lines)
+        _refuse_what_cannot_run(steps)
+        print_text("".join(f"{step.out}\n" for step in steps if step.state is State.CACHED))
         return
     found = _planned(lines, device, devices)
     show(found, as_json, None if as_json else _table(found))
@@ -82,12 +87,25 @@ def plan(
         print_text(_sentence(found) + "\n")
 
 
+def _refuse_what_cannot_run(steps: list[Step]) -> None:
+    """Better now than after hours of work on what stands before it."""
+    refused = [step for step in steps if step.state is State.REFUSED]
+    if refused:
+        more = f" ({len(refused) - 1} more are refused)" if len(refused) > 1 else ""
+        raise IjepaError(f"{refused[0].command} is refused{more}: {refused[0].why}")
+    if not steps:
+        raise IjepaError(NOTHING)
+
+
 def _file(path: str) -> list[str]:
     if not Path(path).is_file():
         raise IjepaError(
             f"There is no file {path}; give a file of commands, or - and pipe them in."
         )
-    return Path(path).read_text().splitlines()
+    try:
+        return Path(path).read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise IjepaError(f"{path} is not UTF-8 text ({error.reason}).") from error
 
 
 def _steps(lines: Iterable[str]) -> list[Step]:
@@ -103,7 +121,7 @@ def _group() -> TyperGroup:
 
 
 def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
-    from ijepa.forecast.cost import Forecaster
+    from ijepa.forecast.cost import Cost, Forecaster
     from ijepa.forecast.devices import find_device
 
     device = find_device(name)
@@ -112,6 +130,8 @@ def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
     group = _group()
     for command, step in foresee(read_commands(lines, group), group):
         cost = forecaster.cost(command.stage, command.options)
+        if step.state is State.REFUSED:
+            cost = Cost()
         hours = None if cost.seconds is None else cost.seconds / 3600
         steps.append(
             PlannedStep(
@@ -119,7 +139,7 @@ def _planned(lines: Iterable[str], name: str, devices: int) -> Plan:
             )
         )
     if not steps:
-        raise IjepaError("There are no commands of ijepa here; make --dry-run prints some.")
+        raise IjepaError(NOTHING)
     to_come = [step for step in steps if step.state is not State.CACHED]
     return Plan(
         device=name,
@@ -155,13 +175,15 @@ def _state(step: Step) -> str:
 
 
 def _sentence(found: Plan) -> str:
+    refused = sum(step.state is State.REFUSED for step in found.steps)
     said = f"{len(found.steps)} stages: {found.cached} cached, {found.to_come} to come"
+    said += f", {refused} of them refused" if refused else ""
     if not found.to_come:
         return f"{said}."
     many = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
     said += (
-        f"; on {many} one after the other {_time(found.hours)}, {_size(found.disk_gb)} of disk, "
-        f"{_size(found.memory_gb)} of memory a device"
+        f"; on {many} one after the other {_time(found.hours)}; as far as known, at least "
+        f"{_size(found.disk_gb)} of disk, {_size(found.memory_gb)} of memory a device"
     )
     unknown = f"; {found.unknown} of unknown cost not counted" if found.unknown else ""
     if any(step.stage == "shard" and step.hours is None for step in found.steps):
