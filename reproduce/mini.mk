@@ -1,4 +1,4 @@
-# Every table with rendered scenes and small networks: two CPU cores, within the hour.
+# Every table with rendered scenes and small networks: two CPU cores, 40 minutes.
 # Its numbers show the machinery and the direction of differences, not the paper's numbers.
 #
 # small, main, large, hires stand for ViT-B, L, H and H at 448 pixels; more for ImageNet-22K.
