@@ -4,7 +4,7 @@
         [--epochs 1]
 
 `heads` trains the 16 heads of ImageNet's protocol on rows x 4 x 768 features that stand in a
-feature store; the plain side is sixteen modules, traced and stepped one after the other on batches of the
+feature store; the plain side is sixteen modules, traced and stepped one by one on batches of the
 same size, for one epoch, features in memory. `ratio_flops` is what products of matrices alone let
 one expect of 16 heads against the largest; `gflops_...` are the products' part of the work over all
 of the time, beside the speed of one such product alone, by `torch.nn.functional.linear` and by
