@@ -4,13 +4,12 @@
         [--epochs 1]
 
 `heads` trains the 16 heads of ImageNet's protocol on rows x 4 x 768 features that stand in a
-feature store; the plain side is sixteen modules, traced and stepped one after the other on batches
-of the same size, for one epoch, features in memory. `ratio_flops` is what products of matrices
-alone let one expect of 16 heads against the largest; `gflops_...` are the products' part of the
-work over all of the time, beside the speed of one such product alone, by
-`torch.nn.functional.linear` and by ours. `logistic` fits 20,000 x 768 features of 100 classes; each
-solver of scikit-learn gets as many iterations as it needs to come within a ten-thousandth of our
-loss.
+feature store; the plain side is sixteen modules, traced and stepped one by one on batches of the
+same size, for one epoch, features in memory. `ratio_flops` is what products of matrices alone let
+one expect of 16 heads against the largest; `gflops_...` are the products' part of the work over all
+of the time, beside the speed of one such product alone, by `torch.nn.functional.linear` and by
+ours. `logistic` fits 20,000 x 768 features of 100 classes; each solver of
+scikit-learn gets as many iterations as it needs to come within a ten-thousandth of our loss.
 """
 
 import argparse

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.errors import IjepaError
+from ijepa.stores import feature_writer
 from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, open_features
+from ijepa.stores.features import FeatureHeader, is_finite, open_features
 
 HEADER = FeatureHeader(
     encoder="tiny",
@@ -40,6 +41,13 @@ def numbers(rows, seed=0):
 
 def labels(rows):
     return {"class": np.arange(rows) % 2, "count": np.arange(rows) + 10}
+
+
+def test_finite_are_all_half_precision_numbers_but_infinities_and_nan():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    assert [is_finite(every[n : n + 1]) for n in range(len(every))] == np.isfinite(every).tolist()
+    assert is_finite(every[np.isfinite(every)])
+    assert is_finite(every[:0])
 
 
 def names(rows, first=0):
@@ -69,7 +77,9 @@ def test_rows_appended_in_any_batches_come_out_in_order(tmp_path_factory, sizes,
         part = slice(first, first + size)
         writer.append(features[part], {k: v[part] for k, v in all_labels.items()}, keys[part])
         first += size
-    FeatureWriter(path, HEADER, dtype).finish()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_writer, "COLUMN_ROWS", 300)
+        FeatureWriter(path, HEADER, dtype).finish()
     with open_features(path) as store:
         expected = features.astype(dtype).astype(np.float32)
         assert store.header == HEADER

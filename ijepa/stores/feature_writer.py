@@ -9,9 +9,10 @@ disk is known to have room. Nothing waits for the disk before the end: a journal
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -29,6 +30,7 @@ from ijepa.stores.features import (
 )
 
 CHUNK_ROWS = 512  # of labels and keys
+COLUMN_ROWS = 2**16  # of labels and keys, handed to HDF5 at once
 HEAD_BYTES = 2048  # what HDF5 puts before the first contiguous numbers of a file
 OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for every key
 
@@ -47,6 +49,7 @@ class FeatureWriter:
         folder = path.with_name(path.name + ".journal")
         self._journal = Journal(folder, self._draft, self.dtype, HEAD_BYTES)
         self._finished_rows = open_features(path).shape[0] if path.exists() else None
+        self._aside = ThreadPoolExecutor(1)  # adds up a batch while it is written
 
     @property
     def rows_done(self) -> int:
@@ -90,9 +93,10 @@ class FeatureWriter:
         columns |= {f"labels/{name}": _integers(values) for name, values in labels.items()}
         columns |= {} if views is None else {"view": _integers(views)}
         first = self._journal.rows if first is None else first
+        checksum = self._aside.submit(zlib.crc32, numbers.data)
         self._write(first, numbers)
         shape = (len(numbers), numbers.shape[1], numbers.shape[2])
-        self._journal.add(Batch(first, shape, zlib.crc32(numbers.data), columns))
+        self._journal.add(Batch(first, shape, checksum.result(), columns))
 
     def finish(self) -> None:
         """Make the draft an HDF5 file in bounded memory, check it, and mark it complete.
@@ -117,10 +121,13 @@ class FeatureWriter:
         self._journal.remove()
 
     def _write(self, first: int, numbers: Array) -> None:
-        self._draft.touch()
-        with self._draft.open("r+b") as file:
+        with self._opened_draft() as file:
             file.seek(HEAD_BYTES + first * numbers[0:1].nbytes)
             file.write(numbers.data if numbers.size else b"")
+
+    def _opened_draft(self) -> BinaryIO:
+        """To write in anywhere, what stands there kept; made if need be, by whichever process."""
+        return os.fdopen(os.open(self._draft, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
 
     def _begin_store(self) -> None:
         """Put before the numbers what makes them HDF5's; forget what another try put after them."""
@@ -128,8 +135,7 @@ class FeatureWriter:
         shape = (self._journal.rows, layers, dim)
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
         head = _head(shape, self.dtype, num_bytes, self._draft.parent)
-        self._draft.touch()
-        with self._draft.open("r+b") as file:
+        with self._opened_draft() as file:
             file.write(head)
             file.truncate(len(head) + num_bytes)
 
@@ -140,19 +146,32 @@ class FeatureWriter:
         types: dict[str, Any] = {"keys": h5py.string_dtype()}
         types |= {f"labels/{name}": np.dtype(np.int64) for name in self.header.class_names}
         ends, checksums = [], []
-        for batch in self._journal.batches():
-            if not batch.first:
-                types |= {"view": np.dtype(np.int16)} if "view" in batch.columns else {}
+        for batches in _together(self._journal.batches()):
+            first = batches[0].first
+            if not first:
+                types |= {"view": np.dtype(np.int16)} if "view" in batches[0].columns else {}
                 _create(store, types, rows)
-            end = batch.first + batch.shape[0]
-            ends.append(end)
-            checksums.append(batch.checksum)
-            for name, values in batch.columns.items():
-                store[name][batch.first : end] = values
+            ends += [batch.first + batch.shape[0] for batch in batches]
+            checksums += [batch.checksum for batch in batches]
+            for name in types:
+                values = [value for batch in batches for value in batch.columns[name]]
+                store[name][first : ends[-1]] = values
         if not rows:
             _create(store, types, rows)
         store.create_dataset("checksums", data=np.array(checksums, np.uint32))
         store.create_dataset("checksum_ends", data=np.array(ends, np.int64))
+
+
+def _together(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Batches in turn, in lists of `COLUMN_ROWS` rows or little more."""
+    found: list[Batch] = []
+    for batch in batches:
+        found.append(batch)
+        if batch.first + batch.shape[0] - found[0].first >= COLUMN_ROWS:
+            yield found
+            found = []
+    if found:
+        yield found
 
 
 def _integers(values: Iterable[Any]) -> list[int]:

@@ -23,7 +23,7 @@ from ijepa.stores.lineage import UNKNOWN, Lineage
 
 SCHEMA = 4
 BLOCK_ROWS = 512  # read at once, where all are
-HALF_EXPONENT = np.uint16(0x7C00)  # all ones only in infinities and NaN
+HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -298,9 +298,9 @@ def _check_numbers(found: Features, store: h5py.File) -> None:
 
 def is_finite(numbers: Array) -> bool:
     """Neither infinite nor NaN, all of them?"""
-    if numbers.dtype == np.float16:  # twice as fast as numpy's isfinite
-        bits = np.ascontiguousarray(numbers).view(np.uint16)
-        return bool(((bits & HALF_EXPONENT) != HALF_EXPONENT).all())
+    if numbers.dtype == np.float16 and numbers.size:  # many times as fast as numpy's isfinite
+        bits = np.ascontiguousarray(numbers).view(np.uint16)  # negative ones are negative as int16
+        return bool(bits.view(np.int16).max() < HALF_INFINITY[0] and bits.max() < HALF_INFINITY[1])
     return bool(np.isfinite(numbers).all())
 
 
