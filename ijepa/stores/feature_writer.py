@@ -118,6 +118,7 @@ class FeatureWriter:
                 os.fsync(file.fileno())
             self._draft.replace(self.path)
             self._finished_rows = rows
+        self._aside.shutdown()
         self._journal.remove()
 
     def _write(self, first: int, numbers: Array) -> None:
