@@ -82,6 +82,8 @@ def lead(world: World, work: Callable[[], T]) -> T:
     dist.broadcast_object_list(told, src=0)
     result = told[0]
     if isinstance(result, IjepaError):
+        dist.barrier()  # all know: they part in order, for gloo aborts a process whose peer is gone
+        dist.destroy_process_group()
         raise result if world.leads else SharedError(str(result))
     return result  # type: ignore[return-value]  # None only if `work` gave None
 
