@@ -157,7 +157,8 @@ def _names(options: dict[str, Any], path: str) -> bool:
     """Is a path, or something in it, among a command's options, its output apart?"""
     texts = (text for name, option in options.items() if name != "out" for text in _texts(option))
     whole = os.path.abspath(path)  # noqa: PTH100  # links stay what they are called
-    named = (os.path.abspath(part) for text in texts for part in _suffixes(text))  # noqa: PTH100
+    parts = (part for text in texts for part in _suffixes(text))
+    named = (os.path.abspath(part) for part in parts)  # noqa: PTH100  # as above
     return any(text == whole or text.startswith(f"{whole}/") for text in named)
 
 

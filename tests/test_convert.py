@@ -123,7 +123,7 @@ def test_timm_loads_its_file_and_it_comes_back_bit_for_bit(tmp_path, recorded, w
 @pytest.mark.slow
 @BOTH
 def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, recorded, which):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")  # of extra hf
     convert_to("hf", TINY, tmp_path / "hf", which, ARCH)
     model, report = transformers.AutoModel.from_pretrained(
         tmp_path / "hf", output_loading_info=True
@@ -141,7 +141,7 @@ def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, r
 
 
 def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_path, recorded):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")  # of extra hf
     convert_to("hf", TINY, tmp_path / "hf", "context", ARCH)
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
     model.save_pretrained(tmp_path / "theirs")
@@ -153,7 +153,7 @@ def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_pa
 
 
 def test_the_processor_normalises_and_crops_as_the_run_did(tmp_path, run):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")  # of extra hf
     convert_to("hf", run, tmp_path / "hf")
     data = read_networks(run).config.data
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
@@ -281,7 +281,7 @@ def test_a_folder_of_another_network_is_refused(tmp_path, wrong):
 
 
 def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")  # of extra hf
     convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
     model.save_pretrained(tmp_path / "hub")

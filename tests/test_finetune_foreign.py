@@ -98,7 +98,7 @@ def test_a_published_file_is_fine_tuned_with_the_encoder_that_was_chosen(shards,
 
 
 def test_transformers_ijepa_is_fine_tuned_and_its_other_models_are_not(shards, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")  # of extra hf
     size = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
             "intermediate_size": 192, "image_size": 32, "patch_size": 8}  # fmt: skip
     model = transformers.IJepaModel(transformers.IJepaConfig(**size, layer_norm_eps=1e-6))

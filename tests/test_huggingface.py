@@ -18,7 +18,7 @@ from ijepa.errors import IjepaError
 from ijepa.paper import TABLES, pretraining_epochs
 from ijepa.stores.lineage import Lineage
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")  # of extra hf
 SIZE = {
     "hidden_size": DIM, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS,
     "intermediate_size": 4 * DIM, "image_size": SIDE_PX, "patch_size": PATCH_PX,

@@ -233,7 +233,7 @@ def test_plan_fresh_names_what_is_there_and_nothing_else(pipeline, monkeypatch, 
 
 def lines_of(scale, *given):
     if shutil.which("make") is None:
-        pytest.skip("make is not installed")
+        pytest.skip("make, whose graph this reads, is not installed")
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     made = subprocess.run(
         ["make", "--dry-run", "--file", "reproduce/graph.mk", "all", f"SCALE={scale}", *given],

@@ -85,8 +85,8 @@ def http(many):
 @pytest.fixture(scope="module")
 def s3(many):
     """The same set in a bucket of a server on this machine."""
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("s3fs")
+    boto3 = pytest.importorskip("boto3")  # of extra dev alone
+    pytest.importorskip("s3fs")  # of extra dev alone
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
@@ -360,7 +360,7 @@ def test_a_cache_of_decoded_images_needs_them_here(many, streaming_config, tmp_p
 
 @pytest.mark.slow
 def test_https_is_trusted_by_its_certificate_only(many, streaming_config, tmp_path):
-    trustme = pytest.importorskip("trustme")
+    trustme = pytest.importorskip("trustme")  # of extra dev alone
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)

@@ -85,5 +85,5 @@ def _posterize(image: Image.Image, bits_to_keep: int, **rest: object) -> Image.I
     """
     if bits_to_keep == 0:
         return Image.new(image.mode, image.size)
-    kept: Image.Image = posterize(image, bits_to_keep, **rest)  # type: ignore[no-untyped-call]
+    kept: Image.Image = posterize(image, bits_to_keep, **rest)  # type: ignore[no-untyped-call]  # timm
     return kept
