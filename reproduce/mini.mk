@@ -19,18 +19,16 @@ ON_large-more    := more
 BASELINES_main   := random pixels
 
 SIZES            := small main large hires $(FOREIGN)
-ABLATED          := main rasterized block random-masks pixel-targets
+MASKED           := main rasterized block random-masks
 SCALED           := main main-more large-more
 
 TABLE1           := $(SIZES:%=scenes/%/linear.class)
 TABLE2           := $(SIZES:%=scenes/%/few-shot.class) $(SIZES:%=tuned/scenes/%)
-TRANSFER         := $(foreach set,crowded sparse,$(foreach e,main $(FOREIGN),$(set)/$e/linear.class))
-TABLE3           := $(TRANSFER)
+TABLE3           := $(foreach set,crowded sparse,$(foreach e,main $(FOREIGN),$(set)/$e/linear.class))
 TABLE4           := $(foreach label,count dist,$(foreach e,main $(FOREIGN),scenes/$e/linear.$(label)))
 TABLE5           := $(foreach e,$(SCALED),crowded/$e/linear.class sparse/$e/linear.class \
                       scenes/$e/linear.count scenes/$e/linear.dist)
-TABLE6           := $(foreach e,$(filter-out pixel-targets,$(ABLATED)),\
-                      scenes/$e/few-shot.class scenes/$e/logistic.class)
+TABLE6           := $(foreach e,$(MASKED),scenes/$e/few-shot.class scenes/$e/logistic.class)
 TABLE7           := $(foreach e,main pixel-targets,scenes/$e/few-shot.class scenes/$e/logistic.class)
 
 # A hundred labelled images make batches of 512 impossible.
