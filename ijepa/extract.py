@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
 
-VERSION = 4
+VERSION = 5
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def _extract_together(job: _Job) -> ExtractResult:
         work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, force=force)))
         if not work.cached:
             writer, device = _encode(job, work, world)
+            writer.flush()
             wait_for_all(world)
             facts = {"device": device, "command": job.runtime.command}
             lead(world, lambda: _finish_together(writer, work, facts))

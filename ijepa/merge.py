@@ -12,7 +12,7 @@ from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, Features, open_features
 from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of
 
-VERSION = 2
+VERSION = 3
 ROWS_AT_ONCE = 1024
 ALIKE = (
     "weights_sha256", "which", "layers", "pooling", "image_px", "transform", "class_names",

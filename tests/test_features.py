@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -241,6 +242,37 @@ def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
     again.append(numbers(20)[10:], labels(10), names(10, 10))
     again.finish()
     np.testing.assert_array_equal(open_features(path).layer(1), numbers(20)[:, 1])
+
+
+def test_a_disk_that_fails_to_take_what_was_written_is_an_error_of_the_next_batch(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ijepa.stores.draft.SYNC_BYTES", 1)
+    monkeypatch.setattr("os.fsync", _fail)
+    writer = FeatureWriter(tmp_path / "f.h5", HEADER, "float32")
+    with pytest.raises(OSError, match="the disk is broken"):
+        _append_slowly(writer)
+    with pytest.raises(OSError, match="the disk is broken"):
+        writer.finish()
+
+
+def _append_slowly(writer):
+    for first in range(0, 1000, 10):
+        writer.append(numbers(10), labels(10), names(10, first))
+        time.sleep(0.01)
+
+
+def _fail(*_):
+    raise OSError("the disk is broken")
+
+
+def test_keys_of_any_length_and_script_come_back_as_they_were(tmp_path):
+    path, keys = tmp_path / "f.h5", ["a", "ü" * 200, "図/1.jpg", ""]
+    writer = FeatureWriter(path, HEADER, "float32")
+    for place, key in enumerate(keys):
+        writer.append(numbers(1, place), labels(1), [key])
+    writer.finish()
+    assert open_features(path).keys == keys
 
 
 def _interrupt(*_, **__):

@@ -56,7 +56,7 @@ class Journal:
         """
         self._folder, self._own = folder, None
         self._lines: dict[int, _Line] = {}
-        self.rows, self.num_bytes = 0, 0
+        self.rows, self.key_bytes = 0, 1
         found = [item for path in sorted(folder.glob("*.jsonl")) for item in _read(path)]
         if not found or not numbers.exists():
             return
@@ -65,7 +65,7 @@ class Journal:
                 row_bytes = batch.shape[1] * batch.shape[2] * dtype.itemsize
                 file.seek(start + batch.first * row_bytes)
                 if zlib.crc32(file.read(batch.shape[0] * row_bytes)) == batch.checksum:
-                    self._count(batch.first, line)
+                    self._count(batch, line)
 
     _own: Path | None
 
@@ -83,8 +83,7 @@ class Journal:
         with self._own.open("ab") as file:
             start = file.tell()
             file.write(json.dumps(batch._asdict(), ensure_ascii=False).encode() + b"\n")
-            self.num_bytes += file.tell() - start
-        self._count(batch.first, _Line(self._own, start, batch.shape))
+        self._count(batch, _Line(self._own, start, batch.shape))
 
     def batches(self) -> Iterator[Batch]:
         """All of them in the order of their rows."""
@@ -104,10 +103,13 @@ class Journal:
         """Throw the journal away."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _count(self, first: int, line: _Line) -> None:
-        if first not in self._lines:
+    def _count(self, batch: Batch, line: _Line) -> None:
+        if batch.first not in self._lines:
             self.rows += line.shape[0]
-        self._lines[first] = line
+        self._lines[batch.first] = line
+        self.key_bytes = max(
+            [self.key_bytes, *(len(key.encode()) for key in batch.columns["keys"])]
+        )
 
 
 def _read(path: Path) -> Iterator[tuple[_Line, Batch]]:

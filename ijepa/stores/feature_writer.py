@@ -3,7 +3,7 @@
 An HDF5 file that is killed while it grows can be damaged as a whole, and the HDF5 library does not
 survive a full disk. So numbers are written once, to where they will stand in the store, while a
 journal keeps the rest; the HDF5 library puts its own around them when all rows are there and the
-disk is known to have room. Nothing waits for the disk before the end: a journal knows what is lost.
+disk is known to have room. No batch waits for the disk: the journal knows what is lost.
 """
 
 import os
@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 
 from ijepa.errors import IjepaError
+from ijepa.stores.draft import Draft
 from ijepa.stores.feature_journal import Batch, Journal
 from ijepa.stores.features import (
     SCHEMA,
@@ -32,7 +33,7 @@ from ijepa.stores.features import (
 CHUNK_ROWS = 512  # of labels and keys
 COLUMN_ROWS = 2**16  # of labels and keys, handed to HDF5 at once
 HEAD_BYTES = 2048  # what HDF5 puts before the first contiguous numbers of a file
-OVERHEAD_BYTES, KEY_BYTES = 2**20, 64  # what HDF5 adds, at most: once, and for every key
+OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
 
 
 class FeatureWriter:
@@ -45,9 +46,9 @@ class FeatureWriter:
     def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
         """Begin, or take up, the store at `path` with numbers of `dtype`."""
         self.path, self.header, self.dtype = path, header, np.dtype(dtype)
-        self._draft = path.with_name(path.name + ".draft")
+        self._draft = Draft(path.with_name(path.name + ".draft"))
         folder = path.with_name(path.name + ".journal")
-        self._journal = Journal(folder, self._draft, self.dtype, HEAD_BYTES)
+        self._journal = Journal(folder, self._draft.path, self.dtype, HEAD_BYTES)
         self._finished_rows = open_features(path).shape[0] if path.exists() else None
         self._aside = ThreadPoolExecutor(1)  # adds up a batch while it is written
 
@@ -94,9 +95,13 @@ class FeatureWriter:
         columns |= {} if views is None else {"view": _integers(views)}
         first = self._journal.rows if first is None else first
         checksum = self._aside.submit(zlib.crc32, numbers.data)
-        self._write(first, numbers)
+        self._draft.write(HEAD_BYTES + first * numbers[0:1].nbytes, numbers.data)
         shape = (len(numbers), numbers.shape[1], numbers.shape[2])
         self._journal.add(Batch(first, shape, checksum.result(), columns))
+
+    def flush(self) -> None:
+        """Return when the disk has the numbers of all rows, or raise OSError."""
+        self._draft.flush()
 
     def finish(self) -> None:
         """Make the draft an HDF5 file in bounded memory, check it, and mark it complete.
@@ -107,44 +112,34 @@ class FeatureWriter:
         """
         if self._finished_rows is None:
             rows, num_labels = self._journal.rows, len(self.header.class_names)
-            room = OVERHEAD_BYTES + self._journal.num_bytes + rows * (KEY_BYTES + 8 * num_labels)
-            _require_space(self._draft.parent, room)
+            room = OVERHEAD_BYTES + 2 * rows * (self._journal.key_bytes + 8 * num_labels + 2)
+            _require_space(self._draft.path.parent, room)
             self._begin_store()
-            with h5py.File(self._draft, "r+") as store:
+            with h5py.File(self._draft.path, "r+") as store:
                 self._add_columns(store)
                 check_columns(self.path, store)
                 store.attrs["complete"] = True
-            with self._draft.open("rb") as file:
-                os.fsync(file.fileno())
-            self._draft.replace(self.path)
+            self._draft.flush()
+            self._draft.path.replace(self.path)
             self._finished_rows = rows
         self._aside.shutdown()
+        self._draft.close()
         self._journal.remove()
-
-    def _write(self, first: int, numbers: Array) -> None:
-        with self._opened_draft() as file:
-            file.seek(HEAD_BYTES + first * numbers[0:1].nbytes)
-            file.write(numbers.data if numbers.size else b"")
-
-    def _opened_draft(self) -> BinaryIO:
-        """To write in anywhere, what stands there kept; made if need be, by whichever process."""
-        return os.fdopen(os.open(self._draft, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
 
     def _begin_store(self) -> None:
         """Put before the numbers what makes them HDF5's; forget what another try put after them."""
         layers, dim = self._journal.row_shape() or (len(self.header.layers), 0)
         shape = (self._journal.rows, layers, dim)
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        head = _head(shape, self.dtype, num_bytes, self._draft.parent)
-        with self._opened_draft() as file:
-            file.write(head)
-            file.truncate(len(head) + num_bytes)
+        head = _head(shape, self.dtype, num_bytes, self._draft.path.parent)
+        self._draft.write(0, head)
+        self._draft.truncate(len(head) + num_bytes)
 
     def _add_columns(self, store: h5py.File) -> None:
         rows = self._journal.rows
         store.attrs["schema"] = SCHEMA
         store.attrs["header"] = self.header.model_dump_json()
-        types: dict[str, Any] = {"keys": h5py.string_dtype()}
+        types: dict[str, Any] = {"keys": h5py.string_dtype("utf-8", self._journal.key_bytes)}
         types |= {f"labels/{name}": np.dtype(np.int64) for name in self.header.class_names}
         ends, checksums = [], []
         for batches in _together(self._journal.batches()):
@@ -180,11 +175,10 @@ def _integers(values: Iterable[Any]) -> list[int]:
 
 
 def _create(store: h5py.File, types: Mapping[str, Any], rows: int) -> None:
-    """Columns in chunks of some rows, with checksums except for strings."""
+    """Columns in chunks of some rows, with checksums."""
     for name, dtype in types.items():
         chunks = (min(rows, CHUNK_ROWS),) if rows else None
-        checked = bool(chunks) and dtype != h5py.string_dtype()
-        store.create_dataset(name, (rows,), dtype, chunks=chunks, fletcher32=checked)
+        store.create_dataset(name, (rows,), dtype, chunks=chunks, fletcher32=bool(chunks))
 
 
 def _head(

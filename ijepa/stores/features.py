@@ -21,7 +21,7 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 
-SCHEMA = 4
+SCHEMA = 5
 BLOCK_ROWS = 512  # read at once, where all are
 HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 
@@ -265,7 +265,7 @@ def check_columns(path: Path, store: h5py.File) -> None:
             )
     if not rows:
         return
-    keys = np.array(store["keys"][:].tolist(), dtype=np.bytes_)
+    keys = store["keys"][:]
     views = store["view"][:] if "view" in store else np.zeros(rows, np.int16)
     order = np.lexsort([views, keys])
     same = (keys[order][1:] == keys[order][:-1]) & (np.diff(views[order]) == 0)
