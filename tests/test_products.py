@@ -1,18 +1,30 @@
 """Products by oneDNN are those of torch, as exact, whatever the layout of the matrices."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ijepa.method import products
-from ijepa.method.products import linear_product
+from ijepa.method.products import linear_product, quick_products
 
+CPU = torch.device("cpu")
 LAYOUTS = {
     "rows": lambda matrix: matrix,
     "columns": lambda matrix: matrix.T.contiguous().T,
     "a part of wider rows": lambda matrix: torch.cat([matrix, matrix], dim=1)[:, matrix.shape[1] :],
     "every second row": lambda matrix: matrix.repeat_interleave(2, dim=0)[::2],
 }
+
+
+@pytest.fixture(autouse=True)
+def by_onednn(monkeypatch):
+    if not products._has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_quicker", lambda: True)
 
 
 @pytest.mark.parametrize("first", LAYOUTS)
@@ -30,10 +42,71 @@ def test_products_are_as_exact_as_those_of_torch(first, second):
     assert (linear_product(inputs, weight) - exact).abs().max() < 3 * worst
 
 
-def test_without_onednn_and_for_other_numbers_torch_multiplies(monkeypatch):
+def test_on_other_cpus_and_for_other_numbers_torch_multiplies(monkeypatch):
     inputs, weight = torch.randn(5, 7), torch.randn(3, 7)
     for dtype in (torch.float64, torch.bfloat16):
         expected = F.linear(inputs.to(dtype), weight.to(dtype))
         assert torch.equal(linear_product(inputs.to(dtype), weight.to(dtype)), expected)
-    monkeypatch.setattr(products, "_has_onednn", lambda: False)
+    monkeypatch.setattr(products, "onednn_is_quicker", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", _refuse)
     assert torch.equal(linear_product(inputs, weight), F.linear(inputs, weight))
+    with quick_products(CPU):
+        assert torch.equal(F.linear(inputs, weight), inputs @ weight.T)
+
+
+def _refuse(*_):
+    raise AssertionError("oneDNN was asked")
+
+
+def test_a_gpu_keeps_its_own_products():
+    assert not isinstance(quick_products(torch.device("cuda")), products._QuickLinear)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_networks_inside_have_the_outputs_and_gradients_of_those_outside(layout, recomputed):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 5, bias=False)).double()
+    images = torch.randn(4, 9, 12)
+    images[0] = LAYOUTS[layout](images[0])
+    answers = []
+    for dtype, inside in ((torch.float64, False), (torch.float32, True)):
+        net, inputs = copy.deepcopy(network).to(dtype), images.to(dtype).requires_grad_()
+        with quick_products(CPU if inside else torch.device("meta")):
+            found = _checkpointed(net, inputs) if recomputed else net(inputs)
+            found[:, ::2].square().sum().backward()
+        answers.append([found, inputs.grad, *(parameter.grad for parameter in net.parameters())])
+    for expected, found in zip(*answers, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def _checkpointed(net, inputs):
+    both = (quick_products(CPU), quick_products(CPU))
+    return checkpoint(net, inputs, use_reentrant=False, context_fn=lambda: both)
+
+
+def test_one_vector_no_rows_and_named_arguments_are_taken_as_ever():
+    weight, bias = torch.randn(3, 7), torch.randn(3)
+    for inputs in (torch.randn(7), torch.randn(0, 7), torch.randn(2, 0, 7), torch.randn(1, 1, 7)):
+        expected = F.linear(inputs, weight, bias)
+        with quick_products(CPU):
+            torch.testing.assert_close(F.linear(inputs, weight, bias=bias), expected)
+            torch.testing.assert_close(F.linear(input=inputs, weight=weight, bias=bias), expected)
+
+
+def test_what_is_not_trained_gets_no_gradient():
+    layer, inputs = nn.Linear(7, 3), torch.randn(2, 7)
+    layer.weight.requires_grad_(False)
+    with quick_products(CPU):
+        layer(inputs).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((3,), 2.0))
+
+
+def test_bf16_by_autocast_is_left_to_torch():
+    layer, inputs = nn.Linear(7, 3), torch.randn(2, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(inputs)
+        with quick_products(CPU):
+            assert torch.equal(layer(inputs), expected)
+    assert expected.dtype == torch.bfloat16

@@ -1,13 +1,37 @@
-"""Products of matrices that nothing is traced through, by the quicker of a CPU's two libraries.
+"""Products of matrices by the quicker of a CPU's two libraries.
 
-torch brings MKL, which it asks for fp32, and oneDNN, which it asks for bf16 alone. On an AMD CPU
+torch brings MKL, which it asks for fp32, and oneDNN, which it asks for bf16 alone. On a CPU of AMD
 with AVX-512 MKL leaves half of the speed unused (numbers stand in `benchmarks/results`). Both add
-up in fp32.
+up in fp32. Everywhere else torch decides.
 """
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
+
+
+def quick_products(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside, `torch.nn.functional.linear` of any network takes the quicker library.
+
+    The backward pass follows, inside or not; what it computes again (`torch.utils.checkpoint`)
+    needs a `context_fn` that says the same. What is compiled keeps its compiler's products.
+
+    Args:
+        device: where the networks compute; on another than the CPU nothing changes.
+    """
+    if device.type != "cpu" or not onednn_is_quicker():
+        return contextlib.nullcontext()
+    return _QuickLinear()
 
 
 @torch.no_grad()
@@ -19,11 +43,73 @@ def linear_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
         weight: (out, in).
         bias: (out,).
     """
-    if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or not _has_onednn():
+    if not (_fits(inputs) and onednn_is_quicker()):
         return F.linear(inputs, weight, bias)
     dense = _dense(inputs), _dense(weight)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(*dense, bias, "none", [], "")
     return found
+
+
+@cache
+def onednn_is_quicker() -> bool:
+    """Is this a CPU that MKL was not made for, and oneDNN there by the name that we know?"""
+    by_amd = CPU_FACTS.exists() and "AuthenticAMD" in CPU_FACTS.read_text()
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return by_amd and wide and _has_onednn()
+
+
+class _QuickLinear(TorchFunctionMode):
+    """Sees what any code asks of torch, and answers `linear` itself."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  # whatever torch answers
+        if func is F.linear and args and _fits(args[0]):
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found: Tensor = _Linear.apply(inputs, weight, bias)
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    """`torch.nn.functional.linear` and its gradients, each one product."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401  # torch's
+        ctx.save_for_backward(inputs, weight)
+        rows = linear_product(_rows(inputs), weight, bias)
+        return rows.view(*inputs.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # torch's
+        inputs, weight = ctx.saved_tensors
+        rows = _dense(_rows(gradient))
+        found: list[Tensor | None] = [None, None, None]
+        if ctx.needs_input_grad[0]:
+            found[0] = linear_product(rows, weight.T).view(inputs.shape)
+        if ctx.needs_input_grad[1]:
+            found[1] = linear_product(rows.T, _rows(inputs).T)
+        if ctx.needs_input_grad[2]:
+            found[2] = rows.sum(dim=0)
+        return tuple(found)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _fits(inputs: Tensor) -> bool:
+    left_to_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    is_fp32 = inputs.device.type == "cpu" and inputs.dtype == torch.float32
+    return is_fp32 and not left_to_torch and inputs.numel() > 0
 
 
 def _dense(matrix: Tensor) -> Tensor:

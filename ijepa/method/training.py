@@ -11,6 +11,7 @@ from ijepa.config import OptimizationConfig
 from ijepa.distributed import unshared_gradients, whole
 from ijepa.method.jepa import IJepa, parameter_groups
 from ijepa.method.masking import Masks, part_of
+from ijepa.method.products import quick_products
 from ijepa.method.schedules import Schedules
 from ijepa.method.targets import prediction_loss
 
@@ -67,7 +68,7 @@ class Trainer:
         total, answers = images.new_zeros(()), []
         for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
             with self._gathering(is_last=chosen.stop == len(images)):
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                with self._precision(), quick_products(self._device):
                     answers = self.forward(images[chosen], pieces)
                 loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
                 torch.autograd.backward(loss)
@@ -78,6 +79,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def _gathering(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients once a step, with its last part."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
+from ijepa.method.products import quick_products
 
 
 class LayerNorm(nn.LayerNorm):
@@ -114,7 +115,11 @@ class Encoder(VisionTransformer):
         if index is not None:
             tokens = gather_patches(tokens, index)
         for block in self.blocks:
-            tokens = _recomputed(block, tokens) if self.grad_checkpointing else block(tokens)
+            tokens = (
+                _recomputed(tokens.device, block, tokens)
+                if self.grad_checkpointing
+                else block(tokens)
+            )
         encoded: Tensor = self.norm(tokens)
         return encoded
 
@@ -185,7 +190,7 @@ class Predictor(nn.Module):
             qkv = qkv if block is first else _qkv(block, tokens)
             num_last = target_index.shape[2] if block is last else tokens.shape[1]
             if self.grad_checkpointing:
-                tokens = _recomputed(self.run_block, block, tokens, qkv, num_last)
+                tokens = _recomputed(tokens.device, self.run_block, block, tokens, qkv, num_last)
             else:
                 tokens = self.run_block(block, tokens, qkv, num_last)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
@@ -298,8 +303,14 @@ def compile_blocks(
     predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
 
 
-def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401  # handed on as it is
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+def _recomputed(device: torch.device, function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401  # handed on as it is
+    """Computed by equal products both times."""
+    result: Tensor = checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (quick_products(device), quick_products(device)),
+    )
     return result
 
 

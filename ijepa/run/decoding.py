@@ -27,6 +27,7 @@ from ijepa.method.decoder import (
 from ijepa.method.draws import MASKS, NOISE, stream
 from ijepa.method.finetuning import learning_rate
 from ijepa.method.masking import check_masks
+from ijepa.method.products import quick_products
 from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
 from ijepa.stores.checkpoint import load_state, load_weights, save_state
@@ -137,7 +138,7 @@ class DecoderRun:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad()
-        with self._precision():
+        with self._precision(), quick_products(self._device):
             loss = flow_loss(self._decoder, pixels, condition, draws)
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -153,7 +154,7 @@ class DecoderRun:
         on_device = images.to(self._device, non_blocking=True)
         boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
         seen = normalise(on_device, self._data.mean, self._data.std)
-        with self._precision():
+        with self._precision(), quick_products(self._device):
             condition = CONDITIONS[self._config.condition](self._jepa, seen, masks)
         return cut_blocks(on_device, boxes, self._config.image_px), condition.float()
 

@@ -26,6 +26,7 @@ from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.draws import MASKS, stream
 from ijepa.method.finetuning import Classifier, learning_rate, parameter_groups
+from ijepa.method.products import quick_products
 from ijepa.probes.arrays import Ints
 from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
@@ -185,7 +186,7 @@ class FinetuneRun:
         self.model.eval()
         with contextlib.closing(batches(views, numbers, self._runtime.workers)) as made:
             for batch in made:
-                with self._precision():
+                with self._precision(), quick_products(self._device):
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
         self.model.train()
@@ -196,7 +197,7 @@ class FinetuneRun:
         lr = self._set_rates(step)
         inputs, targets = self._mixed(step, self._normalised(images), labels.to(self._device))
         self._optimizer.zero_grad()
-        with self._precision():
+        with self._precision(), quick_products(self._device):
             logits = self._forward(inputs)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self._smoothing())
         torch.autograd.backward(loss)

@@ -19,6 +19,7 @@ from ijepa.method.monitor import (
     neighbour_accuracy,
     verdict,
 )
+from ijepa.method.products import quick_products
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
@@ -82,7 +83,8 @@ class Watch:
 
     def _pooled(self, model: IJepa, views: list[Tensor], which: str) -> Tensor:
         encoder = getattr(model, which)
-        return torch.cat([encoder.pooled_layers(view, 1)[:, -1] for view in views]).cpu()
+        with quick_products(self._device):
+            return torch.cat([encoder.pooled_layers(view, 1)[:, -1] for view in views]).cpu()
 
     def _predicted_views(self, model: IJepa, views: list[Tensor]) -> Tensor:
         """(images, views, dim): what the predictor makes of each image from several contexts."""
@@ -92,7 +94,8 @@ class Watch:
         for view in range(LIDAR_VIEWS):
             rng = stream(self._config.seed, VIEWS, view)
             [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
-            predicted = model.predictions(images, drawn.to(self._device))
+            with quick_products(self._device):
+                predicted = model.predictions(images, drawn.to(self._device))
             blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
             made.append(blocks.mean(dim=(0, 2)))
         return torch.stack(made, dim=1).cpu()
