@@ -1,6 +1,7 @@
 """The ledger: a result says which images were classified rightly, on which set, made how."""
 
 import base64
+import hashlib
 import json
 
 import numpy as np
@@ -31,6 +32,16 @@ def test_the_order_of_rows_changes_neither_the_packing_nor_the_identity_of_the_s
     moved = [keys[number] for number in order]
     assert pack_correct(correct[:, order], moved) == pack_correct(correct, keys)
     assert image_set(moved, labels[order]) == image_set(keys, labels)
+
+
+def test_the_identity_of_a_set_is_that_of_its_sorted_pairs_of_key_and_label():
+    keys, labels = ["図", "a/1", "ä", "a/1", "\U0001f600", "a"], np.array([0, 10, 2, 10, 1, 9])
+    lines = [
+        f"{len(key)} {key} {label}\n"
+        for key, label in sorted({*zip(keys, labels.tolist(), strict=True)})
+    ]
+    assert image_set(keys, labels) == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert image_set([], np.array([], np.int64)) == hashlib.sha256().hexdigest()
 
 
 def test_another_label_key_or_image_is_another_set_and_another_view_is_not():

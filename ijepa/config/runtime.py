@@ -19,7 +19,8 @@ class Runtime(Config):
         micro_batch: images that one process computes at a time, gradients added up; None takes all
             of its share of the batch. Changes memory and rounding, not masks.
         recompute: keep only what enters each block for the backward pass; less memory, more time.
-        compile: torch.compile the blocks; minutes at the start, faster afterwards.
+        compile: torch.compile the blocks; minutes at the start, faster afterwards on a GPU. On AMD
+            CPUs it is slower.
         parallel: what processes share: with `ddp` the batch, with `fsdp` the weights, too.
         cache: `decoded` keeps all images in the device's memory and crops them there, batch by
             batch; a value may differ by one level of 255 from that of `none`.

@@ -9,6 +9,7 @@ from ijepa.progress import Progress, silent
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Stored = np.ndarray[tuple[int, ...], np.dtype[Any]]  # in the store's numbers
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
@@ -19,7 +20,7 @@ class Rows(Protocol):
     def shape(self) -> tuple[int, int, int]:
         """(rows, layers, dim)."""
 
-    def read(self, rows: Ints, layers: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    def read(self, rows: Ints, layers: int) -> Stored:
         """(n, layers, dim) floats: the last `layers` layers of some rows, in their order."""
 
 

@@ -3,7 +3,10 @@
 Source: paper A.2; the protocols themselves stand in `linear_protocols`.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Ints, Labelled, hold_out
+from ijepa.probes.arrays import Asked, Fit, Ints, Labelled, Stored, hold_out
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
 from ijepa.progress import Progress
@@ -89,8 +92,10 @@ def train_heads(
     heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
     labels = torch.from_numpy(train.labels).to(device)
     plan = _Plan(protocol, len(labels))
-    for step, (images, rows) in enumerate(_steps(plan, train.views, seed)):
-        heads.step(_inputs(train, rows, device), labels[images], plan.factor(step))
+    shown, seen = itertools.tee(_steps(plan, train.views, seed))
+    read = _read_ahead(train, (rows for _, rows in seen))
+    for step, ((images, _), features) in enumerate(zip(shown, read, strict=True)):
+        heads.step(_inputs(features, device), labels[images], plan.factor(step))
         progress("train heads steps", step + 1, plan.steps)
     return heads
 
@@ -112,13 +117,25 @@ def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
     """(heads, n) class numbers by the evaluation views."""
     rows = data.views[:, 0]
     starts = range(0, len(rows), SCORED_AT_ONCE)
-    parts = (_inputs(data, rows[first : first + SCORED_AT_ONCE], device) for first in starts)
-    found: Ints = torch.cat([heads.predict(part) for part in parts], dim=1).cpu().numpy()
+    read = _read_ahead(data, (rows[first : first + SCORED_AT_ONCE] for first in starts))
+    parts = [heads.predict(_inputs(features, device)) for features in read]
+    found: Ints = torch.cat(parts, dim=1).cpu().numpy()
     return found
 
 
-def _inputs(data: Labelled, rows: Ints, device: torch.device) -> dict[str, Tensor]:
-    found = torch.from_numpy(data.features.read(rows, _layers(data))).to(device).float()
+def _read_ahead(data: Labelled, every: Iterable[Ints]) -> Iterator[Stored]:
+    """(B, layers, dim) of some rows after the others, the next read while these are used."""
+    pending: deque[Future[Stored]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for rows in every:
+            pending.append(reader.submit(data.features.read, rows, _layers(data)))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        yield from (last.result() for last in pending)
+
+
+def _inputs(features: Stored, device: torch.device) -> dict[str, Tensor]:
+    found = torch.from_numpy(features).to(device).float()
     return {"last": found[:, -1].contiguous(), "concat": found.flatten(1)}
 
 

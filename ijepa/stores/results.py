@@ -150,9 +150,13 @@ def image_set(keys: Sequence[str], labels: Ints) -> str:
         keys: one a row; several views of an image count once.
         labels: (n,) class numbers.
     """
-    digest = hashlib.sha256()
-    for key, label in sorted(set(zip(keys, labels.tolist(), strict=True))):
-        digest.update(f"{len(key)} {key} {label}\n".encode())
+    assert len(keys) == len(labels)
+    digest, last = hashlib.sha256(), None
+    for row in np.lexsort([labels, np.array([key.encode() for key in keys])]):  # as code points do
+        key, label = keys[row], labels[row]
+        if (key, label) != last:
+            digest.update(f"{len(key)} {key} {label}\n".encode())
+        last = key, label
     return digest.hexdigest()
 
 

@@ -38,7 +38,8 @@ Recompute = Annotated[
     typer.Option("--recompute", help="Compute blocks twice, to need less memory."),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="torch.compile the blocks: slow start, then faster.")
+    bool,
+    typer.Option("--compile", help="torch.compile the blocks: slow start, then faster on a GPU."),
 ]
 Parallel = Annotated[
     Literal["ddp", "fsdp"],
