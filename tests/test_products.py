@@ -1,6 +1,7 @@
 """Products by oneDNN are those of torch, as exact, whatever the layout of the matrices."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ijepa.method import products
 from ijepa.method.products import linear_product, quick_products
 
+ASKED = products.onednn_is_quicker
 CPU = torch.device("cpu")
 LAYOUTS = {
     "rows": lambda matrix: matrix,
@@ -58,6 +60,16 @@ def _refuse(*_):
     raise AssertionError("oneDNN was asked")
 
 
+def test_onednn_keeps_few_kernels_for_masks_have_many_lengths(monkeypatch):
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if ASKED.__wrapped__():
+        assert [os.environ[name] for name in names] == [products.KEPT_KERNELS] * 2
+    else:
+        assert not any(name in os.environ for name in names)
+
+
 def test_a_gpu_keeps_its_own_products():
     assert not isinstance(quick_products(torch.device("cuda")), products._QuickLinear)
 
@@ -101,6 +113,64 @@ def test_what_is_not_trained_gets_no_gradient():
         layer(inputs).sum().backward()
     assert layer.weight.grad is None
     torch.testing.assert_close(layer.bias.grad, torch.full((3,), 2.0))
+
+
+def test_a_bias_with_gaps_is_read_as_it_is():
+    inputs, weight = torch.randn(5, 7), torch.randn(3, 7)
+    for bias in (torch.randn(6)[::2], torch.randn(1).expand(3)):
+        torch.testing.assert_close(
+            linear_product(inputs, weight, bias), inputs @ weight.T + bias.clone()
+        )
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 4, 7)])
+def test_what_comes_out_may_be_changed_in_place(shape):
+    torch.manual_seed(0)
+    network, inputs = (
+        nn.Sequential(nn.Linear(7, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)),
+        torch.randn(shape),
+    )
+    gradients = []
+    for device in (torch.device("meta"), CPU):
+        network.zero_grad()
+        with quick_products(device):
+            found = network(inputs)
+        found += 1
+        found.square().sum().backward()
+        gradients.append(network[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_layers_that_do_not_train_let_their_inputs_change():
+    layer, inputs = nn.Linear(7, 3).requires_grad_(False), torch.randn(2, 7, requires_grad=True)
+    kept = inputs.clone()
+    with quick_products(CPU):
+        found = layer(kept)
+    kept.zero_()
+    found.sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(2, 7))
+
+
+@pytest.mark.parametrize("shapes", [((5, 7), (3, 6), (3,)), ((5, 7), (3, 7), (2,))])
+def test_what_does_not_fit_is_refused_in_the_words_of_torch(shapes):
+    operands = [torch.randn(shape) for shape in shapes]
+    with pytest.raises(RuntimeError) as plain:
+        F.linear(*operands)
+    with quick_products(CPU), pytest.raises(RuntimeError) as found:
+        F.linear(*operands)
+    assert str(found.value) == str(plain.value)
+
+
+def test_linear_is_multiplied_by_onednn_forwards_and_backwards(monkeypatch):
+    asked = []
+    plainly = products.linear_product
+    monkeypatch.setattr(products, "linear_product", lambda *args: asked.append(1) or plainly(*args))
+    layer, inputs = nn.Linear(7, 3), torch.randn(2, 7, requires_grad=True)
+    with quick_products(CPU):
+        found = layer(inputs)
+        assert len(asked) == 1
+    found.sum().backward()
+    assert len(asked) == 3
 
 
 def test_bf16_by_autocast_is_left_to_torch():

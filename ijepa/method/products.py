@@ -6,6 +6,7 @@ up in fp32. Everywhere else torch decides.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,13 +19,15 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
+KEPT_KERNELS = "64"  # of oneDNN; it keeps 1,024, half a MB each, one for each length of a mask
 
 
 def quick_products(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, `torch.nn.functional.linear` of any network takes the quicker library.
 
     The backward pass follows, inside or not; what it computes again (`torch.utils.checkpoint`)
-    needs a `context_fn` that says the same. What is compiled keeps its compiler's products.
+    needs a `context_fn` that says the same. What is compiled keeps its compiler's products. There
+    are no second derivatives, nor those of `torch.func`.
 
     Args:
         device: where the networks compute; on another than the CPU nothing changes.
@@ -43,10 +46,10 @@ def linear_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
         weight: (out, in).
         bias: (out,).
     """
-    if not (_fits(inputs) and onednn_is_quicker()):
+    if not (_fits(inputs, weight, bias) and onednn_is_quicker()):
         return F.linear(inputs, weight, bias)
-    dense = _dense(inputs), _dense(weight)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(*dense, bias, "none", [], "")
+    dense = _dense(inputs), _dense(weight), None if bias is None else bias.contiguous()
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(*dense, "none", [], "")
     return found
 
 
@@ -55,7 +58,11 @@ def onednn_is_quicker() -> bool:
     """Is this a CPU that MKL was not made for, and oneDNN there by the name that we know?"""
     by_amd = CPU_FACTS.exists() and "AuthenticAMD" in CPU_FACTS.read_text()
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return by_amd and wide and _has_onednn()
+    quicker = by_amd and wide and _has_onednn()
+    if quicker:  # both are read at the first product
+        os.environ.setdefault("LRU_CACHE_CAPACITY", KEPT_KERNELS)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
+    return quicker
 
 
 class _QuickLinear(TorchFunctionMode):
@@ -68,13 +75,13 @@ class _QuickLinear(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401  # whatever torch answers
-        if func is F.linear and args and _fits(args[0]):
+        if func is F.linear and _fits(*args, **(kwargs or {})):
             return _linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    found: Tensor = _Linear.apply(inputs, weight, bias)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found: Tensor = _Linear.apply(input, weight, bias)
     return found
 
 
@@ -83,9 +90,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401  # torch's
-        ctx.save_for_backward(inputs, weight)
+        for_inputs, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(inputs if for_weight else None, weight if for_inputs else None)
+        ctx.shape = inputs.shape
         rows = linear_product(_rows(inputs), weight, bias)
-        return rows.view(*inputs.shape[:-1], len(weight))
+        # as a plain view it could not be changed in place
+        found: Tensor = torch.ops.aten._unsafe_view(rows, (*inputs.shape[:-1], len(weight)))
+        return found
 
     @staticmethod
     @once_differentiable
@@ -94,7 +105,7 @@ class _Linear(torch.autograd.Function):
         rows = _dense(_rows(gradient))
         found: list[Tensor | None] = [None, None, None]
         if ctx.needs_input_grad[0]:
-            found[0] = linear_product(rows, weight.T).view(inputs.shape)
+            found[0] = linear_product(rows, weight.T).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             found[1] = linear_product(rows.T, _rows(inputs).T)
         if ctx.needs_input_grad[2]:
@@ -106,10 +117,14 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _fits(inputs: Tensor) -> bool:
+def _fits(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Is it what oneDNN is asked for? What is wrong goes to torch, which says so."""
     left_to_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    is_fp32 = inputs.device.type == "cpu" and inputs.dtype == torch.float32
-    return is_fp32 and not left_to_torch and inputs.numel() > 0
+    every = (input, weight) if bias is None else (input, weight, bias)
+    is_fp32 = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in every)
+    agree = input.dim() > 0 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
+    agree = agree and (bias is None or bias.shape == weight.shape[:1])
+    return is_fp32 and agree and not left_to_torch and input.numel() > 0 and weight.numel() > 0
 
 
 def _dense(matrix: Tensor) -> Tensor:
