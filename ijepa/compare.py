@@ -13,7 +13,7 @@ from ijepa.stores.results import (
     unpack_correct,
 )
 
-SAME = ("protocol", "label", "test_images")  # or the numbers say nothing of each other
+SAME = ("protocol", "label", "train_images", "test_images")  # or numbers say nothing of each other
 
 
 class Comparison(Config):
@@ -53,20 +53,25 @@ class Comparisons(Config):
 
 
 def compare(first: Path, second: Path) -> Comparisons:
-    """Compare the first encoders of two results, which must be of one protocol and test set.
+    """Compare the first encoders of two results, which must be of one protocol and of one data.
 
     Raises:
-        IjepaError: they are not, or several draws were averaged.
+        IjepaError: they are not, depart from the protocol otherwise, or average several draws.
     """
     one, other = read_result(first), read_result(second)
-    for what in SAME:
-        ours, theirs = getattr(one, what), getattr(other, what)
+    alike = {what: (getattr(one, what), getattr(other, what)) for what in SAME}
+    alike |= {
+        "settings": (list(_firsts(one)), list(_firsts(other))),
+        "departures": (_departures(one), _departures(other)),
+    }
+    for what, (ours, theirs) in alike.items():
         if ours != theirs:
+            name = what.replace("_", " ")
             raise IjepaError(
-                f"{first} and {second} cannot be compared: {what.replace('_', ' ')} is {ours} and "
-                f"{theirs}. Probe both encoders alike, on the same test images."
+                f"{first} and {second} cannot be compared: {name} is {_said(ours)} and "
+                f"{_said(theirs)}. Probe both encoders alike, on the same images."
             )
-    pairs = zip(_firsts(one), _firsts(other), strict=True)
+    pairs = zip(_firsts(one).values(), _firsts(other).values(), strict=True)
     labels = _labels(one, other)
     rows = tuple(_compared(a, b, one.test_rows, labels) for a, b in pairs if _is_one_draw(a))
     if not rows:
@@ -74,12 +79,21 @@ def compare(first: Path, second: Path) -> Comparisons:
     return Comparisons(protocol=one.protocol, label=one.label, test_rows=one.test_rows, rows=rows)
 
 
-def _firsts(result: ProbeResult) -> list[Score]:
+def _firsts(result: ProbeResult) -> dict[str, Score]:
     """The first encoder's score of each setting."""
     found: dict[str, Score] = {}
     for score in result.scores:
         found.setdefault(score.setting, score)
-    return list(found.values())
+    return found
+
+
+def _departures(result: ProbeResult) -> list[str]:
+    """Of the first encoder, in all settings."""
+    return sorted({line for score in _firsts(result).values() for line in score.departures})
+
+
+def _said(found: str | list[str]) -> str:
+    return found if isinstance(found, str) else "; ".join(found) or "none"
 
 
 def _is_one_draw(score: Score) -> bool:

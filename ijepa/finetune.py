@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Parts
 
-VERSION = 2
+VERSION = 3
 RESULT = "result.json"
 
 # Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
@@ -56,6 +56,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "cutmix": 1.0,
     },
 }
+
+
+TRAINING = {  # settings that a protocol is made of
+    "epochs", "warmup_epochs", "batch_size", "lr", "final_lr", "weight_decay", "layer_decay",
+    "label_smoothing", "drop_path", "randaugment", "crop_scale", "mixup", "cutmix",
+}  # fmt: skip
 
 
 class FinetuneOutcome(Config):
@@ -336,7 +342,9 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
     config, (train, held, test) = job.config, trained.parts
     correct = (trained.predictions == test.labels)[np.newaxis]
     images, batch = len(train.chosen), trained.data.batch_size
-    departures = [] if batch == config.batch_size else [f"batches of all {images:,} images"]
+    departures = _changed(config)
+    if batch != config.batch_size:
+        departures.append(f"batches of all {images:,} images")
     if len(held.chosen):
         departures.append(f"{len(held.chosen):,} training images held out")
     score = Score(
@@ -370,6 +378,16 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         command=job.runtime.command,
         fingerprint=job.plan.fingerprint,
     )
+
+
+def _changed(config: FinetuneConfig) -> list[str]:
+    """Settings of the protocol that the user chose otherwise."""
+    own = finetune_config(config.protocol, {"encoder": config.encoder}, ())
+    return [
+        f"{name} {ours}, not {theirs}"
+        for name, ours in config
+        if name in TRAINING and ours != (theirs := getattr(own, name))
+    ]
 
 
 def _origin(job: _Job, trained: _Trained) -> Origin:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 4
+VERSION = 5
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -230,7 +230,7 @@ def _result(
         config=config.model_dump(mode="json"),
         label=config.label,
         seed=config.seed,
-        source=test.store.header.source,
+        source=_source(train.store.header.source, test.store.header.source),
         splits=Splits(train=train.store.header.split, test=test.store.header.split),
         train_images=image_set(train.keys, train.labels),
         test_images=image_set(test.keys, test.labels),
@@ -244,6 +244,11 @@ def _result(
         command=command,
         fingerprint=fingerprint,
     )
+
+
+def _source(train: str, test: str) -> str:
+    """What both were made from; of a test set of other origin, say of what the training set is."""
+    return test if train == test else f"{test}, trained on {train or 'unknown data'}"
 
 
 def _protocol_name(config: ProbeConfig) -> str:
@@ -261,6 +266,9 @@ def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
 
     wanted, found = LINEAR_PROTOCOLS[config.protocol], pair.train.store.header
     departures = []
+    asked_of = {protocol: label for label, protocol in LOW_LEVEL.items()}.get(config.protocol)
+    if asked_of and config.label != asked_of:
+        departures.append(f"label {config.label}, not {asked_of}")
     crop = "squash" if found.transform.startswith("squash") else "center"
     if config.protocol != "ijepa" and wanted.crop != crop:
         departures.append(f"images cut by --crop {crop}, not {wanted.crop}")

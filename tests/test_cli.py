@@ -138,3 +138,28 @@ def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():
     )
     assert ended.returncode == 1
     assert ended.stderr.endswith("ZeroDivisionError\n")
+
+
+@pytest.mark.parametrize(
+    ("probe", "options", "unread"),
+    [
+        ("low-level", ["--protocol", "mae-lars"], "--protocol"),
+        ("low-level", ["--label", "count"], "--label"),
+        ("knn", ["--scale", "rows"], "--scale"),
+        ("linear", ["--shots", "5"], "--shots"),
+        ("few-shot", ["--shots", "5", "--subset", "list.txt"], "--shots"),
+        ("low-level", ["--subset", "list.txt"], "--subset"),
+    ],
+)
+def test_an_option_that_a_probe_does_not_read_is_refused(ijepa, probe, options, unread):
+    code, _, err = ijepa("probe", probe, "--train", "a", "--test", "b", "--out", "r", *options)
+    assert code == 1
+    assert f"{unread} changes nothing in {probe}" in err
+
+
+def test_shots_are_a_number_of_images_or_a_part(ijepa):
+    code, _, err = ijepa(
+        "probe", "few-shot", "--train", "a", "--test", "b", "--out", "r", "--shots", "1.5"
+    )
+    assert code == 1
+    assert "shots 1.5 is neither a number of images nor a fraction below 1" in err

@@ -52,8 +52,27 @@ def test_results_of_other_protocols_labels_or_images_are_refused(tmp_path, resul
         compare(results[0], other)
     moved = tmp_path / "moved.json"
     probe(pair(tmp_path, "b", rows=90), [], moved, LOGISTIC)
-    with pytest.raises(IjepaError, match="cannot be compared: test images is"):
+    with pytest.raises(IjepaError, match="cannot be compared: train images is"):
         compare(results[0], moved)
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({"test_images": "others"}, "test images is [0-9a-f]+ and others"),
+        ({"train_images": "fewer"}, "train images is [0-9a-f]+ and fewer"),
+        ({"setting": "5 a class"}, "settings is .* and 5 a class"),
+        ({"departures": ["epochs 1, not 50"]}, "departures is none and epochs 1, not 50"),
+    ],
+)
+def test_what_was_probed_otherwise_is_not_compared(tmp_path, results, changed, refused):
+    body = json.loads(results[1].read_text())
+    for name, value in changed.items():
+        (body if name in body else body["scores"][0])[name] = value
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(body))
+    with pytest.raises(IjepaError, match=f"cannot be compared: {refused}"):
+        compare(results[0], other)
 
 
 def test_averages_of_draws_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -234,13 +235,17 @@ def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
     config = ProbeConfig(name="linear", protocol="vissl-clevr-count")
     (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
     assert score.departures == (
+        "label class, not count",
         "images cut by --crop center, not squash",
         "trained on the evaluation view alone, not on flip",
         "batches of all 120 images, not of 256",
     )
     assert score.best_on_test >= score.top1
     page = report([tmp_path / "r.json"], tmp_path / "page.html").out.read_text()
-    assert "not of the protocol: images cut by --crop center, not squash; trained on" in page
+    assert "not of the protocol: label class, not count; images cut by --crop center" in page
+        "not of the protocol: label class, not count; images cut by --crop center, not squash; trained on"
+        in page
+    )
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_are_known(tmp_path, files):
@@ -274,7 +279,8 @@ def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks):
     names.write_text("\n".join(["0.JPEG", "train/1", "2", "", "3.png", "4", "5"]))
     config = ProbeConfig(name="few-shot", label="count")
     found = probe(tasks, [], out, config, subsets=[names]).result
-    assert [score.setting for score in found.scores] == ["lists of 6 images"]
+    (setting,) = {score.setting for score in found.scores}
+    assert re.fullmatch(r"lists of 6 images \([0-9a-f]{8}\)", setting)
     names.write_text("0\nn01440764_10026.JPEG")
     with pytest.raises(IjepaError, match=r"1 of 2 lines name no training image, such as n0144"):
         probe(tasks, [], out, config, subsets=[names])

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 from ijepa.config import ProbeConfig
+from ijepa.errors import IjepaError
 from ijepa.probes.arrays import Asked, hold_out
 from ijepa.probes.few_shot import few_shot
 from ijepa.probes.knn import knn, vote
@@ -139,7 +140,13 @@ def test_a_drawn_subset_holds_so_many_of_each_class(shots, seed, draw):
 
 def test_draws_differ_and_each_is_a_row_of_predictions():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    one, five = few_shot(train, test, asked("few-shot", shots=(1, 5), draws=4))
+    one, five, many, part = few_shot(
+        train, test, asked("few-shot", shots=(1, 5, 10_000, 0.0001), draws=4)
+    )
+    classes = len(np.unique(train.labels))
+    assert one.departures == five.departures == ()
+    assert many.departures == (f"{classes} classes have fewer images than 10000",)
+    assert part.departures == (f"{classes} classes give one image, more than their part",)
     assert (one.setting, five.setting) == ("1 a class", "5 a class")
     assert one.predictions.shape == (4, 60)
     assert len(np.unique(one.predictions, axis=0)) > 1
@@ -202,6 +209,9 @@ def test_lists_of_training_images_take_the_place_of_draws():
     train, test = clusters(200, 0.3, 0), clusters(60, 0.3, 1)
     lists = (np.array([0, 1, 2]), np.array([3, 4, 5, 6, 7, 8]))
     (found,) = few_shot(train, test, asked("few-shot")._replace(subsets=lists))
+    one_class = [np.flatnonzero(train.labels == train.labels[0])]
+    with pytest.raises(IjepaError, match=r"images of one class only; a probe needs two"):
+        few_shot(train, test, asked("few-shot")._replace(subsets=one_class))
     assert found.setting == "lists of 3 or 6 images"
     assert found.predictions.shape == (2, 60)
     (alone,) = few_shot(train.take(lists[0]), test, asked("few-shot", shots=(1,), draws=1))

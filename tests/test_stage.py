@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
+from ijepa.stores import stage
 from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of, read_record
 
 
@@ -214,6 +215,29 @@ def test_what_we_did_not_make_is_not_replaced(tmp_path):
     with pytest.raises(IjepaError, match="no record that ijepa made it"):
         make_file(plan(tmp_path / "out"), "new")
     assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_plan_that_was_refused_before_it_made_anything_blocks_no_other(tmp_path):
+    wrong = dataclasses.replace(plan(tmp_path / "out"), precious=True)
+    with pytest.raises(ValueError, match="no such split"), exclusive_work(wrong):
+        raise ValueError("no such split")
+    mended = dataclasses.replace(plan(tmp_path / "out", number=2), precious=True)
+    with exclusive_work(mended) as work:
+        assert not work.cached
+
+
+def test_workers_that_outlive_a_killed_process_are_waited_for(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = tmp_path / "out.lock"
+    lock.write_text(stage._myself(ended.pid))
+    worker = subprocess.Popen(
+        ["flock", str(lock), "sh", "-c", "echo held; sleep 1"], stdout=subprocess.PIPE
+    )
+    assert worker.stdout.readline() == b"held\n"
+    assert make_file(plan(tmp_path / "out"), "mine")
+    worker.wait()
+    worker.stdout.close()
 
 
 def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_path):

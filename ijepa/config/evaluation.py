@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ijepa.config.values import Config, Px, Seed
 
@@ -48,6 +48,12 @@ class ExtractConfig(Config):
         return self
 
 
+def _whole_or_part(shots: float) -> float:
+    if shots >= 1 and not shots.is_integer():
+        raise ValueError(f"shots {shots:g} is neither a number of images nor a fraction below 1")
+    return shots
+
+
 class ProbeConfig(Config):
     """Which probe to fit on which label, and how its choices are made.
 
@@ -68,7 +74,9 @@ class ProbeConfig(Config):
     protocol: str = "ijepa"
     label: str = "class"
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    shots: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.1, 1, 5, 10)
+    shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
+        0.01, 0.1, 1, 5, 10,
+    )  # fmt: skip
     draws: Annotated[int, Field(ge=1)] = 5
     scale: Literal["columns", "rows", "none"] | None = None
     subsets: tuple[str, ...] = ()

@@ -188,7 +188,7 @@ def _is_trained_on(group: Group, column: Column) -> bool:
     if few is None:
         return group.train_rows == whole and not setting
     if group.train_rows == whole:
-        return setting in {"1% of train", f"lists of {few:,} images"}
+        return setting.partition(" (")[0] in {"1% of train", f"lists of {few:,} images"}
     return abs(group.train_rows - few) <= LIST_TOLERANCE * few
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ijepa.errors import IjepaError
 from ijepa.probes.arrays import Asked, Fit, Ints, Labelled
 from ijepa.probes.logistic import (
     LOGISTIC_PROTOCOLS,
@@ -17,6 +18,7 @@ from ijepa.probes.logistic import (
     rescaling,
 )
 from ijepa.probes.subsets import draw_subset
+from ijepa.stores.stage import fingerprint_of
 
 # C is fixed, for a handful of images leaves nothing to choose on.
 FEW_SHOT_PROTOCOLS = {
@@ -31,6 +33,8 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     if asked.subsets:
         sizes = sorted({len(subset) for subset in asked.subsets})
         name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
+        if config.subsets:  # other lists of as many images are other ground
+            name += f" ({fingerprint_of(list(config.subsets))[:8]})"
         return [_setting(name, train, test, asked.subsets, protocol)]
     return [
         _setting(
@@ -39,9 +43,19 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
             test,
             [draw_subset(train.labels, shots, config.seed, draw) for draw in range(config.draws)],
             protocol,
-        )
+        )._replace(departures=_too_few(train.labels, shots))
         for shots in config.shots
     ]
+
+
+def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
+    """Classes that do not have what a setting asks of each."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if shots >= 1:
+        small = int((counts < shots).sum())
+        return (f"{small:,} classes have fewer images than {int(shots)}",) if small else ()
+    small = int((shots * counts < 0.5).sum())
+    return (f"{small:,} classes give one image, more than their part",) if small else ()
 
 
 def _setting(
@@ -56,6 +70,8 @@ def _setting(
     probe = regression(protocol, protocol.strengths[0], train.labels)
     predictions = []
     for subset in subsets:
+        if len(np.unique(train.labels[subset])) < 2:
+            raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
         fit(probe, fitted[subset], train.labels[subset], None)
         predictions.append(predicted(probe, scored, None))
     return Fit(name, np.array(predictions), {"C": probe.C, "draws": len(subsets)})

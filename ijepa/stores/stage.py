@@ -23,6 +23,8 @@ from pydantic import BaseModel
 from ijepa.errors import IjepaError
 from ijepa.stores.versions import library_versions
 
+ORPHANS_SECONDS = 20  # torch's workers look every 5 for the process that began them
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -224,8 +226,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """An flock on `<out>.lock`: the kernel frees it even after kill -9."""
-    path = _sibling(out, ".lock")
+    """An flock on `<out>.lock`: the kernel frees it even after kill -9.
+
+    Workers of a process that was killed hold it for seconds more, until they notice.
+    """
+    path, until = _sibling(out, ".lock"), time.monotonic() + ORPHANS_SECONDS
     while True:
         file = path.open("a+")
         try:
@@ -234,6 +239,9 @@ def _lock(out: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
+            if _is_gone(holder) and time.monotonic() < until:
+                time.sleep(0.1)
+                continue
             raise IjepaError(
                 f"{out} is being written by {holder}; wait for it, or choose another output."
             ) from error
@@ -243,12 +251,31 @@ def _lock(out: Path) -> Iterator[None]:
         file.close()
     try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(_myself())
         file.flush()
         yield
     finally:
         path.unlink(missing_ok=True)
         file.close()
+
+
+def _myself(process: int | None = None) -> str:
+    return f"process {process or os.getpid()} on {socket.gethostname()}"
+
+
+def _is_gone(holder: str) -> bool:
+    """Was it a process of this machine that has ended?"""
+    words = holder.split()
+    process = int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+    if process is None or holder != _myself(process):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _same(path: Path, descriptor: int) -> bool:
@@ -277,6 +304,8 @@ def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
 
 
 def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
+    if found != plan.out and not _sizes(found):  # refused before it made anything
+        return
     if record is None or record.get("fingerprint") == plan.fingerprint:
         return
     raise IjepaError(

@@ -78,6 +78,7 @@ def probe(
 
     Example: ijepa probe linear --protocol vissl-cifar100 --train train.h5 --test val.h5 --out r
     """
+    _refuse_unread(name, protocol, label, scale, shots, subset)
     both = name == "low-level"
     choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
     choices |= {"protocol": protocol, "scale": scale} | ({"shots": shots} if shots else {})
@@ -102,6 +103,29 @@ def probe(
     cached = all(one.cached for one in outcomes)
     table = score_table([one.result for one in outcomes], cached=cached)
     show(found if both else outcome, as_json, table)
+
+
+def _refuse_unread(
+    name: str,
+    protocol: str,
+    label: str,
+    scale: str | None,
+    shots: list[float] | None,
+    subset: list[Path] | None,
+) -> None:
+    """No option that was given is without effect."""
+    both = name == "low-level"
+    unread = {
+        "--protocol": both and protocol != "ijepa",
+        "--label": both and label != "class",
+        "--scale": name != "logistic" and scale is not None,
+        "--shots": (name != "few-shot" or bool(subset)) and bool(shots),
+        "--subset": name != "few-shot" and bool(subset),
+    }
+    for option, is_given in unread.items():
+        if is_given:
+            beside = " with --subset" if name == "few-shot" else ""
+            raise IjepaError(f"{option} changes nothing in {name}{beside}; leave it out.")
 
 
 def register(app: typer.Typer) -> None:
