@@ -51,6 +51,7 @@ def merge(
     stores = [open_features(path) for path in paths]
     for store in stores[1:]:
         _refuse_unlike(stores[0], store)
+    _refuse_shared(stores)
     fingerprints = [store.header.fingerprint for store in stores]
     inputs = {str(number): fingerprint for number, fingerprint in enumerate(fingerprints)}
     plan = StagePlan("merge", VERSION, MergeConfig(), inputs, out)
@@ -80,6 +81,20 @@ def _refuse_unlike(first: Features, other: Features) -> None:
             f"{first.path} holds {first.dtype} of {first.shape[1:]} a row, {other.path} "
             f"{other.dtype} of {other.shape[1:]}."
         )
+
+
+def _refuse_shared(stores: Sequence[Features]) -> None:
+    """No image may be in two files."""
+    whose: dict[str, Path] = {}
+    for store in stores:
+        keys = set(store.keys)
+        if twice := keys & whose.keys():
+            key = min(twice)
+            raise IjepaError(
+                f"{whose[key]} and {store.path} both hold {len(twice):,} images, such as {key}; "
+                f"name files of different images."
+            )
+        whose |= dict.fromkeys(keys, store.path)
 
 
 def _header(headers: Sequence[FeatureHeader], fingerprint: str) -> FeatureHeader:
