@@ -54,7 +54,7 @@ def main() -> None:
         _fail(str(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            stderr.print("Stopped. The same command, without --force, goes on from here.")
+            stderr.print("Stopped. The same command, without --force, goes on from what it kept.")
         raise
     except Exception as error:
         _end_workers()

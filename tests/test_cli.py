@@ -115,7 +115,7 @@ def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
     monkeypatch.setattr("ijepa.report.report", stopped)
     code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
     assert (code, out) == (130, "")
-    assert "goes on from here" in err
+    assert "goes on from what it kept" in err
 
 
 def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():

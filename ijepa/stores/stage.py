@@ -218,9 +218,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise IjepaError(f"{path} is not JSON ({error}); delete it and run again.") from error
+        raise IjepaError(
+            f"{path} is not JSON ({error}). If a stage made it, remove it and "
+            "run that again; else name another file."
+        ) from error
     if not isinstance(body, dict):
-        raise IjepaError(f"{path} holds a {type(body).__name__}, not an object; delete it.")
+        raise IjepaError(
+            f"{path} holds a {type(body).__name__}, not an object; no stage made it. Name another."
+        )
     return body
 
 
