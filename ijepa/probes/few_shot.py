@@ -3,6 +3,7 @@
 Source: facebookresearch/msn `logistic_eval.py`, by the paper's first author.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,6 @@ from ijepa.probes.logistic import (
     rescaling,
 )
 from ijepa.probes.subsets import draw_subset
-from ijepa.stores.stage import fingerprint_of
 
 # C is fixed, for a handful of images leaves nothing to choose on.
 FEW_SHOT_PROTOCOLS = {
@@ -34,7 +34,7 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         sizes = sorted({len(subset) for subset in asked.subsets})
         name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
         if config.subsets:  # other lists of as many images are other ground
-            name += f" ({fingerprint_of(list(config.subsets))[:8]})"
+            name += f" ({_digest(config.subsets)})"
         return [_setting(name, train, test, asked.subsets, protocol)]
     return [
         _setting(
@@ -46,6 +46,11 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         )._replace(departures=_too_few(train.labels, shots))
         for shots in config.shots
     ]
+
+
+def _digest(subsets: Sequence[str]) -> str:
+    """Eight hexadecimal digits that tell some lists from others."""
+    return hashlib.sha256(" ".join(subsets).encode()).hexdigest()[:8]
 
 
 def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:

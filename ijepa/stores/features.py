@@ -235,7 +235,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise IjepaError(
             f"{path} is not a whole feature file ({' '.join(str(error).split())}); "
-            f"delete it and run `ijepa extract` again."
+            f"if it was one, `ijepa extract` makes it again."
         ) from error
 
 
