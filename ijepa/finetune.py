@@ -1,17 +1,17 @@
 """Train a whole encoder and a classifier on labelled images, few or all."""
 
 import contextlib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, validated
+from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.recipes import apply_override, dump_yaml
+from ijepa.recipes import dump_yaml
+from ijepa.run.finetune_protocols import changed_settings
 from ijepa.stores.image_lists import listed
 from ijepa.stores.results import (
     Origin,
@@ -43,26 +43,6 @@ if TYPE_CHECKING:
 VERSION = 3
 RESULT = "result.json"
 
-# Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "imagenet-1pct": {},
-    "imagenet-1pct-huge": {"weight_decay": 4e-1},
-    "imagenet-full": {
-        "batch_size": 528,
-        "lr": 1e-4,
-        "weight_decay": 0.04,
-        "drop_path": 0.25,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-    },
-}
-
-
-TRAINING = {  # settings that a protocol is made of
-    "epochs", "warmup_epochs", "batch_size", "lr", "final_lr", "weight_decay", "layer_decay",
-    "label_smoothing", "drop_path", "randaugment", "crop_scale", "mixup", "cutmix",
-}  # fmt: skip
-
 
 class FinetuneOutcome(Config):
     """A finished fine-tuning and its score."""
@@ -83,22 +63,6 @@ class FinetunePlan(Config):
     batch_size: int
     steps: int
     parameters: int
-
-
-def finetune_config(
-    protocol: str, settings: dict[str, Any], overrides: Iterable[str]
-) -> FinetuneConfig:
-    """A protocol's settings, those of the command line, and `a=b` overrides.
-
-    Raises:
-        IjepaError: no such protocol, an unknown setting or a value out of range.
-    """
-    if protocol not in PROTOCOLS:
-        raise IjepaError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
-    body = {"protocol": protocol} | PROTOCOLS[protocol] | settings
-    for override in overrides:
-        apply_override(body, override)
-    return validated(FinetuneConfig, body, "options")
 
 
 def finetune(
@@ -342,7 +306,7 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
     config, (train, held, test) = job.config, trained.parts
     correct = (trained.predictions == test.labels)[np.newaxis]
     images, batch = len(train.chosen), trained.data.batch_size
-    departures = _changed(config)
+    departures = changed_settings(config)
     if batch != config.batch_size:
         departures.append(f"batches of all {images:,} images")
     if len(held.chosen):
@@ -378,16 +342,6 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         command=job.runtime.command,
         fingerprint=job.plan.fingerprint,
     )
-
-
-def _changed(config: FinetuneConfig) -> list[str]:
-    """Settings of the protocol that the user chose otherwise."""
-    own = finetune_config(config.protocol, {"encoder": config.encoder}, ())
-    return [
-        f"{name} {ours}, not {theirs}"
-        for name, ours in config
-        if name in TRAINING and ours != (theirs := getattr(own, name))
-    ]
 
 
 def _origin(job: _Job, trained: _Trained) -> Origin:

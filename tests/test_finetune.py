@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.finetune import finetune, finetune_config, plan_finetune
+from ijepa.finetune import finetune, plan_finetune
 from ijepa.method.finetuning import Classifier, layer_of, learning_rate, parameter_groups
 from ijepa.method.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.report import report
 from ijepa.run import finetuning
+from ijepa.run.finetune_protocols import finetune_config
 from ijepa.stores.augmented import AugmentedBatches, _randaugment
 from ijepa.stores.loader import batches
 from ijepa.stores.records import read_metrics

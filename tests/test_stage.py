@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stores import stage
 from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of, read_record
 
 
@@ -230,7 +230,7 @@ def test_workers_that_outlive_a_killed_process_are_waited_for(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     lock = tmp_path / "out.lock"
-    lock.write_text(stage._myself(ended.pid))
+    lock.write_text(f"process {ended.pid} on {socket.gethostname()}")
     worker = subprocess.Popen(
         ["flock", str(lock), "sh", "-c", "echo held; sleep 1"], stdout=subprocess.PIPE
     )

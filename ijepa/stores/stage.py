@@ -5,12 +5,10 @@ under its final name that is not whole; started again with the same plan it find
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -21,9 +19,8 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 from ijepa.errors import IjepaError
+from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
-
-ORPHANS_SECONDS = 20  # torch's workers look every 5 for the process that began them
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         yield Work(plan, _sibling(plan.out, ".partial"), cached=True)
         return
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(plan.out):
+    with lock(plan.out):
         folder = _sibling(plan.out, ".partial")
         _finish_publishing(plan, folder)
         if not force and is_fresh(plan) and not _is_forced(plan, folder):
@@ -140,7 +137,8 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
             _refuse_foreign(plan.out)
             if plan.precious and not _is_forced(plan, folder):
                 _refuse_other(plan, plan.out, read_record(plan.out))
-                _refuse_other(plan, folder, _note(folder))
+                if _sizes(folder):  # else it was refused before it made anything
+                    _refuse_other(plan, folder, _note(folder))
         _open_folder(plan, folder, force)
         yield Work(plan, folder, cached=False)
 
@@ -229,66 +227,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """An flock on `<out>.lock`: the kernel frees it even after kill -9.
-
-    Workers of a process that was killed hold it for seconds more, until they notice.
-    """
-    path, until = _sibling(out, ".lock"), time.monotonic() + ORPHANS_SECONDS
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            if _is_gone(holder) and time.monotonic() < until:
-                time.sleep(0.1)
-                continue
-            raise IjepaError(
-                f"{out} is being written by {holder}; wait for it, or choose another output."
-            ) from error
-        # The holder before us may have removed the file between our open and our flock.
-        if path.exists() and _same(path, file.fileno()):
-            break
-        file.close()
-    try:
-        file.truncate(0)
-        file.write(_myself())
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _myself(process: int | None = None) -> str:
-    return f"process {process or os.getpid()} on {socket.gethostname()}"
-
-
-def _is_gone(holder: str) -> bool:
-    """Was it a process of this machine that has ended?"""
-    words = holder.split()
-    process = int(words[1]) if len(words) > 1 and words[1].isdigit() else None
-    if process is None or holder != _myself(process):
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _same(path: Path, descriptor: int) -> bool:
-    ours = os.fstat(descriptor)
-    theirs = path.stat()
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-
-
 def _refuse_foreign(out: Path) -> None:
     is_empty_folder = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty_folder and not record_path(out).exists():
@@ -309,8 +247,6 @@ def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
 
 
 def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
-    if found != plan.out and not _sizes(found):  # refused before it made anything
-        return
     if record is None or record.get("fingerprint") == plan.fingerprint:
         return
     raise IjepaError(

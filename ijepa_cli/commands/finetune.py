@@ -81,7 +81,8 @@ def finetune(
     listed = Path(subset) if subset and Path(subset).is_file() else None
     settings["subset"] = "" if listed else subset
     from ijepa.finetune import finetune as run
-    from ijepa.finetune import finetune_config, plan_finetune
+    from ijepa.finetune import plan_finetune
+    from ijepa.run.finetune_protocols import finetune_config
 
     config = finetune_config(protocol, settings, overrides or ())
     how = runtime(device, workers, force, replace=replace)
