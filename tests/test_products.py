@@ -3,16 +3,21 @@
 import copy
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
+from ijepa.encoders.load import load_encoder
 from ijepa.method import products
+from ijepa.method.jepa import build_ijepa
+from ijepa.method.masking import sample_masks
 from ijepa.method.products import linear_product, quick_products
+from ijepa.method.training import Trainer
 
-ASKED = products.onednn_is_quicker
 CPU = torch.device("cpu")
 LAYOUTS = {
     "rows": lambda matrix: matrix,
@@ -61,13 +66,12 @@ def _refuse(*_):
 
 
 def test_onednn_keeps_few_kernels_for_masks_have_many_lengths(monkeypatch):
-    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    if ASKED.__wrapped__():
-        assert [os.environ[name] for name in names] == [products.KEPT_KERNELS] * 2
-    else:
-        assert not any(name in os.environ for name in names)
+    mine, other = products.CACHE_SIZES
+    monkeypatch.setenv(mine, "7")
+    monkeypatch.setenv(other, "to be restored")
+    del os.environ[other]
+    quick_products(CPU)
+    assert (os.environ[mine], os.environ[other]) == ("7", products.KEPT_KERNELS)
 
 
 def test_a_gpu_keeps_its_own_products():
@@ -161,16 +165,51 @@ def test_what_does_not_fit_is_refused_in_the_words_of_torch(shapes):
     assert str(found.value) == str(plain.value)
 
 
-def test_linear_is_multiplied_by_onednn_forwards_and_backwards(monkeypatch):
-    asked = []
-    plainly = products.linear_product
-    monkeypatch.setattr(products, "linear_product", lambda *args: asked.append(1) or plainly(*args))
+@pytest.fixture
+def asked(monkeypatch):
+    """Shapes of what oneDNN was asked to multiply."""
+    shapes, multiply = [], products.linear_product
+
+    def noted(inputs, weight, *bias):
+        shapes.append((tuple(inputs.shape), tuple(weight.shape)))
+        return multiply(inputs, weight, *bias)
+
+    monkeypatch.setattr(products, "linear_product", noted)
+    return shapes
+
+
+def test_linear_is_multiplied_by_onednn_forwards_and_backwards(asked):
     layer, inputs = nn.Linear(7, 3), torch.randn(2, 7, requires_grad=True)
     with quick_products(CPU):
         found = layer(inputs)
-        assert len(asked) == 1
+        assert asked == [((2, 7), (3, 7))]
     found.sum().backward()
-    assert len(asked) == 3
+    assert asked[1:] == [((2, 3), (7, 3)), ((3, 2), (7, 2))]
+
+
+CONFIG = PretrainConfig(
+    data=DataConfig(image_px=32, batch_size=4),
+    encoder=EncoderConfig(arch="32x2x2", patch_px=4),
+    predictor=PredictorConfig(dim=16, depth=1),
+)
+
+
+def test_steps_of_training_are_multiplied_by_onednn_forwards_and_backwards(asked):
+    model, rng = build_ijepa(CONFIG), np.random.default_rng(0)
+    masks = sample_masks(CONFIG.grid, 4, CONFIG.masks, rng)
+    Trainer(model, CONFIG.optimization, 10).step(0, torch.randn(4, 3, 32, 32), masks)
+    weights = [tuple(weight.shape) for weight in model.encoder.parameters() if weight.dim() == 2]
+    assert len(weights) == 8  # four in each block
+    for out, dim in weights:
+        assert any(weight == (out, dim) for _, weight in asked)  # of the outputs
+        assert any(
+            inputs[0] == out and weight[0] == dim for inputs, weight in asked
+        )  # gradients
+
+
+def test_frozen_encoders_are_multiplied_by_onednn(asked):
+    load_encoder("random:vit_tiny").features(torch.randn(1, 3, 224, 224), 1)
+    assert len(asked) >= 4 * 12  # products of a block, blocks
 
 
 def test_bf16_by_autocast_is_left_to_torch():

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
-KEPT_KERNELS = "64"  # of oneDNN; it keeps 1,024, half a MB each, one for each length of a mask
+CACHE_SIZES = "LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # torch's and oneDNN's own
+KEPT_KERNELS = "64"  # in place of 1,024, half a MB each: every length of a mask has its own
 
 
 def quick_products(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -34,6 +35,8 @@ def quick_products(device: torch.device) -> contextlib.AbstractContextManager[ob
     """
     if device.type != "cpu" or not onednn_is_quicker():
         return contextlib.nullcontext()
+    for cache_size in CACHE_SIZES:  # read at the first product
+        os.environ.setdefault(cache_size, KEPT_KERNELS)
     return _QuickLinear()
 
 
@@ -58,11 +61,7 @@ def onednn_is_quicker() -> bool:
     """Is this a CPU that MKL was not made for, and oneDNN there by the name that we know?"""
     by_amd = CPU_FACTS.exists() and "AuthenticAMD" in CPU_FACTS.read_text()
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    quicker = by_amd and wide and _has_onednn()
-    if quicker:  # both are read at the first product
-        os.environ.setdefault("LRU_CACHE_CAPACITY", KEPT_KERNELS)
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
-    return quicker
+    return by_amd and wide and _has_onednn()
 
 
 class _QuickLinear(TorchFunctionMode):
