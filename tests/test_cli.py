@@ -147,6 +147,8 @@ def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():
         ("low-level", ["--label", "count"], "--label"),
         ("knn", ["--scale", "rows"], "--scale"),
         ("linear", ["--shots", "5"], "--shots"),
+        ("logistic", ["--draws", "5"], "--draws"),
+        ("few-shot", ["--draws", "5", "--subset", "list.txt"], "--draws"),
         ("few-shot", ["--shots", "5", "--subset", "list.txt"], "--shots"),
         ("low-level", ["--subset", "list.txt"], "--subset"),
     ],

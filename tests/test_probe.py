@@ -277,7 +277,7 @@ def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks):
     config = ProbeConfig(name="few-shot", label="count")
     found = probe(tasks, [], out, config, subsets=[names]).result
     (setting,) = {score.setting for score in found.scores}
-    assert re.fullmatch(r"lists of 6 images \([0-9a-f]{8}\)", setting)
+    assert re.fullmatch(r"lists of 6 images \(sha256 [0-9a-f]{8}\)", setting)
     names.write_text("0\nn01440764_10026.JPEG")
     with pytest.raises(IjepaError, match=r"1 of 2 lines name no training image, such as n0144"):
         probe(tasks, [], out, config, subsets=[names])

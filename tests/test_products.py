@@ -202,9 +202,7 @@ def test_steps_of_training_are_multiplied_by_onednn_forwards_and_backwards(asked
     assert len(weights) == 8  # four in each block
     for out, dim in weights:
         assert any(weight == (out, dim) for _, weight in asked)  # of the outputs
-        assert any(
-            inputs[0] == out and weight[0] == dim for inputs, weight in asked
-        )  # gradients
+        assert any(inputs[0] == out and weight[0] == dim for inputs, weight in asked)  # gradients
 
 
 def test_frozen_encoders_are_multiplied_by_onednn(asked):

@@ -3,7 +3,6 @@
 Source: facebookresearch/msn `logistic_eval.py`, by the paper's first author.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +33,7 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         sizes = sorted({len(subset) for subset in asked.subsets})
         name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
         if config.subsets:  # other lists of as many images are other ground
-            name += f" ({_digest(config.subsets)})"
+            name += f" (sha256 {', '.join(digest[:8] for digest in config.subsets)})"
         return [_setting(name, train, test, asked.subsets, protocol)]
     return [
         _setting(
@@ -46,11 +45,6 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         )._replace(departures=_too_few(train.labels, shots))
         for shots in config.shots
     ]
-
-
-def _digest(subsets: Sequence[str]) -> str:
-    """Eight hexadecimal digits that tell some lists from others."""
-    return hashlib.sha256(" ".join(subsets).encode()).hexdigest()[:8]
 
 
 def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:

@@ -54,7 +54,18 @@ Subset = Annotated[
 ]
 
 
+FEW_SHOT = {"shots", "draws", "subset"}
+UNREAD = {
+    "logistic": FEW_SHOT,
+    "linear": FEW_SHOT | {"scale"},
+    "knn": FEW_SHOT | {"scale"},
+    "few-shot": {"scale"},
+    "low-level": FEW_SHOT | {"scale", "protocol", "label"},
+}
+
+
 def probe(
+    ctx: typer.Context,
     name: Name,
     train: Train,
     test: Test,
@@ -78,7 +89,8 @@ def probe(
 
     Example: ijepa probe linear --protocol vissl-cifar100 --train train.h5 --test val.h5 --out r
     """
-    _refuse_unread(name, protocol, label, scale, shots, subset)
+    given = {option for option in ctx.params if _is_typed(ctx, option)}
+    _refuse_unread(name, given, subset)
     both = name == "low-level"
     choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
     choices |= {"protocol": protocol, "scale": scale} | ({"shots": shots} if shots else {})
@@ -105,27 +117,18 @@ def probe(
     show(found if both else outcome, as_json, table)
 
 
-def _refuse_unread(
-    name: str,
-    protocol: str,
-    label: str,
-    scale: str | None,
-    shots: list[float] | None,
-    subset: list[Path] | None,
-) -> None:
+def _is_typed(ctx: typer.Context, option: str) -> bool:
+    """By name, for the enumeration is click's, which some versions of typer carry within."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_unread(name: str, given: set[str], listed: list[Path] | None) -> None:
     """No option that was given is without effect."""
-    both = name == "low-level"
-    unread = {
-        "--protocol": both and protocol != "ijepa",
-        "--label": both and label != "class",
-        "--scale": name != "logistic" and scale is not None,
-        "--shots": (name != "few-shot" or bool(subset)) and bool(shots),
-        "--subset": name != "few-shot" and bool(subset),
-    }
-    for option, is_given in unread.items():
-        if is_given:
-            beside = " with --subset" if name == "few-shot" else ""
-            raise IjepaError(f"{option} changes nothing in {name}{beside}; leave it out.")
+    unread = given & UNREAD[name] or (given & {"shots", "draws"} if listed else set())
+    if unread:
+        beside = " with --subset" if name == "few-shot" and listed else ""
+        raise IjepaError(f"--{min(unread)} changes nothing in {name}{beside}; leave it out.")
 
 
 def register(app: typer.Typer) -> None:
