@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from timing import emit
 
-from ijepa.config import DataConfig, EncoderConfig, MaskConfig, PredictorConfig, PretrainConfig
+from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.method import products
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.masking import sample_masks
@@ -26,7 +26,6 @@ CONFIG = PretrainConfig(
     data=DataConfig(image_px=224, batch_size=BATCH),
     encoder=EncoderConfig(arch="vit_tiny", patch_px=16),
     predictor=PredictorConfig(dim=96, depth=6),
-    masks=MaskConfig(group_size=BATCH),
 )
 
 
@@ -59,10 +58,11 @@ def _peak(side: str, steps: int) -> tuple[int, int]:
     if side == "plain":
         products.onednn_is_quicker = lambda: False
     trainer = Trainer(build_ijepa(CONFIG), CONFIG.optimization, steps)
+    drawn = CONFIG.masks.model_copy(update={"group_size": BATCH})
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     lengths = set()
     for step in range(steps):
-        masks = sample_masks(CONFIG.grid, BATCH, CONFIG.masks, rng)
+        masks = sample_masks(CONFIG.grid, BATCH, drawn, rng)
         lengths |= {(group.context.shape[1], group.targets.shape[2]) for group in masks}
         trainer.step(step, torch.randn(BATCH, 3, 224, 224, generator=generator), masks)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, len(lengths)
