@@ -94,7 +94,7 @@ def _write(path: Path, keys: list[str], block: Array) -> None:
     writer = FeatureWriter(path, header, "float16")
     for first in range(0, len(keys), BATCH):
         some = keys[first : first + BATCH]
-        writer.append(block[: len(some)], {}, some)
+        writer.append(block[: len(some)], {}, some, first + np.arange(len(some)))
     writer.finish()
 
 

@@ -13,6 +13,7 @@ from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
 from ijepa.run.finetune_protocols import changed_settings
 from ijepa.stores.image_lists import listed
+from ijepa.stores.repeats import refuse_many, repeats_in_shards
 from ijepa.stores.results import (
     Origin,
     ProbeResult,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Parts
 
-VERSION = 3
+VERSION = 4
 RESULT = "result.json"
 
 
@@ -113,7 +114,9 @@ def plan_finetune(
     """Say what `finetune` would do; raises as it would."""
     data = open_shards(shards)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
-    parts = _images(_Job(plan, config, data, runtime, silent, subset))
+    job = _Job(plan, config, data, runtime, silent, subset)
+    parts = _images(job)
+    _repeats(job, parts)
     images = len(parts.train.chosen)
     batch = min(config.batch_size, images)
     vit = _encoder(config)
@@ -146,6 +149,7 @@ class _Trained(NamedTuple):
     vit: "Trainable"
     data: DataConfig
     parts: "Parts"
+    repeats: int
     held_out: dict[str, float]
     predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 
@@ -168,12 +172,14 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     """All steps that are left, then the test images; returns what computed, too."""
     import torch
 
+    from ijepa.distributed import lead
     from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.method.finetuning import Classifier
     from ijepa.run.finetuning import FinetuneRun
 
     config = job.config
     parts = _images(job)
+    repeats = lead(world, lambda: _repeats(job, parts))
     vit = _encoder(config)
     data = _data(job, vit.data, len(parts.train.chosen), world)
     generator = torch.Generator().manual_seed(config.seed)
@@ -188,7 +194,7 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     run.train(job.progress if world.leads else silent)
     nothing = np.empty(0, np.int64)
     found = run.predictions(job.progress) if world.leads else nothing
-    return _Trained(vit, data, parts, run.held_out, found), run.device_name
+    return _Trained(vit, data, parts, repeats, run.held_out, found), run.device_name
 
 
 def _encoder(config: FinetuneConfig) -> "Trainable":
@@ -242,6 +248,15 @@ def _images(job: _Job) -> "Parts":
         for some in (trained, held)
     )
     return Parts(train, watched, test)
+
+
+def _repeats(job: _Job, parts: "Parts") -> int:
+    """How many test images are training images, too; many are refused."""
+    config = job.config
+    train, test = (job.data.split(split) for split in (config.split, config.test_split))
+    found = repeats_in_shards(train, parts.train.chosen, test, job.progress)
+    refuse_many(found, len(test))
+    return found
 
 
 def _held_out(labels: "Ints", config: FinetuneConfig) -> "tuple[Ints, Ints]":
@@ -337,6 +352,7 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         train_rows=images,
         test_rows=len(test.labels),
         scores=(score,),
+        repeats=trained.repeats,
         test_classes=pack_classes(test.labels, test.keys),
         libraries=library_versions(),
         command=job.runtime.command,

@@ -12,7 +12,7 @@ from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, Features, open_features
 from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of
 
-VERSION = 3
+VERSION = 4
 ROWS_AT_ONCE = 1024
 ALIKE = (
     "weights_sha256", "which", "layers", "pooling", "image_px", "transform", "class_names",
@@ -113,7 +113,7 @@ def _copy(stores: Sequence[Features], writer: FeatureWriter, progress: Progress)
     """Go on after what stands there already."""
     total, first = sum(store.shape[0] for store in stores), 0
     for store in stores:
-        keys, labels, views = store.keys, store.labels, store.views
+        keys, ids, labels, views = store.keys, store.image_ids, store.labels, store.views
         for start in range(0, store.shape[0], ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, store.shape[0]))
             if not writer.holds(first):
@@ -122,6 +122,7 @@ def _copy(stores: Sequence[Features], writer: FeatureWriter, progress: Progress)
                     store.read(rows, store.shape[1]),
                     {name: values[some] for name, values in labels.items()},
                     keys[some],
+                    ids[some],
                     None if views is None else views[some],
                     first=first,
                 )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 5
+VERSION = 6
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -221,7 +221,7 @@ def _result(
     first: OpenPair, config: ProbeConfig, scores: list[Score], fingerprint: str, command: str
 ) -> ProbeResult:
     """The scores with all that produced them; baselines saw the same images as the first."""
-    train, test = first
+    train, test, repeats = first
     return ProbeResult(
         probe=config.name,
         protocol=_protocol_name(config),
@@ -239,6 +239,7 @@ def _result(
         train_rows=len(train.labels),
         test_rows=len(test.labels),
         scores=tuple(scores),
+        repeats=repeats,
         test_classes=pack_classes(test.labels, test.keys),
         libraries=library_versions(),
         command=command,

@@ -72,7 +72,10 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
                 f"{100 * result.chance:.1f}",
             )
         table.add_section()
-    _caption(table, [line for result in results for line in result.departures])
+    departures = dict.fromkeys(line for result in results for line in result.departures)
+    lines = [f"Not of the protocol: {'; '.join(departures)}"] if departures else []
+    lines += [_repeats(repeats) for repeats in {result.repeats for result in results} if repeats]
+    table.caption, table.caption_justify = "\n".join(lines) or None, "left"
     return table
 
 
@@ -159,6 +162,7 @@ def _group_table(group: "Group") -> Table:
             "" if p_value is None else f"{p_value:.2g}",
         )
     lines = [f"chance {100 * group.chance:.1f}%"]
+    lines += [_repeats(group.repeats)] if group.repeats else []
     lines += [f"not of the protocol: {x}" for line in group.lines for x in line.departures]
     table.caption, table.caption_justify = "; ".join(dict.fromkeys(lines)), "left"
     return table
@@ -176,7 +180,5 @@ def _top1(line: "Line") -> str:
     return f"{100 * line.top1:.2f} ({spread(line)})"
 
 
-def _caption(table: Table, departures: list[str]) -> None:
-    if departures:
-        table.caption = "Not of the protocol: " + "; ".join(dict.fromkeys(departures))
-        table.caption_justify = "left"
+def _repeats(number: int) -> str:
+    return f"{number:,} test images are training images, too, byte for byte under another name"

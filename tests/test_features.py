@@ -20,6 +20,7 @@ from ijepa.errors import IjepaError
 from ijepa.stores import feature_writer
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, is_finite, open_features
+from ijepa.stores.repeats import image_id
 
 HEADER = FeatureHeader(
     encoder="tiny",
@@ -55,9 +56,15 @@ def names(rows, first=0):
     return [f"häuser/{number:03d}" for number in range(first, first + rows)]
 
 
+def append(writer, features, labels, keys, **options):
+    """Rows whose images are their keys' bytes."""
+    writer.append(features, labels, keys, [image_id(key.encode()) for key in keys], **options)
+
+
 def write(path, rows=10, dtype="float32", **columns):
     writer = FeatureWriter(path, HEADER, dtype)
-    writer.append(numbers(rows), labels(rows), columns.pop("keys", names(rows)), **columns)
+    keys = columns.pop("keys", names(rows))
+    append(writer, numbers(rows), labels(rows), keys, **columns)
     writer.finish()
     return path
 
@@ -76,7 +83,7 @@ def test_rows_appended_in_any_batches_come_out_in_order(tmp_path_factory, sizes,
         writer = FeatureWriter(path, HEADER, dtype)
         assert writer.rows_done == first
         part = slice(first, first + size)
-        writer.append(features[part], {k: v[part] for k, v in all_labels.items()}, keys[part])
+        append(writer, features[part], {k: v[part] for k, v in all_labels.items()}, keys[part])
         first += size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_writer, "COLUMN_ROWS", 300)
@@ -85,6 +92,7 @@ def test_rows_appended_in_any_batches_come_out_in_order(tmp_path_factory, sizes,
         expected = features.astype(dtype).astype(np.float32)
         assert store.header == HEADER
         assert store.keys == keys
+        assert store.image_ids.tolist() == [image_id(key.encode()) for key in keys]
         assert store.views is None
         assert {k: v.tolist() for k, v in store.labels.items()} == {
             k: v.tolist() for k, v in all_labels.items()
@@ -165,7 +173,7 @@ def test_reading_all_rows_takes_the_memory_of_one_batch(tmp_path, check):
     wide = HEADER.model_copy(update={"class_names": {}})
     writer = FeatureWriter(path, wide, "float16")
     for first in range(0, rows, 2000):
-        writer.append(np.ones((2000, 2, 1280), np.float16), {}, names(2000, first))
+        append(writer, np.ones((2000, 2, 1280), np.float16), {}, names(2000, first))
     writer.finish()
     assert path.stat().st_size > 100_000_000
     code = READ_ALL.format(tests=str(Path(__file__).parent), path=str(path), check=check)
@@ -180,7 +188,7 @@ from pathlib import Path
 from test_features import *
 for number in itertools.count():
     writer = FeatureWriter(Path({path!r}), HEADER, "float16")
-    writer.append(numbers(7, number), labels(7), names(7, 7 * number))
+    append(writer, numbers(7, number), labels(7), names(7, 7 * number))
     if number == 3:
         print("go", flush=True)
 """
@@ -198,7 +206,7 @@ def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
     batches, rest = divmod(writer.rows_done, 7)
     assert batches >= 4
     assert rest == 0
-    writer.append(numbers(7, batches), labels(7), names(7, 7 * batches))
+    append(writer, numbers(7, batches), labels(7), names(7, 7 * batches))
     writer.finish()
     with open_features(path) as store:
         expected = np.concatenate([numbers(7, number) for number in range(batches + 1)])
@@ -209,7 +217,7 @@ def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
 def test_a_kill_while_or_after_assembling_costs_no_row(tmp_path, monkeypatch):
     path = tmp_path / "f.h5"
     writer = FeatureWriter(path, HEADER, "float32")
-    writer.append(numbers(10), labels(10), names(10))
+    append(writer, numbers(10), labels(10), names(10))
     for moment in ("os.fsync", "shutil.rmtree"):
         again = FeatureWriter(path, HEADER, "float32")
         with monkeypatch.context() as patch:
@@ -229,7 +237,7 @@ def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
     writer = FeatureWriter(path, HEADER, "float32")
     for first in (0, 10):
         part = slice(first, first + 10)
-        writer.append(numbers(20)[part], labels(10), names(10, first))
+        append(writer, numbers(20)[part], labels(10), names(10, first))
     if lost == "numbers":
         draft = path.with_name("f.h5.draft")
         os.truncate(draft, draft.stat().st_size - 1)
@@ -239,7 +247,7 @@ def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
     again = FeatureWriter(path, HEADER, "float32")
     assert again.rows_done == 10
     assert (again.holds(0), again.holds(10)) == (True, False)
-    again.append(numbers(20)[10:], labels(10), names(10, 10))
+    append(again, numbers(20)[10:], labels(10), names(10, 10))
     again.finish()
     np.testing.assert_array_equal(open_features(path).layer(1), numbers(20)[:, 1])
 
@@ -259,7 +267,7 @@ def test_a_disk_that_fails_to_take_what_was_written_is_an_error_of_the_next_batc
 
 def _append_slowly(writer):
     for first in range(0, 1000, 10):
-        writer.append(numbers(10), labels(10), names(10, first))
+        append(writer, numbers(10), labels(10), names(10, first))
         time.sleep(0.01)
 
 
@@ -271,7 +279,7 @@ def test_keys_of_any_length_and_script_come_back_as_they_were(tmp_path):
     path, keys = tmp_path / "f.h5", ["a", "ü" * 200, "図/1.jpg", ""]
     writer = FeatureWriter(path, HEADER, "float32")
     for place, key in enumerate(keys):
-        writer.append(numbers(1, place), labels(1), [key])
+        append(writer, numbers(1, place), labels(1), [key])
     writer.finish()
     assert open_features(path).keys == keys
 
@@ -286,7 +294,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_features import *
 writer = FeatureWriter(Path({path!r}), HEADER, "float32")
-writer.append(numbers(10), labels(10), names(10))
+append(writer, numbers(10), labels(10), names(10))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     writer.finish()
@@ -310,7 +318,7 @@ def test_numbers_that_do_not_fit_are_refused_when_they_are_written(tmp_path, bad
     features = numbers(10)
     features[4, 1, 2] = bad
     with pytest.raises(IjepaError, match="häuser/004 are not finite as float16"):
-        FeatureWriter(tmp_path / "f.h5", HEADER, "float16").append(features, labels(10), names(10))
+        append(FeatureWriter(tmp_path / "f.h5", HEADER, "float16"), features, labels(10), names(10))
 
 
 def damage(path, how):
@@ -338,6 +346,17 @@ def repeat_key(store):
     store["keys"][1] = store["keys"][0]
 
 
+def set_value(name, value):
+    def how(store):
+        store[name][0] = value
+
+    return how
+
+
+def rename_encoder(store):
+    store.attrs.modify("header", HEADER.model_copy(update={"encoder": "other"}).model_dump_json())
+
+
 def drop(attribute):
     return lambda store: store.attrs.__delitem__(attribute)
 
@@ -354,6 +373,13 @@ def drop(attribute):
         (drop("schema"), "not a complete feature file"),
         (drop("header"), "not a whole feature file"),
         (lambda store: store.attrs.modify("header", "{}"), "header that this version"),
+        (set_value("labels/class", 1), "not as it was written"),
+        (set_value("keys", b"other"), "not as it was written"),
+        (set_value("image_id", 7), "not as it was written"),
+        (set_value("checksums", 7), "not as it was written"),
+        (rename_encoder, "not as it was written"),
+        (lambda store: store.attrs.modify("seal", "0" * 64), "not as it was written"),
+        (drop("seal"), "not a whole feature file"),
         (lambda store: store.__delitem__("features"), "not a whole feature file"),
     ],
 )

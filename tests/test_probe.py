@@ -14,11 +14,12 @@ from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
 from ijepa.report import report
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader
+from ijepa.stores.repeats import image_id
 
 LOGISTIC = ProbeConfig(name="logistic")
 
 
-def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, **header):
+def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, **header):
     """A feature file of `classes` clusters, `signal` apart, in two layers of 8."""
     rng = np.random.default_rng(seed)
     which = np.arange(rows) % classes
@@ -39,7 +40,9 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, **header):
     writer = FeatureWriter(path, FeatureHeader(**defaults | header), "float32")
     features = np.stack([rng.standard_normal((rows, 8)), last], axis=1).astype(np.float32)
     keys = [f"{number:05d}" for number in range(first, first + rows)]
-    writer.append(features, {"class": which}, keys)
+    images = [*range(copies), *range(first + copies, first + rows)]
+    ids = [image_id(f"image {number}".encode()) for number in images]
+    writer.append(features, {"class": which}, keys, ids)
     writer.finish()
     return path
 
@@ -102,6 +105,24 @@ def test_an_image_in_train_and_test_is_refused(tmp_path):
     test = write(tmp_path / "test.h5", first=119, fingerprint="test")
     with pytest.raises(IjepaError, match=r"1 images .* too, such as 00119"):
         probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
+
+
+def test_images_in_train_and_test_under_two_names_are_told(tmp_path):
+    files = pair(tmp_path)
+    assert probe(files, [], tmp_path / "r.json", LOGISTIC).result.repeats == 0
+    test = write(tmp_path / "test.h5", first=1000, seed=7, copies=6, data_fingerprint="other")
+    result = probe(FeaturePair(files.train, test), [], tmp_path / "s.json", LOGISTIC).result
+    assert result.repeats == 6
+    page = report([tmp_path / "s.json"], tmp_path / "r.html")
+    assert page.groups[0].repeats == 6
+    assert "6 test images are training images, too" in (tmp_path / "r.html").read_text()
+
+
+def test_many_images_in_train_and_test_under_two_names_are_refused(tmp_path):
+    files = pair(tmp_path)
+    test = write(tmp_path / "test.h5", first=1000, copies=7, data_fingerprint="other")
+    with pytest.raises(IjepaError, match=r"^7 of 120 test images are training images, too, byte"):
+        probe(FeaturePair(files.train, test), [], tmp_path / "r.json", LOGISTIC)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +197,9 @@ def stored(path, features, rows, labels=("class",), **header):
     images, views = np.array(rows).T
     numbers = {name: images % (3 - place) for place, name in enumerate(labels)}
     keys = [f"{path.stem}/{image}" for image in images]
-    writer.append(features.astype(np.float32), numbers, keys, views if views.any() else None)
+    views = views if views.any() else None
+    ids = [image_id(key.encode()) for key in keys]
+    writer.append(features.astype(np.float32), numbers, keys, ids, views)
     writer.finish()
     return path
 

@@ -108,6 +108,7 @@ class Group(Config):
     Attributes:
         description: of the protocol, likewise `selection`.
         chance: share of the most frequent class of the test set.
+        repeats: see `ProbeResult.repeats`.
     """
 
     ground: Ground
@@ -117,6 +118,7 @@ class Group(Config):
     chance: float
     train_rows: int
     test_rows: int
+    repeats: int | None
     lines: tuple[Line, ...]
 
 
@@ -168,6 +170,7 @@ def _group(place: Ground, lines: list[list[tuple[ProbeResult, Score]]]) -> Group
         chance=first.chance,
         train_rows=first.train_rows,
         test_rows=first.test_rows,
+        repeats=first.repeats,
         lines=tuple(_line(scores) for scores in lines),
     )
 

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
         first: number of the first one.
         shape: (rows, layers, dim).
         checksum: crc32 of their numbers.
-        columns: `keys`, `view` where there are any, and `labels/NAME`, each a list.
+        columns: `keys`, `image_id`, `view` where there are any, and `labels/NAME`, each a list.
     """
 
     first: int

@@ -9,6 +9,7 @@ import numpy as np
 
 from ijepa.errors import IjepaError
 from ijepa.stores.features import Features, open_features
+from ijepa.stores.repeats import count_repeats, refuse_many
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -29,20 +30,29 @@ class Images(NamedTuple):
         store: the file.
         keys: n names.
         labels: (n,) int64 class numbers.
+        image_ids: (n,) uint64, see `stores.repeats`.
         views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
     """
 
     store: Features
     keys: list[str]
     labels: Ints
+    image_ids: Ints
     views: Ints
 
 
 class OpenPair(NamedTuple):
-    """A pair that has been found to belong together."""
+    """A pair that has been found to belong together.
+
+    Attributes:
+        train: images to fit on.
+        test: images to score on.
+        repeats: how many of these are training images, too, under another name.
+    """
 
     train: Images
     test: Images
+    repeats: int
 
 
 def open_pair(pair: FeaturePair, label: str) -> OpenPair:
@@ -50,7 +60,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
 
     Raises:
         IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
-            to choose on, or images that are in both.
+            to choose on, images that are in both, or many that are under another name.
     """
     train, test = open_features(pair.train), open_features(pair.test)
     for what in ALIKE:
@@ -60,11 +70,13 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
                 f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
                 f"{theirs!r}. Extract both with the same encoder and options."
             )
-    found = OpenPair(_images(train, label), _images(test, label))
+    fitted, scored = _images(train, label), _images(test, label)
     _refuse_other_classes(train, test, label)
-    _refuse_unfit(found.train, label)
-    _refuse_leak(found)
-    return found
+    _refuse_unfit(fitted, label)
+    _refuse_leak(fitted, scored)
+    repeats = count_repeats(fitted.image_ids, scored.image_ids)
+    refuse_many(repeats, len(scored.keys))
+    return OpenPair(fitted, scored, repeats)
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
@@ -74,7 +86,7 @@ def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
         IjepaError: naming the file with others.
     """
     for other in others:
-        for theirs, ours in zip(other, first, strict=True):
+        for theirs, ours in zip(other[:2], first[:2], strict=True):
             same_data = theirs.store.header.data_fingerprint == ours.store.header.data_fingerprint
             if not same_data or theirs.keys != ours.keys:
                 raise IjepaError(
@@ -89,9 +101,9 @@ def _images(store: Features, label: str) -> Images:
         raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
     if not store.shape[0]:
         raise IjepaError(f"{store.path} holds no image.")
-    keys, labels, views = store.keys, store.labels[label], store.views
+    keys, labels, ids, views = store.keys, store.labels[label], store.image_ids, store.views
     if views is None:
-        return Images(store, keys, labels, np.arange(len(keys))[:, np.newaxis])
+        return Images(store, keys, labels, ids, np.arange(len(keys))[:, np.newaxis])
     each = 1 + store.header.num_views
     firsts = keys[::each]
     alike = all(keys[view::each] == firsts for view in range(1, each))
@@ -100,7 +112,8 @@ def _images(store: Features, label: str) -> Images:
             f"{store.path} does not hold views 0 to {each - 1} of each image, one behind the "
             f"other; extract again."
         )
-    return Images(store, firsts, labels[::each], np.arange(len(keys)).reshape(-1, each))
+    rows = np.arange(len(keys)).reshape(-1, each)
+    return Images(store, firsts, labels[::each], ids[::each], rows)
 
 
 def _refuse_other_classes(train: Features, test: Features, label: str) -> None:
@@ -127,8 +140,7 @@ def _refuse_unfit(train: Images, label: str) -> None:
         )
 
 
-def _refuse_leak(pair: OpenPair) -> None:
-    train, test = pair
+def _refuse_leak(train: Images, test: Images) -> None:
     same_data = train.store.header.data_fingerprint == test.store.header.data_fingerprint
     shared = set(train.keys) & set(test.keys) if same_data else set()
     if shared:

@@ -28,6 +28,7 @@ from ijepa.stores.features import (
     first_bad,
     is_finite,
     open_features,
+    seal,
 )
 
 CHUNK_ROWS = 512  # of labels and keys
@@ -66,6 +67,7 @@ class FeatureWriter:
         features: Array,
         labels: Mapping[str, Array],
         keys: Sequence[str],
+        image_ids: Sequence[int] | Array,
         views: Array | None = None,
         first: int | None = None,
     ) -> None:
@@ -75,13 +77,14 @@ class FeatureWriter:
             features: (n, layers, dim), finite, also as `dtype`.
             labels: (n,) integers by label, one for each of the header's.
             keys: n of them.
+            image_ids: n of them, see `ijepa.stores.repeats.image_id`.
             views: (n,) numbers of augmented views, where an image is stored more than once.
             first: number of its first row; None for the one after all rows so far.
 
         Raises:
             IjepaError: a number that is not finite, or too large for `dtype`.
         """
-        assert {len(features), *map(len, labels.values())} == {len(keys)}
+        assert {len(features), len(image_ids), *map(len, labels.values())} == {len(keys)}
         assert set(labels) == set(self.header.class_names)
         with np.errstate(over="ignore"):  # an overflow is found below
             numbers = np.ascontiguousarray(features, self.dtype)
@@ -91,6 +94,7 @@ class FeatureWriter:
                 f"with --dtype float32, and if that fails, too, the encoder is broken."
             )
         columns: dict[str, list[Any]] = {"keys": list(keys)}
+        columns["image_id"] = np.asarray(image_ids, np.uint64).tolist()
         columns |= {f"labels/{name}": _integers(values) for name, values in labels.items()}
         columns |= {} if views is None else {"view": _integers(views)}
         first = self._journal.rows if first is None else first
@@ -112,12 +116,13 @@ class FeatureWriter:
         """
         if self._finished_rows is None:
             rows, num_labels = self._journal.rows, len(self.header.class_names)
-            room = OVERHEAD_BYTES + 2 * rows * (self._journal.key_bytes + 8 * num_labels + 2)
+            room = OVERHEAD_BYTES + 2 * rows * (self._journal.key_bytes + 8 * num_labels + 10)
             _require_space(self._draft.path.parent, room)
             self._begin_store()
             with h5py.File(self._draft.path, "r+") as store:
                 self._add_columns(store)
                 check_columns(self.path, store)
+                store.attrs["seal"] = seal(store)
                 store.attrs["complete"] = True
             self._draft.flush()
             self._draft.path.replace(self.path)
@@ -140,6 +145,7 @@ class FeatureWriter:
         store.attrs["schema"] = SCHEMA
         store.attrs["header"] = self.header.model_dump_json()
         types: dict[str, Any] = {"keys": h5py.string_dtype("utf-8", self._journal.key_bytes)}
+        types["image_id"] = np.dtype(np.uint64)
         types |= {f"labels/{name}": np.dtype(np.int64) for name in self.header.class_names}
         ends, checksums = [], []
         for batches in _together(self._journal.batches()):

@@ -3,9 +3,11 @@
 Numbers stand in one piece, row after row, with a checksum for every batch that was written. So any
 HDF5 reader finds them, and rows in any order are read by their place in the file, without a map of
 it in memory and without a chunk around each row: a store may be many times larger than memory.
+All the rest stands under a seal, so that a label changed afterwards is seen.
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
 import zlib
@@ -21,7 +23,8 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 
-SCHEMA = 5
+SCHEMA = 6
+COLUMNS = "keys", "image_id", "view"  # beside `labels/NAME`; `view` only where there are several
 BLOCK_ROWS = 512  # read at once, where all are
 HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 
@@ -106,6 +109,12 @@ class Features:
         """One a row; a key that stands in several rows has another view in each."""
         with _readable(self.path):
             return [key.decode() for key in self._store["keys"][:]]
+
+    @property
+    def image_ids(self) -> Array:
+        """(rows,) uint64: equal for image files that are byte for byte the same, see `repeats`."""
+        ids: Array = self._store["image_id"][:]
+        return ids
 
     @property
     def views(self) -> Array | None:
@@ -203,8 +212,8 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
         check_numbers: read all numbers once, to see that they are finite and undamaged.
 
     Raises:
-        IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
-            the same view), or numbers that are not finite.
+        IjepaError: not there, not HDF5, damaged, incomplete, changed since it was written, unequal
+            lengths, a repeated key (with the same view), or numbers that are not finite.
     """
     if not path.is_file():
         raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
@@ -217,6 +226,11 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
             )
         header = _header(path, str(store.attrs["header"]))
         check_columns(path, store)
+        if store.attrs["seal"] != seal(store):
+            raise IjepaError(
+                f"{path} is not as it was written: its labels, keys or header were changed "
+                f"afterwards; delete it and run `ijepa extract` again."
+            )
         found = Features(path, store, header)
         undo.callback(found.close)
         if check_numbers:
@@ -255,9 +269,7 @@ def check_columns(path: Path, store: h5py.File) -> None:
         IjepaError: if not, naming the column or the key.
     """
     rows = len(store["features"])
-    columns = ["keys", *(f"labels/{name}" for name in store.get("labels", {}))]
-    columns += ["view"] if "view" in store else []
-    for name in columns:
+    for name in _columns(store):
         if len(store[name]) != rows:
             raise IjepaError(
                 f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
@@ -272,6 +284,22 @@ def check_columns(path: Path, store: h5py.File) -> None:
     if same.any():
         key = keys[order][np.argmax(same)].decode()
         raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
+
+
+def _columns(store: h5py.File) -> list[str]:
+    """Names of all that has one value a row, beside the numbers."""
+    labels = (f"labels/{name}" for name in sorted(store.get("labels", {})))
+    return [name for name in COLUMNS if name in store or name != "view"] + list(labels)
+
+
+def seal(store: h5py.File) -> str:
+    """sha256 over the header, all columns, and the numbers' checksums."""
+    digest = hashlib.sha256(str(store.attrs["header"]).encode())
+    for name in [*_columns(store), "checksums", "checksum_ends"]:
+        values = store[name][:]
+        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values)
+    return digest.hexdigest()
 
 
 def _check_numbers(found: Features, store: h5py.File) -> None:

@@ -110,6 +110,8 @@ class ProbeResult(Config):
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         chance: share of the most frequent class of the test set.
         train_rows: of the first encoder; likewise `test_rows`.
+        repeats: how many test images are training images, too, under another name, see
+            `stores.repeats`; None in earlier results.
         test_classes: class of each test image, see `pack_classes`; empty in earlier results.
         libraries: versions by name.
         command: that made it; empty if it was no command.
@@ -132,6 +134,7 @@ class ProbeResult(Config):
     train_rows: int
     test_rows: int
     scores: tuple[Score, ...]
+    repeats: int | None = None
     test_classes: str = ""
     libraries: dict[str, str]
     command: str

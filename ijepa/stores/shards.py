@@ -30,6 +30,7 @@ ROW = np.dtype(
 )
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 
+Ints = np.ndarray[tuple[int], np.dtype[np.uint32]]
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
@@ -133,6 +134,11 @@ class SplitReader:
     def label_names(self) -> dict[str, list[str] | None]:
         """Names of the classes by label; None for a label of plain integers."""
         return self.index.labels
+
+    @property
+    def image_bytes(self) -> Ints:
+        """(len,) sizes of the image files."""
+        return load_rows(self.folder, self.name)["image_bytes"]
 
     def __len__(self) -> int:
         return self.index.samples
