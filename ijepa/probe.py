@@ -124,7 +124,7 @@ def probe(
             from ijepa.probes.arrays import Asked
 
             asked = Asked(config, runtime.device, progress, tuple(chosen))
-            scores = _scores(opened, _fits(opened, asked), config)
+            scores = _scores(opened, _fits(opened, asked, work.folder), config)
             result = _result(opened[0], config, scores, plan.fingerprint, runtime.command)
             write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
             work.publish_file({"seed": config.seed})
@@ -174,15 +174,18 @@ def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
     return tuple(file_sha256(subset) for subset in subsets)
 
 
-def _fits(opened: list[OpenPair], asked: "Asked") -> "list[list[Fit]]":
-    """Of each encoder, what it gives in each setting."""
+def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]]":
+    """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
+    from ijepa.stores.keep import KeepInFolder
+
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
     task = f"probe {asked.config.name} encoders"
     fits = []
     for number, pair in enumerate(opened):
         asked.progress(task, number, len(opened))
-        fits.append(fit(_labelled(pair.train), _labelled(pair.test), asked))
+        own = asked._replace(keep=KeepInFolder(kept / f"encoder-{number}"))
+        fits.append(fit(_labelled(pair.train), _labelled(pair.test), own))
     asked.progress(task, len(opened), len(opened))
     return fits
 

@@ -14,7 +14,8 @@ class Progress(Protocol):
 
         Args:
             task: what is being done, such as `pretrain`; also names the unit: `extract images`.
-            done: how much of it is finished, counted from 0, never going back.
+            done: how much of it is finished, counted from 0; less than before where the task
+                begins again.
             total: how much there is; None while unknown.
             values: numbers worth showing beside the bar, such as `{"loss": 0.14}`.
         """

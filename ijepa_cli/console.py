@@ -121,6 +121,9 @@ class _Bars:
         if task not in self._tasks:
             self._tasks[task] = self._rich.add_task(task, total=total, completed=done, note="")
             self._rates[task] = _Rate(done)
+        if self._rates[task].is_before(done):  # the same again, such as for another encoder
+            self._rich.reset(self._tasks[task], total=total)
+            self._rates[task] = _Rate(done)
         note = "  ".join([self._rates[task].text(done), *_shown(values)])
         self._rich.update(self._tasks[task], completed=done, total=total, note=note)
 
@@ -136,6 +139,8 @@ class _Lines:
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
+        if task in self._rates and self._rates[task].is_before(done):
+            del self._rates[task]
         rate = self._rates.setdefault(task, _Rate(done))
         now = time.monotonic()
         finished = total is not None and done >= total
@@ -151,7 +156,12 @@ class _Rate:
     """Units a second since this process began the task."""
 
     def __init__(self, done: int) -> None:
-        self._start, self._first = time.monotonic(), done
+        self._start, self._first, self._last = time.monotonic(), done, done
+
+    def is_before(self, done: int) -> bool:
+        """Is this less than what was done before? Then the task has begun again."""
+        before, self._last = self._last, done
+        return done < before
 
     def per_second(self, done: int) -> float:
         return (done - self._first) / max(time.monotonic() - self._start, 1e-9)

@@ -1,5 +1,7 @@
 """Linear heads trained together learn what each would learn alone, by published rules."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from arrays import labelled
 from sklearn.linear_model import LogisticRegression
 
 import ijepa.probes.heads as heads_module
+import ijepa.probes.linear as linear_module
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear import _Plan, _steps, train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
@@ -150,6 +153,41 @@ def test_every_epoch_shows_every_image_once_and_its_views_in_turn():
     assert complete
     for rows in complete:
         assert sorted(rows) == sorted([*rows[:3], *rows[:3]])  # three views, twice
+
+
+class Kept(dict):
+    """Keeps bytes, as a file would; a stop comes right after some state was saved."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+
+    def load(self, name):
+        return torch.load(io.BytesIO(self[name])) if name in self else None
+
+    def save(self, name, state):
+        file = io.BytesIO()
+        torch.save(state, file)
+        self[name] = file.getvalue()
+        if state.get("steps") == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("stop_after", [1, 9])
+def test_heads_that_were_stopped_end_as_those_that_were_not(optimizer, stop_after, monkeypatch):
+    monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
+    train, rule, keep = data(), protocol(optimizer), Kept(stop_after)
+    whole = train_heads(train, rule, 0, CPU, silent)
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(train, rule, 0, CPU, silent, keep)
+    seen = []
+    for _ in range(2):  # stopped, then finished
+        again = train_heads(train, rule, 0, CPU, lambda _, done, all: seen.append(done), keep)
+        for one, two in zip(whole._groups, again._groups, strict=True):
+            for name, value in one.state_dict().items():
+                assert torch.equal(value, two.state_dict()[name])
+    steps = _Plan(rule, len(train.labels)).steps
+    assert seen == [*range(stop_after, steps + 1), steps]
 
 
 def test_other_seeds_draw_other_heads_and_orders():

@@ -107,6 +107,35 @@ def test_an_image_in_train_and_test_is_refused(tmp_path):
         probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
 
 
+@pytest.mark.parametrize(
+    ("config", "task", "after"),
+    [
+        (ProbeConfig(name="linear"), "choose among heads steps", 7),
+        (ProbeConfig(name="linear"), "train heads steps", 7),
+        (ProbeConfig(name="logistic"), "search strengths", 3),
+        (ProbeConfig(name="logistic", protocol="dinov2"), "search strengths", 20),
+    ],
+)
+def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, after, monkeypatch):
+    monkeypatch.setattr("ijepa.probes.linear.SAVE_SECONDS", 0.0)
+    pairs = pair(tmp_path, signal=1.0), [pair(tmp_path, "other", signal=0.5)]
+    whole = probe(*pairs, tmp_path / "whole.json", config).result
+
+    def stop(name, done, total, values=None):
+        if name == task and done == after:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        probe(*pairs, tmp_path / "r.json", config, progress=stop)
+    again = probe(*pairs, tmp_path / "r.json", config, progress=lambda *step: seen.append(step))
+    assert again.result == whole
+    assert min(done for name, done, *_ in seen if name == task) == 0  # of the other encoder
+    [first, *_] = [done for name, done, *_ in seen if name == task]
+    assert first == after - 1  # the last one was stopped before it was saved
+    assert not list(tmp_path.glob("r.json.partial"))
+
+
 def test_images_in_train_and_test_under_two_names_are_told(tmp_path):
     files = pair(tmp_path)
     assert probe(files, [], tmp_path / "r.json", LOGISTIC).result.repeats == 0

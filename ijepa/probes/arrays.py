@@ -47,6 +47,29 @@ class Labelled(NamedTuple):
         return found
 
 
+class Keep(Protocol):
+    """Where a probe puts what it would not do again after a stop."""
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved last by this name; None where nothing was."""
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Put away tensors and plain values, in place of what was saved before."""
+
+
+class KeepNothing:
+    """For a probe that nobody starts again."""
+
+    def load(self, name: str) -> None:
+        """Nothing is there."""
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Forget it."""
+
+
+FORGETFUL = KeepNothing()
+
+
 class Asked(NamedTuple):
     """What a probe is asked for.
 
@@ -55,12 +78,14 @@ class Asked(NamedTuple):
         device: on which torch computes, where a probe uses it.
         progress: hears of long work.
         subsets: (n,) image numbers of each list of training images that was given.
+        keep: what an earlier start left, and where to leave something for the next.
     """
 
     config: ProbeConfig
     device: str = "cpu"
     progress: Progress = silent
     subsets: tuple[Ints, ...] = ()
+    keep: Keep = FORGETFUL
 
 
 class Fit(NamedTuple):

@@ -7,7 +7,9 @@ parameter of its own: a head learns what it would learn alone.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from itertools import groupby, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,6 +196,17 @@ class Heads:
         for group in self._groups:
             found |= zip(group.numbers, group.predict(inputs[group.features]), strict=True)
         return torch.stack([found[number] for number in sorted(found)])
+
+    def state(self) -> dict[str, Any]:
+        """All that further steps depend on, of tensors and plain values."""
+        groups = [group.state_dict() for group in self._groups]
+        return {"groups": groups, "optimizer": self._optimizer.state_dict()}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Become what `state` was asked of: heads of the same protocol, dims and classes."""
+        for group, values in zip(self._groups, state["groups"], strict=True):
+            group.load_state_dict(values)
+        self._optimizer.load_state_dict(deepcopy(state["optimizer"]))  # of mapped files
 
 
 def _input(head: Head) -> tuple[str, str]:

@@ -4,6 +4,7 @@ Source: paper A.2; the protocols themselves stand in `linear_protocols`.
 """
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +15,23 @@ import torch
 from torch import Tensor
 
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Ints, Labelled, Stored, hold_out
+from ijepa.probes.arrays import (
+    FORGETFUL,
+    Asked,
+    Fit,
+    Ints,
+    Keep,
+    Labelled,
+    Stored,
+    hold_out,
+)
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
 from ijepa.progress import Progress
 
 CONCATENATED = 4  # layers, paper A.2
 SCORED_AT_ONCE = 4096  # images
+SAVE_SECONDS = 120.0
 ORDER = 2  # tells the draws of this file apart from others of the same seed
 
 
@@ -57,17 +68,18 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
     heads on the test set itself.
     """
-    config, progress = asked.config, asked.progress
+    config, progress, keep = asked.config, asked.progress, asked.keep
     protocol, device = LINEAR_PROTOCOLS[config.protocol], pick_device(asked.device)
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = train._replace(labels=numbered.astype(np.int64))
     fitted, held = hold_out(train.labels, config.holdout, config.seed)
     held_out = train.take(held)
 
-    heads = train_heads(train.take(fitted), protocol, config.seed, device, progress)
+    some = train.take(fitted)
+    heads = train_heads(some, protocol, config.seed, device, progress, keep, "choose among")
     accuracy = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
     best = int(np.argmax(accuracy))
-    heads = train_heads(train, protocol, config.seed, device, progress)
+    heads = train_heads(train, protocol, config.seed, device, progress, keep, "train")
     predictions = classes[_predictions(heads, test, device)]
     on_test = (predictions == test.labels).mean(axis=1)
     choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
@@ -76,9 +88,18 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
 
 
 def train_heads(
-    train: Labelled, protocol: LinearProtocol, seed: int, device: torch.device, progress: Progress
+    train: Labelled,
+    protocol: LinearProtocol,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    keep: Keep = FORGETFUL,
+    purpose: str = "train",
 ) -> Heads:
     """All heads of a protocol, trained on one view of each image an epoch.
+
+    Every two minutes and at the end their state is kept; started again, they go on from there, to
+    the same heads.
 
     Args:
         train: labels count from 0 without gaps.
@@ -86,18 +107,34 @@ def train_heads(
         seed: of the heads' weights, of the order of images and of their views.
         device: where they are trained.
         progress: hears of every step.
+        keep: of their state.
+        purpose: names the state, and the task that progress hears of.
     """
     dim = train.features.shape[2]
     dims = {"last": dim, "concat": dim * _layers(train)}
     heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
     labels = torch.from_numpy(train.labels).to(device)
     plan = _Plan(protocol, len(labels))
-    shown, seen = itertools.tee(_steps(plan, train.views, seed))
+    done, saved = _taken_up(heads, keep, purpose), time.monotonic()
+    progress(f"{purpose} heads steps", done, plan.steps)
+    shown, seen = itertools.tee(itertools.islice(_steps(plan, train.views, seed), done, None))
     read = _read_ahead(train, (rows for _, rows in seen))
-    for step, ((images, _), features) in enumerate(zip(shown, read, strict=True)):
+    for step, ((images, _), features) in enumerate(zip(shown, read, strict=True), start=done):
         heads.step(_inputs(features, device), labels[images], plan.factor(step))
-        progress("train heads steps", step + 1, plan.steps)
+        progress(f"{purpose} heads steps", step + 1, plan.steps)
+        if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
+            keep.save(f"{purpose} heads", {"steps": step + 1, **heads.state()})
+            saved = time.monotonic()
     return heads
+
+
+def _taken_up(heads: Heads, keep: Keep, purpose: str) -> int:
+    """Bring heads to where an earlier start left them; the number of steps that they have done."""
+    state = keep.load(f"{purpose} heads")
+    if state is None:
+        return 0
+    heads.take_up(state)
+    return int(state["steps"])
 
 
 def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:

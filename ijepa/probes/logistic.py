@@ -58,6 +58,8 @@ MSN = LogisticProtocol(
     source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
 )
 
+FITTED = "coef_", "intercept_"  # where the next fit starts
+
 LOGISTIC_PROTOCOLS = {
     "ijepa": LogisticProtocol(
         strengths=(0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
@@ -170,13 +172,28 @@ def _held_out_scores(
     rescale = rescaling(protocol.scale, features[fitted])
     part, rest = (_precise(rescale(features[rows]), protocol) for rows in (fitted, held))
     probe = regression(protocol, protocol.strengths[0], labels[fitted])
-    scores = {}
-    for number, strength in enumerate(protocol.strengths):
+    scores = _taken_up(probe, protocol, asked)
+    asked.progress("search strengths", len(scores), len(protocol.strengths))
+    for strength in protocol.strengths[len(scores) :]:
         probe.set_params(C=strength, warm_start=True, max_iter=protocol.search_iterations)
         fit(probe, part, labels[fitted], device)
         scores[strength] = float(np.mean(predicted(probe, rest, device) == labels[held]))
-        asked.progress("search strengths", number + 1, len(protocol.strengths))
+        asked.progress("search strengths", len(scores), len(protocol.strengths))
+        fitted_to = {name: torch.as_tensor(getattr(probe, name)).cpu() for name in FITTED}
+        asked.keep.save("search", {"accuracies": list(scores.values()), **fitted_to})
     return scores
+
+
+def _taken_up(
+    probe: LogisticRegression, protocol: LogisticProtocol, asked: Asked
+) -> dict[float, float]:
+    """Bring a regression to where an earlier start left it; the accuracies found until then."""
+    state = asked.keep.load("search")
+    if state is None:
+        return {}
+    for name in FITTED:
+        setattr(probe, name, _on(_device(asked), state[name].numpy().copy()))
+    return dict(zip(protocol.strengths, state["accuracies"], strict=False))  # the first of them
 
 
 def _precise(features: Floats, protocol: LogisticProtocol) -> Floats:

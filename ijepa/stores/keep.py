@@ -1,0 +1,31 @@
+"""State of unfinished work in files that are whole or absent, for the next start of a command."""
+
+from pathlib import Path
+from typing import Any
+
+from ijepa.stores.checkpoint import load_state, save_state
+
+
+class KeepInFolder:
+    """A file a name; what cannot be read is an error, never a silent start from the beginning."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder; it is made when something is saved."""
+        self._folder = folder
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved last by this name, on the CPU; None where nothing was.
+
+        Raises:
+            IjepaError: it is damaged.
+        """
+        path = self._path(name)
+        return load_state(path) if path.exists() else None
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Put tensors and plain values in place of what was saved before by this name."""
+        self._folder.mkdir(exist_ok=True)
+        save_state(self._path(name), state)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name.replace(' ', '-')}.pt"
