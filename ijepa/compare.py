@@ -26,8 +26,7 @@ class Comparison(Config):
         difference: of the first less the second; its 95% interval by a paired bootstrap.
         only_first: images that the first alone classifies rightly; likewise `only_second`.
         mean_class_difference: of the means of the classes' accuracies, its 95% interval by a paired
-            bootstrap within each class; None where a result of an earlier version does not say
-            which class each image is of.
+            bootstrap within each class.
         p_value: exact two-sided McNemar test.
     """
 
@@ -36,8 +35,8 @@ class Comparison(Config):
     top1: tuple[float, float]
     difference: float
     interval: tuple[float, float]
-    mean_class_difference: float | None
-    mean_class_interval: tuple[float, float] | None
+    mean_class_difference: float
+    mean_class_interval: tuple[float, float]
     only_first: int
     only_second: int
     p_value: float
@@ -72,7 +71,7 @@ def compare(first: Path, second: Path) -> Comparisons:
                 f"{_said(theirs)}. Probe both encoders alike, on the same images."
             )
     pairs = zip(_firsts(one).values(), _firsts(other).values(), strict=True)
-    labels = _labels(one, other)
+    labels = unpack_classes(one.test_classes, one.test_rows)
     rows = tuple(_compared(a, b, one.test_rows, labels) for a, b in pairs if _is_one_draw(a))
     if not rows:
         raise IjepaError(f"{first} averages several draws; compare probes that are fitted once.")
@@ -100,26 +99,20 @@ def _is_one_draw(score: Score) -> bool:
     return len(score.correct) == 1
 
 
-def _labels(one: ProbeResult, other: ProbeResult) -> Ints | None:
-    """Class of each test image; it is the same set, so either result may tell it."""
-    packed = one.test_classes or other.test_classes
-    return unpack_classes(packed, one.test_rows) if packed else None
-
-
-def _compared(first: Score, second: Score, test_rows: int, labels: Ints | None) -> Comparison:
+def _compared(first: Score, second: Score, test_rows: int, labels: Ints) -> Comparison:
     from ijepa.probes.scores import paired_class_difference, paired_difference, paired_p_value
 
     one, other = (unpack_correct(score.correct, test_rows)[0] for score in (first, second))
     difference = paired_difference(one, other)
-    by_class = None if labels is None else paired_class_difference(one, other, labels)
+    by_class = paired_class_difference(one, other, labels)
     return Comparison(
         setting=first.setting,
         encoders=(first.origin.encoder, second.origin.encoder),
         top1=(first.top1, second.top1),
         difference=difference.value,
         interval=(difference.low, difference.high),
-        mean_class_difference=by_class.value if by_class else None,
-        mean_class_interval=(by_class.low, by_class.high) if by_class else None,
+        mean_class_difference=by_class.value,
+        mean_class_interval=(by_class.low, by_class.high),
         only_first=int((one & ~other).sum()),
         only_second=int((other & ~one).sum()),
         p_value=paired_p_value(one, other),

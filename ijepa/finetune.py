@@ -23,6 +23,7 @@ from ijepa.stores.results import (
     pack_classes,
     pack_correct,
     read_result,
+    write_result,
 )
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
 from ijepa.stores.stage import (
@@ -307,7 +308,7 @@ def _chosen(
 def _publish(job: _Job, work: Work, trained: _Trained, device: str) -> None:
     result = _result(job, trained)
     write_bytes(work.folder / "config.yaml", dump_yaml(job.config).encode())
-    write_bytes(work.folder / RESULT, result.model_dump_json(indent=2).encode())
+    write_result(work.folder / RESULT, result)
     work.publish_folder({"seed": job.config.seed, "device": device})
 
 

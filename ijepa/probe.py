@@ -18,15 +18,16 @@ from ijepa.stores.results import (
     Score,
     Splits,
     image_set,
+    joined_source,
     pack_classes,
     pack_correct,
     read_result,
+    write_result,
 )
 from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
-    write_bytes,
 )
 from ijepa.stores.versions import library_versions
 
@@ -126,7 +127,7 @@ def probe(
             asked = Asked(config, runtime.device, progress, tuple(chosen))
             scores = _scores(opened, _fits(opened, asked, work.folder), config)
             result = _result(opened[0], config, scores, plan.fingerprint, runtime.command)
-            write_bytes(work.folder / out.name, result.model_dump_json(indent=2).encode())
+            write_result(work.folder / out.name, result)
             work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
 
@@ -233,7 +234,7 @@ def _result(
         config=config.model_dump(mode="json"),
         label=config.label,
         seed=config.seed,
-        source=_source(train.store.header.source, test.store.header.source),
+        source=joined_source(train.store.header.source, test.store.header.source),
         splits=Splits(train=train.store.header.split, test=test.store.header.split),
         train_images=image_set(train.keys, train.labels),
         test_images=image_set(test.keys, test.labels),
@@ -248,11 +249,6 @@ def _result(
         command=command,
         fingerprint=fingerprint,
     )
-
-
-def _source(train: str, test: str) -> str:
-    """What both were made from; of a test set of other origin, say of what the training set is."""
-    return test if train == test else f"{test}, trained on {train or 'unknown data'}"
 
 
 def _protocol_name(config: ProbeConfig) -> str:

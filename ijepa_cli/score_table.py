@@ -88,22 +88,21 @@ def comparison_table(found: "Comparisons") -> Table:
     for column in ("top-1 %", "difference (95% CI)", "mean per class", "right alone", "p"):
         table.add_column(column, justify="right")
     for row in found.rows:
-        by_class = row.mean_class_difference
         table.add_row(
             row.setting,
             escape(row.encoders[0]),
             escape(row.encoders[1]),
             f"{100 * row.top1[0]:.2f}, {100 * row.top1[1]:.2f}",
             _difference(row.difference, row.interval),
-            "" if by_class is None else _difference(by_class, row.mean_class_interval),
+            _difference(row.mean_class_difference, row.mean_class_interval),
             f"{row.only_first:,}, {row.only_second:,}",
             f"{row.p_value:.2g}",
         )
     return table
 
 
-def _difference(value: float, interval: tuple[float, float] | None) -> str:
-    low, high = interval or (value, value)
+def _difference(value: float, interval: tuple[float, float]) -> str:
+    low, high = interval
     return f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
@@ -164,6 +163,11 @@ def _group_table(group: "Group") -> Table:
     lines = [f"chance {100 * group.chance:.1f}%"]
     lines += [_repeats(group.repeats)] if group.repeats else []
     lines += [f"not of the protocol: {x}" for line in group.lines for x in line.departures]
+    lines += [
+        f"{escape(line.encoder)} again, of the same seeds: {100 * member.top1:.2f}"
+        for line in group.lines
+        for member in line.again
+    ]
     table.caption, table.caption_justify = "; ".join(dict.fromkeys(lines)), "left"
     return table
 

@@ -13,6 +13,7 @@ from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.stores.lineage import Lineage, run_family
+from ijepa.stores.results import joined_source
 
 PUBLISHED = Lineage(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 
@@ -81,10 +82,17 @@ def test_a_context_encoder_fills_no_row_and_is_named_there(plain):
     assert filled(context, target) == filled(target)
 
 
+def test_splits_that_were_sharded_apart_fill_their_cell(plain):
+    source = joined_source("cifar100:elsewhere", "cifar100:archive")
+    assert filled(cifar100(plain, source=source)) == filled(cifar100(plain))
+
+
 @pytest.mark.parametrize(
     "facts",
     [
         {"source": "scenes:train=10"},
+        {"source": joined_source("folder:mine", "cifar100:archive")},
+        {"source": joined_source("", "cifar100:archive")},
         {"protocol": "linear"},
         {"label": "coarse"},
         {"num_classes": 20},

@@ -15,6 +15,7 @@ from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.stores.lineage import Lineage
+from ijepa.stores.results import write_result
 from ijepa.views.chart import Series, line_chart, nice_ticks
 from ijepa.views.page import breakable
 from ijepa_cli.score_table import report_tables
@@ -203,6 +204,28 @@ def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
     paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
     report(paths, tmp_path / "page.html")
     assert "over 2 seeds" in (tmp_path / "page.html").read_text()
+
+
+def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp_path):
+    first = seeded(tmp_path, 0)
+    (score,) = first.scores
+    equal = first.model_copy(update={"fingerprint": "equal"})
+    changed = score.model_copy(update={"top1": score.top1 - 0.1})
+    other = first.model_copy(update={"fingerprint": "other", "scores": (changed,)})
+    paths = [tmp_path / f"{place}.json" for place in range(3)]
+    for path, result in zip(paths, (first, equal, other), strict=True):
+        write_result(path, result)
+    found = report(paths, tmp_path / "page.html")
+    (line,) = found.groups[0].lines
+    assert line.top1 == score.top1
+    assert [member.result for member in line.members] == [first.fingerprint]
+    assert [member.result for member in line.again] == ["other"]
+    assert "again, of the same seeds" in (tmp_path / "page.html").read_text()
+    assert any(
+        "again, of the same seeds" in str(table.caption)
+        for table in report_tables(found)
+        if not isinstance(table, str)
+    )
 
 
 def test_scores_of_other_test_images_or_views_are_not_averaged(tmp_path):

@@ -14,6 +14,7 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
 from ijepa.stores.results import image_set, pack_correct, read_result, unpack_correct
+from ijepa.stores.stage import fingerprint_of
 
 
 @given(draws=st.integers(1, 3), rows=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
@@ -86,21 +87,25 @@ def test_the_stored_images_give_the_stored_accuracy_of_every_draw(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, r"r\.json is not a probe result of schema 3; probe again"),
+        ({"schema_version": 1}, r"r\.json is not a probe result of schema 4; probe again"),
         ({"correct": ["?!"]}, r"r\.json: .* not base64"),
         ({"correct": []}, r"r\.json: .* not of the 120 test images"),
         ({"correct": [base64.b64encode(b"abc").decode()]}, r"r\.json: .* 120 test images"),
         ({"surprise": 1}, r"r\.json: surprise is not a known setting"),
+        ({"train_rows": 7}, r"r\.json is not as it was written"),
+        ({"top1": 0.99}, r"r\.json is not as it was written"),
+        ({"seal": None}, r"r\.json is not as it was written"),
     ],
 )
 def test_a_result_of_another_version_or_changed_by_hand_is_refused(tmp_path, change, message):
     out = tmp_path / "r.json"
     probe(pair(tmp_path), [], out, LOGISTIC)
     body = json.loads(out.read_text())
-    if "correct" in change:
-        body["scores"][0] |= change
-    else:
-        body |= change
+    for name, value in change.items():
+        (body["scores"][0] if name in body["scores"][0] else body)[name] = value
+    if "correct" in change:  # with a seal of its own, it is still not what it says
+        del body["seal"]
+        body |= {"seal": fingerprint_of(body)}
     out.write_text(json.dumps(body))
     with pytest.raises(IjepaError, match=message):
         read_result(out)

@@ -19,6 +19,7 @@ from ijepa.paper import (
     pretraining_data,
     pretraining_epochs,
 )
+from ijepa.stores.results import source_kinds
 
 LIST_TOLERANCE = 0.02  # a drawn percent has a few images more or less than the published list
 
@@ -175,7 +176,7 @@ def is_task(group: Group, column: Column) -> bool:
     place, data = group.ground, column.data
     return (
         place.protocol in column.protocols
-        and place.source.partition(":")[0] == data.kind
+        and source_kinds(place.source) == {data.kind}
         and place.label == data.label
         and group.num_classes == data.classes
         and group.test_rows == data.test_images

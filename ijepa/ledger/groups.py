@@ -81,6 +81,8 @@ class Line(Config):
         best_on_test: mean of the best on test; None where no member has one.
         settings: of the probe, beyond its protocol.
         departures: in what it is not of the protocol.
+        again: members that were measured again, of which the first alone counts, and came out
+            otherwise.
     """
 
     encoder: str
@@ -95,6 +97,7 @@ class Line(Config):
     settings: dict[str, JsonValue]
     departures: tuple[str, ...]
     members: tuple[Member, ...]
+    again: tuple[Member, ...]
 
     @property
     def one(self) -> Member | None:
@@ -118,7 +121,7 @@ class Group(Config):
     chance: float
     train_rows: int
     test_rows: int
-    repeats: int | None
+    repeats: int
     lines: tuple[Line, ...]
 
 
@@ -178,9 +181,12 @@ def _group(place: Ground, lines: list[list[tuple[ProbeResult, Score]]]) -> Group
 def _line(scores: list[tuple[ProbeResult, Score]]) -> Line:
     """Scores of equal seeds and weights count once."""
     members: dict[tuple[object, ...], Member] = {}
+    again = []
     for result, score in scores:
         member = _member(result, score)
-        members.setdefault((*member.seeds, score.origin.weights_sha256), member)
+        first = members.setdefault((*member.seeds, score.origin.weights_sha256), member)
+        if member.top1 != first.top1:
+            again.append(member)
     result, score = scores[0]
     found = tuple(members.values())
     best = [member.best_on_test for member in found if member.best_on_test is not None]
@@ -197,6 +203,7 @@ def _line(scores: list[tuple[ProbeResult, Score]]) -> Line:
         settings=_settings(result),
         departures=score.departures,
         members=found,
+        again=tuple(again),
     )
 
 

@@ -1,11 +1,13 @@
 """Results of probes: one JSON file with scores and all that produced them.
 
 A result keeps which test images were classified rightly, so that any two encoders scored on the
-same images can be compared image by image later.
+same images can be compared image by image later. It ends with a seal, so that a number changed
+afterwards is seen.
 """
 
 import base64
 import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +19,10 @@ from pydantic import JsonValue
 from ijepa.config import Config, validated
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
-from ijepa.stores.stage import read_json
+from ijepa.stores.stage import fingerprint_of, read_json, write_json
 
-SCHEMA = 3
+SCHEMA = 4
+TRAINED_ON = ", trained on "
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -104,15 +107,14 @@ class ProbeResult(Config):
         config: of the probe, all of it.
         label: which one was probed.
         seed: of the probe.
-        source: what the shard set of the test images was made from, as the user typed it; empty
-            where it is not known.
+        source: what the shard sets were made from, see `joined_source`.
         splits: of the shard sets.
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         chance: share of the most frequent class of the test set.
         train_rows: of the first encoder; likewise `test_rows`.
         repeats: how many test images are training images, too, under another name, see
-            `stores.repeats`; None in earlier results.
-        test_classes: class of each test image, see `pack_classes`; empty in earlier results.
+            `stores.repeats`.
+        test_classes: class of each test image, see `pack_classes`.
         libraries: versions by name.
         command: that made it; empty if it was no command.
     """
@@ -134,8 +136,8 @@ class ProbeResult(Config):
     train_rows: int
     test_rows: int
     scores: tuple[Score, ...]
-    repeats: int | None = None
-    test_classes: str = ""
+    repeats: int
+    test_classes: str
     libraries: dict[str, str]
     command: str
     fingerprint: str
@@ -144,6 +146,21 @@ class ProbeResult(Config):
     def departures(self) -> tuple[str, ...]:
         """In what any of the scores is not of the protocol, each once."""
         return tuple(dict.fromkeys(line for score in self.scores for line in score.departures))
+
+
+def joined_source(train: str, test: str) -> str:
+    """What the test images were made from, as the user typed it, and the training images, if other.
+
+    Args:
+        train: source of the training images' shard set, empty where it is not known.
+        test: likewise of the test images.
+    """
+    return test if train == test else f"{test}{TRAINED_ON}{train or 'unknown data'}"
+
+
+def source_kinds(source: str) -> set[str]:
+    """Kinds of data set in a joined source, such as `cifar10`."""
+    return {one.partition(":")[0] for one in source.split(TRAINED_ON)}
 
 
 def image_set(keys: Sequence[str], labels: Ints) -> str:
@@ -221,18 +238,29 @@ def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
     return np.unpackbits(np.stack(rows), axis=1, count=num_images).astype(np.bool_)
 
 
+def write_result(path: Path, result: ProbeResult) -> None:
+    """Write a whole file or none."""
+    body = json.loads(result.model_dump_json())
+    write_json(path, body | {"seal": fingerprint_of(body)})
+
+
 def read_result(path: Path) -> ProbeResult:
     """Read what `ijepa probe` wrote.
 
     Raises:
-        IjepaError: not there, not a result of this version, or damaged.
+        IjepaError: not there, not a result of this version, damaged, or changed since.
     """
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = read_json(path)
     if body.get("schema_version") != SCHEMA:
         raise IjepaError(f"{path} is not a probe result of schema {SCHEMA}; probe again.")
+    seal = body.pop("seal", None)
     result = validated(ProbeResult, body, str(path))
+    if seal != fingerprint_of(body):
+        raise IjepaError(
+            f"{path} is not as it was written: it was changed afterwards; probe again."
+        )
     for score in result.scores:
         try:
             unpack_correct(score.correct, result.test_rows)
