@@ -15,6 +15,7 @@ from ijepa.run.finetune_protocols import changed_settings
 from ijepa.stores.image_lists import listed
 from ijepa.stores.repeats import refuse_many, repeats_in_shards
 from ijepa.stores.results import (
+    RESULT,
     Origin,
     ProbeResult,
     Score,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ijepa.run.finetuning import Parts
 
 VERSION = 4
-RESULT = "result.json"
 
 
 class FinetuneOutcome(Config):
@@ -313,7 +313,7 @@ def _publish(job: _Job, work: Work, trained: _Trained, device: str) -> None:
 
 
 def _outcome(out: Path, cached: bool) -> FinetuneOutcome:
-    return FinetuneOutcome(out=out, cached=cached, result=read_result(out / RESULT))
+    return FinetuneOutcome(out=out, cached=cached, result=read_result(out))
 
 
 def _result(job: _Job, trained: _Trained) -> ProbeResult:

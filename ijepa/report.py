@@ -14,7 +14,7 @@ from ijepa.ledger.pretraining import known_settings
 from ijepa.ledger.scaled import ScaledTable, scaled_tables
 from ijepa.ledger.stand_ins import StandInTable, stand_in_tables
 from ijepa.stores.records import read_metrics
-from ijepa.stores.results import ProbeResult, read_result
+from ijepa.stores.results import RESULT, ProbeResult, read_result
 from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
@@ -29,7 +29,8 @@ from ijepa.views.embed import PICTURES
 if TYPE_CHECKING:
     from ijepa.views.run_view import RunView
 
-VERSION = 4
+VERSION = 5
+METRICS = "metrics.jsonl"  # of a run that has begun
 
 
 class ReportConfig(Config):
@@ -76,8 +77,8 @@ def report(
     """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
-        sources: result files of `ijepa probe`; folders of `ijepa pretrain`, finished or not, and
-            of `ijepa finetune`; pictures and pages of `ijepa visualize`.
+        sources: result files of `ijepa probe`, and folders of them; folders of `ijepa pretrain`,
+            finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` makes it again.
         tables: further results and folders of `ijepa finetune`, by the number of the table of the
@@ -89,9 +90,9 @@ def report(
     named = {number: list(paths) for number, paths in (tables or {}).items()}
     sources = [*sources, *(path for paths in named.values() for path in paths)]
     sources = list(dict.fromkeys(sources))
-    if not sources:
-        raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     found = _sorted(sources)
+    if not any(found):
+        raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     results = tuple(found.results.values())
     configs = {run: _pretraining(run) for run in found.runs}
     known = known_settings(results, [config for config in configs.values() if config])
@@ -119,12 +120,11 @@ def report(
 
 def _sorted(sources: Sequence[Path]) -> _Sources:
     """Each source as what it is; a result that is named twice counts once."""
-    # A shell's `*` also names the records that stages leave beside their outputs.
-    named = [path for path in sources if not path.name.endswith(".stage.json")]
+    named = [one for path in sources for one in _named(path)]
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]
-    files += [run / "result.json" for run in runs if (run / "result.json").is_file()]
+    files += [run / RESULT for run in runs if (run / RESULT).is_file()]
     results: dict[str, tuple[Path, ProbeResult]] = {}
     for path in files:
         result = read_result(path)
@@ -135,10 +135,29 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
     return _Sources(dict(results.values()), runs, pictures)
 
 
+def _named(path: Path) -> list[Path]:
+    """The run or file itself; of another folder the results in it.
+
+    A shell's `*` also names the records that stages leave beside their outputs: they are no source.
+    """
+    if path.name.endswith(".stage.json"):
+        return []
+    if not path.is_dir() or (path / METRICS).is_file():
+        return [path]
+    found = [one for file in sorted(path.glob("*.json")) for one in _named(file)]
+    if not found:
+        raise IjepaError(
+            f"{path} is not a run folder of `ijepa pretrain` (there is no {METRICS}), and holds no "
+            f"result of `ijepa probe`."
+        )
+    return found
+
+
 def _fingerprints(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
     """Of the results at these paths, or in the folders that stand there."""
     read = {str(path): result.fingerprint for path, result in found.results.items()}
-    files = (path / "result.json" if path.is_dir() else path for path in paths)
+    whole = (path / RESULT if (path / RESULT).is_file() else path for path in paths)
+    files = [one for path in whole for one in _named(path)]
     return tuple(
         read[str(file)] if str(file) in read else read_result(file).fingerprint for file in files
     )
@@ -147,22 +166,14 @@ def _fingerprints(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
 def _inputs(found: _Sources) -> dict[str, str]:
     """Fingerprints of all that the page shows."""
     inputs = {f"result {path}": result.fingerprint for path, result in found.results.items()}
-    inputs |= {f"run {path}": file_sha256(_metrics(path)) for path in found.runs}
+    inputs |= {f"run {path}": file_sha256(path / METRICS) for path in found.runs}
     shown = [path for run in found.runs for path in (run / "config.yaml", run / "stage.json")]
     shown += [file for path in found.pictures for file in (path, record_path(path))]
     return inputs | {f"file {path}": file_sha256(path) for path in shown if path.is_file()}
 
 
-def _metrics(run: Path) -> Path:
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise IjepaError(f"{run} is not a run folder of `ijepa pretrain`: there is no {path}.")
-    return path
-
-
 def _pretraining(run: Path) -> PretrainConfig | None:
     """The settings of a run; None for a fine-tuning, and for a run without any."""
-    _metrics(run)
     path = run / "config.yaml"
     if _record(run).get("stage") == "finetune" or not path.is_file():
         return None
@@ -198,7 +209,7 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
 def _view(run: Path, config: PretrainConfig | None) -> "RunView":
     from ijepa.views.run_view import RunView, mask_view, run_charts
 
-    records, record = read_metrics(_metrics(run)), _record(run)
+    records, record = read_metrics(run / METRICS), _record(run)
     last = records[-1]
     seconds, device = record.get("seconds"), record.get("device", "unknown device")
     summary = (

@@ -12,6 +12,7 @@ from PIL import Image
 from test_distributed import together
 from typer.testing import CliRunner
 
+from ijepa.compare import compare
 from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, plan_finetune
@@ -57,6 +58,7 @@ def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shard
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
     page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
     assert "finetune-imagenet-1pct" in page.read_text()
+    assert compare(tmp_path / "out", tmp_path / "out" / "result.json").rows[0].difference == 0
 
 
 def test_a_classifier_averages_all_tokens_of_our_encoder():

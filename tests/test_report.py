@@ -113,8 +113,11 @@ def test_what_is_neither_result_nor_run_is_refused(tmp_path):
         report([], out)
     with pytest.raises(IjepaError, match="no result"):
         report([tmp_path / "nothing.json"], out)
-    with pytest.raises(IjepaError, match="not a run folder"):
+    with pytest.raises(IjepaError, match=r"not a run folder .*, and holds no result"):
         report([tmp_path], out)
+    (tmp_path / "r.json.stage.json").write_text("{}")
+    with pytest.raises(IjepaError, match="nothing to report"):
+        report([tmp_path / "r.json.stage.json"], out)
     for body in ("", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 99}'):
         (tmp_path / "odd.json").write_text(body)
         with pytest.raises(IjepaError, match=r"odd\.json"):
@@ -251,6 +254,13 @@ def test_records_beside_results_are_passed_over(results, tmp_path):
     every = sorted(tmp_path.glob("*.json"))
     assert len(every) == 2 * len(results)
     assert len(report(every, tmp_path / "page.html").results) == len(results)
+
+
+def test_a_folder_of_results_is_its_results(results, tmp_path):
+    named = report(results, tmp_path / "page.html")
+    whole = report([tmp_path], tmp_path / "other.html", tables={1: [tmp_path]})
+    assert {one.fingerprint for one in whole.results} == {one.fingerprint for one in named.results}
+    assert len(whole.stand_ins[0].columns) == len(named.groups)
 
 
 def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):

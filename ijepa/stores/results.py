@@ -22,6 +22,7 @@ from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import fingerprint_of, read_json, write_json
 
 SCHEMA = 4
+RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -245,11 +246,12 @@ def write_result(path: Path, result: ProbeResult) -> None:
 
 
 def read_result(path: Path) -> ProbeResult:
-    """Read what `ijepa probe` wrote.
+    """Read what `ijepa probe` or `ijepa finetune` wrote, a file or the folder of a run.
 
     Raises:
         IjepaError: not there, not a result of this version, damaged, or changed since.
     """
+    path = path / RESULT if path.is_dir() else path
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = read_json(path)

@@ -10,11 +10,17 @@ from ijepa_cli.score_table import comparison_table, report_tables
 
 Sources = Annotated[
     list[Path] | None,
-    typer.Argument(help="Results of `ijepa probe`, run folders, pictures of `ijepa visualize`."),
+    typer.Argument(
+        help="Results of `ijepa probe` or folders of them, run folders, pictures of "
+        "`ijepa visualize`."
+    ),
 ]
 Compare = Annotated[
     tuple[Path, Path] | None,
-    typer.Option(help="Two results: compare their first encoders image by image; makes no page."),
+    typer.Option(
+        help="Two results, or folders of `ijepa finetune`: compare their first encoders image by "
+        "image; makes no page."
+    ),
 ]
 Table = Annotated[
     list[str] | None,
