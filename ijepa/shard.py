@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,9 @@ VERSION = 1
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
+
+log = logging.getLogger(__name__)
+
 SHARD = ShardConfig()
 
 
@@ -148,6 +152,9 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     )
     if job.config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, job.config.val_fraction)
+    elif job.config.val_fraction:
+        there = ", ".join(sorted(contents.splits))
+        log.info("%s has splits, %s; a share for val changes nothing", job.source, there)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
     path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.source])[:16]}.db"
     if path.exists():

@@ -322,10 +322,12 @@ def test_a_source_without_splits_gives_a_share_to_val_whatever_else_it_holds(tmp
         assert sample.labels["class"] == ["cat", "dog"].index(key.split("/")[1])
 
 
-def test_a_source_with_splits_keeps_them(tmp_path):
+def test_a_source_with_splits_keeps_them_and_says_so(tmp_path, caplog):
     folder = write_files(tmp_path / "images", class_folders(4))
     config = ShardConfig(val_fraction=0.5)
-    assert shard(str(folder), tmp_path / "set", config, ALONE).splits == {"train": 8, "val": 8}
+    with caplog.at_level("INFO", logger="ijepa"):
+        assert shard(str(folder), tmp_path / "set", config, ALONE).splits == {"train": 8, "val": 8}
+    assert "has splits, train, val; a share for val changes nothing" in caplog.text
 
 
 # Again, and after a kill

@@ -327,8 +327,23 @@ def test_cifar100_has_fine_and_coarse_classes(tmp_path):
 
 
 def test_cifar_as_class_folders_is_taken_too(tmp_path):
-    folder = write_files(tmp_path / "images", class_folders(1))
+    names = [f"{split}/{number}/x.png" for split in ("train", "test") for number in range(10)]
+    folder = write_files(tmp_path / "images", dict.fromkeys(names, encoded(0, "png", 32, 32)))
     assert read(f"cifar10:{folder}", tmp_path / "a") == read(folder, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (class_folders(1), "2 classes in train"),
+        ({"train/x.png": encoded(0)}, "no classes in train"),
+        ({f"train/{n}/x.png": encoded(0) for n in range(10)}, "train/0/x.png of 6 x 8 pixels"),
+    ],
+)
+def test_what_has_not_the_classes_of_cifar_is_refused(tmp_path, files, found):
+    folder = write_files(tmp_path / "images", files)
+    with pytest.raises(IjepaError, match=f"neither CIFAR's own .* but {found}"):
+        read(f"cifar10:{folder}", tmp_path / "work")
 
 
 ran = []

@@ -1,6 +1,8 @@
 """CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
 
+import contextlib
 import io
+import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +31,14 @@ class Cifar:
         splits: files by split.
         meta: the file with the names of the classes.
         labels: by label, the keys of the class numbers and of the class names.
+        num_classes: of the label `class`.
     """
 
     folder: str
     splits: dict[str, list[str]]
     meta: str
     labels: dict[str, tuple[str, str]]
+    num_classes: int
 
 
 CIFAR10 = Cifar(
@@ -42,6 +46,7 @@ CIFAR10 = Cifar(
     splits={"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]},
     meta="batches.meta",
     labels={"class": ("labels", "label_names")},
+    num_classes=10,
 )
 CIFAR100 = Cifar(
     folder="cifar-100-python",
@@ -51,6 +56,7 @@ CIFAR100 = Cifar(
         "class": ("fine_labels", "fine_label_names"),
         "coarse": ("coarse_labels", "coarse_label_names"),
     },
+    num_classes=100,
 )
 # What a pickled array needs, under its names of NumPy 1, NumPy 2 and both Pythons. Nothing else.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -94,6 +100,37 @@ def read_cifar(
     if not listing.exists():
         write_pack(_images(tree, prefix, published, labels, report), listing)
     return Contents(splits, read_pack(listing, chosen))
+
+
+def as_cifar(found: Contents, published: Cifar, where: str) -> Contents:
+    """Class folders, if they may be those of CIFAR.
+
+    Raises:
+        IjepaError: another number of classes, or the first image is of another size.
+    """
+    for split, labels in found.splits.items():
+        count = labels["class"].num_classes if "class" in labels else 0
+        if count != published.num_classes:
+            raise _not_cifar(where, f"{count or 'no'} classes in {split}", published)
+    first = next(found.items, None)
+    if first is None:
+        return found
+    with Path(first.file).open("rb") as file:
+        file.seek(first.offset)
+        content = io.BytesIO(file.read(first.size_bytes))
+    with contextlib.suppress(OSError), Image.open(content) as image:  # else it is told as damaged
+        if image.size != (SIDE_PX, SIDE_PX):
+            size = f"{first.path} of {image.size[0]} x {image.size[1]} pixels"
+            raise _not_cifar(where, size, published)
+    return found._replace(items=itertools.chain([first], found.items))
+
+
+def _not_cifar(where: str, found: str, published: Cifar) -> IjepaError:
+    return IjepaError(
+        f"{where} has neither CIFAR's own files nor folders of {published.num_classes} classes "
+        f"with images of {SIDE_PX} x {SIDE_PX} pixels, but {found}. If it is another data set, "
+        f"name its path alone."
+    )
 
 
 class _Unpickler(pickle.Unpickler):

@@ -9,7 +9,7 @@ from typing import Protocol
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.sources.archives import OPENERS, archive_suffix, open_tree, tree_digest
-from ijepa.sources.cifar import CIFAR10, CIFAR100, Cifar, find_cifar, read_cifar
+from ijepa.sources.cifar import CIFAR10, CIFAR100, Cifar, as_cifar, find_cifar, read_cifar
 from ijepa.sources.clevr import is_clevr, read_clevr
 from ijepa.sources.folders import read_folders
 from ijepa.sources.imagenet import ImageNet
@@ -65,9 +65,9 @@ class PublishedCifar:
     def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
         """Pickled pixels become PNG first."""
         tree = open_tree(self.where, work, report)
-        if find_cifar(tree, self.published) is None:
-            return read_folders(tree, splits)
-        return read_cifar(tree, self.published, splits, work, report)
+        if find_cifar(tree, self.published) is not None:
+            return read_cifar(tree, self.published, splits, work, report)
+        return as_cifar(read_folders(tree, splits), self.published, str(self.where))
 
 
 @dataclass(frozen=True)
