@@ -232,9 +232,10 @@ def _images(job: _Job) -> "Parts":
     classes, numbers = np.unique(facts[0][1][chosen], return_inverse=True)
     unknown = np.setdiff1d(facts[1][1], classes)
     if len(unknown):
+        names, first = readers[1].label_names[config.label], int(unknown[0])
         raise IjepaError(
-            f"Classes of {config.test_split} are missing from the training images, such as "
-            f"{int(unknown[0])}; take more of them."
+            f"{len(unknown):,} classes of {config.test_split} are missing from the training "
+            f"images, such as {names[first] if names else first}; take more of them."
         )
     every = np.arange(len(readers[1]))
     test = Labelled(readers[1], every, np.searchsorted(classes, facts[1][1]), facts[1][0])

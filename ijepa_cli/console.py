@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated
 
 import typer
@@ -83,10 +83,12 @@ def print_text(text: str) -> None:
     sys.stdout.write(text)
 
 
-def table(result: BaseModel, title: str) -> Table:
+def table(result: BaseModel, title: str, leave_out: Collection[str] = ()) -> Table:
     """A result's fields, one a row."""
     rows = Table(title=title, title_justify="left", show_header=False)
     for name, value in result:
+        if name in leave_out:
+            continue
         rows.add_row(name.replace("_", " "), _cell(value))
     return rows
 

@@ -323,3 +323,13 @@ def test_the_command_says_what_would_run(run, shards, tmp_path):
     plan = json.loads(found.stdout)
     assert (plan["train_images"], plan["num_classes"], plan["steps"]) == (16, 8, 50)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_is_only_tested_is_refused_by_its_name(run, shards, tmp_path):
+    split, names = open_shards(shards).split("train"), tmp_path / "list.txt"
+    classes = split.label_names["class"]
+    keys = [sample.key for sample in split if sample.labels["class"] not in (3, 5)]
+    names.write_text("\n".join(keys))
+    expected = f"^2 classes of val are missing from the training images, such as {classes[3]};"
+    with pytest.raises(IjepaError, match=expected):
+        plan_finetune(shards, config(run), CPU, subset=names)

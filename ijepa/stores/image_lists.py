@@ -1,5 +1,6 @@
 """Lists of images, such as the published 1% of ImageNet, against the keys of what is stored."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,8 @@ import numpy as np
 from ijepa.errors import IjepaError
 
 SHOWN = 3  # lines in an error
+
+log = logging.getLogger(__name__)
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -36,6 +39,12 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
             f"{path}: {len(lost):,} of {len(lines):,} lines name no training image, such as "
             f"{', '.join(lost[:SHOWN])}; write keys, paths or file names."
         )
+    several = [line for line in lines if len(found[line] or []) > 1]
+    if several:
+        log.warning(
+            "%s: %d of %d lines name several images each, such as %s; write keys or paths to name "
+            "one.", path, len(several), len(lines), several[0],
+        )  # fmt: skip
     return np.unique(np.concatenate([found[line] or [] for line in lines])).astype(np.int64)
 
 

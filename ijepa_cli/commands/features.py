@@ -18,6 +18,8 @@ Out = Annotated[Path, typer.Option(help="Feature file to make.")]
 Label = Annotated[str, typer.Option(help="By which classes are told apart.")]
 NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not look at labels.")]
 
+SHOWN_NAMES = 10
+
 files = typer.Typer(
     help="Look into feature files: what they are, whether they are whole, what state they are in.",
     no_args_is_help=True,
@@ -79,10 +81,25 @@ def merge(sources: Sources, out: Out, force: Force = False, as_json: Json = Fals
 
 
 def _info(found: "FeatureInfo") -> Table:
-    rows = table(found.model_copy(update={"header": None}), str(found.path))
-    for name, value in found.header:
+    rows = table(found, str(found.path), leave_out={"header", "layers", "classes"})
+    facts = dict(found.header) | {"layers": ", ".join(map(str, found.header.layers))}
+    del facts["num_views"]  # said by `views`
+    lineage = {name: value for name, value in facts.pop("lineage") if name != "settings"}
+    classes = facts.pop("class_names")
+    facts |= {name: value for name, value in lineage.items() if value is not None}
+    for label, names in classes.items():
+        facts[f"label {label}"] = f"{found.classes[label]:,} classes here, of {_names(names)}"
+    for name, value in facts.items():
         rows.add_row(name.replace("_", " "), escape(str(value)))
     return rows
+
+
+def _names(names: list[str] | None) -> str:
+    """The first of many."""
+    if names is None:
+        return "plain integers"
+    rest = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _state(state: "FeatureState") -> Table:
