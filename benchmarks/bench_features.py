@@ -94,7 +94,8 @@ def _write(path: Path, keys: list[str], block: Array) -> None:
     writer = FeatureWriter(path, header, "float16")
     for first in range(0, len(keys), BATCH):
         some = keys[first : first + BATCH]
-        writer.append(block[: len(some)], {}, some, first + np.arange(len(some)))
+        ids = np.arange(first, first + len(some), dtype=np.uint64)
+        writer.append(block[: len(some)], {}, some, ids)
     writer.finish()
 
 

@@ -104,7 +104,8 @@ def _store(path: Path, labels: Array) -> Path:
         some = labels[first : first + 4096]
         values = rng.standard_normal((len(some), LAYERS, DIM), dtype=np.float32)
         keys = [f"{first + number:08d}" for number in range(len(some))]
-        writer.append(values, {"class": some}, keys, first + np.arange(len(some)))
+        ids = np.arange(first, first + len(some), dtype=np.uint64)
+        writer.append(values, {"class": some}, keys, ids)
     writer.finish()
     return path
 

@@ -19,7 +19,7 @@ from timing import emit
 
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader
-from ijepa.stores.repeats import image_id
+from ijepa.stores.repeats import image_ids
 
 LAYERS, DIM, CLASSES = 4, 768, 10
 ROW_BYTES = LAYERS * DIM * 2
@@ -60,7 +60,7 @@ def _store(path: Path, rows: int) -> Path:
         numbers = np.arange(first, min(first + 4096, rows))
         values = rng.standard_normal((len(numbers), LAYERS, DIM), dtype=np.float32)
         keys = [f"{path.stem}/{number:08d}" for number in numbers]
-        ids = [image_id(key.encode()) for key in keys]
+        ids = image_ids([key.encode() for key in keys])
         writer.append(values, {"class": numbers % CLASSES}, keys, ids)
     writer.finish()
     return path

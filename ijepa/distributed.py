@@ -7,8 +7,9 @@ of this. What every rank would do alike is decided by rank 0 and told to the oth
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ijepa.errors import IjepaError, SharedError
 
 T = TypeVar("T")
+Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class World(NamedTuple):
@@ -86,6 +88,24 @@ def lead(world: World, work: Callable[[], T]) -> T:
         dist.destroy_process_group()
         raise result if world.leads else SharedError(str(result))
     return result  # type: ignore[return-value]  # None only if `work` gave None
+
+
+def in_shares(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
+    """Let every rank do its share of something, and give each the results of all.
+
+    Args:
+        world: this process among all.
+        items: (n,) what to work on, the same on every rank.
+        work: gives one number for each item.
+    """
+    if world.size == 1:
+        return work(items)
+    parts: list[Ints] = [np.empty(0)] * world.size
+    dist.all_gather_object(parts, work(items[world.rank :: world.size]))
+    found = np.empty(len(items), parts[0].dtype)
+    for rank, part in enumerate(parts):
+        found[rank :: world.size] = part
+    return found
 
 
 def wait_for_all(world: World) -> None:

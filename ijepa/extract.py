@@ -12,7 +12,7 @@ from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, open_features
-from ijepa.stores.repeats import image_id
+from ijepa.stores.repeats import image_ids
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
 from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
 
-VERSION = 6
+VERSION = 7
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _add(
         for name in images.label_names
     }
     keys = [sample.key for sample in samples for _ in range(num_views)]
-    ids = np.repeat([image_id(sample.image) for sample in samples], num_views)
+    ids = np.repeat(image_ids([sample.image for sample in samples]), num_views)
     views = np.tile(np.arange(num_views), len(numbers)) if num_views > 1 else None
     writer.append(features, labels, keys, ids, views, first=numbers[0] * num_views)
 

@@ -13,7 +13,7 @@ from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
 from ijepa.run.finetune_protocols import changed_settings
 from ijepa.stores.image_lists import listed
-from ijepa.stores.repeats import refuse_many, repeats_in_shards
+from ijepa.stores.repeats import Known, of_equal_size, read_ids, repeated_keys
 from ijepa.stores.results import (
     RESULT,
     Origin,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ijepa.distributed import World
     from ijepa.encoders.trainable import Trainable
     from ijepa.probes.arrays import Ints
-    from ijepa.run.finetuning import Parts
+    from ijepa.run.finetuning import Labelled, Parts
 
 VERSION = 4
 
@@ -112,12 +112,10 @@ def finetune(
 def plan_finetune(
     shards: Path, config: FinetuneConfig, runtime: Runtime = RUNTIME, subset: Path | None = None
 ) -> FinetunePlan:
-    """Say what `finetune` would do; raises as it would."""
+    """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data = open_shards(shards)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
-    job = _Job(plan, config, data, runtime, silent, subset)
-    parts = _images(job)
-    _repeats(job, parts)
+    parts = _images(_Job(plan, config, data, runtime, silent, subset))
     images = len(parts.train.chosen)
     batch = min(config.batch_size, images)
     vit = _encoder(config)
@@ -150,7 +148,7 @@ class _Trained(NamedTuple):
     vit: "Trainable"
     data: DataConfig
     parts: "Parts"
-    repeats: int
+    repeats: tuple[str, ...]
     held_out: dict[str, float]
     predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 
@@ -173,14 +171,13 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     """All steps that are left, then the test images; returns what computed, too."""
     import torch
 
-    from ijepa.distributed import lead
     from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.method.finetuning import Classifier
     from ijepa.run.finetuning import FinetuneRun
 
     config = job.config
     parts = _images(job)
-    repeats = lead(world, lambda: _repeats(job, parts))
+    repeats = _repeats(job, parts, world)
     vit = _encoder(config)
     data = _data(job, vit.data, len(parts.train.chosen), world)
     generator = torch.Generator().manual_seed(config.seed)
@@ -252,13 +249,24 @@ def _images(job: _Job) -> "Parts":
     return Parts(train, watched, test)
 
 
-def _repeats(job: _Job, parts: "Parts") -> int:
-    """How many test images are training images, too; many are refused."""
-    config = job.config
-    train, test = (job.data.split(split) for split in (config.split, config.test_split))
-    found = repeats_in_shards(train, parts.train.chosen, test, job.progress)
-    refuse_many(found, len(test))
-    return found
+def _repeats(job: _Job, parts: "Parts", world: "World") -> tuple[str, ...]:
+    """Keys of test images that are training images, too; many are refused."""
+    from ijepa.distributed import lead
+
+    train, test = (job.data.split(split) for split in (job.config.split, job.config.test_split))
+    places, others = of_equal_size(train.image_bytes[parts.train.chosen], test.image_bytes)
+    progress = job.progress if world.leads else silent
+    fitted = _known(parts.train, places, world, progress)
+    scored = _known(parts.test, others, world, progress)
+    return lead(world, lambda: repeated_keys(fitted, scored, len(test)))
+
+
+def _known(part: "Labelled", places: "Ints", world: "World", progress: Progress) -> Known:
+    """Some images of a part by content, each process reading a share of them."""
+    from ijepa.distributed import in_shares
+
+    ids = in_shares(world, part.chosen[places], lambda some: read_ids(part.images, some, progress))
+    return Known(ids, [part.keys[place] for place in places.tolist()])
 
 
 def _held_out(labels: "Ints", config: FinetuneConfig) -> "tuple[Ints, Ints]":

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -185,10 +185,29 @@ def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]
     fits = []
     for number, pair in enumerate(opened):
         asked.progress(task, number, len(opened))
-        own = asked._replace(keep=KeepInFolder(kept / f"encoder-{number}"))
-        fits.append(fit(_labelled(pair.train), _labelled(pair.test), own))
+        keep = KeepInFolder(kept / f"encoder-{number}")
+        if (known := keep.load("fits")) is None:
+            own = asked._replace(keep=keep)
+            known = _plain(fit(_labelled(pair.train), _labelled(pair.test), own))
+            keep.save("fits", known)
+        fits.append(_fits_of(known))
     asked.progress(task, len(opened), len(opened))
     return fits
+
+
+def _plain(fits: "list[Fit]") -> dict[str, Any]:
+    """As tensors and plain values."""
+    import torch
+
+    return {
+        "fits": [one._asdict() | {"predictions": torch.from_numpy(one.predictions)} for one in fits]
+    }
+
+
+def _fits_of(plain: dict[str, Any]) -> "list[Fit]":
+    from ijepa.probes.arrays import Fit
+
+    return [Fit(**one | {"predictions": one["predictions"].numpy()}) for one in plain["fits"]]
 
 
 def _labelled(images: Images) -> "Labelled":

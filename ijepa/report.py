@@ -34,7 +34,7 @@ METRICS = "metrics.jsonl"  # of a run that has begun
 
 
 class ReportConfig(Config):
-    """What the inputs do not say: which results (by fingerprint) make up which table."""
+    """What the inputs do not say: which results (by seal) make up which table."""
 
     tables: dict[int, tuple[str, ...]]
 
@@ -97,7 +97,7 @@ def report(
     configs = {run: _pretraining(run) for run in found.runs}
     known = known_settings(results, [config for config in configs.values() if config])
     groups = grouped(results)
-    meant = ReportConfig(tables={n: _fingerprints(paths, found) for n, paths in named.items()})
+    meant = ReportConfig(tables={n: _seals(paths, found) for n, paths in named.items()})
     outcome = ReportOutcome(
         out=out,
         cached=False,
@@ -128,7 +128,7 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
     results: dict[str, tuple[Path, ProbeResult]] = {}
     for path in files:
         result = read_result(path)
-        results.setdefault(result.fingerprint, (path, result))
+        results.setdefault(result.seal, (path, result))
     for path in pictures:
         if not path.is_file():
             raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
@@ -138,13 +138,14 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
 def _named(path: Path) -> list[Path]:
     """The run or file itself; of another folder the results in it.
 
-    A shell's `*` also names the records that stages leave beside their outputs: they are no source.
+    A shell's `*` also names the records and unfinished work that stages leave beside their outputs:
+    they are no source.
     """
-    if path.name.endswith(".stage.json"):
+    if path.name.endswith((".stage.json", ".partial")):
         return []
     if not path.is_dir() or (path / METRICS).is_file():
         return [path]
-    found = [one for file in sorted(path.glob("*.json")) for one in _named(file)]
+    found = [file for file in sorted(path.glob("*.json")) if "probe" in read_json(file)]
     if not found:
         raise IjepaError(
             f"{path} is not a run folder of `ijepa pretrain` (there is no {METRICS}), and holds no "
@@ -153,19 +154,17 @@ def _named(path: Path) -> list[Path]:
     return found
 
 
-def _fingerprints(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
+def _seals(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
     """Of the results at these paths, or in the folders that stand there."""
-    read = {str(path): result.fingerprint for path, result in found.results.items()}
-    whole = (path / RESULT if (path / RESULT).is_file() else path for path in paths)
-    files = [one for path in whole for one in _named(path)]
-    return tuple(
-        read[str(file)] if str(file) in read else read_result(file).fingerprint for file in files
-    )
+    read = {str(path): result.seal for path, result in found.results.items()}
+    named = [one for path in paths for one in _named(path)]
+    files = [one / RESULT if one.is_dir() else one for one in named]
+    return tuple(read[str(file)] if str(file) in read else read_result(file).seal for file in files)
 
 
 def _inputs(found: _Sources) -> dict[str, str]:
     """Fingerprints of all that the page shows."""
-    inputs = {f"result {path}": result.fingerprint for path, result in found.results.items()}
+    inputs = {f"result {path}": result.seal for path, result in found.results.items()}
     inputs |= {f"run {path}": file_sha256(path / METRICS) for path in found.runs}
     shown = [path for run in found.runs for path in (run / "config.yaml", run / "stage.json")]
     shown += [file for path in found.pictures for file in (path, record_path(path))]

@@ -74,7 +74,9 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
         table.add_section()
     departures = dict.fromkeys(line for result in results for line in result.departures)
     lines = [f"Not of the protocol: {'; '.join(departures)}"] if departures else []
-    lines += [_repeats(repeats) for repeats in {result.repeats for result in results} if repeats]
+    lines += [
+        _repeats(repeats) for repeats in {len(result.repeats) for result in results} if repeats
+    ]
     table.caption, table.caption_justify = "\n".join(lines) or None, "left"
     return table
 

@@ -20,7 +20,7 @@ from ijepa.errors import IjepaError
 from ijepa.stores import feature_writer
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, is_finite, open_features
-from ijepa.stores.repeats import image_id
+from ijepa.stores.repeats import image_ids
 
 HEADER = FeatureHeader(
     encoder="tiny",
@@ -58,7 +58,7 @@ def names(rows, first=0):
 
 def append(writer, features, labels, keys, **options):
     """Rows whose images are their keys' bytes."""
-    writer.append(features, labels, keys, [image_id(key.encode()) for key in keys], **options)
+    writer.append(features, labels, keys, image_ids([key.encode() for key in keys]), **options)
 
 
 def write(path, rows=10, dtype="float32", **columns):
@@ -92,7 +92,7 @@ def test_rows_appended_in_any_batches_come_out_in_order(tmp_path_factory, sizes,
         expected = features.astype(dtype).astype(np.float32)
         assert store.header == HEADER
         assert store.keys == keys
-        assert store.image_ids.tolist() == [image_id(key.encode()) for key in keys]
+        assert store.image_ids.tolist() == image_ids([key.encode() for key in keys]).tolist()
         assert store.views is None
         assert {k: v.tolist() for k, v in store.labels.items()} == {
             k: v.tolist() for k, v in all_labels.items()
@@ -353,6 +353,12 @@ def set_value(name, value):
     return how
 
 
+def reshape_numbers(store):
+    values = store["features"][:]
+    del store["features"]
+    store["features"] = values.reshape(10, 3, 2)
+
+
 def rename_encoder(store):
     store.attrs.modify("header", HEADER.model_copy(update={"encoder": "other"}).model_dump_json())
 
@@ -379,6 +385,7 @@ def drop(attribute):
         (set_value("checksums", 7), "not as it was written"),
         (rename_encoder, "not as it was written"),
         (lambda store: store.attrs.modify("seal", "0" * 64), "not as it was written"),
+        (reshape_numbers, "not as it was written"),
         (drop("seal"), "not a whole feature file"),
         (lambda store: store.__delitem__("features"), "not a whole feature file"),
     ],

@@ -144,11 +144,9 @@ def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
 
 
 def test_a_table_at_this_scale_has_the_results_that_were_meant_for_it_and_a_column_a_group(plain):
-    other = plain.model_copy(update={"label": "count", "fingerprint": "f" * 64})
-    apart = plain.model_copy(update={"test_images": "other", "fingerprint": "e" * 64})
-    tables = stand_in_tables(
-        [plain, other, apart], {4: {"f" * 64}, 1: {plain.fingerprint, "e" * 64}}
-    )
+    other = plain.model_copy(update={"label": "count"})
+    apart = plain.model_copy(update={"test_images": "other"})
+    tables = stand_in_tables([plain, other, apart], {4: {other.seal}, 1: {plain.seal, apart.seal}})
     assert [table.number for table in tables] == [1, 4]
     assert [column.test_images for column in tables[0].columns] == [plain.test_images, "other"]
     assert [column.label for column in tables[1].columns] == ["count"]
@@ -159,8 +157,8 @@ def test_a_table_at_this_scale_has_the_results_that_were_meant_for_it_and_a_colu
 def test_an_encoder_that_was_scored_in_two_ways_has_two_rows(plain):
     origin = plain.scores[0].origin.model_copy(update={"transform": "squashed"})
     score = plain.scores[0].model_copy(update={"origin": origin, "top1": 0.5})
-    squashed = plain.model_copy(update={"scores": (score,), "fingerprint": "d" * 64})
-    meant = {1: {plain.fingerprint, "d" * 64}}
+    squashed = plain.model_copy(update={"scores": (score,)})
+    meant = {1: {plain.seal, squashed.seal}}
     (table,) = stand_in_tables([plain, squashed], meant)
     assert [row.lines[0].top1 for row in table.rows] == [plain.scores[0].top1, 0.5]
     assert table.rows[1].encoder == f"{origin.encoder}, scored otherwise (2)"
@@ -168,7 +166,7 @@ def test_an_encoder_that_was_scored_in_two_ways_has_two_rows(plain):
 
 def test_a_table_that_the_paper_does_not_have_is_refused(plain):
     with pytest.raises(IjepaError, match="The paper has no table 15; its tables are 1 to 14"):
-        stand_in_tables([plain], {15: {plain.fingerprint}})
+        stand_in_tables([plain], {15: {plain.seal}})
 
 
 def test_runs_that_differ_in_more_make_no_table(plain):

@@ -1,16 +1,20 @@
-"""Images in train and in test under two names are counted, and many are refused."""
+"""Images in train and in test under two names are told, and many are refused."""
+
+import hashlib
 
 import numpy as np
 import pytest
 from pictures import encoded, write_files
+from test_distributed import together
 
-from ijepa.config import ExtractConfig, FinetuneConfig, Runtime
+from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.finetune import finetune, plan_finetune
+from ijepa.finetune import finetune
+from ijepa.probe import FeaturePair, probe
 from ijepa.shard import shard
 from ijepa.stores.features import open_features
-from ijepa.stores.repeats import image_id, refuse_many, repeats_in_shards
+from ijepa.stores.repeats import Known, of_equal_size, read_ids, repeated_keys
 from ijepa.stores.shards import open_shards
 
 CPU = Runtime(device="cpu", workers=0)
@@ -24,46 +28,83 @@ def with_copies(folder, copies):
     return shard(str(write_files(folder / "images", train | val)), folder / "shards").out
 
 
-def test_as_many_are_counted_as_are_there(tmp_path):
-    data = open_shards(with_copies(tmp_path, 5))
+def by_content(images, numbers):
+    ids = read_ids(images, np.array(numbers))
+    return Known(ids, [images.read_labels(number)[0] for number in numbers])
+
+
+def test_those_are_found_that_are_there(tmp_path):
+    data = open_shards(with_copies(tmp_path, 1))
     train, val = data.split("train"), data.split("val")
-    seen = []
-    found = repeats_in_shards(train, np.arange(24), val, lambda *step: seen.append(step))
-    assert found == 5
-    assert seen[-1][1] == seen[-1][2]
-    copied = [n for n in range(24) if train.read_image(n) in [image.image for image in val]]
-    assert repeats_in_shards(train, np.array(copied[:2]), val) == 2
-    assert repeats_in_shards(train, np.setdiff1d(np.arange(24), copied), val) == 0
+    [copied] = [n for n in range(24) if train.read_image(n) in [image.image for image in val]]
+    every = by_content(val, range(20))
+    assert repeated_keys(by_content(train, range(24)), every, 20) == ("val/0/v0",)
+    assert repeated_keys(by_content(train, [copied]), every, 20) == ("val/0/v0",)
+    others = [number for number in range(24) if number != copied]
+    assert repeated_keys(by_content(train, others), every, 20) == ()
 
 
-def test_features_know_whose_image_they_are(tmp_path):
+def test_images_of_other_sizes_are_not_read(tmp_path):
+    data = open_shards(with_copies(tmp_path, 5))
+    train, val = (data.split(split).image_bytes for split in ("train", "val"))
+    places, others = of_equal_size(train, val)
+    assert {*train[places].tolist()} == {*val[others].tolist()} == {*train} & {*val}
+    places, others = of_equal_size(np.array([5, 7, 5, 9]), np.array([9, 1, 5]))
+    assert (places.tolist(), others.tolist()) == ([0, 2, 3], [0, 2])
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_features_know_whose_image_they_are(tmp_path, views):
     data = with_copies(tmp_path, 5)
-    images = {}
+    augment = "flip" if views else "none"
     for split in ("train", "val"):
-        choice = ExtractConfig(encoder="pixels", split=split, views=2, augment="flip")
+        choice = ExtractConfig(encoder="pixels", split=split, views=views, augment=augment)
         extract(data, tmp_path / f"{split}.h5", choice, CPU)
-        images[split] = open_features(tmp_path / f"{split}.h5").image_ids
-        expected = [image_id(sample.image) for sample in open_shards(data).split(split)]
-        assert images[split].tolist() == np.repeat(expected, 3).tolist()
-    assert len(set(images["train"]) & set(images["val"])) == 5
+        expected = [
+            int.from_bytes(hashlib.sha256(sample.image).digest()[:8], "little")
+            for sample in open_shards(data).split(split)
+            for _ in range(1 + views)
+        ]
+        assert min(expected) < 2**63 <= max(expected)
+        assert open_features(tmp_path / f"{split}.h5").image_ids.tolist() == expected
+
+
+def test_one_training_image_alone_in_the_test_set_is_found(tmp_path):
+    train = {f"train/{n % 2}/{n}.png": encoded(n, height=32, width=32) for n in range(24)}
+    val = {"val/0/copy.png": train["train/1/3.png"]}
+    data = shard(str(write_files(tmp_path / "images", train | val)), tmp_path / "shards").out
+    for split in ("train", "val"):
+        extract(data, tmp_path / f"{split}.h5", ExtractConfig(encoder="pixels", split=split), CPU)
+    pair = FeaturePair(tmp_path / "train.h5", tmp_path / "val.h5")
+    with pytest.raises(IjepaError, match=r"^1 of 1 .*such as val/0/copy \(train/1/3 in train\)"):
+        probe(pair, [], tmp_path / "r.json", ProbeConfig(name="knn"))
 
 
 def test_fine_tuning_tells_a_few_and_refuses_many(run, tmp_path):
     choice = FinetuneConfig(encoder=str(run), epochs=1, batch_size=8)
     few, many = with_copies(tmp_path / "few", 1), with_copies(tmp_path / "many", 2)
-    assert finetune(few, tmp_path / "run", choice, CPU).result.repeats == 1
-    for act in (lambda: finetune(many, tmp_path / "other", choice, CPU),
-                lambda: plan_finetune(many, choice, CPU)):  # fmt: skip
-        with pytest.raises(IjepaError, match=r"^2 of 20 test images are training images, too"):
-            act()
+    assert finetune(few, tmp_path / "run", choice, CPU).result.repeats == ("val/0/v0",)
+    with pytest.raises(IjepaError, match=r"^2 of 20 test images are training images, too"):
+        finetune(many, tmp_path / "other", choice, CPU)
+
+
+def test_processes_that_fine_tune_together_look_at_all_images(run, tmp_path):
+    data = with_copies(tmp_path, 2)
+    words = ["ijepa_cli", "finetune", "--encoder", run, "--data", data, "--out", tmp_path / "out"]
+    words += ["--set", "epochs=1", "--set", "batch_size=8", "--workers", "0"]
+    codes, errors = together(2, ["-m", *map(str, words), "--device", "cpu"])
+    assert codes == [1, 1]
+    assert sum(error.count("2 of 20 test images are training") for error in errors) == 1, errors
 
 
 @pytest.mark.parametrize(
-    ("repeats", "images", "many"), [(1, 20, False), (2, 20, True), (1, 4, True)]
+    ("copies", "images", "many"), [(1, 20, False), (2, 20, True), (1, 4, True)]
 )
-def test_more_than_one_in_twenty_are_many(repeats, images, many):
+def test_more_than_one_in_twenty_are_many(copies, images, many):
+    some = Known(np.arange(copies, dtype=np.uint64), [f"train/{n}" for n in range(copies)])
+    same = some._replace(keys=[f"val/{n}" for n in range(copies)])
     if not many:
-        refuse_many(repeats, images)
+        assert repeated_keys(some, same, images) == ("val/0",)
         return
-    with pytest.raises(IjepaError, match="under another name"):
-        refuse_many(repeats, images)
+    with pytest.raises(IjepaError, match=r"such as val/0 \(train/0 in train\)"):
+        repeated_keys(some, same, images)

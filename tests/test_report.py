@@ -212,18 +212,21 @@ def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
 def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp_path):
     first = seeded(tmp_path, 0)
     (score,) = first.scores
-    equal = first.model_copy(update={"fingerprint": "equal"})
     changed = score.model_copy(update={"top1": score.top1 - 0.1})
-    other = first.model_copy(update={"fingerprint": "other", "scores": (changed,)})
+    other = first.model_copy(update={"scores": (changed,)})  # of one plan, on another machine
     paths = [tmp_path / f"{place}.json" for place in range(3)]
-    for path, result in zip(paths, (first, equal, other), strict=True):
+    for path, result in zip(paths, (first, first, other), strict=True):
         write_result(path, result)
     found = report(paths, tmp_path / "page.html")
     (line,) = found.groups[0].lines
     assert line.top1 == score.top1
-    assert [member.result for member in line.members] == [first.fingerprint]
-    assert [member.result for member in line.again] == ["other"]
+    assert [member.result for member in line.members] == [first.seal]
+    assert [member.result for member in line.again] == [other.seal]
     assert "again, of the same seeds" in (tmp_path / "page.html").read_text()
+    write_result(paths[0], other)
+    assert not report(paths[:1], tmp_path / "page.html").cached
+    write_result(paths[0], first)
+    assert not report(paths[:1], tmp_path / "page.html").cached
     assert any(
         "again, of the same seeds" in str(table.caption)
         for table in report_tables(found)
@@ -259,7 +262,7 @@ def test_records_beside_results_are_passed_over(results, tmp_path):
 def test_a_folder_of_results_is_its_results(results, tmp_path):
     named = report(results, tmp_path / "page.html")
     whole = report([tmp_path], tmp_path / "other.html", tables={1: [tmp_path]})
-    assert {one.fingerprint for one in whole.results} == {one.fingerprint for one in named.results}
+    assert {one.seal for one in whole.results} == {one.seal for one in named.results}
     assert len(whole.stand_ins[0].columns) == len(named.groups)
 
 

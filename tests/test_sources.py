@@ -332,11 +332,20 @@ def test_cifar_as_class_folders_is_taken_too(tmp_path):
     assert read(f"cifar10:{folder}", tmp_path / "a") == read(folder, tmp_path / "b")
 
 
+def test_a_split_of_cifars_folders_that_is_not_asked_for_is_not_looked_at(tmp_path):
+    names = [*(f"train/{number}/x.png" for number in range(10)), "test/unlabelled.png"]
+    folder = write_files(tmp_path / "images", dict.fromkeys(names, encoded(0, "png", 32, 32)))
+    _, items = read(f"cifar10:{folder}", tmp_path / "work", "train")
+    assert len(items) == 10
+    with pytest.raises(IjepaError, match="but no classes"):
+        read(f"cifar10:{folder}", tmp_path / "work")
+
+
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        (class_folders(1), "2 classes in train"),
-        ({"train/x.png": encoded(0)}, "no classes in train"),
+        (class_folders(1), "2 classes"),
+        ({"train/x.png": encoded(0)}, "no classes"),
         ({f"train/{n}/x.png": encoded(0) for n in range(10)}, "train/0/x.png of 6 x 8 pixels"),
     ],
 )

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import resource
 import struct
 import zipfile
 
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa.errors import IjepaError
+from ijepa.stores.checkpoint import load_state, save_state
+from ijepa.stores.keep import KeepInFolder
 from ijepa.stores.weights import read_weights
 
 TREE = {
@@ -148,3 +151,36 @@ def test_what_is_no_mapping_is_refused(tmp_path):
         read_weights(tmp_path / "w")
     with pytest.raises(IjepaError, match="no file"):
         read_weights(tmp_path / "none")
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 100 kB: writing more fails halfway, as on a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+SMALL, LARGE = {"x": torch.arange(3)}, {"x": torch.zeros(100_000)}
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "state.pt"
+    save_state(path, SMALL)
+    with pytest.raises(OSError, match=r"File too large: '.*/state\.pt'"):
+        save_state(path, LARGE)
+    assert torch.equal(load_state(path)["x"], SMALL["x"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_state_that_cannot_be_kept_is_told_and_the_one_before_stays(tmp_path, caplog):
+    keep = KeepInFolder(tmp_path / "kept")
+    keep.save("heads of last", SMALL)
+    keep.save("heads of last", LARGE)
+    assert "heads-of-last.pt is not kept (File too large); a stop would cost it" in caplog.text
+    assert torch.equal(keep.load("heads of last")["x"], SMALL["x"])
+    keep.drop("heads of last")
+    assert keep.load("heads of last") is None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from ijepa.exchange.networks import ENCODERS, Networks, Weights
 from ijepa.exchange.reading import NOTES, SAME_NETWORK
 from ijepa.method.vit import Architecture, architecture
 from ijepa.stores.checkpoint import Checkpoint, save_checkpoint
-from ijepa.stores.stage import whole_file, write_json
+from ijepa.stores.stage import write_json
+from ijepa.stores.weights import write_weights
 
 BILINEAR = 2  # PIL's number
 # Names of timm whose network is ours without another argument.
@@ -47,8 +48,7 @@ def write_published(networks: Networks, out: Path, which: str) -> None:
         for part, weights in networks.parts.items()
     }
     body |= {"epoch": networks.provenance.epochs, NOTES: _notes(networks)}
-    with whole_file(out) as file:
-        torch.save(body, file)
+    write_weights(out, body)
 
 
 def write_timm(networks: Networks, out: Path, which: str) -> None:
@@ -57,8 +57,7 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
     if out.suffix == ".safetensors":
         _save_safetensors(networks, weights, out, which)
     else:
-        with whole_file(out) as file:
-            torch.save({name: _owned(value) for name, value in weights.items()}, file)
+        write_weights(out, {name: _owned(value) for name, value in weights.items()})
 
 
 def write_transformers(networks: Networks, out: Path, which: str) -> None:
@@ -150,7 +149,10 @@ def _notes(networks: Networks) -> dict[str, Any]:
 def _save_safetensors(networks: Networks, weights: Weights, out: Path, which: str) -> None:
     notes = json.dumps({"part": ENCODERS[which], **_notes(networks)})
     owned = {name: _owned(value) for name, value in weights.items()}
-    save_file(owned, out, metadata={"format": "pt", NOTES: notes})
+    try:
+        save_file(owned, out, metadata={"format": "pt", NOTES: notes})
+    except SafetensorError as error:
+        raise IjepaError(f"{out} could not be written: {error}.") from error
 
 
 def _owned(value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Ground(Config):
     Attributes:
         protocol: as the results name it, likewise `label`.
         setting: of a probe that has several, such as `5 a class`.
-        source: what the shard set of the test images was made from.
+        source: what the shard sets were made from, see `stores.results.joined_source`.
         train_split: of the shard sets, likewise `test_split`.
         train_images: identity of the training set, see `stores.results.image_set`; likewise
             `test_images`.
@@ -51,7 +51,7 @@ class Member(Config):
         p_value: against the first encoder of the same result; None for that one.
         best_on_test: see `stores.results.Score`, likewise `choices`.
         is_first: is it the encoder that the result is about?
-        result: fingerprint of the result.
+        result: seal of the result.
     """
 
     encoder: str
@@ -111,7 +111,7 @@ class Group(Config):
     Attributes:
         description: of the protocol, likewise `selection`.
         chance: share of the most frequent class of the test set.
-        repeats: see `ProbeResult.repeats`.
+        repeats: how many there are, see `ProbeResult.repeats`.
     """
 
     ground: Ground
@@ -173,7 +173,7 @@ def _group(place: Ground, lines: list[list[tuple[ProbeResult, Score]]]) -> Group
         chance=first.chance,
         train_rows=first.train_rows,
         test_rows=first.test_rows,
-        repeats=first.repeats,
+        repeats=len(first.repeats),
         lines=tuple(_line(scores) for scores in lines),
     )
 
@@ -185,7 +185,7 @@ def _line(scores: list[tuple[ProbeResult, Score]]) -> Line:
     for result, score in scores:
         member = _member(result, score)
         first = members.setdefault((*member.seeds, score.origin.weights_sha256), member)
-        if member.top1 != first.top1:
+        if _numbers(member) != _numbers(first):
             again.append(member)
     result, score = scores[0]
     found = tuple(members.values())
@@ -207,6 +207,10 @@ def _line(scores: list[tuple[ProbeResult, Score]]) -> Line:
     )
 
 
+def _numbers(member: Member) -> tuple[float | None, ...]:
+    return member.top1, member.mean_class, member.best_on_test
+
+
 def _std(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
@@ -224,5 +228,5 @@ def _member(result: ProbeResult, score: Score) -> Member:
         best_on_test=score.best_on_test,
         choices=score.choices,
         is_first=score.origin == result.scores[0].origin,
-        result=result.fingerprint,
+        result=result.seal,
     )

@@ -39,7 +39,7 @@ def stand_in_tables(
 
     Args:
         results: all that there are.
-        results_of: fingerprints of results by the number of the table that they are meant for.
+        results_of: seals of results by the number of the table that they are meant for.
 
     Raises:
         IjepaError: the paper has no such table.
@@ -51,7 +51,7 @@ def stand_in_tables(
                 f"The paper has no table {number}; its tables are {min(titles)} to {max(titles)}."
             )
     return tuple(
-        _table(number, titles[number], grouped([r for r in results if r.fingerprint in meant]))
+        _table(number, titles[number], grouped([r for r in results if r.seal in meant]))
         for number, meant in sorted(results_of.items())
     )
 

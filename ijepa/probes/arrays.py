@@ -56,6 +56,9 @@ class Keep(Protocol):
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Put away tensors and plain values, in place of what was saved before."""
 
+    def drop(self, name: str) -> None:
+        """Forget what was saved by this name; it is no longer needed."""
+
 
 class KeepNothing:
     """For a probe that nobody starts again."""
@@ -65,6 +68,9 @@ class KeepNothing:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Forget it."""
+
+    def drop(self, name: str) -> None:
+        """Nothing is there."""
 
 
 FORGETFUL = KeepNothing()

@@ -19,6 +19,7 @@ from ijepa.probes.arrays import (
     FORGETFUL,
     Asked,
     Fit,
+    Floats,
     Ints,
     Keep,
     Labelled,
@@ -32,6 +33,7 @@ from ijepa.progress import Progress
 CONCATENATED = 4  # layers, paper A.2
 SCORED_AT_ONCE = 4096  # images
 SAVE_SECONDS = 120.0
+STATE = "{} heads"  # kept, by purpose
 ORDER = 2  # tells the draws of this file apart from others of the same seed
 
 
@@ -72,19 +74,31 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     protocol, device = LINEAR_PROTOCOLS[config.protocol], pick_device(asked.device)
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = train._replace(labels=numbered.astype(np.int64))
-    fitted, held = hold_out(train.labels, config.holdout, config.seed)
-    held_out = train.take(held)
-
-    some = train.take(fitted)
-    heads = train_heads(some, protocol, config.seed, device, progress, keep, "choose among")
-    accuracy = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
+    accuracy = _held_out_accuracy(train, protocol, asked, device)
     best = int(np.argmax(accuracy))
     heads = train_heads(train, protocol, config.seed, device, progress, keep, "train")
     predictions = classes[_predictions(heads, test, device)]
     on_test = (predictions == test.labels).mean(axis=1)
     choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
+    keep.drop(STATE.format("train"))
     departures = _departures(protocol, len(train.labels))
     return [Fit("", predictions[best][np.newaxis], choices, float(on_test.max()), departures)]
+
+
+def _held_out_accuracy(
+    train: Labelled, protocol: LinearProtocol, asked: Asked, device: torch.device
+) -> Floats:
+    """(heads,) of heads trained on the larger part of train, on the rest of it."""
+    config, purpose, keep = asked.config, "choose among", asked.keep
+    if (known := keep.load("choice")) is not None:
+        return np.array(known["accuracy"])
+    fitted, held = hold_out(train.labels, config.holdout, config.seed)
+    some, held_out = train.take(fitted), train.take(held)
+    heads = train_heads(some, protocol, config.seed, device, asked.progress, keep, purpose)
+    found: Floats = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
+    keep.save("choice", {"accuracy": found.tolist()})
+    keep.drop(STATE.format(purpose))
+    return found
 
 
 def train_heads(
@@ -123,14 +137,14 @@ def train_heads(
         heads.step(_inputs(features, device), labels[images], plan.factor(step))
         progress(f"{purpose} heads steps", step + 1, plan.steps)
         if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
-            keep.save(f"{purpose} heads", {"steps": step + 1, **heads.state()})
+            keep.save(STATE.format(purpose), {"steps": step + 1, **heads.state()})
             saved = time.monotonic()
     return heads
 
 
 def _taken_up(heads: Heads, keep: Keep, purpose: str) -> int:
     """Bring heads to where an earlier start left them; the number of steps that they have done."""
-    state = keep.load(f"{purpose} heads")
+    state = keep.load(STATE.format(purpose))
     if state is None:
         return 0
     heads.take_up(state)

@@ -78,7 +78,7 @@ LOGISTIC_PROTOCOLS = {
         source="msn:README.md, lambda 2.5e-3, for five images a class",
     ),
     "dinov2": LogisticProtocol(
-        strengths=tuple(10.0 ** np.linspace(-6, 5, 45)),
+        strengths=tuple((10.0 ** np.linspace(-6, 5, 45)).tolist()),
         scale="none",
         intercept=True,
         tolerance=1e-12,

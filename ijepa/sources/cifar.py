@@ -102,16 +102,17 @@ def read_cifar(
     return Contents(splits, read_pack(listing, chosen))
 
 
-def as_cifar(found: Contents, published: Cifar, where: str) -> Contents:
+def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: str) -> Contents:
     """Class folders, if they may be those of CIFAR.
 
     Raises:
         IjepaError: another number of classes, or the first image is of another size.
     """
-    for split, labels in found.splits.items():
+    for split in chosen_splits(found.splits, asked, where):
+        labels = found.splits[split]
         count = labels["class"].num_classes if "class" in labels else 0
         if count != published.num_classes:
-            raise _not_cifar(where, f"{count or 'no'} classes in {split}", published)
+            raise _not_cifar(where, f"{count or 'no'} classes", published)
     first = next(found.items, None)
     if first is None:
         return found

@@ -67,7 +67,7 @@ class PublishedCifar:
         tree = open_tree(self.where, work, report)
         if find_cifar(tree, self.published) is not None:
             return read_cifar(tree, self.published, splits, work, report)
-        return as_cifar(read_folders(tree, splits), self.published, str(self.where))
+        return as_cifar(read_folders(tree, splits), self.published, splits, str(self.where))
 
 
 @dataclass(frozen=True)

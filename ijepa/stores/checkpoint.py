@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import whole_file
-from ijepa.stores.weights import read_weights
+from ijepa.stores.weights import read_weights, write_weights
 
 SCHEMA = 2
 
@@ -66,8 +64,7 @@ def checkpoint_of(path: Path, body: dict[str, Any]) -> Checkpoint:
 
 def save_state(path: Path, body: dict[str, Any]) -> None:
     """Write tensors and plain values atomically; on a full disk the old file stays."""
-    with whole_file(path) as file:
-        torch.save({"schema": SCHEMA, **body}, file)
+    write_weights(path, {"schema": SCHEMA, **body})
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ijepa.errors import IjepaError
 from ijepa.stores.features import Features, open_features
-from ijepa.stores.repeats import count_repeats, refuse_many
+from ijepa.stores.repeats import Known, repeated_keys
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -47,12 +47,12 @@ class OpenPair(NamedTuple):
     Attributes:
         train: images to fit on.
         test: images to score on.
-        repeats: how many of these are training images, too, under another name.
+        repeats: keys of those of these that are training images, too, under another name.
     """
 
     train: Images
     test: Images
-    repeats: int
+    repeats: tuple[str, ...]
 
 
 def open_pair(pair: FeaturePair, label: str) -> OpenPair:
@@ -74,9 +74,8 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
     _refuse_other_classes(train, test, label)
     _refuse_unfit(fitted, label)
     _refuse_leak(fitted, scored)
-    repeats = count_repeats(fitted.image_ids, scored.image_ids)
-    refuse_many(repeats, len(scored.keys))
-    return OpenPair(fitted, scored, repeats)
+    ours, theirs = (Known(images.image_ids, images.keys) for images in (fitted, scored))
+    return OpenPair(fitted, scored, repeated_keys(ours, theirs, len(theirs.keys)))
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:

@@ -67,7 +67,7 @@ class FeatureWriter:
         features: Array,
         labels: Mapping[str, Array],
         keys: Sequence[str],
-        image_ids: Sequence[int] | Array,
+        image_ids: Array,
         views: Array | None = None,
         first: int | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class FeatureWriter:
             features: (n, layers, dim), finite, also as `dtype`.
             labels: (n,) integers by label, one for each of the header's.
             keys: n of them.
-            image_ids: n of them, see `ijepa.stores.repeats.image_id`.
+            image_ids: (n,) uint64, see `ijepa.stores.repeats.image_ids`.
             views: (n,) numbers of augmented views, where an image is stored more than once.
             first: number of its first row; None for the one after all rows so far.
 
@@ -86,6 +86,7 @@ class FeatureWriter:
         """
         assert {len(features), len(image_ids), *map(len, labels.values())} == {len(keys)}
         assert set(labels) == set(self.header.class_names)
+        assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
         with np.errstate(over="ignore"):  # an overflow is found below
             numbers = np.ascontiguousarray(features, self.dtype)
         if not is_finite(numbers):
@@ -94,7 +95,7 @@ class FeatureWriter:
                 f"with --dtype float32, and if that fails, too, the encoder is broken."
             )
         columns: dict[str, list[Any]] = {"keys": list(keys)}
-        columns["image_id"] = np.asarray(image_ids, np.uint64).tolist()
+        columns["image_id"] = image_ids.tolist()
         columns |= {f"labels/{name}": _integers(values) for name, values in labels.items()}
         columns |= {} if views is None else {"view": _integers(views)}
         first = self._journal.rows if first is None else first

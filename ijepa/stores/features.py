@@ -293,8 +293,10 @@ def _columns(store: h5py.File) -> list[str]:
 
 
 def seal(store: h5py.File) -> str:
-    """sha256 over the header, all columns, and the numbers' checksums."""
+    """sha256 over the header, all columns, and the numbers' checksums, type and shape."""
+    numbers = store["features"]
     digest = hashlib.sha256(str(store.attrs["header"]).encode())
+    digest.update(f"\n{numbers.dtype.str} {numbers.shape}".encode())
     for name in [*_columns(store), "checksums", "checksum_ends"]:
         values = store[name][:]
         digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())

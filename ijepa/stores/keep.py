@@ -1,13 +1,19 @@
 """State of unfinished work in files that are whole or absent, for the next start of a command."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from ijepa.stores.checkpoint import load_state, save_state
 
+log = logging.getLogger(__name__)
+
 
 class KeepInFolder:
-    """A file a name; what cannot be read is an error, never a silent start from the beginning."""
+    """A file a name; what cannot be read is an error, never a silent start from the beginning.
+
+    What cannot be written is told: the work goes on, and a stop would cost more of it.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Remember the folder; it is made when something is saved."""
@@ -24,8 +30,16 @@ class KeepInFolder:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Put tensors and plain values in place of what was saved before by this name."""
-        self._folder.mkdir(exist_ok=True)
-        save_state(self._path(name), state)
+        path = self._path(name)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            save_state(path, state)
+        except OSError as error:
+            log.warning("%s is not kept (%s); a stop would cost it", path, error.strerror)
+
+    def drop(self, name: str) -> None:
+        """Remove what was saved by this name, if anything was."""
+        self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name.replace(' ', '-')}.pt"

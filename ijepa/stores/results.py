@@ -113,8 +113,8 @@ class ProbeResult(Config):
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         chance: share of the most frequent class of the test set.
         train_rows: of the first encoder; likewise `test_rows`.
-        repeats: how many test images are training images, too, under another name, see
-            `stores.repeats`.
+        repeats: keys of test images that are training images, too, byte for byte under another
+            name.
         test_classes: class of each test image, see `pack_classes`.
         libraries: versions by name.
         command: that made it; empty if it was no command.
@@ -137,11 +137,16 @@ class ProbeResult(Config):
     train_rows: int
     test_rows: int
     scores: tuple[Score, ...]
-    repeats: int
+    repeats: tuple[str, ...]
     test_classes: str
     libraries: dict[str, str]
     command: str
     fingerprint: str
+
+    @property
+    def seal(self) -> str:
+        """sha256 over all of it; two results of one plan that differ have two."""
+        return fingerprint_of(json.loads(self.model_dump_json()))
 
     @property
     def departures(self) -> tuple[str, ...]:
@@ -231,18 +236,15 @@ def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
     try:
         rows = [np.frombuffer(base64.b64decode(text, validate=True), np.uint8) for text in packed]
     except ValueError as error:
-        raise IjepaError(f"A score's `correct` is not base64 ({error}); probe again.") from error
+        raise IjepaError(f"A score's `correct` is not base64 ({error}).") from error
     if not rows or {len(row) for row in rows} != {-(-num_images // 8)}:
-        raise IjepaError(
-            f"A score's `correct` is not of the {num_images:,} test images; probe again."
-        )
+        raise IjepaError(f"A score's `correct` is not of the {num_images:,} test images.")
     return np.unpackbits(np.stack(rows), axis=1, count=num_images).astype(np.bool_)
 
 
 def write_result(path: Path, result: ProbeResult) -> None:
     """Write a whole file or none."""
-    body = json.loads(result.model_dump_json())
-    write_json(path, body | {"seal": fingerprint_of(body)})
+    write_json(path, json.loads(result.model_dump_json()) | {"seal": result.seal})
 
 
 def read_result(path: Path) -> ProbeResult:
@@ -256,12 +258,15 @@ def read_result(path: Path) -> ProbeResult:
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = read_json(path)
     if body.get("schema_version") != SCHEMA:
-        raise IjepaError(f"{path} is not a probe result of schema {SCHEMA}; probe again.")
+        raise IjepaError(
+            f"{path} is not a result of schema {SCHEMA}; delete it, and run what made it again."
+        )
     seal = body.pop("seal", None)
     result = validated(ProbeResult, body, str(path))
-    if seal != fingerprint_of(body):
+    if seal != result.seal:
         raise IjepaError(
-            f"{path} is not as it was written: it was changed afterwards; probe again."
+            f"{path} is not as it was written: it was changed afterwards. Delete it, and run what "
+            f"made it again."
         )
     for score in result.scores:
         try:

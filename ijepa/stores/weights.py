@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ijepa.errors import IjepaError
+from ijepa.stores.stage import whole_file
 
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
 SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
@@ -45,6 +46,22 @@ UNREADABLE = (
     zipfile.BadZipFile,
     SafetensorError,  # torch.load trusts a name that ends in .safetensors
 )
+
+
+def write_weights(path: Path, body: dict[str, Any]) -> None:
+    """Write as PyTorch does, atomically; on a full disk the old file stays.
+
+    Raises:
+        OSError: the disk is full or ailing.
+    """
+    with whole_file(path) as file:
+        try:
+            torch.save(body, file)
+        except RuntimeError as error:
+            # After a failed write torch still ends its zip, and tells of that failure alone.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_weights(path: Path) -> dict[str, Any]:
