@@ -1,8 +1,10 @@
 """Several processes compute what one computes, and end together."""
 
+import contextlib
 import copy
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,11 +33,18 @@ def command(recipe, shards, out, *more):
     return ["-m", *map(str, words), "--device", "cpu", "--workers", "0", *more]
 
 
+def free_port():
+    """One below those that systems hand out: no connection takes it before a slow start does."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def together(size, arguments):
     """Start the ranks as torchrun would; what each returned and wrote to stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, *arguments],
