@@ -80,7 +80,7 @@ def convert(
         "source": _fingerprint(source),
         "scores": fingerprint_of([file_sha256(p) for p in scores]),
     }
-    plan = StagePlan("convert", VERSION, config, inputs, out)
+    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
     with exclusive_work(plan, force=runtime.force) as work:
         from ijepa.exchange.reading import read_networks  # here: torch takes its time
 
@@ -100,7 +100,7 @@ def _write(
     from ijepa.exchange.card import model_card
     from ijepa.exchange.writing import WRITERS
 
-    out, is_folder = work.plan.out, config.to == "hf"
+    out, is_folder = work.plan.out, work.plan.is_folder
     target = work.folder if is_folder else work.folder / out.name
     WRITERS[config.to](networks, target, config.which)
     card = model_card(networks, config.to, config.which, out.name, results).encode()

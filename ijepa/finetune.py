@@ -97,7 +97,9 @@ def finetune(
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
-    plan = StagePlan("finetune", VERSION, config, inputs, out, precious=not runtime.replace)
+    plan = StagePlan(
+        "finetune", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
+    )
     job = _Job(plan, config, data, runtime, progress, subset)
     if is_one_of_many():
         return _finetune_together(job)
@@ -114,7 +116,7 @@ def plan_finetune(
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data = open_shards(shards)
-    plan = StagePlan("finetune", VERSION, config, {}, Path("unused"))
+    plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
     parts = _images(_Job(plan, config, data, runtime, silent, subset))
     images = len(parts.train.chosen)
     batch = min(config.batch_size, images)

@@ -90,7 +90,9 @@ def pretrain(
     """
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
-    plan = StagePlan("pretrain", VERSION, config, inputs, out, precious=not runtime.replace)
+    plan = StagePlan(
+        "pretrain", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
+    )
     if is_one_of_many():
         return _pretrain_together(plan, config, images, runtime, progress)
     with exclusive_work(plan, force=runtime.force) as work:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 6
+VERSION = 7
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -228,7 +228,11 @@ def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig
             best_on_test=found.best_on_test,
             choices=found.choices,
             correct=pack_correct(found.predictions == labels, keys),
-            departures=(*_view_departures(pair, config), *found.departures),
+            departures=(
+                *_split_departures(pair),
+                *_view_departures(pair, config),
+                *found.departures,
+            ),
             **summary(
                 found.predictions == labels,
                 labels,
@@ -275,6 +279,12 @@ def _protocol_name(config: ProbeConfig) -> str:
     if config.protocol == "ijepa":
         return config.name
     return config.protocol if config.name == "linear" else f"{config.name}-{config.protocol}"
+
+
+def _split_departures(pair: OpenPair) -> tuple[str, ...]:
+    """Encoders have seen `train`; files given the wrong way round are scored on it."""
+    split = pair.test.store.header.split
+    return (f"scored on the split {split}",) if split == "train" else ()
 
 
 def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:

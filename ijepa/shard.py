@@ -94,7 +94,7 @@ def shard(
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
     job = _Job(source, open_source(source), config, runtime, progress, subset)
     _keep_source(job.opened.where, out)
-    plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out)
+    plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out, is_folder=True)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             _make(job, work.folder)

@@ -105,7 +105,9 @@ def train_decoder(
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     data = open_shards(shards)
     inputs = {"data": data.fingerprint, "encoder": _encoder_fingerprint(config)}
-    plan = StagePlan("train-decoder", VERSION, config, inputs, out, precious=not runtime.replace)
+    plan = StagePlan(
+        "train-decoder", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
+    )
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             _train(work, data, config, runtime, progress)

@@ -50,7 +50,7 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, *
 
 def pair(folder, name="ours", **options):
     train = write(folder / f"{name}.train.h5", **options)
-    test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000} | options)
+    test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000, "split": "val"} | options)
     return FeaturePair(train, test)
 
 
@@ -296,6 +296,12 @@ def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
     assert score.best_on_test >= score.top1
     page = report([tmp_path / "r.json"], tmp_path / "page.html").out.read_text()
     assert "not of the protocol: label class, not count; images cut by --crop center" in page
+
+
+def test_files_given_the_wrong_way_round_are_told(tmp_path, files):
+    swapped = FeaturePair(files.test, files.train)
+    (score,) = probe(swapped, [], tmp_path / "r.json", LOGISTIC).result.scores
+    assert score.departures == ("scored on the split train",)
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_are_known(tmp_path, files):

@@ -43,8 +43,12 @@ def fail_halfway(plan: StagePlan) -> None:
         raise ZeroDivisionError
 
 
+def of_folder(plan: StagePlan) -> StagePlan:
+    return dataclasses.replace(plan, is_folder=True)
+
+
 def make_folder(plan: StagePlan, text: str) -> bool:
-    with exclusive_work(plan) as work:
+    with exclusive_work(of_folder(plan)) as work:
         if work.cached:
             return False
         (work.folder / "content").write_text(text)
@@ -96,15 +100,15 @@ def test_partial_work_of_another_plan_is_thrown_away(tmp_path):
 @pytest.mark.parametrize("place", ["finished", "partial"])
 def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
     out = tmp_path / "out"
-    with exclusive_work(plan(out)) as work:
+    ours = of_folder(plan(out))
+    with exclusive_work(ours) as work:
         (work.folder / "content").write_text("ten hours")
         if place == "finished":
             work.publish_folder({})
-    other = dataclasses.replace(plan(out, number=2), precious=True)
+    other = dataclasses.replace(of_folder(plan(out, number=2)), precious=True)
     with pytest.raises(IjepaError, match=r"number was 1, now 2\. .*--force"), exclusive_work(other):
         pass
-    same = dataclasses.replace(plan(out), precious=True)
-    with exclusive_work(same) as work:
+    with exclusive_work(dataclasses.replace(ours, precious=True)) as work:
         assert work.cached == (place == "finished")
         assert ((out if work.cached else work.folder) / "content").read_text() == "ten hours"
     with exclusive_work(other, force=True) as work:
@@ -115,7 +119,7 @@ def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
 def test_what_another_stage_made_is_never_replaced(tmp_path, force):
     out = tmp_path / "out"
     make_folder(plan(out), "ten hours")
-    other = dataclasses.replace(plan(out), stage="other")
+    other = dataclasses.replace(of_folder(plan(out)), stage="other")
     with (
         pytest.raises(IjepaError, match="was made by `ijepa test`"),
         exclusive_work(other, force=force),
@@ -132,14 +136,15 @@ def test_what_another_stage_made_is_never_replaced(tmp_path, force):
 def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
     out = tmp_path / "out"
     make_folder(plan(out), "old")
-    with exclusive_work(plan(out), force=True) as work:
+    again = of_folder(plan(out))
+    with exclusive_work(again, force=True) as work:
         (work.folder / "half").write_text("half")
-    with exclusive_work(plan(out)) as work:
+    with exclusive_work(again) as work:
         assert not work.cached
         assert (work.folder / "half").exists()
         (work.folder / "content").write_text("new")
         work.publish_folder({})
-    with exclusive_work(plan(out)) as work:
+    with exclusive_work(again) as work:
         assert work.cached
     assert _content(out) == "new"
 
@@ -268,3 +273,19 @@ def test_a_folder_that_lost_a_part_is_made_again(tmp_path, harm):
     harm(out / "content")
     assert make_folder(plan(out), "whole")
     assert (out / "content").read_text() == "whole"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_place_where_an_output_cannot_stand_is_refused_before_any_work(tmp_path, force):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for out, found in (
+        (
+            tmp_path / "folder",
+            "folder is a folder, and `ijepa test` makes a file; name one, such as",
+        ),
+        (tmp_path / "file" / "a" / "b", "file is a file, so .*/file/a/b cannot stand in it"),
+    ):
+        with pytest.raises(IjepaError, match=found), exclusive_work(plan(out), force=force):
+            pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]

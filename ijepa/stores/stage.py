@@ -34,6 +34,7 @@ class StagePlan:
         inputs: fingerprints of what is read, by role, such as `{"data": "3f..."}`.
         out: the final path, a folder or one file.
         precious: what another plan made there, whole or partly, is replaced by `--force` only.
+        is_folder: is `out` a folder, or one file?
     """
 
     stage: str
@@ -42,6 +43,7 @@ class StagePlan:
     inputs: Mapping[str, str]
     out: Path
     precious: bool = False
+    is_folder: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -117,10 +119,9 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
 
     Raises:
         IjepaError: another process works on it, something that is not ours stands there, or
-            something precious that another plan made.
+            something precious that another plan made; or it cannot stand there.
     """
-    if not plan.out.name or plan.out.name == "..":
-        raise IjepaError(f"{plan.out} is no name for an output; choose another.")
+    _refuse_place(plan)
     if tell := foreseen.get():
         tell(plan, force)
         yield Work(plan, _sibling(plan.out, ".partial"), cached=True)
@@ -237,6 +238,21 @@ def _refuse_foreign(out: Path) -> None:
             f"{out} exists and has no record that ijepa made it; "
             f"choose another output, or replace it with --force."
         )
+
+
+def _refuse_place(plan: StagePlan) -> None:
+    """Before anything is computed, which could not be published there."""
+    out = plan.out
+    if not out.name or out.name == "..":
+        raise IjepaError(f"{out} is no name for an output; choose another.")
+    if out.is_dir() and not plan.is_folder:
+        raise IjepaError(
+            f"{out} is a folder, and `ijepa {plan.stage}` makes a file; name one, such as "
+            f"{out / 'NAME'}."
+        )
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise IjepaError(f"{above} is a file, so {out} cannot stand in it; choose another output.")
 
 
 def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
