@@ -189,6 +189,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: `auto` means on a GPU only, else `fp32` or `bf16` decides."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 def device_name(device: torch.device, world: World | None = None) -> str:
     """What to write beside a number: the GPU's name, or `cpu` and its threads; times processes."""
     if device.type == "cuda":
