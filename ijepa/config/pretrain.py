@@ -104,7 +104,13 @@ class TargetConfig(Config):
 
 
 class OptimizationConfig(Config):
-    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step."""
+    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step.
+
+    Attributes:
+        precision: of matrix products and attention; `auto` is bf16 on a GPU and fp32 on a CPU.
+        teacher: what the target encoder computes in where `precision` is bf16: wholly in `bf16`, or
+            in `mixed` precision as the other networks. Its weights are float32 either way.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 300
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
@@ -115,7 +121,8 @@ class OptimizationConfig(Config):
     final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
     schedule_scale: Annotated[float, Field(gt=0)] = 1.0  # published: ipe_scale
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    teacher: Literal["bf16", "mixed"] = "bf16"
 
 
 class WatchConfig(Config):
@@ -123,6 +130,7 @@ class WatchConfig(Config):
 
     Attributes:
         every_steps: between two looks.
+        grad_norm_steps: the gradient norm is measured in every so many steps.
         num_images: always the same, drawn by the seed.
         label: by which nearest neighbours are scored, where the data have it.
         loss_limit: a loss so many times that of the first step is broken, as one that is not
@@ -132,6 +140,7 @@ class WatchConfig(Config):
     """
 
     every_steps: Annotated[int, Field(ge=1)] = 500
+    grad_norm_steps: Annotated[int, Field(ge=1)] = 10
     num_images: Annotated[int, Field(ge=8)] = 512
     label: str = "class"
     loss_limit: Annotated[float, Field(gt=1)] = 10.0

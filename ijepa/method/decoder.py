@@ -21,7 +21,6 @@ from ijepa.config.decoder import GROUPS
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa
 from ijepa.method.masking import Masks
-from ijepa.method.products import quick_products
 from ijepa.method.targets import Targets
 
 TIMES = 1000  # the U-Net's time of pure noise
@@ -142,8 +141,7 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
     drawn = noise
     for time in scheduler.timesteps:
         share = (time / TIMES).expand(len(drawn))
-        with quick_products(noise.device):
-            velocity = decoder(drawn, share, condition).float()
+        velocity = decoder(drawn, share, condition).float()
         drawn = scheduler.step(velocity, time, drawn).prev_sample
     return drawn.clamp(-1, 1)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ijepa.config import TargetConfig
-from ijepa.method.vit import Encoder, gather_patches
+from ijepa.method.vit import Encoder, gather_patches, patchify
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -23,12 +23,13 @@ class Targets:
         Args:
             config: embeddings or pixels, masked after the encoder or before.
             encoder: the target encoder.
-            images: (B, 3, height, width) float, normalised.
+            images: (B, 3, height, width) float, normalised; or patches, see `Encoder.forward`.
         """
         self._encoder, self._images = encoder, images
         self._tokens: Tensor | None = None  # (B, N, dim)
         if config.space != "embeddings":
-            pixels = patchify(images, encoder.patch_embed.patch_size[0])
+            patch_px = encoder.patch_embed.patch_size[0]
+            pixels = patchify(images, patch_px) if images.ndim == 4 else images
             self._tokens = standardise(pixels) if config.space == "normalised-pixels" else pixels
         elif config.masked == "output":
             self._tokens = layer_norm(encoder(images))
@@ -47,23 +48,14 @@ class Targets:
         num_blocks, flat = target_index.shape[0], target_index.flatten(0, 1)
         if self._tokens is not None:
             return gather_patches(self._tokens[images].repeat(num_blocks, 1, 1), flat)
-        blocks = self._images[images].repeat(num_blocks, 1, 1, 1)
+        some = self._images[images]
+        blocks = some.repeat(num_blocks, *[1] * (some.ndim - 1))
         return layer_norm(self._encoder(blocks, flat))
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
     """Over the features, without affine, with PyTorch's default eps, on the encoder's own norm."""
     return F.layer_norm(tokens, tokens.shape[-1:])
-
-
-def patchify(images: Tensor, patch_px: int) -> Tensor:
-    """Pixels of each patch: (B, N, 3 * patch_px**2), channels first within a patch.
-
-    Args:
-        images: (B, 3, height, width).
-        patch_px: side of the square patches; divides height and width.
-    """
-    return F.unfold(images, patch_px, stride=patch_px).transpose(1, 2)
 
 
 def standardise(pixels: Tensor) -> Tensor:

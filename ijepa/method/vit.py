@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
-from ijepa.method.products import quick_products
+from ijepa.method.compute import recompute
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,6 +44,7 @@ ARCHITECTURES = {
     "vit_giant": Architecture(1408, 40, 16, 48 / 11),
 }
 
+RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
 
 
@@ -105,23 +105,41 @@ class Encoder(VisionTransformer):
         """Encode all patches, or those that `index` names.
 
         Args:
-            images: (B, 3, height, width) float, normalised.
+            images: (B, 3, height, width) float, normalised; or their patches by `patchify`,
+                (B, N, 3 * patch_px**2), which several encoders can share.
             index: (B, K) int64 patch numbers, row-major; None for all N.
 
         Returns:
             (B, K or N, dim) after the final norm.
         """
-        tokens: Tensor = self.patch_embed(images) + self.position_table
-        if index is not None:
-            tokens = gather_patches(tokens, index)
+        tokens = self.embed(images, index)
         for block in self.blocks:
-            tokens = (
-                _recomputed(tokens.device, block, tokens)
-                if self.grad_checkpointing
-                else block(tokens)
-            )
+            tokens = recompute(block, tokens) if self.grad_checkpointing else block(tokens)
         encoded: Tensor = self.norm(tokens)
         return encoded
+
+    def forward_features(  # as classifiers on timm's encoders ask for tokens
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, dim) after the final norm, of (B, 3, height, width) normalised images."""
+        assert attn_mask is None
+        assert not is_causal
+        return self(x)  # type: ignore[no-any-return]  # nn.Module is untyped
+
+    def embed(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Tokens that enter the first block: (B, K or N, dim); arguments as of `forward`.
+
+        Only the patches that `index` names are projected, and by a matrix product: a convolution
+        whose stride is its width is the same, and slower.
+        """
+        projection = self.patch_embed.proj
+        patches = patchify(images, self.patch_embed.patch_size[0]) if images.ndim == 4 else images
+        positions = self.position_table
+        if index is not None:
+            patches = gather_patches(patches, index)
+            positions = F.embedding(index, positions[0])
+        patches = patches.to(projection.weight.dtype)
+        return F.linear(patches, projection.weight.flatten(1), projection.bias) + positions
 
     def pooled_layers(self, images: Tensor, num_layers: int) -> Tensor:
         """Average-pooled patch tokens of the last blocks, the final norm applied to each.
@@ -133,10 +151,12 @@ class Encoder(VisionTransformer):
         Returns:
             (B, num_layers, dim); the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
         """
-        layers = self.forward_intermediates(
-            images, indices=num_layers, norm=True, output_fmt="NLC", intermediates_only=True
-        )
-        return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)  # type: ignore[union-attr]  # intermediates_only gives tensors
+        tokens, pooled = self.embed(images), []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number > len(self.blocks) - num_layers:
+                pooled.append(self.norm(tokens).mean(dim=1))
+        return torch.stack(pooled, dim=1)
 
 
 class Predictor(nn.Module):
@@ -190,7 +210,7 @@ class Predictor(nn.Module):
             qkv = qkv if block is first else _qkv(block, tokens)
             num_last = target_index.shape[2] if block is last else tokens.shape[1]
             if self.grad_checkpointing:
-                tokens = _recomputed(tokens.device, self.run_block, block, tokens, qkv, num_last)
+                tokens = recompute(self.run_block, block, tokens, qkv, num_last)
             else:
                 tokens = self.run_block(block, tokens, qkv, num_last)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
@@ -210,6 +230,20 @@ def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:
     Source: facebookresearch/ijepa `src/masks/utils.py`; that one takes a list of masks, this one.
     """
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(images: Tensor, patch_px: int) -> Tensor:
+    """Pixels of each patch: (B, N, 3 * patch_px**2), row-major, channels first within a patch.
+
+    Args:
+        images: (B, 3, height, width).
+        patch_px: side of the square patches; divides height and width.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_px, width // patch_px
+    patches = images.reshape(batch, channels, rows, patch_px, columns, patch_px)
+    patches = patches.permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, rows * columns, channels * patch_px**2)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
@@ -297,21 +331,11 @@ def compile_blocks(
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
     """Compile the blocks, once for all of them and for every number of tokens."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for encoder in encoders:
         for block in encoder.blocks:
             block.compile(dynamic=True, backend=backend)
     predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
-
-
-def _recomputed(device: torch.device, function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401  # handed on as it is
-    """Computed by equal products both times."""
-    result: Tensor = checkpoint(
-        function,
-        *inputs,
-        use_reentrant=False,
-        context_fn=lambda: (quick_products(device), quick_products(device)),
-    )
-    return result
 
 
 def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
