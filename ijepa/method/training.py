@@ -56,7 +56,8 @@ class Trainer:
         self._trained = [p for group in groups for p in group["params"]]
         self._device = next(model.parameters()).device
         self._bf16 = uses_bf16(config.precision, self._device)
-        if self._bf16 and config.teacher == "bf16" and not is_shared_out(model):
+        encodes = model.config.space == "embeddings"
+        if encodes and self._bf16 and config.teacher == "bf16" and not is_shared_out(model):
             model.keep_bf16_teacher()
 
     def step(
