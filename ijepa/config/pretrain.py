@@ -104,7 +104,16 @@ class TargetConfig(Config):
 
 
 class OptimizationConfig(Config):
-    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step."""
+    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step.
+
+    Attributes:
+        schedule: after the warm-up, `cosine` takes the learning rate to `final_lr` and the weight
+            decay to `final_weight_decay`, as published. `hold-then-cool` holds both at `lr` and
+            `weight_decay`, and takes the learning rate to `final_lr` at the end, as V-JEPA 2.
+        cool_fraction: the last fraction of all steps, over which `hold-then-cool` cools.
+        ema: momentum of the target encoder at the first and at the last step, linear between them;
+            equal numbers hold it.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 300
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
@@ -122,6 +131,8 @@ class WatchConfig(Config):
     """How often, and on how many images, the encoders are checked for collapse.
 
     Attributes:
+    schedule: Literal["cosine", "hold-then-cool"] = "cosine"
+    cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
         every_steps: between two looks.
         num_images: always the same, drawn by the seed.
         label: by which nearest neighbours are scored, where the data have it.
