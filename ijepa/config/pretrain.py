@@ -10,6 +10,7 @@ from ijepa.config.masks import MaskConfig, MultiblockMasks
 from ijepa.config.values import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    AscendingNumbers,
     Config,
     Fraction,
     Px,
@@ -89,17 +90,23 @@ class TargetConfig(Config):
             does not say which of the two it took.
         masked: the target encoder sees the whole image and its `output` is masked, as published;
             or its `input` is: it sees a target block alone (paper, table 11).
+        layers: blocks of the target encoder, counted from 1 and ascending, whose outputs are
+            predicted side by side, each layer-normed (Bootleg, arXiv 2603.15553: a quarter, half,
+            three quarters and all of the depth). None takes the last block alone, as published.
         loss: the released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`.
     """
 
     space: Literal["embeddings", "pixels", "normalised-pixels"] = "embeddings"
     masked: Literal["output", "input"] = "output"
+    layers: AscendingNumbers | None = None
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
         if self.space != "embeddings" and self.masked == "input":
             raise ValueError(f"targets.masked is input, but {self.space} come from no encoder")
+        if self.space != "embeddings" and self.layers is not None:
+            raise ValueError(f"targets.layers names blocks, but {self.space} come from no encoder")
         return self
 
 
@@ -124,6 +131,8 @@ class OptimizationConfig(Config):
     final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
     schedule_scale: Annotated[float, Field(gt=0)] = 1.0  # published: ipe_scale
+    schedule: Literal["cosine", "hold-then-cool"] = "cosine"
+    cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
 
 
@@ -131,8 +140,6 @@ class WatchConfig(Config):
     """How often, and on how many images, the encoders are checked for collapse.
 
     Attributes:
-    schedule: Literal["cosine", "hold-then-cool"] = "cosine"
-    cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
         every_steps: between two looks.
         num_images: always the same, drawn by the seed.
         label: by which nearest neighbours are scored, where the data have it.

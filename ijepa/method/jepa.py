@@ -41,8 +41,8 @@ class IJepa(nn.Module):
             groups: masks of the same B images, in their order.
 
         Returns:
-            Predictions and targets of each group, both (M * images, T, dim); block 0 of all images
-            first.
+            Predictions and targets of each group, both (M * images, T, target dim); block 0 of all
+            images first.
         """
         targets = Targets(self.config, self.target_encoder, images)
         answers, start = [], 0
@@ -55,7 +55,7 @@ class IJepa(nn.Module):
         return answers
 
     def predictions(self, images: Tensor, masks: Masks) -> Tensor:
-        """(M * B, T, dim) from the context alone."""
+        """(M * B, T, target dim) from the context alone."""
         context = self.encoder(images, masks.context)
         predicted: Tensor = self.predictor(context, masks.context, masks.targets)
         return predicted

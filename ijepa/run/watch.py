@@ -20,6 +20,7 @@ from ijepa.method.monitor import (
     verdict,
 )
 from ijepa.method.products import quick_products
+from ijepa.method.targets import last_layer
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
@@ -96,6 +97,7 @@ class Watch:
             [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
             with quick_products(self._device):
                 predicted = model.predictions(images, drawn.to(self._device))
+            predicted = last_layer(predicted, model.config)
             blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
             made.append(blocks.mean(dim=(0, 2)))
         return torch.stack(made, dim=1).cpu()
