@@ -66,8 +66,8 @@ class IJepa(nn.Module):
             groups: masks of the same B images, in their order.
 
         Returns:
-            Predictions and targets of each group, both (M * images, T, dim); block 0 of all images
-            first.
+            Predictions and targets of each group, both (M * images, T, target dim); block 0 of all
+            images first.
         """
         patches = patchify(images, self.encoder.patch_embed.patch_size[0])
         with self._teacher_precision(images.device):
@@ -88,7 +88,7 @@ class IJepa(nn.Module):
         return torch.autocast(device.type, enabled=False)
 
     def predictions(self, images: Tensor, masks: Masks) -> Tensor:
-        """(M * B, T, dim) from the context alone; images or their patches, as `Encoder.forward`."""
+        """(M * B, T, target dim) from the context alone, of images or of their patches."""
         context = self.encoder(images, masks.context)
         predicted: Tensor = self.predictor(context, masks.context, masks.targets)
         return predicted

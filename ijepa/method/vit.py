@@ -6,7 +6,7 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_trans
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,26 @@ class Encoder(VisionTransformer):
         """(1, N, dim), fixed."""
         assert self.pos_embed is not None
         return self.pos_embed
+
+    def forward_layers(
+        self, images: Tensor, layers: Sequence[int], index: Tensor | None = None
+    ) -> list[Tensor]:
+        """Encode as `forward` does, and return the tokens after each of some blocks.
+
+        Args:
+            images: (B, 3, height, width) float, normalised.
+            layers: numbers of blocks, counted from 1, ascending; later blocks are not computed.
+            index: (B, K) int64 patch numbers, row-major; None for all N.
+
+        Returns:
+            One (B, K or N, dim) for each of `layers`; only the last block's passes the final norm.
+        """
+        tokens, found = self.embed(images, index), []
+        for number, block in enumerate(self.blocks[: layers[-1]], start=1):
+            tokens = block(tokens)
+            if number in layers:
+                found.append(self.norm(tokens) if number == len(self.blocks) else tokens)
+        return found
 
     def forward(  # type: ignore[override]  # timm's takes all patches and an attention mask
         self, images: Tensor, index: Tensor | None = None
@@ -275,12 +295,29 @@ def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Gene
     return encoder
 
 
+def target_dim(config: PretrainConfig) -> int:
+    """Numbers that the predictor outputs for a patch: its pixels, or all of `targets.layers`.
+
+    Raises:
+        IjepaError: a layer beyond the encoder's depth.
+    """
+    size, layers = architecture(config.encoder.arch), config.targets.layers
+    if config.targets.space != "embeddings":
+        return 3 * config.encoder.patch_px**2
+    if layers is None:
+        return size.dim
+    if layers[-1] > size.depth:
+        raise IjepaError(
+            f"targets.layers names block {layers[-1]}, but {config.encoder.arch} has {size.depth} "
+            f"blocks; name blocks from 1 to {size.depth}."
+        )
+    return len(layers) * size.dim
+
+
 def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
     """Make a freshly initialised predictor of that configuration's targets."""
     encoder, size = config.encoder, architecture(config.encoder.arch)
-    in_pixels = config.targets.space != "embeddings"
-    target_dim = 3 * encoder.patch_px**2 if in_pixels else size.dim
-    predictor = Predictor(size, config.predictor, config.grid, target_dim)
+    predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
     predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
     initialise(predictor, encoder.init, generator)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)

@@ -27,8 +27,8 @@ from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.method.compute import LinearKernel, computing, linear_name, pick_linear
 from ijepa.method.cost import step_flops, utilisation
 from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.method.mask_statistics import context_patches
-from ijepa.method.masking import Masks, batch_masks, check_masks
+from ijepa.method.mask_statistics import context_patches, mask_shapes
+from ijepa.method.masking import Masks, check_masks
 from ijepa.method.monitor import Health
 from ijepa.method.training import Outcome, Trainer, check_passes
 from ijepa.method.vit import compile_blocks, save_memory
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
-FEW_SHAPES, SAMPLED_STEPS = 16, 50  # so many shapes of masks in so many steps are few
+FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,8 @@ class Run:
             StoppedError: a signal asked for it; the state is saved.
             IjepaError: the loss or the features are broken; names the last good state.
         """
-        varies = self.device.type == "cuda" and self._shapes_vary()
+        on_gpu = self.device.type == "cuda"
+        varies = on_gpu and len(mask_shapes(self.config)) > FEW_SHAPES
         with (
             contextlib.closing(self.writer),
             computing(self.device, linear=self.linear, shapes_vary=varies),
@@ -162,10 +163,6 @@ class Run:
         images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
         patches = self.config.grid[0] * self.config.grid[1]
         return pick_linear(self.device, images * patches, self.model.encoder.embed_dim)
-
-    def _shapes_vary(self) -> bool:
-        groups = (m for step in range(SAMPLED_STEPS) for m in batch_masks(self.config, step))
-        return len({(m.context.shape, m.targets.shape) for m in groups}) > FEW_SHAPES
 
     def _take_steps(self, progress: Progress) -> None:
         if self.steps_done == 0:

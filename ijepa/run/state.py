@@ -38,7 +38,8 @@ def share_out(model: IJepa, device: torch.device, world: World) -> None:
         for block in encoder.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # the target has no backward
-        register_fsdp_forward_method(encoder, "pooled_layers")
+        for method in ("pooled_layers", "forward_layers"):
+            register_fsdp_forward_method(encoder, method)
     fully_shard(model.predictor, mesh=mesh)
 
 

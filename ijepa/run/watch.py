@@ -20,6 +20,7 @@ from ijepa.method.monitor import (
     neighbour_accuracy,
     verdict,
 )
+from ijepa.method.targets import last_layer
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
@@ -117,6 +118,7 @@ class Watch:
             rng = stream(self._config.seed, VIEWS, view)
             [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
             predicted = model.predictions(images, drawn.to(self._device)).float()
+            predicted = last_layer(predicted, model.config)
             blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
             made.append(blocks.mean(dim=(0, 2)))
         return torch.stack(made, dim=1)
