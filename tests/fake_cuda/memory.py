@@ -22,7 +22,8 @@ from ijepa.method.training import Trainer
 from ijepa.method.vit import save_memory
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
-from .steps import empty_masks, fake_tensors, ijepa_on_gpu, images_on_gpu, sized_config
+from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config
+from .tensors import fake_tensors
 
 GIGA = 1e9
 

@@ -1,4 +1,4 @@
-// A CUDA runtime with one H100 that computes nothing, for machines without a GPU.
+// A CUDA runtime with two H100 that compute nothing, for machines without a GPU.
 //
 // Preloaded before torch, it answers what torch asks of CUDA. Device memory is host memory, copies
 // are real, pinned memory is remembered as pinned, and kernels return without doing anything.
@@ -31,6 +31,8 @@
 namespace {
 
 constexpr size_t GIB = 1ull << 30;
+constexpr int DEVICES = 2;
+thread_local int current_device = 0;
 
 // Allocated ranges by their first byte, and what kind of memory each is.
 struct Range {
@@ -98,9 +100,13 @@ int describe(cudaDeviceProp* found) {
 }  // namespace
 
 // Devices
-EXPORT int cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-EXPORT int cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-EXPORT int cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
+EXPORT int cudaGetDeviceCount(int* count) { return *count = DEVICES, cudaSuccess; }
+EXPORT int cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
+EXPORT int cudaSetDevice(int device) {
+  if (device < 0 || device >= DEVICES) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
 EXPORT int cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 EXPORT int cudaDeviceGetAttribute(int* value, int, int) { return *value = 0, cudaSuccess; }
 EXPORT int cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
@@ -208,7 +214,7 @@ EXPORT int cuGetErrorString(int, const char** text) { return *text = "fake", 0; 
 // torch counts devices by asking the driver for its version first.
 namespace c10::cuda {
 #define VISIBLE __attribute__((visibility("default")))
-VISIBLE signed char device_count() noexcept { return 1; }
-VISIBLE signed char device_count_ensure_non_zero() { return 1; }
+VISIBLE signed char device_count() noexcept { return DEVICES; }
+VISIBLE signed char device_count_ensure_non_zero() { return DEVICES; }
 VISIBLE bool hasPrimaryContext(signed char) { return true; }
 }  // namespace c10::cuda

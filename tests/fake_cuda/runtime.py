@@ -1,4 +1,4 @@
-"""Run Python with a CUDA runtime that has one H100 and computes nothing.
+"""Run Python with a CUDA runtime that has two H100 and computes nothing.
 
 The runtime is loaded before anything else, so faking takes a process of its own.
 """
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
     preload = [str(_library()), *filter(None, [os.environ.get("LD_PRELOAD")])]
     return os.environ | {
         "LD_PRELOAD": ":".join(preload),
-        "CUDA_VISIBLE_DEVICES": "0",
+        "CUDA_VISIBLE_DEVICES": "0,1",
         "OMP_NUM_THREADS": "1",
     }
 

@@ -1,12 +1,11 @@
 """The library's own training step on fake CUDA tensors. Only for processes of `runtime`."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.method.jepa import IJepa, build_ijepa
@@ -22,19 +21,6 @@ SIZES = {
     "H": ("vit_huge", 14, 384, 12),
 }
 Module = TypeVar("Module", bound=nn.Module)
-
-
-@contextlib.contextmanager
-def fake_tensors() -> Iterator[None]:
-    """Every tensor made inside has shape, dtype and device, but no values.
-
-    Backward passes run in the caller's thread, so that its dispatch modes see them.
-    """
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        torch.autograd.set_multithreading_enabled(False),
-    ):
-        yield
 
 
 def sized_config(name: str, batch: int | None) -> PretrainConfig:
@@ -53,10 +39,10 @@ def sized_config(name: str, batch: int | None) -> PretrainConfig:
 def on_gpu(build: Callable[[], Module]) -> Module:
     """What `build` returns, without values, its parameters and buffers on the GPU.
 
-    Call it inside `fake_tensors`. The module is built on torch's meta device: timm reads the values
-    of some tensors while it builds, which fake ones do not have.
+    Call it inside `tensors.fake_tensors`. The module is built on torch's meta device, so that even
+    the largest takes no time and no memory.
     """
-    with torch.utils._python_dispatch._disable_current_modes(), torch.device("meta"):
+    with _disable_current_modes(), torch.device("meta"):
         module = build()
     return module.to_empty(device=GPU)
 
