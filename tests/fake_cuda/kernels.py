@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .tensors import OperationMode
 
 MEMORY_RATE = 2.6e12  # bytes/s
 LAUNCH_SECONDS = 2e-6  # between two kernels, on the GPU's side
@@ -79,21 +80,15 @@ class Kernel(NamedTuple):
         return next((kind for kind, names in KINDS.items() if re.search(names, self.name)), "other")
 
 
-class KernelRecorder(TorchDispatchMode):
+class KernelRecorder(OperationMode):
     """Notes all operations on CUDA tensors in `kernels` while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[Kernel] = []
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         library, name = func._schema.name.split("::")
         if library != "prim" and not (func.is_view or name in FREE):
             inputs, outputs = (_on_gpu(tree) for tree in ((args, kwargs), result))

@@ -7,21 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ijepa
 
-from .tensors import READ_VALUE
+from .tensors import READ_VALUE, OperationMode
 
 LIBRARY = Path(ijepa.__file__).parent
 COPIES = ("aten::_to_copy", "aten::copy_")
-PINS = ("aten::pin_memory", "aten::_pin_memory")
 SIZED_BY_VALUES = ("aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim")
 
 
 class Finding(NamedTuple):
-    """One thing that waits, or fails on a GPU.
+    """One thing for which the CPU waits.
 
     Attributes:
         what: kind of the fault, and bytes where some are copied.
@@ -37,26 +35,20 @@ def lint(work: Callable[[], object]) -> list[Finding]:
 
     Blocking are copies between CPU and GPU that are not `non_blocking`, or that come from memory
     that is not pinned; values that are read from the GPU; results whose size depends on values on
-    the GPU. Pinning memory of the GPU fails there, so it is named, too.
+    the GPU.
     """
     with _Linter() as linter:
         work()
     return linter.findings
 
 
-class _Linter(TorchDispatchMode):
+class _Linter(OperationMode):
     def __init__(self) -> None:
         super().__init__()
         self.findings: list[Finding] = []
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs, name = kwargs or {}, func._schema.name
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = func._schema.name
         what = None
         if name in COPIES:
             what = _copy_fault(name, args, kwargs)
@@ -64,7 +56,7 @@ class _Linter(TorchDispatchMode):
             what = _gpu_fault(name, args)
         if what:
             self.findings.append(Finding(what, _line_of_library()))
-        return args[0] if name in PINS and what else func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _copy_fault(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -86,8 +78,6 @@ def _copy_fault(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
 def _gpu_fault(name: str, args: tuple[Any, ...]) -> str | None:
     if name == READ_VALUE:
         return "value read from the GPU"
-    if name in PINS:
-        return "pinning of memory of the GPU"
     by_mask = name == "aten::index" and any(
         isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8)
         for leaf in tree_leaves(args[1])

@@ -8,11 +8,9 @@ libraries' workspaces and gaps between allocations.
 
 import argparse
 import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
@@ -23,12 +21,12 @@ from ijepa.method.vit import save_memory
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
 from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config
-from .tensors import fake_tensors
+from .tensors import OperationMode, fake_tensors
 
 GIGA = 1e9
 
 
-class MemoryCounter(TorchDispatchMode):
+class MemoryCounter(OperationMode):
     """Counts the bytes of all CUDA storages that are made while it is entered.
 
     Attributes:
@@ -41,14 +39,8 @@ class MemoryCounter(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
                 self._add(leaf)
