@@ -1,0 +1,388 @@
+"""Runs the library's own steps on a fake GPU, and prints what was seen as one JSON object.
+
+Each name of `CLAIMS` becomes a key; its value is `{"seen": ...}` or, where the work failed as it
+would on a GPU, `{"error": traceback}`. `tests/test_gpu_rig.py` says what must be seen.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed
+from PIL import Image
+from torch import Tensor
+
+from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
+from ijepa.distributed import World, joined
+from ijepa.encoders.frozen import FrozenEncoder
+from ijepa.method.augment import normalise
+from ijepa.method.decoder import Decoded
+from ijepa.method.finetuning import Classifier
+from ijepa.method.masking import batch_masks
+from ijepa.method.training import Trainer
+from ijepa.method.vit import architecture, build_encoder
+from ijepa.probes.heads import Heads
+from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
+from ijepa.progress import silent
+from ijepa.recipes import load_recipe
+from ijepa.run import decoding, finetuning, loop
+from ijepa.run.feeds import LocalFeed
+from ijepa.run.watch import Watch
+from ijepa.stores.lineage import Lineage
+from ijepa.stores.loader import Batch, StepPlan
+from ijepa.stores.shards import Sample
+
+from .kernels import Kernel, recorded
+from .lint import Finding, lint
+from .memory import step_memory
+from .steps import GPU, empty_masks, ijepa_on_gpu, images_on_gpu
+from .tensors import fake_tensors
+
+BATCH, GROUP = 8, 4
+FAMILIES = {
+    "small": "imagenette-vits16",
+    "published": "in1k_vith14_ep300",
+    "rasterized-masks": "table06_rasterized",
+    "block-masks": "table06_block",
+    "random-masks": "table06_random",
+    "input-masked": "table11_input-masked",
+    "pixels": "table07_pixels",
+}
+PROTOCOLS = ("ijepa", "vissl-cifar100", "mae-lars", "dinov2-linear")
+CACHES = ("none", "decoded")
+ON_GPU = Runtime(device="cuda", workers=0, cache="decoded")
+ALONE = World()
+
+
+class Pictures:
+    """Encoded images of noise with labels, as a split of a shard set gives them."""
+
+    def __init__(self, count: int, side_px: int) -> None:
+        rng = np.random.default_rng(0)
+        self._files = []
+        for _ in range(count):
+            file = io.BytesIO()
+            pixels = rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file, "jpeg")
+            self._files.append(file.getvalue())
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read_image(self, number: int) -> bytes:
+        return self._files[number]
+
+    def read_sample(self, number: int) -> Sample:
+        return Sample(str(number), self._files[number], {"class": number % 4}, {})
+
+
+def shallow(recipe: str, *more: str) -> PretrainConfig:
+    """A recipe with two blocks in each network and a batch of two groups of masks, in bf16."""
+    size = architecture(load_recipe(recipe).encoder.arch)
+    overrides = [
+        f"encoder.arch={size.dim}x2x{size.heads}",
+        "predictor.depth=2",
+        f"data.batch_size={BATCH}",
+        f"masks.group_size={GROUP}",
+        "masks.min_keep=4",
+        "watch.num_images=8",
+        *more,
+    ]
+    return load_recipe(recipe, overrides)
+
+
+def devices(tensors: Iterator[object]) -> list[str]:
+    """Where tensors are, each place once; other things are left out."""
+    return sorted({str(tensor.device) for tensor in tensors if isinstance(tensor, Tensor)})
+
+
+@contextlib.contextmanager
+def working_inline() -> Iterator[None]:
+    """What a thread would make ahead is made when it is needed: modes see their own thread only."""
+    from ijepa.run import prefetch
+
+    with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
+        yield
+
+
+def training(recipe: str) -> dict[str, Any]:
+    """A step: where all that it leaves behind is, and in what dtypes attention computes."""
+    config = shallow(recipe)
+    model = ijepa_on_gpu(config)
+    trainer = Trainer(model, config.optimization, 10)
+
+    def step(number: int) -> None:
+        groups = [empty_masks(drawn) for drawn in batch_masks(config, number)]
+        outcome = trainer.step(number, images_on_gpu(config), groups)
+        left.extend([*outcome, *model.parameters()])
+        left.extend(value for state in trainer.optimizer.state.values() for value in state.values())
+
+    left: list[object] = []
+    kernels = recorded(lambda: step(0))
+    fused = any("_fused_adamw" in kernel.name for kernel in kernels)
+    return {"devices": devices(left), "attention": _attention(kernels), "fused_adamw": fused}
+
+
+def whole_run(cache: str) -> dict[str, Any]:
+    """A run of two steps from pictures to its last checkpoint."""
+    config = shallow("imagenette-vits16", "optimization.epochs=1", "optimization.warmup_epochs=0")
+    runtime = ON_GPU.model_copy(update={"cache": cache})
+
+    def open_feed(images: Any, *how: Any) -> LocalFeed:
+        plan = StepPlan(len(images), config.data, config.seed)
+        return LocalFeed(images, *how[:3], plan)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(loop, "open_feed", open_feed),
+        working_inline(),
+    ):
+        run = loop.Run(Path(folder), config, Pictures(2 * BATCH, 40), runtime)
+        run.train(silent)
+        files = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*.pt"))
+    return {"steps": run.steps_done, "devices": devices(run.model.parameters()), "files": files}
+
+
+def waits_of_training() -> list[Finding]:
+    """What a step waits for whose images and masks are on the GPU already."""
+    config = shallow("imagenette-vits16")
+    trainer = Trainer(ijepa_on_gpu(config), config.optimization, 10)
+
+    def step(number: int) -> None:
+        masks = [empty_masks(drawn) for drawn in batch_masks(config, number)]
+        outcome = trainer.step(number, images_on_gpu(config), masks)
+        torch.stack([outcome.loss, outcome.grad_norm])  # as the loop keeps them
+
+    step(0)
+    return lint(lambda: step(1))
+
+
+def waits_of_preparing() -> list[Finding]:
+    """What making a step's inputs waits for, from batches that a DataLoader has pinned."""
+    from ijepa.run import prefetch
+
+    config = shallow("imagenette-vits16")
+
+    def made() -> Iterator[Batch]:
+        for step in range(2):
+            images = torch.zeros(BATCH, 3, *config.data.image_size, dtype=torch.uint8)
+            yield Batch(step, images.pin_memory(), torch.arange(BATCH))
+
+    with working_inline():
+        inputs = prefetch.step_inputs(made(), config, slice(0, BATCH), GPU)
+        next(inputs)  # may bring constants to the GPU
+        return lint(lambda: next(inputs))
+
+
+def decoded_cache() -> dict[str, Any]:
+    """Batches of the decoded cache: where they are, and what making one waits for."""
+    config = shallow("imagenette-vits16")
+    images = Pictures(2 * BATCH, 40)
+    plan = StepPlan(len(images), config.data, config.seed)
+    feed = LocalFeed(images, config, ON_GPU, GPU, plan)
+    made = feed.batches(range(3), silent)
+    first, later = next(made), []  # the first decodes
+    findings = lint(lambda: later.extend(made))
+    every = [first, *later]
+    return {
+        "steps": [batch.step for batch in every],
+        "devices": devices(batch.images for batch in every),
+        "shapes": sorted({tuple(batch.images.shape) for batch in every}),
+        "findings": findings,
+    }
+
+
+def extraction() -> dict[str, Any]:
+    """Features of a frozen encoder."""
+    config = shallow("in1k_vith14_ep300")
+    encoder = ijepa_on_gpu(config).target_encoder.eval()
+    frozen = FrozenEncoder(
+        name="fake",
+        weights_sha256="",
+        image_px=config.data.image_px,
+        crop_fraction=config.data.eval_crop_fraction,
+        mean=config.data.mean,
+        std=config.data.std,
+        num_layers=2,
+        pool=encoder.pooled_layers,
+        lineage=Lineage(),
+        network=encoder,
+    )
+    images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
+    features = frozen.features(normalise(images, config.data.mean, config.data.std), 2)
+    return {"devices": devices([features]), "dtype": str(features.dtype)}
+
+
+def health_check() -> list[str]:
+    """Which numbers the health check gives."""
+    config = shallow("imagenette-vits16")
+    pictures = Pictures(config.watch.num_images, 40)
+    samples = [pictures.read_sample(number) for number in range(len(pictures))]
+    return sorted(Watch(config, samples, GPU).look(ijepa_on_gpu(config)))
+
+
+def linear_heads(protocol: str) -> list[str]:
+    """Where the weights of heads are after a step, and what they predict."""
+    heads = Heads(LINEAR_PROTOCOLS[protocol], {"last": 16, "concat": 64}, 10, 0, GPU)
+    inputs = {"last": torch.empty(32, 16, device=GPU), "concat": torch.empty(32, 64, device=GPU)}
+    labels = torch.zeros(32, dtype=torch.int64, device=GPU)
+    heads.step(inputs, labels, 1.0)
+    values = torch.utils._pytree.tree_leaves(heads.state()["groups"])
+    return devices([heads.predict(inputs), *values])
+
+
+def fine_tuning() -> int:
+    """Steps of a fine-tuning, with its watch and its scores at the end."""
+    config = FinetuneConfig(encoder="fake", epochs=1, batch_size=BATCH, mixup=0.8, drop_path=0.1)
+    run_config = shallow("imagenette-vits16")
+    generator = torch.Generator().manual_seed(0)
+    size = run_config.data.image_size
+    model = Classifier(build_encoder(run_config.encoder, size, generator), 4, 0.1, generator)
+    pictures, numbers = Pictures(3 * BATCH, 40), np.arange(3 * BATCH)
+    keys = [str(number) for number in numbers]
+    train, rest = (
+        finetuning.Labelled(pictures, chosen, chosen % 4, keys)
+        for chosen in (numbers[: 2 * BATCH], numbers[2 * BATCH :])
+    )
+    data = DataConfig(image_px=size, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        run = finetuning.FinetuneRun(
+            Path(folder), model, finetuning.Parts(train, rest, rest), config, data, ON_GPU, ALONE
+        )
+        run.train(silent)
+        run.predictions(silent)
+    assert devices(run.model.parameters()) == [str(GPU)]
+    return run.steps_done
+
+
+def decoder() -> int:
+    """Steps of a decoder of predictions."""
+    config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32)
+    source = shallow("imagenette-vits16")
+    pictures = Pictures(4 * BATCH, 40)
+    with tempfile.TemporaryDirectory() as folder:
+        run = decoding.DecoderRun(
+            Path(folder),
+            Decoded(ijepa_on_gpu(source).eval(), source),
+            "",
+            pictures,
+            config,
+            ON_GPU,
+        )
+        run.train(silent)
+    assert devices(run.averaged.parameters()) == [str(GPU)]
+    return run.steps_done
+
+
+def attention(*, shapes_vary: bool) -> dict[str, Any]:
+    """Kernels of attention over masks of many lengths, as the training loop computes."""
+    from ijepa.method.compute import computing
+
+    config = shallow("imagenette-vits16")
+    trainer = Trainer(ijepa_on_gpu(config), config.optimization, 10)
+
+    def steps() -> None:
+        for number in range(4):
+            masks = [empty_masks(drawn) for drawn in batch_masks(config, number)]
+            trainer.step(number, images_on_gpu(config), masks)
+
+    with computing(GPU, shapes_vary=shapes_vary):
+        allowed = torch.backends.cuda.cudnn_sdp_enabled()
+        return {"cudnn_allowed": allowed, "kernels": _attention(recorded(steps))}
+
+
+def memory(name: str) -> dict[str, float]:
+    """Counted and predicted, GB."""
+    return step_memory(name, 128)._asdict()
+
+
+def devices_of_ranks() -> list[int]:
+    """The current device of each rank when it makes the process group."""
+    seen = []
+
+    def note(*_: object, **__: object) -> None:
+        seen.append(torch.cuda.current_device())
+
+    group = mock.patch.multiple(
+        torch.distributed, init_process_group=note, destroy_process_group=lambda: None
+    )
+    for rank in range(2):
+        torch.cuda.set_device(0)
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        with mock.patch.dict(os.environ, variables), group, joined(torch.device("cuda", rank)):
+            pass
+    torch.cuda.set_device(0)
+    return seen
+
+
+def known_faults() -> dict[str, Any]:
+    """What the lint says of work that has one fault of each kind, and whether devices may mix."""
+    on_gpu, on_cpu = torch.ones(3, device=GPU), torch.ones(3)
+    pinned = on_cpu.pin_memory()
+
+    def work() -> None:
+        pinned.to(GPU, non_blocking=True)  # the right way
+        on_cpu.to(GPU, non_blocking=True)
+        on_cpu.to(GPU)
+        torch.tensor([1.0, 2.0], device=GPU)
+        on_gpu.cpu()
+        float(on_gpu.sum())
+
+    with torch.inference_mode():
+        hidden = [finding.what for finding in lint(lambda: on_cpu.to(GPU))]
+    try:
+        on_gpu + on_cpu
+    except RuntimeError as error:
+        mixed = str(error)
+    return {"waits": [finding.what for finding in lint(work)], "hidden": hidden, "mixed": mixed}
+
+
+CLAIMS: dict[str, Callable[[], Any]] = {
+    "known faults": known_faults,
+    "devices of ranks": devices_of_ranks,
+    **{f"training {name}": functools.partial(training, FAMILIES[name]) for name in FAMILIES},
+    **{f"whole run, cache {name}": functools.partial(whole_run, name) for name in CACHES},
+    "waits of training": waits_of_training,
+    "waits of preparing": waits_of_preparing,
+    "decoded cache": decoded_cache,
+    "extraction": extraction,
+    "health check": health_check,
+    **{f"linear heads {name}": functools.partial(linear_heads, name) for name in LINEAR_PROTOCOLS},
+    "fine-tuning": fine_tuning,
+    "decoder": decoder,
+    "attention of varying lengths": functools.partial(attention, shapes_vary=True),
+    "attention of few lengths": functools.partial(attention, shapes_vary=False),
+    "memory S": functools.partial(memory, "S"),
+    "memory H": functools.partial(memory, "H"),
+}
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or CLAIMS
+    found = {}
+    with fake_tensors():  # one mode for all, as the library keeps some tensors
+        for name in chosen:
+            start = time.perf_counter()
+            try:
+                found[name] = {"seen": CLAIMS[name]()}
+            except Exception:  # noqa: BLE001  # whatever fails on a GPU is what the tests ask about
+                found[name] = {"error": traceback.format_exc()}
+            print(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    print(json.dumps(found))
+
+
+def _attention(kernels: list[Kernel]) -> list[str]:
+    names = {f"{k.name} {k.dtype}".replace("torch.", "") for k in kernels if "attention" in k.name}
+    return sorted(names)
