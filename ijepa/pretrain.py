@@ -164,7 +164,7 @@ def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
     """The same for data that need not be there yet: only the number of its images is asked for."""
-    from ijepa.method.cost import activation_bytes, step_flops, weights_bytes
+    from ijepa.method.cost import step_bytes, step_flops
     from ijepa.method.mask_statistics import mask_statistics
     from ijepa.method.masking import batch_masks
     from ijepa.method.training import micro_batches
@@ -178,11 +178,11 @@ def plan_training(
     at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)
     precision = config.optimization.precision
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
-    memory = weights_bytes(encoder_parameters, predictor_parameters) + activation_bytes(
+    memory = step_bytes(
         config,
-        at_a_time,
-        masks.largest_context,
-        masks.largest_target,
+        (encoder_parameters, predictor_parameters),
+        (masks.largest_context, masks.largest_target),
+        images=at_a_time,
         bf16=bf16,
         recompute=runtime.recompute,
     )

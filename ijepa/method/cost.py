@@ -9,8 +9,7 @@ from typing import NamedTuple
 from ijepa.config import PretrainConfig
 from ijepa.method.vit import PREDICTOR_MLP_RATIO, Architecture, architecture, target_dim
 
-TRAINED_BYTES = 16  # fp32 weight, gradient and AdamW's two moments
-FROZEN_BYTES = 4  # fp32 weight of the target encoder
+FP32_BYTES, BF16_BYTES = 4, 2
 
 
 # Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; a word of its name -> peak.
@@ -53,7 +52,7 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     target = embed * seen / patches + lengths[1] * _blocks(teacher, lengths[0])
     return StepFlops(
         target=0.0 if in_pixels else target,
-        context=3 * (embed + _blocks(size, context_patches)),
+        context=3 * (embed * context_patches / patches + _blocks(size, context_patches)),
         predictor=3
         * (blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * between),
     )
@@ -72,10 +71,35 @@ def utilisation(tflops: float, device: str) -> float | None:
     return tflops / peaks[0] if peaks else None
 
 
-def weights_bytes(encoder_parameters: int, predictor_parameters: int) -> int:
-    """Weights, gradients and optimizer of all three networks, in fp32."""
-    trained = encoder_parameters + predictor_parameters
-    return TRAINED_BYTES * trained + FROZEN_BYTES * encoder_parameters
+def step_bytes(
+    config: PretrainConfig,
+    parameters: tuple[int, int],
+    masks: tuple[int, int],
+    *,
+    images: int,
+    bf16: bool,
+    recompute: bool = False,
+) -> float:
+    """Memory that a training step needs at its peak.
+
+    Args:
+        config: networks, targets and masks.
+        parameters: of the encoder and of the predictor, trained ones.
+        masks: patches of the longest context and of the largest target block.
+        images: computed at a time; gradients of parts of a batch add up.
+        bf16: whether networks compute in bfloat16.
+        recompute: whether blocks are computed again in the backward pass.
+    """
+    trained, encoder = sum(parameters), parameters[0]
+    weights = FP32_BYTES * (3 * trained + encoder)  # AdamW has two moments; the target encoder
+    if bf16:  # weights as autocast has cast them, and the teacher's copy
+        has_copy = config.targets.space == "embeddings" and config.optimization.teacher == "bf16"
+        weights += BF16_BYTES * (trained + encoder * has_copy)
+    kept = activation_bytes(config, images, *masks, bf16=bf16, recompute=recompute)
+    gradients = FP32_BYTES * trained
+    if images < config.data.batch_size:
+        return weights + gradients + kept
+    return weights + max(gradients, kept)  # these come while those go
 
 
 def activation_bytes(
@@ -89,22 +113,26 @@ def activation_bytes(
 ) -> float:
     """What the backward pass keeps for `images` images; an estimate, attention being fused.
 
-    A block keeps, for each token and in the computing type: two norms' inputs and outputs, queries,
-    keys, values and what attention makes of them (8 widths), and the MLP before and after GELU. If
-    blocks are recomputed, it keeps what enters them, and one block is whole at a time.
+    If blocks are recomputed, only what enters them is kept, and one block is whole at a time.
     """
     size = architecture(config.encoder.arch)
     narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
     blocks = _num_blocks(config)
     together = blocks * (context_patches + target_patches)
-    numbers: float
+    context_block = context_patches * _block_bytes(size, bf16=bf16)
+    predictor_block = together * _block_bytes(narrow, bf16=bf16)
+    last = target_patches / (context_patches + target_patches)  # of the predictor: targets alone
+    kept = size.depth * context_block + (narrow.depth - 1 + last) * predictor_block
     if recompute:
-        numbers = context_patches * size.dim * size.depth + together * 4 * narrow.dim * narrow.depth
-        numbers += max(context_patches * _kept(size), together * _kept(narrow))
-    else:
-        numbers = context_patches * size.depth * _kept(size)
-        numbers += together * narrow.depth * _kept(narrow)
-    return numbers * images * (2 if bf16 else 4)
+        qkv_bytes = 3 * (BF16_BYTES if bf16 else FP32_BYTES)
+        kept = context_patches * size.dim * size.depth * FP32_BYTES
+        kept += together * narrow.dim * narrow.depth * (FP32_BYTES + qkv_bytes)
+        kept += max(context_block, predictor_block)
+    # Of the loss: predictions, targets, both in fp32, and the gradient.
+    outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
+    height, width = config.data.image_size
+    pictures = 2 * 3 * height * width * FP32_BYTES  # as an image and as patches
+    return images * (kept + outputs + pictures)
 
 
 def _num_blocks(config: PretrainConfig) -> int:
@@ -121,5 +149,13 @@ def _blocks(size: Architecture, tokens: float) -> float:
     return size.depth * tokens * (linear + attention)
 
 
-def _kept(size: Architecture) -> float:
-    return (8 + 2 * size.mlp_ratio) * size.dim
+def _block_bytes(size: Architecture, *, bf16: bool) -> float:
+    """What a block keeps of a token for its backward pass.
+
+    In fp32 the residual stream before each norm; in the computing type each norm's output, queries,
+    keys, values, what attention makes of them, and the MLP before and after GELU. In fp32 the
+    attention's output is not copied once more.
+    """
+    residual = 2 * FP32_BYTES
+    computed = (7 + 2 * size.mlp_ratio) * (BF16_BYTES if bf16 else FP32_BYTES)
+    return size.dim * (residual + computed)
