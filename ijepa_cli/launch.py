@@ -25,6 +25,7 @@ Slurm = Annotated[
     list[str] | None,
     typer.Option("--slurm", help="More for sbatch, as partition=gpu; repeatable."),
 ]
+CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
 OPTIONS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 
 
@@ -109,7 +110,12 @@ def _for_slurm(launcher: str, processes: int, settings: Sequence[str]) -> dict[s
             raise IjepaError(f"--slurm {name!r} has no '='; write it as partition=gpu.")
     if launcher != "slurm":
         return {}
-    return {"slurm_gpus_per_node": processes} | {f"slurm_{name}": value for name, _, value in pairs}
+    # One process that fails must end the job, or the others wait for it in a collective operation.
+    defaults = {"gpus_per_node": processes, "cpus_per_task": CPUS_PER_TASK}
+    chosen = defaults | {name: value for name, _, value in pairs}
+    return {f"slurm_{name}": value for name, value in chosen.items()} | {
+        "slurm_srun_args": ["--kill-on-bad-exit=1"]
+    }
 
 
 def _without(words: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:

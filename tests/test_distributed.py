@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from ijepa.config import DataConfig, ExtractConfig, Runtime
+from ijepa.distributed import pick_device
+from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.method.masking import batch_masks, part_of
 from ijepa.pretrain import pretrain
@@ -268,3 +270,53 @@ def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
         "two.h5",
         "two.h5.stage.json",
     ]
+
+
+def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fails(
+    monkeypatch, tmp_path
+):
+    from ijepa_cli.launch import submit
+
+    asked = {}
+
+    class Executor:
+        def __init__(self, **_):
+            pass
+
+        def update_parameters(self, **parameters):
+            asked.update(parameters)
+
+        def submit(self, _):
+            return type("Job", (), {"job_id": "7"})
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    submit(tmp_path / "run", "slurm", 2, 8, 60, ["partition=gpu"])
+    assert asked["slurm_partition"] == "gpu"
+    assert asked["slurm_gpus_per_node"] == 8
+    assert asked["slurm_cpus_per_task"] >= 2
+    assert "--kill-on-bad-exit=1" in asked["slurm_srun_args"]
+    submit(tmp_path / "run", "slurm", 2, 8, 60, ["cpus_per_task=3"])
+    assert asked["slurm_cpus_per_task"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "count", "found"),
+    [
+        ("cuda", "1", 2, 1),
+        ("cuda", "1", 1, 0),  # SLURM may show each task its own GPU alone
+        ("cuda:0", "1", 2, 0),
+        ("auto", "3", 4, 3),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, name, local_rank, count, found):
+    for variable, value in (("RANK", local_rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert pick_device(name) == torch.device("cuda", found)
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(IjepaError, match="There is no device cuda:2; the machine has 2 CUDA"):
+        pick_device("cuda:2")
