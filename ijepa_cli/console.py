@@ -42,7 +42,13 @@ Replace = Annotated[
     bool, typer.Option("--replace", help="Make it again if it was made otherwise, and only then.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Workers = Annotated[int, typer.Option(help="Processes that read and decode images.", min=0)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read and decode images; by default 2, for a GPU all cores but 2.",
+        min=0,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -188,7 +194,7 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def runtime(device: str, workers: int, force: bool, *, replace: bool = False) -> Runtime:
+def runtime(device: str, workers: int | None, force: bool, *, replace: bool = False) -> Runtime:
     """The options that leave results alone."""
     command = shlex.join(["ijepa", *sys.argv[1:]])
     return Runtime(device=device, workers=workers, force=force, replace=replace, command=command)

@@ -182,11 +182,12 @@ class Forecaster:
     def _trained_a_second(self) -> float:
         return self.device.train_tflops * TERA * self.devices
 
-    def _read_a_second(self, data: ImageSet, workers: int) -> float:
+    def _read_a_second(self, data: ImageSet, workers: int | None) -> float:
         """Small images are read faster than any network takes them."""
         if data.kind not in PHOTOGRAPHS:
             return float("inf")
-        return self.device.read_images_per_second * max(workers, 1) * self.devices
+        workers = self.device.workers if workers is None else max(workers, 1)
+        return self.device.read_images_per_second * workers * self.devices
 
 
 def _probe_flops(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.distributed import device_name, pick_device
+from ijepa.distributed import device_name, num_workers, pick_device
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
@@ -125,7 +125,7 @@ class DecoderRun:
 
     def _made(self, todo: range) -> Generator[Batch]:
         """Batches of these steps; closed at once when the loop ends, so that no worker lingers."""
-        yield from batches(self._batches, todo, self._runtime.workers)
+        yield from batches(self._batches, todo, num_workers(self._runtime, self._device))
 
     def _step(self, step: int, images: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""

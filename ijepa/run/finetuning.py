@@ -20,6 +20,7 @@ from ijepa.distributed import (
     device_name,
     in_parallel,
     mean_over_ranks,
+    num_workers,
     pick_device,
 )
 from ijepa.errors import IjepaError, StoppedError
@@ -124,7 +125,7 @@ class FinetuneRun:
         saved, losses = time.monotonic(), []
         self.model.train()
         todo = range(self.steps_done, self.total_steps)
-        made = batches(self._batches, todo, self._runtime.workers)
+        made = batches(self._batches, todo, num_workers(self._runtime, self._device))
         with stop_requests() as asked, contextlib.closing(made):  # else workers outlive an error
             for batch in made:
                 losses.append(self._step(batch.step, batch.images, self._labels[batch.numbers]))
@@ -184,7 +185,8 @@ class FinetuneRun:
         plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         self.model.eval()
-        with contextlib.closing(batches(views, numbers, self._runtime.workers)) as made:
+        workers = num_workers(self._runtime, self._device)
+        with contextlib.closing(batches(views, numbers, workers)) as made:
             for batch in made:
                 with self._precision(), quick_products(self._device):
                     logits = self.model(self._normalised(batch.images))

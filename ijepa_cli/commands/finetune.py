@@ -59,7 +59,7 @@ def finetune(
     image_size: ImageSize = None,
     seed: Seed = 0,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     dry_run: DryRun = False,
     force: Force = False,
     replace: Replace = False,

@@ -58,7 +58,7 @@ def pretrain(
     out: Out,
     overrides: Set = None,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     micro_batch: MicroBatch = None,
     recompute: Recompute = False,
     compile_: Compile = False,

@@ -45,7 +45,7 @@ def train_decoder(
     test_split: TestSplit = "val",
     seed: Seed = 0,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     dry_run: DryRun = False,
     force: Force = False,
     replace: Replace = False,
