@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.distributed import device_name, num_workers, pick_device
+from ijepa.distributed import device_name, num_workers, pick_device, uses_bf16
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
@@ -82,8 +82,7 @@ class DecoderRun:
         self._optimizer = torch.optim.AdamW(
             self._decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        on_gpu = device.type == "cuda"
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._bf16 = uses_bf16(config.precision, device)
         self.steps_done = 0
         metrics_bytes = self._resume()
         if not metrics_bytes:

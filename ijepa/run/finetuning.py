@@ -22,6 +22,7 @@ from ijepa.distributed import (
     mean_over_ranks,
     num_workers,
     pick_device,
+    uses_bf16,
 )
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
@@ -107,8 +108,12 @@ class FinetuneRun:
         metrics_bytes = self._resume()
         self._forward = in_parallel(self.model, device, world)
         self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
-        on_gpu = device.type == "cuda"
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._bf16 = uses_bf16(config.precision, device)
+
+    @property
+    def precision(self) -> str:
+        """What matrices are multiplied in, for the record: `fp32` or `bf16`."""
+        return "bf16" if self._bf16 else "fp32"
 
     @property
     def device_name(self) -> str:
