@@ -272,6 +272,19 @@ def test_the_main_process_reads_no_image(run, shards, tmp_path, monkeypatch):
     assert (tmp_path / "workers.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_extracts_in_bf16_what_a_cpu_extracts_in_fp32(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)  # several batches, one in flight
+    extract(shards, tmp_path / "cpu.h5", config(run), CPU)
+    extract(shards, tmp_path / "gpu.h5", config(run), Runtime(device="cuda"))
+    cpu, gpu = (open_features(tmp_path / f"{name}.h5") for name in ("cpu", "gpu"))
+    assert (gpu.header.precision, gpu.keys) == ("bf16", cpu.keys)
+    assert np.array_equal(gpu.image_ids, cpu.image_ids)
+    one, two = (torch.from_numpy(store.last()) for store in (cpu, gpu))
+    assert torch.cosine_similarity(one, two).min() > 0.999
+
+
 @pytest.mark.parametrize("name", ["", "checkpoints"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
     (tmp_path / "empty" / name).mkdir(parents=True)

@@ -242,6 +242,21 @@ def test_features_on_the_device_are_read_once_and_give_the_same_scores(monkeypat
     assert from_file.choices == from_device.choices
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("room_bytes", [0, 2**30], ids=["read ahead", "on the GPU"])
+def test_a_gpu_trains_in_bf16_nearly_the_heads_of_a_cpu(room_bytes, monkeypatch):
+    monkeypatch.setattr(linear_module, "_room_bytes", lambda _: room_bytes)
+    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
+    train, test = data(), data(300, seed=1)
+    asked = Asked(ProbeConfig(name="linear"))
+    [on_gpu] = linear(train, test, asked._replace(device="cuda"))
+    [on_cpu] = linear(train, test, asked._replace(device="cpu"))
+    assert (on_gpu.precision, on_cpu.precision) == ("bf16", "fp32")
+    accuracies = [float((fit.predictions == test.labels).mean()) for fit in (on_gpu, on_cpu)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
+
+
 def test_other_seeds_draw_other_heads_and_orders():
     one, same, other = (train_heads(data(), protocol(), seed, CPU, silent) for seed in (0, 0, 1))
     assert torch.equal(one._groups[0].weight, same._groups[0].weight)
