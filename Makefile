@@ -1,5 +1,6 @@
 # Everything a user runs. `make help` lists it; the pipeline rules below are meant to be copied.
 # Variables are changed on the command line only (make SEED=1 mini): some shells export a NAME.
+# WORKERS are processes that read images; without a number, 2, and for a GPU all cores but 2.
 
 PYTHON   =  python3
 VENV     =  .venv
