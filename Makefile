@@ -1,11 +1,12 @@
 # Everything a user runs. `make help` lists it; the pipeline rules below are meant to be copied.
 # Variables are changed on the command line only (make SEED=1 mini): some shells export a NAME.
+# WORKERS are processes that read images; without a number, 2, and for a GPU all cores but 2.
 
 PYTHON   =  python3
 VENV     =  .venv
 BIN      := $(VENV)/bin
 IJEPA    := $(BIN)/ijepa
-WORKERS  =  2
+WORKERS  =
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine report
@@ -98,23 +99,23 @@ clean: ## Remove what the pipeline made for NAME, and report.html.
 # --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
 
 shard: setup ## DATA -> shards/NAME.
-	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 --workers $(WORKERS)
+	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 $(WORKERS:%=--workers %)
 
 pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE; nothing to do for an ENCODER.
 ifeq ($(ENCODER),)
 	@$(IJEPA) pretrain --recipe $(RECIPE) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \
-	  --workers $(WORKERS)
+	  $(WORKERS:%=--workers %)
 endif
 
 extract: $(foreach encoder,$(ENCODERS),$(FEATURES)/$(encoder).train.h5 $(FEATURES)/$(encoder).test.h5) ## runs/NAME -> runs/NAME.features, baselines too.
 
 $(FEATURES)/%.train.h5: pretrain
 	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
-	  --workers $(WORKERS)
+	  $(WORKERS:%=--workers %)
 
 $(FEATURES)/%.test.h5: pretrain
 	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
-	  --workers $(WORKERS)
+	  $(WORKERS:%=--workers %)
 
 probe: $(RESULTS) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
 
@@ -157,8 +158,8 @@ low-level: $(foreach encoder,$(ENCODERS),$(LOW_LEVEL)/$(encoder).train.h5 $(LOW_
 
 $(LOW_LEVEL)/%.train.h5: pretrain
 	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
-	  --crop squash --augment flip --views 4 --workers $(WORKERS)
+	  --crop squash --augment flip --views 4 $(WORKERS:%=--workers %)
 
 $(LOW_LEVEL)/%.test.h5: pretrain
 	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
-	  --crop squash --workers $(WORKERS)
+	  --crop squash $(WORKERS:%=--workers %)

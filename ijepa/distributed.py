@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ijepa.config import CPU_WORKERS, Runtime
 from ijepa.errors import IjepaError, SharedError
 
 T = TypeVar("T")
@@ -215,6 +216,21 @@ def seed_device(device: torch.device, seed: int) -> None:
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether to compute in bfloat16: `auto` means on a GPU only, else `fp32` or `bf16` decides."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def num_workers(runtime: Runtime, device: torch.device) -> int:
+    """How many processes read and decode images for this one.
+
+    A number in `runtime.workers` is taken as it is. None means 2 for a CPU, which has its cores to
+    compute with. A GPU waits for images, so it gets all cores that this process may use but two,
+    and at least 2; processes that torchrun started on one machine share them.
+    """
+    if runtime.workers is not None:
+        return runtime.workers
+    if device.type != "cuda":
+        return CPU_WORKERS
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(2, len(os.sched_getaffinity(0)) // processes - 2)
 
 
 def device_name(device: torch.device, world: World | None = None) -> str:

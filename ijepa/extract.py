@@ -12,7 +12,6 @@ from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, open_features
-from ijepa.stores.repeats import image_ids
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
 from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
 
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from ijepa.distributed import World
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
+    from ijepa.stores.loader import Batch
 
-VERSION = 7
+VERSION = 8
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     """Write this process's share of the rows that are not there yet, and say what computed."""
     from ijepa.distributed import device_name, lead, pick_device
     from ijepa.encoders.load import load_encoder
-    from ijepa.encoders.stream import feature_batches
+    from ijepa.encoders.stream import feature_batches, linear_kernel
+    from ijepa.method.compute import computing, linear_name
 
     config, images, device = job.config, job.images, pick_device(job.runtime.device)
     encoder = load_encoder(
@@ -120,42 +121,38 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
         seed=config.seed,
         device=device,
     )
-    writer = FeatureWriter(work.folder / job.plan.out.name, _header(job, encoder), config.dtype)
+    precision = "bf16" if encoder.uses_bf16(config.precision, device) else "fp32"
+    header = _header(job, encoder, precision)
+    writer = FeatureWriter(work.folder / job.plan.out.name, header, config.dtype)
     num_views = 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
     starts = range(0, len(images), batch_size)
     todo = lead(world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)])
     mine, before = todo[world.rank :: world.size], writer.rows_done
-    for numbers, features in feature_batches(
-        encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
-    ):
-        _add(writer, images, numbers, features, num_views)
-        done = before + (writer.rows_done - before) * world.size  # others are about as quick
-        if world.leads:
-            job.progress("extract images", min(done // num_views, len(images)), len(images))
-    return writer, device_name(device, world)
+    linear = linear_kernel(encoder, device)
+    with computing(device, linear=linear):
+        for batch, features in feature_batches(
+            encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
+        ):
+            _add(writer, batch, features, num_views)
+            done = before + (writer.rows_done - before) * world.size  # others are about as quick
+            if world.leads:
+                job.progress("extract images", min(done // num_views, len(images)), len(images))
+    return writer, device_name(device, world) + linear_name(linear)
 
 
-def _add(
-    writer: FeatureWriter,
-    images: SplitReader,
-    numbers: list[int],
-    features: "Floats",
-    num_views: int,
-) -> None:
-    """Features of all views of some images, with what the shards say of these images."""
-    samples = [images.read_sample(number) for number in numbers]
-    labels = {
-        name: np.repeat([sample.labels[name] for sample in samples], num_views)
-        for name in images.label_names
-    }
-    keys = [sample.key for sample in samples for _ in range(num_views)]
-    ids = np.repeat(image_ids([sample.image for sample in samples]), num_views)
-    views = np.tile(np.arange(num_views), len(numbers)) if num_views > 1 else None
-    writer.append(features, labels, keys, ids, views, first=numbers[0] * num_views)
+def _add(writer: FeatureWriter, batch: "Batch", features: "Floats", num_views: int) -> None:
+    """Write the features of all views of some images, with what the shards say of these images."""
+    assert batch.labels is not None  # as `SampleViewBatches` makes them
+    assert batch.image_ids is not None
+    labels = {name: np.repeat(values.numpy(), num_views) for name, values in batch.labels.items()}
+    keys = [key for key in batch.keys for _ in range(num_views)]
+    ids = np.repeat(batch.image_ids.numpy(), num_views)
+    views = np.tile(np.arange(num_views), len(batch.keys)) if num_views > 1 else None
+    writer.append(features, labels, keys, ids, views, first=int(batch.numbers[0]) * num_views)
 
 
-def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
+def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeader:
     config = job.config
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
@@ -177,6 +174,7 @@ def _header(job: _Job, encoder: "FrozenEncoder") -> FeatureHeader:
         lineage=encoder.lineage,
         num_views=config.views,
         augment=config.augment,
+        precision=precision,
     )
 
 

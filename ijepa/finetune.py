@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Labelled, Parts
 
-VERSION = 4
+VERSION = 5
 
 
 class FinetuneOutcome(Config):
@@ -153,6 +153,7 @@ class _Trained(NamedTuple):
     repeats: tuple[str, ...]
     held_out: dict[str, float]
     predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
+    precision: str
 
 
 def _finetune_together(job: _Job) -> FinetuneOutcome:
@@ -194,7 +195,8 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     run.train(job.progress if world.leads else silent)
     nothing = np.empty(0, np.int64)
     found = run.predictions(job.progress) if world.leads else nothing
-    return _Trained(vit, data, parts, repeats, run.held_out, found), run.device_name
+    trained = _Trained(vit, data, parts, repeats, run.held_out, found, run.precision)
+    return trained, run.device_name
 
 
 def _encoder(config: FinetuneConfig) -> "Trainable":
@@ -344,6 +346,7 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         best_on_test=None,
         choices=trained.held_out,
         correct=pack_correct(correct, test.keys),
+        precision=trained.precision,
         departures=tuple(departures),
         **summary(correct, test.labels)._asdict(),
     )
@@ -385,6 +388,7 @@ def _origin(job: _Job, trained: _Trained) -> Origin:
         pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
         image_px=data.image_px,
         transform=f"center-crop {data.eval_crop_fraction:.4g}, mean {data.mean}, std {data.std}",
+        precision=None,
         train=None,
         test=None,
         data=job.data.fingerprint,

@@ -16,7 +16,7 @@ VERSION = 4
 ROWS_AT_ONCE = 1024
 ALIKE = (
     "weights_sha256", "which", "layers", "pooling", "image_px", "transform", "class_names",
-    "num_views", "augment",
+    "num_views", "augment", "precision",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 7
+VERSION = 8
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -228,8 +228,10 @@ def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig
             best_on_test=found.best_on_test,
             choices=found.choices,
             correct=pack_correct(found.predictions == labels, keys),
+            precision=found.precision,
             departures=(
                 *_split_departures(pair),
+                *_precision_departures(pair),
                 *_view_departures(pair, config),
                 *found.departures,
             ),
@@ -287,6 +289,14 @@ def _split_departures(pair: OpenPair) -> tuple[str, ...]:
     return (f"scored on the split {split}",) if split == "train" else ()
 
 
+def _precision_departures(pair: OpenPair) -> tuple[str, ...]:
+    """Features to fit on and to score on are computed alike."""
+    train, test = (images.store.header.precision for images in (pair.train, pair.test))
+    if train == test:
+        return ()
+    return (f"features computed in {train} to train on, in {test} to test on",)
+
+
 def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
     """In what the stored views are not those that a protocol of linear heads asks for."""
     if config.name != "linear":
@@ -321,6 +331,7 @@ def _origin(pair: OpenPair) -> Origin:
         pooling=test.pooling,
         image_px=test.image_px,
         transform=test.transform,
+        precision=test.precision,
         train=train.fingerprint,
         test=test.fingerprint,
         data=test.data_fingerprint,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, Runtime, ShardConfig
+from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
@@ -129,6 +129,11 @@ class _Job(NamedTuple):
     progress: Progress
     subset: Path | None
 
+    @property
+    def workers(self) -> int:
+        """Processes that write shards."""
+        return CPU_WORKERS if self.runtime.workers is None else self.runtime.workers
+
 
 def _make(job: _Job, folder: Path) -> None:
     """Fill the work folder; what is there already was made by the same plan, and is kept."""
@@ -147,9 +152,7 @@ def _make(job: _Job, folder: Path) -> None:
 def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     """Which image goes where; the list of images is read once, and not again after a kill."""
     (folder / SOURCE).mkdir(exist_ok=True)
-    contents = job.opened.read(
-        folder / SOURCE, job.config.splits, job.runtime.workers, job.progress
-    )
+    contents = job.opened.read(folder / SOURCE, job.config.splits, job.workers, job.progress)
     if job.config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, job.config.val_fraction)
     elif job.config.val_fraction:
@@ -214,7 +217,7 @@ def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[Sh
 
     count(0)
     left = [task for task in tasks if task.shard.name not in reports]
-    with contextlib.closing(write_shards(left, job.runtime.workers, count)) as written:
+    with contextlib.closing(write_shards(left, job.workers, count)) as written:
         for report in written:
             reports[report.index.name] = report
             num_bad += len(report.bad)

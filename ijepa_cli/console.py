@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -33,6 +33,8 @@ from rich.table import Table
 from ijepa.config import Runtime
 from ijepa.progress import Progress
 
+CHECKPOINT_MINUTES = 1.0
+
 screen = Console(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
 stderr = Console(stderr=True)
 
@@ -42,7 +44,20 @@ Replace = Annotated[
     bool, typer.Option("--replace", help="Make it again if it was made otherwise, and only then.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Workers = Annotated[int, typer.Option(help="Processes that read and decode images.", min=0)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read and decode images; by default 2, for a GPU all cores but 2.",
+        min=0,
+    ),
+]
+CheckpointMinutes = Annotated[
+    float,
+    typer.Option(
+        help="Save this often, or more rarely where saving would take over 2% of the time.",
+        min=0.001,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
@@ -188,7 +203,7 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def runtime(device: str, workers: int, force: bool, *, replace: bool = False) -> Runtime:
+def runtime(device: str, workers: int | None, force: bool, **more: Any) -> Runtime:  # noqa: ANN401  # of `Runtime`
     """The options that leave results alone."""
     command = shlex.join(["ijepa", *sys.argv[1:]])
-    return Runtime(device=device, workers=workers, force=force, replace=replace, command=command)
+    return Runtime(device=device, workers=workers, force=force, command=command, **more)

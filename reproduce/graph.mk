@@ -20,7 +20,7 @@ SCALE    =  mini
 TABLES   =  1 2 3 4 5 6 7
 OUT      := runs/$(SCALE)
 IJEPA    =  .venv/bin/ijepa
-WORKERS  =  2
+WORKERS  =
 SEED     =  0
 GPUS     =  1
 JOBS     =  1
@@ -110,21 +110,21 @@ $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
 	    --table $(table)=$(call made,$(score)))))
 
 $(OUT)/shards/%: FORCE
-	$(call stage,$(IJEPA) shard '$(SOURCE_$*)' $@ $(SHARD_$*) --workers $(WORKERS))
+	$(call stage,$(IJEPA) shard '$(SOURCE_$*)' $@ $(SHARD_$*) $(WORKERS:%=--workers %))
 
 $(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
 	$(call stage,$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
-	  --out $@ --set seed=$(SEED) --workers $(WORKERS) --replace $(PRETRAIN) $(PRETRAIN_$*))
+	  --out $@ --set seed=$(SEED) $(WORKERS:%=--workers %) --replace $(PRETRAIN) $(PRETRAIN_$*))
 
 $(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
 	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
-	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ --workers $(WORKERS) \
+	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ $(WORKERS:%=--workers %) \
 	  $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*)))
 
 $(OUT)/features/%.test.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
 	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
 	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) --out $@ \
-	  --workers $(WORKERS) $(EXTRACT_$(call part,1,$*)))
+	  $(WORKERS:%=--workers %) $(EXTRACT_$(call part,1,$*)))
 
 $(OUT)/probes/%.json: FORCE $$(call features,$$*)
 	$(call stage,$(IJEPA) probe $(basename $(call part,3,$*)) \
@@ -137,7 +137,7 @@ $(OUT)/probes/%.json: FORCE $$(call features,$$*)
 $(OUT)/tuned/%: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
 	$(call stage,$(trainer) finetune --encoder $(call encoder,$(call part,2,$*)) \
 	  --data $(OUT)/shards/$(call part,1,$*) --test-split $(call test,$(call part,1,$*)) \
-	  --subset $(or $(ONE_PERCENT),1%) --seed $(SEED) --out $@ --workers $(WORKERS) --replace \
+	  --subset $(or $(ONE_PERCENT),1%) --seed $(SEED) --out $@ $(WORKERS:%=--workers %) --replace \
 	  $(TUNE) $(TUNE_$(call part,2,$*)))
 
 # --- Pictures of MAIN and of its untrained self.
@@ -160,7 +160,7 @@ $(OUT)/pictures/neighbors.png $(OUT)/pictures/embedding.html: \
 
 $(OUT)/decoder: FORCE $(OUT)/runs/$(MAIN)
 	$(call stage,$(IJEPA) train-decoder --encoder $(OUT)/runs/$(MAIN) --test-split $(call test,$(HOME)) \
-	  $(SHOWN) --workers $(WORKERS) --out $@ --replace $(DECODER))
+	  $(SHOWN) $(WORKERS:%=--workers %) --out $@ --replace $(DECODER))
 
 $(OUT)/pictures/predictions.png: FORCE $(OUT)/decoder
 	$(call stage,$(IJEPA) visualize predictions --encoder $(OUT)/runs/$(MAIN) --decoder $(OUT)/decoder \

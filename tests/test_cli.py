@@ -146,6 +146,7 @@ def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():
         ("low-level", ["--protocol", "mae-lars"], "--protocol"),
         ("low-level", ["--label", "count"], "--label"),
         ("knn", ["--scale", "rows"], "--scale"),
+        ("logistic", ["--precision", "bf16"], "--precision"),
         ("linear", ["--shots", "5"], "--shots"),
         ("logistic", ["--draws", "5"], "--draws"),
         ("few-shot", ["--draws", "5", "--subset", "list.txt"], "--draws"),

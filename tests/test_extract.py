@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -18,7 +20,8 @@ from ijepa.method.augment import normalise
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import open_features
 from ijepa.stores.images import decode_rgb
-from ijepa.stores.shards import open_shards
+from ijepa.stores.shards import SplitReader, open_shards
+from ijepa_cli.main import main
 
 CPU = Runtime(device="cpu", workers=0)
 
@@ -192,6 +195,94 @@ def test_the_same_extraction_is_cached_and_another_encoder_is_not(run, shards, t
     assert not extract(shards, out, config(run), CPU).cached
     assert extract(shards, out, config(run), CPU).cached
     assert not extract(shards, out, config(run, which="context"), CPU).cached
+
+
+def test_features_in_bf16_are_close_to_those_in_fp32_and_the_file_says_so(run, shards, tmp_path):
+    stores = {}
+    for precision in ("auto", "fp32", "bf16"):
+        path = tmp_path / f"{precision}.h5"
+        extract(shards, path, config(run, precision=precision, dtype="float32"), CPU)
+        stores[precision] = open_features(path)
+    found = {name: store.header.precision for name, store in stores.items()}
+    assert found == {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
+    exact, rounded = (torch.from_numpy(stores[name].last()) for name in ("fp32", "bf16"))
+    assert torch.equal(exact, torch.from_numpy(stores["auto"].last()))
+    assert not torch.equal(exact, rounded)
+    assert torch.cosine_similarity(exact, rounded).min() > 0.999
+
+
+def test_pixels_are_not_computed_so_they_are_fp32_whatever_is_asked(shards, tmp_path):
+    extract(shards, tmp_path / "f.h5", config("pixels", precision="bf16"), CPU)
+    assert open_features(tmp_path / "f.h5").header.precision == "fp32"
+
+
+def test_features_info_shows_the_precision(run, shards, tmp_path, monkeypatch, capsys):
+    extract(shards, tmp_path / "f.h5", config(run, precision="bf16"), CPU)
+    monkeypatch.setattr(sys, "argv", ["ijepa", "features", "info", str(tmp_path / "f.h5")])
+    with pytest.raises(SystemExit):
+        main()
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "precision" in line]
+    assert "bf16" in line
+
+
+def test_another_precision_is_another_extraction(run, shards, tmp_path):
+    out = tmp_path / "f.h5"
+    extract(shards, out, config(run), CPU)
+    assert not extract(shards, out, config(run, precision="bf16"), CPU).cached
+    assert extract(shards, out, config(run, precision="bf16"), CPU).cached
+
+
+def test_a_file_begun_in_one_precision_and_finished_in_another_is_of_one(
+    run, shards, tmp_path, monkeypatch
+):
+    """A GPU's work goes on on a CPU: `auto` is not the same there."""
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    extract(shards, tmp_path / "whole.h5", config(run), CPU)
+
+    def stop(task, done, *_):
+        if done > 60:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ijepa.encoders.frozen.uses_bf16", lambda *_: True)
+        with pytest.raises(StopError):
+            extract(shards, tmp_path / "cut.h5", config(run), CPU, stop)
+    extract(shards, tmp_path / "cut.h5", config(run), CPU)
+    assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_batch_in_flight_changes_neither_numbers_nor_order(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    extract(shards, tmp_path / "at_once.h5", config(run), CPU)
+    monkeypatch.setattr("ijepa.encoders.stream.IN_FLIGHT", {"cpu": 1})
+    extract(shards, tmp_path / "later.h5", config(run), CPU)
+    assert (tmp_path / "later.h5").read_bytes() == (tmp_path / "at_once.h5").read_bytes()
+
+
+def test_the_main_process_reads_no_image(run, shards, tmp_path, monkeypatch):
+    extract(shards, tmp_path / "alone.h5", config(run), CPU)
+    main_process, read = os.getpid(), SplitReader._read
+
+    def read_in_a_worker(*arguments):
+        assert os.getpid() != main_process
+        return read(*arguments)
+
+    monkeypatch.setattr(SplitReader, "_read", read_in_a_worker)
+    extract(shards, tmp_path / "workers.h5", config(run), Runtime(device="cpu", workers=2))
+    assert (tmp_path / "workers.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_extracts_in_bf16_what_a_cpu_extracts_in_fp32(run, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)  # several batches, one in flight
+    extract(shards, tmp_path / "cpu.h5", config(run), CPU)
+    extract(shards, tmp_path / "gpu.h5", config(run), Runtime(device="cuda"))
+    cpu, gpu = (open_features(tmp_path / f"{name}.h5") for name in ("cpu", "gpu"))
+    assert (gpu.header.precision, gpu.keys) == ("bf16", cpu.keys)
+    assert np.array_equal(gpu.image_ids, cpu.image_ids)
+    one, two = (torch.from_numpy(store.last()) for store in (cpu, gpu))
+    assert torch.cosine_similarity(one, two).min() > 0.999
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints"])

@@ -239,10 +239,10 @@ def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
         part = slice(first, first + 10)
         append(writer, numbers(20)[part], labels(10), names(10, first))
     if lost == "numbers":
-        draft = path.with_name("f.h5.draft")
+        draft = path.with_name("f.h5.fp32.draft")
         os.truncate(draft, draft.stat().st_size - 1)
     else:
-        [journal] = path.with_name("f.h5.journal").iterdir()
+        [journal] = path.with_name("f.h5.fp32.journal").iterdir()
         os.truncate(journal, journal.stat().st_size - 2)
     again = FeatureWriter(path, HEADER, "float32")
     assert again.rows_done == 10

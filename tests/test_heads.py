@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from arrays import labelled
+from arrays import ArrayRows, labelled
 from sklearn.linear_model import LogisticRegression
 
 import ijepa.probes.heads as heads_module
 import ijepa.probes.linear as linear_module
+from ijepa.config import ProbeConfig
+from ijepa.probes.arrays import Asked
 from ijepa.probes.heads import Heads
-from ijepa.probes.linear import _Plan, _steps, train_heads
+from ijepa.probes.linear import _Plan, _steps, linear, train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
 
@@ -188,6 +190,71 @@ def test_heads_that_were_stopped_end_as_those_that_were_not(optimizer, stop_afte
                 assert torch.equal(value, two.state_dict()[name])
     steps = _Plan(rule, len(train.labels)).steps
     assert seen == [*range(stop_after, steps + 1), steps]
+
+
+def test_heads_trained_in_bf16_are_nearly_those_trained_in_fp32_and_kept_in_fp32():
+    test = data(300, seed=1)
+    values = torch.from_numpy(test.features.values)
+    inputs = {"last": values[:, -1], "concat": values.flatten(1)}
+    exact, rounded = (train_heads(data(), protocol(bf16=b), 0, CPU, silent) for b in (False, True))
+    for one, two in zip(exact._groups, rounded._groups, strict=True):
+        assert two.weight.dtype == two.bias.dtype == torch.float32
+        assert not torch.equal(one.weight, two.weight)
+        torch.testing.assert_close(one.weight, two.weight, rtol=0.02, atol=0.02)
+    alike = exact.predict(inputs) == rounded.predict(inputs)
+    assert alike.float().mean() > 0.99
+
+
+def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch):
+    monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
+    keep = Kept(stop_after=9)
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(data(), protocol(bf16=True), 0, CPU, silent, keep)
+    keep.stop_after = None
+    whole = train_heads(data(), protocol(), 0, CPU, silent)
+    again = train_heads(data(), protocol(), 0, CPU, silent, keep)
+    for one, two in zip(whole._groups, again._groups, strict=True):
+        assert torch.equal(one.weight, two.weight)
+
+
+class CountedRows(ArrayRows):
+    """Counts the rows that are read."""
+
+    rows_read = 0
+
+    def read(self, rows, layers):
+        CountedRows.rows_read += len(rows)
+        return super().read(rows, layers)
+
+
+def test_features_on_the_device_are_read_once_and_give_the_same_scores(monkeypatch):
+    train, test = data(120, views=2), data(50, seed=1)
+    rule = protocol(epochs=5, augment="rrc-flip")
+    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", rule)
+    asked = Asked(ProbeConfig(name="linear"))
+    [from_file] = linear(train, test, asked)
+    monkeypatch.setattr(linear_module, "_room_bytes", lambda _: 2**30)
+    monkeypatch.setattr(linear_module, "READ_AT_ONCE", 50)
+    counted = (one._replace(features=CountedRows(one.features.values)) for one in (train, test))
+    [from_device] = linear(*counted, asked)
+    assert CountedRows.rows_read == 120 * 2 + 50
+    assert np.array_equal(from_file.predictions, from_device.predictions)
+    assert from_file.choices == from_device.choices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("room_bytes", [0, 2**30], ids=["read ahead", "on the GPU"])
+def test_a_gpu_trains_in_bf16_nearly_the_heads_of_a_cpu(room_bytes, monkeypatch):
+    monkeypatch.setattr(linear_module, "_room_bytes", lambda _: room_bytes)
+    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
+    train, test = data(), data(300, seed=1)
+    asked = Asked(ProbeConfig(name="linear"))
+    [on_gpu] = linear(train, test, asked._replace(device="cuda"))
+    [on_cpu] = linear(train, test, asked._replace(device="cpu"))
+    assert (on_gpu.precision, on_cpu.precision) == ("bf16", "fp32")
+    accuracies = [float((fit.predictions == test.labels).mean()) for fit in (on_gpu, on_cpu)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
 def test_other_seeds_draw_other_heads_and_orders():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ijepa.config import DataConfig
+from ijepa.config import DataConfig, Runtime
+from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
 from ijepa.stores.decoded import CachedCropBatches, DecodedImages
 from ijepa.stores.images import decode_rgb
@@ -52,6 +53,25 @@ def test_every_epoch_shows_every_image_once_in_another_order(images):
 def test_another_seed_gives_other_crops(images):
     one, other = read(images, range(1), 0), read(images, range(1), 0, seed=1)
     assert not torch.equal(one[0].images, other[0].images)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "cores", "processes", "expected"),
+    [
+        ("cpu", None, 16, 1, 2),
+        ("cuda:0", None, 16, 1, 14),
+        ("cuda:1", None, 64, 8, 6),
+        ("cuda:0", None, 2, 1, 2),
+        ("cuda:0", 0, 16, 1, 0),
+        ("cpu", 5, 2, 1, 5),
+    ],
+)
+def test_a_gpu_gets_all_cores_but_two_unless_a_number_is_asked_for(
+    device, asked, cores, processes, expected, monkeypatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert num_workers(Runtime(workers=asked), torch.device(device)) == expected
 
 
 def test_evaluation_views_come_in_order_and_end_with_a_short_batch(images):

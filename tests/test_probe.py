@@ -59,6 +59,30 @@ def files(tmp_path):
     return pair(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ProbeConfig(name="linear"), "fp32"),
+        (ProbeConfig(name="linear", precision="bf16"), "bf16"),
+        (ProbeConfig(name="knn", precision="bf16"), "fp32"),
+        (ProbeConfig(name="logistic", protocol="dinov2", precision="bf16"), "fp64"),
+    ],
+)
+def test_a_score_says_in_what_precision_it_was_computed(tmp_path, config, expected):
+    files = pair(tmp_path, precision="bf16")
+    [score] = probe(files, [], tmp_path / "r.json", config).result.scores
+    assert (score.precision, score.origin.precision) == (expected, "bf16")
+    assert score.top1 > 0.9
+    assert not any("computed in" in line for line in score.departures)
+
+
+def test_features_of_two_precisions_are_named_as_a_departure(tmp_path):
+    train = write(tmp_path / "train.h5", precision="bf16")
+    test = write(tmp_path / "test.h5", seed=7, first=1000, split="val")
+    [score] = probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC).result.scores
+    assert score.departures == ("features computed in bf16 to train on, in fp32 to test on",)
+
+
 def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
     noise = pair(tmp_path, "random", signal=0.0, encoder="random", weights_sha256="1" * 64)
     result = probe(files, [noise], tmp_path / "r.json", LOGISTIC).result

@@ -19,12 +19,21 @@ from ijepa.config.pretrain import (
     TargetConfig,
     WatchConfig,
 )
-from ijepa.config.runtime import RUNTIME, Runtime
+from ijepa.config.runtime import CPU_WORKERS, RUNTIME, Runtime
 from ijepa.config.shard import ShardConfig
 from ijepa.config.validation import validated
-from ijepa.config.values import IMAGENET_MEAN, IMAGENET_STD, Config, Rgb, Size, height_width
+from ijepa.config.values import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Config,
+    Precision,
+    Rgb,
+    Size,
+    height_width,
+)
 
 __all__ = [
+    "CPU_WORKERS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RUNTIME",
@@ -39,6 +48,7 @@ __all__ = [
     "MaskConfig",
     "MultiblockMasks",
     "OptimizationConfig",
+    "Precision",
     "PredictorConfig",
     "PretrainConfig",
     "ProbeConfig",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ijepa.config.values import Config, Px, Seed
+from ijepa.config.values import Config, Precision, Px, Seed
 
 
 class ExtractConfig(Config):
@@ -24,6 +24,7 @@ class ExtractConfig(Config):
         augment: how they are made: `rrc-flip` crops at random as torchvision's RandomResizedCrop
             (8% to 100% of the area) and mirrors half of them; `flip` only mirrors the evaluation
             view.
+        precision: what the encoder computes in; features are float32 before they are stored.
         dtype: of the stored features.
         seed: of a `random:` encoder, and of the augmented views.
     """
@@ -36,6 +37,7 @@ class ExtractConfig(Config):
     crop: Literal["center", "squash"] = "center"
     views: Annotated[int, Field(ge=0)] = 0
     augment: Literal["none", "flip", "rrc-flip"] = "none"
+    precision: Precision = "auto"
     dtype: Literal["float16", "float32"] = "float16"
     seed: Seed = 0
 
@@ -66,6 +68,8 @@ class ProbeConfig(Config):
         draws: how often `few-shot` draws its subset.
         scale: of features for `logistic`, in place of the protocol's: `columns` to mean 0 and
             variance 1, `rows` each centred and of length 1, or `none`.
+        precision: what `linear` multiplies matrices in; other probes compute in float32 or float64
+            whatever it says.
         subsets: sha256 of each list of training images for `few-shot`, which then draws none.
         seed: of the hold-out, the draws and the heads.
     """
@@ -79,5 +83,6 @@ class ProbeConfig(Config):
     )  # fmt: skip
     draws: Annotated[int, Field(ge=1)] = 5
     scale: Literal["columns", "rows", "none"] | None = None
+    precision: Precision = "auto"
     subsets: tuple[str, ...] = ()
     seed: Seed = 0

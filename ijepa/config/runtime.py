@@ -8,14 +8,18 @@ from pydantic import Field
 
 from ijepa.config.values import Config
 
+CPU_WORKERS = 2  # where nobody says how many, and no GPU waits for them
+
 
 class Runtime(Config):
     """How to run, not what to compute: leaves every result as it is.
 
     Attributes:
         device: `auto` takes a CUDA device when there is one.
-        workers: processes that read and decode; 0 does it in the main process.
-        checkpoint_seconds: the most work that a kill may cost.
+        workers: processes that read and decode; 0 does it in the main process; None leaves it to
+            the device, see `ijepa.distributed.num_workers`.
+        checkpoint_seconds: how often to save, or more rarely where saving would take over 2% of the
+            time: the most work that a kill may cost.
         micro_batch: images that one process computes at a time, gradients added up; None takes all
             of its share of the batch. Changes memory and rounding, not masks.
         recompute: keep only what enters each block for the backward pass; less memory, more time.
@@ -30,7 +34,7 @@ class Runtime(Config):
     """
 
     device: str = "auto"
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0)] | None = None
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     recompute: bool = False

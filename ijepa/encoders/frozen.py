@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ijepa.config import DataConfig, Rgb, Size
+from ijepa.config import DataConfig, Precision, Rgb, Size
+from ijepa.distributed import uses_bf16
 from ijepa.method.finetuning import Transformer
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.mapped import give_back, unchanged_maps
@@ -86,14 +87,20 @@ class FrozenEncoder:
         )
 
     @torch.inference_mode()
-    def features(self, images: Tensor, num_layers: int) -> Tensor:
+    def features(self, images: Tensor, num_layers: int, *, bf16: bool = False) -> Tensor:
         """Pooled features of the last layers: (B, num_layers, dim) float32.
 
         Args:
             images: (B, 3, height, width) float, normalised, on the encoder's device.
             num_layers: 1 to `self.num_layers`.
+            bf16: multiply matrices, convolve and attend in bfloat16 (`torch.autocast`).
         """
-        return self.pool(images, num_layers).float()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return self.pool(images, num_layers).float()
+
+    def uses_bf16(self, precision: Precision, device: torch.device) -> bool:
+        """Whether features are computed in bfloat16; pixels are not computed at all."""
+        return self.pooling != NOTHING and uses_bf16(precision, device)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

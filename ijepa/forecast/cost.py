@@ -12,13 +12,14 @@ from ijepa.config import RUNTIME, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.forecast.devices import Device
 from ijepa.forecast.sizes import PHOTOGRAPHS, RENDERED, FeatureSet, ImageSet, image_set
-from ijepa.method.cost import TRAINED_BYTES, forward_flops
+from ijepa.method.cost import forward_flops
 from ijepa.method.vit import architecture
 from ijepa.pretrain import PretrainPlan, plan_training
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.recipes import load_recipe
 
 TERA, GIGA = 1e12, 1e9
+CHECKPOINT_BYTES = 16  # of a trained weight: itself, its average, AdamW's two moments
 FORWARD_AND_BACKWARD = 3
 PIXEL_NUMBERS = 16 * 16 * 3  # that the encoder `pixels` gives, see `ijepa.encoders`
 PICTURE_SECONDS = 10  # of drawing, and of all that is as short
@@ -106,7 +107,7 @@ class Forecaster:
         read = plan.images_seen / self._read_a_second(data, options["workers"])
         weights = plan.encoder_parameters + plan.predictor_parameters
         kept = 1 + config.optimization.epochs // (config.checkpoint_epochs or 10**9)
-        return Cost(max(train, read), kept * TRAINED_BYTES * weights / GIGA, plan.memory_gb)
+        return Cost(max(train, read), kept * CHECKPOINT_BYTES * weights / GIGA, plan.memory_gb)
 
     def _plan(self, config: PretrainConfig, images: int, micro_batch: int | None) -> PretrainPlan:
         share = config.data.batch_size // self.devices or 1
@@ -182,11 +183,12 @@ class Forecaster:
     def _trained_a_second(self) -> float:
         return self.device.train_tflops * TERA * self.devices
 
-    def _read_a_second(self, data: ImageSet, workers: int) -> float:
+    def _read_a_second(self, data: ImageSet, workers: int | None) -> float:
         """Small images are read faster than any network takes them."""
         if data.kind not in PHOTOGRAPHS:
             return float("inf")
-        return self.device.read_images_per_second * max(workers, 1) * self.devices
+        workers = self.device.workers if workers is None else max(workers, 1)
+        return self.device.read_images_per_second * workers * self.devices
 
 
 def _probe_flops(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from ijepa.config import Config, validated
+from ijepa.config import CPU_WORKERS, Config, validated
 from ijepa.errors import IjepaError
 
 Rate = Annotated[float, Field(gt=0)]
@@ -23,6 +23,7 @@ class Device(Config):
             of a frozen encoder, `probe_tflops` of heads and logistic regression.
         shard_images_per_second: checked and packed; likewise `render_` of scenes.
         read_images_per_second: full-size photographs decoded and cut by one process.
+        workers: processes that read images for one device where `--workers` does not say.
         decoder_blocks_per_second: in training the decoder of predictions.
         stage_seconds: that any stage takes, however little it has to do.
     """
@@ -37,6 +38,7 @@ class Device(Config):
     read_images_per_second: Rate
     decoder_blocks_per_second: Rate
     stage_seconds: Rate
+    workers: Annotated[int, Field(ge=1)] = CPU_WORKERS
 
 
 def find_device(name: str) -> Device:

@@ -15,7 +15,7 @@ from ijepa.stores.results import ProbeResult, Score
 from ijepa.stores.stage import fingerprint_of
 
 # Of a probe's configuration: what leaves numbers comparable, or is said elsewhere.
-SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label"}
+SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label", "precision"}
 
 
 class Ground(Config):
@@ -156,7 +156,8 @@ def _identity(result: ProbeResult, score: Score, family: str) -> str:
     """Equal for scores that differ in seeds only: settings of encoder and probe, and the view."""
     origin = score.origin
     view = [origin.which, origin.layers, origin.pooling, origin.image_px, origin.transform]
-    return fingerprint_of([family, view, _settings(result), score.departures])
+    precisions = [origin.precision, score.precision]
+    return fingerprint_of([family, view, precisions, _settings(result), score.departures])
 
 
 def _settings(result: ProbeResult) -> dict[str, JsonValue]:

@@ -104,6 +104,7 @@ class Fit(NamedTuple):
         best_on_test: accuracy of the best head chosen on the test set, as papers report it; None
             where nothing of the kind is customary.
         departures: in what this fit is not the protocol that it is named by.
+        precision: what matrices were multiplied in: `fp32`, `fp64` or `bf16`.
     """
 
     setting: str
@@ -111,6 +112,7 @@ class Fit(NamedTuple):
     choices: dict[str, Any]
     best_on_test: float | None = None
     departures: tuple[str, ...] = ()
+    precision: str = "fp32"
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:

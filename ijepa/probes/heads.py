@@ -45,7 +45,7 @@ class HeadGroup(nn.Module):
         """Allocate; `reset` gives values."""
         super().__init__()
         self.numbers, self.features, self.norm = list(numbers), head.features, head.norm
-        self._eps, self._init = protocol.norm_eps, protocol.init
+        self._eps, self._init, self._bf16 = protocol.norm_eps, protocol.init, protocol.bf16
         count = len(self.numbers)
         self.weight = nn.Parameter(torch.empty(count, num_classes, dim))
         self.bias = nn.Parameter(torch.empty(count, num_classes))
@@ -90,11 +90,11 @@ class HeadGroup(nn.Module):
         for some, true in zip(
             torch.split(inputs, at_once), torch.split(labels, at_once), strict=True
         ):
-            errors = F.linear(some, flat, offset).view(len(some), count, num_classes)
+            errors = self._product(some, flat, offset).view(len(some), count, num_classes)
             errors = errors.softmax(dim=2)
             errors[torch.arange(len(some), device=true.device), :, true] -= 1
             errors = errors.view(len(some), -1).div_(len(inputs))
-            weight_gradient += F.linear(errors.T, some.T)
+            weight_gradient += self._product(errors.T, some.T)
             bias_gradient += errors.sum(dim=0)
         torch.autograd.backward(
             [weight, bias], [weight_gradient.view_as(weight), bias_gradient.view_as(bias)]
@@ -102,12 +102,26 @@ class HeadGroup(nn.Module):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """(H, B) class numbers of (B, D) features, by the statistics of the training."""
+        """(H, B) class numbers of (B, D) features, by the statistics of the training.
+
+        Always in float32: rounded logits would tie.
+        """
         if self.norm != "none":
             inputs = (inputs - self.mean) * (self.variance + self._eps).rsqrt()
         weight, bias = self._folded()
         logits = F.linear(inputs, weight.view(-1, weight.shape[2]), bias.view(-1))
         return logits.view(len(inputs), *bias.shape).argmax(dim=2).T
+
+    @torch.no_grad()
+    def _product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(n, out) float32 of inputs (n, in), weight (out, in) and bias (out,).
+
+        In bfloat16 what is multiplied and the product are rounded; it is added up in float32.
+        """
+        if not self._bf16:
+            return F.linear(inputs, weight, bias)
+        found = F.linear(inputs.bfloat16(), weight.bfloat16()).float()
+        return found if bias is None else found.add_(bias)
 
     @torch.no_grad()
     def _normalised_batch(self, inputs: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.distributed import pick_device
+from ijepa.distributed import pick_device, uses_bf16
+from ijepa.method.compute import computing, pick_linear
 from ijepa.probes.arrays import (
     FORGETFUL,
     Asked,
@@ -23,6 +25,7 @@ from ijepa.probes.arrays import (
     Ints,
     Keep,
     Labelled,
+    Rows,
     Stored,
     hold_out,
 )
@@ -32,9 +35,35 @@ from ijepa.progress import Progress
 
 CONCATENATED = 4  # layers, paper A.2
 SCORED_AT_ONCE = 4096  # images
+READ_AT_ONCE = 4096  # rows
+ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
 SAVE_SECONDS = 120.0
-STATE = "{} heads"  # kept, by purpose
 ORDER = 2  # tells the draws of this file apart from others of the same seed
+
+
+class DeviceRows:
+    """Stored features that stand on a device as a whole, so that no step waits for a disk."""
+
+    def __init__(self, features: Rows, device: torch.device, progress: Progress) -> None:
+        """Read the last `CONCATENATED` layers of all rows once."""
+        rows, stored, dim = features.shape
+        self.shape = (rows, min(CONCATENATED, stored), dim)
+        dtype = torch.from_numpy(features.read(np.arange(0), self.shape[1])).dtype
+        self._values, self._device = torch.empty(self.shape, dtype=dtype, device=device), device
+        for first in range(0, rows, READ_AT_ONCE):
+            end = min(first + READ_AT_ONCE, rows)
+            block = features.read(np.arange(first, end), self.shape[1])
+            self._values[first:end].copy_(torch.from_numpy(block))
+            progress("load features", end, rows)
+
+    def take(self, rows: Ints) -> Tensor:
+        """(n, layers, dim) as stored, on the device: some rows, in their order."""
+        return self._values[_sent(torch.from_numpy(rows), self._device)]
+
+    def read(self, rows: Ints, layers: int) -> Stored:
+        """See `Rows`."""
+        found: Stored = self.take(rows)[:, self.shape[1] - layers :].cpu().numpy()
+        return found
 
 
 class _Plan(NamedTuple):
@@ -71,18 +100,22 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     heads on the test set itself.
     """
     config, progress, keep = asked.config, asked.progress, asked.keep
-    protocol, device = LINEAR_PROTOCOLS[config.protocol], pick_device(asked.device)
+    device = pick_device(asked.device)
+    bf16 = uses_bf16(config.precision, device)
+    protocol = replace(LINEAR_PROTOCOLS[config.protocol], bf16=bf16)
     classes, numbered = np.unique(train.labels, return_inverse=True)
-    train = train._replace(labels=numbered.astype(np.int64))
+    train = _loaded(train._replace(labels=numbered.astype(np.int64)), device, progress)
+    test = _loaded(test, device, progress)
     accuracy = _held_out_accuracy(train, protocol, asked, device)
     best = int(np.argmax(accuracy))
     heads = train_heads(train, protocol, config.seed, device, progress, keep, "train")
     predictions = classes[_predictions(heads, test, device)]
     on_test = (predictions == test.labels).mean(axis=1)
     choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
-    keep.drop(STATE.format("train"))
-    departures = _departures(protocol, len(train.labels))
-    return [Fit("", predictions[best][np.newaxis], choices, float(on_test.max()), departures)]
+    keep.drop(_kept("train heads", protocol))
+    departures, precision = _departures(protocol, len(train.labels)), "bf16" if bf16 else "fp32"
+    found = predictions[best][np.newaxis]
+    return [Fit("", found, choices, float(on_test.max()), departures, precision)]
 
 
 def _held_out_accuracy(
@@ -90,14 +123,14 @@ def _held_out_accuracy(
 ) -> Floats:
     """(heads,) of heads trained on the larger part of train, on the rest of it."""
     config, purpose, keep = asked.config, "choose among", asked.keep
-    if (known := keep.load("choice")) is not None:
+    if (known := keep.load(_kept("choice", protocol))) is not None:
         return np.array(known["accuracy"])
     fitted, held = hold_out(train.labels, config.holdout, config.seed)
     some, held_out = train.take(fitted), train.take(held)
     heads = train_heads(some, protocol, config.seed, device, asked.progress, keep, purpose)
     found: Floats = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
-    keep.save("choice", {"accuracy": found.tolist()})
-    keep.drop(STATE.format(purpose))
+    keep.save(_kept("choice", protocol), {"accuracy": found.tolist()})
+    keep.drop(_kept(f"{purpose} heads", protocol))
     return found
 
 
@@ -129,22 +162,30 @@ def train_heads(
     heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
     labels = torch.from_numpy(train.labels).to(device)
     plan = _Plan(protocol, len(labels))
-    done, saved = _taken_up(heads, keep, purpose), time.monotonic()
+    state = _kept(f"{purpose} heads", protocol)
+    done, saved = _taken_up(heads, keep, state), time.monotonic()
     progress(f"{purpose} heads steps", done, plan.steps)
     shown, seen = itertools.tee(itertools.islice(_steps(plan, train.views, seed), done, None))
-    read = _read_ahead(train, (rows for _, rows in seen))
-    for step, ((images, _), features) in enumerate(zip(shown, read, strict=True), start=done):
-        heads.step(_inputs(features, device), labels[images], plan.factor(step))
-        progress(f"{purpose} heads steps", step + 1, plan.steps)
-        if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
-            keep.save(STATE.format(purpose), {"steps": step + 1, **heads.state()})
-            saved = time.monotonic()
+    read = _inputs(train, (rows for _, rows in seen), device)
+    with computing(device, linear=pick_linear(device, plan.batch, max(dims.values()))):
+        for step, ((images, _), inputs) in enumerate(zip(shown, read, strict=True), start=done):
+            true = labels[_sent(torch.from_numpy(images), device)]
+            heads.step(inputs, true, plan.factor(step))
+            progress(f"{purpose} heads steps", step + 1, plan.steps)
+            if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
+                keep.save(state, {"steps": step + 1, **heads.state()})
+                saved = time.monotonic()
     return heads
 
 
-def _taken_up(heads: Heads, keep: Keep, purpose: str) -> int:
+def _kept(name: str, protocol: LinearProtocol) -> str:
+    """Name of a kept state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
+    return f"{name} bf16" if protocol.bf16 else name
+
+
+def _taken_up(heads: Heads, keep: Keep, name: str) -> int:
     """Bring heads to where an earlier start left them; the number of steps that they have done."""
-    state = keep.load(STATE.format(purpose))
+    state = keep.load(name)
     if state is None:
         return 0
     heads.take_up(state)
@@ -168,26 +209,63 @@ def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
     """(heads, n) class numbers by the evaluation views."""
     rows = data.views[:, 0]
     starts = range(0, len(rows), SCORED_AT_ONCE)
-    read = _read_ahead(data, (rows[first : first + SCORED_AT_ONCE] for first in starts))
-    parts = [heads.predict(_inputs(features, device)) for features in read]
+    every = (rows[first : first + SCORED_AT_ONCE] for first in starts)
+    parts = [heads.predict(inputs) for inputs in _inputs(data, every, device)]
     found: Ints = torch.cat(parts, dim=1).cpu().numpy()
     return found
 
 
-def _read_ahead(data: Labelled, every: Iterable[Ints]) -> Iterator[Stored]:
-    """(B, layers, dim) of some rows after the others, the next read while these are used."""
-    pending: deque[Future[Stored]] = deque()
+def _loaded(data: Labelled, device: torch.device, progress: Progress) -> Labelled:
+    """The same with its features on the device, if there is room for them."""
+    rows, _, dim = data.features.shape
+    itemsize = data.features.read(np.arange(0), _layers(data)).itemsize
+    if rows * _layers(data) * dim * itemsize > _room_bytes(device):
+        return data
+    return data._replace(features=DeviceRows(data.features, device, progress))
+
+
+def _room_bytes(device: torch.device) -> int:
+    """None on a CPU: there may be more features than memory holds, and they are read in time."""
+    return int(ROOM * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
+def _inputs(
+    data: Labelled, every: Iterable[Ints], device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """What heads see of some rows after the others: (B, D) by `last` and `concat`."""
+    features = data.features
+    if isinstance(features, DeviceRows):
+        found = (features.take(rows) for rows in every)
+    else:
+        found = (_sent(batch, device) for batch in _read_ahead(data, every, device))
+    for batch in found:
+        values = batch.float()
+        yield {"last": values[:, -1].contiguous(), "concat": values.flatten(1)}
+
+
+def _read_ahead(data: Labelled, every: Iterable[Ints], device: torch.device) -> Iterator[Tensor]:
+    """(B, layers, dim) on the host, of some rows after the others; the next are read meanwhile."""
+
+    def read(rows: Ints) -> Tensor:
+        return _pinned(torch.from_numpy(data.features.read(rows, _layers(data))), device)
+
+    pending: deque[Future[Tensor]] = deque()
     with ThreadPoolExecutor(1) as reader:
         for rows in every:
-            pending.append(reader.submit(data.features.read, rows, _layers(data)))
+            pending.append(reader.submit(read, rows))
             if len(pending) > 1:
                 yield pending.popleft().result()
         yield from (last.result() for last in pending)
 
 
-def _inputs(features: Stored, device: torch.device) -> dict[str, Tensor]:
-    found = torch.from_numpy(features).to(device).float()
-    return {"last": found[:, -1].contiguous(), "concat": found.flatten(1)}
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same on the device, without waiting for the copy."""
+    return _pinned(values, device).to(device, non_blocking=True)
+
+
+def _pinned(values: Tensor, device: torch.device) -> Tensor:
+    """Where a GPU can fetch it by itself; as it is for a CPU."""
+    return values.pin_memory() if device.type == "cuda" else values
 
 
 def _layers(data: Labelled) -> int:

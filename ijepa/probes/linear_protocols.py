@@ -57,6 +57,7 @@ class LinearProtocol:
         norm_eps: of batch norm.
         augment: of the training images, as `ijepa extract --augment` names it.
         crop: of the test images, as `ijepa extract --crop` names it.
+        bf16: are matrices multiplied in bfloat16? No publication says; the run does.
         source: paper section, or repo:path.
     """
 
@@ -72,6 +73,7 @@ class LinearProtocol:
     norm_eps: float = 1e-5
     augment: Literal["none", "flip", "rrc-flip"] = "rrc-flip"
     crop: Literal["center", "squash"] = "center"
+    bf16: bool = False
 
 
 def steps_down(done: float, *, at: tuple[float, ...]) -> float:

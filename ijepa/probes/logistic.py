@@ -106,7 +106,8 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     found = predicted(probe, _precise(rescale(test.last()), protocol), device)
     departures = () if protocol == named else (f"scaled by {protocol.scale}, not {named.scale}",)
     chosen = {"C": strength} | choices
-    return [Fit("", found[np.newaxis], chosen, departures=departures)]
+    precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
+    return [Fit("", found[np.newaxis], chosen, departures=departures, precision=precision)]
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:

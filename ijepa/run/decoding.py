@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.distributed import device_name, pick_device, uses_bf16
+from ijepa.distributed import device_name, num_workers, pick_device, uses_bf16
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
@@ -131,8 +131,8 @@ class DecoderRun:
 
     def _made(self, todo: range) -> Generator[Batch]:
         """Batches of these steps; closed at once when the loop ends, so that no worker lingers."""
-        on_gpu = self._device.type == "cuda"
-        yield from batches(self._batches, todo, self._runtime.workers, pin_memory=on_gpu)
+        workers, on_gpu = num_workers(self._runtime, self._device), self._device.type == "cuda"
+        yield from batches(self._batches, todo, workers, pin_memory=on_gpu)
 
     def _step(self, step: int, images: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""

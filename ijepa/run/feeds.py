@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.distributed import World
+from ijepa.distributed import World, num_workers
 from ijepa.errors import IjepaError
 from ijepa.method.draws import SHUFFLE, stream
 from ijepa.progress import Progress
@@ -82,7 +82,7 @@ class LocalFeed:
 
     def batches(self, todo: range, progress: Progress) -> Iterator[Batch]:
         """See `Feed`."""
-        workers = self._runtime.workers
+        workers = num_workers(self._runtime, self._device)
         if self._runtime.cache == "none":
             on_gpu = self._device.type == "cuda"
             crops = RandomCropBatches(self._images, self._plan)
@@ -122,7 +122,7 @@ class StreamFeed:
         count = config.stream.lanes
         mine = range(world.rank * count, (world.rank + 1) * count)
         self._lanes = Lanes(images, config.seed, config.stream.buffer, mine, world.size * count)
-        self._workers = workers_for(count, runtime.workers)
+        self._workers = workers_for(count, num_workers(runtime, device))
         self._keys: dict[int, list[str]] = {}
         self._leads = world.leads
 

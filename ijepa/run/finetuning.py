@@ -19,6 +19,7 @@ from ijepa.distributed import (
     device_name,
     in_parallel,
     mean_over_ranks,
+    num_workers,
     pick_device,
     seed_device,
     uses_bf16,
@@ -114,6 +115,11 @@ class FinetuneRun:
         self._bf16 = uses_bf16(config.precision, device)
 
     @property
+    def precision(self) -> str:
+        """What matrices are multiplied in, for the record: `fp32` or `bf16`."""
+        return "bf16" if self._bf16 else "fp32"
+
+    @property
     def device_name(self) -> str:
         """What computes, for the record."""
         return device_name(self._device, self._world) + linear_name(self._linear)
@@ -128,7 +134,8 @@ class FinetuneRun:
         losses: list[dict[str, Any]] = []
         self.model.train()
         todo, on_gpu = range(self.steps_done, self.total_steps), self._device.type == "cuda"
-        made = batches(self._batches, todo, self._runtime.workers, pin_memory=on_gpu)
+        workers = num_workers(self._runtime, self._device)
+        made = batches(self._batches, todo, workers, pin_memory=on_gpu)
         with (
             contextlib.closing(self._writer),
             computing(self._device, linear=self._linear),
@@ -193,7 +200,7 @@ class FinetuneRun:
         plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         self.model.eval()
-        on_gpu, workers = self._device.type == "cuda", self._runtime.workers
+        on_gpu, workers = self._device.type == "cuda", num_workers(self._runtime, self._device)
         with contextlib.closing(batches(views, numbers, workers, pin_memory=on_gpu)) as made:
             for batch in made:
                 with self._precision():

@@ -47,8 +47,9 @@ class FeatureWriter:
     def __init__(self, path: Path, header: FeatureHeader, dtype: str) -> None:
         """Begin, or take up, the store at `path` with numbers of `dtype`."""
         self.path, self.header, self.dtype = path, header, np.dtype(dtype)
-        self._draft = Draft(path.with_name(path.name + ".draft"))
-        folder = path.with_name(path.name + ".journal")
+        # By precision: started on a GPU and again on a CPU, the rows of one file must not be mixed.
+        self._draft = Draft(path.with_name(f"{path.name}.{header.precision}.draft"))
+        folder = path.with_name(f"{path.name}.{header.precision}.journal")
         self._journal = Journal(folder, self._draft.path, self.dtype, HEAD_BYTES)
         self._finished_rows = open_features(path).shape[0] if path.exists() else None
         self._aside = ThreadPoolExecutor(1)  # adds up a batch while it is written

@@ -50,6 +50,7 @@ class FeatureHeader(Config):
         lineage: where the encoder comes from.
         num_views: augmented views of each image, beside the evaluation view.
         augment: how they were made: `none`, `flip` or `rrc-flip`.
+        precision: what the encoder computed in: `fp32` or `bf16`.
     """
 
     encoder: str
@@ -67,6 +68,7 @@ class FeatureHeader(Config):
     lineage: Lineage = UNKNOWN
     num_views: int = 0
     augment: str = "none"
+    precision: str = "fp32"  # as all files did that do not say so
 
 
 class Features:

@@ -6,7 +6,7 @@ starting there, and processes share no hidden state.
 
 import signal
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ from ijepa.method.augment import (
 )
 from ijepa.method.draws import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
+from ijepa.stores.repeats import image_ids
+from ijepa.stores.shards import SplitReader
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -66,13 +68,17 @@ class Batch(NamedTuple):
         step: which.
         images: (B, 3, height, width) uint8, channels last in memory.
         numbers: (B,) int64, their places in the split; -1 for streams, which know none.
-        keys: of the images, for streams alone.
+        keys: of the images, for streams and `SampleViewBatches` alone.
+        image_ids: (B,) uint64, see `stores.repeats.image_ids`; for `SampleViewBatches` alone.
+        labels: (B,) int64 class numbers by label; for `SampleViewBatches` alone.
     """
 
     step: int
     images: Tensor
     numbers: Tensor
-    keys: tuple[str, ...] = ()
+    keys: Sequence[str] = ()
+    image_ids: Tensor | None = None
+    labels: Mapping[str, Tensor] | None = None
 
 
 class StepPlan:
@@ -181,13 +187,20 @@ class ViewBatches(Dataset[Batch]):
         return -(-len(self._images) // self._batch_size)
 
     def __getitem__(self, batch: int) -> Batch:
-        first = batch * self._batch_size
-        numbers = torch.arange(first, min(first + self._batch_size, len(self._images)))
-        views = [view for number in numbers.tolist() for view in self._views(number)]
-        return Batch(batch, torch.cat(views), numbers)
+        numbers = self._numbers(batch)
+        images = map(self._images.read_image, numbers.tolist())
+        return Batch(batch, self._all_views(numbers, images), numbers)
 
-    def _views(self, number: int) -> Iterator[Tensor]:
-        pixels, plan = decode_rgb(self._images.read_image(number)), self._plan
+    def _numbers(self, batch: int) -> Tensor:
+        first = batch * self._batch_size
+        return torch.arange(first, min(first + self._batch_size, len(self._images)))
+
+    def _all_views(self, numbers: Tensor, images: Iterable[bytes]) -> Tensor:
+        pairs = zip(numbers.tolist(), images, strict=True)
+        return torch.cat([view for number, image in pairs for view in self._views(number, image)])
+
+    def _views(self, number: int, image: bytes) -> Iterator[Tensor]:
+        pixels, plan = decode_rgb(image), self._plan
         whole = evaluation_view(pixels, plan)
         yield whole
         if not plan.augmented:
@@ -199,6 +212,32 @@ class ViewBatches(Dataset[Batch]):
                 box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
                 view = resize_box(pixels, box, plan.image_px)
             yield view.flip(-1) if draws.flip[place] else view
+
+
+class SampleViewBatches(ViewBatches):
+    """As `ViewBatches`, with keys, labels and image ids, so that each image is read only once."""
+
+    def __init__(self, samples: SplitReader, plan: ViewPlan, batch_size: int) -> None:
+        """Remember how to cut; `batch_size` counts images."""
+        super().__init__(samples, plan, batch_size)
+        self._samples = samples
+
+    def __getitem__(self, batch: int) -> Batch:
+        numbers = self._numbers(batch)
+        samples = [self._samples.read_sample(number) for number in numbers.tolist()]
+        images = [sample.image for sample in samples]
+        labels = {
+            name: torch.tensor([sample.labels[name] for sample in samples])
+            for name in self._samples.label_names
+        }
+        return Batch(
+            batch,
+            self._all_views(numbers, images),
+            numbers,
+            keys=[sample.key for sample in samples],
+            image_ids=torch.from_numpy(image_ids(images)),
+            labels=labels,
+        )
 
 
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:

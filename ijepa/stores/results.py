@@ -21,7 +21,7 @@ from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import fingerprint_of, read_json, write_json
 
-SCHEMA = 4
+SCHEMA = 5
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
 
@@ -39,6 +39,8 @@ class Origin(Config):
         pooling: how patch tokens became one vector.
         image_px: side of the evaluated square, or (height, width).
         transform: from image file to square.
+        precision: what the features were computed in: `fp32` or `bf16`; None without stored
+            features.
         train: fingerprint of the training features, likewise `test`; None without stored features.
         data: fingerprint of the shard set of the test images.
         lineage: where the encoder comes from.
@@ -51,6 +53,7 @@ class Origin(Config):
     pooling: str
     image_px: int | tuple[int, int]
     transform: str
+    precision: str | None
     train: str | None
     test: str | None
     data: str
@@ -72,6 +75,8 @@ class Score(Config):
             fine-tuning, where nothing is chosen, how well the last state did there.
         correct: which test images the chosen head classified rightly, one string a draw; see
             `pack_correct`.
+        precision: what the probe, or the fine-tuning, multiplied matrices in: `fp32`, `fp64` or
+            `bf16`.
         departures: in what the score is not of the protocol that it is named by.
     """
 
@@ -86,6 +91,7 @@ class Score(Config):
     p_value: float | None
     choices: dict[str, float | int | str]
     correct: tuple[str, ...]
+    precision: str
     departures: tuple[str, ...] = ()
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ijepa.config import ExtractConfig, validated
+from ijepa.config import ExtractConfig, Precision, validated
 from ijepa_cli.console import Device, Force, Json, Seed, Workers, runtime, show, shown_progress
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ Augment = Annotated[
     Literal["none", "flip", "rrc-flip"],
     typer.Option(help="How they are made: random resized crop and flip, or flip alone."),
 ]
+Precise = Annotated[
+    Precision,
+    typer.Option(help="What the encoder computes in; auto: bf16 on a GPU, fp32 on a CPU."),
+]
 Dtype = Annotated[Literal["float16", "float32"], typer.Option(help="Of the stored numbers.")]
 
 
@@ -52,10 +56,11 @@ def extract(
     crop: Crop = "center",
     views: Views = 0,
     augment: Augment = "none",
+    precision: Precise = "auto",
     dtype: Dtype = "float16",
     seed: Seed = 0,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +77,7 @@ def extract(
         "crop": crop,
         "views": views,
         "augment": augment,
+        "precision": precision,
         "dtype": dtype,
         "seed": seed,
     }

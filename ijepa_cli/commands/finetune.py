@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ijepa_cli.console import (
+    CHECKPOINT_MINUTES,
+    CheckpointMinutes,
     Device,
     Force,
     Json,
@@ -59,7 +61,8 @@ def finetune(
     image_size: ImageSize = None,
     seed: Seed = 0,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
+    checkpoint_minutes: CheckpointMinutes = CHECKPOINT_MINUTES,
     dry_run: DryRun = False,
     force: Force = False,
     replace: Replace = False,
@@ -85,7 +88,8 @@ def finetune(
     from ijepa.run.finetune_protocols import finetune_config
 
     config = finetune_config(protocol, settings, overrides or ())
-    how = runtime(device, workers, force, replace=replace)
+    seconds = 60 * checkpoint_minutes
+    how = runtime(device, workers, force, replace=replace, checkpoint_seconds=seconds)
     if dry_run:
         plan = plan_finetune(data, config, how, listed)
         show(plan, as_json, table(plan, "what would run"))

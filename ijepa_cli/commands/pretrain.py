@@ -7,6 +7,8 @@ import typer
 
 from ijepa.recipes import load_recipe
 from ijepa_cli.console import (
+    CHECKPOINT_MINUTES,
+    CheckpointMinutes,
     Device,
     Force,
     Json,
@@ -58,7 +60,8 @@ def pretrain(
     out: Out,
     overrides: Set = None,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
+    checkpoint_minutes: CheckpointMinutes = CHECKPOINT_MINUTES,
     micro_batch: MicroBatch = None,
     recompute: Recompute = False,
     compile_: Compile = False,
@@ -83,13 +86,15 @@ def pretrain(
     from ijepa.pretrain import pretrain as run
 
     how = {
+        "replace": replace,
+        "checkpoint_seconds": 60 * checkpoint_minutes,
         "micro_batch": micro_batch,
         "recompute": recompute,
         "compile": compile_,
         "parallel": parallel,
         "cache": cache,
     }
-    choices = runtime(device, workers, force, replace=replace).model_copy(update=how)
+    choices = runtime(device, workers, force, **how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
         show(plan, as_json, table(plan, f"{recipe}: what would run"))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ijepa.config import ProbeConfig, validated
+from ijepa.config import Precision, ProbeConfig, validated
 from ijepa.errors import IjepaError
 from ijepa_cli.console import Device, Force, Json, Seed, runtime, show, shown_progress
 from ijepa_cli.score_table import score_table
@@ -40,6 +40,13 @@ Scale = Annotated[
     Literal["columns", "rows", "none"] | None,
     typer.Option(help="logistic: how to scale features, in place of the protocol's way."),
 ]
+Precise = Annotated[
+    Precision,
+    typer.Option(
+        help="linear, low-level: what heads multiply matrices in; auto: bf16 on a GPU, fp32 on a "
+        "CPU. Weights stay fp32; other probes compute in fp32 or fp64."
+    ),
+]
 Shots = Annotated[
     list[float] | None,
     typer.Option(help="few-shot: images a class, or a fraction below 1; repeatable."),
@@ -56,10 +63,10 @@ Subset = Annotated[
 
 FEW_SHOT = {"shots", "draws", "subset"}
 UNREAD = {
-    "logistic": FEW_SHOT,
+    "logistic": FEW_SHOT | {"precision"},
     "linear": FEW_SHOT | {"scale"},
-    "knn": FEW_SHOT | {"scale"},
-    "few-shot": {"scale"},
+    "knn": FEW_SHOT | {"scale", "precision"},
+    "few-shot": {"scale", "precision"},
     "low-level": FEW_SHOT | {"scale", "protocol", "label"},
 }
 
@@ -78,6 +85,7 @@ def probe(
     shots: Shots = None,
     draws: Draws = 5,
     subset: Subset = None,
+    precision: Precise = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     force: Force = False,
@@ -93,7 +101,8 @@ def probe(
     _refuse_unread(name, given, subset)
     both = name == "low-level"
     choices = {"name": "linear" if both else name, "label": label, "draws": draws, "seed": seed}
-    choices |= {"protocol": protocol, "scale": scale} | ({"shots": shots} if shots else {})
+    choices |= {"protocol": protocol, "scale": scale, "precision": precision}
+    choices |= {"shots": shots} if shots else {}
     config = validated(ProbeConfig, choices, "options")
     baselines = list(zip(baseline_train or [], baseline_test or [], strict=False))
     if len(baseline_train or []) != len(baseline_test or []):

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from ijepa.config import ShardConfig, validated
-from ijepa_cli.console import Force, Json, Workers, runtime, show, shown_progress
+from ijepa.config import CPU_WORKERS, ShardConfig, validated
+from ijepa_cli.console import Force, Json, runtime, show, shown_progress
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .csv, .tsv or .jsonl list of images with a column `path`, or kind:path with one of the
@@ -52,7 +52,9 @@ def shard(
     subset: Annotated[
         Path | None, typer.Option(help="Keys or file names to keep, one a line.")
     ] = None,
-    workers: Workers = 2,
+    workers: Annotated[
+        int, typer.Option(help="Processes that check and write images.", min=0)
+    ] = CPU_WORKERS,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ijepa_cli.console import (
+    CHECKPOINT_MINUTES,
+    CheckpointMinutes,
     Device,
     Force,
     Json,
@@ -45,7 +47,8 @@ def train_decoder(
     test_split: TestSplit = "val",
     seed: Seed = 0,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
+    checkpoint_minutes: CheckpointMinutes = CHECKPOINT_MINUTES,
     dry_run: DryRun = False,
     force: Force = False,
     replace: Replace = False,
@@ -71,8 +74,10 @@ def train_decoder(
         plan = plan_decoder(data, config)
         show(plan, as_json, table(plan, "what would run"))
         return
+    seconds = 60 * checkpoint_minutes
+    how = runtime(device, workers, force, replace=replace, checkpoint_seconds=seconds)
     with shown_progress() as progress:
-        outcome = run(data, out, config, runtime(device, workers, force, replace=replace), progress)
+        outcome = run(data, out, config, how, progress)
     show(outcome, as_json, table(outcome, "cached" if outcome.cached else "trained"))
 
 
