@@ -14,7 +14,7 @@ from ijepa.stores.stage import StagePlan, exclusive_work, is_one_of_many
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
 
-VERSION = 1
+VERSION = 2
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
 PAPER_SECONDS = 72 * 3600  # that ViT-H/14 took on 16 A100 GPUs (paper, section 1)
 

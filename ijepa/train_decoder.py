@@ -21,7 +21,7 @@ from ijepa.stores.stage import (
     write_json,
 )
 
-VERSION = 1
+VERSION = 2
 RESULT = "result.json"
 
 

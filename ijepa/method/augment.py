@@ -154,7 +154,7 @@ def normalise(images: Tensor, mean: Rgb, std: Rgb) -> Tensor:
 def _levels(values: Rgb, device: torch.device) -> Tensor:
     """(3, 1, 1) levels of 255; made once for a device, for a copy there makes it wait."""
     with torch.inference_mode(mode=False):
-        return torch.tensor(values, device=device).view(3, 1, 1) * 255.0
+        return (torch.tensor(values).view(3, 1, 1) * 255.0).to(device)
 
 
 def _central_box(height_px: int, width_px: int, aspect: tuple[float, float]) -> Box:
