@@ -16,7 +16,7 @@ import torch
 from timing import emit
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
-from ijepa.method import products
+from ijepa.method.compute import computing, pick_linear
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.masking import sample_masks
 from ijepa.method.training import Trainer
@@ -55,8 +55,8 @@ def main() -> None:
 
 def _peak(side: str, steps: int) -> tuple[int, int]:
     """MB, and how many lengths."""
-    if side == "plain":
-        products.onednn_is_quicker = lambda: False
+    cpu = torch.device("cpu")
+    kernel = "torch" if side == "plain" else pick_linear(cpu, BATCH * 196, 192)
     trainer = Trainer(build_ijepa(CONFIG), CONFIG.optimization, steps)
     drawn = CONFIG.masks.model_copy(update={"group_size": BATCH})
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
@@ -64,7 +64,8 @@ def _peak(side: str, steps: int) -> tuple[int, int]:
     for step in range(steps):
         masks = sample_masks(CONFIG.grid, BATCH, drawn, rng)
         lengths |= {(group.context.shape[1], group.targets.shape[2]) for group in masks}
-        trainer.step(step, torch.randn(BATCH, 3, 224, 224, generator=generator), masks)
+        with computing(cpu, linear=kernel):
+            trainer.step(step, torch.randn(BATCH, 3, 224, 224, generator=generator), masks)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, len(lengths)
 
 

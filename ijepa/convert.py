@@ -116,10 +116,9 @@ def _result(
     networks: "Networks", out: Path, config: ConvertConfig, *, cached: bool
 ) -> ConvertResult:
     from ijepa.exchange.card import held_text
-    from ijepa.exchange.networks import ENCODERS
     from ijepa.exchange.writing import timm_call
 
-    kept = {ENCODERS[config.which]} if config.to in ("timm", "hf") else set(networks.parts)
+    held = networks.held(config.to, config.which)
     loads = {
         "timm": timm_call(networks, str(out)),
         "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
@@ -130,7 +129,7 @@ def _result(
         card=_card_path(out, config.to == "hf"),
         cached=cached,
         holds=held_text(networks, config.to, config.which),
-        left_out=tuple(part for part in networks.parts if part not in kept),
+        left_out=tuple(part for part in networks.parts if part not in held),
         load=loads.get(config.to, f"ijepa.load_encoder({str(out)!r})"),
         arch=f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
     )

@@ -61,6 +61,8 @@ def joined(device: torch.device) -> Iterator[World]:
         yield world
         return
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)  # where collectives of objects put their tensors
     dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     try:
         yield world
@@ -122,6 +124,15 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def gather_rows(rows: Tensor, world: World) -> Tensor:
+    """Rows (n, ...) of rank 0, then those of rank 1, and so on; n is the same on every rank."""
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def any_rank(flag: bool, device: torch.device, world: World) -> bool:
     """Did any rank raise the flag? The same answer on every rank."""
     if world.size == 1:
@@ -154,6 +165,11 @@ def unshared_gradients(forward: nn.Module) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
+def is_shared_out(model: nn.Module) -> bool:
+    """Does each process hold only its shard of the weights (FSDP)?"""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be shared out."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -180,13 +196,20 @@ def pick_device(name: str) -> torch.device:
         raise IjepaError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1.") from error
     if device.type != "cuda":
         return device
+    count = torch.cuda.device_count()
     number = current_world().local_rank if device.index is None else device.index
-    if number >= torch.cuda.device_count():
-        raise IjepaError(
-            f"There is no device cuda:{number}; this machine has {torch.cuda.device_count()} CUDA "
-            f"devices."
-        )
+    if device.index is None and count == 1:
+        number = 0  # the scheduler shows each process its own GPU alone
+    if number >= count:
+        raise IjepaError(f"There is no device cuda:{number}; the machine has {count} CUDA devices.")
     return torch.device("cuda", number)
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed what `torch` draws on the CPU and on this device; other GPUs are left alone."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

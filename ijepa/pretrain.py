@@ -42,6 +42,9 @@ class PretrainPlan(Config):
         context_patches: mean over sampled batches, after the cut; likewise `target_patches`, each.
         gflops_per_image: of matrix products, forward and backward, at these mean lengths.
         largest_context: patches that a context of the sampled batches has at most.
+        passes_per_step: of context encoder and predictor, each: one for every group of masks in
+            every micro-batch, where one process has the whole batch.
+        mask_shapes: distinct (context patches, target patches) of the sampled batches.
         memory_gb: weights, gradients, optimizer and, for the largest masks, activations of one
             process that computes `images_at_a_time`; an estimate, in bf16 for `bf16`.
         images_per_second_for_72_hours: what the paper's budget of 72 hours asks of all devices.
@@ -58,6 +61,8 @@ class PretrainPlan(Config):
     target_patches: float
     gflops_per_image: float
     largest_context: int
+    passes_per_step: int
+    mask_shapes: tuple[tuple[int, int], ...]
     images_at_a_time: int
     bf16: bool
     memory_gb: float
@@ -161,6 +166,8 @@ def plan_training(
     """The same for data that need not be there yet: only the number of its images is asked for."""
     from ijepa.method.cost import activation_bytes, step_flops, weights_bytes
     from ijepa.method.mask_statistics import mask_statistics
+    from ijepa.method.masking import batch_masks
+    from ijepa.method.training import micro_batches
     from ijepa.run.sizes import model_size
 
     per_epoch = steps_per_epoch(images, config)
@@ -191,6 +198,8 @@ def plan_training(
         target_patches=masks.target_patches,
         gflops_per_image=flops.total / 1e9,
         largest_context=masks.largest_context,
+        passes_per_step=sum(len(p) for _, p in micro_batches(batch_masks(config, 0), at_a_time)),
+        mask_shapes=tuple(sorted({shape[1:] for shape in masks.shapes})),
         images_at_a_time=at_a_time,
         bf16=bf16,
         memory_gb=memory / 1e9,

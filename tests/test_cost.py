@@ -32,6 +32,8 @@ def test_flops_are_those_counted_for_the_papers_networks(recipe, context, target
         [],
         ["targets.space=pixels"],
         ["targets.masked=input"],
+        ["targets.layers=[1, 2, 3, 4]"],
+        ["targets.layers=[1, 2]"],
         ["masks={kind: random, min_keep: 3}"],
         ["masks={kind: rasterized, min_keep: 3}"],
     ],

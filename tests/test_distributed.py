@@ -132,6 +132,21 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
+    shards, tiny_config, tmp_path
+):
+    recipe = tmp_path / "layers.yaml"
+    targets = tiny_config.targets.model_copy(update={"layers": (1, 2)})
+    config = tiny_config.model_copy(update={"targets": targets})
+    recipe.write_text(dump_yaml(config))
+    pretrain(shards, tmp_path / "one", config, Runtime(device="cpu", workers=0))
+    more = ("--parallel", "fsdp")
+    codes, errors = together(2, command(recipe, shards, tmp_path / "two", *more))
+    assert codes == [0, 0], errors
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
 def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
     hot = tiny_config.optimization.model_copy(update={"lr": 1e30, "start_lr": 1e30})
     recipe = tmp_path / "hot.yaml"

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from ijepa.config import BlockMasks, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.errors import IjepaError
-from ijepa.method.masking import check_masks, sample_masks
+from ijepa.method.mask_statistics import mask_shapes
+from ijepa.method.masking import batch_masks, check_masks, sample_masks
 from ijepa.method.training import micro_batches
+from ijepa.recipes import load_recipe
 
 seed = st.integers(0, 2**32 - 1)
 draw = st.sampled_from(["published", "symmetric"])
@@ -74,6 +76,79 @@ def test_what_leaves_too_small_a_context_is_refused(config):
         check_masks((8, 8), config)
 
 
+@given(
+    kind=st.sampled_from([MultiblockMasks, RasterizedMasks, BlockMasks, RandomMasks]),
+    rows=st.integers(2, 14),
+    columns=st.integers(2, 14),
+    context=st.integers(1, 60),
+    group=st.integers(1, 9),
+    draw=draw,
+    seed=seed,
+)
+@settings(max_examples=200, deadline=None)
+def test_all_contexts_have_the_length_that_is_asked_for(
+    kind, rows, columns, context, group, draw, seed
+):
+    config = kind(draw=draw, min_keep=0, context_patches=context, group_size=group)
+    try:
+        check_masks((rows, columns), config)
+    except IjepaError:
+        return
+    for masks in sample_masks((rows, columns), 8, config, np.random.default_rng(seed)):
+        contexts, targets = masks.context.numpy(), masks.targets.numpy()
+        assert contexts.shape[1] == context
+        assert (np.diff(contexts, axis=1) > 0).all()
+        for image, kept in enumerate(contexts):
+            hidden = np.isin(kept, targets[:, image]).any()
+            assert not hidden or (draw, config.kind) == ("published", "multiblock")
+
+
+@given(draw=draw, seed=seed)
+@settings(max_examples=30, deadline=None)
+def test_a_context_length_keeps_the_first_patches_or_any_as_the_draw_says(draw, seed):
+    free = MultiblockMasks(draw=draw, min_keep=19, group_size=1)
+    cut = free.model_copy(update={"context_patches": 20})
+    whole, some = (
+        sample_masks((14, 14), 16, config, np.random.default_rng(seed)) for config in (free, cut)
+    )
+    for before, after in zip(whole, some, strict=True):
+        assert torch.equal(before.targets, after.targets)
+        assert torch.isin(after.context, before.context).all()
+        if draw == "published":
+            assert torch.equal(after.context, before.context[:, :20])
+
+
+def test_the_imagenette_recipe_can_hold_one_context_length_in_all_steps():
+    free, held = (
+        load_recipe("imagenette-vits16", overrides)
+        for overrides in ([], ["masks.context_patches=61"])
+    )
+    assert len({context for _, context, _ in mask_shapes(free)}) > 10
+    assert {(images, context) for images, context, _ in mask_shapes(held, 200)} == {(128, 61)}
+
+
+def test_mask_shapes_are_those_of_the_first_batches():
+    config = load_recipe("cifar10", ["masks.group_size=12"])
+    drawn = [masks for step in range(3) for masks in batch_masks(config, step)]
+    assert mask_shapes(config, 3) == {
+        (len(m.context), m.context.shape[1], m.targets.shape[2]) for m in drawn
+    }
+    assert {images for images, _, _ in mask_shapes(config, 3)} == {12, 8}
+
+
+@pytest.mark.parametrize("draw", ["published", "symmetric"])
+@pytest.mark.parametrize("kind", [MultiblockMasks, RasterizedMasks, BlockMasks, RandomMasks])
+def test_a_context_length_that_does_not_fit_is_refused_by_its_name(kind, draw):
+    with pytest.raises(IjepaError, match=r"masks\.context_patches asks for a context of at least"):
+        check_masks((14, 14), kind(draw=draw, context_patches=170))
+
+
+def test_published_targets_need_not_be_as_large_as_the_contexts():
+    check_masks((14, 14), MultiblockMasks(context_patches=48))
+    with pytest.raises(IjepaError, match=r"masks\.min_keep"):
+        check_masks((14, 14), MultiblockMasks(min_keep=47, context_patches=48))
+
+
 @given(size=st.integers(1, 40), batch=st.integers(1, 40), draw=draw, seed=seed)
 @settings(max_examples=60, deadline=None)
 def test_groups_share_the_targets_of_the_batch_and_cut_for_themselves(size, batch, draw, seed):
@@ -113,7 +188,10 @@ def test_micro_batches_are_the_same_masks_in_the_same_order(group, micro, seed):
     config = MultiblockMasks(group_size=group)
     groups = sample_masks((14, 14), 20, config, np.random.default_rng(seed))
     parts = list(micro_batches(groups, micro))
-    assert [part.start for part, _ in parts] == list(range(0, 20, micro))
+    sizes = [part.stop - part.start for part, _ in parts]
+    assert len(sizes) == -(-20 // micro)
+    assert max(sizes) <= micro
+    assert max(sizes) - min(sizes) <= 1
     assert all(
         sum(len(masks.context) for masks in pieces) == part.stop - part.start
         for part, pieces in parts

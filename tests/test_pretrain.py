@@ -19,7 +19,11 @@ from ijepa.config import Runtime
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
-from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.method.jepa import build_ijepa
+from ijepa.method.masking import batch_masks
+from ijepa.method.training import Trainer
+from ijepa.method.vit import Encoder, Predictor
+from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 from ijepa.stores.checkpoint import load_checkpoint
@@ -108,7 +112,7 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
         "import ijepa.run.loop as r\n"
         "save = r.Run._save\n"
         "def save_and_die(self):\n"
-        "    save(self); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    save(self); self.writer.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "r.Run._save = save_and_die\n"
         "sys.argv = sys.argv[1:]\n"
         "from ijepa_cli.main import main; main()\n"
@@ -184,7 +188,10 @@ def broken_batches(monkeypatch):
     monkeypatch.setattr(
         Run,
         "_step",
-        lambda run, number, images: step(run, number, images * (np.nan if number in broken else 1)),
+        lambda run, inputs: step(
+            run,
+            inputs._replace(images=inputs.images * np.nan) if inputs.number in broken else inputs,
+        ),
     )
     return broken
 
@@ -238,17 +245,19 @@ def test_more_broken_batches_than_rollbacks_stop_the_run(
         pretrain(shards, tmp_path / "run", config, CPU)
 
 
-def test_a_gradient_that_is_not_finite_is_never_saved(shards, tiny_config, tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):
     from ijepa.method.training import Trainer
 
     step = Trainer.step
 
-    def overflow(trainer, number, images, groups):
-        outcome = step(trainer, number, images, groups)
-        return outcome._replace(grad_norm=outcome.grad_norm * (np.inf if number == 5 else 1))
+    def overflow(trainer, number, *inputs, **options):
+        outcome = step(trainer, number, *inputs, **options)
+        if number == trainer.schedules.steps_per_epoch - 1:  # no loss after it that could tell
+            trainer.model.predictor.mask_token.data.fill_(np.inf)
+        return outcome
 
     monkeypatch.setattr(Trainer, "step", overflow)
-    with pytest.raises(IjepaError, match="The gradient norm is inf at step 6"):
+    with pytest.raises(IjepaError, match="The weights are no longer finite at step"):
         pretrain(shards, tmp_path / "run", tiny_config, CPU)
     assert not last_of(tmp_path / "run.partial").exists()
 
@@ -280,6 +289,32 @@ def test_the_plan_counts_what_the_run_does(run, shards, tiny_config):
         w.numel() for n, w in weights.items() if n.startswith("encoder.") and "pos" not in n
     )
     assert plan.encoder_parameters == count
+
+
+@pytest.mark.parametrize(
+    ("group_size", "micro_batch"), [(32, None), (16, None), (32, 12), (12, 8), (12, 5)]
+)
+def test_the_plan_counts_the_passes_of_a_step(group_size, micro_batch, tiny_config):
+    masks = tiny_config.masks.model_copy(update={"group_size": group_size})
+    config = tiny_config.model_copy(update={"masks": masks})
+    runtime = CPU.model_copy(update={"micro_batch": micro_batch})
+    planned = plan_training(256, config, runtime, on_gpu=False).passes_per_step
+    model, calls = build_ijepa(config), []
+    for network in (model.encoder, model.predictor):
+        network.register_forward_hook(lambda module, *_: calls.append(type(module)))
+    trainer = Trainer(model, config.optimization, 8, micro_batch)
+    trainer.step(0, torch.randn(32, 3, 32, 32), batch_masks(config, 0))
+    assert calls.count(Encoder) == calls.count(Predictor) == planned
+
+
+def test_the_plan_tells_every_length_of_the_masks(tiny_config):
+    plan = plan_training(256, tiny_config, CPU, on_gpu=False)
+    assert len(plan.mask_shapes) > 4
+    assert max(context for context, _ in plan.mask_shapes) == plan.largest_context
+    masks = tiny_config.masks.model_copy(update={"context_patches": 24})
+    held = plan_training(256, tiny_config.model_copy(update={"masks": masks}), CPU, on_gpu=False)
+    assert {context for context, _ in held.mask_shapes} == {24}
+    assert held.context_patches == 24
 
 
 def accuracy(encoder, train, test):

@@ -1,5 +1,8 @@
 """Schedules: ends, order, and that they are functions of the step alone."""
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +16,15 @@ runs = st.builds(
     st.integers(2, 50),
     st.floats(0, 0.5),
     st.integers(2, 200),
+)
+
+cooled = st.builds(
+    lambda run, fraction: Schedules(
+        run.config.model_copy(update={"schedule": "hold-then-cool", "cool_fraction": fraction}),
+        run.steps_per_epoch,
+    ),
+    runs,
+    st.floats(0.01, 1),
 )
 
 
@@ -39,6 +51,49 @@ def test_ema_momentum_starts_at_its_start_and_stays_below_one(run):
     assert values[0] == run.config.ema[0]
     assert values == sorted(values)
     assert values[-1] < 1.0
+
+
+@given(cooled, st.data())
+def test_the_learning_rate_is_held_and_then_cooled_to_its_end(run, data):
+    rates = [run.lr(step) for step in range(run.total_steps)]
+    cool_steps = run.config.cool_fraction * run.total_steps
+    held = rates[max(run.warmup_steps - 1, 0) : int(run.total_steps - cool_steps)]
+    assert set(held) <= {run.config.lr}
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] == run.config.final_lr
+    resumed, start = Schedules(run.config, run.steps_per_epoch), data.draw(st.integers(0, 10))
+    assert [resumed.lr(step) for step in range(start, run.total_steps)] == rates[start:]
+
+
+@given(cooled)
+def test_the_cooling_is_a_straight_line_and_follows_the_warm_up(run):
+    begin = max(run.warmup_steps, run.total_steps * (1 - run.config.cool_fraction))
+    for step in range(math.ceil(begin), run.total_steps):
+        done = (step + 1 - begin) / max(1, run.total_steps - begin)
+        line = run.config.lr + done * (run.config.final_lr - run.config.lr)
+        assert run.lr(step) == pytest.approx(line, abs=1e-12)
+
+
+@given(cooled)
+def test_hold_then_cool_holds_the_weight_decay(run):
+    values = {run.weight_decay(step) for step in range(run.total_steps)}
+    assert values == {run.config.weight_decay}
+
+
+@given(cooled)
+def test_a_stretched_schedule_leaves_the_cooling_at_the_end_of_the_run(run):
+    longer = run.config.model_copy(update={"schedule_scale": 1.25})
+    stretched = Schedules(longer, run.steps_per_epoch)
+    assert stretched.lr(run.total_steps - 1) == run.config.final_lr
+
+
+@given(runs, st.floats(0, 1))
+def test_equal_ends_hold_the_ema_momentum(run, momentum):
+    config = run.config.model_copy(update={"ema": (momentum, momentum)})
+    held = Schedules(config, run.steps_per_epoch)
+    assert {held.ema(step) for step in range(held.total_steps)} == {momentum}
 
 
 def test_a_longer_schedule_is_cut_off_by_the_end_of_the_run():

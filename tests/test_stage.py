@@ -56,6 +56,18 @@ def make_folder(plan: StagePlan, text: str) -> bool:
         return True
 
 
+class MoreChoices(Choice):
+    letter: str = "a"
+
+
+def test_a_setting_that_an_old_record_lacks_is_named(tmp_path):
+    old = dataclasses.replace(plan(tmp_path / "out"), precious=True)
+    make_file(old, "text")
+    new = dataclasses.replace(old, config=MoreChoices())
+    with pytest.raises(IjepaError, match="made otherwise: letter, a new setting, is 'a'"):
+        make_file(new, "text")
+
+
 @given(st.dictionaries(st.text(), st.integers() | st.text()))
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys(body):
     assert fingerprint_of(body) == fingerprint_of(dict(reversed(body.items())))

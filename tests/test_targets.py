@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ijepa.config import (
     DataConfig,
@@ -12,10 +14,20 @@ from ijepa.config import (
     PretrainConfig,
     TargetConfig,
 )
+from ijepa.errors import IjepaError
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.masking import sample_masks
-from ijepa.method.targets import LOSSES, patchify, prediction_loss, standardise
+from ijepa.method.targets import (
+    LOSSES,
+    Targets,
+    gather_blocks,
+    layer_norm,
+    patchify,
+    prediction_loss,
+    standardise,
+)
 from ijepa.method.training import Trainer
+from ijepa.method.vit import gather_patches
 
 GRID, BATCH = (8, 10), 6
 
@@ -24,7 +36,7 @@ def config(**choices):
     masks = MultiblockMasks(min_keep=3, draw="symmetric", group_size=choices.pop("group_size", 128))
     return PretrainConfig(
         data=DataConfig(image_px=(32, 40), batch_size=BATCH),
-        encoder=EncoderConfig(arch="32x2x2", patch_px=4),
+        encoder=EncoderConfig(arch=choices.pop("arch", "32x2x2"), patch_px=4),
         predictor=PredictorConfig(dim=16, depth=1),
         masks=masks,
         targets=TargetConfig(**choices),
@@ -79,10 +91,74 @@ def test_input_masked_targets_know_nothing_but_their_block(masked, sees_the_rest
     assert torch.equal(first, second) is not sees_the_rest
 
 
-@pytest.mark.parametrize("choice", [{"space": "pixels", "masked": "input"}, {"loss": "huber"}])
+@pytest.mark.parametrize("masked", ["output", "input"])
+def test_targets_of_the_last_layer_alone_are_the_default_bit_for_bit(masked):
+    answers = []
+    for layers in (None, (3,)):
+        chosen = config(masked=masked, layers=layers, arch="32x3x2")
+        [masks] = masks_of(chosen)
+        answers += build_ijepa(chosen)(images(), [masks])
+    (predicted, wanted), (again, same) = answers
+    assert torch.equal(wanted, same)
+    assert torch.equal(predicted, again)
+
+
+@pytest.mark.parametrize("masked", ["output", "input"])
+def test_targets_of_several_layers_are_each_normed_and_lie_side_by_side(masked):
+    chosen = config(masked=masked, layers=(1, 3), arch="32x3x2")
+    [masks] = masks_of(chosen)
+    model, outputs = build_ijepa(chosen), []
+    model.target_encoder.norm.bias.data.fill_(0.5)  # a fresh norm would do nothing after the other
+    model.target_encoder.blocks[0].register_forward_hook(lambda *call: outputs.append(call[2]))
+    [(predictions, targets)] = model(images(), [masks])
+    assert predictions.shape == targets.shape == (4 * BATCH, masks.targets.shape[2], 64)
+    first, last = targets.split(32, dim=-1)
+    by_hand = layer_norm(outputs[0])
+    if masked == "output":
+        by_hand = gather_blocks(by_hand, masks.targets)
+    torch.testing.assert_close(first, by_hand)
+    alone = Targets(TargetConfig(masked=masked), model.target_encoder, images())
+    assert torch.equal(last, alone.of(slice(None), masks.targets))
+
+
+def test_blocks_beyond_the_last_target_layer_are_not_computed():
+    chosen = config(layers=(1, 2), arch="32x3x2")
+    model = build_ijepa(chosen)
+    model.target_encoder.blocks[2].register_forward_hook(lambda *_: pytest.fail("was computed"))
+    model(images(), masks_of(chosen))
+
+
+@given(
+    blocks=st.integers(1, 4), batch=st.integers(1, 5), length=st.integers(1, 9), seed=st.integers(0)
+)
+def test_gathered_blocks_are_those_of_the_tokens_repeated(blocks, batch, length, seed):
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    tokens = torch.randn(batch, 9, 3, generator=generator)
+    index = torch.rand(blocks, batch, 9, generator=generator).argsort(-1)[..., :length]
+    published = gather_patches(tokens.repeat(blocks, 1, 1), index.flatten(0, 1))
+    assert torch.equal(gather_blocks(tokens, index), published)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"space": "pixels", "masked": "input"},
+        {"space": "pixels", "layers": (1,)},
+        {"loss": "huber"},
+        {"layers": (2, 1)},
+        {"layers": (1, 1)},
+        {"layers": (0, 1)},
+        {"layers": ()},
+    ],
+)
 def test_impossible_targets_are_refused(choice):
-    with pytest.raises(ValueError, match=r"come from no encoder|Input should be"):
+    with pytest.raises(ValueError, match=r"come from no encoder|Input should be|ascend|at least 1"):
         TargetConfig(**choice)
+
+
+def test_layers_beyond_the_depth_are_refused():
+    with pytest.raises(IjepaError, match=r"block 4, but 32x3x2 has 3 blocks"):
+        build_ijepa(config(layers=(2, 4), arch="32x3x2"))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -93,9 +169,9 @@ def test_every_loss_is_zero_for_a_perfect_prediction_only(name):
 
 
 @pytest.mark.parametrize("group_size", [2, 128])
-@pytest.mark.parametrize("space", ["embeddings", "pixels"])
-def test_micro_batches_change_a_step_by_rounding_only(group_size, space):
-    chosen = config(space=space, group_size=group_size)
+@pytest.mark.parametrize("choice", [{}, {"layers": (1, 2)}, {"space": "pixels"}])
+def test_micro_batches_change_a_step_by_rounding_only(group_size, choice):
+    chosen = config(**choice, group_size=group_size)
     ends = []
     for micro_batch in (None, 1, 4):
         model = build_ijepa(chosen)

@@ -18,13 +18,22 @@ class _Masks(Config):
             aspect, last row and column out of reach, contexts cut to one length by keeping the
             first patches. `symmetric` has none of them.
         min_keep: every context keeps more than this many patches.
+        context_patches: every context of the run is cut to exactly this many patches, so that all
+            steps have one length, and keeps at least as many before the cut. None cuts each group
+            of images to the shortest context in it, as published.
         group_size: images over which contexts are cut to one length. The released code cuts over
             those of one GPU, 128 in configs/in1k_vith14_ep300.yaml.
     """
 
     draw: Literal["published", "symmetric"] = "published"
     min_keep: Annotated[int, Field(ge=0)] = 10
+    context_patches: Annotated[int, Field(ge=1)] | None = None
     group_size: Annotated[int, Field(ge=1)] = 128
+
+    @property
+    def fewest_context_patches(self) -> int:
+        """Patches that every context keeps at least, before the cut."""
+        return max(self.min_keep + 1, self.context_patches or 0)
 
 
 class MultiblockMasks(_Masks):

@@ -10,6 +10,7 @@ from ijepa.config.masks import MaskConfig, MultiblockMasks
 from ijepa.config.values import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    AscendingNumbers,
     Config,
     Fraction,
     Px,
@@ -89,22 +90,40 @@ class TargetConfig(Config):
             does not say which of the two it took.
         masked: the target encoder sees the whole image and its `output` is masked, as published;
             or its `input` is: it sees a target block alone (paper, table 11).
+        layers: blocks of the target encoder, counted from 1 and ascending, whose outputs are
+            predicted side by side, each layer-normed (Bootleg, arXiv 2603.15553: a quarter, half,
+            three quarters and all of the depth). None takes the last block alone, as published.
         loss: the released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`.
     """
 
     space: Literal["embeddings", "pixels", "normalised-pixels"] = "embeddings"
     masked: Literal["output", "input"] = "output"
+    layers: AscendingNumbers | None = None
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
         if self.space != "embeddings" and self.masked == "input":
             raise ValueError(f"targets.masked is input, but {self.space} come from no encoder")
+        if self.space != "embeddings" and self.layers is not None:
+            raise ValueError(f"targets.layers names blocks, but {self.space} come from no encoder")
         return self
 
 
 class OptimizationConfig(Config):
-    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step."""
+    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step.
+
+    Attributes:
+        precision: of matrix products and attention; `auto` is bf16 on a GPU and fp32 on a CPU.
+        teacher: what the target encoder computes in where `precision` is bf16: wholly in `bf16`, or
+            in `mixed` precision as the other networks. Its weights are float32 either way.
+        schedule: after the warm-up, `cosine` takes the learning rate to `final_lr` and the weight
+            decay to `final_weight_decay`, as published. `hold-then-cool` holds both at `lr` and
+            `weight_decay`, and takes the learning rate to `final_lr` at the end, as V-JEPA 2.
+        cool_fraction: the last fraction of all steps, over which `hold-then-cool` cools.
+        ema: momentum of the target encoder at the first and at the last step, linear between them;
+            equal numbers hold it.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 300
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
@@ -115,7 +134,10 @@ class OptimizationConfig(Config):
     final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
     schedule_scale: Annotated[float, Field(gt=0)] = 1.0  # published: ipe_scale
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
+    schedule: Literal["cosine", "hold-then-cool"] = "cosine"
+    cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    teacher: Literal["bf16", "mixed"] = "bf16"
 
 
 class WatchConfig(Config):
@@ -123,6 +145,7 @@ class WatchConfig(Config):
 
     Attributes:
         every_steps: between two looks.
+        grad_norm_steps: the gradient norm is measured in every so many steps.
         num_images: always the same, drawn by the seed.
         label: by which nearest neighbours are scored, where the data have it.
         loss_limit: a loss so many times that of the first step is broken, as one that is not
@@ -132,6 +155,7 @@ class WatchConfig(Config):
     """
 
     every_steps: Annotated[int, Field(ge=1)] = 500
+    grad_norm_steps: Annotated[int, Field(ge=1)] = 10
     num_images: Annotated[int, Field(ge=8)] = 512
     label: str = "class"
     loss_limit: Annotated[float, Field(gt=1)] = 10.0

@@ -23,8 +23,17 @@ def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
+def _counting_up(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(numbers) != sorted(set(numbers)):
+        raise ValueError(f"the numbers of {numbers} must ascend, each named once")
+    return numbers
+
+
 AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
+AscendingNumbers = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_counting_up)
+]
 
 
 class Config(BaseModel):

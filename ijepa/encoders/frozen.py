@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, Rgb, Size
 from ijepa.method.finetuning import Transformer
-from ijepa.method.products import quick_products
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.mapped import give_back, unchanged_maps
 
@@ -94,8 +93,7 @@ class FrozenEncoder:
             images: (B, 3, height, width) float, normalised, on the encoder's device.
             num_layers: 1 to `self.num_layers`.
         """
-        with quick_products(images.device):
-            return self.pool(images, num_layers).float()
+        return self.pool(images, num_layers).float()
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -52,7 +52,7 @@ def held_text(networks: Networks, to: str, which: str) -> str:
     """Which networks a file of that format holds, in words."""
     if to in ("timm", "hf"):
         return f"the {which} encoder"
-    parts = [part.replace("_", " ") for part in networks.parts]
+    parts = [part.replace("_", " ") for part in networks.held(to, which)]
     return ", ".join("context encoder" if part == "encoder" else part for part in parts)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.method.vit import ARCHITECTURES, Encoder, Predictor, architecture
+from ijepa.method.vit import ARCHITECTURES, Encoder, Predictor, architecture, target_dim
 from ijepa.stores.checkpoint import check_weights
 
 Weights = dict[str, Tensor]
@@ -82,6 +82,18 @@ class Networks(NamedTuple):
                 f"take it with --which {others[0] if others else which}."
             )
         return self.parts[part]
+
+    def held(self, to: str, which: str) -> list[str]:
+        """Parts for which a file of format `to` has room, `which` encoder where it holds but one.
+
+        The published code's predictor predicts the last layer alone.
+        """
+        if to in ("timm", "hf"):
+            return [ENCODERS[which]]
+        depth = architecture(self.config.encoder.arch).depth
+        others_layers = self.config.targets.layers not in (None, (depth,))
+        left_out = {"predictor"} if to == "published" and others_layers else set()
+        return [part for part in self.parts if part not in left_out]
 
     def check(self) -> None:
         """Does every part fit the configuration?
@@ -184,7 +196,5 @@ def _encoder(config: PretrainConfig) -> Encoder:
 
 
 def _predictor(config: PretrainConfig) -> Predictor:
-    size, patch_px = architecture(config.encoder.arch), config.encoder.patch_px
-    in_pixels = config.targets.space != "embeddings"
-    target_dim = 3 * patch_px**2 if in_pixels else size.dim
-    return Predictor(size, config.predictor, config.grid, target_dim)
+    size = architecture(config.encoder.arch)
+    return Predictor(size, config.predictor, config.grid, target_dim(config))

@@ -1,6 +1,7 @@
 """Write weights of I-JEPA: a checkpoint of ours, a published file, or for timm or transformers."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ TIMM_NAMES = {
     "vit_giant/16@224": "vit_giant_patch16_gap_224",
 }
 
+log = logging.getLogger(__name__)
+
 
 def write_ours(networks: Networks, out: Path, which: str) -> None:
     """All parts, without optimizer: an encoder for every command, but no run goes on from it."""
@@ -42,10 +45,18 @@ def write_ours(networks: Networks, out: Path, which: str) -> None:
 
 def write_published(networks: Networks, out: Path, which: str) -> None:
     """All parts by the names of facebookresearch/ijepa `src/train.py`, without optimizer."""
-    del which
+    held = networks.held("published", which)
+    if len(held) < len(networks.parts):
+        log.warning(
+            "%s predicts layers %s, which the predictor of facebookresearch/ijepa does not; it is "
+            "left out of %s.",
+            networks.source,
+            networks.config.targets.layers,
+            out.name,
+        )
     body: dict[str, Any] = {
-        part: {f"module.{name}": _owned(value) for name, value in weights.items()}
-        for part, weights in networks.parts.items()
+        part: {f"module.{name}": _owned(value) for name, value in networks.parts[part].items()}
+        for part in held
     }
     body |= {"epoch": networks.provenance.epochs, NOTES: _notes(networks)}
     write_weights(out, body)

@@ -4,6 +4,7 @@ Crops happen on uint8; the float image is made once a batch, on the device that 
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -145,9 +146,15 @@ def squash(image: Pixels, image_px: int | Size) -> Tensor:
 
 def normalise(images: Tensor, mean: Rgb, std: Rgb) -> Tensor:
     """(B, 3, height, width) uint8 to float32 with the data set's mean and standard deviation."""
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255.0
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1) * 255.0
+    shift, scale = _levels(mean, images.device), _levels(std, images.device)
     return (images.float() - shift) / scale
+
+
+@cache
+def _levels(values: Rgb, device: torch.device) -> Tensor:
+    """(3, 1, 1) levels of 255; made once for a device, for a copy there makes it wait."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).view(3, 1, 1) * 255.0
 
 
 def _central_box(height_px: int, width_px: int, aspect: tuple[float, float]) -> Box:

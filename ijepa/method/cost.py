@@ -7,7 +7,7 @@ norms, GELU and the optimizer are left out (they move memory, they hardly comput
 from typing import NamedTuple
 
 from ijepa.config import PretrainConfig
-from ijepa.method.vit import PREDICTOR_MLP_RATIO, Architecture, architecture
+from ijepa.method.vit import PREDICTOR_MLP_RATIO, Architecture, architecture, target_dim
 
 TRAINED_BYTES = 16  # fp32 weight, gradient and AdamW's two moments
 FROZEN_BYTES = 4  # fp32 weight of the target encoder
@@ -46,12 +46,13 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
     in_pixels = config.targets.space != "embeddings"
     between = size.dim * context_patches  # the predictor's first and last Linear
-    between += (pixels if in_pixels else size.dim) * blocks * target_patches
+    between += target_dim(config) * blocks * target_patches
     seen = patches if config.targets.masked == "output" else blocks * target_patches
     lengths = (patches, 1) if config.targets.masked == "output" else (target_patches, blocks)
-    target = 0.0 if in_pixels else embed * seen / patches + lengths[1] * _blocks(size, lengths[0])
+    teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
+    target = embed * seen / patches + lengths[1] * _blocks(teacher, lengths[0])
     return StepFlops(
-        target=target,
+        target=0.0 if in_pixels else target,
         context=3 * (embed + _blocks(size, context_patches)),
         predictor=3
         * (blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * between),

@@ -21,8 +21,7 @@ from ijepa.config.decoder import GROUPS
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa
 from ijepa.method.masking import Masks
-from ijepa.method.products import quick_products
-from ijepa.method.targets import Targets
+from ijepa.method.targets import Targets, last_layer
 
 TIMES = 1000  # the U-Net's time of pure noise
 
@@ -142,8 +141,7 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
     drawn = noise
     for time in scheduler.timesteps:
         share = (time / TIMES).expand(len(drawn))
-        with quick_products(noise.device):
-            velocity = decoder(drawn, share, condition).float()
+        velocity = decoder(drawn, share, condition).float()
         drawn = scheduler.step(velocity, time, drawn).prev_sample
     return drawn.clamp(-1, 1)
 
@@ -152,18 +150,21 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
 def target_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
     """(B, dim) what the predictor is asked for, averaged over the one target block of each image.
 
+    Where it is asked for several layers, this is the last of them.
+
     Args:
         jepa: frozen; its targets are embeddings.
         images: (B, 3, height, width) float, normalised.
         masks: of these images, with one target block.
     """
-    return Targets(jepa.config, jepa.target_encoder, images).of(slice(None), masks.targets).mean(1)
+    targets = Targets(jepa.config, jepa.target_encoder, images).of(slice(None), masks.targets)
+    return last_layer(targets, jepa.config).mean(1)
 
 
 @torch.no_grad()
 def predicted_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
     """(B, dim) what the predictor says, averaged likewise; it sees the context alone."""
-    return jepa.predictions(images, masks).mean(1)
+    return last_layer(jepa.predictions(images, masks), jepa.config).mean(1)
 
 
 CONDITIONS = {"targets": target_condition, "predictions": predicted_condition}

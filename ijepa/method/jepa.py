@@ -3,6 +3,8 @@
 Source: paper section 3; facebookresearch/ijepa `src/train.py`.
 """
 
+import contextlib
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +15,7 @@ from ijepa.config import PretrainConfig, TargetConfig
 from ijepa.distributed import local
 from ijepa.method.masking import Masks
 from ijepa.method.targets import Targets
-from ijepa.method.vit import Encoder, Predictor, build_encoder, build_predictor
+from ijepa.method.vit import Encoder, Predictor, build_encoder, build_predictor, patchify
 
 
 class IJepa(nn.Module):
@@ -32,6 +34,29 @@ class IJepa(nn.Module):
         self.predictor = predictor
         self.target_encoder = target_encoder
         target_encoder.requires_grad_(False)
+        self._bf16_copy: list[Encoder] = []  # a list, so that it is no part of the state dict
+
+    @property
+    def teacher(self) -> Encoder:
+        """What computes targets: the target encoder, or its copy in bfloat16 where there is one."""
+        return self._bf16_copy[0] if self._bf16_copy else self.target_encoder
+
+    @torch.no_grad()
+    def keep_bf16_teacher(self) -> None:
+        """From now on compute targets wholly in bfloat16, residual stream included.
+
+        Nothing is trained through them, so they need no more. Autocast would cast all weights in
+        every step; the copy is renewed with the EMA, which itself stays in float32.
+        """
+        self._bf16_copy = [copy.deepcopy(self.target_encoder).bfloat16()]
+
+    @torch.no_grad()
+    def renew_teacher(self) -> None:
+        """Bring the copy up to date after the target encoder has changed."""
+        for encoder in self._bf16_copy:
+            copies: list[Tensor] = list(encoder.parameters())
+            newest: list[Tensor] = list(self.target_encoder.parameters())
+            torch._foreach_copy_(copies, newest)
 
     def forward(self, images: Tensor, groups: list[Masks]) -> list[tuple[Tensor, Tensor]]:
         """Predict the target blocks, and compute what they should be.
@@ -41,21 +66,29 @@ class IJepa(nn.Module):
             groups: masks of the same B images, in their order.
 
         Returns:
-            Predictions and targets of each group, both (M * images, T, dim); block 0 of all images
-            first.
+            Predictions and targets of each group, both (M * images, T, target dim); block 0 of all
+            images first.
         """
-        targets = Targets(self.config, self.target_encoder, images)
+        patches = patchify(images, self.encoder.patch_embed.patch_size[0])
+        with self._teacher_precision(images.device):
+            targets = Targets(self.config, self.teacher, patches)
         answers, start = [], 0
         for masks in groups:
             chosen = slice(start, start + len(masks.context))
-            answers.append(
-                (self.predictions(images[chosen], masks), targets.of(chosen, masks.targets))
-            )
+            with self._teacher_precision(images.device):
+                wanted = targets.of(chosen, masks.targets)
+            answers.append((self.predictions(patches[chosen], masks), wanted))
             start = chosen.stop
         return answers
 
+    def _teacher_precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Without autocast for the copy in bfloat16; as all else for the target encoder itself."""
+        if not self._bf16_copy:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
+
     def predictions(self, images: Tensor, masks: Masks) -> Tensor:
-        """(M * B, T, dim) from the context alone."""
+        """(M * B, T, target dim) from the context alone, of images or of their patches."""
         context = self.encoder(images, masks.context)
         predicted: Tensor = self.predictor(context, masks.context, masks.targets)
         return predicted
@@ -66,17 +99,15 @@ class IJepa(nn.Module):
         slow = [local(parameter) for parameter in self.target_encoder.parameters()]
         fast = [local(parameter) for parameter in self.encoder.parameters()]
         torch._foreach_lerp_(slow, fast, 1.0 - momentum)
+        self.renew_teacher()
 
 
 def build_ijepa(config: PretrainConfig) -> IJepa:
     """Make the networks of step 0; the target encoder starts as a copy of the context encoder."""
     generator = torch.Generator().manual_seed(config.seed)
-    size = config.data.image_size
-    encoder = build_encoder(config.encoder, size, generator)
+    encoder = build_encoder(config.encoder, config.data.image_size, generator)
     predictor = build_predictor(config, generator)
-    target = build_encoder(config.encoder, size, torch.Generator())
-    target.load_state_dict(encoder.state_dict())
-    return IJepa(encoder, predictor, target, config.targets)
+    return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
 
 
 def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:

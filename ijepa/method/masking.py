@@ -68,8 +68,9 @@ def sample_masks(
 ) -> list[Masks]:
     """Draw the masks of a batch, in groups of `config.group_size` images.
 
-    Within a group all contexts are cut to the length of the shortest; targets have one size in the
-    whole batch. The last group may be smaller.
+    Within a group all contexts are cut to the length of the shortest, or to
+    `config.context_patches`; targets have one size in the whole batch. The last group may be
+    smaller.
 
     Args:
         grid: patches (rows, columns); checked once by `check_masks`.
@@ -86,7 +87,11 @@ def sample_masks(
     for start in range(0, batch_size, config.group_size):
         images = slice(start, start + config.group_size)
         kept = drawn.kept[images]
-        cut = _cut_first(kept) if config.draw == "published" else _cut_random(kept, order[images])
+        length = config.context_patches or int(kept.sum(axis=1).min())
+        if config.draw == "published":
+            cut = _cut_first(kept, length)
+        else:
+            cut = _cut_random(kept, order[images], length)
         targets = np.ascontiguousarray(drawn.targets[:, images])
         groups.append(Masks(torch.from_numpy(cut), torch.from_numpy(targets)))
     return groups
@@ -122,29 +127,30 @@ def check_masks(grid: Grid, config: MaskConfig) -> None:
         IjepaError: a target block or what remains of the context may have too few patches.
     """
     smallest_target, smallest_context = FEWEST[config.kind](grid, config)
-    if smallest_target < 1 or smallest_context <= config.min_keep:
+    if smallest_target < 1 or smallest_context < config.fewest_context_patches:
         even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
+        setting, asked = "min_keep", f"more than {config.min_keep}"
+        if config.context_patches and smallest_context > config.min_keep:
+            setting, asked = "context_patches", f"at least {config.context_patches}"
         raise IjepaError(
             f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: "
             f"the context may keep only {max(smallest_context, 0)}, a target "
-            f"{max(smallest_target, 0)}; masks.min_keep asks for a context of more than "
-            f"{config.min_keep}. Use smaller patches, larger images, other scales or a smaller "
-            f"masks.min_keep{even}."
+            f"{max(smallest_target, 0)}; masks.{setting} asks for a context of {asked}. Use "
+            f"smaller patches, larger images, other scales or a smaller masks.{setting}{even}."
         )
 
 
-def _cut_first(kept: Bools) -> Ints:
-    """(B, K) the first K kept patches of each image, K the least that any image has."""
+def _cut_first(kept: Bools, length: int) -> Ints:
+    """(B, length) the first kept patches of each image, all of which keep so many."""
     counts = kept.sum(axis=1)
     starts = np.cumsum(counts) - counts
-    patches: Ints = np.nonzero(kept)[1][starts[:, None] + np.arange(counts.min())]
+    patches: Ints = np.nonzero(kept)[1][starts[:, None] + np.arange(length)]
     return patches
 
 
-def _cut_random(kept: Bools, order: np.ndarray[Any, np.dtype[np.float32]]) -> Ints:
-    """(B, K) the K kept patches of each image that come first in a random order, ascending."""
-    least = int(kept.sum(axis=1).min())
+def _cut_random(kept: Bools, order: np.ndarray[Any, np.dtype[np.float32]], length: int) -> Ints:
+    """(B, length) the kept patches of each image that come first in a random order, ascending."""
     order = np.where(kept, order, np.float32(2.0))
-    chosen = np.argpartition(order, least - 1, axis=1)[:, :least].astype(np.int64)
+    chosen = np.argpartition(order, length - 1, axis=1)[:, :length].astype(np.int64)
     chosen.sort(axis=1)
     return chosen

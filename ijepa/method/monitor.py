@@ -72,7 +72,8 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
     num_images, num_views, dim = views.shape
     means = views.mean(dim=1)
     spread = (views - means.unsqueeze(1)).flatten(0, 1)
-    within = spread.T @ spread / (num_images * num_views) + delta * torch.eye(dim).double()
+    within = spread.T @ spread / (num_images * num_views)
+    within += delta * torch.eye(dim, dtype=torch.float64, device=views.device)
     centred = means - means.mean(dim=0)
     between = centred.T @ centred / num_images
     values, vectors = torch.linalg.eigh(within)

@@ -39,8 +39,9 @@ def fewest_multiblock(grid: Grid, config: MultiblockMasks) -> tuple[int, int]:
     contexts = possible_sizes(grid, config.context_scale, (1.0, 1.0), config.draw)
     smallest_context = min(height * width for height, width in contexts)
     areas = [height * width for height, width in targets]
-    if config.draw == "published":  # asks as much of a target, and forgives targets in the end
-        return min(areas), min(*areas, smallest_context)
+    if config.draw == "published":  # forgives all targets in the end, but asks min_keep of each
+        enough = min(areas) > config.min_keep
+        return min(areas), smallest_context if enough else min(*areas, smallest_context)
     return min(areas), smallest_context - max(areas)
 
 
@@ -62,7 +63,7 @@ def _draw_published(
         for _ in range(TRIES):
             block = inside(grid, place(grid, (len(todo),), context_size, config.draw, rng))
             kept[todo] = block & ~forbidden[todo]
-            todo = todo[kept[todo].sum(axis=(1, 2)) <= config.min_keep]
+            todo = todo[kept[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
             if not len(todo):
                 return targets, kept.reshape(batch_size, -1)
     raise AssertionError("check_masks lets no such grid through")
@@ -92,7 +93,7 @@ def _draw_symmetric(
         top[:, todo], left[:, todo] = drawn.top, drawn.left
         context = inside(grid, place(grid, (len(todo),), context_size, config.draw, rng))
         kept[todo] = context & ~inside(grid, drawn).any(axis=0)
-        todo = todo[kept[todo].sum(axis=(1, 2)) <= config.min_keep]
+        todo = todo[kept[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
         if not len(todo):
             break
     return Blocks(top, left, *target_size), kept.reshape(batch_size, -1)

@@ -2,7 +2,9 @@
 
 Steps count from 0. The published trainer raises its counter before it reads the learning rate and
 the weight decay, so that step 0 already takes the first increment; we do the same.
-Source: facebookresearch/ijepa `src/utils/schedulers.py`, `src/train.py`.
+Source: facebookresearch/ijepa `src/utils/schedulers.py`, `src/train.py`. `hold-then-cool` is
+V-JEPA 2's warmup-constant-decay schedule (`WSDSchedule` of facebookresearch/vjepa2
+`src/utils/schedulers.py`): it cools on a straight line, and the weight decay is held.
 """
 
 import math
@@ -39,17 +41,22 @@ class Schedules:
         return int(self.config.warmup_epochs * self.steps_per_epoch)
 
     def lr(self, step: int) -> float:
-        """Linear from `start_lr` to `lr` over the warm-up, then cosine to `final_lr`."""
+        """Linear from `start_lr` to `lr` over the warm-up, then as `config.schedule` says."""
         config, count = self.config, step + 1
         if count < self.warmup_steps:
             progress = count / max(1, self.warmup_steps)
             return config.start_lr + progress * (config.lr - config.start_lr)
+        if config.schedule == "hold-then-cool":
+            cooled = self._cooled(count)
+            return (1.0 - cooled) * config.lr + cooled * config.final_lr
         rest = max(1, self.scheduled_steps - self.warmup_steps)
         progress = (count - self.warmup_steps) / rest
         return max(config.final_lr, _cosine(config.lr, config.final_lr, progress))
 
     def weight_decay(self, step: int) -> float:
-        """Cosine from `weight_decay` to `final_weight_decay` (the paper says linear)."""
+        """Held, or cosine from `weight_decay` to `final_weight_decay` (the paper says linear)."""
+        if self.config.schedule == "hold-then-cool":
+            return self.config.weight_decay
         start, end = self.config.weight_decay, self.config.final_weight_decay
         value = _cosine(start, end, (step + 1) / max(1, self.scheduled_steps))
         return max(end, value) if end <= start else min(end, value)
@@ -60,6 +67,15 @@ class Schedules:
         return min(
             1.0, start + step * (end - start) / (self.config.schedule_scale * self.total_steps)
         )
+
+    def _cooled(self, count: int) -> float:
+        """How much of the cooling is done after `count` steps, 0 to 1; it follows the warm-up.
+
+        Steps are those really taken: a run that ended before its schedule would not cool at all.
+        """
+        cool_steps = self.config.cool_fraction * self.total_steps
+        cool_steps = min(cool_steps, self.total_steps - self.warmup_steps)
+        return max(0.0, 1.0 - (self.total_steps - count) / max(1.0, cool_steps))
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

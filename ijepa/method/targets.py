@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ijepa.config import TargetConfig
-from ijepa.method.vit import Encoder, gather_patches
+from ijepa.method.vit import Encoder, patchify
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -21,17 +21,18 @@ class Targets:
         """Take what the target encoder says.
 
         Args:
-            config: embeddings or pixels, masked after the encoder or before.
+            config: embeddings (of which layers) or pixels, masked after the encoder or before.
             encoder: the target encoder.
-            images: (B, 3, height, width) float, normalised.
+            images: (B, 3, height, width) float, normalised; or patches, see `Encoder.forward`.
         """
-        self._encoder, self._images = encoder, images
-        self._tokens: Tensor | None = None  # (B, N, dim)
+        self._config, self._encoder, self._images = config, encoder, images
+        self._tokens: Tensor | None = None  # (B, N, target dim)
         if config.space != "embeddings":
-            pixels = patchify(images, encoder.patch_embed.patch_size[0])
+            patch_px = encoder.patch_embed.patch_size[0]
+            pixels = patchify(images, patch_px) if images.ndim == 4 else images
             self._tokens = standardise(pixels) if config.space == "normalised-pixels" else pixels
         elif config.masked == "output":
-            self._tokens = layer_norm(encoder(images))
+            self._tokens = target_tokens(config, encoder, images)
 
     @torch.no_grad()
     def of(self, images: slice, target_index: Tensor) -> Tensor:
@@ -42,28 +43,61 @@ class Targets:
             target_index: (M, B', T) int64 patches of the M blocks of these B' images.
 
         Returns:
-            (M * B', T, dim); block 0 of all images first.
+            (M * B', T, target dim); block 0 of all images first.
         """
-        num_blocks, flat = target_index.shape[0], target_index.flatten(0, 1)
         if self._tokens is not None:
-            return gather_patches(self._tokens[images].repeat(num_blocks, 1, 1), flat)
-        blocks = self._images[images].repeat(num_blocks, 1, 1, 1)
-        return layer_norm(self._encoder(blocks, flat))
+            return gather_blocks(self._tokens[images], target_index)
+        some = self._images[images]
+        blocks = some.repeat(len(target_index), *[1] * (some.ndim - 1))
+        return target_tokens(self._config, self._encoder, blocks, target_index.flatten(0, 1))
+
+
+def target_tokens(
+    config: TargetConfig, encoder: Encoder, images: Tensor, index: Tensor | None = None
+) -> Tensor:
+    """Layer-normed tokens of the target encoder, all layers of `config.layers` side by side.
+
+    Args:
+        config: its targets are embeddings.
+        encoder: the target encoder.
+        images: (B, 3, height, width) float, normalised; or patches, see `Encoder.forward`.
+        index: (B, K) int64 patches that the encoder sees; None for all N.
+
+    Returns:
+        (B, K or N, target dim); the last layer's features last.
+    """
+    if config.layers is None:
+        return layer_norm(encoder(images, index))
+    layers = encoder.forward_layers(images, config.layers, index)
+    return torch.cat([layer_norm(tokens) for tokens in layers], dim=-1)
+
+
+def last_layer(tokens: Tensor, config: TargetConfig) -> Tensor:
+    """Of targets or predictions (..., target dim), the features of the last layer: (..., dim).
+
+    Targets of one layer, and pixels, are returned as they are.
+    """
+    return tokens if config.layers is None else tokens.chunk(len(config.layers), dim=-1)[-1]
+
+
+def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
+    """Keep the tokens of M blocks of each image, without a copy of all tokens for every block.
+
+    Args:
+        tokens: (B, N, D).
+        target_index: (M, B, T) int64 in [0, N).
+
+    Returns:
+        (M * B, T, D); block 0 of all images first.
+    """
+    num_images, num_patches, _ = tokens.shape
+    first = torch.arange(num_images, device=tokens.device).unsqueeze(1) * num_patches
+    return F.embedding((target_index + first).flatten(0, 1), tokens.flatten(0, 1))
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
     """Over the features, without affine, with PyTorch's default eps, on the encoder's own norm."""
     return F.layer_norm(tokens, tokens.shape[-1:])
-
-
-def patchify(images: Tensor, patch_px: int) -> Tensor:
-    """Pixels of each patch: (B, N, 3 * patch_px**2), channels first within a patch.
-
-    Args:
-        images: (B, 3, height, width).
-        patch_px: side of the square patches; divides height and width.
-    """
-    return F.unfold(images, patch_px, stride=patch_px).transpose(1, 2)
 
 
 def standardise(pixels: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """One optimizer step of I-JEPA. Source: facebookresearch/ijepa `src/train.py`."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ijepa.config import OptimizationConfig
-from ijepa.distributed import unshared_gradients, whole
+from ijepa.config import OptimizationConfig, PretrainConfig
+from ijepa.distributed import is_shared_out, unshared_gradients, uses_bf16, whole
+from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa, parameter_groups
 from ijepa.method.masking import Masks, part_of
-from ijepa.method.products import quick_products
 from ijepa.method.schedules import Schedules
 from ijepa.method.targets import prediction_loss
 
@@ -21,13 +22,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: () float32, mean over the images of the step that this process has.
-        grad_norm: () float32, of all trained parameters together, before the update.
+        grad_norm: () float32, of all trained parameters together, before the update; None where it
+            was not asked for.
         predictions: (M * B, T, dim) of the last group of masks, before the update.
         targets: (M * B, T, dim), likewise.
     """
 
     loss: Tensor
-    grad_norm: Tensor
+    grad_norm: Tensor | None
     predictions: Tensor
     targets: Tensor
 
@@ -53,32 +55,45 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self._trained = [p for group in groups for p in group["params"]]
         self._device = next(model.parameters()).device
-        on_gpu = self._device.type == "cuda"
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._bf16 = uses_bf16(config.precision, self._device)
+        encodes = model.config.space == "embeddings"
+        if encodes and self._bf16 and config.teacher == "bf16" and not is_shared_out(model):
+            model.keep_bf16_teacher()
 
-    def step(self, step: int, images: Tensor, groups: list[Masks]) -> Outcome:
+    def step(
+        self, step: int, images: Tensor, groups: list[Masks], *, with_norm: bool = True
+    ) -> Outcome:
         """Forward, backward, AdamW, EMA.
 
         Args:
             step: counted from 0; sets learning rate, weight decay and EMA momentum.
             images: (B, 3, height, width) float, normalised.
             groups: masks of these images, in their order.
+            with_norm: whether to measure the gradients.
         """
         self._schedule(step)
         total, answers = images.new_zeros(()), []
         for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
             with self._gathering(is_last=chosen.stop == len(images)):
-                with self._precision(), quick_products(self._device):
+                with self._precision():
                     answers = self.forward(images[chosen], pieces)
                 loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
                 torch.autograd.backward(loss)
             total += loss.detach()
-        grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(grads))
+        norm = self._grad_norm() if with_norm else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
+
+    @torch.no_grad()
+    def weights_norm(self) -> float:
+        """Euclidean norm of all trained weights; all processes must ask for it."""
+        return float(whole(torch.nn.utils.get_total_norm(self._trained)))
+
+    def _grad_norm(self) -> Tensor:
+        grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(grads))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
@@ -103,16 +118,42 @@ class Trainer:
 
 
 def micro_batches(groups: list[Masks], size: int) -> Iterator[tuple[slice, list[Masks]]]:
-    """Parts of a batch of `size` images, the last may be smaller, with their masks.
+    """Parts of a batch of at most `size` images, as equal as can be, with their masks.
 
     A group that spans two parts is cut in two; its contexts keep their common length, so that the
     masks do not depend on how much fits into memory.
     """
     batch = _count(groups)
-    for start in range(0, batch, size):
-        chosen = slice(start, min(start + size, batch))
+    parts = -(-batch // size)
+    ends = [batch * number // parts for number in range(parts + 1)]
+    for chosen in itertools.starmap(slice, itertools.pairwise(ends)):
         yield chosen, part_of(groups, chosen)
 
 
 def _count(groups: list[Masks]) -> int:
     return sum(len(masks.context) for masks in groups)
+
+
+def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | None) -> None:
+    """Refuse a batch of which processes that share their weights would compute unequal parts.
+
+    A forward pass gathers the weights from all of them, so each must take as many passes: one for
+    each group of masks that its images belong to.
+
+    Raises:
+        IjepaError: one process would wait for ever.
+    """
+    batch, group = config.data.batch_size, config.masks.group_size
+    share = batch // num_processes
+    sizes = [min(group, batch - start) for start in range(0, batch, group)]
+    groups = [Masks(torch.empty(size, 0), torch.empty(0, size, 0)) for size in sizes]
+    passes = []
+    for rank in range(num_processes):
+        mine = part_of(groups, slice(rank * share, (rank + 1) * share))
+        passes.append([len(pieces) for _, pieces in micro_batches(mine, micro_batch or share)])
+    if any(of_rank != passes[0] for of_rank in passes):
+        raise IjepaError(
+            f"With --parallel fsdp every process must see whole mask groups or an equal part of "
+            f"one: {num_processes} processes take {share} images each, and masks.group_size is "
+            f"{group}. Set masks.group_size to {share}, or to a divisor of it."
+        )

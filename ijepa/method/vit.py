@@ -6,18 +6,17 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_trans
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
-from ijepa.method.products import quick_products
+from ijepa.method.compute import recompute
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,6 +44,7 @@ ARCHITECTURES = {
     "vit_giant": Architecture(1408, 40, 16, 48 / 11),
 }
 
+RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
 
 
@@ -99,29 +99,67 @@ class Encoder(VisionTransformer):
         assert self.pos_embed is not None
         return self.pos_embed
 
+    def forward_layers(
+        self, images: Tensor, layers: Sequence[int], index: Tensor | None = None
+    ) -> list[Tensor]:
+        """Encode as `forward` does, and return the tokens after each of some blocks.
+
+        Args:
+            images: (B, 3, height, width) float, normalised.
+            layers: numbers of blocks, counted from 1, ascending; later blocks are not computed.
+            index: (B, K) int64 patch numbers, row-major; None for all N.
+
+        Returns:
+            One (B, K or N, dim) for each of `layers`; only the last block's passes the final norm.
+        """
+        tokens, found = self.embed(images, index), []
+        for number, block in enumerate(self.blocks[: layers[-1]], start=1):
+            tokens = block(tokens)
+            if number in layers:
+                found.append(self.norm(tokens) if number == len(self.blocks) else tokens)
+        return found
+
     def forward(  # type: ignore[override]  # timm's takes all patches and an attention mask
         self, images: Tensor, index: Tensor | None = None
     ) -> Tensor:
         """Encode all patches, or those that `index` names.
 
         Args:
-            images: (B, 3, height, width) float, normalised.
+            images: (B, 3, height, width) float, normalised; or their patches by `patchify`,
+                (B, N, 3 * patch_px**2), which several encoders can share.
             index: (B, K) int64 patch numbers, row-major; None for all N.
 
         Returns:
             (B, K or N, dim) after the final norm.
         """
-        tokens: Tensor = self.patch_embed(images) + self.position_table
-        if index is not None:
-            tokens = gather_patches(tokens, index)
+        tokens = self.embed(images, index)
         for block in self.blocks:
-            tokens = (
-                _recomputed(tokens.device, block, tokens)
-                if self.grad_checkpointing
-                else block(tokens)
-            )
+            tokens = recompute(block, tokens) if self.grad_checkpointing else block(tokens)
         encoded: Tensor = self.norm(tokens)
         return encoded
+
+    def forward_features(  # as classifiers on timm's encoders ask for tokens
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, dim) after the final norm, of (B, 3, height, width) normalised images."""
+        assert attn_mask is None
+        assert not is_causal
+        return self(x)  # type: ignore[no-any-return]  # nn.Module is untyped
+
+    def embed(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Tokens that enter the first block: (B, K or N, dim); arguments as of `forward`.
+
+        Only the patches that `index` names are projected, and by a matrix product: a convolution
+        whose stride is its width is the same, and slower.
+        """
+        projection = self.patch_embed.proj
+        patches = patchify(images, self.patch_embed.patch_size[0]) if images.ndim == 4 else images
+        positions = self.position_table
+        if index is not None:
+            patches = gather_patches(patches, index)
+            positions = F.embedding(index, positions[0])
+        patches = patches.to(projection.weight.dtype)
+        return F.linear(patches, projection.weight.flatten(1), projection.bias) + positions
 
     def pooled_layers(self, images: Tensor, num_layers: int) -> Tensor:
         """Average-pooled patch tokens of the last blocks, the final norm applied to each.
@@ -133,10 +171,12 @@ class Encoder(VisionTransformer):
         Returns:
             (B, num_layers, dim); the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
         """
-        layers = self.forward_intermediates(
-            images, indices=num_layers, norm=True, output_fmt="NLC", intermediates_only=True
-        )
-        return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)  # type: ignore[union-attr]  # intermediates_only gives tensors
+        tokens, pooled = self.embed(images), []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number > len(self.blocks) - num_layers:
+                pooled.append(self.norm(tokens).mean(dim=1))
+        return torch.stack(pooled, dim=1)
 
 
 class Predictor(nn.Module):
@@ -190,7 +230,7 @@ class Predictor(nn.Module):
             qkv = qkv if block is first else _qkv(block, tokens)
             num_last = target_index.shape[2] if block is last else tokens.shape[1]
             if self.grad_checkpointing:
-                tokens = _recomputed(tokens.device, self.run_block, block, tokens, qkv, num_last)
+                tokens = recompute(self.run_block, block, tokens, qkv, num_last)
             else:
                 tokens = self.run_block(block, tokens, qkv, num_last)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
@@ -210,6 +250,20 @@ def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:
     Source: facebookresearch/ijepa `src/masks/utils.py`; that one takes a list of masks, this one.
     """
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(images: Tensor, patch_px: int) -> Tensor:
+    """Pixels of each patch: (B, N, 3 * patch_px**2), row-major, channels first within a patch.
+
+    Args:
+        images: (B, 3, height, width).
+        patch_px: side of the square patches; divides height and width.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_px, width // patch_px
+    patches = images.reshape(batch, channels, rows, patch_px, columns, patch_px)
+    patches = patches.permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, rows * columns, channels * patch_px**2)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
@@ -241,12 +295,29 @@ def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Gene
     return encoder
 
 
+def target_dim(config: PretrainConfig) -> int:
+    """Numbers that the predictor outputs for a patch: its pixels, or all of `targets.layers`.
+
+    Raises:
+        IjepaError: a layer beyond the encoder's depth.
+    """
+    size, layers = architecture(config.encoder.arch), config.targets.layers
+    if config.targets.space != "embeddings":
+        return 3 * config.encoder.patch_px**2
+    if layers is None:
+        return size.dim
+    if layers[-1] > size.depth:
+        raise IjepaError(
+            f"targets.layers names block {layers[-1]}, but {config.encoder.arch} has {size.depth} "
+            f"blocks; name blocks from 1 to {size.depth}."
+        )
+    return len(layers) * size.dim
+
+
 def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
     """Make a freshly initialised predictor of that configuration's targets."""
     encoder, size = config.encoder, architecture(config.encoder.arch)
-    in_pixels = config.targets.space != "embeddings"
-    target_dim = 3 * encoder.patch_px**2 if in_pixels else size.dim
-    predictor = Predictor(size, config.predictor, config.grid, target_dim)
+    predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
     predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
     initialise(predictor, encoder.init, generator)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)
@@ -297,21 +368,11 @@ def compile_blocks(
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
     """Compile the blocks, once for all of them and for every number of tokens."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for encoder in encoders:
         for block in encoder.blocks:
             block.compile(dynamic=True, backend=backend)
     predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
-
-
-def _recomputed(device: torch.device, function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401  # handed on as it is
-    """Computed by equal products both times."""
-    result: Tensor = checkpoint(
-        function,
-        *inputs,
-        use_reentrant=False,
-        context_fn=lambda: (quick_products(device), quick_products(device)),
-    )
-    return result
 
 
 def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ijepa.method.products import linear_product
 from ijepa.probes.linear_protocols import Head, LinearProtocol
 
 MOMENTUM = 0.9
@@ -91,11 +90,11 @@ class HeadGroup(nn.Module):
         for some, true in zip(
             torch.split(inputs, at_once), torch.split(labels, at_once), strict=True
         ):
-            errors = linear_product(some, flat, offset).view(len(some), count, num_classes)
+            errors = F.linear(some, flat, offset).view(len(some), count, num_classes)
             errors = errors.softmax(dim=2)
             errors[torch.arange(len(some), device=true.device), :, true] -= 1
             errors = errors.view(len(some), -1).div_(len(inputs))
-            weight_gradient += linear_product(errors.T, some.T)
+            weight_gradient += F.linear(errors.T, some.T)
             bias_gradient += errors.sum(dim=0)
         torch.autograd.backward(
             [weight, bias], [weight_gradient.view_as(weight), bias_gradient.view_as(bias)]
@@ -107,7 +106,7 @@ class HeadGroup(nn.Module):
         if self.norm != "none":
             inputs = (inputs - self.mean) * (self.variance + self._eps).rsqrt()
         weight, bias = self._folded()
-        logits = linear_product(inputs, weight.view(-1, weight.shape[2]), bias.view(-1))
+        logits = F.linear(inputs, weight.view(-1, weight.shape[2]), bias.view(-1))
         return logits.view(len(inputs), *bias.shape).argmax(dim=2).T
 
     @torch.no_grad()

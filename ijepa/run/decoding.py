@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import logging
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.distributed import device_name, pick_device
+from ijepa.distributed import device_name, pick_device, uses_bf16
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
+from ijepa.method.compute import computing, linear_name, pick_linear
 from ijepa.method.decoder import (
     CONDITIONS,
     Decoded,
@@ -27,10 +27,9 @@ from ijepa.method.decoder import (
 from ijepa.method.draws import MASKS, NOISE, stream
 from ijepa.method.finetuning import learning_rate
 from ijepa.method.masking import check_masks
-from ijepa.method.products import quick_products
 from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
-from ijepa.stores.checkpoint import load_state, load_weights, save_state
+from ijepa.stores.checkpoint import CheckpointWriter, load_state, load_weights
 from ijepa.stores.loader import Batch, Images, RandomCropBatches, StepPlan, batches
 from ijepa.stores.metrics import MetricsLog
 
@@ -80,10 +79,12 @@ class DecoderRun:
         self._decoder = build_decoder(config, dim).to(device)
         self.averaged = copy.deepcopy(self._decoder).requires_grad_(False).eval()
         self._optimizer = torch.optim.AdamW(
-            self._decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            self._decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        on_gpu = device.type == "cuda"
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._bf16 = uses_bf16(config.precision, device)
+        tokens = config.batch_size * source.config.grid[0] * source.config.grid[1]
+        self._linear = pick_linear(device, tokens, dim)
+        self._writer = CheckpointWriter(runtime.checkpoint_seconds)
         self.steps_done = 0
         metrics_bytes = self._resume()
         if not metrics_bytes:
@@ -93,7 +94,7 @@ class DecoderRun:
     @property
     def device_name(self) -> str:
         """What computes, for the record."""
-        return device_name(self._device)
+        return device_name(self._device) + linear_name(self._linear)
 
     def train(self, progress: Progress) -> None:
         """Take all steps that are left.
@@ -102,9 +103,14 @@ class DecoderRun:
             StoppedError: a signal asked for it; the state is saved.
             IjepaError: the loss is not finite.
         """
-        saved, records = time.monotonic(), []
+        records: list[dict[str, Any]] = []
         todo = range(self.steps_done, self._config.steps)
-        with stop_requests() as asked, contextlib.closing(self._made(todo)) as made:
+        with (
+            contextlib.closing(self._writer),
+            computing(self._device, linear=self._linear, shapes_vary=True),
+            stop_requests() as asked,
+            contextlib.closing(self._made(todo)) as made,
+        ):
             for batch in made:
                 records.append(self._step(batch.step, batch.images))
                 last = self.steps_done == self._config.steps
@@ -112,10 +118,10 @@ class DecoderRun:
                     continue
                 self._flush(records, progress)
                 records = []
-                if last or asked or time.monotonic() - saved > self._runtime.checkpoint_seconds:
+                if last or asked or self._writer.is_due():
                     self._save()
-                    saved = time.monotonic()
                 if asked and not last:
+                    self._writer.wait()
                     self._metrics.close()
                     raise StoppedError(
                         f"Stopped by {asked.signal_name} after step {self.steps_done:,} of "
@@ -125,7 +131,8 @@ class DecoderRun:
 
     def _made(self, todo: range) -> Generator[Batch]:
         """Batches of these steps; closed at once when the loop ends, so that no worker lingers."""
-        yield from batches(self._batches, todo, self._runtime.workers)
+        on_gpu = self._device.type == "cuda"
+        yield from batches(self._batches, todo, self._runtime.workers, pin_memory=on_gpu)
 
     def _step(self, step: int, images: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""
@@ -138,7 +145,7 @@ class DecoderRun:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad()
-        with self._precision(), quick_products(self._device):
+        with self._precision():
             loss = flow_loss(self._decoder, pixels, condition, draws)
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -154,7 +161,7 @@ class DecoderRun:
         on_device = images.to(self._device, non_blocking=True)
         boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
         seen = normalise(on_device, self._data.mean, self._data.std)
-        with self._precision(), quick_products(self._device):
+        with self._precision():
             condition = CONDITIONS[self._config.condition](self._jepa, seen, masks)
         return cut_blocks(on_device, boxes, self._config.image_px), condition.float()
 
@@ -192,7 +199,7 @@ class DecoderRun:
             "encoder_sha256": self._sha256,
             "metrics_bytes": self._metrics.flush(),
         }
-        save_state(path, body)
+        self._writer.save([path], body)
 
     def _resume(self) -> int:
         """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""

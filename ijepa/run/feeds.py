@@ -63,7 +63,7 @@ def open_feed(
             f"--cache {runtime.cache} needs a shard set on this machine; copy it here, or leave "
             f"--cache away."
         )
-    return StreamFeed(images, config, runtime, world, plan)
+    return StreamFeed(images, config, runtime, device, world, plan)
 
 
 class LocalFeed:
@@ -84,9 +84,14 @@ class LocalFeed:
         """See `Feed`."""
         workers = self._runtime.workers
         if self._runtime.cache == "none":
-            return batches(RandomCropBatches(self._images, self._plan), todo, workers)
-        decoded = DecodedImages(self._images, self._device, workers, progress)
-        return batches(CachedCropBatches(decoded, self._plan), todo, workers=0)
+            on_gpu = self._device.type == "cuda"
+            crops = RandomCropBatches(self._images, self._plan)
+            yield from batches(crops, todo, workers, pin_memory=on_gpu)
+            return
+        cached = CachedCropBatches(
+            DecodedImages(self._images, self._device, workers, progress), self._plan
+        )
+        yield from (cached[step] for step in todo)
 
     def keys(self, step: int) -> list[str]:
         """See `Feed`; of the images of all processes."""
@@ -108,10 +113,12 @@ class StreamFeed:
         images: "RemoteSplit",
         config: PretrainConfig,
         runtime: Runtime,
+        device: torch.device,
         world: World,
         plan: StepPlan,
     ) -> None:
         self._images, self._config, self._plan = images, config, plan
+        self._on_gpu = device.type == "cuda"
         count = config.stream.lanes
         mine = range(world.rank * count, (world.rank + 1) * count)
         self._lanes = Lanes(images, config.seed, config.stream.buffer, mine, world.size * count)
@@ -127,7 +134,7 @@ class StreamFeed:
                 "they stopped, not exactly there."
             )
         dataset = StreamedCropBatches(self._lanes, self._plan, todo)
-        for batch in batches(dataset, None, self._workers):
+        for batch in batches(dataset, None, self._workers, pin_memory=self._on_gpu):
             self._keys[batch.step] = list(batch.keys[:SHOWN_KEYS])
             self._keys.pop(batch.step - REMEMBERED, None)
             yield batch

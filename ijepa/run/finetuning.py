@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +20,19 @@ from ijepa.distributed import (
     in_parallel,
     mean_over_ranks,
     pick_device,
+    seed_device,
+    uses_bf16,
 )
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
+from ijepa.method.compute import computing, linear_name, pick_linear
 from ijepa.method.draws import MASKS, stream
 from ijepa.method.finetuning import Classifier, learning_rate, parameter_groups
-from ijepa.method.products import quick_products
 from ijepa.probes.arrays import Ints
 from ijepa.progress import Progress
 from ijepa.run.stopping import stop_requests
 from ijepa.stores.augmented import AugmentedBatches
-from ijepa.stores.checkpoint import check_weights, load_state, save_state
+from ijepa.stores.checkpoint import CheckpointWriter, check_weights, load_state
 from ijepa.stores.loader import ChosenImages, Images, ViewBatches, ViewPlan, batches
 from ijepa.stores.metrics import MetricsLog
 
@@ -98,21 +99,24 @@ class FinetuneRun:
         self._batches = AugmentedBatches(train.images, train.chosen, config, data, part)
         self.model = model.to(device)
         groups = parameter_groups(model, config.layer_decay, config.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        patches = self.model.encoder.patch_embed.num_patches
+        rows = data.batch_size // world.size * patches
+        self._linear = pick_linear(device, rows, self.model.encoder.embed_dim)
         self._steps_per_epoch = len(train.chosen) // data.batch_size
         self.total_steps = config.epochs * self._steps_per_epoch
         self.steps_done = 0
         self.held_out: dict[str, float] = {}  # by the last watch
+        self._writer = CheckpointWriter(runtime.checkpoint_seconds)
         metrics_bytes = self._resume()
         self._forward = in_parallel(self.model, device, world)
         self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
-        on_gpu = device.type == "cuda"
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._bf16 = uses_bf16(config.precision, device)
 
     @property
     def device_name(self) -> str:
         """What computes, for the record."""
-        return device_name(self._device, self._world)
+        return device_name(self._device, self._world) + linear_name(self._linear)
 
     def train(self, progress: Progress) -> None:
         """Take all steps that are left.
@@ -121,11 +125,16 @@ class FinetuneRun:
             StoppedError: a signal asked for it; the state is saved.
             IjepaError: the loss is not finite.
         """
-        saved, losses = time.monotonic(), []
+        losses: list[dict[str, Any]] = []
         self.model.train()
-        todo = range(self.steps_done, self.total_steps)
-        made = batches(self._batches, todo, self._runtime.workers)
-        with stop_requests() as asked, contextlib.closing(made):  # else workers outlive an error
+        todo, on_gpu = range(self.steps_done, self.total_steps), self._device.type == "cuda"
+        made = batches(self._batches, todo, self._runtime.workers, pin_memory=on_gpu)
+        with (
+            contextlib.closing(self._writer),
+            computing(self._device, linear=self._linear),
+            stop_requests() as asked,
+            contextlib.closing(made),  # else workers outlive an error
+        ):
             for batch in made:
                 losses.append(self._step(batch.step, batch.images, self._labels[batch.numbers]))
                 last = self.steps_done == self.total_steps
@@ -138,10 +147,9 @@ class FinetuneRun:
                 self._flush(losses, progress)
                 losses = []
                 stop = any_rank(bool(asked), self._device, self._world)
-                late = time.monotonic() - saved > self._runtime.checkpoint_seconds
-                if last or stop or any_rank(late, self._device, self._world):
+                due = any_rank(self._writer.is_due(), self._device, self._world)
+                if last or stop or due:
                     self._save()
-                    saved = time.monotonic()
                 if stop and not last:
                     raise self._stopped(asked.signal_name)
         if self._metrics:
@@ -150,9 +158,10 @@ class FinetuneRun:
     def predictions(self, progress: Progress) -> Ints:
         """(n,) class numbers of the test images by their evaluation views."""
         found, test = [], self._parts.test
-        for numbers, logits in self._scored(test, range(_batches(test))):
-            found.append(logits.argmax(dim=1))
-            progress("score images", int(numbers[-1]) + 1, None)
+        with computing(self._device, linear=self._linear):
+            for numbers, logits in self._scored(test, range(_batches(test))):
+                found.append(logits.argmax(dim=1))
+                progress("score images", int(numbers[-1]) + 1, None)
         every: Ints = torch.cat(found).numpy()
         return every
 
@@ -184,20 +193,21 @@ class FinetuneRun:
         plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         self.model.eval()
-        with contextlib.closing(batches(views, numbers, self._runtime.workers)) as made:
+        on_gpu, workers = self._device.type == "cuda", self._runtime.workers
+        with contextlib.closing(batches(views, numbers, workers, pin_memory=on_gpu)) as made:
             for batch in made:
-                with self._precision(), quick_products(self._device):
+                with self._precision():
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
         self.model.train()
 
     def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""
-        torch.manual_seed(int(stream(self._config.seed, MASKS, step).integers(2**62)))
+        seed_device(self._device, int(stream(self._config.seed, MASKS, step).integers(2**62)))
         lr = self._set_rates(step)
         inputs, targets = self._mixed(step, self._normalised(images), labels.to(self._device))
         self._optimizer.zero_grad()
-        with self._precision(), quick_products(self._device):
+        with self._precision():
             logits = self._forward(inputs)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self._smoothing())
         torch.autograd.backward(loss)
@@ -266,6 +276,7 @@ class FinetuneRun:
         progress("finetune images", self.steps_done * size, self.total_steps * size, shown)
 
     def _stopped(self, name: str) -> StoppedError:
+        self._writer.wait()
         if self._metrics:
             self._metrics.close()
         return StoppedError(
@@ -289,7 +300,7 @@ class FinetuneRun:
             "held_out": self.held_out,
             "metrics_bytes": self._metrics.flush(),
         }
-        save_state(self._last_checkpoint, body)
+        self._writer.save([self._last_checkpoint], body)
 
     def _resume(self) -> int:
         """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""

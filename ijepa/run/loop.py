@@ -18,26 +18,33 @@ from ijepa.distributed import (
     any_rank,
     device_name,
     in_parallel,
+    is_shared_out,
     mean_over_ranks,
     pick_device,
     wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa.method.augment import normalise
+from ijepa.method.compute import LinearKernel, computing, linear_name, pick_linear
 from ijepa.method.cost import step_flops, utilisation
 from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.method.mask_statistics import context_patches
-from ijepa.method.masking import Masks, batch_masks, check_masks, part_of
+from ijepa.method.mask_statistics import context_patches, mask_shapes
+from ijepa.method.masking import Masks, check_masks
 from ijepa.method.monitor import Health
-from ijepa.method.training import Outcome, Trainer
+from ijepa.method.training import Outcome, Trainer, check_passes
 from ijepa.method.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.feeds import open_feed
-from ijepa.run.state import restore, share_out, whole_state
+from ijepa.run.prefetch import StepInputs, step_inputs
+from ijepa.run.state import full_state, restore, share_out
 from ijepa.run.stopping import StopRequest, stop_requests
 from ijepa.run.watch import Watch
-from ijepa.stores.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ijepa.stores.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    checkpoint_body,
+    load_checkpoint,
+)
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 
 FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
+FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +68,8 @@ class _Pending:
     """Records whose numbers are still on the device."""
 
     records: list[dict[str, float]] = field(default_factory=list)
-    numbers: list[Tensor] = field(default_factory=list)  # (2,): loss, gradient norm
+    losses: list[Tensor] = field(default_factory=list)  # () each
+    norms: list[Tensor] = field(default_factory=list)  # () of the records that have a norm
 
 
 class Run:
@@ -83,12 +92,13 @@ class Run:
         self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
         self.device = pick_device(runtime.device)
         self.model: IJepa = build_ijepa(config).to(self.device)
-        is_shared_out = runtime.parallel == "fsdp" and world.size > 1
-        if is_shared_out:
+        shares_weights = runtime.parallel == "fsdp" and world.size > 1
+        if shares_weights:
+            check_passes(config, world.size, runtime.micro_batch)
             share_out(self.model, self.device, world)
         self.per_epoch = len(images) // config.data.batch_size
         self.feed = open_feed(images, config, runtime, self.device, world)
-        self.watch = Watch(config, self.feed.watched(), self.device)
+        self.watch = Watch(config, self.feed.watched(), self.device, world)
         self.trainer = Trainer(self.model, config.optimization, self.per_epoch, runtime.micro_batch)
         self.steps_done, self.first_loss = 0, math.nan
         self.left_out = self.rollbacks = 0  # batches; times that the run went back
@@ -96,13 +106,14 @@ class Run:
         self.shown: dict[str, float] = {}
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         self.stop_asked = StopRequest()
+        self.linear = self._pick_linear()
+        self.writer = CheckpointWriter(runtime.checkpoint_seconds)
         metrics_bytes = self._resume()
         if runtime.recompute:
             save_memory(self.model.encoder, self.model.predictor)
         if runtime.compile:
-            encoders = (self.model.encoder, self.model.target_encoder)
-            compile_blocks(encoders, self.model.predictor)
-        if not is_shared_out:
+            compile_blocks((self.model.encoder, self.model.teacher), self.model.predictor)
+        if not shares_weights:
             self.trainer.forward = in_parallel(self.model, self.device, world)
         self.metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
         if world.leads:
@@ -111,7 +122,7 @@ class Run:
     @property
     def device_name(self) -> str:
         """What computes, for the record."""
-        return device_name(self.device, self.world)
+        return device_name(self.device, self.world) + linear_name(self.linear)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -130,7 +141,13 @@ class Run:
             StoppedError: a signal asked for it; the state is saved.
             IjepaError: the loss or the features are broken; names the last good state.
         """
-        with stop_requests() as self.stop_asked:
+        on_gpu = self.device.type == "cuda"
+        varies = on_gpu and len(mask_shapes(self.config)) > FEW_SHAPES
+        with (
+            contextlib.closing(self.writer),
+            computing(self.device, linear=self.linear, shapes_vary=varies),
+            stop_requests() as self.stop_asked,
+        ):
             while not self._is_last():
                 try:
                     self._take_steps(progress)
@@ -139,27 +156,34 @@ class Run:
         if self.metrics:
             self.metrics.close()
 
+    def _pick_linear(self) -> LinearKernel:
+        """By timing, on as many tokens as the target encoder sees; the compiler has its own."""
+        if self.runtime.compile:
+            return "torch"
+        images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
+        patches = self.config.grid[0] * self.config.grid[1]
+        return pick_linear(self.device, images * patches, self.model.encoder.embed_dim)
+
     def _take_steps(self, progress: Progress) -> None:
         if self.steps_done == 0:
             self._append({"step": 0, **self._look()})
-        saved = flushed = time.monotonic()
-        with contextlib.closing(self._batches(progress)) as batches:
-            for number, images in batches:
-                self._step(number, images)
+        flushed, flushed_at = time.monotonic(), self.steps_done
+        with contextlib.closing(self._inputs(progress)) as made:
+            for inputs in made:
+                self._step(inputs)
                 if not self._is_fetching():
                     continue
                 self._flush()
-                now = time.monotonic()
-                rate = FLUSH_STEPS * self.config.data.batch_size / (now - flushed)
+                steps = self.steps_done - flushed_at
+                rate = steps * self.config.data.batch_size / (time.monotonic() - flushed)
                 stop = any_rank(bool(self.stop_asked), self.device, self.world)
-                late = now - saved > self.runtime.checkpoint_seconds
-                if stop or any_rank(late, self.device, self.world) or self._is_milestone():
+                due = any_rank(self.writer.is_due(), self.device, self.world)
+                if stop or due or self._is_milestone():
                     self._save()
-                    saved = time.monotonic()
-                if stop:
+                if stop and not self._is_last():
                     raise self._stopped()
                 self._show(progress, rate)
-                flushed = time.monotonic()
+                flushed, flushed_at = time.monotonic(), self.steps_done
 
     def _go_back(self, broken: _BrokenError) -> None:
         """Take up the last checkpoint, and leave out the batches that were seen since.
@@ -167,6 +191,7 @@ class Run:
         Raises:
             IjepaError: there is no checkpoint, or all that is allowed of this was done.
         """
+        self.writer.wait()
         allowed = self.config.watch.rollbacks
         if self.rollbacks == allowed or not self.last_checkpoint.exists():
             message = str(broken)
@@ -188,22 +213,20 @@ class Run:
             )
         wait_for_all(self.world)  # nobody may read the checkpoint after this
         self._save()
+        self.writer.wait()
 
-    def _batches(self, progress: Progress) -> Generator[tuple[int, Tensor]]:
-        """Numbers of batches and their images; numbers are steps, but for what was left out."""
+    def _inputs(self, progress: Progress) -> Generator[StepInputs]:
+        """What each step needs; numbers of batches are steps, but for what was left out."""
         todo = range(self.steps_done + self.left_out, self.total_steps + self.left_out)
-        for batch in self.feed.batches(todo, progress):
-            images = batch.images.to(self.device, non_blocking=True)
-            yield batch.step, normalise(images, self.config.data.mean, self.config.data.std)
-
-    def _step(self, number: int, images: Tensor) -> None:
-        groups = batch_masks(self.config, number)
         share = self.world.share(self.config.data.batch_size)
-        mine = [masks.to(self.device) for masks in part_of(groups, share)]
-        step = number - self.left_out
-        outcome = self.trainer.step(step, images, mine)
+        return step_inputs(self.feed.batches(todo, progress), self.config, share, self.device)
+
+    def _step(self, inputs: StepInputs) -> None:
+        step = inputs.number - self.left_out
+        with_norm = step == 0 or (step + 1) % self.config.watch.grad_norm_steps == 0
+        outcome = self.trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
         self.steps_done = step + 1
-        self._record(step, groups, outcome)
+        self._record(step, inputs.groups, outcome)
 
     def _record(self, step: int, groups: list[Masks], outcome: Outcome) -> None:
         """Note a step; loss and gradient norm follow when they are fetched, the rest is known."""
@@ -214,7 +237,6 @@ class Run:
             "epoch": self.steps_done / self.per_epoch,
             "images": self.steps_done * self.config.data.batch_size,
             "loss": math.nan,
-            "grad_norm": math.nan,
             "lr": schedules.lr(step),
             "weight_decay": schedules.weight_decay(step),
             "ema": schedules.ema(step),
@@ -226,43 +248,57 @@ class Run:
         if self.steps_done % self.config.watch.every_steps == 0 or self._is_last():
             numbers = self._look()
             record |= numbers | self.watch.judge(numbers, outcome, self.steps_done)
+        if outcome.grad_norm is not None:
+            record["grad_norm"] = math.nan
+            self.pending.norms.append(outcome.grad_norm)
         self.pending.records.append(record)
-        self.pending.numbers.append(torch.stack([outcome.loss, outcome.grad_norm]))
+        self.pending.losses.append(outcome.loss)
 
     def _look(self) -> dict[str, float]:
+        uncompiled = contextlib.nullcontext()
+        if self.runtime.compile:  # a look's shapes and precision would be compiled for it alone
+            uncompiled = torch.compiler.set_stance("force_eager")
         try:
-            return self.watch.look(self.model)
+            with uncompiled:
+                return self.watch.look(self.model)
         except FloatingPointError as error:
             raise self._broken(str(error), self.steps_done) from error
 
     def _flush(self) -> None:
         """Fetch the losses, refuse a broken one, and write the records."""
-        fetched = mean_over_ranks(torch.stack(self.pending.numbers), self.world).tolist()
-        for record, (loss, norm) in zip(self.pending.records, fetched, strict=True):
-            self._check(loss, norm, int(record["step"]))
-            self._append(record | {"loss": loss, "grad_norm": norm})
+        both = torch.stack([*self.pending.losses, *self.pending.norms])
+        fetched = mean_over_ranks(both, self.world).tolist()
+        losses, norms = fetched[: len(self.pending.losses)], fetched[len(self.pending.losses) :]
+        for record, loss in zip(self.pending.records, losses, strict=True):
+            self._check("loss", loss, int(record["step"]))
+            record["loss"] = loss
+            if "grad_norm" in record:
+                record["grad_norm"] = norms.pop(0)
+                self._check("gradient norm", record["grad_norm"], int(record["step"]))
+            self._append(record)
             self.shown |= {n: v for n, v in record.items() if n in SHOWN}
-        self.shown |= {"loss": fetched[-1][0], "lr": self.pending.records[-1]["lr"]}
+        self.shown |= {"loss": losses[-1], "lr": self.pending.records[-1]["lr"]}
         self.pending = _Pending()
 
     def _append(self, record: dict[str, float]) -> None:
         if self.metrics:
             self.metrics.append(record)
 
-    def _check(self, loss: float, grad_norm: float, step: int) -> None:
+    def _check(self, what: str, value: float, step: int) -> None:
         """The loss of the first step is about the largest that a sane run ever sees."""
+        if not math.isfinite(value):
+            raise self._broken(f"The {what} is {value}", step)
+        if what != "loss":
+            return
         if math.isnan(self.first_loss):
-            self.first_loss = loss
-        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if not math.isfinite(value):
-                raise self._broken(f"The {what} is {value}", step)
-        limit = self.config.watch.loss_limit * self.first_loss
-        if loss > limit:
+            self.first_loss = value
+        if value > self.config.watch.loss_limit * self.first_loss:
             raise self._broken(
-                f"The loss exploded to {loss:.4g}, from {self.first_loss:.4g} at the start", step
+                f"The loss exploded to {value:.4g}, from {self.first_loss:.4g} at the start", step
             )
 
     def _broken(self, what: str, step: int) -> _BrokenError:
+        self.writer.wait()
         good = f"the last good state is {self.last_checkpoint}"
         if not self.last_checkpoint.exists():
             good = "there is no earlier state"
@@ -276,7 +312,7 @@ class Run:
         speed = {"images_per_second": images_per_second, **self._flops(images_per_second)}
         self.shown |= {name: value for name, value in speed.items() if name != "images_per_second"}
         if self.metrics:
-            self.metrics.speed(self.steps_done, speed)
+            self.metrics.show(self.steps_done, speed)
         size = self.config.data.batch_size
         done, total = self.steps_done * size, self.total_steps * size
         progress("pretrain images", done, total, self.shown)
@@ -304,6 +340,7 @@ class Run:
         return len(self.pending.records) >= FLUSH_STEPS or self._is_milestone() or stops_now
 
     def _stopped(self) -> StoppedError:
+        self.writer.wait()
         if self.metrics:
             self.metrics.close()
         return StoppedError(
@@ -312,7 +349,14 @@ class Run:
         )
 
     def _save(self) -> None:
-        weights, optimizer = whole_state(self.model, self.trainer.optimizer)
+        """Begin to write a checkpoint; at the end of a kept epoch it stays under that name, too.
+
+        Raises:
+            _BrokenError: the weights are not finite, as after a gradient that was not measured.
+        """
+        if not math.isfinite(self.trainer.weights_norm()):
+            raise self._broken("The weights are no longer finite", self.steps_done)
+        weights, optimizer = full_state(self.model, self.trainer.optimizer)
         if not self.metrics:
             return
         facts: dict[str, Any] = {
@@ -322,19 +366,16 @@ class Run:
             "world_size": self.world.size,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
+            "linear": self.linear,
         }
-        state = Checkpoint(
-            step=self.steps_done,
-            config=self.config,
-            model=weights,
-            optimizer=optimizer,
-            facts=facts,
-        )
-        self.last_checkpoint.parent.mkdir(exist_ok=True)
+        state = Checkpoint(self.steps_done, self.config, weights, optimizer, facts)
+        paths = [self.last_checkpoint]
         if self._ends_kept_epoch():
             epoch = self.steps_done // self.per_epoch
-            save_checkpoint(self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"), state)
-        save_checkpoint(self.last_checkpoint, state)
+            paths.insert(0, self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"))
+        self.last_checkpoint.parent.mkdir(exist_ok=True)
+        is_copy = is_shared_out(self.model)
+        self.writer.save(paths, checkpoint_body(state), is_copy=is_copy)
 
     def _resume(self) -> int:
         """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""
@@ -347,6 +388,7 @@ class Run:
         self.watch.first = Health(*facts["first_health"])
         self.first_loss = facts["first_loss"]
         self.left_out, self.rollbacks = int(facts["left_out"]), int(facts["rollbacks"])
+        self.linear = facts.get("linear", self.linear)  # the same kernels give the same bits
         if self.world.leads:
             log.info("going on after step %d of %d", self.steps_done, self.total_steps)
             self._announce(int(facts["world_size"]))

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from ijepa.distributed import World
+from ijepa.distributed import World, is_shared_out
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa
 from ijepa.stores.checkpoint import check_weights
@@ -38,17 +38,20 @@ def share_out(model: IJepa, device: torch.device, world: World) -> None:
         for block in encoder.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # the target has no backward
-        register_fsdp_forward_method(encoder, "pooled_layers")
+        for method in ("pooled_layers", "forward_layers"):
+            register_fsdp_forward_method(encoder, method)
     fully_shard(model.predictor, mesh=mesh)
 
 
-def whole_state(model: IJepa, optimizer: Optimizer) -> tuple[Tree, Tree]:
-    """State of networks and optimizer in the memory of the machine; empty but on rank 0.
+def full_state(model: IJepa, optimizer: Optimizer) -> tuple[Tree, Tree]:
+    """State of networks and optimizer, by the names of the parameters.
 
-    All processes must call it.
+    Where the weights are shared out it is gathered in the memory of rank 0's machine, and empty on
+    the others; all processes must call it. Else it is the tensors of the networks themselves.
     """
-    weights = get_model_state_dict(model, options=WHOLE)
-    return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=WHOLE))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=is_shared_out(model))
+    weights = get_model_state_dict(model, options=options)
+    return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
 
 
 def restore(model: IJepa, optimizer: Optimizer, weights: Tree, state: Tree, source: Path) -> None:
@@ -68,3 +71,4 @@ def restore(model: IJepa, optimizer: Optimizer, weights: Tree, state: Tree, sour
         set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
     except (KeyError, RuntimeError, ValueError) as error:
         raise IjepaError(f"{source} holds no optimizer state of these networks.") from error
+    model.renew_teacher()

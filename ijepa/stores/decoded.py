@@ -4,7 +4,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch.utils.data import Dataset
 
 from ijepa.errors import IjepaError
 from ijepa.method.augment import crop_batch, fit_box
@@ -57,7 +56,7 @@ class DecodedImages:
         return len(self.sizes)
 
 
-class CachedCropBatches(Dataset[Batch]):
+class CachedCropBatches:
     """Step -> what `RandomCropBatches` makes, cropped on the device in one call."""
 
     def __init__(self, decoded: DecodedImages, plan: StepPlan) -> None:
@@ -65,15 +64,15 @@ class CachedCropBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         numbers, places, draws = self._plan.part(step)
-        boxes = [
-            fit_box(draws, place, *self._decoded.sizes[number])
+        rows = [
+            (number, draws.flip[place], *fit_box(draws, place, *self._decoded.sizes[number]))
             for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
         ]
-        device = self._decoded.pixels.device
-        flip = torch.tensor([draws.flip[place] for place in places], device=device)
-        images = self._decoded.pixels[torch.from_numpy(numbers).to(device)]
-        image_px = self._plan.config.image_px
-        crops = crop_batch(images, torch.tensor(boxes, device=device), flip, image_px)
+        pixels, drawn = self._decoded.pixels, torch.tensor(rows)
+        if pixels.is_cuda:
+            drawn = drawn.pin_memory().to(pixels.device, non_blocking=True)
+        chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
+        crops = crop_batch(pixels[chosen], boxes, flip, self._plan.config.image_px)
         return Batch(step, crops, torch.from_numpy(numbers))
 
 

@@ -100,16 +100,17 @@ class StepPlan:
         self._part = part or slice(0, config.batch_size)
         self._repeat_every = repeat_every or config.batch_size
         self._steps_per_epoch = num_images // config.batch_size  # full batches only, as published
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._newest = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
 
     def numbers(self, step: int) -> Ints:
         """Places in the split of all images of a step, whatever part of it is made here."""
         epoch, step = divmod(step, self._steps_per_epoch)
-        if epoch != self._epoch:
-            self._order = stream(self._seed, SHUFFLE, epoch).permutation(self._num_images)
-            self._epoch = epoch
+        newest = self._newest  # read and replaced whole, for two threads may ask
+        if newest[0] != epoch:
+            order = stream(self._seed, SHUFFLE, epoch).permutation(self._num_images)
+            self._newest = newest = (epoch, order)
         size = self.config.batch_size
-        return self._order[step * size : (step + 1) * size]
+        return newest[1][step * size : (step + 1) * size]
 
     def part(self, step: int) -> tuple[Ints, Ints, CropDraws]:
         """The images of this part, the draw that is each one's, and all draws."""
@@ -208,11 +209,19 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
 
 
 def batches(
-    dataset: Dataset[Batch], numbers: Sequence[int] | None, workers: int
+    dataset: Dataset[Batch],
+    numbers: Sequence[int] | None,
+    workers: int,
+    *,
+    pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
-    An iterable data set knows its order itself, and takes None.
+    Args:
+        dataset: makes one batch an item.
+        numbers: of the items; None for an iterable data set, which knows its order itself.
+        workers: processes; 0 makes batches here.
+        pin_memory: whether batches are to be copied to a GPU.
 
     Raises:
         IjepaError: as the data set does, in one line, also where a worker process did.
@@ -222,7 +231,7 @@ def batches(
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
     )

@@ -279,9 +279,10 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     ours, theirs = _flat(plan.described()), _flat(record)
     changed = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     known = [name for name in changed if name in ours and name in theirs]
-    return "; ".join(
-        f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known[:3]
-    )
+    differences = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
+    new = [name for name in ours if name not in theirs]  # the record is of an earlier version
+    differences += [f"{name}, a new setting, is {ours[name]!r:.40}" for name in new]
+    return "; ".join(differences[:3])
 
 
 def _flat(body: object, name: str = "") -> dict[str, Any]:

@@ -208,9 +208,10 @@ def _spread(samples: "list[Tensor]") -> float | None:
 def _captions(
     data: ShardSet, config: PredictionsConfig, trained: "TrainedJepa", made: "TrainedDecoder"
 ) -> list[str]:
-    decoder = made.config
+    decoder, layers = made.config, trained.config.targets.layers
+    layer = f"block {layers[-1]}" if layers else "last layer"
     return [
-        f"encoder {trained.name}, last layer; data {data.source}, {config.split}; "
+        f"encoder {trained.name}, {layer}; data {data.source}, {config.split}; "
         f"{trained.config.masks.kind} blocks, seed {config.seed}",
         f"decoder {config.decoder}: of {decoder.condition}, {decoder.image_px} px, "
         f"{decoder.steps:,} steps, seed {decoder.seed}; {decoder.sampling_steps} Euler steps a "

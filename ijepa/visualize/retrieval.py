@@ -259,9 +259,11 @@ def _predict(
     import torch
 
     from ijepa.method.masking import Masks
+    from ijepa.method.targets import last_layer
 
     with torch.inference_mode():
         [(predicted, true)] = jepa(images, [Masks(masks.context, masks.targets[:1]).to(device)])
+    predicted, true = (last_layer(each, jepa.config) for each in (predicted, true))
     return predicted.float().cpu().numpy(), true.float().cpu().numpy()
 
 
@@ -275,7 +277,7 @@ def _store(
     """Tokens and pixels of all patches of some images, none of which is asked about."""
     import torch
 
-    from ijepa.method.targets import layer_norm
+    from ijepa.method.targets import last_layer, target_tokens
     from ijepa.views.retrieval_sheet import cut_patches
 
     split = data.split(config.store_split)
@@ -283,13 +285,13 @@ def _store(
     numbers = draw_images(split, config.store_images, config.images.seed, without)
     _check_size(trained, len(numbers))
     views = evaluation_views(split, numbers, trained.config.data)
+    targets, encoder = trained.config.targets, trained.jepa.target_encoder
+    found = []
     with torch.inference_mode():
-        tokens = torch.cat(
-            [
-                layer_norm(trained.jepa.target_encoder(_normalised(some, trained, device))).cpu()
-                for some in torch.split(views, AT_ONCE)
-            ]
-        )
+        for some in torch.split(views, AT_ONCE):
+            images = _normalised(some, trained, device)
+            found.append(last_layer(target_tokens(targets, encoder, images), targets).cpu())
+    tokens = torch.cat(found)
     patches = cut_patches(views.permute(0, 2, 3, 1).numpy(), trained.config.encoder.patch_px)
     return PatchStore(tokens.flatten(0, 1).float().numpy(), patches, tokens.shape[1])
 

@@ -1,5 +1,6 @@
-"""Products by oneDNN are those of torch, as exact, whatever the layout of the matrices."""
+"""Linear layers by oneDNN are those of torch, as exact, whatever the layout of the matrices."""
 
+import contextlib
 import copy
 import os
 
@@ -8,14 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
-from ijepa.encoders.load import load_encoder
-from ijepa.method import products
+from ijepa.errors import IjepaError
+from ijepa.method import compute
+from ijepa.method.compute import computing, pick_linear, recompute
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.masking import sample_masks
-from ijepa.method.products import linear_product, quick_products
 from ijepa.method.training import Trainer
 
 CPU = torch.device("cpu")
@@ -28,10 +28,13 @@ LAYOUTS = {
 
 
 @pytest.fixture(autouse=True)
-def by_onednn(monkeypatch):
-    if not products._has_onednn():
+def needs_onednn():
+    if not compute._has_onednn():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "onednn_is_quicker", lambda: True)
+
+
+def by_onednn():
+    return computing(CPU, linear="onednn")
 
 
 @pytest.mark.parametrize("first", LAYOUTS)
@@ -41,41 +44,84 @@ def test_products_are_as_exact_as_those_of_torch(first, second):
     inputs, weight = (torch.randn(shape, generator=generator) for shape in ((70, 300), (50, 300)))
     bias = torch.randn(50, generator=generator)
     exact = F.linear(inputs.double(), weight.double(), bias.double())
-    found = linear_product(LAYOUTS[first](inputs), LAYOUTS[second](weight), bias)
+    with by_onednn():
+        found = F.linear(LAYOUTS[first](inputs), LAYOUTS[second](weight), bias)
+        without_bias = F.linear(inputs, weight)
     worst = (F.linear(inputs, weight, bias) - exact).abs().max()
     assert (found - exact).abs().max() < 3 * worst
     assert found.is_contiguous()
-    exact = exact - bias.double()
-    assert (linear_product(inputs, weight) - exact).abs().max() < 3 * worst
+    assert (without_bias - (exact - bias.double())).abs().max() < 3 * worst
 
 
-def test_on_other_cpus_and_for_other_numbers_torch_multiplies(monkeypatch):
+def test_other_numbers_are_left_to_torch():
     inputs, weight = torch.randn(5, 7), torch.randn(3, 7)
     for dtype in (torch.float64, torch.bfloat16):
         expected = F.linear(inputs.to(dtype), weight.to(dtype))
-        assert torch.equal(linear_product(inputs.to(dtype), weight.to(dtype)), expected)
-    monkeypatch.setattr(products, "onednn_is_quicker", lambda: False)
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", _refuse)
-    assert torch.equal(linear_product(inputs, weight), F.linear(inputs, weight))
-    with quick_products(CPU):
-        assert torch.equal(F.linear(inputs, weight), inputs @ weight.T)
+        with by_onednn():
+            assert torch.equal(F.linear(inputs.to(dtype), weight.to(dtype)), expected)
 
 
-def _refuse(*_):
-    raise AssertionError("oneDNN was asked")
+def test_torch_multiplies_unless_onednn_is_chosen(asked):
+    with computing(CPU):
+        F.linear(torch.randn(5, 7), torch.randn(3, 7))
+    with by_onednn():
+        pass
+    F.linear(torch.randn(5, 7), torch.randn(3, 7))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("onednn_seconds", "chosen"), [(0.5, "onednn"), (0.9, "torch"), (2, "torch")]
+)
+def test_onednn_is_chosen_where_it_is_clearly_faster(monkeypatch, onednn_seconds, chosen):
+    """By a clock that each call of torch moves by a second, of oneDNN by `onednn_seconds`."""
+    now = [0.0]
+
+    class Clocked(compute._OneDnnLinear):
+        def __enter__(self):
+            now[0] += onednn_seconds - 1.0
+            return super().__enter__()
+
+    def clock():  # asked before and after each call
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setenv(compute.SWITCH, "auto")
+    monkeypatch.setattr(compute, "_OneDnnLinear", Clocked)
+    monkeypatch.setattr(compute.time, "perf_counter", clock)
+    monkeypatch.setattr(compute, "CLEARLY_FASTER", 1.3)
+    compute._timed.cache_clear()
+    assert pick_linear(CPU, 64, 16) == chosen
+    compute._timed.cache_clear()
+
+
+def test_an_environment_variable_chooses_the_library(monkeypatch):
+    for name in ("torch", "onednn"):
+        monkeypatch.setenv(compute.SWITCH, name)
+        assert pick_linear(CPU, 4096, 64) == name
+    assert pick_linear(torch.device("cuda"), 4096, 64) == "torch"
+    monkeypatch.setenv(compute.SWITCH, "mkl")
+    with pytest.raises(IjepaError, match="IJEPA_CPU_LINEAR is 'mkl'; set it to auto"):
+        pick_linear(CPU, 4096, 64)
+
+
+def test_timing_leaves_the_random_numbers_as_they_are(monkeypatch):
+    monkeypatch.setenv(compute.SWITCH, "auto")
+    compute._timed.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    pick_linear(CPU, 32, 16)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_onednn_keeps_few_kernels_for_masks_have_many_lengths(monkeypatch):
-    mine, other = products.CACHE_SIZES
+    mine, other = compute.CACHE_SIZES
     monkeypatch.setenv(mine, "7")
     monkeypatch.setenv(other, "to be restored")
     del os.environ[other]
-    quick_products(CPU)
-    assert (os.environ[mine], os.environ[other]) == ("7", products.KEPT_KERNELS)
-
-
-def test_a_gpu_keeps_its_own_products():
-    assert not isinstance(quick_products(torch.device("cuda")), products._QuickLinear)
+    with by_onednn():
+        assert (os.environ[mine], os.environ[other]) == ("7", compute.KEPT_KERNELS)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -88,24 +134,23 @@ def test_networks_inside_have_the_outputs_and_gradients_of_those_outside(layout,
     answers = []
     for dtype, inside in ((torch.float64, False), (torch.float32, True)):
         net, inputs = copy.deepcopy(network).to(dtype), images.to(dtype).requires_grad_()
-        with quick_products(CPU if inside else torch.device("meta")):
+        with by_onednn() if inside else contextlib.nullcontext():
             found = _checkpointed(net, inputs) if recomputed else net(inputs)
-            found[:, ::2].square().sum().backward()
+            torch.autograd.backward(found[:, ::2].square().sum())
         answers.append([found, inputs.grad, *(parameter.grad for parameter in net.parameters())])
     for expected, found in zip(*answers, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def _checkpointed(net, inputs):
-    both = (quick_products(CPU), quick_products(CPU))
-    return checkpoint(net, inputs, use_reentrant=False, context_fn=lambda: both)
+    return recompute(net, inputs)
 
 
 def test_one_vector_no_rows_and_named_arguments_are_taken_as_ever():
     weight, bias = torch.randn(3, 7), torch.randn(3)
     for inputs in (torch.randn(7), torch.randn(0, 7), torch.randn(2, 0, 7), torch.randn(1, 1, 7)):
         expected = F.linear(inputs, weight, bias)
-        with quick_products(CPU):
+        with by_onednn():
             torch.testing.assert_close(F.linear(inputs, weight, bias=bias), expected)
             torch.testing.assert_close(F.linear(input=inputs, weight=weight, bias=bias), expected)
 
@@ -113,7 +158,7 @@ def test_one_vector_no_rows_and_named_arguments_are_taken_as_ever():
 def test_what_is_not_trained_gets_no_gradient():
     layer, inputs = nn.Linear(7, 3), torch.randn(2, 7)
     layer.weight.requires_grad_(False)
-    with quick_products(CPU):
+    with by_onednn():
         layer(inputs).sum().backward()
     assert layer.weight.grad is None
     torch.testing.assert_close(layer.bias.grad, torch.full((3,), 2.0))
@@ -122,9 +167,9 @@ def test_what_is_not_trained_gets_no_gradient():
 def test_a_bias_with_gaps_is_read_as_it_is():
     inputs, weight = torch.randn(5, 7), torch.randn(3, 7)
     for bias in (torch.randn(6)[::2], torch.randn(1).expand(3)):
-        torch.testing.assert_close(
-            linear_product(inputs, weight, bias), inputs @ weight.T + bias.clone()
-        )
+        with by_onednn():
+            found = F.linear(inputs, weight, bias)
+        torch.testing.assert_close(found, inputs @ weight.T + bias.clone())
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 4, 7)])
@@ -135,9 +180,9 @@ def test_what_comes_out_may_be_changed_in_place(shape):
         torch.randn(shape),
     )
     gradients = []
-    for device in (torch.device("meta"), CPU):
+    for context in (contextlib.nullcontext(), by_onednn()):
         network.zero_grad()
-        with quick_products(device):
+        with context:
             found = network(inputs)
         found += 1
         found.square().sum().backward()
@@ -148,7 +193,7 @@ def test_what_comes_out_may_be_changed_in_place(shape):
 def test_layers_that_do_not_train_let_their_inputs_change():
     layer, inputs = nn.Linear(7, 3).requires_grad_(False), torch.randn(2, 7, requires_grad=True)
     kept = inputs.clone()
-    with quick_products(CPU):
+    with by_onednn():
         found = layer(kept)
     kept.zero_()
     found.sum().backward()
@@ -160,7 +205,7 @@ def test_what_does_not_fit_is_refused_in_the_words_of_torch(shapes):
     operands = [torch.randn(shape) for shape in shapes]
     with pytest.raises(RuntimeError) as plain:
         F.linear(*operands)
-    with quick_products(CPU), pytest.raises(RuntimeError) as found:
+    with by_onednn(), pytest.raises(RuntimeError) as found:
         F.linear(*operands)
     assert str(found.value) == str(plain.value)
 
@@ -168,19 +213,19 @@ def test_what_does_not_fit_is_refused_in_the_words_of_torch(shapes):
 @pytest.fixture
 def asked(monkeypatch):
     """Shapes of what oneDNN was asked to multiply."""
-    shapes, multiply = [], products.linear_product
+    shapes, multiply = [], compute._onednn_product
 
     def noted(inputs, weight, *bias):
         shapes.append((tuple(inputs.shape), tuple(weight.shape)))
         return multiply(inputs, weight, *bias)
 
-    monkeypatch.setattr(products, "linear_product", noted)
+    monkeypatch.setattr(compute, "_onednn_product", noted)
     return shapes
 
 
 def test_linear_is_multiplied_by_onednn_forwards_and_backwards(asked):
     layer, inputs = nn.Linear(7, 3), torch.randn(2, 7, requires_grad=True)
-    with quick_products(CPU):
+    with by_onednn():
         found = layer(inputs)
         assert asked == [((2, 7), (3, 7))]
     found.sum().backward()
@@ -197,7 +242,8 @@ CONFIG = PretrainConfig(
 def test_steps_of_training_are_multiplied_by_onednn_forwards_and_backwards(asked):
     model, rng = build_ijepa(CONFIG), np.random.default_rng(0)
     masks = sample_masks(CONFIG.grid, 4, CONFIG.masks, rng)
-    Trainer(model, CONFIG.optimization, 10).step(0, torch.randn(4, 3, 32, 32), masks)
+    with by_onednn():
+        Trainer(model, CONFIG.optimization, 10).step(0, torch.randn(4, 3, 32, 32), masks)
     weights = [tuple(weight.shape) for weight in model.encoder.parameters() if weight.dim() == 2]
     assert len(weights) == 8  # four in each block
     for out, dim in weights:
@@ -205,15 +251,10 @@ def test_steps_of_training_are_multiplied_by_onednn_forwards_and_backwards(asked
         assert any(inputs[0] == out and weight[0] == dim for inputs, weight in asked)  # gradients
 
 
-def test_frozen_encoders_are_multiplied_by_onednn(asked):
-    load_encoder("random:vit_tiny").features(torch.randn(1, 3, 224, 224), 1)
-    assert len(asked) >= 4 * 12  # products of a block, blocks
-
-
 def test_bf16_by_autocast_is_left_to_torch():
     layer, inputs = nn.Linear(7, 3), torch.randn(2, 7)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(inputs)
-        with quick_products(CPU):
+        with by_onednn():
             assert torch.equal(layer(inputs), expected)
     assert expected.dtype == torch.bfloat16

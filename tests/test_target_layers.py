@@ -1,0 +1,130 @@
+"""A run that predicts several layers: every stage takes it, and compares the last layer only."""
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.config import ConvertConfig, ExtractConfig, Runtime
+from ijepa.convert import convert
+from ijepa.encoders.jepa import load_jepa
+from ijepa.errors import IjepaError
+from ijepa.exchange.reading import read_networks
+from ijepa.extract import extract
+from ijepa.method.block_pixels import draw_blocks
+from ijepa.method.decoder import CONDITIONS
+from ijepa.method.targets import layer_norm
+from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.run.watch import Watch
+from ijepa.stores.checkpoint import load_checkpoint, save_checkpoint
+from ijepa.stores.features import open_features
+from ijepa.stores.records import read_metrics
+from ijepa.stores.shards import open_shards
+from ijepa.visualize import visualize_retrieval
+from ijepa.visualize.images import ImageChoice
+from ijepa.visualize.retrieval import RetrievalConfig
+
+CPU = Runtime(device="cpu", workers=0)
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def layers_config(tiny_config):
+    targets = tiny_config.targets.model_copy(update={"layers": (1, 2)})
+    return tiny_config.model_copy(update={"targets": targets})
+
+
+@pytest.fixture(scope="module")
+def layers_run(shards, layers_config, tmp_path_factory):
+    """A finished run whose predictor predicts both blocks."""
+    out = tmp_path_factory.mktemp("layers") / "run"
+    pretrain(shards, out, layers_config, CPU)
+    return out
+
+
+def test_it_learns(layers_run):
+    records = read_metrics(layers_run / "metrics.jsonl")
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_it_goes_on_exactly_where_it_stopped(layers_run, shards, layers_config, tmp_path):
+    def stop(task, done, *_):
+        raise KeyboardInterrupt
+
+    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(shards, tmp_path / "run", layers_config, eager, stop)
+    pretrain(shards, tmp_path / "run", layers_config, CPU)
+    ours, theirs = (run / "metrics.jsonl" for run in (tmp_path / "run", layers_run))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_its_health_is_measured_by_predictions_of_the_last_layer(layers_run, shards):
+    jepa, config = load_jepa(str(layers_run))[1:]
+    images = open_shards(shards).split("train")
+    samples = [images.read_sample(number) for number in range(16)]
+    watch = Watch(config, samples, torch.device("cpu"))
+    lidars = [watch.look(jepa)["lidar"]]
+    for rows in (slice(0, DIM), slice(DIM, 2 * DIM)):
+        jepa.predictor.predictor_proj.weight[rows] = 0
+        lidars.append(watch.look(jepa)["lidar"])
+    assert lidars[0] == lidars[1] != lidars[2]
+
+
+def test_its_features_have_the_encoders_width(layers_run, shards, tmp_path):
+    extract(shards, tmp_path / "f.h5", ExtractConfig(encoder=str(layers_run)), CPU)
+    with open_features(tmp_path / "f.h5") as features:
+        assert features.shape[-1] == DIM
+
+
+def test_conditions_of_a_decoder_are_of_the_last_layer(layers_run):
+    jepa, config = load_jepa(str(layers_run))[1:]
+    images, masks = torch.randn(3, 3, 32, 32), draw_blocks(config, 3, np.random.default_rng(0))
+    found = {name: of(jepa, images, masks) for name, of in CONDITIONS.items()}
+    tokens = layer_norm(jepa.target_encoder(images))
+    wanted = [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]
+    torch.testing.assert_close(found["targets"], torch.stack(wanted))
+    predicted = jepa.predictions(images, masks)
+    torch.testing.assert_close(found["predictions"], predicted[..., DIM:].mean(1))
+
+
+def test_retrieval_is_that_of_a_predictor_of_the_last_layer_alone(
+    layers_run, shards, tiny_config, tmp_path
+):
+    state, alone = load_checkpoint(layers_run / "checkpoints" / "last.pt"), tmp_path / "alone.pt"
+    for name in ("predictor.predictor_proj.weight", "predictor.predictor_proj.bias"):
+        state.model[name] = state.model[name][DIM:].clone()
+    save_checkpoint(alone, state._replace(config=tiny_config))
+    names = (str(layers_run), str(alone))
+    config = RetrievalConfig(
+        encoder={"encoders": names},
+        images=ImageChoice(num_images=2),
+        measured=16,
+        store_images=64,
+    )
+    figures = visualize_retrieval(shards, tmp_path / "r.png", config, CPU).figures
+    ours, theirs = ([n for key, n in figures.items() if key.endswith(name)] for name in names)
+    assert len(ours) == len(theirs) == 8
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_weights_keep_all_layers_in_our_format(layers_run, tmp_path):
+    convert(layers_run, tmp_path / "w.pt", ConvertConfig(to="ours"))
+    predictor = read_networks(tmp_path / "w.pt").parts["predictor"]
+    assert predictor["predictor_proj.weight"].shape[0] == 2 * DIM
+
+
+def test_the_published_format_leaves_its_predictor_out_and_says_so(layers_run, tmp_path, caplog):
+    done = convert(layers_run, tmp_path / "w.pth.tar", ConvertConfig(to="published"))
+    assert done.left_out == ("predictor",)
+    assert done.holds == "context encoder, target encoder"
+    assert "predicts layers (1, 2)" in caplog.text
+    there = read_networks(tmp_path / "w.pth.tar")
+    assert there.parts.keys() == {"encoder", "target_encoder"}
+    assert set(torch.load(tmp_path / "w.pth.tar", weights_only=True)) >= {"encoder", "epoch"}
+
+
+def test_a_plan_refuses_a_layer_that_the_encoder_lacks(shards, layers_config):
+    deeper = layers_config.targets.model_copy(update={"layers": (1, 3)})
+    with pytest.raises(IjepaError, match=r"targets\.layers names block 3, but 32x2x2 has 2"):
+        plan_pretrain(shards, layers_config.model_copy(update={"targets": deeper}))
