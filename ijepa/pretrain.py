@@ -122,11 +122,7 @@ def _pretrain_together(
     from ijepa.run.loop import Run
 
     with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
-        if config.data.batch_size % world.size:
-            raise IjepaError(
-                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
-                f"{world.size} processes."
-            )
+        lead(world, lambda: _check_shares(config, runtime, world.size))
         work = lead(world, lambda: held.enter_context(exclusive_work(plan, force=runtime.force)))
         if not work.cached:
             run = Run(work.folder, config, images, runtime, world)
@@ -135,6 +131,18 @@ def _pretrain_together(
             lead(world, lambda: work.publish_folder(facts))
         wait_for_all(world)
         return _result(plan.out, work.cached)
+
+
+def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
+    from ijepa.method.training import check_passes
+
+    if config.data.batch_size % num_processes:
+        raise IjepaError(
+            f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+            f"{num_processes} processes."
+        )
+    if runtime.parallel == "fsdp":
+        check_passes(config, num_processes, runtime.micro_batch)
 
 
 def _facts(

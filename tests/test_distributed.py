@@ -44,8 +44,12 @@ def free_port():
             return port
 
 
-def together(size, arguments):
-    """Start the ranks as torchrun would; what each returned and wrote to stderr."""
+def together(size, arguments, seconds=120):
+    """Start the ranks as torchrun would; what each returned and wrote to stderr.
+
+    Raises:
+        subprocess.TimeoutExpired: they hang; nothing of them is left behind.
+    """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
@@ -59,7 +63,11 @@ def together(size, arguments):
         )
         for rank in range(size)
     ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    try:
+        errors = [rank.communicate(timeout=seconds)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # nothing happens to those that have ended
     return [rank.returncode for rank in ranks], errors
 
 
@@ -148,6 +156,24 @@ def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tm
     codes, errors = together(2, command(recipe, shards, tmp_path / "hot"))
     assert codes == [1, 1]
     assert sum(error.count("error:") for error in errors) == 1, errors
+    assert "Traceback" not in "".join(errors)
+
+
+def test_a_share_that_cuts_a_mask_group_is_refused_under_fsdp(shards, tiny_config, tmp_path):
+    # Ranks would pass through the networks 1 and 2 times, and wait for each other forever.
+    cut = tiny_config.model_copy(
+        update={
+            "data": tiny_config.data.model_copy(update={"batch_size": 6}),
+            "masks": tiny_config.masks.model_copy(update={"group_size": 4}),
+        }
+    )
+    recipe = tmp_path / "cut.yaml"
+    recipe.write_text(dump_yaml(cut))
+    arguments = command(recipe, shards, tmp_path / "cut", "--parallel", "fsdp")
+    codes, errors = together(2, arguments, seconds=40)
+    assert codes == [1, 1], errors
+    [line] = [line for error in errors for line in error.splitlines() if "error:" in line]
+    assert "masks.group_size" in line
     assert "Traceback" not in "".join(errors)
 
 

@@ -20,6 +20,8 @@ FAMILIES = (
     "random-masks",
     "input-masked",
     "pixels",
+    "several-layers",
+    "in-parts",
 )
 
 

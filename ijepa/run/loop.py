@@ -30,7 +30,7 @@ from ijepa.method.jepa import IJepa, build_ijepa
 from ijepa.method.mask_statistics import context_patches, mask_shapes
 from ijepa.method.masking import Masks, check_masks
 from ijepa.method.monitor import Health
-from ijepa.method.training import Outcome, Trainer, check_passes
+from ijepa.method.training import Outcome, Trainer
 from ijepa.method.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
@@ -94,7 +94,6 @@ class Run:
         self.model: IJepa = build_ijepa(config).to(self.device)
         shares_weights = runtime.parallel == "fsdp" and world.size > 1
         if shares_weights:
-            check_passes(config, world.size, runtime.micro_batch)
             share_out(self.model, self.device, world)
         self.per_epoch = len(images) // config.data.batch_size
         self.feed = open_feed(images, config, runtime, self.device, world)

@@ -32,7 +32,7 @@ from ijepa.method.decoder import Decoded
 from ijepa.method.finetuning import Classifier
 from ijepa.method.masking import batch_masks
 from ijepa.method.training import Trainer
-from ijepa.method.vit import architecture, build_encoder
+from ijepa.method.vit import architecture, build_encoder, save_memory
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
@@ -51,14 +51,15 @@ from .steps import GPU, empty_masks, ijepa_on_gpu, images_on_gpu
 from .tensors import fake_tensors
 
 BATCH, GROUP = 8, 4
-FAMILIES = {
-    "small": "imagenette-vits16",
-    "published": "in1k_vith14_ep300",
-    "rasterized-masks": "table06_rasterized",
-    "block-masks": "table06_block",
-    "random-masks": "table06_random",
-    "input-masked": "table11_input-masked",
-    "pixels": "table07_pixels",
+FAMILIES = {  # of recipes, each with settings of its own
+    "small": ("imagenette-vits16",),
+    "published": ("in1k_vith14_ep300",),
+    "rasterized-masks": ("table06_rasterized",),
+    "block-masks": ("table06_block",),
+    "random-masks": ("table06_random",),
+    "input-masked": ("table11_input-masked",),
+    "pixels": ("table07_pixels",),
+    "several-layers": ("imagenette-vits16", "targets.layers=[1,2]"),
 }
 PROTOCOLS = ("ijepa", "vissl-cifar100", "mae-lars", "dinov2-linear")
 CACHES = ("none", "decoded")
@@ -110,18 +111,26 @@ def devices(tensors: Iterator[object]) -> list[str]:
 
 @contextlib.contextmanager
 def working_inline() -> Iterator[None]:
-    """What a thread would make ahead is made when it is needed: modes see their own thread only."""
+    """Without the thread that works ahead: fake tensors belong to one thread."""
     from ijepa.run import prefetch
 
     with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
         yield
 
 
-def training(recipe: str) -> dict[str, Any]:
-    """A step: where all that it leaves behind is, and in what dtypes attention computes."""
-    config = shallow(recipe)
+def training(recipe: str, *overrides: str, in_parts: bool = False) -> dict[str, Any]:
+    """A step: where all that it leaves behind is, and in what dtypes attention computes.
+
+    Args:
+        recipe: its name.
+        overrides: of its settings.
+        in_parts: three images at a time, blocks computed again in the backward pass.
+    """
+    config = shallow(recipe, *overrides)
     model = ijepa_on_gpu(config)
-    trainer = Trainer(model, config.optimization, 10)
+    trainer = Trainer(model, config.optimization, 10, 3 if in_parts else None)
+    if in_parts:
+        save_memory(model.encoder, model.predictor)
 
     def step(number: int) -> None:
         groups = [empty_masks(drawn) for drawn in batch_masks(config, number)]
@@ -290,11 +299,11 @@ def attention(*, shapes_vary: bool) -> dict[str, Any]:
     """Kernels of attention over masks of many lengths, as the training loop computes."""
     from ijepa.method.compute import computing
 
-    config = shallow("imagenette-vits16")
+    config = shallow("imagenette-vits16", f"masks.group_size={GROUP // 2}")
     trainer = Trainer(ijepa_on_gpu(config), config.optimization, 10)
 
     def steps() -> None:
-        for number in range(4):
+        for number in range(2):
             masks = [empty_masks(drawn) for drawn in batch_masks(config, number)]
             trainer.step(number, images_on_gpu(config), masks)
 
@@ -352,14 +361,15 @@ def known_faults() -> dict[str, Any]:
 CLAIMS: dict[str, Callable[[], Any]] = {
     "known faults": known_faults,
     "devices of ranks": devices_of_ranks,
-    **{f"training {name}": functools.partial(training, FAMILIES[name]) for name in FAMILIES},
+    **{f"training {name}": functools.partial(training, *FAMILIES[name]) for name in FAMILIES},
+    "training in-parts": functools.partial(training, *FAMILIES["small"], in_parts=True),
     **{f"whole run, cache {name}": functools.partial(whole_run, name) for name in CACHES},
     "waits of training": waits_of_training,
     "waits of preparing": waits_of_preparing,
     "decoded cache": decoded_cache,
     "extraction": extraction,
     "health check": health_check,
-    **{f"linear heads {name}": functools.partial(linear_heads, name) for name in LINEAR_PROTOCOLS},
+    **{f"linear heads {name}": functools.partial(linear_heads, name) for name in PROTOCOLS},
     "fine-tuning": fine_tuning,
     "decoder": decoder,
     "attention of varying lengths": functools.partial(attention, shapes_vary=True),
