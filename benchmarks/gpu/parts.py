@@ -151,7 +151,8 @@ def _gpu_tests(session: Session) -> None:
 def sweep(session: Session) -> None:
     """All variants at equal images, side by side; the winner by its neighbours."""
     variants = MINI_VARIANTS if session.rehearse else VARIANTS
-    session.ijepa(_pretrain(session, "pilot", _epochs(3), ["--cache", "decoded"]))
+    alone = [*_epochs(6 if session.rehearse else 3), "watch.every_steps=1000000"]
+    session.ijepa(_pretrain(session, "pilot", alone, ["--cache", "decoded"]))
     rate = _training_rate(session.runs / "sweep.pilot", session.config().data.batch_size)
     if rate:
         session.record("rate", images_per_second=rate)
@@ -187,7 +188,7 @@ def full(session: Session) -> None:
     winner = session.find("sweep", "winner", "variant", TRUST[0])
     order = [winner, *(name for name in TRUST if name != winner)]
     with ThreadPoolExecutor(2) as pool:
-        baselines = pool.submit(session.side_by_side, _baselines(session))
+        baselines = pool.submit(_extract_baselines, session)
         for name in order:
             epochs = (
                 3 if session.rehearse else _fitting_epochs(session, session.left - START_SECONDS)
@@ -203,18 +204,24 @@ def full(session: Session) -> None:
         session.record("health", **{name: look.get(name) for name in names})
 
 
+def _extract_baselines(session: Session) -> None:
+    """One after the other on the CPU: the training's own process must not wait for a core."""
+    for command in _baselines(session):
+        words = [*command.words, "--device", "cpu", "--workers", "2"]
+        session.ijepa(command._replace(words=words, cpu_only=True))
+
+
 def _baselines(session: Session) -> list[Command]:
-    """Features of the recipe's random initialisation, and of pixels."""
+    """Features of pixels and of the recipe's random initialisation, as far as they are missing."""
     config, control = session.config(), session.runs / "sweep.A"
     arch = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
-    kinds = {"random": f"random:{control if control.exists() else arch}", "pixels": "pixels"}
-    found = []
-    for name, encoder in kinds.items():
-        for split in ("train", "val"):
-            out = session.work / f"{name}.{split}.h5"
-            command = _extract(session, f"{name}-{split}", encoder, split, out)
-            found.append(command._replace(words=[*command.words, "--device", "cpu"], cpu_only=True))
-    return found
+    kinds = {"pixels": "pixels", "random": f"random:{control if control.exists() else arch}"}
+    return [
+        _extract(session, f"{name}-{split}", encoder, split, out)
+        for name, encoder in kinds.items()
+        for split in ("train", "val")
+        if not (out := session.work / f"{name}.{split}.h5").exists()
+    ]
 
 
 def score(session: Session) -> None:
@@ -233,6 +240,7 @@ def score(session: Session) -> None:
             _extract(session, "target-val", encoder, "val", work / "val.h5"),
             _extract(session, "context-train", encoder, "train", files["context"][0], more=context),
             _extract(session, "context-val", encoder, "val", files["context"][1], more=context),
+            *_baselines(session),  # those that the CPU did not manage
         ]
     )
     session.side_by_side(

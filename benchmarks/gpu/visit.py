@@ -90,15 +90,18 @@ def run_part(part: str, words: Sequence[str], out: Path, work: Path, seconds: fl
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End a part and all that it started."""
-    for wanted in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, wanted)
-            process.wait(KILL_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """End a part and all that it started: SIGTERM, time to save, SIGKILL."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + KILL_SECONDS
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # nobody is left
+        pass
+    process.wait()
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
