@@ -25,6 +25,7 @@ import torch
 from plain_training import PlainTrainer
 from timing import emit, medians
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PredictorConfig, PretrainConfig
@@ -36,6 +37,7 @@ from ijepa.method.vit import compile_blocks, initialise, sincos_positions
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+WHERE = DeviceType.CUDA if ON_GPU else DeviceType.CPU  # whose time a profile counts
 BLOCK_STEPS = 20  # between two synchronisations: the host may run ahead, as in training
 WARMUP_STEPS = 3
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 5
@@ -242,6 +244,8 @@ def time_shares(profiler: profile) -> dict[str, float]:
     """Share of the device's time of each kind of operation, the largest first."""
     spent: Counter[str] = Counter()
     for event in profiler.key_averages():
+        if event.device_type != WHERE or event.is_user_annotation:
+            continue  # what the host did meanwhile, and spans that contain kernels
         time = event.self_device_time_total if ON_GPU else event.self_cpu_time_total
         spent[_kind(event.key)] += time
     whole = sum(spent.values())

@@ -1,12 +1,12 @@
 """The report's page: one HTML file that loads nothing."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ijepa import __version__
 from ijepa.ledger.beside import PaperTable
 from ijepa.ledger.groups import Group, Line
 from ijepa.ledger.scaled import ScaledTable
@@ -58,7 +58,7 @@ def page(contents: Contents) -> str:
     environment.filters["breakable"] = breakable
     template = environment.get_template("page.html.j2")
     filled = any(cell.ours for table in contents.paper for cell in table.cells)
-    return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
+    return template.render(**contents._asdict(), version=__version__, paper_first=filled)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
