@@ -21,7 +21,7 @@ sys.path += [str(ROOT / "benchmarks" / "gpu"), str(ROOT / "benchmarks")]  # scri
 import bench_train_step  # noqa: E402
 import parts  # noqa: E402
 import visit  # noqa: E402
-from session import append_result, read_results  # noqa: E402
+from session import Command, Session, append_result, read_results  # noqa: E402
 
 weights = st.dictionaries(st.sampled_from(list(visit.SECONDS)), st.floats(1, 1e3), min_size=1)
 
@@ -109,6 +109,27 @@ def test_what_is_too_large_to_travel_is_left_out_and_said(tmp_path, monkeypatch)
     assert (out / "val.h5").exists()
     [refused, _] = read_results(out)
     assert (refused["what"], refused["status"]) == ("train.h5", "failed")
+
+
+def test_numbers_are_found_in_a_command_s_output_whatever_is_printed_before(tmp_path):
+    session = Session("smoke", None, tmp_path, tmp_path, time.time() + 60, rehearse=True)
+    (tmp_path / "logs").mkdir()
+    noisy = "import sys; print('a library says hello'); print('{\\n \"a\": [{\"b\": 5}]\\n}')"
+    noisy += "; print('pretrain images: 9 of 9  1,234.5/s', file=sys.stderr)"
+    session_start = f"import subprocess, sys; {noisy}"
+    command = Command("noisy", ["pretrain"], {"five": "a.0.b", "none": "a.3.c"})
+
+    def start(_):
+        log = session.log("noisy")
+        with log.open("wb") as stderr, log.with_suffix(".json").open("wb") as stdout:
+            return subprocess.Popen(
+                [sys.executable, "-c", session_start], stdout=stdout, stderr=stderr
+            )
+
+    object.__setattr__(session, "start", start)
+    assert session.ijepa(command).status == "ok"
+    [line] = read_results(tmp_path)
+    assert (line["five"], line["images_per_second"], "none" in line) == (5, 1234.5, False)
 
 
 @pytest.mark.parametrize("name", parts.VARIANTS)

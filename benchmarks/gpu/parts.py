@@ -45,30 +45,32 @@ PRETRAINED = {name: name for name in ("steps", "images", "loss", "rankme", "loss
 
 
 def setup(session: Session) -> None:
-    """The machine, the packages, the shards."""
+    """The shards, without which nothing runs; then the machine and the packages."""
+    cores = str(os.cpu_count() or 1)
+    if session.rehearse:
+        sources = {"shard": (MINI_SOURCE, session.shards)}
+    else:
+        assert session.data
+        full_source = str(session.data.resolve() / "imagenette128.tar")
+        sources = {"shard": (full_source, session.shards)}
+        sources["shard-small"] = SMALL_SOURCE, session.small_shards
+    counts = {"train": "splits.train", "val": "splits.val", "bytes": "bytes"}
+    for what, (source, out) in sources.items():
+        for workers in (cores, "1"):  # with one process if several do not work there
+            words = ["shard", source, out, "--workers", workers]
+            if session.ijepa(Command(what, words, counts)).status == "ok":
+                break
+    session.attempt("machine", lambda: _say_what_is_there(session))
+
+
+def _say_what_is_there(session: Session) -> None:
     from steps import machine
 
-    session.record("machine", **machine())
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     lacking = [name for name in HELPFUL if importlib.util.find_spec(name) is None]
-    session.record(
-        "packages",
-        "failed" if missing else "ok",
-        missing=" ".join(missing),
-        optional=" ".join(lacking),
-    )
-    source: str | Path = MINI_SOURCE
-    if not session.rehearse:
-        assert session.data
-        source = session.data / "imagenette128.tar"
-    counts = {"train": "splits.train", "val": "splits.val", "bytes": "bytes"}
-    for workers in (os.cpu_count() or 1, 1):  # with one process if several do not work there
-        words = ["shard", source, session.shards, "--workers", str(workers)]
-        if session.ijepa(Command("shard", words, counts)).status == "ok":
-            break
-    if not session.rehearse:
-        words = ["shard", SMALL_SOURCE, session.small_shards, "--workers", str(os.cpu_count() or 1)]
-        session.ijepa(Command("shard-small", words, counts))
+    status = "failed" if missing else "ok"
+    session.record("packages", status, missing=" ".join(missing), optional=" ".join(lacking))
+    session.record("machine", **machine())
 
 
 def smoke(session: Session) -> None:

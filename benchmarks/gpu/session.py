@@ -185,7 +185,7 @@ class Session:
             stop(process)
         taken = time.monotonic() - began
         answer = self.log(command.what).with_suffix(".json")
-        result = json.loads(answer.read_text()) if status == "ok" else {}
+        result = _json(answer.read_text(errors="replace")) if status == "ok" else {}
         text = self.log(command.what).read_text(errors="replace")
         rates = [found for stage, found in RATE.findall(text) if stage == command.words[0]]
         rate = float(rates[-1].replace(",", "")) if rates else None
@@ -224,6 +224,17 @@ def last_line(text: str) -> str:
     """The last line that is not empty, at most 300 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][-300:] if lines else ""
+
+
+def _json(text: str) -> dict[str, Any]:
+    """The JSON object at the end of a command's output; libraries may print lines before it."""
+    start = 0 if text.startswith("{") else text.find("\n{")
+    try:
+        found: dict[str, Any] = json.loads(text[start:])
+    except ValueError:
+        logging.warning("no JSON in %r", text[:300])
+        return {}
+    return found
 
 
 def _dig(body: Any, path: str) -> Any:  # noqa: ANN401  # JSON

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from session import ROOT, Session, append_result, last_line, read_results
 
 SECONDS = {  # weights of the parts, in their order; what ends early leaves its rest to others
-    "setup": 25, "smoke": 45, "shapes": 20, "bench": 95, "sweep": 120, "full": 210, "score": 45,
+    "setup": 50, "smoke": 45, "shapes": 20, "bench": 95, "sweep": 120, "full": 185, "score": 45,
 }  # fmt: skip
 REHEARSAL = {
     "setup": 8,
