@@ -221,8 +221,8 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, at most 300 characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The last line with a letter or a digit, at most 300 characters."""
+    lines = [line.strip(" │|") for line in text.splitlines() if re.search(r"\w", line)]
     return lines[-1][-300:] if lines else ""
 
 
