@@ -1,7 +1,6 @@
 """The report's page: one HTML file that loads nothing."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +12,7 @@ from ijepa.ledger.scaled import ScaledTable
 from ijepa.ledger.stand_ins import StandInTable
 from ijepa.paper import tables_by
 from ijepa.stores.results import Origin, ProbeResult
+from ijepa.stores.versions import library_versions
 from ijepa.views.embed import Picture
 from ijepa.views.run_view import RunView
 
@@ -58,7 +58,8 @@ def page(contents: Contents) -> str:
     environment.filters["breakable"] = breakable
     template = environment.get_template("page.html.j2")
     filled = any(cell.ours for table in contents.paper for cell in table.cells)
-    return template.render(**contents._asdict(), version=version("ijepa"), paper_first=filled)
+    version = library_versions().get("ijepa", "not installed")  # run from a checkout
+    return template.render(**contents._asdict(), version=version, paper_first=filled)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
