@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.distributed import num_workers, pick_device
-from ijepa.encoders.frozen import FrozenEncoder
+from ijepa.encoders.frozen import NOTHING, FrozenEncoder
 from ijepa.method.augment import normalise
 from ijepa.method.compute import LinearKernel, pick_linear
 from ijepa.stores.loader import Batch, SampleViewBatches, ViewPlan, batches
@@ -63,6 +63,8 @@ def feature_batches(
 
 def linear_kernel(encoder: FrozenEncoder, device: torch.device) -> LinearKernel:
     """The faster one for this encoder's batches; for a ViT-B/16's where it is no ViT of timm's."""
+    if encoder.pooling == NOTHING:
+        return "torch"
     patches, dim = 196, 768
     if encoder.network is not None:
         patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim

@@ -27,8 +27,8 @@ Context = contextlib.AbstractContextManager[object]
 
 SWITCH = "IJEPA_CPU_LINEAR"  # environment variable: torch, onednn, or auto
 CLEARLY_FASTER = 1.3  # by how much oneDNN must win, so that noise never decides
-TIMED_ROWS = 4096  # at most; the ratio hardly changes beyond
-TIMED_ROUNDS = 7
+TIMED_FLOPS = 1e9  # of one call at most, so that timing takes a quarter of a second
+TIMED_ROUNDS = 5
 CACHE_SIZES = "LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # torch's and oneDNN's own
 KEPT_KERNELS = "64"  # in place of 1,024, half a MB each: every length of a mask has its own
 
@@ -93,7 +93,8 @@ def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
         return "torch"
     if asked == "onednn":
         return "onednn"
-    return _timed(min(rows, TIMED_ROWS), dim, torch.get_num_threads())
+    most_rows = max(1, int(TIMED_FLOPS / (3 * 2 * 4 * dim**2)))
+    return _timed(min(rows, most_rows), dim, torch.get_num_threads())
 
 
 def linear_name(linear: LinearKernel) -> str:
