@@ -194,9 +194,9 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
     asked = (
         "import os, sys, ijepa.run.loop as loop\n"
         "step = loop.Run._step\n"
-        "def step_and_ask(self, number, images):\n"
-        "    step(self, number, images)\n"
-        f"    number == 6 and os.killpg(os.getpgrp(), {int(signal.SIGTERM)})\n"
+        "def step_and_ask(self, inputs):\n"
+        "    step(self, inputs)\n"
+        f"    inputs.number == 6 and os.killpg(os.getpgrp(), {int(signal.SIGTERM)})\n"
         "loop.Run._step = step_and_ask\n"
         "from ijepa_cli.main import main; main()\n"
     )
