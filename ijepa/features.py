@@ -8,6 +8,8 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.features import FeatureHeader, Features, open_features
+from ijepa.stores.shards import open_shards
+from ijepa.stores.verification import check_shards
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -92,6 +94,23 @@ def describe(path: Path, *, check: bool = False) -> FeatureInfo:
             num_bytes=path.stat().st_size,
             header=store.header,
         )
+
+
+def check_data(path: Path, shards: Path, progress: Progress = silent) -> None:
+    """See that a feature file was made from this shard set, and that the set is undamaged.
+
+    Args:
+        path: of `ijepa extract`.
+        shards: of `ijepa shard`.
+        progress: told of the files read.
+
+    Raises:
+        IjepaError: it was made from other images, or files of the set are damaged.
+    """
+    found = describe(path).header.data_fingerprint
+    if found != open_shards(shards).fingerprint:
+        raise IjepaError(f"{path} was made from other images than those of {shards}.")
+    check_shards(shards, progress)
 
 
 def diagnose(path: Path, label: str | None = "class", progress: Progress = silent) -> FeatureState:

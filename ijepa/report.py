@@ -22,6 +22,7 @@ from ijepa.stores.stage import (
     read_json,
     read_record,
     record_path,
+    refuse_changed,
     write_bytes,
 )
 from ijepa.views.embed import PICTURES
@@ -208,6 +209,7 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
 def _view(run: Path, config: PretrainConfig | None) -> "RunView":
     from ijepa.views.run_view import RunView, mask_view, run_charts
 
+    refuse_changed(run, METRICS, "config.yaml")
     records, record = read_metrics(run / METRICS), _record(run)
     last = records[-1]
     seconds, device = record.get("seconds"), record.get("device", "unknown device")

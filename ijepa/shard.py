@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig
+from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, validated
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
@@ -35,11 +35,12 @@ from ijepa.stores.stage import (
     exclusive_work,
     file_sha256,
     fingerprint_of,
+    read_json,
     write_bytes,
     write_json,
 )
 
-VERSION = 1
+VERSION = 2
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
@@ -100,7 +101,8 @@ def shard(
             _make(job, work.folder)
         _check_bad(_listed_bad(out if work.cached else work.folder), config.max_bad)
         if not work.cached:
-            work.publish_folder({"source": source, "max_bad": config.max_bad})
+            facts = {"source": source, "max_bad": config.max_bad}
+            work.publish_folder(facts, digests=_digests(work.folder))
         index = open_shards(out).index
     return ShardResult(
         out=out,
@@ -111,6 +113,13 @@ def shard(
         bad=index.bad,
         fingerprint=index.fingerprint,
     )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of the tars, found while they were written."""
+    index = validated(SetIndex, read_json(folder / INDEX), str(folder / INDEX))
+    shards = (shard for split in index.splits.values() for shard in split.shards)
+    return {shard.name: shard.sha256 for shard in shards}
 
 
 def _keep_source(where: Path | None, out: Path) -> None:

@@ -25,7 +25,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of the click th
 
 
 # Options by which a command does something else than to make its output here.
-ELSEWHERE = ("launcher", "dry_run", "compare")
+ELSEWHERE = ("launcher", "dry_run", "compare", "check")
 
 
 class Command(NamedTuple):

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ijepa.sources.items import (
     chosen_splits,
     named,
 )
+from ijepa.stores.stage import parse_json
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = (*DELIMITERS, ".jsonl")
@@ -147,7 +147,7 @@ def _rows(where: Path) -> Iterator[tuple[int, Row]]:
             if not isinstance(path, str) or not path or "\0" in path:
                 raise IjepaError(f"{where}, line {number}: {path!r} is not a path.")
             yield number, row
-    except (UnicodeError, csv.Error, json.JSONDecodeError) as error:
+    except (ValueError, csv.Error) as error:
         raise IjepaError(f"{where} is not a list of images in UTF-8: {error}.") from error
 
 
@@ -173,7 +173,7 @@ def _json_rows(where: Path) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict) or PATH not in row:
                 raise IjepaError(
                     f'{where}, line {number}: expected an object with "{PATH}", '

@@ -1,9 +1,9 @@
 """Reading a run's `metrics.jsonl`, without torch."""
 
-import json
 from pathlib import Path
 
 from ijepa.errors import IjepaError
+from ijepa.stores.stage import parse_json
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -16,9 +16,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
     try:
         lines = path.read_text().split("\n")[:-1]
-        records = [json.loads(line) for line in lines]
+        records = [parse_json(line) for line in lines]
     except ValueError as error:
         raise IjepaError(f"{path} is damaged: {error}.") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise IjepaError(f"{path} is damaged: a line is no object.")
     if not records:
         raise IjepaError(f"{path} has no record yet; wait until the run has taken some steps.")
     return records

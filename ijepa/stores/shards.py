@@ -2,6 +2,8 @@
 
 import json
 import os
+import tokenize
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +14,7 @@ import numpy as np
 
 from ijepa.config import Config, validated
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import read_json
+from ijepa.stores.stage import read_json, refuse_changed
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -26,7 +28,25 @@ ROW = np.dtype(
         ("image_bytes", "<u4"),
         ("json_offset", "<u8"),
         ("json_bytes", "<u4"),
+        ("image_crc32", "<u4"),
+        ("json_crc32", "<u4"),
     ]
+)
+# Of sets that were made before samples had checksums.
+UNCHECKED_ROW = np.dtype([(name, ROW[name]) for name in (ROW.names or ())[:-2]])
+# What numpy raises for a damaged header of an array, which is a literal of Python.
+UNREADABLE = (
+    FileNotFoundError,
+    ValueError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    SyntaxError,
+    MemoryError,
+    RecursionError,
+    LookupError,
+    AttributeError,
+    tokenize.TokenError,
 )
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 
@@ -154,22 +174,43 @@ class SplitReader:
             IjepaError: the shard was cut short since it was opened.
         """
         place = self._place(number)
-        return self._read(place.shard, place.image_offset, place.image_bytes)
+        image = self._read(place.shard, place.image_offset, place.image_bytes)
+        self._check(2 * number, image, place.shard, place.image_crc32)
+        return image
 
     def read_sample(self, number: int) -> Sample:
         """An image with all that is known about it; raises as `read_image`."""
         place = self._place(number)
         json_start = place.json_offset - place.image_offset
         both = self._read(place.shard, place.image_offset, json_start + place.json_bytes)
-        metadata = json.loads(both[json_start:])
         image = both[: place.image_bytes]
+        self._check(2 * number, image, place.shard, place.image_crc32)
+        metadata = self._metadata(number, both[json_start:], place)
         return Sample(metadata.pop("key"), image, metadata.pop("labels"), metadata)
 
     def read_labels(self, number: int) -> tuple[str, dict[str, int]]:
         """Key and labels of an image, without its bytes; raises as `read_image`."""
         place = self._place(number)
-        metadata = json.loads(self._read(place.shard, place.json_offset, place.json_bytes))
+        text = self._read(place.shard, place.json_offset, place.json_bytes)
+        metadata = self._metadata(number, text, place)
         return metadata["key"], metadata["labels"]
+
+    def _metadata(self, number: int, text: bytes, place: "_Place") -> dict[str, Any]:
+        self._check(2 * number + 1, text, place.shard, place.json_crc32)
+        metadata: dict[str, Any] = json.loads(text)
+        return metadata
+
+    def _check(self, slot: int, content: bytes, shard: int, expected: int | None) -> None:
+        """The first time that this reader reads it."""
+        if expected is None or self._checked[slot]:
+            return
+        if zlib.crc32(content) != expected:
+            tar = self._tar(shard).path
+            raise IjepaError(
+                f"{tar} is damaged at sample {slot // 2:,} of {self.name}; `ijepa shard --check "
+                f"{self.folder}` names all damaged files. Copy them again, or shard again."
+            )
+        self._checked[slot] = 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "name": self.name, "index": self.index}
@@ -179,6 +220,7 @@ class SplitReader:
 
     def _open(self) -> None:
         self._rows: Rows | None = None
+        self._checked = bytearray(2 * len(self))  # is image, is JSON of a sample undamaged?
         self._tar = lru_cache(OPEN_TARS)(self._open_tar)
 
     def _open_tar(self, shard: int) -> "_Tar":
@@ -193,6 +235,15 @@ class SplitReader:
         return _Place(*self._rows[number].item())
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
+        if not (
+            shard < len(self.index.shards)
+            and 0 <= size <= self.index.shards[shard].bytes
+            and offset <= self.index.shards[shard].bytes - size
+        ):
+            raise IjepaError(
+                f"{rows_path(self.folder, self.name)} is damaged: it names bytes that no shard "
+                f"has; copy it again, or shard again."
+            )
         tar = self._tar(shard)
         content = os.pread(tar.descriptor, size, offset)
         if len(content) < size:
@@ -209,6 +260,8 @@ class _Place(NamedTuple):
     image_bytes: int
     json_offset: int
     json_bytes: int
+    image_crc32: int | None = None
+    json_crc32: int | None = None
 
 
 class _Tar:
@@ -247,6 +300,7 @@ def open_shards(folder: Path) -> ShardSet:
             _check_size(folder / shard.name, shard.bytes)
         if len(load_rows(folder, name)) != split.samples:
             raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
+    refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
     return ShardSet(folder, index)
 
 
@@ -261,10 +315,10 @@ def load_rows(folder: Path, split: str) -> Rows:
     try:
         # As a plain array the mapping answers several times faster.
         rows: Rows = np.load(path, mmap_mode="r").view(np.ndarray)
-    except (FileNotFoundError, ValueError, EOFError) as error:
-        raise IjepaError(f"{path} is missing or cut short; shard again.") from error
-    if rows.dtype != ROW:
-        raise IjepaError(f"{path} holds {rows.dtype}, not offsets of samples; shard again.")
+    except UNREADABLE as error:
+        raise IjepaError(f"{path} is missing or cut short, or damaged; shard again.") from error
+    if rows.dtype not in (ROW, UNCHECKED_ROW) or rows.ndim != 1:
+        raise IjepaError(f"{path} holds {rows.dtype!s:.80}, not offsets of samples; shard again.")
     return rows
 
 

@@ -5,12 +5,15 @@ under its final name that is not whole; started again with the same plan it find
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
+import operator
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,11 @@ from pydantic import BaseModel
 from ijepa.errors import IjepaError
 from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
+
+
+SMALL_BYTES = 2**20  # read again whenever it is asked whether an output is as it was made
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class StagePlan:
         out: the final path, a folder or one file.
         precious: what another plan made there, whole or partly, is replaced by `--force` only.
         is_folder: is `out` a folder, or one file?
+        beside: settings of `config` that leave the result as it is, such as how often a run is
+            watched, by dotted name; with the value that the fingerprint takes for each.
     """
 
     stage: str
@@ -44,14 +54,19 @@ class StagePlan:
     out: Path
     precious: bool = False
     is_folder: bool = False
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits; equal plans, equal digits, whatever `out` is."""
-        return fingerprint_of(self.described())
+        """64 hexadecimal digits; equal plans, equal digits, whatever `out` and `beside` are."""
+        body = self.described()
+        for name, value in self.beside.items():
+            *groups, last = name.split(".")
+            functools.reduce(operator.getitem, groups, body["config"])[last] = value
+        return fingerprint_of(body)
 
     def described(self) -> dict[str, Any]:
-        """All that the fingerprint is made of, as JSON."""
+        """The plan as JSON, for the record."""
         return {
             "stage": self.stage,
             "version": self.version,
@@ -76,28 +91,42 @@ class Work:
     cached: bool
     started: float = field(default_factory=time.time)
 
-    def publish_folder(self, facts: Mapping[str, Any]) -> None:
-        """Make the whole work folder the output; `facts` (device, seed, ...) go into its record."""
-        made = {"files": _sizes(self.folder)}
-        write_json(self.folder / "stage.json", self._record(made | dict(facts)))
+    def publish_folder(
+        self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None
+    ) -> None:
+        """Make the whole work folder the output.
+
+        Args:
+            facts: device, seed, ...; they go into its record.
+            digests: sha256 of files that need not be read again for it, by name.
+        """
+        known = digests or {}
+        files = {
+            name: _file_facts(self.folder / name, known.get(name)) for name in _sizes(self.folder)
+        }
+        write_json(self.folder / "stage.json", self._record(facts, files))
         _move_folder(self.folder, self.plan.out)
 
     def publish_file(self, facts: Mapping[str, Any]) -> None:
         """Make the file of the output's name the output; the rest of the folder is thrown away."""
         out = self.plan.out
         _sync(self.folder / out.name)
-        write_json(self.folder / record_path(out).name, self._record(facts))
+        files = {out.name: _file_facts(self.folder / out.name)}
+        write_json(self.folder / record_path(out).name, self._record(facts, files))
         _move_file(self.folder, out)
 
-    def _record(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        return {
+    def _record(self, facts: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+        body = {
             **self.plan.described(),
             "fingerprint": self.plan.fingerprint,
             "libraries": library_versions(),
             "seconds": round(time.time() - self.started, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "files": files,
             **facts,
         }
+        plain = json.loads(json.dumps(body))  # as it will be read, keys of mappings as text
+        return body | {"seal": fingerprint_of(plain)}
 
 
 # Told of every plan in place of work, see `foresight`; returns if the output is there already.
@@ -138,6 +167,7 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
             _refuse_foreign(plan.out)
             if plan.precious and not _is_forced(plan, folder):
                 _refuse_other(plan, plan.out, read_record(plan.out))
+                _refuse_changed(plan)
                 if _sizes(folder):  # else it was refused before it made anything
                     _refuse_other(plan, folder, _note(folder))
         _open_folder(plan, folder, force)
@@ -150,20 +180,63 @@ def is_one_of_many() -> bool:
 
 
 def is_fresh(plan: StagePlan) -> bool:
-    """Does `plan.out` hold what this very plan makes, and all of it?"""
+    """Does `plan.out` hold what this very plan makes, and all of it, as it was made?"""
     record = read_record(plan.out)
     if record is None or record.get("fingerprint") != plan.fingerprint:
         return False
-    there = _sizes(plan.out)
-    return all(there.get(name) == size for name, size in record.get("files", {}).items())
+    changed = changed_file(plan.out, record)
+    if changed:
+        log.warning("%s is not as `ijepa %s` made it.", changed, plan.stage)
+    return changed is None
+
+
+def changed_file(out: Path, record: Mapping[str, Any], names: Collection[str] = ()) -> Path | None:
+    """The first file of a finished output that is not what its record says; None if all are.
+
+    Args:
+        out: the output.
+        record: what `read_record` found there.
+        names: of a folder's files, to look at these alone.
+    """
+    for name, facts in record.get("files", {}).items():
+        path = out / name if out.is_dir() else out
+        if (not names or name in names) and not _is_as_made(path, facts):
+            return path
+    return None
+
+
+def refuse_changed(out: Path, *names: str) -> None:
+    """See that some files of a finished output are what was made; nothing without a record.
+
+    Raises:
+        IjepaError: naming the file.
+    """
+    changed = changed_file(out, read_record(out) or {}, names)
+    if changed:
+        raise IjepaError(
+            f"{changed} was changed or damaged after it was made. Restore it, or rebuild {out}."
+        )
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """The `stage.json` of a finished output; None if there is no finished output at `out`."""
+    """The `stage.json` of a finished output; None if there is no finished output at `out`.
+
+    Raises:
+        IjepaError: it is not what a stage wrote.
+    """
     path = record_path(out)
     if not (out.exists() and path.exists()):
         return None
-    return read_json(path)
+    record = read_json(path)
+    body = {name: value for name, value in record.items() if name != "seal"}
+    # Records of earlier versions have no seal, and tell the size of a file where it is a folder's.
+    is_sealed = "seal" in record or not all(isinstance(f, int) for f in _values(record, "files"))
+    if is_sealed and record.get("seal") != fingerprint_of(body):
+        raise IjepaError(
+            f"{path} was changed or damaged after it was written. Restore it, or remove it and "
+            f"rebuild {out} with --force."
+        )
+    return record
 
 
 def record_path(out: Path) -> Path:
@@ -218,8 +291,8 @@ def read_json(path: Path) -> dict[str, Any]:
         IjepaError: the file is not a JSON object.
     """
     try:
-        body = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        body = parse_json(path.read_bytes())
+    except ValueError as error:
         raise IjepaError(
             f"{path} is not JSON ({error}). If a stage made it, remove it and "
             "run that again; else name another file."
@@ -229,6 +302,19 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(body).__name__}, not an object; no stage made it. Name another."
         )
     return body
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
+    """Read JSON that may be damaged, or made to do harm.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, nested too deeply, or with an integer of thousands of
+            digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -274,10 +360,22 @@ def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None
     )
 
 
+def _refuse_changed(plan: StagePlan) -> None:
+    """A run is not trained again because somebody removed a file of it."""
+    record = read_record(plan.out)
+    changed = changed_file(plan.out, record) if record else None
+    if changed:
+        raise IjepaError(
+            f"{changed} was changed, damaged or removed after `ijepa {plan.stage}` made it. "
+            f"Restore it, choose another output, or rebuild {plan.out} with --force."
+        )
+
+
 def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     """In what a plan differs from that of a record, in words; the first three differences."""
     ours, theirs = _flat(plan.described()), _flat(record)
-    changed = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    names = [name for name in ours | theirs if name not in plan.beside]
+    changed = [name for name in names if ours.get(name) != theirs.get(name)]
     known = [name for name in changed if name in ours and name in theirs]
     differences = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
     new = [name for name in ours if name not in theirs]  # the record is of an earlier version
@@ -305,6 +403,33 @@ def _sizes(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in {"work.json", "stage.json"}
     }
+
+
+def _file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
+    stat = path.stat()
+    return {
+        "bytes": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "sha256": sha256 or file_sha256(path),
+    }
+
+
+def _is_as_made(path: Path, facts: Any) -> bool:  # noqa: ANN401  # of JSON
+    """A large file that has the size and the time of its making is not read again."""
+    if not path.is_file():
+        return False
+    if isinstance(facts, int):  # the size alone, as earlier versions wrote
+        return path.stat().st_size == facts
+    stat = path.stat()
+    if stat.st_size != facts["bytes"]:
+        return False
+    is_trusted = stat.st_size > SMALL_BYTES and stat.st_mtime_ns == facts["modified_ns"]
+    return is_trusted or bool(file_sha256(path) == facts["sha256"])
+
+
+def _values(body: Mapping[str, Any], name: str) -> list[Any]:
+    found = body.get(name, {})
+    return list(found.values()) if isinstance(found, dict) else [found]
 
 
 def _note(folder: Path) -> dict[str, Any] | None:

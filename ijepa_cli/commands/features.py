@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
 Sources = Annotated[list[Path], typer.Argument(help="Feature files of one encoder.")]
 Out = Annotated[Path, typer.Option(help="Feature file to make.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Shard set that it was made from, to be checked, too.")
+]
 Label = Annotated[str, typer.Option(help="By which classes are told apart.")]
 NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not look at labels.")]
 
@@ -40,15 +43,19 @@ def info(file: File, as_json: Json = False) -> None:
 
 
 @files.command()
-def check(file: File, as_json: Json = False) -> None:
+def check(file: File, data: Data = None, as_json: Json = False) -> None:
     """Read all of a file, to see that each number is what was written.
 
-    Example: ijepa features check train.h5
+    Example: ijepa features check train.h5 --data shards/photos
     """
-    from ijepa.features import describe
+    from ijepa.features import check_data, describe
 
     found = describe(file, check=True)
-    show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged")
+    if data is not None:
+        with shown_progress() as progress:
+            check_data(file, data, progress)
+    both = f" and so is {data}, which it was made from" if data else ""
+    show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged{both}")
 
 
 @files.command()

@@ -23,6 +23,8 @@ Examples:
   ijepa shard scenes:train=10000,val=6000 shards/scenes
 
   ijepa shard photos.csv shards/photos --resize 256
+
+  ijepa shard --check shards/photos
 """
 
 
@@ -33,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 def shard(
     source: Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")],
-    out: Annotated[Path, typer.Argument(help="The shard set to make, a folder.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The shard set to make, a folder; not with --check.")
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Only this split; may be given again.")
     ] = None,
@@ -55,10 +59,19 @@ def shard(
     workers: Annotated[
         int, typer.Option(help="Processes that check and write images.", min=0)
     ] = CPU_WORKERS,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Make nothing: look for damage in the shard set SOURCE."),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write the images of SOURCE as WebDataset tars with an index for random access."""
+    if check:
+        _check(Path(source) if out is None else out, as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("name the shard set to make", param_hint="OUT")
     from ijepa.shard import shard as run
 
     options = {
@@ -82,3 +95,12 @@ def shard(
         as_json,
         f"{out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}{left_out}",
     )
+
+
+def _check(folder: Path, as_json: bool) -> None:
+    from ijepa.stores.verification import check_shards
+
+    with shown_progress() as progress:
+        found = check_shards(folder, progress)
+    size = decimal(found.bytes)
+    show(found, as_json, f"{folder}: {found.samples:,} images, {size}, whole and undamaged")

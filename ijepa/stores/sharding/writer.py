@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,8 @@ class ShardWriter:
         body = json.dumps({"key": key, "labels": dict(labels), **metadata}).encode()
         json_offset = self._add_member(f"{key}.json", body)
         place = (self._place, EXTENSIONS.index(extension))
-        self._rows.append((*place, image_offset, len(image), json_offset, len(body)))
+        checksums = zlib.crc32(image), zlib.crc32(body)
+        self._rows.append((*place, image_offset, len(image), json_offset, len(body), *checksums))
 
     def close(self) -> tuple[ShardIndex, Rows]:
         """Finish the tar and give it its name."""

@@ -1,0 +1,152 @@
+"""One flipped bit in anything that the stages keep is found by whoever reads it next."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import class_folders, write_files
+
+from ijepa.config import ExtractConfig, Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.extract import extract
+from ijepa.features import check_data
+from ijepa.pretrain import pretrain
+from ijepa.report import report
+from ijepa.shard import shard
+from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.stores.shards import ROW, UNCHECKED_ROW, load_rows, open_shards, rows_path
+from ijepa.stores.verification import check_shards
+
+ALONE = Runtime(device="cpu", workers=0)
+
+
+def flip(path: Path, place: int) -> None:
+    """Change a bit, and leave size and time as they were."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A shard set, and what it was made from."""
+    images = str(write_files(tmp_path / "images", class_folders()))
+    shard(images, tmp_path / "set", ShardConfig(shard_bytes=10_000), ALONE)
+    return tmp_path / "set", images
+
+
+@pytest.fixture
+def finished(run, tmp_path):
+    """A run of one's own to damage."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
+    folder, images = made
+    place = load_rows(folder, "train")[0]
+    flip(folder / "train-000000.tar", int(place["image_offset"]) + 40)
+    reader = open_shards(folder).split("train")
+    for read in (reader.read_image, reader.read_sample):
+        with pytest.raises(IjepaError, match=r"train-000000\.tar is damaged at sample 0 of train"):
+            read(0)
+    assert reader.read_image(1)
+    with pytest.raises(IjepaError, match=r"train-000000\.tar of \d+ files are damaged"):
+        check_shards(folder)
+
+
+def test_a_damaged_label_is_found_by_its_first_reader(made):
+    folder, _ = made
+    flip(folder / "train-000000.tar", int(load_rows(folder, "train")[0]["json_offset"]) + 12)
+    reader = open_shards(folder).split("train")
+    for read in (reader.read_labels, reader.read_sample):
+        with pytest.raises(IjepaError, match="damaged at sample 0"):
+            read(0)
+
+
+def test_a_damaged_set_is_not_cached_but_made_again(made):
+    folder, images = made
+    (folder / "train-000000.tar").write_bytes(bytes((folder / "train-000000.tar").stat().st_size))
+    assert not shard(images, folder, ShardConfig(shard_bytes=10_000), ALONE).cached
+    check_shards(folder)
+    assert shard(images, folder, ShardConfig(shard_bytes=10_000), ALONE).cached
+
+
+@pytest.mark.parametrize("name", ["index.json", "train.index.npy", "stage.json"])
+def test_a_damaged_index_is_refused_when_the_set_is_opened(made, name):
+    folder, _ = made
+    flip(folder / name, (folder / name).stat().st_size // 2)
+    with pytest.raises(IjepaError):
+        open_shards(folder)
+
+
+def test_a_set_without_record_or_checksums_is_read_as_before(made):
+    folder, _ = made
+    rows = np.array(load_rows(folder, "train"))
+    np.save(rows_path(folder, "train"), rows[list(UNCHECKED_ROW.names)].astype(UNCHECKED_ROW))
+    (folder / "stage.json").unlink()
+    assert load_rows(folder, "train").dtype != ROW
+    assert open_shards(folder).split("train").read_sample(0).image
+
+
+def test_features_are_checked_together_with_their_data(made, tmp_path):
+    folder, _ = made
+    config = ExtractConfig(encoder="pixels", image_px=32)
+    extract(folder, tmp_path / "train.h5", config, ALONE)
+    check_data(tmp_path / "train.h5", folder)
+    flip(folder / "train-000000.tar", 600)
+    with pytest.raises(IjepaError, match="damaged"):
+        check_data(tmp_path / "train.h5", folder)
+
+
+def test_a_file_put_in_the_place_of_another_is_not_cached(made, tmp_path):
+    folder, _ = made
+    config = ExtractConfig(encoder="pixels", image_px=32)
+    train, val = tmp_path / "train.h5", tmp_path / "val.h5"
+    extract(folder, train, config, ALONE)
+    val_config = config.model_copy(update={"split": "val"})
+    images = extract(folder, val, val_config, ALONE).images
+    assert extract(folder, val, val_config, ALONE).cached
+    shutil.copy2(train, val)
+    again = extract(folder, val, val_config, ALONE)
+    assert not again.cached
+    assert again.images == images
+
+
+def test_a_copied_output_is_still_cached(made, tmp_path):
+    folder, images = made
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert shard(images, tmp_path / "copy", ShardConfig(shard_bytes=10_000), ALONE).cached
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_found_or_harmless(run, tmp_path):
+    path = tmp_path / "last.pt"
+    shutil.copy(run / "checkpoints" / "last.pt", path)
+    whole, found = load_checkpoint(path).model, 0
+    places = np.random.default_rng(0).integers(0, path.stat().st_size, 60)
+    for place in places.tolist():
+        flip(path, place)
+        try:
+            state = load_checkpoint(path).model
+        except IjepaError:
+            found += 1
+        else:
+            assert all((state[name] == value).all() for name, value in whole.items())
+        flip(path, place)
+    assert found > 30
+
+
+def test_damaged_metrics_of_a_run_are_not_reported(finished, tmp_path):
+    flip(finished / "metrics.jsonl", 30)
+    with pytest.raises(IjepaError, match=r"metrics\.jsonl was changed or damaged"):
+        report([finished], tmp_path / "r.html")
+
+
+def test_a_damaged_run_is_not_trained_again_unasked(finished, shards, tiny_config):
+    flip(finished / "metrics.jsonl", 30)
+    with pytest.raises(IjepaError, match=r"metrics\.jsonl was changed.*--force"):
+        pretrain(shards, finished, tiny_config, ALONE)
+    assert (finished / "checkpoints" / "last.pt").exists()
