@@ -46,7 +46,7 @@ def finished(run, tmp_path):
 
 
 def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
-    folder, images = made
+    folder, _ = made
     place = load_rows(folder, "train")[0]
     flip(folder / "train-000000.tar", int(place["image_offset"]) + 40)
     reader = open_shards(folder).split("train")

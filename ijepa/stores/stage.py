@@ -25,7 +25,6 @@ from ijepa.errors import IjepaError
 from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
 
-
 SMALL_BYTES = 2**20  # read again whenever it is asked whether an output is as it was made
 
 log = logging.getLogger(__name__)
