@@ -82,7 +82,8 @@ def report(what: str) -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {line.split(":")[0]: line.split() for line in lines if line.endswith("kB")}
     peak, anonymous = (int(sizes[name][1]) * 1024 for name in ("VmHWM", "RssAnon"))
-    from ijepa.method.vit import Encoder, architecture
+    from ijepa.method.architectures import architecture
+    from ijepa.method.vit import Encoder
 
     config = load_recipe(RECIPE)
     with torch.device("meta"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime
 from ijepa.encoders.identity import LAST
@@ -22,7 +22,7 @@ from ijepa.stores.stage import (
 if TYPE_CHECKING:
     from ijepa.exchange.networks import Networks
 
-VERSION = 1
+VERSION = 2
 CARD = "README.md"
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
@@ -82,16 +82,16 @@ def convert(
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
     with exclusive_work(plan, force=runtime.force) as work:
-        from ijepa.exchange.reading import read_networks  # here: torch takes its time
-
-        networks = read_networks(source, config.arch)
-        networks.check()
         if not work.cached:
+            from ijepa.exchange.reading import read_networks  # here: torch takes its time
+
+            networks = read_networks(source, config.arch)
+            networks.check()
             results = [read_result(path) for path in scores]
             _refuse_foreign_scores(networks, results)
             _write(work, networks, config, results)
             progress("convert files", 1, 1)
-        return _result(networks, out, config, cached=work.cached)
+        return _result(out, config, cached=work.cached)
 
 
 def _write(
@@ -106,15 +106,21 @@ def _write(
     card = model_card(networks, config.to, config.which, out.name, results).encode()
     if is_folder:
         write_bytes(work.folder / CARD, card)
-        work.publish_folder({})
+        work.publish_folder({"converted": _facts(networks, out, config)})
     else:
         write_bytes(_card_path(out, is_folder), card)
-        work.publish_file({})
+        work.publish_file({"converted": _facts(networks, out, config)})
 
 
-def _result(
-    networks: "Networks", out: Path, config: ConvertConfig, *, cached: bool
-) -> ConvertResult:
+def _result(out: Path, config: ConvertConfig, *, cached: bool) -> ConvertResult:
+    """From the record, so that nobody waits for torch."""
+    facts = (read_record(out) or {})["converted"]
+    load = facts["load"].replace(facts["out"], str(out))  # which may have been moved
+    card = _card_path(out, config.to == "hf")
+    return ConvertResult(**facts | {"out": out, "card": card, "cached": cached, "load": load})
+
+
+def _facts(networks: "Networks", out: Path, config: ConvertConfig) -> dict[str, Any]:
     from ijepa.exchange.card import held_text
     from ijepa.exchange.writing import timm_call
 
@@ -124,15 +130,13 @@ def _result(
         "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
     }
     encoder = networks.config.encoder
-    return ConvertResult(
-        out=out,
-        card=_card_path(out, config.to == "hf"),
-        cached=cached,
-        holds=held_text(networks, config.to, config.which),
-        left_out=tuple(part for part in networks.parts if part not in held),
-        load=loads.get(config.to, f"ijepa.load_encoder({str(out)!r})"),
-        arch=f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
-    )
+    return {
+        "out": str(out),
+        "holds": held_text(networks, config.to, config.which),
+        "left_out": [part for part in networks.parts if part not in held],
+        "load": loads.get(config.to, f"ijepa.load_encoder({str(out)!r})"),
+        "arch": f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
+    }
 
 
 def _card_path(out: Path, is_folder: bool) -> Path:

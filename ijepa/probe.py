@@ -11,6 +11,7 @@ from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
+from ijepa.stores.features import read_header
 from ijepa.stores.image_lists import listed, read_lines
 from ijepa.stores.results import (
     Origin,
@@ -28,6 +29,7 @@ from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
+    is_fresh,
 )
 from ijepa.stores.versions import library_versions
 
@@ -111,15 +113,15 @@ def probe(
     """
     config = config.model_copy(update={"subsets": _digests(subsets, config)})
     _check_protocol(config)
-    opened = [open_pair(pair, config.label) for pair in (features, *baselines)]
-    refuse_other_images(opened[0], opened[1:])
-    chosen = [listed(subset, opened[0].train.keys) for subset in subsets]
+    pairs = [features, *baselines]
     inputs = {
-        f"{role} {number}": images.store.header.fingerprint
-        for number, pair in enumerate(opened)
-        for role, images in (("train", pair.train), ("test", pair.test))
+        f"{role} {number}": read_header(path).fingerprint
+        for number, pair in enumerate(pairs)
+        for role, path in zip(("train", "test"), pair, strict=True)
     }
     plan = StagePlan("probe", VERSION, config, inputs, out)
+    if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
+        opened, chosen = _opened(pairs, config, subsets)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.probes.arrays import Asked
@@ -130,6 +132,15 @@ def probe(
             write_result(work.folder / out.name, result)
             work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
+
+
+def _opened(
+    pairs: Sequence[FeaturePair], config: ProbeConfig, subsets: Sequence[Path]
+) -> tuple[list[OpenPair], list[Any]]:
+    """The features, whole and fit to be compared, and the rows that lists choose."""
+    opened = [open_pair(pair, config.label) for pair in pairs]
+    refuse_other_images(opened[0], opened[1:])
+    return opened, [listed(subset, opened[0].train.keys) for subset in subsets]
 
 
 def low_level(

@@ -25,8 +25,9 @@ from ijepa.encoders.released_names import FILES, Model
 from ijepa.errors import IjepaError
 from ijepa.exchange.networks import Networks
 from ijepa.exchange.reading import read_networks
+from ijepa.method.architectures import architecture
 from ijepa.method.jepa import build_ijepa
-from ijepa.method.vit import Encoder, architecture, build_encoder
+from ijepa.method.vit import Encoder, build_encoder
 from ijepa.paper import pretraining_set
 from ijepa.stores.lineage import Lineage, run_family
 from ijepa.stores.stage import fingerprint_of, read_record

@@ -14,7 +14,7 @@ from ijepa.config import Size, height_width
 from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError
-from ijepa.method.vit import ARCHITECTURES
+from ijepa.method.architectures import ARCHITECTURES
 from ijepa.stores.checkpoint import check_weights
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.weights import read_weights

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.method.vit import ARCHITECTURES, Encoder, Predictor, architecture, target_dim
+from ijepa.method.architectures import ARCHITECTURES, architecture
+from ijepa.method.vit import Encoder, Predictor, target_dim
 from ijepa.stores.checkpoint import check_weights
 
 Weights = dict[str, Tensor]

@@ -14,7 +14,7 @@ from ijepa.errors import IjepaError
 from ijepa.exchange.names import transformers_of_ours
 from ijepa.exchange.networks import ENCODERS, Networks, Weights
 from ijepa.exchange.reading import NOTES, SAME_NETWORK
-from ijepa.method.vit import Architecture, architecture
+from ijepa.method.architectures import Architecture, architecture
 from ijepa.stores.checkpoint import Checkpoint, save_checkpoint
 from ijepa.stores.stage import write_json
 from ijepa.stores.weights import write_weights

@@ -12,8 +12,8 @@ from ijepa.config import RUNTIME, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.forecast.devices import Device
 from ijepa.forecast.sizes import PHOTOGRAPHS, RENDERED, FeatureSet, ImageSet, image_set
+from ijepa.method.architectures import architecture
 from ijepa.method.cost import forward_flops
-from ijepa.method.vit import architecture
 from ijepa.pretrain import PretrainPlan, plan_training
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.recipes import load_recipe

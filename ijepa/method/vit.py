@@ -5,9 +5,8 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_trans
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.errors import IjepaError
+from ijepa.method.architectures import Architecture, architecture
 from ijepa.method.compute import recompute
 
 
@@ -26,48 +26,8 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps=eps, **factory)  # timm >= 1.0.16 hands down device and dtype
 
 
-class Architecture(NamedTuple):
-    """Size of a Vision Transformer; `mlp_ratio` times `dim` is the hidden width."""
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-
-
-ARCHITECTURES = {
-    "vit_tiny": Architecture(192, 12, 3),
-    "vit_small": Architecture(384, 12, 6),
-    "vit_base": Architecture(768, 12, 12),
-    "vit_large": Architecture(1024, 24, 16),
-    "vit_huge": Architecture(1280, 32, 16),
-    "vit_giant": Architecture(1408, 40, 16, 48 / 11),
-}
-
 RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
-
-
-def architecture(name: str) -> Architecture:
-    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
-
-    Raises:
-        IjepaError: neither, or a width that the heads do not divide.
-    """
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)", name)
-    if not numbers:
-        known = ", ".join(ARCHITECTURES)
-        raise IjepaError(
-            f"There is no architecture {name!r}; there are {known}, and DIMxDEPTHxHEADS (128x4x4)."
-        )
-    dim, depth, heads = (int(number) for number in numbers.groups())
-    if min(dim, depth, heads) < 1 or dim % heads or dim % 4:
-        raise IjepaError(
-            f"Architecture {name}: the width must be a multiple of 4 and of the heads."
-        )
-    return Architecture(dim, depth, heads)
 
 
 class Encoder(VisionTransformer):

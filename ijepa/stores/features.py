@@ -217,16 +217,9 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
         IjepaError: not there, not HDF5, damaged, incomplete, changed since it was written, unequal
             lengths, a repeated key (with the same view), or numbers that are not finite.
     """
-    if not path.is_file():
-        raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
     with contextlib.ExitStack() as undo, _readable(path):
-        store = undo.enter_context(h5py.File(path, "r"))
-        if store.attrs.get("complete") is None or store.attrs.get("schema") != SCHEMA:
-            raise IjepaError(
-                f"{path} is not a complete feature file of schema {SCHEMA}; "
-                f"delete it and run `ijepa extract` again."
-            )
-        header = _header(path, str(store.attrs["header"]))
+        store = undo.enter_context(_file(path))
+        header = _header(path, store)
         check_columns(path, store)
         if store.attrs["seal"] != seal(store):
             raise IjepaError(
@@ -239,6 +232,22 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
             _check_numbers(found, store)
         undo.pop_all()
     return found
+
+
+def read_header(path: Path) -> FeatureHeader:
+    """Where a store comes from, without a look at its rows.
+
+    Raises:
+        IjepaError: not there, not HDF5, incomplete, or of another version.
+    """
+    with _readable(path), _file(path) as store:
+        return _header(path, store)
+
+
+def _file(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
+    return h5py.File(path, "r")
 
 
 @contextlib.contextmanager
@@ -255,9 +264,14 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _header(path: Path, text: str) -> FeatureHeader:
+def _header(path: Path, store: h5py.File) -> FeatureHeader:
+    if store.attrs.get("complete") is None or store.attrs.get("schema") != SCHEMA:
+        raise IjepaError(
+            f"{path} is not a complete feature file of schema {SCHEMA}. If `ijepa extract` made "
+            f"it, that makes it again with --force."
+        )
     try:
-        return FeatureHeader.model_validate_json(text)
+        return FeatureHeader.model_validate_json(str(store.attrs["header"]))
     except ValidationError as error:
         raise IjepaError(
             f"{path} has a header that this version does not know; extract again."

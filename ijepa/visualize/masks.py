@@ -2,17 +2,18 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work, write_bytes
+from ijepa.stores.stage import StagePlan, read_record, write_bytes
+from ijepa.visualize.images import drawing
 
 if TYPE_CHECKING:
     from ijepa.method.mask_statistics import MaskStatistics
 
-VERSION = 1
+VERSION = 2
 
 
 class MaskSheetConfig(Config):
@@ -70,18 +71,22 @@ def visualize_masks(
     Raises:
         IjepaError: the masks do not fit the grid, or the shard set lacks the split.
     """
-    from ijepa.method.mask_statistics import mask_statistics
-
-    statistics = mask_statistics(config.recipe, config.num_batches)
     data = open_shards(shards) if shards else None
     inputs = {"data": data.fingerprint} if data else {}
     plan = StagePlan("visualize masks", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with drawing(plan, runtime) as work:
         if not work.cached:
+            from ijepa.method.mask_statistics import mask_statistics
+
+            statistics = mask_statistics(config.recipe, config.num_batches)
             write_bytes(work.folder / out.name, _draw(config, statistics, data))
-            work.publish_file({"seed": config.recipe.seed, "command": runtime.command})
+            figures = _figures(config.recipe, statistics)
+            facts = {"seed": config.recipe.seed, "command": runtime.command, "figures": figures}
+            work.publish_file(facts)
         progress("draw masks", 1, 1)
-    return _figures(config.recipe, statistics, out, cached=work.cached)
+    record = read_record(out)
+    assert record is not None
+    return MaskFigures(out=out, cached=work.cached, **record["figures"])
 
 
 def _draw(config: MaskSheetConfig, statistics: "MaskStatistics", data: ShardSet | None) -> bytes:
@@ -119,19 +124,15 @@ def _captions(config: MaskSheetConfig, statistics: "MaskStatistics") -> tuple[st
     )
 
 
-def _figures(
-    recipe: PretrainConfig, statistics: "MaskStatistics", out: Path, *, cached: bool
-) -> MaskFigures:
+def _figures(recipe: PretrainConfig, statistics: "MaskStatistics") -> dict[str, Any]:
     num_patches = recipe.grid[0] * recipe.grid[1]
-    return MaskFigures(
-        out=out,
-        cached=cached,
-        grid=recipe.grid,
-        context_patches=statistics.context_patches,
-        context_ratio=statistics.context_patches / num_patches,
-        target_patches=statistics.target_patches,
-        target_ratio=statistics.target_patches / num_patches,
-        covered_ratio=float(statistics.target_seen.mean()),
-        rarest_in_context=float(statistics.context_seen.min()),
-        rarest_in_target=float(statistics.target_seen.min()),
-    )
+    return {
+        "grid": recipe.grid,
+        "context_patches": statistics.context_patches,
+        "context_ratio": statistics.context_patches / num_patches,
+        "target_patches": statistics.target_patches,
+        "target_ratio": statistics.target_patches / num_patches,
+        "covered_ratio": float(statistics.target_seen.mean()),
+        "rarest_in_context": float(statistics.context_seen.min()),
+        "rarest_in_target": float(statistics.target_seen.min()),
+    }

@@ -27,12 +27,13 @@ from torch import Tensor
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
 from ijepa.distributed import World, joined
 from ijepa.encoders.frozen import FrozenEncoder
+from ijepa.method.architectures import architecture
 from ijepa.method.augment import normalise
 from ijepa.method.decoder import Decoded
 from ijepa.method.finetuning import Classifier
 from ijepa.method.masking import batch_masks
 from ijepa.method.training import Trainer
-from ijepa.method.vit import architecture, build_encoder, save_memory
+from ijepa.method.vit import build_encoder, save_memory
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent

@@ -1,0 +1,64 @@
+"""A cached answer needs neither torch nor the numbers of a file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
+from ijepa.convert import convert
+from ijepa.extract import extract
+from ijepa.probe import FeaturePair, probe
+from ijepa.recipes import load_recipe
+from ijepa.report import report
+from ijepa.stores import features
+from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
+
+CPU = Runtime(device="cpu", workers=0)
+SLOW_TO_IMPORT = ("torch", "scipy", "sklearn", "timm", "pandas", "matplotlib", "transformers")
+
+
+@pytest.fixture(scope="module")
+def made(run, shards, tmp_path_factory):
+    """One finished output of each stage, and the arguments that answer it from the cache."""
+    folder = tmp_path_factory.mktemp("made")
+    common = ["--device", "cpu"]
+    for split in ("train", "val"):
+        config = ExtractConfig(encoder=str(run), split=split)
+        extract(shards, folder / f"{split}.h5", config, CPU)
+    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
+    report([folder / "r.json", run], folder / "r.html", CPU)
+    convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
+    visualize_masks(folder / "m.png", MaskSheetConfig(recipe=load_recipe("cifar10")))
+    features = ["--train", str(pair.train), "--test", str(pair.test)]
+    where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
+    return folder, {
+        "extract": ["extract", *where, "--out", str(pair.test), *common],
+        "probe": ["probe", "knn", *features, "--out", str(folder / "r.json"), *common],
+        "report": ["report", str(folder / "r.json"), str(run), "--out", str(folder / "r.html")],
+        "convert": ["convert", str(run), str(folder / "c.pth.tar"), "--to", "published"],
+        "masks": ["visualize", "masks", "--recipe", "cifar10", "--out", str(folder / "m.png")],
+    }
+
+
+@pytest.mark.parametrize("stage", ["extract", "probe", "report", "convert", "masks"])
+def test_a_cached_answer_imports_nothing_that_is_slow(made, stage):
+    script = (
+        "import sys; from ijepa_cli.main import app\n"
+        "try: app(sys.argv[1:])\n"
+        f"finally: print(*(name for name in {SLOW_TO_IMPORT} if name in sys.modules), "
+        "file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, *made[1][stage], "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout)["cached"] is True
+    assert not set(found.stderr.split()) & set(SLOW_TO_IMPORT)
+
+
+def test_a_cached_probe_reads_no_numbers(made, monkeypatch):
+    folder, _ = made
+    monkeypatch.setattr(features._Numbers, "read", lambda *_: pytest.fail("numbers were read"))
+    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    assert probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU).cached
