@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
 
 VERSION = 2
+# May change while a run is going. Not so the limits that end a run or take it back.
+WATCHING = "every_steps", "grad_norm_steps", "num_images", "label"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
 PAPER_SECONDS = 72 * 3600  # that ViT-H/14 took on 16 A100 GPUs (paper, section 1)
 
@@ -96,7 +98,14 @@ def pretrain(
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
     plan = StagePlan(
-        "pretrain", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
+        "pretrain",
+        VERSION,
+        config,
+        inputs,
+        out,
+        precious=not runtime.replace,
+        is_folder=True,
+        beside=_beside(is_streamed="read" in inputs),
     )
     if is_one_of_many():
         return _pretrain_together(plan, config, images, runtime, progress)
@@ -108,6 +117,15 @@ def pretrain(
             run.train(progress)
             work.publish_folder(_facts(config, images, run.device_name, runtime.command))
         return _result(out, work.cached)
+
+
+def _beside(*, is_streamed: bool) -> dict[str, object]:
+    """Settings that leave the weights as they are, with their defaults; see `StagePlan.beside`."""
+    plain = PretrainConfig().model_dump(mode="json")
+    found = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
+    if not is_streamed:
+        found |= {f"stream.{name}": value for name, value in plain["stream"].items()}
+    return found | {"checkpoint_epochs": plain["checkpoint_epochs"]}
 
 
 def _pretrain_together(

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, validated
 from ijepa.errors import IjepaError
 from ijepa.ledger.beside import PaperTable, beside_paper
@@ -13,8 +11,9 @@ from ijepa.ledger.groups import Group, grouped
 from ijepa.ledger.pretraining import known_settings
 from ijepa.ledger.scaled import ScaledTable, scaled_tables
 from ijepa.ledger.stand_ins import StandInTable, stand_in_tables
+from ijepa.recipes import parse_yaml
 from ijepa.stores.records import read_metrics
-from ijepa.stores.results import RESULT, ProbeResult, read_result
+from ijepa.stores.results import RESULT, ProbeResult, is_result, read_result
 from ijepa.stores.stage import (
     StagePlan,
     exclusive_work,
@@ -125,7 +124,7 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]
-    files += [run / RESULT for run in runs if (run / RESULT).is_file()]
+    files += [run / RESULT for run in runs if is_result(run / RESULT)]
     results: dict[str, tuple[Path, ProbeResult]] = {}
     for path in files:
         result = read_result(path)
@@ -139,14 +138,18 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
 def _named(path: Path) -> list[Path]:
     """The run or file itself; of another folder the results in it.
 
-    A shell's `*` also names the records and unfinished work that stages leave beside their outputs:
-    they are no source.
+    A run that is going on may be called by its name or by that of its folder, `NAME.partial`. A
+    shell's `*` also names records and other unfinished work beside outputs: they are no source.
     """
-    if path.name.endswith((".stage.json", ".partial")):
+    going_on = path.with_name(f"{path.name}.partial")
+    if not path.exists() and (going_on / METRICS).is_file():
+        path = going_on
+    is_run = (path / METRICS).is_file()
+    if path.name.endswith((".stage.json", ".partial", ".lock", ".outdated")) and not is_run:
         return []
-    if not path.is_dir() or (path / METRICS).is_file():
+    if not path.is_dir() or is_run:
         return [path]
-    found = [file for file in sorted(path.glob("*.json")) if "probe" in read_json(file)]
+    found = [file for file in sorted(path.glob("*.json")) if is_result(file)]
     if not found:
         raise IjepaError(
             f"{path} is not a run folder of `ijepa pretrain` (there is no {METRICS}), and holds no "
@@ -173,13 +176,13 @@ def _inputs(found: _Sources) -> dict[str, str]:
 
 
 def _pretraining(run: Path) -> PretrainConfig | None:
-    """The settings of a run; None for a fine-tuning, and for a run without any."""
+    """The settings of a pretraining; None for other runs, and for a run without any."""
     path = run / "config.yaml"
-    if _record(run).get("stage") == "finetune" or not path.is_file():
+    if _record(run).get("stage", "pretrain") != "pretrain" or not path.is_file():
         return None
     try:
-        body = yaml.safe_load(path.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        body = parse_yaml(path.read_text())
+    except ValueError as error:
         raise IjepaError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     return validated(PretrainConfig, body or {}, str(path))
 

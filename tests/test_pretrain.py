@@ -15,7 +15,7 @@ from gratings import gratings, write_gratings
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config import Runtime
+from ijepa.config import Runtime, StreamConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
@@ -355,3 +355,20 @@ def test_the_trained_encoder_beats_its_random_initialisation(tmp_path):
     difference = trained.astype(float) - initial
     z = difference.mean() / difference.std() * np.sqrt(len(difference))
     assert z > 4, f"{initial.mean():.3f} -> {trained.mean():.3f}"
+
+
+def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
+    run, shards, tiny_config, tmp_path
+):
+    """It leaves the weights as they are, and so is not part of what was asked for."""
+    watch = tiny_config.watch.model_copy(update={"every_steps": 7, "grad_norm_steps": 3})
+    other = tiny_config.model_copy(
+        update={"watch": watch, "checkpoint_epochs": 2, "stream": StreamConfig(buffer=5)}
+    )
+    assert pretrain(shards, run, other, CPU).cached
+    pretrain(shards, tmp_path / "again", other, CPU)
+    states = [load_checkpoint(out / "checkpoints" / "last.pt") for out in (run, tmp_path / "again")]
+    assert all((states[1].model[name] == value).all() for name, value in states[0].model.items())
+    limits = tiny_config.watch.model_copy(update={"rollbacks": 3})
+    with pytest.raises(IjepaError, match=r"watch\.rollbacks was 0, now 3\. "):
+        pretrain(shards, run, other.model_copy(update={"watch": limits}), CPU)

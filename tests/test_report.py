@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -326,3 +327,32 @@ def test_results_meant_for_a_table_are_in_it_and_in_the_groups(results, tmp_path
     assert "Table 1 at this scale: Linear probing on ImageNet-1K" in " ".join(page.text)
     again = report([few_shot, logistic], tmp_path / "report.html", tables={2: [logistic]})
     assert not again.cached
+
+
+@pytest.mark.parametrize("name", ["going", "going.partial"])
+def test_a_run_that_is_going_on_is_reported_by_either_name(run, tmp_path, name):
+    going = tmp_path / "going.partial"
+    shutil.copytree(run, going, ignore=shutil.ignore_patterns("stage.json", "checkpoints"))
+    outcome = report([tmp_path / name], tmp_path / "r.html")
+    assert outcome.runs == (going,)
+    assert "not finished" in (tmp_path / "r.html").read_text()
+
+
+def test_unfinished_work_that_is_no_run_is_passed_over(results, tmp_path):
+    (tmp_path / "other.json.partial").mkdir()
+    names = [*results, tmp_path / "other.json.partial"]
+    assert len(report(names, tmp_path / "r.html").results) == 2
+
+
+def test_a_trained_decoder_is_reported_and_nobody_is_told_to_delete_it(run, tmp_path):
+    """Its `result.json` is another thing than that of a probe."""
+    decoder = tmp_path / "decoder"
+    decoder.mkdir()
+    (decoder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    (decoder / "config.yaml").write_text("encoder: runs/x\nsteps: 2\n")
+    (decoder / "result.json").write_text('{"steps": 2, "loss": 0.25}\n')
+    (decoder / "stage.json").write_text('{"stage": "train-decoder", "files": {}}\n')
+    outcome = report([decoder], tmp_path / "r.html")
+    assert (outcome.runs, outcome.results) == ((decoder,), ())
+    with pytest.raises(IjepaError, match=r"is not a result of .ijepa probe.*Name another file"):
+        report([decoder / "result.json"], tmp_path / "r.html")

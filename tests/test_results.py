@@ -87,7 +87,8 @@ def test_the_stored_images_give_the_stored_accuracy_of_every_draw(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, r"r\.json is not a result of schema 5; delete it"),
+        ({"schema_version": 1}, r"r\.json is not a result of schema 5, but of another version"),
+        ({"probe": None}, r"r\.json"),
         ({"correct": ["?!"]}, r"r\.json: .* not base64"),
         ({"correct": []}, r"r\.json: .* not of the 120 test images"),
         ({"correct": [base64.b64encode(b"abc").decode()]}, r"r\.json: .* 120 test images"),

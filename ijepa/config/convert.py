@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ijepa.config.values import Config
+from ijepa.config.values import Settings
 
 
-class ConvertConfig(Config):
+class ConvertConfig(Settings):
     """What `ijepa convert` writes.
 
     Attributes:

@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ijepa.config.values import Config, Fraction, Seed
+from ijepa.config.values import Count, Fraction, NotNegative, Positive, Seed, Settings
 
 GROUPS = 8  # of the group norms; divides every width
 
-Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
+Width = Annotated[int, Field(ge=GROUPS, le=2**13, multiple_of=GROUPS)]
 
 
-class DecoderConfig(Config):
+class DecoderConfig(Settings):
     """One decoder; sized for about half an hour of a CPU (the paper's, RCDM, is far larger).
 
     Attributes:
@@ -35,17 +35,17 @@ class DecoderConfig(Config):
     split: str = "train"
     test_split: str = "val"
     condition: Literal["targets", "predictions"] = "targets"
-    image_px: Annotated[int, Field(ge=8)] = 32
+    image_px: Annotated[int, Field(ge=8, le=2**12)] = 32
     channels: tuple[Width, ...] = (32, 64, 64)
-    steps: Annotated[int, Field(ge=1)] = 2000
-    batch_size: Annotated[int, Field(ge=2)] = 32
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    steps: Count = 2000
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 32
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
     warmup: Fraction = 0.05
     ema: Fraction = 0.995
-    statistics_images: Annotated[int, Field(ge=32)] = 1024
-    sampling_steps: Annotated[int, Field(ge=1)] = 25
-    evaluated_images: Annotated[int, Field(ge=2)] = 256
+    statistics_images: Annotated[int, Field(ge=32, le=2**31)] = 1024
+    sampling_steps: Annotated[int, Field(ge=1, le=10**5)] = 25
+    evaluated_images: Annotated[int, Field(ge=2, le=2**31)] = 256
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
     seed: Seed = 0
 

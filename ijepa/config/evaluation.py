@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ijepa.config.values import Config, Precision, Px, Seed
+from ijepa.config.values import Few, Precision, Px, Seed, Settings
 
 
-class ExtractConfig(Config):
+class ExtractConfig(Settings):
     """What `ijepa extract` writes; the defaults serve both feature choices of the paper (A.2).
 
     Attributes:
@@ -32,10 +32,10 @@ class ExtractConfig(Config):
     encoder: str
     which: Literal["target", "context"] = "target"
     split: str = "train"
-    layers: Annotated[int, Field(ge=1)] = 4
+    layers: Few = 4
     image_px: Px | tuple[Px, Px] | None = None
     crop: Literal["center", "squash"] = "center"
-    views: Annotated[int, Field(ge=0)] = 0
+    views: Annotated[int, Field(ge=0, le=2**14)] = 0
     augment: Literal["none", "flip", "rrc-flip"] = "none"
     precision: Precision = "auto"
     dtype: Literal["float16", "float32"] = "float16"
@@ -56,7 +56,7 @@ def _whole_or_part(shots: float) -> float:
     return shots
 
 
-class ProbeConfig(Config):
+class ProbeConfig(Settings):
     """Which probe to fit on which label, and how its choices are made.
 
     Attributes:
@@ -81,7 +81,7 @@ class ProbeConfig(Config):
     shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
         0.01, 0.1, 1, 5, 10,
     )  # fmt: skip
-    draws: Annotated[int, Field(ge=1)] = 5
+    draws: Annotated[int, Field(ge=1, le=10**5)] = 5
     scale: Literal["columns", "rows", "none"] | None = None
     precision: Precision = "auto"
     subsets: tuple[str, ...] = ()

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ijepa.config.values import Config, Fraction, Px, Range, Seed
+from ijepa.config.values import Fraction, NotNegative, Positive, Px, Range, Seed, Settings
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(Settings):
     """One fine-tuning; the defaults are the paper's for 1% of ImageNet-1K and ViT-L/16 (A.2).
 
     Attributes:
@@ -40,19 +40,19 @@ class FinetuneConfig(Config):
     subset: str = ""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     image_px: Px | tuple[Px, Px] | None = None
-    epochs: Annotated[int, Field(ge=1)] = 50
-    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0  # MAE's; the paper names none
-    batch_size: Annotated[int, Field(ge=2)] = 512
-    lr: Annotated[float, Field(gt=0)] = 3e-5
-    final_lr: Annotated[float, Field(ge=0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-2
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
+    warmup_epochs: NotNegative = 5.0  # MAE's; the paper names none
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 512
+    lr: Positive = 3e-5
+    final_lr: NotNegative = 1e-6
+    weight_decay: NotNegative = 5e-2
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     label_smoothing: Fraction = 0.1
     drop_path: Fraction = 0.0
     randaugment: str = "rand-m9-mstd0.5-inc1"
     crop_scale: Range = (0.08, 1.0)
-    mixup: Annotated[float, Field(ge=0)] = 0.0
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on CPU
     seed: Seed = 0
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ijepa.config.values import AscendingFractions, AscendingRange, Config
+from ijepa.config.values import AscendingFractions, AscendingRange, Batch, Few, Settings
 
 
-class _Masks(Config):
+class _Masks(Settings):
     """What all masks share; scales are fractions of the grid's area, aspect is height / width.
 
     Attributes:
@@ -26,9 +26,9 @@ class _Masks(Config):
     """
 
     draw: Literal["published", "symmetric"] = "published"
-    min_keep: Annotated[int, Field(ge=0)] = 10
-    context_patches: Annotated[int, Field(ge=1)] | None = None
-    group_size: Annotated[int, Field(ge=1)] = 128
+    min_keep: Annotated[int, Field(ge=0, le=2**14)] = 10
+    context_patches: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    group_size: Batch = 128
 
     @property
     def fewest_context_patches(self) -> int:
@@ -44,7 +44,7 @@ class MultiblockMasks(_Masks):
     """
 
     kind: Literal["multiblock"] = "multiblock"
-    num_targets: Annotated[int, Field(ge=1)] = 4
+    num_targets: Few = 4
     target_scale: AscendingRange = (0.15, 0.2)
     target_aspect: AscendingRange = (0.75, 1.5)
     context_scale: AscendingRange = (0.85, 1.0)

@@ -10,24 +10,32 @@ from ijepa.config.masks import MaskConfig, MultiblockMasks
 from ijepa.config.values import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MOST,
     AscendingNumbers,
-    Config,
+    Batch,
+    Count,
+    Few,
     Fraction,
+    NotNegative,
+    Positive,
     Px,
     Range,
     Rgb,
     Seed,
+    Settings,
     Size,
     height_width,
 )
 
+MOST_PATCHES = 2**14  # of an image: attention grows with the square
 
-class DataConfig(Config):
+
+class DataConfig(Settings):
     """Images as the pretraining sees them (published: no flip, no colour changes)."""
 
     split: str = "train"
     image_px: Px | tuple[Px, Px] = 224  # side of a square, or (height, width)
-    batch_size: Annotated[int, Field(ge=1)] = 2048  # of all devices together
+    batch_size: Batch = 2048  # of all devices together
     crop_scale: Range = (0.3, 1.0)  # fraction of the image's area
     crop_aspect: Range = (3 / 4, 4 / 3)  # width / height, as torchvision has it
     flip: bool = False
@@ -41,7 +49,7 @@ class DataConfig(Config):
         return height_width(self.image_px)
 
 
-class StreamConfig(Config):
+class StreamConfig(Settings):
     """How shards that are not on this machine are shuffled; of no effect on those that are.
 
     Attributes:
@@ -50,12 +58,12 @@ class StreamConfig(Config):
         epoch_images: how many images there are, for tars without an index that says it.
     """
 
-    lanes: Annotated[int, Field(ge=1)] = 8
-    buffer: Annotated[int, Field(ge=1)] = 1000
-    epoch_images: Annotated[int, Field(ge=1)] | None = None
+    lanes: Few = 8
+    buffer: Count = 1000
+    epoch_images: Annotated[int, Field(ge=1, le=2**40)] | None = None
 
 
-class EncoderConfig(Config):
+class EncoderConfig(Settings):
     """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py).
 
     Attributes:
@@ -68,19 +76,19 @@ class EncoderConfig(Config):
     """
 
     arch: str = "vit_huge"
-    patch_px: Annotated[int, Field(ge=1)] = 14
+    patch_px: Px = 14
     init: Literal["published", "depth-scaled", "xavier"] = "published"
-    position_scale: Annotated[float, Field(gt=0)] = 1.0
+    position_scale: Positive = 1.0
 
 
-class PredictorConfig(Config):
+class PredictorConfig(Settings):
     """The narrow ViT that predicts one target block at a time; as many heads as the encoder."""
 
-    dim: Annotated[int, Field(ge=4)] = 384
-    depth: Annotated[int, Field(ge=1)] = 12
+    dim: Annotated[int, Field(ge=4, le=2**14)] = 384
+    depth: Few = 12
 
 
-class TargetConfig(Config):
+class TargetConfig(Settings):
     """What is predicted, and how far off a prediction is.
 
     Attributes:
@@ -110,7 +118,7 @@ class TargetConfig(Config):
         return self
 
 
-class OptimizationConfig(Config):
+class OptimizationConfig(Settings):
     """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step.
 
     Attributes:
@@ -125,22 +133,22 @@ class OptimizationConfig(Config):
             equal numbers hold it.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 300
-    warmup_epochs: Annotated[float, Field(ge=0)] = 40
-    start_lr: Annotated[float, Field(ge=0)] = 2e-4
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    final_lr: Annotated[float, Field(ge=0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0)] = 0.04
-    final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 300
+    warmup_epochs: NotNegative = 40
+    start_lr: NotNegative = 2e-4
+    lr: Positive = 1e-3
+    final_lr: NotNegative = 1e-6
+    weight_decay: NotNegative = 0.04
+    final_weight_decay: NotNegative = 0.4
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
-    schedule_scale: Annotated[float, Field(gt=0)] = 1.0  # published: ipe_scale
+    schedule_scale: Positive = 1.0  # published: ipe_scale
     schedule: Literal["cosine", "hold-then-cool"] = "cosine"
     cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     teacher: Literal["bf16", "mixed"] = "bf16"
 
 
-class WatchConfig(Config):
+class WatchConfig(Settings):
     """How often, and on how many images, the encoders are checked for collapse.
 
     Attributes:
@@ -154,15 +162,15 @@ class WatchConfig(Config):
             batches seen since.
     """
 
-    every_steps: Annotated[int, Field(ge=1)] = 500
-    grad_norm_steps: Annotated[int, Field(ge=1)] = 10
-    num_images: Annotated[int, Field(ge=8)] = 512
+    every_steps: Count = 500
+    grad_norm_steps: Count = 10
+    num_images: Annotated[int, Field(ge=8, le=2**20)] = 512
     label: str = "class"
-    loss_limit: Annotated[float, Field(gt=1)] = 10.0
-    rollbacks: Annotated[int, Field(ge=0)] = 0
+    loss_limit: Annotated[float, Field(gt=1, le=MOST)] = 10.0
+    rollbacks: Annotated[int, Field(ge=0, le=10**6)] = 0
 
 
-class PretrainConfig(Config):
+class PretrainConfig(Settings):
     """One pretraining run, complete.
 
     Attributes:
@@ -181,7 +189,17 @@ class PretrainConfig(Config):
     watch: WatchConfig = WatchConfig()
     seed: Seed = 0
     shared_draws: bool = False
-    checkpoint_epochs: Annotated[int, Field(ge=1)] = 50
+    checkpoint_epochs: Count = 50
+
+    @model_validator(mode="after")
+    def _patches_are_not_too_many(self) -> Self:
+        rows, columns = self.grid
+        if rows * columns > MOST_PATCHES:
+            raise ValueError(
+                f"data.image_px {self.data.image_px} has {rows} x {columns} patches of "
+                f"{self.encoder.patch_px} px, more than {MOST_PATCHES:,}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _image_divides_into_patches(self) -> Self:

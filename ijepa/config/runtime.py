@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ijepa.config.values import Config
+from ijepa.config.values import Batch, Positive, Settings
 
 CPU_WORKERS = 2  # where nobody says how many, and no GPU waits for them
 
 
-class Runtime(Config):
+class Runtime(Settings):
     """How to run, not what to compute: leaves every result as it is.
 
     Attributes:
@@ -34,9 +34,9 @@ class Runtime(Config):
     """
 
     device: str = "auto"
-    workers: Annotated[int, Field(ge=0)] | None = None
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
+    checkpoint_seconds: Positive = 60.0
+    micro_batch: Batch | None = None
     recompute: bool = False
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"

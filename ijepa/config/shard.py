@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ijepa.config.values import Config
+from ijepa.config.values import Px, Settings
 
 
-class ShardConfig(Config):
+class ShardConfig(Settings):
     """What `ijepa shard` writes.
 
     Attributes:
@@ -26,8 +26,8 @@ class ShardConfig(Config):
             the source, which often goes class by class.
     """
 
-    resize_px: Annotated[int, Field(ge=1)] | None = None
-    shard_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    resize_px: Px | None = None
+    shard_bytes: Annotated[int, Field(ge=1, le=2**50)] = 256 * 2**20
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     subset: str | None = None
     splits: tuple[str, ...] = ()

@@ -31,4 +31,4 @@ def _fault(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{where} is not a known setting"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} = {fault['input']!r}: {message}" if where else message
+    return f"{where} = {fault['input']!r:.200}: {message}" if where else message

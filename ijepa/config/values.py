@@ -7,10 +7,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Range = tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]]
-Px = Annotated[int, Field(ge=1)]
+# Bounds keep a slip of the pen from filling memory or from never ending: each is far above any use.
+MOST = 1e9  # of a real number
+Real = Annotated[float, Field(ge=-MOST, le=MOST)]
+Positive = Annotated[float, Field(gt=0.0, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0.0, le=MOST)]
+Range = tuple[Positive, Positive]
+Px = Annotated[int, Field(ge=1, le=2**14)]
+Count = Annotated[int, Field(ge=1, le=2**31)]  # of what is not held in memory together
+Few = Annotated[int, Field(ge=1, le=2**10)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
 Size = tuple[int, int]
-Rgb = tuple[float, float, float]
+Rgb = tuple[Real, Real, Real]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU
 
@@ -32,15 +40,19 @@ def _counting_up(numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
-AscendingNumbers = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_counting_up)
-]
+AscendingNumbers = Annotated[tuple[Few, ...], Field(min_length=1), AfterValidator(_counting_up)]
 
 
 class Config(BaseModel):
-    """Base of all configurations: unknown keys are errors, values never change."""
+    """Base of all configurations and results: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Config):
+    """Base of what users set: every number is finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def height_width(image_px: int | Size) -> Size:

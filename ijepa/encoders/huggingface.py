@@ -1,6 +1,5 @@
 """Encoders in the format of transformers, from a folder or from what is in its cache."""
 
-import json
 import logging
 import pickle
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ijepa.encoders.released import EVAL_CROP, paper_arch
 from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
 from ijepa.exchange.reading import held_encoder
+from ijepa.stores.stage import parse_json
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -248,7 +248,7 @@ def _processor(folder: Path, source: str) -> tuple[Rgb | None, Rgb | None]:
     if not path.is_file():
         return None, None
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parse_json(path.read_bytes())
         if said.get("do_normalize", True) is False:
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return _rgb(said.get("image_mean")), _rgb(said.get("image_std"))

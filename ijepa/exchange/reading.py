@@ -1,6 +1,5 @@
 """Read weights of I-JEPA, whatever file they are in; which it is, is told by its content."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from ijepa.exchange.networks import (
     inferred_config,
 )
 from ijepa.stores.checkpoint import checkpoint_of
-from ijepa.stores.stage import read_json, read_record
+from ijepa.stores.stage import parse_json, read_json, read_record
 from ijepa.stores.weights import read_weights, safetensors_notes
 
 LAST = Path("checkpoints") / "last.pt"
@@ -183,8 +182,8 @@ def _single(
 def _part(path: Path, notes: str | None) -> tuple[str, object]:
     """The context's, as timm and transformers have, unless noted; and what else is noted."""
     try:
-        body = json.loads(notes) if notes else None
-    except json.JSONDecodeError as error:
+        body = parse_json(notes) if notes else None
+    except ValueError as error:
         raise IjepaError(f"{path} has notes of ijepa that are no JSON ({error}).") from error
     part = body.pop("part", None) if isinstance(body, dict) else "encoder"
     if part not in ENCODERS.values():

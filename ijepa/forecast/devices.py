@@ -4,11 +4,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from ijepa.config import CPU_WORKERS, Config, validated
 from ijepa.errors import IjepaError
+from ijepa.recipes import parse_yaml
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -64,11 +64,9 @@ def find_device(name: str) -> Device:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise IjepaError(
-            f"The file of devices is not YAML: {' '.join(str(error).split())}."
-        ) from error
+        body = parse_yaml(text)
+    except ValueError as error:
+        raise IjepaError(f"The file of devices is not YAML: {error}.") from error
     if not isinstance(body, dict) or not all(isinstance(rates, dict) for rates in body.values()):
         raise IjepaError("A file of devices has their names as keys, and below each its rates.")
     return body

@@ -16,6 +16,9 @@ from ijepa.config import Config, PretrainConfig, validated
 from ijepa.errors import IjepaError
 from ijepa.recipes.published import is_published, translate
 
+MOST_BASES = 20  # one on top of the other
+MOST_VALUES = 10_000  # in one file; the largest recipe has a hundred
+
 log = logging.getLogger(__name__)
 
 
@@ -54,14 +57,19 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
-def _read(name_or_path: str) -> dict[str, Any]:
+def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's settings on top of those of its base; a base that is a file stands beside it."""
     body = _parse_yaml(_text(name_or_path), name_or_path)
     base = body.pop("base", None)
     if base is None:
         return body
-    below = Path(name_or_path).parent / base if _is_file(str(base)) else base
-    return _merged(_read(str(below)), body)
+    below = str(Path(name_or_path).parent / str(base) if _is_file(str(base)) else base)
+    if len(above) == MOST_BASES:
+        raise IjepaError(
+            f"recipe {above[0]} goes back over more than {MOST_BASES} bases, {below!r:.200} among "
+            f"them. A recipe cannot be its own base."
+        )
+    return _merged(_read(below, (*above, name_or_path)), body)
 
 
 def _is_file(name_or_path: str) -> bool:
@@ -88,15 +96,45 @@ def _named(name: str) -> str:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise IjepaError(f"recipe {source} is not YAML: {reason}.") from error
+        body = parse_yaml(text)
+    except ValueError as error:
+        raise IjepaError(f"recipe {source} is not YAML: {error}.") from error
     if body is not None and not isinstance(body, dict):
         raise IjepaError(
             f"recipe {source} holds a {type(body).__name__}; expected keys and values."
         )
     return body or {}
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401  # whatever it holds
+    """Read YAML that may be damaged, or made to do harm.
+
+    Raises:
+        ValueError: not YAML, nested too deeply, with a number of thousands of digits, or with
+            references (`*name`) that stand for too much: a few, one in the other, make gigabytes.
+    """
+    try:
+        body = yaml.safe_load(text)
+        if not _is_small(body):
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        return body
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _is_small(body: object) -> bool:
+    waiting = [body]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return True
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+    return False
 
 
 def _warn_of_batch(recipe: PretrainConfig, config: PretrainConfig) -> None:
@@ -141,6 +179,6 @@ def apply_override(body: dict[str, Any], override: str) -> None:
             raise IjepaError(f"--set {override!r}: {parent} is a value, not a group of settings.")
         body = child
     try:
-        body[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise IjepaError(f"--set {override!r}: {value!r} is not a YAML value.") from error
+        body[last] = parse_yaml(value)
+    except ValueError as error:
+        raise IjepaError(f"--set {override!r:.200}: {value!r:.80} is not a YAML value.") from error

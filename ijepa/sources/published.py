@@ -1,7 +1,6 @@
 """Data sets whose images lie in folders, and whose labels and splits stand in files beside them."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.sources.items import Contents, Item, chosen_splits, named
 from ijepa.sources.trees import Folder
+from ijepa.stores.stage import parse_json
 
 LABEL = "class"
 
@@ -151,7 +151,7 @@ def _annotated(file: Path) -> Iterator[Listed]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        body: dict[str, Any] = json.loads(_text(file))
+        body: dict[str, Any] = parse_json(_text(file))
     except ValueError as error:
         raise IjepaError(f"{file} is not JSON ({error}); download it again.") from error
     missing = [key for key in ("images", "annotations", "categories") if key not in body]

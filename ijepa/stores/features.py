@@ -224,7 +224,7 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
         if store.attrs["seal"] != seal(store):
             raise IjepaError(
                 f"{path} is not as it was written: its labels, keys or header were changed "
-                f"afterwards; delete it and run `ijepa extract` again."
+                f"afterwards. Restore it, or make it again with --force."
             )
         found = Features(path, store, header)
         undo.callback(found.close)
@@ -289,7 +289,7 @@ def check_columns(path: Path, store: h5py.File) -> None:
         if len(store[name]) != rows:
             raise IjepaError(
                 f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
-                f"delete it and run `ijepa extract` again."
+                f"restore it, or make it again with --force."
             )
     if not rows:
         return
@@ -338,7 +338,7 @@ def _check_numbers(found: Features, store: h5py.File) -> None:
         if zlib.crc32(block.data) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
-                f"delete it and run `ijepa extract` again."
+                f"restore it, or make it again with --force."
             )
 
 

@@ -77,4 +77,5 @@ def _foresee(plan: StagePlan, force: bool) -> Foreseen:
     record = read_record(plan.out)
     if record is None:
         return Foreseen(plan, State.NEW, "")
-    return Foreseen(plan, State.CHANGED, changes(plan, record))
+    why = changes(plan, record) or "a file of it was changed or removed"
+    return Foreseen(plan, State.CHANGED, why)

@@ -9,6 +9,8 @@ import hashlib
 import itertools
 import json
 import logging
+import math
+import re
 import sys
 import tarfile
 import time
@@ -20,11 +22,12 @@ from typing import IO, Any
 import braceexpand
 import fsspec
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from ijepa.config import validated
 from ijepa.errors import IjepaError
 from ijepa.stores.shards import INDEX, SCHEMA, Sample, SetIndex
+from ijepa.stores.stage import parse_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off
@@ -36,6 +39,10 @@ FOREIGN_BREAKS = (
     ("botocore.exceptions", "ClientError"),
 )
 NO_CREDENTIALS = ("botocore.exceptions", "NoCredentialsError")
+MOST_INDEX_BYTES = 256 * 2**20  # a million shards have less
+MOST_TARS = 1_000_000
+MOST_MEMBER_BYTES = 2**30  # of one file in a tar
+META = re.compile(r"__[^/]*__($|/)")  # names of webdataset's own notes
 FIRST_SHARDS = 32  # that are looked into, at most
 
 log = logging.getLogger(__name__)
@@ -113,7 +120,10 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     url = _within(data, INDEX)
     try:
         with closing(_open(url)) as file:
-            body = json.load(file)
+            text = file.read(MOST_INDEX_BYTES + 1)
+        if len(text) > MOST_INDEX_BYTES:
+            raise ValueError(f"more than {MOST_INDEX_BYTES:,} bytes")
+        body = parse_json(text)
     except ValueError as error:
         raise IjepaError(f"{url} is not the index of a shard set: {error}.") from error
     except _breaks() as error:
@@ -136,7 +146,7 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
 
 
 def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
-    urls = tuple(braceexpand.braceexpand(data))
+    urls = _expanded(data)
     if epoch_images is None:
         raise IjepaError(
             f"{data} has no index that tells how many images these {len(urls):,} tars hold; say it "
@@ -148,6 +158,26 @@ def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
     counts = tuple(share + (number < rest) for number in range(len(urls)))
     digest = hashlib.sha256("\n".join(urls).encode()).hexdigest()
     return RemoteSplit(urls, counts, counted=False, label_names={}, fingerprint=digest)
+
+
+def _expanded(data: str) -> tuple[str, ...]:
+    """Addresses that braces stand for, counted before they are made."""
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}", data)
+    lists = re.findall(r"\{([^{}]*,[^{}]*)\}", data)
+    counts = [abs(int(end[:20]) - int(start[:20])) + 1 for start, end in ranges]
+    counts += [text.count(",") + 1 for text in lists]
+    try:
+        if math.prod(counts) > MOST_TARS:
+            raise ValueError(f"they stand for more than {MOST_TARS:,} tars")
+        found = tuple(itertools.islice(braceexpand.braceexpand(data), MOST_TARS + 1))
+        if len(found) > MOST_TARS:
+            raise ValueError(f"they stand for more than {MOST_TARS:,} tars")
+    except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
+        raise IjepaError(
+            f"The braces of {data:.200} cannot be expanded: {error}. Write them as in "
+            f"train-{{000000..000146}}.tar."
+        ) from error
+    return found
 
 
 def _within(data: str, name: str) -> str:
@@ -164,9 +194,28 @@ def _within(data: str, name: str) -> str:
 
 def _read_tar(url: str) -> Iterator[Sample]:
     with closing(_open(url)) as file:
-        files = tar_file_expander([{"url": url, "stream": file}])
-        for members in group_by_keys(files):
-            yield _sample(url, members)
+        try:
+            for members in group_by_keys(_files(url, file)):
+                yield _sample(url, members)
+        except ValueError as error:  # a name that stands there twice
+            raise IjepaError(f"{url} is not a tar of samples: {error.args[0]}.") from error
+
+
+def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """Plain files of a tar as webdataset has them, none so large that it fills the memory."""
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            tar.members = []  # type: ignore[attr-defined]  # or it would remember them all
+            if content is None or META.match(member.name):
+                continue
+            if member.size > MOST_MEMBER_BYTES:
+                raise IjepaError(
+                    f"{url}: {member.name} has {member.size:,} bytes, more than "
+                    f"{MOST_MEMBER_BYTES:,}; it is no image."
+                )
+            yield {"fname": member.name, "data": content.read(), "__url__": url}
+    yield {}  # samples end with their tar
 
 
 def _sample(url: str, members: dict[str, Any]) -> Sample:

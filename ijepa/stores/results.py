@@ -253,6 +253,11 @@ def write_result(path: Path, result: ProbeResult) -> None:
     write_json(path, json.loads(result.model_dump_json()) | {"seal": result.seal})
 
 
+def is_result(path: Path) -> bool:
+    """Is there a file of `ijepa probe` or `ijepa finetune`, whatever its version?"""
+    return path.is_file() and "probe" in read_json(path)
+
+
 def read_result(path: Path) -> ProbeResult:
     """Read what `ijepa probe` or `ijepa finetune` wrote, a file or the folder of a run.
 
@@ -263,16 +268,22 @@ def read_result(path: Path) -> ProbeResult:
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = read_json(path)
+    if "probe" not in body:
+        raise IjepaError(
+            f"{path} is not a result of `ijepa probe` or `ijepa finetune`: it holds "
+            f"{', '.join(sorted(body)[:5]) or 'nothing'}. Name another file."
+        )
     if body.get("schema_version") != SCHEMA:
         raise IjepaError(
-            f"{path} is not a result of schema {SCHEMA}; delete it, and run what made it again."
+            f"{path} is not a result of schema {SCHEMA}, but of another version of ijepa: run what "
+            f"made it again, or read it with that version."
         )
     seal = body.pop("seal", None)
     result = validated(ProbeResult, body, str(path))
     if seal != result.seal:
         raise IjepaError(
-            f"{path} is not as it was written: it was changed afterwards. Delete it, and run what "
-            f"made it again."
+            f"{path} is not as it was written: it was changed afterwards. Restore it, or run "
+            f"what made it again with --force."
         )
     for score in result.scores:
         try:
