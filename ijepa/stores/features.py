@@ -25,6 +25,18 @@ from ijepa.stores.lineage import UNKNOWN, Lineage
 
 SCHEMA = 6
 COLUMNS = "keys", "image_id", "view"  # beside `labels/NAME`; `view` only where there are several
+DAMAGED = (  # what h5py and numpy raise for a file that is
+    OSError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    BufferError,
+    MemoryError,
+    SystemError,
+)
 BLOCK_ROWS = 512  # read at once, where all are
 HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 
@@ -220,6 +232,7 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
     with contextlib.ExitStack() as undo, _readable(path):
         store = undo.enter_context(_file(path))
         header = _header(path, store)
+        _check_sizes(path, store)
         check_columns(path, store)
         if store.attrs["seal"] != seal(store):
             raise IjepaError(
@@ -257,11 +270,22 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except PermissionError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise IjepaError(
             f"{path} is not a whole feature file ({' '.join(str(error).split())}); "
             f"if it was one, `ijepa extract` makes it again."
         ) from error
+
+
+def _check_sizes(path: Path, store: h5py.File) -> None:
+    """Refuse what claims more than the file holds, before memory is taken for it."""
+    held = path.stat().st_size
+    for name in ["features", *_columns(store), "checksums", "checksum_ends"]:
+        values = store[name]
+        # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
+        start = values.id.get_offset() if name == "features" and values.size else 0
+        if start is None or start + values.nbytes > held:
+            raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
 
 
 def _header(path: Path, store: h5py.File) -> FeatureHeader:

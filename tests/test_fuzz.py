@@ -1,0 +1,222 @@
+"""Whatever it is given, the command line ends with 0, 1 or 2 and without a traceback."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ijepa.config import ExtractConfig, ProbeConfig, Runtime
+from ijepa.extract import extract
+from ijepa.probe import FeaturePair, probe
+from ijepa_cli.main import COMMANDS, main
+
+FEW = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+CPU = Runtime(device="cpu", workers=0)
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)
+)
+DEEP, LONG = "[" * 100_000, "9" * 5_000
+
+words = st.sampled_from(
+    ["--data", "--out", "--recipe", "--set", "--json", "--split", "x", "", "0", "-1", "nan", "[/]",
+     "cifar10", "a.b=c", "seed=.inf", "--workers", "--table", "1=x", "--encoder", "pixels",
+     "\x1b[31m", "nowhere/at/all", "--dry-run", "pipe:false{}", "{0..9999999999}.tar", "--", "é", "\udcff"]
+)  # fmt: skip
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
+    st.sampled_from([2**31, 2**63, -1, 0, 1e308, float("inf"), "class", "pixels"]),
+)  # fmt: skip
+trees = st.recursive(
+    leaves,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below),
+    max_leaves=6,
+)
+
+
+def run(*arguments: str) -> str:
+    """What the command line prints on standard error; it must end as it should."""
+    errors, before = io.StringIO(), sys.argv
+    sys.argv = ["ijepa", *arguments]
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(errors),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+            sys.exit(0)
+    finally:
+        sys.argv = before
+    assert ended.value.code in (None, 0, 1, 2), arguments
+    assert "Traceback" not in errors.getvalue()
+    return errors.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(shards, tmp_path_factory):
+    """Features of pixels and a result on them."""
+    folder = tmp_path_factory.mktemp("made")
+    for split in ("train", "val"):
+        config = ExtractConfig(encoder="pixels", image_px=8, split=split)
+        extract(shards, folder / f"{split}.h5", config, CPU)
+    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
+    return folder
+
+
+@FEW
+@given(command=st.sampled_from(COMMANDS), rest=st.lists(words, max_size=6))
+def test_command_lines(command, rest):
+    run(command, *rest)
+
+
+@FEW
+@given(
+    key=st.sampled_from(
+        ["seed", "data.image_px", "data.mean", "predictor.depth", "predictor.dim", "encoder.arch",
+         "encoder.position_scale", "masks.num_targets", "masks.kind", "optimization.final_lr",
+         "optimization.epochs", "targets.layers", "watch.num_images", "base", "x.y"]
+    ),
+    value=trees,
+)  # fmt: skip
+def test_recipes(tmp_path, key, value):
+    group, _, name = key.rpartition(".")
+    body = {group: {name: value}} if group else {name: value}
+    (tmp_path / "r.yaml").write_text(json.dumps({"base": "cifar10", **body}))
+    run("visualize", "masks", "--recipe", "r.yaml", "--out", "no/m.gif")
+    run("pretrain", "--recipe", "r.yaml", "--data", "none", "--out", "o", "--dry-run")
+    run("pretrain", "--recipe", "cifar10", "--set", f"{key}={json.dumps(value)}", "--data", "none",
+        "--out", "o", "--dry-run")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: r.yaml", "cannot be its own base"),
+        ("base: 3", "no recipe"),
+        (DEEP, "nested too deeply"),
+        (f"seed: {LONG}", "not YAML"),
+        (BOMB, "more than 10,000"),
+        ("a: &a [*a]", "more than 10,000"),
+        ("encoder: {arch: " + LONG + "x1x1}", "no architecture"),
+        ("predictor: {depth: 2147483648}", "predictor.depth"),
+        ("data: {image_px: 16000}", "patches"),
+        ("encoder: {position_scale: .inf}", "position_scale"),
+        ("optimization: {final_lr: .inf}", "final_lr"),
+        ("data: {mean: [.nan, 0, 0]}", "data.mean"),
+    ],
+)  # fmt: skip
+def test_recipes_made_to_do_harm_are_one_line(tmp_path, shards, text, message):
+    (tmp_path / "r.yaml").write_text(text if "base" in text else f"base: cifar10\n{text}")
+    if text == DEEP:
+        (tmp_path / "r.yaml").write_text(text)
+    found = run("pretrain", "--recipe", "r.yaml", "--data", str(shards), "--out", "o", "--dry-run")
+    assert message in found
+    assert len(found.strip().splitlines()) == 1
+    assert len(found) < 2_000
+
+
+@FEW
+@given(rows=st.lists(trees, max_size=4), ending=st.sampled_from([".csv", ".tsv", ".jsonl"]))
+def test_lists(tmp_path, rows, ending):
+    lines = [json.dumps({"path": row} if ending == ".jsonl" else row) for row in rows]
+    (tmp_path / f"l{ending}").write_text("\n".join(["path,class", *lines][ending == ".jsonl" :]))
+    run("shard", f"l{ending}", "out", "--workers", "0")
+
+
+@pytest.mark.parametrize("text", [DEEP, f'{{"path": {LONG}}}', '{"path": "x", "n": ' + DEEP])
+def test_lists_made_to_do_harm_are_one_line(tmp_path, text):
+    (tmp_path / "l.jsonl").write_text(text)
+    assert "not a list of images" in run("shard", "l.jsonl", "out", "--workers", "0")
+
+
+@pytest.mark.parametrize("data", ["{000000000..999999999}.tar", "{1..{2.tar", "{a,b}" * 30])
+def test_braces_are_counted_before_they_are_expanded(data):
+    url = f"file:///x/{data}.tar"
+    found = run("pretrain", "--recipe", "cifar10", "--data", url, "--out", "o", "--set",
+                "stream.epoch_images=2000000", "--dry-run")  # fmt: skip
+    assert "braces" in found or "cannot be read" in found or "stream.epoch_images" in found
+
+
+@FEW
+@given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
+def test_damaged_index_files(shards, tmp_path, place, value, cut):
+    copy = tmp_path / "set"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(shards, copy)
+    (copy / "stage.json").unlink()  # else its checksums end it here
+    path = copy / "val.index.npy"
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] = value
+    path.write_bytes(content[: place % len(content)] if cut else content)
+    run("extract", "--encoder", "pixels", "--data", "set", "--split", "val", "--image-size", "8",
+        "--out", "f.h5", "--workers", "0", "--device", "cpu", "--force")  # fmt: skip
+
+
+@FEW
+@given(place=st.integers(0, 200_000), value=st.integers(0, 255))
+def test_damaged_feature_files(made, tmp_path, place, value):
+    path = tmp_path / "f.h5"
+    content = bytearray((made / "val.h5").read_bytes())
+    content[place % (4096 if value % 2 else len(content))] = value  # half of them in the head
+    path.write_bytes(content)
+    run("features", "check", "f.h5")
+
+
+@pytest.mark.parametrize("name", ["checksums", "checksum_ends", "keys", "image_id", "labels/class"])
+def test_columns_that_claim_more_than_the_file_holds_are_one_line(made, tmp_path, name):
+    shutil.copy(made / "val.h5", tmp_path / "f.h5")
+    with h5py.File("f.h5", "r+") as store:
+        dtype = store[name].dtype
+        del store[name]
+        store.create_dataset(name, (2**40,), dtype, chunks=(512,))
+    assert "claims (1099511627776,)" in run("features", "check", "f.h5")
+
+
+@FEW
+@given(
+    key=st.sampled_from(["scores", "test_rows", "correct", "schema_version", "seal", "repeats"]),
+    value=trees,
+    inside=st.booleans(),
+)
+def test_result_files(made, tmp_path, key, value, inside):
+    body = json.loads((made / "r.json").read_text())
+    (body["scores"][0] if inside else body)[key] = value
+    (tmp_path / "r.json").write_text(json.dumps(body))
+    run("report", "r.json", "--out", "r.html")
+
+
+@pytest.mark.parametrize("text", [DEEP, f'{{"probe": {LONG}}}', "[]", "\x00", '{"probe": NaN}'])
+def test_results_made_to_do_harm_are_one_line(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    assert run("report", "r.json", "--out", "r.html").count("error:") == 1
+
+
+def test_an_index_of_huge_offsets_is_one_line(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "set")
+    (tmp_path / "set" / "stage.json").unlink()
+    path = tmp_path / "set" / "val.index.npy"
+    rows = np.load(path)
+    rows["image_offset"][3], rows["shard"][5] = 2**63 + 1, 2**31
+    np.save(path, rows)
+    found = run("extract", "--encoder", "pixels", "--data", "set", "--split", "val",
+                "--out", "f.h5", "--image-size", "8", "--workers", "0", "--device", "cpu")  # fmt: skip
+    assert "val.index.npy is damaged" in found
