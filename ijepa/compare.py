@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ijepa.config import Config
+from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.stores.results import (
     Ints,
@@ -51,12 +51,13 @@ class Comparisons(Config):
     rows: tuple[Comparison, ...]
 
 
-def compare(first: Path, second: Path) -> Comparisons:
+def compare(first: StrPath, second: StrPath) -> Comparisons:
     """Compare the first encoders of two results, which must be of one protocol and of one data.
 
     Raises:
         IjepaError: they are not, depart from the protocol otherwise, or average several draws.
     """
+    first, second = Path(first), Path(second)
     one, other = read_result(first), read_result(second)
     alike = {what: (getattr(one, what), getattr(other, what)) for what in SAME}
     alike |= {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime
+from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.identity import LAST
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -48,12 +48,12 @@ class ConvertResult(Config):
 
 
 def convert(
-    source: Path,
-    out: Path,
+    source: StrPath,
+    out: StrPath,
     config: ConvertConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
-    scores: Sequence[Path] = (),
+    scores: Sequence[StrPath] = (),
 ) -> ConvertResult:
     """Write the weights of `source` in another format; the numbers stay the same.
 
@@ -70,6 +70,8 @@ def convert(
         IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
             scores of another encoder.
     """
+    source, out = Path(source), Path(out)
+    results = [Path(path) for path in scores]
     if config.to == "timm" and out.suffix not in TIMM_SUFFIXES:
         raise IjepaError(
             f"timm tells a file's kind by its name: {out} must end in {', '.join(TIMM_SUFFIXES)}."
@@ -78,7 +80,7 @@ def convert(
         raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
     inputs = {
         "source": _fingerprint(source),
-        "scores": fingerprint_of([file_sha256(p) for p in scores]),
+        "scores": fingerprint_of([file_sha256(path) for path in results]),
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
     with exclusive_work(plan, force=runtime.force) as work:
@@ -87,9 +89,9 @@ def convert(
 
             networks = read_networks(source, config.arch)
             networks.check()
-            results = [read_result(path) for path in scores]
-            _refuse_foreign_scores(networks, results)
-            _write(work, networks, config, results)
+            found = [read_result(path) for path in results]
+            _refuse_foreign_scores(networks, found)
+            _write(work, networks, config, found)
             progress("convert files", 1, 1)
         return _result(out, config, cached=work.cached)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime
+from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
@@ -41,8 +41,8 @@ class ExtractResult(Config):
 
 
 def extract(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: ExtractConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -54,6 +54,7 @@ def extract(
     Raises:
         IjepaError: the encoder does not load, the split is not there, an image does not decode.
     """
+    shards, out = Path(shards), Path(out)
     data = open_shards(shards)
     images = data.split(config.split)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}

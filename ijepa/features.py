@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ijepa.config import Config
+from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.features import FeatureHeader, Features, open_features
@@ -70,7 +70,7 @@ class FeatureState(Config):
     layers: tuple[LayerState, ...]
 
 
-def describe(path: Path, *, check: bool = False) -> FeatureInfo:
+def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
     """Say what a feature file holds.
 
     Args:
@@ -80,6 +80,7 @@ def describe(path: Path, *, check: bool = False) -> FeatureInfo:
     Raises:
         IjepaError: it is not whole, or, with `check`, damaged.
     """
+    path = Path(path)
     with open_features(path, check_numbers=check) as store:
         rows, layers, dim = store.shape
         views = 1 + store.header.num_views
@@ -96,7 +97,7 @@ def describe(path: Path, *, check: bool = False) -> FeatureInfo:
         )
 
 
-def check_data(path: Path, shards: Path, progress: Progress = silent) -> None:
+def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
     """See that a feature file was made from this shard set, and that the set is undamaged.
 
     Args:
@@ -107,13 +108,16 @@ def check_data(path: Path, shards: Path, progress: Progress = silent) -> None:
     Raises:
         IjepaError: it was made from other images, or files of the set are damaged.
     """
+    path, shards = Path(path), Path(shards)
     found = describe(path).header.data_fingerprint
     if found != open_shards(shards).fingerprint:
         raise IjepaError(f"{path} was made from other images than those of {shards}.")
     check_shards(shards, progress)
 
 
-def diagnose(path: Path, label: str | None = "class", progress: Progress = silent) -> FeatureState:
+def diagnose(
+    path: StrPath, label: str | None = "class", progress: Progress = silent
+) -> FeatureState:
     """Measure every stored layer of a feature file, in bounded memory.
 
     Args:
@@ -124,6 +128,7 @@ def diagnose(path: Path, label: str | None = "class", progress: Progress = silen
     Raises:
         IjepaError: it is not whole, has no such label, or holds less than two images.
     """
+    path = Path(path)
     with open_features(path) as store:
         if label is not None and label not in store.labels:
             there = ", ".join(store.labels) or "none"

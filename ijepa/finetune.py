@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime
+from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, StrPath
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -68,12 +68,12 @@ class FinetunePlan(Config):
 
 
 def finetune(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: FinetuneConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
-    subset: Path | None = None,
+    subset: StrPath | None = None,
 ) -> FinetuneOutcome:
     """Train on `config.split`, or a part of it, and score the last state on `config.test_split`.
 
@@ -93,6 +93,8 @@ def finetune(
     Raises:
         IjepaError: the encoder does not load, no such split or label, a list that names others.
     """
+    shards, out = Path(shards), Path(out)
+    subset = Path(subset) if subset is not None else None
     if subset:
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
@@ -112,9 +114,14 @@ def finetune(
 
 
 def plan_finetune(
-    shards: Path, config: FinetuneConfig, runtime: Runtime = RUNTIME, subset: Path | None = None
+    shards: StrPath,
+    config: FinetuneConfig,
+    runtime: Runtime = RUNTIME,
+    subset: StrPath | None = None,
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
+    shards = Path(shards)
+    subset = Path(subset) if subset is not None else None
     data = open_shards(shards)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
     parts = _images(_Job(plan, config, data, runtime, silent, subset))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
@@ -33,7 +33,7 @@ class MergeOutcome(Config):
 
 
 def merge(
-    paths: Sequence[Path], out: Path, runtime: Runtime = RUNTIME, progress: Progress = silent
+    paths: Sequence[StrPath], out: StrPath, runtime: Runtime = RUNTIME, progress: Progress = silent
 ) -> MergeOutcome:
     """Put the rows of several feature files behind each other.
 
@@ -46,6 +46,7 @@ def merge(
     Raises:
         IjepaError: fewer than two files, files that were not made alike, or an image in two.
     """
+    out = Path(out)
     if len(paths) < 2:
         raise IjepaError("Name at least two feature files to merge.")
     stores = [open_features(path) for path in paths]

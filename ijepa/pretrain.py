@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime
+from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
@@ -72,8 +72,8 @@ class PretrainPlan(Config):
 
 
 def pretrain(
-    shards: Path | str,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: PretrainConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -95,6 +95,7 @@ def pretrain(
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, or another run in that place.
     """
+    out = Path(out)
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
     plan = StagePlan(
@@ -173,7 +174,7 @@ def _facts(
 
 
 def plan_pretrain(
-    shards: Path | str, config: PretrainConfig, runtime: Runtime = RUNTIME
+    shards: StrPath, config: PretrainConfig, runtime: Runtime = RUNTIME
 ) -> PretrainPlan:
     """Say what `pretrain` would do: sizes, steps, masks, cost; no network is allocated.
 
@@ -249,7 +250,7 @@ def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
 
 
 def _open(
-    shards: Path | str, config: PretrainConfig
+    shards: StrPath, config: PretrainConfig
 ) -> tuple["SplitReader | RemoteSplit", dict[str, str]]:
     """The images, and fingerprints of what they are and of how they are read."""
     if is_remote(shards):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime
+from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.feature_pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
@@ -90,11 +90,11 @@ class LowLevelOutcome(Config):
 def probe(
     features: FeaturePair,
     baselines: Sequence[FeaturePair],
-    out: Path,
+    out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
-    subsets: Sequence[Path] = (),
+    subsets: Sequence[StrPath] = (),
 ) -> ProbeOutcome:
     """Fit `config.name` on each pair and score it on the same test images.
 
@@ -111,9 +111,11 @@ def probe(
         IjepaError: no such protocol, files that do not belong together, no such label, images in
             train and test, or a list that names others.
     """
-    config = config.model_copy(update={"subsets": _digests(subsets, config)})
+    out = Path(out)
+    lists = [Path(path) for path in subsets]
+    config = config.model_copy(update={"subsets": _digests(lists, config)})
     _check_protocol(config)
-    pairs = [features, *baselines]
+    pairs = [FeaturePair(Path(one.train), Path(one.test)) for one in (features, *baselines)]
     inputs = {
         f"{role} {number}": read_header(path).fingerprint
         for number, pair in enumerate(pairs)
@@ -121,7 +123,7 @@ def probe(
     }
     plan = StagePlan("probe", VERSION, config, inputs, out)
     if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
-        opened, chosen = _opened(pairs, config, subsets)
+        opened, chosen = _opened(pairs, config, lists)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.probes.arrays import Asked
@@ -146,7 +148,7 @@ def _opened(
 def low_level(
     features: FeaturePair,
     baselines: Sequence[FeaturePair],
-    out: Path,
+    out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -161,6 +163,7 @@ def low_level(
         runtime: see `probe`.
         progress: see `probe`.
     """
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for label, protocol in LOW_LEVEL.items():

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, validated
+from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.ledger.beside import PaperTable, beside_paper
 from ijepa.ledger.groups import Group, grouped
@@ -69,10 +69,10 @@ class _Sources(NamedTuple):
 
 
 def report(
-    sources: Sequence[Path],
-    out: Path,
+    sources: Sequence[StrPath],
+    out: StrPath,
     runtime: Runtime = RUNTIME,
-    tables: Mapping[int, Sequence[Path]] | None = None,
+    tables: Mapping[int, Sequence[StrPath]] | None = None,
 ) -> ReportOutcome:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
@@ -87,10 +87,10 @@ def report(
     Raises:
         IjepaError: nothing to show, something that is none of these, or no such table.
     """
-    named = {number: list(paths) for number, paths in (tables or {}).items()}
-    sources = [*sources, *(path for paths in named.values() for path in paths)]
-    sources = list(dict.fromkeys(sources))
-    found = _sorted(sources)
+    out = Path(out)
+    named = {number: [Path(path) for path in paths] for number, paths in (tables or {}).items()}
+    every = [*map(Path, sources), *(path for paths in named.values() for path in paths)]
+    found = _sorted(list(dict.fromkeys(every)))
     if not any(found):
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     results = tuple(found.results.values())

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, validated
+from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
@@ -69,13 +70,13 @@ class ShardResult(Config):
 
 
 def shard(
-    source: str,
-    out: Path,
+    source: StrPath,
+    out: StrPath,
     config: ShardConfig = SHARD,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
     *,
-    subset: Path | None = None,
+    subset: StrPath | None = None,
 ) -> ShardResult:
     """Write the images of `source` as a shard set; goes on after a kill where it was.
 
@@ -90,6 +91,9 @@ def shard(
     Raises:
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
+    out = Path(out)
+    source = os.fspath(source)
+    subset = Path(subset) if subset is not None else None
     if subset is not None:
         config = config.model_copy(update={"subset": _sha256(subset)})
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})

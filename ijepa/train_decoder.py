@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, validated
+from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, StrPath, validated
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -79,8 +79,8 @@ def decoder_config(settings: dict[str, Any], overrides: Iterable[str]) -> Decode
 
 
 def train_decoder(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: DecoderConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -101,6 +101,7 @@ def train_decoder(
         IjepaError: diffusers is missing, the encoder has no predictor or does not predict
             embeddings, its target blocks are no rectangles, too few images.
     """
+    shards, out = Path(shards), Path(out)
     if is_one_of_many():
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     data = open_shards(shards)
@@ -114,8 +115,9 @@ def train_decoder(
         return DecoderOutcome(out=out, cached=work.cached, **read_json(out / RESULT))
 
 
-def plan_decoder(shards: Path, config: DecoderConfig) -> DecoderPlan:
+def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
     """Say what `train_decoder` would do; raises as it would."""
+    shards = Path(shards)
     import torch
 
     from ijepa.encoders.jepa import load_jepa

@@ -33,7 +33,8 @@ DEEP, LONG = "[" * 100_000, "9" * 5_000
 words = st.sampled_from(
     ["--data", "--out", "--recipe", "--set", "--json", "--split", "x", "", "0", "-1", "nan", "[/]",
      "cifar10", "a.b=c", "seed=.inf", "--workers", "--table", "1=x", "--encoder", "pixels",
-     "\x1b[31m", "nowhere/at/all", "--dry-run", "pipe:false{}", "{0..9999999999}.tar", "--", "é", "\udcff"]
+     "\x1b[31m", "nowhere/at/all", "--dry-run", "pipe:false{}",
+     "{0..9999999999}.tar", "--", "é", "\udcff"]
 )  # fmt: skip
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
@@ -56,8 +57,7 @@ def run(*arguments: str) -> str:
             contextlib.redirect_stderr(errors),
             pytest.raises(SystemExit) as ended,
         ):
-            main()
-            sys.exit(0)
+            sys.exit(main())
     finally:
         sys.argv = before
     assert ended.value.code in (None, 0, 1, 2), arguments
@@ -218,5 +218,6 @@ def test_an_index_of_huge_offsets_is_one_line(shards, tmp_path):
     rows["image_offset"][3], rows["shard"][5] = 2**63 + 1, 2**31
     np.save(path, rows)
     found = run("extract", "--encoder", "pixels", "--data", "set", "--split", "val",
-                "--out", "f.h5", "--image-size", "8", "--workers", "0", "--device", "cpu")  # fmt: skip
+                "--out", "f.h5", "--image-size", "8", "--workers", "0",
+                "--device", "cpu")  # fmt: skip
     assert "val.index.npy is damaged" in found

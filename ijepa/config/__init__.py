@@ -29,6 +29,7 @@ from ijepa.config.values import (
     Precision,
     Rgb,
     Size,
+    StrPath,
     height_width,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "Runtime",
     "ShardConfig",
     "Size",
+    "StrPath",
     "StreamConfig",
     "TargetConfig",
     "WatchConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ Count = Annotated[int, Field(ge=1, le=2**31)]  # of what is not held in memory t
 Few = Annotated[int, Field(ge=1, le=2**10)]
 Batch = Annotated[int, Field(ge=1, le=2**20)]
 Size = tuple[int, int]
+StrPath = str | os.PathLike[str]  # what public functions take for a path
 Rgb = tuple[Real, Real, Real]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ijepa.config import PretrainConfig
+from ijepa.config import PretrainConfig, StrPath
 from ijepa.errors import IjepaError
 from ijepa.stores.weights import read_weights, write_weights
 
@@ -148,12 +148,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     save_state(path, checkpoint_body(checkpoint))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: StrPath) -> Checkpoint:
     """Read a checkpoint onto the CPU; tensors only, no pickled code.
 
     Raises:
         IjepaError: not there, cut short, or not one of ours. Never anything but the whole state.
     """
+    path = Path(path)
     body = load_state(path)
     return checkpoint_of(path, {"schema": SCHEMA, **body})
 

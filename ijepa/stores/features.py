@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from pydantic import ValidationError
 
-from ijepa.config import Config
+from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 
@@ -218,7 +218,7 @@ def _singles(count: int) -> Iterator[tuple[int, int]]:
     return ((number, number + 1) for number in range(count))
 
 
-def open_features(path: Path, *, check_numbers: bool = True) -> Features:
+def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
     """Open a store after checking that it is whole and sane.
 
     Args:
@@ -229,6 +229,7 @@ def open_features(path: Path, *, check_numbers: bool = True) -> Features:
         IjepaError: not there, not HDF5, damaged, incomplete, changed since it was written, unequal
             lengths, a repeated key (with the same view), or numbers that are not finite.
     """
+    path = Path(path)
     with contextlib.ExitStack() as undo, _readable(path):
         store = undo.enter_context(_file(path))
         header = _header(path, store)

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+from ijepa.config import StrPath
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import parse_json
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: StrPath) -> list[dict[str, float]]:
     """All records of a `metrics.jsonl`, in order; a last line still being written is left out.
 
     Raises:
         IjepaError: not there, without a record yet, or a line is not JSON.
     """
+    path = Path(path)
     if not path.is_file():
         raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
     try:

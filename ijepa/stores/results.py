@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from ijepa.config import Config, validated
+from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.stores.lineage import UNKNOWN, Lineage
 from ijepa.stores.stage import fingerprint_of, read_json, write_json
@@ -258,12 +258,13 @@ def is_result(path: Path) -> bool:
     return path.is_file() and "probe" in read_json(path)
 
 
-def read_result(path: Path) -> ProbeResult:
+def read_result(path: StrPath) -> ProbeResult:
     """Read what `ijepa probe` or `ijepa finetune` wrote, a file or the folder of a run.
 
     Raises:
         IjepaError: not there, not a result of this version, damaged, or changed since.
     """
+    path = Path(path)
     path = path / RESULT if path.is_dir() else path
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")

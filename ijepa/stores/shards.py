@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ijepa.config import Config, validated
+from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import read_json, refuse_changed
 
@@ -274,17 +274,18 @@ class _Tar:
         os.close(self.descriptor)
 
 
-def is_remote(data: str | Path) -> bool:
+def is_remote(data: StrPath) -> bool:
     """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
     return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))
 
 
-def open_shards(folder: Path) -> ShardSet:
+def open_shards(folder: StrPath) -> ShardSet:
     """Open a shard set after checking that it is whole; reads no sample.
 
     Raises:
         IjepaError: not a shard set, of another schema, or a file is missing or of the wrong size.
     """
+    folder = Path(folder)
     path = folder / INDEX
     if not path.is_file():
         raise IjepaError(f"{folder} is not a shard set (no {INDEX}); make one with `ijepa shard`.")

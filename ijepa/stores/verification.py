@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ijepa.config import Config
+from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import open_shards
@@ -27,7 +27,7 @@ class ShardCheck(Config):
     samples: int
 
 
-def check_shards(folder: Path | str, progress: Progress = silent) -> ShardCheck:
+def check_shards(folder: StrPath, progress: Progress = silent) -> ShardCheck:
     """Compare every file of a shard set with the sha256 that was taken when it was written.
 
     Args:
@@ -37,6 +37,7 @@ def check_shards(folder: Path | str, progress: Progress = silent) -> ShardCheck:
     Raises:
         IjepaError: not a whole shard set, or files that are damaged, which are named.
     """
+    folder = Path(folder)
     folder = Path(folder)
     index = open_shards(folder).index
     expected = dict(_digests(folder)) | {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Runtime
+from ijepa.config import RUNTIME, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, SplitReader
@@ -45,8 +45,8 @@ class AttentionConfig(ChoiceOfBoth):
 
 
 def visualize_attention(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: AttentionConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -56,6 +56,7 @@ def visualize_attention(
     Raises:
         IjepaError: no such encoder, layer, query, split or image.
     """
+    shards, out = Path(shards), Path(out)
 
     def draw(data: ShardSet, shown: list[int]) -> Drawn:
         split = data.split(config.images.split)

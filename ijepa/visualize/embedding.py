@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.config.values import Seed
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -45,10 +45,10 @@ class EmbeddingConfig(Config):
 
 
 def visualize_embedding(
-    features: Path,
-    out: Path,
+    features: StrPath,
+    out: StrPath,
     config: EmbeddingConfig,
-    shards: Path | None = None,
+    shards: StrPath | None = None,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
 ) -> Picture:
@@ -65,6 +65,8 @@ def visualize_embedding(
     Raises:
         IjepaError: a file that is not whole, no such label or layer, or another shard set.
     """
+    features, out = Path(features), Path(out)
+    shards = Path(shards) if shards is not None else None
     check_format(out, FORMATS)
     with open_features(features, check_numbers=False) as store:
         data = open_images(shards, store.header, features) if shards else None

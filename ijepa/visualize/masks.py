@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime
+from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, open_shards
 from ijepa.stores.stage import StagePlan, read_record, write_bytes
@@ -53,9 +53,9 @@ class MaskFigures(Config):
 
 
 def visualize_masks(
-    out: Path,
+    out: StrPath,
     config: MaskSheetConfig,
-    shards: Path | None = None,
+    shards: StrPath | None = None,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
 ) -> MaskFigures:
@@ -71,6 +71,8 @@ def visualize_masks(
     Raises:
         IjepaError: the masks do not fit the grid, or the shard set lacks the split.
     """
+    out = Path(out)
+    shards = Path(shards) if shards is not None else None
     data = open_shards(shards) if shards else None
     inputs = {"data": data.fingerprint} if data else {}
     plan = StagePlan("visualize masks", VERSION, config, inputs, out)

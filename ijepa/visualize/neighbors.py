@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, Runtime
+from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.config.values import Seed
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -47,10 +47,10 @@ class NeighborsConfig(Config):
 
 
 def visualize_neighbors(
-    features: Sequence[Path],
-    out: Path,
+    features: Sequence[StrPath],
+    out: StrPath,
     config: NeighborsConfig,
-    shards: Path | None = None,
+    shards: StrPath | None = None,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
 ) -> Picture:
@@ -67,12 +67,15 @@ def visualize_neighbors(
     Raises:
         IjepaError: a file that is not whole, no such label, layer or key, or another shard set.
     """
+    out = Path(out)
+    files = [Path(path) for path in features]
+    shards = Path(shards) if shards is not None else None
     check_format(out)
-    if not features:
+    if not files:
         raise IjepaError("Name a feature file of `ijepa extract`.")
-    stores = [open_features(path, check_numbers=False) for path in features]
+    stores = [open_features(path, check_numbers=False) for path in files]
     inputs = {f"features {place}": store.header.fingerprint for place, store in enumerate(stores)}
-    data = open_images(shards, stores[0].header, features[0]) if shards else None
+    data = open_images(shards, stores[0].header, files[0]) if shards else None
     inputs |= {"data": data.fingerprint} if data else {}
     plan = StagePlan("visualize neighbors", VERSION, config, inputs, out)
     with drawing(plan, runtime) as work:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Runtime
+from ijepa.config import RUNTIME, Runtime, StrPath
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, SplitReader
 from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
@@ -48,8 +48,8 @@ class PcaConfig(ChoiceOfBoth):
 
 
 def visualize_pca(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: PcaConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -59,6 +59,7 @@ def visualize_pca(
     Raises:
         IjepaError: no such encoder, layer, split or image, or a threshold that leaves no patches.
     """
+    shards, out = Path(shards), Path(out)
 
     def draw(data: ShardSet, shown: list[int]) -> Drawn:
         from ijepa.views.patch_colours import colour_sheet

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime
+from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.config.values import Seed
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
@@ -65,8 +65,8 @@ class PredictionFigures(Config):
 
 
 def visualize_predictions(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: PredictionsConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -83,6 +83,7 @@ def visualize_predictions(
     Raises:
         IjepaError: diffusers is missing, no such run or decoder, or a decoder of another run.
     """
+    shards, out = Path(shards), Path(out)
     data = open_shards(shards)
     inputs = {
         "data": data.fingerprint,

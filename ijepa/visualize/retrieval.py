@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Runtime
+from ijepa.config import RUNTIME, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.shards import ShardSet, SplitReader
@@ -99,8 +99,8 @@ class Filled(NamedTuple):
 
 
 def visualize_retrieval(
-    shards: Path,
-    out: Path,
+    shards: StrPath,
+    out: StrPath,
     config: RetrievalConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
@@ -113,6 +113,7 @@ def visualize_retrieval(
     Raises:
         IjepaError: no such run, split or image, a run that predicts pixels, or too large a store.
     """
+    shards, out = Path(shards), Path(out)
 
     def draw(data: ShardSet, shown: list[int]) -> Drawn:
         from ijepa.views.retrieval_sheet import retrieval_sheet

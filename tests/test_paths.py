@@ -1,0 +1,68 @@
+"""Whoever calls the library names files as text, as `Path`, or as any other path-like object."""
+
+import pytest
+
+import ijepa
+from ijepa.compare import compare
+from ijepa.config import (
+    ConvertConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    Runtime,
+    ShardConfig,
+)
+from ijepa.convert import convert
+from ijepa.extract import extract
+from ijepa.features import check_data, describe, diagnose
+from ijepa.finetune import plan_finetune
+from ijepa.merge import merge
+from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.probe import FeaturePair, probe
+from ijepa.report import report
+from ijepa.shard import shard
+from ijepa.stores.results import read_result
+from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
+from ijepa.visualize.neighbors import NeighborsConfig, visualize_neighbors
+
+CPU = Runtime(device="cpu", workers=0)
+
+
+class OsPath:
+    """Neither text nor a `Path`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __fspath__(self) -> str:
+        return self._text
+
+
+@pytest.mark.parametrize("kind", [str, OsPath])
+def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp_path):
+    def at(name):
+        return kind(str(tmp_path / name))
+
+    data, images = kind(str(shards)), kind(str(shards.parent / "images"))
+    assert shard(images, at("set"), ShardConfig(), CPU).bytes
+    assert len(ijepa.open_shards(data).split("val")) == 64
+    for split in ("train", "val"):
+        config = ExtractConfig(encoder="pixels", image_px=8, split=split)
+        extract(data, at(f"{split}.h5"), config, CPU)
+    with ijepa.open_features(at("val.h5")) as store:
+        assert store.shape[0] == 64
+    assert describe(at("val.h5")).images == diagnose(at("val.h5")).images == 64
+    check_data(at("val.h5"), data)
+    merge([at("train.h5"), at("val.h5")], at("both.h5"))
+    probe(FeaturePair(at("train.h5"), at("val.h5")), [], at("r.json"), ProbeConfig(name="knn"), CPU)
+    assert compare(at("r.json"), at("r.json"))
+    assert read_result(at("r.json")).test_rows == 64
+    assert pretrain(data, kind(str(run)), tiny_config, CPU).cached
+    assert plan_pretrain(data, tiny_config, CPU).images == 256
+    finetuning = FinetuneConfig(encoder=str(run), batch_size=8)
+    assert plan_finetune(data, finetuning, CPU).train_images == 256
+    convert(kind(str(run)), at("c.pth.tar"), ConvertConfig(to="published"), CPU)
+    assert report([at("r.json"), kind(str(run))], at("r.html"), tables={}).results
+    config = MaskSheetConfig(recipe=tiny_config, num_batches=2)
+    assert visualize_masks(at("m.png"), config, data).out.is_file()
+    assert visualize_neighbors([at("val.h5")], at("n.png"), NeighborsConfig(), data).out.is_file()
