@@ -19,6 +19,7 @@ from ijepa.finetune import plan_finetune
 from ijepa.merge import merge
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
+from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.shard import shard
 from ijepa.stores.results import read_result
@@ -59,6 +60,8 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     assert read_result(at("r.json")).test_rows == 64
     assert pretrain(data, kind(str(run)), tiny_config, CPU).cached
     assert plan_pretrain(data, tiny_config, CPU).images == 256
+    assert ijepa.load_encoder(kind(str(run))).num_layers == 2
+    assert load_recipe(kind(str(run / "config.yaml"))) == tiny_config
     finetuning = FinetuneConfig(encoder=str(run), batch_size=8)
     assert plan_finetune(data, finetuning, CPU).train_images == 256
     convert(kind(str(run)), at("c.pth.tar"), ConvertConfig(to="published"), CPU)

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ijepa.config import (
     EncoderConfig,
     PretrainConfig,
     Size,
+    StrPath,
     height_width,
 )
 from ijepa.encoders.catalogue import KINDS
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def load_encoder(
-    name: str,
+    name: StrPath,
     *,
     which: str = "target",
     image_px: int | Size | None = None,
@@ -63,6 +65,7 @@ def load_encoder(
     Raises:
         IjepaError: no such encoder, or weights that do not load. Never a partly loaded model.
     """
+    name = os.fspath(name)
     if name == "pixels":
         return _pixels(image_px)
     kind, _, rest = name.partition(":")

@@ -5,6 +5,7 @@ A recipe names only what differs from the defaults, or from another recipe that 
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ijepa.config import Config, PretrainConfig, validated
+from ijepa.config import Config, PretrainConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.recipes.published import is_published, translate
 
@@ -22,7 +23,7 @@ MOST_VALUES = 10_000  # in one file; the largest recipe has a hundred
 log = logging.getLogger(__name__)
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainConfig:
+def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> PretrainConfig:
     """Read a recipe by name or from a YAML file, and apply `a.b=c` overrides.
 
     Files of facebookresearch/ijepa (`configs/*.yaml`) are taken as they are.
@@ -30,6 +31,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> PretrainCon
     Raises:
         IjepaError: no such recipe, no YAML, an unknown key or a value out of range.
     """
+    name_or_path = os.fspath(name_or_path)
     body = _read(name_or_path)
     if is_published(body):
         body = translate(body, name_or_path)
