@@ -154,7 +154,8 @@ class FinetuneRun:
                 self._flush(losses, progress)
                 losses = []
                 stop = any_rank(bool(asked), self._device, self._world)
-                due = any_rank(self._writer.is_due(), self._device, self._world)
+                due = self._world.leads and self._writer.is_due()  # rank 0 writes
+                due = any_rank(due, self._device, self._world)
                 if last or stop or due:
                     self._save()
                 if stop and not last:

@@ -19,6 +19,7 @@ from ijepa.distributed import (
     device_name,
     in_parallel,
     is_shared_out,
+    lead,
     mean_over_ranks,
     pick_device,
     wait_for_all,
@@ -160,8 +161,15 @@ class Run:
         if self.runtime.compile:
             return "torch"
         images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
-        patches = self.config.grid[0] * self.config.grid[1]
-        return pick_linear(self.device, images * patches, self.model.encoder.embed_dim)
+        tokens, dim = (
+            images * self.config.grid[0] * self.config.grid[1],
+            self.model.encoder.embed_dim,
+        )
+        return lead(self.world, lambda: pick_linear(self.device, tokens, dim))
+
+    def _is_due(self) -> bool:
+        """Whether to save; asked of rank 0 alone, which writes."""
+        return self.world.leads and self.writer.is_due()
 
     def _take_steps(self, progress: Progress) -> None:
         if self.steps_done == 0:
@@ -176,7 +184,7 @@ class Run:
                 steps = self.steps_done - flushed_at
                 rate = steps * self.config.data.batch_size / (time.monotonic() - flushed)
                 stop = any_rank(bool(self.stop_asked), self.device, self.world)
-                due = any_rank(self.writer.is_due(), self.device, self.world)
+                due = any_rank(self._is_due(), self.device, self.world)
                 if stop or due or self._is_milestone():
                     self._save()
                 if stop and not self._is_last():
