@@ -108,7 +108,7 @@ class FinetuneRun:
         self.total_steps = config.epochs * self._steps_per_epoch
         self.steps_done = 0
         self.held_out: dict[str, float] = {}  # by the last watch
-        self._writer = CheckpointWriter(runtime.checkpoint_seconds)
+        self._writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
         metrics_bytes = self._resume()
         self._forward = in_parallel(self.model, device, world)
         self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
@@ -154,8 +154,7 @@ class FinetuneRun:
                 self._flush(losses, progress)
                 losses = []
                 stop = any_rank(bool(asked), self._device, self._world)
-                due = self._world.leads and self._writer.is_due()  # rank 0 writes
-                due = any_rank(due, self._device, self._world)
+                due = any_rank(self._writer.is_due(), self._device, self._world)
                 if last or stop or due:
                     self._save()
                 if stop and not last:

@@ -107,7 +107,7 @@ class Run:
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         self.stop_asked = StopRequest()
         self.linear = self._pick_linear()
-        self.writer = CheckpointWriter(runtime.checkpoint_seconds)
+        self.writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
         metrics_bytes = self._resume()
         if runtime.recompute:
             save_memory(self.model.encoder, self.model.predictor)
@@ -161,15 +161,9 @@ class Run:
         if self.runtime.compile:
             return "torch"
         images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
-        tokens, dim = (
-            images * self.config.grid[0] * self.config.grid[1],
-            self.model.encoder.embed_dim,
-        )
+        tokens = images * self.config.grid[0] * self.config.grid[1]
+        dim = self.model.encoder.embed_dim
         return lead(self.world, lambda: pick_linear(self.device, tokens, dim))
-
-    def _is_due(self) -> bool:
-        """Whether to save; asked of rank 0 alone, which writes."""
-        return self.world.leads and self.writer.is_due()
 
     def _take_steps(self, progress: Progress) -> None:
         if self.steps_done == 0:
@@ -184,7 +178,7 @@ class Run:
                 steps = self.steps_done - flushed_at
                 rate = steps * self.config.data.batch_size / (time.monotonic() - flushed)
                 stop = any_rank(bool(self.stop_asked), self.device, self.world)
-                due = any_rank(self._is_due(), self.device, self.world)
+                due = any_rank(self.writer.is_due(), self.device, self.world)
                 if stop or due or self._is_milestone():
                     self._save()
                 if stop and not self._is_last():
