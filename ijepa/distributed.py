@@ -6,7 +6,9 @@ of this. What every rank would do alike is decided by rank 0 and told to the oth
 
 import contextlib
 import os
+import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import CPU_WORKERS, Runtime
 from ijepa.errors import IjepaError, SharedError
+
+CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
 
 T = TypeVar("T")
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -234,9 +238,20 @@ def num_workers(runtime: Runtime, device: torch.device) -> int:
 
 
 def device_name(device: torch.device, world: World | None = None) -> str:
-    """What to write beside a number: the GPU's name, or `cpu` and its threads; times processes."""
+    """What to write beside a number: the GPU, or the CPU and its threads; times processes."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
+        name = f"{device.type} ({cpu_name()}), {torch.get_num_threads()} threads"
     return f"{world.size} x {name}" if world and world.size > 1 else name
+
+
+def cpu_name() -> str:
+    """The processor's name, family and model, which tell CPUs of one name apart."""
+    facts: dict[str, str] = {}
+    if CPU_FACTS.exists():
+        lines = (line.partition(":") for line in CPU_FACTS.read_text().splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+    if "cpu family" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ijepa.config import DataConfig, ExtractConfig, Runtime
-from ijepa.distributed import pick_device
+from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.method.masking import batch_masks, part_of
@@ -346,3 +346,15 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(IjepaError, match="There is no device cuda:2; the machine has 2 CUDA"):
         pick_device("cuda:2")
+
+
+def test_a_device_is_named_so_that_two_cpus_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    facts = tmp_path / "cpuinfo"
+    one = "processor : {}\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\n"
+    facts.write_text("\n".join(one.format(number) for number in range(2)))
+    monkeypatch.setattr("ijepa.distributed.CPU_FACTS", facts)
+    cpu = f"cpu (AMD EPYC, family 25, model 17), {torch.get_num_threads()} threads"
+    assert device_name(torch.device("cpu")) == cpu
+    assert device_name(torch.device("cpu"), World(0, 4)) == f"4 x {cpu}"
+    facts.write_text("a machine of another kind\n")
+    assert device_name(torch.device("cpu")).startswith("cpu (")

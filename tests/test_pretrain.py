@@ -307,7 +307,7 @@ def test_the_plan_counts_the_passes_of_a_step(group_size, micro_batch, tiny_conf
     assert calls.count(Encoder) == calls.count(Predictor) == planned
 
 
-def test_the_plan_tells_every_length_of_the_masks(tiny_config):
+def test_the_plan_counts_the_shapes_of_the_masks(tiny_config):
     plan = plan_training(256, tiny_config, CPU, on_gpu=False)
     assert plan.mask_shapes > 4
     masks = tiny_config.masks.model_copy(update={"context_patches": 24})
