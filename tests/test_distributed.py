@@ -132,6 +132,10 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
         state.optimizer["state"]["predictor.mask_token"]["exp_avg"] for state in (ours, theirs)
     )
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
+    for name, state in ours.optimizer["state"].items():  # copied when it was saved, not later
+        assert state["step"] == ours.step, name
+    kept = load_checkpoint(out / "checkpoints" / "epoch-0001.pt")
+    assert {float(state["step"]) for state in kept.optimizer["state"].values()} == {kept.step}
 
 
 @pytest.mark.slow
@@ -147,6 +151,42 @@ def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
     codes, errors = together(2, command(recipe, shards, tmp_path / "two", *more))
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+GOES_BACK = """
+import sys, time
+import ijepa.run.loop as loop, ijepa.stores.checkpoint as checkpoint
+step, save = loop.Run._step, checkpoint.save_state
+
+def broken(self, inputs):
+    is_broken = inputs.number == 9  # one step after a checkpoint
+    step(self, inputs._replace(images=inputs.images * float("nan")) if is_broken else inputs)
+
+def slow(path, body):
+    time.sleep(1.0)
+    save(path, body)
+
+loop.Run._step, checkpoint.save_state = broken, slow
+sys.argv = ["ijepa", *sys.argv[1:]]
+from ijepa_cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
+    shards, tiny_config, tmp_path
+):
+    recipe = tmp_path / "back.yaml"
+    watch = tiny_config.watch.model_copy(update={"rollbacks": 1})
+    recipe.write_text(dump_yaml(tiny_config.model_copy(update={"watch": watch})))
+    words = command(recipe, shards, tmp_path / "back")[2:]
+    codes, errors = together(2, ["-c", GOES_BACK, *words])
+    assert codes == [0, 0], errors
+    assert "Going back to step 8" in " ".join("".join(errors).split())
+    records = read_metrics(tmp_path / "back" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(17))
+    assert np.isfinite(losses(tmp_path / "back")).all()
 
 
 def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):

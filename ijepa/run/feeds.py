@@ -79,6 +79,7 @@ class LocalFeed:
     ) -> None:
         self._images, self._config, self._runtime = images, config, runtime
         self._device, self._plan = device, plan
+        self._decoded: DecodedImages | None = None
 
     def batches(self, todo: range, progress: Progress) -> Iterator[Batch]:
         """See `Feed`."""
@@ -88,9 +89,9 @@ class LocalFeed:
             crops = RandomCropBatches(self._images, self._plan)
             yield from batches(crops, todo, workers, pin_memory=on_gpu)
             return
-        cached = CachedCropBatches(
-            DecodedImages(self._images, self._device, workers, progress), self._plan
-        )
+        if self._decoded is None:  # a run that goes back begins its batches again
+            self._decoded = DecodedImages(self._images, self._device, workers, progress)
+        cached = CachedCropBatches(self._decoded, self._plan)
         yield from (cached[step] for step in todo)
 
     def keys(self, step: int) -> list[str]:

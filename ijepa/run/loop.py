@@ -193,8 +193,9 @@ class Run:
             IjepaError: there is no checkpoint, or all that is allowed of this was done.
         """
         self.writer.wait()
+        exists = lead(self.world, self.last_checkpoint.exists)  # all wait for what rank 0 writes
         allowed = self.config.watch.rollbacks
-        if self.rollbacks == allowed or not self.last_checkpoint.exists():
+        if self.rollbacks == allowed or not exists:
             message = str(broken)
             raise IjepaError(message) if self.world.leads else SharedError(message)
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
@@ -215,6 +216,7 @@ class Run:
         wait_for_all(self.world)  # nobody may read the checkpoint after this
         self._save()
         self.writer.wait()
+        wait_for_all(self.world)
 
     def _inputs(self, progress: Progress) -> Generator[StepInputs]:
         """What each step needs; numbers of batches are steps, but for what was left out."""
@@ -367,7 +369,6 @@ class Run:
             "world_size": self.world.size,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
-            "linear": self.linear,
         }
         state = Checkpoint(self.steps_done, self.config, weights, optimizer, facts)
         paths = [self.last_checkpoint]
@@ -375,7 +376,8 @@ class Run:
             epoch = self.steps_done // self.per_epoch
             paths.insert(0, self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"))
         self.last_checkpoint.parent.mkdir(exist_ok=True)
-        is_copy = is_shared_out(self.model)
+        # On a CPU a gathered state still shares the optimizer's counters with the training.
+        is_copy = is_shared_out(self.model) and self.device.type == "cuda"
         self.writer.save(paths, checkpoint_body(state), is_copy=is_copy)
 
     def _resume(self) -> int:
@@ -389,7 +391,6 @@ class Run:
         self.watch.first = Health(*facts["first_health"])
         self.first_loss = facts["first_loss"]
         self.left_out, self.rollbacks = int(facts["left_out"]), int(facts["rollbacks"])
-        self.linear = facts.get("linear", self.linear)  # the same kernels give the same bits
         if self.world.leads:
             log.info("going on after step %d of %d", self.steps_done, self.total_steps)
             self._announce(int(facts["world_size"]))
