@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -230,8 +231,9 @@ def extraction() -> dict[str, Any]:
         network=encoder,
     )
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
-    features = frozen.features(normalise(images, config.data.mean, config.data.std), 2)
-    return {"devices": devices([features]), "dtype": str(features.dtype)}
+    pixels = normalise(images, config.data.mean, config.data.std)
+    every = [frozen.features(pixels, 2, bf16=bf16) for bf16 in (True, False)]
+    return {"devices": devices(every), "dtypes": sorted({str(one.dtype) for one in every})}
 
 
 def health_check() -> list[str]:
@@ -244,7 +246,8 @@ def health_check() -> list[str]:
 
 def linear_heads(protocol: str) -> list[str]:
     """Where the weights of heads are after a step, and what they predict."""
-    heads = Heads(LINEAR_PROTOCOLS[protocol], {"last": 16, "concat": 64}, 10, 0, GPU)
+    in_bf16 = replace(LINEAR_PROTOCOLS[protocol], bf16=True)  # as `ijepa probe` on a GPU
+    heads = Heads(in_bf16, {"last": 16, "concat": 64}, 10, 0, GPU)
     inputs = {"last": torch.empty(32, 16, device=GPU), "concat": torch.empty(32, 64, device=GPU)}
     labels = torch.zeros(32, dtype=torch.int64, device=GPU)
     heads.step(inputs, labels, 1.0)
