@@ -25,7 +25,7 @@ class Head:
         norm: `batch` norm with weights of its own before the linear layer, `plain-batch` norm
             without, or `none`.
         lr: at a batch of 256.
-        weight_decay: of the linear layer.
+        weight_decay: of the linear layer, its bias included (VISSL: `regularize_bias: True`).
     """
 
     features: Literal["last", "concat"]
@@ -51,8 +51,8 @@ class LinearProtocol:
         schedule: factor on the learning rate by the share of training that is done, in [0, 1).
         per_epoch: does the factor change between epochs only?
         batch: images.
-        optimizer: `sgd` with Nesterov momentum, `sgd-plain` momentum, or `lars`, which adapts and
-            decays matrices only.
+        optimizer: `sgd` with Nesterov momentum, `sgd-plain` momentum, or `lars`, which adapts
+            matrices only.
         init: `torch`'s own; or normal weights of a standard deviation of 0.01, and no bias.
         norm_eps: of batch norm.
         augment: of the training images, as `ijepa extract --augment` names it.
