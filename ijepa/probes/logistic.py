@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ijepa.distributed import pick_device
 from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
+from ijepa.probes.views import View
 
 Rescale = Callable[[Floats], Floats]
 
@@ -34,6 +35,7 @@ class LogisticProtocol:
             and are seldom chosen.
         precision: of the sums.
         source: repo:path.
+        view: of the images; None takes any.
     """
 
     strengths: tuple[float, ...]
@@ -44,6 +46,7 @@ class LogisticProtocol:
     search_iterations: int
     precision: str
     source: str
+    view: View | None = None
 
 
 # Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is. Its 300
@@ -57,6 +60,7 @@ MSN = LogisticProtocol(
     search_iterations=5000,
     precision="float32",
     source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
+    view=View(interpolation="bilinear", features="the class token before the final norm"),
 )
 
 FITTED = "coef_", "intercept_"  # where the next fit starts
@@ -87,6 +91,7 @@ LOGISTIC_PROTOCOLS = {
         search_iterations=1000,
         precision="float64",
         source="dinov2:dinov2/eval/log_regression.py",
+        view=View(crop_fraction=1.0, interpolation="bicubic"),
     ),
 }
 
@@ -105,8 +110,9 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     probe = regression(protocol, strength, train.labels)
     converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
     found = predicted(probe, _precise(rescale(test.last()), protocol), device)
-    departures = () if protocol == named else (f"scaled by {protocol.scale}, not {named.scale}",)
-    departures += unfinished(0 if converged else 1, 1, protocol)
+    departures = unfinished(0 if converged else 1, 1, protocol)
+    if protocol != named:
+        departures += (f"scaled by {protocol.scale}, not {named.scale}",)
     chosen = {"C": strength} | choices
     precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
     return [Fit("", found[np.newaxis], chosen, departures=departures, precision=precision)]
