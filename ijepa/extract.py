@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.stream import Features as Floats
     from ijepa.stores.loader import Batch
 
-VERSION = 8
+VERSION = 9
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,10 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
         pooling=encoder.pooling,
         image_px=encoder.image_px,
-        transform=f"{crop}, bilinear to {encoder.image_px}, mean {encoder.mean}, std {encoder.std}",
+        transform=(
+            f"{crop}, {config.interpolation} to {encoder.image_px}, mean {encoder.mean}, "
+            f"std {encoder.std}"
+        ),
         data_fingerprint=job.data.fingerprint,
         split=config.split,
         class_names=job.images.label_names,
@@ -175,6 +178,8 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
         num_views=config.views,
         augment=config.augment,
         precision=precision,
+        interpolation=config.interpolation,
+        crop_fraction=None if config.crop == "squash" else encoder.crop_fraction,
     )
 
 

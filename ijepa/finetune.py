@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Labelled, Parts
 
-VERSION = 5
+VERSION = 6
 
 
 class FinetuneOutcome(Config):
@@ -387,7 +387,10 @@ def _origin(job: _Job, trained: _Trained) -> Origin:
         layers=(len(vit.encoder.blocks) - 1,),
         pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
         image_px=data.image_px,
-        transform=f"center-crop {data.eval_crop_fraction:.4g}, mean {data.mean}, std {data.std}",
+        transform=(
+            f"center-crop {data.eval_crop_fraction:.4g}, bicubic to {data.image_px}, "
+            f"mean {data.mean}, std {data.std}"
+        ),
         precision=None,
         train=None,
         test=None,

@@ -21,7 +21,7 @@ from ijepa.stores.stage import (
     write_json,
 )
 
-VERSION = 2
+VERSION = 3
 RESULT = "result.json"
 
 

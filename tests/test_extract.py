@@ -290,3 +290,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
     (tmp_path / "empty" / name).mkdir(parents=True)
     with pytest.raises(IjepaError, match="no finished run"):
         extract(shards, tmp_path / "f.h5", config(tmp_path / "empty"), CPU)
+
+
+def test_bicubic_views_are_another_extraction_and_the_file_says_so(shards, tmp_path):
+    made = {}
+    for name in ("bilinear", "bicubic"):
+        out = tmp_path / f"{name}.h5"
+        small = config("pixels", dtype="float32", interpolation=name, image_px=24)
+        extract(shards, out, small, CPU)
+        made[name] = open_features(out)
+        assert made[name].header.interpolation == name
+        assert f"{name} to 24" in made[name].header.transform
+    first, second = (store.last(1)[:] for store in made.values())
+    assert 0 < np.abs(first - second).max() < np.ptp(first)

@@ -20,8 +20,8 @@ from ijepa.stores.repeats import image_ids
 LOGISTIC = ProbeConfig(name="logistic")
 
 
-def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, **header):
-    """A feature file of `classes` clusters, `signal` apart, in two layers of 8."""
+def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, copies=0, **header):
+    """A feature file of `classes` clusters, `signal` apart, in two layers of 8; `lowest` class."""
     rng = np.random.default_rng(seed)
     which = np.arange(rows) % classes
     last = signal * np.eye(classes, 8)[which] + rng.standard_normal((rows, 8))
@@ -43,7 +43,7 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, *
     keys = [f"{number:05d}" for number in range(first, first + rows)]
     images = [*range(copies), *range(first + copies, first + rows)]
     ids = image_ids([f"image {number}".encode() for number in images])
-    writer.append(features, {"class": which}, keys, ids)
+    writer.append(features, {"class": lowest + which}, keys, ids)
     writer.finish()
     return path
 
@@ -294,8 +294,8 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
     assert found["vissl-cifar100"].scores[0].best_on_test == 1.0
     assert found["ijepa"].scores[0].best_on_test == 0.0
     assert (found["ijepa"].train_rows, found["ijepa"].test_rows) == (600, 30)
-    assert found["vissl-cifar100"].scores[0].departures == (
-        "2 stored views of each image, not a new one an epoch",
+    assert "2 stored views of each image, not a new one an epoch" in (
+        found["vissl-cifar100"].scores[0].departures
     )
 
 
@@ -312,14 +312,61 @@ def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
     config = ProbeConfig(name="linear", protocol="vissl-clevr-count")
     (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
     assert score.departures == (
-        "label class, not count",
         "images cut by --crop center, not squash",
+        "images of 32 pixels, not of 224",
+        "label class, not count",
         "trained on the evaluation view alone, not on flip",
         "batches of all 120 images, not of 256",
     )
     assert score.best_on_test >= score.top1
     page = report([tmp_path / "r.json"], tmp_path / "page.html").out.read_text()
-    assert "not of the protocol: label class, not count; images cut by --crop center" in page
+    assert "not of the protocol: images cut by --crop center, not squash; images of 32" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "header", "expected"),
+    [
+        ("linear", "vissl-cifar100", {}, ["images resized by bilinear, not bicubic interpolation"]),
+        ("linear", "vissl-inat18", {}, []),
+        ("linear", "mae-lars", {"interpolation": "bicubic"}, []),
+        ("logistic", "dinov2", {"image_px": 448}, ["images of 448 pixels, not of 224",
+         "images resized by bilinear, not bicubic interpolation",
+         "a centre crop of 0.875 of the resized short side, not of 1.0"]),
+        ("logistic", "msn", {}, ["features are not the class token before the final norm"]),
+        ("few-shot", "msn", {"interpolation": "bicubic"},
+         ["images resized by bicubic, not bilinear interpolation",
+          "features are not the class token before the final norm"]),
+    ],
+)  # fmt: skip
+def test_a_score_tells_how_its_images_and_features_differ_from_the_protocols(
+    tmp_path, name, protocol, header, expected
+):
+    files = pair(tmp_path, **{"image_px": 224, "crop_fraction": 0.875} | header)
+    config = ProbeConfig(name=name, protocol=protocol, shots=(5,), draws=1)
+    (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
+    said = [line for line in score.departures if "train" not in line and "batches" not in line]
+    assert said == expected
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_test_images_of_classes_that_train_lacks_are_counted_with_the_score(tmp_path, name):
+    names = {"class": ["apple", "pear", "Café", "other"]}
+    train = write(tmp_path / "train.h5", class_names=names)
+    test = write(
+        tmp_path / "test.h5", rows=60, classes=4, seed=7, first=1000, split="val", class_names=names
+    )
+    config = ProbeConfig(name=name, shots=(5,), draws=1)
+    (score,) = probe(FeaturePair(train, test), [], tmp_path / "r.json", config).result.scores
+    said = "15 test images are of classes that train lacks: other"
+    assert said in score.departures
+    assert score.top1 <= 0.75
+
+
+def test_test_images_of_which_train_has_no_class_at_all_are_refused(tmp_path):
+    files = pair(tmp_path)
+    other = write(tmp_path / "other.h5", seed=7, first=1000, split="val", lowest=3)
+    with pytest.raises(IjepaError, match=r"no image of any class of 'class'"):
+        probe(FeaturePair(files.train, other), [], tmp_path / "r.json", LOGISTIC)
 
 
 def test_files_given_the_wrong_way_round_are_told(tmp_path, files):

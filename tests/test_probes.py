@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from textwrap import dedent
 
 import numpy as np
@@ -14,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probes.arrays import Asked, hold_out
-from ijepa.probes.few_shot import few_shot
+from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS, few_shot
 from ijepa.probes.knn import knn, vote
 from ijepa.probes.linear import linear
-from ijepa.probes.logistic import centred_unit, logistic
+from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, centred_unit, logistic
 from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
 from ijepa.probes.subsets import draw_subset
 
@@ -236,6 +238,38 @@ def test_the_penalty_of_msn_is_that_of_its_own_code():
     expected = (rows[1].numpy() @ best.x.reshape(3, 8).T).argmax(axis=1)
     np.testing.assert_array_equal(found.predictions[0], np.array(CLASSES)[expected])
     assert found.choices == {"C": 400.0}
+
+
+def uneven(rows, seed, *, classes=10, dim=64):
+    """Clusters with directions of 1 to a thousandth of the length, on which L-BFGS is slow."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(rows) % classes
+    centres = 0.3 * np.random.default_rng(5).standard_normal((classes, dim))
+    features = (rng.standard_normal((rows, dim)) + centres[which]) * np.logspace(0, -3, dim)
+    return labelled(features[:, np.newaxis].astype(np.float32), which)
+
+
+def test_the_fit_of_msn_ends_at_its_optimum_however_long_that_takes():
+    train, test = uneven(2000, 0), uneven(1000, 1)
+    (found,) = logistic(train, test, asked("logistic", protocol="msn"))
+    exact = LogisticRegression(C=4000.0, fit_intercept=False, tol=1e-9, max_iter=50_000)
+    rows = [centred_unit(data.last()).astype(np.float64) for data in (train, test)]
+    expected = exact.fit(rows[0], train.labels).predict(rows[1])
+    assert exact.n_iter_ > 300
+    assert np.mean(found.predictions[0] == expected) > 0.99
+    assert found.departures == ()
+
+
+@pytest.mark.parametrize("name", ["logistic", "few-shot"])
+def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
+    short = replace(LOGISTIC_PROTOCOLS["msn"], iterations=20)
+    monkeypatch.setitem(LOGISTIC_PROTOCOLS, "msn", short)
+    monkeypatch.setitem(FEW_SHOT_PROTOCOLS, "msn", short)
+    choices = {"protocol": "msn", "shots": (10,), "draws": 2}
+    (found,) = PROBES[name](uneven(500, 0), uneven(100, 1), asked(name, **choices))
+    [said] = [line for line in found.departures if "converged" in line]
+    which = {"logistic": "the fit", "few-shot": "2 of 2 fits"}[name]
+    assert said == f"{which} stopped within 20 iterations before it converged"
 
 
 def test_features_are_scaled_as_asked_for_and_the_score_says_so():

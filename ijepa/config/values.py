@@ -12,6 +12,7 @@ Px = Annotated[int, Field(ge=1)]
 Size = tuple[int, int]
 Rgb = tuple[float, float, float]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)

@@ -14,6 +14,7 @@ from ijepa.errors import IjepaError
 from ijepa.exchange.names import transformers_of_ours
 from ijepa.exchange.networks import ENCODERS, Networks, Weights
 from ijepa.exchange.reading import NOTES, SAME_NETWORK
+from ijepa.method.augment import resized_px
 from ijepa.method.vit import Architecture, architecture
 from ijepa.stores.checkpoint import Checkpoint, save_checkpoint
 from ijepa.stores.stage import write_json
@@ -110,7 +111,7 @@ def _processor(networks: Networks, side_px: int) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(side_px / data.eval_crop_fraction)},
+        "size": {"shortest_edge": resized_px(side_px, data.eval_crop_fraction)[0]},
         "resample": BILINEAR,
         "do_center_crop": True,
         "crop_size": {"height": side_px, "width": side_px},

@@ -197,7 +197,8 @@ class FinetuneRun:
     @torch.inference_mode()
     def _scored(self, part: Labelled, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Places in `part` and float logits, on the CPU, of some of its batches."""
-        plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
+        data = self._data
+        plan = ViewPlan(data.image_px, data.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         self.model.eval()
         on_gpu, workers = self._device.type == "cuda", num_workers(self._runtime, self._device)

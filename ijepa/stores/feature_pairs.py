@@ -73,6 +73,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
     fitted, scored = _images(train, label), _images(test, label)
     _refuse_other_classes(train, test, label)
     _refuse_unfit(fitted, label)
+    _refuse_no_class_in_common(fitted, scored, label)
     _refuse_leak(fitted, scored)
     ours, theirs = (Known(images.image_ids, images.keys) for images in (fitted, scored))
     return OpenPair(fitted, scored, repeated_keys(ours, theirs, len(theirs.keys)))
@@ -136,6 +137,14 @@ def _refuse_unfit(train: Images, label: str) -> None:
             f"{train.store.path} has {len(counts)} classes of {label!r} with at most "
             f"{counts.max()} images each; a probe needs two classes, and two images of one to "
             f"choose with."
+        )
+
+
+def _refuse_no_class_in_common(train: Images, test: Images, label: str) -> None:
+    if not np.isin(test.labels, train.labels).any():
+        raise IjepaError(
+            f"{train.store.path} has no image of any class of {label!r} in {test.store.path}; a "
+            f"probe could get none right. Extract splits that share classes."
         )
 
 

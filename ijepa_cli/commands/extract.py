@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ijepa.config import ExtractConfig, Precision, validated
+from ijepa.config import ExtractConfig, Interpolation, Precision, validated
 from ijepa_cli.console import Device, Force, Json, Seed, Workers, runtime, show, shown_progress
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ ImageSize = Annotated[
 Crop = Annotated[
     Literal["center", "squash"], typer.Option(help="Centre crop, or the whole image squashed.")
 ]
+Resizing = Annotated[
+    Interpolation, typer.Option(help="How images are resized; VISSL, MAE and DINOv2: bicubic.")
+]
 Views = Annotated[
     int, typer.Option(help="Augmented views of each image, beside the evaluation view.", min=0)
 ]
@@ -54,6 +57,7 @@ def extract(
     layers: Layers = 4,
     image_size: ImageSize = None,
     crop: Crop = "center",
+    interpolation: Resizing = "bilinear",
     views: Views = 0,
     augment: Augment = "none",
     precision: Precise = "auto",
@@ -75,6 +79,7 @@ def extract(
         "layers": layers,
         "image_px": image_size,
         "crop": crop,
+        "interpolation": interpolation,
         "views": views,
         "augment": augment,
         "precision": precision,
