@@ -103,10 +103,12 @@ def pretrain(
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.run.loop import Run  # here, so that a cached answer does not wait for torch
+            from ijepa.run.stopping import stop_requests
 
             run = Run(work.folder, config, images, runtime)
-            run.train(progress)
-            work.publish_folder(_facts(config, images, run.device_name, runtime.command))
+            with stop_requests():  # a signal after the last step does not keep it from its end
+                run.train(progress)
+                work.publish_folder(_facts(config, images, run.device_name, runtime.command))
         return _result(out, work.cached)
 
 
@@ -120,15 +122,17 @@ def _pretrain_together(
     """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
     from ijepa.distributed import joined, lead, pick_device, wait_for_all
     from ijepa.run.loop import Run
+    from ijepa.run.stopping import stop_requests
 
     with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
         lead(world, lambda: _check_shares(config, runtime, world.size))
         work = lead(world, lambda: held.enter_context(exclusive_work(plan, force=runtime.force)))
         if not work.cached:
             run = Run(work.folder, config, images, runtime, world)
-            run.train(progress if world.leads else silent)
-            facts = _facts(config, images, run.device_name, runtime.command)
-            lead(world, lambda: work.publish_folder(facts))
+            with stop_requests():
+                run.train(progress if world.leads else silent)
+                facts = _facts(config, images, run.device_name, runtime.command)
+                lead(world, lambda: work.publish_folder(facts))
         wait_for_all(world)
         return _result(plan.out, work.cached)
 

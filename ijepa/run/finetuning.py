@@ -24,7 +24,7 @@ from ijepa.distributed import (
     seed_device,
     uses_bf16,
 )
-from ijepa.errors import IjepaError, StoppedError
+from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
 from ijepa.method.compute import computing, linear_name, pick_linear
 from ijepa.method.draws import MASKS, stream
@@ -158,9 +158,9 @@ class FinetuneRun:
                 if last or stop or due:
                     self._save()
                 if stop and not last:
-                    raise self._stopped(asked.signal_name)
-        if self._metrics:
-            self._metrics.close()
+                    self._end()
+                    raise asked.stopped(self.steps_done, self.total_steps)
+        self._end()
 
     def predictions(self, progress: Progress) -> Ints:
         """(n,) class numbers of the test images by their evaluation views."""
@@ -282,14 +282,10 @@ class FinetuneRun:
         shown = {"loss": losses[-1], "lr": records[-1]["lr"]} | self.held_out
         progress("finetune images", self.steps_done * size, self.total_steps * size, shown)
 
-    def _stopped(self, name: str) -> StoppedError:
+    def _end(self) -> None:
         self._writer.wait()
         if self._metrics:
             self._metrics.close()
-        return StoppedError(
-            f"Stopped by {name or 'a signal to another process'} after step {self.steps_done:,} "
-            f"of {self.total_steps:,}, which is saved."
-        )
 
     @property
     def _last_checkpoint(self) -> Path:

@@ -342,10 +342,7 @@ class Run:
         self.writer.wait()
         if self.metrics:
             self.metrics.close()
-        return StoppedError(
-            f"Stopped by {self.stop_asked.signal_name or 'a signal to another process'} after step "
-            f"{self.steps_done:,} of {self.total_steps:,}, which is saved."
-        )
+        return self.stop_asked.stopped(self.steps_done, self.total_steps)
 
     def _save(self) -> None:
         """Begin to write a checkpoint; at the end of a kept epoch it stays under that name, too.
