@@ -25,6 +25,7 @@ class PretrainResult(Config):
     out: Path
     cached: bool
     steps: int
+    batch_size: int
     images: int
     loss: float
     rankme: float
@@ -38,6 +39,7 @@ class PretrainPlan(Config):
 
     Attributes:
         images: in the split.
+        batch_size: images of a step, over all devices.
         encoder_parameters: trained ones, without positions; likewise the predictor's.
         context_patches: mean over sampled batches, after the cut; likewise `target_patches`, each.
         gflops_per_image: of matrix products, forward and backward, at these mean lengths.
@@ -51,6 +53,7 @@ class PretrainPlan(Config):
     """
 
     images: int
+    batch_size: int
     steps_per_epoch: int
     steps: int
     images_seen: int
@@ -109,7 +112,7 @@ def pretrain(
             with stop_requests():  # a signal after the last step does not keep it from its end
                 run.train(progress)
                 work.publish_folder(_facts(config, images, run.device_name, runtime.command))
-        return _result(out, work.cached)
+        return _result(out, config, work.cached)
 
 
 def _pretrain_together(
@@ -134,7 +137,7 @@ def _pretrain_together(
                 facts = _facts(config, images, run.device_name, runtime.command)
                 lead(world, lambda: work.publish_folder(facts))
         wait_for_all(world)
-        return _result(plan.out, work.cached)
+        return _result(plan.out, config, work.cached)
 
 
 def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
@@ -200,6 +203,7 @@ def plan_training(
     )
     return PretrainPlan(
         images=images,
+        batch_size=config.data.batch_size,
         steps_per_epoch=per_epoch,
         steps=steps,
         images_seen=steps * config.data.batch_size,
@@ -247,13 +251,14 @@ def _open(
     return data.split(config.data.split), {"data": data.fingerprint}
 
 
-def _result(out: Path, cached: bool) -> PretrainResult:
+def _result(out: Path, config: PretrainConfig, cached: bool) -> PretrainResult:
     last = read_metrics(out / "metrics.jsonl")[-1]
     names = ("loss", "rankme", "feature_std", "mean_cosine", "loss_vs_mean_target")
     return PretrainResult(
         out=out,
         cached=cached,
         steps=int(last["step"]),
+        batch_size=config.data.batch_size,
         images=int(last["images"]),
         **{name: last[name] for name in names},
     )

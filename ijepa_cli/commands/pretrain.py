@@ -1,11 +1,12 @@
 """`ijepa pretrain`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ijepa.recipes import load_recipe
+from ijepa.recipes import load_recipe, recipe_note
 from ijepa_cli.console import (
     CHECKPOINT_MINUTES,
     CheckpointMinutes,
@@ -21,6 +22,8 @@ from ijepa_cli.console import (
     table,
 )
 from ijepa_cli.launch import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
+
+log = logging.getLogger(__name__)
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 Data = Annotated[
@@ -82,6 +85,8 @@ def pretrain(
     Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
     """
     config = load_recipe(recipe, overrides or ())
+    if note := recipe_note(recipe, config):
+        log.warning(note)  # now, and below the summary when all is done
     from ijepa.pretrain import plan_pretrain
     from ijepa.pretrain import pretrain as run
 
@@ -97,7 +102,7 @@ def pretrain(
     choices = runtime(device, workers, force, **how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
-        show(plan, as_json, table(plan, f"{recipe}: what would run"))
+        show(plan, as_json, table(plan, f"{recipe}: what would run", note=note))
         return
     if launcher != "here":
         plan_pretrain(data, config, choices)  # what cannot run is not submitted
@@ -105,7 +110,8 @@ def pretrain(
         return
     with shown_progress() as progress:
         result = run(data, out, config, choices, progress)
-    show(result, as_json, table(result, "cached" if result.cached else "pretrained"))
+    title = "cached" if result.cached else "pretrained"
+    show(result, as_json, table(result, title, note=note))
 
 
 def register(app: typer.Typer) -> None:
