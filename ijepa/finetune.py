@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Labelled, Parts
 
-VERSION = 5
+VERSION = 6
 
 
 class FinetuneOutcome(Config):
@@ -145,7 +145,7 @@ class _Job(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """What there is to say of a fine-tuned encoder; predictions are there on rank 0 alone."""
+    """What there is to say of a fine-tuned encoder; the same on all ranks."""
 
     vit: "Trainable"
     data: DataConfig
@@ -193,8 +193,7 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     )
     run = FinetuneRun(work.folder, model, parts, config, data, job.runtime, world)
     run.train(job.progress if world.leads else silent)
-    nothing = np.empty(0, np.int64)
-    found = run.predictions(job.progress) if world.leads else nothing
+    found = run.predictions(job.progress if world.leads else silent)
     trained = _Trained(vit, data, parts, repeats, run.held_out, found, run.precision)
     return trained, run.device_name
 

@@ -96,6 +96,24 @@ def test_all_three_networks_come_back_bit_for_bit(tmp_path, way):
     assert back.provenance == source.provenance
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_compiled_and_parallel_networks_are_taken_off(tmp_path, prefix):
+    published = torch.load(TINY, weights_only=True)
+    bare = {part: networks_of(published, part) for part in ("encoder", "target_encoder")}
+    wrapped = {part: {prefix + k: v for k, v in bare[part].items()} for part in bare}
+    torch.save(wrapped, tmp_path / "two.pth")
+    torch.save(wrapped["encoder"], tmp_path / "one.pth")
+    inner = {k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in bare["encoder"].items()}
+    torch.save(inner, tmp_path / "inner.pth")
+    for name in ("two.pth", "one.pth", "inner.pth"):
+        parts = read_networks(tmp_path / name, ARCH).parts
+        assert all(same(weights, bare[part]) for part, weights in parts.items())
+
+
+def networks_of(published, part):
+    return {name.removeprefix("module."): value for name, value in published[part].items()}
+
+
 def test_the_published_format_is_the_published_files_own(tmp_path):
     convert_to("published", TINY, tmp_path / "again.pth.tar", arch=ARCH)
     theirs, ours = (torch.load(p, weights_only=True) for p in (TINY, tmp_path / "again.pth.tar"))
