@@ -54,6 +54,14 @@ Cache = Annotated[
     Literal["none", "decoded"],
     typer.Option(help="decoded: all images in memory, cropped on the device; for small data."),
 ]
+Init = Annotated[
+    Path | None,
+    typer.Option(help="Start from these weights: a run, a checkpoint, a published file."),
+]
+Prolong = Annotated[
+    Path | None,
+    typer.Option(help="Go on with this finished run for more epochs; may be OUT itself."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
@@ -62,6 +70,8 @@ def pretrain(
     data: Data,
     out: Out,
     overrides: Set = None,
+    init: Init = None,
+    prolong: Prolong = None,
     device: Device = "auto",
     workers: Workers = None,
     checkpoint_minutes: CheckpointMinutes = CHECKPOINT_MINUTES,
@@ -87,9 +97,11 @@ def pretrain(
     config = load_recipe(recipe, overrides or ())
     if note := recipe_note(recipe, config):
         log.warning(note)  # now, and below the summary when all is done
-    from ijepa.pretrain import plan_pretrain
+    from ijepa.pretrain import Start, plan_pretrain, started
     from ijepa.pretrain import pretrain as run
 
+    start = Start(init, prolong)
+    config = started(config, start)
     how = {
         "replace": replace,
         "checkpoint_seconds": 60 * checkpoint_minutes,
@@ -109,7 +121,7 @@ def pretrain(
         print_text(submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ()) + "\n")
         return
     with shown_progress() as progress:
-        result = run(data, out, config, choices, progress)
+        result = run(data, out, config, choices, progress, start=start)
     title = "cached" if result.cached else "pretrained"
     show(result, as_json, table(result, title, note=note))
 
