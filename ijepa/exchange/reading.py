@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def read_networks(path: Path, arch: str | None = None) -> Networks:
-    """Read a run or checkpoint of ours, a published file, a timm file, a folder of IJepaModel.
+    """Read a run or checkpoint of ours, a published file, timm's or transformers'.
 
     Weights stay on disk until they are used, if the file can be mapped.
 
@@ -50,7 +50,10 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
     if (path / LAST).is_file():
         return read_networks(path / LAST)
     if (path / "config.json").is_file():
-        return _transformers(path)
+        settings = read_json(path / "config.json")
+        if "pretrained_cfg" in settings:
+            return read_networks(path / "model.safetensors", arch)
+        return _transformers(path, settings)
     if path.is_dir():
         raise IjepaError(f"{path} is neither a finished run nor a folder of transformers' weights.")
     body = unwrapped(read_weights(path), path)
@@ -121,12 +124,11 @@ def _timm(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
     return _single(path, weights, arch, Provenance(origin="timm"), notes)
 
 
-def _transformers(folder: Path) -> Networks:
+def _transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
     """Weights of a folder of `save_pretrained`, one file or several."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise IjepaError(f"{folder} has a config.json, but no model.safetensors beside it.")
-    settings = read_json(folder / "config.json")
     if settings.get("model_type") != "ijepa":
         raise IjepaError(
             f"{folder} is a {settings.get('model_type')!r} model; `ijepa convert` takes "
