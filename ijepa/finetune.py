@@ -96,6 +96,7 @@ def finetune(
     if subset:
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan(
         "finetune", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
@@ -116,6 +117,7 @@ def plan_finetune(
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
     parts = _images(_Job(plan, config, data, runtime, silent, subset))
     images = len(parts.train.chosen)
@@ -131,6 +133,11 @@ def plan_finetune(
         steps=config.epochs * (images // batch),
         parameters=sum(parameter.numel() for parameter in vit.encoder.parameters()),
     )
+
+
+def _with_named_split(config: FinetuneConfig, data: ShardSet) -> FinetuneConfig:
+    name = data.named_split(config.test_split, config.split)
+    return config.model_copy(update={"test_split": name})
 
 
 class _Job(NamedTuple):

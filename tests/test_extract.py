@@ -290,3 +290,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
     (tmp_path / "empty" / name).mkdir(parents=True)
     with pytest.raises(IjepaError, match="no finished run"):
         extract(shards, tmp_path / "f.h5", config(tmp_path / "empty"), CPU)
+
+
+def test_the_evaluation_split_is_stored_by_its_own_name(shards, tmp_path):
+    out, cpu = tmp_path / "f.h5", Runtime(device="cpu", workers=0)
+    extract(shards, out, ExtractConfig(encoder="pixels", split="evaluation"), cpu)
+    assert open_features(out).header.split == "val"
+    assert extract(shards, out, ExtractConfig(encoder="pixels", split="val"), cpu).cached
