@@ -10,14 +10,15 @@ WORKERS  =
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine report
-# Images that have no splits get one, val, of a tenth.
+# Images that have no splits get one, val, of a tenth. Without a TEST, scores are of val, else of test,
+# else of the only split beside TRAIN.
 DATA     =  scenes:train=10000,val=6000
 NAME     =  scenes
 RECIPE   =  scenes-mini
 LABELS   =  class
 PROBE    =  logistic linear knn few-shot
 TRAIN    =  train
-TEST     =  val
+TEST     =
 REPORT   =  runs/$(NAME).html
 SEED     =  0
 
@@ -26,6 +27,7 @@ ENCODER  =
 
 SHARDS   := shards/$(NAME)
 RUN      := $(or $(ENCODER),runs/$(NAME))
+SCORED   := $(or $(TEST),evaluation)
 FEATURES := runs/$(NAME).features
 PROBES   := runs/$(NAME).probes
 RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
@@ -99,7 +101,7 @@ clean: ## Remove what the pipeline made for NAME, and report.html.
 # --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
 
 shard: setup ## DATA -> shards/NAME.
-	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 $(WORKERS:%=--workers %)
+	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 $(WORKERS:%=--workers %) $(REQUIRED)
 
 pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE; nothing to do for an ENCODER.
 ifeq ($(ENCODER),)
@@ -114,8 +116,12 @@ $(FEATURES)/%.train.h5: pretrain
 	  $(WORKERS:%=--workers %)
 
 $(FEATURES)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(SCORED) --out $@ \
 	  $(WORKERS:%=--workers %)
+
+# What a probe will need of the images is asked for before hours of pretraining.
+probe report: REQUIRED = $(TRAIN:%=--require-split %) $(SCORED:%=--require-split %) \
+  $(LABELS:%=--require-label %)
 
 probe: $(RESULTS) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
 
@@ -161,5 +167,5 @@ $(LOW_LEVEL)/%.train.h5: pretrain
 	  --crop squash --augment flip --views 4 $(WORKERS:%=--workers %)
 
 $(LOW_LEVEL)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(SCORED) --out $@ \
 	  --crop squash $(WORKERS:%=--workers %)

@@ -22,16 +22,17 @@ from ijepa.stores.stage import (
 if TYPE_CHECKING:
     from ijepa.exchange.networks import Networks
 
-VERSION = 1
+VERSION = 2
 CARD = "README.md"
-TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+FOLDERS = ("hf", "timm")  # formats of more than one file
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 
 class ConvertResult(Config):
     """Converted weights.
 
     Attributes:
-        out: file, or folder for `hf`; its model card is `card`.
+        out: file, or folder for `hf` and `timm`; its model card is `card`.
         cached: they were there already.
         holds: which networks, in words; `left_out` had no room.
         load: a line of Python that loads them.
@@ -59,8 +60,8 @@ def convert(
 
     Args:
         source: a run or checkpoint of ours, a published file, a timm file, or a folder of
-            transformers' IJepaModel; which it is, is told by its content.
-        out: file to make, or folder for `hf`.
+            timm or of transformers' IJepaModel; which it is, is told by its content.
+        out: file to make, or folder for `hf` and `timm`.
         config: into which format, and which encoder where it has room for one.
         runtime: `force` makes it again.
         progress: hears when it is done.
@@ -70,9 +71,10 @@ def convert(
         IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
             scores of another encoder.
     """
-    if config.to == "timm" and out.suffix not in TIMM_SUFFIXES:
+    if config.to in FOLDERS and out.suffix in WEIGHT_SUFFIXES:
         raise IjepaError(
-            f"timm tells a file's kind by its name: {out} must end in {', '.join(TIMM_SUFFIXES)}."
+            f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
+            f"such as {out.with_suffix('')}."
         )
     if config.to in ("published", "ours") and out.suffix == ".safetensors":
         raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
@@ -80,7 +82,7 @@ def convert(
         "source": _fingerprint(source),
         "scores": fingerprint_of([file_sha256(p) for p in scores]),
     }
-    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
+    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to in FOLDERS)
     with exclusive_work(plan, force=runtime.force) as work:
         from ijepa.exchange.reading import read_networks  # here: torch takes its time
 
@@ -120,13 +122,13 @@ def _result(
 
     held = networks.held(config.to, config.which)
     loads = {
-        "timm": timm_call(networks, str(out)),
+        "timm": timm_call(str(out)),
         "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
     }
     encoder = networks.config.encoder
     return ConvertResult(
         out=out,
-        card=_card_path(out, config.to == "hf"),
+        card=_card_path(out, config.to in FOLDERS),
         cached=cached,
         holds=held_text(networks, config.to, config.which),
         left_out=tuple(part for part in networks.parts if part not in held),

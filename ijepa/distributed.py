@@ -123,9 +123,13 @@ def wait_for_all(world: World) -> None:
 
 def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     """Mean of each number over all ranks, the same on every rank."""
+    return sum_over_ranks(values, world) / world.size
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Sum of each number over all ranks, the same on every rank; `values` may be changed."""
     if world.size > 1:
         dist.all_reduce(values)
-        values /= world.size
     return values
 
 
@@ -208,13 +212,6 @@ def pick_device(name: str) -> torch.device:
     if number >= count:
         raise IjepaError(f"There is no device cuda:{number}; the machine has {count} CUDA devices.")
     return torch.device("cuda", number)
-
-
-def seed_device(device: torch.device, seed: int) -> None:
-    """Seed what `torch` draws on the CPU and on this device; other GPUs are left alone."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

@@ -13,4 +13,12 @@ class SharedError(IjepaError):
 
 
 class StoppedError(IjepaError):
-    """Asked to stop from outside, after saving: not a failure."""
+    """Asked to stop from outside, after saving: not a failure.
+
+    Attributes:
+        signal_name: such as `SIGTERM`; empty where another process was asked.
+    """
+
+    def __init__(self, message: str, signal_name: str = "") -> None:
+        super().__init__(message)
+        self.signal_name = signal_name

@@ -55,6 +55,7 @@ def extract(
         IjepaError: the encoder does not load, the split is not there, an image does not decode.
     """
     data = open_shards(shards)
+    config = config.model_copy(update={"split": data.named_split(config.split)})
     images = data.split(config.split)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan("extract", VERSION, config, inputs, out)

@@ -96,6 +96,7 @@ def finetune(
     if subset:
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan(
         "finetune", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
@@ -116,6 +117,7 @@ def plan_finetune(
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
     parts = _images(_Job(plan, config, data, runtime, silent, subset))
     images = len(parts.train.chosen)
@@ -133,6 +135,11 @@ def plan_finetune(
     )
 
 
+def _with_named_split(config: FinetuneConfig, data: ShardSet) -> FinetuneConfig:
+    name = data.named_split(config.test_split, config.split)
+    return config.model_copy(update={"test_split": name})
+
+
 class _Job(NamedTuple):
     """What one call is about."""
 
@@ -145,7 +152,7 @@ class _Job(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """What there is to say of a fine-tuned encoder; predictions are there on rank 0 alone."""
+    """What there is to say of a fine-tuned encoder; the same on all ranks."""
 
     vit: "Trainable"
     data: DataConfig
@@ -193,8 +200,7 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     )
     run = FinetuneRun(work.folder, model, parts, config, data, job.runtime, world)
     run.train(job.progress if world.leads else silent)
-    nothing = np.empty(0, np.int64)
-    found = run.predictions(job.progress) if world.leads else nothing
+    found = run.predictions(job.progress if world.leads else silent)
     trained = _Trained(vit, data, parts, repeats, run.held_out, found, run.precision)
     return trained, run.device_name
 

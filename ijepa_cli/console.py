@@ -29,6 +29,7 @@ from rich.progress import (
     Progress as RichProgress,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ijepa.config import Runtime
 from ijepa.progress import Progress
@@ -98,9 +99,10 @@ def print_text(text: str) -> None:
     sys.stdout.write(text)
 
 
-def table(result: BaseModel, title: str, leave_out: Collection[str] = ()) -> Table:
-    """A result's fields, one a row."""
+def table(result: BaseModel, title: str, leave_out: Collection[str] = (), note: str = "") -> Table:
+    """A result's fields, one a row, and below them a note."""
     rows = Table(title=title, title_justify="left", show_header=False)
+    rows.caption, rows.caption_justify = Text(note) if note else None, "left"
     for name, value in result:
         if name in leave_out:
             continue

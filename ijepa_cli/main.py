@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(1)  # another process says why
     except StoppedError as stop:
         stderr.print(f"{stop} The same command, without --force, goes on from here.")
-        sys.exit(TERMINATED)
+        sys.exit(INTERRUPTED if stop.signal_name == "SIGINT" else TERMINATED)
     except IjepaError as error:
         _fail(str(error))
     except SystemExit as ended:

@@ -303,3 +303,10 @@ def test_bicubic_views_are_another_extraction_and_the_file_says_so(shards, tmp_p
         assert f"{name} to 24" in made[name].header.transform
     first, second = (store.last(1)[:] for store in made.values())
     assert 0 < np.abs(first - second).max() < np.ptp(first)
+
+
+def test_the_evaluation_split_is_stored_by_its_own_name(shards, tmp_path):
+    out, cpu = tmp_path / "f.h5", Runtime(device="cpu", workers=0)
+    extract(shards, out, ExtractConfig(encoder="pixels", split="evaluation"), cpu)
+    assert open_features(out).header.split == "val"
+    assert extract(shards, out, ExtractConfig(encoder="pixels", split="val"), cpu).cached

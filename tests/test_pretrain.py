@@ -15,9 +15,10 @@ from gratings import gratings, write_gratings
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+import ijepa.pretrain
 from ijepa.config import Runtime
 from ijepa.encoders.load import load_encoder
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, StoppedError
 from ijepa.method.augment import normalise
 from ijepa.method.jepa import build_ijepa
 from ijepa.method.masking import batch_masks
@@ -355,3 +356,37 @@ def test_the_trained_encoder_beats_its_random_initialisation(tmp_path):
     difference = trained.astype(float) - initial
     z = difference.mean() / difference.std() * np.sqrt(len(difference))
     assert z > 4, f"{initial.mean():.3f} -> {trained.mean():.3f}"
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_the_step_at_hand_as_a_schedulers_signal_does(
+    run, shards, tiny_config, tmp_path, asked
+):
+    out = tmp_path / "tiny"
+
+    def ask(task, done, *_):
+        if task == "pretrain images" and done == 256:
+            os.kill(os.getpid(), asked)
+
+    with pytest.raises(StoppedError, match=f"Stopped by {asked.name} after step 9 of 16"):
+        pretrain(shards, out, tiny_config, CPU, ask)
+    pretrain(shards, out, tiny_config, CPU)
+    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_after_the_last_step_leaves_a_finished_run(
+    shards, tiny_config, tmp_path, monkeypatch
+):
+    facts = ijepa.pretrain._facts
+
+    def facts_while_asked_to_stop(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return facts(*arguments)
+
+    def ask(task, done, *_):
+        if done == 512:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ijepa.pretrain, "_facts", facts_while_asked_to_stop)
+    assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU, ask).steps == 16
+    assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU).cached

@@ -75,7 +75,12 @@ def _loading(networks: Networks, to: str, which: str, out: str) -> str:
             "features = model(**processor(image, return_tensors='pt')).last_hidden_state.mean(1)"
         )
     if to == "timm":
-        return f"import timm\n\nmodel = {timm_call(networks, out)}\n{view}"
+        return (
+            f"import timm\n\nmodel = {timm_call(out)}\n"
+            "data = timm.data.resolve_model_data_config(model)\n"
+            "transform = timm.data.create_transform(**data)\n"
+            "features = model(transform(image).unsqueeze(0))"
+        )
     held = [name for name, part in ENCODERS.items() if part in networks.parts]
     chosen = which if which in held else held[0]
     return f"import ijepa\n\nencoder = ijepa.load_encoder({out!r}, which={chosen!r})\n{view}"

@@ -37,6 +37,7 @@ from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.feeds import open_feed
 from ijepa.run.prefetch import StepInputs, step_inputs
+from ijepa.run.starting import load_initial_weights
 from ijepa.run.state import full_state, restore, share_out
 from ijepa.run.stopping import StopRequest, stop_requests
 from ijepa.run.watch import Watch
@@ -83,8 +84,9 @@ class Run:
         images: "SplitReader | RemoteSplit",
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
+        init: Path | None = None,
     ) -> None:
-        """Begin in `folder`, or take up what an interrupted run left there.
+        """Begin in `folder` from `init` if given, or take up what an interrupted run left there.
 
         Raises:
             IjepaError: masks that do not fit, too few images, a checkpoint that does not load.
@@ -92,7 +94,10 @@ class Run:
         check_masks(config.grid, config.masks)
         self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
         self.device = pick_device(runtime.device)
-        self.model: IJepa = build_ijepa(config).to(self.device)
+        self.model: IJepa = build_ijepa(config)
+        if init and not self.last_checkpoint.exists():
+            load_initial_weights(self.model, config, init)
+        self.model.to(self.device)
         shares_weights = runtime.parallel == "fsdp" and world.size > 1
         if shares_weights:
             share_out(self.model, self.device, world)
@@ -346,10 +351,7 @@ class Run:
         self.writer.wait()
         if self.metrics:
             self.metrics.close()
-        return StoppedError(
-            f"Stopped by {self.stop_asked.signal_name or 'a signal to another process'} after step "
-            f"{self.steps_done:,} of {self.total_steps:,}, which is saved."
-        )
+        return self.stop_asked.stopped(self.steps_done, self.total_steps)
 
     def _save(self) -> None:
         """Begin to write a checkpoint; at the end of a kept epoch it stays under that name, too.

@@ -134,14 +134,19 @@ def _write(paths: Sequence[Path], body: dict[str, Any]) -> float:
     first, *others = paths
     save_state(first, body)
     for path in others:
-        neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        neighbour.unlink(missing_ok=True)
-        try:
-            os.link(first, neighbour)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(first, neighbour)
-        neighbour.replace(path)
+        link_or_copy(first, path)
     return time.monotonic() - start
+
+
+def link_or_copy(first: Path, path: Path) -> None:
+    """Give a file, which is never changed but only replaced, another name; atomic."""
+    neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    neighbour.unlink(missing_ok=True)
+    try:
+        os.link(first, neighbour)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(first, neighbour)
+    neighbour.replace(path)
 
 
 def checkpoint_body(checkpoint: Checkpoint) -> dict[str, Any]:

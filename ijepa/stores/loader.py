@@ -287,10 +287,11 @@ def batches(
 
 
 def _prepare_worker(_: int) -> None:
-    """One thread each; a scheduler's signals to the whole job are for the main process to obey.
+    """One thread each; signals to the whole job are for the main process to obey.
 
     That ends its workers by messages, and by a second SIGTERM where that does not help.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes

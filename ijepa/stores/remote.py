@@ -12,7 +12,7 @@ import logging
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any
@@ -72,7 +72,8 @@ class RemoteSplit:
         expected = self.counts[number] if self.counted else None
         while True:
             try:
-                for sample in itertools.islice(_read_tar(url), skip, None):
+                samples = _read_tar(url, labels=tuple(self.label_names))
+                for sample in itertools.islice(samples, skip, None):
                     yield sample
                     skip += 1
                 if expected is not None and skip < expected:
@@ -162,14 +163,14 @@ def _within(data: str, name: str) -> str:
     return f"{data.rstrip('/')}/{name}"
 
 
-def _read_tar(url: str) -> Iterator[Sample]:
+def _read_tar(url: str, labels: Sequence[str]) -> Iterator[Sample]:
     with closing(_open(url)) as file:
         files = tar_file_expander([{"url": url, "stream": file}])
         for members in group_by_keys(files):
-            yield _sample(url, members)
+            yield _sample(url, members, labels)
 
 
-def _sample(url: str, members: dict[str, Any]) -> Sample:
+def _sample(url: str, members: dict[str, Any], labels: Sequence[str]) -> Sample:
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         found = ", ".join(sorted(name for name in members if not name.startswith("__")))
@@ -177,9 +178,38 @@ def _sample(url: str, members: dict[str, Any]) -> Sample:
             f"{url}: sample {members['__key__']!r} has no image ({found}); expected one of "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    known = json.loads(members["json"]) if "json" in members else {}
+    known = _notes(url, members, labels)
     key = known.pop("key", members["__key__"])
     return Sample(key, image, known.pop("labels", {}), known)
+
+
+def _notes(url: str, members: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Key and labels in the JSON beside an image; JSON of others is ignored if `labels` is empty.
+
+    Raises:
+        IjepaError: one of `labels` is not there as a class number.
+    """
+    try:
+        known = json.loads(members.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        known = None
+    known = dict(known) if isinstance(known, dict) else {}
+    found = known.get("labels")
+    found = found if isinstance(found, dict) else {}
+    known["labels"] = {name: value for name, value in found.items() if _is_class(value)}
+    missing = [name for name in labels if name not in known["labels"]]
+    if missing:
+        raise IjepaError(
+            f"{url}: the .json of sample {members['__key__']!r} has no class number as label "
+            f"{missing[0]!r}, which the index promises; shard this set again."
+        )
+    if not isinstance(known.get("key", ""), str):
+        del known["key"]
+    return known
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _open(url: str) -> IO[bytes]:

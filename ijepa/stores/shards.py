@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from ijepa.errors import IjepaError
 from ijepa.stores.stage import read_json
 
 SCHEMA = 1
+EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
 INDEX = "index.json"
 BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 EXTENSIONS = ("jpg", "png", "webp")
@@ -120,6 +121,47 @@ class ShardSet:
                 f"{', '.join(sorted(self.splits))}."
             )
         return SplitReader(self.folder, name, self.splits[name])
+
+    def named_split(self, name: str, train: str = "train") -> str:
+        """Turn `evaluation` into the split to score on: val, else test, else the only other one.
+
+        Args:
+            name: any other name, or a split that is really called so, is returned as it is.
+            train: the split to train on, which is never the answer.
+
+        Raises:
+            IjepaError: `evaluation` is asked for, and there is no such split, or several.
+        """
+        if name != EVALUATION or name in self.splits:
+            return name
+        others = sorted(set(self.splits) - {train})
+        usual = [other for other in ("val", "test") if other in others]
+        if usual or len(others) == 1:
+            return (usual or others)[0]
+        found = f"several beside {train}: {', '.join(others)}" if others else f"{train} alone"
+        raise IjepaError(
+            f"{self.folder} has no split to score on: its splits are {found}. Name one with "
+            f"--split or --test-split, or make one with `ijepa shard --val-fraction 0.1`."
+        )
+
+    def require(self, splits: Iterable[str], labels: Iterable[str]) -> None:
+        """Refuse a set on which later stages could not run to their end.
+
+        Args:
+            splits: that must be there; `evaluation` as `named_split` takes it.
+            labels: that each of these must have.
+
+        Raises:
+            IjepaError: naming the first that is missing.
+        """
+        for split in (self.split(self.named_split(name)) for name in splits):
+            for label in labels:
+                if label not in split.label_names:
+                    known = ", ".join(split.label_names) or "none"
+                    raise IjepaError(
+                        f"{self.folder}: images of {split.name} have no label {label!r} (labels: "
+                        f"{known}), so nothing can be scored on it; `ijepa pretrain` needs none."
+                    )
 
 
 class SplitReader:

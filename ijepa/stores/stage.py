@@ -276,12 +276,15 @@ def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None
 
 def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     """In what a plan differs from that of a record, in words; the first three differences."""
-    ours, theirs = _flat(plan.described()), _flat(record)
+    described = plan.described()
+    ours, theirs = _flat(described), _flat({name: record.get(name) for name in described})
     changed = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     known = [name for name in changed if name in ours and name in theirs]
     differences = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
     new = [name for name in ours if name not in theirs]  # the record is of an earlier version
     differences += [f"{name}, a new setting, is {ours[name]!r:.40}" for name in new]
+    gone = [name for name in theirs if name not in ours]
+    differences += [f"{name} was {theirs[name]!r:.40}, now unset" for name in gone]
     return "; ".join(differences[:3])
 
 

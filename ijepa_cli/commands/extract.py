@@ -20,7 +20,9 @@ EncoderName = Annotated[
 ]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Feature file to make, F.h5.")]
-Split = Annotated[str, typer.Option(help="Which split of the shard set.")]
+Split = Annotated[
+    str, typer.Option(help="Which split; evaluation: val, else test, else the one beside train.")
+]
 Which = Annotated[
     Literal["target", "context"], typer.Option(help="Which encoder of a run; the paper's: target.")
 ]

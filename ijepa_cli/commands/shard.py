@@ -55,11 +55,20 @@ def shard(
     workers: Annotated[
         int, typer.Option(help="Processes that check and write images.", min=0)
     ] = CPU_WORKERS,
+    require_split: Annotated[
+        list[str] | None,
+        typer.Option(help="End with an error without this split (or `evaluation`); repeatable."),
+    ] = None,
+    require_label: Annotated[
+        list[str] | None,
+        typer.Option(help="End with an error if a required split lacks this label; repeatable."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write the images of SOURCE as WebDataset tars with an index for random access."""
     from ijepa.shard import shard as run
+    from ijepa.stores.shards import open_shards
 
     options = {
         "splits": split or (),
@@ -82,3 +91,4 @@ def shard(
         as_json,
         f"{out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}{left_out}",
     )
+    open_shards(out).require(require_split or (), require_label or ())
