@@ -4,25 +4,30 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
+import zlib
 
+import numpy as np
 import psutil
 import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import add_member, class_folders, encoded, pixels, write_files, write_tar
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa.stores.images import decode_rgb
+from ijepa.stores.sharding.intake import take_in
 from ijepa.stores.shards import open_shards
 from ijepa_cli.commands import shard as command
 
@@ -222,10 +227,122 @@ def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
 
 @given(cut=st.integers(2, len(WHOLE) - 3))
 def test_a_jpeg_cut_anywhere_is_found(cut):
-    from ijepa.stores.sharding.intake import take_in
-
     with pytest.raises(IjepaError):
-        take_in(WHOLE[:cut], None)
+        take_in(WHOLE[:cut], ShardConfig())
+
+
+# Sizes, depths and turns
+
+
+def claiming(kind, width, height):
+    """A small image whose header claims another size."""
+    content = bytearray(as_file(Image.fromarray(pixels(0, 8, 8)), kind))
+    if kind == "JPEG":
+        at = content.index(b"\xff\xc0") + 5
+        content[at : at + 4] = struct.pack(">HH", height, width)
+    elif kind == "PNG":
+        content[16:24] = struct.pack(">II", width, height)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    elif kind == "GIF":
+        content[6:10] = struct.pack("<HH", width, height)
+    elif kind == "BMP":
+        content[18:26] = struct.pack("<ii", width, height)
+    else:  # PPM
+        content = content.replace(b"8 8", b"%d %d" % (width, height), 1)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("side", [9_460, 13_000, 65_000])
+@pytest.mark.parametrize("resize_px", [None, 4])
+def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_for_them(
+    kind, side, resize_px
+):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(IjepaError, match="pixels, more than 89,478,485"):
+        take_in(claiming(kind, side, side), ShardConfig(resize_px=resize_px))
+    with pytest.raises(IjepaError):
+        decode_rgb(claiming(kind, side, side))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
+    for module in ("images", "sharding.intake"):
+        monkeypatch.setattr(f"ijepa.stores.{module}.MAX_PIXELS", 200)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    for suffix in ("jpg", "png", "webp"):
+        large = encoded(0, suffix, 30, 30)
+        with pytest.raises(IjepaError, match="30 x 30 pixels, more than 200"):
+            take_in(large, ShardConfig(max_pixels=1000))  # readers would refuse it
+        taken = take_in(large, ShardConfig(max_pixels=1000, resize_px=10))
+        assert decode_rgb(taken.content).shape == (10, 10, 3)
+    assert Image.MAX_IMAGE_PIXELS == 200
+
+
+def test_an_image_for_which_there_is_no_memory_is_a_bad_image(monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", no_memory)
+    with pytest.raises(IjepaError, match="does not fit into memory"):
+        take_in(encoded(0, "jpg"), ShardConfig())
+
+
+def test_only_formats_of_images_are_opened_whatever_a_file_is_called():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(IjepaError, match="not an image"):
+        take_in(postscript, ShardConfig())
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("PNG", 200), ("TIFF", 200), ("PPM", 200)])
+def test_sixteen_bits_are_scaled_by_their_range_and_never_turn_white(tmp_path, kind, shown):
+    levels = np.full((8, 6), shown * 256 + 7, np.uint16)
+    folder = write_files(tmp_path / "i", {"a.png": as_file(Image.fromarray(levels), kind)})
+    result = shard(str(folder), tmp_path / "set", runtime=ALONE)
+    assert (decode_rgb(samples(tmp_path / "set")["train/a"].image) == shown).all()
+    assert any("16 bits" in reason for reason in result.changes)
+    ranged = ShardConfig(pixel_range=(0, 2 * int(levels[0, 0])))
+    shard(str(folder), tmp_path / "ranged", ranged, ALONE)
+    assert (decode_rgb(samples(tmp_path / "ranged")["train/a"].image) == 128).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused_with_the_option_that_gives_one(dtype):
+    levels = np.linspace(-1, 3, 48).reshape(8, 6).astype(dtype)
+    content = as_file(Image.fromarray(levels), "TIFF")
+    with pytest.raises(IjepaError, match="--pixel-range"):
+        take_in(content, ShardConfig())
+    taken = take_in(content, ShardConfig(pixel_range=(-1, 3)))
+    shown = decode_rgb(taken.content)[..., 0]
+    assert (shown == np.rint((levels.astype(float) + 1) / 4 * 255)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_ignored_unless_asked_for(kind):
+    picture = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 8, 16, axis=1))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = as_file(picture, kind, exif=exif)
+    assert decode_rgb(take_in(content, ShardConfig()).content).shape == (32, 16, 3)
+    taken = take_in(content, ShardConfig(exif="rotate"))
+    assert "images turned as EXIF says" in taken.changes
+    turned = decode_rgb(taken.content)
+    assert turned.shape == (16, 32, 3)
+    assert turned[0, 0, 0] > turned[0, -1, 0]  # the first row is now the last column
+    again = take_in(taken.content, ShardConfig(exif="rotate"))
+    assert again.content == taken.content
+
+
+def test_further_frames_and_pages_are_counted(tmp_path):
+    frames = [Image.fromarray(pixels(seed)) for seed in range(3)]
+    more = {"save_all": True, "append_images": frames[1:]}
+    files = {"a.gif": as_file(frames[0], "GIF", **more), "b.png": encoded(1)}
+    files |= {
+        "c.tif": as_file(frames[0], "TIFF", **more),
+        "d.webp": as_file(frames[0], "WEBP", **more),
+    }
+    result = shard(str(write_files(tmp_path / "i", files)), tmp_path / "set", runtime=ALONE)
+    assert result.changes["images with further pages or frames: the first one is kept"] == 3
 
 
 # Resizing
