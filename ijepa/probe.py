@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 8
+VERSION = 9
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -231,6 +231,7 @@ def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig
             precision=found.precision,
             departures=(
                 *_split_departures(pair),
+                *_class_departures(pair),
                 *_precision_departures(pair),
                 *_view_departures(pair, config),
                 *found.departures,
@@ -287,6 +288,21 @@ def _split_departures(pair: OpenPair) -> tuple[str, ...]:
     """Encoders have seen `train`; files given the wrong way round are scored on it."""
     split = pair.test.store.header.split
     return (f"scored on the split {split}",) if split == "train" else ()
+
+
+def _class_departures(pair: OpenPair) -> tuple[str, ...]:
+    """What cannot be right, and what was not asked: classes that train lacks, no class at all."""
+    lacking = ~np.isin(pair.test.labels, pair.train.labels)
+    found = []
+    if lacking.any():
+        classes = len(np.unique(pair.test.labels[lacking]))
+        found.append(
+            f"{classes:,} classes of test, {int(lacking.sum()):,} images, that train lacks"
+        )
+    for name, images in (("train", pair.train), ("test", pair.test)):
+        if images.unlabelled:
+            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
+    return tuple(found)
 
 
 def _precision_departures(pair: OpenPair) -> tuple[str, ...]:

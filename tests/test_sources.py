@@ -558,7 +558,7 @@ def test_a_split_may_be_asked_for_by_any_of_its_names(tmp_path, asked):
 def test_folders_of_equal_class_folders_are_never_taken_for_classes_in_silence(tmp_path):
     names = [f"{fold}/{name}/1.png" for fold in ("first", "second") for name in ("a", "b")]
     folder = write_files(tmp_path / "i", dict.fromkeys(names, PICTURE))
-    with pytest.raises(IjepaError, match="--split first --split second; .* --folders-are-classes"):
+    with pytest.raises(IjepaError, match=r"--split first --split second; .* --folders-are-classes"):
         read(folder, tmp_path / "work")
     contents = open_source(str(folder), folders_are_classes=True).read(tmp_path, (), 1, silent)
     assert contents.splits["train"]["class"].names == ["first", "second"]
@@ -624,7 +624,7 @@ def test_links_within_an_archive_are_counted(tmp_path):
 def test_a_second_archive_joined_to_the_first_is_not_passed_over(tmp_path):
     first = write_tar(tmp_path / "a.tar", {"a/1.png": PICTURE}).read_bytes()
     (tmp_path / "both.tar").write_bytes(first + first)
-    with pytest.raises(IjepaError, match="something follows the end mark.*--ignore-zeros"):
+    with pytest.raises(IjepaError, match=r"something follows the end mark.*--ignore-zeros"):
         read(tmp_path / "both.tar", tmp_path / "work")
 
 
@@ -651,7 +651,7 @@ def test_numbered_archives_are_parts_of_one_data_set(tmp_path):
         write_tar(tmp_path / f"{split}-{number % 4:03d}.tar", {rest: content})
     folder = tmp_path / "set"
     folder.mkdir()
-    for number, path in enumerate(sorted(tmp_path.glob("*.tar"))):
+    for path in sorted(tmp_path.glob("*.tar")):
         path.rename(folder / path.name)
     splits, items = read(folder, tmp_path / "work")
     assert {item.path: bytes_of(item) for item in items} == files
