@@ -617,6 +617,81 @@ def test_the_command_answers_with_counts_and_json(tmp_path, app):
     assert body["splits"] == {"train": 2, "val": 2}
 
 
+def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept(tmp_path, app):
+    files = class_folders(2) | {"train/cat/a.xml": b"", "val/dog/cut.png": encoded(7)[:-80]}
+    files["test/deep.tif"] = as_file(Image.fromarray(np.ones((4, 4), np.uint16)), "TIFF")
+    folder = write_files(tmp_path / "images", files)
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1", "--max-bad", "1"]
+    for state in ("written", "cached"):  # the second time from what is stored
+        answer = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+        text = " ".join(answer.split())
+        assert f"{state}: test 1, train 4, val 4 in 3 shards" in text
+        assert "label class: 2 classes, cat ... dog (train, val only)" in text
+        assert "left out: 1 images that do not decode, see bad.jsonl" in text
+        assert "left out: 1 .xml files" in text
+        assert "changed: 1 images of 16 bits" in text
+        assert "changed: 1 images of other formats encoded as PNG" in text
+    answer = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    body, index = json.loads(answer.stdout), json.loads((tmp_path / "set/index.json").read_text())
+    assert body["left_out"] == index["left_out"]
+    assert body["changes"] == index["changes"]
+    assert body["labels"]["class"] == {
+        "classes": 2, "first": "cat", "last": "dog", "splits": ["train", "val"],
+    }  # fmt: skip
+
+
+def test_what_was_left_out_is_known_after_a_kill_too(tmp_path):
+    files = class_folders(2) | {"notes.txt": b"", "train/cat/cut.png": encoded(7)[:-80]}
+    folder = write_files(tmp_path / "images", files)
+    with pytest.raises(IjepaError, match="1 images do not decode"):
+        shard(str(folder), tmp_path / "set", runtime=ALONE)
+    result = shard(str(folder), tmp_path / "set", ShardConfig(max_bad=1), ALONE)
+    assert result.left_out == {"images that do not decode, see bad.jsonl": 1, ".txt files": 1}
+
+
+def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
+    write_files(tmp_path, {"a.png": encoded(0), "b.png": encoded(1)})
+    (tmp_path / "l.csv").write_text("path,kind\na.png,\nb.png,cat\n")
+    result = shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
+    assert result.left_out == {"labels kind that are not known": 1}
+    with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
+        assert [name for name in tar.getnames() if name.endswith(".cls")] == ["train/b.cls"]
+    assert samples(tmp_path / "set")["train/a"].labels == {"kind": -1}
+
+
+def test_the_command_takes_the_options_of_pixels_and_folders(tmp_path, app):
+    levels = np.arange(64, dtype=np.float32).reshape(8, 8)
+    files = {"train/a.tif": as_file(Image.fromarray(levels), "TIFF"), "test/b.png": encoded(0)}
+    folder = write_files(tmp_path / "images", files)
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1", "--json"]
+    arguments += ["--pixel-range", "0", "63", "--exif", "rotate", "--folders-are-classes"]
+    answer = CliRunner().invoke(app, [*arguments, "--max-pixels", "64"], catch_exceptions=False)
+    body = json.loads(answer.stdout)
+    assert (body["splits"], body["labels"]["class"]["last"]) == ({"train": 2}, "train")
+    with pytest.raises(
+        IjepaError, match=r"pixel_range = .*two finite numbers, the lower one first"
+    ):
+        CliRunner().invoke(app, [*arguments, "--pixel-range", "1", "1"], catch_exceptions=False)
+    with pytest.raises(IjepaError, match=r"6 x 8 pixels, more than 47.*--max-pixels"):
+        CliRunner().invoke(app, [*arguments, "--max-pixels", "47"], catch_exceptions=False)
+
+
+def test_a_labelled_tar_of_others_can_be_scored(tmp_path):
+    files = {}
+    for number in range(4):
+        files[f"{number:03d}.jpg"] = encoded(number, "jpg")
+        files[f"{number:03d}.cls"] = b"%d" % (10 * (number % 2))
+    shard(str(write_tar(tmp_path / "x.tar", files)), tmp_path / "set", runtime=ALONE)
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.label_names == {"class": ["0", "10"]}
+    assert [split.read_labels(number)[1]["class"] for number in range(4)] == [0, 1, 0, 1]
+    # the tars that we write are such tars, too
+    shard(str(tmp_path / "set/train-000000.tar"), tmp_path / "again", runtime=ALONE)
+    assert [one.labels for one in samples(tmp_path / "again").values()] == [
+        one.labels for one in samples(tmp_path / "set").values()
+    ]
+
+
 def test_the_command_hands_every_option_on(tmp_path, app):
     folder = write_files(tmp_path / "images", class_folders(2) | BAD)
     (tmp_path / "subset.txt").write_text("0000.png\ntext.jpg\n")
