@@ -236,16 +236,20 @@ def _images(job: _Job) -> "Parts":
     readers = [job.data.split(split) for split in (config.split, config.test_split)]
     facts = [_facts(reader, config, job.progress) for reader in readers]
     chosen = _chosen(job, *facts[0])
+    chosen = chosen[facts[0][1][chosen] >= 0]  # -1 is no class, here and below
+    every = np.flatnonzero(facts[1][1] >= 0)
+    if not (len(chosen) and len(every)):
+        raise IjepaError(f"No image to train or none to test has a known {config.label!r}.")
     classes, numbers = np.unique(facts[0][1][chosen], return_inverse=True)
-    unknown = np.setdiff1d(facts[1][1], classes)
+    unknown = np.setdiff1d(facts[1][1][every], classes)
     if len(unknown):
         names, first = readers[1].label_names[config.label], int(unknown[0])
         raise IjepaError(
             f"{len(unknown):,} classes of {config.test_split} are missing from the training "
             f"images, such as {names[first] if names else first}; take more of them."
         )
-    every = np.arange(len(readers[1]))
-    test = Labelled(readers[1], every, np.searchsorted(classes, facts[1][1]), facts[1][0])
+    tested = np.searchsorted(classes, facts[1][1][every])
+    test = Labelled(readers[1], every, tested, [facts[1][0][number] for number in every.tolist()])
     trained, held = _held_out(numbers, config)
     train, watched = (
         Labelled(
@@ -264,11 +268,13 @@ def _repeats(job: _Job, parts: "Parts", world: "World") -> tuple[str, ...]:
     from ijepa.distributed import lead
 
     train, test = (job.data.split(split) for split in (job.config.split, job.config.test_split))
-    places, others = of_equal_size(train.image_bytes[parts.train.chosen], test.image_bytes)
+    places, others = of_equal_size(
+        train.image_bytes[parts.train.chosen], test.image_bytes[parts.test.chosen]
+    )
     progress = job.progress if world.leads else silent
     fitted = _known(parts.train, places, world, progress)
     scored = _known(parts.test, others, world, progress)
-    return lead(world, lambda: repeated_keys(fitted, scored, len(test)))
+    return lead(world, lambda: repeated_keys(fitted, scored, len(parts.test.chosen)))
 
 
 def _known(part: "Labelled", places: "Ints", world: "World", progress: Progress) -> Known:

@@ -294,14 +294,20 @@ def _split_departures(pair: OpenPair) -> tuple[str, ...]:
 
 
 def _class_departures(pair: OpenPair, label: str) -> tuple[str, ...]:
-    """Test images that no probe can get right, for train has none of their class."""
-    unknown = pair.test.labels[~np.isin(pair.test.labels, pair.train.labels)]
-    if not len(unknown):
-        return ()
-    names, classes = pair.test.store.header.class_names[label], np.unique(unknown).tolist()
-    said = ", ".join(names[number] if names else str(number) for number in classes[:3])
-    more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
-    return (f"{len(unknown):,} test images are of classes that train lacks: {said}{more}",)
+    """Test images of classes that train lacks, and images without a class."""
+    unknown, found = pair.test.labels[~np.isin(pair.test.labels, pair.train.labels)], []
+    if len(unknown):
+        names = pair.test.store.header.class_names[label] or []
+        classes = np.unique(unknown).tolist()
+        said = ", ".join(
+            names[number] if number < len(names) else str(number) for number in classes[:3]
+        )
+        more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
+        found.append(f"{len(unknown):,} test images are of classes that train lacks: {said}{more}")
+    for name, images in (("train", pair.train), ("test", pair.test)):
+        if images.unlabelled:
+            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
+    return tuple(found)
 
 
 def _precision_departures(pair: OpenPair) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from ijepa.probes.arrays import hold_out
 from ijepa.report import report
 from ijepa.run import finetuning
 from ijepa.run.finetune_protocols import finetune_config
+from ijepa.shard import shard
 from ijepa.stores.augmented import AugmentedBatches, _randaugment
 from ijepa.stores.loader import batches
 from ijepa.stores.records import read_metrics
@@ -51,6 +52,20 @@ def classifier(depth=2, drop_path=0.0):
     generator = torch.Generator().manual_seed(0)
     encoder = build_encoder(EncoderConfig(arch=f"32x{depth}x2", patch_px=8), (32, 32), generator)
     return Classifier(encoder, 8, drop_path, generator)
+
+
+def test_images_without_a_label_are_neither_trained_on_nor_scored(run, tmp_path):
+    lines = ["path,split,kind"]
+    for number in range(40):
+        picture = Image.fromarray(np.full((8, 8), 6 * number, np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+        kind = "" if number % 10 == 0 else "dark" if number % 4 < 2 else "light"
+        lines.append(f"{number}.png,{'val' if number >= 30 else 'train'},{kind}")
+    (tmp_path / "l.csv").write_text("\n".join(lines))
+    shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=CPU)
+    choice = config(run, label="kind", batch_size=8)
+    found = finetune(tmp_path / "set", tmp_path / "out", choice, CPU).result
+    assert (found.train_rows, found.test_rows, found.num_classes) == (27, 9, 2)
 
 
 def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shards, tmp_path):

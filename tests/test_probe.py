@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import h5py
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -422,3 +423,34 @@ def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks, caplog):
         probe(tasks, [], out, config, subsets=[names])
     with pytest.raises(IjepaError, match=r"Lists .* are for few-shot, not for knn"):
         probe(tasks, [], out, ProbeConfig(name="knn", label="count"), subsets=[names])
+
+
+def relabel(path, labels):
+    """A feature file like that of `write`, of which some images are labelled otherwise."""
+    with h5py.File(path, "r") as store:
+        header = FeatureHeader.model_validate_json(store.attrs["header"])
+        features, keys = store["features"][:], [key.decode() for key in store["keys"][:]]
+        ids, found = store["image_id"][:], store["labels/class"][:]
+    for number, label in labels.items():
+        found[number] = label
+    path.unlink()
+    writer = FeatureWriter(path, header, "float32")
+    writer.append(features, {"class": found}, keys, ids)
+    writer.finish()
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear", "knn", "few-shot"])
+def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_train_lacks(
+    files, tmp_path, name
+):
+    relabel(files.train, {0: -1, 1: -1})
+    relabel(files.test, {3: -1, 4: 3, 5: 3})
+    result = probe(files, [], tmp_path / "r.json", ProbeConfig(name=name)).result
+    assert result.num_classes == 3
+    assert (result.train_rows, result.test_rows) == (118, 119)
+    for score in result.scores:
+        assert score.departures[:3] == (
+            "2 test images are of classes that train lacks: 3",
+            "2 images of train without a label left out",
+            "1 images of test without a label left out",
+        )

@@ -44,7 +44,7 @@ class Watch:
         """Look at these samples; `first` is set by the first look, or by a resumed run."""
         self._config, self._samples, self._device, self._world = config, samples, device, world
         self._labels: Tensor | None = None
-        if all(config.watch.label in sample.labels for sample in samples):
+        if all(sample.labels.get(config.watch.label, -1) >= 0 for sample in samples):
             labels = [sample.labels[config.watch.label] for sample in samples]
             self._labels = torch.tensor(labels, device=device)
         self._pixels: Tensor | None = None  # (images, 3, height, width) uint8, on the device

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from ijepa.config import Config, validated
 from ijepa.errors import IjepaError
@@ -69,6 +70,8 @@ class SetIndex(Config):
         fingerprint: of the contents: equal for equal samples, wherever they came from.
         bad: images left out; `bad.jsonl` says which and why.
         splits: by name.
+        left_out: numbers of files and images of the source that did not come along, by reason.
+        changes: numbers of images that were changed, or of which a part is lost, by reason.
     """
 
     schema_version: int
@@ -76,6 +79,8 @@ class SetIndex(Config):
     fingerprint: str
     bad: int
     splits: dict[str, SplitIndex]
+    left_out: dict[str, int] = Field(default_factory=dict)
+    changes: dict[str, int] = Field(default_factory=dict)
 
 
 class Sample(NamedTuple):
