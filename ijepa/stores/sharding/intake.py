@@ -107,10 +107,7 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
         image = ImageOps.exif_transpose(image)
         changes.append(ROTATED)
     if config.pixel_range is not None and image.mode in DEEP_MODES:
-        low, high = config.pixel_range
-        levels = (np.asarray(image, np.float64) - low) / (high - low)
-        levels = np.nan_to_num(levels).clip(0, 1)
-        image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+        image = _scaled(image, *config.pixel_range)
         changes.append(RANGED)
     pixels = as_eight_bits(image).convert("RGB")
     scale = (config.resize_px or np.inf) / min(pixels.size)
@@ -119,6 +116,16 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
         pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
         changes.append(SHRUNK)
     return pixels, changes
+
+
+def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Of 8 bits, `low` black and `high` white; a row at a time, which needs little memory."""
+    values = np.asarray(image)
+    levels = np.empty(values.shape, np.uint8)
+    for row, scaled in zip(values, levels, strict=True):
+        share = np.nan_to_num((row.astype(np.float64) - low) / (high - low)).clip(0, 1)
+        scaled[:] = np.rint(share * 255)
+    return Image.fromarray(levels)
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
