@@ -19,6 +19,7 @@ from ijepa.stores.images import (
 )
 
 JPEG_QUALITY = 95
+PIXELS_AT_ONCE = 2**20
 PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 # Reasons, counted over a data set; the first two tell what is lost.
@@ -119,12 +120,14 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
 
 
 def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
-    """Of 8 bits, `low` black and `high` white; a row at a time, which needs little memory."""
+    """Of 8 bits, `low` black and `high` white; some rows at a time, which needs less memory."""
     values = np.asarray(image)
     levels = np.empty(values.shape, np.uint8)
-    for row, scaled in zip(values, levels, strict=True):
-        share = np.nan_to_num((row.astype(np.float64) - low) / (high - low)).clip(0, 1)
-        scaled[:] = np.rint(share * 255)
+    step = max(1, PIXELS_AT_ONCE // image.width)
+    for first in range(0, image.height, step):
+        rows = slice(first, first + step)
+        shares = (values[rows].astype(np.float64) - low) / (high - low)
+        levels[rows] = np.rint(np.nan_to_num(shares).clip(0, 1) * 255)
     return Image.fromarray(levels)
 
 
