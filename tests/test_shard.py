@@ -1,5 +1,6 @@
 """`ijepa shard` keeps what decodes as it is, tells what does not, and survives any kill."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -288,6 +289,14 @@ def test_an_image_for_which_there_is_no_memory_is_a_bad_image(monkeypatch):
         take_in(encoded(0, "jpg"), ShardConfig())
 
 
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    folder = write_files(tmp_path / "i", {"a.jpg": encoded(0, "jpg"), "b.jpg": b""})
+    os.truncate(folder / "b.jpg", 2**40)  # with nothing in it, on the disk either
+    result = shard(str(folder), tmp_path / "set", ShardConfig(max_bad=1), ALONE)
+    assert result.bad == 1
+    assert "1,099,511,627,776 bytes, more than" in (tmp_path / "set/bad.jsonl").read_text()
+
+
 def test_only_formats_of_images_are_opened_whatever_a_file_is_called():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     with pytest.raises(IjepaError, match="not an image"):
@@ -343,6 +352,28 @@ def test_further_frames_and_pages_are_counted(tmp_path):
     }
     result = shard(str(write_files(tmp_path / "i", files)), tmp_path / "set", runtime=ALONE)
     assert result.changes["images with further pages or frames: the first one is kept"] == 3
+
+
+WHOLE_FILES = [
+    as_file(Image.fromarray(pixels(0)), kind)
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.sampled_from(WHOLE_FILES),
+    changes=st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), min_size=1, max_size=4),
+    exif=st.sampled_from(["ignore", "rotate"]),
+    resize_px=st.sampled_from([None, 4]),
+)
+def test_a_damaged_image_is_refused_in_one_line_or_taken(content, changes, exif, resize_px):
+    damaged = bytearray(content)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    with contextlib.suppress(IjepaError):
+        taken = take_in(bytes(damaged), ShardConfig(exif=exif, resize_px=resize_px))
+        decode_rgb(taken.content)
 
 
 # Resizing

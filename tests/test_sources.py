@@ -713,6 +713,15 @@ def test_a_labelled_webdataset_is_read_with_its_labels(tmp_path, labels, names, 
     assert read(f"webdataset:{folder}", tmp_path / "work2")[0] == splits
 
 
+@pytest.mark.parametrize("other", [b"[3, 5]", b"null", b'{"labels": 3}', b"{", b'{"width": 4}'])
+def test_other_json_beside_the_images_of_class_folders_is_left_out_and_counted(tmp_path, other):
+    files = {"cat/1.jpg": encoded(0, "jpg"), "cat/1.json": other, "dog/2.jpg": encoded(1, "jpg")}
+    path = write_tar(tmp_path / "x.tar", files)
+    splits, _ = read(path, tmp_path / "work")
+    assert splits["train"]["class"].names == ["cat", "dog"]
+    assert left_out(path, tmp_path / "work") == {".json files": 1}
+
+
 def test_labels_without_meaning_are_refused_with_their_file(tmp_path):
     for number, (label, message) in enumerate([
         (b"{", "is not JSON"), (b'{"label": 0.5}', "0.5 is not a label"),

@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
 
-import contextlib
 import io
 import itertools
 import pickle
@@ -18,6 +17,7 @@ from ijepa.progress import Progress
 from ijepa.sources.items import Contents, Labels, chosen_splits, named
 from ijepa.sources.packs import Packed, read_pack, write_pack
 from ijepa.sources.trees import Entry, Tree
+from ijepa.stores.images import size_of
 
 SIDE_PX = 32
 REPORT_IMAGES = 1000
@@ -142,11 +142,13 @@ def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: s
         return found
     with Path(first.file).open("rb") as file:
         file.seek(first.offset)
-        content = io.BytesIO(file.read(first.size_bytes))
-    with contextlib.suppress(OSError), Image.open(content) as image:  # else it is told as damaged
-        if image.size != (SIDE_PX, SIDE_PX):
-            size = f"{first.path} of {image.size[0]} x {image.size[1]} pixels"
-            raise _not_cifar(where, size, published)
+        content = file.read(first.size_bytes)
+    try:
+        height, width = size_of(content)
+    except IjepaError:
+        height = width = SIDE_PX  # it is told as damaged when it is decoded
+    if (height, width) != (SIDE_PX, SIDE_PX):
+        raise _not_cifar(where, f"{first.path} of {width} x {height} pixels", published)
     return found._replace(items=itertools.chain([first], found.items))
 
 

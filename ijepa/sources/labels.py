@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ijepa.errors import IjepaError
 
 UNKNOWN = -1  # the class number of an image whose class is not known
-MAX_CLASSES = 2**16  # of one label; results store class numbers in 16 bits
+MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 

@@ -1,5 +1,6 @@
 """WebDataset tars of others: an image with its labels in a `.cls` or a `.json` beside it."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -39,8 +40,11 @@ class _Sample(NamedTuple):
 
 def is_labelled(tree: Tree) -> bool:
     """Do label files stand beside the first images?"""
-    samples = itertools.islice(_samples(tree, Counter()), LOOKED_INTO)
-    return any(_values(sample) for sample in samples)
+    for sample in itertools.islice(_samples(tree, Counter()), LOOKED_INTO):
+        with contextlib.suppress(IjepaError):  # any other file that ends in .json
+            if _values(sample):
+                return True
+    return False
 
 
 def read_webdataset(tree: Tree, asked: tuple[str, ...]) -> Contents:

@@ -19,6 +19,7 @@ from ijepa.stores.images import (
 )
 
 JPEG_QUALITY = 95
+PIXELS_AT_ONCE = 2**20
 PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 # Reasons, counted over a data set; the first two tell what is lost.
@@ -107,10 +108,7 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
         image = ImageOps.exif_transpose(image)
         changes.append(ROTATED)
     if config.pixel_range is not None and image.mode in DEEP_MODES:
-        low, high = config.pixel_range
-        levels = (np.asarray(image, np.float64) - low) / (high - low)
-        levels = np.nan_to_num(levels).clip(0, 1)
-        image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+        image = _scaled(image, *config.pixel_range)
         changes.append(RANGED)
     pixels = as_eight_bits(image).convert("RGB")
     scale = (config.resize_px or np.inf) / min(pixels.size)
@@ -119,6 +117,18 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
         pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
         changes.append(SHRUNK)
     return pixels, changes
+
+
+def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Of 8 bits, `low` black and `high` white; some rows at a time, which needs less memory."""
+    values = np.asarray(image)
+    levels = np.empty(values.shape, np.uint8)
+    step = max(1, PIXELS_AT_ONCE // image.width)
+    for first in range(0, image.height, step):
+        rows = slice(first, first + step)
+        shares = (values[rows].astype(np.float64) - low) / (high - low)
+        levels[rows] = np.rint(np.nan_to_num(shares).clip(0, 1) * 255)
+    return Image.fromarray(levels)
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:

@@ -17,6 +17,7 @@ from ijepa.stores.shards import ShardIndex
 from ijepa.stores.stage import read_json, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
+MAX_BYTES = 2**30  # of an image file
 COUNT_EVERY = 64  # images between two reports of progress
 
 
@@ -101,6 +102,10 @@ def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
 
 
 def _read(image: PlannedImage) -> bytes:
+    if image.size_bytes > MAX_BYTES:
+        raise IjepaError(
+            f"{image.size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large"
+        )
     try:
         descriptor = os.open(image.file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -109,5 +114,7 @@ def _read(image: PlannedImage) -> bytes:
         raise IjepaError("a symbolic link to nothing") from error
     try:
         return os.pread(descriptor, image.size_bytes, image.offset)
+    except MemoryError as error:
+        raise IjepaError("file does not fit into memory") from error
     finally:
         os.close(descriptor)
