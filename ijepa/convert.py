@@ -22,7 +22,7 @@ from ijepa.stores.stage import (
 if TYPE_CHECKING:
     from ijepa.exchange.networks import Networks
 
-VERSION = 1
+VERSION = 2
 CARD = "README.md"
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 

@@ -71,7 +71,7 @@ def held_encoder(path: Path) -> str:
         path: file of timm's form, or folder of transformers'.
     """
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
-    notes = safetensors_notes(files[0]).get(NOTES) if files else None
+    notes = _notes_of(files[0]) if files else None
     part = _part(path, notes)[0]
     return next(which for which, name in ENCODERS.items() if name == part)
 
@@ -123,9 +123,21 @@ def _published(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
 
 
 def _timm(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
-    weights = _weights(path, "its body", body)
-    notes = safetensors_notes(path).get(NOTES)
-    return _single(path, weights, arch, Provenance(origin="timm"), notes)
+    weights = _weights(path, "its body", _unboxed(body))
+    return _single(path, weights, arch, Provenance(origin="timm"), _notes_of(path))
+
+
+def _unboxed(body: dict[str, Any]) -> Mapping[str, Any]:
+    """Weights by name, out of the `state_dict` beside which our notes are."""
+    inner = body.get("state_dict")
+    return inner if isinstance(inner, Mapping) else body
+
+
+def _notes_of(path: Path) -> str | None:
+    """Our notes in a file of one encoder: the metadata of safetensors, an entry beside weights."""
+    notes = safetensors_notes(path) or read_weights(path)
+    found = notes.get(NOTES)
+    return found if isinstance(found, str) else None
 
 
 def _transformers(folder: Path) -> Networks:
@@ -149,7 +161,7 @@ def _transformers(folder: Path) -> Networks:
     sizes = [settings.get(name) for name in names]
     if not all(isinstance(size, int) for size in sizes):
         raise IjepaError(f"{folder / 'config.json'} does not say {', '.join(names)}.")
-    notes = safetensors_notes(files[0]).get(NOTES)
+    notes = _notes_of(files[0])
     known = Provenance(origin="hf", method="I-JEPA")
     arch = arch_name(*(int(size or 0) for size in sizes))
     networks = _single(folder, ours_of_transformers(weights, folder), arch, known, notes)
@@ -222,5 +234,5 @@ Reader = Callable[[Path, dict[str, Any], str | None], Networks]
 READERS: tuple[tuple[Belongs, Reader], ...] = (
     (lambda body: "schema" in body, _ours),
     (lambda body: "encoder" in body or "target_encoder" in body, _published),
-    (lambda body: "patch_embed.proj.weight" in body, _timm),
+    (lambda body: "patch_embed.proj.weight" in _unboxed(body), _timm),
 )

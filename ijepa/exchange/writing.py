@@ -68,8 +68,9 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
     weights = networks.encoder_weights(which)
     if out.suffix == ".safetensors":
         _save_safetensors(networks, weights, out, which)
-    else:
-        write_weights(out, {name: _owned(value) for name, value in weights.items()})
+    else:  # timm reads `state_dict` and passes by what is beside it
+        owned = {name: _owned(value) for name, value in weights.items()}
+        write_weights(out, {"state_dict": owned, NOTES: _encoder_notes(networks, which)})
 
 
 def write_transformers(networks: Networks, out: Path, which: str) -> None:
@@ -158,8 +159,13 @@ def _notes(networks: Networks) -> dict[str, Any]:
     }
 
 
+def _encoder_notes(networks: Networks, which: str) -> str:
+    """For files of one encoder: which it is, as JSON."""
+    return json.dumps({"part": ENCODERS[which], **_notes(networks)})
+
+
 def _save_safetensors(networks: Networks, weights: Weights, out: Path, which: str) -> None:
-    notes = json.dumps({"part": ENCODERS[which], **_notes(networks)})
+    notes = _encoder_notes(networks, which)
     owned = {name: _owned(value) for name, value in weights.items()}
     try:
         save_file(owned, out, metadata={"format": "pt", NOTES: notes})
