@@ -70,8 +70,14 @@ def published(tmp_path, group=None, **changes):
 
 def test_a_released_file_is_the_recipe_of_its_name(tmp_path):
     theirs = load_recipe(published(tmp_path))
-    ours = load_recipe("in1k_vith16-448_ep300", ["optimization.precision=bf16"])
-    assert theirs == ours
+    assert theirs == load_recipe("in1k_vith16-448_ep300")
+
+
+def test_recipes_of_the_paper_compute_in_bf16_as_its_files_say_and_small_ones_choose():
+    found = {name: load_recipe(name).optimization.precision for name in recipe_names()}
+    own = {"cifar10", "imagenette-vits16", "scenes-mini"}
+    assert {name for name, precision in found.items() if precision == "auto"} == own
+    assert {precision for name, precision in found.items() if name not in own} == {"bf16"}
 
 
 def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change_it(

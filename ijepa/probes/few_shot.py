@@ -12,10 +12,10 @@ from ijepa.probes.arrays import Asked, Fit, Ints, Labelled
 from ijepa.probes.logistic import (
     LOGISTIC_PROTOCOLS,
     LogisticProtocol,
+    centred_unit,
     fit,
     predicted,
     regression,
-    rescaling,
     unfinished,
 )
 from ijepa.probes.subsets import draw_subset
@@ -67,14 +67,14 @@ def _setting(
     protocol: LogisticProtocol,
     departures: tuple[str, ...] = (),
 ) -> Fit:
-    rescale = rescaling(protocol.scale, train.last())
-    fitted, scored = rescale(train.last()), rescale(test.last())
+    scored = centred_unit(test.last())
     probe = regression(protocol, protocol.strengths[0], train.labels)
     predictions, stopped = [], 0
     for subset in subsets:
         if len(np.unique(train.labels[subset])) < 2:
             raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
-        stopped += not fit(probe, fitted[subset], train.labels[subset], None)
+        fitted = centred_unit(train.last(subset))
+        stopped += not fit(probe, fitted, train.labels[subset], None)
         predictions.append(predicted(probe, scored, None))
     choices = {"C": probe.C, "draws": len(subsets)}
     departures += unfinished(stopped, len(subsets), protocol)

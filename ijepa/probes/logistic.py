@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
+from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, blocks, hold_out
 from ijepa.probes.views import View
 
 Rescale = Callable[[Floats], Floats]
@@ -100,12 +100,12 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     """Choose C on a held-out part of train, fit on all of train, predict the test set."""
     named, device = LOGISTIC_PROTOCOLS[asked.config.protocol], _device(asked)
     protocol = replace(named, scale=asked.config.scale or named.scale)
-    features = train.last()
     strength, choices = protocol.strengths[0], {}
     if len(protocol.strengths) > 1:
-        scores = _held_out_scores(features, train.labels, protocol, asked)
+        scores = _held_out_scores(train, protocol, asked)
         strength = max(scores, key=lambda strength: (scores[strength], -strength))
         choices = {"held_out_accuracy": scores[strength]}
+    features = train.last()
     rescale = rescaling(protocol.scale, features)
     probe = regression(protocol, strength, train.labels)
     converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
@@ -119,22 +119,27 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:
-    """How to rescale features, learned from those of the training images where need be."""
-    if scale == "columns":
-        transform: Rescale = StandardScaler().fit(features).transform
-        return transform
-    return centred_unit if scale == "rows" else np.asarray
+    """How to rescale features in place, learned from those of the training images where need be."""
+    if scale != "columns":
+        return centred_unit if scale == "rows" else np.asarray
+    scaler = StandardScaler(copy=False)
+    for some in blocks(len(features)):  # at once, the squares would be a copy in float64
+        scaler.partial_fit(features[some])
+    transform: Rescale = scaler.transform
+    return transform
 
 
 def centred_unit(features: Floats) -> Floats:
-    """Each row less its own mean, then of length 1; the other images play no part.
+    """Each row less its own mean, then of length 1, in place; the other images play no part.
 
     Args:
         features: (n, dim) float32.
     """
-    centred = features - features.mean(axis=1, keepdims=True)
-    unit: Floats = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    return unit
+    for some in blocks(len(features)):
+        rows = features[some]
+        rows -= rows.mean(axis=1, keepdims=True)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return features
 
 
 def regression(protocol: LogisticProtocol, strength: float, labels: Ints) -> LogisticRegression:
@@ -191,13 +196,14 @@ def predicted(probe: LogisticRegression, features: Floats, device: torch.device 
 
 
 def _held_out_scores(
-    features: Floats, labels: Ints, protocol: LogisticProtocol, asked: Asked
+    train: Labelled, protocol: LogisticProtocol, asked: Asked
 ) -> dict[float, float]:
     """Accuracy on a held-out part by C; each fit starts where that of the one before ended."""
-    device = _device(asked)
+    device, labels = _device(asked), train.labels
     fitted, held = hold_out(labels, asked.config.holdout, asked.config.seed)
-    rescale = rescaling(protocol.scale, features[fitted])
-    part, rest = (_precise(rescale(features[rows]), protocol) for rows in (fitted, held))
+    part = train.last(fitted)
+    rescale = rescaling(protocol.scale, part)
+    part, rest = (_precise(rescale(rows), protocol) for rows in (part, train.last(held)))
     probe = regression(protocol, protocol.strengths[0], labels[fitted])
     scores = _taken_up(probe, protocol, asked)
     asked.progress("search strengths", len(scores), len(protocol.strengths))
