@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ from pydantic import BaseModel
 from ijepa.errors import IjepaError
 from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
+
+HALF_WRITTEN = re.compile(r".+\.\d+\.tmp")  # names that `whole_file` gives
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,9 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
         _remove(folder)
         note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}
     folder.mkdir(exist_ok=True)
+    for path in folder.rglob("*.tmp"):  # files that a killed process had not finished
+        if HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
     write_json(folder / "work.json", note)
 
 
@@ -338,6 +344,8 @@ def _finish_publishing(plan: StagePlan, folder: Path) -> None:
         if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
             move = _move_folder if record.name == "stage.json" else _move_file
             move(folder, plan.out)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
     outdated = _sibling(plan.out, ".outdated")
     if (outdated / "stage.json").exists():  # anything else is not ours
         if plan.out.exists():
@@ -364,8 +372,11 @@ def _move_file(folder: Path, out: Path) -> None:
     if made.exists():
         record.unlink(missing_ok=True)  # no file ever stands beside another's record
         made.replace(out)
+    for path in folder.iterdir():  # before the record goes, which tells a rerun to finish this
+        if path.name != record.name:
+            _remove(path)
     (folder / record.name).replace(record)
-    _remove(folder)
+    folder.rmdir()
 
 
 def _sibling(path: Path, suffix: str) -> Path:
