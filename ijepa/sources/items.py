@@ -1,9 +1,9 @@
 """What a source says about each image, and what is common to all sources."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ijepa.config.values import is_file_name
 from ijepa.errors import IjepaError
 
 PASSED_ON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
@@ -86,7 +86,7 @@ def check_split_name(split: str, where: str) -> str:
     Raises:
         IjepaError: it cannot.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", split, re.ASCII):
+    if not is_file_name(split):
         raise IjepaError(
             f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."
         )

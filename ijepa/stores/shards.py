@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ijepa.config import Config, validated
+from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import read_json
 
@@ -35,9 +36,9 @@ Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
 class ShardIndex(Config):
-    """One tar of a split."""
+    """One tar of a split, in the folder of the index."""
 
-    name: str
+    name: FileName
     samples: int
     bytes: int
     sha256: str
@@ -74,7 +75,7 @@ class SetIndex(Config):
     source: str
     fingerprint: str
     bad: int
-    splits: dict[str, SplitIndex]
+    splits: dict[FileName, SplitIndex]
 
 
 class Sample(NamedTuple):
