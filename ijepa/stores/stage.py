@@ -160,6 +160,30 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
                 _remove(folder)
 
 
+def remove_output(out: Path) -> bool:
+    """Remove what a stage made at `out`, its record and unfinished work; leave all else alone.
+
+    Returns:
+        Was there any of it?
+
+    Raises:
+        IjepaError: a stage is making it, or a file `<out>.lock` is not ours.
+    """
+    beside = _sibling(out, ".stage.json")
+    found = [path for path in (_sibling(out, ".partial"), _sibling(out, ".outdated"))]
+    found = [path for path in found if not path.is_symlink() and any(_notes_in(path))]
+    if _is_record(out / "stage.json"):
+        found.append(out)
+    elif not out.is_dir() and _is_record(beside):
+        found += [out, beside]
+    lock_left = _sibling(out, ".lock").is_file()
+    if found or lock_left:
+        with lock(out):
+            for path in found:
+                _remove(path)
+    return bool(found)
+
+
 def is_one_of_many() -> bool:
     """Did torchrun start several processes, of which this is one?"""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -264,9 +288,9 @@ def _refuse_foreign_work(plan: StagePlan, folder: Path) -> None:
         if os.path.lexists(path) and (path.is_symlink() or not is_ours):
             raise _in_the_way(path)
     record = _sibling(out, ".stage.json")
-    if os.path.lexists(record) and not plan.is_folder:
-        if not record.is_file() or record.is_symlink() or "fingerprint" not in read_json(record):
-            raise _in_the_way(record)
+    is_ours = not record.is_symlink() and _is_record(record)
+    if os.path.lexists(record) and not plan.is_folder and not is_ours:
+        raise _in_the_way(record)
 
 
 def _in_the_way(path: Path) -> IjepaError:
@@ -274,6 +298,10 @@ def _in_the_way(path: Path) -> IjepaError:
         f"{path} is in the way: ijepa needs that name and did not make it; move it elsewhere, or "
         f"choose another output."
     )
+
+
+def _is_record(path: Path) -> bool:
+    return path.is_file() and "fingerprint" in read_json(path)
 
 
 def _notes_in(folder: Path) -> Iterator[Path]:
