@@ -264,8 +264,8 @@ def with_shard_names(many, folder, rename):
     """A copy of the set's index in which the shards have other names."""
     folder.mkdir()
     index = json.loads((many / "index.json").read_text())
-    for shard in index["splits"]["train"]["shards"]:
-        shard["name"] = rename(shard["name"])
+    for facts in index["splits"]["train"]["shards"]:
+        facts["name"] = rename(facts["name"])
     (folder / "index.json").write_text(json.dumps(index))
     return folder
 

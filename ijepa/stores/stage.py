@@ -23,7 +23,6 @@ from ijepa.errors import IjepaError
 from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
 
-
 NOTES = ("work.json", "stage.json")  # of a work folder: what it is for, and that it is finished
 
 
@@ -170,8 +169,8 @@ def remove_output(out: Path) -> bool:
         IjepaError: a stage is making it, or a file `<out>.lock` is not ours.
     """
     beside = _sibling(out, ".stage.json")
-    found = [path for path in (_sibling(out, ".partial"), _sibling(out, ".outdated"))]
-    found = [path for path in found if not path.is_symlink() and any(_notes_in(path))]
+    work = (_sibling(out, ".partial"), _sibling(out, ".outdated"))
+    found = [path for path in work if not path.is_symlink() and any(_notes_in(path))]
     if _is_record(out / "stage.json"):
         found.append(out)
     elif not out.is_dir() and _is_record(beside):
@@ -182,11 +181,6 @@ def remove_output(out: Path) -> bool:
             for path in found:
                 _remove(path)
     return bool(found)
-
-
-def is_one_of_many() -> bool:
-    """Did torchrun start several processes, of which this is one?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_fresh(plan: StagePlan) -> bool:
