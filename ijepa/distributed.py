@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import CPU_WORKERS, Runtime
-from ijepa.errors import IjepaError, SharedError
+from ijepa.errors import BrokenGroupError, IjepaError, SharedError
+from ijepa.world import World, current_world
 
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
 
@@ -28,38 +29,12 @@ T = TypeVar("T")
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
-class World(NamedTuple):
-    """This process among all: `rank` of `size`, and its number on this machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def leads(self) -> bool:
-        """Is this the process that writes files and speaks to the user?"""
-        return self.rank == 0
-
-    def share(self, batch_size: int) -> slice:
-        """Places of a batch that are this process's."""
-        size = batch_size // self.size
-        return slice(self.rank * size, (self.rank + 1) * size)
-
-
-def current_world() -> World:
-    """What torchrun says this process is; alone without it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
-        return World()
-    return World(*(int(os.environ[name]) for name in names))
-
-
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Be one of the processes that torchrun started, for as long as the block lasts.
 
     Raises:
-        SharedError: another process failed, so that this one cannot go on.
+        BrokenGroupError: another process failed, so that this one cannot go on.
     """
     world = current_world()
     if world.size == 1:
@@ -73,7 +48,7 @@ def joined(device: torch.device) -> Iterator[World]:
         yield world
     except RuntimeError as error:  # of a collective; the process that failed tells the reason
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise SharedError("Another process failed; its message says why.") from error
+            raise BrokenGroupError from error
         raise
     dist.destroy_process_group()
 
@@ -190,7 +165,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device that is there.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
 
     Without a number, each process of a machine takes a GPU of its own.
 
@@ -203,8 +178,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise IjepaError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1.") from error
-    if device.type != "cuda":
+    if device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available()):
         return device
+    if device.type != "cuda":
+        raise IjepaError(f"There is no device {name} here; use auto, cpu, cuda or cuda:1.")
     count = torch.cuda.device_count()
     number = current_world().local_rank if device.index is None else device.index
     if device.index is None and count == 1:
@@ -230,8 +207,7 @@ def num_workers(runtime: Runtime, device: torch.device) -> int:
         return runtime.workers
     if device.type != "cuda":
         return CPU_WORKERS
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, len(os.sched_getaffinity(0)) // processes - 2)
+    return max(2, len(os.sched_getaffinity(0)) // current_world().local_size - 2)
 
 
 def device_name(device: torch.device, world: World | None = None) -> str:

@@ -12,6 +12,13 @@ class SharedError(IjepaError):
     """A failure that another process tells the user about: this one ends in silence."""
 
 
+class BrokenGroupError(SharedError):
+    """Another process ended in the middle of the work, with a message of its own or killed."""
+
+    def __str__(self) -> str:
+        return "Another process ended; its message, if it was not killed, says why."
+
+
 class StoppedError(IjepaError):
     """Asked to stop from outside, after saving: not a failure.
 

@@ -13,13 +13,14 @@ from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, open_features
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
+from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.distributed import World
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
     from ijepa.stores.loader import Batch
+    from ijepa.world import World
 
 VERSION = 9
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
@@ -64,7 +65,7 @@ def extract(
         return _extract_together(job)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.distributed import World  # here, so that a cached answer is quick
+            from ijepa.world import World  # here, so that a cached answer is quick
 
             writer, device = _encode(job, work, World())
             writer.finish()

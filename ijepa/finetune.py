@@ -32,16 +32,16 @@ from ijepa.stores.stage import (
     Work,
     exclusive_work,
     file_sha256,
-    is_one_of_many,
     write_bytes,
 )
 from ijepa.stores.versions import library_versions
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.distributed import World
     from ijepa.encoders.trainable import Trainable
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Labelled, Parts
+    from ijepa.world import World
 
 VERSION = 6
 
@@ -106,7 +106,7 @@ def finetune(
         return _finetune_together(job)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.distributed import World  # here, so that a cached answer is quick
+            from ijepa.world import World  # here, so that a cached answer is quick
 
             _publish(job, work, *_train(job, work, World()))
         return _outcome(out, work.cached)

@@ -11,7 +11,8 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import SplitReader, is_remote, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
+from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit

@@ -15,11 +15,11 @@ from ijepa.stores.stage import (
     StagePlan,
     Work,
     exclusive_work,
-    is_one_of_many,
     read_json,
     write_bytes,
     write_json,
 )
+from ijepa.world import is_one_of_many
 
 VERSION = 3
 RESULT = "result.json"

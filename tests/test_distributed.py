@@ -377,7 +377,8 @@ def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fail
     ],
 )
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch, name, local_rank, count, found):
-    for variable, value in (("RANK", local_rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank)):
+    torchrun = {"RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_RANK": local_rank}
+    for variable, value in (torchrun | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)

@@ -261,6 +261,40 @@ def test_what_is_not_there_is_an_error_at_once(http, s3, many):
         open_remote("nonsense://host/set", "train", None)
 
 
+def with_shard_names(many, folder, rename):
+    """A copy of the set's index in which the shards have other names."""
+    folder.mkdir()
+    index = json.loads((many / "index.json").read_text())
+    for facts in index["splits"]["train"]["shards"]:
+        facts["name"] = rename(facts["name"])
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["{}; touch PWNED #", "$(touch PWNED)", "../many/{}", "/etc/passwd", "-rf", "a\nb", ""]
+)
+def test_a_name_in_an_index_that_is_no_plain_file_name_is_refused_and_never_run(
+    many, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    folder = with_shard_names(many, tmp_path / "set", lambda own: name.replace("{}", own))
+    for data in (f"pipe:cat {folder}/{{}}", f"file://{folder}"):
+        with pytest.raises(IjepaError, match=r"index\.json: .*file's name in an index[^\n]*$"):
+            open_remote(data, "train", None).first_samples(1)
+    with pytest.raises(IjepaError, match=r"index\.json: .*file's name in an index"):
+        open_shards(folder)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_split_in_an_index_that_is_no_plain_file_name_is_refused(many, tmp_path):
+    index = json.loads((many / "index.json").read_text())
+    index["splits"]["../elsewhere"] = index["splits"]["train"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(IjepaError, match=r"file's name in an index"):
+        open_shards(tmp_path)
+
+
 def test_without_credentials_the_error_says_so(s3, monkeypatch):
     import fsspec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -31,6 +32,18 @@ def _counting_up(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers
 
 
+def is_file_name(text: str) -> bool:
+    """Can this be part of a path and of a command: no separator, no option, nothing of a shell?"""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", text) is not None
+
+
+def _file_name(text: str) -> str:
+    if not is_file_name(text):
+        raise ValueError("a file's name in an index is letters, digits, '-', '_' and '.'")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 AscendingNumbers = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.distributed import World, num_workers
+from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
 from ijepa.method.draws import SHUFFLE, stream
 from ijepa.progress import Progress
@@ -18,6 +18,7 @@ from ijepa.stores.decoded import CachedCropBatches, DecodedImages
 from ijepa.stores.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.stores.shards import Sample, SplitReader
 from ijepa.stores.streaming import Lanes, StreamedCropBatches, workers_for
+from ijepa.world import World
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit

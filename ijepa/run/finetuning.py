@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.distributed import (
-    World,
     any_rank,
     device_name,
     in_parallel,
@@ -36,6 +35,7 @@ from ijepa.stores.augmented import AugmentedBatches
 from ijepa.stores.checkpoint import CheckpointWriter, check_weights, load_state
 from ijepa.stores.loader import ChosenImages, Images, ViewBatches, ViewPlan, batches
 from ijepa.stores.metrics import MetricsLog
+from ijepa.world import World
 
 SCORED_AT_ONCE = 64
 FLUSH_STEPS = 10

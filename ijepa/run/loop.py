@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.distributed import (
-    World,
     any_rank,
     device_name,
     in_parallel,
@@ -50,6 +49,7 @@ from ijepa.stores.checkpoint import (
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
+from ijepa.world import World
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.distributed import World, gather_rows, uses_bf16
+from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.method.augment import normalise
 from ijepa.method.draws import VIEWS, stream
 from ijepa.method.jepa import IJepa
@@ -24,6 +24,7 @@ from ijepa.method.targets import last_layer
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
+from ijepa.world import World
 
 BATCH = 32  # more fall out of the caches of a CPU
 LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch

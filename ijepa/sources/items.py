@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ijepa.config.values import is_file_name
 from ijepa.errors import IjepaError
 from ijepa.sources.labels import UNKNOWN, Label, named
 
@@ -137,7 +138,7 @@ def check_split_name(split: str, where: str) -> str:
     Raises:
         IjepaError: it cannot.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", split, re.ASCII):
+    if not is_file_name(split):
         raise IjepaError(
             f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."
         )

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import shlex
 import sys
 import tarfile
 import time
@@ -159,7 +160,7 @@ def _within(data: str, name: str) -> str:
                 f"{data!r} names no tar, and has no {{}} to put the names of a shard set's files "
                 f"in; write it as 'pipe:curl -sSf https://host/set/{{}}'."
             )
-        return data.replace("{}", name)
+        return data.replace("{}", shlex.quote(name))
     return f"{data.rstrip('/')}/{name}"
 
 

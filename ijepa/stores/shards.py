@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from ijepa.config import Config, validated
+from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import read_json
 
@@ -37,9 +38,9 @@ Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
 class ShardIndex(Config):
-    """One tar of a split."""
+    """One tar of a split, in the folder of the index."""
 
-    name: str
+    name: FileName
     samples: int
     bytes: int
     sha256: str
@@ -78,7 +79,7 @@ class SetIndex(Config):
     source: str
     fingerprint: str
     bad: int
-    splits: dict[str, SplitIndex]
+    splits: dict[FileName, SplitIndex]
     left_out: dict[str, int] = Field(default_factory=dict)
     changes: dict[str, int] = Field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from ijepa_cli.console import (
     Json,
     Replace,
     Workers,
+    print_json,
     print_text,
     runtime,
     show,
@@ -118,7 +119,11 @@ def pretrain(
         return
     if launcher != "here":
         plan_pretrain(data, config, choices)  # what cannot run is not submitted
-        print_text(submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ()) + "\n")
+        told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
+        if as_json:
+            print_json({"out": str(out), "job": told})
+        else:
+            print_text(told + "\n")
         return
     with shown_progress() as progress:
         result = run(data, out, config, choices, progress, start=start)

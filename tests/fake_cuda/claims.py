@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
-from ijepa.distributed import World, joined
+from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.method.augment import normalise
 from ijepa.method.decoder import Decoded
@@ -44,6 +44,7 @@ from ijepa.run.watch import Watch
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.loader import Batch, StepPlan
 from ijepa.stores.shards import Sample
+from ijepa.world import World
 
 from .kernels import Kernel, recorded
 from .lint import Finding, lint
@@ -333,6 +334,7 @@ def devices_of_ranks() -> list[int]:
     for rank in range(2):
         torch.cuda.set_device(0)
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         with mock.patch.dict(os.environ, variables), group, joined(torch.device("cuda", rank)):
             pass
     torch.cuda.set_device(0)
