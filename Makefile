@@ -10,22 +10,30 @@ WORKERS  =
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
 # Yours: make DATA=/path/to/images NAME=mine report
-# Images that have no splits get one, val, of a tenth.
+# Images that have no splits get one, val, of a tenth. Without a TEST, scores are of val, else of test,
+# else of the only split beside TRAIN.
 DATA     =  scenes:train=10000,val=6000
 NAME     =  scenes
 RECIPE   =  scenes-mini
 LABELS   =  class
 PROBE    =  logistic linear knn few-shot
 TRAIN    =  train
-TEST     =  val
+TEST     =
 REPORT   =  runs/$(NAME).html
 SEED     =  0
 
 # An encoder to evaluate on DATA as it is, such as runs/cifar10; without one, DATA pretrains its own.
 ENCODER  =
 
+include reproduce/names.mk
+ifeq ($(call is_name,$(value NAME)),)
+  $(error NAME=$(value NAME) is to be letters, digits, '-', '_' and '.', the first a letter or digit)
+endif
+$(call check_words,LABELS PROBE TRAIN TEST SEED WORKERS SCALE GPUS)
+
 SHARDS   := shards/$(NAME)
-RUN      := $(or $(ENCODER),runs/$(NAME))
+RUN      := $(or $(value ENCODER),runs/$(NAME))
+SCORED   := $(or $(TEST),evaluation)
 FEATURES := runs/$(NAME).features
 PROBES   := runs/$(NAME).probes
 RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
@@ -68,7 +76,7 @@ reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette
 	  && $(GRAPH) all FRESH="$$(echo $$fresh)"
 
 plan: setup ## What reproduce would do: what is cached, what would run and why, its cost on DEVICE.
-	@$(GRAPH) --dry-run all | $(IJEPA) plan --device $(DEVICE) --devices $(GPUS)
+	@$(GRAPH) --dry-run all | $(IJEPA) plan --device $(call quoted,$(value DEVICE)) --devices $(GPUS)
 
 test: setup ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2
@@ -92,30 +100,36 @@ bench: setup ## Time every hot path against a plain reference.
 docs: setup ## Build the documents into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-clean: ## Remove what the pipeline made for NAME, and report.html.
-	rm -rf $(SHARDS) $(SHARDS).* $(RUN) $(RUN).* report.html report.html.*
+clean: ## Remove what stages made for NAME, and report.html; what has no record of theirs stays.
+	@$(BIN)/python -m ijepa_cli.clean shards/$(NAME) $(if $(value ENCODER),,runs/$(NAME)) \
+	  runs/$(NAME).features/ runs/$(NAME).probes/ runs/$(NAME).html report.html
 
 # --- The pipeline: one stage a rule, to be copied for experiments of your own. A stage knows itself
 # --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
 
 shard: setup ## DATA -> shards/NAME.
-	@$(IJEPA) shard '$(DATA)' $(SHARDS) --val-fraction 0.1 $(WORKERS:%=--workers %)
+	@$(IJEPA) shard $(call quoted,$(value DATA)) $(SHARDS) --val-fraction 0.1 \
+	  $(WORKERS:%=--workers %) $(REQUIRED)
 
 pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE; nothing to do for an ENCODER.
 ifeq ($(ENCODER),)
-	@$(IJEPA) pretrain --recipe $(RECIPE) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \
+	@$(IJEPA) pretrain --recipe $(call quoted,$(value RECIPE)) --set seed=$(SEED) --data $(SHARDS) --out $(RUN) \
 	  $(WORKERS:%=--workers %)
 endif
 
 extract: $(foreach encoder,$(ENCODERS),$(FEATURES)/$(encoder).train.h5 $(FEATURES)/$(encoder).test.h5) ## runs/NAME -> runs/NAME.features, baselines too.
 
 $(FEATURES)/%.train.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) --out $@ \
 	  $(WORKERS:%=--workers %)
 
 $(FEATURES)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) --out $@ \
 	  $(WORKERS:%=--workers %)
+
+# What a probe will need of the images is asked for before hours of pretraining.
+probe report: REQUIRED = $(TRAIN:%=--require-split %) $(SCORED:%=--require-split %) \
+  $(LABELS:%=--require-label %)
 
 probe: $(RESULTS) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
 
@@ -126,15 +140,15 @@ $(PROBES)/%.json: extract
 	    --baseline-$(part) $(FEATURES)/$(encoder).$(part).h5))
 
 report: probe ## runs/NAME.probes and runs/NAME -> REPORT.
-	@$(IJEPA) report $(RESULTS) $(RUN) --out $(REPORT)
+	@$(IJEPA) report $(RESULTS) $(call quoted,$(RUN)) --out $(call quoted,$(REPORT))
 
 # --- One encoder on several data sets. SETS is a folder with cifar10.tar.gz, imagenette128.tar (class
 # --- folders under train/ and val/) and clevr-mini.tar (CLEVR's layout).
 
 EVALUATED := cifar10 imagenette clevr
-EVALUATE_cifar10    := DATA=cifar10:$(SETS)/cifar10.tar.gz TEST=test
-EVALUATE_imagenette := DATA=$(SETS)/imagenette128.tar
-EVALUATE_clevr      := DATA=clevr:$(SETS)/clevr-mini.tar LABELS="count dist"
+EVALUATE_cifar10    := $(call quoted,DATA=cifar10:$(value SETS)/cifar10.tar.gz) TEST=test
+EVALUATE_imagenette := $(call quoted,DATA=$(value SETS)/imagenette128.tar)
+EVALUATE_clevr      := $(call quoted,DATA=clevr:$(value SETS)/clevr-mini.tar) LABELS="count dist"
 
 evaluation: $(EVALUATED:%=evaluate-%) ## ENCODER on the data sets in SETS by every PROBE -> runs/evaluation.html.
 	@$(MAKE) --no-print-directory low-level NAME=evaluation-clevr $(EVALUATE_clevr)
@@ -143,8 +157,8 @@ evaluation: $(EVALUATED:%=evaluate-%) ## ENCODER on the data sets in SETS by eve
 	  runs/evaluation-clevr.probes/low-level/dist.json --out runs/evaluation.html
 
 evaluate-%:
-	@test -n '$(ENCODER)' || { echo "make evaluation needs ENCODER, such as runs/cifar10" >&2; exit 1; }
-	@test -d '$(SETS)' || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
+	@test -n $(call quoted,$(value ENCODER)) || { echo "make evaluation needs ENCODER, such as runs/cifar10" >&2; exit 1; }
+	@test -d $(call quoted,$(value SETS)) || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
 	@$(MAKE) --no-print-directory probe NAME=evaluation-$* $(EVALUATE_$*)
 
 # Its protocol squashes whole images and trains on views that are flipped or not; four are stored.
@@ -157,9 +171,9 @@ low-level: $(foreach encoder,$(ENCODERS),$(LOW_LEVEL)/$(encoder).train.h5 $(LOW_
 	    --baseline-$(part) $(LOW_LEVEL)/$(encoder).$(part).h5))
 
 $(LOW_LEVEL)/%.train.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TRAIN) --out $@ \
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) --out $@ \
 	  --crop squash --augment flip --views 4 $(WORKERS:%=--workers %)
 
 $(LOW_LEVEL)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(ENCODER_$*) --data $(SHARDS) --split $(TEST) --out $@ \
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) --out $@ \
 	  --crop squash $(WORKERS:%=--workers %)

@@ -1,7 +1,6 @@
 """Timing two ways of doing the same work in one run, and saying where it was measured."""
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from ijepa.distributed import device_name
 
 Work = Callable[[], object]
 
@@ -36,14 +37,8 @@ def emit(benchmark: str, **values: float | str) -> None:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return f"{device_name(device)}, torch {torch.__version__}"
 
 
 def _commit() -> str:

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 VERSION = 2
 CARD = "README.md"
-TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+FOLDERS = ("hf", "timm")  # formats of more than one file
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 
 class ConvertResult(Config):
     """Converted weights.
 
     Attributes:
-        out: file, or folder for `hf`; its model card is `card`.
+        out: file, or folder for `hf` and `timm`; its model card is `card`.
         cached: they were there already.
         holds: which networks, in words; `left_out` had no room.
         load: a line of Python that loads them.
@@ -59,8 +60,8 @@ def convert(
 
     Args:
         source: a run or checkpoint of ours, a published file, a timm file, or a folder of
-            transformers' IJepaModel; which it is, is told by its content.
-        out: file to make, or folder for `hf`.
+            timm or of transformers' IJepaModel; which it is, is told by its content.
+        out: file to make, or folder for `hf` and `timm`.
         config: into which format, and which encoder where it has room for one.
         runtime: `force` makes it again.
         progress: hears when it is done.
@@ -72,9 +73,10 @@ def convert(
     """
     source, out = Path(source), Path(out)
     results = [Path(path) for path in scores]
-    if config.to == "timm" and out.suffix not in TIMM_SUFFIXES:
+    if config.to in FOLDERS and out.suffix in WEIGHT_SUFFIXES:
         raise IjepaError(
-            f"timm tells a file's kind by its name: {out} must end in {', '.join(TIMM_SUFFIXES)}."
+            f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
+            f"such as {out.with_suffix('')}."
         )
     if config.to in ("published", "ours") and out.suffix == ".safetensors":
         raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
@@ -82,7 +84,7 @@ def convert(
         "source": _fingerprint(source),
         "scores": fingerprint_of([file_sha256(path) for path in results]),
     }
-    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
+    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to in FOLDERS)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.exchange.reading import read_networks  # here: torch takes its time
@@ -118,7 +120,7 @@ def _result(out: Path, config: ConvertConfig, *, cached: bool) -> ConvertResult:
     """From the record, so that nobody waits for torch."""
     facts = (read_record(out) or {})["converted"]
     load = facts["load"].replace(facts["out"], str(out))  # which may have been moved
-    card = _card_path(out, config.to == "hf")
+    card = _card_path(out, config.to in FOLDERS)
     return ConvertResult(**facts | {"out": out, "card": card, "cached": cached, "load": load})
 
 
@@ -128,7 +130,7 @@ def _facts(networks: "Networks", out: Path, config: ConvertConfig) -> dict[str, 
 
     held = networks.held(config.to, config.which)
     loads = {
-        "timm": timm_call(networks, str(out)),
+        "timm": timm_call(str(out)),
         "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
     }
     encoder = networks.config.encoder

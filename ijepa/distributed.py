@@ -6,8 +6,10 @@ of this. What every rank would do alike is decided by rank 0 and told to the oth
 
 import contextlib
 import os
+import platform
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,36 +20,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import CPU_WORKERS, Runtime
-from ijepa.errors import IjepaError, SharedError
+from ijepa.errors import BrokenGroupError, IjepaError, SharedError
+from ijepa.world import World, current_world
+
+CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
 
 T = TypeVar("T")
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
-
-
-class World(NamedTuple):
-    """This process among all: `rank` of `size`, and its number on this machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def leads(self) -> bool:
-        """Is this the process that writes files and speaks to the user?"""
-        return self.rank == 0
-
-    def share(self, batch_size: int) -> slice:
-        """Places of a batch that are this process's."""
-        size = batch_size // self.size
-        return slice(self.rank * size, (self.rank + 1) * size)
-
-
-def current_world() -> World:
-    """What torchrun says this process is; alone without it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
-        return World()
-    return World(*(int(os.environ[name]) for name in names))
 
 
 @contextlib.contextmanager
@@ -55,7 +34,7 @@ def joined(device: torch.device) -> Iterator[World]:
     """Be one of the processes that torchrun started, for as long as the block lasts.
 
     Raises:
-        SharedError: another process failed, so that this one cannot go on.
+        BrokenGroupError: another process failed, so that this one cannot go on.
     """
     world = current_world()
     if world.size == 1:
@@ -69,7 +48,7 @@ def joined(device: torch.device) -> Iterator[World]:
         yield world
     except RuntimeError as error:  # of a collective; the process that failed tells the reason
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise SharedError("Another process failed; its message says why.") from error
+            raise BrokenGroupError from error
         raise
     dist.destroy_process_group()
 
@@ -119,9 +98,13 @@ def wait_for_all(world: World) -> None:
 
 def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     """Mean of each number over all ranks, the same on every rank."""
+    return sum_over_ranks(values, world) / world.size
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Sum of each number over all ranks, the same on every rank; `values` may be changed."""
     if world.size > 1:
         dist.all_reduce(values)
-        values /= world.size
     return values
 
 
@@ -182,7 +165,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device that is there.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
 
     Without a number, each process of a machine takes a GPU of its own.
 
@@ -195,8 +178,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise IjepaError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1.") from error
-    if device.type != "cuda":
+    if device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available()):
         return device
+    if device.type != "cuda":
+        raise IjepaError(f"There is no device {name} here; use auto, cpu, cuda or cuda:1.")
     count = torch.cuda.device_count()
     number = current_world().local_rank if device.index is None else device.index
     if device.index is None and count == 1:
@@ -204,13 +189,6 @@ def pick_device(name: str) -> torch.device:
     if number >= count:
         raise IjepaError(f"There is no device cuda:{number}; the machine has {count} CUDA devices.")
     return torch.device("cuda", number)
-
-
-def seed_device(device: torch.device, seed: int) -> None:
-    """Seed what `torch` draws on the CPU and on this device; other GPUs are left alone."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
@@ -229,14 +207,24 @@ def num_workers(runtime: Runtime, device: torch.device) -> int:
         return runtime.workers
     if device.type != "cuda":
         return CPU_WORKERS
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, len(os.sched_getaffinity(0)) // processes - 2)
+    return max(2, len(os.sched_getaffinity(0)) // current_world().local_size - 2)
 
 
 def device_name(device: torch.device, world: World | None = None) -> str:
-    """What to write beside a number: the GPU's name, or `cpu` and its threads; times processes."""
+    """What to write beside a number: the GPU, or the CPU and its threads; times processes."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
+        name = f"{device.type} ({cpu_name()}), {torch.get_num_threads()} threads"
     return f"{world.size} x {name}" if world and world.size > 1 else name
+
+
+def cpu_name() -> str:
+    """The processor's name, family and model, which tell CPUs of one name apart."""
+    facts: dict[str, str] = {}
+    if CPU_FACTS.exists():
+        lines = (line.partition(":") for line in CPU_FACTS.read_text().splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+    if "cpu family" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"

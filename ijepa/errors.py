@@ -12,5 +12,20 @@ class SharedError(IjepaError):
     """A failure that another process tells the user about: this one ends in silence."""
 
 
+class BrokenGroupError(SharedError):
+    """Another process ended in the middle of the work, with a message of its own or killed."""
+
+    def __str__(self) -> str:
+        return "Another process ended; its message, if it was not killed, says why."
+
+
 class StoppedError(IjepaError):
-    """Asked to stop from outside, after saving: not a failure."""
+    """Asked to stop from outside, after saving: not a failure.
+
+    Attributes:
+        signal_name: such as `SIGTERM`; empty where another process was asked.
+    """
+
+    def __init__(self, message: str, signal_name: str = "") -> None:
+        super().__init__(message)
+        self.signal_name = signal_name

@@ -13,15 +13,16 @@ from ijepa.progress import Progress, silent
 from ijepa.stores.feature_writer import FeatureWriter
 from ijepa.stores.features import FeatureHeader, open_features
 from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work, is_one_of_many
+from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.distributed import World
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
     from ijepa.stores.loader import Batch
+    from ijepa.world import World
 
-VERSION = 8
+VERSION = 9
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def extract(
     """
     shards, out = Path(shards), Path(out)
     data = open_shards(shards)
+    config = config.model_copy(update={"split": data.named_split(config.split)})
     images = data.split(config.split)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan("extract", VERSION, config, inputs, out)
@@ -64,7 +66,7 @@ def extract(
         return _extract_together(job)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.distributed import World  # here, so that a cached answer is quick
+            from ijepa.world import World  # here, so that a cached answer is quick
 
             writer, device = _encode(job, work, World())
             writer.finish()
@@ -166,7 +168,10 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
         pooling=encoder.pooling,
         image_px=encoder.image_px,
-        transform=f"{crop}, bilinear to {encoder.image_px}, mean {encoder.mean}, std {encoder.std}",
+        transform=(
+            f"{crop}, {config.interpolation} to {encoder.image_px}, mean {encoder.mean}, "
+            f"std {encoder.std}"
+        ),
         data_fingerprint=job.data.fingerprint,
         split=config.split,
         class_names=job.images.label_names,
@@ -176,6 +181,8 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
         num_views=config.views,
         augment=config.augment,
         precision=precision,
+        interpolation=config.interpolation,
+        crop_fraction=None if config.crop == "squash" else encoder.crop_fraction,
     )
 
 

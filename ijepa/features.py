@@ -91,7 +91,9 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
             layers=layers,
             dim=dim,
             dtype=store.dtype,
-            classes={name: len(np.unique(values)) for name, values in store.labels.items()},
+            classes={
+                name: len(np.unique(values[values >= 0])) for name, values in store.labels.items()
+            },
             num_bytes=path.stat().st_size,
             header=store.header,
         )
@@ -139,7 +141,9 @@ def diagnose(
             raise IjepaError(f"{path} holds {len(rows)} images; a diagnosis needs two.")
         classes = None
         if label is not None:
-            classes = np.unique(store.labels[label][rows], return_inverse=True)[1]
+            classes = store.labels[label][rows]
+            known = classes >= 0
+            classes[known] = np.unique(classes[known], return_inverse=True)[1]
         states = _states(store, rows, classes, progress)
         return FeatureState(
             path=path, encoder=store.header.encoder, images=len(rows), label=label, layers=states
@@ -186,7 +190,10 @@ def _neighbours(
 
     from ijepa.method.monitor import neighbour_accuracy
 
-    chosen = np.random.default_rng(0).permutation(len(rows))[:NEIGHBOUR_IMAGES]
+    known = np.flatnonzero(classes >= 0)
+    if len(known) < 2:
+        return None
+    chosen = known[np.random.default_rng(0).permutation(len(known))[:NEIGHBOUR_IMAGES]]
     features = torch.from_numpy(_layer(store, rows[chosen], place))
     return neighbour_accuracy(features, torch.from_numpy(classes[chosen]))
 

@@ -32,18 +32,18 @@ from ijepa.stores.stage import (
     Work,
     exclusive_work,
     file_sha256,
-    is_one_of_many,
     write_bytes,
 )
 from ijepa.stores.versions import library_versions
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.distributed import World
     from ijepa.encoders.trainable import Trainable
     from ijepa.probes.arrays import Ints
     from ijepa.run.finetuning import Labelled, Parts
+    from ijepa.world import World
 
-VERSION = 5
+VERSION = 6
 
 
 class FinetuneOutcome(Config):
@@ -98,6 +98,7 @@ def finetune(
     if subset:
         config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
     plan = StagePlan(
         "finetune", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
@@ -107,7 +108,7 @@ def finetune(
         return _finetune_together(job)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.distributed import World  # here, so that a cached answer is quick
+            from ijepa.world import World  # here, so that a cached answer is quick
 
             _publish(job, work, *_train(job, work, World()))
         return _outcome(out, work.cached)
@@ -123,6 +124,7 @@ def plan_finetune(
     shards = Path(shards)
     subset = Path(subset) if subset is not None else None
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
     parts = _images(_Job(plan, config, data, runtime, silent, subset))
     images = len(parts.train.chosen)
@@ -140,6 +142,11 @@ def plan_finetune(
     )
 
 
+def _with_named_split(config: FinetuneConfig, data: ShardSet) -> FinetuneConfig:
+    name = data.named_split(config.test_split, config.split)
+    return config.model_copy(update={"test_split": name})
+
+
 class _Job(NamedTuple):
     """What one call is about."""
 
@@ -152,7 +159,7 @@ class _Job(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """What there is to say of a fine-tuned encoder; predictions are there on rank 0 alone."""
+    """What there is to say of a fine-tuned encoder; the same on all ranks."""
 
     vit: "Trainable"
     data: DataConfig
@@ -200,8 +207,7 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     )
     run = FinetuneRun(work.folder, model, parts, config, data, job.runtime, world)
     run.train(job.progress if world.leads else silent)
-    nothing = np.empty(0, np.int64)
-    found = run.predictions(job.progress) if world.leads else nothing
+    found = run.predictions(job.progress if world.leads else silent)
     trained = _Trained(vit, data, parts, repeats, run.held_out, found, run.precision)
     return trained, run.device_name
 
@@ -237,16 +243,20 @@ def _images(job: _Job) -> "Parts":
     readers = [job.data.split(split) for split in (config.split, config.test_split)]
     facts = [_facts(reader, config, job.progress) for reader in readers]
     chosen = _chosen(job, *facts[0])
+    chosen = chosen[facts[0][1][chosen] >= 0]  # -1 is no class, here and below
+    every = np.flatnonzero(facts[1][1] >= 0)
+    if not (len(chosen) and len(every)):
+        raise IjepaError(f"No image to train or none to test has a known {config.label!r}.")
     classes, numbers = np.unique(facts[0][1][chosen], return_inverse=True)
-    unknown = np.setdiff1d(facts[1][1], classes)
+    unknown = np.setdiff1d(facts[1][1][every], classes)
     if len(unknown):
         names, first = readers[1].label_names[config.label], int(unknown[0])
         raise IjepaError(
             f"{len(unknown):,} classes of {config.test_split} are missing from the training "
             f"images, such as {names[first] if names else first}; take more of them."
         )
-    every = np.arange(len(readers[1]))
-    test = Labelled(readers[1], every, np.searchsorted(classes, facts[1][1]), facts[1][0])
+    tested = np.searchsorted(classes, facts[1][1][every])
+    test = Labelled(readers[1], every, tested, [facts[1][0][number] for number in every.tolist()])
     trained, held = _held_out(numbers, config)
     train, watched = (
         Labelled(
@@ -265,11 +275,13 @@ def _repeats(job: _Job, parts: "Parts", world: "World") -> tuple[str, ...]:
     from ijepa.distributed import lead
 
     train, test = (job.data.split(split) for split in (job.config.split, job.config.test_split))
-    places, others = of_equal_size(train.image_bytes[parts.train.chosen], test.image_bytes)
+    places, others = of_equal_size(
+        train.image_bytes[parts.train.chosen], test.image_bytes[parts.test.chosen]
+    )
     progress = job.progress if world.leads else silent
     fitted = _known(parts.train, places, world, progress)
     scored = _known(parts.test, others, world, progress)
-    return lead(world, lambda: repeated_keys(fitted, scored, len(test)))
+    return lead(world, lambda: repeated_keys(fitted, scored, len(parts.test.chosen)))
 
 
 def _known(part: "Labelled", places: "Ints", world: "World", progress: Progress) -> Known:
@@ -394,7 +406,10 @@ def _origin(job: _Job, trained: _Trained) -> Origin:
         layers=(len(vit.encoder.blocks) - 1,),
         pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
         image_px=data.image_px,
-        transform=f"center-crop {data.eval_crop_fraction:.4g}, mean {data.mean}, std {data.std}",
+        transform=(
+            f"center-crop {data.eval_crop_fraction:.4g}, bicubic to {data.image_px}, "
+            f"mean {data.mean}, std {data.std}"
+        ),
         precision=None,
         train=None,
         test=None,

@@ -1,15 +1,18 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
+from ijepa.encoders.identity import LAST, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stores.records import read_metrics
 from ijepa.stores.shards import SplitReader, is_remote, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work, is_one_of_many
+from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
@@ -27,6 +30,7 @@ class PretrainResult(Config):
     out: Path
     cached: bool
     steps: int
+    batch_size: int
     images: int
     loss: float
     rankme: float
@@ -35,24 +39,44 @@ class PretrainResult(Config):
     loss_vs_mean_target: float
 
 
+class Start(NamedTuple):
+    """What a run starts from, if not from random weights.
+
+    Attributes:
+        init: a run, checkpoint or file of I-JEPA's weights. Both encoders start from its encoders,
+            or from its only one, and the predictor from its predictor if it has one of that size.
+        prolong: a finished run of fewer epochs, all else equal. The run goes on from its newest
+            state that the schedules of both pass through; `out` itself may be named.
+    """
+
+    init: Path | None = None
+    prolong: Path | None = None
+
+
+FRESH = Start()
+
+
 class PretrainPlan(Config):
     """What a run would do, found out without doing it.
 
     Attributes:
         images: in the split.
+        batch_size: images of a step, over all devices.
         encoder_parameters: trained ones, without positions; likewise the predictor's.
         context_patches: mean over sampled batches, after the cut; likewise `target_patches`, each.
         gflops_per_image: of matrix products, forward and backward, at these mean lengths.
         largest_context: patches that a context of the sampled batches has at most.
         passes_per_step: of context encoder and predictor, each: one for every group of masks in
             every micro-batch, where one process has the whole batch.
-        mask_shapes: distinct (context patches, target patches) of the sampled batches.
+        mask_shapes: how many pairs of context and target length the sampled batches have; kernels
+            that are planned or captured for a shape gain where they are few.
         memory_gb: weights, gradients, optimizer and, for the largest masks, activations of one
             process that computes `images_at_a_time`; an estimate, in bf16 for `bf16`.
         images_per_second_for_72_hours: what the paper's budget of 72 hours asks of all devices.
     """
 
     images: int
+    batch_size: int
     steps_per_epoch: int
     steps: int
     images_seen: int
@@ -64,7 +88,7 @@ class PretrainPlan(Config):
     gflops_per_image: float
     largest_context: int
     passes_per_step: int
-    mask_shapes: tuple[tuple[int, int], ...]
+    mask_shapes: int
     images_at_a_time: int
     bf16: bool
     memory_gb: float
@@ -77,6 +101,8 @@ def pretrain(
     config: PretrainConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
+    *,
+    start: Start = FRESH,
 ) -> PretrainResult:
     """Train the networks of `config` on the split `config.data.split` of a shard set.
 
@@ -90,34 +116,40 @@ def pretrain(
         config: what to train, and how.
         runtime: what leaves the result as it is.
         progress: told of images done and of the newest numbers.
+        start: given weights or a shorter run to start from; random weights by default.
 
     Raises:
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
-            that is not finite, or another run in that place.
+            that is not finite, another run in that place, or weights that do not fit.
     """
     out = Path(out)
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
+    config = started(config, start)
+    in_place = start.prolong is not None and start.prolong.resolve() == out.resolve()
     plan = StagePlan(
         "pretrain",
         VERSION,
         config,
         inputs,
         out,
-        precious=not runtime.replace,
+        precious=not (runtime.replace or in_place),
         is_folder=True,
         beside=_beside(is_streamed="read" in inputs),
     )
+    job = _Job(plan, config, images, runtime, start)
     if is_one_of_many():
-        return _pretrain_together(plan, config, images, runtime, progress)
-    with exclusive_work(plan, force=runtime.force) as work:
+        return _pretrain_together(job, progress)
+    with _begun(job) as work:
         if not work.cached:
             from ijepa.run.loop import Run  # here, so that a cached answer does not wait for torch
+            from ijepa.run.stopping import stop_requests
 
-            run = Run(work.folder, config, images, runtime)
-            run.train(progress)
-            work.publish_folder(_facts(config, images, run.device_name, runtime.command))
-        return _result(out, work.cached)
+            run = Run(work.folder, config, images, runtime, init=start.init)
+            with stop_requests():  # a signal after the last step does not keep it from its end
+                run.train(progress)
+                work.publish_folder(_facts(job, run.device_name))
+        return _result(out, config, work.cached)
 
 
 def _beside(*, is_streamed: bool) -> dict[str, object]:
@@ -129,27 +161,65 @@ def _beside(*, is_streamed: bool) -> dict[str, object]:
     return found | {"checkpoint_epochs": plain["checkpoint_epochs"]}
 
 
-def _pretrain_together(
-    plan: StagePlan,
-    config: PretrainConfig,
-    images: "SplitReader | RemoteSplit",
-    runtime: Runtime,
-    progress: Progress,
-) -> PretrainResult:
+class _Job(NamedTuple):
+    """What one call is about."""
+
+    plan: StagePlan
+    config: PretrainConfig
+    images: "SplitReader | RemoteSplit"
+    runtime: Runtime
+    start: Start
+
+
+@contextlib.contextmanager
+def _begun(job: _Job) -> Iterator[Work]:
+    """Hold the output; an empty work folder gets the state of the run that is prolonged."""
+    with exclusive_work(job.plan, force=job.runtime.force) as work:
+        if job.start.prolong and not work.cached and not (work.folder / LAST).exists():
+            from ijepa.run.starting import take_over
+
+            per_epoch = steps_per_epoch(len(job.images), job.config)
+            take_over(job.start.prolong, work.folder, job.config, job.plan.inputs, per_epoch)
+        yield work
+
+
+def _pretrain_together(job: _Job, progress: Progress) -> PretrainResult:
     """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
     from ijepa.distributed import joined, lead, pick_device, wait_for_all
     from ijepa.run.loop import Run
+    from ijepa.run.stopping import stop_requests
 
+    plan, config, images, runtime, start = job
     with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
         lead(world, lambda: _check_shares(config, runtime, world.size))
-        work = lead(world, lambda: held.enter_context(exclusive_work(plan, force=runtime.force)))
+        work = lead(world, lambda: held.enter_context(_begun(job)))
         if not work.cached:
-            run = Run(work.folder, config, images, runtime, world)
-            run.train(progress if world.leads else silent)
-            facts = _facts(config, images, run.device_name, runtime.command)
-            lead(world, lambda: work.publish_folder(facts))
+            run = Run(work.folder, config, images, runtime, world, start.init)
+            with stop_requests():
+                run.train(progress if world.leads else silent)
+                facts = _facts(job, run.device_name)
+                lead(world, lambda: work.publish_folder(facts))
         wait_for_all(world)
-        return _result(plan.out, work.cached)
+        return _result(plan.out, config, work.cached)
+
+
+def started(config: PretrainConfig, start: Start) -> PretrainConfig:
+    """The configuration with `init` filled in.
+
+    Raises:
+        IjepaError: no such weights, other weights than the recipe names, or two kinds of start.
+    """
+    if start.init and start.prolong:
+        raise IjepaError("--init starts a run and --prolong goes on with one; choose one of them.")
+    if start.init and not start.init.exists():
+        raise IjepaError(f"There are no weights {start.init} for --init; name a run or a file.")
+    digest = weights_fingerprint(start.init) if start.init else None
+    if config.init and config.init != digest and not start.prolong:
+        raise IjepaError(
+            f"The recipe starts from weights of digest {config.init[:12]}; name them with --init, "
+            f"or set init=null for random ones."
+        )
+    return config.model_copy(update={"init": digest or config.init})
 
 
 def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
@@ -164,13 +234,17 @@ def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) 
         check_passes(config, num_processes, runtime.micro_batch)
 
 
-def _facts(
-    config: PretrainConfig, images: "SplitReader | RemoteSplit", device: str, command: str
-) -> dict[str, object]:
+def _facts(job: _Job, device: str) -> dict[str, object]:
     """What the record of a run says beside its plan; `source` of the images where it is known."""
-    source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
-    facts = {"seed": config.seed, "device": device, "command": command}
-    return {**facts, "source": source, "images": len(images)}
+    images, started_from = job.images, {"init": job.start.init, "prolonged": job.start.prolong}
+    return {
+        "seed": job.config.seed,
+        "device": device,
+        "command": job.runtime.command,
+        "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
+        "images": len(images),
+        **{name: str(path) for name, path in started_from.items() if path},
+    }
 
 
 def plan_pretrain(
@@ -215,6 +289,7 @@ def plan_training(
     )
     return PretrainPlan(
         images=images,
+        batch_size=config.data.batch_size,
         steps_per_epoch=per_epoch,
         steps=steps,
         images_seen=steps * config.data.batch_size,
@@ -226,7 +301,7 @@ def plan_training(
         gflops_per_image=flops.total / 1e9,
         largest_context=masks.largest_context,
         passes_per_step=sum(len(p) for _, p in micro_batches(batch_masks(config, 0), at_a_time)),
-        mask_shapes=tuple(sorted({shape[1:] for shape in masks.shapes})),
+        mask_shapes=len({shape[1:] for shape in masks.shapes}),
         images_at_a_time=at_a_time,
         bf16=bf16,
         memory_gb=memory / 1e9,
@@ -262,13 +337,14 @@ def _open(
     return data.split(config.data.split), {"data": data.fingerprint}
 
 
-def _result(out: Path, cached: bool) -> PretrainResult:
+def _result(out: Path, config: PretrainConfig, cached: bool) -> PretrainResult:
     last = read_metrics(out / "metrics.jsonl")[-1]
     names = ("loss", "rankme", "feature_std", "mean_cosine", "loss_vs_mean_target")
     return PretrainResult(
         out=out,
         cached=cached,
         steps=int(last["step"]),
+        batch_size=config.data.batch_size,
         images=int(last["images"]),
         **{name: last[name] for name in names},
     )

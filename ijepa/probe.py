@@ -35,10 +35,12 @@ from ijepa.stores.versions import library_versions
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled
+    from ijepa.probes.linear_protocols import LinearProtocol
+    from ijepa.probes.logistic import LogisticProtocol
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 8
+VERSION = 9
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -245,8 +247,10 @@ def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig
             precision=found.precision,
             departures=(
                 *_split_departures(pair),
+                *_class_departures(pair, config.label),
                 *_precision_departures(pair),
                 *_view_departures(pair, config),
+                *_training_departures(pair, config),
                 *found.departures,
             ),
             **summary(
@@ -303,6 +307,23 @@ def _split_departures(pair: OpenPair) -> tuple[str, ...]:
     return (f"scored on the split {split}",) if split == "train" else ()
 
 
+def _class_departures(pair: OpenPair, label: str) -> tuple[str, ...]:
+    """Test images of classes that train lacks, and images without a class."""
+    unknown, found = pair.test.labels[~np.isin(pair.test.labels, pair.train.labels)], []
+    if len(unknown):
+        names = pair.test.store.header.class_names[label] or []
+        classes = np.unique(unknown).tolist()
+        said = ", ".join(
+            names[number] if number < len(names) else str(number) for number in classes[:3]
+        )
+        more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
+        found.append(f"{len(unknown):,} test images are of classes that train lacks: {said}{more}")
+    for name, images in (("train", pair.train), ("test", pair.test)):
+        if images.unlabelled:
+            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
+    return tuple(found)
+
+
 def _precision_departures(pair: OpenPair) -> tuple[str, ...]:
     """Features to fit on and to score on are computed alike."""
     train, test = (images.store.header.precision for images in (pair.train, pair.test))
@@ -312,7 +333,30 @@ def _precision_departures(pair: OpenPair) -> tuple[str, ...]:
 
 
 def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
-    """In what the stored views are not those that a protocol of linear heads asks for."""
+    """How the stored views and features differ from those that the protocol evaluates."""
+    if config.protocol == "ijepa":
+        return ()
+    wanted, found = _protocol(config).view, pair.test.store.header
+    assert wanted is not None  # all published protocols have one
+    crop = "squash" if found.transform.startswith("squash") else "center"
+    sides = " or ".join(str(px) for px in wanted.image_px)
+    kept = (found.crop_fraction or wanted.crop_fraction, wanted.crop_fraction)
+    departures = {
+        f"images cut by --crop {crop}, not {wanted.crop}": crop != wanted.crop,
+        f"images of {found.image_px} pixels, not of {sides}": found.image_px not in wanted.image_px,
+        f"images resized by {found.interpolation}, not {wanted.interpolation} interpolation": (
+            wanted.interpolation not in (None, found.interpolation)
+        ),
+        f"a centre crop of {kept[0]} of the resized short side, not of {kept[1]}": (
+            crop == wanted.crop and kept[0] != kept[1]
+        ),
+        f"features are not {wanted.features}": wanted.features is not None,
+    }
+    return tuple(line for line, applies in departures.items() if applies)
+
+
+def _training_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
+    """How labels and stored training views differ from those that a protocol of heads asks for."""
     if config.name != "linear":
         return ()
     from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
@@ -322,9 +366,6 @@ def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
     asked_of = {protocol: label for label, protocol in LOW_LEVEL.items()}.get(config.protocol)
     if asked_of and config.label != asked_of:
         departures.append(f"label {config.label}, not {asked_of}")
-    crop = "squash" if found.transform.startswith("squash") else "center"
-    if config.protocol != "ijepa" and wanted.crop != crop:
-        departures.append(f"images cut by --crop {crop}, not {wanted.crop}")
     if wanted.augment == "none":
         return tuple(departures)
     if found.augment == wanted.augment:
@@ -333,6 +374,17 @@ def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
         seen = found.augment if found.num_views else "the evaluation view alone"
         departures.append(f"trained on {seen}, not on {wanted.augment}")
     return tuple(departures)
+
+
+def _protocol(config: ProbeConfig) -> "LinearProtocol | LogisticProtocol":
+    """The published protocol that a configuration names."""
+    if config.name == "linear":
+        from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
+
+        return LINEAR_PROTOCOLS[config.protocol]
+    from ijepa.probes.logistic import LOGISTIC_PROTOCOLS
+
+    return LOGISTIC_PROTOCOLS[config.protocol]
 
 
 def _origin(pair: OpenPair) -> Origin:

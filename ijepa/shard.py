@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.sources.items import DEFAULT_SPLIT, Contents, Item, Label, Labels
+from ijepa.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Label, Labels
 from ijepa.sources.kinds import Source, open_source
 from ijepa.stores.sharding.crew import write_shards
 from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
@@ -49,23 +50,47 @@ REPORT_IMAGES = 10_000
 log = logging.getLogger(__name__)
 
 SHARD = ShardConfig()
+MOST_REASONS = 20  # told one by one; the rest together
+UNDECODED = "images that do not decode, see bad.jsonl"
+
+
+class ClassSummary(Config):
+    """The classes of one label.
+
+    Attributes:
+        classes: how many.
+        first: name of class 0.
+        last: name of the last class.
+        splits: the splits whose images have this label.
+    """
+
+    classes: int
+    first: str
+    last: str
+    splits: tuple[str, ...]
 
 
 class ShardResult(Config):
-    """A finished shard set.
+    """A finished shard set, and what was understood of its source.
 
     Attributes:
         splits: samples by split.
+        labels: classes by label.
         bad: images left out because they do not decode; `bad.jsonl` lists them.
+        left_out: numbers of files and images of the source that did not come along, by reason.
+        changes: numbers of images that were changed, or of which a part is lost, by reason.
         fingerprint: of the contents.
     """
 
     out: Path
     cached: bool
     splits: dict[str, int]
+    labels: dict[str, ClassSummary]
     shards: int
     bytes: int
     bad: int
+    left_out: dict[str, int]
+    changes: dict[str, int]
     fingerprint: str
 
 
@@ -97,7 +122,8 @@ def shard(
     if subset is not None:
         config = config.model_copy(update={"subset": _sha256(subset)})
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
-    job = _Job(source, open_source(source), config, runtime, progress, subset)
+    opened = open_source(source, folders_are_classes=config.folders_are_classes)
+    job = _Job(source, opened, config, runtime, progress, subset)
     _keep_source(job.opened.where, out)
     plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out, is_folder=True)
     with exclusive_work(plan, force=runtime.force) as work:
@@ -114,7 +140,10 @@ def shard(
         splits={name: split.samples for name, split in index.splits.items()},
         shards=sum(len(split.shards) for split in index.splits.values()),
         bytes=sum(shard.bytes for split in index.splits.values() for shard in split.shards),
+        labels=_class_summaries(index.splits),
         bad=index.bad,
+        left_out=index.left_out,
+        changes=index.changes,
         fingerprint=index.fingerprint,
     )
 
@@ -124,6 +153,18 @@ def _digests(folder: Path) -> dict[str, str]:
     index = validated(SetIndex, read_json(folder / INDEX), str(folder / INDEX))
     shards = (shard for split in index.splits.values() for shard in split.shards)
     return {shard.name: shard.sha256 for shard in shards}
+
+
+def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
+    """By label; the classes of a label are the same in all splits that have it."""
+    found = {}
+    for split in splits.values():
+        for label, names in split.labels.items():
+            count = split.classes[label]
+            ends = (names[0], names[-1]) if names else ("0", str(count - 1))
+            having = tuple(name for name, other in splits.items() if label in other.labels)
+            found[label] = ClassSummary(classes=count, first=ends[0], last=ends[1], splits=having)
+    return found
 
 
 def _keep_source(where: Path | None, out: Path) -> None:
@@ -155,7 +196,7 @@ def _make(job: _Job, folder: Path) -> None:
             leftover.unlink()
         labels, plan = _plan(job, folder)
         reports = _write_shards(job, plan, folder)
-        _write_index(job, labels, reports, folder)
+        _write_index(job, labels, reports, plan.left_out(), folder)
     shutil.rmtree(folder / SOURCE, ignore_errors=True)
     for name in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
         for made in folder.glob(name):
@@ -176,10 +217,10 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     if path.exists():
         return contents.splits, ShardPlan(path)
     subset = Subset(job.subset) if job.subset else None
-    images = _new_images(contents.items, subset, job.progress)
+    images = _new_images(contents, subset, job.progress)
     if job.config.shuffle:
         images = shuffled(folder / "shuffle.tmp", images)
-    plan = write_plan(path, images, job.config.shard_bytes)
+    plan = write_plan(path, images, job.config.shard_bytes, contents.left_out)
     if subset:
         subset.check_all_found()
     if not any(shard.num_images for shard in plan.shards()):
@@ -196,27 +237,31 @@ def _with_val(contents: Contents, fraction: float) -> Contents:
         return item._replace(split="val") if is_val else item
 
     splits = dict(contents.splits) | {"val": contents.splits[DEFAULT_SPLIT]}
-    return Contents(splits, map(moved, contents.items))
+    return Contents(splits, map(moved, contents.items), contents.left_out)
 
 
 def _new_images(
-    items: Iterable[Item], subset: Subset | None, progress: Progress
+    contents: Contents, subset: Subset | None, progress: Progress
 ) -> Iterator[NewImage]:
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(contents.items, start=1):
         if number % REPORT_IMAGES == 0:
             progress("list images", number, None)
-        if subset is None or subset.holds(item.split, item.name, item.path):
-            metadata = {"file": _printable(item.path), **item.metadata}
-            place = (item.file, item.offset, item.size_bytes)
-            yield NewImage(item.split, item.name, *place, item.labels, metadata)
+        if subset is not None and not subset.holds(item.split, item.name, item.path):
+            contents.left_out["images that --subset does not list"] += 1
+            continue
+        for label, number_of_class in item.labels.items():
+            if number_of_class == UNKNOWN:
+                contents.left_out[f"labels {label} that are not known"] += 1
+        metadata = {"file": _printable(item.path), **item.metadata}
+        place = (item.file, item.offset, item.size_bytes)
+        yield NewImage(item.split, item.name, *place, item.labels, metadata)
 
 
 def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
     shards = plan.shards()
     tasks = [
-        ShardTask(plan=plan.path, shard=shard, folder=folder, resize_px=job.config.resize_px)
-        for shard in shards
+        ShardTask(plan=plan.path, shard=shard, folder=folder, config=job.config) for shard in shards
     ]
     reports = {task.shard.name: report for task in tasks if (report := finished(task))}
     total = sum(shard.num_images for shard in shards)
@@ -244,7 +289,11 @@ def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[Sh
 
 
 def _write_index(
-    job: _Job, labels: Mapping[str, Labels], reports: Mapping[str, list[ShardReport]], folder: Path
+    job: _Job,
+    labels: Mapping[str, Labels],
+    reports: Mapping[str, list[ShardReport]],
+    left_out: dict[str, int],
+    folder: Path,
 ) -> None:
     """Offsets of all splits, the images left out, and last `index.json`."""
     splits = {}
@@ -261,14 +310,29 @@ def _write_index(
     if bad:
         lines = "".join(line.model_dump_json() + "\n" for line in bad)
         write_bytes(folder / BAD, lines.encode())
+        left_out = {UNDECODED: len(bad), **left_out}
+    changes = Counter[str]()
+    for shards in reports.values():
+        for report in shards:
+            changes.update(report.changes)
     index = SetIndex(
         schema_version=SCHEMA,
         source=_printable(job.source),
         fingerprint=_contents_fingerprint(splits),
         bad=len(bad),
         splits=splits,
+        left_out=_shortened(left_out),
+        changes=changes,
     )
     write_json(folder / INDEX, index.model_dump())
+
+
+def _shortened(left_out: Mapping[str, int]) -> dict[str, int]:
+    """The commonest reasons; files may have any number of suffixes."""
+    ordered = Counter(left_out).most_common()
+    shown = {_printable(reason): number for reason, number in ordered[:MOST_REASONS]}
+    rest = sum(number for _, number in ordered[MOST_REASONS:])
+    return shown | ({"files of other kinds": rest} if rest else {})
 
 
 def _contents_fingerprint(splits: Mapping[str, SplitIndex]) -> str:

@@ -15,13 +15,13 @@ from ijepa.stores.stage import (
     StagePlan,
     Work,
     exclusive_work,
-    is_one_of_many,
     read_json,
     write_bytes,
     write_json,
 )
+from ijepa.world import is_one_of_many
 
-VERSION = 2
+VERSION = 3
 RESULT = "result.json"
 
 
@@ -105,6 +105,7 @@ def train_decoder(
     if is_one_of_many():
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     inputs = {"data": data.fingerprint, "encoder": _encoder_fingerprint(config)}
     plan = StagePlan(
         "train-decoder", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
@@ -124,6 +125,7 @@ def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
     from ijepa.method.decoder import build_decoder
 
     data = open_shards(shards)
+    config = _with_named_split(config, data)
     trained = load_jepa(config.encoder)
     _check(data, config, trained.config.targets.space)
     with torch.device("meta"):
@@ -138,6 +140,11 @@ def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
         blocks_seen=config.steps * config.batch_size,
         parameters=sum(parameter.numel() for parameter in decoder.parameters()),
     )
+
+
+def _with_named_split(config: DecoderConfig, data: ShardSet) -> DecoderConfig:
+    name = data.named_split(config.test_split, config.split)
+    return config.model_copy(update={"test_split": name})
 
 
 def _train(

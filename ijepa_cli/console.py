@@ -4,8 +4,8 @@ Results go to stdout, progress and warnings to stderr.
 """
 
 import contextlib
+import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -29,14 +29,29 @@ from rich.progress import (
     Progress as RichProgress,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ijepa.config import Runtime
+from ijepa.errors import IjepaError
 from ijepa.progress import Progress
+from ijepa.text import printable
+from ijepa.world import current_world
 
 CHECKPOINT_MINUTES = 1.0
 
-screen = Console(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
-stderr = Console(stderr=True)
+
+class _Screen(Console):
+    """Shows text as it is: no markup, no emoji codes, nothing that the terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  # rich's own
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  # rich's own
+        return super().render_str(printable(text), **options)
+
+
+screen = _Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
+stderr = _Screen(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
@@ -76,31 +91,47 @@ def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> N
     if not is_spokesman():
         return
     if as_json:
-        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+        print_json(result.model_dump(mode="json"))
     elif text is not None:
         screen.print(text)
 
 
 def is_spokesman() -> bool:
     """Is this the only process, or rank 0 of those that torchrun started?"""
-    return os.environ.get("RANK", "0") == "0"
+    try:
+        return current_world().leads
+    except IjepaError:  # who it is cannot be known, and that must be said by somebody
+        return True
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def log_to_stderr() -> None:
     """Let the library's warnings reach the user, once."""
     handler = RichHandler(console=stderr, show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("ijepa").setLevel(logging.INFO)
 
 
 def print_text(text: str) -> None:
-    """Print plain text on stdout, untouched."""
-    sys.stdout.write(text)
+    """Print plain text on stdout."""
+    sys.stdout.write(printable(text))
 
 
-def table(result: BaseModel, title: str, leave_out: Collection[str] = ()) -> Table:
-    """A result's fields, one a row."""
+def print_json(body: Mapping[str, Any]) -> None:
+    """Print an object on stdout; numbers that JSON does not have are null."""
+    finite = json.loads(json.dumps(body), parse_constant=lambda _: None)
+    print_text(json.dumps(finite, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(result: BaseModel, title: str, leave_out: Collection[str] = (), note: str = "") -> Table:
+    """A result's fields, one a row, and below them a note."""
     rows = Table(title=title, title_justify="left", show_header=False)
+    rows.caption, rows.caption_justify = Text(note) if note else None, "left"
     for name, value in result:
         if name in leave_out:
             continue
@@ -114,10 +145,10 @@ class _Bars:
     def __init__(self) -> None:
         self._rich = RichProgress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=stderr,
@@ -136,7 +167,9 @@ class _Bars:
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
         if task not in self._tasks:
-            self._tasks[task] = self._rich.add_task(task, total=total, completed=done, note="")
+            self._tasks[task] = self._rich.add_task(
+                printable(task), total=total, completed=done, note=""
+            )
             self._rates[task] = _Rate(done)
         if self._rates[task].is_before(done):  # the same again, such as for another encoder
             self._rich.reset(self._tasks[task], total=total)

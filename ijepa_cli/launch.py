@@ -47,7 +47,7 @@ class Command:
 
         environment = TorchDistributedEnvironment()
         if environment.world_size > 1:
-            environment.export(set_cuda_visible_devices=False)
+            environment.export(set_cuda_visible_devices=False, overwrite=True)
         sys.argv = ["ijepa", *self.words]
         try:
             main()

@@ -3,14 +3,20 @@
 import errno
 import importlib
 import sys
+import time
 from typing import NoReturn
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
-from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa_cli.console import is_spokesman, log_to_stderr, stderr
+from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
+from ijepa.text import one_line
+from ijepa.world import current_world
+from ijepa_cli.console import is_spokesman, log_to_stderr, print_json, stderr
 
+USAGE = 2
+RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be ended
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
@@ -44,23 +50,35 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 failed with one line on stderr, 2 usage."""
     log_to_stderr()
     try:
+        current_world()
         app()
-    except SharedError:
-        sys.exit(1)  # another process says why
-    except StoppedError as stop:
-        stderr.print(f"{stop} The same command, without --force, goes on from here.")
-        sys.exit(TERMINATED)
     except IjepaError as error:
-        _fail(str(error))
+        sys.exit(_told(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            stderr.print("Stopped. The same command, without --force, goes on from what it kept.")
+            _say("Stopped. The same command, without --force, goes on from what it kept.")
+        elif ended.code == USAGE:
+            _tell_machines("This is no command of ijepa; stderr says why.")
         raise
     except Exception as error:
         _end_workers()
         if isinstance(error, OSError) and error.errno is not None:
             _fail(_system_message(error))
+        _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
+
+
+def _told(error: IjepaError) -> int:
+    """Tell the user, and say by which code to exit."""
+    if isinstance(error, StoppedError):
+        _say(f"{error} The same command, without --force, goes on from here.")
+        return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
+    if isinstance(error, BrokenGroupError):
+        _leave_it_to_rank_0(joined=False)
+        _say(str(error))
+    elif not isinstance(error, SharedError):  # of that, rank 0 tells
+        _fail(str(error))
+    return 1
 
 
 def _end_workers() -> None:
@@ -78,19 +96,30 @@ def _system_message(error: OSError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    if not _is_told_by_another():
-        stderr.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    distributed = sys.modules.get("torch.distributed")
+    _leave_it_to_rank_0(joined=distributed is not None and distributed.is_initialized())
+    line = Text.assemble(("error:", "bold red"), " ", one_line(message))
+    stderr.print(line, highlight=False, soft_wrap=True)
+    _tell_machines(message)
     sys.exit(1)
 
 
-def _is_told_by_another() -> bool:
-    """What the processes of torchrun find before they are joined, all find; rank 0 tells it."""
-    if is_spokesman():
-        return False
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is None or not distributed.is_initialized()
+def _say(message: str) -> None:
+    stderr.print(one_line(message), soft_wrap=True)
+    _tell_machines(message)
 
 
-def _plain(message: str) -> str:
-    """One line, and no brackets that rich would read as markup."""
-    return " ".join(message.split()).replace("[", "\\[")
+def _leave_it_to_rank_0(*, joined: bool) -> None:
+    """Let rank 0 tell what all processes find alike, then speak if this one alone found it.
+
+    Once rank 0 has ended, torchrun ends the others: who is still here was not spoken for. Joined
+    processes find different things, so that each says its own.
+    """
+    if not (joined or is_spokesman()):
+        time.sleep(RANK_0_SECONDS)
+
+
+def _tell_machines(message: str) -> None:
+    """With --json, something that went wrong is an object, too."""
+    if "--json" in sys.argv:
+        print_json({"error": one_line(message)})

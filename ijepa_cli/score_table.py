@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -34,16 +33,14 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
 
 def _stand_in_table(found: "StandInTable") -> Table:
     """A column a protocol, setting and data set, top-1 in percent."""
-    table = Table(
-        title=f"table {found.number} at this scale: {escape(found.title)}", title_justify="left"
-    )
+    table = Table(title=f"table {found.number} at this scale: {found.title}", title_justify="left")
     table.add_column("encoder", overflow="fold")
     for ground in found.columns:
-        words = (ground.protocol, ground.label, ground.setting, escape(ground.source))
+        words = (ground.protocol, ground.label, ground.setting, ground.source)
         table.add_column("\n".join(filter(None, words)), justify="right", overflow="fold")
     for row in found.rows:
         scores = (f"{100 * line.top1:.2f}" if line else "-" for line in row.lines)
-        table.add_row(escape(row.encoder), *scores)
+        table.add_row(row.encoder, *scores)
     table.add_section()
     table.add_row("most frequent class", *(f"{100 * chance:.1f}" for chance in found.chances))
     return table
@@ -64,7 +61,7 @@ def score_table(results: Sequence["ProbeResult"], *, cached: bool = False) -> Ta
             table.add_row(
                 probe,
                 result.label,
-                escape(score.origin.encoder),
+                score.origin.encoder,
                 f"{100 * score.top1:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})",
                 f"{100 * score.mean_class:.2f}",
                 "" if score.best_on_test is None else f"{100 * score.best_on_test:.2f}",
@@ -92,8 +89,8 @@ def comparison_table(found: "Comparisons") -> Table:
     for row in found.rows:
         table.add_row(
             row.setting,
-            escape(row.encoders[0]),
-            escape(row.encoders[1]),
+            row.encoders[0],
+            row.encoders[1],
             f"{100 * row.top1[0]:.2f}, {100 * row.top1[1]:.2f}",
             _difference(row.difference, row.interval),
             _difference(row.mean_class_difference, row.mean_class_interval),
@@ -110,7 +107,7 @@ def _difference(value: float, interval: tuple[float, float]) -> str:
 
 def _paper_table(found: "PaperTable") -> Table:
     title = f"Table {found.number}: {found.title}; {found.task}, {found.protocol}, {found.ground}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("method", "network"):
         table.add_column(column)
     for column in ("epochs", "paper", "ours", "difference"):
@@ -124,14 +121,14 @@ def _paper_table(found: "PaperTable") -> Table:
             f"{cell.paper:.1f}",
             _top1(cell.ours) if cell.ours else "",
             "" if cell.difference is None else f"{cell.difference:+.2f}",
-            escape(cell.note),
+            cell.note,
         )
     return table
 
 
 def _scaled_table(found: "ScaledTable") -> Table:
     title = f"Table {found.number}: {found.title}, at the scale of {_ground(found.ground)}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("row")
     table.add_column("paper, other data", justify="right")
     table.add_column("ours", justify="right")
@@ -142,21 +139,21 @@ def _scaled_table(found: "ScaledTable") -> Table:
             row.name,
             "; ".join(map(str, row.paper.values())),
             _top1(row.ours) if row.ours else "not run",
-            escape(row.ours.encoder) if row.ours else "",
-            escape(row.differs),
+            row.ours.encoder if row.ours else "",
+            row.differs,
         )
     return table
 
 
 def _group_table(group: "Group") -> Table:
-    table = Table(title=escape(_ground(group.ground)), title_justify="left")
+    table = Table(title=_ground(group.ground), title_justify="left")
     table.add_column("encoder", overflow="fold")
     for column in ("top-1 %", "mean class %", "best on test %", "p"):
         table.add_column(column, justify="right")
     for line in group.lines:
         p_value = line.one.p_value if line.one else None
         table.add_row(
-            escape(line.encoder) + (" and others" if len(line.members) > 1 else ""),
+            line.encoder + (" and others" if len(line.members) > 1 else ""),
             _top1(line),
             f"{100 * line.mean_class:.2f}",
             "" if line.best_on_test is None else f"{100 * line.best_on_test:.2f}",
@@ -166,7 +163,7 @@ def _group_table(group: "Group") -> Table:
     lines += [_repeats(group.repeats)] if group.repeats else []
     lines += [f"not of the protocol: {x}" for line in group.lines for x in line.departures]
     lines += [
-        f"{escape(line.encoder)} again, of the same seeds: {100 * member.top1:.2f}"
+        f"{line.encoder} again, of the same seeds: {100 * member.top1:.2f}"
         for line in group.lines
         for member in line.again
     ]

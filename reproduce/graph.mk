@@ -29,9 +29,11 @@ ENCODERS :=
 ONE_PERCENT :=
 SCALES   := mini cifar10 imagenette in1k
 
-ifeq ($(filter $(SCALE),$(SCALES)),)
+include reproduce/names.mk
+ifneq ($(words $(SCALE)) $(filter $(SCALE),$(SCALES)),1 $(SCALE))
   $(error SCALE=$(SCALE) is not known; there are $(SCALES))
 endif
+$(call check_words,SEED WORKERS GPUS JOBS)
 
 # Data and weights are named on the command line: shells export names such as MORE.
 DATA    := CIFAR10 CIFAR100 IMAGENETTE CLEVR MORE IN1K IN22K PLACES205 INAT18
@@ -43,6 +45,8 @@ $(foreach name,$(DATA) ENCODERS ONE_PERCENT,$(if $(word 2,$($(name))),\
 WEIGHTS := %.pth %.pt %.tar %.bin %.ckpt %.npz %.safetensors
 FILES   := $(filter $(WEIGHTS),$(notdir $(wildcard $(ENCODERS:%=%/*))))
 FOREIGN := $(basename $(FILES))
+$(if $(call is_name,x$(subst $(space),,$(FILES))),,$(error ENCODERS=$(ENCODERS) has a file whose name \
+  is not letters, digits, '-', '_' and '.': rename it; there are $(FILES)))
 RESNETS := byol-% simclrv2-%
 ifneq ($(words $(FOREIGN)),$(words $(sort $(FOREIGN))))
   $(error ENCODERS=$(ENCODERS) has two files of one name: $(FILES))
@@ -110,19 +114,19 @@ $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
 	    --table $(table)=$(call made,$(score)))))
 
 $(OUT)/shards/%: FORCE
-	$(call stage,$(IJEPA) shard '$(SOURCE_$*)' $@ $(SHARD_$*) $(WORKERS:%=--workers %))
+	$(call stage,$(IJEPA) shard $(call quoted,$(SOURCE_$*)) $@ $(SHARD_$*) $(WORKERS:%=--workers %))
 
 $(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
 	$(call stage,$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
 	  --out $@ --set seed=$(SEED) $(WORKERS:%=--workers %) --replace $(PRETRAIN) $(PRETRAIN_$*))
 
 $(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
+	$(call stage,$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
 	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ $(WORKERS:%=--workers %) \
 	  $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*)))
 
 $(OUT)/features/%.test.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) extract --encoder $(call encoder,$(call part,2,$*)) \
+	$(call stage,$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
 	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) --out $@ \
 	  $(WORKERS:%=--workers %) $(EXTRACT_$(call part,1,$*)))
 
@@ -135,9 +139,9 @@ $(OUT)/probes/%.json: FORCE $$(call features,$$*)
 	  $(call protocol,$(call part,1,$*).$(call part,3,$*),$(call part,2,$*)))
 
 $(OUT)/tuned/%: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) finetune --encoder $(call encoder,$(call part,2,$*)) \
+	$(call stage,$(trainer) finetune --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
 	  --data $(OUT)/shards/$(call part,1,$*) --test-split $(call test,$(call part,1,$*)) \
-	  --subset $(or $(ONE_PERCENT),1%) --seed $(SEED) --out $@ $(WORKERS:%=--workers %) --replace \
+	  --subset $(call quoted,$(or $(ONE_PERCENT),1%)) --seed $(SEED) --out $@ $(WORKERS:%=--workers %) --replace \
 	  $(TUNE) $(TUNE_$(call part,2,$*)))
 
 # --- Pictures of MAIN and of its untrained self.

@@ -16,6 +16,7 @@ SOURCE_clevr     := $(CLEVR:%=clevr:%)
 SHARD_in22k      := --val-fraction 0.001
 TEST_cifar100    := test
 EXTRACT_clevr    := --crop squash
+$(foreach set,in1k cifar100,$(eval EXTRACT_$(set) := --interpolation bicubic))
 VIEWS_clevr      := --views 1 --augment flip
 $(foreach set,in1k cifar100 places205 inat18,$(eval VIEWS_$(set) := --views 2 --augment rrc-flip))
 

@@ -12,6 +12,7 @@ from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 
 torch.set_num_threads(1)  # two pytest workers share two cores
+os.environ["IJEPA_CPU_LINEAR"] = "torch"  # else each CPU has its own numbers, found by timing
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Crops are torchvision's and Pillow's; normalisation is what the mean and std say."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ijepa.method.augment import (
     resize_box,
     squash,
 )
+from ijepa.stores.images import decode_rgb
 
 side = st.integers(1, 300)
 
@@ -72,11 +75,11 @@ def test_an_image_of_the_right_size_passes_untouched():
 
 def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
     image = np.zeros((64, 96, 3), dtype=np.uint8)
-    image[:, :16] = image[:, -16:] = 255
+    image[:, :14] = image[:, -14:] = 255  # the filter reaches 2 pixels over the edge
     assert evaluation_crop(image, 32, 1.0).max() == 0
     assert squash(image, 32).max() == 255
     image = np.zeros((64, 64, 3), dtype=np.uint8)
-    image[:8] = 255
+    image[:6] = 255
     assert evaluation_crop(image, 32, 0.75).max() == 0
 
 
@@ -98,7 +101,41 @@ def test_normalising_is_torchvisions_to_tensor_and_normalize():
 
 def test_the_evaluation_crop_of_another_shape_is_the_largest_centred_box_of_that_shape():
     image = np.zeros((40, 100, 3), dtype=np.uint8)
-    image[:, 10:90] = 255  # 40 x 80 is what 1:2 takes
+    image[:, 7:93] = 255  # 40 x 80 is what 1:2 takes, and the filter reaches 2.5 pixels further
     assert evaluation_crop(image, (16, 32), 1.0).min() == 255
     assert evaluation_crop(image, (16, 32), 1.0).shape == (1, 3, 16, 32)
     assert evaluation_crop(image, (16, 40), 1.0).min() == 0
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+@given(seed=st.integers(0, 2**32 - 1), height=st.integers(60, 500), width=st.integers(60, 500))
+@settings(max_examples=25, deadline=None)
+def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(name, seed, height, width):
+    soft = Image.fromarray(picture(height // 8, width // 8, seed))
+    image = np.array(soft.resize((width, height), Image.Resampling.BICUBIC))
+    assert _levels_off(image, 56, 64, name).max() <= 1
+    squashed = Image.fromarray(image).resize((56, 48), Image.Resampling[name.upper()])
+    assert (squash(image, (48, 56), name)[0].permute(1, 2, 0).numpy() == squashed).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_the_evaluation_view_of_photographs_is_torchvisions(name, test_data):
+    off = []
+    with tarfile.open(test_data / "imagenet-fullsize-200.tar") as tar:
+        photographs = [member for member in tar if member.name.lower().endswith(("jpeg", "jpg"))]
+        for member in photographs[:50]:
+            image = decode_rgb(tar.extractfile(member).read())
+            off.append(_levels_off(image, 224, 256, name))
+    assert np.mean(np.square(off)) < 255**2 / 10**6.5  # 65 dB
+    assert np.mean(np.array(off) > 1) < 1e-4
+    assert name == "bicubic" or np.max(off) <= 1
+
+
+def _levels_off(image, px, whole_px, name):
+    """By how much our evaluation view is off that of torchvision's transforms of a PIL image."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    theirs = Compose([Resize(whole_px, interpolation=InterpolationMode(name)), CenterCrop(px)])
+    ours = evaluation_crop(image, px, px / whole_px, name)[0].permute(1, 2, 0).numpy().astype(int)
+    return np.abs(ours - np.asarray(theirs(Image.fromarray(image))).astype(int))

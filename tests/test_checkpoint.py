@@ -95,6 +95,13 @@ def test_checkpoints_take_at_most_a_fiftieth_of_the_time(
     assert writer.is_due()
 
 
+def test_only_the_process_that_writes_asks_for_a_checkpoint():
+    writer, other = CheckpointWriter(1e-9), CheckpointWriter(1e-9, writes=False)
+    time.sleep(0.001)
+    assert writer.is_due()
+    assert not other.is_due()
+
+
 def test_no_checkpoint_is_due_while_one_is_written(tmp_path, monkeypatch):
     go = threading.Event()
     monkeypatch.setattr(checkpoint, "save_state", lambda *_: go.wait(10))

@@ -73,7 +73,7 @@ def test_torch_multiplies_unless_onednn_is_chosen(asked):
 @pytest.mark.parametrize(
     ("onednn_seconds", "chosen"), [(0.5, "onednn"), (0.9, "torch"), (2, "torch")]
 )
-def test_onednn_is_chosen_where_it_is_clearly_faster(monkeypatch, onednn_seconds, chosen):
+def test_onednn_is_chosen_where_it_is_clearly_faster(monkeypatch, tmp_path, onednn_seconds, chosen):
     """By a clock that each call of torch moves by a second, of oneDNN by `onednn_seconds`."""
     now = [0.0]
 
@@ -87,12 +87,28 @@ def test_onednn_is_chosen_where_it_is_clearly_faster(monkeypatch, onednn_seconds
         return now[0]
 
     monkeypatch.setenv(compute.SWITCH, "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compute, "_OneDnnLinear", Clocked)
     monkeypatch.setattr(compute.time, "perf_counter", clock)
     monkeypatch.setattr(compute, "CLEARLY_FASTER", 1.3)
-    compute._timed.cache_clear()
+    compute._known_or_timed.cache_clear()
     assert pick_linear(CPU, 64, 16) == chosen
-    compute._timed.cache_clear()
+    compute._known_or_timed.cache_clear()
+
+
+def test_a_choice_is_made_once_for_a_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv(compute.SWITCH, "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for first, then in (("onednn", "torch"), ("torch", "onednn")):
+        compute.known_file().unlink(missing_ok=True)
+        for answer in (first, then):  # the second start finds another one faster
+            monkeypatch.setattr(compute, "_timed", lambda rows, dim, answer=answer: answer)
+            compute._known_or_timed.cache_clear()
+            assert pick_linear(CPU, 64, 16) == first
+    compute.known_file().write_text("[]]")
+    compute._known_or_timed.cache_clear()
+    assert pick_linear(CPU, 64, 16) == "onednn"
+    compute._known_or_timed.cache_clear()
 
 
 def test_an_environment_variable_chooses_the_library(monkeypatch):
@@ -105,9 +121,10 @@ def test_an_environment_variable_chooses_the_library(monkeypatch):
         pick_linear(CPU, 4096, 64)
 
 
-def test_timing_leaves_the_random_numbers_as_they_are(monkeypatch):
+def test_timing_leaves_the_random_numbers_as_they_are(monkeypatch, tmp_path):
     monkeypatch.setenv(compute.SWITCH, "auto")
-    compute._timed.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compute._known_or_timed.cache_clear()
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)

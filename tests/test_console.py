@@ -1,7 +1,13 @@
 """Progress without a terminal: rates and times left are of the task as it runs now."""
 
-import pytest
+import io
+import json
+import logging
 
+import pytest
+from rich.table import Table
+
+from ijepa.text import printable
 from ijepa_cli import console
 
 
@@ -42,3 +48,45 @@ def test_bars_begin_again_with_their_task():
             bars("train steps", done, 10)
         [task] = bars._rich.tasks
         assert (task.completed, task.total) == (4, 10)
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """What the two consoles write, as a terminal that takes UTF-8 would get it."""
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(console.screen, "_file", out)
+    monkeypatch.setattr(console.stderr, "_file", err)
+    return out, err
+
+
+NAMES = ["[red]", "[/]", "\x1b[31mred", "bell\a", "\x9b31m", "\u202etxt", "a\udcff", ":smile:"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_of_others_is_shown_and_never_obeyed(streams, monkeypatch, capsys, name):
+    out, err = streams
+    shown = printable(name)
+    rows = Table(name, title=name, caption=name)
+    rows.add_row(name)
+    console.screen.print(rows)
+    console.screen.print(name, highlight=False)
+    console.print_text(name)
+    console.print_json({"name": name})
+    console._Lines(every_seconds=0)(name, 1, 2)
+    with console._Bars() as bars:
+        bars(name, 1, 2)
+    assert out.getvalue().count(shown) == 5
+    assert shown in err.getvalue()
+    plain = capsys.readouterr().out
+    assert shown in plain
+    assert json.loads(plain.partition("{")[1] + plain.partition("{")[2])["name"] == name
+    for text in (out.getvalue(), err.getvalue(), plain):
+        assert printable(text) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warning_shows_names_and_never_obeys_them(streams, name):
+    console.log_to_stderr()
+    logging.getLogger("ijepa.test").warning("%s is left out", name)
+    logging.getLogger().handlers.clear()
+    assert f"{printable(name)} is left out" in streams[1].getvalue()

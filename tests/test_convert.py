@@ -1,5 +1,6 @@
 """Weights travel between formats without changing a bit, and show whose they are."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
@@ -15,15 +17,19 @@ from ijepa.encoders.load import load_encoder, load_vit
 from ijepa.errors import IjepaError
 from ijepa.exchange.networks import inferred_config
 from ijepa.exchange.reading import read_networks
-from ijepa.exchange.writing import timm_call
+from ijepa.exchange.writing import timm_network
 from ijepa.extract import extract
+from ijepa.method.augment import normalise
 from ijepa.method.jepa import build_ijepa, parameter_groups
 from ijepa.method.vit import build_predictor
 from ijepa.probe import FeaturePair, probe
 from ijepa.run.state import restore
 from ijepa.stores.checkpoint import load_checkpoint
 from ijepa.stores.features import open_features
+from ijepa.stores.images import decode_rgb
+from ijepa.stores.loader import ViewPlan, evaluation_view
 from ijepa.stores.results import read_result
+from ijepa.stores.shards import open_shards
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
@@ -96,6 +102,24 @@ def test_all_three_networks_come_back_bit_for_bit(tmp_path, way):
     assert back.provenance == source.provenance
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_compiled_and_parallel_networks_are_taken_off(tmp_path, prefix):
+    published = torch.load(TINY, weights_only=True)
+    bare = {part: networks_of(published, part) for part in ("encoder", "target_encoder")}
+    wrapped = {part: {prefix + k: v for k, v in bare[part].items()} for part in bare}
+    torch.save(wrapped, tmp_path / "two.pth")
+    torch.save(wrapped["encoder"], tmp_path / "one.pth")
+    inner = {k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in bare["encoder"].items()}
+    torch.save(inner, tmp_path / "inner.pth")
+    for name in ("two.pth", "one.pth", "inner.pth"):
+        parts = read_networks(tmp_path / name, ARCH).parts
+        assert all(same(weights, bare[part]) for part, weights in parts.items())
+
+
+def networks_of(published, part):
+    return {name.removeprefix("module."): value for name, value in published[part].items()}
+
+
 def test_the_published_format_is_the_published_files_own(tmp_path):
     convert_to("published", TINY, tmp_path / "again.pth.tar", arch=ARCH)
     theirs, ours = (torch.load(p, weights_only=True) for p in (TINY, tmp_path / "again.pth.tar"))
@@ -106,18 +130,35 @@ def test_the_published_format_is_the_published_files_own(tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["there.safetensors", "there.pth"])
-def test_timm_loads_its_file_and_it_comes_back_bit_for_bit(tmp_path, recorded, which, name):
-    there = tmp_path / name
+def test_timm_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, recorded, which):
+    there = tmp_path / "there"
     load = convert_to("timm", TINY, there, which, ARCH).load
     model = eval(load, {"timm": timm}).eval()  # noqa: S307  # the line that a user is told
     images = torch.from_numpy(recorded["images"][0])
     assert relative_error(model.forward_features(images), recorded[ANSWERS[which]]) < TOLERANCE
-    if name.endswith(".safetensors"):  # others have no room for the name of the encoder
-        convert_to("ours", there, tmp_path / "back")
-        source, back = read_networks(TINY, ARCH), read_networks(tmp_path / "back")
-        assert same(back.encoder_weights(which), source.encoder_weights(which))
-        assert len(back.parts) == 1
+    convert_to("ours", there, tmp_path / "back")
+    source, back = read_networks(TINY, ARCH), read_networks(tmp_path / "back")
+    assert same(back.encoder_weights(which), source.encoder_weights(which))
+    assert len(back.parts) == 1
+
+
+def test_timm_cuts_and_normalises_images_as_the_run_did(tmp_path, run, shards):
+    load = convert_to("timm", run, tmp_path / "there").load
+    model = eval(load, {"timm": timm}).eval()  # noqa: S307  # the line that a user is told
+    view = timm.data.resolve_model_data_config(model)
+    data = read_networks(run).config.data
+    assert tuple(view["input_size"]) == (3, *data.image_size)
+    assert (tuple(view["mean"]), tuple(view["std"])) == (data.mean, data.std)
+    assert view["crop_pct"] == data.eval_crop_fraction
+    assert (view["interpolation"], view["crop_mode"]) == ("bilinear", "center")
+    image = next(iter(open_shards(shards).split("val"))).image
+    pixels = timm.data.create_transform(**view)(Image.open(io.BytesIO(image)).convert("RGB"))
+    ours = load_encoder(str(run))
+    plan = ViewPlan(ours.image_px, ours.crop_fraction)
+    seen = normalise(evaluation_view(decode_rgb(image), plan), ours.mean, ours.std)
+    torch.testing.assert_close(pixels[None], seen, rtol=0, atol=0.03)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(seen), ours.features(seen, 1)[:, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -169,11 +210,10 @@ def test_the_processor_normalises_and_crops_as_the_run_did(tmp_path, run):
 def test_features_of_a_run_are_those_of_its_converted_files(run, shards, tmp_path):
     features = {}
     for to in ("run", "ours", "published", "timm"):
-        path = (
-            run if to == "run" else tmp_path / (f"{to}.safetensors" if to == "timm" else f"{to}.pt")
-        )
+        path = run if to == "run" else tmp_path / (to if to == "timm" else f"{to}.pt")
         if to != "run":
             convert_to(to, run, path)
+        path = path / "model.safetensors" if to == "timm" else path
         out = tmp_path / f"{to}.h5"
         config = ExtractConfig(encoder=str(path), split="val", dtype="float32")
         extract(shards, out, config, Runtime(device="cpu", workers=0))
@@ -218,9 +258,9 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
     assert inferred_config(parts, None, "it") == config
     found = Networks("it", config, parts, Provenance(origin="published"))
     found.check()
-    call = timm_call(found, "")
+    name, settings = timm_network(found)
     with torch.device("meta"):
-        theirs = eval(call, {"timm": timm})  # noqa: S307  # the line that a user is told
+        theirs = timm.create_model(name, num_classes=0, **settings)
     ours = {name: tuple(value.shape) for name, value in parts["encoder"].items()}
     assert {name: tuple(value.shape) for name, value in theirs.state_dict().items()} == ours
     assert theirs.blocks[0].attn.num_heads == networks.encoder.blocks[0].attn.num_heads
@@ -265,7 +305,7 @@ def damaged(change):
 def test_a_published_file_that_is_not_whole_is_refused(tmp_path, change, words):
     torch.save(damaged(change), tmp_path / "odd.pth.tar")
     with pytest.raises(IjepaError, match=words):
-        convert_to("timm", tmp_path / "odd.pth.tar", tmp_path / "out.pth", arch=ARCH)
+        convert_to("timm", tmp_path / "odd.pth.tar", tmp_path / "out", arch=ARCH)
     assert not (tmp_path / "out.pth").exists()
 
 
@@ -295,7 +335,7 @@ def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
 def test_the_command_converts_once_and_says_how_to_load(tmp_path, monkeypatch, capsys, run):
     from ijepa_cli.main import main
 
-    out = tmp_path / "there.safetensors"
+    out = tmp_path / "there"
     command = ["ijepa", "convert", str(run), str(out), "--to", "timm", "--json"]
     for cached in (False, True):
         monkeypatch.setattr(sys, "argv", command)
@@ -361,6 +401,7 @@ def test_scores_of_other_weights_are_refused_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_a_timm_file_needs_a_name_that_timm_can_read(tmp_path):
-    with pytest.raises(IjepaError, match=r"must end in \.safetensors"):
-        convert_to("timm", TINY, tmp_path / "there", arch=ARCH)
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_a_folder_is_not_named_as_a_file_of_weights(tmp_path, to):
+    with pytest.raises(IjepaError, match=r"makes a folder, .* such as .*/there\."):
+        convert_to(to, TINY, tmp_path / "there.safetensors", arch=ARCH)

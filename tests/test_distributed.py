@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ijepa.config import DataConfig, ExtractConfig, Runtime
-from ijepa.distributed import pick_device
+from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.method.masking import batch_masks, part_of
@@ -132,6 +132,10 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
         state.optimizer["state"]["predictor.mask_token"]["exp_avg"] for state in (ours, theirs)
     )
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
+    for name, state in ours.optimizer["state"].items():  # copied when it was saved, not later
+        assert state["step"] == ours.step, name
+    kept = load_checkpoint(out / "checkpoints" / "epoch-0001.pt")
+    assert {float(state["step"]) for state in kept.optimizer["state"].values()} == {kept.step}
 
 
 @pytest.mark.slow
@@ -147,6 +151,42 @@ def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
     codes, errors = together(2, command(recipe, shards, tmp_path / "two", *more))
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+GOES_BACK = """
+import sys, time
+import ijepa.run.loop as loop, ijepa.stores.checkpoint as checkpoint
+step, save = loop.Run._step, checkpoint.save_state
+
+def broken(self, inputs):
+    is_broken = inputs.number == 9  # one step after a checkpoint
+    step(self, inputs._replace(images=inputs.images * float("nan")) if is_broken else inputs)
+
+def slow(path, body):
+    time.sleep(1.0)
+    save(path, body)
+
+loop.Run._step, checkpoint.save_state = broken, slow
+sys.argv = ["ijepa", *sys.argv[1:]]
+from ijepa_cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
+    shards, tiny_config, tmp_path
+):
+    recipe = tmp_path / "back.yaml"
+    watch = tiny_config.watch.model_copy(update={"rollbacks": 1})
+    recipe.write_text(dump_yaml(tiny_config.model_copy(update={"watch": watch})))
+    words = command(recipe, shards, tmp_path / "back")[2:]
+    codes, errors = together(2, ["-c", GOES_BACK, *words])
+    assert codes == [0, 0], errors
+    assert "Going back to step 8" in " ".join("".join(errors).split())
+    records = read_metrics(tmp_path / "back" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(17))
+    assert np.isfinite(losses(tmp_path / "back")).all()
 
 
 def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
@@ -187,8 +227,9 @@ def test_an_output_that_cannot_be_made_ends_every_process_with_one_error(run, sh
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("asks", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
-    run, shards, tiny_config, tmp_path
+    run, shards, tiny_config, tmp_path, asks, code
 ):
     out, recipe = tmp_path / "tiny", run / "config.yaml"
     asked = (
@@ -196,7 +237,7 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
         "step = loop.Run._step\n"
         "def step_and_ask(self, inputs):\n"
         "    step(self, inputs)\n"
-        f"    inputs.number == 6 and os.killpg(os.getpgrp(), {int(signal.SIGTERM)})\n"
+        f"    inputs.number == 6 and os.killpg(os.getpgrp(), {int(asks)})\n"
         "loop.Run._step = step_and_ask\n"
         "from ijepa_cli.main import main; main()\n"
     )
@@ -210,8 +251,9 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
         text=True,
         check=False,
     )
-    assert ended.returncode == 143, ended.stderr
-    assert "Stopped by SIGTERM after step 7 of 16, which is saved." in ended.stderr
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"Stopped by {asks.name} after step 7 of 16, which is saved." in ended.stderr
     pretrain(shards, out, tiny_config, Runtime(device="cpu", workers=0))
     assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
@@ -335,7 +377,8 @@ def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fail
     ],
 )
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch, name, local_rank, count, found):
-    for variable, value in (("RANK", local_rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank)):
+    torchrun = {"RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_RANK": local_rank}
+    for variable, value in (torchrun | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -346,3 +389,15 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(IjepaError, match="There is no device cuda:2; the machine has 2 CUDA"):
         pick_device("cuda:2")
+
+
+def test_a_device_is_named_so_that_two_cpus_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    facts = tmp_path / "cpuinfo"
+    one = "processor : {}\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\n"
+    facts.write_text("\n".join(one.format(number) for number in range(2)))
+    monkeypatch.setattr("ijepa.distributed.CPU_FACTS", facts)
+    cpu = f"cpu (AMD EPYC, family 25, model 17), {torch.get_num_threads()} threads"
+    assert device_name(torch.device("cpu")) == cpu
+    assert device_name(torch.device("cpu"), World(0, 4)) == f"4 x {cpu}"
+    facts.write_text("a machine of another kind\n")
+    assert device_name(torch.device("cpu")).startswith("cpu (")

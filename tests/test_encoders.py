@@ -325,6 +325,27 @@ def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, tmp_path):
     assert encoder.num_layers == (1 if name.startswith("resnet") else 12)
 
 
+@pytest.mark.parametrize("body", [{}, {"model": {}}, {"epoch": 3}])
+def test_a_named_file_without_weights_is_refused_and_no_other_is_fetched(
+    tmp_path, monkeypatch, body
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = saved(tmp_path, body)
+    if not body:
+        save_file({}, path)
+    with pytest.raises(IjepaError, match=r"weights\.pth holds no weights"):
+        load_encoder(f"timm:{SMALL}@{path}")
+
+
+@pytest.mark.parametrize("kind", [f"timm:{SMALL}@", "dino:"])
+def test_prefixes_of_compiled_networks_are_taken_off_weights_of_others(tmp_path, kind):
+    weights = vit() if kind == "dino:" else timm_file(tmp_path, SMALL)[0].state_dict()
+    bare = load_encoder(kind + str(saved(tmp_path, weights, "bare.pth")))
+    box = "teacher" if kind == "dino:" else "model"
+    wrapped = saved(tmp_path, {box: prefixed(weights, "module._orig_mod.")})
+    assert load_encoder(kind + str(wrapped)).weights_sha256 == bare.weights_sha256
+
+
 def test_weights_of_another_timm_model_are_refused(tmp_path):
     _, path = timm_file(tmp_path, SMALL)
     with pytest.raises(IjepaError, match="another architecture"):

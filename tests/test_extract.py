@@ -291,3 +291,23 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, shards, name):
     (tmp_path / "empty" / name).mkdir(parents=True)
     with pytest.raises(IjepaError, match="no finished run"):
         extract(shards, tmp_path / "f.h5", config(tmp_path / "empty"), CPU)
+
+
+def test_bicubic_views_are_another_extraction_and_the_file_says_so(shards, tmp_path):
+    made = {}
+    for name in ("bilinear", "bicubic"):
+        out = tmp_path / f"{name}.h5"
+        small = config("pixels", dtype="float32", interpolation=name, image_px=24)
+        extract(shards, out, small, CPU)
+        made[name] = open_features(out)
+        assert made[name].header.interpolation == name
+        assert f"{name} to 24" in made[name].header.transform
+    first, second = (store.last(1)[:] for store in made.values())
+    assert 0 < np.abs(first - second).max() < np.ptp(first)
+
+
+def test_the_evaluation_split_is_stored_by_its_own_name(shards, tmp_path):
+    out, cpu = tmp_path / "f.h5", Runtime(device="cpu", workers=0)
+    extract(shards, out, ExtractConfig(encoder="pixels", split="evaluation"), cpu)
+    assert open_features(out).header.split == "val"
+    assert extract(shards, out, ExtractConfig(encoder="pixels", split="val"), cpu).cached

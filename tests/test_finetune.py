@@ -16,15 +16,23 @@ from ijepa.compare import compare
 from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, plan_finetune
-from ijepa.method.finetuning import Classifier, layer_of, learning_rate, parameter_groups
+from ijepa.method.finetuning import (
+    Classifier,
+    DropBranch,
+    layer_of,
+    learning_rate,
+    parameter_groups,
+)
 from ijepa.method.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.report import report
 from ijepa.run import finetuning
 from ijepa.run.finetune_protocols import finetune_config
+from ijepa.shard import shard
 from ijepa.stores.augmented import AugmentedBatches, _randaugment
 from ijepa.stores.loader import batches
 from ijepa.stores.records import read_metrics
+from ijepa.stores.results import read_result
 from ijepa.stores.shards import open_shards
 from ijepa_cli.main import app
 
@@ -44,6 +52,20 @@ def classifier(depth=2, drop_path=0.0):
     generator = torch.Generator().manual_seed(0)
     encoder = build_encoder(EncoderConfig(arch=f"32x{depth}x2", patch_px=8), (32, 32), generator)
     return Classifier(encoder, 8, drop_path, generator)
+
+
+def test_images_without_a_label_are_neither_trained_on_nor_scored(run, tmp_path):
+    lines = ["path,split,kind"]
+    for number in range(40):
+        picture = Image.fromarray(np.full((8, 8), 6 * number, np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+        kind = "" if number % 10 == 0 else "dark" if number % 4 < 2 else "light"
+        lines.append(f"{number}.png,{'val' if number >= 30 else 'train'},{kind}")
+    (tmp_path / "l.csv").write_text("\n".join(lines))
+    shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=CPU)
+    choice = config(run, label="kind", batch_size=8)
+    found = finetune(tmp_path / "set", tmp_path / "out", choice, CPU).result
+    assert (found.train_rows, found.test_rows, found.num_classes) == (27, 9, 2)
 
 
 def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shards, tmp_path):
@@ -97,11 +119,21 @@ def test_the_learning_rate_rises_from_nothing_and_ends_at_its_lowest():
 def test_deeper_blocks_are_skipped_more_often_and_none_when_scored():
     model = classifier(depth=3, drop_path=0.5)
     assert [block.drop_path1.drop_prob for block in model.encoder.blocks] == [0.0, 0.25, 0.5]
-    images = torch.randn(2, 3, 32, 32)
+    images, draws = torch.randn(2, 3, 32, 32), torch.full((2, 6), 0.9)
     model.head.weight.data.normal_()
-    torch.manual_seed(0)
-    assert not torch.equal(model.train()(images), model(images))
-    assert torch.equal(model.eval()(images), model(images))
+    whole = model(images)
+    draws[1, 5] = 0.4  # the second image skips the last branch of the last block
+    skipped = model(images, draws)
+    assert not torch.equal(skipped[1], model(images, torch.full((2, 6), 0.9))[1])
+    assert torch.equal(skipped[0], model(images, torch.full((2, 6), 0.9))[0])
+    assert torch.equal(model(images), whole)
+
+
+def test_a_branch_that_some_images_skip_keeps_its_mean():
+    branch, tokens = DropBranch(0.25), torch.ones(8, 3, 4)
+    branch.draws = torch.arange(8) / 8
+    assert torch.equal(branch(tokens).mean(), tokens.mean())
+    assert torch.equal(branch(tokens)[:2], torch.zeros(2, 3, 4))
 
 
 def test_the_position_table_stays_as_it_was():
@@ -221,19 +253,23 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one(run, shards, tmp_path):
+@pytest.mark.parametrize(
+    "how", [{}, {"drop_path": 0.5}, {"mixup": 0.8}, {"cutmix": 1.0, "drop_path": 0.5}]
+)
+def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
     words = ["ijepa_cli", "finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--set", "epochs=1", "--set", "batch_size=64", "--set", "lr=1e-3"]
     words += ["--set", "holdout=0.25"]
+    words += [word for name in how for word in ("--set", f"{name}={how[name]}")]
     codes, errors = together(2, ["-m", *map(str, words), "--out", str(tmp_path / "two")])
     assert codes == [0, 0], errors
-    choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25)
-    finetune(shards, tmp_path / "one", choice, CPU)
+    choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25, **how)
+    (score,) = finetune(shards, tmp_path / "one", choice, CPU).result.scores
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for alone, shared in zip(one, two, strict=True):
         assert shared == pytest.approx(alone, rel=1e-4)
-    assert json.loads((tmp_path / "two" / "result.json").read_text())["probe"] == "finetune"
+    assert read_result(tmp_path / "two").scores[0].correct == score.correct
 
 
 SQUARE = DataConfig(image_px=32, batch_size=32, crop_scale=(0.08, 1.0), flip=True)

@@ -94,7 +94,7 @@ def test_the_decoded_cache_crops_on_the_gpu_without_pinning_or_waiting(rig):
 
 
 def test_features_are_extracted_on_the_gpu(rig):
-    assert seen(rig, "extraction") == {"devices": [GPU], "dtype": "torch.float32"}
+    assert seen(rig, "extraction") == {"devices": [GPU], "dtypes": ["torch.float32"]}
 
 
 def test_the_health_check_gives_all_its_numbers_on_a_gpu(rig):

@@ -70,7 +70,9 @@ def test_a_gpu_gets_all_cores_but_two_unless_a_number_is_asked_for(
     device, asked, cores, processes, expected, monkeypatch
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    torchrun = {"RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": processes}
+    for name, value in (torchrun | {"MASTER_ADDR": "localhost", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
     assert num_workers(Runtime(workers=asked), torch.device(device)) == expected
 
 

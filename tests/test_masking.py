@@ -89,6 +89,14 @@ def test_crowded_grids_end_with_all_targets_in_one_place():
     assert masks.context.shape[1] > 45
 
 
+@pytest.mark.parametrize("draw", ["symmetric", "published"])
+def test_a_context_that_is_too_small_after_all_rounds_is_refused(draw):
+    """`check_masks` would not have let this grid through."""
+    config = MultiblockMasks(draw=draw, min_keep=60)
+    with pytest.raises(IjepaError, match=r"8x8 patches leave a context fewer than the 61 patches"):
+        sample_masks((8, 8), 4, config, np.random.default_rng(0))
+
+
 @given(seed=seed)
 @settings(max_examples=20, deadline=None)
 def test_the_same_generator_gives_the_same_masks(seed):

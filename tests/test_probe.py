@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import h5py
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -20,8 +21,8 @@ from ijepa.stores.repeats import image_ids
 LOGISTIC = ProbeConfig(name="logistic")
 
 
-def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, **header):
-    """A feature file of `classes` clusters, `signal` apart, in two layers of 8."""
+def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, copies=0, **header):
+    """A feature file of `classes` clusters, `signal` apart, in two layers of 8; `lowest` class."""
     rng = np.random.default_rng(seed)
     which = np.arange(rows) % classes
     last = signal * np.eye(classes, 8)[which] + rng.standard_normal((rows, 8))
@@ -43,7 +44,7 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, first=0, copies=0, *
     keys = [f"{number:05d}" for number in range(first, first + rows)]
     images = [*range(copies), *range(first + copies, first + rows)]
     ids = image_ids([f"image {number}".encode() for number in images])
-    writer.append(features, {"class": which}, keys, ids)
+    writer.append(features, {"class": lowest + which}, keys, ids)
     writer.finish()
     return path
 
@@ -294,8 +295,8 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
     assert found["vissl-cifar100"].scores[0].best_on_test == 1.0
     assert found["ijepa"].scores[0].best_on_test == 0.0
     assert (found["ijepa"].train_rows, found["ijepa"].test_rows) == (600, 30)
-    assert found["vissl-cifar100"].scores[0].departures == (
-        "2 stored views of each image, not a new one an epoch",
+    assert "2 stored views of each image, not a new one an epoch" in (
+        found["vissl-cifar100"].scores[0].departures
     )
 
 
@@ -312,14 +313,61 @@ def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
     config = ProbeConfig(name="linear", protocol="vissl-clevr-count")
     (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
     assert score.departures == (
-        "label class, not count",
         "images cut by --crop center, not squash",
+        "images of 32 pixels, not of 224",
+        "label class, not count",
         "trained on the evaluation view alone, not on flip",
         "batches of all 120 images, not of 256",
     )
     assert score.best_on_test >= score.top1
     page = report([tmp_path / "r.json"], tmp_path / "page.html").out.read_text()
-    assert "not of the protocol: label class, not count; images cut by --crop center" in page
+    assert "not of the protocol: images cut by --crop center, not squash; images of 32" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "header", "expected"),
+    [
+        ("linear", "vissl-cifar100", {}, ["images resized by bilinear, not bicubic interpolation"]),
+        ("linear", "vissl-inat18", {}, []),
+        ("linear", "mae-lars", {"interpolation": "bicubic"}, []),
+        ("logistic", "dinov2", {"image_px": 448}, ["images of 448 pixels, not of 224",
+         "images resized by bilinear, not bicubic interpolation",
+         "a centre crop of 0.875 of the resized short side, not of 1.0"]),
+        ("logistic", "msn", {}, ["features are not the class token before the final norm"]),
+        ("few-shot", "msn", {"interpolation": "bicubic"},
+         ["images resized by bicubic, not bilinear interpolation",
+          "features are not the class token before the final norm"]),
+    ],
+)  # fmt: skip
+def test_a_score_tells_how_its_images_and_features_differ_from_the_protocols(
+    tmp_path, name, protocol, header, expected
+):
+    files = pair(tmp_path, **{"image_px": 224, "crop_fraction": 0.875} | header)
+    config = ProbeConfig(name=name, protocol=protocol, shots=(5,), draws=1)
+    (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
+    said = [line for line in score.departures if "train" not in line and "batches" not in line]
+    assert said == expected
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_test_images_of_classes_that_train_lacks_are_counted_with_the_score(tmp_path, name):
+    names = {"class": ["apple", "pear", "Café", "other"]}
+    train = write(tmp_path / "train.h5", class_names=names)
+    test = write(
+        tmp_path / "test.h5", rows=60, classes=4, seed=7, first=1000, split="val", class_names=names
+    )
+    config = ProbeConfig(name=name, shots=(5,), draws=1)
+    (score,) = probe(FeaturePair(train, test), [], tmp_path / "r.json", config).result.scores
+    said = "15 test images are of classes that train lacks: other"
+    assert said in score.departures
+    assert score.top1 <= 0.75
+
+
+def test_test_images_of_which_train_has_no_class_at_all_are_refused(tmp_path):
+    files = pair(tmp_path)
+    other = write(tmp_path / "other.h5", seed=7, first=1000, split="val", lowest=3)
+    with pytest.raises(IjepaError, match=r"no image of any class of 'class'"):
+        probe(FeaturePair(files.train, other), [], tmp_path / "r.json", LOGISTIC)
 
 
 def test_files_given_the_wrong_way_round_are_told(tmp_path, files):
@@ -375,3 +423,34 @@ def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks, caplog):
         probe(tasks, [], out, config, subsets=[names])
     with pytest.raises(IjepaError, match=r"Lists .* are for few-shot, not for knn"):
         probe(tasks, [], out, ProbeConfig(name="knn", label="count"), subsets=[names])
+
+
+def relabel(path, labels):
+    """A feature file like that of `write`, of which some images are labelled otherwise."""
+    with h5py.File(path, "r") as store:
+        header = FeatureHeader.model_validate_json(store.attrs["header"])
+        features, keys = store["features"][:], [key.decode() for key in store["keys"][:]]
+        ids, found = store["image_id"][:], store["labels/class"][:]
+    for number, label in labels.items():
+        found[number] = label
+    path.unlink()
+    writer = FeatureWriter(path, header, "float32")
+    writer.append(features, {"class": found}, keys, ids)
+    writer.finish()
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear", "knn", "few-shot"])
+def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_train_lacks(
+    files, tmp_path, name
+):
+    relabel(files.train, {0: -1, 1: -1})
+    relabel(files.test, {3: -1, 4: 3, 5: 3})
+    result = probe(files, [], tmp_path / "r.json", ProbeConfig(name=name)).result
+    assert result.num_classes == 3
+    assert (result.train_rows, result.test_rows) == (118, 119)
+    for score in result.scores:
+        assert score.departures[:3] == (
+            "2 test images are of classes that train lacks: 3",
+            "2 images of train without a label left out",
+            "1 images of test without a label left out",
+        )

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from textwrap import dedent
 
 import numpy as np
@@ -14,15 +16,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
+from ijepa.probes import scores
 from ijepa.probes.arrays import Asked, hold_out
-from ijepa.probes.few_shot import few_shot
-from ijepa.probes.knn import knn, vote
+from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS, few_shot
+from ijepa.probes.knn import knn, unit_length, vote
 from ijepa.probes.linear import linear
-from ijepa.probes.logistic import centred_unit, logistic
-from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
+from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, centred_unit, logistic
+from ijepa.probes.scores import (
+    mean_class_accuracy,
+    paired_class_difference,
+    paired_p_value,
+    top1,
+)
 from ijepa.probes.subsets import draw_subset
 
 PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
@@ -164,23 +173,44 @@ def test_nearest_neighbours_vote_as_a_plain_loop_counts(seed, k):
         for row in np.argsort(-cosine)[:k]:
             votes[int(train.labels[row])] += float(np.exp(cosine[row] / 0.07))
         expected.append(max(votes, key=votes.get))
-    found = vote(last[0], train.labels, last[1], (k,))
+    found = vote(unit[0], train.labels, unit[1], (k,))
     np.testing.assert_array_equal(found[k], expected)
 
 
-def test_nearest_neighbours_leave_the_features_as_they_were():
-    train, test = clusters(40, 2.0, 0), clusters(5, 2.0, 1)
-    features, queries = train.last(), test.last()
-    vote(features, train.labels, queries, (3,))
-    np.testing.assert_array_equal(features, train.last())
-    np.testing.assert_array_equal(queries, test.last())
+def test_the_images_that_choose_k_are_bounded_and_all_others_vote(monkeypatch):
+    asked_of, counted = [], vote
+
+    def counting(features, labels, queries, sizes):
+        asked_of.append((len(features), len(queries)))
+        return counted(features, labels, queries, sizes)
+
+    monkeypatch.setattr("ijepa.probes.knn.vote", counting)
+    monkeypatch.setattr("ijepa.probes.knn.HELD_OUT_AT_MOST", 30)
+    knn(clusters(900, 2.0, 0), clusters(50, 2.0, 1), asked("knn"))
+    assert asked_of == [(870, 30), (900, 50)]
+
+
+@pytest.mark.parametrize("name", ["knn", "logistic"])
+def test_a_probe_holds_one_copy_of_the_training_features(name):
+    """Of float32, whatever is stored; neighbours and gradients are small beside it."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20_000) % 2
+    values = rng.standard_normal((20_000, 1, 512), dtype=np.float32).astype(np.float16)
+    values[:, 0, 0] += 8 * labels.astype(np.float16)
+    train, test = labelled(values, labels), labelled(values[:10], labels[:10])
+    tracemalloc.start()
+    PROBES[name](train, test, asked(name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * 4 * values.size
 
 
 def test_votes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):
     train, test = clusters(60, 2.0, 0), clusters(50, 2.0, 1)
-    whole = vote(train.last(), train.labels, test.last(), (1, 10))
+    features, queries = (unit_length(data.last()) for data in (train, test))
+    whole = vote(features, train.labels, queries, (1, 10))
     monkeypatch.setattr("ijepa.probes.knn.VOTES_AT_ONCE", 7)
-    parts = vote(train.last(), train.labels, test.last(), (1, 10))
+    parts = vote(features, train.labels, queries, (1, 10))
     for k in (1, 10):
         np.testing.assert_array_equal(whole[k], parts[k])
 
@@ -238,6 +268,38 @@ def test_the_penalty_of_msn_is_that_of_its_own_code():
     assert found.choices == {"C": 400.0}
 
 
+def uneven(rows, seed, *, classes=10, dim=64):
+    """Clusters with directions of 1 to a thousandth of the length, on which L-BFGS is slow."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(rows) % classes
+    centres = 0.3 * np.random.default_rng(5).standard_normal((classes, dim))
+    features = (rng.standard_normal((rows, dim)) + centres[which]) * np.logspace(0, -3, dim)
+    return labelled(features[:, np.newaxis].astype(np.float32), which)
+
+
+def test_the_fit_of_msn_ends_at_its_optimum_however_long_that_takes():
+    train, test = uneven(2000, 0), uneven(1000, 1)
+    (found,) = logistic(train, test, asked("logistic", protocol="msn"))
+    exact = LogisticRegression(C=4000.0, fit_intercept=False, tol=1e-9, max_iter=50_000)
+    rows = [centred_unit(data.last()).astype(np.float64) for data in (train, test)]
+    expected = exact.fit(rows[0], train.labels).predict(rows[1])
+    assert exact.n_iter_ > 300
+    assert np.mean(found.predictions[0] == expected) > 0.99
+    assert found.departures == ()
+
+
+@pytest.mark.parametrize("name", ["logistic", "few-shot"])
+def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
+    short = replace(LOGISTIC_PROTOCOLS["msn"], iterations=20)
+    monkeypatch.setitem(LOGISTIC_PROTOCOLS, "msn", short)
+    monkeypatch.setitem(FEW_SHOT_PROTOCOLS, "msn", short)
+    choices = {"protocol": "msn", "shots": (10,), "draws": 2}
+    (found,) = PROBES[name](uneven(500, 0), uneven(100, 1), asked(name, **choices))
+    [said] = [line for line in found.departures if "converged" in line]
+    which = {"logistic": "the fit", "few-shot": "2 of 2 fits"}[name]
+    assert said == f"{which} stopped within 20 iterations before it converged"
+
+
 def test_features_are_scaled_as_asked_for_and_the_score_says_so():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
     (usual,) = logistic(train, test, asked("logistic"))
@@ -283,8 +345,44 @@ def test_mean_class_accuracy_weighs_rare_classes_as_common_ones():
     labels = np.repeat([0, 1], [90, 10])
     correct = np.concatenate([np.ones(90, dtype=bool), np.zeros(10, dtype=bool)])
     found = mean_class_accuracy(correct, labels)
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert found.value == 0.5
+    assert 0.35 < found.low < 0.45  # of classes that are all right or all wrong, too
+    assert found.high == pytest.approx(1 - found.low)
     assert top1(correct).value == 0.9
+
+
+@pytest.mark.parametrize("right", [0, 3, 7])
+def test_mean_class_accuracy_of_one_image_a_class_has_the_interval_of_wilson(right):
+    correct = np.arange(7) < right
+    assert mean_class_accuracy(correct, np.arange(7)) == pytest.approx(top1(correct))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("classes", "images"), [(8142, 3), (1000, 2), (100, 1), (100, 10), (10, 3)]
+)
+def test_95_of_100_intervals_of_mean_class_accuracy_hold_the_truth(classes, images):
+    """A normal interval with a variance over n holds it 91 times with 3 images a class."""
+    rng = np.random.default_rng(0)
+    chances = rng.beta(7, 3, classes)
+    labels, each = np.repeat(np.arange(classes), images), np.repeat(chances, images)
+    found = [mean_class_accuracy(rng.random(len(each)) < each, labels) for _ in range(1000)]
+    held = np.mean([one.low <= chances.mean() <= one.high for one in found])
+    assert 0.93 <= held <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_95_of_100_intervals_of_a_difference_by_class_hold_the_truth(images, monkeypatch):
+    monkeypatch.setattr(scores, "CLASS_RESAMPLES", 1000)
+    rng = np.random.default_rng(0)
+    one, other = rng.beta(2, 1, (2, 50))
+    labels, held = np.repeat(np.arange(50), images), 0
+    for _ in range(400):
+        right = [rng.random(len(labels)) < np.repeat(chances, images) for chances in (one, other)]
+        found = paired_class_difference(*right, labels)
+        held += found.low <= np.mean(one - other) <= found.high
+    assert 0.925 <= held / 400 <= 0.985
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))

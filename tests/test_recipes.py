@@ -1,14 +1,15 @@
 """Recipes: the paper's rows, files of the released code, and batches that want another rate."""
 
-import logging
-
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+import ijepa.pretrain
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.method.masking import check_masks
 from ijepa.recipes import load_recipe, recipe_names, recipe_title
+from ijepa_cli.main import app
 
 PUBLISHED = {
     "data": {
@@ -69,14 +70,51 @@ def published(tmp_path, group=None, **changes):
 
 def test_a_released_file_is_the_recipe_of_its_name(tmp_path):
     theirs = load_recipe(published(tmp_path))
-    ours = load_recipe("in1k_vith16-448_ep300", ["optimization.precision=bf16"])
-    assert theirs == ours
+    assert theirs == load_recipe("in1k_vith16-448_ep300")
 
 
-def test_what_the_released_batch_is_taken_for_is_said(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "ijepa"):
-        load_recipe(published(tmp_path))
-    assert "batch of 16 images on each GPU is taken as masks.group_size" in caplog.text
+def test_recipes_of_the_paper_compute_in_bf16_as_its_files_say_and_small_ones_choose():
+    found = {name: load_recipe(name).optimization.precision for name in recipe_names()}
+    own = {"cifar10", "imagenette-vits16", "scenes-mini"}
+    assert {name for name, precision in found.items() if precision == "auto"} == own
+    assert {precision for name, precision in found.items() if name not in own} == {"bf16"}
+
+
+def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ijepa.pretrain, "_open", lambda *_: (range(5000), {}))
+    small = ("encoder.arch=32x2x2", "data.image_px=32", "encoder.patch_px=4", "masks.min_keep=2")
+    words = ["pretrain", "--recipe", published(tmp_path), "--data", "d", "--out", "o", "--dry-run"]
+    words += [word for setting in small for word in ("--set", setting)]
+    shown = " ".join(CliRunner().invoke(app, words).stdout.split())
+    assert "data.batch_size is 2,048 images over all devices" in shown
+    assert "each GPU takes (16, here masks.group_size)" in shown
+    assert "--set data.batch_size=N" in shown
+    shown = CliRunner().invoke(app, [*words, "--set", "data.batch_size=64"]).stdout
+    assert "over all devices" not in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "unknown"),
+    [
+        ({"folder": "/x", "nodes": 16}, "folder, nodes. Remove"),
+        ({"mask": [{"num_blocks": 8}, {"num_blocks": 2}]}, "mask. Remove"),
+        ({"app": "vjepa", "model": {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}}, "d and 1 more"),
+    ],
+)
+def test_a_configuration_of_related_code_is_refused_with_what_is_unknown(tmp_path, more, unknown):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(PUBLISHED | more))
+    with pytest.raises(IjepaError, match=f"not settings of facebookresearch/ijepa: .*{unknown}"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("more", [{"seed": 3}, {"meta": PUBLISHED["meta"] | {"seed": 3}}])
+def test_the_seed_of_a_released_configuration_is_taken(tmp_path, more):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(PUBLISHED | more))
+    assert load_recipe(str(path)).seed == 3
 
 
 @pytest.mark.parametrize(
@@ -84,7 +122,7 @@ def test_what_the_released_batch_is_taken_for_is_said(tmp_path, caplog):
     [
         ("data", {"use_gaussian_blur": True}, "data.use_gaussian_blur is True; only False"),
         ("mask", {"num_enc_masks": 2}, "mask.num_enc_masks is 2; only 1"),
-        ("meta", {"use_mask_tokens": True}, "meta.use_mask_tokens is not a setting of facebook"),
+        ("meta", {"use_mask_tokens": True}, "not settings of facebook.*: meta.use_mask_tokens"),
         ("optimization", {"lr": "fast"}, "optimization.lr = 'fast'"),
     ],
 )

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -260,6 +261,40 @@ def test_what_is_not_there_is_an_error_at_once(http, s3, many):
         open_remote("nonsense://host/set", "train", None)
 
 
+def with_shard_names(many, folder, rename):
+    """A copy of the set's index in which the shards have other names."""
+    folder.mkdir()
+    index = json.loads((many / "index.json").read_text())
+    for facts in index["splits"]["train"]["shards"]:
+        facts["name"] = rename(facts["name"])
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["{}; touch PWNED #", "$(touch PWNED)", "../many/{}", "/etc/passwd", "-rf", "a\nb", ""]
+)
+def test_a_name_in_an_index_that_is_no_plain_file_name_is_refused_and_never_run(
+    many, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    folder = with_shard_names(many, tmp_path / "set", lambda own: name.replace("{}", own))
+    for data in (f"pipe:cat {folder}/{{}}", f"file://{folder}"):
+        with pytest.raises(IjepaError, match=r"index\.json: .*file's name in an index[^\n]*$"):
+            open_remote(data, "train", None).first_samples(1)
+    with pytest.raises(IjepaError, match=r"index\.json: .*file's name in an index"):
+        open_shards(folder)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_split_in_an_index_that_is_no_plain_file_name_is_refused(many, tmp_path):
+    index = json.loads((many / "index.json").read_text())
+    index["splits"]["../elsewhere"] = index["splits"]["train"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(IjepaError, match=r"file's name in an index"):
+        open_shards(tmp_path)
+
+
 def test_without_credentials_the_error_says_so(s3, monkeypatch):
     import fsspec
 
@@ -381,3 +416,29 @@ def test_https_is_trusted_by_its_certificate_only(many, streaming_config, tmp_pa
             open_remote(f"https://{address}/set", "train", None)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 14
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [b"[3, 5]", b"null", b"no JSON", b"\xff", b'{"labels": 3}', b'{"labels": {"class": "dog"}}',
+     b'{"key": 7}', b"[" * 100_000],
+)  # fmt: skip
+def test_json_of_others_beside_images_is_ignored_where_no_labels_are_needed(
+    many, streaming_config, tmp_path, beside
+):
+    images = {f"{n:03d}.png": encoded(n, height=24, width=24) for n in range(32)}
+    notes = {f"{n:03d}.json": beside for n in range(32)}
+    write_tar(tmp_path / "a.tar", dict(sorted((images | notes).items())))
+    stream = streaming_config.stream.model_copy(update={"epoch_images": 32})
+    config = streaming_config.model_copy(update={"stream": stream})
+    optimization = config.optimization.model_copy(update={"epochs": 1})
+    config = config.model_copy(update={"optimization": optimization})
+    assert pretrain(f"file://{tmp_path}/a.tar", tmp_path / "run", config, CPU).steps == 2
+
+
+def test_labels_that_an_index_promises_are_missed_with_tar_and_key(many, tmp_path):
+    shutil.copytree(many, tmp_path / "set")
+    write_tar(tmp_path / "set" / "train-000000.tar", {"k.png": encoded(1), "k.json": b"[3, 5]"})
+    split = open_remote(f"file://{tmp_path}/set", "train", None)
+    with pytest.raises(IjepaError, match=r"train-000000\.tar: the \.json of sample 'k' has no"):
+        next(split.read_shard(0))

@@ -13,7 +13,14 @@ from test_probe import LOGISTIC, pair
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.stores.results import image_set, pack_correct, read_result, unpack_correct
+from ijepa.stores.results import (
+    image_set,
+    pack_classes,
+    pack_correct,
+    read_result,
+    unpack_classes,
+    unpack_correct,
+)
 from ijepa.stores.stage import fingerprint_of
 
 
@@ -24,6 +31,13 @@ def test_correctness_comes_back_as_packed_in_the_order_of_the_keys(draws, rows, 
     keys = [str(number) for number in rng.permutation(1000)[:rows]]
     back = unpack_correct(pack_correct(correct, keys), rows)
     assert (back == correct[:, np.argsort(keys)]).all()
+
+
+@pytest.mark.parametrize("highest", [1, 65_535, 65_536, 10**9])
+def test_classes_come_back_as_packed_however_many_there_are(highest):
+    labels = np.array([highest, 0, highest // 2])
+    back = unpack_classes(pack_classes(labels, ["c", "a", "b"]), 3)
+    assert back.tolist() == [0, highest // 2, highest]
 
 
 def test_the_order_of_rows_changes_neither_the_packing_nor_the_identity_of_the_set():

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ijepa.config import OptimizationConfig
@@ -94,6 +94,19 @@ def test_equal_ends_hold_the_ema_momentum(run, momentum):
     config = run.config.model_copy(update={"ema": (momentum, momentum)})
     held = Schedules(config, run.steps_per_epoch)
     assert {held.ema(step) for step in range(held.total_steps)} == {momentum}
+
+
+@given(
+    scale=st.sampled_from([0.9, 1.1, 1.15, 1.2, 1.25, 1.3, 4 / 3]),
+    epochs=st.integers(1, 600),
+    per_epoch=st.integers(1, 7000),
+)
+@example(scale=1.15, epochs=20, per_epoch=11)
+def test_schedules_stretch_over_as_many_steps_as_the_published_code_rounds_to(
+    scale, epochs, per_epoch
+):
+    found = Schedules(OptimizationConfig(epochs=epochs, schedule_scale=scale), per_epoch)
+    assert found.scheduled_steps == int(scale * epochs * per_epoch)
 
 
 def test_a_longer_schedule_is_cut_off_by_the_end_of_the_run():

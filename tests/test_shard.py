@@ -1,28 +1,34 @@
 """`ijepa shard` keeps what decodes as it is, tells what does not, and survives any kill."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
+import zlib
 
+import numpy as np
 import psutil
 import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import add_member, class_folders, encoded, pixels, write_files, write_tar
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa.stores.images import decode_rgb
+from ijepa.stores.sharding.intake import take_in
 from ijepa.stores.shards import open_shards
 from ijepa_cli.commands import shard as command
 
@@ -222,10 +228,152 @@ def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
 
 @given(cut=st.integers(2, len(WHOLE) - 3))
 def test_a_jpeg_cut_anywhere_is_found(cut):
-    from ijepa.stores.sharding.intake import take_in
-
     with pytest.raises(IjepaError):
-        take_in(WHOLE[:cut], None)
+        take_in(WHOLE[:cut], ShardConfig())
+
+
+# Sizes, depths and turns
+
+
+def claiming(kind, width, height):
+    """A small image whose header claims another size."""
+    content = bytearray(as_file(Image.fromarray(pixels(0, 8, 8)), kind))
+    if kind == "JPEG":
+        at = content.index(b"\xff\xc0") + 5
+        content[at : at + 4] = struct.pack(">HH", height, width)
+    elif kind == "PNG":
+        content[16:24] = struct.pack(">II", width, height)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    elif kind == "GIF":
+        content[6:10] = struct.pack("<HH", width, height)
+    elif kind == "BMP":
+        content[18:26] = struct.pack("<ii", width, height)
+    else:  # PPM
+        content = content.replace(b"8 8", b"%d %d" % (width, height), 1)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("side", [9_460, 13_000, 65_000])
+@pytest.mark.parametrize("resize_px", [None, 4])
+def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_for_them(
+    kind, side, resize_px
+):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(IjepaError, match="pixels, more than 89,478,485"):
+        take_in(claiming(kind, side, side), ShardConfig(resize_px=resize_px))
+    with pytest.raises(IjepaError):
+        decode_rgb(claiming(kind, side, side))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
+    for module in ("images", "sharding.intake"):
+        monkeypatch.setattr(f"ijepa.stores.{module}.MAX_PIXELS", 200)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    for suffix in ("jpg", "png", "webp"):
+        large = encoded(0, suffix, 30, 30)
+        with pytest.raises(IjepaError, match="30 x 30 pixels, more than 200"):
+            take_in(large, ShardConfig(max_pixels=1000))  # readers would refuse it
+        taken = take_in(large, ShardConfig(max_pixels=1000, resize_px=10))
+        assert decode_rgb(taken.content).shape == (10, 10, 3)
+    assert Image.MAX_IMAGE_PIXELS == 200
+
+
+def test_an_image_for_which_there_is_no_memory_is_a_bad_image(monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", no_memory)
+    with pytest.raises(IjepaError, match="does not fit into memory"):
+        take_in(encoded(0, "jpg"), ShardConfig())
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    folder = write_files(tmp_path / "i", {"a.jpg": encoded(0, "jpg"), "b.jpg": b""})
+    os.truncate(folder / "b.jpg", 2**40)  # with nothing in it, on the disk either
+    result = shard(str(folder), tmp_path / "set", ShardConfig(max_bad=1), ALONE)
+    assert result.bad == 1
+    assert "1,099,511,627,776 bytes, more than" in (tmp_path / "set/bad.jsonl").read_text()
+
+
+def test_only_formats_of_images_are_opened_whatever_a_file_is_called():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(IjepaError, match="not an image"):
+        take_in(postscript, ShardConfig())
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("PNG", 200), ("TIFF", 200), ("PPM", 200)])
+def test_sixteen_bits_are_scaled_by_their_range_and_never_turn_white(tmp_path, kind, shown):
+    levels = np.full((8, 6), shown * 256 + 7, np.uint16)
+    folder = write_files(tmp_path / "i", {"a.png": as_file(Image.fromarray(levels), kind)})
+    result = shard(str(folder), tmp_path / "set", runtime=ALONE)
+    assert (decode_rgb(samples(tmp_path / "set")["train/a"].image) == shown).all()
+    assert any("16 bits" in reason for reason in result.changes)
+    ranged = ShardConfig(pixel_range=(0, 2 * int(levels[0, 0])))
+    shard(str(folder), tmp_path / "ranged", ranged, ALONE)
+    assert (decode_rgb(samples(tmp_path / "ranged")["train/a"].image) == 128).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused_with_the_option_that_gives_one(dtype):
+    levels = np.linspace(-1, 3, 48).reshape(8, 6).astype(dtype)
+    content = as_file(Image.fromarray(levels), "TIFF")
+    with pytest.raises(IjepaError, match="--pixel-range"):
+        take_in(content, ShardConfig())
+    taken = take_in(content, ShardConfig(pixel_range=(-1, 3)))
+    shown = decode_rgb(taken.content)[..., 0]
+    assert (shown == np.rint((levels.astype(float) + 1) / 4 * 255)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_ignored_unless_asked_for(kind):
+    picture = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 8, 16, axis=1))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = as_file(picture, kind, exif=exif)
+    assert decode_rgb(take_in(content, ShardConfig()).content).shape == (32, 16, 3)
+    taken = take_in(content, ShardConfig(exif="rotate"))
+    assert "images turned as EXIF says" in taken.changes
+    turned = decode_rgb(taken.content)
+    assert turned.shape == (16, 32, 3)
+    assert turned[0, 0, 0] > turned[0, -1, 0]  # the first row is now the last column
+    again = take_in(taken.content, ShardConfig(exif="rotate"))
+    assert again.content == taken.content
+
+
+def test_further_frames_and_pages_are_counted(tmp_path):
+    frames = [Image.fromarray(pixels(seed)) for seed in range(3)]
+    more = {"save_all": True, "append_images": frames[1:]}
+    files = {"a.gif": as_file(frames[0], "GIF", **more), "b.png": encoded(1)}
+    files |= {
+        "c.tif": as_file(frames[0], "TIFF", **more),
+        "d.webp": as_file(frames[0], "WEBP", **more),
+    }
+    result = shard(str(write_files(tmp_path / "i", files)), tmp_path / "set", runtime=ALONE)
+    assert result.changes["images with further pages or frames: the first one is kept"] == 3
+
+
+WHOLE_FILES = [
+    as_file(Image.fromarray(pixels(0)), kind)
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.sampled_from(WHOLE_FILES),
+    changes=st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), min_size=1, max_size=4),
+    exif=st.sampled_from(["ignore", "rotate"]),
+    resize_px=st.sampled_from([None, 4]),
+)
+def test_a_damaged_image_is_refused_in_one_line_or_taken(content, changes, exif, resize_px):
+    damaged = bytearray(content)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    with contextlib.suppress(IjepaError):
+        taken = take_in(bytes(damaged), ShardConfig(exif=exif, resize_px=resize_px))
+        decode_rgb(taken.content)
 
 
 # Resizing
@@ -498,6 +646,81 @@ def test_the_command_answers_with_counts_and_json(tmp_path, app):
     body = json.loads(answer.stdout)
     assert body["cached"] is True
     assert body["splits"] == {"train": 2, "val": 2}
+
+
+def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept(tmp_path, app):
+    files = class_folders(2) | {"train/cat/a.xml": b"", "val/dog/cut.png": encoded(7)[:-80]}
+    files["test/deep.tif"] = as_file(Image.fromarray(np.ones((4, 4), np.uint16)), "TIFF")
+    folder = write_files(tmp_path / "images", files)
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1", "--max-bad", "1"]
+    for state in ("written", "cached"):  # the second time from what is stored
+        answer = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+        text = " ".join(answer.split())
+        assert f"{state}: test 1, train 4, val 4 in 3 shards" in text
+        assert "label class: 2 classes, cat ... dog (train, val only)" in text
+        assert "left out: 1 images that do not decode, see bad.jsonl" in text
+        assert "left out: 1 .xml files" in text
+        assert "changed: 1 images of 16 bits" in text
+        assert "changed: 1 images of other formats encoded as PNG" in text
+    answer = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    body, index = json.loads(answer.stdout), json.loads((tmp_path / "set/index.json").read_text())
+    assert body["left_out"] == index["left_out"]
+    assert body["changes"] == index["changes"]
+    assert body["labels"]["class"] == {
+        "classes": 2, "first": "cat", "last": "dog", "splits": ["train", "val"],
+    }  # fmt: skip
+
+
+def test_what_was_left_out_is_known_after_a_kill_too(tmp_path):
+    files = class_folders(2) | {"notes.txt": b"", "train/cat/cut.png": encoded(7)[:-80]}
+    folder = write_files(tmp_path / "images", files)
+    with pytest.raises(IjepaError, match="1 images do not decode"):
+        shard(str(folder), tmp_path / "set", runtime=ALONE)
+    result = shard(str(folder), tmp_path / "set", ShardConfig(max_bad=1), ALONE)
+    assert result.left_out == {"images that do not decode, see bad.jsonl": 1, ".txt files": 1}
+
+
+def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
+    write_files(tmp_path, {"a.png": encoded(0), "b.png": encoded(1)})
+    (tmp_path / "l.csv").write_text("path,kind\na.png,\nb.png,cat\n")
+    result = shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
+    assert result.left_out == {"labels kind that are not known": 1}
+    with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
+        assert [name for name in tar.getnames() if name.endswith(".cls")] == ["train/b.cls"]
+    assert samples(tmp_path / "set")["train/a"].labels == {"kind": -1}
+
+
+def test_the_command_takes_the_options_of_pixels_and_folders(tmp_path, app):
+    levels = np.arange(64, dtype=np.float32).reshape(8, 8)
+    files = {"train/a.tif": as_file(Image.fromarray(levels), "TIFF"), "test/b.png": encoded(0)}
+    folder = write_files(tmp_path / "images", files)
+    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1", "--json"]
+    arguments += ["--pixel-range", "0", "63", "--exif", "rotate", "--folders-are-classes"]
+    answer = CliRunner().invoke(app, [*arguments, "--max-pixels", "64"], catch_exceptions=False)
+    body = json.loads(answer.stdout)
+    assert (body["splits"], body["labels"]["class"]["last"]) == ({"train": 2}, "train")
+    with pytest.raises(
+        IjepaError, match=r"pixel_range = .*two finite numbers, the lower one first"
+    ):
+        CliRunner().invoke(app, [*arguments, "--pixel-range", "1", "1"], catch_exceptions=False)
+    with pytest.raises(IjepaError, match=r"6 x 8 pixels, more than 47.*--max-pixels"):
+        CliRunner().invoke(app, [*arguments, "--max-pixels", "47"], catch_exceptions=False)
+
+
+def test_a_labelled_tar_of_others_can_be_scored(tmp_path):
+    files = {}
+    for number in range(4):
+        files[f"{number:03d}.jpg"] = encoded(number, "jpg")
+        files[f"{number:03d}.cls"] = b"%d" % (10 * (number % 2))
+    shard(str(write_tar(tmp_path / "x.tar", files)), tmp_path / "set", runtime=ALONE)
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.label_names == {"class": ["0", "10"]}
+    assert [split.read_labels(number)[1]["class"] for number in range(4)] == [0, 1, 0, 1]
+    # the tars that we write are such tars, too
+    shard(str(tmp_path / "set/train-000000.tar"), tmp_path / "again", runtime=ALONE)
+    assert [one.labels for one in samples(tmp_path / "again").values()] == [
+        one.labels for one in samples(tmp_path / "set").values()
+    ]
 
 
 def test_the_command_hands_every_option_on(tmp_path, app):

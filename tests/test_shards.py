@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import class_folders, encoded, write_files
+from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.errors import IjepaError
@@ -24,6 +26,7 @@ from ijepa.shard import shard
 from ijepa.stores.sharding.plan import NewImage, sample_key, write_plan
 from ijepa.stores.sharding.writer import ShardWriter, tar_header
 from ijepa.stores.shards import open_shards
+from ijepa_cli.main import app
 
 ALONE = Runtime(workers=1)
 SMALL = ShardConfig(shard_bytes=10_000)  # three images
@@ -177,7 +180,7 @@ nasty = st.builds(
 @given(files=st.lists(paths | nasty, unique=True, min_size=1, max_size=8))
 def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, tmp_path_factory):
     images = [NewImage("train", name, f"file{i}", 0, 1, {}, {}) for i, name in enumerate(files)]
-    plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6)
+    plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6, Counter())
     keys = [image.key for one in plan.shards() for image in plan.images(one)]
     assert len(set(keys)) == len(files)
     for key in keys:
@@ -239,9 +242,59 @@ def test_labels_of_several_kinds_are_all_kept(tmp_path):
     write_files(tmp_path, files | {"l.csv": b"path,kind,age\na.png,cat,3\nb.png,dog,4\n"})
     shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
     index = open_shards(tmp_path / "set").splits["train"]
-    assert index.labels == {"age": None, "kind": ["cat", "dog"]}
-    assert index.classes == {"age": 5, "kind": 2}
+    assert index.labels == {"age": ["3", "4"], "kind": ["cat", "dog"]}
+    assert index.classes == {"age": 2, "kind": 2}
     samples = list(open_shards(tmp_path / "set").split("train"))
-    assert [sample.labels for sample in samples] == [{"kind": 0, "age": 3}, {"kind": 1, "age": 4}]
+    assert [sample.labels for sample in samples] == [{"kind": 0, "age": 0}, {"kind": 1, "age": 1}]
     with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
         assert not [name for name in tar.getnames() if name.endswith(".cls")]  # which would it be?
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "scored"),
+    [
+        (("train", "test", "val"), "train", "val"),
+        (("train", "test"), "train", "test"),
+        (("train", "holdout"), "train", "holdout"),
+        (("val", "test"), "val", "test"),
+        (("train", "evaluation", "val"), "train", "evaluation"),
+    ],
+)
+def test_the_split_to_score_on_is_val_else_test_else_the_only_other_one(
+    tmp_path, splits, train, scored
+):
+    folder = listed_set(tmp_path, splits)
+    assert open_shards(folder).named_split("evaluation", train) == scored
+
+
+def listed_set(tmp_path, splits, label="class"):
+    """Two images a split."""
+    rows = [f"path,split,{label}" if label else "path,split"]
+    for number, split in enumerate(split for split in splits for _ in range(2)):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+        rows.append(f"{number}.png,{split}" + (f",{number % 2}" if label else ""))
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    shard(str(tmp_path / "list.csv"), tmp_path / "set", runtime=Runtime(workers=0))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize(
+    ("splits", "label", "message"),
+    [
+        (("train",), "class", "has no split to score on: its splits are train alone"),
+        (("train", "a", "b"), "class", "several beside train: a, b. Name one"),
+        (("train", "val"), "", "images of train have no label 'class' (labels: none), so nothing"),
+        (("train", "val"), "colour", "images of train have no label 'class' (labels: colour)"),
+        (("other", "val"), "class", "has no split 'train'; its splits are other, val"),
+        (("train", "test"), "class", ""),
+    ],
+)
+def test_a_set_on_which_a_probe_could_not_end_is_refused_at_the_start(
+    tmp_path, splits, label, message
+):
+    folder = listed_set(tmp_path, splits, label)
+    words = ["shard", str(tmp_path / "list.csv"), str(folder), "--workers", "0"]
+    words += ["--require-split", "train", "--require-split", "evaluation"]
+    found = CliRunner().invoke(app, [*words, "--require-label", "class"])
+    assert message in str(found.exception or "")
+    assert isinstance(found.exception, IjepaError) == bool(message)

@@ -200,16 +200,16 @@ def write_list(path, text):
     return path
 
 
-def test_a_list_keeps_integers_and_numbers_texts_in_sorted_order(tmp_path):
+def test_a_list_numbers_integers_and_texts_in_ascending_order_from_0_on(tmp_path):
     text = (
         "path,split,kind,age\na.png,train,tabby,3\nb.png,val,persian,41\nc/d.png,train,persian,0\n"
     )
     splits, items = read(write_list(tmp_path / "l.csv", text), tmp_path / "work")
     assert splits["train"]["kind"].names == ["persian", "tabby"]
-    assert splits["train"]["age"] == (42, None)
+    assert splits["train"]["age"] == (3, ["0", "3", "41"])
     assert [(item.split, item.name, item.labels) for item in items] == [
-        ("train", "a.png", {"kind": 1, "age": 3}),
-        ("val", "b.png", {"kind": 0, "age": 41}),
+        ("train", "a.png", {"kind": 1, "age": 1}),
+        ("val", "b.png", {"kind": 0, "age": 2}),
         ("train", "c/d.png", {"kind": 0, "age": 0}),
     ]
 
@@ -239,7 +239,6 @@ def test_a_list_of_paths_alone_has_no_labels(tmp_path):
         ("l.csv", "", "no column 'path'"),
         ("l.csv", "path,label\n", "lists no image"),
         ("l.csv", "path,label\na.png\n", "line 2: 1 values for 2 columns"),
-        ("l.csv", "path,label\na.png,\n", "line 2, label: '' is not a label"),
         ("l.csv", "path,\na.png,1\n", "needs a name of its own"),
         ("l.csv", "path,split\na.png,../x\n", "line 2, names a split"),
         ("l.csv", "path\nz.png\n", "line 2: there is no image z.png"),
@@ -257,9 +256,9 @@ def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, mess
 
 
 def test_a_column_of_captions_is_no_label(tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.sources.listed.MAX_CLASSES", 1)
+    monkeypatch.setattr("ijepa.sources.labels.MAX_CLASSES", 1)
     path = write_list(tmp_path / "l.csv", "path,caption\na.png,one\nb.png,two\n")
-    with pytest.raises(IjepaError, match="caption holds more than 1 different texts"):
+    with pytest.raises(IjepaError, match="caption has more than 1 different values"):
         read(path, tmp_path / "work")
 
 
@@ -515,3 +514,293 @@ def test_of_two_members_of_one_name_both_are_listed_for_the_plan_to_choose(tmp_p
             add_member(archive, "a.png", encoded(seed))
     _, items = read(tmp_path / "i.tar", tmp_path / "work")
     assert [bytes_of(item) for item in items] == [encoded(1), encoded(2)]
+
+
+# What names of splits look like
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ({"Training": "train", "Test": "test"}, {"train", "test"}),
+        ({"TRAIN": "train", "VALIDATION": "val"}, {"train", "val"}),
+        ({"train_set": "train", "test_set": "test"}, {"train", "test"}),
+        ({"seg_train/seg_train": "train", "seg_test/seg_test": "test"}, {"train", "test"}),
+        ({"train.X1": "train", "train.X2": "train", "val.X": "val"}, {"train", "val"}),
+        ({"train2017": "train", "val2017": "val"}, {"train", "val"}),
+        ({"val": "val", "dev": "dev"}, {"val", "dev"}),
+        ({"wrapper/Train Images": "train", "wrapper/Test Images": "test"}, {"train", "test"}),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_usual_names_of_splits_are_understood(tmp_path, folders, splits, packed):
+    folders_of_classes = [f"{folder}/{name}" for folder in folders for name in ("apple", "pear")]
+    contents = {f"{path}/{number}.png": PICTURE for number, path in enumerate(folders_of_classes)}
+    pack = write_tar if packed else write_files
+    source = pack(tmp_path / ("i.tar" if packed else "i"), contents)
+    found, items = read(source, tmp_path / "work")
+    assert set(found) == splits
+    assert all(labels["class"].names == ["apple", "pear"] for labels in found.values())
+    for item in items:
+        folder = next(one for one in folders if item.path.startswith(f"{one}/"))
+        assert item.split == folders[folder]
+        assert item.name.startswith(("apple/", "pear/"))
+
+
+@pytest.mark.parametrize("asked", ["test", "Test", "testing"])
+def test_a_split_may_be_asked_for_by_any_of_its_names(tmp_path, asked):
+    names = ["Training/a/1.png", "Test/a/1.png", "extra/a/1.png"]
+    folder = write_files(tmp_path / "i", dict.fromkeys(names, PICTURE))
+    _, items = read(folder, tmp_path / "work", asked)
+    assert [(item.split, item.name) for item in items] == [("test", "a/1.png")]
+
+
+def test_folders_of_equal_class_folders_are_never_taken_for_classes_in_silence(tmp_path):
+    names = [f"{fold}/{name}/1.png" for fold in ("first", "second") for name in ("a", "b")]
+    folder = write_files(tmp_path / "i", dict.fromkeys(names, PICTURE))
+    with pytest.raises(IjepaError, match=r"--split first --split second; .* --folders-are-classes"):
+        read(folder, tmp_path / "work")
+    contents = open_source(str(folder), folders_are_classes=True).read(tmp_path, (), 1, silent)
+    assert contents.splits["train"]["class"].names == ["first", "second"]
+    splits, _ = read(folder, tmp_path / "work", "first", "second")
+    assert splits["first"]["class"].names == ["a", "b"]
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    vehicles = write_files(
+        tmp_path / "i", {f"{name}/1.png": PICTURE for name in ("bus", "steam_train", "train")}
+    )
+    splits, items = read(vehicles, tmp_path / "work")
+    assert splits["train"]["class"].names == ["bus", "steam_train", "train"]
+    assert [item.labels["class"] for item in items] == [0, 1, 2]
+    both = write_files(tmp_path / "b", {"test/1.png": PICTURE, "train/1.png": PICTURE})
+    contents = open_source(str(both), folders_are_classes=True).read(tmp_path, (), 1, silent)
+    assert contents.splits["train"]["class"].names == ["test", "train"]
+    with pytest.raises(IjepaError, match="for folders and archives"):
+        open_source("scenes:train=1", folders_are_classes=True)
+
+
+def test_a_class_has_one_name_however_a_file_system_writes_it(tmp_path):
+    names = ["train/Cafe\u0301/1.png", "val/Caf\u00e9/2.png"]
+    folder = write_files(tmp_path / "i", dict.fromkeys(names, PICTURE))
+    splits, items = read(folder, tmp_path / "work")
+    assert splits["val"]["class"].names == ["Caf\u00e9"]
+    assert [item.labels["class"] for item in items] == [0, 0]
+    text = "path,kind\na.png,Cafe\u0301\nb.png,Caf\u00e9\n"
+    splits, _ = read(write_list(tmp_path / "l.csv", text), tmp_path / "work2")
+    assert splits["train"]["kind"].names == ["Caf\u00e9"]
+
+
+# What does not come along
+
+
+def left_out(source, work, *splits):
+    work.mkdir(exist_ok=True)
+    contents = open_source(str(source)).read(work, splits, 1, silent)
+    list(contents.items)
+    return +contents.left_out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_do_not_come_along_are_counted_by_kind(tmp_path, packed):
+    files = class_folders(1) | {"train/cat/0000.xml": b"", "notes": b"", "train/cat/b.HEIC": b""}
+    pack = write_tar if packed else write_files
+    source = pack(tmp_path / ("i.tar" if packed else "i"), files)
+    kinds = {".xml files": 1, ".heic files": 1, "files without suffix": 1}
+    assert left_out(source, tmp_path / "work") == kinds
+    unnamed = "images of the split val, which --split does not name"
+    assert left_out(source, tmp_path / "work", "train") == kinds | {unnamed: 2}
+
+
+def test_links_within_an_archive_are_counted(tmp_path):
+    path = write_tar(tmp_path / "i.tar", class_folders(1))
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("train/cat/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0000.png"
+        archive.addfile(link)
+    assert left_out(path, tmp_path / "work") == {"links within an archive": 1}
+
+
+def test_a_second_archive_joined_to_the_first_is_not_passed_over(tmp_path):
+    first = write_tar(tmp_path / "a.tar", {"a/1.png": PICTURE}).read_bytes()
+    (tmp_path / "both.tar").write_bytes(first + first)
+    with pytest.raises(IjepaError, match=r"something follows the end mark.*--ignore-zeros"):
+        read(tmp_path / "both.tar", tmp_path / "work")
+
+
+# Several archives as one data set
+
+
+def test_an_archive_of_class_archives_reads_as_class_folders(tmp_path):
+    classes = {}
+    for number, name in enumerate(["n01440764", "n01443537"]):
+        members = {f"{name}_{number}.png": encoded(number)}
+        classes[f"{name}.tar"] = write_tar(tmp_path / f"{name}.tar", members).read_bytes()
+    inner = tmp_path / "folder"
+    for source in (write_tar(tmp_path / "o.tar", classes), write_files(inner, classes)):
+        (work := tmp_path / f"work-{source.name}").mkdir()
+        splits, items = read(source, work)
+        assert splits["train"]["class"].names == ["n01440764", "n01443537"]
+        assert [bytes_of(item) for item in items] == [encoded(0), encoded(1)]
+
+
+def test_numbered_archives_are_parts_of_one_data_set(tmp_path):
+    files = class_folders(2)
+    for number, (name, content) in enumerate(files.items()):
+        split, _, rest = name.partition("/")
+        write_tar(tmp_path / f"{split}-{number % 4:03d}.tar", {rest: content})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in sorted(tmp_path.glob("*.tar")):
+        path.rename(folder / path.name)
+    splits, items = read(folder, tmp_path / "work")
+    assert {item.path: bytes_of(item) for item in items} == files
+    assert sorted(splits) == ["train", "val"]
+    splits, items = read(f"{folder}/train-{{000..003}}.tar", tmp_path / "work2")
+    assert sorted(item.name for item in items) == sorted(
+        name.partition("/")[2] for name in files if name.startswith("train")
+    )
+    with pytest.raises(IjepaError, match=r"no data set at .*train-004\.tar"):
+        open_source(f"{folder}/train-{{000..004}}.tar")
+
+
+@pytest.mark.parametrize("braces", ["{0..999999999}", "{0..9999}{0..9999}", "{0..3"])
+def test_braces_that_never_end_are_refused(braces):
+    with pytest.raises(IjepaError, match=r"more than 100,000|write braces as|no data set"):
+        open_source(f"set-{braces}.tar")
+
+
+@pytest.mark.parametrize("cut", [700, 1200])
+def test_an_archive_cut_short_within_an_archive_is_refused(tmp_path, cut):
+    inner = write_tar(tmp_path / "a.tar", {"1.png": PICTURE, "2.png": PICTURE}).read_bytes()
+    path = write_tar(tmp_path / "o.tar", {"a.tar": inner[:cut], "b.tar": inner})
+    with pytest.raises(IjepaError, match="not a whole archive"):
+        read(path, tmp_path / "work")
+
+
+# WebDataset tars of others
+
+
+def webdataset(labels):
+    return {
+        name: content
+        for number, (suffix, label) in enumerate(labels)
+        for name, content in {
+            f"{number:04d}.jpg": encoded(number, "jpg"),
+            f"{number:04d}.{suffix}": label,
+            f"{number:04d}.txt": b"a caption",
+        }.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        ([("cls", b"7"), ("cls", b"10\n"), ("cls", b"7")], ["7", "10"], [0, 1, 0]),
+        ([("cls", b"dog"), ("cls", b"cat"), ("cls", b"")], ["cat", "dog"], [1, 0, -1]),
+        ([("json", b'{"label": "dog"}'), ("json", b'{"class": "cat"}')], ["cat", "dog"], [1, 0]),
+        ([("json", b'{"labels": {"class": 3}}'), ("json", b"[1]")], ["3"], [0, -1]),
+        ([("cls", b"1"), ("json", b'{"label": null}')], ["1"], [0, -1]),
+    ],
+)
+def test_a_labelled_webdataset_is_read_with_its_labels(tmp_path, labels, names, numbers):
+    path = write_tar(tmp_path / "x.tar", webdataset(labels))
+    splits, items = read(path, tmp_path / "work")
+    assert splits["train"]["class"].names == names
+    assert [item.labels["class"] for item in items] == numbers
+    assert left_out(path, tmp_path / "work")[".txt files"] == len(labels)
+    folder = write_files(tmp_path / "x", webdataset(labels))
+    assert read(f"webdataset:{folder}", tmp_path / "work2")[0] == splits
+
+
+@pytest.mark.parametrize("other", [b"[3, 5]", b"null", b'{"labels": 3}', b"{", b'{"width": 4}'])
+def test_other_json_beside_the_images_of_class_folders_is_left_out_and_counted(tmp_path, other):
+    files = {"cat/1.jpg": encoded(0, "jpg"), "cat/1.json": other, "dog/2.jpg": encoded(1, "jpg")}
+    path = write_tar(tmp_path / "x.tar", files)
+    splits, _ = read(path, tmp_path / "work")
+    assert splits["train"]["class"].names == ["cat", "dog"]
+    assert left_out(path, tmp_path / "work") == {".json files": 1}
+
+
+def test_labels_without_meaning_are_refused_with_their_file(tmp_path):
+    for number, (label, message) in enumerate([
+        (b"{", "is not JSON"), (b'{"label": 0.5}', "0.5 is not a label"),
+        (b'{"label": ' + b"9" * 5000 + b"}", "is not JSON"), (b"[" * 10**5, "is not JSON"),
+        (b'{"label": ' + b"9" * 30 + b"}", "more than 18 digits"), (b"\xff", "not UTF-8"),
+        (b" " * 2**21, "bytes; a label has at most"), (b"{}", "holds no label"),
+    ]):  # fmt: skip
+        path = write_tar(tmp_path / f"{number}.tar", webdataset([("json", label)]))
+        with pytest.raises(IjepaError, match=message):
+            read(f"webdataset:{path}", tmp_path / f"work{number}")
+
+
+# Labels
+
+
+def test_labels_that_are_not_known_and_far_apart_integers_are_numbered_from_0_on(tmp_path):
+    text = "path,kind\na.png,-1\nb.png,70000\nc/d.png,1000000000\na.png,\n"
+    splits, items = read(write_list(tmp_path / "l.csv", text), tmp_path / "a")
+    assert splits["train"]["kind"] == (2, ["70000", "1000000000"])
+    assert [item.labels["kind"] for item in items] == [-1, 0, 1, -1]
+    lines = '{"path": "a.png", "kind": null}\n{"path": "b.png", "kind": -5}\n'
+    splits, items = read(write_list(tmp_path / "l.jsonl", lines), tmp_path / "b")
+    assert splits["train"]["kind"] == (1, ["-5"])
+    assert [item.labels["kind"] for item in items] == [-1, 0]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"path": "a.png", "x": ' + "9" * 5000 + "}"])
+def test_a_line_that_no_parser_takes_is_one_line(tmp_path, line):
+    with pytest.raises(IjepaError, match="not a list of images"):
+        read(write_list(tmp_path / "l.jsonl", line), tmp_path / "work")
+
+
+class Huge:
+    """An array that claims a terabyte."""
+
+    def __reduce__(self):
+        return np.ndarray, ((10**12,), np.dtype("u1"))
+
+
+class HugeObjects:
+    def __reduce__(self):
+        maker, arguments, _ = np.empty(0).__reduce__()
+        return maker, arguments, (1, (10**12,), np.dtype("O"), False, [None])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {b"labels": None},
+        {b"labels": 3},
+        {b"labels": [None] * 2},
+        {b"labels": ["a", "b"]},
+        {b"labels": [0.5, 1]},
+        {b"labels": [[1], [2]]},
+        {b"labels": np.array([[0], [1]])},
+        {b"data": None},
+        {b"data": [[1, 2], [3]]},
+        {b"data": np.zeros((2, 3072))},
+        {b"data": np.uint8(3)},
+        {b"data": Huge()},
+        {b"data": HugeObjects()},
+        {b"filenames": None},
+        {b"filenames": [1, 2]},
+        {b"filenames": [b"\xff", b"b"]},
+    ],
+)
+def test_cifars_files_with_wrong_values_are_one_line(tmp_path, wrong):
+    _, where = write_cifar10(lambda files: write_files(tmp_path / "cifar", files))
+    path = next(where.rglob("data_batch_1"))
+    body = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1], b"filenames": [b"a", b"b"]}
+    path.write_bytes(pickle.dumps(body | wrong, 2))
+    with pytest.raises(IjepaError, match="data_batch_1"):
+        read(f"cifar10:{where}", tmp_path / "work")
+
+
+@pytest.mark.parametrize("names", [None, 3, [1, 2], [b"\xff"]])
+def test_class_names_that_are_none_are_one_line(tmp_path, names):
+    _, where = write_cifar10(lambda files: write_files(tmp_path / "cifar", files))
+    meta = next(where.rglob("batches.meta"))
+    meta.write_bytes(pickle.dumps({b"label_names": names}, 2))
+    with pytest.raises(IjepaError, match=r"batches\.meta: 'label_names' is not a list of names"):
+        read(f"cifar10:{where}", tmp_path / "work")

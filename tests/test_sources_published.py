@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+import torchvision
 from pictures import encoded, write_files
 from scipy.io import savemat
 
@@ -293,3 +294,10 @@ def test_sets_of_torchvision_with_a_split_argument_give_the_splits_that_are_ther
 def test_sets_of_torchvision_that_are_not_there_are_refused(tmp_path, source, message):
     with pytest.raises(IjepaError, match=message):
         read(source.format(tmp_path), tmp_path / "work")
+
+
+@pytest.mark.parametrize("name", sorted(set(torchvision.datasets.__all__)))
+def test_every_class_of_torchvision_without_its_files_is_one_line(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(IjepaError, match=f"(?s)^[^\n]*{name}[^\n]*$"):
+        read(f"torchvision:{name}:{tmp_path / 'data'}", tmp_path / "work")

@@ -164,11 +164,88 @@ def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
 def test_a_folder_of_the_users_own_called_outdated_is_kept(tmp_path):
     (tmp_path / "out.outdated").mkdir()
     (tmp_path / "out.outdated" / "precious").touch()
-    make_folder(plan(tmp_path / "out"), "x")
     with pytest.raises(IjepaError, match=r"outdated is in the way"):
-        make_folder(plan(tmp_path / "out", number=2), "y")
-    assert (tmp_path / "out.outdated" / "precious").exists()
-    assert _content(tmp_path / "out") == "x"
+        make_folder(plan(tmp_path / "out"), "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out.outdated", "precious"]
+
+
+def _file(path: Path) -> None:
+    path.write_text("precious")
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "precious").write_text("precious")
+
+
+def _link(path: Path) -> None:
+    path.with_name("mine").write_text("precious")
+    path.symlink_to("mine")
+
+
+def _link_to_folder(path: Path) -> None:
+    _folder(path.with_name("mine"))
+    path.symlink_to("mine")
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("own", [_file, _folder, _link, _link_to_folder, _pipe])
+@pytest.mark.parametrize("suffix", [".lock", ".partial", ".outdated", ".stage.json"])
+def test_what_a_user_has_under_one_of_our_names_is_neither_written_nor_removed(
+    tmp_path, suffix, own, force
+):
+    own(tmp_path / f"out{suffix}")
+    before = _all_in(tmp_path)
+    with pytest.raises(IjepaError, match=r"(in the way|not made by ijepa|is not JSON)[^\n]*$"):
+        make_file(plan(tmp_path / "out"), "x", force=force)
+    assert _all_in(tmp_path) == before
+
+
+def _all_in(folder: Path) -> dict[str, object]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        if path.is_file()
+        else (path.is_symlink(), path.is_dir())
+        for path in folder.rglob("*")
+    }
+
+
+def test_a_link_to_an_output_is_replaced_and_what_it_names_is_kept(tmp_path):
+    make_folder(plan(tmp_path / "mine"), "ten hours")
+    (tmp_path / "out").symlink_to("mine")
+    assert make_folder(plan(tmp_path / "out", number=2), "new")
+    assert _content(tmp_path / "mine") == "ten hours"
+    assert _content(tmp_path / "out") == "new"
+
+
+def test_half_written_files_of_a_killed_process_are_not_published(tmp_path):
+    ours = of_folder(plan(tmp_path / "out"))
+    with exclusive_work(ours) as work:
+        (work.folder / "content").write_text("kept")
+        (work.folder / "stage.json.123.tmp").write_text("half")
+    with exclusive_work(ours) as work:
+        work.publish_folder({})
+    assert {path.name for path in ours.out.iterdir()} == {"content", "stage.json"}
+
+
+def test_a_removal_that_is_killed_leaves_what_is_known_as_ours(tmp_path, monkeypatch):
+    with exclusive_work(plan(tmp_path / "out")) as work:
+        for name in ("a", "z"):
+            (work.folder / name).write_text("half")
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        _die_after(patch, 1)
+        make_file(plan(tmp_path / "out", number=2), "x")
+    assert make_file(plan(tmp_path / "out", number=2), "x")
+
+
+def test_a_start_that_fails_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(ValueError, match="no such split"), exclusive_work(plan(tmp_path / "out")):
+        raise ValueError("no such split")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("out", [".", "/", ".."])

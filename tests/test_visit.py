@@ -147,6 +147,22 @@ def test_the_winner_has_the_best_neighbours_or_is_the_most_trusted_of_those_alik
     assert parts.pick_winner({"A": 0.40}) == "A"
 
 
+def test_variants_are_compared_where_all_have_seen_as_many_images():
+    def looks(*pairs):
+        return [{"images": images, "neighbour_accuracy": share} for images, share in pairs]
+
+    found = {"A": looks((0, 0.1), (50, 0.3), (100, 0.6)), "B": looks((0, 0.1), (50, 0.4))}
+    assert parts.at_equal_images(found) == (50, {"A": 0.3, "B": 0.4})
+
+
+def test_a_variant_that_computes_more_gets_fewer_epochs(tmp_path):
+    session = Session("full", None, tmp_path, tmp_path, 0.0, rehearse=False)
+    costs = {name: parts.relative_cost(session, sets) for name, sets in parts.VARIANTS.items()}
+    assert costs["A"] == costs["B"] == 1.0
+    assert costs["D"] > 1.05
+    assert costs["E"] < 0.8
+
+
 def test_epochs_fit_the_time_and_are_never_more_than_the_goal():
     assert parts.fitting_epochs(190, 5000, 9469) == 100
     assert parts.fitting_epochs(1, 100, 9469) == 1

@@ -7,6 +7,7 @@ import pickle
 import resource
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,16 +53,59 @@ def test_safetensors_are_known_by_their_content(tmp_path):
 def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, zipped):
     harm = {"w": torch.ones(3), "x": Harm(tmp_path / "done")}
     torch.save(harm, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(IjepaError, match=r"mkdir.*weights_only=False"):
+    with pytest.raises(IjepaError, match=r"mkdir.* Ask for a file of tensors alone"):
         read_weights(tmp_path / "w")
     assert not (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("value", [np.float64(1.5), bytearray(10), np.ones(3)])
+@pytest.mark.parametrize(
+    "value", [bytearray(10), np.ones(3), np.str_("hex"), np.datetime64(3, "s")]
+)
 def test_what_needs_more_than_tensors_is_named(tmp_path, value, zipped):
     torch.save({"w": value}, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(IjepaError, match=r"numpy|bytearray|_codecs"):
+    with pytest.raises(IjepaError, match=r"numpy|NumPy|bytearray|_codecs"):
+        read_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_of_numpy_and_pathlib_beside_the_weights_are_read(tmp_path, zipped):
+    settings = argparse.Namespace(
+        lr=np.float64(1.5), steps=[np.int64(3), np.int64(-3)], on=np.bool_(True),
+        folder=Path("/data/set"), name=b"\xff",
+    )  # fmt: skip
+    body = {"w": torch.ones(3), "args": settings, "best": np.float32(2.5)}
+    torch.save(body, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+    read = read_weights(tmp_path / "w")
+    assert vars(read["args"]) == vars(settings)
+    assert read["best"] == 2.5
+
+
+def pickled_calls(*calls):
+    """A pickle of calls of `_codecs.encode`, each with what the one before gave."""
+    text = b"\x80\x02c_codecs\nencode\nq\x00" + b"X" + struct.pack("<I", 4) + b"abcd"
+    for number, codec in enumerate(calls):
+        call = b"X" + struct.pack("<I", len(codec)) + codec + b"\x86R"
+        text += (b"" if number == 0 else b"q\x01h\x00h\x01") + call
+    return text + b"."
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        pickled_calls(b"utf-32"),
+        pickled_calls(b"latin1", b"hex"),
+        b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+    ],
+)
+def test_a_pickle_that_grows_when_it_is_read_is_refused(tmp_path, pickled):
+    torch.save({"w": torch.ones(3)}, tmp_path / "w")
+    with zipfile.ZipFile(tmp_path / "w") as archive:
+        members = {m.filename: archive.read(m) for m in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+    with pytest.raises(IjepaError, match=r"_codecs\.encode would|builtins\.bytearray would"):
         read_weights(tmp_path / "w")
 
 

@@ -28,7 +28,9 @@ TRUST = ("C", "B", "D", "E", "A")  # which to take where the sweep does not tell
 LIKE = 0.01  # neighbour accuracies that differ by less are alike: 512 images are looked at
 FULL_EPOCHS = 200
 START_SECONDS = 15.0  # of a training: libraries, decoding all images, the first health check
-MARGIN = 0.93  # of the time that remains; health checks and checkpoints take the rest
+MARGIN = 0.88  # of the time that remains; health checks and checkpoints take the rest
+LOOKS = 4  # health checks of a training
+SWEEP_SPARE_SECONDS = 8.0  # for ending five trainings and comparing them
 TRAIN_IMAGES, IMAGES_PER_SECOND = 9469, 3000.0  # where nothing is known yet
 
 MINI_VARIANTS = VARIANTS | {"C": ["targets.layers=[1,2]"], "D": ["masks.min_keep=24"]}
@@ -98,7 +100,7 @@ def _tiny(session: Session, what: str, options: Sequence[str] = (), epochs: int 
     """A pretraining of a few steps on few images."""
     sets = [f"optimization.epochs={epochs}", "optimization.warmup_epochs=0.5"]
     sets += [] if session.rehearse else ["data.batch_size=64", "watch.num_images=64"]
-    return _pretrain(session, what, sets, options, session.small_shards)
+    return _pretrain(session, what, sets, [*options, *_few(session)], session.small_shards)
 
 
 def _use_a_run(session: Session) -> None:
@@ -120,7 +122,7 @@ def _use_a_run(session: Session) -> None:
 
 def _stop_and_resume(session: Session) -> None:
     """SIGTERM after the first steps; the same command goes on."""
-    command = _tiny(session, "resumed", epochs=20)
+    command = _tiny(session, "resumed", epochs=20 if session.rehearse else 60)
     process = session.start(command)
     while "pretrain images" not in session.log(command.what).read_text(errors="replace"):
         if process.poll() is not None or session.left < 0:
@@ -158,24 +160,32 @@ def sweep(session: Session) -> None:
     rate = _training_rate(session.runs / "sweep.pilot", session.config().data.batch_size)
     if rate:
         session.record("rate", images_per_second=rate)
-    seconds = (session.left - START_SECONDS) / len(variants)
-    epochs = 2 if session.rehearse else _fitting_epochs(session, seconds)
+    seconds = (session.left - START_SECONDS - SWEEP_SPARE_SECONDS) / len(variants)
+    epochs = 2 if session.rehearse else _fitting_epochs(session, seconds, [])
     commands = [
         _pretrain(session, name, [*_epochs(epochs), *settings], ["--cache", "decoded"])
         for name, settings in variants.items()
     ]
-    session.side_by_side(commands)
-    accuracies = {}
-    for name in variants:
-        looks = _health_checks(session.runs / f"sweep.{name}")
-        if looks:
-            if (session.runs / f"sweep.{name}").exists():  # what was stopped has seen fewer images
-                accuracies[name] = looks[-1].get("neighbour_accuracy", 0.0)
-            last = {key: looks[-1].get(key) for key in ("images", "neighbour_accuracy", "rankme")}
-            history = [round(look.get("neighbour_accuracy", 0.0), 4) for look in looks]
-            session.record(f"{name} health", epochs=epochs, **last, history=history)
-    if accuracies:
-        session.record("winner", variant=pick_winner(accuracies))
+    session.side_by_side([one._replace(spare_seconds=SWEEP_SPARE_SECONDS) for one in commands])
+    found = {name: _health_checks(session.runs / f"sweep.{name}") for name in variants}
+    looks = {name: some for name, some in found.items() if some}
+    for name, some in looks.items():
+        last = {key: some[-1].get(key) for key in ("images", "neighbour_accuracy", "rankme")}
+        history = [round(look.get("neighbour_accuracy", 0.0), 4) for look in some]
+        session.record(f"{name} health", epochs=epochs, **last, history=history)
+    if looks:
+        images, accuracies = at_equal_images(looks)
+        session.record("winner", variant=pick_winner(accuracies), images=images)
+
+
+def at_equal_images(looks: dict[str, list[dict[str, Any]]]) -> tuple[int, dict[str, float]]:
+    """The most images that all variants have seen at a health check, and their accuracies there."""
+    images = min(some[-1]["images"] for some in looks.values() if some)
+    compared = {
+        name: [look for look in some if look.get("images", 0) <= images][-1]
+        for name, some in looks.items()
+    }
+    return images, {name: look.get("neighbour_accuracy", 0.0) for name, look in compared.items()}
 
 
 def pick_winner(accuracies: dict[str, float]) -> str:
@@ -192,9 +202,10 @@ def full(session: Session) -> None:
     with ThreadPoolExecutor(2) as pool:
         baselines = pool.submit(_extract_baselines, session)
         for name in order:
-            epochs = (
-                3 if session.rehearse else _fitting_epochs(session, session.left - START_SECONDS)
-            )
+            seconds = session.left - START_SECONDS
+            epochs = 3
+            if not session.rehearse:
+                epochs = _fitting_epochs(session, seconds, variants[name])
             session.record("plan", variant=name, epochs=epochs)
             settings = [*_epochs(epochs), *variants[name]]
             outcome = session.ijepa(_pretrain(session, "run", settings, ["--cache", "decoded"]))
@@ -207,10 +218,9 @@ def full(session: Session) -> None:
 
 
 def _extract_baselines(session: Session) -> None:
-    """One after the other on the CPU: the training's own process must not wait for a core."""
+    """One after the other, with few workers: the training must not wait for a core."""
     for command in _baselines(session):
-        words = [*command.words, "--device", "cpu", "--workers", "2"]
-        session.ijepa(command._replace(words=words, cpu_only=True))
+        session.ijepa(command._replace(words=[*command.words, *_few(session)]))
 
 
 def _baselines(session: Session) -> list[Command]:
@@ -233,22 +243,28 @@ def score(session: Session) -> None:
         session.record("encoder", "failed", last="no part has trained a network")
         return
     session.record("encoder", encoder=str(encoder.relative_to(work)))
-    session.ijepa(_extract(session, "target-train", encoder, "train", work / "train.h5"))
     files = {"target": (work / "train.h5", work / "val.h5")}
     files["context"] = work / "context.train.h5", work / "context.val.h5"
-    context = ["--which", "context"]
+    few = _few(session)
     session.side_by_side(
         [
-            _extract(session, "target-val", encoder, "val", work / "val.h5"),
+            _extract(session, "target-train", encoder, "train", files["target"][0], more=few),
+            _extract(session, "target-val", encoder, "val", files["target"][1], more=few),
+            *(one._replace(words=[*one.words, *few]) for one in _baselines(session)),  # if missing
+        ]
+    )
+    session.ijepa(_probe(session, "target-linear", *files["target"], "linear"))  # worth most
+    context = [*few, "--which", "context"]
+    session.side_by_side(
+        [
+            _probe(session, "target-logistic", *files["target"], "logistic"),
             _extract(session, "context-train", encoder, "train", files["context"][0], more=context),
             _extract(session, "context-val", encoder, "val", files["context"][1], more=context),
-            *_baselines(session),  # those that the CPU did not manage
         ]
     )
     session.side_by_side(
-        _probe(session, f"{which}-{probe}", *pair, probe)
+        _probe(session, f"context-{probe}", *files["context"], probe)
         for probe in ("linear", "logistic")
-        for which, pair in files.items()
     )
     results = sorted(work.glob("score.*.json"))
     runs = [path for path in (session.runs / "full.run",) if path.exists()]
@@ -310,8 +326,8 @@ def _probe(session: Session, what: str, train: Path, test: Path, probe: str) -> 
 
 
 def _epochs(epochs: int) -> list[str]:
-    """A schedule of that length, with the recipe's share of warm-up and ten health checks."""
-    every = max(epochs * TRAIN_IMAGES // 128 // 10, 1)
+    """A schedule of that length, with the recipe's share of warm-up and some health checks."""
+    every = max(epochs * TRAIN_IMAGES // 128 // LOOKS, 1)
     return [
         f"optimization.epochs={epochs}",
         f"optimization.warmup_epochs={epochs / 10:g}",
@@ -319,12 +335,25 @@ def _epochs(epochs: int) -> list[str]:
     ]
 
 
-def _fitting_epochs(session: Session, seconds: float) -> int:
+def _fitting_epochs(session: Session, seconds: float, settings: list[str]) -> int:
     """Epochs of a training of so many seconds, by the rate that the sweep's first run had."""
     rate = session.find("sweep", "rate", "images_per_second", None)
     rate = rate or session.find("shapes", "cudnn-off", "images_per_second", IMAGES_PER_SECOND)
     images = session.find("setup", "shard", "train", TRAIN_IMAGES)
+    rate /= max(1.0, relative_cost(session, settings))
     return fitting_epochs(seconds * MARGIN, rate, images)
+
+
+def relative_cost(session: Session, settings: list[str]) -> float:
+    """FLOPs of a step with these settings, relative to the recipe's own."""
+    from ijepa.method.cost import step_flops
+    from ijepa.method.mask_statistics import mask_statistics
+
+    costs = []
+    for config in (session.config(settings), session.config()):
+        masks = mask_statistics(config, 20)
+        costs.append(step_flops(config, masks.context_patches, masks.target_patches).total)
+    return costs[0] / costs[1]
 
 
 def fitting_epochs(seconds: float, images_per_second: float, images: int) -> int:
@@ -361,6 +390,11 @@ def _health_checks(run: Path) -> list[dict[str, Any]]:
         if path.exists() and path.stat().st_size:
             return [record for record in read_metrics(path) if "rankme" in record]
     return []
+
+
+def _few(session: Session) -> list[str]:
+    """Loader processes of a command that is not alone."""
+    return ["--workers", "1" if session.rehearse else "4"]
 
 
 def _workers(session: Session) -> str:

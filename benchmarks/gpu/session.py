@@ -36,12 +36,14 @@ class Command(NamedTuple):
         words: what stands behind `ijepa`.
         numbers: what to put on record: name -> where it is in its JSON, as `a.b.0.c`.
         cpu_only: keep the GPU out of its sight.
+        spare_seconds: stop it so long before the part should be over.
     """
 
     what: str
     words: Sequence[str | Path]
     numbers: Mapping[str, str] = {}
     cpu_only: bool = False
+    spare_seconds: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -132,7 +134,7 @@ class Session:
         if self.left < SHORTEST_SECONDS:
             self.record(command.what, "skipped", last=NO_TIME)
             return Outcome("skipped", 0.0, {}, None, NO_TIME)
-        outcome = self._run(command, self.left)
+        outcome = self._run(command, max(self.left - command.spare_seconds, SHORTEST_SECONDS))
         found = {name: _dig(outcome.result, place) for name, place in command.numbers.items()}
         numbers = {name: value for name, value in found.items() if value is not None}
         if outcome.images_per_second is not None:

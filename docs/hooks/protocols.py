@@ -8,6 +8,7 @@ from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS
 from ijepa.probes.knn import NEIGHBOURS, TEMPERATURE
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, LinearProtocol, cosine, steps_down
 from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, LogisticProtocol
+from ijepa.probes.views import View
 from ijepa.run.finetune_protocols import PROTOCOLS as FINETUNING
 
 NORMS = {"none": "none", "batch": "batch norm", "plain-batch": "batch norm without weights"}
@@ -97,12 +98,22 @@ def _heads(one: LinearProtocol) -> tuple[str, str, str, str]:
 
 
 def _images(one: LinearProtocol) -> str:
-    return f"train `--augment {one.augment}`, test `--crop {one.crop}`"
+    return f"train `--augment {one.augment}`, test {_view(one.view)}"
+
+
+def _view(view: View | None) -> str:
+    if view is None:
+        return "any"
+    sides = " or ".join(str(px) for px in view.image_px)
+    kept = f", {view.crop_fraction:g} of the short side" if view.crop_fraction else ""
+    how = view.interpolation or "bilinear or bicubic"
+    features = f"; {view.features}" if view.features else ""
+    return f"`--crop {view.crop}`{kept}, {how}, {sides} pixels{features}"
 
 
 def _regressions(protocols: dict[str, LogisticProtocol]) -> str:
     return _table(
-        ("protocol", "C", "features", "bias", "tolerance, iterations", "source"),
+        ("protocol", "C", "features", "bias", "tolerance, iterations", "images", "source"),
         (
             (
                 name,
@@ -110,6 +121,7 @@ def _regressions(protocols: dict[str, LogisticProtocol]) -> str:
                 f"scaled by {one.scale}" if one.scale != "none" else "as they are",
                 "yes" if one.intercept else "no",
                 f"{one.tolerance:g}, {one.iterations:,} in {one.precision}",
+                _view(one.view),
                 one.source,
             )
             for name, one in protocols.items()

@@ -20,12 +20,13 @@ from ijepa.config.pretrain import (
     WatchConfig,
 )
 from ijepa.config.runtime import CPU_WORKERS, RUNTIME, Runtime
-from ijepa.config.shard import ShardConfig
+from ijepa.config.shard import MAX_PIXELS, ShardConfig
 from ijepa.config.validation import validated
 from ijepa.config.values import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Config,
+    Interpolation,
     Precision,
     Rgb,
     Size,
@@ -37,6 +38,7 @@ __all__ = [
     "CPU_WORKERS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MAX_PIXELS",
     "RUNTIME",
     "BlockMasks",
     "Config",
@@ -46,6 +48,7 @@ __all__ = [
     "EncoderConfig",
     "ExtractConfig",
     "FinetuneConfig",
+    "Interpolation",
     "MaskConfig",
     "MultiblockMasks",
     "OptimizationConfig",

@@ -33,7 +33,7 @@ class DecoderConfig(Settings):
 
     encoder: str
     split: str = "train"
-    test_split: str = "val"
+    test_split: str = "evaluation"
     condition: Literal["targets", "predictions"] = "targets"
     image_px: Annotated[int, Field(ge=8, le=2**12)] = 32
     channels: tuple[Width, ...] = (32, 64, 64)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ijepa.config.values import Few, Precision, Px, Seed, Settings
+from ijepa.config.values import Few, Interpolation, Precision, Px, Seed, Settings
 
 
 class ExtractConfig(Settings):
@@ -20,6 +20,8 @@ class ExtractConfig(Settings):
         image_px: side of the evaluated square, or (height, width); None takes the encoder's own.
         crop: of the evaluation view: `center` cuts the middle; `squash` takes the whole image,
             aspect not kept, as VISSL's Clevr protocols do.
+        interpolation: by which all views are resized. Pretraining is bilinear; VISSL's files for
+            Vision Transformers, MAE's and DINOv2's evaluations say bicubic.
         views: augmented views of each image, stored beside its evaluation view.
         augment: how they are made: `rrc-flip` crops at random as torchvision's RandomResizedCrop
             (8% to 100% of the area) and mirrors half of them; `flip` only mirrors the evaluation
@@ -35,6 +37,7 @@ class ExtractConfig(Settings):
     layers: Few = 4
     image_px: Px | tuple[Px, Px] | None = None
     crop: Literal["center", "squash"] = "center"
+    interpolation: Interpolation = "bilinear"
     views: Annotated[int, Field(ge=0, le=2**14)] = 0
     augment: Literal["none", "flip", "rrc-flip"] = "none"
     precision: Precision = "auto"

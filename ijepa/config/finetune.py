@@ -16,7 +16,10 @@ class FinetuneConfig(Settings):
         protocol: what the settings are called in results.
         encoder: what the user named, see `ijepa.encoders`.
         which: `target` (the paper's) or `context`; only for runs that have both.
-        label: a label of the shard set; likewise `split` and `test_split`.
+        label: a label of the shard set.
+        split: to train on.
+        test_split: to score on; `evaluation` is val, else test, else the only one that is not
+            trained on.
         subset: which training images: `1%`, `10%` of each class, `5-per-class`, or empty for all;
             drawn by the seed, unless a list of images was given, which it then calls by its sha256.
         holdout: fraction of each class of these that is watched after every epoch, and not trained
@@ -36,7 +39,7 @@ class FinetuneConfig(Settings):
     which: Literal["target", "context"] = "target"
     label: str = "class"
     split: str = "train"
-    test_split: str = "val"
+    test_split: str = "evaluation"
     subset: str = ""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     image_px: Px | tuple[Px, Px] | None = None

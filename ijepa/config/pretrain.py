@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ijepa.config.masks import MaskConfig, MultiblockMasks
 from ijepa.config.values import (
@@ -177,6 +182,8 @@ class PretrainConfig(Settings):
         shared_draws: the released code seeds all GPUs alike, so that their crops and masks
             coincide: True repeats those of the first `masks.group_size` images over the batch.
         checkpoint_epochs: keep a checkpoint every so many epochs.
+        init: digest of the weights that the run starts from, filled in from `--init`; None for
+            random ones, drawn by the seed.
     """
 
     data: DataConfig = DataConfig()
@@ -190,6 +197,13 @@ class PretrainConfig(Settings):
     seed: Seed = 0
     shared_draws: bool = False
     checkpoint_epochs: Count = 50
+    init: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_init(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Runs made before this setting existed are of the same settings."""
+        body: dict[str, object] = serialize(self)
+        return {name: value for name, value in body.items() if (name, value) != ("init", None)}
 
     @model_validator(mode="after")
     def _patches_are_not_too_many(self) -> Self:

@@ -11,6 +11,7 @@ from ijepa.config.masks import MASK_KINDS
 from ijepa.errors import IjepaError
 
 C = TypeVar("C", bound=BaseModel)
+SHOWN_FAULTS = 20
 
 
 def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
@@ -22,7 +23,9 @@ def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors()]
+        faults = [_fault(fault) for fault in error.errors()[:SHOWN_FAULTS]]
+        if more := error.error_count() - len(faults):
+            faults.append(f"and {more:,} more")
         raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
 
 

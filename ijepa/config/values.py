@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -22,6 +23,7 @@ Size = tuple[int, int]
 StrPath = str | os.PathLike[str]  # what public functions take for a path
 Rgb = tuple[Real, Real, Real]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
@@ -40,6 +42,18 @@ def _counting_up(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers
 
 
+def is_file_name(text: str) -> bool:
+    """Can this be part of a path and of a command: no separator, no option, nothing of a shell?"""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", text) is not None
+
+
+def _file_name(text: str) -> str:
+    if not is_file_name(text):
+        raise ValueError("a file's name in an index is letters, digits, '-', '_' and '.'")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 AscendingNumbers = Annotated[tuple[Few, ...], Field(min_length=1), AfterValidator(_counting_up)]

@@ -23,7 +23,7 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
         return fingerprint_of("pixels")
     if colon and kind == "random":
         if Path(rest).exists():
-            return fingerprint_of(["initial", _weights(Path(rest))])
+            return fingerprint_of(["initial", weights_fingerprint(Path(rest))])
         return fingerprint_of(["random", rest, config.seed])
     if kind in KINDS:
         files = [file_sha256(path) for path in _files(kind, rest)]
@@ -31,14 +31,14 @@ def encoder_fingerprint(config: ExtractConfig | FinetuneConfig) -> str:
         return fingerprint_of([kind, name, config.which, files])
     if colon and kind == "published":
         arch, path = published_name(rest)
-        return fingerprint_of([config.which, _weights(path), arch])
+        return fingerprint_of([config.which, weights_fingerprint(path), arch])
     if not Path(config.encoder).exists():
         raise IjepaError(
             f"There is no encoder {config.encoder!r}; give a run folder, a checkpoint file, "
             f"random:RUN, random:ARCH such as random:vit_small/16@224, pixels, or another kind "
             f"of `ijepa encoders`."
         )
-    return fingerprint_of([config.which, _weights(Path(config.encoder))])
+    return fingerprint_of([config.which, weights_fingerprint(Path(config.encoder))])
 
 
 def published_name(name: str) -> tuple[str | None, Path]:
@@ -81,8 +81,12 @@ def _files(kind: str, rest: str) -> list[Path]:
     return [Path(rest)]
 
 
-def _weights(path: Path) -> str:
-    """A finished run is known by its record, time included; any other file by its bytes."""
+def weights_fingerprint(path: Path) -> str:
+    """A finished run is known by its record, time included; any other file by its bytes.
+
+    Raises:
+        IjepaError: a folder that holds no weights.
+    """
     if path.is_dir() and read_record(path):
         return file_sha256(record_path(path))
     return file_sha256(checkpoint_path(path))

@@ -203,7 +203,7 @@ def _lineage(method: str | None, config: PretrainConfig, data: str | None = None
     return Lineage(
         method=method,
         arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + _large(config),
-        data=data,
+        data=None if config.init else data,  # the given weights have seen what nobody knows
         epochs=config.optimization.epochs if method else 0,
         family=run_family(method, settings),
         seed=config.seed,

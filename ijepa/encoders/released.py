@@ -17,7 +17,7 @@ from ijepa.errors import IjepaError
 from ijepa.method.architectures import ARCHITECTURES
 from ijepa.stores.checkpoint import check_weights
 from ijepa.stores.lineage import Lineage
-from ijepa.stores.weights import read_weights
+from ijepa.stores.weights import read_weights, unwrapped
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 
@@ -40,8 +40,8 @@ def read_released(asked: Asked) -> Released:
         IjepaError: no readable file, or nothing in it that such an encoder is kept under.
     """
     kind, source = KINDS[asked.kind], asked.name
-    body = read_weights(Path(asked.rest))
-    weights = {name.removeprefix("module."): value for name, value in _chosen(body, asked).items()}
+    body = unwrapped(read_weights(Path(asked.rest)), asked.rest)
+    weights = dict(_chosen(body, asked))
     if kind.part and any(name.startswith(kind.part) for name in weights):
         weights = {
             name.removeprefix(kind.part): value

@@ -42,7 +42,14 @@ def feature_batches(
     device = pick_device(runtime.device)
     dtype = torch.float16 if config.dtype == "float16" else torch.float32
     crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
-    plan = ViewPlan(encoder.image_px, crop_fraction, config.views, config.augment, config.seed)
+    plan = ViewPlan(
+        encoder.image_px,
+        crop_fraction,
+        config.views,
+        config.augment,
+        config.seed,
+        config.interpolation,
+    )
     views = SampleViewBatches(images, plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
     bf16 = encoder.uses_bf16(config.precision, device)

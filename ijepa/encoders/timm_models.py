@@ -28,7 +28,7 @@ from ijepa.errors import IjepaError
 from ijepa.exchange.reading import held_encoder
 from ijepa.stores.checkpoint import check_weights
 from ijepa.stores.lineage import UNKNOWN, Lineage
-from ijepa.stores.weights import read_weights
+from ijepa.stores.weights import read_weights, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
@@ -41,7 +41,7 @@ def load(asked: Asked) -> FrozenEncoder:
         IjepaError: no such model, weights that cannot be had, or that are not this model's.
     """
     name, file = _name_and_file(asked.rest)
-    body = read_weights(file)
+    body = unwrapped(read_weights(file), file)
     model = _model(name, _weights(body, asked), asked.name)
     digest = weights_sha256(model.state_dict())
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
@@ -146,9 +146,11 @@ def _holds_two(body: Mapping[str, Any]) -> bool:
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
     """With these weights and no head, every weight accounted for."""
     flat = _flat(weights)
+    if not any(isinstance(value, Tensor) for value in flat.values()):
+        raise IjepaError(f"{source} holds no weights; name another file, as timm:{name}@FILE.")
     num_classes = _num_classes(timm.get_pretrained_cfg(name), flat)
     # With as many classes as the file has, timm is strict.
-    overlay = {"state_dict": weights, "num_classes": num_classes, "label_offset": 0}
+    overlay = {"state_dict": flat, "num_classes": num_classes, "label_offset": 0}
     try:
         model: Any = timm.create_model(
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
@@ -164,11 +166,11 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
     return model.float().eval().requires_grad_(False)
 
 
-def _flat(weights: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """Weights by name, without the boxes that they may lie in."""
     for key in ("model", "state_dict", "encoder"):
         weights = weights[key] if isinstance(weights.get(key), Mapping) else weights
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
 
 
 def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401  # any class of theirs

@@ -1,11 +1,13 @@
 """The model card that stands beside converted weights: Markdown, as model hubs show it."""
 
+import re
 from collections.abc import Sequence
 
 from ijepa.exchange.networks import ENCODERS, Networks
 from ijepa.exchange.writing import timm_call
 from ijepa.recipes import dump_yaml
 from ijepa.stores.results import ProbeResult
+from ijepa.text import one_line
 
 NON_COMMERCIAL = "cc-by-nc-4.0"
 LICENCES = {
@@ -36,7 +38,7 @@ def model_card(
     """
     sections = [
         _front_matter(networks, to),
-        f"# {out}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
+        f"# {_plain(out)}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
         f"weights, {held_text(networks, to, which)}.",
         "## Load\n\n```python\n" + _loading(networks, to, which, out) + "\n```",
         "## What they are\n\n" + _table(("", ""), _facts(networks)),
@@ -75,7 +77,12 @@ def _loading(networks: Networks, to: str, which: str, out: str) -> str:
             "features = model(**processor(image, return_tensors='pt')).last_hidden_state.mean(1)"
         )
     if to == "timm":
-        return f"import timm\n\nmodel = {timm_call(networks, out)}\n{view}"
+        return (
+            f"import timm\n\nmodel = {timm_call(out)}\n"
+            "data = timm.data.resolve_model_data_config(model)\n"
+            "transform = timm.data.create_transform(**data)\n"
+            "features = model(transform(image).unsqueeze(0))"
+        )
     held = [name for name, part in ENCODERS.items() if part in networks.parts]
     chosen = which if which in held else held[0]
     return f"import ijepa\n\nencoder = ijepa.load_encoder({out!r}, which={chosen!r})\n{view}"
@@ -117,7 +124,12 @@ def _scores(results: Sequence[ProbeResult]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text of others that stays what it is in Markdown: in its cell, neither link nor element."""
+    return re.sub(r"[|<\[]", r"\\\g<0>", one_line(text))
 
 
 def _configuration(networks: Networks) -> str:

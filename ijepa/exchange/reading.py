@@ -22,7 +22,7 @@ from ijepa.exchange.networks import (
 )
 from ijepa.stores.checkpoint import checkpoint_of
 from ijepa.stores.stage import parse_json, read_json, read_record
-from ijepa.stores.weights import read_weights, safetensors_notes
+from ijepa.stores.weights import read_weights, safetensors_notes, unwrapped
 
 LAST = Path("checkpoints") / "last.pt"
 NOTES = "ijepa"  # under which our own files of foreign formats say what those have no room for
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def read_networks(path: Path, arch: str | None = None) -> Networks:
-    """Read a run or checkpoint of ours, a published file, a timm file, a folder of IJepaModel.
+    """Read a run or checkpoint of ours, a published file, timm's or transformers'.
 
     Weights stay on disk until they are used, if the file can be mapped.
 
@@ -49,10 +49,13 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
     if (path / LAST).is_file():
         return read_networks(path / LAST)
     if (path / "config.json").is_file():
-        return _transformers(path)
+        settings = read_json(path / "config.json")
+        if "pretrained_cfg" in settings:
+            return read_networks(path / "model.safetensors", arch)
+        return _transformers(path, settings)
     if path.is_dir():
         raise IjepaError(f"{path} is neither a finished run nor a folder of transformers' weights.")
-    body = read_weights(path)
+    body = unwrapped(read_weights(path), path)
     for belongs, read in READERS:
         if belongs(body):
             return read(path, body, arch)
@@ -106,14 +109,7 @@ def _of_run(path: Path, steps: int, config: PretrainConfig) -> Provenance:
 
 
 def _published(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
-    parts = {
-        part: {
-            str(name).removeprefix("module."): value
-            for name, value in _weights(path, part, body[part]).items()
-        }
-        for part in PARTS
-        if part in body
-    }
+    parts = {part: _weights(path, part, body[part]) for part in PARTS if part in body}
     epoch = body.get("epoch")
     known = Provenance(
         origin="published", method="I-JEPA", epochs=epoch if isinstance(epoch, int) else None
@@ -127,12 +123,11 @@ def _timm(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
     return _single(path, weights, arch, Provenance(origin="timm"), notes)
 
 
-def _transformers(folder: Path) -> Networks:
+def _transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
     """Weights of a folder of `save_pretrained`, one file or several."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise IjepaError(f"{folder} has a config.json, but no model.safetensors beside it.")
-    settings = read_json(folder / "config.json")
     if settings.get("model_type") != "ijepa":
         raise IjepaError(
             f"{folder} is a {settings.get('model_type')!r} model; `ijepa convert` takes "
@@ -143,7 +138,7 @@ def _transformers(folder: Path) -> Networks:
             raise IjepaError(f"{folder}: {name} is {settings[name]!r}, I-JEPA's is {value!r}.")
     weights: Weights = {}
     for file in files:
-        weights |= _weights(file, "its body", read_weights(file))
+        weights |= _weights(file, "its body", unwrapped(read_weights(file), file))
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes = [settings.get(name) for name in names]
     if not all(isinstance(size, int) for size in sizes):

@@ -15,6 +15,7 @@ from ijepa.exchange.names import transformers_of_ours
 from ijepa.exchange.networks import ENCODERS, Networks, Weights
 from ijepa.exchange.reading import NOTES, SAME_NETWORK
 from ijepa.method.architectures import Architecture, architecture
+from ijepa.method.augment import resized_px
 from ijepa.stores.checkpoint import Checkpoint, save_checkpoint
 from ijepa.stores.stage import write_json
 from ijepa.stores.weights import write_weights
@@ -63,12 +64,39 @@ def write_published(networks: Networks, out: Path, which: str) -> None:
 
 
 def write_timm(networks: Networks, out: Path, which: str) -> None:
-    """One encoder, as `timm.create_model(..., checkpoint_path=OUT)` takes it."""
-    weights = networks.encoder_weights(which)
-    if out.suffix == ".safetensors":
-        _save_safetensors(networks, weights, out, which)
-    else:
-        write_weights(out, {name: _owned(value) for name, value in weights.items()})
+    """One encoder, as `timm.create_model("local-dir:OUT", pretrained=True)` takes it.
+
+    The configuration says how images are cut and normalised, for
+    `timm.data.resolve_model_data_config`.
+    """
+    out.mkdir(exist_ok=True)
+    name, settings = timm_network(networks)
+    data = networks.config.data
+    view = {
+        "input_size": [3, *data.image_size],
+        "interpolation": "bilinear",
+        "crop_pct": data.eval_crop_fraction,
+        "crop_mode": "center",
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    pretrained_cfg = {
+        **view,
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    body = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": _size(networks).dim,
+        "global_pool": "avg",
+        "model_args": settings,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    write_json(out / "config.json", body)
+    _save_safetensors(networks, networks.encoder_weights(which), out / "model.safetensors", which)
 
 
 def write_transformers(networks: Networks, out: Path, which: str) -> None:
@@ -110,7 +138,7 @@ def _processor(networks: Networks, side_px: int) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(side_px / data.eval_crop_fraction)},
+        "size": {"shortest_edge": resized_px(side_px, data.eval_crop_fraction)[0]},
         "resample": BILINEAR,
         "do_center_crop": True,
         "crop_size": {"height": side_px, "width": side_px},
@@ -122,28 +150,29 @@ def _processor(networks: Networks, side_px: int) -> dict[str, Any]:
     }
 
 
-def timm_call(networks: Networks, out: str) -> str:
-    """The call of timm that makes this very network."""
+def timm_call(out: str) -> str:
+    """The call of timm that makes the network in a folder of `write_timm`."""
+    return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
+
+
+def timm_network(networks: Networks) -> tuple[str, dict[str, Any]]:
+    """A name of timm, and the arguments beside it that make this very network."""
     size, config = _size(networks), networks.config
     network_key = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
     name = TIMM_NAMES.get(network_key)
-    settings: dict[str, Any] = {"num_classes": 0, "checkpoint_path": out}
-    if not name:
-        name = "vit_base_patch16_224"
-        network = {
-            "img_size": config.data.image_px,
-            "patch_size": config.encoder.patch_px,
-            "embed_dim": size.dim,
-            "depth": size.depth,
-            "num_heads": size.heads,
-            **({} if size.mlp_ratio == 4 else {"mlp_ratio": size.mlp_ratio}),
-            "class_token": False,
-            "global_pool": "avg",
-            "fc_norm": False,
-        }
-        settings = network | settings
-    listed = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-    return f"timm.create_model({name!r}, {listed})"
+    if name:
+        return name, {}
+    return "vit_base_patch16_224", {
+        "img_size": config.data.image_px,
+        "patch_size": config.encoder.patch_px,
+        "embed_dim": size.dim,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        **({} if size.mlp_ratio == 4 else {"mlp_ratio": size.mlp_ratio}),
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+    }
 
 
 def _size(networks: Networks) -> Architecture:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from ijepa.config import DataConfig, Rgb, Size, height_width
+from ijepa.config import DataConfig, Interpolation, Rgb, Size, height_width
 
 TRIES = 10  # torchvision's RandomResizedCrop tries as often
 
@@ -64,8 +65,13 @@ def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box
     return _central_box(height_px, width_px, (3 / 4, 4 / 3))
 
 
-def resize_box(image: Pixels, box: Box, image_px: int | Size, *, mode: str = "bilinear") -> Tensor:
-    """Cut a box and resize it, antialiased: bit for bit Pillow's crop and resize.
+def resize_box(
+    image: Pixels, box: Box, image_px: int | Size, *, mode: Interpolation = "bilinear"
+) -> Tensor:
+    """Cut a box and resize it, antialiased, as Pillow's crop and resize.
+
+    A value may differ from Pillow's by two levels of 255, for torch rounds the filter's weights to
+    16 bits; with `bicubic` by more where hard edges are enlarged.
 
     Args:
         image: (height, width, 3) uint8.
@@ -125,23 +131,66 @@ def _resampling(start: Tensor, length: Tensor, num_out: int, num_in: int) -> Ten
     return weight / weight.sum(dim=-1, keepdim=True)
 
 
-def evaluation_crop(image: Pixels, image_px: int | Size, crop_fraction: float) -> Tensor:
-    """The middle of an image, resized: (1, 3, *size) uint8.
+def evaluation_crop(
+    image: Pixels,
+    image_px: int | Size,
+    crop_fraction: float,
+    mode: Interpolation = "bilinear",
+) -> Tensor:
+    """The view that torchvision's Resize and CenterCrop make of a PIL image.
 
-    Of the largest box of the wanted shape, `crop_fraction` of either side is kept. With 224 / 256
-    this is the usual resize to 256 and centre crop of 224 in one resampling.
+    With 224 and 224 / 256 these are Resize(256) and CenterCrop(224). Here Pillow resamples only
+    what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,
+    one of 10,000 by more.
+
+    Args:
+        image: (height, width, 3) uint8.
+        image_px: side of a square, or (height, width).
+        crop_fraction: of the resized image's short side that is kept.
+        mode: `bilinear` or `bicubic`, antialiased.
+
+    Returns:
+        (1, 3, *size) uint8, channels last in memory.
     """
     height, width = image.shape[:2]
-    wanted_height, wanted_width = height_width(image_px)
-    fitting_height = min(height, width * wanted_height / wanted_width) * crop_fraction
-    fitting_width = min(width, height * wanted_width / wanted_height) * crop_fraction
-    kept = max(1, round(fitting_height)), max(1, round(fitting_width))
-    return resize_box(image, ((height - kept[0]) // 2, (width - kept[1]) // 2, *kept), image_px)
+    size = kept_height, kept_width = height_width(image_px)
+    whole_height, whole_width = resized_px(size, crop_fraction)
+    if whole_height * width >= whole_width * height:  # then the width has some to spare
+        whole_width = whole_height * width // height
+    else:
+        whole_height = whole_width * height // width
+    top, left = round((whole_height - kept_height) / 2), round((whole_width - kept_width) / 2)
+    box = (
+        left * width / whole_width,
+        top * height / whole_height,
+        (left + kept_width) * width / whole_width,
+        (top + kept_height) * height / whole_height,
+    )
+    return _resized(image, size, box, mode)
 
 
-def squash(image: Pixels, image_px: int | Size) -> Tensor:
+def resized_px(image_px: int | Size, crop_fraction: float) -> Size:
+    """(height, width) to which a centre crop's shape is resized before it is cut; timm rounds so.
+
+    An image takes the smallest size of its own aspect that covers it: of a square, the short side.
+    """
+    height, width = height_width(image_px)
+    return int(height / crop_fraction + 1e-9), int(width / crop_fraction + 1e-9)
+
+
+def squash(image: Pixels, image_px: int | Size, mode: Interpolation = "bilinear") -> Tensor:
     """The whole image squeezed into the wanted shape, as VISSL's Clevr protocols."""
-    return resize_box(image, (0, 0, image.shape[0], image.shape[1]), image_px)
+    height, width = image.shape[:2]
+    return _resized(image, height_width(image_px), (0, 0, width, height), mode)
+
+
+def _resized(
+    image: Pixels, size: Size, box: tuple[float, float, float, float], mode: Interpolation
+) -> Tensor:
+    """Pillow's resampling of a (left, top, right, bottom) of an image: (1, 3, *size) uint8."""
+    resampling = Image.Resampling[mode.upper()]
+    view = Image.fromarray(image).resize((size[1], size[0]), resampling, box)
+    return torch.from_numpy(np.array(view)[np.newaxis]).permute(0, 3, 1, 2)
 
 
 def normalise(images: Tensor, mean: Rgb, std: Rgb) -> Tensor:

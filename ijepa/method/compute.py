@@ -7,10 +7,12 @@ lengths vary bring hundreds of shapes, so it is switched off for them.
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
+from ijepa.distributed import cpu_name
 from ijepa.errors import IjepaError
 
 LinearKernel = Literal["torch", "onednn"]
@@ -74,7 +77,9 @@ def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa:
 def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
     """The faster library for the Linear layers of a Transformer on a CPU, found by timing both.
 
-    The environment variable `IJEPA_CPU_LINEAR` (`torch`, `onednn`) decides instead where it is set.
+    What was found is kept in `known_file`, because both round differently: the same work on the
+    same machine always takes the same library. The environment variable `IJEPA_CPU_LINEAR`
+    (`torch`, `onednn`) decides instead where it is set.
 
     Args:
         device: where the networks compute; on anything but a CPU there is no choice.
@@ -94,7 +99,13 @@ def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
     if asked == "onednn":
         return "onednn"
     most_rows = max(1, int(TIMED_FLOPS / (3 * 2 * 4 * dim**2)))
-    return _timed(min(rows, most_rows), dim, torch.get_num_threads())
+    return _known_or_timed(min(rows, most_rows), dim, torch.get_num_threads())
+
+
+def known_file() -> Path:
+    """Where the choices of this machine are kept: JSON, made anew if it is deleted."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "ijepa" / "cpu-linear.json"
 
 
 def linear_name(linear: LinearKernel) -> str:
@@ -103,7 +114,23 @@ def linear_name(linear: LinearKernel) -> str:
 
 
 @cache
-def _timed(rows: int, dim: int, _threads: int) -> LinearKernel:
+def _known_or_timed(rows: int, dim: int, threads: int) -> LinearKernel:
+    path, known = known_file(), {}
+    name = f"{cpu_name()}, {threads} threads, torch {torch.__version__}: {rows} x {dim}"
+    with contextlib.suppress(OSError, ValueError):  # none yet, or not one of ours
+        known = dict(json.loads(path.read_text()))
+    if known.get(name) not in ("torch", "onednn"):
+        known[name] = _timed(rows, dim)
+        with contextlib.suppress(OSError):  # nowhere to keep it: it is timed again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            new.write_text(json.dumps(known, indent=1))
+            new.replace(path)
+    found: LinearKernel = known[name]
+    return found
+
+
+def _timed(rows: int, dim: int) -> LinearKernel:
     """The better one for a Transformer's widest layer, by the best time of each of both passes."""
     weight, bias = torch.full((4 * dim, dim), 0.01), torch.zeros(4 * dim)
     inputs = torch.full((rows, dim), 0.5)

@@ -3,7 +3,7 @@
 import numpy as np
 
 # What a stream is for: `stream(seed, CROPS, step)`.
-SHUFFLE, CROPS, MASKS, VIEWS, SHARDS, BUFFERS, AUGMENTED, NOISE = range(8)
+SHUFFLE, CROPS, MASKS, VIEWS, SHARDS, BUFFERS, AUGMENTED, NOISE, SKIPPED = range(9)
 
 
 def stream(seed: int, purpose: int, number: int) -> np.random.Generator:

@@ -8,7 +8,6 @@ Source: paper A.2, which takes MAE's settings; facebookresearch/mae `models_vit.
 import math
 
 import torch
-from timm.layers.drop import DropPath
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -65,17 +64,50 @@ class Classifier(nn.Module):
         if isinstance(encoder, Encoder):
             encoder.position_table.requires_grad_(False)
         last = max(1, len(encoder.blocks) - 1)
+        self._branches: list[DropBranch] = []
         for number, block in enumerate(encoder.blocks):
-            chance = drop_path * number / last
-            block.drop_path1, block.drop_path2 = DropPath(chance), DropPath(chance)
+            block.drop_path1, block.drop_path2 = (
+                DropBranch(drop_path * number / last) for _ in range(2)
+            )
+            self._branches += [block.drop_path1, block.drop_path2]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, classes) logits of (B, 3, height, width) normalised images."""
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            images: (B, 3, height, width) float, normalised.
+            draws: (B, 2 * blocks) uniform in [0, 1), by which each image skips branches of blocks;
+                None skips none, as in evaluation.
+
+        Returns:
+            (B, classes) logits.
+        """
+        for number, branch in enumerate(self._branches):
+            branch.draws = None if draws is None else draws[:, number]
         tokens: Tensor = self.encoder.forward_features(images)
         patches = tokens[:, self.encoder.num_prefix_tokens :]
         vectors = tokens[:, 0] if self._class_token else patches.mean(dim=1)
         logits: Tensor = self.head(self.fc_norm(vectors))
         return logits
+
+
+class DropBranch(nn.Module):
+    """Skip a branch of a block for some images; timm's `DropPath` with draws from outside.
+
+    So the draws of an image need not depend on how a batch is shared out over processes.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.draws: Tensor | None = None  # (B,) uniform in [0, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D): zero where an image skips the branch, else over the chance to keep it."""
+        if self.draws is None or not self.drop_prob:
+            return tokens
+        kept = (self.draws >= self.drop_prob).to(tokens.dtype) / (1 - self.drop_prob)
+        return tokens * kept[:, None, None]
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -6,6 +6,7 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/masks/multiblock.py
 import numpy as np
 
 from ijepa.config import MultiblockMasks
+from ijepa.errors import IjepaError
 from ijepa.method.blocks import (
     Blocks,
     Bools,
@@ -66,7 +67,7 @@ def _draw_published(
             todo = todo[kept[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
             if not len(todo):
                 return targets, kept.reshape(batch_size, -1)
-    raise AssertionError("check_masks lets no such grid through")
+    raise _too_small(grid, config)
 
 
 def _draw_symmetric(
@@ -95,5 +96,14 @@ def _draw_symmetric(
         kept[todo] = context & ~inside(grid, drawn).any(axis=0)
         todo = todo[kept[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
         if not len(todo):
-            break
-    return Blocks(top, left, *target_size), kept.reshape(batch_size, -1)
+            return Blocks(top, left, *target_size), kept.reshape(batch_size, -1)
+    raise _too_small(grid, config)
+
+
+def _too_small(grid: Grid, config: MultiblockMasks) -> IjepaError:
+    """Such masks train nothing; `check_masks` refuses the grids where they come up."""
+    return IjepaError(
+        f"Masks on a grid of {grid[0]}x{grid[1]} patches leave a context fewer than the "
+        f"{config.fewest_context_patches} patches that masks.min_keep and masks.context_patches "
+        f"ask for. Use a smaller value there, smaller patches or larger images."
+    )

@@ -32,8 +32,8 @@ class Schedules:
 
     @property
     def scheduled_steps(self) -> int:
-        """Steps over which the schedules stretch: `schedule_scale` times the steps taken."""
-        return int(self.config.schedule_scale * self.total_steps)
+        """Steps over which the schedules stretch; rounded as published, factors in this order."""
+        return int(self.config.schedule_scale * self.config.epochs * self.steps_per_epoch)
 
     @property
     def warmup_steps(self) -> int:

@@ -1,5 +1,6 @@
 """What a probe is fitted on, and what it gives back."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +12,14 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Stored = np.ndarray[tuple[int, ...], np.dtype[Any]]  # in the store's numbers
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+ROWS_AT_ONCE = 4096
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Consecutive parts of rows, so that no more than one is copied at once."""
+    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, rows, ROWS_AT_ONCE))
 
 
 class Rows(Protocol):
@@ -41,9 +50,16 @@ class Labelled(NamedTuple):
         """Some of the images, in that order."""
         return self._replace(labels=self.labels[images], views=self.views[images])
 
-    def last(self) -> Floats:
-        """(n, dim) float32: the last layer of the evaluation views, all in memory."""
-        found: Floats = self.features.read(self.views[:, 0], 1)[:, 0].astype(np.float32)
+    def last(self, images: Ints | None = None) -> Floats:
+        """(n, dim) float32: the last layer of evaluation views, all in memory, in one new array.
+
+        Args:
+            images: whose, in which order; None for all.
+        """
+        rows = self.views[:, 0] if images is None else self.views[images, 0]
+        found: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
+        for some in blocks(len(rows)):
+            found[some] = self.features.read(rows[some], 1)[:, 0]
         return found
 
 

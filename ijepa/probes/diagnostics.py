@@ -50,7 +50,7 @@ class Moments:
 
         Args:
             features: (n, dim).
-            classes: (n,) numbers from 0; None without labels.
+            classes: (n,) numbers from 0, -1 where not known; None without labels.
         """
         rows = features.astype(np.float64)
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -59,8 +59,9 @@ class Moments:
         self._products += rows.T @ rows
         self._unit_sum += unit.sum(axis=0)
         if classes is not None:
-            np.add.at(self._unit_sums, classes, unit)
-            self._per_class += np.bincount(classes, minlength=len(self._per_class))
+            known = classes >= 0
+            np.add.at(self._unit_sums, classes[known], unit[known])
+            self._per_class += np.bincount(classes[known], minlength=len(self._per_class))
 
     def diagnosis(self) -> Diagnosis:
         """Of all images so far; there must be two."""

@@ -12,10 +12,11 @@ from ijepa.probes.arrays import Asked, Fit, Ints, Labelled
 from ijepa.probes.logistic import (
     LOGISTIC_PROTOCOLS,
     LogisticProtocol,
+    centred_unit,
     fit,
     predicted,
     regression,
-    rescaling,
+    unfinished,
 )
 from ijepa.probes.subsets import draw_subset
 
@@ -42,7 +43,8 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
             test,
             [draw_subset(train.labels, shots, config.seed, draw) for draw in range(config.draws)],
             protocol,
-        )._replace(departures=_too_few(train.labels, shots))
+            _too_few(train.labels, shots),
+        )
         for shots in config.shots
     ]
 
@@ -63,14 +65,17 @@ def _setting(
     test: Labelled,
     subsets: Sequence[Ints],
     protocol: LogisticProtocol,
+    departures: tuple[str, ...] = (),
 ) -> Fit:
-    rescale = rescaling(protocol.scale, train.last())
-    fitted, scored = rescale(train.last()), rescale(test.last())
+    scored = centred_unit(test.last())
     probe = regression(protocol, protocol.strengths[0], train.labels)
-    predictions = []
+    predictions, stopped = [], 0
     for subset in subsets:
         if len(np.unique(train.labels[subset])) < 2:
             raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
-        fit(probe, fitted[subset], train.labels[subset], None)
+        fitted = centred_unit(train.last(subset))
+        stopped += not fit(probe, fitted, train.labels[subset], None)
         predictions.append(predicted(probe, scored, None))
-    return Fit(name, np.array(predictions), {"C": probe.C, "draws": len(subsets)})
+    choices = {"C": probe.C, "draws": len(subsets)}
+    departures += unfinished(stopped, len(subsets), protocol)
+    return Fit(name, np.array(predictions), choices, departures=departures)

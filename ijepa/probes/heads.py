@@ -231,7 +231,7 @@ def _slices(group: HeadGroup, protocol: LinearProtocol) -> Iterator[_Slice]:
     for place, number in enumerate(group.numbers):
         head = protocol.heads[number]
         for name, whole in group.named_parameters():
-            decays = name == "weight" or (name == "bias" and protocol.optimizer == "sgd")
+            decays = name in ("weight", "bias")  # not batch norm's own
             yield _Slice(whole, place, head.lr, head.weight_decay if decays else 0.0)
 
 

@@ -7,6 +7,7 @@ from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
+HELD_OUT_AT_MOST = 5000  # images to choose k on, or one a class: time grows with train, no faster
 VOTES_AT_ONCE = 2**24  # bounds memory
 
 
@@ -15,13 +16,15 @@ def knn(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
 
     Source: facebookresearch/dinov2 `dinov2/eval/knn.py`.
     """
-    features, labels = train.last(), train.labels
-    fitted, held = hold_out(labels, asked.config.holdout, asked.config.seed)
-    sizes = tuple(k for k in NEIGHBOURS if k <= len(fitted)) or (len(fitted),)
-    votes = vote(features[fitted], labels[fitted], features[held], sizes)
-    scores = {k: float(np.mean(found == labels[held])) for k, found in votes.items()}
+    share = min(asked.config.holdout, HELD_OUT_AT_MOST / len(train.labels))
+    fitted, held = hold_out(train.labels, share, asked.config.seed)
+    order = np.concatenate([fitted, held])
+    features, labels, count = unit_length(train.last(order)), train.labels[order], len(fitted)
+    sizes = tuple(k for k in NEIGHBOURS if k <= count) or (count,)
+    votes = vote(features[:count], labels[:count], features[count:], sizes)
+    scores = {k: float(np.mean(found == labels[count:])) for k, found in votes.items()}
     best = max(scores, key=lambda k: (scores[k], -k))
-    predictions = vote(features, labels, test.last(), (best,))[best]
+    predictions = vote(features, labels, unit_length(test.last()), (best,))[best]
     return [Fit("", predictions[np.newaxis], {"k": best, "held_out_accuracy": scores[best]})]
 
 
@@ -31,17 +34,15 @@ def vote(
     """Class with the largest sum of exp(cosine / 0.07) over the k nearest, for several k.
 
     Args:
-        features: (n, dim) float32 of the images that vote.
+        features: (n, dim) float32 of the images that vote, each of unit length.
         labels: (n,) their class numbers.
-        queries: (m, dim) float32.
+        queries: (m, dim) float32, each of unit length.
         sizes: each k, at most n.
 
     Returns:
         (m,) class numbers by k.
     """
-    cosine, neighbours = faiss.knn(
-        _unit(queries), _unit(features), max(sizes), metric=faiss.METRIC_INNER_PRODUCT
-    )
+    cosine, neighbours = faiss.knn(queries, features, max(sizes), metric=faiss.METRIC_INNER_PRODUCT)
     classes, numbers = np.unique(labels, return_inverse=True)
     weights, found = np.exp((cosine - 1.0) / TEMPERATURE), numbers[neighbours]
     return {k: classes[_winners(weights[:, :k], found[:, :k], len(classes))] for k in sorted(sizes)}
@@ -62,7 +63,7 @@ def _winners(weights: Floats, found: Ints, num_classes: int) -> Ints:
     return winners
 
 
-def _unit(features: Floats) -> Floats:
-    unit: Floats = np.ascontiguousarray(features, dtype=np.float32).copy()
-    faiss.normalize_L2(unit)
-    return unit
+def unit_length(features: Floats) -> Floats:
+    """Bring each row of (n, dim) float32 to unit length, in place."""
+    faiss.normalize_L2(features)
+    return features

@@ -12,7 +12,10 @@ from functools import partial
 from itertools import product
 from typing import Literal
 
+from ijepa.probes.views import View
+
 RATE_BATCH = 256  # to which learning rates refer
+VISSL_PX = (224, 448)
 Schedule = Callable[[float], float]
 
 
@@ -25,7 +28,7 @@ class Head:
         norm: `batch` norm with weights of its own before the linear layer, `plain-batch` norm
             without, or `none`.
         lr: at a batch of 256.
-        weight_decay: of the linear layer.
+        weight_decay: of the linear layer, its bias included (VISSL: `regularize_bias: True`).
     """
 
     features: Literal["last", "concat"]
@@ -51,12 +54,12 @@ class LinearProtocol:
         schedule: factor on the learning rate by the share of training that is done, in [0, 1).
         per_epoch: does the factor change between epochs only?
         batch: images.
-        optimizer: `sgd` with Nesterov momentum, `sgd-plain` momentum, or `lars`, which adapts and
-            decays matrices only.
+        optimizer: `sgd` with Nesterov momentum, `sgd-plain` momentum, or `lars`, which adapts
+            matrices only.
         init: `torch`'s own; or normal weights of a standard deviation of 0.01, and no bias.
         norm_eps: of batch norm.
         augment: of the training images, as `ijepa extract --augment` names it.
-        crop: of the test images, as `ijepa extract --crop` names it.
+        view: of the test images; None takes any.
         bf16: are matrices multiplied in bfloat16? No publication says; the run does.
         source: paper section, or repo:path.
     """
@@ -72,7 +75,7 @@ class LinearProtocol:
     init: Literal["torch", "normal"] = "torch"
     norm_eps: float = 1e-5
     augment: Literal["none", "flip", "rrc-flip"] = "rrc-flip"
-    crop: Literal["center", "squash"] = "center"
+    view: View | None = None
     bf16: bool = False
 
 
@@ -89,11 +92,15 @@ def cosine(done: float, *, end: float = 0.0, warmup: float = 0.0) -> float:
     return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
 
 
-def _vissl(epochs: int, *falls: int, path: str) -> LinearProtocol:
+def _vissl(
+    epochs: int, *falls: int, path: str, interpolation: Literal["bicubic"] | None = "bicubic"
+) -> LinearProtocol:
+    """Its files resize bicubically for every network, or (None) for some of them."""
     return LinearProtocol(
         heads=_heads(("batch", "none"), (0.01,), (5e-4,)),
         epochs=epochs,
         schedule=partial(steps_down, at=tuple(fall / epochs for fall in falls)),
+        view=View(interpolation=interpolation, image_px=VISSL_PX),
         source=f"vissl:configs/config/benchmark/linear_image_classification/{path}",
     )
 
@@ -104,7 +111,7 @@ def _vissl_clevr(epochs: int, task: str) -> LinearProtocol:
         epochs=epochs,
         schedule=partial(cosine, end=0.01),
         augment="flip",
-        crop="squash",
+        view=View("squash", None, "bilinear"),
         source=f"vissl:configs/config/benchmark/linear_image_classification/{task}",
     )
 
@@ -116,6 +123,7 @@ def _lars(rates: tuple[float, ...], source: str) -> LinearProtocol:
         schedule=partial(steps_down, at=(0.3, 0.6, 0.9)),
         batch=16384,
         optimizer="lars",
+        view=View(interpolation="bicubic", image_px=VISSL_PX),
         source=source,
     )
 
@@ -130,6 +138,7 @@ def _mae(epochs: int, sizes: str) -> LinearProtocol:
         optimizer="lars",
         init="normal",
         norm_eps=1e-6,
+        view=View(interpolation="bicubic"),
         source=f"mae:FINETUNE.md, {sizes}",
     )
 
@@ -155,8 +164,8 @@ LINEAR_PROTOCOLS = {
         source="ours: the schedule of vissl-cifar100, more learning rates, evaluation views",
     ),
     "vissl-cifar100": _vissl(28, 8, 16, 24, path="cifar100"),
-    "vissl-places205": _vissl(14, 4, 8, 12, path="places205"),
-    "vissl-inat18": _vissl(84, 24, 48, 72, path="inaturalist18"),
+    "vissl-places205": _vissl(14, 4, 8, 12, path="places205", interpolation=None),
+    "vissl-inat18": _vissl(84, 24, 48, 72, path="inaturalist18", interpolation=None),
     "vissl-in1k": _vissl(28, 8, 16, 24, path="imagenet1k"),
     "vissl-clevr-count": _vissl_clevr(50, "clevr_count"),
     "vissl-clevr-dist": _vissl_clevr(100, "clevr_dist"),
@@ -176,6 +185,7 @@ LINEAR_PROTOCOLS = {
         batch=1024,
         optimizer="sgd-plain",
         init="normal",
+        view=View(interpolation="bicubic"),
         source="dinov2:dinov2/eval/linear.py (8 GPUs of 128)",
     ),
 }

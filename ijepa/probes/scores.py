@@ -1,5 +1,6 @@
 """Accuracies with their uncertainty, and whether one encoder beats another."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,17 +72,30 @@ def top1(correct: Bools) -> Estimate:
 
 
 def mean_class_accuracy(correct: Bools, labels: Ints) -> Estimate:
-    """Mean over the classes of the test set of their accuracies, with a normal interval.
+    """Mean over the classes of the test set of their accuracies, with an interval as Wilson's.
+
+    The variance within a class of n images is estimated without bias, with n - 1, for classes of
+    two or three are common; a class of one image counts as drawn from all classes. Where each class
+    is all right or all wrong, the variance is that of one other image in the smallest class.
+    Wilson's formula then takes as many images as give this variance in one class.
 
     Args:
         correct: (n,) whether each test image was classified rightly.
         labels: (n,) true class numbers.
     """
-    parts = [correct[labels == label] for label in np.unique(labels)]
-    accuracies = np.array([part.mean() for part in parts])
-    variances = accuracies * (1 - accuracies) / [len(part) for part in parts]
-    value, spread = float(accuracies.mean()), Z95 * float(np.sqrt(variances.sum())) / len(parts)
-    return Estimate(value, max(0.0, value - spread), min(1.0, value + spread))
+    _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    accuracies = np.bincount(numbered, correct) / counts
+    value = float(accuracies.mean())
+    within = accuracies * (1 - accuracies) / np.maximum(counts - 1, 1)
+    variances = np.where(counts > 1, within, value * (1 - value))
+    total = max(float(variances.sum()), counts.min() ** -2.0)
+    images = len(counts) ** 2 * value * (1 - value) / total
+    if images == 0:  # all right, or all wrong
+        images = len(counts) ** 2 / float((1 / counts).sum())
+    middle = (value + Z95**2 / (2 * images)) / (1 + Z95**2 / images)
+    spread = Z95 * np.sqrt(value * (1 - value) / images + Z95**2 / (4 * images**2))
+    spread = float(spread) / (1 + Z95**2 / images)
+    return Estimate(value, max(0.0, middle - spread), min(1.0, middle + spread))
 
 
 def paired_p_value(one: Bools, other: Bools) -> float:
@@ -123,7 +137,9 @@ def paired_difference(one: Bools, other: Bools, seed: int = 0) -> Estimate:
 def paired_class_difference(one: Bools, other: Bools, labels: Ints, seed: int = 0) -> Estimate:
     """Difference of the means of the classes' accuracies, with a bootstrap interval.
 
-    As `paired_difference`, but images are drawn again within each class, so that none goes missing.
+    As `paired_difference`, but images are drawn again within each class, so that none goes missing,
+    and deviations are multiplied by sqrt(n / (n - 1)) in a class of n images, for a sample of so
+    few varies too little. Classes of one image are drawn together.
 
     Args:
         one: (n,) whether the one classified each image rightly.
@@ -131,15 +147,19 @@ def paired_class_difference(one: Bools, other: Bools, labels: Ints, seed: int = 
         labels: (n,) true class numbers.
         seed: of the resampling.
     """
-    rng, classes = np.random.default_rng(seed), np.unique(labels)
-    value, drawn = 0.0, np.zeros(CLASS_RESAMPLES)
-    for label in classes:
-        here = labels == label
+    _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    strata = np.where(counts[numbered] > 1, numbered, -1)
+    rng, value, deviations = np.random.default_rng(seed), 0.0, np.zeros(CLASS_RESAMPLES)
+    for stratum in np.unique(strata):
+        here = strata == stratum
+        size, classes = int(here.sum()), 1 if stratum >= 0 else int(here.sum())
         gains, losses = np.mean((one & ~other)[here]), np.mean((other & ~one)[here])
-        value += float(gains - losses)
+        value += classes * float(gains - losses)
         if gains or losses:
             chances = [gains, losses, max(0.0, 1 - gains - losses)]
-            counts = rng.multinomial(here.sum(), chances, size=CLASS_RESAMPLES)
-            drawn += (counts[:, 0] - counts[:, 1]) / here.sum()
-    low, high = np.quantile(drawn / len(classes), [0.025, 0.975])
-    return Estimate(value / len(classes), float(low), float(high))
+            drawn = rng.multinomial(size, chances, size=CLASS_RESAMPLES)
+            means = (drawn[:, 0] - drawn[:, 1]) / size
+            correction = math.sqrt(size / max(1, size - 1))
+            deviations += classes * correction * (means - float(gains - losses))
+    low, high = (value + np.quantile(deviations, [0.025, 0.975])) / len(counts)
+    return Estimate(value / len(counts), max(-1.0, float(low)), min(1.0, float(high)))

@@ -15,7 +15,7 @@ import yaml
 
 from ijepa.config import Config, PretrainConfig, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.recipes.published import is_published, translate
+from ijepa.recipes.published import GLOBAL_BATCH, batch_note, is_published, translate
 
 MOST_BASES = 20  # one on top of the other
 MOST_VALUES = 10_000  # in one file; the largest recipe has a hundred
@@ -41,6 +41,12 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     config = validated(PretrainConfig, body, f"recipe {name_or_path}")
     _warn_of_batch(before, config)
     return config
+
+
+def recipe_note(name_or_path: str, config: PretrainConfig) -> str:
+    """What a released configuration leaves open and how it is filled in; empty for any other."""
+    is_filled_in = config.data.batch_size == GLOBAL_BATCH and is_published(_read(name_or_path))
+    return batch_note(config) if is_filled_in else ""
 
 
 def recipe_names() -> list[str]:

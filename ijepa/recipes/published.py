@@ -1,15 +1,17 @@
 """Configuration files of facebookresearch/ijepa (`configs/*.yaml`), in our words."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 
 GLOBAL_BATCH = 2048  # of the published runs; their files say only how many images one GPU takes
 
 # published name -> ours
 SETTINGS = {
+    "seed": "seed",
+    "meta.seed": "seed",
     "data.crop_size": "data.image_px",
     "data.crop_scale": "data.crop_scale",
     "data.use_horizontal_flip": "data.flip",
@@ -47,8 +49,6 @@ ONLY = {
     "mask.num_enc_masks": 1,
 }
 
-log = logging.getLogger(__name__)
-
 
 def is_published(body: Mapping[str, Any]) -> bool:
     """Is it a file of the released code? Theirs say `mask` and `meta`, ours `masks`."""
@@ -62,37 +62,50 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
     the batch of all GPUs, which no file states, becomes the published 2,048.
 
     Raises:
-        IjepaError: a setting that the released files do not have, or a value we cannot honour.
+        IjepaError: settings that the released files do not have, or a value we cannot honour.
     """
     ours: dict[str, Any] = {}
-    for name, value in _flat(body):
+    settings = _flat(body)
+    known = {*SETTINGS, *ONLY, *PLACES, "meta.use_bfloat16"}
+    unknown = [name for name, _ in settings if name not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise IjepaError(
+            f"recipe {source}: not settings of facebookresearch/ijepa: {', '.join(unknown[:5])}"
+            f"{more}. Remove them; `ijepa recipes NAME` prints the settings of this package."
+        )
+    for name, value in settings:
         if name in ONLY and value != ONLY[name]:
             raise IjepaError(f"recipe {source}: {name} is {value!r}; only {ONLY[name]!r} is done.")
         if name == "meta.use_bfloat16":
             _put(ours, "optimization.precision", "bf16" if value else "fp32")
         elif name in SETTINGS:
             _put(ours, SETTINGS[name], value)
-        elif name not in ONLY and name not in PLACES:
-            raise IjepaError(f"recipe {source}: {name} is not a setting of facebookresearch/ijepa.")
     _put(ours, "data.batch_size", GLOBAL_BATCH)
-    log.info(
-        "%s: its batch of %s images on each GPU is taken as masks.group_size; data.batch_size, of "
-        "all GPUs together, is the published %d.",
-        source,
-        ours.get("masks", {}).get("group_size"),
-        GLOBAL_BATCH,
-    )
     return ours
 
 
+def batch_note(config: PretrainConfig) -> str:
+    """What the batch of a translated file is, and the option that changes it."""
+    return (
+        f"data.batch_size is {config.data.batch_size:,} images over all devices: the recipe only "
+        f"says how many each GPU takes ({config.masks.group_size:,}, here masks.group_size), and "
+        f"the published runs took {GLOBAL_BATCH:,}. Change it with --set data.batch_size=N."
+    )
+
+
 def _flat(body: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (f"{group}.{name}", value)
-        for group, settings in body.items()
-        for name, value in (settings or {}).items()
-    ]
+    """Settings by dotted name; a group that is no mapping counts as one setting."""
+    found: list[tuple[str, Any]] = []
+    for group, settings in body.items():
+        if isinstance(settings, Mapping):
+            found += [(f"{group}.{name}", value) for name, value in settings.items()]
+        elif settings is not None:
+            found.append((str(group), settings))
+    return found
 
 
 def _put(body: dict[str, Any], dotted: str, value: object) -> None:
-    group, name = dotted.split(".")
-    body.setdefault(group, {})[name] = value
+    group, _, name = dotted.rpartition(".")
+    place = body.setdefault(group, {}) if group else body
+    place[name] = value

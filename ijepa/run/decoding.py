@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa.distributed import device_name, num_workers, pick_device, uses_bf16
-from ijepa.errors import IjepaError, StoppedError
+from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
 from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks
 from ijepa.method.compute import computing, linear_name, pick_linear
@@ -123,10 +123,7 @@ class DecoderRun:
                 if asked and not last:
                     self._writer.wait()
                     self._metrics.close()
-                    raise StoppedError(
-                        f"Stopped by {asked.signal_name} after step {self.steps_done:,} of "
-                        f"{self._config.steps:,}, which is saved."
-                    )
+                    raise asked.stopped(self.steps_done, self._config.steps)
         self._metrics.close()
 
     def _made(self, todo: range) -> Generator[Batch]:

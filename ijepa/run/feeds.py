@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.distributed import World, num_workers
+from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
 from ijepa.method.draws import SHUFFLE, stream
 from ijepa.progress import Progress
@@ -18,6 +18,7 @@ from ijepa.stores.decoded import CachedCropBatches, DecodedImages
 from ijepa.stores.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.stores.shards import Sample, SplitReader
 from ijepa.stores.streaming import Lanes, StreamedCropBatches, workers_for
+from ijepa.world import World
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
@@ -79,6 +80,7 @@ class LocalFeed:
     ) -> None:
         self._images, self._config, self._runtime = images, config, runtime
         self._device, self._plan = device, plan
+        self._decoded: DecodedImages | None = None
 
     def batches(self, todo: range, progress: Progress) -> Iterator[Batch]:
         """See `Feed`."""
@@ -88,9 +90,9 @@ class LocalFeed:
             crops = RandomCropBatches(self._images, self._plan)
             yield from batches(crops, todo, workers, pin_memory=on_gpu)
             return
-        cached = CachedCropBatches(
-            DecodedImages(self._images, self._device, workers, progress), self._plan
-        )
+        if self._decoded is None:  # a run that goes back begins its batches again
+            self._decoded = DecodedImages(self._images, self._device, workers, progress)
+        cached = CachedCropBatches(self._decoded, self._plan)
         yield from (cached[step] for step in todo)
 
     def keys(self, step: int) -> list[str]:

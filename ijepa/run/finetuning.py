@@ -14,20 +14,19 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.distributed import (
-    World,
     any_rank,
     device_name,
     in_parallel,
     mean_over_ranks,
     num_workers,
     pick_device,
-    seed_device,
+    sum_over_ranks,
     uses_bf16,
 )
-from ijepa.errors import IjepaError, StoppedError
+from ijepa.errors import IjepaError
 from ijepa.method.augment import normalise
 from ijepa.method.compute import computing, linear_name, pick_linear
-from ijepa.method.draws import MASKS, stream
+from ijepa.method.draws import MASKS, SKIPPED, stream
 from ijepa.method.finetuning import Classifier, learning_rate, parameter_groups
 from ijepa.probes.arrays import Ints
 from ijepa.progress import Progress
@@ -36,6 +35,7 @@ from ijepa.stores.augmented import AugmentedBatches
 from ijepa.stores.checkpoint import CheckpointWriter, check_weights, load_state
 from ijepa.stores.loader import ChosenImages, Images, ViewBatches, ViewPlan, batches
 from ijepa.stores.metrics import MetricsLog
+from ijepa.world import World
 
 SCORED_AT_ONCE = 64
 FLUSH_STEPS = 10
@@ -108,7 +108,7 @@ class FinetuneRun:
         self.total_steps = config.epochs * self._steps_per_epoch
         self.steps_done = 0
         self.held_out: dict[str, float] = {}  # by the last watch
-        self._writer = CheckpointWriter(runtime.checkpoint_seconds)
+        self._writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
         metrics_bytes = self._resume()
         self._forward = in_parallel(self.model, device, world)
         self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
@@ -158,18 +158,20 @@ class FinetuneRun:
                 if last or stop or due:
                     self._save()
                 if stop and not last:
-                    raise self._stopped(asked.signal_name)
-        if self._metrics:
-            self._metrics.close()
+                    self._end()
+                    raise asked.stopped(self.steps_done, self.total_steps)
+        self._end()
 
     def predictions(self, progress: Progress) -> Ints:
-        """(n,) class numbers of the test images by their evaluation views."""
-        found, test = [], self._parts.test
+        """(n,) class numbers of the test images by their evaluation views; all ranks must ask."""
+        test, world = self._parts.test, self._world
+        found = torch.zeros(len(test.chosen), dtype=torch.int64)
         with computing(self._device, linear=self._linear):
-            for numbers, logits in self._scored(test, range(_batches(test))):
-                found.append(logits.argmax(dim=1))
+            mine = range(world.rank, _batches(test), world.size)
+            for numbers, logits in self._scored(test, mine):
+                found[numbers] = logits.argmax(dim=1)
                 progress("score images", int(numbers[-1]) + 1, None)
-        every: Ints = torch.cat(found).numpy()
+        every: Ints = sum_over_ranks(found.to(self._device), world).cpu().numpy()
         return every
 
     def _watched_now(self) -> bool:
@@ -197,7 +199,8 @@ class FinetuneRun:
     @torch.inference_mode()
     def _scored(self, part: Labelled, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Places in `part` and float logits, on the CPU, of some of its batches."""
-        plan = ViewPlan(self._data.image_px, self._data.eval_crop_fraction)
+        data = self._data
+        plan = ViewPlan(data.image_px, data.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         self.model.eval()
         on_gpu, workers = self._device.type == "cuda", num_workers(self._runtime, self._device)
@@ -210,12 +213,11 @@ class FinetuneRun:
 
     def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """One update; returns its record, the loss still on the device."""
-        seed_device(self._device, int(stream(self._config.seed, MASKS, step).integers(2**62)))
         lr = self._set_rates(step)
         inputs, targets = self._mixed(step, self._normalised(images), labels.to(self._device))
         self._optimizer.zero_grad()
         with self._precision():
-            logits = self._forward(inputs)
+            logits = self._forward(inputs, self._draws(step))
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self._smoothing())
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -236,8 +238,22 @@ class FinetuneRun:
             group["lr"] = lr * group["lr_scale"]
         return lr
 
+    def _draws(self, step: int) -> Tensor:
+        """(B, 2 * blocks) by which images skip branches of blocks: a function of (seed, step).
+
+        They are drawn for the whole batch, so that they do not depend on the number of processes.
+        """
+        shape = self._data.batch_size, 2 * len(self.model.encoder.blocks)
+        every = stream(self._config.seed, SKIPPED, step).random(shape, dtype=np.float32)
+        mine = every[self._world.share(self._data.batch_size)]
+        return torch.from_numpy(mine).to(self._device)
+
     def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup and CutMix, if asked for; labels then are (B, classes) shares."""
+        """Mixup and CutMix, if asked for; labels then are (B, classes) shares.
+
+        Neighbours in the batch are mixed, where timm mixes the first image with the last: a pair
+        then lies on one process, whatever their number.
+        """
         config = self._config
         if not (config.mixup or config.cutmix):
             return images, labels
@@ -249,8 +265,11 @@ class FinetuneRun:
         )
         seed = stream(config.seed, MASKS, step).integers(2**32, size=2)[1]
         np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
-        mixed: tuple[Tensor, Tensor] = mixup(images, labels)
-        return mixed
+        order = torch.arange(len(images), device=self._device)
+        order = torch.cat([order[::2], order[1::2].flip(0)])  # what timm pairs are now neighbours
+        mixed, shares = mixup(images[order], labels[order])
+        back = order.argsort()
+        return mixed[back], shares[back]
 
     def _smoothing(self) -> float:
         """Mixed labels are smooth already."""
@@ -282,14 +301,10 @@ class FinetuneRun:
         shown = {"loss": losses[-1], "lr": records[-1]["lr"]} | self.held_out
         progress("finetune images", self.steps_done * size, self.total_steps * size, shown)
 
-    def _stopped(self, name: str) -> StoppedError:
+    def _end(self) -> None:
         self._writer.wait()
         if self._metrics:
             self._metrics.close()
-        return StoppedError(
-            f"Stopped by {name or 'a signal to another process'} after step {self.steps_done:,} "
-            f"of {self.total_steps:,}, which is saved."
-        )
 
     @property
     def _last_checkpoint(self) -> Path:

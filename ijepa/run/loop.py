@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.distributed import (
-    World,
     any_rank,
     device_name,
     in_parallel,
     is_shared_out,
+    lead,
     mean_over_ranks,
     pick_device,
     wait_for_all,
@@ -36,6 +36,7 @@ from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.run.feeds import open_feed
 from ijepa.run.prefetch import StepInputs, step_inputs
+from ijepa.run.starting import load_initial_weights
 from ijepa.run.state import full_state, restore, share_out
 from ijepa.run.stopping import StopRequest, stop_requests
 from ijepa.run.watch import Watch
@@ -48,6 +49,7 @@ from ijepa.stores.checkpoint import (
 from ijepa.stores.metrics import MetricsLog
 from ijepa.stores.shards import SplitReader
 from ijepa.stores.stage import write_bytes
+from ijepa.world import World
 
 if TYPE_CHECKING:
     from ijepa.stores.remote import RemoteSplit
@@ -82,8 +84,9 @@ class Run:
         images: "SplitReader | RemoteSplit",
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
+        init: Path | None = None,
     ) -> None:
-        """Begin in `folder`, or take up what an interrupted run left there.
+        """Begin in `folder` from `init` if given, or take up what an interrupted run left there.
 
         Raises:
             IjepaError: masks that do not fit, too few images, a checkpoint that does not load.
@@ -91,7 +94,10 @@ class Run:
         check_masks(config.grid, config.masks)
         self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
         self.device = pick_device(runtime.device)
-        self.model: IJepa = build_ijepa(config).to(self.device)
+        self.model: IJepa = build_ijepa(config)
+        if init and not self.last_checkpoint.exists():
+            load_initial_weights(self.model, config, init)
+        self.model.to(self.device)
         shares_weights = runtime.parallel == "fsdp" and world.size > 1
         if shares_weights:
             share_out(self.model, self.device, world)
@@ -106,7 +112,7 @@ class Run:
         self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         self.stop_asked = StopRequest()
         self.linear = self._pick_linear()
-        self.writer = CheckpointWriter(runtime.checkpoint_seconds)
+        self.writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
         metrics_bytes = self._resume()
         if runtime.recompute:
             save_memory(self.model.encoder, self.model.predictor)
@@ -160,8 +166,9 @@ class Run:
         if self.runtime.compile:
             return "torch"
         images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
-        patches = self.config.grid[0] * self.config.grid[1]
-        return pick_linear(self.device, images * patches, self.model.encoder.embed_dim)
+        tokens = images * self.config.grid[0] * self.config.grid[1]
+        dim = self.model.encoder.embed_dim
+        return lead(self.world, lambda: pick_linear(self.device, tokens, dim))
 
     def _take_steps(self, progress: Progress) -> None:
         if self.steps_done == 0:
@@ -191,8 +198,9 @@ class Run:
             IjepaError: there is no checkpoint, or all that is allowed of this was done.
         """
         self.writer.wait()
+        exists = lead(self.world, self.last_checkpoint.exists)  # all wait for what rank 0 writes
         allowed = self.config.watch.rollbacks
-        if self.rollbacks == allowed or not self.last_checkpoint.exists():
+        if self.rollbacks == allowed or not exists:
             message = str(broken)
             raise IjepaError(message) if self.world.leads else SharedError(message)
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
@@ -213,6 +221,7 @@ class Run:
         wait_for_all(self.world)  # nobody may read the checkpoint after this
         self._save()
         self.writer.wait()
+        wait_for_all(self.world)
 
     def _inputs(self, progress: Progress) -> Generator[StepInputs]:
         """What each step needs; numbers of batches are steps, but for what was left out."""
@@ -342,10 +351,7 @@ class Run:
         self.writer.wait()
         if self.metrics:
             self.metrics.close()
-        return StoppedError(
-            f"Stopped by {self.stop_asked.signal_name or 'a signal to another process'} after step "
-            f"{self.steps_done:,} of {self.total_steps:,}, which is saved."
-        )
+        return self.stop_asked.stopped(self.steps_done, self.total_steps)
 
     def _save(self) -> None:
         """Begin to write a checkpoint; at the end of a kept epoch it stays under that name, too.
@@ -365,7 +371,6 @@ class Run:
             "world_size": self.world.size,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
-            "linear": self.linear,
         }
         state = Checkpoint(self.steps_done, self.config, weights, optimizer, facts)
         paths = [self.last_checkpoint]
@@ -373,7 +378,8 @@ class Run:
             epoch = self.steps_done // self.per_epoch
             paths.insert(0, self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"))
         self.last_checkpoint.parent.mkdir(exist_ok=True)
-        is_copy = is_shared_out(self.model)
+        # On a CPU a gathered state still shares the optimizer's counters with the training.
+        is_copy = is_shared_out(self.model) and self.device.type == "cuda"
         self.writer.save(paths, checkpoint_body(state), is_copy=is_copy)
 
     def _resume(self) -> int:
@@ -387,7 +393,6 @@ class Run:
         self.watch.first = Health(*facts["first_health"])
         self.first_loss = facts["first_loss"]
         self.left_out, self.rollbacks = int(facts["left_out"]), int(facts["rollbacks"])
-        self.linear = facts.get("linear", self.linear)  # the same kernels give the same bits
         if self.world.leads:
             log.info("going on after step %d of %d", self.steps_done, self.total_steps)
             self._announce(int(facts["world_size"]))

@@ -19,10 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from ijepa.distributed import World, is_shared_out
+from ijepa.distributed import is_shared_out
 from ijepa.errors import IjepaError
 from ijepa.method.jepa import IJepa
 from ijepa.stores.checkpoint import check_weights
+from ijepa.world import World
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 Tree = dict[str, Any]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.distributed import World, gather_rows, uses_bf16
+from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.method.augment import normalise
 from ijepa.method.draws import VIEWS, stream
 from ijepa.method.jepa import IJepa
@@ -24,6 +24,7 @@ from ijepa.method.targets import last_layer
 from ijepa.method.training import Outcome
 from ijepa.stores.loader import ViewBatches, ViewPlan, batches
 from ijepa.stores.shards import Sample
+from ijepa.world import World
 
 BATCH = 32  # more fall out of the caches of a CPU
 LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch
@@ -44,7 +45,7 @@ class Watch:
         """Look at these samples; `first` is set by the first look, or by a resumed run."""
         self._config, self._samples, self._device, self._world = config, samples, device, world
         self._labels: Tensor | None = None
-        if all(config.watch.label in sample.labels for sample in samples):
+        if all(sample.labels.get(config.watch.label, -1) >= 0 for sample in samples):
             labels = [sample.labels[config.watch.label] for sample in samples]
             self._labels = torch.tensor(labels, device=device)
         self._pixels: Tensor | None = None  # (images, 3, height, width) uint8, on the device

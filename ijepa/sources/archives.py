@@ -4,26 +4,25 @@ import bz2
 import gzip
 import hashlib
 import json
-import logging
 import lzma
+import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
-from ijepa.sources.items import is_image
+from ijepa.sources.items import is_image, kind_of, split_folders
 from ijepa.sources.trees import Entry, Folder, Outline, Tree, is_hidden, is_listed, outline_of
 
 CHUNK_BYTES = 4 * 2**20
-
-log = logging.getLogger(__name__)
-
-
+REPORT_MEMBERS = 10_000
+SERIES = re.compile(r"(?P<name>.*?)[-_.]?(?P<number>\d+)", re.ASCII | re.DOTALL)
 OPENERS: dict[str, Callable[[Path], Any]] = {
     ".tar": partial(Path.open, mode="rb"),
     ".tar.gz": gzip.open,
@@ -35,10 +34,16 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 
 @dataclass(frozen=True)
 class Archive:
-    """A plain tar read in place, by the list of its members in `spool` (JSON, one a line)."""
+    """Plain tars read in place, by the list of their members in `spool` (JSON, one a line).
+
+    Attributes:
+        where: what to call it in messages.
+        tars: the files; a member is known by the place of its tar in them.
+        spool: the list of members; numbers of what it leaves out stand beside it.
+    """
 
     where: str
-    tar: Path
+    tars: tuple[Path, ...]
     spool: Path
 
     def entries(self) -> Iterator[Entry]:
@@ -46,6 +51,11 @@ class Archive:
         with self.spool.open() as lines:
             for line in lines:
                 yield self._entry(line)
+
+    def left_out(self) -> dict[str, int]:
+        """Links, which are not followed."""
+        found: dict[str, int] = json.loads(_left_out_path(self.spool).read_text())
+        return found
 
     def outline(self) -> Outline:
         """One pass over the list of members."""
@@ -59,8 +69,8 @@ class Archive:
         return self._entry(found[-1]) if found else None
 
     def _entry(self, line: str) -> Entry:
-        path, offset, size_bytes = json.loads(line)
-        return Entry(path, str(self.tar), offset, size_bytes, 0)
+        path, tar, offset, size_bytes = json.loads(line)
+        return Entry(path, str(self.tars[tar]), offset, size_bytes, 0)
 
 
 def archive_suffix(path: Path) -> str | None:
@@ -68,32 +78,81 @@ def archive_suffix(path: Path) -> str | None:
     return next((suffix for suffix in OPENERS if path.name.lower().endswith(suffix)), None)
 
 
-def open_tree(where: Path, work: Path, progress: Progress) -> Tree:
-    """Open a folder, or an archive with the help of files in `work`.
+def archives_in(folder: Path) -> tuple[Path, ...]:
+    """The archives of a folder that holds nothing else that a source reads; else none."""
+    found = sorted(path for path in folder.iterdir() if archive_suffix(path) and path.is_file())
+    if not found or any(is_listed(Path(entry.path).name) for entry in Folder(folder).entries()):
+        return ()
+    return tuple(path for path in found if not is_hidden(path.name))
 
-    A compressed archive is unpacked to `work` once, as one plain tar; a plain one is read in place.
+
+def open_tree(where: Path, work: Path, progress: Progress, parts: tuple[Path, ...] = ()) -> Tree:
+    """Open a folder, or archives with the help of files in `work`.
+
+    Compressed archives are unpacked to `work` once, each as one plain tar; plain ones are read in
+    place. Several archives, those of a folder or within an archive, are one tree: each is a folder
+    of its own name, or of the part of it that a numbered series has in common.
+
+    Args:
+        where: a folder or an archive.
+        work: where to unpack, and to keep lists of members.
+        progress: hears of both.
+        parts: the archives to read, if they are several.
 
     Raises:
-        IjepaError: the archive is damaged or cut short.
+        IjepaError: an archive is damaged or cut short.
     """
-    if where.is_dir():
+    parts = parts or (archives_in(where) if where.is_dir() else (where,))
+    if not parts:
         return Folder(where)
-    tar = where if archive_suffix(where) == ".tar" else work / "plain.tar"
-    if not tar.exists():
-        _decompress(where, tar, progress)
+    tars = []
+    for number, part in enumerate(parts):
+        tar = part if archive_suffix(part) == ".tar" else work / f"plain-{number}.tar"
+        if not tar.exists():
+            _decompress(part, tar, progress)
+        tars.append(tar)
     spool = work / "members.jsonl"
     if not spool.exists():
-        _list_members(tar, spool, where, progress)
-    return Archive(str(where), tar, spool)
+        _list_members(parts, tars, spool, progress)
+    return Archive(str(where), tuple(tars), spool)
 
 
-def tree_digest(where: Path) -> str:
-    """Changes whenever the folder's listing, or the archive's name, size or time, does."""
-    if where.is_dir():
+def tree_digest(where: Path, parts: tuple[Path, ...] = ()) -> str:
+    """Changes whenever the folder's listing, or an archive's name, size or time, does."""
+    parts = parts or (archives_in(where) if where.is_dir() else (where,))
+    if not parts:
         return Folder(where).digest()
-    facts = where.stat()
-    text = f"{where.name}\0{facts.st_size}\0{facts.st_mtime_ns}"
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    total = hashlib.sha256()
+    for part in parts:
+        facts = part.stat()
+        text = f"{part.name}\0{facts.st_size}\0{facts.st_mtime_ns}"
+        total.update(text.encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def part_folders(names: Sequence[str]) -> list[str]:
+    """The folder that each of several archives stands for, with a slash behind; or empty.
+
+    Numbers that follow one another (`train-000000`, `train-000001`) are parts of one folder, which
+    is none if there is no other. Any other archive is a folder: `n01440764.tar` holds a class.
+    """
+    stems = [name[: -len(archive_suffix(Path(name)) or "")] for name in names]
+    series: dict[str, list[int]] = {}
+    matches = [SERIES.fullmatch(stem) for stem in stems]
+    for match in filter(None, matches):
+        series.setdefault(match["name"], []).append(int(match["number"]))
+    parts = {name for name, found in series.items() if len(found) > 1 and _follow(found)}
+    folders = [
+        match["name"] if match and match["name"] in parts else stem
+        for stem, match in zip(stems, matches, strict=True)
+    ]
+    if len(set(folders)) == 1 and not split_folders(folders):
+        return [""] * len(folders)
+    return [f"{folder}/" if folder else "" for folder in folders]
+
+
+def _follow(numbers: list[int]) -> bool:
+    return sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers)))
 
 
 def _decompress(archive: Path, plain: Path, progress: Progress) -> None:
@@ -115,40 +174,95 @@ def _decompress(archive: Path, plain: Path, progress: Progress) -> None:
     half.replace(plain)
 
 
-def _list_members(tar: Path, spool: Path, where: Path, progress: Progress) -> None:
+def _list_members(
+    parts: Sequence[Path], tars: Sequence[Path], spool: Path, progress: Progress
+) -> None:
+    """Write the list of members; of an archive that holds archives alone, those of all of them."""
+    left_out = Counter[str]()
     half = spool.with_name(spool.name + ".tmp")
-    left_out = 0
+    folders = part_folders([part.name for part in parts]) if len(parts) > 1 else [""]
     with half.open("w") as lines:
-        for number, member in enumerate(_members(tar, where), start=1):
-            if number % 10_000 == 0:
-                progress(f"list {where.name}", number, None)
-            parts = [part for part in member.name.split("/") if part not in ("", ".")]
-            if any(is_hidden(part) for part in parts) or not (parts and is_listed(parts[-1])):
+        for number, (tar, part, folder) in enumerate(zip(tars, parts, folders, strict=True)):
+            packed = _Packed(tar, part, progress, left_out)
+            inner: list[tuple[str, int, int]] = []
+            is_set = False
+            for path, offset, size in packed.files():
+                is_set = is_set or is_listed(path.rpartition("/")[2])
+                if path.lower().endswith(".tar"):
+                    inner.append((path, offset, size))
+                else:
+                    lines.write(json.dumps([folder + path, number, offset, size]) + "\n")
+            if is_set:
+                left_out[kind_of(".tar")] += len(inner)
                 continue
-            is_plain = member.isreg() and not member.issparse()
-            left_out += not (is_plain or member.isdir())
-            if is_plain:
-                line = ["/".join(parts), member.offset_data, member.size]
-                lines.write(json.dumps(line) + "\n")
-    if left_out:
-        log.warning("%s: left out %d links; archives are read for plain files.", where, left_out)
+            below = part_folders([path for path, _, _ in inner])
+            for (_, start, length), name in zip(inner, below, strict=True):
+                for path, offset, size in packed.files(start, length):
+                    line = [f"{folder}{name}{path}", number, offset, size]
+                    lines.write(json.dumps(line) + "\n")
+    _left_out_path(spool).write_text(json.dumps(left_out))
     half.replace(spool)
 
 
-def _members(tar: Path, where: Path) -> Iterator[tarfile.TarInfo]:
-    """Members in order, none kept; tarfile alone takes a damaged header for the end."""
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                yield member
-                archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
-            end = archive.offset
-    except tarfile.TarError as error:
-        raise _damaged(where, str(error)) from error
-    with tar.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise _damaged(where, f"no end mark at byte {end:,}")
+def _left_out_path(spool: Path) -> Path:
+    return spool.with_suffix(".left_out.json")
+
+
+class _Packed(NamedTuple):
+    """A plain tar, and what is told of it."""
+
+    tar: Path
+    where: Path
+    progress: Progress
+    left_out: Counter[str]
+
+    def files(self, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
+        """Path, offset and size of each file; `start` and `size` choose a tar within the tar."""
+        end = self.tar.stat().st_size if size is None else start + size
+        try:
+            with self.tar.open("rb") as file:
+                file.seek(start)
+                for number, member in enumerate(_members(file), start=1):
+                    if number % REPORT_MEMBERS == 0:
+                        self.progress(f"list {self.where.name}", number, None)
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError("unexpected end of data")
+                    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+                    if not parts or any(is_hidden(part) for part in parts) or member.isdir():
+                        continue
+                    if member.isreg() and not member.issparse():
+                        yield "/".join(parts), member.offset_data, member.size
+                    else:
+                        self.left_out["links within an archive"] += 1
+                _check_end(file, end)
+        except tarfile.TarError as error:
+            raise _damaged(self.where, str(error)) from error
+
+
+def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Members in order, none kept; `file` stands at the end afterwards."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            yield member
+            archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
+        file.seek(archive.offset)
+
+
+def _check_end(file: IO[bytes], end: int) -> None:
+    """Tarfile alone takes a damaged header for the end, and passes over a second, joined archive.
+
+    Raises:
+        ReadError: there is no end mark, or something follows it.
+    """
+    at = file.tell()
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no end mark at byte {at:,}")
+    while file.tell() < end and (chunk := file.read(min(CHUNK_BYTES, end - file.tell()))):
+        if chunk.count(0) < len(chunk):
+            raise tarfile.ReadError(
+                f"something follows the end mark at byte {at:,}; if archives were joined, unpack "
+                f"it with `tar --ignore-zeros -xf`"
+            )
 
 
 def _damaged(archive: Path, reason: str) -> IjepaError:

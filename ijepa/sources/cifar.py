@@ -1,9 +1,9 @@
 """CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
 
-import contextlib
 import io
 import itertools
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ijepa.progress import Progress
 from ijepa.sources.items import Contents, Labels, chosen_splits, named
 from ijepa.sources.packs import Packed, read_pack, write_pack
 from ijepa.sources.trees import Entry, Tree
+from ijepa.stores.images import size_of
 
 SIDE_PX = 32
 REPORT_IMAGES = 1000
@@ -58,16 +59,39 @@ CIFAR100 = Cifar(
     },
     num_classes=100,
 )
+BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)  # what reading a damaged pickle raises
+
+
+def _empty_array(*_: object) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The array that a pickle fills, never of the size that the file asks for."""
+    return np.empty(0, np.uint8)
+
+
+def _number_type(name: str, *_: object) -> np.dtype[Any]:
+    if name not in NUMBERS:
+        raise pickle.UnpicklingError(f"it asks for arrays of {name!r:.20}")
+    return np.dtype(name)
+
+
 # What a pickled array needs, under its names of NumPy 1, NumPy 2 and both Pythons. Nothing else.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
+NUMBERS = ("u1", "i1", "i4", "i8")
 ALLOWED: dict[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): "ndarray",  # an argument of the former, nothing to call
+    ("numpy", "dtype"): _number_type,
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
 }
-BROKEN = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def find_cifar(tree: Tree, published: Cifar) -> str | None:
@@ -91,7 +115,7 @@ def read_cifar(
         raise IjepaError(f"{tree.where} has no file {published.folder}/{published.meta}.")
     meta = _load(_entry(tree, prefix + published.meta))
     labels: Labels = {
-        label: named([name.decode() for name in _values(meta, names, published.meta)])
+        label: named(_texts(meta, names, published.meta))
         for label, (_, names) in published.labels.items()
     }
     splits = dict.fromkeys(published.splits, labels)
@@ -99,7 +123,7 @@ def read_cifar(
     listing = work / "cifar.jsonl"
     if not listing.exists():
         write_pack(_images(tree, prefix, published, labels, report), listing)
-    return Contents(splits, read_pack(listing, chosen))
+    return Contents(splits, read_pack(listing, chosen), Counter(tree.left_out()))
 
 
 def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: str) -> Contents:
@@ -118,11 +142,13 @@ def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: s
         return found
     with Path(first.file).open("rb") as file:
         file.seek(first.offset)
-        content = io.BytesIO(file.read(first.size_bytes))
-    with contextlib.suppress(OSError), Image.open(content) as image:  # else it is told as damaged
-        if image.size != (SIDE_PX, SIDE_PX):
-            size = f"{first.path} of {image.size[0]} x {image.size[1]} pixels"
-            raise _not_cifar(where, size, published)
+        content = file.read(first.size_bytes)
+    try:
+        height, width = size_of(content)
+    except IjepaError:
+        height = width = SIDE_PX  # it is told as damaged when it is decoded
+    if (height, width) != (SIDE_PX, SIDE_PX):
+        raise _not_cifar(where, f"{first.path} of {width} x {height} pixels", published)
     return found._replace(items=itertools.chain([first], found.items))
 
 
@@ -180,27 +206,28 @@ def _images(
 def _batch(entry: Entry, published: Cifar, labels: Labels) -> Iterator[Packed]:
     """Images of one file, named by their class."""
     body = _load(entry)
-    pixels = np.asarray(_values(body, "data", entry.path))
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * SIDE_PX**2,):
+    pixels = _values(body, "data", entry.path)
+    facts = (pixels.dtype, pixels.shape[1:]) if isinstance(pixels, np.ndarray) else type(pixels)
+    if facts != (np.uint8, (3 * SIDE_PX**2,)):
         raise IjepaError(
-            f"{entry.path} holds {pixels.dtype} of shape {pixels.shape}; "
-            f"CIFAR's rows are {3 * SIDE_PX**2} bytes."
+            f"{entry.path} holds {facts} as pixels; CIFAR's are an array of rows of "
+            f"{3 * SIDE_PX**2} bytes. Download it again."
         )
-    columns = {
-        label: _values(body, key, entry.path) for label, (key, _) in published.labels.items()
-    }
-    names = _values(body, "filenames", entry.path)
-    for label, column in columns.items():
-        if not len(column) == len(names) == len(pixels):
-            raise IjepaError(f"{entry.path}: {len(pixels)} images but {len(column)} of {label}.")
-        if not all(0 <= number < labels[label].num_classes for number in column):
+    names = _texts(body, "filenames", entry.path)
+    columns = {}
+    for label, (key, _) in published.labels.items():
+        columns[label] = column = _values(body, key, entry.path)
+        if not isinstance(column, list) or not len(column) == len(names) == len(pixels):
+            raise IjepaError(f"{entry.path}: {len(pixels)} images without as many of {label}.")
+        count = labels[label].num_classes
+        if not all(isinstance(number, int) and 0 <= number < count for number in column):
             raise IjepaError(f"{entry.path}: a {label} is not a class of {published.meta}.")
     classes = labels["class"].names or []
     for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
         yield Packed(
             split="",
             name=classes[columns["class"][number]],
-            path=f"{entry.path}/{names[number].decode()}",
+            path=f"{entry.path}/{names[number]}",
             image=Image.fromarray(row),
             labels={label: int(column[number]) for label, column in columns.items()},
         )
@@ -211,6 +238,14 @@ def _entry(tree: Tree, path: str) -> Entry:
     if entry is None:
         raise IjepaError(f"{tree.where} has no file {path}; download it again.")
     return entry
+
+
+def _texts(body: dict[bytes, Any], key: str, path: str) -> list[str]:
+    found = _values(body, key, path)
+    try:
+        return [name.decode() for name in found]
+    except (AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise IjepaError(f"{path}: {key!r} is not a list of names; download it again.") from error
 
 
 def _values(body: dict[bytes, Any], key: str, path: str) -> Any:  # noqa: ANN401  # a list or array

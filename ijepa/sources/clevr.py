@@ -4,13 +4,14 @@ import bisect
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ijepa.errors import IjepaError
 from ijepa.sources.folders import unwrap
-from ijepa.sources.items import Contents, Item, Labels, chosen_splits, is_image, named
+from ijepa.sources.items import Contents, Item, Labels, chosen_splits, is_image, kind_of, named
 from ijepa.sources.trees import Entry, Tree
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
@@ -24,6 +25,7 @@ LABELS: Labels = {
     "dist": named([*(f"<= {bound:g}" for bound in DISTANCES), f"> {DISTANCES[-1]:g}"]),
 }
 CHUNK_BYTES = 2**20
+SCENES = "_scenes.json"
 _SEPARATORS = re.compile(r"[\s,]*")
 _LIST = re.compile(r'"scenes"\s*:\s*\[')
 
@@ -57,7 +59,8 @@ def read_clevr(tree: Tree, asked: tuple[str, ...]) -> Contents:
     splits = {split: LABELS if entry else {} for split, entry in scenes.items()}
     chosen = chosen_splits(splits, asked, tree.where)
     wanted = {split: entry for split, entry in scenes.items() if split in chosen}
-    return Contents(splits, _items(tree, f"{wrapper}images/", wanted))
+    left_out = Counter(tree.left_out())
+    return Contents(splits, _items(tree, f"{wrapper}images/", wanted, left_out), left_out)
 
 
 def label_scene(scene: Mapping[str, Any]) -> Labelled:
@@ -151,18 +154,20 @@ class _Scenes:
 
 def _find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
     """The folder around everything, and the file of scenes of each split of images."""
-    wrapper, outline = unwrap(tree.outline(), frozenset({"images"}))
+    wrapper, outline = unwrap(tree.outline(), ("images",))
     splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
-    return wrapper, {
-        split: tree.find(f"{wrapper}scenes/CLEVR_{split}_scenes.json") for split in splits
-    }
+    return wrapper, {split: tree.find(f"{wrapper}scenes/CLEVR_{split}{SCENES}") for split in splits}
 
 
-def _items(tree: Tree, images: str, wanted: Mapping[str, Entry | None]) -> Iterator[Item]:
+def _items(
+    tree: Tree, images: str, wanted: Mapping[str, Entry | None], left_out: Counter[str]
+) -> Iterator[Item]:
     scenes = {split: _Scenes(entry) for split, entry in wanted.items() if entry}
     for entry in tree.entries():
         split, _, name = entry.path.removeprefix(images).partition("/")
         if not (is_image(name) and entry.path.startswith(images) and split in wanted):
+            if not entry.path.endswith(SCENES):
+                left_out[kind_of(entry.path)] += 1
             continue
         place = (split, name, entry.path, entry.file, entry.offset, entry.size_bytes)
         if split in scenes:

@@ -1,24 +1,29 @@
 """Class folders, with or without split folders above them, and flat folders without labels."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ijepa.errors import IjepaError
 from ijepa.sources.items import (
     DEFAULT_SPLIT,
     IMAGE_SUFFIXES,
-    SPLIT_NAMES,
+    SPLITS,
     Contents,
     Item,
     Labels,
     check_split_name,
     chosen_splits,
     is_image,
+    kind_of,
     named,
+    split_folders,
 )
+from ijepa.sources.labels import class_name
 from ijepa.sources.trees import IMAGE, Outline, Tree
 
 LABEL = "class"
+SHOWN = 3  # names in an error
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,13 @@ class Layout:
     """How paths tell split and class.
 
     Attributes:
-        wrapper: the one folder that holds everything, with a slash behind; or empty.
+        folders: the split by the start of a path, with a slash behind; an empty start is any path.
         splits: the splits, each with whether its images lie in class folders.
-        has_split_folders: else all is one split.
         classes: all class folders, sorted, over all splits.
     """
 
-    wrapper: str
-    splits: dict[str, bool]
-    has_split_folders: bool
+    folders: Mapping[str, str]
+    splits: Mapping[str, bool]
     classes: list[str]
 
     @property
@@ -46,57 +49,105 @@ class Layout:
         }
 
 
-def read_folders(tree: Tree, asked: tuple[str, ...]) -> Contents:
+def read_folders(
+    tree: Tree, asked: tuple[str, ...], *, folders_are_classes: bool = False
+) -> Contents:
     """Images by class folder: `[split/]class/.../name.jpg`, or `[split/]name.jpg` unlabelled.
 
     As in torchvision's ImageFolder, classes are numbered in sorted order, over all splits together.
 
+    Args:
+        tree: what to read.
+        asked: the splits to read; empty means all.
+        folders_are_classes: there are no splits, whatever the folders are called.
+
     Raises:
         IjepaError: no image, no such split, or folders that do not say what they are.
     """
-    layout = layout_of(tree.outline(), asked, tree.where)
+    outline, left_out = tree.outline(), Counter(tree.left_out())
+    if not outline:
+        raise _empty(tree)
+    layout = layout_of(outline, asked, tree.where, folders_are_classes=folders_are_classes)
     splits = layout.labels
-    return Contents(splits, _items(tree, layout, chosen_splits(splits, asked, tree.where)))
+    chosen = chosen_splits(splits, asked, tree.where)
+    return Contents(splits, _items(tree, layout, chosen, left_out), left_out)
 
 
-def layout_of(outline: Outline, asked: tuple[str, ...], where: str) -> Layout:
+def layout_of(
+    outline: Outline, asked: tuple[str, ...], where: str, *, folders_are_classes: bool = False
+) -> Layout:
     """Tell splits from classes; folders named in `asked` are splits, whatever their name.
 
     Raises:
-        IjepaError: no image, or it cannot be told.
+        IjepaError: it cannot be told.
     """
-    if not outline:
-        raise IjepaError(
-            f"{where} holds no image; images end in {' '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    known = SPLIT_NAMES | set(asked)
-    wrapper, outline = unwrap(outline, known)
-    tops = {parts[0] for parts in outline}
-    beside = tops - known
-    if tops & known and beside and not set(asked) & tops:
-        raise _mixed(where, tops & known, beside)
-    has_split_folders = bool(tops & known)
-    groups = _by_split(outline, known) if has_split_folders else {DEFAULT_SPLIT: outline}
+    wrapper, outline = unwrap(outline, asked)
+    inside: dict[str, Outline] = {}
+    for first, *rest in outline:
+        inside.setdefault(first, set()).add(tuple(rest))
+    known = {} if folders_are_classes else _known(inside, asked)
+    beside = inside.keys() - known.keys()
+    wanted = {*asked, *(SPLITS.get(name.lower(), name) for name in asked)}
+    if known and beside and not wanted & {*known, *known.values()}:
+        if not _are_classes(inside, known):
+            raise _mixed(where, known, beside)
+        known = {}
+    if not known and not folders_are_classes:
+        _refuse_equal_folders(inside, where)
+    groups, folders = {DEFAULT_SPLIT: outline}, {wrapper: DEFAULT_SPLIT}
+    if known:
+        groups, folders = {}, {}
+        for folder, split in known.items():
+            again, below = _unwrap_twice(folder, inside[folder])
+            groups.setdefault(split, set()).update(below)
+            folders[f"{wrapper}{folder}/{again}"] = check_split_name(split, where)
     splits = {split: _is_labelled(group, split, where) for split, group in sorted(groups.items())}
-    classes = {parts[0] for split, group in groups.items() if splits[split] for parts in group}
-    return Layout(wrapper, splits, has_split_folders, sorted(classes))
+    found = {parts[0] for split, group in groups.items() if splits[split] for parts in group}
+    return Layout(folders, splits, sorted({class_name(name) for name in found}))
 
 
-def unwrap(outline: Outline, known: set[str] | frozenset[str] = SPLIT_NAMES) -> tuple[str, Outline]:
-    """Take off one folder that holds all the others, as archives often have."""
+def unwrap(outline: Outline, splits: tuple[str, ...] = ()) -> tuple[str, Outline]:
+    """Take off one folder that holds all the others, as archives often have; no split folder."""
     tops = {parts[0] for parts in outline}
     deep = any(len(parts) > 2 for parts in outline)
-    if len(tops) != 1 or tops & known or not deep:
+    if len(tops) != 1 or tops & set(splits) or split_folders(tops) or not deep:
         return "", outline
     return f"{tops.pop()}/", {parts[1:] for parts in outline}
 
 
-def _by_split(outline: Outline, known: set[str] | frozenset[str]) -> dict[str, Outline]:
-    groups: dict[str, Outline] = {}
-    for split, *rest in outline:
-        if split in known:
-            groups.setdefault(split, set()).add(tuple(rest))
-    return groups
+def _known(inside: Mapping[str, Outline], asked: tuple[str, ...]) -> dict[str, str]:
+    """The folders that are splits, and what those are called."""
+    usual = split_folders(inside.keys() - {IMAGE})
+    named = {name: name for name in asked if name in inside and name not in usual}
+    return {folder: usual.get(folder) or named[folder] for folder in sorted({**usual, **named})}
+
+
+def _are_classes(inside: Mapping[str, Outline], splits: Mapping[str, str]) -> bool:
+    """Is a folder that is called as a split a class, for all folders hold images alone?"""
+    flat = all(group == {(IMAGE,)} for group in inside.values())
+    return flat and len(splits) == 1 and len(inside) > 1
+
+
+def _refuse_equal_folders(inside: Mapping[str, Outline], where: str) -> None:
+    """Folders that hold folders of the same names are hardly classes, but splits or repetitions."""
+    folders = [{parts[0] for parts in group if len(parts) > 1} for group in inside.values()]
+    shared, every = set.intersection(*folders), set.union(*folders)
+    if len(folders) < 2 or len(shared) < 2 or 2 * len(shared) < len(every):
+        return
+    tops = sorted(inside)
+    options = " ".join(f"--split {name}" for name in tops[:SHOWN])
+    raise IjepaError(
+        f"{where}: {_some(tops)} hold the same folders, {_some(sorted(shared))}. If they are "
+        f"splits, name them: {options}; if they are classes: --folders-are-classes."
+    )
+
+
+def _unwrap_twice(folder: str, outline: Outline) -> tuple[str, Outline]:
+    """Take off a folder of the split's own name within it: `seg_train/seg_train/`."""
+    tops = {parts[0] for parts in outline}
+    if tops != {folder} or not all(len(parts) > 1 for parts in outline):
+        return "", outline
+    return f"{folder}/", {parts[1:] for parts in outline}
 
 
 def _is_labelled(outline: Outline, split: str, where: str) -> bool:
@@ -110,28 +161,44 @@ def _is_labelled(outline: Outline, split: str, where: str) -> bool:
     return depths.pop()
 
 
-def _items(tree: Tree, layout: Layout, splits: set[str]) -> Iterator[Item]:
+def _items(tree: Tree, layout: Layout, splits: set[str], left_out: Counter[str]) -> Iterator[Item]:
     class_ids = {name: number for number, name in enumerate(layout.classes)}
     for entry in tree.entries():
-        if not (is_image(entry.path) and entry.path.startswith(layout.wrapper)):
+        if not is_image(entry.path):
+            left_out[kind_of(entry.path)] += 1
             continue
-        name = entry.path[len(layout.wrapper) :]
-        split = DEFAULT_SPLIT
-        if layout.has_split_folders:
-            split, _, name = name.partition("/")
+        start = next((start for start in layout.folders if entry.path.startswith(start)), None)
+        if start is None:
+            left_out["images outside of the chosen splits' folders"] += 1
+            continue
+        split, name = layout.folders[start], entry.path[len(start) :]
         if split not in splits:
+            left_out[f"images of the split {split}, which --split does not name"] += 1
             continue
         labels = {}
         if layout.splits[split]:
-            labels[LABEL] = class_ids[name.partition("/")[0]]
+            labels[LABEL] = class_ids[class_name(name.partition("/")[0])]
         place = (entry.path, entry.file, entry.offset, entry.size_bytes)
-        yield Item(check_split_name(split, tree.where), name, *place, labels, {})
+        yield Item(split, name, *place, labels, {})
 
 
-def _mixed(where: str, splits: set[str], others: set[str]) -> IjepaError:
-    shown = ["loose images" if name == IMAGE else name for name in sorted(others)[:3]]
+def _empty(tree: Tree) -> IjepaError:
+    kinds = Counter(kind_of(entry.path) for entry in tree.entries()).most_common(SHOWN)
+    found = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+    return IjepaError(
+        f"{tree.where} holds no image{f' but {found}' if found else ''}; images end in "
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}."
+    )
+
+
+def _mixed(where: str, splits: Mapping[str, str], others: set[str]) -> IjepaError:
+    shown = sorted("loose images" if name == IMAGE else name for name in others)
     options = " ".join(f"--split {name}" for name in sorted(splits))
     return IjepaError(
-        f"{where}: {', '.join(sorted(splits))} look like splits, {', '.join(shown)} do not; "
-        f"choose with {options}, or name a folder inside."
+        f"{where}: {', '.join(sorted(splits))} look like splits, {_some(shown)} do not. To read "
+        f"the splits alone: {options}; if all are classes: --folders-are-classes."
     )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,6 +1,7 @@
 """ImageNet-1K: class folders, whose validation images may lie flat with their classes in a file."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.sources.archives import open_tree, tree_digest
 from ijepa.sources.folders import LABEL, read_folders
-from ijepa.sources.items import Contents, Item, chosen_splits, is_image, named
+from ijepa.sources.items import Contents, Item, chosen_splits, is_image, kind_of, named
 from ijepa.sources.trees import Folder
 
 DEVKIT = "ILSVRC2012_devkit_t12/data"
@@ -46,7 +47,8 @@ class ImageNet:
         truth = self._truth(set(classes))
         labels = {split: {LABEL: named(classes)} for split in ("train", "val")}
         chosen = chosen_splits(labels, splits, str(self.where))
-        return Contents(labels, _items(root, classes, truth, chosen))
+        left_out = Counter[str]()
+        return Contents(labels, _items(root, classes, truth, chosen, left_out), left_out)
 
     def _truth(self, classes: set[str]) -> dict[str, str]:
         """Class by name of the validation image, without suffix."""
@@ -97,12 +99,17 @@ def _kaggle(path: Path) -> dict[str, str]:
 
 
 def _items(
-    root: Path, classes: list[str], truth: Mapping[str, str], splits: set[str]
+    root: Path,
+    classes: list[str],
+    truth: Mapping[str, str],
+    splits: set[str],
+    left_out: Counter[str],
 ) -> Iterator[Item]:
     numbers = {wnid: number for number, wnid in enumerate(classes)}
     for split in sorted(splits):
         for entry in Folder(root / split).entries():
             if not is_image(entry.path):
+                left_out[kind_of(entry.path)] += 1
                 continue
             stem = Path(entry.path).stem
             wnid = entry.path.partition("/")[0] if split == "train" else truth.get(stem)

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
-from ijepa.sources.archives import OPENERS, archive_suffix, open_tree, tree_digest
+from ijepa.sources.archives import OPENERS, Archive, archive_suffix, open_tree, tree_digest
 from ijepa.sources.cifar import CIFAR10, CIFAR100, Cifar, as_cifar, find_cifar, read_cifar
 from ijepa.sources.clevr import is_clevr, read_clevr
 from ijepa.sources.folders import read_folders
@@ -19,6 +20,10 @@ from ijepa.sources.published import PublishedLists, inat18, places205, places365
 from ijepa.sources.scenes import parse_spec, render_scenes
 from ijepa.sources.torchvision_sets import TorchvisionSet
 from ijepa.sources.trees import Tree
+from ijepa.sources.webdataset_tars import is_labelled, read_webdataset
+from ijepa.stores.braces import expanded
+
+MOST_PARTS = 100_000  # archives that braces name
 
 
 class Source(Protocol):
@@ -37,18 +42,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileTree:
-    """Files in a folder or an archive, understood by `reader`."""
+    """Files in a folder or in archives, understood by `reader`.
+
+    Attributes:
+        where: the folder or the archive; of several archives the first.
+        reader: lists the images.
+        parts: the archives, if they are several.
+    """
 
     where: Path
     reader: Callable[[Tree, tuple[str, ...]], Contents]
+    parts: tuple[Path, ...] = ()
 
     def digest(self) -> str:
         """From names, sizes and times."""
-        return tree_digest(self.where)
+        return tree_digest(self.where, self.parts)
 
     def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
         """Compressed archives are unpacked first."""
-        return self.reader(open_tree(self.where, work, report), splits)
+        return self.reader(open_tree(self.where, work, report, self.parts), splits)
 
 
 @dataclass(frozen=True)
@@ -88,14 +100,21 @@ class ScenesSource:
         return read_clevr(open_tree(folder, work, report), splits)
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     """Understand what the user named.
+
+    Args:
+        text: a path, tars with braces as in `set-{000..009}.tar`, or `kind:path`.
+        folders_are_classes: of a path alone, the outermost folders are classes, never splits.
 
     Raises:
         IjepaError: no such kind, or nothing there.
     """
     kind, colon, rest = text.partition(":")
-    if colon and kind in KINDS:
+    is_kind = bool(colon) and kind in KINDS
+    if folders_are_classes and (is_kind or is_list(Path(text))):
+        raise IjepaError(f"--folders-are-classes is for folders and archives, not for {text}.")
+    if is_kind:
         return KINDS[kind](rest)
     if colon and not Path(text).exists():
         raise IjepaError(
@@ -104,7 +123,22 @@ def open_source(text: str) -> Source:
         )
     if is_list(Path(text)) and Path(text).is_file():
         return ListedImages(Path(text))
-    return FileTree(_tree_path(text), _by_layout)
+    return _file_tree(text, partial(_by_layout, folders_are_classes=folders_are_classes))
+
+
+def _file_tree(text: str, reader: Callable[[Tree, tuple[str, ...]], Contents]) -> FileTree:
+    parts = _with_braces(text)
+    return FileTree(parts[0], reader, parts) if parts else FileTree(_tree_path(text), reader)
+
+
+def _with_braces(text: str) -> tuple[Path, ...]:
+    """The archives of `set-{000..009}.tar`; none if it is no such pattern."""
+    if "{" not in text or Path(text).exists():
+        return ()
+    paths = tuple(_tree_path(name) for name in expanded(text, MOST_PARTS))
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise IjepaError(f"{text} names {folder}, a folder; braces name archives.")
+    return paths
 
 
 def _tree_path(text: str) -> Path:
@@ -119,11 +153,15 @@ def _tree_path(text: str) -> Path:
     return where
 
 
-def _by_layout(tree: Tree, splits: tuple[str, ...]) -> Contents:
+def _by_layout(tree: Tree, splits: tuple[str, ...], *, folders_are_classes: bool) -> Contents:
     for kind, published in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         if find_cifar(tree, published) is not None:
             raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
-    return read_clevr(tree, splits) if is_clevr(tree) else read_folders(tree, splits)
+    if is_clevr(tree):
+        return read_clevr(tree, splits)
+    if not folders_are_classes and isinstance(tree, Archive) and is_labelled(tree):
+        return read_webdataset(tree, splits)
+    return read_folders(tree, splits, folders_are_classes=folders_are_classes)
 
 
 def _torchvision(text: str) -> TorchvisionSet:
@@ -148,10 +186,11 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "cifar100": lambda text: PublishedCifar(_tree_path(text), CIFAR100),
     "clevr": lambda text: FileTree(_tree_path(text), read_clevr),
     "imagenet": lambda text: ImageNet(_tree_path(text)),
-    "imagenet22k": lambda text: FileTree(_tree_path(text), read_folders),
+    "imagenet22k": lambda text: _file_tree(text, partial(read_folders, folders_are_classes=True)),
     "inat18": lambda text: PublishedLists(_folder_path(text), inat18),
     "places205": lambda text: PublishedLists(_folder_path(text), places205),
     "places365": lambda text: PublishedLists(_folder_path(text), places365),
     "scenes": ScenesSource,
     "torchvision": _torchvision,
+    "webdataset": lambda text: _file_tree(text, read_webdataset),
 }

@@ -2,9 +2,9 @@
 
 import csv
 import hashlib
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,19 +14,16 @@ from ijepa.sources.items import (
     DEFAULT_SPLIT,
     Contents,
     Item,
-    Label,
     Labels,
     check_split_name,
     chosen_splits,
-    named,
 )
+from ijepa.sources.labels import LabelColumn
 from ijepa.stores.stage import parse_json
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = (*DELIMITERS, ".jsonl")
 PATH, SPLIT = "path", "split"
-MAX_CLASSES = 2**16  # more different texts than this are no label
-INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 Row = Mapping[str, Any]
 
@@ -35,7 +32,8 @@ Row = Mapping[str, Any]
 class ListedImages:
     """Columns: `path` (relative to the list), perhaps `split`; any other column is a label.
 
-    A label of integers keeps them; one of texts gets class numbers in sorted order.
+    Classes are numbered in ascending order of integers, or of texts; an empty value, null or -1
+    means that the class of an image is not known.
     """
 
     where: Path
@@ -51,16 +49,18 @@ class ListedImages:
     def read(self, _work: Path, asked: tuple[str, ...], _workers: int, _: Progress) -> Contents:
         """One pass for classes and splits, then one for the images."""
         columns, splits = self._survey()
-        labels: Labels = {name: column.label(name, self.where) for name, column in columns.items()}
+        labels: Labels = {name: column.label() for name, column in columns.items()}
         there = dict.fromkeys(sorted(splits), labels)
-        return Contents(there, self._items(labels, chosen_splits(there, asked, str(self.where))))
+        chosen, left_out = chosen_splits(there, asked, str(self.where)), Counter[str]()
+        return Contents(there, self._items(columns, chosen, left_out), left_out)
 
-    def _survey(self) -> "tuple[dict[str, _Column], set[str]]":
-        columns: dict[str, _Column] = {}
+    def _survey(self) -> tuple[dict[str, LabelColumn], set[str]]:
+        columns: dict[str, LabelColumn] = {}
         splits = set()
         for number, row in _rows(self.where):
             if not columns:
-                columns = {name: _Column() for name in row if name not in (PATH, SPLIT)}
+                names = [name for name in row if name not in (PATH, SPLIT)]
+                columns = {name: LabelColumn(f"column {name}", str(self.where)) for name in names}
             splits.add(self._split(number, row))
             if columns.keys() != row.keys() - {PATH, SPLIT}:
                 raise IjepaError(
@@ -73,19 +73,15 @@ class ListedImages:
             raise IjepaError(f"{self.where} lists no image.")
         return columns, splits
 
-    def _items(self, labels: Labels, splits: set[str]) -> Iterator[Item]:
-        class_ids = {
-            label: {name: number for number, name in enumerate(facts.names or [])}
-            for label, facts in labels.items()
-        }
+    def _items(
+        self, columns: Mapping[str, LabelColumn], splits: set[str], left_out: Counter[str]
+    ) -> Iterator[Item]:
         for number, row in _rows(self.where):
             split = self._split(number, row)
             if split not in splits:
+                left_out[f"images of the split {split}, which --split does not name"] += 1
                 continue
-            known = {
-                label: ids[str(row[label])] if ids else int(row[label])
-                for label, ids in class_ids.items()
-            }
+            known = {label: column.number(row[label]) for label, column in columns.items()}
             file = self._file(number, row)
             name = str(PurePosixPath(row[PATH])).lstrip("/")
             yield Item(split, name, row[PATH], str(file), 0, file.stat().st_size, known, {})
@@ -101,36 +97,6 @@ class ListedImages:
                 f"to the folder of the list."
             )
         return file
-
-
-@dataclass
-class _Column:
-    """What is known of a label's values so far."""
-
-    only_integers: bool = True
-    largest: int = -1
-    texts: set[str] = field(default_factory=set)
-
-    def add(self, value: object, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-            raise IjepaError(f"{where}: {value!r} is not a label; write an integer or a text.")
-        text = str(value)
-        if INTEGER.fullmatch(text):
-            self.largest = max(self.largest, int(text))
-        else:
-            self.only_integers = False
-        if len(self.texts) <= MAX_CLASSES:
-            self.texts.add(text)
-
-    def label(self, name: str, where: Path) -> Label:
-        if self.only_integers:
-            return Label(self.largest + 1)
-        if len(self.texts) > MAX_CLASSES:
-            raise IjepaError(
-                f"{where}: column {name} holds more than {MAX_CLASSES:,} different texts, which is "
-                f"no label; leave the column out."
-            )
-        return named(sorted(self.texts))
 
 
 def is_list(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Data sets whose images lie in folders, and whose labels and splits stand in files beside them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class PublishedLists:
         labels = {split: {LABEL: named(listing.classes)} for split in listing.splits}
         chosen = chosen_splits(labels, splits, str(self.where))
         wanted = [split for split in listing.splits if split in chosen]
-        return Contents(labels, _items(self.where, listing, wanted))
+        return Contents(labels, _items(self.where, listing, wanted), Counter())
 
 
 def _items(where: Path, listing: Listing, splits: list[str]) -> Iterator[Item]:

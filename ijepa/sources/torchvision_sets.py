@@ -2,7 +2,9 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,26 @@ from PIL import Image
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.sources.items import DEFAULT_SPLIT, Contents, Labels, chosen_splits, named
+from ijepa.sources.labels import UNKNOWN, LabelColumn
 from ijepa.sources.packs import Packed, read_pack, write_pack
 
 LABEL = "class"
 SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled")  # of a `split` argument
 REPORT_IMAGES = 1000
-ABSENT = (RuntimeError, ValueError, FileNotFoundError, NotADirectoryError)  # what torchvision says
+MOST_TEXT = 200  # of a message of theirs
+THEIRS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    OSError,
+    EOFError,
+    SyntaxError,  # of XML, too
+    pickle.UnpicklingError,
+)  # what classes of torchvision raise for files that are missing or damaged
 
 
 @dataclass(frozen=True)
@@ -40,12 +56,14 @@ class TorchvisionSet:
     def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
         """Encode what the class gives, each split by its own `train` or `split` argument."""
         found = self._open()
-        labels: dict[str, Labels] = {split: _labels(data) for split, data in found.items()}
+        labels: dict[str, Labels] = {
+            split: _labels(self.name, data) for split, data in found.items()
+        }
         chosen = chosen_splits(labels, splits, f"{self.name} in {self.where}")
         listing = work / "torchvision.jsonl"
         if not listing.exists():
-            write_pack(_images(self.name, found, report), listing)
-        return Contents(labels, read_pack(listing, chosen))
+            write_pack(_images(self.name, found, labels, report), listing)
+        return Contents(labels, read_pack(listing, chosen), Counter())
 
     def _open(self) -> dict[str, Any]:
         """The data set of each split that is there."""
@@ -56,15 +74,32 @@ class TorchvisionSet:
             raise IjepaError(
                 f"torchvision.datasets has no {self.name!r}; it has {', '.join(datasets.__all__)}."
             )
+        _check_root_is_enough(self.name, kind)
         found, reason = {}, "it knows no split"
         for split, choice in _choices(kind).items():
             try:
                 found[split] = kind(self.where, **choice)
-            except ABSENT as error:
-                reason = " ".join(str(error).split())
+            except THEIRS as error:
+                reason = _in_words(error)
         if not found:
             raise IjepaError(f"torchvision finds no {self.name} in {self.where}: {reason}.")
         return found
+
+
+def _check_root_is_enough(name: str, kind: Any) -> None:  # noqa: ANN401  # a class of theirs
+    parameters = inspect.signature(kind).parameters.values() if inspect.isclass(kind) else ()
+    needed = {
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
+    names = {one.name for one in parameters}
+    if "root" not in names or needed - {"root", "split", "train"}:
+        more = ", ".join(sorted(needed - {"root"})) or "other arguments"
+        raise IjepaError(
+            f"torchvision's {name} is not made from a folder alone, but from {more}; list its "
+            f"images in a .csv with a column `path` and one a label."
+        )
 
 
 def _choices(kind: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401  # a class of theirs
@@ -78,29 +113,61 @@ def _choices(kind: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401  # a class
     return {DEFAULT_SPLIT: fixed}
 
 
-def _labels(data: Any) -> Labels:  # noqa: ANN401  # torchvision's classes share no type
+def _labels(name: str, data: Any) -> Labels:  # noqa: ANN401  # torchvision's classes share no type
     """Class names where the class has them; without integer targets, none."""
-    _, target = data[0]
+    _, target = _pair(name, data, 0)
     if not isinstance(target, int | np.integer):
         return {}
     names = getattr(data, "classes", None) or getattr(data, "categories", None)
     if names:
         return {LABEL: named([str(name) for name in names])}
-    highest = max(int(data[number][1]) for number in range(len(data)))
-    return {LABEL: named([str(number) for number in range(highest + 1)])}
+    column = LabelColumn(LABEL, name)
+    for number in range(len(data)):
+        column.add(int(_pair(name, data, number)[1]), f"{name}, image {number}")
+    return {LABEL: column.label()}
 
 
-def _images(name: str, found: dict[str, Any], report: Progress) -> Iterator[Packed]:
+def _images(
+    name: str, found: dict[str, Any], labels: Mapping[str, Labels], report: Progress
+) -> Iterator[Packed]:
     done = 0
     for split, data in found.items():
-        labels = _labels(data)
         for number in range(len(data)):
-            image, target = data[number]
-            if not isinstance(image, Image.Image):
-                raise IjepaError(f"{name} gives a {type(image).__name__}, not an image.")
-            known = {LABEL: int(target)} if labels else {}
+            image, target = _pair(name, data, number)
+            known = {LABEL: _class(name, data, labels[split], target)} if labels[split] else {}
             path = f"{split}/{number:07d}.png"
             yield Packed(split, f"{number:07d}.png", path, image, known)
             done += 1
             if done % REPORT_IMAGES == 0:
                 report(f"encode {name} images", done, None)
+
+
+def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401
+    """Class number of a target: their own where they name their classes, else by its value."""
+    facts = labels[LABEL]
+    has_names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    try:
+        number = int(target)
+        number = number if has_names or number < 0 else (facts.names or []).index(str(number))
+    except (TypeError, ValueError) as error:
+        raise IjepaError(f"{name}: {target!r:.40} is not a class.") from error
+    if not UNKNOWN <= number < facts.num_classes:
+        raise IjepaError(f"{name}: class {number} is none of its {facts.num_classes:,}.")
+    return number
+
+
+def _pair(name: str, data: Any, number: int) -> tuple[Image.Image, Any]:  # noqa: ANN401
+    try:
+        image, target = data[number]
+    except THEIRS as error:
+        raise IjepaError(
+            f"torchvision's {name} gives no image with a class for {number} ({_in_words(error)}); "
+            f"list its images in a .csv with a column `path` and one a label."
+        ) from error
+    if not isinstance(image, Image.Image):
+        raise IjepaError(f"{name} gives a {type(image).__name__}, not an image.")
+    return image, target
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:MOST_TEXT].rstrip(".") or type(error).__name__

@@ -14,7 +14,7 @@ PICKLES = frozenset(  # CIFAR-10's and CIFAR-100's
     [f"data_batch_{number}" for number in range(1, 6)]
     + ["test_batch", "batches.meta", "train", "test", "meta"]
 )
-OUTLINE_DEPTH = 4  # a wrapping folder, a split, a class and the image
+OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
 IMAGE = "*"  # stands for images in an outline
 
 Outline = set[tuple[str, ...]]
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Tree(Protocol):
-    """Files by relative path; hidden ones, and those that no source knows, are left out."""
+    """Files by relative path; hidden ones are left out."""
 
     @property
     def where(self) -> str:
@@ -39,6 +39,9 @@ class Tree(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """Every file, in an order that is always the same."""
+
+    def left_out(self) -> dict[str, int]:
+        """Numbers of what is there and is no file of its own, such as links within a tar."""
 
     def outline(self) -> Outline:
         """Folders that hold images, at most `OUTLINE_DEPTH` deep, with `IMAGE` for the images."""
@@ -62,6 +65,10 @@ class Folder:
         """Every file, each folder sorted by name; at most one folder's names are in memory."""
         return _walk(self.root, "", ())
 
+    def left_out(self) -> dict[str, int]:
+        """Nothing: links are followed."""
+        return {}
+
     def outline(self) -> Outline:
         """Read names only, and below the depth only until the first image."""
         return set(_outline(self.root, ()))
@@ -75,9 +82,11 @@ class Folder:
         return Entry(path, str(file), 0, facts.st_size, facts.st_mtime_ns)
 
     def digest(self) -> str:
-        """sha256 over path, size and time of every file; reads none of them."""
+        """sha256 over path, size and time of every file that a source may read; reads none."""
         total = hashlib.sha256()
         for entry in self.entries():
+            if not is_listed(entry.path.rpartition("/")[2]):
+                continue
             line = f"{entry.path}\0{entry.size_bytes}\0{entry.mtime_ns}\n"
             total.update(line.encode(errors="surrogateescape"))
         return total.hexdigest()
@@ -95,7 +104,7 @@ def is_hidden(name: str) -> bool:
 
 def is_listed(name: str) -> bool:
     """Could a source want this file?"""
-    return is_image(name) or name.endswith("_scenes.json") or name in PICKLES
+    return is_image(name) or name.endswith((".json", ".cls")) or name in PICKLES
 
 
 def _walk(folder: Path, below: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -104,11 +113,11 @@ def _walk(folder: Path, below: str, ancestors: tuple[tuple[int, int], ...]) -> I
         path = f"{below}{entry.name}"
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{path}/", ancestors)
-        elif is_listed(entry.name):
-            yield from _listed(entry, path)
+        else:
+            yield from _file(entry, path)
 
 
-def _listed(entry: os.DirEntry[str], path: str) -> Iterator[Entry]:
+def _file(entry: os.DirEntry[str], path: str) -> Iterator[Entry]:
     if entry.is_file():
         facts = entry.stat()
         yield Entry(path, entry.path, 0, facts.st_size, facts.st_mtime_ns)

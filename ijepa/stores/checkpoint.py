@@ -47,9 +47,15 @@ class CheckpointWriter:
     GPU's tensors lies in pinned memory, so that copying runs at the speed of the bus.
     """
 
-    def __init__(self, least_seconds: float) -> None:
-        """Ask to save no more often than every `least_seconds`."""
+    def __init__(self, least_seconds: float, *, writes: bool = True) -> None:
+        """Prepare to save.
+
+        Args:
+            least_seconds: between two checkpoints.
+            writes: whether this process writes files; one that does not never asks to save.
+        """
         self._least_seconds, self._saved = least_seconds, time.monotonic()
+        self._writes = writes
         self._cost_seconds = 0.0  # of the newest checkpoint, to the training
         self._buffers: list[Tensor] = []
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -57,7 +63,7 @@ class CheckpointWriter:
 
     def is_due(self) -> bool:
         """Did enough time pass, and so much that saving takes at most `MOST_OF_TIME` of it?"""
-        if self._writing and not self._writing.done():
+        if not self._writes or (self._writing and not self._writing.done()):
             return False
         least = max(self._least_seconds, self._cost_seconds / MOST_OF_TIME)
         return time.monotonic() - self._saved > least
@@ -128,14 +134,19 @@ def _write(paths: Sequence[Path], body: dict[str, Any]) -> float:
     first, *others = paths
     save_state(first, body)
     for path in others:
-        neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        neighbour.unlink(missing_ok=True)
-        try:
-            os.link(first, neighbour)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(first, neighbour)
-        neighbour.replace(path)
+        link_or_copy(first, path)
     return time.monotonic() - start
+
+
+def link_or_copy(first: Path, path: Path) -> None:
+    """Give a file, which is never changed but only replaced, another name; atomic."""
+    neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    neighbour.unlink(missing_ok=True)
+    try:
+        os.link(first, neighbour)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(first, neighbour)
+    neighbour.replace(path)
 
 
 def checkpoint_body(checkpoint: Checkpoint) -> dict[str, Any]:

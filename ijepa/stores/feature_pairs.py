@@ -32,6 +32,7 @@ class Images(NamedTuple):
         labels: (n,) int64 class numbers.
         image_ids: (n,) uint64, see `stores.repeats`.
         views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
+        unlabelled: further images of the file, whose class is not known; no probe takes them.
     """
 
     store: Features
@@ -39,6 +40,7 @@ class Images(NamedTuple):
     labels: Ints
     image_ids: Ints
     views: Ints
+    unlabelled: int = 0
 
 
 class OpenPair(NamedTuple):
@@ -73,6 +75,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
     fitted, scored = _images(train, label), _images(test, label)
     _refuse_other_classes(train, test, label)
     _refuse_unfit(fitted, label)
+    _refuse_no_class_in_common(fitted, scored, label)
     _refuse_leak(fitted, scored)
     ours, theirs = (Known(images.image_ids, images.keys) for images in (fitted, scored))
     return OpenPair(fitted, scored, repeated_keys(ours, theirs, len(theirs.keys)))
@@ -102,7 +105,8 @@ def _images(store: Features, label: str) -> Images:
         raise IjepaError(f"{store.path} holds no image.")
     keys, labels, ids, views = store.keys, store.labels[label], store.image_ids, store.views
     if views is None:
-        return Images(store, keys, labels, ids, np.arange(len(keys))[:, np.newaxis])
+        rows = np.arange(len(keys))[:, np.newaxis]
+        return _with_classes(Images(store, keys, labels, ids, rows), label)
     each = 1 + store.header.num_views
     firsts = keys[::each]
     alike = all(keys[view::each] == firsts for view in range(1, each))
@@ -112,7 +116,25 @@ def _images(store: Features, label: str) -> Images:
             f"other; extract again."
         )
     rows = np.arange(len(keys)).reshape(-1, each)
-    return Images(store, firsts, labels[::each], ids[::each], rows)
+    return _with_classes(Images(store, firsts, labels[::each], ids[::each], rows), label)
+
+
+def _with_classes(images: Images, label: str) -> Images:
+    """Without those whose class is not known, numbered below 0."""
+    known = np.flatnonzero(images.labels >= 0)
+    unlabelled = len(images.keys) - len(known)
+    if not unlabelled:
+        return images
+    if not len(known):
+        raise IjepaError(f"{images.store.path} has no image whose {label!r} is known.")
+    return Images(
+        images.store,
+        [images.keys[number] for number in known.tolist()],
+        images.labels[known],
+        images.image_ids[known],
+        images.views[known],
+        unlabelled,
+    )
 
 
 def _refuse_other_classes(train: Features, test: Features, label: str) -> None:
@@ -136,6 +158,14 @@ def _refuse_unfit(train: Images, label: str) -> None:
             f"{train.store.path} has {len(counts)} classes of {label!r} with at most "
             f"{counts.max()} images each; a probe needs two classes, and two images of one to "
             f"choose with."
+        )
+
+
+def _refuse_no_class_in_common(train: Images, test: Images, label: str) -> None:
+    if not np.isin(test.labels, train.labels).any():
+        raise IjepaError(
+            f"{train.store.path} has no image of any class of {label!r} in {test.store.path}; a "
+            f"probe could get none right. Extract splits that share classes."
         )
 
 

@@ -63,6 +63,9 @@ class FeatureHeader(Config):
         num_views: augmented views of each image, beside the evaluation view.
         augment: how they were made: `none`, `flip` or `rrc-flip`.
         precision: what the encoder computed in: `fp32` or `bf16`.
+        interpolation: by which images were resized: `bilinear` or `bicubic`.
+        crop_fraction: of the short side that the evaluation view keeps; None where the whole image
+            was squashed, or where an earlier version did not note it.
     """
 
     encoder: str
@@ -81,6 +84,8 @@ class FeatureHeader(Config):
     num_views: int = 0
     augment: str = "none"
     precision: str = "fp32"  # as all files did that do not say so
+    interpolation: str = "bilinear"  # likewise
+    crop_fraction: float | None = None
 
 
 class Features:

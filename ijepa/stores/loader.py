@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ijepa.config import DataConfig, Size
+from ijepa.config import DataConfig, Interpolation, Size
 from ijepa.errors import IjepaError
 from ijepa.method.augment import (
     CropDraws,
@@ -163,6 +163,7 @@ class ViewPlan(NamedTuple):
         augmented: how many augmented views follow the evaluation view.
         augment: `rrc-flip` or `flip`, see `ijepa.config.ExtractConfig`.
         seed: of the augmented views.
+        interpolation: `bilinear` or `bicubic`, of all views.
     """
 
     image_px: int | Size
@@ -170,6 +171,7 @@ class ViewPlan(NamedTuple):
     augmented: int = 0
     augment: str = "none"
     seed: int = 0
+    interpolation: Interpolation = "bilinear"
 
 
 class ViewBatches(Dataset[Batch]):
@@ -210,7 +212,7 @@ class ViewBatches(Dataset[Batch]):
             view = whole
             if plan.augment == "rrc-flip":
                 box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-                view = resize_box(pixels, box, plan.image_px)
+                view = resize_box(pixels, box, plan.image_px, mode=plan.interpolation)
             yield view.flip(-1) if draws.flip[place] else view
 
 
@@ -243,8 +245,8 @@ class SampleViewBatches(ViewBatches):
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     """The view by which an image is scored: (1, 3, height, width) uint8."""
     if plan.crop_fraction is None:
-        return squash(pixels, plan.image_px)
-    return evaluation_crop(pixels, plan.image_px, plan.crop_fraction)
+        return squash(pixels, plan.image_px, plan.interpolation)
+    return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
 
 
 def batches(
@@ -285,10 +287,11 @@ def batches(
 
 
 def _prepare_worker(_: int) -> None:
-    """One thread each; a scheduler's signals to the whole job are for the main process to obey.
+    """One thread each; signals to the whole job are for the main process to obey.
 
     That ends its workers by messages, and by a second SIGTERM where that does not help.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes

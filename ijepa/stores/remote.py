@@ -7,25 +7,24 @@ the file. WebDataset reads the tars.
 
 import hashlib
 import itertools
-import json
 import logging
-import math
 import re
+import shlex
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any
 
-import braceexpand
 import fsspec
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
 from ijepa.config import validated
 from ijepa.errors import IjepaError
+from ijepa.stores.braces import expanded
 from ijepa.stores.shards import INDEX, SCHEMA, Sample, SetIndex
 from ijepa.stores.stage import parse_json
 
@@ -79,7 +78,8 @@ class RemoteSplit:
         expected = self.counts[number] if self.counted else None
         while True:
             try:
-                for sample in itertools.islice(_read_tar(url), skip, None):
+                samples = _read_tar(url, labels=tuple(self.label_names))
+                for sample in itertools.islice(samples, skip, None):
                     yield sample
                     skip += 1
                 if expected is not None and skip < expected:
@@ -146,7 +146,7 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
 
 
 def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
-    urls = _expanded(data)
+    urls = expanded(data, MOST_TARS)
     if epoch_images is None:
         raise IjepaError(
             f"{data} has no index that tells how many images these {len(urls):,} tars hold; say it "
@@ -160,26 +160,6 @@ def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
     return RemoteSplit(urls, counts, counted=False, label_names={}, fingerprint=digest)
 
 
-def _expanded(data: str) -> tuple[str, ...]:
-    """Addresses that braces stand for, counted before they are made."""
-    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}", data)
-    lists = re.findall(r"\{([^{}]*,[^{}]*)\}", data)
-    counts = [abs(int(end[:20]) - int(start[:20])) + 1 for start, end in ranges]
-    counts += [text.count(",") + 1 for text in lists]
-    try:
-        if math.prod(counts) > MOST_TARS:
-            raise ValueError(f"they stand for more than {MOST_TARS:,} tars")
-        found = tuple(itertools.islice(braceexpand.braceexpand(data), MOST_TARS + 1))
-        if len(found) > MOST_TARS:
-            raise ValueError(f"they stand for more than {MOST_TARS:,} tars")
-    except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
-        raise IjepaError(
-            f"The braces of {data:.200} cannot be expanded: {error}. Write them as in "
-            f"train-{{000000..000146}}.tar."
-        ) from error
-    return found
-
-
 def _within(data: str, name: str) -> str:
     """Address of a file of a shard set."""
     if data.startswith("pipe:"):
@@ -188,15 +168,15 @@ def _within(data: str, name: str) -> str:
                 f"{data!r} names no tar, and has no {{}} to put the names of a shard set's files "
                 f"in; write it as 'pipe:curl -sSf https://host/set/{{}}'."
             )
-        return data.replace("{}", name)
+        return data.replace("{}", shlex.quote(name))
     return f"{data.rstrip('/')}/{name}"
 
 
-def _read_tar(url: str) -> Iterator[Sample]:
+def _read_tar(url: str, labels: Sequence[str]) -> Iterator[Sample]:
     with closing(_open(url)) as file:
         try:
             for members in group_by_keys(_files(url, file)):
-                yield _sample(url, members)
+                yield _sample(url, members, labels)
         except ValueError as error:  # a name that stands there twice
             raise IjepaError(f"{url} is not a tar of samples: {error.args[0]}.") from error
 
@@ -218,7 +198,7 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     yield {}  # samples end with their tar
 
 
-def _sample(url: str, members: dict[str, Any]) -> Sample:
+def _sample(url: str, members: dict[str, Any], labels: Sequence[str]) -> Sample:
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         found = ", ".join(sorted(name for name in members if not name.startswith("__")))
@@ -226,9 +206,38 @@ def _sample(url: str, members: dict[str, Any]) -> Sample:
             f"{url}: sample {members['__key__']!r} has no image ({found}); expected one of "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    known = json.loads(members["json"]) if "json" in members else {}
+    known = _notes(url, members, labels)
     key = known.pop("key", members["__key__"])
     return Sample(key, image, known.pop("labels", {}), known)
+
+
+def _notes(url: str, members: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Key and labels in the JSON beside an image; JSON of others is ignored if `labels` is empty.
+
+    Raises:
+        IjepaError: one of `labels` is not there as a class number.
+    """
+    try:
+        known = parse_json(members.get("json", b"{}"))
+    except ValueError:
+        known = None
+    known = dict(known) if isinstance(known, dict) else {}
+    found = known.get("labels")
+    found = found if isinstance(found, dict) else {}
+    known["labels"] = {name: value for name, value in found.items() if _is_class(value)}
+    missing = [name for name in labels if name not in known["labels"]]
+    if missing:
+        raise IjepaError(
+            f"{url}: the .json of sample {members['__key__']!r} has no class number as label "
+            f"{missing[0]!r}, which the index promises; shard this set again."
+        )
+    if not isinstance(known.get("key", ""), str):
+        del known["key"]
+    return known
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _open(url: str) -> IO[bytes]:

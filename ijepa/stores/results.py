@@ -208,13 +208,16 @@ def pack_correct(correct: Bools, keys: Sequence[str]) -> tuple[str, ...]:
 def pack_classes(labels: Ints, keys: Sequence[str]) -> str:
     """Classes of test images as text: little-endian uint16 in ascending order of keys, compressed.
 
+    Above 65,535 classes it is uint32.
+
     Args:
-        labels: (n,) class numbers, 0 to 65,535.
+        labels: (n,) class numbers from 0.
         keys: of the n images, each once.
     """
     assert len(set(keys)) == len(labels) == len(keys)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return base64.b64encode(zlib.compress(labels[order].astype("<u2").tobytes(), 9)).decode()
+    numbers = labels[order].astype("<u2" if labels.max(initial=0) < 2**16 else "<u4")
+    return base64.b64encode(zlib.compress(numbers.tobytes(), 9)).decode()
 
 
 def unpack_classes(packed: str, num_images: int) -> Ints:
@@ -225,12 +228,13 @@ def unpack_classes(packed: str, num_images: int) -> Ints:
     """
     try:
         unpacker = zlib.decompressobj()
-        content = unpacker.decompress(base64.b64decode(packed, validate=True), 2 * num_images + 1)
+        content = unpacker.decompress(base64.b64decode(packed, validate=True), 4 * num_images + 1)
     except (ValueError, zlib.error) as error:
         raise IjepaError(f"A result's `test_classes` cannot be read ({error}).") from error
-    if len(content) != 2 * num_images:
+    if len(content) not in (2 * num_images, 4 * num_images):
         raise IjepaError(f"A result's `test_classes` is not of the {num_images:,} test images.")
-    return np.frombuffer(content, "<u2").astype(np.int64)
+    number_type = "<u2" if len(content) == 2 * num_images else "<u4"
+    return np.frombuffer(content, number_type).astype(np.int64)
 
 
 def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:

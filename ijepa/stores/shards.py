@@ -4,19 +4,22 @@ import json
 import os
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from ijepa.config import Config, StrPath, validated
+from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
 from ijepa.stores.stage import read_json, refuse_changed
 
 SCHEMA = 1
+EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
 INDEX = "index.json"
 BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 EXTENSIONS = ("jpg", "png", "webp")
@@ -55,9 +58,9 @@ Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
 class ShardIndex(Config):
-    """One tar of a split."""
+    """One tar of a split, in the folder of the index."""
 
-    name: str
+    name: FileName
     samples: int
     bytes: int
     sha256: str
@@ -88,13 +91,17 @@ class SetIndex(Config):
         fingerprint: of the contents: equal for equal samples, wherever they came from.
         bad: images left out; `bad.jsonl` says which and why.
         splits: by name.
+        left_out: numbers of files and images of the source that did not come along, by reason.
+        changes: numbers of images that were changed, or of which a part is lost, by reason.
     """
 
     schema_version: int
     source: str
     fingerprint: str
     bad: int
-    splits: dict[str, SplitIndex]
+    splits: dict[FileName, SplitIndex]
+    left_out: dict[str, int] = Field(default_factory=dict)
+    changes: dict[str, int] = Field(default_factory=dict)
 
 
 class Sample(NamedTuple):
@@ -140,6 +147,47 @@ class ShardSet:
                 f"{', '.join(sorted(self.splits))}."
             )
         return SplitReader(self.folder, name, self.splits[name])
+
+    def named_split(self, name: str, train: str = "train") -> str:
+        """Turn `evaluation` into the split to score on: val, else test, else the only other one.
+
+        Args:
+            name: any other name, or a split that is really called so, is returned as it is.
+            train: the split to train on, which is never the answer.
+
+        Raises:
+            IjepaError: `evaluation` is asked for, and there is no such split, or several.
+        """
+        if name != EVALUATION or name in self.splits:
+            return name
+        others = sorted(set(self.splits) - {train})
+        usual = [other for other in ("val", "test") if other in others]
+        if usual or len(others) == 1:
+            return (usual or others)[0]
+        found = f"several beside {train}: {', '.join(others)}" if others else f"{train} alone"
+        raise IjepaError(
+            f"{self.folder} has no split to score on: its splits are {found}. Name one with "
+            f"--split or --test-split, or make one with `ijepa shard --val-fraction 0.1`."
+        )
+
+    def require(self, splits: Iterable[str], labels: Iterable[str]) -> None:
+        """Refuse a set on which later stages could not run to their end.
+
+        Args:
+            splits: that must be there; `evaluation` as `named_split` takes it.
+            labels: that each of these must have.
+
+        Raises:
+            IjepaError: naming the first that is missing.
+        """
+        for split in (self.split(self.named_split(name)) for name in splits):
+            for label in labels:
+                if label not in split.label_names:
+                    known = ", ".join(split.label_names) or "none"
+                    raise IjepaError(
+                        f"{self.folder}: images of {split.name} have no label {label!r} (labels: "
+                        f"{known}), so nothing can be scored on it; `ijepa pretrain` needs none."
+                    )
 
 
 class SplitReader:

@@ -11,6 +11,7 @@ import json
 import logging
 import operator
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,6 +26,8 @@ from ijepa.errors import IjepaError
 from ijepa.stores.lock import lock
 from ijepa.stores.versions import library_versions
 
+HALF_WRITTEN = re.compile(r".+\.\d+\.tmp")  # names that `whole_file` gives
+NOTES = ("work.json", "stage.json")  # of a work folder: what it is for, and that it is finished
 SMALL_BYTES = 2**20  # read again whenever it is asked whether an output is as it was made
 
 log = logging.getLogger(__name__)
@@ -82,12 +85,15 @@ class Work:
         plan: what is being made.
         folder: `<out>.partial/`, to write in; may hold what an interrupted run left.
         cached: the output is there already, made by the same plan: do nothing.
+        lock: descriptor of the lock, for processes that write in `folder`: as long as one of them
+            runs, nobody else begins.
         started: when this process began, seconds since the epoch.
     """
 
     plan: StagePlan
     folder: Path
     cached: bool
+    lock: int = -1
     started: float = field(default_factory=time.time)
 
     def publish_folder(
@@ -146,8 +152,9 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         The work. If `work.cached`, return at once; else write in `work.folder` and publish.
 
     Raises:
-        IjepaError: another process works on it, something that is not ours stands there, or
-            something precious that another plan made; or it cannot stand there.
+        IjepaError: another process works on it, something that is not ours stands there or under
+            one of the names beside it, or something precious that another plan made; or it cannot
+            stand there.
     """
     _refuse_place(plan)
     if tell := foreseen.get():
@@ -155,8 +162,9 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         yield Work(plan, _sibling(plan.out, ".partial"), cached=True)
         return
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    with lock(plan.out):
+    with lock(plan.out) as held:
         folder = _sibling(plan.out, ".partial")
+        _refuse_foreign_work(plan, folder)
         _finish_publishing(plan, folder)
         if not force and is_fresh(plan) and not _is_forced(plan, folder):
             yield Work(plan, folder, cached=True)
@@ -170,12 +178,38 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
                 if _sizes(folder):  # else it was refused before it made anything
                     _refuse_other(plan, folder, _note(folder))
         _open_folder(plan, folder, force)
-        yield Work(plan, folder, cached=False)
+        try:
+            yield Work(plan, folder, cached=False, lock=held)
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # a failed write does not say of what
+            raise
+        finally:
+            if folder.exists() and not _sizes(folder):  # it failed before it made anything
+                _remove(folder)
 
 
-def is_one_of_many() -> bool:
-    """Did torchrun start several processes, of which this is one?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def remove_output(out: Path) -> bool:
+    """Remove what a stage made at `out`, its record and unfinished work; leave all else alone.
+
+    Returns:
+        Was there any of it?
+
+    Raises:
+        IjepaError: a stage is making it, or a file `<out>.lock` is not ours.
+    """
+    beside = _sibling(out, ".stage.json")
+    work = (_sibling(out, ".partial"), _sibling(out, ".outdated"))
+    found = [path for path in work if not path.is_symlink() and any(_notes_in(path))]
+    if _is_record(out / "stage.json"):
+        found.append(out)
+    elif not out.is_dir() and _is_record(beside):
+        found += [out, beside]
+    lock_left = _sibling(out, ".lock").is_file()
+    if found or lock_left:
+        with lock(out):
+            for path in found:
+                _remove(path)
+    return bool(found)
 
 
 def is_fresh(plan: StagePlan) -> bool:
@@ -318,11 +352,41 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
 
 def _refuse_foreign(out: Path) -> None:
     is_empty_folder = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not is_empty_folder and not record_path(out).exists():
+    if os.path.lexists(out) and not is_empty_folder and not record_path(out).exists():
         raise IjepaError(
             f"{out} exists and has no record that ijepa made it; "
             f"choose another output, or replace it with --force."
         )
+
+
+def _refuse_foreign_work(plan: StagePlan, folder: Path) -> None:
+    """What has one of our names beside `out`, and is not ours: not even `--force` removes it."""
+    out = plan.out
+    for path in (folder, _sibling(out, ".outdated")):
+        is_ours = path.is_dir() and (not any(path.iterdir()) or any(_notes_in(path)))
+        if os.path.lexists(path) and (path.is_symlink() or not is_ours):
+            raise _in_the_way(path)
+    record = _sibling(out, ".stage.json")
+    is_ours = not record.is_symlink() and _is_record(record)
+    if os.path.lexists(record) and not plan.is_folder and not is_ours:
+        raise _in_the_way(record)
+
+
+def _in_the_way(path: Path) -> IjepaError:
+    return IjepaError(
+        f"{path} is in the way: ijepa needs that name and did not make it; move it elsewhere, or "
+        f"choose another output."
+    )
+
+
+def _is_record(path: Path) -> bool:
+    return path.is_file() and "fingerprint" in read_json(path)
+
+
+def _notes_in(folder: Path) -> Iterator[Path]:
+    """The notes by which a work folder is known as ours; also one that was being written."""
+    for pattern in ("work.json", "*stage.json", "work.json.*.tmp"):
+        yield from folder.glob(pattern)
 
 
 def _refuse_place(plan: StagePlan) -> None:
@@ -372,13 +436,16 @@ def _refuse_changed(plan: StagePlan) -> None:
 
 def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     """In what a plan differs from that of a record, in words; the first three differences."""
-    ours, theirs = _flat(plan.described()), _flat(record)
+    described = plan.described()
+    ours, theirs = _flat(described), _flat({name: record.get(name) for name in described})
     names = [name for name in ours | theirs if name not in plan.beside]
     changed = [name for name in names if ours.get(name) != theirs.get(name)]
     known = [name for name in changed if name in ours and name in theirs]
     differences = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
     new = [name for name in ours if name not in theirs]  # the record is of an earlier version
     differences += [f"{name}, a new setting, is {ours[name]!r:.40}" for name in new]
+    gone = [name for name in theirs if name not in ours]
+    differences += [f"{name} was {theirs[name]!r:.40}, now unset" for name in gone]
     return "; ".join(differences[:3])
 
 
@@ -400,7 +467,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {"work.json", "stage.json"}
+        if path.is_file() and path.name not in NOTES
     }
 
 
@@ -450,6 +517,9 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
         _remove(folder)
         note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}
     folder.mkdir(exist_ok=True)
+    for path in folder.rglob("*.tmp"):  # files that a killed process had not finished
+        if HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
     write_json(folder / "work.json", note)
 
 
@@ -459,20 +529,19 @@ def _finish_publishing(plan: StagePlan, folder: Path) -> None:
         if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
             move = _move_folder if record.name == "stage.json" else _move_file
             move(folder, plan.out)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
     outdated = _sibling(plan.out, ".outdated")
-    if (outdated / "stage.json").exists():  # anything else is not ours
-        if plan.out.exists():
-            _remove(outdated)
-        else:
-            outdated.rename(plan.out)
+    if (outdated / "stage.json").exists() and not plan.out.exists():
+        outdated.rename(plan.out)
+    else:
+        _remove(outdated)
 
 
 def _move_folder(folder: Path, out: Path) -> None:
     (folder / "work.json").unlink(missing_ok=True)
     outdated = _sibling(out, ".outdated")
-    if out.exists():
-        if outdated.exists():
-            raise IjepaError(f"{outdated} is in the way; move it elsewhere, then run again.")
+    if os.path.lexists(out):
         out.rename(outdated)
         folder.rename(out)
         _remove(outdated)
@@ -485,8 +554,11 @@ def _move_file(folder: Path, out: Path) -> None:
     if made.exists():
         record.unlink(missing_ok=True)  # no file ever stands beside another's record
         made.replace(out)
+    for path in folder.iterdir():  # before the record goes, which tells a rerun to finish this
+        if path.name != record.name:
+            _remove(path)
     (folder / record.name).replace(record)
-    _remove(folder)
+    folder.rmdir()
 
 
 def _sibling(path: Path, suffix: str) -> Path:
@@ -494,10 +566,16 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    """Remove a folder, its note last: a kill leaves nothing that is not known as ours."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    for inside in path.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        elif inside.name not in NOTES:
+            inside.unlink()
+    shutil.rmtree(path)
 
 
 def _sync(path: Path) -> None:

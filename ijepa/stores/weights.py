@@ -12,9 +12,10 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,10 +25,11 @@ from ijepa.stores.stage import whole_file
 
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
 SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
-# `args` of many released checkpoints: a class of attributes, without code.
-HARMLESS: list[Any] = [argparse.Namespace]
 # Torch lets these through, and a few bytes of a pickle can make gigabytes with them.
 INFLATING = {"builtins.bytearray", "_codecs.encode"}
+BYTES_OF_TEXT = "_codecs encode"  # as pickletools writes it
+LONGEST_PATH = 4096  # characters
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 ZIP, ZIP_EMPTY = b"PK\x03\x04", b"PK\x05\x06"
 BLOCK_BYTES = 2**20
 LEGACY_PICKLES = 5  # magic number, protocol, system, the object, names of its storages
@@ -47,6 +49,45 @@ UNREADABLE = (
     zipfile.BadZipFile,
     SafetensorError,  # torch.load trusts a name that ends in .safetensors
 )
+
+
+class _Kind:
+    """In place of `numpy.dtype` in a file: the kinds of plain numbers, and no other."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if not re.fullmatch(r"[biufc]\d{1,2}", name):
+            raise ValueError(f"a NumPy value of type {name:.20}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] == ">":
+            self.dtype = self.dtype.newbyteorder()
+
+
+def _number(kind: _Kind, content: bytes) -> Any:  # noqa: ANN401  # bool, int, float or complex
+    """In place of NumPy's function of that purpose: a plain number."""
+    return np.frombuffer(content, kind.dtype)[0].item()
+
+
+def _path(*parts: str) -> PurePosixPath:
+    """In place of the classes of pathlib."""
+    if sum(map(len, parts)) > LONGEST_PATH:
+        raise ValueError("a path of more than 4,096 characters")
+    return PurePosixPath(*parts)
+
+
+# Beside tensors, many released checkpoints hold settings of these types; none of them runs code.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (_Kind, "numpy.dtype"),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(
+        (_path, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath",
+                     "PureWindowsPath")
+    ),
+]  # fmt: skip
 
 
 def write_weights(path: Path, body: dict[str, Any]) -> None:
@@ -94,6 +135,25 @@ def safetensors_notes(path: Path) -> dict[str, str]:
             return {}
     with _opened_safetensors(path) as file:
         return dict(file.metadata() or {})
+
+
+def unwrapped(tree: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """The same tree without what torch.compile and DataParallel put before names of weights.
+
+    Args:
+        tree: what `read_weights` returns, or a part of it.
+        source: its file, for messages.
+
+    Raises:
+        IjepaError: two names become one.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        bare = WRAPPERS.sub("", name) if isinstance(name, str) else name
+        if bare in found:
+            raise IjepaError(f"{source} holds {bare} twice, with a prefix and without; remove one.")
+        found[bare] = unwrapped(value, source) if isinstance(value, Mapping) else value
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -177,18 +237,43 @@ def _refuse_long(size: int) -> None:
 
 
 def _globals_in(file: IO[bytes]) -> Iterator[str]:
-    """Every class and function that one pickle names, found without running it."""
+    """Every class and function that one pickle names, found without running it.
+
+    `_codecs.encode` is not among them where it only makes bytes of a latin-1 text, as for NumPy's
+    scalars.
+    """
+    steps: list[tuple[str, Any]] = []  # without notes in the memo
+    memo: dict[Any, tuple[str, Any]] = {}
     for code, argument, _ in pickletools.genops(file):
-        if code.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
+        if code.name in ("GLOBAL", "INST") and argument != BYTES_OF_TEXT:
+            name = str(argument).replace(" ", ".")
+            yield re.sub("^__builtin__[.]", "builtins.", name)  # as torch does
+        if code.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = steps[-1]
+        elif code.name in ("BINGET", "LONG_BINGET"):
+            steps.append(memo.get(argument, ("", None)))
+        else:
+            steps.append((code.name, argument))
+    for place, step in enumerate(steps):
+        if BYTES_OF_TEXT in step and not _is_bytes_of_text(steps[place : place + 5]):
+            yield BYTES_OF_TEXT.replace(" ", ".")
+
+
+def _is_bytes_of_text(steps: list[tuple[str, Any]]) -> bool:
+    """Do these steps call `_codecs.encode` on a text that stands there, and with latin-1?"""
+    names = [name for name, _ in steps]
+    return (
+        names == ["GLOBAL", "BINUNICODE", "BINUNICODE", "TUPLE2", "REDUCE"]
+        and steps[2][1] == "latin1"
+    )
 
 
 def _refuse_globals(path: Path, names: set[str]) -> None:
     if names:
         raise IjepaError(
             f"{path} holds more than tensors: to read it, {', '.join(sorted(names)[:3])} "
-            f"would have to be run, which could be anything. If you trust who made it, load it "
-            f"yourself with torch.load(..., weights_only=False) and torch.save its weights alone."
+            f"would have to be run, which could be anything. Ask for a file of tensors alone, such "
+            f"as safetensors, or torch.save the state dict alone where the file was made."
         )
 
 

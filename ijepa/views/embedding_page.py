@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ijepa.text import printable
 from ijepa.views.embedding_sheet import CORNERS
 from ijepa.views.projection import COLOURS, Floats, Legend
 from ijepa.views.sheet import Pixels
+from ijepa.views.templates import templates
 
 SIZE, MARGIN, DOT = 1000, 24, 5.0  # of the map in its own units
 SPRITE_QUALITY = 85
@@ -36,33 +37,30 @@ def embedding_page(
         thumbnails: (side, side, 3) uint8 of all points, of one size; None shows keys only.
         captions: sentences that stand above.
     """
-    environment = Environment(
-        loader=PackageLoader("ijepa", "views"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     points = places * (SIZE - 2 * MARGIN) + MARGIN
     sprite = _sprite(thumbnails) if thumbnails else None
     data = {
         "points": np.round(points, 1).tolist(),
-        "keys": list(keys),
-        "classes": legend.names if legend else [],
+        "keys": [printable(key) for key in keys],
+        "classes": [printable(name) for name in legend.names] if legend else [],
         "of": legend.of_points if legend else [],
         "sprite": {"side": len(thumbnails[0]), "columns": _columns(len(keys))}
         if thumbnails
         else None,
     }
-    return environment.get_template("embedding.html.j2").render(
-        captions=captions,
-        colours=COLOURS,
-        size=SIZE,
-        height=round(float(points[:, 1].max())) + MARGIN,
-        marks=[_mark(x, y, legend, number) for number, (x, y) in enumerate(points.tolist())],
-        legend=_entries(legend),
-        sprite=sprite,
-        data=_embedded(data),
+    return (
+        templates("views")
+        .get_template("embedding.html.j2")
+        .render(
+            captions=captions,
+            colours=COLOURS,
+            size=SIZE,
+            height=round(float(points[:, 1].max())) + MARGIN,
+            marks=[_mark(x, y, legend, number) for number, (x, y) in enumerate(points.tolist())],
+            legend=_entries(legend),
+            sprite=sprite,
+            data=_embedded(data),
+        )
     )
 
 

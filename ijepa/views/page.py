@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ijepa.ledger.beside import PaperTable
@@ -15,6 +14,7 @@ from ijepa.stores.results import Origin, ProbeResult
 from ijepa.stores.versions import library_versions
 from ijepa.views.embed import Picture
 from ijepa.views.run_view import RunView
+from ijepa.views.templates import templates
 
 
 class Contents(NamedTuple):
@@ -39,13 +39,7 @@ class Contents(NamedTuple):
 
 def page(contents: Contents) -> str:
     """The whole HTML text."""
-    environment = Environment(
-        loader=PackageLoader("ijepa", "views/report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("views/report")
     environment.globals.update(
         percent=percent,
         spread=spread,

@@ -13,6 +13,8 @@ import numpy as np
 from markupsafe import escape
 from PIL import Image, ImageDraw, ImageFont
 
+from ijepa.text import printable
+
 FORMATS = (".png", ".svg")
 INK, SOFT, GROUND = "#1e1e1e", "#5c6670", "#ffffff"
 TEXT_PX, LINE_PX, GAP_PX = 13, 18, 10
@@ -67,7 +69,7 @@ class Sheet:
 
     def words(self, x: int, y: int, text: str, colour: str = INK) -> None:
         """Write lines of text, the first one's top at `y`."""
-        for number, line in enumerate(text.split("\n")):
+        for number, line in enumerate(printable(text).split("\n")):
             self._marks.append(_Words((x, y + number * LINE_PX), line, colour))
 
     def line(self, points: Sequence[Point], colour: str = INK, width: int = 1) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Section = tuple[str, list[QueryRow]]
 
-VERSION = 1
+VERSION = 2
 
 
 class AttentionConfig(ChoiceOfBoth):

@@ -15,7 +15,14 @@ from ijepa.stores.features import Features, open_features
 from ijepa.stores.shards import ShardSet
 from ijepa.stores.stage import StagePlan
 from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_sheet
-from ijepa.visualize.stored import Ints, Stored, open_images, stored_images, thumbnails
+from ijepa.visualize.stored import (
+    UNLABELLED,
+    Ints,
+    Stored,
+    open_images,
+    stored_images,
+    thumbnails,
+)
 
 if TYPE_CHECKING:
     from ijepa.views.nearest import Nearest
@@ -159,7 +166,9 @@ def _rows(
         row = [Shown(pixels[query], names[query])]
         for cosine, number in zip(cosines, numbers, strict=True):
             if number != NONE:
-                same = names[number] == names[query] if stored.names else None
+                pair = (names[number], names[query])
+                is_known = stored.names and UNLABELLED not in pair
+                same = pair[0] == pair[1] if is_known else None
                 row.append(Shown(pixels[number], names[number], float(cosine), same))
         rows.append(row)
     return rows
@@ -167,7 +176,8 @@ def _rows(
 
 def _same_class(rows: "list[list[Shown]]") -> float:
     """Share of the shown neighbours that have their query's class."""
-    return float(np.mean([shown.same for row in rows for shown in row[1:]]))
+    known = [shown.same for row in rows for shown in row[1:] if shown.same is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _title(store: Features, config: NeighborsConfig, images: int) -> str:

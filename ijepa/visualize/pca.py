@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ijepa.views.patch_colours import Column, Floats
     from ijepa.views.sheet import Pixels
 
-VERSION = 1
+VERSION = 2
 AT_ONCE = 16  # images in memory of the device
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ijepa.views.retrieval_sheet import RetrievalRow
     from ijepa.views.sheet import Pixels
 
-VERSION = 1
+VERSION = 2
 AT_ONCE = 32  # images in memory of the device
 MOST_BYTES = 2**31  # of tokens and pixels in a patch store
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"

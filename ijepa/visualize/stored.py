@@ -29,6 +29,9 @@ class Stored(NamedTuple):
     names: list[str] | None
 
 
+UNLABELLED = "not labelled"  # of an image whose class is not known
+
+
 def stored_images(store: Features, label: str | None) -> Stored:
     """Look up what a feature file says of its images.
 
@@ -49,7 +52,7 @@ def stored_images(store: Features, label: str | None) -> Stored:
 def _names(store: Features, label: str, rows: Ints) -> list[str]:
     known = store.header.class_names.get(label)
     values = store.labels[label][rows].tolist()
-    return [known[value] if known else str(value) for value in values]
+    return [UNLABELLED if value < 0 else known[value] if known else str(value) for value in values]
 
 
 def open_images(folder: Path, header: FeatureHeader, features: Path) -> ShardSet:

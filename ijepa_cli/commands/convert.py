@@ -15,10 +15,10 @@ In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="Run or checkpoint of ours, published .pth.tar, timm file, or folder of IJepaModel.",
+        help="Run, checkpoint, published .pth.tar, file or folder of timm, folder of IJepaModel.",
     ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="File to make; for hf, folder.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="File to make; for hf and timm, folder.")]
 To = Annotated[
     Literal["published", "timm", "hf", "ours"],
     typer.Option(

@@ -29,7 +29,7 @@ def _table(found: "Catalogue") -> Table:
     for entry in found.encoders:
         weights = f"{entry.source}\n({entry.licence})" if entry.source else ""
         cells = (entry.encoder, entry.what, entry.pooling, weights, _rows(entry))
-        table.add_row(*(cell.replace("[", "\\[") for cell in cells))
+        table.add_row(*cells)
     return table
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ijepa.config import ExtractConfig, Precision, validated
+from ijepa.config import ExtractConfig, Interpolation, Precision, validated
 from ijepa_cli.console import Device, Force, Json, Seed, Workers, runtime, show, shown_progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ EncoderName = Annotated[
 ]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Feature file to make, F.h5.")]
-Split = Annotated[str, typer.Option(help="Which split of the shard set.")]
+Split = Annotated[
+    str, typer.Option(help="Which split; evaluation: val, else test, else the one beside train.")
+]
 Which = Annotated[
     Literal["target", "context"], typer.Option(help="Which encoder of a run; the paper's: target.")
 ]
@@ -30,6 +32,9 @@ ImageSize = Annotated[
 ]
 Crop = Annotated[
     Literal["center", "squash"], typer.Option(help="Centre crop, or the whole image squashed.")
+]
+Resizing = Annotated[
+    Interpolation, typer.Option(help="How images are resized; VISSL, MAE and DINOv2: bicubic.")
 ]
 Views = Annotated[
     int, typer.Option(help="Augmented views of each image, beside the evaluation view.", min=0)
@@ -54,6 +59,7 @@ def extract(
     layers: Layers = 4,
     image_size: ImageSize = None,
     crop: Crop = "center",
+    interpolation: Resizing = "bilinear",
     views: Views = 0,
     augment: Augment = "none",
     precision: Precise = "auto",
@@ -75,6 +81,7 @@ def extract(
         "layers": layers,
         "image_px": image_size,
         "crop": crop,
+        "interpolation": interpolation,
         "views": views,
         "augment": augment,
         "precision": precision,

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ijepa_cli.console import Force, Json, runtime, show, shown_progress, table
@@ -97,7 +96,7 @@ def _info(found: "FeatureInfo") -> Table:
     for label, names in classes.items():
         facts[f"label {label}"] = f"{found.classes[label]:,} classes here, of {_names(names)}"
     for name, value in facts.items():
-        rows.add_row(name.replace("_", " "), escape(str(value)))
+        rows.add_row(name.replace("_", " "), str(value))
     return rows
 
 
@@ -111,7 +110,7 @@ def _names(names: list[str] | None) -> str:
 
 def _state(state: "FeatureState") -> Table:
     title = f"{state.encoder}, {state.images:,} images"
-    rows = Table(title=escape(title), title_justify="left")
+    rows = Table(title=title, title_justify="left")
     names = [name for name in type(state.layers[0]).model_fields if name != "layer"]
     for name in ("layer", *names):
         rows.add_column(name.replace("_", " "), justify="right")

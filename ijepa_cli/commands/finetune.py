@@ -37,7 +37,9 @@ Which = Annotated[
 ]
 Label = Annotated[str, typer.Option(help="Which label, such as class.")]
 Split = Annotated[str, typer.Option(help="On which split to train.")]
-TestSplit = Annotated[str, typer.Option(help="On which split to score.")]
+TestSplit = Annotated[
+    str, typer.Option(help="Split to score on; evaluation: val, else test, else the other.")
+]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Side of the square, if not the encoder's.")
 ]
@@ -56,7 +58,7 @@ def finetune(
     overrides: Set = None,
     label: Label = "class",
     split: Split = "train",
-    test_split: TestSplit = "val",
+    test_split: TestSplit = "evaluation",
     which: Which = "target",
     image_size: ImageSize = None,
     seed: Seed = 0,

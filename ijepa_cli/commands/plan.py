@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.stores.foresight import State
-from ijepa_cli.console import Json, print_text, show
+from ijepa_cli.console import Json, print_json, print_text, show
 from ijepa_cli.foresee import Step, foresee, read_commands
 
 Commands = Annotated[
@@ -79,7 +78,11 @@ def plan(
     if fresh:
         steps = _steps(lines)
         _refuse_what_cannot_run(steps)
-        print_text("".join(f"{step.out}\n" for step in steps if step.state is State.CACHED))
+        there = [step.out for step in steps if step.state is State.CACHED]
+        if as_json:
+            print_json({"fresh": there})
+        else:
+            print_text("".join(f"{out}\n" for out in there))
         return
     found = _planned(lines, device, devices)
     show(found, as_json, None if as_json else _table(found))
@@ -164,7 +167,7 @@ def _table(found: Plan) -> Table:
         rows.add_column(name, justify="right", no_wrap=True)
     for step in found.steps:
         costs = (_time(step.hours), _size(step.disk_gb), _size(step.memory_gb))
-        rows.add_row(step.stage, step.out, escape(_state(step)), *costs)
+        rows.add_row(step.stage, step.out, _state(step), *costs)
     return rows
 
 

@@ -1,11 +1,12 @@
 """`ijepa pretrain`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ijepa.recipes import load_recipe
+from ijepa.recipes import load_recipe, recipe_note
 from ijepa_cli.console import (
     CHECKPOINT_MINUTES,
     CheckpointMinutes,
@@ -14,6 +15,7 @@ from ijepa_cli.console import (
     Json,
     Replace,
     Workers,
+    print_json,
     print_text,
     runtime,
     show,
@@ -21,6 +23,8 @@ from ijepa_cli.console import (
     table,
 )
 from ijepa_cli.launch import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
+
+log = logging.getLogger(__name__)
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 Data = Annotated[
@@ -51,6 +55,14 @@ Cache = Annotated[
     Literal["none", "decoded"],
     typer.Option(help="decoded: all images in memory, cropped on the device; for small data."),
 ]
+Init = Annotated[
+    Path | None,
+    typer.Option(help="Start from these weights: a run, a checkpoint, a published file."),
+]
+Prolong = Annotated[
+    Path | None,
+    typer.Option(help="Go on with this finished run for more epochs; may be OUT itself."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
@@ -59,6 +71,8 @@ def pretrain(
     data: Data,
     out: Out,
     overrides: Set = None,
+    init: Init = None,
+    prolong: Prolong = None,
     device: Device = "auto",
     workers: Workers = None,
     checkpoint_minutes: CheckpointMinutes = CHECKPOINT_MINUTES,
@@ -82,9 +96,13 @@ def pretrain(
     Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
     """
     config = load_recipe(recipe, overrides or ())
-    from ijepa.pretrain import plan_pretrain
+    if note := recipe_note(recipe, config):
+        log.warning(note)  # now, and below the summary when all is done
+    from ijepa.pretrain import Start, plan_pretrain, started
     from ijepa.pretrain import pretrain as run
 
+    start = Start(init, prolong)
+    config = started(config, start)
     how = {
         "replace": replace,
         "checkpoint_seconds": 60 * checkpoint_minutes,
@@ -97,15 +115,20 @@ def pretrain(
     choices = runtime(device, workers, force, **how)
     if dry_run:
         plan = plan_pretrain(data, config, choices)
-        show(plan, as_json, table(plan, f"{recipe}: what would run"))
+        show(plan, as_json, table(plan, f"{recipe}: what would run", note=note))
         return
     if launcher != "here":
         plan_pretrain(data, config, choices)  # what cannot run is not submitted
-        print_text(submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ()) + "\n")
+        told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
+        if as_json:
+            print_json({"out": str(out), "job": told})
+        else:
+            print_text(told + "\n")
         return
     with shown_progress() as progress:
-        result = run(data, out, config, choices, progress)
-    show(result, as_json, table(result, "cached" if result.cached else "pretrained"))
+        result = run(data, out, config, choices, progress, start=start)
+    title = "cached" if result.cached else "pretrained"
+    show(result, as_json, table(result, title, note=note))
 
 
 def register(app: typer.Typer) -> None:

@@ -1,18 +1,21 @@
 """`ijepa shard`: data set to shard set."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.filesize import decimal
 
-from ijepa.config import CPU_WORKERS, ShardConfig, validated
+from ijepa.config import CPU_WORKERS, MAX_PIXELS, ShardConfig, validated
 from ijepa_cli.console import Force, Json, runtime, show, shown_progress
+
+if TYPE_CHECKING:
+    from ijepa.shard import ShardResult
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .csv, .tsv or .jsonl list of images with a column `path`, or kind:path with one of the
 kinds cifar10, cifar100, clevr, imagenet, imagenet22k, inat18, places205, places365, scenes,
-torchvision:NAME.
+torchvision:NAME, webdataset.
 
 Examples:
 
@@ -53,6 +56,21 @@ def shard(
         bool, typer.Option("--shuffle", help="Mix classes within shards, for streaming.")
     ] = False,
     max_bad: Annotated[int, typer.Option(help="How many images may fail to decode.")] = 0,
+    max_pixels: Annotated[
+        int, typer.Option(help="Images whose header claims more pixels are not decoded.")
+    ] = MAX_PIXELS,
+    pixel_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values of 16-bit, 32-bit and float pixels that become black and white."),
+    ] = None,
+    exif: Annotated[
+        Literal["ignore", "rotate"],
+        typer.Option(help="rotate: turn images as their EXIF orientation says."),
+    ] = "ignore",
+    folders_are_classes: Annotated[
+        bool,
+        typer.Option("--folders-are-classes", help="Also folders called train, test and so on."),
+    ] = False,
     subset: Annotated[
         Path | None, typer.Option(help="Keys or file names to keep, one a line.")
     ] = None,
@@ -63,6 +81,14 @@ def shard(
         bool,
         typer.Option("--check", help="Make nothing: look for damage in the shard set SOURCE."),
     ] = False,
+    require_split: Annotated[
+        list[str] | None,
+        typer.Option(help="End with an error without this split (or `evaluation`); repeatable."),
+    ] = None,
+    require_label: Annotated[
+        list[str] | None,
+        typer.Option(help="End with an error if a required split lacks this label; repeatable."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -73,6 +99,7 @@ def shard(
     if out is None:
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
     from ijepa.shard import shard as run
+    from ijepa.stores.shards import open_shards
 
     options = {
         "splits": split or (),
@@ -81,20 +108,32 @@ def shard(
         "shard_bytes": shard_bytes,
         "shuffle": shuffle,
         "max_bad": max_bad,
+        "max_pixels": max_pixels,
+        "pixel_range": pixel_range,
+        "exif": exif,
+        "folders_are_classes": folders_are_classes,
     }
     config = validated(ShardConfig, options, "options")
     with shown_progress() as progress:
         result = run(source, out, config, runtime("cpu", workers, force), progress, subset=subset)
+    show(result, as_json, _summary(result))
+    open_shards(out).require(require_split or (), require_label or ())
+
+
+def _summary(result: "ShardResult") -> str:
+    """What was understood of the source, a line each."""
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
-    images = "image" if result.bad == 1 else "images"
-    left_out = f"; {result.bad:,} {images} left out, see bad.jsonl" if result.bad else ""
     shards = "shard" if result.shards == 1 else "shards"
     state = "cached" if result.cached else "written"
-    show(
-        result,
-        as_json,
-        f"{out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}{left_out}",
-    )
+    lines = [f"{result.out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}"]
+    for label, facts in result.labels.items():
+        names = f"{facts.first} ... {facts.last}" if facts.classes > 1 else facts.first
+        where = "" if facts.splits == tuple(result.splits) else f" ({', '.join(facts.splits)} only)"
+        lines.append(f"label {label}: {facts.classes:,} classes, {names}{where}")
+    lines += ["no labels"] if not result.labels else []
+    lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
+    lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
+    return "\n".join(lines)
 
 
 def _check(folder: Path, as_json: bool) -> None:

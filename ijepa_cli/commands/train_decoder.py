@@ -29,7 +29,9 @@ Condition = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Optimizer steps.", min=1)]
 Split = Annotated[str, typer.Option(help="On which split to train.")]
-TestSplit = Annotated[str, typer.Option(help="On which split to measure the samples.")]
+TestSplit = Annotated[
+    str, typer.Option(help="Split to measure on; evaluation: val, else test, else the other.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, as lr=5e-4; repeatable.")
 ]
@@ -44,7 +46,7 @@ def train_decoder(
     steps: Steps = 2000,
     overrides: Set = None,
     split: Split = "train",
-    test_split: TestSplit = "val",
+    test_split: TestSplit = "evaluation",
     seed: Seed = 0,
     device: Device = "auto",
     workers: Workers = None,

@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
-from ijepa.distributed import World, joined
+from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.method.architectures import architecture
 from ijepa.method.augment import normalise
@@ -44,6 +45,7 @@ from ijepa.run.watch import Watch
 from ijepa.stores.lineage import Lineage
 from ijepa.stores.loader import Batch, StepPlan
 from ijepa.stores.shards import Sample
+from ijepa.world import World
 
 from .kernels import Kernel, recorded
 from .lint import Finding, lint
@@ -231,8 +233,9 @@ def extraction() -> dict[str, Any]:
         network=encoder,
     )
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
-    features = frozen.features(normalise(images, config.data.mean, config.data.std), 2)
-    return {"devices": devices([features]), "dtype": str(features.dtype)}
+    pixels = normalise(images, config.data.mean, config.data.std)
+    every = [frozen.features(pixels, 2, bf16=bf16) for bf16 in (True, False)]
+    return {"devices": devices(every), "dtypes": sorted({str(one.dtype) for one in every})}
 
 
 def health_check() -> list[str]:
@@ -245,7 +248,8 @@ def health_check() -> list[str]:
 
 def linear_heads(protocol: str) -> list[str]:
     """Where the weights of heads are after a step, and what they predict."""
-    heads = Heads(LINEAR_PROTOCOLS[protocol], {"last": 16, "concat": 64}, 10, 0, GPU)
+    in_bf16 = replace(LINEAR_PROTOCOLS[protocol], bf16=True)  # as `ijepa probe` on a GPU
+    heads = Heads(in_bf16, {"last": 16, "concat": 64}, 10, 0, GPU)
     inputs = {"last": torch.empty(32, 16, device=GPU), "concat": torch.empty(32, 64, device=GPU)}
     labels = torch.zeros(32, dtype=torch.int64, device=GPU)
     heads.step(inputs, labels, 1.0)
@@ -331,6 +335,7 @@ def devices_of_ranks() -> list[int]:
     for rank in range(2):
         torch.cuda.set_device(0)
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         with mock.patch.dict(os.environ, variables), group, joined(torch.device("cuda", rank)):
             pass
     torch.cuda.set_device(0)

@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ BLOCK_BYTES = 512
 # Besides its content a tar member takes a header, and its end is filled up to a whole block. A
 # sample is an image, a `.json` of about one block and a `.cls`.
 OVERHEAD_BYTES = 5 * BLOCK_BYTES
+REPLACED = "members of an archive that a later one of the same name replaces"
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 
 SCHEMA = """
@@ -24,6 +26,7 @@ CREATE TABLE images (
     id INTEGER PRIMARY KEY, shard INTEGER, key TEXT, suffix TEXT, file BLOB, offset INTEGER,
     bytes INTEGER, labels TEXT, metadata TEXT
 );
+CREATE TABLE left_out (reason TEXT, number INTEGER);
 """
 
 
@@ -82,6 +85,11 @@ class ShardPlan:
                 for row in plan.execute(query)
             ]
 
+    def left_out(self) -> dict[str, int]:
+        """Numbers of files and images that did not come along, by reason."""
+        with _reading(self.path) as plan:
+            return dict(plan.execute("SELECT reason, number FROM left_out"))
+
     def images(self, shard: PlannedShard) -> Iterator[PlannedImage]:
         """Images of a shard, in the order of the source."""
         query = (
@@ -95,8 +103,16 @@ class ShardPlan:
                 )
 
 
-def write_plan(path: Path, images: Iterable[NewImage], shard_bytes: int) -> ShardPlan:
+def write_plan(
+    path: Path, images: Iterable[NewImage], shard_bytes: int, left_out: Counter[str]
+) -> ShardPlan:
     """Share `images` out to shards of about `shard_bytes`, in their order.
+
+    Args:
+        path: of the plan.
+        images: to share out.
+        shard_bytes: the size at which a shard is closed.
+        left_out: numbers by reason, complete once `images` is read; the plan keeps them.
 
     Raises:
         IjepaError: two entries of a list name the same image.
@@ -108,7 +124,8 @@ def write_plan(path: Path, images: Iterable[NewImage], shard_bytes: int) -> Shar
         rows = _rows(plan, images, shard_bytes)
         plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         plan.execute("CREATE INDEX by_key ON images (key)")
-        _tell_apart(plan)
+        left_out[REPLACED] += _tell_apart(plan)
+        plan.executemany("INSERT INTO left_out VALUES (?, ?)", (+left_out).items())
         plan.execute("CREATE INDEX by_shard ON images (shard)")
         plan.execute("COMMIT")
     with half.open("rb") as file:
@@ -155,8 +172,8 @@ class _OpenShard:
         self.id, self.number, self.bytes = identity, number, 0
 
 
-def _tell_apart(plan: sqlite3.Connection) -> None:
-    """Make keys unique: `a.jpg` beside `a.png` become `a~jpg` and `a~png`."""
+def _tell_apart(plan: sqlite3.Connection) -> int:
+    """Make keys unique: `a.jpg` beside `a.png` become `a~jpg` and `a~png`; number left out."""
     same_key = "SELECT key FROM images GROUP BY key HAVING COUNT(*) > 1"
     plan.execute(f"CREATE TEMP TABLE shared AS {same_key}")
     twins = (
@@ -170,13 +187,14 @@ def _tell_apart(plan: sqlite3.Connection) -> None:
                 f"{last}; take one of them out."
             )
     # In tar, a later member replaces an earlier one of the same name.
-    plan.execute(
+    replaced = plan.execute(
         "DELETE FROM images WHERE key IN shared AND EXISTS (SELECT 1 FROM images AS later"
         " WHERE later.key = images.key AND later.suffix = images.suffix AND later.id > images.id)"
     )
     plan.execute("DELETE FROM shared")
     plan.execute(f"INSERT INTO shared {same_key}")
     plan.execute("UPDATE images SET key = key || '~' || suffix WHERE key IN shared")
+    return replaced.rowcount
 
 
 def _escaped(text: str) -> str:
@@ -202,6 +220,6 @@ def _building(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{urllib.parse.quote(str(path.resolve()))}?mode=ro&immutable=1"
+    uri = f"file:{urllib.parse.quote(os.fsencode(path.resolve()))}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as plan:
         yield plan

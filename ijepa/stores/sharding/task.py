@@ -2,12 +2,13 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ijepa.config import Config
+from ijepa.config import Config, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.stores.sharding.intake import take_in
 from ijepa.stores.sharding.plan import PlannedImage, PlannedShard, ShardPlan
@@ -16,6 +17,7 @@ from ijepa.stores.shards import ShardIndex
 from ijepa.stores.stage import read_json, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
+MAX_BYTES = 2**30  # of an image file
 COUNT_EVERY = 64  # images between two reports of progress
 
 
@@ -28,10 +30,17 @@ class BadImage(Config):
 
 
 class ShardReport(Config):
-    """A finished shard; stands beside its tar until the set is published."""
+    """A finished shard; stands beside its tar until the set is published.
+
+    Attributes:
+        index: what the index says of it.
+        bad: images that were left out.
+        changes: numbers of images that were changed or lost something, by what.
+    """
 
     index: ShardIndex
     bad: list[BadImage]
+    changes: dict[str, int]
 
 
 class ShardTask(Config):
@@ -40,7 +49,7 @@ class ShardTask(Config):
     plan: Path
     shard: PlannedShard
     folder: Path
-    resize_px: int | None
+    config: ShardConfig
 
     @property
     def tar(self) -> Path:
@@ -68,17 +77,18 @@ def finished(task: ShardTask) -> ShardReport | None:
 
 def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
     """Write one shard, then its offsets, then its report."""
-    bad, uncounted = [], 0
+    bad, uncounted, changes = [], 0, Counter[str]()
     with ShardWriter(task.tar, task.shard.number) as writer, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
         for image in ShardPlan(task.plan).images(task.shard):
             try:
-                content, extension = take_in(_read(image), task.resize_px)
+                taken = take_in(_read(image), task.config)
             except IjepaError as error:
                 path = image.metadata["file"]
                 bad.append(BadImage(key=image.key, path=path, reason=str(error)))
             else:
-                writer.add(image.key, content, extension, image.labels, image.metadata)
+                changes.update(taken.changes)
+                writer.add(image.key, taken.content, taken.extension, image.labels, image.metadata)
             uncounted += 1
             if uncounted == COUNT_EVERY:
                 count(uncounted)
@@ -86,12 +96,16 @@ def write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
         index, rows = writer.close()
     count(uncounted)
     np.save(task.rows, rows)
-    report = ShardReport(index=index, bad=bad)
+    report = ShardReport(index=index, bad=bad, changes=changes)
     write_json(task.report, report.model_dump())
     return report
 
 
 def _read(image: PlannedImage) -> bytes:
+    if image.size_bytes > MAX_BYTES:
+        raise IjepaError(
+            f"{image.size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large"
+        )
     try:
         descriptor = os.open(image.file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -100,5 +114,7 @@ def _read(image: PlannedImage) -> bytes:
         raise IjepaError("a symbolic link to nothing") from error
     try:
         return os.pread(descriptor, image.size_bytes, image.offset)
+    except MemoryError as error:
+        raise IjepaError("file does not fit into memory") from error
     finally:
         os.close(descriptor)

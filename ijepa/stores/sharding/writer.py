@@ -46,10 +46,13 @@ class ShardWriter:
         labels: Mapping[str, int],
         metadata: Mapping[str, Any],
     ) -> None:
-        """Write `key`'s image, its `.cls` if one label is the class, and a `.json` of all."""
+        """Write `key`'s image, its `.cls` if one label is the class, and a `.json` of all labels.
+
+        A class number of -1, which is not known, gets no `.cls`.
+        """
         only = next(iter(labels.values())) if len(labels) == 1 else None
         number = labels.get("class", only)
-        if number is not None:
+        if number is not None and number >= 0:
             self._add_member(f"{key}.cls", b"%d" % number)
         image_offset = self._add_member(f"{key}.{extension}", image)
         body = json.dumps({"key": key, "labels": dict(labels), **metadata}).encode()

@@ -1,0 +1,26 @@
+"""Text of others (names, keys, paths, messages), made fit to be shown."""
+
+import re
+
+# Controls apart from tab and newline, marks that turn the direction of writing, halves of a
+# character (bytes of a path that are not UTF-8), and what XML allows in no document.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+LONGEST = 2000  # characters of one message
+TAIL = 400  # of them, from its end
+
+
+def printable(text: str) -> str:
+    r"""The text with every character that a terminal or a page would obey as `\u001b`.
+
+    In JSON text this is the same text in other words.
+    """
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(message: str) -> str:
+    """A message on one printable line, its middle left out if it is very long."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST - TAIL]} ... {message[-TAIL:]}"
+    return printable(" ".join(message.split()))

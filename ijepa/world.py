@@ -1,0 +1,63 @@
+"""Is this process alone, or one of many that torchrun started?"""
+
+import os
+from typing import NamedTuple
+
+from ijepa.errors import IjepaError
+
+# Clusters set some of these for every job; only all together make this one process of many.
+SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class World(NamedTuple):
+    """This process among all.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        local_rank: its number on this machine.
+        local_size: how many are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Is this the process that writes files and speaks to the user?"""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """Places of a batch that are this process's."""
+        size = batch_size // self.size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+
+def current_world() -> World:
+    """What torchrun, or whatever sets all of its variables, says this process is; else alone.
+
+    Raises:
+        IjepaError: all are set, but not to numbers that fit together.
+    """
+    if not all(os.environ.get(name) for name in SET_BY_TORCHRUN):
+        return World()
+    names = (*SET_BY_TORCHRUN[:3], "LOCAL_WORLD_SIZE")
+    said = {name: os.environ.get(name) or "1" for name in names}
+    try:
+        world = World(*(int(value) for value in said.values()))
+    except ValueError:
+        world = None
+    if world is None or not (0 <= world.rank < world.size and 0 <= world.local_rank < world.size):
+        shown = ", ".join(f"{name}={value}" for name, value in said.items())
+        raise IjepaError(
+            f"The environment says {shown}: expected whole numbers, RANK from 0 and below "
+            f"WORLD_SIZE. Start several processes by torchrun, or unset RANK for one alone."
+        )
+    return world
+
+
+def is_one_of_many() -> bool:
+    """Did torchrun start several processes, of which this is one?"""
+    return current_world().size > 1

@@ -1,0 +1,132 @@
+"""Runs that start from given weights, and finished runs that go on for more epochs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ijepa.config import ConvertConfig, PretrainConfig, Runtime
+from ijepa.convert import convert
+from ijepa.encoders.load import load_encoder
+from ijepa.errors import IjepaError
+from ijepa.pretrain import Start, pretrain
+from ijepa.recipes import load_recipe
+from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.stores.stage import read_record
+from ijepa_cli.main import app
+
+CPU = Runtime(device="cpu", workers=0)
+LAST = Path("checkpoints") / "last.pt"
+
+
+def changed(config, **optimization):
+    body = config.model_dump()
+    body["optimization"] |= optimization
+    return PretrainConfig.model_validate(body)
+
+
+@pytest.fixture(scope="module")
+def still(tiny_config):
+    """One epoch in which no weight moves, so that the end shows the start."""
+    rates = {"lr": 1e-30, "start_lr": 1e-30, "final_lr": 1e-30}
+    return changed(tiny_config, epochs=1, ema=(1.0, 1.0), weight_decay=0.0, final_weight_decay=0.0,
+                   **rates)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["run", "checkpoint", "published"])
+def test_a_run_starts_from_the_networks_of_given_weights(run, shards, still, tmp_path, form):
+    init = run if form == "run" else run / LAST
+    if form == "published":
+        init = tmp_path / "published.pth.tar"
+        convert(run, init, ConvertConfig(to="published"))
+    pretrain(shards, tmp_path / "new", still, CPU, start=Start(init=init))
+    given, found = (load_checkpoint(folder / LAST).model for folder in (run, tmp_path / "new"))
+    assert given.keys() == found.keys()
+    assert all(torch.equal(given[name], found[name]) for name in given)
+
+
+def test_both_encoders_start_from_weights_of_one_and_the_predictor_is_random(
+    run, shards, still, tmp_path, caplog
+):
+    init = tmp_path / "target.safetensors"
+    networks = load_checkpoint(run / LAST).model
+    from safetensors.torch import save_file
+
+    save_file({k.removeprefix("target_encoder."): v.clone() for k, v in networks.items()
+               if k.startswith("target_encoder.")}, init)  # fmt: skip
+    pretrain(shards, tmp_path / "new", still, CPU, start=Start(init=init))
+    found = load_checkpoint(tmp_path / "new" / LAST).model
+    name = "blocks.1.mlp.fc2.weight"
+    assert torch.equal(found[f"encoder.{name}"], networks[f"target_encoder.{name}"])
+    assert torch.equal(found[f"target_encoder.{name}"], networks[f"target_encoder.{name}"])
+    assert "The predictor starts from random weights" in caplog.text
+
+
+def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
+    out = tmp_path / "new"
+    pretrain(shards, out, still, CPU, start=Start(init=run))
+    assert pretrain(shards, out, still, CPU, start=Start(init=run)).cached
+    with pytest.raises(IjepaError, match="init was"):
+        pretrain(shards, out, still, CPU)
+    assert read_record(out)["init"] == str(run)
+    again = load_recipe(str(out / "config.yaml"))
+    with pytest.raises(IjepaError, match="name them with --init, or set init=null"):
+        pretrain(shards, tmp_path / "other", again, CPU)
+    assert "init" not in still.model_dump()
+    lineages = [load_encoder(str(folder)).lineage for folder in (out, run)]
+    assert lineages[0].settings["init"]
+    assert lineages[0].family != lineages[1].family
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--init", "nowhere"], "There are no weights nowhere for --init"),
+        (["--init", "RUN", "--prolong", "RUN"], "choose one of them"),
+        (["--init", "RUN", "--set", "encoder.arch=64x2x2"], "(encoder) is of another architecture"),
+        (["--prolong", "SHARDS"], "is no finished run of `ijepa pretrain`"),
+        (["--prolong", "RUN"], "has 2 epochs; prolong it to more"),
+        (["--prolong", "RUN", "--set", "seed=3"], "seed was '0', now '3'"),
+        (["--prolong", "RUN", "--set", "optimization.epochs=3"],
+         "EMA momentum depends on the number of epochs from step 2 on"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_started_from_is_refused_in_one_line(run, shards, tmp_path, words, message):
+    words = [{"RUN": str(run), "SHARDS": str(shards)}.get(word, word) for word in words]
+    command = ["pretrain", "--recipe", str(run / "config.yaml"), "--data", str(shards)]
+    command += ["--out", str(tmp_path / "new"), "--device", "cpu", "--workers", "0", *words]
+    failed = CliRunner().invoke(app, command).exception
+    assert isinstance(failed, IjepaError)
+    assert message in str(failed)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
+    shards, tiny_config, tmp_path, in_place
+):
+    short = changed(
+        tiny_config, schedule="hold-then-cool", cool_fraction=0.4, ema=(0.99, 0.99), epochs=2
+    )
+    long = changed(short, epochs=3)
+    pretrain(shards, tmp_path / "short", short, CPU)
+    pretrain(shards, tmp_path / "whole", long, CPU)
+    out = tmp_path / ("short" if in_place else "long")
+    steps = []
+
+    def count(task, done, *_):
+        steps.append(done)
+
+    start = Start(prolong=tmp_path / "short")
+    assert not pretrain(shards, out, long, CPU, count, start=start).cached
+    assert min(steps) > 8 * 32  # the first epoch was not trained again
+    whole = tmp_path / "whole"
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ours, theirs = (load_checkpoint(folder / LAST).model for folder in (out, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    names = {path.name for path in (out / "checkpoints").iterdir()}
+    assert names == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert pretrain(shards, out, long, CPU, start=start).cached
+    if not in_place:
+        assert pretrain(shards, tmp_path / "short", short, CPU).cached
