@@ -123,6 +123,7 @@ def pretrain(
             that is not finite, another run in that place, or weights that do not fit.
     """
     out = Path(out)
+    start = Start(*(Path(path) if path else None for path in start))
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
     config = started(config, start)

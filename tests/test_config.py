@@ -16,8 +16,11 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
     assert load_recipe(str(path)) == recipe
 
 
-def test_defaults_are_the_published_recipe():
-    assert load_recipe("in1k_vith14_ep300") == PretrainConfig()
+def test_defaults_are_the_published_recipe_but_for_the_precision():
+    """Which is bf16 there, and left to the device by default."""
+    assert load_recipe("in1k_vith14_ep300").optimization.precision == "bf16"
+    recipe = load_recipe("in1k_vith14_ep300", ["optimization.precision=auto"])
+    assert recipe == PretrainConfig()
 
 
 def test_overrides_reach_nested_settings_and_keep_types():

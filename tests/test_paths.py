@@ -13,11 +13,12 @@ from ijepa.config import (
     ShardConfig,
 )
 from ijepa.convert import convert
+from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features import check_data, describe, diagnose
 from ijepa.finetune import plan_finetune
 from ijepa.merge import merge
-from ijepa.pretrain import plan_pretrain, pretrain
+from ijepa.pretrain import Start, plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
@@ -59,6 +60,8 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     assert compare(at("r.json"), at("r.json"))
     assert read_result(at("r.json")).test_rows == 64
     assert pretrain(data, kind(str(run)), tiny_config, CPU).cached
+    with pytest.raises(IjepaError, match="no weights"):
+        pretrain(data, at("new"), tiny_config, CPU, start=Start(init=at("nowhere")))
     assert plan_pretrain(data, tiny_config, CPU).images == 256
     assert ijepa.load_encoder(kind(str(run))).num_layers == 2
     assert load_recipe(kind(str(run / "config.yaml"))) == tiny_config

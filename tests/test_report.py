@@ -142,7 +142,7 @@ def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
     from rich.console import Console
 
     outcome = report(results, tmp_path / "report.html")
-    console = Console(width=200)
+    console = Console(width=200, markup=False)
     with console.capture() as captured:
         for table in report_tables(outcome):
             console.print(table)
