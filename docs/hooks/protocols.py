@@ -41,8 +41,8 @@ def knn() -> str:
     """The vote of neighbours."""
     sizes = ", ".join(str(k) for k in NEIGHBOURS)
     return (
-        f"k of {sizes}, chosen on at most {HELD_OUT_AT_MOST:,} training images or one a class; votes "
-        f"weigh exp(cosine / {TEMPERATURE:g})."
+        f"k of {sizes}, chosen on at most {HELD_OUT_AT_MOST:,} training images or one a class; "
+        f"votes weigh exp(cosine / {TEMPERATURE:g})."
     )
 
 
