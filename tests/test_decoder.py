@@ -215,7 +215,7 @@ def test_sigterm_saves_first(run, shards, decoder, tmp_path):
 
 def test_a_decoder_of_other_weights_is_refused(run, shards, decoder, tmp_path):
     trained = load_jepa(str(run))
-    assert load_decoder(decoder, trained).config == config(run)
+    assert load_decoder(decoder, trained).config == config(run, test_split="val")
     with pytest.raises(IjepaError, match=r"decodes embeddings of weights .* but random:"):
         load_decoder(decoder, load_jepa(f"random:{run}"))
     choice = PredictionsConfig(encoder=f"random:{run}", decoder=str(decoder))

@@ -5,7 +5,7 @@ from functools import partial
 
 from ijepa.config import FinetuneConfig
 from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS
-from ijepa.probes.knn import NEIGHBOURS, TEMPERATURE
+from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, LinearProtocol, cosine, steps_down
 from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, LogisticProtocol
 from ijepa.probes.views import View
@@ -40,7 +40,10 @@ def few_shot() -> str:
 def knn() -> str:
     """The vote of neighbours."""
     sizes = ", ".join(str(k) for k in NEIGHBOURS)
-    return f"k of {sizes}; votes weigh exp(cosine / {TEMPERATURE:g})."
+    return (
+        f"k of {sizes}, chosen on at most {HELD_OUT_AT_MOST:,} training images or one a class; "
+        f"votes weigh exp(cosine / {TEMPERATURE:g})."
+    )
 
 
 def finetuning() -> str:

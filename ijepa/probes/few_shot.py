@@ -4,6 +4,7 @@ Source: facebookresearch/msn `logistic_eval.py`, by the paper's first author.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from ijepa.probes.subsets import draw_subset
 
 # C is fixed, for a handful of images leaves nothing to choose on.
 FEW_SHOT_PROTOCOLS = {
-    "ijepa": LOGISTIC_PROTOCOLS["msn-5-shot"],
+    "ijepa": replace(LOGISTIC_PROTOCOLS["msn-5-shot"], view=None),
     "msn": LOGISTIC_PROTOCOLS["msn"],
 }
 
