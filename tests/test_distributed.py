@@ -190,7 +190,7 @@ def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
 
 
 def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
-    hot = tiny_config.optimization.model_copy(update={"lr": 1e30, "start_lr": 1e30})
+    hot = tiny_config.optimization.model_copy(update={"lr": 1e9, "start_lr": 1e9})
     recipe = tmp_path / "hot.yaml"
     recipe.write_text(dump_yaml(tiny_config.model_copy(update={"optimization": hot})))
     codes, errors = together(2, command(recipe, shards, tmp_path / "hot"))
