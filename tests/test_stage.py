@@ -334,6 +334,13 @@ def test_workers_that_outlive_a_killed_process_are_waited_for(tmp_path):
     worker.stdout.close()
 
 
+def test_a_lock_that_a_killed_process_left_is_written_anew(tmp_path):
+    lock = tmp_path / "out.lock"
+    lock.write_text("process 1234567 on another.machine.of.a.long.name")
+    with exclusive_work(plan(tmp_path / "out")):
+        assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
 def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_path):
     script = textwrap.dedent(f"""
         import sys, time

@@ -37,7 +37,8 @@ def lock(out: Path) -> Iterator[int]:
     path = out.with_name(f"{out.name}.lock")
     file = _locked(path, out)
     try:
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield file.fileno()
