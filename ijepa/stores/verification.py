@@ -38,7 +38,6 @@ def check_shards(folder: StrPath, progress: Progress = silent) -> ShardCheck:
         IjepaError: not a whole shard set, or files that are damaged, which are named.
     """
     folder = Path(folder)
-    folder = Path(folder)
     index = open_shards(folder).index
     expected = dict(_digests(folder)) | {
         shard.name: shard.sha256 for split in index.splits.values() for shard in split.shards
