@@ -81,6 +81,9 @@ def convert(
         "scores": fingerprint_of([file_sha256(p) for p in scores]),
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
+    card = _card_path(out, plan.is_folder)
+    if not (plan.is_folder or runtime.force) and card.exists() and read_record(out) is None:
+        raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     with exclusive_work(plan, force=runtime.force) as work:
         from ijepa.exchange.reading import read_networks  # here: torch takes its time
 

@@ -13,7 +13,7 @@ import numpy as np
 from ijepa.config import Config, validated
 from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import read_json
+from ijepa.stores.stage import naming, read_json
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -195,7 +195,8 @@ class SplitReader:
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         tar = self._tar(shard)
-        content = os.pread(tar.descriptor, size, offset)
+        with naming(tar.path):
+            content = os.pread(tar.descriptor, size, offset)
         if len(content) < size:
             raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
         return content
