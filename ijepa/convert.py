@@ -82,7 +82,7 @@ def convert(
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to == "hf")
     card = _card_path(out, plan.is_folder)
-    if not (plan.is_folder or runtime.force) and card.exists() and read_record(out) is None:
+    if not plan.is_folder and card.exists() and read_record(out) is None:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     with exclusive_work(plan, force=runtime.force) as work:
         from ijepa.exchange.reading import read_networks  # here: torch takes its time

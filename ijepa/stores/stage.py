@@ -232,7 +232,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else it has words of its own, which a name would replace
+            error.filename = error.filename or str(path)
         raise
 
 
