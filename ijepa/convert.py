@@ -85,6 +85,9 @@ def convert(
         "scores": fingerprint_of([file_sha256(path) for path in results]),
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to in FOLDERS)
+    card = _card_path(out, plan.is_folder)
+    if not plan.is_folder and card.exists() and read_record(out) is None:
+        raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
             from ijepa.exchange.reading import read_networks  # here: torch takes its time

@@ -34,6 +34,7 @@ from ijepa.stores.shards import (
 )
 from ijepa.stores.stage import (
     StagePlan,
+    Work,
     exclusive_work,
     file_sha256,
     fingerprint_of,
@@ -128,7 +129,7 @@ def shard(
     plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out, is_folder=True)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            _make(job, work.folder)
+            _make(job, work)
         _check_bad(_listed_bad(out if work.cached else work.folder), config.max_bad)
         if not work.cached:
             facts = {"source": source, "max_bad": config.max_bad}
@@ -189,13 +190,14 @@ class _Job(NamedTuple):
         return CPU_WORKERS if self.runtime.workers is None else self.runtime.workers
 
 
-def _make(job: _Job, folder: Path) -> None:
+def _make(job: _Job, work: Work) -> None:
     """Fill the work folder; what is there already was made by the same plan, and is kept."""
+    folder = work.folder
     if not (folder / INDEX).exists():
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
         labels, plan = _plan(job, folder)
-        reports = _write_shards(job, plan, folder)
+        reports = _write_shards(job, plan, work)
         _write_index(job, labels, reports, plan.left_out(), folder)
     shutil.rmtree(folder / SOURCE, ignore_errors=True)
     for name in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
@@ -257,11 +259,12 @@ def _new_images(
         yield NewImage(item.split, item.name, *place, item.labels, metadata)
 
 
-def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[ShardReport]]:
+def _write_shards(job: _Job, plan: ShardPlan, work: Work) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
     shards = plan.shards()
     tasks = [
-        ShardTask(plan=plan.path, shard=shard, folder=folder, config=job.config) for shard in shards
+        ShardTask(plan=plan.path, shard=shard, folder=work.folder, config=job.config)
+        for shard in shards
     ]
     reports = {task.shard.name: report for task in tasks if (report := finished(task))}
     total = sum(shard.num_images for shard in shards)
@@ -275,7 +278,7 @@ def _write_shards(job: _Job, plan: ShardPlan, folder: Path) -> dict[str, list[Sh
 
     count(0)
     left = [task for task in tasks if task.shard.name not in reports]
-    with contextlib.closing(write_shards(left, job.workers, count)) as written:
+    with contextlib.closing(write_shards(left, job.workers, count, work.lock)) as written:
         for report in written:
             reports[report.index.name] = report
             num_bad += len(report.bad)

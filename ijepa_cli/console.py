@@ -40,18 +40,19 @@ from ijepa.world import current_world
 CHECKPOINT_MINUTES = 1.0
 
 
-class _Screen(Console):
+class Screen(Console):
     """Shows text as it is: no markup, no emoji codes, nothing that the terminal would obey."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  # rich's own
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  # rich's own
+        """Text in a table or alone, as rich asks for it."""
         return super().render_str(printable(text), **options)
 
 
-screen = _Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
-stderr = _Screen(stderr=True)
+screen = Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
+stderr = Screen(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]

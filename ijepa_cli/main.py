@@ -64,6 +64,8 @@ def main() -> None:
         _end_workers()
         if isinstance(error, OSError) and error.errno is not None:
             _fail(_system_message(error))
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            _fail(f"{error.object} is a name that is not UTF-8, which a library cannot take.")
         _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
 

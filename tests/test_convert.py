@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -179,6 +180,26 @@ def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, r
     assert same(back.encoder_weights(which), source.encoder_weights(which))
     ours, theirs = back.encoder(which), source.encoder(which)
     assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("to", ["hf", "timm", "ours"])
+def test_converted_files_may_be_read_by_whoever_the_umask_lets(tmp_path, to):
+    out = tmp_path / {"hf": "folder", "timm": "x.safetensors", "ours": "x.pt"}[to]
+    before = os.umask(0o027)
+    try:
+        convert_to(to, TINY, out, arch=ARCH)
+    finally:
+        os.umask(before)
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o640}
+
+
+def test_a_card_of_the_users_own_is_kept(tmp_path):
+    card = tmp_path / "x.pt.README.md"
+    card.write_text("precious")
+    with pytest.raises(IjepaError, match="is no card of ijepa's"):
+        convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
 def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_path, recorded):

@@ -18,6 +18,7 @@ from ijepa.views.embedding_page import embedding_page
 from ijepa.views.nearest import NONE, Nearest
 from ijepa.views.projection import MOST_CLASSES, OTHER, apart, legend_of, project
 from ijepa.views.retrieval_sheet import cut_patches, nearest_patches, outline, with_patches
+from ijepa.views.sheet import Sheet
 from ijepa.visualize import (
     EmbeddingConfig,
     ImageChoice,
@@ -234,6 +235,18 @@ def test_names_cannot_break_out_of_the_page():
     text = embedding_page(np.eye(3, 2), [nasty] * 3, legend, None, [nasty])
     assert nasty not in text
     assert html.escape(nasty) in text
+
+
+def test_names_are_shown_and_never_obeyed_by_who_reads_the_file():
+    nasty = "\x1b[31mred\x9b\u202e"
+    legend = legend_of([nasty] * 3)
+    page = embedding_page(np.eye(3, 2), [nasty] * 3, legend, None, [nasty])
+    sheet = Sheet(300, 100)
+    sheet.words(0, 0, nasty)
+    drawn = sheet.encoded(".svg").decode()
+    for text in (page, drawn):
+        assert not set(nasty[:1] + nasty[-2:]) & set(text)
+        assert r"\u001b[31mred\u009b\u202e" in text
 
 
 def test_still_maps_are_png_or_svg_and_nothing_else(features, shards, tmp_path):

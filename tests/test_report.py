@@ -88,6 +88,15 @@ def test_one_run_is_one_run_and_long_paths_may_break_at_their_separators(results
     assert breakable("runs/a_<b>") == "runs/<wbr>a_<wbr>&lt;b&gt;"
 
 
+def test_the_page_shows_what_a_terminal_would_obey(tmp_path, run):
+    odd = tmp_path / "\x1b[31mred"
+    odd.symlink_to(run)
+    report([odd], tmp_path / "report.html")
+    content = (tmp_path / "report.html").read_text()
+    assert "\x1b" not in content
+    assert r"\u001b[31mred" in content.replace("<wbr>", "")
+
+
 def test_the_page_loads_nothing_and_names_stay_text(results, run, tmp_path):
     report([*results, run], tmp_path / "report.html")
     content = (tmp_path / "report.html").read_text()
@@ -139,10 +148,10 @@ def test_a_run_that_is_still_going_is_shown_up_to_its_last_whole_record(run, tmp
 
 
 def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
-    from rich.console import Console
+    from ijepa_cli.console import Screen
 
     outcome = report(results, tmp_path / "report.html")
-    console = Console(width=200, markup=False)
+    console = Screen(width=200)
     with console.capture() as captured:
         for table in report_tables(outcome):
             console.print(table)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,15 @@ def _save_safetensors(networks: Networks, weights: Weights, out: Path, which: st
     owned = {name: _owned(value) for name, value in weights.items()}
     try:
         save_file(owned, out, metadata={"format": "pt", NOTES: notes})
+        out.chmod(0o666 & ~_umask())  # safetensors lets nobody else read what it writes
     except SafetensorError as error:
         raise IjepaError(f"{out} could not be written: {error}.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can be asked for by setting it only
+    os.umask(mask)
+    return mask
 
 
 def _owned(value: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -23,6 +22,7 @@ from ijepa.config import Config, validated
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.sources.render import Camera, Pixels, Solid, look_at, render
+from ijepa.stores.processes import end_with_parent, processes
 from ijepa.stores.stage import write_bytes
 
 SHAPES = ("cube", "cylinder", "sphere")
@@ -159,7 +159,8 @@ def _drawn(
     if workers == 0:
         yield from map(write, range(count))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=processes(), initializer=end_with_parent)
+    with pool:
         yield from pool.map(write, range(count), chunksize=32)
 
 

@@ -5,6 +5,8 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from ijepa.stores.stage import naming
+
 SYNC_BYTES = 2**25  # handed to the disk at once
 
 
@@ -31,8 +33,9 @@ class Draft:
         """
         file, done, size = self._opened(), 0, memoryview(content).nbytes
         rest = memoryview(content).cast("B") if size else b""
-        while done < size:
-            done += os.pwrite(file, rest[done:], place + done)
+        with naming(self.path):
+            while done < size:
+                done += os.pwrite(file, rest[done:], place + done)
         self._unsynced_bytes += size
         if self._unsynced_bytes >= SYNC_BYTES and (not self._last_sync or self._last_sync.done()):
             self._raise_what_failed()
@@ -51,7 +54,8 @@ class Draft:
         """
         self._raise_what_failed()
         if self._file is not None:
-            os.fsync(self._file)
+            with naming(self.path):
+                os.fsync(self._file)
 
     def close(self) -> None:
         """Let go of the file, if it is open."""
@@ -68,4 +72,5 @@ class Draft:
 
     def _raise_what_failed(self) -> None:
         if self._last_sync is not None:
-            self._last_sync.result()
+            with naming(self.path):
+                self._last_sync.result()

@@ -27,6 +27,7 @@ from ijepa.method.augment import (
 )
 from ijepa.method.draws import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.stores.images import decode_rgb
+from ijepa.stores.processes import processes
 from ijepa.stores.repeats import image_ids
 from ijepa.stores.shards import SplitReader
 
@@ -275,6 +276,7 @@ def batches(
         pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
+        multiprocessing_context=processes() if workers else None,
     )
     said = ""
     try:

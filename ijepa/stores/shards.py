@@ -16,7 +16,7 @@ from pydantic import Field
 from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import read_json, refuse_changed
+from ijepa.stores.stage import naming, read_json, refuse_changed
 
 SCHEMA = 1
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
@@ -293,7 +293,8 @@ class SplitReader:
                 f"has; copy it again, or shard again."
             )
         tar = self._tar(shard)
-        content = os.pread(tar.descriptor, size, offset)
+        with naming(tar.path):
+            content = os.pread(tar.descriptor, size, offset)
         if len(content) < size:
             raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
         return content

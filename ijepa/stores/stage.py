@@ -179,10 +179,8 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
                     _refuse_other(plan, folder, _note(folder))
         _open_folder(plan, folder, force)
         try:
-            yield Work(plan, folder, cached=False, lock=held)
-        except OSError as error:
-            error.filename = error.filename or str(folder)  # a failed write does not say of what
-            raise
+            with naming(folder):
+                yield Work(plan, folder, cached=False, lock=held)
         finally:
             if folder.exists() and not _sizes(folder):  # it failed before it made anything
                 _remove(folder)
@@ -301,18 +299,26 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name this file, if it names none: a failed write does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # else it has words of its own, which a name would replace
+            error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write; it is there when the block ends well: flushed to disk, then renamed."""
     neighbour = _sibling(path, f".{os.getpid()}.tmp")
     try:
-        with neighbour.open("wb") as file:
+        with naming(path), neighbour.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write does not say of what
-        raise
     finally:
         neighbour.unlink(missing_ok=True)
 
@@ -394,6 +400,10 @@ def _refuse_place(plan: StagePlan) -> None:
     out = plan.out
     if not out.name or out.name == "..":
         raise IjepaError(f"{out} is no name for an output; choose another.")
+    if not _is_utf8(str(out)):
+        raise IjepaError(
+            f"{out} is not UTF-8, which the libraries that write it need; choose another output."
+        )
     if out.is_dir() and not plan.is_folder:
         raise IjepaError(
             f"{out} is a folder, and `ijepa {plan.stage}` makes a file; name one, such as "
@@ -559,6 +569,10 @@ def _move_file(folder: Path, out: Path) -> None:
             _remove(path)
     (folder / record.name).replace(record)
     folder.rmdir()
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _sibling(path: Path, suffix: str) -> Path:

@@ -19,13 +19,19 @@ from typing import Any
 from ijepa.errors import IjepaError
 from ijepa.stores.sharding.task import ShardReport, ShardTask, write_shard
 
-Message = dict[str, Any]  # one of `done`: images, `report`, `error`, `failure`: an OSError's facts
+Message = dict[str, Any]  # one of `done`: images, `report`, `error`, `failure`: facts of an OSError
 
 
 def write_shards(
-    tasks: list[ShardTask], workers: int, count: Callable[[int], None]
+    tasks: list[ShardTask], workers: int, count: Callable[[int], None], lock: int
 ) -> Generator[ShardReport]:
-    """Write shards, each by one process; `count` hears now and then how many images more are done.
+    """Write shards, each by one process.
+
+    Args:
+        tasks: what to write.
+        workers: processes.
+        count: hears now and then how many images more are done.
+        lock: descriptor of the output's lock, which every process holds until it ends.
 
     Raises:
         IjepaError: a process was killed.
@@ -36,7 +42,7 @@ def write_shards(
             yield write_shard(task, count)
         return
     unfinished = len(tasks)
-    with _crew(deque(tasks), min(workers, len(tasks))) as messages:
+    with _crew(deque(tasks), min(workers, len(tasks)), lock) as messages:
         while unfinished:
             message = messages.get()
             if "done" in message:
@@ -49,10 +55,10 @@ def write_shards(
 
 
 @contextlib.contextmanager
-def _crew(left: deque[ShardTask], size: int) -> Iterator[queue.SimpleQueue[Message]]:
+def _crew(left: deque[ShardTask], size: int, lock: int) -> Iterator[queue.SimpleQueue[Message]]:
     """Processes at work on the tasks that are left; killed when the block ends, however it does."""
     messages = queue.SimpleQueue[Message]()
-    processes = [_start() for _ in range(size)]
+    processes = [_start(lock) for _ in range(size)]
     drivers = [threading.Thread(target=_drive, args=(one, left, messages)) for one in processes]
     try:
         for driver in drivers:
@@ -77,7 +83,7 @@ def serve() -> None:
         answers.write(json.dumps(message) + "\n")
 
     while True:
-        task = ShardTask.model_validate_json(tasks.get())
+        task = ShardTask.model_validate(json.loads(tasks.get()))
         try:
             report = write_shard(task, lambda images: tell({"done": images}))
         except IjepaError as error:
@@ -88,13 +94,14 @@ def serve() -> None:
             tell({"report": report.model_dump()})
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(lock: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        pass_fds=(lock,),  # nobody begins while one that was held back may still write
         start_new_session=True,  # Ctrl-C is for the caller, who then ends them
     )
 
@@ -109,6 +116,8 @@ def _drive(
                 _ask(process, left.popleft(), messages)
     except BrokenPipeError:
         messages.put({"killed": True})
+    except Exception as error:  # noqa: BLE001  # raised by the caller, who else waits for ever
+        messages.put({"mistake": error})
 
 
 def _ask(
@@ -116,7 +125,8 @@ def _ask(
 ) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(task.model_dump_json() + "\n")
+    # Not `model_dump_json`, which takes no path that is not UTF-8.
+    process.stdin.write(json.dumps(task.model_dump(mode="json")) + "\n")
     process.stdin.flush()
     message: Message = {}
     while "report" not in message:
@@ -136,6 +146,9 @@ def _listen(tasks: queue.SimpleQueue[str]) -> None:
 def _raised(message: Message) -> Exception:
     if "error" in message:
         return IjepaError(message["error"])
+    if "mistake" in message:
+        mistake: Exception = message["mistake"]
+        return mistake
     if "failure" in message:
         return OSError(*message["failure"])
     return IjepaError(

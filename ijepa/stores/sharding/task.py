@@ -14,7 +14,7 @@ from ijepa.stores.sharding.intake import take_in
 from ijepa.stores.sharding.plan import PlannedImage, PlannedShard, ShardPlan
 from ijepa.stores.sharding.writer import ShardWriter
 from ijepa.stores.shards import ShardIndex
-from ijepa.stores.stage import read_json, write_json
+from ijepa.stores.stage import naming, read_json, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
 MAX_BYTES = 2**30  # of an image file
@@ -113,7 +113,8 @@ def _read(image: PlannedImage) -> bytes:
             raise
         raise IjepaError("a symbolic link to nothing") from error
     try:
-        return os.pread(descriptor, image.size_bytes, image.offset)
+        with naming(Path(image.file)):
+            return os.pread(descriptor, image.size_bytes, image.offset)
     except MemoryError as error:
         raise IjepaError("file does not fit into memory") from error
     finally:

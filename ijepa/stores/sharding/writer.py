@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ijepa.stores.shards import EXTENSIONS, ROW, Rows, ShardIndex
+from ijepa.stores.stage import naming
 
 BUFFER_BYTES = 2**20
 BLOCK = tarfile.BLOCKSIZE
@@ -65,7 +66,8 @@ class ShardWriter:
         """Finish the tar and give it its name."""
         self._write(bytes(2 * BLOCK))
         self._flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
         self._file.close()
         self._half.replace(self._path)
         index = ShardIndex(
@@ -105,8 +107,9 @@ class ShardWriter:
     def _flush(self) -> None:
         self._sha256.update(self._buffer)
         left = memoryview(self._buffer)
-        while left:
-            left = left[self._file.write(left) :]
+        with naming(self._path):
+            while left:
+                left = left[self._file.write(left) :]
         self._buffer = bytearray()
 
 
