@@ -184,7 +184,7 @@ def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, r
 
 @pytest.mark.parametrize("to", ["hf", "timm", "ours"])
 def test_converted_files_may_be_read_by_whoever_the_umask_lets(tmp_path, to):
-    out = tmp_path / {"hf": "folder", "timm": "x.safetensors", "ours": "x.pt"}[to]
+    out = tmp_path / {"hf": "folder", "timm": "folder", "ours": "x.pt"}[to]
     before = os.umask(0o027)
     try:
         convert_to(to, TINY, out, arch=ARCH)

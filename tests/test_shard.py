@@ -59,6 +59,7 @@ def as_file(image, kind, **options):
 
 class_names = st.text(st.characters(categories=["L", "N"], include_characters=" ._-%~"), min_size=1)
 class_names = class_names.filter(lambda name: not name.startswith("."))
+class_names = class_names.filter(lambda name: unicodedata.is_normalized("NFC", name))  # as stored
 file_names = st.tuples(class_names, st.sampled_from(["jpg", "JPEG", "png", "webp"]))
 
 
@@ -497,6 +498,7 @@ def test_again_is_cached_until_a_file_or_an_option_changes(tmp_path):
 
 SCRIPT = """
 import sys
+import unicodedata
 import time
 from pathlib import Path
 from ijepa.config import Runtime, ShardConfig
