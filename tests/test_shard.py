@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import unicodedata
 import zlib
 
 import numpy as np
@@ -498,7 +499,6 @@ def test_again_is_cached_until_a_file_or_an_option_changes(tmp_path):
 
 SCRIPT = """
 import sys
-import unicodedata
 import time
 from pathlib import Path
 from ijepa.config import Runtime, ShardConfig
