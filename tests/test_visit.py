@@ -17,10 +17,10 @@ from ijepa.recipes import load_recipe
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "benchmarks" / "gpu"), str(ROOT / "benchmarks")]  # scripts, not a package
 
-import bench_train_step  # noqa: E402
-import parts  # noqa: E402
-import visit  # noqa: E402
-from session import Command, Session, append_result, read_results  # noqa: E402
+import bench_train_step  # noqa: E402  # found by that path
+import parts  # noqa: E402  # found by that path
+import visit  # noqa: E402  # found by that path
+from session import Command, Session, append_result, read_results  # noqa: E402  # found by that path
 
 weights = st.dictionaries(st.sampled_from(list(visit.SECONDS)), st.floats(1, 1e3), min_size=1)
 

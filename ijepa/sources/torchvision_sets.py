@@ -142,7 +142,7 @@ def _images(
                 report(f"encode {name} images", done, None)
 
 
-def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401
+def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401  # theirs
     """Class number of a target: their own where they name their classes, else by its value."""
     facts = labels[LABEL]
     has_names = getattr(data, "classes", None) or getattr(data, "categories", None)
@@ -156,7 +156,7 @@ def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: A
     return number
 
 
-def _pair(name: str, data: Any, number: int) -> tuple[Image.Image, Any]:  # noqa: ANN401
+def _pair(name: str, data: Any, number: int) -> tuple[Image.Image, Any]:  # noqa: ANN401  # theirs
     try:
         image, target = data[number]
     except THEIRS as error:
