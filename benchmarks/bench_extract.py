@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
+from ijepa.data.shards import SplitReader, open_shards
 from ijepa.distributed import num_workers, pick_device, uses_bf16
 from ijepa.encoders.load import load_encoder
 from ijepa.extract import extract
 from ijepa.shard import shard
-from ijepa.stores.shards import SplitReader, open_shards
 
 DEVICE = pick_device("auto")
 BATCH = 256 if DEVICE.type == "cuda" else 32

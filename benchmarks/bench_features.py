@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from timing import emit
 
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, open_features
+from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.writer import FeatureWriter
 
 LAYERS, DIM, BATCH = 4, 768, 256
 ROUNDS = 5

@@ -15,11 +15,11 @@ import torch
 from timing import emit, medians
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
+from ijepa.data.loader import RandomCropBatches, StepPlan
+from ijepa.data.shards import SplitReader, open_shards
+from ijepa.data.verification import check_shards
 from ijepa.shard import shard
-from ijepa.stores.loader import RandomCropBatches, StepPlan
-from ijepa.stores.shards import SplitReader, open_shards
-from ijepa.stores.verification import check_shards
-from ijepa.stores.weights import read_weights
+from ijepa.weights import read_weights
 
 BATCH = 64
 CHECKPOINT_VALUES = 2**28  # 1 GiB of float32

@@ -20,12 +20,12 @@ from timing import emit, medians
 from torchvision.transforms.functional import to_tensor
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
-from ijepa.method.augment import CropDraws, draw_crops, fit_box, normalise
-from ijepa.method.draws import CROPS, stream
+from ijepa.data.decoded import CachedCropBatches, DecodedImages
+from ijepa.data.loader import RandomCropBatches, StepPlan
+from ijepa.data.shards import SplitReader, open_shards
+from ijepa.jepa.augment import CropDraws, draw_crops, fit_box, normalise
+from ijepa.jepa.draws import CROPS, stream
 from ijepa.shard import shard
-from ijepa.stores.decoded import CachedCropBatches, DecodedImages
-from ijepa.stores.loader import RandomCropBatches, StepPlan
-from ijepa.stores.shards import SplitReader, open_shards
 
 BATCH = 64
 MOST = 512  # images in a round

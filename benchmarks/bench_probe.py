@@ -30,14 +30,14 @@ from sklearn.preprocessing import StandardScaler
 from timing import emit, medians
 from torch import nn
 
-from ijepa.method.compute import computing, pick_linear
+from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.writer import FeatureWriter
+from ijepa.jepa.compute import computing, pick_linear
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, regression
 from ijepa.progress import silent
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, open_features
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 

@@ -29,12 +29,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PredictorConfig, PretrainConfig
-from ijepa.method.compute import computing, pick_linear
-from ijepa.method.cost import step_flops, utilisation
-from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.method.masking import Masks, batch_masks
-from ijepa.method.training import Trainer
-from ijepa.method.vit import compile_blocks, initialise, sincos_positions
+from ijepa.jepa.compute import computing, pick_linear
+from ijepa.jepa.cost import step_flops, utilisation
+from ijepa.jepa.jepa import IJepa, build_ijepa
+from ijepa.jepa.masking import Masks, batch_masks
+from ijepa.jepa.training import Trainer
+from ijepa.jepa.vit import compile_blocks, initialise, sincos_positions
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

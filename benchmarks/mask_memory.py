@@ -16,10 +16,10 @@ import torch
 from timing import emit
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
-from ijepa.method.compute import computing, pick_linear
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import sample_masks
-from ijepa.method.training import Trainer
+from ijepa.jepa.compute import computing, pick_linear
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.training import Trainer
 
 BATCH = 8
 CONFIG = PretrainConfig(

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.config import OptimizationConfig
-from ijepa.method.jepa import IJepa, parameter_groups
-from ijepa.method.masking import Masks
-from ijepa.method.schedules import Schedules
+from ijepa.jepa.jepa import IJepa, parameter_groups
+from ijepa.jepa.masking import Masks
+from ijepa.jepa.schedules import Schedules
 
 
 class PlainTrainer:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from timing import emit
 
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader
-from ijepa.stores.repeats import image_ids
+from ijepa.data.repeats import image_ids
+from ijepa.features.store import FeatureHeader
+from ijepa.features.writer import FeatureWriter
 
 LAYERS, DIM, CLASSES = 4, 768, 10
 ROW_BYTES = LAYERS * DIM * 2

@@ -8,17 +8,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ijepa.data.shards import open_shards
     from ijepa.encoders.load import load_encoder
-    from ijepa.stores.features import open_features
-    from ijepa.stores.shards import open_shards
+    from ijepa.features.store import open_features
 
 __version__ = "0.1.0"
 __all__ = ["load_encoder", "open_features", "open_shards"]
 
 _HOMES = {
     "load_encoder": "ijepa.encoders.load",
-    "open_features": "ijepa.stores.features",
-    "open_shards": "ijepa.stores.shards",
+    "open_features": "ijepa.features.store",
+    "open_shards": "ijepa.data.shards",
 }
 
 

@@ -8,8 +8,8 @@ from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.identity import LAST
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.results import ProbeResult, read_result
-from ijepa.stores.stage import (
+from ijepa.results.record import ProbeResult, read_result
+from ijepa.stage import (
     StagePlan,
     Work,
     exclusive_work,
@@ -20,7 +20,7 @@ from ijepa.stores.stage import (
 )
 
 if TYPE_CHECKING:
-    from ijepa.exchange.networks import Networks
+    from ijepa.encoders.networks import Networks
 
 VERSION = 2
 CARD = "README.md"
@@ -90,7 +90,7 @@ def convert(
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            from ijepa.exchange.reading import read_networks  # here: torch takes its time
+            from ijepa.encoders.reading import read_networks  # here: torch takes its time
 
             networks = read_networks(source, config.arch)
             networks.check()
@@ -104,8 +104,8 @@ def convert(
 def _write(
     work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[ProbeResult]
 ) -> None:
-    from ijepa.exchange.card import model_card
-    from ijepa.exchange.writing import WRITERS
+    from ijepa.encoders.card import model_card
+    from ijepa.encoders.writing import WRITERS
 
     out, is_folder = work.plan.out, work.plan.is_folder
     target = work.folder if is_folder else work.folder / out.name
@@ -128,8 +128,8 @@ def _result(out: Path, config: ConvertConfig, *, cached: bool) -> ConvertResult:
 
 
 def _facts(networks: "Networks", out: Path, config: ConvertConfig) -> dict[str, Any]:
-    from ijepa.exchange.card import held_text
-    from ijepa.exchange.writing import timm_call
+    from ijepa.encoders.card import held_text
+    from ijepa.encoders.writing import timm_call
 
     held = networks.held(config.to, config.which)
     loads = {
@@ -153,7 +153,7 @@ def _card_path(out: Path, is_folder: bool) -> Path:
 
 def _refuse_foreign_scores(networks: "Networks", results: Sequence[ProbeResult]) -> None:
     from ijepa.encoders.frozen import weights_sha256
-    from ijepa.exchange.networks import ENCODERS
+    from ijepa.encoders.networks import ENCODERS
 
     ours = {
         weights_sha256(networks.encoder(which).state_dict())

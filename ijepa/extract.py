@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
+from ijepa.data.shards import ShardSet, SplitReader, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.writer import FeatureWriter
 from ijepa.progress import Progress, silent
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, open_features
-from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
+    from ijepa.data.loader import Batch
     from ijepa.encoders.frozen import FrozenEncoder
     from ijepa.encoders.stream import Features as Floats
-    from ijepa.stores.loader import Batch
     from ijepa.world import World
 
 VERSION = 9
@@ -114,7 +114,7 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     from ijepa.distributed import device_name, lead, pick_device
     from ijepa.encoders.load import load_encoder
     from ijepa.encoders.stream import feature_batches, linear_kernel
-    from ijepa.method.compute import computing, linear_name
+    from ijepa.jepa.compute import computing, linear_name
 
     config, images, device = job.config, job.images, pick_device(job.runtime.device)
     encoder = load_encoder(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, StrPath
+from ijepa.data.image_lists import listed
+from ijepa.data.repeats import Known, of_equal_size, read_ids, repeated_keys
+from ijepa.data.shards import ShardSet, SplitReader, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
-from ijepa.run.finetune_protocols import changed_settings
-from ijepa.stores.image_lists import listed
-from ijepa.stores.repeats import Known, of_equal_size, read_ids, repeated_keys
-from ijepa.stores.results import (
+from ijepa.results.record import (
     RESULT,
     Origin,
     ProbeResult,
@@ -26,21 +26,21 @@ from ijepa.stores.results import (
     read_result,
     write_result,
 )
-from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.stores.stage import (
+from ijepa.stage import (
     StagePlan,
     Work,
     exclusive_work,
     file_sha256,
     write_bytes,
 )
-from ijepa.stores.versions import library_versions
+from ijepa.train.finetune_protocols import changed_settings
+from ijepa.versions import library_versions
 from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
     from ijepa.encoders.trainable import Trainable
     from ijepa.probes.arrays import Ints
-    from ijepa.run.finetuning import Labelled, Parts
+    from ijepa.train.finetuning import Labelled, Parts
     from ijepa.world import World
 
 VERSION = 6
@@ -189,8 +189,8 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     import torch
 
     from ijepa.encoders.frozen import CLASS_TOKEN
-    from ijepa.method.finetuning import Classifier
-    from ijepa.run.finetuning import FinetuneRun
+    from ijepa.jepa.classifier import Classifier
+    from ijepa.train.finetuning import FinetuneRun
 
     config = job.config
     parts = _images(job)
@@ -237,7 +237,7 @@ def _data(job: _Job, own: DataConfig, images: int, world: "World") -> DataConfig
 
 def _images(job: _Job) -> "Parts":
     """Images that take part, their classes counted from 0."""
-    from ijepa.run.finetuning import Labelled, Parts
+    from ijepa.train.finetuning import Labelled, Parts
 
     config = job.config
     readers = [job.data.split(split) for split in (config.split, config.test_split)]

@@ -7,10 +7,10 @@ import numpy as np
 
 from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.errors import IjepaError
+from ijepa.features.store import FeatureHeader, Features, open_features
+from ijepa.features.writer import FeatureWriter
 from ijepa.progress import Progress, silent
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, Features, open_features
-from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of
+from ijepa.stage import StagePlan, exclusive_work, fingerprint_of
 
 VERSION = 4
 ROWS_AT_ONCE = 1024

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
+from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.identity import LAST, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import SplitReader, is_remote, open_shards
-from ijepa.stores.stage import StagePlan, Work, exclusive_work
+from ijepa.records import read_metrics
+from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.stores.remote import RemoteSplit
+    from ijepa.data.remote import RemoteSplit
 
 VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back.
@@ -143,8 +143,10 @@ def pretrain(
         return _pretrain_together(job, progress)
     with _begun(job) as work:
         if not work.cached:
-            from ijepa.run.loop import Run  # here, so that a cached answer does not wait for torch
-            from ijepa.run.stopping import stop_requests
+            from ijepa.train.loop import (
+                Run,  # here, so that a cached answer does not wait for torch
+            )
+            from ijepa.train.stopping import stop_requests
 
             run = Run(work.folder, config, images, runtime, init=start.init)
             with stop_requests():  # a signal after the last step does not keep it from its end
@@ -177,7 +179,7 @@ def _begun(job: _Job) -> Iterator[Work]:
     """Hold the output; an empty work folder gets the state of the run that is prolonged."""
     with exclusive_work(job.plan, force=job.runtime.force) as work:
         if job.start.prolong and not work.cached and not (work.folder / LAST).exists():
-            from ijepa.run.starting import take_over
+            from ijepa.train.starting import take_over
 
             per_epoch = steps_per_epoch(len(job.images), job.config)
             take_over(job.start.prolong, work.folder, job.config, job.plan.inputs, per_epoch)
@@ -187,8 +189,8 @@ def _begun(job: _Job) -> Iterator[Work]:
 def _pretrain_together(job: _Job, progress: Progress) -> PretrainResult:
     """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
     from ijepa.distributed import joined, lead, pick_device, wait_for_all
-    from ijepa.run.loop import Run
-    from ijepa.run.stopping import stop_requests
+    from ijepa.train.loop import Run
+    from ijepa.train.stopping import stop_requests
 
     plan, config, images, runtime, start = job
     with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
@@ -224,7 +226,7 @@ def started(config: PretrainConfig, start: Start) -> PretrainConfig:
 
 
 def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
-    from ijepa.method.training import check_passes
+    from ijepa.jepa.training import check_passes
 
     if config.data.batch_size % num_processes:
         raise IjepaError(
@@ -266,11 +268,11 @@ def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
     """The same for data that need not be there yet: only the number of its images is asked for."""
-    from ijepa.method.cost import step_bytes, step_flops
-    from ijepa.method.mask_statistics import mask_statistics
-    from ijepa.method.masking import batch_masks
-    from ijepa.method.training import micro_batches
-    from ijepa.run.sizes import model_size
+    from ijepa.jepa.cost import step_bytes, step_flops
+    from ijepa.jepa.mask_statistics import mask_statistics
+    from ijepa.jepa.masking import batch_masks
+    from ijepa.jepa.training import micro_batches
+    from ijepa.train.sizes import model_size
 
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
@@ -330,7 +332,7 @@ def _open(
 ) -> tuple["SplitReader | RemoteSplit", dict[str, str]]:
     """The images, and fingerprints of what they are and of how they are read."""
     if is_remote(shards):
-        from ijepa.stores.remote import open_remote
+        from ijepa.data.remote import open_remote
 
         remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
         return remote, {"data": remote.fingerprint, "read": "streamed"}

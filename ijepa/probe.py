@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
+from ijepa.data.image_lists import listed, read_lines
 from ijepa.errors import IjepaError
+from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
+from ijepa.features.store import read_header
 from ijepa.progress import Progress, silent
-from ijepa.stores.feature_pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
-from ijepa.stores.features import read_header
-from ijepa.stores.image_lists import listed, read_lines
-from ijepa.stores.results import (
+from ijepa.results.record import (
     Origin,
     ProbeResult,
     Score,
@@ -25,13 +25,13 @@ from ijepa.stores.results import (
     read_result,
     write_result,
 )
-from ijepa.stores.stage import (
+from ijepa.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
     is_fresh,
 )
-from ijepa.stores.versions import library_versions
+from ijepa.versions import library_versions
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled
@@ -193,7 +193,7 @@ def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
 
 def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]]":
     """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
-    from ijepa.stores.keep import KeepInFolder
+    from ijepa.keep import KeepInFolder
 
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.ledger.beside import PaperTable, beside_paper
-from ijepa.ledger.groups import Group, grouped
-from ijepa.ledger.pretraining import known_settings
-from ijepa.ledger.scaled import ScaledTable, scaled_tables
-from ijepa.ledger.stand_ins import StandInTable, stand_in_tables
 from ijepa.recipes import parse_yaml
-from ijepa.stores.records import read_metrics
-from ijepa.stores.results import RESULT, ProbeResult, is_result, read_result
-from ijepa.stores.stage import (
+from ijepa.records import read_metrics
+from ijepa.results.beside import PaperTable, beside_paper
+from ijepa.results.embed import PICTURES
+from ijepa.results.groups import Group, grouped
+from ijepa.results.pretraining import known_settings
+from ijepa.results.record import RESULT, ProbeResult, is_result, read_result
+from ijepa.results.scaled import ScaledTable, scaled_tables
+from ijepa.results.stand_ins import StandInTable, stand_in_tables
+from ijepa.stage import (
     StagePlan,
     exclusive_work,
     file_sha256,
@@ -24,10 +25,9 @@ from ijepa.stores.stage import (
     refuse_changed,
     write_bytes,
 )
-from ijepa.views.embed import PICTURES
 
 if TYPE_CHECKING:
-    from ijepa.views.run_view import RunView
+    from ijepa.results.run_view import RunView
 
 VERSION = 5
 METRICS = "metrics.jsonl"  # of a run that has begun
@@ -194,8 +194,8 @@ def _record(run: Path) -> Mapping[str, Any]:
 
 
 def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
-    from ijepa.views.embed import picture
-    from ijepa.views.page import Contents, page
+    from ijepa.results.embed import picture
+    from ijepa.results.page import Contents, page
 
     contents = Contents(
         paper=outcome.paper,
@@ -210,7 +210,7 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
 
 
 def _view(run: Path, config: PretrainConfig | None) -> "RunView":
-    from ijepa.views.run_view import RunView, mask_view, run_charts
+    from ijepa.results.run_view import RunView, mask_view, run_charts
 
     refuse_changed(run, METRICS, "config.yaml")
     records, record = read_metrics(run / METRICS), _record(run)

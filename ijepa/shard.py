@@ -13,16 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath, validated
-from ijepa.errors import IjepaError
-from ijepa.progress import Progress, silent
-from ijepa.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Label, Labels
-from ijepa.sources.kinds import Source, open_source
-from ijepa.stores.sharding.crew import write_shards
-from ijepa.stores.sharding.plan import NewImage, ShardPlan, write_plan
-from ijepa.stores.sharding.shuffle import shuffled
-from ijepa.stores.sharding.subset import Subset
-from ijepa.stores.sharding.task import SIDECARS, BadImage, ShardReport, ShardTask, finished
-from ijepa.stores.shards import (
+from ijepa.data.crew import write_shards
+from ijepa.data.plan import NewImage, ShardPlan, write_plan
+from ijepa.data.shards import (
     BAD,
     INDEX,
     ROW,
@@ -32,7 +25,14 @@ from ijepa.stores.shards import (
     open_shards,
     rows_path,
 )
-from ijepa.stores.stage import (
+from ijepa.data.shuffle import shuffled
+from ijepa.data.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Label, Labels
+from ijepa.data.sources.kinds import Source, open_source
+from ijepa.data.subset import Subset
+from ijepa.data.task import SIDECARS, BadImage, ShardReport, ShardTask, finished
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+from ijepa.stage import (
     StagePlan,
     Work,
     exclusive_work,
@@ -107,7 +107,7 @@ def shard(
     """Write the images of `source` as a shard set; goes on after a kill where it was.
 
     Args:
-        source: a path, or `kind:path`; see `ijepa.sources.kinds`.
+        source: a path, or `kind:path`; see `ijepa.data.sources.kinds`.
         out: the folder to make.
         config: what to write; its `subset` is filled in from `subset`.
         runtime: `workers` processes write, `force` makes it again.

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, StrPath, validated
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
-from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import ShardSet, open_shards
-from ijepa.stores.stage import (
+from ijepa.records import read_metrics
+from ijepa.stage import (
     StagePlan,
     Work,
     exclusive_work,
@@ -121,8 +121,8 @@ def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
     shards = Path(shards)
     import torch
 
+    from ijepa.decoder.model import build_decoder
     from ijepa.encoders.jepa import load_jepa
-    from ijepa.method.decoder import build_decoder
 
     data = open_shards(shards)
     config = _with_named_split(config, data)
@@ -150,11 +150,11 @@ def _with_named_split(config: DecoderConfig, data: ShardSet) -> DecoderConfig:
 def _train(
     work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
 ) -> None:
+    from ijepa.decoder.honesty import measure_honesty
+    from ijepa.decoder.model import Decoded, TrainedDecoder
+    from ijepa.decoder.training import DecoderRun
     from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.jepa import load_jepa
-    from ijepa.method.decoder import Decoded, TrainedDecoder
-    from ijepa.run.decoding import DecoderRun
-    from ijepa.run.honesty import measure_honesty
 
     trained = load_jepa(config.encoder)
     _check(data, config, trained.config.targets.space)

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stores.foresight import Foreseen, State, only_foreseen
+from ijepa.foresight import Foreseen, State, only_foreseen
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer carries
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ijepa.compare import Comparisons
-    from ijepa.ledger.beside import PaperTable
-    from ijepa.ledger.groups import Ground, Group, Line
-    from ijepa.ledger.scaled import ScaledTable
-    from ijepa.ledger.stand_ins import StandInTable
     from ijepa.report import ReportOutcome
-    from ijepa.stores.results import ProbeResult
+    from ijepa.results.beside import PaperTable
+    from ijepa.results.compare import Comparisons
+    from ijepa.results.groups import Ground, Group, Line
+    from ijepa.results.record import ProbeResult
+    from ijepa.results.scaled import ScaledTable
+    from ijepa.results.stand_ins import StandInTable
 
 
 def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
@@ -178,7 +178,7 @@ def _ground(ground: "Ground") -> str:
 
 
 def _top1(line: "Line") -> str:
-    from ijepa.views.page import spread
+    from ijepa.results.page import spread
 
     return f"{100 * line.top1:.2f} ({spread(line)})"
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.config import DataConfig
-from ijepa.method.augment import (
+from ijepa.data.images import decode_rgb
+from ijepa.jepa.augment import (
     draw_crops,
     evaluation_crop,
     fit_box,
@@ -18,7 +19,6 @@ from ijepa.method.augment import (
     resize_box,
     squash,
 )
-from ijepa.stores.images import decode_rgb
 
 side = st.integers(1, 300)
 

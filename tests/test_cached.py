@@ -9,10 +9,10 @@ import pytest
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
 from ijepa.extract import extract
+from ijepa.features import store as features
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
-from ijepa.stores import features
 from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
 
 CPU = Runtime(device="cpu", workers=0)

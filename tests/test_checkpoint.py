@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from ijepa.stores import checkpoint
-from ijepa.stores.checkpoint import CheckpointWriter, load_state
+from ijepa.train import checkpoint
+from ijepa.train.checkpoint import CheckpointWriter, load_state
 
 
 @pytest.fixture

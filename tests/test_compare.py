@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_probe import LOGISTIC, pair
 
-from ijepa.compare import compare
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
 from ijepa.probes.scores import paired_class_difference, paired_difference, paired_p_value
-from ijepa.stores.results import ProbeResult, read_result, write_result
+from ijepa.results.compare import compare
+from ijepa.results.record import ProbeResult, read_result, write_result
 
 
 @pytest.fixture

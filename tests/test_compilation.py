@@ -5,10 +5,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from ijepa.config import Runtime
-from ijepa.method.training import Trainer
+from ijepa.jepa.training import Trainer
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
-from ijepa.run import loop
+from ijepa.train import loop
 
 MOST_GRAPHS, FIRST_STEPS = 4, 3
 

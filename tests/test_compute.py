@@ -12,11 +12,11 @@ from torch import nn
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.method import compute
-from ijepa.method.compute import computing, pick_linear, recompute
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import sample_masks
-from ijepa.method.training import Trainer
+from ijepa.jepa import compute
+from ijepa.jepa.compute import computing, pick_linear, recompute
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.training import Trainer
 
 CPU = torch.device("cpu")
 LAYOUTS = {

@@ -14,23 +14,23 @@ from PIL import Image
 
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
+from ijepa.data.images import decode_rgb
+from ijepa.data.loader import ViewPlan, evaluation_view
+from ijepa.data.shards import open_shards
 from ijepa.encoders.load import load_encoder, load_vit
+from ijepa.encoders.networks import inferred_config
+from ijepa.encoders.reading import read_networks
+from ijepa.encoders.writing import timm_network
 from ijepa.errors import IjepaError
-from ijepa.exchange.networks import inferred_config
-from ijepa.exchange.reading import read_networks
-from ijepa.exchange.writing import timm_network
 from ijepa.extract import extract
-from ijepa.method.augment import normalise
-from ijepa.method.jepa import build_ijepa, parameter_groups
-from ijepa.method.vit import build_predictor
+from ijepa.features.store import open_features
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.jepa import build_ijepa, parameter_groups
+from ijepa.jepa.vit import build_predictor
 from ijepa.probe import FeaturePair, probe
-from ijepa.run.state import restore
-from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.features import open_features
-from ijepa.stores.images import decode_rgb
-from ijepa.stores.loader import ViewPlan, evaluation_view
-from ijepa.stores.results import read_result
-from ijepa.stores.shards import open_shards
+from ijepa.results.record import read_result
+from ijepa.train.checkpoint import load_checkpoint
+from ijepa.train.state import restore
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
@@ -265,7 +265,7 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
 )
 def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px, image_px):
     from ijepa.config import DataConfig, EncoderConfig, PretrainConfig
-    from ijepa.exchange.networks import Networks, Provenance
+    from ijepa.encoders.networks import Networks, Provenance
 
     config = PretrainConfig(
         data=DataConfig(image_px=image_px), encoder=EncoderConfig(arch=arch, patch_px=patch_px)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa.method.cost import activation_bytes, step_flops, utilisation
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import batch_masks
-from ijepa.method.targets import prediction_loss
+from ijepa.jepa.cost import activation_bytes, step_flops, utilisation
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.targets import prediction_loss
 from ijepa.recipes import load_recipe
 
 

@@ -9,15 +9,15 @@ import pytest
 from pictures import class_folders, write_files
 
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
+from ijepa.data.shards import ROW, UNCHECKED_ROW, load_rows, open_shards, rows_path
+from ijepa.data.verification import check_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features import check_data
+from ijepa.feature_info import check_data
 from ijepa.pretrain import pretrain
 from ijepa.report import report
 from ijepa.shard import shard
-from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.shards import ROW, UNCHECKED_ROW, load_rows, open_shards, rows_path
-from ijepa.stores.verification import check_shards
+from ijepa.train.checkpoint import load_checkpoint
 
 ALONE = Runtime(device="cpu", workers=0)
 

@@ -15,24 +15,24 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.encoders.decoders import load_decoder
-from ijepa.encoders.jepa import load_jepa
-from ijepa.errors import IjepaError, StoppedError
-from ijepa.method.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
-from ijepa.method.decoder import (
+from ijepa.decoder import training as decoding
+from ijepa.decoder.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
+from ijepa.decoder.model import (
     build_decoder,
     draw_flow,
     flow_loss,
     sample_blocks,
     target_condition,
 )
-from ijepa.method.targets import Targets
+from ijepa.encoders.decoders import load_decoder
+from ijepa.encoders.jepa import load_jepa
+from ijepa.errors import IjepaError, StoppedError
+from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
+from ijepa.jepa.targets import Targets
 from ijepa.recipes import load_recipe
-from ijepa.run import decoding
-from ijepa.stores.checkpoint import load_state
-from ijepa.stores.records import read_metrics
+from ijepa.records import read_metrics
+from ijepa.train.checkpoint import load_state
 from ijepa.train_decoder import decoder_config, train_decoder
-from ijepa.views.prediction_sheet import GAP_PX, TILE_PX, hide
 from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
 from ijepa_cli.main import app
 
@@ -173,7 +173,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.run import decoding
+from ijepa.decoder import training as decoding
 from ijepa.train_decoder import train_decoder
 
 def kill(task, done, *_):

@@ -9,11 +9,11 @@ from test_probe import stored, write
 from typer.testing import CliRunner
 
 from ijepa.errors import IjepaError
-from ijepa.features import describe, diagnose
+from ijepa.feature_info import describe, diagnose
+from ijepa.features.diagnose import Moments
+from ijepa.features.store import open_features
+from ijepa.jepa.monitor import mean_cosine, rankme
 from ijepa.merge import merge
-from ijepa.method.monitor import mean_cosine, rankme
-from ijepa.probes.diagnostics import Moments
-from ijepa.stores.features import open_features
 from ijepa_cli.main import app
 
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from ijepa.config import DataConfig, ExtractConfig, Runtime
+from ijepa.data.loader import RandomCropBatches, StepPlan
+from ijepa.data.shards import open_shards
 from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.method.masking import batch_masks, part_of
+from ijepa.jepa.masking import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
-from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.loader import RandomCropBatches, StepPlan
-from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import open_shards
+from ijepa.records import read_metrics
+from ijepa.train.checkpoint import load_checkpoint
 from ijepa_cli.launch import OPTIONS, Command, _without
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
@@ -155,7 +155,7 @@ def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
 
 GOES_BACK = """
 import sys, time
-import ijepa.run.loop as loop, ijepa.stores.checkpoint as checkpoint
+import ijepa.train.loop as loop, ijepa.train.checkpoint as checkpoint
 step, save = loop.Run._step, checkpoint.save_state
 
 def broken(self, inputs):
@@ -233,7 +233,7 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
 ):
     out, recipe = tmp_path / "tiny", run / "config.yaml"
     asked = (
-        "import os, sys, ijepa.run.loop as loop\n"
+        "import os, sys, ijepa.train.loop as loop\n"
         "step = loop.Run._step\n"
         "def step_and_ask(self, inputs):\n"
         "    step(self, inputs)\n"

@@ -36,8 +36,8 @@ from ijepa.encoders.load import load_encoder
 from ijepa.encoders.released import paper_arch
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
+from ijepa.features.store import open_features
 from ijepa.paper import TABLES
-from ijepa.stores.features import open_features
 from ijepa_cli.main import app
 
 OPTIONS = argparse.Namespace(lr=1e-3)  # released training checkpoints keep theirs
@@ -200,7 +200,7 @@ LARGE = {  # dim, depth, patch, heads, arch
 @pytest.mark.parametrize("kind", LARGE)
 def test_sizes_of_the_papers_rows_are_read_from_their_shapes(kind):
     from ijepa.encoders.vision_transformers import BUILDERS, _size, _vit
-    from ijepa.stores.checkpoint import check_weights
+    from ijepa.train.checkpoint import check_weights
 
     dim, depth, patch_px, heads, arch = LARGE[kind]
     size = {"dim": dim, "depth": depth, "patch_px": patch_px, "grid": 224 // patch_px}

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from ijepa.config import ExtractConfig, Runtime
+from ijepa.data.images import decode_rgb
+from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.method.augment import normalise
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import open_features
-from ijepa.stores.images import decode_rgb
-from ijepa.stores.shards import SplitReader, open_shards
+from ijepa.features.store import open_features
+from ijepa.features.writer import FeatureWriter
+from ijepa.jepa.augment import normalise
 from ijepa_cli.main import main
 
 CPU = Runtime(device="cpu", workers=0)

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ijepa.data.repeats import image_ids
 from ijepa.errors import IjepaError
-from ijepa.stores import feature_writer
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader, is_finite, open_features
-from ijepa.stores.repeats import image_ids
+from ijepa.features import writer as feature_writer
+from ijepa.features.store import FeatureHeader, is_finite, open_features
+from ijepa.features.writer import FeatureWriter
 
 HEADER = FeatureHeader(
     encoder="tiny",
@@ -255,7 +255,7 @@ def test_batches_that_a_power_failure_took_are_made_again(tmp_path, lost):
 def test_a_disk_that_fails_to_take_what_was_written_is_an_error_of_the_next_batch(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ijepa.stores.draft.SYNC_BYTES", 1)
+    monkeypatch.setattr("ijepa.features.draft.SYNC_BYTES", 1)
     monkeypatch.setattr("os.fsync", _fail)
     writer = FeatureWriter(tmp_path / "f.h5", HEADER, "float32")
     with pytest.raises(OSError, match="the disk is broken"):

@@ -12,28 +12,28 @@ from PIL import Image
 from test_distributed import together
 from typer.testing import CliRunner
 
-from ijepa.compare import compare
 from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
+from ijepa.data.augmented import AugmentedBatches, _randaugment
+from ijepa.data.loader import batches
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, plan_finetune
-from ijepa.method.finetuning import (
+from ijepa.jepa.classifier import (
     Classifier,
     DropBranch,
     layer_of,
     learning_rate,
     parameter_groups,
 )
-from ijepa.method.vit import build_encoder
+from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
+from ijepa.records import read_metrics
 from ijepa.report import report
-from ijepa.run import finetuning
-from ijepa.run.finetune_protocols import finetune_config
+from ijepa.results.compare import compare
+from ijepa.results.record import read_result
 from ijepa.shard import shard
-from ijepa.stores.augmented import AugmentedBatches, _randaugment
-from ijepa.stores.loader import batches
-from ijepa.stores.records import read_metrics
-from ijepa.stores.results import read_result
-from ijepa.stores.shards import open_shards
+from ijepa.train import finetuning
+from ijepa.train.finetune_protocols import finetune_config
 from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)

@@ -15,8 +15,8 @@ from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.encoders.load import load_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
+from ijepa.lineage import Lineage
 from ijepa.paper import TABLES, pretraining_epochs
-from ijepa.stores.lineage import Lineage
 
 transformers = pytest.importorskip("transformers")  # of extra hf
 SIZE = {

@@ -13,7 +13,7 @@ import torch
 
 from ijepa.config import ExtractConfig, ProbeConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa.stores.checkpoint import load_checkpoint
+from ijepa.train.checkpoint import load_checkpoint
 
 KILLS = 12  # a stage; each at a moment drawn from the time that the stage takes undisturbed
 CPU = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step
@@ -49,8 +49,8 @@ def main(name, folder, seed=0):
     import ijepa.extract
     import ijepa.pretrain
     import ijepa.probe
-    import ijepa.run.loop
-    import ijepa.shard  # noqa: F401
+    import ijepa.shard
+    import ijepa.train.loop  # noqa: F401 (forked children find it imported)
 
     torch.set_num_threads(1)
     folder = Path(folder)

@@ -4,16 +4,16 @@ import pytest
 from test_probe import LOGISTIC, pair
 
 from ijepa.errors import IjepaError
-from ijepa.ledger.beside import beside_paper
-from ijepa.ledger.groups import grouped
-from ijepa.ledger.pretraining import known_settings
-from ijepa.ledger.scaled import scaled_tables
-from ijepa.ledger.stand_ins import stand_in_tables
+from ijepa.lineage import Lineage, run_family
 from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
-from ijepa.stores.lineage import Lineage, run_family
-from ijepa.stores.results import joined_source
+from ijepa.results.beside import beside_paper
+from ijepa.results.groups import grouped
+from ijepa.results.pretraining import known_settings
+from ijepa.results.record import joined_source
+from ijepa.results.scaled import scaled_tables
+from ijepa.results.stand_ins import stand_in_tables
 
 PUBLISHED = Lineage(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 

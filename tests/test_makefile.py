@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.config import Config
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work
 
 ROOT = Path(__file__).parents[1]
 BAD_NAMES = ("", "x reproduce", "..", ".", "/tmp", "a'b", "a;b", "$(shell touch PWNED)", "-rf")

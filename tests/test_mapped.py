@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa.encoders.frozen import weights_sha256
-from ijepa.stores import mapped
-from ijepa.stores.weights import read_weights
+from ijepa.features import mapped
+from ijepa.weights import read_weights
 
 SIDE = 2048  # 16 MB a tensor
 

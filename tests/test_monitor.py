@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.method.monitor import (
+from ijepa.jepa.monitor import (
     Health,
     health,
     lidar,

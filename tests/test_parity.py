@@ -13,11 +13,11 @@ from ijepa.config import (
     PredictorConfig,
     PretrainConfig,
 )
-from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.method.masking import Masks
-from ijepa.method.schedules import Schedules
-from ijepa.method.targets import prediction_loss
-from ijepa.method.training import Trainer
+from ijepa.jepa.jepa import IJepa, build_ijepa
+from ijepa.jepa.masking import Masks
+from ijepa.jepa.schedules import Schedules
+from ijepa.jepa.targets import prediction_loss
+from ijepa.jepa.training import Trainer
 
 FOLDER = Path(__file__).parent / "parity"
 TOLERANCE = 1e-5  # relative, fp32

@@ -3,7 +3,6 @@
 import pytest
 
 import ijepa
-from ijepa.compare import compare
 from ijepa.config import (
     ConvertConfig,
     ExtractConfig,
@@ -15,15 +14,16 @@ from ijepa.config import (
 from ijepa.convert import convert
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features import check_data, describe, diagnose
+from ijepa.feature_info import check_data, describe, diagnose
 from ijepa.finetune import plan_finetune
 from ijepa.merge import merge
 from ijepa.pretrain import Start, plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
+from ijepa.results.compare import compare
+from ijepa.results.record import read_result
 from ijepa.shard import shard
-from ijepa.stores.results import read_result
 from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
 from ijepa.visualize.neighbors import NeighborsConfig, visualize_neighbors
 

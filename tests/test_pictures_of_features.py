@@ -13,12 +13,12 @@ from PIL import Image
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.stores.features import open_features
-from ijepa.views.embedding_page import embedding_page
-from ijepa.views.nearest import NONE, Nearest
-from ijepa.views.projection import MOST_CLASSES, OTHER, apart, legend_of, project
-from ijepa.views.retrieval_sheet import cut_patches, nearest_patches, outline, with_patches
-from ijepa.views.sheet import Sheet
+from ijepa.features.store import open_features
+from ijepa.figures.embedding_page import embedding_page
+from ijepa.figures.nearest import NONE, Nearest
+from ijepa.figures.projection import MOST_CLASSES, OTHER, apart, legend_of, project
+from ijepa.figures.retrieval_sheet import cut_patches, nearest_patches, outline, with_patches
+from ijepa.figures.sheet import Sheet
 from ijepa.visualize import (
     EmbeddingConfig,
     ImageChoice,

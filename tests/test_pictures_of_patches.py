@@ -19,9 +19,9 @@ from ijepa.config import Runtime
 from ijepa.encoders.load import load_vit
 from ijepa.encoders.tokens import Network, load_network, patch_tokens
 from ijepa.errors import IjepaError
-from ijepa.method.attention import attention_of, attention_seen_by, rolled_out
-from ijepa.views.attention_sheet import largest_elsewhere, overlay
-from ijepa.views.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
+from ijepa.figures.attention_maps import attention_of, attention_seen_by, rolled_out
+from ijepa.figures.attention_sheet import largest_elsewhere, overlay
+from ijepa.figures.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
 from ijepa.visualize import (
     AttentionConfig,
     EncoderChoice,

@@ -14,9 +14,9 @@ from ijepa.config import Config
 from ijepa.errors import IjepaError
 from ijepa.forecast.cost import Forecaster
 from ijepa.forecast.devices import find_device
+from ijepa.foresight import State, only_foreseen
 from ijepa.recipes import load_recipe
-from ijepa.stores.foresight import State, only_foreseen
-from ijepa.stores.stage import StagePlan, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work
 from ijepa_cli.foresee import foresee, read_commands
 from ijepa_cli.main import app, main
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import batch_masks
-from ijepa.method.training import Trainer
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.training import Trainer
 from ijepa.recipes import load_recipe
 
 STEPS = 50

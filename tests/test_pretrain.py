@@ -19,16 +19,16 @@ import ijepa.pretrain
 from ijepa.config import Runtime, StreamConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.method.augment import normalise
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import batch_masks
-from ijepa.method.training import Trainer
-from ijepa.method.vit import Encoder, Predictor
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.training import Trainer
+from ijepa.jepa.vit import Encoder, Predictor
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
+from ijepa.records import read_metrics
 from ijepa.shard import shard
-from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.records import read_metrics
+from ijepa.train.checkpoint import load_checkpoint
 
 CPU = Runtime(device="cpu", workers=0)
 EAGER = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step
@@ -110,7 +110,7 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
     command += ["--data", str(shards), "--out", str(out), "--device", "cpu", "--workers", "0"]
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "import ijepa.run.loop as r\n"
+        "import ijepa.train.loop as r\n"
         "save = r.Run._save\n"
         "def save_and_die(self):\n"
         "    save(self); self.writer.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tiny_config, tmp_path):
 @pytest.fixture
 def broken_batches(monkeypatch):
     """Numbers of batches whose images are not numbers."""
-    from ijepa.run.loop import Run
+    from ijepa.train.loop import Run
 
     broken, step = set(), Run._step
     monkeypatch.setattr(
@@ -247,7 +247,7 @@ def test_more_broken_batches_than_rollbacks_stop_the_run(
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):
-    from ijepa.method.training import Trainer
+    from ijepa.jepa.training import Trainer
 
     step = Trainer.step
 

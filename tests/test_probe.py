@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import binomtest
 
 from ijepa.config import ProbeConfig, Runtime
+from ijepa.data.image_lists import listed
+from ijepa.data.repeats import image_ids
 from ijepa.errors import IjepaError
+from ijepa.features.store import FeatureHeader
+from ijepa.features.writer import FeatureWriter
 from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
 from ijepa.report import report
-from ijepa.stores.feature_writer import FeatureWriter
-from ijepa.stores.features import FeatureHeader
-from ijepa.stores.image_lists import listed
-from ijepa.stores.repeats import image_ids
 
 LOGISTIC = ProbeConfig(name="logistic")
 

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from test_distributed import ENVIRONMENT, together
 
+from ijepa import lock
 from ijepa.config import Runtime, ShardConfig
+from ijepa.data.shards import open_shards
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
 from ijepa.recipes import dump_yaml
 from ijepa.shard import shard
-from ijepa.stores import lock
-from ijepa.stores.shards import open_shards
 from ijepa.world import World, current_world
 
 TORCHRUN = {

@@ -22,16 +22,16 @@ from hypothesis import strategies as st
 from pictures import encoded, write_tar
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
+from ijepa.data import remote
+from ijepa.data.loader import StepPlan, batches
+from ijepa.data.remote import open_remote
+from ijepa.data.shards import Sample, open_shards
+from ijepa.data.streaming import Lanes, StreamedCropBatches, workers_for
 from ijepa.errors import IjepaError
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import dump_yaml
+from ijepa.records import read_metrics
 from ijepa.shard import shard
-from ijepa.stores import remote
-from ijepa.stores.loader import StepPlan, batches
-from ijepa.stores.records import read_metrics
-from ijepa.stores.remote import open_remote
-from ijepa.stores.shards import Sample, open_shards
-from ijepa.stores.streaming import Lanes, StreamedCropBatches, workers_for
 
 CPU = Runtime(device="cpu", workers=0)
 DATA = DataConfig(image_px=16, batch_size=8)
@@ -327,7 +327,7 @@ def test_foreign_tars_are_read_by_their_image_members(tmp_path):
 
 
 def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.stores.remote.RETRY_SECONDS", ())
+    monkeypatch.setattr("ijepa.data.remote.RETRY_SECONDS", ())
     write_tar(tmp_path / "empty-0.tar", {})
     split = open_remote(f"file://{tmp_path}/empty-{{0..0}}.tar", "train", 4)
     with pytest.raises(IjepaError, match=r"empty-0\.tar cannot be read: .*it holds no sample"):

@@ -8,14 +8,14 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
+from ijepa.data.repeats import Known, of_equal_size, read_ids, repeated_keys
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
+from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
 from ijepa.shard import shard
-from ijepa.stores.features import open_features
-from ijepa.stores.repeats import Known, of_equal_size, read_ids, repeated_keys
-from ijepa.stores.shards import open_shards
 
 CPU = Runtime(device="cpu", workers=0)
 

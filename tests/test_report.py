@@ -11,14 +11,14 @@ from test_probe import pair
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.ledger.groups import grouped
+from ijepa.figures.chart import Series, line_chart, nice_ticks
+from ijepa.lineage import Lineage
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.results import write_result
-from ijepa.views.chart import Series, line_chart, nice_ticks
-from ijepa.views.page import breakable
+from ijepa.results.groups import grouped
+from ijepa.results.page import breakable
+from ijepa.results.record import write_result
 from ijepa_cli.score_table import report_tables
 
 

@@ -13,7 +13,7 @@ from test_probe import LOGISTIC, pair
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.stores.results import (
+from ijepa.results.record import (
     image_set,
     pack_classes,
     pack_correct,
@@ -21,7 +21,7 @@ from ijepa.stores.results import (
     unpack_classes,
     unpack_correct,
 )
-from ijepa.stores.stage import fingerprint_of
+from ijepa.stage import fingerprint_of
 
 
 @given(draws=st.integers(1, 3), rows=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))

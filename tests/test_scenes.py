@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ijepa.errors import IjepaError
-from ijepa.sources.render import Solid, look_at, render
-from ijepa.sources.scenes import (
+from ijepa.data.sources.render import Solid, look_at, render
+from ijepa.data.sources.scenes import (
     AIM,
     CAMERA,
     HALF_WIDTH,
@@ -23,6 +22,7 @@ from ijepa.sources.scenes import (
     parse_spec,
     render_scenes,
 )
+from ijepa.errors import IjepaError
 
 SPEC = ScenesSpec(train=6, val=3, image_px=32)
 numbers = st.integers(0, 10**6)

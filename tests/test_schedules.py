@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ijepa.config import OptimizationConfig
-from ijepa.method.schedules import Schedules
+from ijepa.jepa.schedules import Schedules
 
 runs = st.builds(
     lambda epochs, warmup, per_epoch: Schedules(

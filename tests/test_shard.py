@@ -26,11 +26,11 @@ from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
+from ijepa.data.images import decode_rgb
+from ijepa.data.intake import take_in
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
-from ijepa.stores.images import decode_rgb
-from ijepa.stores.sharding.intake import take_in
-from ijepa.stores.shards import open_shards
 from ijepa_cli.commands import shard as command
 
 ALONE = Runtime(workers=1)
@@ -270,8 +270,8 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_
 
 
 def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
-    for module in ("images", "sharding.intake"):
-        monkeypatch.setattr(f"ijepa.stores.{module}.MAX_PIXELS", 200)
+    for module in ("images", "intake"):
+        monkeypatch.setattr(f"ijepa.data.{module}.MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     for suffix in ("jpg", "png", "webp"):
         large = encoded(0, suffix, 30, 30)

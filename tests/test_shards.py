@@ -21,11 +21,11 @@ from pictures import class_folders, encoded, write_files
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
+from ijepa.data.plan import NewImage, sample_key, write_plan
+from ijepa.data.shards import open_shards
+from ijepa.data.writer import ShardWriter, tar_header
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
-from ijepa.stores.sharding.plan import NewImage, sample_key, write_plan
-from ijepa.stores.sharding.writer import ShardWriter, tar_header
-from ijepa.stores.shards import open_shards
 from ijepa_cli.main import app
 
 ALONE = Runtime(workers=1)
@@ -92,7 +92,7 @@ def test_a_reader_survives_pickling_forking_and_threads(made):
 
 
 def test_a_reader_holds_a_bounded_number_of_files(made, monkeypatch):
-    monkeypatch.setattr("ijepa.stores.shards.OPEN_TARS", 2)
+    monkeypatch.setattr("ijepa.data.shards.OPEN_TARS", 2)
     reader = open_shards(made[0]).split("train")
     assert len(reader.index.shards) > 3
     reader.read_image(0)

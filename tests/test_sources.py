@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import add_member, class_folders, encoded, write_files, write_tar
 
+from ijepa.data.sources import clevr
+from ijepa.data.sources.kinds import KINDS, open_source
 from ijepa.errors import IjepaError
 from ijepa.progress import silent
-from ijepa.sources import clevr
-from ijepa.sources.kinds import KINDS, open_source
 
 PICTURE = encoded(0)
 
@@ -256,7 +256,7 @@ def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, mess
 
 
 def test_a_column_of_captions_is_no_label(tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.sources.labels.MAX_CLASSES", 1)
+    monkeypatch.setattr("ijepa.data.sources.labels.MAX_CLASSES", 1)
     path = write_list(tmp_path / "l.csv", "path,caption\na.png,one\nb.png,two\n")
     with pytest.raises(IjepaError, match="caption has more than 1 different values"):
         read(path, tmp_path / "work")
@@ -306,7 +306,7 @@ def test_cifar10_keeps_every_pixel_and_the_published_order(tmp_path, packed):
 
 
 def decode(item):
-    from ijepa.stores.images import decode_rgb
+    from ijepa.data.images import decode_rgb
 
     return decode_rgb(bytes_of(item)).transpose(2, 0, 1)
 

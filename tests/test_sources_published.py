@@ -12,12 +12,12 @@ from pictures import encoded, write_files
 from scipy.io import savemat
 
 from ijepa.config import ShardConfig
+from ijepa.data.images import decode_rgb
+from ijepa.data.shards import open_shards
+from ijepa.data.sources.kinds import open_source
 from ijepa.errors import IjepaError
 from ijepa.progress import silent
 from ijepa.shard import shard
-from ijepa.sources.kinds import open_source
-from ijepa.stores.images import decode_rgb
-from ijepa.stores.shards import open_shards
 
 PICTURE = encoded(0)
 WNIDS = ("n01440764", "n01443537", "n01484850")  # sorted; other numbers in the development kit

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import StagePlan, exclusive_work, fingerprint_of, read_record
+from ijepa.stage import StagePlan, exclusive_work, fingerprint_of, read_record
 
 
 class Choice(Config):
@@ -347,7 +347,7 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_stage import plan
-        from ijepa.stores.stage import exclusive_work
+        from ijepa.stage import exclusive_work
         with exclusive_work(plan(Path({str(tmp_path / "out")!r}))):
             print("held", flush=True)
             time.sleep(60)

@@ -12,8 +12,8 @@ from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.pretrain import Start, pretrain
 from ijepa.recipes import load_recipe
-from ijepa.stores.checkpoint import load_checkpoint
-from ijepa.stores.stage import read_record
+from ijepa.stage import read_record
+from ijepa.train.checkpoint import load_checkpoint
 from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)

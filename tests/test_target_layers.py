@@ -6,19 +6,19 @@ import torch
 
 from ijepa.config import ConvertConfig, ExtractConfig, Runtime
 from ijepa.convert import convert
+from ijepa.data.shards import open_shards
+from ijepa.decoder.block_pixels import draw_blocks
+from ijepa.decoder.model import CONDITIONS
 from ijepa.encoders.jepa import load_jepa
+from ijepa.encoders.reading import read_networks
 from ijepa.errors import IjepaError
-from ijepa.exchange.reading import read_networks
 from ijepa.extract import extract
-from ijepa.method.block_pixels import draw_blocks
-from ijepa.method.decoder import CONDITIONS
-from ijepa.method.targets import layer_norm
+from ijepa.features.store import open_features
+from ijepa.jepa.targets import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
-from ijepa.run.watch import Watch
-from ijepa.stores.checkpoint import load_checkpoint, save_checkpoint
-from ijepa.stores.features import open_features
-from ijepa.stores.records import read_metrics
-from ijepa.stores.shards import open_shards
+from ijepa.records import read_metrics
+from ijepa.train.checkpoint import load_checkpoint, save_checkpoint
+from ijepa.train.watch import Watch
 from ijepa.visualize import visualize_retrieval
 from ijepa.visualize.images import ImageChoice
 from ijepa.visualize.retrieval import RetrievalConfig

@@ -15,9 +15,9 @@ from ijepa.config import (
     TargetConfig,
 )
 from ijepa.errors import IjepaError
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import sample_masks
-from ijepa.method.targets import (
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.targets import (
     LOSSES,
     Targets,
     gather_blocks,
@@ -26,8 +26,8 @@ from ijepa.method.targets import (
     prediction_loss,
     standardise,
 )
-from ijepa.method.training import Trainer
-from ijepa.method.vit import gather_patches
+from ijepa.jepa.training import Trainer
+from ijepa.jepa.vit import gather_patches
 
 GRID, BATCH = (8, 10), 6
 

@@ -6,10 +6,10 @@ from PIL import Image
 
 from ijepa.config import Runtime
 from ijepa.errors import IjepaError
-from ijepa.method.mask_statistics import mask_statistics
-from ijepa.method.masking import batch_masks
+from ijepa.figures.mask_sheet import GAP_PX, HIDDEN, LINE_PX, mask_sheet
+from ijepa.jepa.mask_statistics import mask_statistics
+from ijepa.jepa.masking import batch_masks
 from ijepa.recipes import load_recipe
-from ijepa.views.mask_sheet import GAP_PX, HIDDEN, LINE_PX, mask_sheet
 from ijepa.visualize import MaskSheetConfig, visualize_masks
 
 PAPER = load_recipe("in1k_vitb16_ep300", ["data.batch_size=128", "optimization.lr=6e-5"])

@@ -7,10 +7,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.masking import batch_masks
-from ijepa.method.targets import prediction_loss
-from ijepa.method.vit import (
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.targets import prediction_loss
+from ijepa.jepa.vit import (
     architecture,
     build_encoder,
     build_predictor,

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa.errors import IjepaError
-from ijepa.stores.checkpoint import load_state, save_state
-from ijepa.stores.keep import KeepInFolder
-from ijepa.stores.weights import read_weights
+from ijepa.keep import KeepInFolder
+from ijepa.train.checkpoint import load_state, save_state
+from ijepa.weights import read_weights
 
 TREE = {
     "encoder": {"w": torch.arange(12.0).reshape(3, 4)},

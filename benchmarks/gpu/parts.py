@@ -346,8 +346,8 @@ def _fitting_epochs(session: Session, seconds: float, settings: list[str]) -> in
 
 def relative_cost(session: Session, settings: list[str]) -> float:
     """FLOPs of a step with these settings, relative to the recipe's own."""
-    from ijepa.method.cost import step_flops
-    from ijepa.method.mask_statistics import mask_statistics
+    from ijepa.jepa.cost import step_flops
+    from ijepa.jepa.mask_statistics import mask_statistics
 
     costs = []
     for config in (session.config(settings), session.config()):
@@ -383,7 +383,7 @@ def _training_rate(run: Path, batch: int) -> float | None:
 
 def _health_checks(run: Path) -> list[dict[str, Any]]:
     """Records of a run, finished or not, that have a health check."""
-    from ijepa.stores.records import read_metrics
+    from ijepa.records import read_metrics
 
     for folder in (run, run.with_name(run.name + ".partial")):
         path = folder / "metrics.jsonl"

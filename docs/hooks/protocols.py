@@ -9,7 +9,7 @@ from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, LinearProtocol, cosine, steps_down
 from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, LogisticProtocol
 from ijepa.probes.views import View
-from ijepa.run.finetune_protocols import PROTOCOLS as FINETUNING
+from ijepa.train.finetune_protocols import PROTOCOLS as FINETUNING
 
 NORMS = {"none": "none", "batch": "batch norm", "plain-batch": "batch norm without weights"}
 OPTIMIZERS = {"sgd": "SGD, Nesterov", "sgd-plain": "SGD", "lars": "LARS"}

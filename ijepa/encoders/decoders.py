@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ijepa.config import DecoderConfig, validated
+from ijepa.decoder.model import TrainedDecoder, build_decoder
 from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import TrainedJepa
 from ijepa.errors import IjepaError
-from ijepa.method.decoder import TrainedDecoder, build_decoder
-from ijepa.stores.checkpoint import load_state, load_weights
+from ijepa.train.checkpoint import load_state, load_weights
 
 LAST = Path("checkpoints") / "last.pt"
 

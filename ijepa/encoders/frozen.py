@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, Precision, Rgb, Size
 from ijepa.distributed import uses_bf16
-from ijepa.method.finetuning import Transformer
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.mapped import give_back, unchanged_maps
+from ijepa.features.mapped import give_back, unchanged_maps
+from ijepa.jepa.classifier import Transformer
+from ijepa.lineage import Lineage
 
 Pool = Callable[[Tensor, int], Tensor]
 

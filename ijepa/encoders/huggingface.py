@@ -20,11 +20,11 @@ from ijepa.encoders.frozen import (
     Pool,
     weights_sha256,
 )
+from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released import EVAL_CROP, paper_arch
 from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
-from ijepa.exchange.reading import held_encoder
-from ijepa.stores.stage import parse_json
+from ijepa.stage import parse_json
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from ijepa.config import ExtractConfig, FinetuneConfig
 from ijepa.encoders.catalogue import KINDS
 from ijepa.errors import IjepaError
-from ijepa.stores.stage import file_sha256, fingerprint_of, read_record, record_path
+from ijepa.stage import file_sha256, fingerprint_of, read_record, record_path
 
 LAST = Path("checkpoints") / "last.pt"
 

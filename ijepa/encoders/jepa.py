@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ijepa.config import PretrainConfig
 from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
-from ijepa.method.jepa import IJepa, build_ijepa
-from ijepa.stores.checkpoint import load_checkpoint, load_weights
+from ijepa.jepa.jepa import IJepa, build_ijepa
+from ijepa.train.checkpoint import load_checkpoint, load_weights
 
 
 class TrainedJepa(NamedTuple):

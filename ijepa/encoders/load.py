@@ -23,16 +23,16 @@ from ijepa.config import (
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path, published_name
+from ijepa.encoders.networks import Networks
+from ijepa.encoders.reading import read_networks
 from ijepa.encoders.released_names import FILES, Model
 from ijepa.errors import IjepaError
-from ijepa.exchange.networks import Networks
-from ijepa.exchange.reading import read_networks
-from ijepa.method.architectures import architecture
-from ijepa.method.jepa import build_ijepa
-from ijepa.method.vit import Encoder, build_encoder
+from ijepa.jepa.architectures import architecture
+from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.vit import Encoder, build_encoder
+from ijepa.lineage import Lineage, run_family
 from ijepa.paper import pretraining_set
-from ijepa.stores.lineage import Lineage, run_family
-from ijepa.stores.stage import fingerprint_of, read_record
+from ijepa.stage import fingerprint_of, read_record
 
 LARGE_PX = 448
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
@@ -133,7 +133,7 @@ def load_vit(
 
 
 def vit_in(path: Path, which: str, image_px: int | Size | None, arch: str | None = None) -> Vit:
-    """The network in whatever file or folder `ijepa.exchange.reading` reads."""
+    """The network in whatever file or folder `ijepa.encoders.reading` reads."""
     networks = read_networks(path, arch)
     name, data = f"{_run_name(path)} ({which})", networks.config.data
     lineage = _lineage_of(networks, _pretraining_data(path))

@@ -11,7 +11,7 @@ those of MAE (1600) and DINO ViT-B/8 (300) in the paper's table 1.
 
 from typing import NamedTuple
 
-from ijepa.stores.lineage import Lineage
+from ijepa.lineage import Lineage
 
 
 class Model(NamedTuple):

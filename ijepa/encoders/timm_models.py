@@ -22,13 +22,13 @@ from ijepa.encoders.frozen import (
     Pool,
     weights_sha256,
 )
+from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
 from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
-from ijepa.exchange.reading import held_encoder
-from ijepa.stores.checkpoint import check_weights
-from ijepa.stores.lineage import UNKNOWN, Lineage
-from ijepa.stores.weights import read_weights, unwrapped
+from ijepa.lineage import UNKNOWN, Lineage
+from ijepa.train.checkpoint import check_weights
+from ijepa.weights import read_weights, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`

@@ -6,12 +6,12 @@ from ijepa.config import DataConfig, Size
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE
 from ijepa.encoders.load import load_encoder, load_vit, vit_in
+from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
-from ijepa.exchange.reading import held_encoder
-from ijepa.method.finetuning import Transformer
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.stage import read_json
+from ijepa.jepa.classifier import Transformer
+from ijepa.lineage import Lineage
+from ijepa.stage import read_json
 
 TUNABLE = (
     "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "

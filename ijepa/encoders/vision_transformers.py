@@ -28,9 +28,9 @@ from ijepa.encoders.released import (
     token_pool,
 )
 from ijepa.errors import IjepaError
-from ijepa.method.architectures import ARCHITECTURES
-from ijepa.method.finetuning import Transformer
-from ijepa.method.vit import LayerNorm
+from ijepa.jepa.architectures import ARCHITECTURES
+from ijepa.jepa.classifier import Transformer
+from ijepa.jepa.vit import LayerNorm
 
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"

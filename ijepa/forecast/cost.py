@@ -12,8 +12,8 @@ from ijepa.config import RUNTIME, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.forecast.devices import Device
 from ijepa.forecast.sizes import PHOTOGRAPHS, RENDERED, FeatureSet, ImageSet, image_set
-from ijepa.method.architectures import architecture
-from ijepa.method.cost import forward_flops
+from ijepa.jepa.architectures import architecture
+from ijepa.jepa.cost import forward_flops
 from ijepa.pretrain import PretrainPlan, plan_training
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.recipes import load_recipe
@@ -146,7 +146,7 @@ class Forecaster:
         return Cost(flops / (self.device.probe_tflops * TERA), 0.0)
 
     def _finetune(self, options: Mapping[str, Any]) -> Cost:
-        from ijepa.run.finetune_protocols import finetune_config
+        from ijepa.train.finetune_protocols import finetune_config
 
         data, encoder = self._images.get(str(options["data"])), str(options["encoder"])
         config = self._config(encoder)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from ijepa.data.shards import open_shards
+from ijepa.data.sources.scenes import parse_spec
 from ijepa.paper import CIFAR100, COUNT, DIST, IMAGENET, IN22K_IMAGES, INAT18, PLACES205
-from ijepa.sources.scenes import parse_spec
-from ijepa.stores.shards import open_shards
 
 RENDERED = "scenes"
 SCENE_CLASSES = {"class": 24, "count": 8, "dist": 6}  # colour and shape; CLEVR's

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ijepa.distributed import pick_device, uses_bf16
-from ijepa.method.compute import computing, pick_linear
+from ijepa.jepa.compute import computing, pick_linear
 from ijepa.probes.arrays import (
     FORGETFUL,
     Asked,

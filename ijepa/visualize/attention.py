@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from ijepa.config import RUNTIME, Runtime, StrPath
+from ijepa.data.shards import ShardSet, SplitReader
 from ijepa.errors import IjepaError
+from ijepa.figures.sheet import Sheet
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, SplitReader
-from ijepa.views.sheet import Sheet
 from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
 from ijepa.visualize.images import Picture, as_pixels, caption_of, evaluation_views, seen_by
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ijepa.encoders.tokens import Network
-    from ijepa.views.attention_sheet import QueryRow
-    from ijepa.views.sheet import Pixels
+    from ijepa.figures.attention_sheet import QueryRow
+    from ijepa.figures.sheet import Pixels
 
     Section = tuple[str, list[QueryRow]]
 
@@ -67,7 +67,7 @@ def visualize_attention(
 
 
 def _sheet(sections: "list[Section]", data: str) -> Sheet:
-    from ijepa.views.attention_sheet import attention_sheet
+    from ijepa.figures.attention_sheet import attention_sheet
 
     how = (
         "Each map is darkest at its largest share outside of the query, the number below it: times "
@@ -87,7 +87,7 @@ def _sections(
 
     from ijepa.distributed import pick_device
     from ijepa.encoders.tokens import load_network
-    from ijepa.method.attention import block_number
+    from ijepa.figures.attention_maps import block_number
 
     device = pick_device(runtime.device)
     names: list[str] = []
@@ -154,8 +154,8 @@ def _rows(
     config: AttentionConfig,
 ) -> "list[QueryRow]":
     """Rows of the sheet for one image (1, 3, height, width)."""
-    from ijepa.method.attention import attention_of
-    from ijepa.views.attention_sheet import QueryRow
+    from ijepa.figures.attention_maps import attention_of
+    from ijepa.figures.attention_sheet import QueryRow
 
     found = attention_of(network.vit, images, layer)
     rows = []

@@ -8,16 +8,16 @@ from pydantic import Field
 
 from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.config.values import Seed
+from ijepa.data.shards import ShardSet
 from ijepa.errors import IjepaError
+from ijepa.features.store import Features, open_features
 from ijepa.progress import Progress, silent
-from ijepa.stores.features import Features, open_features
-from ijepa.stores.shards import ShardSet
-from ijepa.stores.stage import StagePlan, write_bytes
+from ijepa.stage import StagePlan, write_bytes
 from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_picture
 from ijepa.visualize.stored import Ints, Stored, open_images, stored_images, thumbnails
 
 if TYPE_CHECKING:
-    from ijepa.views.nearest import Floats
+    from ijepa.figures.nearest import Floats
 
 VERSION = 1
 THUMBNAIL_PX = 48
@@ -90,9 +90,9 @@ def _draw(
     store: Features, data: ShardSet | None, config: EmbeddingConfig, suffix: str
 ) -> tuple[bytes, int]:
     """The file's bytes, and how many images are on it."""
-    from ijepa.views.embedding_page import embedding_page
-    from ijepa.views.embedding_sheet import embedding_sheet
-    from ijepa.views.projection import legend_of, project
+    from ijepa.figures.embedding_page import embedding_page
+    from ijepa.figures.embedding_sheet import embedding_sheet
+    from ijepa.figures.projection import legend_of, project
 
     stored = stored_images(store, config.label)
     chosen = _choose(store, stored, config)

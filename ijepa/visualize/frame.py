@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ijepa.config import Config, Runtime
-from ijepa.stores.shards import ShardSet, open_shards
-from ijepa.stores.stage import StagePlan
-from ijepa.views.sheet import Sheet
+from ijepa.data.shards import ShardSet, open_shards
+from ijepa.figures.sheet import Sheet
+from ijepa.stage import StagePlan
 from ijepa.visualize.images import (
     EncoderChoice,
     ImageChoice,

@@ -11,11 +11,11 @@ from pydantic import Field, field_validator
 
 from ijepa.config import Config, DataConfig, ExtractConfig, Runtime
 from ijepa.config.values import Seed
+from ijepa.data.shards import ShardSet, SplitReader
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.stores.shards import ShardSet, SplitReader
-from ijepa.stores.stage import StagePlan, Work, exclusive_work, read_record, write_bytes
-from ijepa.views.sheet import FORMATS, Pixels, Sheet
+from ijepa.figures.sheet import FORMATS, Pixels, Sheet
+from ijepa.stage import StagePlan, Work, exclusive_work, read_record, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +168,8 @@ def evaluation_views(split: SplitReader, numbers: Sequence[int], data: DataConfi
     """(n, 3, height, width) uint8: the images as an encoder is evaluated on them."""
     import torch
 
-    from ijepa.stores.images import decode_rgb
-    from ijepa.stores.loader import ViewPlan, evaluation_view
+    from ijepa.data.images import decode_rgb
+    from ijepa.data.loader import ViewPlan, evaluation_view
 
     plan = ViewPlan(data.image_px, data.eval_crop_fraction)
     views = [evaluation_view(decode_rgb(split.read_image(number)), plan) for number in numbers]
@@ -178,7 +178,7 @@ def evaluation_views(split: SplitReader, numbers: Sequence[int], data: DataConfi
 
 def seen_by(network: "Network", views: "Tensor", device: "torch.device") -> "Tensor":
     """(n, 3, height, width) float: views as the network takes them."""
-    from ijepa.method.augment import normalise
+    from ijepa.jepa.augment import normalise
 
     return normalise(views.to(device), network.data.mean, network.data.std)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, open_shards
-from ijepa.stores.stage import StagePlan, read_record, write_bytes
+from ijepa.stage import StagePlan, read_record, write_bytes
 from ijepa.visualize.images import drawing
 
 if TYPE_CHECKING:
-    from ijepa.method.mask_statistics import MaskStatistics
+    from ijepa.jepa.mask_statistics import MaskStatistics
 
 VERSION = 2
 
@@ -78,7 +78,7 @@ def visualize_masks(
     plan = StagePlan("visualize masks", VERSION, config, inputs, out)
     with drawing(plan, runtime) as work:
         if not work.cached:
-            from ijepa.method.mask_statistics import mask_statistics
+            from ijepa.jepa.mask_statistics import mask_statistics
 
             statistics = mask_statistics(config.recipe, config.num_batches)
             write_bytes(work.folder / out.name, _draw(config, statistics, data))
@@ -93,9 +93,9 @@ def visualize_masks(
 
 def _draw(config: MaskSheetConfig, statistics: "MaskStatistics", data: ShardSet | None) -> bytes:
     """The sheet as a PNG: masks of step 0 on the images of step 0."""
-    from ijepa.method.masking import batch_masks
-    from ijepa.stores.loader import RandomCropBatches, StepPlan
-    from ijepa.views.mask_sheet import mask_sheet
+    from ijepa.data.loader import RandomCropBatches, StepPlan
+    from ijepa.figures.mask_sheet import mask_sheet
+    from ijepa.jepa.masking import batch_masks
 
     recipe, images = config.recipe, None
     masks = batch_masks(recipe, 0)[0].images(slice(config.num_images))

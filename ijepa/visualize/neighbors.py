@@ -9,11 +9,11 @@ from pydantic import Field
 
 from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.config.values import Seed
+from ijepa.data.shards import ShardSet
 from ijepa.errors import IjepaError
+from ijepa.features.store import Features, open_features
 from ijepa.progress import Progress, silent
-from ijepa.stores.features import Features, open_features
-from ijepa.stores.shards import ShardSet
-from ijepa.stores.stage import StagePlan
+from ijepa.stage import StagePlan
 from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_sheet
 from ijepa.visualize.stored import (
     UNLABELLED,
@@ -25,8 +25,8 @@ from ijepa.visualize.stored import (
 )
 
 if TYPE_CHECKING:
-    from ijepa.views.nearest import Nearest
-    from ijepa.views.neighbour_sheet import Shown
+    from ijepa.figures.nearest import Nearest
+    from ijepa.figures.neighbour_sheet import Shown
 
 VERSION = 1
 ROWS_AT_ONCE = 16_384
@@ -95,7 +95,7 @@ def visualize_neighbors(
             images=0,
             figures={},
         )
-        from ijepa.views.neighbour_sheet import neighbour_sheet
+        from ijepa.figures.neighbour_sheet import neighbour_sheet
 
         sections, figures, keys = [], {}, config.keys
         for number, store in enumerate(stores, start=1):
@@ -135,7 +135,7 @@ def _queries(store: Features, stored: Stored, config: NeighborsConfig, keys: Seq
 def _nearest(
     store: Features, stored: Stored, queries: Ints, config: NeighborsConfig, progress: Progress
 ) -> "Nearest":
-    from ijepa.views.nearest import Nearest
+    from ijepa.figures.nearest import Nearest
 
     _, layers, _ = store.shape
     if not -layers <= config.layer < layers:
@@ -152,8 +152,8 @@ def _nearest(
 def _rows(
     store: Features, stored: Stored, queries: Ints, found: "Nearest", data: ShardSet | None
 ) -> "list[list[Shown]]":
-    from ijepa.views.nearest import NONE
-    from ijepa.views.neighbour_sheet import Shown
+    from ijepa.figures.nearest import NONE
+    from ijepa.figures.neighbour_sheet import Shown
 
     wanted = sorted({int(n) for n in (*queries, *found.numbers.ravel()) if n != NONE})
     pixels = dict.fromkeys(wanted)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ijepa.config import RUNTIME, Runtime, StrPath
+from ijepa.data.shards import ShardSet, SplitReader
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, SplitReader
 from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
 from ijepa.visualize.images import (
     Picture,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ijepa.encoders.tokens import Network
-    from ijepa.views.patch_colours import Column, Floats
-    from ijepa.views.sheet import Pixels
+    from ijepa.figures.patch_colours import Column, Floats
+    from ijepa.figures.sheet import Pixels
 
 VERSION = 2
 AT_ONCE = 16  # images in memory of the device
@@ -39,7 +39,7 @@ class PcaConfig(ChoiceOfBoth):
         batch: images, the shown ones among them, whose patches the components are fitted on; fewer
             where the split has no more.
         layers: numbers of blocks, side by side; negative ones count from the last.
-        foreground: colour only patches above it, see `ijepa.views.patch_colours`; None colours all.
+        foreground: colour only patches above it (`ijepa.figures.patch_colours`); None colours all.
     """
 
     batch: Annotated[int, Field(ge=1)] = 64
@@ -62,7 +62,7 @@ def visualize_pca(
     shards, out = Path(shards), Path(out)
 
     def draw(data: ShardSet, shown: list[int]) -> Drawn:
-        from ijepa.views.patch_colours import colour_sheet
+        from ijepa.figures.patch_colours import colour_sheet
 
         split = data.split(config.images.split)
         images, columns, names, batch = _columns(config, split, shown, runtime, progress)
@@ -90,7 +90,7 @@ def _columns(
     """Images, a column an encoder and layer, names of the encoders, images in the batch."""
     from ijepa.distributed import pick_device
     from ijepa.encoders.tokens import load_network
-    from ijepa.method.attention import block_number
+    from ijepa.figures.attention_maps import block_number
 
     device, seed = pick_device(runtime.device), config.images.seed
     missing = min(config.batch, len(split)) - len(shown)
@@ -111,7 +111,7 @@ def _columns(
 
 
 def _column(config: PcaConfig, tokens: "Floats", title: str, shown: int) -> "Column":
-    from ijepa.views.patch_colours import Column, patch_colours
+    from ijepa.figures.patch_colours import Column, patch_colours
 
     found = patch_colours(tokens, config.foreground)
     return Column(title, found.explained, found.colours[:shown])

@@ -8,20 +8,20 @@ from pydantic import Field
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.config.values import Seed
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, open_shards
-from ijepa.stores.stage import StagePlan, exclusive_work, read_record, write_bytes
+from ijepa.stage import StagePlan, exclusive_work, read_record, write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ijepa.decoder.honesty import Held
+    from ijepa.decoder.model import Decoded, TrainedDecoder
     from ijepa.encoders.jepa import TrainedJepa
-    from ijepa.method.decoder import Decoded, TrainedDecoder
-    from ijepa.run.honesty import Held
-    from ijepa.views.prediction_sheet import Pixels
+    from ijepa.figures.prediction_sheet import Pixels
 
 VERSION = 1
 
@@ -119,11 +119,11 @@ def _draw(
     data: ShardSet, config: PredictionsConfig, runtime: Runtime, progress: Progress
 ) -> tuple[bytes, dict[str, Any]]:
     """The picture as a PNG, and what there is to say about it."""
+    from ijepa.decoder.honesty import hold
+    from ijepa.decoder.model import Decoded
     from ijepa.distributed import pick_device
     from ijepa.encoders.decoders import load_decoder
     from ijepa.encoders.jepa import load_jepa
-    from ijepa.method.decoder import Decoded
-    from ijepa.run.honesty import hold
 
     device = pick_device(runtime.device)
     trained = load_jepa(config.encoder)
@@ -151,8 +151,8 @@ def _sample(
     progress: Progress,
 ) -> _Samples:
     """Sample k of a prediction and of a true embedding begin with the same noise."""
-    from ijepa.method.decoder import sample_blocks
-    from ijepa.run.honesty import embed, noise_of
+    from ijepa.decoder.honesty import embed, noise_of
+    from ijepa.decoder.model import sample_blocks
 
     counts = (config.num_samples, config.num_target_samples)
     done, found = 0, []
@@ -173,8 +173,8 @@ def _sheet(source: "Decoded", held: "Held", samples: _Samples, captions: list[st
     """Every sample stands in its place among what the context shows."""
     import torch
 
-    from ijepa.method.block_pixels import paste_blocks
-    from ijepa.views.prediction_sheet import Column, hide, prediction_sheet
+    from ijepa.decoder.block_pixels import paste_blocks
+    from ijepa.figures.prediction_sheet import Column, hide, prediction_sheet
 
     patch_px = source.config.encoder.patch_px
     whole, context = _pixels(held.images), held.masks.context.cpu().numpy()

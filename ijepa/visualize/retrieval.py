@@ -7,9 +7,9 @@ import numpy as np
 from pydantic import Field
 
 from ijepa.config import RUNTIME, Runtime, StrPath
+from ijepa.data.shards import ShardSet, SplitReader
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.stores.shards import ShardSet, SplitReader
 from ijepa.visualize.frame import ChoiceOfBoth, Drawn, Order, draw_encoders
 from ijepa.visualize.images import ImageChoice, Picture, caption_of, draw_images, evaluation_views
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ijepa.encoders.jepa import TrainedJepa
-    from ijepa.method.jepa import IJepa
-    from ijepa.method.masking import Masks
-    from ijepa.views.nearest import Floats, Ints
-    from ijepa.views.retrieval_sheet import RetrievalRow
-    from ijepa.views.sheet import Pixels
+    from ijepa.figures.nearest import Floats, Ints
+    from ijepa.figures.retrieval_sheet import RetrievalRow
+    from ijepa.figures.sheet import Pixels
+    from ijepa.jepa.jepa import IJepa
+    from ijepa.jepa.masking import Masks
 
 VERSION = 2
 AT_ONCE = 32  # images in memory of the device
@@ -116,7 +116,7 @@ def visualize_retrieval(
     shards, out = Path(shards), Path(out)
 
     def draw(data: ShardSet, shown: list[int]) -> Drawn:
-        from ijepa.views.retrieval_sheet import retrieval_sheet
+        from ijepa.figures.retrieval_sheet import retrieval_sheet
 
         split = data.split(config.images.split)
         missing = min(config.measured, len(split)) - len(shown)
@@ -159,7 +159,7 @@ def _section(
     """Title, rows of the shown images, and what each way to fill blocks gives in all images."""
     from ijepa.distributed import pick_device
     from ijepa.encoders.jepa import load_jepa
-    from ijepa.views.retrieval_sheet import RetrievalRow
+    from ijepa.figures.retrieval_sheet import RetrievalRow
 
     device = pick_device(runtime.device)
     trained = load_jepa(name)
@@ -185,7 +185,7 @@ def _section(
 
 def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> dict[str, Filled]:
     """Put real patches in place of each block, chosen in each of the four ways."""
-    from ijepa.views.retrieval_sheet import nearest_patches
+    from ijepa.figures.retrieval_sheet import nearest_patches
 
     ways = {
         PREDICTED: asked.predicted,
@@ -208,7 +208,7 @@ def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> di
 
 def _real_patches(asked: Asked, patch_px: int) -> "Pixels":
     """(n, T, patch, patch, 3) uint8: what the blocks hide."""
-    from ijepa.views.retrieval_sheet import cut_patches
+    from ijepa.figures.retrieval_sheet import cut_patches
 
     patches = cut_patches(asked.pixels, patch_px)
     starts = np.arange(len(asked.pixels)) * (len(patches) // len(asked.pixels))
@@ -229,8 +229,8 @@ def _ask(
     device: "torch.device",
 ) -> Asked:
     """Draw a context and a block for each image by the run's own masks, and predict the block."""
-    from ijepa.method.draws import MASKS, stream
-    from ijepa.method.masking import sample_masks
+    from ijepa.jepa.draws import MASKS, stream
+    from ijepa.jepa.masking import sample_masks
 
     config = trained.config
     views = evaluation_views(split, numbers, config.data)
@@ -259,8 +259,8 @@ def _predict(
     """Tokens (B, T, dim) of the first target block: predicted, and by the target encoder."""
     import torch
 
-    from ijepa.method.masking import Masks
-    from ijepa.method.targets import last_layer
+    from ijepa.jepa.masking import Masks
+    from ijepa.jepa.targets import last_layer
 
     with torch.inference_mode():
         [(predicted, true)] = jepa(images, [Masks(masks.context, masks.targets[:1]).to(device)])
@@ -278,8 +278,8 @@ def _store(
     """Tokens and pixels of all patches of some images, none of which is asked about."""
     import torch
 
-    from ijepa.method.targets import last_layer, target_tokens
-    from ijepa.views.retrieval_sheet import cut_patches
+    from ijepa.figures.retrieval_sheet import cut_patches
+    from ijepa.jepa.targets import last_layer, target_tokens
 
     split = data.split(config.store_split)
     without = asked if config.store_split == config.images.split else []
@@ -310,7 +310,7 @@ def _check_size(trained: "TrainedJepa", images: int) -> None:
 
 
 def _normalised(views: "Tensor", trained: "TrainedJepa", device: "torch.device") -> "Tensor":
-    from ijepa.method.augment import normalise
+    from ijepa.jepa.augment import normalise
 
     return normalise(views.to(device), trained.config.data.mean, trained.config.data.std)
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ijepa.data.images import decode_rgb
+from ijepa.data.shards import ShardSet, SplitReader, open_shards
 from ijepa.errors import IjepaError
-from ijepa.stores.features import FeatureHeader, Features
-from ijepa.stores.images import decode_rgb
-from ijepa.stores.shards import ShardSet, SplitReader, open_shards
-from ijepa.views.sheet import Pixels
+from ijepa.features.store import FeatureHeader, Features
+from ijepa.figures.sheet import Pixels
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -110,7 +110,7 @@ def _by_key(splits: Sequence[SplitReader], wanted: set[str]) -> dict[str, tuple[
 
 
 def _thumbnail(content: bytes, side_px: int) -> Pixels:
-    from ijepa.method.augment import evaluation_crop
+    from ijepa.jepa.augment import evaluation_crop
 
     view = evaluation_crop(decode_rgb(content), side_px, 1.0)
     pixels: Pixels = view[0].permute(1, 2, 0).numpy()

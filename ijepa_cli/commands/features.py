@@ -9,7 +9,7 @@ from rich.table import Table
 from ijepa_cli.console import Force, Json, runtime, show, shown_progress, table
 
 if TYPE_CHECKING:
-    from ijepa.features import FeatureInfo, FeatureState
+    from ijepa.feature_info import FeatureInfo, FeatureState
 
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
 Sources = Annotated[list[Path], typer.Argument(help="Feature files of one encoder.")]
@@ -35,7 +35,7 @@ def info(file: File, as_json: Json = False) -> None:
 
     Example: ijepa features info train.h5
     """
-    from ijepa.features import describe
+    from ijepa.feature_info import describe
 
     found = describe(file)
     show(found, as_json, _info(found))
@@ -47,7 +47,7 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
 
     Example: ijepa features check train.h5 --data shards/photos
     """
-    from ijepa.features import check_data, describe
+    from ijepa.feature_info import check_data, describe
 
     found = describe(file, check=True)
     if data is not None:
@@ -65,7 +65,7 @@ def diagnose(
 
     Example: ijepa features diagnose train.h5 --label count
     """
-    from ijepa.features import diagnose as run
+    from ijepa.feature_info import diagnose as run
 
     with shown_progress() as progress:
         state = run(file, None if no_label else label, progress)

@@ -87,7 +87,7 @@ def finetune(
     settings["subset"] = "" if listed else subset
     from ijepa.finetune import finetune as run
     from ijepa.finetune import plan_finetune
-    from ijepa.run.finetune_protocols import finetune_config
+    from ijepa.train.finetune_protocols import finetune_config
 
     config = finetune_config(protocol, settings, overrides or ())
     seconds = 60 * checkpoint_minutes

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stores.foresight import State
+from ijepa.foresight import State
 from ijepa_cli.console import Json, print_json, print_text, show
 from ijepa_cli.foresee import Step, foresee, read_commands
 

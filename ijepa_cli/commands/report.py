@@ -52,7 +52,7 @@ def report(
     Example: ijepa report --compare mine.json theirs.json
     """
     if compare:
-        from ijepa.compare import compare as run_compare
+        from ijepa.results.compare import compare as run_compare
 
         found = run_compare(*compare)
         show(found, as_json, comparison_table(found))

@@ -98,8 +98,8 @@ def shard(
         return
     if out is None:
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
+    from ijepa.data.shards import open_shards
     from ijepa.shard import shard as run
-    from ijepa.stores.shards import open_shards
 
     options = {
         "splits": split or (),
@@ -137,7 +137,7 @@ def _summary(result: "ShardResult") -> str:
 
 
 def _check(folder: Path, as_json: bool) -> None:
-    from ijepa.stores.verification import check_shards
+    from ijepa.data.verification import check_shards
 
     with shown_progress() as progress:
         found = check_shards(folder, progress)

@@ -26,25 +26,26 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
+from ijepa.data.loader import Batch, StepPlan
+from ijepa.data.shards import Sample
+from ijepa.decoder import training as decoding
+from ijepa.decoder.model import Decoded
 from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
-from ijepa.method.architectures import architecture
-from ijepa.method.augment import normalise
-from ijepa.method.decoder import Decoded
-from ijepa.method.finetuning import Classifier
-from ijepa.method.masking import batch_masks
-from ijepa.method.training import Trainer
-from ijepa.method.vit import build_encoder, save_memory
+from ijepa.jepa.architectures import architecture
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.classifier import Classifier
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.training import Trainer
+from ijepa.jepa.vit import build_encoder, save_memory
+from ijepa.lineage import Lineage
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
 from ijepa.recipes import load_recipe
-from ijepa.run import decoding, finetuning, loop
-from ijepa.run.feeds import LocalFeed
-from ijepa.run.watch import Watch
-from ijepa.stores.lineage import Lineage
-from ijepa.stores.loader import Batch, StepPlan
-from ijepa.stores.shards import Sample
+from ijepa.train import finetuning, loop
+from ijepa.train.feeds import LocalFeed
+from ijepa.train.watch import Watch
 from ijepa.world import World
 
 from .kernels import Kernel, recorded
@@ -115,7 +116,7 @@ def devices(tensors: Iterator[object]) -> list[str]:
 @contextlib.contextmanager
 def working_inline() -> Iterator[None]:
     """Without the thread that works ahead: fake tensors belong to one thread."""
-    from ijepa.run import prefetch
+    from ijepa.train import prefetch
 
     with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
         yield
@@ -183,7 +184,7 @@ def waits_of_training() -> list[Finding]:
 
 def waits_of_preparing() -> list[Finding]:
     """What making a step's inputs waits for, from batches that a DataLoader has pinned."""
-    from ijepa.run import prefetch
+    from ijepa.train import prefetch
 
     config = shallow("imagenette-vits16")
 
@@ -302,7 +303,7 @@ def decoder() -> int:
 
 def attention(*, shapes_vary: bool) -> dict[str, Any]:
     """Kernels of attention over masks of many lengths, as the training loop computes."""
-    from ijepa.method.compute import computing
+    from ijepa.jepa.compute import computing
 
     config = shallow("imagenette-vits16", f"masks.group_size={GROUP // 2}")
     trainer = Trainer(ijepa_on_gpu(config), config.optimization, 10)

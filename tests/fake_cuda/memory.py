@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
-from ijepa.method.mask_statistics import mask_statistics
-from ijepa.method.masking import batch_masks
-from ijepa.method.training import Trainer
-from ijepa.method.vit import save_memory
+from ijepa.jepa.mask_statistics import mask_statistics
+from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.training import Trainer
+from ijepa.jepa.vit import save_memory
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
 from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config

@@ -1,0 +1,89 @@
+"""Training batches for fine-tuning: random crops, flips and RandAugment, each a pure function."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import posterize, rand_augment_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ijepa.config import DataConfig, FinetuneConfig, height_width
+from ijepa.data.images import decode_rgb
+from ijepa.data.loader import Batch, Images, Ints, StepPlan
+from ijepa.jepa.augment import fit_box, resize_box
+from ijepa.jepa.draws import AUGMENTED, stream
+
+TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
+
+
+class AugmentedBatches(Dataset[Batch]):
+    """Step -> augmented images of some of a split, shuffled epoch by epoch.
+
+    What is drawn for an image depends on (seed, step, its place in the batch) alone.
+    """
+
+    def __init__(
+        self, images: Images, chosen: Ints, config: FinetuneConfig, data: DataConfig, part: slice
+    ) -> None:
+        """Remember how to draw.
+
+        Args:
+            images: the whole split.
+            chosen: (n,) numbers of the images to train on.
+            config: augmentation and seed.
+            data: batch size, size of images, crops, flips, mean and standard deviation.
+            part: places of the batch that are made here.
+        """
+        self._images, self._chosen, self._seed, self._part = images, chosen, config.seed, part
+        self.plan = StepPlan(len(chosen), data, config.seed, part)
+        self._randaugment = _randaugment(config.randaugment, data)
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers, places, draws = self.plan.part(step)
+        chosen, size = self._chosen[numbers], self.plan.config.image_size
+        made = []
+        for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
+            pixels = decode_rgb(self._images.read_image(number))
+            box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+            crop = resize_box(pixels, box, size, mode="bicubic")
+            crop = crop.flip(-1) if draws.flip[place] else crop
+            made.append(self._augmented(crop, step * self.plan.config.batch_size + place))
+        return Batch(step, torch.cat(made), torch.from_numpy(chosen))
+
+    def _augmented(self, crop: Tensor, draw: int) -> Tensor:
+        if self._randaugment is None:
+            return crop
+        # timm draws from the generators of `random` and NumPy, which belong to this process.
+        words = stream(self._seed, AUGMENTED, draw).integers(2**32, size=2)
+        random.seed(int(words[0]))
+        np.random.seed(int(words[1]))  # noqa: NPY002  # the one that timm reads
+        image = self._randaugment(Image.fromarray(crop[0].permute(1, 2, 0).contiguous().numpy()))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+
+
+def _randaugment(name: str, data: DataConfig) -> Any:  # noqa: ANN401  # a class of timm's, untyped
+    if not name:
+        return None
+    side = min(height_width(data.image_px))
+    grey = tuple(min(255, round(255 * value)) for value in data.mean)
+    transform = rand_augment_transform(
+        name, {"translate_const": int(TRANSLATED * side), "img_mean": grey}
+    )
+    for op in transform.ops:
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **rest: object) -> Image.Image:
+    """timm's; its magnitude of 10, which noise reaches, keeps no bits, and Pillow 13 refuses that.
+
+    Without bits nothing is left: black, as Pillow 12 and before had it.
+    """
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    kept: Image.Image = posterize(image, bits_to_keep, **rest)  # type: ignore[no-untyped-call]  # timm
+    return kept

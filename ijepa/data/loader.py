@@ -1,0 +1,299 @@
+"""Batches of a shard split: exact epochs, shuffled by (seed, epoch), whatever the worker count.
+
+One item of the data set is one whole batch, a pure function of its step. So resuming at a step is
+starting there, and processes share no hidden state.
+"""
+
+import signal
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ijepa.config import DataConfig, Interpolation, Size
+from ijepa.data.images import decode_rgb
+from ijepa.data.processes import processes
+from ijepa.data.repeats import image_ids
+from ijepa.data.shards import SplitReader
+from ijepa.errors import IjepaError
+from ijepa.jepa.augment import (
+    CropDraws,
+    Pixels,
+    draw_crops,
+    evaluation_crop,
+    fit_box,
+    resize_box,
+    squash,
+)
+from ijepa.jepa.draws import AUGMENTED, CROPS, SHUFFLE, stream
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+# Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
+PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
+
+
+class Images(Protocol):
+    """Random access to encoded images; a `SplitReader` is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read_image(self, number: int) -> bytes:
+        """Bytes of one image file."""
+
+
+class ChosenImages:
+    """Some of other images, counted from 0."""
+
+    def __init__(self, images: Images, chosen: Sequence[int]) -> None:
+        """Remember `chosen`, their numbers there."""
+        self._images, self._chosen = images, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read_image(self, number: int) -> bytes:
+        """Bytes of one image file."""
+        return self._images.read_image(self._chosen[number])
+
+
+class Batch(NamedTuple):
+    """Images of one step.
+
+    Attributes:
+        step: which.
+        images: (B, 3, height, width) uint8, channels last in memory.
+        numbers: (B,) int64, their places in the split; -1 for streams, which know none.
+        keys: of the images, for streams and `SampleViewBatches` alone.
+        image_ids: (B,) uint64, see `stores.repeats.image_ids`; for `SampleViewBatches` alone.
+        labels: (B,) int64 class numbers by label; for `SampleViewBatches` alone.
+    """
+
+    step: int
+    images: Tensor
+    numbers: Tensor
+    keys: Sequence[str] = ()
+    image_ids: Tensor | None = None
+    labels: Mapping[str, Tensor] | None = None
+
+
+class StepPlan:
+    """Which images a step has, and what is drawn for their crops: a function of (seed, step)."""
+
+    def __init__(
+        self,
+        num_images: int,
+        config: DataConfig,
+        seed: int,
+        part: slice | None = None,
+        repeat_every: int | None = None,
+    ) -> None:
+        """Remember how to draw.
+
+        Args:
+            num_images: of the split.
+            config: of batch and crops.
+            seed: of shuffling and crops.
+            part: places of the batch to make; None makes all of it.
+            repeat_every: crops repeat after so many places, as the released code's GPUs do.
+        """
+        self.config = config
+        self._num_images, self._seed = num_images, seed
+        self._part = part or slice(0, config.batch_size)
+        self._repeat_every = repeat_every or config.batch_size
+        self._steps_per_epoch = num_images // config.batch_size  # full batches only, as published
+        self._newest = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
+
+    def numbers(self, step: int) -> Ints:
+        """Places in the split of all images of a step, whatever part of it is made here."""
+        epoch, step = divmod(step, self._steps_per_epoch)
+        newest = self._newest  # read and replaced whole, for two threads may ask
+        if newest[0] != epoch:
+            order = stream(self._seed, SHUFFLE, epoch).permutation(self._num_images)
+            self._newest = newest = (epoch, order)
+        size = self.config.batch_size
+        return newest[1][step * size : (step + 1) * size]
+
+    def part(self, step: int) -> tuple[Ints, Ints, CropDraws]:
+        """The images of this part, the draw that is each one's, and all draws."""
+        return self.numbers(step)[self._part], *self.crops(step)
+
+    def crops(self, step: int) -> tuple[Ints, CropDraws]:
+        """The draw that belongs to each image of this part, and all draws."""
+        places = np.arange(self._part.start, self._part.stop) % self._repeat_every
+        draws = draw_crops(self._repeat_every, self.config, stream(self._seed, CROPS, step))
+        return places, draws
+
+
+class RandomCropBatches(Dataset[Batch]):
+    """Step -> the random-resized crops of that step's images."""
+
+    def __init__(self, images: Images, plan: StepPlan) -> None:
+        self._images, self._plan = images, plan
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers, places, draws = self._plan.part(step)
+        image_px = self._plan.config.image_px
+        crops = [
+            random_crop(self._images.read_image(number), draws, place, image_px)
+            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
+        return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
+
+
+def random_crop(content: bytes, draws: CropDraws, place: int, image_px: int | Size) -> Tensor:
+    """One encoded image, cropped as draw number `place` says: (1, 3, height, width) uint8."""
+    pixels = decode_rgb(content)
+    box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+    crop = resize_box(pixels, box, image_px)
+    return crop.flip(-1) if draws.flip[place] else crop
+
+
+class ViewPlan(NamedTuple):
+    """Which views of an image are made.
+
+    Attributes:
+        image_px: side of the square, or (height, width).
+        crop_fraction: of the short side that the evaluation view keeps; None squashes the whole
+            image.
+        augmented: how many augmented views follow the evaluation view.
+        augment: `rrc-flip` or `flip`, see `ijepa.config.ExtractConfig`.
+        seed: of the augmented views.
+        interpolation: `bilinear` or `bicubic`, of all views.
+    """
+
+    image_px: int | Size
+    crop_fraction: float | None
+    augmented: int = 0
+    augment: str = "none"
+    seed: int = 0
+    interpolation: Interpolation = "bilinear"
+
+
+class ViewBatches(Dataset[Batch]):
+    """Batch number -> all views of consecutive images; the last batch may be short.
+
+    `Batch.images` holds the views of the first image, then those of the second, and so on; what is
+    drawn for an image depends on (seed, number of the image) alone.
+    """
+
+    def __init__(self, images: Images, plan: ViewPlan, batch_size: int) -> None:
+        """Remember how to cut; `batch_size` counts images."""
+        self._images, self._plan, self._batch_size = images, plan, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // self._batch_size)
+
+    def __getitem__(self, batch: int) -> Batch:
+        numbers = self._numbers(batch)
+        images = map(self._images.read_image, numbers.tolist())
+        return Batch(batch, self._all_views(numbers, images), numbers)
+
+    def _numbers(self, batch: int) -> Tensor:
+        first = batch * self._batch_size
+        return torch.arange(first, min(first + self._batch_size, len(self._images)))
+
+    def _all_views(self, numbers: Tensor, images: Iterable[bytes]) -> Tensor:
+        pairs = zip(numbers.tolist(), images, strict=True)
+        return torch.cat([view for number, image in pairs for view in self._views(number, image)])
+
+    def _views(self, number: int, image: bytes) -> Iterator[Tensor]:
+        pixels, plan = decode_rgb(image), self._plan
+        whole = evaluation_view(pixels, plan)
+        yield whole
+        if not plan.augmented:
+            return
+        draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
+        for place in range(plan.augmented):
+            view = whole
+            if plan.augment == "rrc-flip":
+                box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
+                view = resize_box(pixels, box, plan.image_px, mode=plan.interpolation)
+            yield view.flip(-1) if draws.flip[place] else view
+
+
+class SampleViewBatches(ViewBatches):
+    """As `ViewBatches`, with keys, labels and image ids, so that each image is read only once."""
+
+    def __init__(self, samples: SplitReader, plan: ViewPlan, batch_size: int) -> None:
+        """Remember how to cut; `batch_size` counts images."""
+        super().__init__(samples, plan, batch_size)
+        self._samples = samples
+
+    def __getitem__(self, batch: int) -> Batch:
+        numbers = self._numbers(batch)
+        samples = [self._samples.read_sample(number) for number in numbers.tolist()]
+        images = [sample.image for sample in samples]
+        labels = {
+            name: torch.tensor([sample.labels[name] for sample in samples])
+            for name in self._samples.label_names
+        }
+        return Batch(
+            batch,
+            self._all_views(numbers, images),
+            numbers,
+            keys=[sample.key for sample in samples],
+            image_ids=torch.from_numpy(image_ids(images)),
+            labels=labels,
+        )
+
+
+def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
+    """The view by which an image is scored: (1, 3, height, width) uint8."""
+    if plan.crop_fraction is None:
+        return squash(pixels, plan.image_px, plan.interpolation)
+    return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
+
+
+def batches(
+    dataset: Dataset[Batch],
+    numbers: Sequence[int] | None,
+    workers: int,
+    *,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
+
+    Args:
+        dataset: makes one batch an item.
+        numbers: of the items; None for an iterable data set, which knows its order itself.
+        workers: processes; 0 makes batches here.
+        pin_memory: whether batches are to be copied to a GPU.
+
+    Raises:
+        IjepaError: as the data set does, in one line, also where a worker process did.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context=processes() if workers else None,
+    )
+    said = ""
+    try:
+        yield from loader
+    except IjepaError as error:  # of a worker: its whole traceback, which ends with what it said
+        said = str(error).rpartition("ijepa.errors.IjepaError: ")[2].strip()
+        traceback.clear_frames(error.__traceback__)  # they hold the loader, and it its processes
+    if said:
+        raise IjepaError(said)
+
+
+def _prepare_worker(_: int) -> None:
+    """One thread each; signals to the whole job are for the main process to obey.
+
+    That ends its workers by messages, and by a second SIGTERM where that does not help.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes

@@ -1,0 +1,162 @@
+"""A list of images: CSV or TSV with a header, or one JSON object a line."""
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ijepa.data.sources.items import (
+    DEFAULT_SPLIT,
+    Contents,
+    Item,
+    Labels,
+    check_split_name,
+    chosen_splits,
+)
+from ijepa.data.sources.labels import LabelColumn
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress
+from ijepa.stage import parse_json
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LISTS = (*DELIMITERS, ".jsonl")
+PATH, SPLIT = "path", "split"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """Columns: `path` (relative to the list), perhaps `split`; any other column is a label.
+
+    Classes are numbered in ascending order of integers, or of texts; an empty value, null or -1
+    means that the class of an image is not known.
+    """
+
+    where: Path
+
+    def digest(self) -> str:
+        """From the list's bytes, and size and time of every image."""
+        total = hashlib.sha256(self.where.read_bytes())
+        for number, row in _rows(self.where):
+            facts = self._file(number, row).stat()
+            total.update(b"%d %d\n" % (facts.st_size, facts.st_mtime_ns))
+        return total.hexdigest()
+
+    def read(self, _work: Path, asked: tuple[str, ...], _workers: int, _: Progress) -> Contents:
+        """One pass for classes and splits, then one for the images."""
+        columns, splits = self._survey()
+        labels: Labels = {name: column.label() for name, column in columns.items()}
+        there = dict.fromkeys(sorted(splits), labels)
+        chosen, left_out = chosen_splits(there, asked, str(self.where)), Counter[str]()
+        return Contents(there, self._items(columns, chosen, left_out), left_out)
+
+    def _survey(self) -> tuple[dict[str, LabelColumn], set[str]]:
+        columns: dict[str, LabelColumn] = {}
+        splits = set()
+        for number, row in _rows(self.where):
+            if not columns:
+                names = [name for name in row if name not in (PATH, SPLIT)]
+                columns = {name: LabelColumn(f"column {name}", str(self.where)) for name in names}
+            splits.add(self._split(number, row))
+            if columns.keys() != row.keys() - {PATH, SPLIT}:
+                raise IjepaError(
+                    f"{self.where}, line {number}: labels are {_listing(row)}, before they were "
+                    f"{_listing(columns)}; give every image the same labels."
+                )
+            for name, column in columns.items():
+                column.add(row[name], f"{self.where}, line {number}, {name}")
+        if not splits:
+            raise IjepaError(f"{self.where} lists no image.")
+        return columns, splits
+
+    def _items(
+        self, columns: Mapping[str, LabelColumn], splits: set[str], left_out: Counter[str]
+    ) -> Iterator[Item]:
+        for number, row in _rows(self.where):
+            split = self._split(number, row)
+            if split not in splits:
+                left_out[f"images of the split {split}, which --split does not name"] += 1
+                continue
+            known = {label: column.number(row[label]) for label, column in columns.items()}
+            file = self._file(number, row)
+            name = str(PurePosixPath(row[PATH])).lstrip("/")
+            yield Item(split, name, row[PATH], str(file), 0, file.stat().st_size, known, {})
+
+    def _split(self, number: int, row: Row) -> str:
+        return check_split_name(str(row.get(SPLIT, DEFAULT_SPLIT)), f"{self.where}, line {number},")
+
+    def _file(self, number: int, row: Row) -> Path:
+        file = self.where.parent / str(row[PATH])
+        if not file.is_file():
+            raise IjepaError(
+                f"{self.where}, line {number}: there is no image {row[PATH]}; paths are relative "
+                f"to the folder of the list."
+            )
+        return file
+
+
+def is_list(path: Path) -> bool:
+    """Is it a list by its name?"""
+    return path.suffix.lower() in LISTS
+
+
+def _rows(where: Path) -> Iterator[tuple[int, Row]]:
+    """Lines with their numbers, each checked for its path."""
+    read = _json_rows if where.suffix.lower() == ".jsonl" else _csv_rows
+    try:
+        for number, row in read(where):
+            path = row.get(PATH)
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise IjepaError(f"{where}, line {number}: {path!r} is not a path.")
+            yield number, row
+    except (ValueError, csv.Error) as error:
+        raise IjepaError(f"{where} is not a list of images in UTF-8: {error}.") from error
+
+
+def _csv_rows(where: Path) -> Iterator[tuple[int, Row]]:
+    with where.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
+        header = next(reader, [])
+        if PATH not in header:
+            raise IjepaError(
+                f"{where} has no column {PATH!r}; its columns are {', '.join(header) or 'none'}."
+            )
+        _check_header(header, where)
+        for row in filter(None, reader):
+            if len(row) != len(header):
+                raise IjepaError(
+                    f"{where}, line {reader.line_num}: {len(row)} values for {len(header)} columns."
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _json_rows(where: Path) -> Iterator[tuple[int, Row]]:
+    with where.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = parse_json(line)
+            if not isinstance(row, dict) or PATH not in row:
+                raise IjepaError(
+                    f'{where}, line {number}: expected an object with "{PATH}", '
+                    f"found {line.strip()[:60]}."
+                )
+            _check_header(list(row), where)
+            yield number, row
+
+
+def _check_header(names: list[str], where: Path) -> None:
+    odd = [name for name in names if not name.strip() or "/" in name]
+    if odd or len(set(names)) < len(names):
+        raise IjepaError(
+            f"{where}: columns {', '.join(map(repr, names))}; each needs a name of its own, "
+            f"without '/'."
+        )
+
+
+def _listing(row: Mapping[str, object]) -> str:
+    return ", ".join(sorted(row.keys() - {PATH, SPLIT})) or "none"

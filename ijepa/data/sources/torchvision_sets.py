@@ -1,0 +1,173 @@
+"""Any data set of torchvision.datasets that is already on disk, by the name of its class."""
+
+import hashlib
+import inspect
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Labels, chosen_splits, named
+from ijepa.data.sources.labels import UNKNOWN, LabelColumn
+from ijepa.data.sources.packs import Packed, read_pack, write_pack
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress
+
+LABEL = "class"
+SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled")  # of a `split` argument
+REPORT_IMAGES = 1000
+MOST_TEXT = 200  # of a message of theirs
+THEIRS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    OSError,
+    EOFError,
+    SyntaxError,  # of XML, too
+    pickle.UnpicklingError,
+)  # what classes of torchvision raise for files that are missing or damaged
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """Images as PNG, pixels kept; nothing is downloaded."""
+
+    name: str
+    where: Path
+
+    def digest(self) -> str:
+        """From the class, and the names, sizes and times of all files."""
+        total = hashlib.sha256(self.name.encode())
+        for path in sorted(path for path in self.where.rglob("*") if path.is_file()):
+            facts = path.stat()
+            line = f"{path.relative_to(self.where)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
+            total.update(line.encode(errors="surrogateescape"))
+        return total.hexdigest()
+
+    def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
+        """Encode what the class gives, each split by its own `train` or `split` argument."""
+        found = self._open()
+        labels: dict[str, Labels] = {
+            split: _labels(self.name, data) for split, data in found.items()
+        }
+        chosen = chosen_splits(labels, splits, f"{self.name} in {self.where}")
+        listing = work / "torchvision.jsonl"
+        if not listing.exists():
+            write_pack(_images(self.name, found, labels, report), listing)
+        return Contents(labels, read_pack(listing, chosen), Counter())
+
+    def _open(self) -> dict[str, Any]:
+        """The data set of each split that is there."""
+        from torchvision import datasets
+
+        kind: Any = getattr(datasets, self.name, None)
+        if self.name not in datasets.__all__:
+            raise IjepaError(
+                f"torchvision.datasets has no {self.name!r}; it has {', '.join(datasets.__all__)}."
+            )
+        _check_root_is_enough(self.name, kind)
+        found, reason = {}, "it knows no split"
+        for split, choice in _choices(kind).items():
+            try:
+                found[split] = kind(self.where, **choice)
+            except THEIRS as error:
+                reason = _in_words(error)
+        if not found:
+            raise IjepaError(f"torchvision finds no {self.name} in {self.where}: {reason}.")
+        return found
+
+
+def _check_root_is_enough(name: str, kind: Any) -> None:  # noqa: ANN401  # a class of theirs
+    parameters = inspect.signature(kind).parameters.values() if inspect.isclass(kind) else ()
+    needed = {
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
+    names = {one.name for one in parameters}
+    if "root" not in names or needed - {"root", "split", "train"}:
+        more = ", ".join(sorted(needed - {"root"})) or "other arguments"
+        raise IjepaError(
+            f"torchvision's {name} is not made from a folder alone, but from {more}; list its "
+            f"images in a .csv with a column `path` and one a label."
+        )
+
+
+def _choices(kind: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401  # a class of theirs
+    """Arguments by split."""
+    parameters = inspect.signature(kind).parameters
+    fixed = {"download": False} if "download" in parameters else {}
+    if "train" in parameters:
+        return {name: {"train": name == "train", **fixed} for name in ("train", "test")}
+    if "split" in parameters:
+        return {name: {"split": name, **fixed} for name in SPLITS}
+    return {DEFAULT_SPLIT: fixed}
+
+
+def _labels(name: str, data: Any) -> Labels:  # noqa: ANN401  # torchvision's classes share no type
+    """Class names where the class has them; without integer targets, none."""
+    _, target = _pair(name, data, 0)
+    if not isinstance(target, int | np.integer):
+        return {}
+    names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if names:
+        return {LABEL: named([str(name) for name in names])}
+    column = LabelColumn(LABEL, name)
+    for number in range(len(data)):
+        column.add(int(_pair(name, data, number)[1]), f"{name}, image {number}")
+    return {LABEL: column.label()}
+
+
+def _images(
+    name: str, found: dict[str, Any], labels: Mapping[str, Labels], report: Progress
+) -> Iterator[Packed]:
+    done = 0
+    for split, data in found.items():
+        for number in range(len(data)):
+            image, target = _pair(name, data, number)
+            known = {LABEL: _class(name, data, labels[split], target)} if labels[split] else {}
+            path = f"{split}/{number:07d}.png"
+            yield Packed(split, f"{number:07d}.png", path, image, known)
+            done += 1
+            if done % REPORT_IMAGES == 0:
+                report(f"encode {name} images", done, None)
+
+
+def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401  # theirs
+    """Class number of a target: their own where they name their classes, else by its value."""
+    facts = labels[LABEL]
+    has_names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    try:
+        number = int(target)
+        number = number if has_names or number < 0 else (facts.names or []).index(str(number))
+    except (TypeError, ValueError) as error:
+        raise IjepaError(f"{name}: {target!r:.40} is not a class.") from error
+    if not UNKNOWN <= number < facts.num_classes:
+        raise IjepaError(f"{name}: class {number} is none of its {facts.num_classes:,}.")
+    return number
+
+
+def _pair(name: str, data: Any, number: int) -> tuple[Image.Image, Any]:  # noqa: ANN401  # theirs
+    try:
+        image, target = data[number]
+    except THEIRS as error:
+        raise IjepaError(
+            f"torchvision's {name} gives no image with a class for {number} ({_in_words(error)}); "
+            f"list its images in a .csv with a column `path` and one a label."
+        ) from error
+    if not isinstance(image, Image.Image):
+        raise IjepaError(f"{name} gives a {type(image).__name__}, not an image.")
+    return image, target
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:MOST_TEXT].rstrip(".") or type(error).__name__

@@ -1,0 +1,194 @@
+"""A small flow-matching model that draws a block's pixels from the block's average embedding.
+
+What its samples of one embedding have in common, the embedding holds; what varies, it does not. The
+decoder draws the block alone, where the paper's draws the whole image: nothing but the one vector
+can have shaped its pixels, and no sample is spent on what the context shows anyway. Blocks of
+several aspects are brought to one square; where a block lies, the vector may know, for positions
+are part of embeddings.
+
+Source: paper section 7 and figure 6, which train a diffusion model (RCDM, Bordes et al. 2022) on
+average-pooled predictions; flow matching is Lipman et al. 2023, network and sampler `diffusers`'.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ijepa.config import DecoderConfig, PretrainConfig
+from ijepa.config.decoder import GROUPS
+from ijepa.errors import IjepaError
+from ijepa.jepa.jepa import IJepa
+from ijepa.jepa.masking import Masks
+from ijepa.jepa.targets import Targets, last_layer
+
+TIMES = 1000  # the U-Net's time of pure noise
+
+
+class Decoder(nn.Module):
+    """A U-Net that is told one vector beside the time."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, unet: nn.Module, dim: int, told_dim: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.tell = nn.Sequential(
+            nn.Linear(dim, told_dim), nn.SiLU(), nn.Linear(told_dim, told_dim)
+        )
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def forward(self, noisy: Tensor, noise_share: Tensor, condition: Tensor) -> Tensor:
+        """The direction from pixels to noise.
+
+        Args:
+            noisy: (B, 3, px, px) of which `noise_share` (B,) is noise, 0 to 1.
+            noise_share: see there.
+            condition: (B, dim) average embeddings of blocks, as they are.
+
+        Returns:
+            (B, 3, px, px).
+        """
+        told = self.tell((condition - self.mean) / self.std)
+        velocity: Tensor = self.unet(noisy, noise_share * TIMES, class_labels=told).sample
+        return velocity
+
+    def standardise(self, conditions: Tensor) -> None:
+        """Remember mean and standard deviation of (n, dim) conditions."""
+        self.mean.copy_(conditions.mean(dim=0))
+        self.std.copy_(conditions.std(dim=0).clamp(min=1e-6))
+
+
+class Decoded(NamedTuple):
+    """Whose embeddings are decoded: the frozen networks of a run, and the run's configuration."""
+
+    jepa: IJepa
+    config: PretrainConfig
+
+
+class TrainedDecoder(NamedTuple):
+    """A frozen decoder of averaged weights, and how it was trained."""
+
+    decoder: Decoder
+    config: DecoderConfig
+
+
+class FlowDraws(NamedTuple):
+    """The random numbers of a step: (B, 3, px, px) noise, and how much of each image is noise."""
+
+    noise: Tensor
+    noise_share: Tensor
+
+    def to(self, device: torch.device) -> "FlowDraws":
+        """The same numbers on another device."""
+        return FlowDraws(self.noise.to(device), self.noise_share.to(device))
+
+
+def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
+    """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`.
+
+    Raises:
+        IjepaError: diffusers is not installed.
+    """
+    unet_class = _diffusers().UNet2DModel
+    depth, told_dim = len(config.channels), 4 * config.channels[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        unet = unet_class(
+            sample_size=config.image_px,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=config.channels,
+            down_block_types=("DownBlock2D",) * depth,
+            up_block_types=("UpBlock2D",) * depth,
+            norm_num_groups=GROUPS,
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+        )
+        return Decoder(unet, dim, told_dim)
+
+
+def draw_flow(batch_size: int, image_px: int, generator: torch.Generator) -> FlowDraws:
+    """Noise, and shares of it, most of them in the middle (logit-normal: Esser et al. 2024)."""
+    noise = torch.randn(batch_size, 3, image_px, image_px, generator=generator)
+    return FlowDraws(noise, torch.sigmoid(torch.randn(batch_size, generator=generator)))
+
+
+def flow_loss(decoder: nn.Module, pixels: Tensor, condition: Tensor, draws: FlowDraws) -> Tensor:
+    """Mean squared error of the direction from pixels (B, 3, px, px) to noise."""
+    share = draws.noise_share.view(-1, 1, 1, 1)
+    noisy = (1 - share) * pixels + share * draws.noise
+    velocity = decoder(noisy, draws.noise_share, condition)
+    return F.mse_loss(velocity.float(), draws.noise - pixels)
+
+
+@torch.inference_mode()
+def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
+    """Draw one block for each condition: (B, 3, px, px) in [-1, 1].
+
+    Args:
+        decoder: trained.
+        condition: (B, dim).
+        noise: (B, 3, px, px); equal noise, equal samples.
+        steps: of Euler's method.
+    """
+    scheduler = _diffusers().FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
+    scheduler.set_timesteps(steps, device=noise.device)
+    drawn = noise
+    for time in scheduler.timesteps:
+        share = (time / TIMES).expand(len(drawn))
+        velocity = decoder(drawn, share, condition).float()
+        drawn = scheduler.step(velocity, time, drawn).prev_sample
+    return drawn.clamp(-1, 1)
+
+
+@torch.no_grad()
+def target_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
+    """(B, dim) what the predictor is asked for, averaged over the one target block of each image.
+
+    Where it is asked for several layers, this is the last of them.
+
+    Args:
+        jepa: frozen; its targets are embeddings.
+        images: (B, 3, height, width) float, normalised.
+        masks: of these images, with one target block.
+    """
+    targets = Targets(jepa.config, jepa.target_encoder, images).of(slice(None), masks.targets)
+    return last_layer(targets, jepa.config).mean(1)
+
+
+@torch.no_grad()
+def predicted_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
+    """(B, dim) what the predictor says, averaged likewise; it sees the context alone."""
+    return last_layer(jepa.predictions(images, masks), jepa.config).mean(1)
+
+
+CONDITIONS = {"targets": target_condition, "predictions": predicted_condition}
+
+
+@torch.no_grad()
+def average_weights(average: nn.Module, newest: nn.Module, step: int, most: float) -> None:
+    """Move averaged weights towards the newest; in the first steps faster, to forget the start.
+
+    Args:
+        average: changed in place.
+        newest: after `step` steps.
+        step: counted from 1.
+        most: share of the average that is kept in the end.
+    """
+    kept = min(most, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(newest.parameters()), 1.0 - kept)
+
+
+def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs
+    try:
+        import diffusers
+    except ImportError as error:
+        raise IjepaError(
+            "Decoding predictions needs the diffusers library: pip install 'ijepa[decoder]'."
+        ) from error
+    return diffusers

@@ -1,0 +1,1 @@
+"""The store of features, and what is asked of features."""

@@ -1,0 +1,162 @@
+"""A classifier on a Vision Transformer, and how fast each of its layers learns.
+
+Source: paper A.2, which takes MAE's settings; facebookresearch/mae `models_vit.py`,
+`util/lr_decay.py`, `util/lr_sched.py`; for BEiT's networks microsoft/unilm
+`beit/optim_factory.py`.
+"""
+
+import math
+
+import torch
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ijepa.jepa.vit import Encoder, LayerNorm
+
+HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change the encoder
+
+
+# Below the first block; all else that is in no block learns as fast as the head.
+INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+
+Transformer = VisionTransformer | Beit
+
+
+class Classifier(nn.Module):
+    """Encoder, its average patch token or its class token, norm, linear layer.
+
+    As in MAE, with average pooling the encoder's own final norm gives way to one after the pooling,
+    which starts afresh; with a class token it stays. The paper does not say what its classifier
+    looks like. I-JEPA's position tables stay fixed, those of others are trained.
+    """
+
+    def __init__(
+        self,
+        encoder: Transformer,
+        num_classes: int,
+        drop_path: float,
+        generator: torch.Generator,
+        *,
+        class_token: bool = False,
+    ) -> None:
+        """Take over an encoder that is trained from now on.
+
+        Args:
+            encoder: changed in place.
+            num_classes: labels count from 0.
+            drop_path: chance to skip the last block; the first is never skipped.
+            generator: of the linear layer's weights.
+            class_token: classify by it; else by the average of the patch tokens.
+        """
+        super().__init__()
+        self.encoder, self._class_token = encoder, class_token
+        if class_token:
+            self.fc_norm = encoder.fc_norm
+        else:
+            encoder.norm, self.fc_norm = nn.Identity(), LayerNorm(encoder.embed_dim)
+        encoder.fc_norm = nn.Identity()
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(True)
+        if isinstance(encoder, Encoder):
+            encoder.position_table.requires_grad_(False)
+        last = max(1, len(encoder.blocks) - 1)
+        self._branches: list[DropBranch] = []
+        for number, block in enumerate(encoder.blocks):
+            block.drop_path1, block.drop_path2 = (
+                DropBranch(drop_path * number / last) for _ in range(2)
+            )
+            self._branches += [block.drop_path1, block.drop_path2]
+
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            images: (B, 3, height, width) float, normalised.
+            draws: (B, 2 * blocks) uniform in [0, 1), by which each image skips branches of blocks;
+                None skips none, as in evaluation.
+
+        Returns:
+            (B, classes) logits.
+        """
+        for number, branch in enumerate(self._branches):
+            branch.draws = None if draws is None else draws[:, number]
+        tokens: Tensor = self.encoder.forward_features(images)
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        vectors = tokens[:, 0] if self._class_token else patches.mean(dim=1)
+        logits: Tensor = self.head(self.fc_norm(vectors))
+        return logits
+
+
+class DropBranch(nn.Module):
+    """Skip a branch of a block for some images; timm's `DropPath` with draws from outside.
+
+    So the draws of an image need not depend on how a batch is shared out over processes.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.draws: Tensor | None = None  # (B,) uniform in [0, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D): zero where an image skips the branch, else over the chance to keep it."""
+        if self.draws is None or not self.drop_prob:
+            return tokens
+        kept = (self.draws >= self.drop_prob).to(tokens.dtype) / (1 - self.drop_prob)
+        return tokens * kept[:, None, None]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Number of the layer that a parameter of a `Classifier` belongs to: 0 to depth + 1."""
+    parts = name.split(".")
+    if parts[0] == "encoder" and parts[1] == "blocks":
+        return int(parts[2]) + 1
+    return 0 if parts[0] == "encoder" and parts[1] in INPUTS else depth + 1
+
+
+def parameter_groups(
+    model: Classifier, layer_decay: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """One group a layer and kind: matrices decay; biases, norms, tokens and positions do not.
+
+    Args:
+        model: whose trained parameters are grouped.
+        layer_decay: `lr_scale` of a group is this to the power of the layers above it.
+        weight_decay: of matrices.
+    """
+    depth, spared = len(model.encoder.blocks), set(model.encoder.no_weight_decay())
+    groups: dict[tuple[int, bool], dict[str, object]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name, depth)
+        decays = parameter.ndim > 1 and name.removeprefix("encoder.") not in spared
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": layer_decay ** (depth + 1 - layer),
+            },
+        )
+        group["params"].append(parameter)  # type: ignore[attr-defined]  # a list, of this key alone
+    return list(groups.values())
+
+
+def learning_rate(done: float, lr: float, final_lr: float, warmup: float) -> float:
+    """Linear from 0 over the warm-up, then half a cosine down.
+
+    Args:
+        done: share of all steps that are taken, 0 to 1.
+        lr: at its highest.
+        final_lr: at the end.
+        warmup: share of all steps.
+    """
+    if done < warmup:
+        return lr * done / warmup
+    rest = (done - warmup) / max(1e-12, 1 - warmup)
+    return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * rest))

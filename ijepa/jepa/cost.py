@@ -1,0 +1,162 @@
+"""What a step costs: matrix-multiplication FLOPs and memory, counted from the configuration.
+
+FLOPs are twice the multiply-adds of matrix products, as model FLOPs utilisation counts them;
+norms, GELU and the optimizer are left out (they move memory, they hardly compute).
+"""
+
+from typing import NamedTuple
+
+from ijepa.config import PretrainConfig
+from ijepa.jepa.architectures import Architecture, architecture
+from ijepa.jepa.vit import PREDICTOR_MLP_RATIO, target_dim
+
+FP32_BYTES, BF16_BYTES = 4, 2
+
+
+# Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; a word of its name -> peak.
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
+
+
+class StepFlops(NamedTuple):
+    """FLOPs for one image: forward for the target encoder, forward and backward for the others."""
+
+    target: float
+    context: float
+    predictor: float
+
+    @property
+    def total(self) -> float:
+        """Of the whole step."""
+        return sum(self)
+
+
+def step_flops(config: PretrainConfig, context_patches: float, target_patches: float) -> StepFlops:
+    """FLOPs for one image of a training step; a backward pass is twice its forward pass.
+
+    Args:
+        config: networks, targets and masks.
+        context_patches: that one image's context keeps.
+        target_patches: of one target block.
+    """
+    size = architecture(config.encoder.arch)
+    patches = config.grid[0] * config.grid[1]
+    pixels = 3 * config.encoder.patch_px**2
+    embed = 2.0 * pixels * size.dim * patches
+    blocks = _num_blocks(config)
+    narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
+    in_pixels = config.targets.space != "embeddings"
+    between = size.dim * context_patches  # the predictor's first and last Linear
+    between += target_dim(config) * blocks * target_patches
+    seen = patches if config.targets.masked == "output" else blocks * target_patches
+    lengths = (patches, 1) if config.targets.masked == "output" else (target_patches, blocks)
+    teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
+    target = embed * seen / patches + lengths[1] * _blocks(teacher, lengths[0])
+    return StepFlops(
+        target=0.0 if in_pixels else target,
+        context=3 * (embed * context_patches / patches + _blocks(size, context_patches)),
+        predictor=3
+        * (blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * between),
+    )
+
+
+def forward_flops(config: PretrainConfig) -> float:
+    """FLOPs of the encoder for one whole image, as when features are extracted."""
+    size = architecture(config.encoder.arch)
+    patches = config.grid[0] * config.grid[1]
+    return 6.0 * config.encoder.patch_px**2 * size.dim * patches + _blocks(size, patches)
+
+
+def utilisation(tflops: float, device: str) -> float | None:
+    """Share of the device's bf16 peak, 0 to 1; None for a device that is not in `PEAK_TFLOPS`."""
+    peaks = [peak for name, peak in PEAK_TFLOPS.items() if name in device]
+    return tflops / peaks[0] if peaks else None
+
+
+def step_bytes(
+    config: PretrainConfig,
+    parameters: tuple[int, int],
+    masks: tuple[int, int],
+    *,
+    images: int,
+    bf16: bool,
+    recompute: bool = False,
+) -> float:
+    """Memory that a training step needs at its peak.
+
+    Args:
+        config: networks, targets and masks.
+        parameters: of the encoder and of the predictor, trained ones.
+        masks: patches of the longest context and of the largest target block.
+        images: computed at a time; gradients of parts of a batch add up.
+        bf16: whether networks compute in bfloat16.
+        recompute: whether blocks are computed again in the backward pass.
+    """
+    trained, encoder = sum(parameters), parameters[0]
+    weights = FP32_BYTES * (3 * trained + encoder)  # AdamW has two moments; the target encoder
+    if bf16:  # weights as autocast has cast them, and the teacher's copy
+        has_copy = config.targets.space == "embeddings" and config.optimization.teacher == "bf16"
+        weights += BF16_BYTES * (trained + encoder * has_copy)
+    kept = activation_bytes(config, images, *masks, bf16=bf16, recompute=recompute)
+    gradients = FP32_BYTES * trained
+    if images < config.data.batch_size:
+        return weights + gradients + kept
+    return weights + max(gradients, kept)  # these come while those go
+
+
+def activation_bytes(
+    config: PretrainConfig,
+    images: int,
+    context_patches: int,
+    target_patches: int,
+    *,
+    bf16: bool,
+    recompute: bool = False,
+) -> float:
+    """What the backward pass keeps for `images` images; an estimate, attention being fused.
+
+    If blocks are recomputed, only what enters them is kept, and one block is whole at a time.
+    """
+    size = architecture(config.encoder.arch)
+    narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
+    blocks = _num_blocks(config)
+    together = blocks * (context_patches + target_patches)
+    context_block = context_patches * _block_bytes(size, bf16=bf16)
+    predictor_block = together * _block_bytes(narrow, bf16=bf16)
+    last = target_patches / (context_patches + target_patches)  # of the predictor: targets alone
+    kept = size.depth * context_block + (narrow.depth - 1 + last) * predictor_block
+    if recompute:
+        qkv_bytes = 3 * (BF16_BYTES if bf16 else FP32_BYTES)
+        kept = context_patches * size.dim * size.depth * FP32_BYTES
+        kept += together * narrow.dim * narrow.depth * (FP32_BYTES + qkv_bytes)
+        kept += max(context_block, predictor_block)
+    # Of the loss: predictions, targets, both in fp32, and the gradient.
+    outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
+    height, width = config.data.image_size
+    pictures = 2 * 3 * height * width * FP32_BYTES  # as an image and as patches
+    return images * (kept + outputs + pictures)
+
+
+def _num_blocks(config: PretrainConfig) -> int:
+    masks = config.masks
+    if masks.kind == "multiblock":
+        return masks.num_targets
+    return 3 if masks.kind == "rasterized" else 1
+
+
+def _blocks(size: Architecture, tokens: float) -> float:
+    """Forward pass of all blocks over one sequence."""
+    linear = 2.0 * (4 + 2 * size.mlp_ratio) * size.dim**2
+    attention = 4.0 * tokens * size.dim
+    return size.depth * tokens * (linear + attention)
+
+
+def _block_bytes(size: Architecture, *, bf16: bool) -> float:
+    """What a block keeps of a token for its backward pass.
+
+    In fp32 the residual stream before each norm; in the computing type each norm's output, queries,
+    keys, values, what attention makes of them, and the MLP before and after GELU. In fp32 the
+    attention's output is not copied once more.
+    """
+    residual = 2 * FP32_BYTES
+    computed = (7 + 2 * size.mlp_ratio) * (BF16_BYTES if bf16 else FP32_BYTES)
+    return size.dim * (residual + computed)

@@ -1,0 +1,141 @@
+"""Is the encoder collapsing? The loss does not tell; these numbers do."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ijepa.jepa.targets import prediction_loss
+
+
+class Health(NamedTuple):
+    """State of pooled features over many images.
+
+    Attributes:
+        rankme: effective number of dimensions, 1 to min(images, dim).
+        feature_std: standard deviation over images, mean over dimensions.
+        mean_cosine: cosine between different images, mean over pairs, -1 to 1.
+    """
+
+    rankme: float
+    feature_std: float
+    mean_cosine: float
+
+
+@torch.no_grad()
+def health(features: Tensor) -> Health:
+    """Measure pooled features.
+
+    Args:
+        features: (images, dim) float, one row an image; at least 2 rows.
+    """
+    features = features.double()
+    std = features.std(dim=0).mean()
+    return Health(rankme(features), float(std), mean_cosine(features))
+
+
+def rankme(features: Tensor) -> float:
+    """Effective rank: exp of the entropy of the normalised singular values.
+
+    Args:
+        features: (images, dim) float.
+
+    Source: Garrido et al., RankMe, 2023, equation 1.
+    """
+    singular = torch.linalg.svdvals(features.double())
+    share = singular / singular.sum() + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def mean_cosine(features: Tensor) -> float:
+    """Mean cosine similarity over all pairs of different rows, without making the pairs."""
+    unit = F.normalize(features.double(), dim=1)
+    count = len(unit)
+    return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
+
+
+def lidar(views: Tensor, delta: float = 1e-4) -> float:
+    """Effective rank of what tells images apart, relative to what tells views of one image apart.
+
+    Args:
+        views: (images, views, dim) float; here each view is what the predictor makes of an image
+            from another context, averaged over its target blocks.
+        delta: added to the within-image covariance, which need not have full rank.
+
+    Returns:
+        1 to min(images - 1, dim).
+
+    Source: Thilak et al., LiDAR, 2023, section 4.
+    """
+    views = views.double()
+    num_images, num_views, dim = views.shape
+    means = views.mean(dim=1)
+    spread = (views - means.unsqueeze(1)).flatten(0, 1)
+    within = spread.T @ spread / (num_images * num_views)
+    within += delta * torch.eye(dim, dtype=torch.float64, device=views.device)
+    centred = means - means.mean(dim=0)
+    between = centred.T @ centred / num_images
+    values, vectors = torch.linalg.eigh(within)
+    whiten = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    strength = torch.linalg.eigvalsh(whiten @ between @ whiten).clamp(min=0)
+    share = strength / strength.sum().clamp(min=1e-300) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def mean_cosine_of_pairs(first: Tensor, second: Tensor) -> float:
+    """Mean cosine similarity of row n of one with row n of the other: (images, dim) each."""
+    return float(F.cosine_similarity(first.double(), second.double(), dim=1).mean())
+
+
+def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -> float:
+    """Share of images whose class is that of most of their nearest neighbours, itself left out.
+
+    Args:
+        features: (images, dim) float.
+        labels: (images,) int64, any numbers.
+        neighbours: how many vote; a tie goes to the smallest class number.
+    """
+    labels = torch.unique(labels, return_inverse=True)[1]
+    unit = F.normalize(features.double(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    nearest = similarity.topk(min(neighbours, len(labels) - 1), dim=1).indices
+    votes = F.one_hot(labels)[nearest].sum(dim=1)
+    return float((votes.argmax(dim=1) == labels).double().mean())
+
+
+def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
+    """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
+
+    Args:
+        predictions: (M * B, T, dim).
+        targets: (M * B, T, dim).
+    """
+    mean = targets.float().mean(dim=(0, 1), keepdim=True).expand_as(targets)
+    return float(
+        prediction_loss(predictions.float(), targets.float())
+        / prediction_loss(mean, targets.float())
+    )
+
+
+def verdict(now: Health, first: Health) -> str | None:
+    """Say in plain words that the encoder collapses, or nothing.
+
+    Args:
+        now: as measured.
+        first: of the freshly initialised encoder, on the same images.
+    """
+    closer = (1 - now.mean_cosine) / (1 - first.mean_cosine + 1e-12)
+    if now.mean_cosine > 0.99 and closer < 0.1:  # some data looks alike at the start already
+        return (
+            f"the target encoder is collapsing: all images look alike to it (mean cosine "
+            f"{now.mean_cosine:.4f}). Lower the learning rate, raise the EMA momentum, or enlarge "
+            f"the context (masks.min_keep)."
+        )
+    if now.rankme < 0.5 * first.rankme:
+        return (
+            f"the target encoder is losing dimensions: RankMe {now.rankme:.1f}, at the start "
+            f"{first.rankme:.1f}. A dip early on is normal; if it stays, lower the learning rate "
+            f"or raise the EMA momentum."
+        )
+    return None

@@ -1,0 +1,159 @@
+"""One optimizer step of I-JEPA. Source: facebookresearch/ijepa `src/train.py`."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ijepa.config import OptimizationConfig, PretrainConfig
+from ijepa.distributed import is_shared_out, unshared_gradients, uses_bf16, whole
+from ijepa.errors import IjepaError
+from ijepa.jepa.jepa import IJepa, parameter_groups
+from ijepa.jepa.masking import Masks, part_of
+from ijepa.jepa.schedules import Schedules
+from ijepa.jepa.targets import prediction_loss
+
+
+class Outcome(NamedTuple):
+    """What a step leaves behind, still on its device.
+
+    Attributes:
+        loss: () float32, mean over the images of the step that this process has.
+        grad_norm: () float32, of all trained parameters together, before the update; None where it
+            was not asked for.
+        predictions: (M * B, T, dim) of the last group of masks, before the update.
+        targets: (M * B, T, dim), likewise.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor | None
+    predictions: Tensor
+    targets: Tensor
+
+
+class Trainer:
+    """Networks, optimizer and schedules; `step` is all there is to training."""
+
+    def __init__(
+        self,
+        model: IJepa,
+        config: OptimizationConfig,
+        steps_per_epoch: int,
+        micro_batch: int | None = None,
+    ) -> None:
+        """Prepare to train `model` in place, `micro_batch` images at a time (None: all).
+
+        `forward` may be set to a wrapper of the model that averages gradients over processes.
+        """
+        self.model, self.micro_batch = model, micro_batch
+        self.forward: nn.Module = model
+        self.schedules = Schedules(config, steps_per_epoch)
+        groups = parameter_groups([model.encoder, model.predictor])
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        self._trained = [p for group in groups for p in group["params"]]
+        self._device = next(model.parameters()).device
+        self._bf16 = uses_bf16(config.precision, self._device)
+        encodes = model.config.space == "embeddings"
+        if encodes and self._bf16 and config.teacher == "bf16" and not is_shared_out(model):
+            model.keep_bf16_teacher()
+
+    def step(
+        self, step: int, images: Tensor, groups: list[Masks], *, with_norm: bool = True
+    ) -> Outcome:
+        """Forward, backward, AdamW, EMA.
+
+        Args:
+            step: counted from 0; sets learning rate, weight decay and EMA momentum.
+            images: (B, 3, height, width) float, normalised.
+            groups: masks of these images, in their order.
+            with_norm: whether to measure the gradients.
+        """
+        self._schedule(step)
+        total, answers = images.new_zeros(()), []
+        for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
+            with self._gathering(is_last=chosen.stop == len(images)):
+                with self._precision():
+                    answers = self.forward(images[chosen], pieces)
+                loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
+                torch.autograd.backward(loss)
+            total += loss.detach()
+        norm = self._grad_norm() if with_norm else None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.update_target(self.schedules.ema(step))
+        return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
+
+    @torch.no_grad()
+    def weights_norm(self) -> float:
+        """Euclidean norm of all trained weights; all processes must ask for it."""
+        return float(whole(torch.nn.utils.get_total_norm(self._trained)))
+
+    def _grad_norm(self) -> Tensor:
+        grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(grads))
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
+
+    def _gathering(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients once a step, with its last part."""
+        return contextlib.nullcontext() if is_last else unshared_gradients(self.forward)
+
+    def _loss(self, answers: list[tuple[Tensor, Tensor]], groups: list[Masks]) -> Tensor:
+        """Mean over the images of all groups."""
+        name, whole = self.model.config.loss, _count(groups)
+        losses = [
+            prediction_loss(predicted.float(), target.float(), name) * (_count([masks]) / whole)
+            for (predicted, target), masks in zip(answers, groups, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def _schedule(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedules.lr(step)
+            group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
+
+
+def micro_batches(groups: list[Masks], size: int) -> Iterator[tuple[slice, list[Masks]]]:
+    """Parts of a batch of at most `size` images, as equal as can be, with their masks.
+
+    A group that spans two parts is cut in two; its contexts keep their common length, so that the
+    masks do not depend on how much fits into memory.
+    """
+    batch = _count(groups)
+    parts = -(-batch // size)
+    ends = [batch * number // parts for number in range(parts + 1)]
+    for chosen in itertools.starmap(slice, itertools.pairwise(ends)):
+        yield chosen, part_of(groups, chosen)
+
+
+def _count(groups: list[Masks]) -> int:
+    return sum(len(masks.context) for masks in groups)
+
+
+def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | None) -> None:
+    """Refuse a batch of which processes that share their weights would compute unequal parts.
+
+    A forward pass gathers the weights from all of them, so each must take as many passes: one for
+    each group of masks that its images belong to.
+
+    Raises:
+        IjepaError: one process would wait for ever.
+    """
+    batch, group = config.data.batch_size, config.masks.group_size
+    share = batch // num_processes
+    sizes = [min(group, batch - start) for start in range(0, batch, group)]
+    groups = [Masks(torch.empty(size, 0), torch.empty(0, size, 0)) for size in sizes]
+    passes = []
+    for rank in range(num_processes):
+        mine = part_of(groups, slice(rank * share, (rank + 1) * share))
+        passes.append([len(pieces) for _, pieces in micro_batches(mine, micro_batch or share)])
+    if any(of_rank != passes[0] for of_rank in passes):
+        raise IjepaError(
+            f"With --parallel fsdp every process must see whole mask groups or an equal part of "
+            f"one: {num_processes} processes take {share} images each, and masks.group_size is "
+            f"{group}. Set masks.group_size to {share}, or to a divisor of it."
+        )

@@ -1,1 +1,0 @@
-"""The paper as pure tensor functions: encoder, predictor, masks, loss, schedules."""

@@ -1,0 +1,1 @@
+"""Records of scores, tables and the page."""

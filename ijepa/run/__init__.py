@@ -1,1 +1,0 @@
-"""A pretraining run between its first step and its last: train, watch, save, resume."""

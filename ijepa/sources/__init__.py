@@ -1,1 +1,0 @@
-"""Data sets read as (key, image bytes, labels); one file a kind."""

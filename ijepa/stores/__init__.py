@@ -1,1 +1,0 @@
-"""Bytes on disk: stages, shards, features, checkpoints, results. No science."""

@@ -1,0 +1,1 @@
+"""What happens between step 0 and the last."""

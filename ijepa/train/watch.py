@@ -1,0 +1,138 @@
+"""Looking at the encoders now and then, always at the same images: do they learn, or collapse?"""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ijepa.config import PretrainConfig
+from ijepa.data.loader import ViewBatches, ViewPlan, batches
+from ijepa.data.shards import Sample
+from ijepa.distributed import gather_rows, uses_bf16
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.draws import VIEWS, stream
+from ijepa.jepa.jepa import IJepa
+from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.monitor import (
+    Health,
+    health,
+    lidar,
+    loss_vs_mean_target,
+    mean_cosine_of_pairs,
+    neighbour_accuracy,
+    verdict,
+)
+from ijepa.jepa.targets import last_layer
+from ijepa.jepa.training import Outcome
+from ijepa.world import World
+
+BATCH = 32  # more fall out of the caches of a CPU
+LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """The chosen images, what the fresh encoder made of them, and what it makes of them now."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        samples: list[Sample],
+        device: torch.device,
+        world: World = World(),  # noqa: B008  # a constant
+    ) -> None:
+        """Look at these samples; `first` is set by the first look, or by a resumed run."""
+        self._config, self._samples, self._device, self._world = config, samples, device, world
+        self._labels: Tensor | None = None
+        if all(sample.labels.get(config.watch.label, -1) >= 0 for sample in samples):
+            labels = [sample.labels[config.watch.label] for sample in samples]
+            self._labels = torch.tensor(labels, device=device)
+        self._pixels: Tensor | None = None  # (images, 3, height, width) uint8, on the device
+        self._bf16 = uses_bf16(config.optimization.precision, device)
+        self.first: Health | None = None
+
+    @torch.no_grad()
+    def look(self, model: IJepa) -> dict[str, float]:
+        """Measure both encoders on the chosen images; nothing of it reaches the training.
+
+        All processes must call it: each encodes its share of the images.
+
+        Raises:
+            FloatingPointError: the features are not finite.
+        """
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            return self._measured(model, self._views())
+
+    def _measured(self, model: IJepa, views: Tensor) -> dict[str, float]:
+        target = self._pooled(model, views, which="target_encoder")
+        if not target.isfinite().all():
+            raise FloatingPointError("The target encoder's features are not finite")
+        predicted = self._predicted_views(model, views)
+        if not predicted.isfinite().all():
+            raise FloatingPointError("The predictions are not finite")
+        now = health(target)
+        self.first = self.first or now
+        context = self._pooled(model, views, which="encoder")
+        numbers = {
+            **now._asdict(),
+            "lidar": lidar(predicted),
+            "context_target_cosine": mean_cosine_of_pairs(context, target),
+        }
+        if self._labels is not None:
+            numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
+        return numbers
+
+    def judge(self, numbers: dict[str, float], outcome: Outcome, step: int) -> dict[str, float]:
+        """Warn if the encoder collapses; returns how much better than the mean it predicts."""
+        now = Health(**{name: numbers[name] for name in Health._fields})
+        warning = verdict(now, self.first or now)
+        if warning:
+            log.warning("step %d: %s", step, warning)
+        return {"loss_vs_mean_target": loss_vs_mean_target(outcome.predictions, outcome.targets)}
+
+    def _views(self) -> Tensor:
+        """(images, 3, height, width) normalised; decoded by the first look alone."""
+        data = self._config.data
+        if self._pixels is None:
+            plan = ViewPlan(data.image_px, data.eval_crop_fraction)
+            dataset = ViewBatches(_Encoded(self._samples), plan, BATCH)
+            made = batches(dataset, range(len(dataset)), workers=0)
+            self._pixels = torch.cat([batch.images for batch in made]).to(self._device)
+        return normalise(self._pixels, data.mean, data.std)
+
+    def _pooled(self, model: IJepa, views: Tensor, which: str) -> Tensor:
+        """(images, dim) float32 of all images; each process encodes as many, some twice."""
+        encoder, size = getattr(model, which), self._world.size
+        share = -(-len(views) // size)
+        first = self._world.rank * share
+        mine = views[torch.arange(first, first + share, device=views.device) % len(views)]
+        found = [encoder.pooled_layers(part, 1)[:, -1].float() for part in torch.split(mine, BATCH)]
+        return gather_rows(torch.cat(found), self._world)[: len(views)]
+
+    def _predicted_views(self, model: IJepa, views: Tensor) -> Tensor:
+        """(images, views, dim): what the predictor makes of each image from several contexts."""
+        images = views[:LIDAR_IMAGES]
+        masks = self._config.masks.model_copy(update={"group_size": len(images)})
+        made = []
+        for view in range(LIDAR_VIEWS):
+            rng = stream(self._config.seed, VIEWS, view)
+            [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
+            predicted = model.predictions(images, drawn.to(self._device)).float()
+            predicted = last_layer(predicted, model.config)
+            blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
+            made.append(blocks.mean(dim=(0, 2)))
+        return torch.stack(made, dim=1)
+
+
+class _Encoded:
+    """Samples as a loader wants them."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read_image(self, number: int) -> bytes:
+        return self._samples[number].image
