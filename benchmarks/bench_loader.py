@@ -24,7 +24,7 @@ from ijepa.data.decoded import CachedCropBatches, DecodedImages
 from ijepa.data.loader import RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.jepa.augment import CropDraws, draw_crops, fit_box, normalise
-from ijepa.jepa.draws import CROPS, stream
+from ijepa.jepa.rng import CROPS, stream
 from ijepa.shard import shard
 
 BATCH = 64

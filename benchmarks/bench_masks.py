@@ -7,7 +7,7 @@ from plain_masks import plain_masks
 from timing import emit, medians
 
 from ijepa.config import MultiblockMasks
-from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.masks import sample_masks
 
 BATCH = 128
 

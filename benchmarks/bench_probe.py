@@ -30,9 +30,9 @@ from sklearn.preprocessing import StandardScaler
 from timing import emit, medians
 from torch import nn
 
+from ijepa.compute import computing, pick_linear
 from ijepa.features.store import FeatureHeader, open_features
 from ijepa.features.writer import FeatureWriter
-from ijepa.jepa.compute import computing, pick_linear
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol

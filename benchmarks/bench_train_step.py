@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PredictorConfig, PretrainConfig
-from ijepa.jepa.compute import computing, pick_linear
-from ijepa.jepa.cost import step_flops, utilisation
-from ijepa.jepa.jepa import IJepa, build_ijepa
-from ijepa.jepa.masking import Masks, batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.flops import step_flops, utilisation
+from ijepa.jepa.masks import Masks, batch_masks
+from ijepa.jepa.model import IJepa, build_ijepa
+from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import compile_blocks, initialise, sincos_positions
 
 ON_GPU = torch.cuda.is_available()

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from timing import emit
 
+from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
-from ijepa.jepa.compute import computing, pick_linear
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import sample_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import sample_masks
+from ijepa.jepa.model import build_ijepa
+from ijepa.jepa.step import Trainer
 
 BATCH = 8
 CONFIG = PretrainConfig(

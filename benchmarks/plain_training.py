@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.config import OptimizationConfig
-from ijepa.jepa.jepa import IJepa, parameter_groups
-from ijepa.jepa.masking import Masks
+from ijepa.jepa.masks import Masks
+from ijepa.jepa.model import IJepa, parameter_groups
 from ijepa.jepa.schedules import Schedules
 
 

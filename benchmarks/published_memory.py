@@ -25,7 +25,7 @@ IMAGES = 4
 
 def make(path: Path) -> None:
     """Write the file; optimizer state is zeros, the rest random."""
-    from ijepa.jepa.jepa import build_ijepa
+    from ijepa.jepa.model import build_ijepa
 
     with torch.device("meta"):
         model = build_ijepa(load_recipe(RECIPE))
@@ -82,7 +82,7 @@ def report(what: str) -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {line.split(":")[0]: line.split() for line in lines if line.endswith("kB")}
     peak, anonymous = (int(sizes[name][1]) * 1024 for name in ("VmHWM", "RssAnon"))
-    from ijepa.jepa.architectures import architecture
+    from ijepa.config.architectures import architecture
     from ijepa.jepa.vit import Encoder
 
     config = load_recipe(RECIPE)

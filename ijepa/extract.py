@@ -111,10 +111,10 @@ def _finish_together(writer: FeatureWriter, work: Work, facts: dict[str, str]) -
 
 def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     """Write this process's share of the rows that are not there yet, and say what computed."""
+    from ijepa.compute import computing, linear_name
     from ijepa.distributed import device_name, lead, pick_device
     from ijepa.encoders.load import load_encoder
     from ijepa.encoders.stream import feature_batches, linear_kernel
-    from ijepa.jepa.compute import computing, linear_name
 
     config, images, device = job.config, job.images, pick_device(job.runtime.device)
     encoder = load_encoder(

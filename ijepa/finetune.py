@@ -189,7 +189,7 @@ def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
     import torch
 
     from ijepa.encoders.frozen import CLASS_TOKEN
-    from ijepa.jepa.classifier import Classifier
+    from ijepa.train.classifier import Classifier
     from ijepa.train.finetuning import FinetuneRun
 
     config = job.config

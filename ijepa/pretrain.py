@@ -226,7 +226,7 @@ def started(config: PretrainConfig, start: Start) -> PretrainConfig:
 
 
 def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
-    from ijepa.jepa.training import check_passes
+    from ijepa.jepa.step import check_passes
 
     if config.data.batch_size % num_processes:
         raise IjepaError(
@@ -268,10 +268,9 @@ def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
     """The same for data that need not be there yet: only the number of its images is asked for."""
-    from ijepa.jepa.cost import step_bytes, step_flops
-    from ijepa.jepa.mask_statistics import mask_statistics
-    from ijepa.jepa.masking import batch_masks
-    from ijepa.jepa.training import micro_batches
+    from ijepa.jepa.flops import step_bytes, step_flops
+    from ijepa.jepa.masks import batch_masks, mask_statistics
+    from ijepa.jepa.step import micro_batches
     from ijepa.train.sizes import model_size
 
     per_epoch = steps_per_epoch(images, config)

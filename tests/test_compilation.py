@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ijepa.config import Runtime
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.step import Trainer
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
 from ijepa.train import loop

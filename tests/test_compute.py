@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ijepa import compute
+from ijepa.compute import computing, pick_linear, recompute
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.jepa import compute
-from ijepa.jepa.compute import computing, pick_linear, recompute
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import sample_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import sample_masks
+from ijepa.jepa.model import build_ijepa
+from ijepa.jepa.step import Trainer
 
 CPU = torch.device("cpu")
 LAYOUTS = {

@@ -25,7 +25,7 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.jepa import build_ijepa, parameter_groups
+from ijepa.jepa.model import build_ijepa, parameter_groups
 from ijepa.jepa.vit import build_predictor
 from ijepa.probe import FeaturePair, probe
 from ijepa.results.record import read_result

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa.jepa.cost import activation_bytes, step_flops, utilisation
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.targets import prediction_loss
+from ijepa.jepa.flops import activation_bytes, step_flops, utilisation
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.model import build_ijepa, prediction_loss
 from ijepa.recipes import load_recipe
 
 

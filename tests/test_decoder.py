@@ -28,7 +28,7 @@ from ijepa.encoders.decoders import load_decoder
 from ijepa.encoders.jepa import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
-from ijepa.jepa.targets import Targets
+from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
 from ijepa.train.checkpoint import load_state

@@ -20,7 +20,7 @@ from ijepa.data.shards import open_shards
 from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.jepa.masking import batch_masks, part_of
+from ijepa.jepa.masks import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.records import read_metrics

@@ -18,13 +18,6 @@ from ijepa.data.loader import batches
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.finetune import finetune, plan_finetune
-from ijepa.jepa.classifier import (
-    Classifier,
-    DropBranch,
-    layer_of,
-    learning_rate,
-    parameter_groups,
-)
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.records import read_metrics
@@ -33,6 +26,13 @@ from ijepa.results.compare import compare
 from ijepa.results.record import read_result
 from ijepa.shard import shard
 from ijepa.train import finetuning
+from ijepa.train.classifier import (
+    Classifier,
+    DropBranch,
+    layer_of,
+    learning_rate,
+    parameter_groups,
+)
 from ijepa.train.finetune_protocols import finetune_config
 from ijepa_cli.main import app
 

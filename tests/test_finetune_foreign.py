@@ -22,7 +22,7 @@ from ijepa.encoders.load import load_encoder
 from ijepa.encoders.trainable import load_trainable
 from ijepa.errors import IjepaError
 from ijepa.finetune import finetune, plan_finetune
-from ijepa.jepa.classifier import Classifier, layer_of, parameter_groups
+from ijepa.train.classifier import Classifier, layer_of, parameter_groups
 
 TINY = Path(__file__).parent / "parity" / "official-tiny.pth.tar"
 FILES = {  # kind: what its file holds

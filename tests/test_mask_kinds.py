@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from ijepa.config import BlockMasks, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.errors import IjepaError
-from ijepa.jepa.mask_statistics import mask_shapes
-from ijepa.jepa.masking import batch_masks, check_masks, sample_masks
-from ijepa.jepa.training import micro_batches
+from ijepa.jepa.masks import batch_masks, check_masks, mask_shapes, sample_masks
+from ijepa.jepa.step import micro_batches
 from ijepa.recipes import load_recipe
 
 seed = st.integers(0, 2**32 - 1)

@@ -13,11 +13,10 @@ from ijepa.config import (
     PredictorConfig,
     PretrainConfig,
 )
-from ijepa.jepa.jepa import IJepa, build_ijepa
-from ijepa.jepa.masking import Masks
+from ijepa.jepa.masks import Masks
+from ijepa.jepa.model import IJepa, build_ijepa, prediction_loss
 from ijepa.jepa.schedules import Schedules
-from ijepa.jepa.targets import prediction_loss
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.step import Trainer
 
 FOLDER = Path(__file__).parent / "parity"
 TOLERANCE = 1e-5  # relative, fp32

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.model import build_ijepa
+from ijepa.jepa.step import Trainer
 from ijepa.recipes import load_recipe
 
 STEPS = 50

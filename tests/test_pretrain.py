@@ -20,9 +20,9 @@ from ijepa.config import Runtime, StreamConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.model import build_ijepa
+from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import Encoder, Predictor
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
@@ -247,7 +247,7 @@ def test_more_broken_batches_than_rollbacks_stop_the_run(
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):
-    from ijepa.jepa.training import Trainer
+    from ijepa.jepa.step import Trainer
 
     step = Trainer.step
 

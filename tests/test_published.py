@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ijepa.config import OptimizationConfig
 from ijepa.encoders.load import _lineage_of
 from ijepa.encoders.networks import Networks, Provenance
-from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.schedules import Schedules
 from ijepa.paper import TABLES, pretraining_data, pretraining_epochs
 from ijepa.recipes import load_recipe

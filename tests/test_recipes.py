@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 import ijepa.pretrain
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.jepa.masking import check_masks
+from ijepa.jepa.masks import check_masks
 from ijepa.recipes import load_recipe, recipe_names, recipe_title
 from ijepa_cli.main import app
 

@@ -14,7 +14,7 @@ from ijepa.encoders.reading import read_networks
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.jepa.targets import layer_norm
+from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.records import read_metrics
 from ijepa.train.checkpoint import load_checkpoint, save_checkpoint

@@ -15,18 +15,18 @@ from ijepa.config import (
     TargetConfig,
 )
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import sample_masks
-from ijepa.jepa.targets import (
+from ijepa.jepa.masks import sample_masks
+from ijepa.jepa.model import (
     LOSSES,
     Targets,
+    build_ijepa,
     gather_blocks,
     layer_norm,
     patchify,
     prediction_loss,
     standardise,
 )
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import gather_patches
 
 GRID, BATCH = (8, 10), 6

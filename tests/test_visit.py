@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.model import build_ijepa
 from ijepa.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]

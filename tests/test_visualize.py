@@ -7,8 +7,7 @@ from PIL import Image
 from ijepa.config import Runtime
 from ijepa.errors import IjepaError
 from ijepa.figures.mask_sheet import GAP_PX, HIDDEN, LINE_PX, mask_sheet
-from ijepa.jepa.mask_statistics import mask_statistics
-from ijepa.jepa.masking import batch_masks
+from ijepa.jepa.masks import batch_masks, mask_statistics
 from ijepa.recipes import load_recipe
 from ijepa.visualize import MaskSheetConfig, visualize_masks
 

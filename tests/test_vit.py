@@ -7,9 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import build_ijepa
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.targets import prediction_loss
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.model import build_ijepa, prediction_loss
 from ijepa.jepa.vit import (
     architecture,
     build_encoder,

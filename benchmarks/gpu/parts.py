@@ -346,8 +346,8 @@ def _fitting_epochs(session: Session, seconds: float, settings: list[str]) -> in
 
 def relative_cost(session: Session, settings: list[str]) -> float:
     """FLOPs of a step with these settings, relative to the recipe's own."""
-    from ijepa.jepa.cost import step_flops
-    from ijepa.jepa.mask_statistics import mask_statistics
+    from ijepa.jepa.flops import step_flops
+    from ijepa.jepa.masks import mask_statistics
 
     costs = []
     for config in (session.config(settings), session.config()):

@@ -72,7 +72,7 @@ class EncoderConfig(Settings):
     """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py).
 
     Attributes:
-        arch: a name of `ijepa.jepa.architectures.ARCHITECTURES`.
+        arch: a name of `ijepa.config.architectures.ARCHITECTURES`.
         patch_px: side of the square patches.
         init: `published` draws every Linear from a normal of std 0.02 cut at 2; `depth-scaled`
             then divides what each block adds by sqrt(2 * its number), which the released code

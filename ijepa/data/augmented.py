@@ -14,7 +14,7 @@ from ijepa.config import DataConfig, FinetuneConfig, height_width
 from ijepa.data.images import decode_rgb
 from ijepa.data.loader import Batch, Images, Ints, StepPlan
 from ijepa.jepa.augment import fit_box, resize_box
-from ijepa.jepa.draws import AUGMENTED, stream
+from ijepa.jepa.rng import AUGMENTED, stream
 
 TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
 

@@ -29,7 +29,7 @@ from ijepa.jepa.augment import (
     resize_box,
     squash,
 )
-from ijepa.jepa.draws import AUGMENTED, CROPS, SHUFFLE, stream
+from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 

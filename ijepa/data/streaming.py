@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import Sample
-from ijepa.jepa.draws import BUFFERS, SHARDS, stream
+from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 
 if TYPE_CHECKING:
     from ijepa.data.remote import RemoteSplit

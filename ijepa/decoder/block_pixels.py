@@ -13,7 +13,7 @@ from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import crop_batch
 from ijepa.jepa.blocks import Grid
-from ijepa.jepa.masking import Masks, sample_masks
+from ijepa.jepa.masks import Masks, sample_masks
 
 
 def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generator) -> Masks:

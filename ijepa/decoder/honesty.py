@@ -28,8 +28,8 @@ from ijepa.decoder.model import (
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.draws import MASKS, NOISE, SHUFFLE, stream
-from ijepa.jepa.masking import Masks
+from ijepa.jepa.masks import Masks
+from ijepa.jepa.rng import MASKS, NOISE, SHUFFLE, stream
 from ijepa.progress import Progress
 
 AT_ONCE = 32

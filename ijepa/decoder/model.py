@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from ijepa.config import DecoderConfig, PretrainConfig
 from ijepa.config.decoder import GROUPS
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import IJepa
-from ijepa.jepa.masking import Masks
-from ijepa.jepa.targets import Targets, last_layer
+from ijepa.jepa.masks import Masks
+from ijepa.jepa.model import IJepa, Targets, last_layer
 
 TIMES = 1000  # the U-Net's time of pure noise
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ijepa.compute import computing, linear_name, pick_linear
 from ijepa.config import DecoderConfig, Runtime
 from ijepa.data.loader import Batch, Images, RandomCropBatches, StepPlan, batches
 from ijepa.decoder.block_pixels import block_boxes, cut_blocks, draw_blocks
@@ -24,12 +25,11 @@ from ijepa.decoder.model import (
 from ijepa.distributed import device_name, num_workers, pick_device, uses_bf16
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.classifier import learning_rate
-from ijepa.jepa.compute import computing, linear_name, pick_linear
-from ijepa.jepa.draws import MASKS, NOISE, stream
-from ijepa.jepa.masking import check_masks
+from ijepa.jepa.masks import check_masks
+from ijepa.jepa.rng import MASKS, NOISE, stream
 from ijepa.progress import Progress
 from ijepa.train.checkpoint import CheckpointWriter, load_state, load_weights
+from ijepa.train.classifier import learning_rate
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.stopping import stop_requests
 

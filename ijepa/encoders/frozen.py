@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import DataConfig, Precision, Rgb, Size
 from ijepa.distributed import uses_bf16
 from ijepa.features.mapped import give_back, unchanged_maps
-from ijepa.jepa.classifier import Transformer
 from ijepa.lineage import Lineage
 
 Pool = Callable[[Tensor, int], Tensor]
+Transformer = VisionTransformer | Beit
 
 CLASS_TOKEN = "class token after the final norm"
 PATCH_AVERAGE = "average of patch tokens after the final norm"

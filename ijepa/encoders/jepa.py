@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ijepa.config import PretrainConfig
 from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import IJepa, build_ijepa
+from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.train.checkpoint import load_checkpoint, load_weights
 
 

@@ -20,6 +20,7 @@ from ijepa.config import (
     StrPath,
     height_width,
 )
+from ijepa.config.architectures import architecture
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path, published_name
@@ -27,8 +28,7 @@ from ijepa.encoders.networks import Networks
 from ijepa.encoders.reading import read_networks
 from ijepa.encoders.released_names import FILES, Model
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import architecture
-from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.vit import Encoder, build_encoder
 from ijepa.lineage import Lineage, run_family
 from ijepa.paper import pretraining_set

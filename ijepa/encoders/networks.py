@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
+from ijepa.config.architectures import ARCHITECTURES, architecture
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import ARCHITECTURES, architecture
 from ijepa.jepa.vit import Encoder, Predictor, target_dim
 from ijepa.train.checkpoint import check_weights
 

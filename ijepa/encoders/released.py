@@ -11,10 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.config import Size, height_width
+from ijepa.config.architectures import ARCHITECTURES
 from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import ARCHITECTURES
 from ijepa.lineage import Lineage
 from ijepa.train.checkpoint import check_weights
 from ijepa.weights import read_weights, unwrapped

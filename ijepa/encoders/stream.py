@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.compute import LinearKernel, pick_linear
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.data.loader import Batch, SampleViewBatches, ViewPlan, batches
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import num_workers, pick_device
 from ijepa.encoders.frozen import NOTHING, FrozenEncoder
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.compute import LinearKernel, pick_linear
 
 CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
 IN_FLIGHT = {"cuda": 1}  # batches begun before the last is fetched; a CPU's are done at once

@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 from ijepa.config import DataConfig, Size
 from ijepa.encoders.catalogue import KINDS
-from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE
+from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE, Transformer
 from ijepa.encoders.load import load_encoder, load_vit, vit_in
 from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
-from ijepa.jepa.classifier import Transformer
 from ijepa.lineage import Lineage
 from ijepa.stage import read_json
 

@@ -15,8 +15,9 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD
+from ijepa.config.architectures import ARCHITECTURES
 from ijepa.encoders.catalogue import KINDS
-from ijepa.encoders.frozen import CLASS_TOKEN, Asked, FrozenEncoder, weights_sha256
+from ijepa.encoders.frozen import CLASS_TOKEN, Asked, FrozenEncoder, Transformer, weights_sha256
 from ijepa.encoders.released import (
     EVAL_CROP,
     Weights,
@@ -28,8 +29,6 @@ from ijepa.encoders.released import (
     token_pool,
 )
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import ARCHITECTURES
-from ijepa.jepa.classifier import Transformer
 from ijepa.jepa.vit import LayerNorm
 
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"

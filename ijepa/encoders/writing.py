@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ijepa.config.architectures import Architecture, architecture
 from ijepa.encoders.names import transformers_of_ours
 from ijepa.encoders.networks import ENCODERS, Networks, Weights
 from ijepa.encoders.reading import NOTES, SAME_NETWORK
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import Architecture, architecture
 from ijepa.jepa.augment import resized_px
 from ijepa.stage import write_json
 from ijepa.train.checkpoint import Checkpoint, save_checkpoint

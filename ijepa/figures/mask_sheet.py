@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ijepa.figures.sheet import heat_colours
 from ijepa.jepa.blocks import Grid
-from ijepa.jepa.masking import Masks
+from ijepa.jepa.masks import Masks
 
 TILE_PX, GAP_PX, LINE_PX = 168, 10, 22
 HIDDEN = (222, 222, 222)

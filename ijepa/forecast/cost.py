@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ijepa.config import RUNTIME, PretrainConfig
+from ijepa.config.architectures import architecture
 from ijepa.errors import IjepaError
 from ijepa.forecast.devices import Device
 from ijepa.forecast.sizes import PHOTOGRAPHS, RENDERED, FeatureSet, ImageSet, image_set
-from ijepa.jepa.architectures import architecture
-from ijepa.jepa.cost import forward_flops
+from ijepa.jepa.flops import forward_flops
 from ijepa.pretrain import PretrainPlan, plan_training
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.recipes import load_recipe

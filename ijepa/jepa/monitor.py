@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ijepa.jepa.targets import prediction_loss
+from ijepa.jepa.model import prediction_loss
 
 
 class Health(NamedTuple):

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ijepa.compute import recompute
 from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
+from ijepa.config.architectures import Architecture, architecture
 from ijepa.errors import IjepaError
-from ijepa.jepa.architectures import Architecture, architecture
-from ijepa.jepa.compute import recompute
 
 
 class LayerNorm(nn.LayerNorm):

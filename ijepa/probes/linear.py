@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.compute import computing, pick_linear
 from ijepa.distributed import pick_device, uses_bf16
-from ijepa.jepa.compute import computing, pick_linear
 from ijepa.probes.arrays import (
     FORGETFUL,
     Asked,

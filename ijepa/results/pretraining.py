@@ -70,7 +70,7 @@ def trait(settings: Settings, name: str) -> object:
     """
     value = settings.get(name)
     if name in SHARES and {name, "encoder.arch"} <= settings.keys():
-        from ijepa.jepa.architectures import architecture
+        from ijepa.config.architectures import architecture
 
         return value / getattr(architecture(settings["encoder.arch"]), SHARES[name])
     if name == "targets.space":

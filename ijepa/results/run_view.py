@@ -91,7 +91,7 @@ def run_charts(records: Records) -> list[Chart]:
 def mask_view(config: PretrainConfig) -> MaskView:
     """What the masks of a configuration come to, over its first batches."""
     from ijepa.figures.mask_sheet import heat_map
-    from ijepa.jepa.mask_statistics import mask_statistics
+    from ijepa.jepa.masks import mask_statistics
 
     batches = max(1, MASK_IMAGES // config.data.batch_size)
     found, (rows, columns) = mask_statistics(config, batches), config.grid

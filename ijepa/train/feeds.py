@@ -16,7 +16,7 @@ from ijepa.data.shards import Sample, SplitReader
 from ijepa.data.streaming import Lanes, StreamedCropBatches, workers_for
 from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
-from ijepa.jepa.draws import SHUFFLE, stream
+from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.progress import Progress
 from ijepa.world import World
 

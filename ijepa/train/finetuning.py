@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from ijepa.compute import computing, linear_name, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
 from ijepa.data.loader import ChosenImages, Images, ViewBatches, ViewPlan, batches
@@ -27,12 +28,11 @@ from ijepa.distributed import (
 )
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.classifier import Classifier, learning_rate, parameter_groups
-from ijepa.jepa.compute import computing, linear_name, pick_linear
-from ijepa.jepa.draws import MASKS, SKIPPED, stream
+from ijepa.jepa.rng import MASKS, SKIPPED, stream
 from ijepa.probes.arrays import Ints
 from ijepa.progress import Progress
 from ijepa.train.checkpoint import CheckpointWriter, check_weights, load_state
+from ijepa.train.classifier import Classifier, learning_rate, parameter_groups
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.stopping import stop_requests
 from ijepa.world import World

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ijepa.compute import LinearKernel, computing, linear_name, pick_linear
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
@@ -25,13 +26,11 @@ from ijepa.distributed import (
     wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa.jepa.compute import LinearKernel, computing, linear_name, pick_linear
-from ijepa.jepa.cost import step_flops, utilisation
-from ijepa.jepa.jepa import IJepa, build_ijepa
-from ijepa.jepa.mask_statistics import context_patches, mask_shapes
-from ijepa.jepa.masking import Masks, check_masks
+from ijepa.jepa.flops import step_flops, utilisation
+from ijepa.jepa.masks import Masks, check_masks, context_patches, mask_shapes
+from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.jepa.monitor import Health
-from ijepa.jepa.training import Outcome, Trainer
+from ijepa.jepa.step import Outcome, Trainer
 from ijepa.jepa.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml

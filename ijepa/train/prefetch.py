@@ -13,7 +13,7 @@ from torch import Tensor
 from ijepa.config import PretrainConfig
 from ijepa.data.loader import Batch
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.masking import Masks, batch_masks, part_of
+from ijepa.jepa.masks import Masks, batch_masks, part_of
 
 AHEAD = 2  # steps that are made ready while one computes
 LAST: Any = object()

@@ -3,7 +3,7 @@
 import torch
 
 from ijepa.config import PretrainConfig
-from ijepa.jepa.jepa import build_ijepa
+from ijepa.jepa.model import build_ijepa
 
 
 def model_size(config: PretrainConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import nn
 from ijepa.config import PretrainConfig
 from ijepa.encoders.reading import LAST, read_networks
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import IJepa
+from ijepa.jepa.model import IJepa
 from ijepa.jepa.schedules import Schedules
 from ijepa.stage import read_record
 from ijepa.train.checkpoint import check_weights, link_or_copy

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from ijepa.distributed import is_shared_out
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import IJepa
+from ijepa.jepa.model import IJepa
 from ijepa.train.checkpoint import check_weights
 from ijepa.world import World
 

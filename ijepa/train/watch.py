@@ -10,9 +10,8 @@ from ijepa.data.loader import ViewBatches, ViewPlan, batches
 from ijepa.data.shards import Sample
 from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.draws import VIEWS, stream
-from ijepa.jepa.jepa import IJepa
-from ijepa.jepa.masking import sample_masks
+from ijepa.jepa.masks import sample_masks
+from ijepa.jepa.model import IJepa, last_layer
 from ijepa.jepa.monitor import (
     Health,
     health,
@@ -22,8 +21,8 @@ from ijepa.jepa.monitor import (
     neighbour_accuracy,
     verdict,
 )
-from ijepa.jepa.targets import last_layer
-from ijepa.jepa.training import Outcome
+from ijepa.jepa.rng import VIEWS, stream
+from ijepa.jepa.step import Outcome
 from ijepa.world import World
 
 BATCH = 32  # more fall out of the caches of a CPU

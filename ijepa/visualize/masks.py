@@ -11,7 +11,7 @@ from ijepa.stage import StagePlan, read_record, write_bytes
 from ijepa.visualize.images import drawing
 
 if TYPE_CHECKING:
-    from ijepa.jepa.mask_statistics import MaskStatistics
+    from ijepa.jepa.masks import MaskStatistics
 
 VERSION = 2
 
@@ -78,7 +78,7 @@ def visualize_masks(
     plan = StagePlan("visualize masks", VERSION, config, inputs, out)
     with drawing(plan, runtime) as work:
         if not work.cached:
-            from ijepa.jepa.mask_statistics import mask_statistics
+            from ijepa.jepa.masks import mask_statistics
 
             statistics = mask_statistics(config.recipe, config.num_batches)
             write_bytes(work.folder / out.name, _draw(config, statistics, data))
@@ -95,7 +95,7 @@ def _draw(config: MaskSheetConfig, statistics: "MaskStatistics", data: ShardSet 
     """The sheet as a PNG: masks of step 0 on the images of step 0."""
     from ijepa.data.loader import RandomCropBatches, StepPlan
     from ijepa.figures.mask_sheet import mask_sheet
-    from ijepa.jepa.masking import batch_masks
+    from ijepa.jepa.masks import batch_masks
 
     recipe, images = config.recipe, None
     masks = batch_masks(recipe, 0)[0].images(slice(config.num_images))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ijepa.figures.nearest import Floats, Ints
     from ijepa.figures.retrieval_sheet import RetrievalRow
     from ijepa.figures.sheet import Pixels
-    from ijepa.jepa.jepa import IJepa
-    from ijepa.jepa.masking import Masks
+    from ijepa.jepa.masks import Masks
+    from ijepa.jepa.model import IJepa
 
 VERSION = 2
 AT_ONCE = 32  # images in memory of the device
@@ -229,8 +229,8 @@ def _ask(
     device: "torch.device",
 ) -> Asked:
     """Draw a context and a block for each image by the run's own masks, and predict the block."""
-    from ijepa.jepa.draws import MASKS, stream
-    from ijepa.jepa.masking import sample_masks
+    from ijepa.jepa.masks import sample_masks
+    from ijepa.jepa.rng import MASKS, stream
 
     config = trained.config
     views = evaluation_views(split, numbers, config.data)
@@ -259,8 +259,8 @@ def _predict(
     """Tokens (B, T, dim) of the first target block: predicted, and by the target encoder."""
     import torch
 
-    from ijepa.jepa.masking import Masks
-    from ijepa.jepa.targets import last_layer
+    from ijepa.jepa.masks import Masks
+    from ijepa.jepa.model import last_layer
 
     with torch.inference_mode():
         [(predicted, true)] = jepa(images, [Masks(masks.context, masks.targets[:1]).to(device)])
@@ -279,7 +279,7 @@ def _store(
     import torch
 
     from ijepa.figures.retrieval_sheet import cut_patches
-    from ijepa.jepa.targets import last_layer, target_tokens
+    from ijepa.jepa.model import last_layer, target_tokens
 
     split = data.split(config.store_split)
     without = asked if config.store_split == config.images.split else []

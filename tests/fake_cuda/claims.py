@@ -26,17 +26,16 @@ from PIL import Image
 from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
+from ijepa.config.architectures import architecture
 from ijepa.data.loader import Batch, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.decoder import training as decoding
 from ijepa.decoder.model import Decoded
 from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
-from ijepa.jepa.architectures import architecture
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.classifier import Classifier
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import build_encoder, save_memory
 from ijepa.lineage import Lineage
 from ijepa.probes.heads import Heads
@@ -44,6 +43,7 @@ from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
 from ijepa.recipes import load_recipe
 from ijepa.train import finetuning, loop
+from ijepa.train.classifier import Classifier
 from ijepa.train.feeds import LocalFeed
 from ijepa.train.watch import Watch
 from ijepa.world import World
@@ -303,7 +303,7 @@ def decoder() -> int:
 
 def attention(*, shapes_vary: bool) -> dict[str, Any]:
     """Kernels of attention over masks of many lengths, as the training loop computes."""
-    from ijepa.jepa.compute import computing
+    from ijepa.compute import computing
 
     config = shallow("imagenette-vits16", f"masks.group_size={GROUP // 2}")
     trainer = Trainer(ijepa_on_gpu(config), config.optimization, 10)

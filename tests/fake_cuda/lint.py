@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
     Attributes:
         what: kind of the fault, and bytes where some are copied.
-        where: `ijepa/jepa/training.py:93`, the innermost line of the library.
+        where: `ijepa/jepa/step.py:93`, the innermost line of the library.
     """
 
     what: str

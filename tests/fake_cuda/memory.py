@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
-from ijepa.jepa.mask_statistics import mask_statistics
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.masks import batch_masks, mask_statistics
+from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import save_memory
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ijepa.config import PretrainConfig
-from ijepa.jepa.cost import PEAK_TFLOPS, step_flops
-from ijepa.jepa.masking import batch_masks
-from ijepa.jepa.training import Trainer
+from ijepa.jepa.flops import PEAK_TFLOPS, step_flops
+from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.step import Trainer
 
 from .kernels import HOST_SECONDS, Kernel, recorded
 from .lint import lint

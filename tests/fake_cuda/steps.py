@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
-from ijepa.jepa.jepa import IJepa, build_ijepa
-from ijepa.jepa.masking import Masks
+from ijepa.jepa.masks import Masks
+from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.recipes import load_recipe
 
 GPU = torch.device("cuda", 0)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from ijepa.config import OptimizationConfig, PretrainConfig
 from ijepa.distributed import is_shared_out, unshared_gradients, uses_bf16, whole
 from ijepa.errors import IjepaError
-from ijepa.jepa.jepa import IJepa, parameter_groups
-from ijepa.jepa.masking import Masks, part_of
+from ijepa.jepa.masks import Masks, part_of
+from ijepa.jepa.model import IJepa, parameter_groups, prediction_loss
 from ijepa.jepa.schedules import Schedules
-from ijepa.jepa.targets import prediction_loss
 
 
 class Outcome(NamedTuple):
