@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ijepa.train.checkpoint import load_state, save_state
+from ijepa.weights import load_state, save_state
 
 log = logging.getLogger(__name__)
 

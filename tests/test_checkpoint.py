@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ijepa.train import checkpoint
-from ijepa.train.checkpoint import CheckpointWriter, load_state
+from ijepa.train.checkpoint import CheckpointWriter
+from ijepa.weights import load_state
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from ijepa.jepa.model import build_ijepa, parameter_groups
 from ijepa.jepa.vit import build_predictor
 from ijepa.probe import FeaturePair, probe
 from ijepa.results.record import read_result
-from ijepa.train.checkpoint import load_checkpoint
 from ijepa.train.state import restore
+from ijepa.weights import load_checkpoint
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"

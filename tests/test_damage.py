@@ -17,7 +17,7 @@ from ijepa.feature_info import check_data
 from ijepa.pretrain import pretrain
 from ijepa.report import report
 from ijepa.shard import shard
-from ijepa.train.checkpoint import load_checkpoint
+from ijepa.weights import load_checkpoint
 
 ALONE = Runtime(device="cpu", workers=0)
 

@@ -31,9 +31,9 @@ from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
-from ijepa.train.checkpoint import load_state
 from ijepa.train_decoder import decoder_config, train_decoder
 from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
+from ijepa.weights import load_state
 from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)

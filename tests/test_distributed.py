@@ -24,7 +24,7 @@ from ijepa.jepa.masks import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.records import read_metrics
-from ijepa.train.checkpoint import load_checkpoint
+from ijepa.weights import load_checkpoint
 from ijepa_cli.launch import OPTIONS, Command, _without
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}

@@ -200,7 +200,7 @@ LARGE = {  # dim, depth, patch, heads, arch
 @pytest.mark.parametrize("kind", LARGE)
 def test_sizes_of_the_papers_rows_are_read_from_their_shapes(kind):
     from ijepa.encoders.vision_transformers import BUILDERS, _size, _vit
-    from ijepa.train.checkpoint import check_weights
+    from ijepa.weights import check_weights
 
     dim, depth, patch_px, heads, arch = LARGE[kind]
     size = {"dim": dim, "depth": depth, "patch_px": patch_px, "grid": 224 // patch_px}

@@ -13,7 +13,7 @@ import torch
 
 from ijepa.config import ExtractConfig, ProbeConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa.train.checkpoint import load_checkpoint
+from ijepa.weights import load_checkpoint
 
 KILLS = 12  # a stage; each at a moment drawn from the time that the stage takes undisturbed
 CPU = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step

@@ -28,7 +28,7 @@ from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
 from ijepa.shard import shard
-from ijepa.train.checkpoint import load_checkpoint
+from ijepa.weights import load_checkpoint
 
 CPU = Runtime(device="cpu", workers=0)
 EAGER = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step

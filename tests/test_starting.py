@@ -13,7 +13,7 @@ from ijepa.errors import IjepaError
 from ijepa.pretrain import Start, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.stage import read_record
-from ijepa.train.checkpoint import load_checkpoint
+from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)

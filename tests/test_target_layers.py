@@ -17,11 +17,11 @@ from ijepa.features.store import open_features
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.records import read_metrics
-from ijepa.train.checkpoint import load_checkpoint, save_checkpoint
 from ijepa.train.watch import Watch
 from ijepa.visualize import visualize_retrieval
 from ijepa.visualize.images import ImageChoice
 from ijepa.visualize.retrieval import RetrievalConfig
+from ijepa.weights import load_checkpoint, save_checkpoint
 
 CPU = Runtime(device="cpu", workers=0)
 DIM = 32

@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 
 from ijepa.errors import IjepaError
 from ijepa.keep import KeepInFolder
-from ijepa.train.checkpoint import load_state, save_state
-from ijepa.weights import read_weights
+from ijepa.weights import load_state, read_weights, save_state
 
 TREE = {
     "encoder": {"w": torch.arange(12.0).reshape(3, 4)},

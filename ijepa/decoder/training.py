@@ -28,10 +28,11 @@ from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import check_masks
 from ijepa.jepa.rng import MASKS, NOISE, stream
 from ijepa.progress import Progress
-from ijepa.train.checkpoint import CheckpointWriter, load_state, load_weights
+from ijepa.train.checkpoint import CheckpointWriter
 from ijepa.train.classifier import learning_rate
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.stopping import stop_requests
+from ijepa.weights import load_state, load_weights
 
 FLUSH_STEPS = 10
 LAST = Path("checkpoints") / "last.pt"

@@ -7,7 +7,7 @@ from ijepa.decoder.model import TrainedDecoder, build_decoder
 from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import TrainedJepa
 from ijepa.errors import IjepaError
-from ijepa.train.checkpoint import load_state, load_weights
+from ijepa.weights import load_state, load_weights
 
 LAST = Path("checkpoints") / "last.pt"
 

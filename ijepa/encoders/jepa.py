@@ -7,7 +7,7 @@ from ijepa.config import PretrainConfig
 from ijepa.encoders.identity import checkpoint_path
 from ijepa.errors import IjepaError
 from ijepa.jepa.model import IJepa, build_ijepa
-from ijepa.train.checkpoint import load_checkpoint, load_weights
+from ijepa.weights import load_checkpoint, load_weights
 
 
 class TrainedJepa(NamedTuple):

@@ -13,7 +13,7 @@ from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
 from ijepa.config.architectures import ARCHITECTURES, architecture
 from ijepa.errors import IjepaError
 from ijepa.jepa.vit import Encoder, Predictor, target_dim
-from ijepa.train.checkpoint import check_weights
+from ijepa.weights import check_weights
 
 Weights = dict[str, Tensor]
 ENCODERS = {"target": "target_encoder", "context": "encoder"}

@@ -21,8 +21,7 @@ from ijepa.encoders.networks import (
 )
 from ijepa.errors import IjepaError
 from ijepa.stage import parse_json, read_json, read_record
-from ijepa.train.checkpoint import checkpoint_of
-from ijepa.weights import read_weights, safetensors_notes, unwrapped
+from ijepa.weights import checkpoint_of, read_weights, safetensors_notes, unwrapped
 
 LAST = Path("checkpoints") / "last.pt"
 NOTES = "ijepa"  # under which our own files of foreign formats say what those have no room for

@@ -16,8 +16,7 @@ from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError
 from ijepa.lineage import Lineage
-from ijepa.train.checkpoint import check_weights
-from ijepa.weights import read_weights, unwrapped
+from ijepa.weights import check_weights, read_weights, unwrapped
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 

@@ -27,8 +27,7 @@ from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
 from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
 from ijepa.lineage import UNKNOWN, Lineage
-from ijepa.train.checkpoint import check_weights
-from ijepa.weights import read_weights, unwrapped
+from ijepa.weights import check_weights, read_weights, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`

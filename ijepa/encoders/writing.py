@@ -18,8 +18,7 @@ from ijepa.encoders.reading import NOTES, SAME_NETWORK
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import resized_px
 from ijepa.stage import write_json
-from ijepa.train.checkpoint import Checkpoint, save_checkpoint
-from ijepa.weights import write_weights
+from ijepa.weights import Checkpoint, save_checkpoint, write_weights
 
 BILINEAR = 2  # PIL's number
 # Names of timm whose network is ours without another argument.

@@ -31,10 +31,11 @@ from ijepa.jepa.augment import normalise
 from ijepa.jepa.rng import MASKS, SKIPPED, stream
 from ijepa.probes.arrays import Ints
 from ijepa.progress import Progress
-from ijepa.train.checkpoint import CheckpointWriter, check_weights, load_state
+from ijepa.train.checkpoint import CheckpointWriter
 from ijepa.train.classifier import Classifier, learning_rate, parameter_groups
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.stopping import stop_requests
+from ijepa.weights import check_weights, load_state
 from ijepa.world import World
 
 SCORED_AT_ONCE = 64

@@ -35,12 +35,7 @@ from ijepa.jepa.vit import compile_blocks, save_memory
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.stage import write_bytes
-from ijepa.train.checkpoint import (
-    Checkpoint,
-    CheckpointWriter,
-    checkpoint_body,
-    load_checkpoint,
-)
+from ijepa.train.checkpoint import CheckpointWriter
 from ijepa.train.feeds import open_feed
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.prefetch import StepInputs, step_inputs
@@ -48,6 +43,7 @@ from ijepa.train.starting import load_initial_weights
 from ijepa.train.state import full_state, restore, share_out
 from ijepa.train.stopping import StopRequest, stop_requests
 from ijepa.train.watch import Watch
+from ijepa.weights import Checkpoint, checkpoint_body, load_checkpoint
 from ijepa.world import World
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from ijepa.errors import IjepaError
 from ijepa.jepa.model import IJepa
 from ijepa.jepa.schedules import Schedules
 from ijepa.stage import read_record
-from ijepa.train.checkpoint import check_weights, link_or_copy
+from ijepa.train.checkpoint import link_or_copy
+from ijepa.weights import check_weights
 
 POSITIONS = ("pos_embed", "predictor_pos_embed")  # fixed tables, which belong to the run's grid
 NO_EFFECT = ("optimization.epochs", "watch", "checkpoint_epochs")  # on the steps before the end

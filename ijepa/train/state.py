@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from ijepa.distributed import is_shared_out
 from ijepa.errors import IjepaError
 from ijepa.jepa.model import IJepa
-from ijepa.train.checkpoint import check_weights
+from ijepa.weights import check_weights
 from ijepa.world import World
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
