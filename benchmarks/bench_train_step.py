@@ -149,7 +149,7 @@ def draw_networks(config: PretrainConfig, device: torch.device) -> IJepa:
         model = build_ijepa(config)
     model.to_empty(device=device)
     encoder, predictor = model.encoder, model.predictor
-    positions = encoder.position_table, predictor.predictor_pos_embed
+    positions = encoder.pos_embed, predictor.predictor_pos_embed
     for table in positions:
         fixed = sincos_positions(table.shape[-1], config.grid)
         table.data.copy_(fixed * config.encoder.position_scale)

@@ -53,7 +53,7 @@ class PlainTrainer:
 
 
 def _encode(encoder: nn.Module, images: Tensor, index: Tensor | None) -> Tensor:
-    tokens = encoder.patch_embed(images) + encoder.pos_embed
+    tokens = encoder.patch_embed.proj(images).flatten(2).transpose(1, 2) + encoder.pos_embed
     if index is not None:
         tokens = _keep(tokens, index)
     for block in encoder.blocks:

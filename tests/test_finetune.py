@@ -138,7 +138,7 @@ def test_a_branch_that_some_images_skip_keeps_its_mean():
 
 def test_the_position_table_stays_as_it_was():
     model = classifier()
-    assert not model.encoder.position_table.requires_grad
+    assert not model.encoder.pos_embed.requires_grad
     assert all(p.requires_grad for n, p in model.named_parameters() if n != "encoder.pos_embed")
 
 

@@ -131,7 +131,7 @@ def test_images_need_not_be_square():
     assert config.grid == (8, 12)
     encoder = build_encoder(config.encoder, config.data.image_size, torch.Generator())
     assert encoder(torch.randn(2, 3, 32, 48)).shape == (2, 96, 32)
-    table = encoder.position_table.view(8, 12, 32)
+    table = encoder.pos_embed.view(8, 12, 32)
     assert (table[:, 3] == table[0, 3]).all(-1).sum() == 1  # rows differ
     torch.testing.assert_close(table[:, 3, :16], table[:1, 3, :16].expand(8, -1))
     torch.testing.assert_close(table[3, :, 16:], table[3, :1, 16:].expand(12, -1))

@@ -13,10 +13,11 @@ from torch import Tensor
 from ijepa.config import DataConfig, Precision, Rgb, Size
 from ijepa.distributed import uses_bf16
 from ijepa.features.mapped import give_back, unchanged_maps
+from ijepa.jepa.vit import Encoder
 from ijepa.lineage import Lineage
 
 Pool = Callable[[Tensor, int], Tensor]
-Transformer = VisionTransformer | Beit
+Transformer = Encoder | VisionTransformer | Beit
 
 CLASS_TOKEN = "class token after the final norm"
 PATCH_AVERAGE = "average of patch tokens after the final norm"
@@ -61,7 +62,7 @@ class FrozenEncoder:
             last.
         lineage: where it comes from.
         pooling: how one vector came of each layer, in words.
-        network: timm's Vision Transformer or BEiT behind it; None where there is none.
+        network: the Vision Transformer behind it, ours or timm's; None where there is none.
         which: of two encoders; `target` also where a method has one alone.
     """
 

@@ -237,7 +237,7 @@ def _sized(
             raise IjepaError(
                 f"--image-size {image_px} is no multiple of the patch's {patch_px} pixels."
             )
-        encoder.set_input_size(img_size=size)
+        encoder.resize(size)
         data = data.model_copy(update={"image_px": image_px})
     return Vit(name, encoder, data, digest, lineage)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ijepa.config import DataConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
+from ijepa.jepa.vit import Encoder
 
 
 class Network(NamedTuple):
@@ -21,7 +22,7 @@ class Network(NamedTuple):
     """
 
     name: str
-    vit: VisionTransformer
+    vit: VisionTransformer | Encoder
     data: DataConfig
 
     @property
@@ -43,7 +44,7 @@ def load_network(name: str, which: str, seed: int, device: torch.device) -> Netw
         IjepaError: as `load_encoder`, or an encoder that is no Vision Transformer of timm's.
     """
     found = load_encoder(name, which=which, seed=seed, device=device)
-    if not isinstance(found.network, VisionTransformer):
+    if not isinstance(found.network, VisionTransformer | Encoder):
         raise IjepaError(
             f"{name} is no Vision Transformer of timm's, so there is no looking into it."
         )
@@ -51,7 +52,7 @@ def load_network(name: str, which: str, seed: int, device: torch.device) -> Netw
 
 
 @torch.inference_mode()
-def patch_tokens(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:
+def patch_tokens(vit: VisionTransformer | Encoder, images: Tensor, layer: int) -> Tensor:
     """Patch tokens after one block and the final norm, without class token or registers.
 
     Args:
@@ -62,6 +63,10 @@ def patch_tokens(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:
     Returns:
         (B, N, dim) float32; N patches, row-major.
     """
+    if isinstance(vit, Encoder):
+        [tokens] = vit.forward_layers(images, [layer + 1])
+        tokens = tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)
+        return tokens.float()
     layers = vit.forward_intermediates(
         images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True
     )

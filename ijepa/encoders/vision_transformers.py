@@ -11,13 +11,14 @@ from math import isqrt
 from typing import NamedTuple
 
 import torch
+from timm.layers.norm import LayerNorm
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD
 from ijepa.config.architectures import ARCHITECTURES
 from ijepa.encoders.catalogue import KINDS
-from ijepa.encoders.frozen import CLASS_TOKEN, Asked, FrozenEncoder, Transformer, weights_sha256
+from ijepa.encoders.frozen import CLASS_TOKEN, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.released import (
     EVAL_CROP,
     Weights,
@@ -29,7 +30,6 @@ from ijepa.encoders.released import (
     token_pool,
 )
 from ijepa.errors import IjepaError
-from ijepa.jepa.vit import LayerNorm
 
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -117,7 +117,7 @@ def _side(shape: torch.Size, source: str) -> int:
     return root if len(shape) == 3 else (root + 1) // 2
 
 
-def _vit(size: Size, weights: Weights) -> Transformer:
+def _vit(size: Size, weights: Weights) -> VisionTransformer | Beit:
     del weights
     with torch.device("meta"):  # nothing to initialise: the file's weights take its place
         return VisionTransformer(
@@ -134,19 +134,19 @@ def _vit(size: Size, weights: Weights) -> Transformer:
         )
 
 
-def _data2vec(size: Size, weights: Weights) -> Transformer:
+def _data2vec(size: Size, weights: Weights) -> VisionTransformer | Beit:
     table = weights.get(SHARED_TABLE)  # without one, the check says so
     heads = _heads(size.dim) if table is None else table.shape[1]
     return _beit(size, heads, shared_positions=True)
 
 
-def _cae(size: Size, weights: Weights) -> Transformer:
+def _cae(size: Size, weights: Weights) -> VisionTransformer | Beit:
     del weights
     heads = 12 if size.dim == 384 else _heads(size.dim)  # cae_small's heads are 32 wide
     return _beit(size, heads, shared_positions=False)
 
 
-def _beit(size: Size, heads: int, shared_positions: bool) -> Transformer:
+def _beit(size: Size, heads: int, shared_positions: bool) -> VisionTransformer | Beit:
     return Beit(
         img_size=size.side_patches * size.patch_px,
         patch_size=size.patch_px,
@@ -167,4 +167,7 @@ def _heads(dim: int) -> int:
     return HEADS.get(dim, max(1, dim // 64))
 
 
-BUILDERS: dict[str, Callable[[Size, Weights], Transformer]] = {"data2vec": _data2vec, "cae": _cae}
+BUILDERS: dict[str, Callable[[Size, Weights], VisionTransformer | Beit]] = {
+    "data2vec": _data2vec,
+    "cae": _cae,
+}

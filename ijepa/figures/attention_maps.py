@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.errors import IjepaError
+from ijepa.jepa.vit import Encoder
 
 See = Callable[[int, Tensor], None]
 
@@ -31,7 +32,9 @@ class Attention(NamedTuple):
 
 
 @torch.no_grad()
-def attention_of(network: VisionTransformer, images: Tensor, layer: int = -1) -> Attention:
+def attention_of(
+    network: VisionTransformer | Encoder, images: Tensor, layer: int = -1
+) -> Attention:
     """Attention of one block, and rolled out from the first block to it.
 
     Args:
@@ -58,7 +61,7 @@ def attention_of(network: VisionTransformer, images: Tensor, layer: int = -1) ->
 
 
 @contextlib.contextmanager
-def attention_seen_by(network: VisionTransformer, see: See) -> Iterator[None]:
+def attention_seen_by(network: VisionTransformer | Encoder, see: See) -> Iterator[None]:
     """Call `see(block number, (B, heads, T, T))` whenever a block has shared out its attention.
 
     Fused attention is off inside, and as it was afterwards.
@@ -115,7 +118,7 @@ def _told(see: See, number: int) -> Callable[[nn.Module, Any, Tensor], None]:
     return lambda _module, _inputs, shares: see(number, shares)
 
 
-def _looked_at(network: VisionTransformer, number: int) -> Any:  # noqa: ANN401  # any attention of timm's
+def _looked_at(network: VisionTransformer | Encoder, number: int) -> Any:  # noqa: ANN401  # any attention of timm's
     module = getattr(network.blocks[number], "attn", None)
     if not (hasattr(module, "fused_attn") and hasattr(module, "attn_drop")):
         raise IjepaError(

@@ -1,16 +1,16 @@
-"""Encoder and predictor: Vision Transformers without class token, on timm's blocks.
+"""Encoder and predictor: Vision Transformers without class token.
 
-Parameter names are timm's and the published code's, so that weights exchange key for key.
+Parameter names are timm's and the published code's, so that weights exchange key for key, and
+blocks compute what timm's do.
 Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_transformer.py`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.compute import recompute
@@ -18,46 +18,159 @@ from ijepa.config import EncoderConfig, PredictorConfig, PretrainConfig, Size
 from ijepa.config.architectures import Architecture, architecture
 from ijepa.errors import IjepaError
 
-
-class LayerNorm(nn.LayerNorm):
-    """The Vision Transformer's: eps 1e-6, not PyTorch's 1e-5."""
-
-    def __init__(self, dim: int, eps: float = 1e-6, **factory: Any) -> None:  # noqa: ANN401  # handed on as it is
-        super().__init__(dim, eps=eps, **factory)  # timm >= 1.0.16 hands down device and dtype
-
-
 RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
 
 
-class Encoder(VisionTransformer):
-    """timm's VisionTransformer that can look at some of the patches only.
+class LayerNorm(nn.LayerNorm):
+    """The Vision Transformer's: eps 1e-6, not PyTorch's 1e-5."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention from queries, keys and values that are projected already."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.attn_drop = nn.Identity()  # as timm's, for those who look at the attention
+        self.fused_attn = True
+
+    def forward(self, qkv: Tensor, num_last: int | None = None) -> Tensor:
+        """Attend from the last `num_last` tokens (None: from all) to all tokens.
+
+        Args:
+            qkv: (B, N, 3 * D), what `self.qkv` makes of the tokens.
+            num_last: how many tokens are wanted, from the end.
+
+        Returns:
+            (B, N or num_last, D).
+        """
+        batch, length, width = qkv.shape
+        heads, dim = self.num_heads, width // 3
+        query, key, value = qkv.reshape(batch, length, 3, heads, dim // heads).permute(
+            2, 0, 3, 1, 4
+        )  # (B, heads, N, D / heads) each
+        if num_last is not None:
+            query, length = query[:, :, -num_last:], num_last
+        if self.fused_attn:
+            attended = F.scaled_dot_product_attention(query, key, value)
+        else:
+            shares = (query * (dim // heads) ** -0.5) @ key.transpose(-2, -1)
+            attended = self.attn_drop(shares.softmax(dim=-1)) @ value
+        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, length, dim))
+        return projected
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        changed: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return changed
+
+
+class Block(nn.Module):
+    """Transformer block with the norms before attention and MLP; submodules are named as timm's."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.drop_path1: nn.Module = nn.Identity()
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path2: nn.Module = nn.Identity()
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values before they are split into heads: (..., 3 * D)."""
+        projected: Tensor = self.attn.qkv(self.norm1(tokens))
+        return projected
+
+    def forward(
+        self, tokens: Tensor, qkv: Tensor | None = None, num_last: int | None = None
+    ) -> Tensor:
+        """Mix the tokens.
+
+        The predictor gives the last two arguments: its first block need not project the same
+        context M times, nor a mask token of every image; after its last block nobody reads the
+        context. Both save work and change nothing.
+
+        Args:
+            tokens: (B, N, D).
+            qkv: (B, N, 3 * D) of `project`, where it is known already.
+            num_last: how many tokens are wanted, from the end; None for all.
+
+        Returns:
+            (B, N or num_last, D).
+        """
+        attended = self.attn(self.project(tokens) if qkv is None else qkv, num_last)
+        tokens = tokens if num_last is None else tokens[:, -num_last:]
+        tokens = tokens + self.drop_path1(attended)
+        mixed: Tensor = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
+        return mixed
+
+
+class PatchEmbed(nn.Module):
+    """The linear projection of patches, with the sizes that timm keeps beside it."""
+
+    def __init__(self, image_size: Size, patch_px: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = (patch_px, patch_px)
+        self.grid_size = _grid(image_size, patch_px)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(3, dim, patch_px, patch_px)  # its weight is (dim, 3, px, px)
+
+
+class Encoder(nn.Module):
+    """A Vision Transformer that can look at some of the patches only.
 
     Positions are a fixed sin-cos table; there is no class token and no head.
     """
 
-    def __init__(self, size: Architecture, image_size: Size, patch_px: int) -> None:
-        super().__init__(
-            img_size=image_size,
-            patch_size=patch_px,
-            embed_dim=size.dim,
-            depth=size.depth,
-            num_heads=size.heads,
-            mlp_ratio=size.mlp_ratio,
-            class_token=False,
-            global_pool="avg",
-            fc_norm=False,
-            num_classes=0,
-            norm_layer=LayerNorm,
-            weight_init="skip",
-        )
-        self.pos_embed = nn.Parameter(torch.zeros_like(self.position_table), requires_grad=False)
+    num_prefix_tokens = 0
+    cls_token = None
 
-    @property
-    def position_table(self) -> Tensor:
-        """(1, N, dim), fixed."""
-        assert self.pos_embed is not None
-        return self.pos_embed
+    def __init__(self, size: Architecture, image_size: Size, patch_px: int) -> None:
+        super().__init__()
+        self.embed_dim = size.dim
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(image_size, patch_px, size.dim)
+        self.blocks = nn.ModuleList(
+            Block(size.dim, size.heads, size.mlp_ratio) for _ in range(size.depth)
+        )
+        self.norm: nn.Module = LayerNorm(size.dim)
+        self.fc_norm: nn.Module = nn.Identity()  # of classifiers
+        table = torch.zeros(1, self.patch_embed.num_patches, size.dim)
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
+
+    def resize(self, image_size: Size) -> None:
+        """Take images of another (height, width) from now on; positions are interpolated as timm's.
+
+        Args:
+            image_size: multiples of the patch's side.
+        """
+        patches, table = self.patch_embed, self.pos_embed.data
+        grid, patches.grid_size = patches.grid_size, _grid(image_size, patches.patch_size[0])
+        patches.num_patches = patches.grid_size[0] * patches.grid_size[1]
+        if grid != patches.grid_size:
+            table = table.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
+            table = F.interpolate(table, patches.grid_size, mode="bicubic", antialias=True)
+            self.pos_embed.data = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no optimizer decays, as timm's networks name theirs."""
+        return {"pos_embed"}
 
     def forward_layers(
         self, images: Tensor, layers: Sequence[int], index: Tensor | None = None
@@ -79,9 +192,7 @@ class Encoder(VisionTransformer):
                 found.append(self.norm(tokens) if number == len(self.blocks) else tokens)
         return found
 
-    def forward(  # type: ignore[override]  # timm's takes all patches and an attention mask
-        self, images: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Encode all patches, or those that `index` names.
 
         Args:
@@ -98,13 +209,10 @@ class Encoder(VisionTransformer):
         encoded: Tensor = self.norm(tokens)
         return encoded
 
-    def forward_features(  # as classifiers on timm's encoders ask for tokens
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, dim) after the final norm, of (B, 3, height, width) normalised images."""
-        assert attn_mask is None
-        assert not is_causal
-        return self(x)  # type: ignore[no-any-return]  # nn.Module is untyped
+    def forward_features(self, images: Tensor) -> Tensor:
+        """As `forward` of whole images; classifiers on timm's networks ask for tokens so."""
+        tokens: Tensor = self(images)
+        return tokens
 
     def embed(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens that enter the first block: (B, K or N, dim); arguments as of `forward`.
@@ -114,7 +222,7 @@ class Encoder(VisionTransformer):
         """
         projection = self.patch_embed.proj
         patches = patchify(images, self.patch_embed.patch_size[0]) if images.ndim == 4 else images
-        positions = self.position_table
+        positions: Tensor = self.pos_embed
         if index is not None:
             patches = gather_patches(patches, index)
             positions = F.embedding(index, positions[0])
@@ -160,10 +268,8 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.predictor_pos_embed = nn.Parameter(sincos_positions(dim, grid), requires_grad=False)
         self.predictor_blocks = nn.ModuleList(
-            Block(dim, encoder_size.heads, PREDICTOR_MLP_RATIO, True, norm_layer=LayerNorm)
-            for _ in range(config.depth)
+            Block(dim, encoder_size.heads, PREDICTOR_MLP_RATIO) for _ in range(config.depth)
         )
-        self.run_block = _block  # may be compiled
         self.grad_checkpointing = False
         self.predictor_norm = LayerNorm(dim)
         self.predictor_proj = nn.Linear(dim, target_dim)
@@ -183,16 +289,14 @@ class Predictor(nn.Module):
         seen = self.predictor_embed(context)
         seen = seen + gather_patches(positions.expand(len(context), -1, -1), context_index)
         hidden = (self.mask_token + positions)[0].to(seen.dtype)  # alike in all images: (N, dim)
-        first, last = self.predictor_blocks[0], self.predictor_blocks[-1]
+        blocks = [cast(Block, block) for block in self.predictor_blocks]
+        first, last = blocks[0], blocks[-1]
         tokens = _sequences(seen, hidden, target_index)
-        qkv = _sequences(_qkv(first, seen), _qkv(first, hidden), target_index)
-        for block in self.predictor_blocks:
-            qkv = qkv if block is first else _qkv(block, tokens)
-            num_last = target_index.shape[2] if block is last else tokens.shape[1]
-            if self.grad_checkpointing:
-                tokens = recompute(self.run_block, block, tokens, qkv, num_last)
-            else:
-                tokens = self.run_block(block, tokens, qkv, num_last)
+        qkv = _sequences(first.project(seen), first.project(hidden), target_index)
+        for block in blocks:
+            qkv = qkv if block is first else block.project(tokens)
+            inputs = tokens, qkv, target_index.shape[2] if block is last else tokens.shape[1]
+            tokens = recompute(block, *inputs) if self.grad_checkpointing else block(*inputs)
         predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
         return predicted
 
@@ -250,7 +354,7 @@ def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Gene
     """
     encoder = Encoder(architecture(config.arch), image_size, config.patch_px)
     table = sincos_positions(encoder.embed_dim, encoder.patch_embed.grid_size)
-    encoder.position_table.data.copy_(table * config.position_scale)
+    encoder.pos_embed.data.copy_(table * config.position_scale)
     initialise(encoder, config.init, generator)
     return encoder
 
@@ -311,7 +415,7 @@ def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
 
 
 def _scale_by_depth(model: nn.Module) -> None:
-    blocks: list[Any] = [module for module in model.modules() if isinstance(module, Block)]
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     for number, block in enumerate(blocks, start=1):
         for last in (block.attn.proj, block.mlp.fc2):
             last.weight.div_(math.sqrt(2 * number))
@@ -329,10 +433,13 @@ def compile_blocks(
 ) -> None:
     """Compile the blocks, once for all of them and for every number of tokens."""
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for encoder in encoders:
-        for block in encoder.blocks:
-            block.compile(dynamic=True, backend=backend)
-    predictor.run_block = torch.compile(_block, dynamic=True, backend=backend)
+    blocks = [block for encoder in encoders for block in encoder.blocks]
+    for block in [*blocks, *predictor.predictor_blocks]:
+        block.compile(dynamic=True, backend=backend)
+
+
+def _grid(image_size: Size, patch_px: int) -> tuple[int, int]:
+    return image_size[0] // patch_px, image_size[1] // patch_px
 
 
 def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
@@ -350,25 +457,3 @@ def _sequences(seen: Tensor, hidden: Tensor, target_index: Tensor) -> Tensor:
     """
     blocks = F.embedding(target_index.flatten(0, 1), hidden)
     return torch.cat([seen.repeat(len(target_index), 1, 1), blocks], dim=1)
-
-
-def _qkv(block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401  # timm lets any class stand here
-    """Queries, keys and values before they are split into heads: (..., 3 * D)."""
-    projected: Tensor = block.attn.qkv(block.norm1(tokens))
-    return projected
-
-
-def _block(block: Any, tokens: Tensor, qkv: Tensor, num_last: int) -> Tensor:  # noqa: ANN401  # handed on as it is
-    """A block of timm, its queries, keys and values given, for the last tokens only.
-
-    The first block of the predictor need not project the same context M times, nor a mask token of
-    every image; after the last block nobody reads the context. Both save work, and change nothing.
-    """
-    batch, length, dim = tokens.shape
-    heads = block.attn.num_heads
-    query, key, value = qkv.reshape(batch, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(query[:, :, -num_last:], key, value)
-    attended = attended.transpose(1, 2).reshape(batch, num_last, dim)
-    tokens = tokens[:, -num_last:] + block.attn.proj(attended)
-    result: Tensor = tokens + block.mlp(block.norm2(tokens))
-    return result

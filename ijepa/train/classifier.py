@@ -20,7 +20,7 @@ HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change th
 # Below the first block; all else that is in no block learns as fast as the head.
 INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
 
-Transformer = VisionTransformer | Beit
+Transformer = Encoder | VisionTransformer | Beit
 
 
 class Classifier(nn.Module):
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         for parameter in encoder.parameters():
             parameter.requires_grad_(True)
         if isinstance(encoder, Encoder):
-            encoder.position_table.requires_grad_(False)
+            encoder.pos_embed.requires_grad_(False)
         last = max(1, len(encoder.blocks) - 1)
         self._branches: list[DropBranch] = []
         for number, block in enumerate(encoder.blocks):
