@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ijepa.config import Config, StrPath
-from ijepa.data.shards import open_shards
-from ijepa.data.verification import check_shards
+from ijepa.data.shards import check_shards, open_shards
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, Features, open_features
 from ijepa.progress import Progress, silent

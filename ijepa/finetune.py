@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, StrPath
-from ijepa.data.image_lists import listed
-from ijepa.data.repeats import Known, of_equal_size, read_ids, repeated_keys
-from ijepa.data.shards import ShardSet, SplitReader, open_shards
+from ijepa.data.shards import ShardSet, listed, of_equal_size, open_shards, read_ids
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
+from ijepa.features.leakage import Known, repeated_keys
 from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
 from ijepa.results.record import (
@@ -241,7 +240,7 @@ def _images(job: _Job) -> "Parts":
 
     config = job.config
     readers = [job.data.split(split) for split in (config.split, config.test_split)]
-    facts = [_facts(reader, config, job.progress) for reader in readers]
+    facts = [(reader.keys(), reader.labels(config.label)) for reader in readers]
     chosen = _chosen(job, *facts[0])
     chosen = chosen[facts[0][1][chosen] >= 0]  # -1 is no class, here and below
     every = np.flatnonzero(facts[1][1] >= 0)
@@ -253,7 +252,7 @@ def _images(job: _Job) -> "Parts":
         names, first = readers[1].label_names[config.label], int(unknown[0])
         raise IjepaError(
             f"{len(unknown):,} classes of {config.test_split} are missing from the training "
-            f"images, such as {names[first] if names else first}; take more of them."
+            f"images, such as {names[first]}; take more of them."
         )
     tested = np.searchsorted(classes, facts[1][1][every])
     test = Labelled(readers[1], every, tested, [facts[1][0][number] for number in every.tolist()])
@@ -306,22 +305,6 @@ def _held_out(labels: "Ints", config: FinetuneConfig) -> "tuple[Ints, Ints]":
 
 def _num_classes(parts: "Parts") -> int:
     return int(parts.train.labels.max()) + 1
-
-
-def _facts(
-    reader: SplitReader, config: FinetuneConfig, progress: Progress
-) -> "tuple[list[str], np.ndarray[tuple[int, ...], np.dtype[np.int64]]]":
-    """Keys and class numbers of all images of a split."""
-    if config.label not in reader.label_names:
-        there = ", ".join(reader.label_names) or "none"
-        raise IjepaError(f"{reader.name} has no label {config.label!r}; its labels are: {there}.")
-    keys, labels = [], np.empty(len(reader), np.int64)
-    for number in range(len(reader)):
-        key, known = reader.read_labels(number)
-        keys.append(key)
-        labels[number] = known[config.label]
-        progress(f"read labels of {reader.name}", number + 1, len(reader))
-    return keys, labels
 
 
 def _chosen(

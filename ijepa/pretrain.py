@@ -15,7 +15,7 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
-    from ijepa.data.remote import RemoteSplit
+    from ijepa.data.stream import RemoteSplit
 
 VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back.
@@ -331,7 +331,7 @@ def _open(
 ) -> tuple["SplitReader | RemoteSplit", dict[str, str]]:
     """The images, and fingerprints of what they are and of how they are read."""
     if is_remote(shards):
-        from ijepa.data.remote import open_remote
+        from ijepa.data.stream import open_remote
 
         remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
         return remote, {"data": remote.fingerprint, "read": "streamed"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
-from ijepa.data.image_lists import listed, read_lines
+from ijepa.data.shards import listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header

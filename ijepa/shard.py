@@ -7,51 +7,43 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath, validated
-from ijepa.data.crew import write_shards
-from ijepa.data.plan import NewImage, ShardPlan, write_plan
-from ijepa.data.shards import (
-    BAD,
-    INDEX,
-    ROW,
-    SCHEMA,
-    SetIndex,
-    SplitIndex,
-    open_shards,
-    rows_path,
-)
-from ijepa.data.shuffle import shuffled
-from ijepa.data.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Label, Labels
+from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
+from ijepa.data.plan import ShardPlan, Subset, readable, write_plan
+from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
+from ijepa.data.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Labels, class_name
 from ijepa.data.sources.kinds import Source, open_source
-from ijepa.data.subset import Subset
-from ijepa.data.task import SIDECARS, BadImage, ShardReport, ShardTask, finished
+from ijepa.data.write import (
+    SIDECARS,
+    BadImage,
+    ShardReport,
+    ShardTask,
+    finished,
+    join_rows,
+    write_shards,
+)
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.stage import (
     StagePlan,
-    Work,
     exclusive_work,
     file_sha256,
     fingerprint_of,
-    read_json,
     write_bytes,
     write_json,
 )
 
-VERSION = 2
+VERSION = 3
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
+MOST_REASONS = 20  # told one by one; the rest together
 
 log = logging.getLogger(__name__)
 
 SHARD = ShardConfig()
-MOST_REASONS = 20  # told one by one; the rest together
 UNDECODED = "images that do not decode, see bad.jsonl"
 
 
@@ -95,6 +87,28 @@ class ShardResult(Config):
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for.
+
+    Attributes:
+        plan: the stage's plan.
+        name: of the source, as the user gave it.
+        source: the source, opened.
+        subset: the list of images to keep.
+        workers: processes that write shards.
+        progress: hears of the images that are done.
+    """
+
+    plan: StagePlan
+    name: str
+    source: Source
+    config: ShardConfig
+    subset: Path | None
+    workers: int
+    progress: Progress
+
+
 def shard(
     source: StrPath,
     out: StrPath,
@@ -118,22 +132,16 @@ def shard(
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
     out = Path(out)
-    source = os.fspath(source)
-    subset = Path(subset) if subset is not None else None
-    if subset is not None:
-        config = config.model_copy(update={"subset": _sha256(subset)})
-    config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
-    opened = open_source(source, folders_are_classes=config.folders_are_classes)
-    job = _Job(source, opened, config, runtime, progress, subset)
-    _keep_source(job.opened.where, out)
-    plan = StagePlan("shard", VERSION, config, {"source": job.opened.digest()}, out, is_folder=True)
-    with exclusive_work(plan, force=runtime.force) as work:
+    job = _job(source, out, config, runtime, progress, subset)
+    with exclusive_work(job.plan, force=runtime.force) as work:
         if not work.cached:
-            _make(job, work)
+            _make(job, work.folder)
         _check_bad(_listed_bad(out if work.cached else work.folder), config.max_bad)
         if not work.cached:
-            facts = {"source": source, "max_bad": config.max_bad}
-            work.publish_folder(facts, digests=_digests(work.folder))
+            index = open_shards(work.folder).index
+            written = (shard for split in index.splits.values() for shard in split.shards)
+            facts = {"source": job.name, "max_bad": config.max_bad}
+            work.publish_folder(facts, digests={shard.name: shard.sha256 for shard in written})
         index = open_shards(out).index
     return ShardResult(
         out=out,
@@ -149,11 +157,35 @@ def shard(
     )
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of the tars, found while they were written."""
-    index = validated(SetIndex, read_json(folder / INDEX), str(folder / INDEX))
-    shards = (shard for split in index.splits.values() for shard in split.shards)
-    return {shard.name: shard.sha256 for shard in shards}
+def plan_shard(
+    source: StrPath, out: StrPath, config: ShardConfig = SHARD, *, subset: StrPath | None = None
+) -> StagePlan:
+    """What `shard` would make of the same arguments; lists the source, reads no image."""
+    return _job(source, Path(out), config, RUNTIME, silent, subset).plan
+
+
+def _job(
+    source: StrPath,
+    out: Path,
+    config: ShardConfig,
+    runtime: Runtime,
+    progress: Progress,
+    subset: StrPath | None,
+) -> _Job:
+    name = os.fspath(source)
+    splits = tuple(sorted(set(config.splits)))
+    listed = Path(subset) if subset is not None else None
+    if listed and not listed.is_file():
+        raise IjepaError(f"There is no list {listed}.")
+    listed_sha256 = file_sha256(listed) if listed else config.subset
+    config = config.model_copy(update={"splits": splits, "subset": listed_sha256})
+    opened = open_source(name, folders_are_classes=config.folders_are_classes)
+    where = opened.where
+    if where is not None and out.resolve() in (where.resolve(), *where.resolve().parents):
+        raise IjepaError(f"{out} holds the images themselves; choose another output.")
+    plan = StagePlan("shard", VERSION, config, {"source": opened.digest()}, out, is_folder=True)
+    workers = CPU_WORKERS if runtime.workers is None else runtime.workers
+    return _Job(plan, name, opened, config, listed, workers, progress)
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
@@ -161,43 +193,21 @@ def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary
     found = {}
     for split in splits.values():
         for label, names in split.labels.items():
-            count = split.classes[label]
-            ends = (names[0], names[-1]) if names else ("0", str(count - 1))
             having = tuple(name for name, other in splits.items() if label in other.labels)
-            found[label] = ClassSummary(classes=count, first=ends[0], last=ends[1], splits=having)
+            ends = names or ["none"]
+            found[label] = ClassSummary(
+                classes=len(names), first=ends[0], last=ends[-1], splits=having
+            )
     return found
 
 
-def _keep_source(where: Path | None, out: Path) -> None:
-    """Refuse an output whose making would remove what is read."""
-    if where is not None and out.resolve() in (where.resolve(), *where.resolve().parents):
-        raise IjepaError(f"{out} holds the images themselves; choose another output.")
-
-
-class _Job(NamedTuple):
-    """What was asked for."""
-
-    source: str
-    opened: Source
-    config: ShardConfig
-    runtime: Runtime
-    progress: Progress
-    subset: Path | None
-
-    @property
-    def workers(self) -> int:
-        """Processes that write shards."""
-        return CPU_WORKERS if self.runtime.workers is None else self.runtime.workers
-
-
-def _make(job: _Job, work: Work) -> None:
+def _make(job: _Job, folder: Path) -> None:
     """Fill the work folder; what is there already was made by the same plan, and is kept."""
-    folder = work.folder
     if not (folder / INDEX).exists():
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
         labels, plan = _plan(job, folder)
-        reports = _write_shards(job, plan, work)
+        reports = _write_shards(job, labels, plan, folder)
         _write_index(job, labels, reports, plan.left_out(), folder)
     shutil.rmtree(folder / SOURCE, ignore_errors=True)
     for name in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
@@ -208,25 +218,24 @@ def _make(job: _Job, work: Work) -> None:
 def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     """Which image goes where; the list of images is read once, and not again after a kill."""
     (folder / SOURCE).mkdir(exist_ok=True)
-    contents = job.opened.read(folder / SOURCE, job.config.splits, job.workers, job.progress)
-    if job.config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
-        contents = _with_val(contents, job.config.val_fraction)
-    elif job.config.val_fraction:
+    config = job.config
+    contents = job.source.read(folder / SOURCE, config.splits, job.workers, job.progress)
+    if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
+        contents = _with_val(contents, config.val_fraction)
+    elif config.val_fraction:
         there = ", ".join(sorted(contents.splits))
-        log.info("%s has splits, %s; a share for val changes nothing", job.source, there)
+        log.info("%s has splits, %s; a share for val changes nothing", job.name, there)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
-    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.source])[:16]}.db"
+    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.name])[:16]}.db"
     if path.exists():
         return contents.splits, ShardPlan(path)
     subset = Subset(job.subset) if job.subset else None
-    images = _new_images(contents, subset, job.progress)
-    if job.config.shuffle:
-        images = shuffled(folder / "shuffle.tmp", images)
-    plan = write_plan(path, images, job.config.shard_bytes, contents.left_out)
+    items = _chosen(contents, subset, job.progress)
+    plan = write_plan(path, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
     if subset:
         subset.check_all_found()
     if not any(shard.num_images for shard in plan.shards()):
-        raise IjepaError(f"{job.source} holds no image in what was chosen.")
+        raise IjepaError(f"{job.name} holds no image in what was chosen.")
     return contents.splits, plan
 
 
@@ -242,28 +251,27 @@ def _with_val(contents: Contents, fraction: float) -> Contents:
     return Contents(splits, map(moved, contents.items), contents.left_out)
 
 
-def _new_images(
-    contents: Contents, subset: Subset | None, progress: Progress
-) -> Iterator[NewImage]:
+def _chosen(contents: Contents, subset: Subset | None, progress: Progress) -> Iterator[Item]:
+    """The images to write; counts those that are left out, and labels that are not known."""
     for number, item in enumerate(contents.items, start=1):
         if number % REPORT_IMAGES == 0:
             progress("list images", number, None)
-        if subset is not None and not subset.holds(item.split, item.name, item.path):
+        if subset is not None and not subset.holds(item):
             contents.left_out["images that --subset does not list"] += 1
             continue
-        for label, number_of_class in item.labels.items():
-            if number_of_class == UNKNOWN:
+        for label, class_number in item.labels.items():
+            if class_number == UNKNOWN:
                 contents.left_out[f"labels {label} that are not known"] += 1
-        metadata = {"file": _printable(item.path), **item.metadata}
-        place = (item.file, item.offset, item.size_bytes)
-        yield NewImage(item.split, item.name, *place, item.labels, metadata)
+        yield item
 
 
-def _write_shards(job: _Job, plan: ShardPlan, work: Work) -> dict[str, list[ShardReport]]:
+def _write_shards(
+    job: _Job, labels: Mapping[str, Labels], plan: ShardPlan, folder: Path
+) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
     shards = plan.shards()
     tasks = [
-        ShardTask(plan=plan.path, shard=shard, folder=work.folder, config=job.config)
+        ShardTask(plan.path, shard, tuple(labels[shard.split]), folder, job.config)
         for shard in shards
     ]
     reports = {task.shard.name: report for task in tasks if (report := finished(task))}
@@ -278,7 +286,7 @@ def _write_shards(job: _Job, plan: ShardPlan, work: Work) -> dict[str, list[Shar
 
     count(0)
     left = [task for task in tasks if task.shard.name not in reports]
-    with contextlib.closing(write_shards(left, job.workers, count, work.lock)) as written:
+    with contextlib.closing(write_shards(left, job.workers, count)) as written:
         for report in written:
             reports[report.index.name] = report
             num_bad += len(report.bad)
@@ -298,30 +306,37 @@ def _write_index(
     left_out: dict[str, int],
     folder: Path,
 ) -> None:
-    """Offsets of all splits, the images left out, and last `index.json`."""
+    """Rows of all splits, the images left out, and last `index.json`."""
     splits = {}
-    for split, shards in reports.items():
-        names = {label: _names(facts) for label, facts in sorted(labels[split].items())}
+    for split, found in reports.items():
+        names = {
+            label: [readable(class_name(name)) for name in known]
+            for label, known in labels[split].items()
+        }
+        shards = [report.index for report in found]
         splits[split] = SplitIndex(
-            samples=sum(report.index.samples for report in shards),
-            classes={label: labels[split][label].num_classes for label in names},
-            labels=names,
-            shards=[report.index for report in shards],
+            samples=sum(shard.samples for shard in shards),
+            labels=dict(sorted(names.items())),
+            index_crc32=join_rows(folder, split, tuple(names), shards),
+            shards=shards,
         )
-        _join_rows(folder, split, shards)
-    bad = [line for shards in reports.values() for report in shards for line in report.bad]
+    every = [report for found in reports.values() for report in found]
+    bad = [line for report in every for line in report.bad]
     if bad:
         lines = "".join(line.model_dump_json() + "\n" for line in bad)
         write_bytes(folder / BAD, lines.encode())
         left_out = {UNDECODED: len(bad), **left_out}
     changes = Counter[str]()
-    for shards in reports.values():
-        for report in shards:
-            changes.update(report.changes)
+    for report in every:
+        changes.update(report.changes)
+    contents = {
+        name: {"labels": split.labels, "shards": [shard.sha256 for shard in split.shards]}
+        for name, split in splits.items()
+    }
     index = SetIndex(
         schema_version=SCHEMA,
-        source=_printable(job.source),
-        fingerprint=_contents_fingerprint(splits),
+        source=readable(job.name),
+        fingerprint=fingerprint_of(contents),
         bad=len(bad),
         splits=splits,
         left_out=_shortened(left_out),
@@ -333,32 +348,9 @@ def _write_index(
 def _shortened(left_out: Mapping[str, int]) -> dict[str, int]:
     """The commonest reasons; files may have any number of suffixes."""
     ordered = Counter(left_out).most_common()
-    shown = {_printable(reason): number for reason, number in ordered[:MOST_REASONS]}
+    shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
     return shown | ({"files of other kinds": rest} if rest else {})
-
-
-def _contents_fingerprint(splits: Mapping[str, SplitIndex]) -> str:
-    return fingerprint_of(
-        {
-            name: {"labels": split.labels, "shards": [shard.sha256 for shard in split.shards]}
-            for name, split in splits.items()
-        }
-    )
-
-
-def _join_rows(folder: Path, split: str, reports: list[ShardReport]) -> None:
-    """One file of offsets for a split, without holding it in memory."""
-    samples = sum(report.index.samples for report in reports)
-    if samples == 0:
-        raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
-    rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", ROW, (samples,))
-    first = 0
-    for report in reports:
-        part = np.load(folder / f"{report.index.name}.npy")
-        rows[first : first + len(part)] = part
-        first += len(part)
-    rows.flush()
 
 
 def _check_bad(bad: list[BadImage], max_bad: int) -> None:
@@ -376,18 +368,3 @@ def _listed_bad(out: Path) -> list[BadImage]:
     path = out / BAD
     lines = path.read_text().splitlines() if path.exists() else []
     return [BadImage.model_validate_json(line) for line in lines]
-
-
-def _names(label: Label) -> list[str] | None:
-    return [_printable(name) for name in label.names] if label.names is not None else None
-
-
-def _sha256(subset: Path) -> str:
-    if not subset.is_file():
-        raise IjepaError(f"There is no subset file {subset}.")
-    return file_sha256(subset)
-
-
-def _printable(text: str) -> str:
-    """Bytes of a name that are not UTF-8, made readable: such names can be hashed and printed."""
-    return text.encode(errors="backslashreplace").decode()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.config import DataConfig
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.jepa.augment import (
     draw_crops,
     evaluation_crop,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
 from ijepa.encoders.load import load_encoder, load_vit

@@ -9,8 +9,7 @@ import pytest
 from pictures import class_folders, write_files
 
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
-from ijepa.data.shards import ROW, UNCHECKED_ROW, load_rows, open_shards, rows_path
-from ijepa.data.verification import check_shards
+from ijepa.data.shards import check_shards, load_rows, open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.feature_info import check_data
@@ -47,8 +46,8 @@ def finished(run, tmp_path):
 
 def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
     folder, _ = made
-    place = load_rows(folder, "train")[0]
-    flip(folder / "train-000000.tar", int(place["image_offset"]) + 40)
+    place = load_rows(folder, "train", ["class"])[0]
+    flip(folder / "train-000000.tar", int(place["offset"]) + 40)
     reader = open_shards(folder).split("train")
     for read in (reader.read_image, reader.read_sample):
         with pytest.raises(IjepaError, match=r"train-000000\.tar is damaged at sample 0 of train"):
@@ -58,13 +57,13 @@ def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
         check_shards(folder)
 
 
-def test_a_damaged_label_is_found_by_its_first_reader(made):
+def test_a_damaged_label_or_key_is_found_by_its_first_reader(made):
     folder, _ = made
-    flip(folder / "train-000000.tar", int(load_rows(folder, "train")[0]["json_offset"]) + 12)
     reader = open_shards(folder).split("train")
-    for read in (reader.read_labels, reader.read_sample):
-        with pytest.raises(IjepaError, match="damaged at sample 0"):
-            read(0)
+    flip(folder / "train.index.npy", (folder / "train.index.npy").stat().st_size - 3)
+    for read in (reader.keys, lambda: reader.labels("class"), lambda: reader.read_sample(0)):
+        with pytest.raises(IjepaError, match=r"train\.index\.npy is damaged"):
+            read()
 
 
 def test_a_damaged_set_is_not_cached_but_made_again(made):
@@ -83,13 +82,11 @@ def test_a_damaged_index_is_refused_when_the_set_is_opened(made, name):
         open_shards(folder)
 
 
-def test_a_set_without_record_or_checksums_is_read_as_before(made):
+def test_a_set_without_its_record_is_read_as_before(made):
     folder, _ = made
-    rows = np.array(load_rows(folder, "train"))
-    np.save(rows_path(folder, "train"), rows[list(UNCHECKED_ROW.names)].astype(UNCHECKED_ROW))
     (folder / "stage.json").unlink()
-    assert load_rows(folder, "train").dtype != ROW
     assert open_shards(folder).split("train").read_sample(0).image
+    check_shards(folder)
 
 
 def test_features_are_checked_together_with_their_data(made, tmp_path):

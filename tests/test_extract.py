@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ijepa.config import ExtractConfig, Runtime
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.encoders.load import load_encoder
@@ -262,13 +262,13 @@ def test_a_batch_in_flight_changes_neither_numbers_nor_order(run, shards, tmp_pa
 
 def test_the_main_process_reads_no_image(run, shards, tmp_path, monkeypatch):
     extract(shards, tmp_path / "alone.h5", config(run), CPU)
-    main_process, read = os.getpid(), SplitReader._read
+    main_process, read = os.getpid(), SplitReader.read_image
 
     def read_in_a_worker(*arguments):
         assert os.getpid() != main_process
         return read(*arguments)
 
-    monkeypatch.setattr(SplitReader, "_read", read_in_a_worker)
+    monkeypatch.setattr(SplitReader, "read_image", read_in_a_worker)
     extract(shards, tmp_path / "workers.h5", config(run), Runtime(device="cpu", workers=2))
     assert (tmp_path / "workers.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 

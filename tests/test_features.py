@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.data.repeats import image_ids
+from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.features import writer as feature_writer
 from ijepa.features.store import FeatureHeader, is_finite, open_features

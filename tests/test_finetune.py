@@ -192,7 +192,7 @@ def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "AugmentedBatches", Noted)
         found = finetune(shards, tmp_path / "out", choice, CPU).result
-    labels = [sample.labels["class"] for sample in open_shards(shards).split("train")]
+    labels = open_shards(shards).split("train").labels("class").tolist()
     trained, held = hold_out(np.array(labels), 0.25, choice.seed)
     assert set(seen) == set(trained.tolist())
     assert not set(trained) & set(held)
@@ -308,7 +308,7 @@ def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_pa
     choice = config(run, subset="4-per-class", batch_size=32)
     assert plan_finetune(shards, choice).train_images == 32
     names = tmp_path / "list.txt"
-    keys = [sample.key for sample in open_shards(shards).split("train")][::6][:40]
+    keys = open_shards(shards).split("train").keys()[::6][:40]
     names.write_text("\n".join(keys))
     assert plan_finetune(shards, config(run), subset=names).train_images == 40
     found = finetune(shards, tmp_path / "out", config(run, epochs=1), CPU, subset=names).result
@@ -364,7 +364,7 @@ def test_the_command_says_what_would_run(run, shards, tmp_path):
 def test_a_class_that_is_only_tested_is_refused_by_its_name(run, shards, tmp_path):
     split, names = open_shards(shards).split("train"), tmp_path / "list.txt"
     classes = split.label_names["class"]
-    keys = [sample.key for sample in split if sample.labels["class"] not in (3, 5)]
+    keys = np.array(split.keys())[~np.isin(split.labels("class"), (3, 5))]
     names.write_text("\n".join(keys))
     expected = f"^2 classes of val are missing from the training images, such as {classes[3]};"
     with pytest.raises(IjepaError, match=expected):

@@ -215,7 +215,7 @@ def test_an_index_of_huge_offsets_is_one_line(shards, tmp_path):
     (tmp_path / "set" / "stage.json").unlink()
     path = tmp_path / "set" / "val.index.npy"
     rows = np.load(path)
-    rows["image_offset"][3], rows["shard"][5] = 2**63 + 1, 2**31
+    rows["offset"][3], rows["shard"][5] = 2**63 + 1, 2**31
     np.save(path, rows)
     found = run("extract", "--encoder", "pixels", "--data", "set", "--split", "val",
                 "--out", "f.h5", "--image-size", "8", "--workers", "0",

@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from ijepa.config import ProbeConfig, Runtime
-from ijepa.data.image_lists import listed
-from ijepa.data.repeats import image_ids
+from ijepa.data.shards import image_ids, listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.writer import FeatureWriter

@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 from pictures import encoded, write_tar
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
-from ijepa.data import remote
+from ijepa.data import stream
 from ijepa.data.loader import StepPlan, batches
-from ijepa.data.remote import open_remote
 from ijepa.data.shards import Sample, open_shards
-from ijepa.data.streaming import Lanes, StreamedCropBatches, workers_for
+from ijepa.data.stream import Lanes, StreamedCropBatches, open_remote, workers_for
 from ijepa.errors import IjepaError
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import dump_yaml
@@ -113,11 +112,16 @@ def s3(many):
 @pytest.fixture
 def at_once(monkeypatch):
     """No waiting before the next try."""
-    monkeypatch.setattr(remote, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(stream, "RETRY_SECONDS", (0, 0))
 
 
 def every_sample(split):
     return [sample for number in range(len(split.urls)) for sample in split.read_shard(number)]
+
+
+def every_image(folder):
+    split = open_shards(folder).split("train")
+    return [split.read_sample(number) for number in range(len(split))]
 
 
 def address_of(kind, many, request):
@@ -129,7 +133,7 @@ def address_of(kind, many, request):
 @pytest.mark.parametrize("kind", ["http", "s3", "pipe", "file"])
 def test_samples_are_those_of_the_shard_set_wherever_it_is(kind, many, request):
     split = open_remote(address_of(kind, many, request), "train", None)
-    here = open_shards(many).split("train")
+    here = every_image(many)
     assert len(split) == len(here) == 120
     assert split.fingerprint == open_shards(many).fingerprint
     assert all(ours == theirs for ours, theirs in zip(every_sample(split), here, strict=True))
@@ -177,7 +181,7 @@ class Numbered:
     def read_shard(self, number, skip=0):
         first = sum(self.counts[:number])
         for place in range(first + skip, first + self.counts[number]):
-            yield Sample(str(place), b"", {}, {})
+            yield Sample(str(place), b"", {})
 
 
 SHARDS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
@@ -221,7 +225,7 @@ def test_workers_share_lanes_evenly_and_are_no_more_than_asked(lanes, workers):
 def test_a_broken_connection_is_taken_up_where_it_broke(many, http, at_once, caplog):
     split = open_remote(http, "train", None)
     Quiet.broken["train-000003.tar"] = 2
-    assert every_sample(split) == list(open_shards(many).split("train"))
+    assert every_sample(split) == every_image(many)
     assert caplog.text.count("train-000003.tar broke off") == 2
 
 
@@ -313,7 +317,7 @@ def test_tars_without_an_index_need_their_number_of_images(many):
         open_remote(tars, "train", None)
     split = open_remote(tars, "train", 120)
     assert len(split) == 120
-    assert every_sample(split) == list(open_shards(many).split("train"))
+    assert every_sample(split) == every_image(many)
 
 
 def test_foreign_tars_are_read_by_their_image_members(tmp_path):
@@ -327,7 +331,7 @@ def test_foreign_tars_are_read_by_their_image_members(tmp_path):
 
 
 def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.data.remote.RETRY_SECONDS", ())
+    monkeypatch.setattr("ijepa.data.stream.RETRY_SECONDS", ())
     write_tar(tmp_path / "empty-0.tar", {})
     split = open_remote(f"file://{tmp_path}/empty-{{0..0}}.tar", "train", 4)
     with pytest.raises(IjepaError, match=r"empty-0\.tar cannot be read: .*it holds no sample"):

@@ -8,10 +8,10 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
-from ijepa.data.repeats import Known, of_equal_size, read_ids, repeated_keys
-from ijepa.data.shards import open_shards
+from ijepa.data.shards import of_equal_size, open_shards, read_ids
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
+from ijepa.features.leakage import Known, repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
@@ -30,13 +30,17 @@ def with_copies(folder, copies):
 
 def by_content(images, numbers):
     ids = read_ids(images, np.array(numbers))
-    return Known(ids, [images.read_labels(number)[0] for number in numbers])
+    return Known(ids, images.keys(list(numbers)))
 
 
 def test_those_are_found_that_are_there(tmp_path):
     data = open_shards(with_copies(tmp_path, 1))
     train, val = data.split("train"), data.split("val")
-    [copied] = [n for n in range(24) if train.read_image(n) in [image.image for image in val]]
+    [copied] = [
+        n
+        for n in range(24)
+        if train.read_image(n) in [val.read_image(number) for number in range(len(val))]
+    ]
     every = by_content(val, range(20))
     assert repeated_keys(by_content(train, range(24)), every, 20) == ("val/0/v0",)
     assert repeated_keys(by_content(train, [copied]), every, 20) == ("val/0/v0",)
@@ -61,8 +65,9 @@ def test_features_know_whose_image_they_are(tmp_path, views):
         choice = ExtractConfig(encoder="pixels", split=split, views=views, augment=augment)
         extract(data, tmp_path / f"{split}.h5", choice, CPU)
         expected = [
-            int.from_bytes(hashlib.sha256(sample.image).digest()[:8], "little")
-            for sample in open_shards(data).split(split)
+            int.from_bytes(hashlib.sha256(images.read_image(number)).digest()[:8], "little")
+            for images in [open_shards(data).split(split)]
+            for number in range(len(images))
             for _ in range(1 + views)
         ]
         assert min(expected) < 2**63 <= max(expected)

@@ -26,8 +26,7 @@ from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
-from ijepa.data.images import decode_rgb
-from ijepa.data.intake import take_in
+from ijepa.data.decode import decode_rgb, take_in
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
@@ -40,8 +39,25 @@ MADE = ("*.tar", "*.npy", "index.json", "bad.jsonl")
 
 def samples(folder):
     """All samples of a set by key."""
-    shards = open_shards(folder)
-    return {sample.key: sample for split in shards.splits for sample in shards.split(split)}
+    splits = map(open_shards(folder).split, open_shards(folder).splits)
+    every = [split.read_sample(number) for split in splits for number in range(len(split))]
+    return {sample.key: sample for sample in every}
+
+
+def by_file(folder):
+    """Samples by where they came from, which the JSON in the tars tells."""
+    found = samples(folder)
+    return {facts["file"]: found[facts["key"]] for facts in json_of(folder)}
+
+
+def json_of(folder):
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            yield from (json.load(tar.extractfile(one)) for one in tar if one.name[-5:] == ".json")
+
+
+def images(folder):
+    return {file: sample.image for file, sample in by_file(folder).items()}
 
 
 def digests(folder):
@@ -87,10 +103,9 @@ def test_bytes_and_labels_come_back_whatever_files_are_called(
     shard(str(folder / "images"), folder / "set", ShardConfig(shard_bytes=shard_bytes), ALONE)
     names = open_shards(folder / "set").split("train").label_names["class"]
     assert names == sorted(classes)
-    found = samples(folder / "set").values()
-    assert {sample.metadata["file"]: sample.image for sample in found} == files
-    for sample in found:
-        assert sample.metadata["file"].startswith(f"{names[sample.labels['class']]}/")
+    assert images(folder / "set") == files
+    for file, sample in by_file(folder / "set").items():
+        assert file.startswith(f"{names[sample.labels['class']]}/")
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path):
@@ -139,8 +154,7 @@ def test_odd_images_that_decode_are_kept_byte_for_byte(tmp_path):
     folder = write_files(tmp_path / "images", ODD_BUT_WHOLE)
     result = shard(str(folder), tmp_path / "set", runtime=ALONE)
     assert result.bad == 0
-    found = samples(tmp_path / "set").values()
-    assert {sample.metadata["file"]: sample.image for sample in found} == ODD_BUT_WHOLE
+    assert images(tmp_path / "set") == ODD_BUT_WHOLE
     with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
         assert "train/called.png" in tar.getnames()  # readers go by the suffix
 
@@ -203,7 +217,7 @@ def test_images_that_do_not_decode_are_left_out_and_listed(tmp_path, workers):
     config = ShardConfig(shard_bytes=10_000, max_bad=5)
     result = shard(str(folder), tmp_path / "set", config, Runtime(workers=workers))
     assert result.bad == 5
-    assert {one.metadata["file"] for one in samples(tmp_path / "set").values()} == set(good)
+    assert images(tmp_path / "set") == good
     lines = (tmp_path / "set" / "bad.jsonl").read_text().splitlines()
     listed = {line["path"]: line["reason"] for line in map(json.loads, lines)}
     assert set(listed) == {*BAD, "train/cat/gone.png"}
@@ -270,8 +284,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_
 
 
 def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
-    for module in ("images", "intake"):
-        monkeypatch.setattr(f"ijepa.data.{module}.MAX_PIXELS", 200)
+    monkeypatch.setattr("ijepa.data.decode.MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     for suffix in ("jpg", "png", "webp"):
         large = encoded(0, suffix, 30, 30)
@@ -448,7 +461,7 @@ def test_shuffled_shards_hold_the_same_samples_mixed(tmp_path):
         reader = open_shards(tmp_path / "mixed").split(split)
         first = reader.index.shards[0].samples
         assert 1 < first < len(reader)
-        assert {reader.read_sample(number).labels["class"] for number in range(first)} == {0, 1}
+        assert set(reader.labels("class")[:first].tolist()) == {0, 1}
     assert not list((tmp_path / "mixed").glob("*.tmp"))
 
 
@@ -611,10 +624,8 @@ def test_real_images_pass_untouched(tmp_path, test_data, name):
     with tarfile.open(test_data / name) as tar:
         members = {one.name: one for one in tar if not one.name.endswith(".json")}
         assert sum(split.samples for split in shards.splits.values()) == len(members)
-        for split in shards.splits:
-            for sample in shards.split(split):
-                content = tar.extractfile(members[sample.metadata["file"]]).read()
-                assert sample.image == content
+        for file, image in images(tmp_path / "set").items():
+            assert image == tar.extractfile(members[file]).read()
 
 
 @pytest.mark.slow
@@ -622,10 +633,7 @@ def test_cifar10_of_sixty_thousand_files(tmp_path, test_data):
     result = shard(f"cifar10:{test_data / 'cifar10.tar.gz'}", tmp_path / "set")
     assert result.splits == {"test": 10_000, "train": 50_000}
     train = open_shards(tmp_path / "set").split("train")
-    counts = [0] * 10
-    for sample in train:
-        counts[sample.labels["class"]] += 1
-    assert counts == [5_000] * 10
+    assert np.bincount(train.labels("class")).tolist() == [5_000] * 10
 
 
 # The command
@@ -717,7 +725,7 @@ def test_a_labelled_tar_of_others_can_be_scored(tmp_path):
     shard(str(write_tar(tmp_path / "x.tar", files)), tmp_path / "set", runtime=ALONE)
     split = open_shards(tmp_path / "set").split("train")
     assert split.label_names == {"class": ["0", "10"]}
-    assert [split.read_labels(number)[1]["class"] for number in range(4)] == [0, 1, 0, 1]
+    assert split.labels("class").tolist() == [0, 1, 0, 1]
     # the tars that we write are such tars, too
     shard(str(tmp_path / "set/train-000000.tar"), tmp_path / "again", runtime=ALONE)
     assert [one.labels for one in samples(tmp_path / "again").values()] == [

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +22,11 @@ from pictures import class_folders, encoded, write_files
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
-from ijepa.data.plan import NewImage, sample_key, write_plan
+from ijepa.data.decode import decode_rgb
+from ijepa.data.plan import sample_key, write_plan
 from ijepa.data.shards import open_shards
-from ijepa.data.writer import ShardWriter, tar_header
+from ijepa.data.sources.items import Item
+from ijepa.data.write import ShardWriter, tar_header
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa_cli.main import app
@@ -42,15 +45,32 @@ def made(tmp_path):
 
 def test_samples_are_the_files_they_were_made_of(made):
     folder, files = made
-    found = {}
     for split in open_shards(folder).splits:
         reader = open_shards(folder).split(split)
-        for number, sample in enumerate(reader):
-            assert reader.read_image(number) == sample.image
-            names = reader.label_names["class"]
-            assert sample.key == f"{split}/{names[sample.labels['class']]}/{sample.key[-4:]}"
-            found[sample.metadata["file"]] = sample.image
-    assert found == files
+        names = reader.label_names["class"]
+        for number, (key, label) in enumerate(
+            zip(reader.keys(), reader.labels("class"), strict=True)
+        ):
+            assert key == f"{split}/{names[label]}/{key[-4:]}"
+            assert reader.read_image(number) == files[f"{key}.png"]
+            assert reader.read_sample(number) == (key, files[f"{key}.png"], {"class": label})
+    assert sum(split.samples for split in open_shards(folder).splits.values()) == len(files)
+
+
+def every_sample(split):
+    return [split.read_sample(number) for number in range(len(split))]
+
+
+def test_a_split_is_a_data_set_for_pytorch(made):
+    folder, _ = made
+    split = open_shards(folder).split("train")
+    image, labels = split[7]
+    assert (image.mode, labels) == ("RGB", {"class": 1})
+    assert np.array_equal(image, decode_rgb(split.read_image(7)))
+    pixels = open_shards(folder).split("train", transform=np.asarray)
+    loaded = list(torch.utils.data.DataLoader(pixels, batch_size=5, num_workers=1))
+    assert torch.cat([batch["class"] for _, batch in loaded]).tolist() == [0] * 6 + [1] * 6
+    assert np.array_equal(loaded[1][0][2], image)
 
 
 def test_webdataset_reads_the_same_samples(made):
@@ -59,7 +79,7 @@ def test_webdataset_reads_the_same_samples(made):
     urls = [str(folder / one.name) for one in shards.splits["train"].shards]
     assert len(urls) > 1
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
-    ours = list(shards.split("train"))
+    ours = every_sample(shards.split("train"))
     assert [sample["__key__"] for sample in theirs] == [sample.key for sample in ours]
     for one, other in zip(theirs, ours, strict=True):
         assert one["png"] == other.image
@@ -71,7 +91,7 @@ def test_the_index_tells_the_truth_about_every_shard(made):
     folder, _ = made
     for split in open_shards(folder).splits.values():
         assert split.samples == sum(one.samples for one in split.shards)
-        assert split.classes == {"class": 2}
+        assert split.labels == {"class": ["cat", "dog"]}
         for one in split.shards:
             content = (folder / one.name).read_bytes()
             assert one.bytes == len(content)
@@ -82,7 +102,7 @@ def test_the_index_tells_the_truth_about_every_shard(made):
 
 def test_a_reader_survives_pickling_forking_and_threads(made):
     reader = open_shards(made[0]).split("train")
-    expected = [sample.image for sample in reader]
+    expected = [reader.read_image(number) for number in range(len(reader))]
     numbers = range(len(reader))
     assert [pickle.loads(pickle.dumps(reader)).read_image(number) for number in numbers] == expected  # noqa: S301  # ours
     with ThreadPoolExecutor(4) as threads:
@@ -97,7 +117,7 @@ def test_a_reader_holds_a_bounded_number_of_files(made, monkeypatch):
     assert len(reader.index.shards) > 3
     reader.read_image(0)
     before = num_open_files()
-    expected = [sample.image for sample in reader]
+    expected = [reader.read_image(number) for number in range(len(reader))]
     assert [reader.read_image(number) for number in range(len(reader))] == expected
     assert num_open_files() <= before + 1
 
@@ -137,7 +157,7 @@ def change_index(folder, **changes):
         (lambda folder: os.truncate(folder / "val-000001.tar", 1000), "has 1,000 bytes"),
         (lambda folder: (folder / "val.index.npy").unlink(), "missing or cut short"),
         (lambda folder: os.truncate(folder / "val.index.npy", 200), "missing or cut short"),
-        (lambda folder: np.save(folder / "val.index.npy", np.zeros(12)), "not offsets"),
+        (lambda folder: np.save(folder / "val.index.npy", np.zeros(12)), "not rows"),
     ],
 )
 def test_a_damaged_set_is_refused_when_it_is_opened(made, damage, message):
@@ -179,7 +199,7 @@ nasty = st.builds(
 
 @given(files=st.lists(paths | nasty, unique=True, min_size=1, max_size=8))
 def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, tmp_path_factory):
-    images = [NewImage("train", name, f"file{i}", 0, 1, {}, {}) for i, name in enumerate(files)]
+    images = [Item("train", name, name, f"file{i}", 0, 1) for i, name in enumerate(files)]
     plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6, Counter())
     keys = [image.key for one in plan.shards() for image in plan.images(one)]
     assert len(set(keys)) == len(files)
@@ -192,7 +212,7 @@ def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, t
 def test_any_key_and_bytes_survive_the_tar(files, tmp_path_factory):
     path = tmp_path_factory.mktemp("tar") / "train-000000.tar"
     written = {}
-    with ShardWriter(path, 0) as writer:
+    with ShardWriter(path, 0, ()) as writer:
         for number, name in enumerate(files):
             content = b"x" * (number * 511)
             writer.add(f"{number}{sample_key('train', name)[0]}", content, "jpg", {}, {})
@@ -204,8 +224,8 @@ def test_any_key_and_bytes_survive_the_tar(files, tmp_path_factory):
     assert index.samples == len(rows) == len(files)
     content = path.read_bytes()
     for row, expected in zip(rows, written.values(), strict=True):
-        start = int(row["image_offset"])
-        assert content[start : start + int(row["image_bytes"])] == expected
+        start = int(row["offset"])
+        assert content[start : start + int(row["bytes"])] == expected
 
 
 @given(
@@ -231,7 +251,7 @@ def test_the_same_stem_with_two_suffixes_makes_two_keys():
 
 
 def test_an_unfinished_shard_leaves_nothing(tmp_path):
-    with contextlib.suppress(ZeroDivisionError), ShardWriter(tmp_path / "a.tar", 0) as writer:
+    with contextlib.suppress(ZeroDivisionError), ShardWriter(tmp_path / "a.tar", 0, ()) as writer:
         writer.add("a", b"", "jpg", {}, {})
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -243,9 +263,9 @@ def test_labels_of_several_kinds_are_all_kept(tmp_path):
     shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=ALONE)
     index = open_shards(tmp_path / "set").splits["train"]
     assert index.labels == {"age": ["3", "4"], "kind": ["cat", "dog"]}
-    assert index.classes == {"age": 2, "kind": 2}
-    samples = list(open_shards(tmp_path / "set").split("train"))
-    assert [sample.labels for sample in samples] == [{"kind": 0, "age": 0}, {"kind": 1, "age": 1}]
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.labels("kind").tolist() == split.labels("age").tolist() == [0, 1]
+    assert split.read_labels(1) == {"kind": 1, "age": 1}
     with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
         assert not [name for name in tar.getnames() if name.endswith(".cls")]  # which would it be?
 

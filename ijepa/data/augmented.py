@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import Batch, Images, Ints, StepPlan
 from ijepa.jepa.augment import fit_box, resize_box
 from ijepa.jepa.rng import AUGMENTED, stream

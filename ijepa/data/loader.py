@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig, Interpolation, Size
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.data.processes import processes
-from ijepa.data.repeats import image_ids
-from ijepa.data.shards import SplitReader
+from ijepa.data.shards import SplitReader, image_ids
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
     CropDraws,
@@ -70,7 +69,7 @@ class Batch(NamedTuple):
         images: (B, 3, height, width) uint8, channels last in memory.
         numbers: (B,) int64, their places in the split; -1 for streams, which know none.
         keys: of the images, for streams and `SampleViewBatches` alone.
-        image_ids: (B,) uint64, see `stores.repeats.image_ids`; for `SampleViewBatches` alone.
+        image_ids: (B,) uint64, see `image_ids`; for `SampleViewBatches` alone.
         labels: (B,) int64 class numbers by label; for `SampleViewBatches` alone.
     """
 
@@ -227,18 +226,17 @@ class SampleViewBatches(ViewBatches):
 
     def __getitem__(self, batch: int) -> Batch:
         numbers = self._numbers(batch)
-        samples = [self._samples.read_sample(number) for number in numbers.tolist()]
-        images = [sample.image for sample in samples]
+        images = [self._samples.read_image(number) for number in numbers.tolist()]
         labels = {
-            name: torch.tensor([sample.labels[name] for sample in samples])
+            name: torch.from_numpy(self._samples.labels(name, numbers.numpy()))
             for name in self._samples.label_names
         }
         return Batch(
             batch,
             self._all_views(numbers, images),
             numbers,
-            keys=[sample.key for sample in samples],
-            image_ids=torch.from_numpy(image_ids(images)),
+            keys=self._samples.keys(numbers.numpy()),
+            image_ids=torch.from_numpy(image_ids(images).copy()),
             labels=labels,
         )
 

@@ -1,16 +1,18 @@
 """Which image goes into which shard, kept on disk: memory does not grow with the data set."""
 
 import contextlib
+import hashlib
 import json
 import os
 import sqlite3
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ijepa.config import Config
+from ijepa.data.shards import read_lines
+from ijepa.data.sources.items import Item
 from ijepa.errors import IjepaError
 
 BLOCK_BYTES = 512
@@ -19,29 +21,21 @@ BLOCK_BYTES = 512
 OVERHEAD_BYTES = 5 * BLOCK_BYTES
 REPLACED = "members of an archive that a later one of the same name replaces"
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
+SHOWN_LINES = 3  # in an error
 
 SCHEMA = """
+PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;
 CREATE TABLE shards (id INTEGER PRIMARY KEY, split TEXT, number INTEGER);
 CREATE TABLE images (
     id INTEGER PRIMARY KEY, shard INTEGER, key TEXT, suffix TEXT, file BLOB, offset INTEGER,
     bytes INTEGER, labels TEXT, metadata TEXT
 );
 CREATE TABLE left_out (reason TEXT, number INTEGER);
+CREATE TEMP TABLE drawn (place BLOB, image TEXT);
 """
 
 
-class PlannedImage(NamedTuple):
-    """An image to be written: its key, where its bytes lie, and what is known about it."""
-
-    key: str
-    file: str
-    offset: int
-    size_bytes: int
-    labels: dict[str, int]
-    metadata: dict[str, Any]
-
-
-class PlannedShard(Config):
+class PlannedShard(NamedTuple):
     """A shard to be written."""
 
     id: int
@@ -55,16 +49,15 @@ class PlannedShard(Config):
         return f"{self.split}-{self.number:06d}.tar"
 
 
-class NewImage(NamedTuple):
-    """An image to be planned; `name` is its path within the split."""
+class PlannedImage(NamedTuple):
+    """An image to be written: its key, where its bytes lie, and what is known about it."""
 
-    split: str
-    name: str
+    key: str
     file: str
     offset: int
     size_bytes: int
-    labels: Mapping[str, int]
-    metadata: Mapping[str, Any]
+    labels: dict[str, int]
+    metadata: dict[str, Any]
 
 
 class ShardPlan:
@@ -79,16 +72,11 @@ class ShardPlan:
             "SELECT shards.id, split, number, COUNT(images.id) FROM shards"
             " LEFT JOIN images ON shard = shards.id GROUP BY shards.id ORDER BY split, number"
         )
-        with _reading(self.path) as plan:
-            return [
-                PlannedShard(id=row[0], split=row[1], number=row[2], num_images=row[3])
-                for row in plan.execute(query)
-            ]
+        return [PlannedShard(*row) for row in self._read(query)]
 
     def left_out(self) -> dict[str, int]:
         """Numbers of files and images that did not come along, by reason."""
-        with _reading(self.path) as plan:
-            return dict(plan.execute("SELECT reason, number FROM left_out"))
+        return dict(self._read("SELECT reason, number FROM left_out"))
 
     def images(self, shard: PlannedShard) -> Iterator[PlannedImage]:
         """Images of a shard, in the order of the source."""
@@ -96,38 +84,88 @@ class ShardPlan:
             "SELECT key, file, offset, bytes, labels, metadata FROM images WHERE shard = ?"
             " ORDER BY id"
         )
-        with _reading(self.path) as plan:
-            for key, file, offset, size, labels, metadata in plan.execute(query, (shard.id,)):
-                yield PlannedImage(
-                    key, os.fsdecode(file), offset, size, json.loads(labels), json.loads(metadata)
-                )
+        for key, file, offset, size, labels, metadata in self._read(query, shard.id):
+            known = json.loads(labels), json.loads(metadata)
+            yield PlannedImage(key, os.fsdecode(file), offset, size, *known)
+
+    def _read(self, query: str, *values: object) -> Iterator[Any]:
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path.resolve()))}?mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as plan:
+            yield from plan.execute(query, values)
+
+
+class Subset:
+    """The samples to keep: keys, paths or file names, one a line, with or without a suffix.
+
+    Raises:
+        IjepaError: there is no such file, or it is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines = path, set(read_lines(path))
+        self._found: set[str] = set()
+
+    def holds(self, item: Item) -> bool:
+        """Does a line name this image? A file name alone names all images called so."""
+        key, _ = sample_key(item.split, item.name)
+        file = PurePosixPath(item.path)
+        names = {key, item.path, str(file.with_suffix("")), item.name, file.name, file.stem}
+        found = names & self._lines
+        self._found |= found
+        return bool(found)
+
+    def check_all_found(self) -> None:
+        """Refuse a list of which some lines name no image.
+
+        Raises:
+            IjepaError: naming the first of them.
+        """
+        lost = sorted(self._lines - self._found)
+        if lost:
+            raise IjepaError(
+                f"{self._path}: {len(lost):,} of {len(self._lines):,} lines name no image of the "
+                f"source, such as {', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
+            )
 
 
 def write_plan(
-    path: Path, images: Iterable[NewImage], shard_bytes: int, left_out: Counter[str]
+    path: Path,
+    items: Iterable[Item],
+    shard_bytes: int,
+    left_out: Counter[str],
+    *,
+    shuffle: bool = False,
 ) -> ShardPlan:
-    """Share `images` out to shards of about `shard_bytes`, in their order.
+    """Share images out to shards of about `shard_bytes`.
 
     Args:
         path: of the plan.
-        images: to share out.
+        items: the images.
         shard_bytes: the size at which a shard is closed.
-        left_out: numbers by reason, complete once `images` is read; the plan keeps them.
+        left_out: numbers by reason, complete once `items` is read; the plan keeps them.
+        shuffle: in an order drawn by their names, so that no shard holds one class alone: streams
+            are shuffled a buffer at a time.
 
     Raises:
-        IjepaError: two entries of a list name the same image.
+        IjepaError: two entries of a list name the same image, or the disk is full.
     """
     half = path.with_name(path.name + ".tmp")
     half.unlink(missing_ok=True)
-    with _building(half) as plan:
-        plan.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;" + SCHEMA)
-        rows = _rows(plan, images, shard_bytes)
-        plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        plan.execute("CREATE INDEX by_key ON images (key)")
-        left_out[REPLACED] += _tell_apart(plan)
-        plan.executemany("INSERT INTO left_out VALUES (?, ?)", (+left_out).items())
-        plan.execute("CREATE INDEX by_shard ON images (shard)")
-        plan.execute("COMMIT")
+    try:
+        with contextlib.closing(sqlite3.connect(half, isolation_level=None)) as plan:
+            plan.executescript(SCHEMA)
+            rows = _rows(plan, _shuffled(plan, items) if shuffle else items, shard_bytes)
+            plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            plan.execute("CREATE INDEX by_key ON images (key)")
+            left_out[REPLACED] += _tell_apart(plan)
+            plan.executemany("INSERT INTO left_out VALUES (?, ?)", (+left_out).items())
+            plan.execute("CREATE INDEX by_shard ON images (shard)")
+            plan.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise IjepaError(
+            f"The list of images cannot be written to {path} ({error}); see that there is space on "
+            f"its disk and in the system's temporary folder."
+        ) from error
     with half.open("rb") as file:
         os.fsync(file.fileno())
     half.replace(path)
@@ -146,30 +184,49 @@ def sample_key(split: str, name: str) -> tuple[str, str]:
     return f"{split}/{_escaped(stem)}", _escaped(suffix)
 
 
+def readable(text: str) -> str:
+    """Bytes of a name that are not UTF-8, made readable: such names can be hashed and printed."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
+        if letter in ESCAPED or not letter.isprintable()
+        else letter
+        for letter in text
+    )
+
+
+def _shuffled(plan: sqlite3.Connection, items: Iterable[Item]) -> Iterator[Item]:
+    """The same order for the same names, whatever the order of the source."""
+
+    def row(item: Item) -> tuple[bytes, str]:
+        name = f"{item.split}/{item.name}".encode(errors="surrogateescape")
+        return hashlib.sha256(name).digest(), json.dumps(item)
+
+    plan.executemany("INSERT INTO drawn VALUES (?, ?)", map(row, items))
+    for (text,) in plan.execute("SELECT image FROM drawn ORDER BY place, rowid"):
+        yield Item(*json.loads(text))
+
+
 def _rows(
-    plan: sqlite3.Connection, images: Iterable[NewImage], shard_bytes: int
+    plan: sqlite3.Connection, items: Iterable[Item], shard_bytes: int
 ) -> Iterator[tuple[object, ...]]:
-    open_shards: dict[str, _OpenShard] = {}
-    for image in images:
-        size_bytes = -(-image.size_bytes // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES
-        shard = open_shards.get(image.split)
-        if shard is None or shard.bytes + size_bytes > shard_bytes:
-            number = shard.number + 1 if shard else 0
-            cursor = plan.execute(
-                "INSERT INTO shards (split, number) VALUES (?, ?)", (image.split, number)
-            )
-            shard = open_shards[image.split] = _OpenShard(cursor.lastrowid or 0, number)
-        shard.bytes += size_bytes
-        place = (os.fsencode(image.file), image.offset, image.size_bytes)
-        known = (json.dumps(dict(image.labels)), json.dumps(dict(image.metadata)))
-        yield (shard.id, *sample_key(image.split, image.name), *place, *known)
-
-
-class _OpenShard:
-    """A shard that still takes images."""
-
-    def __init__(self, identity: int, number: int) -> None:
-        self.id, self.number, self.bytes = identity, number, 0
+    """Rows of `images`; begins a shard where the next image would be too much for the last."""
+    opened: dict[str, list[int]] = {}  # by split: row, number and bytes of the last shard
+    for item in items:
+        size_bytes = -(-item.size_bytes // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES
+        shard = opened.get(item.split)
+        if shard is None or shard[2] + size_bytes > shard_bytes:
+            number = shard[1] + 1 if shard else 0
+            made = plan.execute("INSERT INTO shards VALUES (NULL, ?, ?)", (item.split, number))
+            shard = opened[item.split] = [made.lastrowid or 0, number, 0]
+        shard[2] += size_bytes
+        place = (os.fsencode(item.file), item.offset, item.size_bytes)
+        metadata = {"file": readable(item.path), **item.metadata}
+        known = (json.dumps(item.labels), json.dumps(metadata))
+        yield (shard[0], *sample_key(item.split, item.name), *place, *known)
 
 
 def _tell_apart(plan: sqlite3.Connection) -> int:
@@ -195,31 +252,3 @@ def _tell_apart(plan: sqlite3.Connection) -> int:
     plan.execute(f"INSERT INTO shared {same_key}")
     plan.execute("UPDATE images SET key = key || '~' || suffix WHERE key IN shared")
     return replaced.rowcount
-
-
-def _escaped(text: str) -> str:
-    return "".join(
-        "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
-        if letter in ESCAPED or not letter.isprintable()
-        else letter
-        for letter in text
-    )
-
-
-@contextlib.contextmanager
-def _building(path: Path) -> Iterator[sqlite3.Connection]:
-    try:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as plan:
-            yield plan
-    except sqlite3.OperationalError as error:
-        raise IjepaError(
-            f"The list of images cannot be written to {path} ({error}); see that there is space on "
-            f"its disk and in the system's temporary folder."
-        ) from error
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{urllib.parse.quote(os.fsencode(path.resolve()))}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as plan:
-        yield plan

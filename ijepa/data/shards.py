@@ -1,42 +1,44 @@
-"""A shard set: plain WebDataset tars, and an index that finds any sample without reading them."""
+"""A shard set: plain WebDataset tars, and an index with place, labels and key of each sample.
 
-import json
+Whoever wants labels or keys reads columns of the index, mapped into memory; the tars are read for
+images alone.
+"""
+
+import hashlib
+import itertools
+import logging
+import math
 import os
+import re
 import tokenize
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from braceexpand import braceexpand
+from PIL import Image
 from pydantic import Field
 
 from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
+from ijepa.data.decode import decode_rgb
 from ijepa.errors import IjepaError
-from ijepa.stage import naming, read_json, refuse_changed
+from ijepa.progress import Progress, silent
+from ijepa.stage import file_sha256, naming, read_json, read_record, refuse_changed
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from ijepa.data.loader import Images
+
+SCHEMA = 2
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
 INDEX = "index.json"
 BAD = "bad.jsonl"  # images left out, if any: key, path, reason
-EXTENSIONS = ("jpg", "png", "webp")
-ROW = np.dtype(
-    [
-        ("shard", "<u4"),  # place in the split's list of shards
-        ("extension", "u1"),  # place in `EXTENSIONS`
-        ("image_offset", "<u8"),
-        ("image_bytes", "<u4"),
-        ("json_offset", "<u8"),
-        ("json_bytes", "<u4"),
-        ("image_crc32", "<u4"),
-        ("json_crc32", "<u4"),
-    ]
-)
-# Of sets that were made before samples had checksums.
-UNCHECKED_ROW = np.dtype([(name, ROW[name]) for name in (ROW.names or ())[:-2]])
+LABEL = "label "  # before the name of a label in the name of its column
 # What numpy raises for a damaged header of an array, which is a literal of Python.
 UNREADABLE = (
     FileNotFoundError,
@@ -51,10 +53,20 @@ UNREADABLE = (
     AttributeError,
     tokenize.TokenError,
 )
+EVERY = slice(None)
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
+SHOWN_FILES = 5  # in an error
+SHOWN_LINES = 3
+BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}", re.ASCII)
+BRACE_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
-Ints = np.ndarray[tuple[int], np.dtype[np.uint32]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+Numbers = list[int] | Ints | slice
+Transform = Callable[[Image.Image], Any]  # such as those of torchvision
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
+
+log = logging.getLogger(__name__)
 
 
 class ShardIndex(Config):
@@ -71,14 +83,14 @@ class SplitIndex(Config):
 
     Attributes:
         samples: in all shards together.
-        classes: how many, by label.
-        labels: names of the classes by label; None for a label of plain integers.
+        labels: names of classes 0, 1, ... by label.
+        index_crc32: of the rows of the binary index.
         shards: in the order of the samples.
     """
 
     samples: int
-    classes: dict[str, int]
-    labels: dict[str, list[str] | None]
+    labels: dict[str, list[str]]
+    index_crc32: int
     shards: list[ShardIndex]
 
 
@@ -104,13 +116,28 @@ class SetIndex(Config):
     changes: dict[str, int] = Field(default_factory=dict)
 
 
+class ShardCheck(Config):
+    """A shard set that was found undamaged.
+
+    Attributes:
+        out: its folder.
+        files: how many were read.
+        bytes: in these files.
+        samples: in all splits.
+    """
+
+    out: Path
+    files: int
+    bytes: int
+    samples: int
+
+
 class Sample(NamedTuple):
-    """One sample, the image still encoded."""
+    """One sample, the image still encoded; a label of -1 is not known."""
 
     key: str
     image: bytes
     labels: dict[str, int]
-    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,8 +162,14 @@ class ShardSet:
         """What there is."""
         return self.index.splits
 
-    def split(self, name: str) -> "SplitReader":
-        """Read one split.
+    def split(
+        self, name: str, transform: Callable[[Image.Image], Any] | None = None
+    ) -> "SplitReader":
+        """Open one split, a map-style data set for PyTorch.
+
+        Args:
+            name: of the split.
+            transform: makes an item's image out of the decoded one.
 
         Raises:
             IjepaError: there is no such split.
@@ -146,7 +179,7 @@ class ShardSet:
                 f"{self.folder} has no split {name!r}; its splits are "
                 f"{', '.join(sorted(self.splits))}."
             )
-        return SplitReader(self.folder, name, self.splits[name])
+        return SplitReader(self.folder, name, self.splits[name], transform)
 
     def named_split(self, name: str, train: str = "train") -> str:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.
@@ -191,126 +224,118 @@ class ShardSet:
 
 
 class SplitReader:
-    """Samples of a split by number; may be pickled, forked and read from several threads."""
+    """Samples of a split by number; may be pickled, forked and read from several threads.
 
-    def __init__(self, folder: Path, name: str, index: SplitIndex) -> None:
+    An item is (image, labels): a PIL image in RGB, or what `transform` makes of it, and the class
+    number by label, -1 where it is not known.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        index: SplitIndex,
+        transform: Transform | None = None,
+    ) -> None:
         """Remember where; files are opened when first read."""
-        self.folder, self.name, self.index = folder, name, index
-        self._open()
+        self.folder, self.name, self.index, self.transform = folder, name, index, transform
+        self._rows: Rows | None = None
+        self._rows_are_checked = False
+        self._checked = bytearray(len(self))  # is the image of a sample undamaged?
+        self._tar = lru_cache(OPEN_TARS)(self._open_tar)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitReader, (self.folder, self.name, self.index, self.transform)
+
+    def __len__(self) -> int:
+        return self.index.samples
+
+    def __getitem__(self, number: int) -> tuple[Any, dict[str, int]]:
+        image: Any = Image.fromarray(decode_rgb(self.read_image(number)))
+        return self.transform(image) if self.transform else image, self.read_labels(number)
 
     @property
-    def label_names(self) -> dict[str, list[str] | None]:
-        """Names of the classes by label; None for a label of plain integers."""
+    def label_names(self) -> dict[str, list[str]]:
+        """Names of classes 0, 1, ... by label."""
         return self.index.labels
 
     @property
     def image_bytes(self) -> Ints:
         """(len,) sizes of the image files."""
-        return load_rows(self.folder, self.name)["image_bytes"]
+        return self._columns()["bytes"].astype(np.int64)
 
-    def __len__(self) -> int:
-        return self.index.samples
+    def labels(self, name: str, numbers: Numbers = EVERY) -> Ints:
+        """(n,) class numbers of one label, of some samples or of all; -1 is not known.
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self.read_sample(number) for number in range(len(self)))
+        Raises:
+            IjepaError: there is no such label, or the index is damaged.
+        """
+        if name not in self.label_names:
+            there = ", ".join(self.label_names) or "none"
+            raise IjepaError(f"{self.name} has no label {name!r}; its labels are: {there}.")
+        return self._columns()[LABEL + name][numbers].astype(np.int64)
+
+    def keys(self, numbers: Numbers = EVERY) -> list[str]:
+        """(n,) keys of some samples, or of all."""
+        return [key.decode() for key in self._columns()["key"][numbers].tolist()]
+
+    def read_labels(self, number: int) -> dict[str, int]:
+        """Class numbers of one sample by label."""
+        row = self._columns()[number]
+        return {name: int(row[LABEL + name]) for name in self.label_names}
+
+    def read_sample(self, number: int) -> Sample:
+        """An image with all that the index knows about it; raises as `read_image`."""
+        image = self.read_image(number)
+        return Sample(self.keys([number])[0], image, self.read_labels(number))
 
     def read_image(self, number: int) -> bytes:
         """Bytes of an image file, as they stood in the source.
 
         Raises:
             IndexError: `number` is not in [0, len).
-            IjepaError: the shard was cut short since it was opened.
+            IjepaError: the shard is damaged, or was cut short since it was opened.
         """
-        place = self._place(number)
-        image = self._read(place.shard, place.image_offset, place.image_bytes)
-        self._check(2 * number, image, place.shard, place.image_crc32)
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
+        if self._rows is None:
+            self._rows = load_rows(self.folder, self.name, self.label_names)
+        shard, offset, size, crc32, *_ = self._rows[number].item()
+        shards = self.index.shards
+        if not (shard < len(shards) and size <= shards[shard].bytes - offset):
+            raise self._damaged_index()
+        tar = self._tar(shard)
+        with naming(tar.path):
+            image = os.pread(tar.descriptor, size, offset)
+        if len(image) < size:
+            raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
+        if not self._checked[number]:
+            if zlib.crc32(image) != crc32:
+                raise IjepaError(
+                    f"{tar.path} is damaged at sample {number:,} of {self.name}; `ijepa shard "
+                    f"--check {self.folder}` names all damaged files. Copy them again, or shard "
+                    f"again."
+                )
+            self._checked[number] = 1
         return image
 
-    def read_sample(self, number: int) -> Sample:
-        """An image with all that is known about it; raises as `read_image`."""
-        place = self._place(number)
-        json_start = place.json_offset - place.image_offset
-        both = self._read(place.shard, place.image_offset, json_start + place.json_bytes)
-        image = both[: place.image_bytes]
-        self._check(2 * number, image, place.shard, place.image_crc32)
-        metadata = self._metadata(number, both[json_start:], place)
-        return Sample(metadata.pop("key"), image, metadata.pop("labels"), metadata)
+    def _columns(self) -> Rows:
+        """The index, compared with its checksum the first time that labels or keys are read."""
+        if self._rows is None:
+            self._rows = load_rows(self.folder, self.name, self.label_names)
+        if not self._rows_are_checked:
+            if zlib.crc32(self._rows.data) != self.index.index_crc32:
+                raise self._damaged_index()
+            self._rows_are_checked = True
+        return self._rows
 
-    def read_labels(self, number: int) -> tuple[str, dict[str, int]]:
-        """Key and labels of an image, without its bytes; raises as `read_image`."""
-        place = self._place(number)
-        text = self._read(place.shard, place.json_offset, place.json_bytes)
-        metadata = self._metadata(number, text, place)
-        return metadata["key"], metadata["labels"]
-
-    def _metadata(self, number: int, text: bytes, place: "_Place") -> dict[str, Any]:
-        self._check(2 * number + 1, text, place.shard, place.json_crc32)
-        metadata: dict[str, Any] = json.loads(text)
-        return metadata
-
-    def _check(self, slot: int, content: bytes, shard: int, expected: int | None) -> None:
-        """The first time that this reader reads it."""
-        if expected is None or self._checked[slot]:
-            return
-        if zlib.crc32(content) != expected:
-            tar = self._tar(shard).path
-            raise IjepaError(
-                f"{tar} is damaged at sample {slot // 2:,} of {self.name}; `ijepa shard --check "
-                f"{self.folder}` names all damaged files. Copy them again, or shard again."
-            )
-        self._checked[slot] = 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "name": self.name, "index": self.index}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # unpickled as made
-
-    def _open(self) -> None:
-        self._rows: Rows | None = None
-        self._checked = bytearray(2 * len(self))  # is image, is JSON of a sample undamaged?
-        self._tar = lru_cache(OPEN_TARS)(self._open_tar)
+    def _damaged_index(self) -> IjepaError:
+        path = rows_path(self.folder, self.name)
+        return IjepaError(f"{path} is damaged; copy it again, or shard again.")
 
     def _open_tar(self, shard: int) -> "_Tar":
         path = self.folder / self.index.shards[shard].name
         return _Tar(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-
-    def _place(self, number: int) -> "_Place":
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
-        if self._rows is None:
-            self._rows = load_rows(self.folder, self.name)
-        return _Place(*self._rows[number].item())
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        if not (
-            shard < len(self.index.shards)
-            and 0 <= size <= self.index.shards[shard].bytes
-            and offset <= self.index.shards[shard].bytes - size
-        ):
-            raise IjepaError(
-                f"{rows_path(self.folder, self.name)} is damaged: it names bytes that no shard "
-                f"has; copy it again, or shard again."
-            )
-        tar = self._tar(shard)
-        with naming(tar.path):
-            content = os.pread(tar.descriptor, size, offset)
-        if len(content) < size:
-            raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
-        return content
-
-
-class _Place(NamedTuple):
-    """A row of the index, in Python's own integers."""
-
-    shard: int
-    extension: int
-    image_offset: int
-    image_bytes: int
-    json_offset: int
-    json_bytes: int
-    image_crc32: int | None = None
-    json_crc32: int | None = None
 
 
 class _Tar:
@@ -321,11 +346,6 @@ class _Tar:
 
     def __del__(self) -> None:
         os.close(self.descriptor)
-
-
-def is_remote(data: StrPath) -> bool:
-    """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
-    return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))
 
 
 def open_shards(folder: StrPath) -> ShardSet:
@@ -348,28 +368,178 @@ def open_shards(folder: StrPath) -> ShardSet:
     for name, split in index.splits.items():
         for shard in split.shards:
             _check_size(folder / shard.name, shard.bytes)
-        if len(load_rows(folder, name)) != split.samples:
+        if len(load_rows(folder, name, split.labels)) != split.samples:
             raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
     refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
     return ShardSet(folder, index)
 
 
+def check_shards(folder: StrPath, progress: Progress = silent) -> ShardCheck:
+    """Compare every file of a shard set with the sha256 that was taken when it was written.
+
+    Args:
+        folder: of `ijepa shard`.
+        progress: told of the files read.
+
+    Raises:
+        IjepaError: not a whole shard set, or files that are damaged, which are named.
+    """
+    folder = Path(folder)
+    index = open_shards(folder).index
+    recorded = (read_record(folder) or {}).get("files", {})  # nothing if it was not copied along
+    expected = {name: facts["sha256"] for name, facts in recorded.items()}
+    expected |= {shard.name: shard.sha256 for one in index.splits.values() for shard in one.shards}
+    damaged = []
+    for number, (name, sha256) in enumerate(expected.items(), start=1):
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
+            damaged.append(name)
+        progress("check files", number, len(expected))
+    if damaged:
+        more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
+        raise IjepaError(
+            f"{folder}: {', '.join(damaged[:SHOWN_FILES])}{more} of {len(expected):,} files are "
+            f"damaged. Copy them again, or shard again with --force."
+        )
+    return ShardCheck(
+        out=folder,
+        files=len(expected),
+        bytes=sum((folder / name).stat().st_size for name in expected),
+        samples=sum(split.samples for split in index.splits.values()),
+    )
+
+
+def row_type(labels: Iterable[str], key_bytes: int) -> np.dtype[np.void]:
+    """A row of the index: where the image of a sample lies, its class numbers, and its key.
+
+    Args:
+        labels: names of the labels.
+        key_bytes: of the longest key, in UTF-8.
+    """
+    place = [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")]
+    known = [(LABEL + name, "<i4") for name in sorted(labels)]
+    return np.dtype([*place, *known, ("key", f"S{max(1, key_bytes)}")])
+
+
 def rows_path(folder: Path, split: str) -> Path:
-    """Where the offsets of a split's samples stand."""
+    """The index of a split's samples."""
     return folder / f"{split}.index.npy"
 
 
-def load_rows(folder: Path, split: str) -> Rows:
-    """Offsets of a split's samples, mapped into memory: one `ROW` a sample."""
+def load_rows(folder: Path, split: str, labels: Iterable[str]) -> Rows:
+    """The index of a split's samples, mapped into memory: one row a sample, see `row_type`."""
     path = rows_path(folder, split)
     try:
         # As a plain array the mapping answers several times faster.
         rows: Rows = np.load(path, mmap_mode="r").view(np.ndarray)
     except UNREADABLE as error:
         raise IjepaError(f"{path} is missing or cut short, or damaged; shard again.") from error
-    if rows.dtype not in (ROW, UNCHECKED_ROW) or rows.ndim != 1:
-        raise IjepaError(f"{path} holds {rows.dtype!s:.80}, not offsets of samples; shard again.")
+    key_bytes = rows.dtype["key"].itemsize if "key" in (rows.dtype.names or ()) else 1
+    if rows.dtype != row_type(labels, key_bytes) or rows.ndim != 1:
+        raise IjepaError(f"{path} holds {rows.dtype!s:.80}, not rows of samples; shard again.")
     return rows
+
+
+def image_ids(images: Iterable[bytes]) -> ImageIds:
+    """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
+    digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
+    return np.frombuffer(digests, "<u8")
+
+
+def read_ids(images: "Images", numbers: Ints, progress: Progress = silent) -> ImageIds:
+    """(n,) numbers by content of some images of a split; reads each."""
+
+    def read() -> Iterator[bytes]:
+        for done, number in enumerate(numbers.tolist(), start=1):
+            yield images.read_image(number)
+            progress("compare train and test images", done, len(numbers))
+
+    return image_ids(read())
+
+
+def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
+    """Places of images that may be the same, for there is one of as many bytes in the other.
+
+    Args:
+        train: (n,) sizes in bytes of training images.
+        test: (m,) of test images.
+    """
+    alike = np.intersect1d(train, test)
+    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list of images that are not blank, each once, in their order.
+
+    Raises:
+        IjepaError: there is no such file, or it is empty.
+    """
+    if not path.is_file():
+        raise IjepaError(f"There is no list {path}.")
+    lines = (line.strip() for line in path.read_text(errors="surrogateescape").splitlines())
+    found = [line for line in dict.fromkeys(lines) if line]
+    if not found:
+        raise IjepaError(f"{path} lists nothing; write one key or file name a line.")
+    return found
+
+
+def listed(path: Path, keys: Sequence[str]) -> Ints:
+    """Numbers of the images that a list names, ascending, such as the published 1% of ImageNet.
+
+    Args:
+        path: one key, path or file name a line, with or without a suffix; a file name names all
+            images called so.
+        keys: of the images, `<split>/<path without suffix>`.
+
+    Raises:
+        IjepaError: there is no such file, it is empty, or a line names no image.
+    """
+    lines = read_lines(path)
+    numbers = defaultdict(list)
+    for number, key in enumerate(keys):
+        for name in {key, key.partition("/")[2], PurePosixPath(key).name}:
+            numbers[name].append(number)
+    found = [
+        numbers.get(line) or numbers.get(str(PurePosixPath(line).with_suffix(""))) for line in lines
+    ]
+    lost = [line for line, places in zip(lines, found, strict=True) if not places]
+    if lost:
+        raise IjepaError(
+            f"{path}: {len(lost):,} of {len(lines):,} lines name no training image, such as "
+            f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
+        )
+    several = [line for line, places in zip(lines, found, strict=True) if len(places or []) > 1]
+    if several:
+        log.warning(
+            "%s: %d of %d lines name several images each, such as %s; write keys or paths to name "
+            "one.", path, len(several), len(lines), several[0],
+        )  # fmt: skip
+    return np.unique(np.concatenate([places or [] for places in found])).astype(np.int64)
+
+
+def is_remote(data: StrPath) -> bool:
+    """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
+    return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))
+
+
+def expanded(text: str, most: int) -> tuple[str, ...]:
+    """The names that `set-{000..009}.tar` stands for, counted before they are written down.
+
+    Raises:
+        IjepaError: more than `most`, or braces that do not end.
+    """
+    counts = [abs(int(end[:20]) - int(start[:20])) + 1 for start, end in BRACE_RANGE.findall(text)]
+    counts += [names.count(",") + 1 for names in BRACE_LIST.findall(text)]
+    try:
+        too_many = math.prod(counts) > most  # braceexpand would write all of them down
+        names = () if too_many else tuple(itertools.islice(braceexpand(text), most + 1))
+        if too_many or len(names) > most:
+            raise ValueError(f"they stand for more than {most:,} names")
+    except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
+        raise IjepaError(
+            f"The braces of {text:.200} cannot be expanded: {error}; write braces as in "
+            f"set-{{000000..000146}}.tar."
+        ) from error
+    return names
 
 
 def _check_size(tar: Path, expected_bytes: int) -> None:

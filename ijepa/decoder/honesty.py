@@ -95,7 +95,7 @@ def hold(source: Decoded, images: SplitReader, count: int, seed: int, device: to
     made = batches(views, range(len(views)), workers=0)
     masks = draw_blocks(run, count, stream(seed, MASKS, HELD_OUT)).to(device)
     return Held(
-        keys=[images.read_labels(number)[0] for number in order],
+        keys=images.keys(order),
         images=torch.cat([batch.images for batch in made]).to(device),
         masks=masks,
         boxes=block_boxes(masks.targets[0], run.grid, run.encoder.patch_px),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ijepa.data.repeats import Known, repeated_keys
 from ijepa.errors import IjepaError
+from ijepa.features.leakage import Known, repeated_keys
 from ijepa.features.store import Features, open_features
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]

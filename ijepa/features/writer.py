@@ -78,7 +78,7 @@ class FeatureWriter:
             features: (n, layers, dim), finite, also as `dtype`.
             labels: (n,) integers by label, one for each of the header's.
             keys: n of them.
-            image_ids: (n,) uint64, see `ijepa.data.repeats.image_ids`.
+            image_ids: (n,) uint64, see `ijepa.data.shards.image_ids`.
             views: (n,) numbers of augmented views, where an image is stored more than once.
             first: number of its first row; None for the one after all rows so far.
 

@@ -45,9 +45,9 @@ def image_set(source: str, shards: Path) -> ImageSet | None:
         opened = open_shards(shards)
         images = {name: split.samples for name, split in opened.splits.items()}
         classes = {
-            name: number
+            name: len(names)
             for split in opened.splits.values()
-            for name, number in split.classes.items()
+            for name, names in split.labels.items()
         }
         size = sum(shard.bytes for split in opened.splits.values() for shard in split.shards)
         return ImageSet(images, classes, kind, size)

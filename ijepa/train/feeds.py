@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.data.decoded import CachedCropBatches, DecodedImages
+from ijepa.data.cache import CachedCropBatches, DecodedImages
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.data.shards import Sample, SplitReader
-from ijepa.data.streaming import Lanes, StreamedCropBatches, workers_for
+from ijepa.data.stream import Lanes, StreamedCropBatches, workers_for
 from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
 from ijepa.jepa.rng import SHUFFLE, stream
@@ -21,7 +21,7 @@ from ijepa.progress import Progress
 from ijepa.world import World
 
 if TYPE_CHECKING:
-    from ijepa.data.remote import RemoteSplit
+    from ijepa.data.stream import RemoteSplit
 
 SHOWN_KEYS = 3  # of a batch whose loss is broken
 REMEMBERED = 100  # batches of a stream; losses are looked at a few steps later
@@ -98,7 +98,7 @@ class LocalFeed:
     def keys(self, step: int) -> list[str]:
         """See `Feed`; of the images of all processes."""
         numbers = self._plan.numbers(step)[:SHOWN_KEYS]
-        return [self._images.read_sample(int(number)).key for number in numbers]
+        return self._images.keys(numbers)
 
     def watched(self) -> list[Sample]:
         """See `Feed`; drawn from the whole split."""

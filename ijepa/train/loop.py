@@ -47,7 +47,7 @@ from ijepa.weights import Checkpoint, checkpoint_body, load_checkpoint
 from ijepa.world import World
 
 if TYPE_CHECKING:
-    from ijepa.data.remote import RemoteSplit
+    from ijepa.data.stream import RemoteSplit
 
 FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar

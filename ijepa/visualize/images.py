@@ -144,22 +144,15 @@ def draw_images(
 
 
 def find_keys(split: SplitReader, keys: Sequence[str]) -> list[int]:
-    """Places of images by their keys; reads keys until all are found; raises as `pick_images`."""
+    """Places of images by their keys; raises as `pick_images`."""
     if len(set(keys)) < len(keys):
         raise IjepaError("An image is named twice; name each key once.")
-    found: dict[str, int] = {}
-    wanted = set(keys)
-    for number in range(len(split)):
-        key, _ = split.read_labels(number)
-        if key in wanted:
-            found[key] = number
-            if len(found) == len(wanted):
-                break
+    found = {key: number for number, key in enumerate(split.keys())}
     missing = [key for key in keys if key not in found]
     if missing:
         raise IjepaError(
             f"Split {split.name} of {split.folder} has no image {missing[0]!r}; its first is "
-            f"{split.read_labels(0)[0]!r}."
+            f"{split.keys([0])[0]!r}."
         )
     return [found[key] for key in keys]
 
@@ -168,7 +161,7 @@ def evaluation_views(split: SplitReader, numbers: Sequence[int], data: DataConfi
     """(n, 3, height, width) uint8: the images as an encoder is evaluated on them."""
     import torch
 
-    from ijepa.data.images import decode_rgb
+    from ijepa.data.decode import decode_rgb
     from ijepa.data.loader import ViewPlan, evaluation_view
 
     plan = ViewPlan(data.image_px, data.eval_crop_fraction)

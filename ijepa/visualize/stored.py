@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ijepa.data.images import decode_rgb
+from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import ShardSet, SplitReader, open_shards
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, Features
@@ -88,7 +88,7 @@ def thumbnails(
     splits = [data.split(name) for name in header.split.split("+")]
     if len(splits) == 1 and len(splits[0]) == len(stored.keys):
         where = [(splits[0], place) for place in places]
-        if all(split.read_labels(n)[0] == stored.keys[n] for split, n in where):
+        if splits[0].keys(list(places)) == [stored.keys[place] for place in places]:
             return [_thumbnail(split.read_image(number), side_px) for split, number in where]
     wanted = [stored.keys[place] for place in places]
     found = _by_key(splits, set(wanted))
@@ -100,13 +100,12 @@ def thumbnails(
 
 
 def _by_key(splits: Sequence[SplitReader], wanted: set[str]) -> dict[str, tuple[SplitReader, int]]:
-    found = {}
-    for split in splits:
-        for number in range(len(split)):
-            key, _ = split.read_labels(number)
-            if key in wanted:
-                found[key] = (split, number)
-    return found
+    return {
+        key: (split, number)
+        for split in splits
+        for number, key in enumerate(split.keys())
+        if key in wanted
+    }
 
 
 def _thumbnail(content: bytes, side_px: int) -> Pixels:

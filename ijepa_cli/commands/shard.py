@@ -137,7 +137,7 @@ def _summary(result: "ShardResult") -> str:
 
 
 def _check(folder: Path, as_json: bool) -> None:
-    from ijepa.data.verification import check_shards
+    from ijepa.data.shards import check_shards
 
     with shown_progress() as progress:
         found = check_shards(folder, progress)

@@ -90,7 +90,7 @@ class Pictures:
         return self._files[number]
 
     def read_sample(self, number: int) -> Sample:
-        return Sample(str(number), self._files[number], {"class": number % 4}, {})
+        return Sample(str(number), self._files[number], {"class": number % 4})
 
 
 def shallow(recipe: str, *more: str) -> PretrainConfig:

@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ijepa.data.images import size_of
-from ijepa.data.sources.items import Contents, Labels, chosen_splits, named
-from ijepa.data.sources.packs import Packed, read_pack, write_pack
+from ijepa.data.decode import size_of
+from ijepa.data.sources.items import (
+    Contents,
+    Labels,
+    Packed,
+    chosen_splits,
+    read_pack,
+    write_pack,
+)
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
@@ -115,8 +121,7 @@ def read_cifar(
         raise IjepaError(f"{tree.where} has no file {published.folder}/{published.meta}.")
     meta = _load(_entry(tree, prefix + published.meta))
     labels: Labels = {
-        label: named(_texts(meta, names, published.meta))
-        for label, (_, names) in published.labels.items()
+        label: _texts(meta, names, published.meta) for label, (_, names) in published.labels.items()
     }
     splits = dict.fromkeys(published.splits, labels)
     chosen = chosen_splits(splits, asked, tree.where)
@@ -134,7 +139,7 @@ def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: s
     """
     for split in chosen_splits(found.splits, asked, where):
         labels = found.splits[split]
-        count = labels["class"].num_classes if "class" in labels else 0
+        count = len(labels.get("class", ()))
         if count != published.num_classes:
             raise _not_cifar(where, f"{count or 'no'} classes", published)
     first = next(found.items, None)
@@ -219,10 +224,10 @@ def _batch(entry: Entry, published: Cifar, labels: Labels) -> Iterator[Packed]:
         columns[label] = column = _values(body, key, entry.path)
         if not isinstance(column, list) or not len(column) == len(names) == len(pixels):
             raise IjepaError(f"{entry.path}: {len(pixels)} images without as many of {label}.")
-        count = labels[label].num_classes
+        count = len(labels[label])
         if not all(isinstance(number, int) and 0 <= number < count for number in column):
             raise IjepaError(f"{entry.path}: a {label} is not a class of {published.meta}.")
-    classes = labels["class"].names or []
+    classes = labels["class"]
     for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
         yield Packed(
             split="",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ijepa.data.sources.folders import unwrap
-from ijepa.data.sources.items import Contents, Item, Labels, chosen_splits, is_image, kind_of, named
+from ijepa.data.sources.items import Contents, Item, Labels, chosen_splits, is_image, kind_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 
@@ -20,9 +20,9 @@ COLOURS = ("blue", "brown", "cyan", "gray", "green", "purple", "red", "yellow")
 SHAPES = ("cube", "cylinder", "sphere")
 CLASSES = sorted(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 LABELS: Labels = {
-    "class": named(CLASSES),
-    "count": named([str(count) for count in range(MIN_OBJECTS, MAX_OBJECTS + 1)]),
-    "dist": named([*(f"<= {bound:g}" for bound in DISTANCES), f"> {DISTANCES[-1]:g}"]),
+    "class": CLASSES,
+    "count": [str(count) for count in range(MIN_OBJECTS, MAX_OBJECTS + 1)],
+    "dist": [*(f"<= {bound:g}" for bound in DISTANCES), f"> {DISTANCES[-1]:g}"],
 }
 CHUNK_BYTES = 2**20
 SCENES = "_scenes.json"

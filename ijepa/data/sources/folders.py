@@ -13,12 +13,11 @@ from ijepa.data.sources.items import (
     Labels,
     check_split_name,
     chosen_splits,
+    class_name,
     is_image,
     kind_of,
-    named,
     split_folders,
 )
-from ijepa.data.sources.labels import class_name
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
 
@@ -44,7 +43,7 @@ class Layout:
     def labels(self) -> dict[str, Labels]:
         """What each split is labelled with."""
         return {
-            split: {LABEL: named(self.classes)} if labelled else {}
+            split: {LABEL: self.classes} if labelled else {}
             for split, labelled in self.splits.items()
         }
 

@@ -10,7 +10,7 @@ from scipy.io import loadmat
 
 from ijepa.data.sources.archives import open_tree, tree_digest
 from ijepa.data.sources.folders import LABEL, read_folders
-from ijepa.data.sources.items import Contents, Item, chosen_splits, is_image, kind_of, named
+from ijepa.data.sources.items import Contents, Item, chosen_splits, is_image, kind_of
 from ijepa.data.sources.trees import Folder
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
@@ -45,7 +45,7 @@ class ImageNet:
             return read_folders(open_tree(root or self.where, work, report), splits)
         classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
         truth = self._truth(set(classes))
-        labels = {split: {LABEL: named(classes)} for split in ("train", "val")}
+        labels = {split: {LABEL: classes} for split in ("train", "val")}
         chosen = chosen_splits(labels, splits, str(self.where))
         left_out = Counter[str]()
         return Contents(labels, _items(root, classes, truth, chosen, left_out), left_out)

@@ -1,16 +1,21 @@
 """What a source says about each image, and what is common to all sources."""
 
+import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from PIL import Image
 
 from ijepa.config.values import is_file_name
-from ijepa.data.sources.labels import UNKNOWN, Label, named
 from ijepa.errors import IjepaError
 
-__all__ = ["UNKNOWN", "Label", "named"]
-
+UNKNOWN = -1  # the class number of an image whose class is not known
+MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
+INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 PASSED_ON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MADE_PNG = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_SUFFIXES = frozenset(PASSED_ON + MADE_PNG)
@@ -34,8 +39,7 @@ SPLIT_NAME = re.compile(
 )
 DEFAULT_SPLIT = "train"  # of a source that has no splits
 
-
-Labels = Mapping[str, Label]
+Labels = Mapping[str, list[str]]  # the names of classes 0, 1, ... by label
 
 
 class Item(NamedTuple):
@@ -59,8 +63,8 @@ class Item(NamedTuple):
     file: str
     offset: int
     size_bytes: int
-    labels: Mapping[str, int]
-    metadata: Mapping[str, Any]
+    labels: dict[str, int] = {}  # noqa: RUF012  # nobody changes it
+    metadata: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Contents(NamedTuple):
@@ -143,3 +147,109 @@ def check_split_name(split: str, where: str) -> str:
             f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."
         )
     return split
+
+
+def class_name(text: str) -> str:
+    """The name in Unicode's composed form (NFC), whichever form a file system wrote."""
+    return unicodedata.normalize("NFC", text)
+
+
+class LabelColumn:
+    """The values of one label: collect them all, then number them.
+
+    Integers are numbered in ascending order, texts in that of their characters. None, an empty text
+    and -1 mean that the class is not known.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        """Begin with no value; `name` and `where` are for errors."""
+        self._name, self._where = name, where
+        self._texts: set[str] = set()
+        self._numbers: dict[str, int] | None = None
+        self._only_integers = True
+
+    def add(self, value: object, place: str) -> None:
+        """Collect a value that stands at `place`.
+
+        Raises:
+            IjepaError: it is neither an integer nor a text, or there are too many different ones.
+        """
+        text = _label_text(value, place)
+        if text is None or text in self._texts:
+            return
+        self._texts.add(text)
+        self._only_integers = self._only_integers and INTEGER.fullmatch(text) is not None
+        if len(self._texts) > MAX_CLASSES:
+            raise IjepaError(
+                f"{self._where}: {self._name} has more than {MAX_CLASSES:,} different values, "
+                f"which is no label; leave it out."
+            )
+
+    def names(self) -> list[str]:
+        """Names of the classes of all values so far."""
+        if self._only_integers:
+            return [str(value) for value in sorted(set(map(int, self._texts)))]
+        return sorted(self._texts)
+
+    def number(self, value: object) -> int:
+        """Class number of a value that was added; `UNKNOWN` if there is none."""
+        if self._numbers is None:
+            self._numbers = {name: number for number, name in enumerate(self.names())}
+        text = _label_text(value, self._where)
+        if text is None:
+            return UNKNOWN
+        return self._numbers[str(int(text)) if self._only_integers else text]
+
+
+def _label_text(value: object, place: str) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise IjepaError(f"{place}: {value!r:.60} is not a label; write an integer or a text.")
+    if isinstance(value, int) and abs(value) >= 10**18:
+        raise IjepaError(f"{place}: an integer of more than 18 digits is not a label.")
+    text = class_name(str(value).strip()) if value is not None else ""
+    return None if text in ("", str(UNKNOWN)) else text
+
+
+class Packed(NamedTuple):
+    """One image that is to be packed; `Item` says what the fields mean."""
+
+    split: str
+    name: str
+    path: str
+    image: Image.Image
+    labels: dict[str, int]
+
+
+def write_pack(images: Iterator[Packed], listing: Path) -> None:
+    """Write all images as PNG into one file, and where each begins into `listing`.
+
+    Whole or not at all: the listing gets its name last.
+    """
+    half = listing.with_suffix(".tmp")
+    with _pack(listing).open("wb") as pack, half.open("w") as lines:
+        for image in images:
+            lines.write(json.dumps(_written(image, pack)) + "\n")
+    half.replace(listing)
+
+
+def read_pack(listing: Path, splits: set[str]) -> Iterator[Item]:
+    """The images of some splits, in the order in which they were written."""
+    pack = str(_pack(listing))
+    with listing.open() as lines:
+        for line in lines:
+            image = json.loads(line)
+            if image["split"] in splits:
+                place = (image["path"], pack, image["offset"], image["bytes"])
+                yield Item(image["split"], image["name"], *place, image["labels"], {})
+
+
+def _written(image: Packed, pack: IO[bytes]) -> dict[str, Any]:
+    offset = pack.tell()
+    image.image.save(pack, "PNG")
+    facts: dict[str, Any] = image._asdict() | {"offset": offset, "bytes": pack.tell() - offset}
+    del facts["image"]
+    return facts
+
+
+def _pack(listing: Path) -> Path:
+    return listing.with_suffix(".pack")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ijepa.data.braces import expanded
+from ijepa.data.shards import expanded
 from ijepa.data.sources.archives import OPENERS, Archive, archive_suffix, open_tree, tree_digest
 from ijepa.data.sources.cifar import CIFAR10, CIFAR100, Cifar, as_cifar, find_cifar, read_cifar
 from ijepa.data.sources.clevr import is_clevr, read_clevr

@@ -12,11 +12,11 @@ from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     Contents,
     Item,
+    LabelColumn,
     Labels,
     check_split_name,
     chosen_splits,
 )
-from ijepa.data.sources.labels import LabelColumn
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 from ijepa.stage import parse_json
@@ -49,7 +49,7 @@ class ListedImages:
     def read(self, _work: Path, asked: tuple[str, ...], _workers: int, _: Progress) -> Contents:
         """One pass for classes and splits, then one for the images."""
         columns, splits = self._survey()
-        labels: Labels = {name: column.label() for name, column in columns.items()}
+        labels: Labels = {name: column.names() for name, column in columns.items()}
         there = dict.fromkeys(sorted(splits), labels)
         chosen, left_out = chosen_splits(there, asked, str(self.where)), Counter[str]()
         return Contents(there, self._items(columns, chosen, left_out), left_out)

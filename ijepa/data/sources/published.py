@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ijepa.data.sources.items import Contents, Item, chosen_splits, named
+from ijepa.data.sources.items import Contents, Item, chosen_splits
 from ijepa.data.sources.trees import Folder
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
@@ -62,7 +62,7 @@ class PublishedLists:
     def read(self, _: Path, splits: tuple[str, ...], __: int, ___: Progress) -> Contents:
         """Images in the order of the lists."""
         listing = self.parse(self.where)
-        labels = {split: {LABEL: named(listing.classes)} for split in listing.splits}
+        labels = {split: {LABEL: listing.classes} for split in listing.splits}
         chosen = chosen_splits(labels, splits, str(self.where))
         wanted = [split for split in listing.splits if split in chosen]
         return Contents(labels, _items(self.where, listing, wanted), Counter())

@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Labels, chosen_splits, named
-from ijepa.data.sources.labels import UNKNOWN, LabelColumn
-from ijepa.data.sources.packs import Packed, read_pack, write_pack
+from ijepa.data.sources.items import (
+    DEFAULT_SPLIT,
+    UNKNOWN,
+    Contents,
+    LabelColumn,
+    Labels,
+    Packed,
+    chosen_splits,
+    read_pack,
+    write_pack,
+)
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 
@@ -120,11 +128,11 @@ def _labels(name: str, data: Any) -> Labels:  # noqa: ANN401  # torchvision's cl
         return {}
     names = getattr(data, "classes", None) or getattr(data, "categories", None)
     if names:
-        return {LABEL: named([str(name) for name in names])}
+        return {LABEL: [str(name) for name in names]}
     column = LabelColumn(LABEL, name)
     for number in range(len(data)):
         column.add(int(_pair(name, data, number)[1]), f"{name}, image {number}")
-    return {LABEL: column.label()}
+    return {LABEL: column.names()}
 
 
 def _images(
@@ -144,15 +152,15 @@ def _images(
 
 def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401  # theirs
     """Class number of a target: their own where they name their classes, else by its value."""
-    facts = labels[LABEL]
+    classes = labels[LABEL]
     has_names = getattr(data, "classes", None) or getattr(data, "categories", None)
     try:
         number = int(target)
-        number = number if has_names or number < 0 else (facts.names or []).index(str(number))
+        number = number if has_names or number < 0 else classes.index(str(number))
     except (TypeError, ValueError) as error:
         raise IjepaError(f"{name}: {target!r:.40} is not a class.") from error
-    if not UNKNOWN <= number < facts.num_classes:
-        raise IjepaError(f"{name}: class {number} is none of its {facts.num_classes:,}.")
+    if not UNKNOWN <= number < len(classes):
+        raise IjepaError(f"{name}: class {number} is none of its {len(classes):,}.")
     return number
 
 

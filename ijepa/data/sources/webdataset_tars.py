@@ -12,6 +12,7 @@ from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     Contents,
     Item,
+    LabelColumn,
     Labels,
     check_split_name,
     chosen_splits,
@@ -19,7 +20,6 @@ from ijepa.data.sources.items import (
     kind_of,
     split_folders,
 )
-from ijepa.data.sources.labels import LabelColumn
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 from ijepa.stage import parse_json
@@ -71,7 +71,7 @@ def read_webdataset(tree: Tree, asked: tuple[str, ...]) -> Contents:
             f"beside an image. Name its path alone to read class folders."
         )
     folders = split_folders(tops - {""})
-    labels: Labels = {name: column.label() for name, column in sorted(columns.items())}
+    labels: Labels = {name: column.names() for name, column in sorted(columns.items())}
     splits = {check_split_name(folders.get(top, DEFAULT_SPLIT), tree.where) for top in tops}
     there = dict.fromkeys(sorted(splits), labels)
     chosen = chosen_splits(there, asked, tree.where)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from ijepa.data.images import decode_rgb, size_of
+from ijepa.data.decode import decode_rgb, size_of
 from ijepa.data.loader import Batch, Images, StepPlan
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import crop_batch, fit_box
