@@ -1,18 +1,26 @@
 """Train a whole encoder and a classifier on labelled images, few or all."""
 
-import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, DataConfig, FinetuneConfig, Runtime, StrPath
-from ijepa.data.shards import ShardSet, listed, of_equal_size, open_shards, read_ids
+from ijepa.config import (
+    RUNTIME,
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    Runtime,
+    StrPath,
+    validated,
+)
+from ijepa.data.shards import ShardSet, SplitReader, listed, of_equal_size, open_shards, read_ids
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.progress import Progress, silent
-from ijepa.recipes import dump_yaml
+from ijepa.recipes import apply_override, dump_yaml
 from ijepa.results.record import (
     RESULT,
     Origin,
@@ -32,17 +40,34 @@ from ijepa.stage import (
     file_sha256,
     write_bytes,
 )
-from ijepa.train.finetune_protocols import changed_settings
+from ijepa.together import together
 from ijepa.versions import library_versions
-from ijepa.world import is_one_of_many
+from ijepa.world import World
 
 if TYPE_CHECKING:
+    from ijepa.data.loader import Ints
     from ijepa.encoders.trainable import Trainable
-    from ijepa.probes.arrays import Ints
-    from ijepa.train.finetuning import Labelled, Parts
-    from ijepa.world import World
+    from ijepa.train.finetuning import FinetuneTask, Labelled
 
-VERSION = 6
+VERSION = 7
+
+# Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "imagenet-1pct": {},
+    "imagenet-1pct-huge": {"weight_decay": 4e-1},
+    "imagenet-full": {
+        "batch_size": 528,
+        "lr": 1e-4,
+        "weight_decay": 0.04,
+        "drop_path": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+}
+ASIDE = {  # what a protocol leaves open, or what results say elsewhere
+    "protocol", "encoder", "which", "label", "split", "test_split", "subset", "holdout", "image_px",
+    "precision", "seed",
+}  # fmt: skip
 
 
 class FinetuneOutcome(Config):
@@ -66,6 +91,22 @@ class FinetunePlan(Config):
     parameters: int
 
 
+def finetune_config(
+    protocol: str, settings: dict[str, Any], overrides: Iterable[str]
+) -> FinetuneConfig:
+    """A protocol's settings, those of the command line, and `a=b` overrides.
+
+    Raises:
+        IjepaError: no such protocol, an unknown setting or a value out of range.
+    """
+    if protocol not in PROTOCOLS:
+        raise IjepaError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    body = {"protocol": protocol} | PROTOCOLS[protocol] | settings
+    for override in overrides:
+        apply_override(body, override)
+    return validated(FinetuneConfig, body, "options")
+
+
 def finetune(
     shards: StrPath,
     out: StrPath,
@@ -79,7 +120,7 @@ def finetune(
     The folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
     `result.json`, which `ijepa report` shows beside probes. Nothing is chosen, on the test split or
     on the images that `config.holdout` keeps from training: loss and accuracy on these are recorded
-    after every epoch, the last ones in the result.
+    after every epoch, the last ones in the result. Under torchrun every process calls this.
 
     Args:
         shards: of `ijepa shard`.
@@ -92,123 +133,54 @@ def finetune(
     Raises:
         IjepaError: the encoder does not load, no such split or label, a list that names others.
     """
-    shards, out = Path(shards), Path(out)
-    subset = Path(subset) if subset is not None else None
-    if subset:
-        config = config.model_copy(update={"subset": f"list {file_sha256(subset)}"})
-    data = open_shards(shards)
-    config = _with_named_split(config, data)
-    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
-    plan = StagePlan(
-        "finetune", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
-    )
-    job = _Job(plan, config, data, runtime, progress, subset)
-    if is_one_of_many():
-        return _finetune_together(job)
-    with exclusive_work(plan, force=runtime.force) as work:
+    plan = stage_plan(shards, out, config, runtime, subset)
+    with together(exclusive_work(plan, force=runtime.force), runtime.device) as (work, world):
         if not work.cached:
-            from ijepa.world import World  # here, so that a cached answer is quick
+            told = progress if world.leads else silent
+            _train(work, open_shards(Path(shards)), runtime, told, world, subset)
+    return FinetuneOutcome(out=plan.out, cached=work.cached, result=read_result(plan.out))
 
-            _publish(job, work, *_train(job, work, World()))
-        return _outcome(out, work.cached)
 
-
-def plan_finetune(
+def stage_plan(
     shards: StrPath,
+    out: StrPath,
     config: FinetuneConfig,
     runtime: Runtime = RUNTIME,
     subset: StrPath | None = None,
+) -> StagePlan:
+    """What `finetune` would make of these arguments, and from what; raises as it would."""
+    data = open_shards(Path(shards))
+    known: dict[str, object] = {"test_split": data.named_split(config.test_split, config.split)}
+    if subset is not None:
+        known["subset"] = f"list {file_sha256(Path(subset))}"
+    config = config.model_copy(update=known)
+    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
+    precious = not runtime.replace
+    return StagePlan(
+        "finetune", VERSION, config, inputs, Path(out), precious=precious, is_folder=True
+    )
+
+
+def plan_finetune(
+    shards: StrPath, config: FinetuneConfig, subset: StrPath | None = None
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
-    shards = Path(shards)
-    subset = Path(subset) if subset is not None else None
-    data = open_shards(shards)
-    config = _with_named_split(config, data)
-    plan = StagePlan("finetune", VERSION, config, {}, Path("unused"), is_folder=True)
-    parts = _images(_Job(plan, config, data, runtime, silent, subset))
-    images = len(parts.train.chosen)
+    data = open_shards(Path(shards))
+    test = data.named_split(config.test_split, config.split)
+    config = config.model_copy(update={"test_split": test})
+    train, held, test_images = _images(data, config, subset)
+    images = len(train.chosen)
     batch = min(config.batch_size, images)
-    vit = _encoder(config)
     return FinetunePlan(
         protocol=config.protocol,
         train_images=images,
-        held_out_images=len(parts.held.chosen),
-        test_images=len(parts.test.chosen),
-        num_classes=_num_classes(parts),
+        held_out_images=len(held.chosen),
+        test_images=len(test_images.chosen),
+        num_classes=int(train.labels.max()) + 1,
         batch_size=batch,
         steps=config.epochs * (images // batch),
-        parameters=sum(parameter.numel() for parameter in vit.encoder.parameters()),
+        parameters=sum(parameter.numel() for parameter in _encoder(config).encoder.parameters()),
     )
-
-
-def _with_named_split(config: FinetuneConfig, data: ShardSet) -> FinetuneConfig:
-    name = data.named_split(config.test_split, config.split)
-    return config.model_copy(update={"test_split": name})
-
-
-class _Job(NamedTuple):
-    """What one call is about."""
-
-    plan: StagePlan
-    config: FinetuneConfig
-    data: ShardSet
-    runtime: Runtime
-    progress: Progress
-    subset: Path | None
-
-
-class _Trained(NamedTuple):
-    """What there is to say of a fine-tuned encoder; the same on all ranks."""
-
-    vit: "Trainable"
-    data: DataConfig
-    parts: "Parts"
-    repeats: tuple[str, ...]
-    held_out: dict[str, float]
-    predictions: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
-    precision: str
-
-
-def _finetune_together(job: _Job) -> FinetuneOutcome:
-    """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
-    from ijepa.distributed import joined, lead, pick_device, wait_for_all
-
-    with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
-        force = job.runtime.force
-        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, force=force)))
-        if not work.cached:
-            trained, device = _train(job, work, world)
-            lead(world, lambda: _publish(job, work, trained, device))
-        wait_for_all(world)
-        return _outcome(job.plan.out, work.cached)
-
-
-def _train(job: _Job, work: Work, world: "World") -> tuple[_Trained, str]:
-    """All steps that are left, then the test images; returns what computed, too."""
-    import torch
-
-    from ijepa.encoders.frozen import CLASS_TOKEN
-    from ijepa.train.classifier import Classifier
-    from ijepa.train.finetuning import FinetuneRun
-
-    config = job.config
-    parts = _images(job)
-    repeats = _repeats(job, parts, world)
-    vit = _encoder(config)
-    data = _data(job, vit.data, len(parts.train.chosen), world)
-    generator = torch.Generator().manual_seed(config.seed)
-    model = Classifier(
-        vit.encoder,
-        _num_classes(parts),
-        config.drop_path,
-        generator,
-        class_token=vit.pooling == CLASS_TOKEN,
-    )
-    run = FinetuneRun(work.folder, model, parts, config, data, job.runtime, world)
-    run.train(job.progress if world.leads else silent)
-    found = run.predictions(job.progress if world.leads else silent)
-    trained = _Trained(vit, data, parts, repeats, run.held_out, found, run.precision)
-    return trained, run.device_name
 
 
 def _encoder(config: FinetuneConfig) -> "Trainable":
@@ -219,139 +191,197 @@ def _encoder(config: FinetuneConfig) -> "Trainable":
     )
 
 
-def _data(job: _Job, own: DataConfig, images: int, world: "World") -> DataConfig:
+def _train(
+    work: Work,
+    data: ShardSet,
+    runtime: Runtime,
+    progress: Progress,
+    world: World,
+    subset: StrPath | None,
+) -> None:
+    """Take the steps that are left, score the test images, and let rank 0 publish."""
+    import torch
+
+    from ijepa.distributed import lead
+    from ijepa.encoders.frozen import CLASS_TOKEN
+    from ijepa.train.classifier import Classifier
+    from ijepa.train.finetuning import FinetuneTask
+    from ijepa.train.loop import fit
+
+    config = FinetuneConfig.model_validate(work.plan.config)
+    train, held, test = parts = _images(data, config, subset)
+    repeats = _repeats(data, config, (train, test), world, progress)
+    vit = _encoder(config)
+    cuts = _cuts(config, vit.data, len(train.chosen), world)
+    model = Classifier(
+        vit.encoder,
+        int(train.labels.max()) + 1,
+        config.drop_path,
+        torch.Generator().manual_seed(config.seed),
+        class_token=vit.pooling == CLASS_TOKEN,
+    )
+    task = FinetuneTask(model, (train, held), config, cuts, runtime, world)
+    fit(task, work.folder, runtime, world, progress)
+    predicted = task.predictions(test, progress)
+
+    def publish() -> None:
+        score = _score(config, vit, cuts, task, parts, predicted, data.fingerprint)
+        result = _result(work.plan, data.source, (train, test), repeats, score, runtime.command)
+        write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+        write_result(work.folder / RESULT, result)
+        work.publish_folder({"seed": config.seed, "device": task.device_name(world)})
+
+    lead(world, publish)
+
+
+def _cuts(config: FinetuneConfig, own: DataConfig, images: int, world: World) -> DataConfig:
     """How images are cut: the encoder's own size and normalisation, the protocol's crops."""
-    batch = min(job.config.batch_size, images)
+    batch = min(config.batch_size, images)
     if batch % world.size:
         raise IjepaError(f"Batches of {batch} cannot be shared evenly by {world.size} processes.")
     if batch < 2:
         raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
-    if (job.config.mixup or job.config.cutmix) and (batch // world.size) % 2:
+    if (config.mixup or config.cutmix) and (batch // world.size) % 2:
         raise IjepaError(
             f"Mixup pairs images, and {batch // world.size} are odd; change batch_size."
         )
-    choices = {"batch_size": batch, "crop_scale": job.config.crop_scale, "flip": True}
+    choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     return own.model_copy(update=choices)
 
 
-def _images(job: _Job) -> "Parts":
-    """Images that take part, their classes counted from 0."""
-    from ijepa.train.finetuning import Labelled, Parts
+def _images(
+    data: ShardSet, config: FinetuneConfig, subset: StrPath | None
+) -> "tuple[Labelled, Labelled, Labelled]":
+    """Images to train on, held out of these, and to test on; classes are counted from 0."""
+    from ijepa.probes.arrays import hold_out
+    from ijepa.probes.subsets import draw_subset, parse_shots
+    from ijepa.train.finetuning import Labelled
 
-    config = job.config
-    readers = [job.data.split(split) for split in (config.split, config.test_split)]
-    facts = [(reader.keys(), reader.labels(config.label)) for reader in readers]
-    chosen = _chosen(job, *facts[0])
-    chosen = chosen[facts[0][1][chosen] >= 0]  # -1 is no class, here and below
-    every = np.flatnonzero(facts[1][1] >= 0)
-    if not (len(chosen) and len(every)):
+    readers = [data.split(split) for split in (config.split, config.test_split)]
+    (keys, labels), (test_keys, test_labels) = (
+        (reader.keys(), reader.labels(config.label)) for reader in readers
+    )
+    if subset:
+        chosen = listed(Path(subset), keys)
+    elif config.subset:
+        chosen = draw_subset(labels, parse_shots(config.subset), config.seed, draw=0)
+    else:
+        chosen = np.arange(len(keys))
+    chosen = chosen[labels[chosen] >= 0]  # -1 is no class, here and below
+    tested = np.flatnonzero(test_labels >= 0)
+    if not (len(chosen) and len(tested)):
         raise IjepaError(f"No image to train or none to test has a known {config.label!r}.")
-    classes, numbers = np.unique(facts[0][1][chosen], return_inverse=True)
-    unknown = np.setdiff1d(facts[1][1][every], classes)
+    classes, numbers = np.unique(labels[chosen], return_inverse=True)
+    unknown = np.setdiff1d(test_labels[tested], classes)
     if len(unknown):
         names, first = readers[1].label_names[config.label], int(unknown[0])
         raise IjepaError(
             f"{len(unknown):,} classes of {config.test_split} are missing from the training "
             f"images, such as {names[first]}; take more of them."
         )
-    tested = np.searchsorted(classes, facts[1][1][every])
-    test = Labelled(readers[1], every, tested, [facts[1][0][number] for number in every.tolist()])
-    trained, held = _held_out(numbers, config)
-    train, watched = (
-        Labelled(
-            readers[0],
-            chosen[some],
-            numbers[some].astype(np.int64),
-            [facts[0][0][number] for number in chosen[some].tolist()],
-        )
-        for some in (trained, held)
+    trained: Ints = np.arange(len(numbers))
+    held: Ints = np.empty(0, np.int64)
+    if config.holdout:
+        trained, held = hold_out(numbers, config.holdout, config.seed)
+        if not len(held):
+            raise IjepaError("No image can be held out: there is one of each class; drop holdout.")
+
+    def labelled(reader: SplitReader, images: "Ints", classes: "Ints", keys: list[str]) -> Labelled:
+        named = [keys[number] for number in images.tolist()]
+        return Labelled(reader, images, classes.astype(np.int64), named)
+
+    return (
+        labelled(readers[0], chosen[trained], numbers[trained], keys),
+        labelled(readers[0], chosen[held], numbers[held], keys),
+        labelled(readers[1], tested, np.searchsorted(classes, test_labels[tested]), test_keys),
     )
-    return Parts(train, watched, test)
 
 
-def _repeats(job: _Job, parts: "Parts", world: "World") -> tuple[str, ...]:
-    """Keys of test images that are training images, too; many are refused."""
-    from ijepa.distributed import lead
+def _repeats(
+    data: ShardSet,
+    config: FinetuneConfig,
+    parts: "tuple[Labelled, Labelled]",
+    world: World,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Keys of test images that are training images, too; many are refused. Processes share it."""
+    from ijepa.distributed import in_shares, lead
 
-    train, test = (job.data.split(split) for split in (job.config.split, job.config.test_split))
-    places, others = of_equal_size(
-        train.image_bytes[parts.train.chosen], test.image_bytes[parts.test.chosen]
-    )
-    progress = job.progress if world.leads else silent
-    fitted = _known(parts.train, places, world, progress)
-    scored = _known(parts.test, others, world, progress)
-    return lead(world, lambda: repeated_keys(fitted, scored, len(parts.test.chosen)))
+    splits = (data.split(split) for split in (config.split, config.test_split))
+    sizes = [split.image_bytes[part.chosen] for split, part in zip(splits, parts, strict=True)]
 
+    def known(part: "Labelled", places: "Ints") -> Known:
+        ids = in_shares(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
+        return Known(ids, [part.keys[place] for place in places.tolist()])
 
-def _known(part: "Labelled", places: "Ints", world: "World", progress: Progress) -> Known:
-    """Some images of a part by content, each process reading a share of them."""
-    from ijepa.distributed import in_shares
-
-    ids = in_shares(world, part.chosen[places], lambda some: read_ids(part.images, some, progress))
-    return Known(ids, [part.keys[place] for place in places.tolist()])
-
-
-def _held_out(labels: "Ints", config: FinetuneConfig) -> "tuple[Ints, Ints]":
-    """Places of the images to train on, and of those to watch."""
-    from ijepa.probes.arrays import hold_out
-
-    if not config.holdout:
-        return np.arange(len(labels)), np.empty(0, np.int64)
-    trained, held = hold_out(labels, config.holdout, config.seed)
-    if not len(held):
-        raise IjepaError("No image can be held out: there is one of each class; drop holdout.")
-    return trained, held
+    fitted, scored = map(known, parts, of_equal_size(*sizes))
+    return lead(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
 
 
-def _num_classes(parts: "Parts") -> int:
-    return int(parts.train.labels.max()) + 1
-
-
-def _chosen(
-    job: _Job, keys: list[str], labels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
-    """Numbers of the training images, ascending."""
-    from ijepa.probes.subsets import draw_subset, parse_shots
-
-    if job.subset:
-        return listed(job.subset, keys)
-    if not job.config.subset:
-        return np.arange(len(keys))
-    return draw_subset(labels, parse_shots(job.config.subset), job.config.seed, draw=0)
-
-
-def _publish(job: _Job, work: Work, trained: _Trained, device: str) -> None:
-    result = _result(job, trained)
-    write_bytes(work.folder / "config.yaml", dump_yaml(job.config).encode())
-    write_result(work.folder / RESULT, result)
-    work.publish_folder({"seed": job.config.seed, "device": device})
-
-
-def _outcome(out: Path, cached: bool) -> FinetuneOutcome:
-    return FinetuneOutcome(out=out, cached=cached, result=read_result(out))
-
-
-def _result(job: _Job, trained: _Trained) -> ProbeResult:
+def _score(
+    config: FinetuneConfig,
+    vit: "Trainable",
+    cuts: DataConfig,
+    task: "FinetuneTask",
+    parts: "tuple[Labelled, Labelled, Labelled]",
+    predicted: "Ints",
+    data: str,
+) -> Score:
+    """The score of the last state, and how the run deviates from the protocol it names."""
+    from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.probes.scores import summary
 
-    config, (train, held, test) = job.config, trained.parts
-    correct = (trained.predictions == test.labels)[np.newaxis]
-    images, batch = len(train.chosen), trained.data.batch_size
-    departures = changed_settings(config)
-    if batch != config.batch_size:
-        departures.append(f"batches of all {images:,} images")
+    train, held, test = parts
+    correct = (predicted == test.labels)[np.newaxis]
+    own = finetune_config(config.protocol, {"encoder": config.encoder}, ())
+    departures = [
+        f"{name} {chosen}, not {wanted}"
+        for name, chosen in config
+        if name not in ASIDE and chosen != (wanted := getattr(own, name))
+    ]
+    if cuts.batch_size != config.batch_size:
+        departures.append(f"batches of all {len(train.chosen):,} images")
     if len(held.chosen):
         departures.append(f"{len(held.chosen):,} training images held out")
-    score = Score(
+    averaged = "average of patch tokens, then a norm of its own"
+    origin = Origin(
+        encoder=vit.name,
+        weights_sha256=vit.weights_sha256,
+        which=vit.which,
+        layers=(len(vit.encoder.blocks) - 1,),
+        pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
+        image_px=cuts.image_px,
+        transform=(
+            f"center-crop {cuts.eval_crop_fraction:.4g}, bicubic to {cuts.image_px}, "
+            f"mean {cuts.mean}, std {cuts.std}"
+        ),
+        precision=None,
+        train=None,
+        test=None,
+        data=data,
+        lineage=vit.lineage,
+    )
+    return Score(
         setting=config.subset.partition(" ")[0],
-        origin=_origin(job, trained),
+        origin=origin,
         best_on_test=None,
-        choices=trained.held_out,
+        choices=task.held_out,
         correct=pack_correct(correct, test.keys),
-        precision=trained.precision,
+        precision=task.precision,
         departures=tuple(departures),
         **summary(correct, test.labels)._asdict(),
     )
+
+
+def _result(
+    plan: StagePlan,
+    source: str,
+    parts: "tuple[Labelled, Labelled]",
+    repeats: tuple[str, ...],
+    score: Score,
+    command: str,
+) -> ProbeResult:
+    config, (train, test) = FinetuneConfig.model_validate(plan.config), parts
     return ProbeResult(
         probe="finetune",
         protocol=f"finetune-{config.protocol}",
@@ -360,42 +390,18 @@ def _result(job: _Job, trained: _Trained) -> ProbeResult:
         config=config.model_dump(mode="json"),
         label=config.label,
         seed=config.seed,
-        source=job.data.source,
+        source=source,
         splits=Splits(train=config.split, test=config.test_split),
         train_images=image_set(train.keys, train.labels),
         test_images=image_set(test.keys, test.labels),
-        num_classes=_num_classes(trained.parts),
+        num_classes=int(train.labels.max()) + 1,
         chance=float(np.bincount(test.labels).max() / len(test.labels)),
-        train_rows=images,
+        train_rows=len(train.chosen),
         test_rows=len(test.labels),
         scores=(score,),
-        repeats=trained.repeats,
+        repeats=repeats,
         test_classes=pack_classes(test.labels, test.keys),
         libraries=library_versions(),
-        command=job.runtime.command,
-        fingerprint=job.plan.fingerprint,
-    )
-
-
-def _origin(job: _Job, trained: _Trained) -> Origin:
-    from ijepa.encoders.frozen import CLASS_TOKEN
-
-    vit, data = trained.vit, trained.data
-    averaged = "average of patch tokens, then a norm of its own"
-    return Origin(
-        encoder=vit.name,
-        weights_sha256=vit.weights_sha256,
-        which=vit.which,
-        layers=(len(vit.encoder.blocks) - 1,),
-        pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
-        image_px=data.image_px,
-        transform=(
-            f"center-crop {data.eval_crop_fraction:.4g}, bicubic to {data.image_px}, "
-            f"mean {data.mean}, std {data.std}"
-        ),
-        precision=None,
-        train=None,
-        test=None,
-        data=job.data.fingerprint,
-        lineage=vit.lineage,
+        command=command,
+        fingerprint=plan.fingerprint,
     )

@@ -3,16 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.data.shards import SplitReader, is_remote, open_shards
-from ijepa.encoders.identity import LAST, weights_fingerprint
+from ijepa.encoders.identity import weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
+from ijepa.recipes import dump_yaml
 from ijepa.records import read_metrics
-from ijepa.stage import StagePlan, Work, exclusive_work
-from ijepa.world import is_one_of_many
+from ijepa.stage import StagePlan, Work, exclusive_work, write_bytes
+from ijepa.together import together
+from ijepa.world import World, current_world
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
@@ -37,23 +39,6 @@ class PretrainResult(Config):
     feature_std: float
     mean_cosine: float
     loss_vs_mean_target: float
-
-
-class Start(NamedTuple):
-    """What a run starts from, if not from random weights.
-
-    Attributes:
-        init: a run, checkpoint or file of I-JEPA's weights. Both encoders start from its encoders,
-            or from its only one, and the predictor from its predictor if it has one of that size.
-        prolong: a finished run of fewer epochs, all else equal. The run goes on from its newest
-            state that the schedules of both pass through; `out` itself may be named.
-    """
-
-    init: Path | None = None
-    prolong: Path | None = None
-
-
-FRESH = Start()
 
 
 class PretrainPlan(Config):
@@ -102,122 +87,150 @@ def pretrain(
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
     *,
-    start: Start = FRESH,
+    init: StrPath | None = None,
+    prolong: StrPath | None = None,
 ) -> PretrainResult:
     """Train the networks of `config` on the split `config.data.split` of a shard set.
 
     The run folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
     one checkpoint every `config.checkpoint_epochs`. Until it is finished it is `<out>.partial`.
+    Under torchrun every process calls this: rank 0 holds the output, all train.
 
     Args:
-        shards: folder of a shard set; or an address as `stores.remote.open_remote` takes it, which
-            is streamed.
+        shards: folder of a shard set; or an address that `data.remote.open_remote` takes, which is
+            streamed.
         out: run folder to make.
         config: what to train, and how.
         runtime: what leaves the result as it is.
         progress: told of images done and of the newest numbers.
-        start: given weights or a shorter run to start from; random weights by default.
+        init: a run, checkpoint or file of I-JEPA's weights. Both encoders start from its encoders,
+            or from its only one, and the predictor from its predictor if it has one of that size.
+        prolong: a finished run of fewer epochs, all else equal. The run goes on from its newest
+            state that the schedules of both pass through; `out` itself may be named.
 
     Raises:
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, another run in that place, or weights that do not fit.
     """
-    out = Path(out)
-    start = Start(*(Path(path) if path else None for path in start))
+    plan, images = _planned(shards, out, config, runtime, init, prolong)
+    shorter = Path(prolong) if prolong else None
+    with together(_begun(plan, images, runtime, shorter), runtime.device) as (work, world):
+        if not work.cached:
+            told = progress if world.leads else silent
+            started_from = {"init": init, "prolonged": prolong}
+            _train(work, images, runtime, told, world, started_from)
+    return _result(plan.out, config, work.cached)
+
+
+def stage_plan(
+    shards: StrPath,
+    out: StrPath,
+    config: PretrainConfig,
+    runtime: Runtime = RUNTIME,
+    init: StrPath | None = None,
+    prolong: StrPath | None = None,
+) -> StagePlan:
+    """What `pretrain` would make of these arguments, and from what; raises as it would."""
+    return _planned(shards, out, config, runtime, init, prolong)[0]
+
+
+def _planned(
+    shards: StrPath,
+    out: StrPath,
+    config: PretrainConfig,
+    runtime: Runtime,
+    init: StrPath | None,
+    prolong: StrPath | None,
+) -> tuple[StagePlan, "SplitReader | RemoteSplit"]:
+    """The plan, and the images."""
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
-    config = started(config, start)
-    in_place = start.prolong is not None and start.prolong.resolve() == out.resolve()
-    plan = StagePlan(
+    config = started(config, init, prolong)
+    in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
+    plain = PretrainConfig().model_dump(mode="json")  # settings that leave the weights as they are
+    beside = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
+    beside["checkpoint_epochs"] = plain["checkpoint_epochs"]
+    if "read" not in inputs:
+        beside |= {f"stream.{name}": value for name, value in plain["stream"].items()}
+    return StagePlan(
         "pretrain",
         VERSION,
         config,
         inputs,
-        out,
+        Path(out),
         precious=not (runtime.replace or in_place),
         is_folder=True,
-        beside=_beside(is_streamed="read" in inputs),
-    )
-    job = _Job(plan, config, images, runtime, start)
-    if is_one_of_many():
-        return _pretrain_together(job, progress)
-    with _begun(job) as work:
-        if not work.cached:
-            from ijepa.train.loop import (
-                Run,  # here, so that a cached answer does not wait for torch
-            )
-            from ijepa.train.stopping import stop_requests
-
-            run = Run(work.folder, config, images, runtime, init=start.init)
-            with stop_requests():  # a signal after the last step does not keep it from its end
-                run.train(progress)
-                work.publish_folder(_facts(job, run.device_name))
-        return _result(out, config, work.cached)
-
-
-def _beside(*, is_streamed: bool) -> dict[str, object]:
-    """Settings that leave the weights as they are, with their defaults; see `StagePlan.beside`."""
-    plain = PretrainConfig().model_dump(mode="json")
-    found = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
-    if not is_streamed:
-        found |= {f"stream.{name}": value for name, value in plain["stream"].items()}
-    return found | {"checkpoint_epochs": plain["checkpoint_epochs"]}
-
-
-class _Job(NamedTuple):
-    """What one call is about."""
-
-    plan: StagePlan
-    config: PretrainConfig
-    images: "SplitReader | RemoteSplit"
-    runtime: Runtime
-    start: Start
+        beside=beside,
+    ), images
 
 
 @contextlib.contextmanager
-def _begun(job: _Job) -> Iterator[Work]:
+def _begun(
+    plan: StagePlan, images: "SplitReader | RemoteSplit", runtime: Runtime, prolong: Path | None
+) -> Iterator[Work]:
     """Hold the output; an empty work folder gets the state of the run that is prolonged."""
-    with exclusive_work(job.plan, force=job.runtime.force) as work:
-        if job.start.prolong and not work.cached and not (work.folder / LAST).exists():
-            from ijepa.train.starting import take_over
+    config = PretrainConfig.model_validate(plan.config)
+    _check_shares(config, runtime, current_world().size)
+    with exclusive_work(plan, force=runtime.force) as work:
+        if prolong and not work.cached:
+            from ijepa.train.checkpoint import LAST, take_over
 
-            per_epoch = steps_per_epoch(len(job.images), job.config)
-            take_over(job.start.prolong, work.folder, job.config, job.plan.inputs, per_epoch)
+            if not (work.folder / LAST).exists():
+                per_epoch = steps_per_epoch(len(images), config)
+                take_over(prolong, work.folder, config, plan.inputs, per_epoch)
         yield work
 
 
-def _pretrain_together(job: _Job, progress: Progress) -> PretrainResult:
-    """The same with other processes: rank 0 holds the output, all train, rank 0 publishes."""
-    from ijepa.distributed import joined, lead, pick_device, wait_for_all
-    from ijepa.train.loop import Run
-    from ijepa.train.stopping import stop_requests
+def _train(
+    work: Work,
+    images: "SplitReader | RemoteSplit",
+    runtime: Runtime,
+    progress: Progress,
+    world: World,
+    started_from: dict[str, StrPath | None],
+) -> None:
+    """Take the steps that are left, and let rank 0 publish; all processes call it."""
+    from ijepa.distributed import lead
+    from ijepa.encoders.reading import read_networks
+    from ijepa.train.checkpoint import LAST
+    from ijepa.train.loop import fit, stop_requests
+    from ijepa.train.pretraining import PretrainTask, open_feed
 
-    plan, config, images, runtime, start = job
-    with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as held:
-        lead(world, lambda: _check_shares(config, runtime, world.size))
-        work = lead(world, lambda: held.enter_context(_begun(job)))
-        if not work.cached:
-            run = Run(work.folder, config, images, runtime, world, start.init)
-            with stop_requests():
-                run.train(progress if world.leads else silent)
-                facts = _facts(job, run.device_name)
-                lead(world, lambda: work.publish_folder(facts))
-        wait_for_all(world)
-        return _result(plan.out, config, work.cached)
+    config, init = PretrainConfig.model_validate(work.plan.config), started_from["init"]
+    networks = None
+    if init and not (work.folder / LAST).exists():
+        networks = str(init), read_networks(Path(init), config.encoder.arch).parts
+    feed = open_feed(images, config, runtime, world, progress)
+    task = PretrainTask(config, feed, runtime, world, networks)
+    if world.leads:
+        write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+    with stop_requests():  # a signal after the last step does not keep it from its end
+        fit(task, work.folder, runtime, world, progress)
+        facts: dict[str, object] = {
+            "seed": config.seed,
+            "device": task.device_name(world),
+            "command": runtime.command,
+            "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
+            "images": len(images),
+            **{name: str(path) for name, path in started_from.items() if path},
+        }
+        lead(world, lambda: work.publish_folder(facts))
 
 
-def started(config: PretrainConfig, start: Start) -> PretrainConfig:
-    """The configuration with `init` filled in.
+def started(
+    config: PretrainConfig, init: StrPath | None = None, prolong: StrPath | None = None
+) -> PretrainConfig:
+    """The configuration with the digest of `init` filled in.
 
     Raises:
         IjepaError: no such weights, other weights than the recipe names, or two kinds of start.
     """
-    if start.init and start.prolong:
+    if init and prolong:
         raise IjepaError("--init starts a run and --prolong goes on with one; choose one of them.")
-    if start.init and not start.init.exists():
-        raise IjepaError(f"There are no weights {start.init} for --init; name a run or a file.")
-    digest = weights_fingerprint(start.init) if start.init else None
-    if config.init and config.init != digest and not start.prolong:
+    if init and not Path(init).exists():
+        raise IjepaError(f"There are no weights {init} for --init; name a run or a file.")
+    digest = weights_fingerprint(Path(init)) if init else None
+    if config.init and config.init != digest and not prolong:
         raise IjepaError(
             f"The recipe starts from weights of digest {config.init[:12]}; name them with --init, "
             f"or set init=null for random ones."
@@ -226,28 +239,15 @@ def started(config: PretrainConfig, start: Start) -> PretrainConfig:
 
 
 def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
-    from ijepa.jepa.step import check_passes
-
     if config.data.batch_size % num_processes:
         raise IjepaError(
             f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
             f"{num_processes} processes."
         )
-    if runtime.parallel == "fsdp":
+    if runtime.parallel == "fsdp" and num_processes > 1:
+        from ijepa.jepa.step import check_passes
+
         check_passes(config, num_processes, runtime.micro_batch)
-
-
-def _facts(job: _Job, device: str) -> dict[str, object]:
-    """What the record of a run says beside its plan; `source` of the images where it is known."""
-    images, started_from = job.images, {"init": job.start.init, "prolonged": job.start.prolong}
-    return {
-        "seed": job.config.seed,
-        "device": device,
-        "command": job.runtime.command,
-        "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
-        "images": len(images),
-        **{name: str(path) for name, path in started_from.items() if path},
-    }
 
 
 def plan_pretrain(
@@ -268,14 +268,21 @@ def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
     """The same for data that need not be there yet: only the number of its images is asked for."""
+    import torch
+
     from ijepa.jepa.flops import step_bytes, step_flops
     from ijepa.jepa.masks import batch_masks, mask_statistics
+    from ijepa.jepa.model import build_ijepa
     from ijepa.jepa.step import micro_batches
-    from ijepa.train.sizes import model_size
 
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
-    encoder_parameters, predictor_parameters = model_size(config)
+    with torch.device("meta"):
+        model = build_ijepa(config)
+    encoder_parameters, predictor_parameters = (
+        sum(p.numel() for p in network.parameters() if p.requires_grad)
+        for network in (model.encoder, model.predictor)
+    )
     masks = mask_statistics(config, PLANNED_BATCHES)
     flops = step_flops(config, masks.context_patches, masks.target_patches)
     at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)

@@ -8,7 +8,7 @@ from ijepa.config import Runtime
 from ijepa.jepa.step import Trainer
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
-from ijepa.train import loop
+from ijepa.train import pretraining
 
 MOST_GRAPHS, FIRST_STEPS = 4, 3
 
@@ -35,10 +35,10 @@ def test_a_compiled_run_makes_few_graphs_in_its_first_steps_and_none_for_health_
         lengths.update((g.context.shape[1], g.targets.shape[2]) for g in groups)
         return outcome
 
-    real_step, compile_blocks = Trainer.step, loop.compile_blocks
+    real_step, compile_blocks = Trainer.step, pretraining.compile_blocks
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(
-        loop,
+        pretraining,
         "compile_blocks",
         lambda encoders, predictor: compile_blocks(encoders, predictor, "aot_eager"),
     )

@@ -29,7 +29,7 @@ from ijepa.jepa.model import build_ijepa, parameter_groups
 from ijepa.jepa.vit import build_predictor
 from ijepa.probe import FeaturePair, probe
 from ijepa.results.record import read_result
-from ijepa.train.state import restore
+from ijepa.train.checkpoint import restore
 from ijepa.weights import load_checkpoint
 
 FOLDER = Path(__file__).parent / "parity"
@@ -255,7 +255,7 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
     optimizer = torch.optim.AdamW(parameter_groups([model.encoder, model.predictor]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(IjepaError, match="weights alone"):
-        restore(model, optimizer, state.model, state.optimizer, tmp_path / "weights.pt")
+        restore(model, optimizer, state._asdict(), tmp_path / "weights.pt")
     assert same(model.state_dict(), before)
 
 

@@ -15,23 +15,24 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.decoder import training as decoding
-from ijepa.decoder.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
+from ijepa.decode import decoder_config, train_decoder
+from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
 from ijepa.decoder.model import (
     build_decoder,
     draw_flow,
     flow_loss,
+    load_decoder,
     sample_blocks,
     target_condition,
 )
-from ijepa.encoders.decoders import load_decoder
+from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
-from ijepa.train_decoder import decoder_config, train_decoder
+from ijepa.train import loop
 from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
 from ijepa.weights import load_state
 from ijepa_cli.main import app
@@ -72,16 +73,16 @@ def test_a_decoder_learns_what_its_condition_alone_tells():
     pixels = conditions[:, :3, None, None].clamp(-1, 1).expand(-1, -1, 8, 8)
     model = build_decoder(settings, 6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-    for _ in range(40):
+    for step in range(40):
         optimizer.zero_grad()
-        flow_loss(model, pixels, conditions, draw_flow(32, 8, generator)).backward()
+        flow_loss(model, pixels, conditions, *draw_flow(32, 8, step)).backward()
         optimizer.step()
-    draws, shuffled = draw_flow(32, 8, generator), conditions.roll(1, dims=0)
+    (noise, share), shuffled = draw_flow(32, 8, 40), conditions.roll(1, dims=0)
     with torch.no_grad():
-        told = flow_loss(model, pixels, conditions, draws)
-        misled = flow_loss(model, pixels, shuffled, draws)
+        told = flow_loss(model, pixels, conditions, noise, share)
+        misled = flow_loss(model, pixels, shuffled, noise, share)
     assert told < 0.5 * misled
-    colours = sample_blocks(model, conditions[:16], draws.noise[:16], 8).mean(dim=(2, 3))
+    colours = sample_blocks(model, conditions[:16], noise[:16], 8).mean(dim=(2, 3))
     error = (colours - pixels[:16, :, 0, 0]).abs().mean()
     assert error < 0.5 * (colours - pixels[1:17, :, 0, 0]).abs().mean()
 
@@ -144,8 +145,7 @@ def test_a_decoder_is_a_stage_that_is_made_once(run, shards, decoder):
 
 def same_as(decoder, other):
     ours, theirs = (load_state(folder / "checkpoints" / "last.pt") for folder in (decoder, other))
-    for part in ("model", "averaged"):
-        assert all(torch.equal(ours[part][name], value) for name, value in theirs[part].items())
+    assert all(torch.equal(ours["model"][name], value) for name, value in theirs["model"].items())
     results = [json.loads((folder / "result.json").read_text()) for folder in (decoder, other)]
     assert results[0] == results[1]
     logs = [(folder / "metrics.jsonl").read_bytes() for folder in (decoder, other)]
@@ -161,7 +161,7 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_weights(run, shards, de
             raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "FLUSH_STEPS", 4)
+        patch.setattr(loop, "FETCH_STEPS", 4)
         with pytest.raises(StopError):
             train_decoder(shards, tmp_path / "cut", config(run), eager, stop)
     assert not (tmp_path / "cut").exists()
@@ -173,14 +173,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ijepa.config import DecoderConfig, Runtime
-from ijepa.decoder import training as decoding
-from ijepa.train_decoder import train_decoder
+from ijepa.decode import train_decoder
+from ijepa.train import loop
 
 def kill(task, done, *_):
     if task.startswith("train") and done >= 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
-decoding.FLUSH_STEPS = 4
+loop.FETCH_STEPS = 4
 runtime = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-9)
 shards, out, config = sys.argv[1:]
 config = DecoderConfig.model_validate_json(config)
@@ -207,17 +207,21 @@ def test_sigterm_saves_first(run, shards, decoder, tmp_path):
         if task.startswith("train") and done < 12:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step 10 of 12, which is"):
+    with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step 11 of 12, which is"):
         train_decoder(shards, tmp_path / "cut", config(run), CPU, kill)
     train_decoder(shards, tmp_path / "cut", config(run), CPU)
     assert same_as(decoder, tmp_path / "cut")
 
 
+def loaded(folder, encoder):
+    name, jepa, _ = load_jepa(encoder)
+    return load_decoder(folder, jepa, name, weights_sha256(jepa.state_dict()))
+
+
 def test_a_decoder_of_other_weights_is_refused(run, shards, decoder, tmp_path):
-    trained = load_jepa(str(run))
-    assert load_decoder(decoder, trained).config == config(run, test_split="val")
+    assert loaded(decoder, str(run)).config == config(run, test_split="val")
     with pytest.raises(IjepaError, match=r"decodes embeddings of weights .* but random:"):
-        load_decoder(decoder, load_jepa(f"random:{run}"))
+        loaded(decoder, f"random:{run}")
     choice = PredictionsConfig(encoder=f"random:{run}", decoder=str(decoder))
     with pytest.raises(IjepaError, match="train a decoder for it"):
         visualize_predictions(shards, tmp_path / "p.png", choice, CPU)
@@ -232,9 +236,9 @@ def test_a_damaged_or_missing_decoder_is_refused(run, shards, decoder, tmp_path)
     path = broken / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(IjepaError, match="is no readable file of weights"):
-        load_decoder(broken, load_jepa(str(run)))
+        loaded(broken, str(run))
     with pytest.raises(IjepaError, match="is no checkpoint of a decoder"):
-        load_decoder(run, load_jepa(str(run)))
+        loaded(run, str(run))
 
 
 @pytest.mark.parametrize(

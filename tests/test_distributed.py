@@ -155,18 +155,19 @@ def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
 
 GOES_BACK = """
 import sys, time
-import ijepa.train.loop as loop, ijepa.train.checkpoint as checkpoint
-step, save = loop.Run._step, checkpoint.save_state
+import ijepa.train.checkpoint as checkpoint
+from ijepa.train.pretraining import PretrainTask
+prepare, save = PretrainTask.prepare, checkpoint.save_state
 
-def broken(self, inputs):
-    is_broken = inputs.number == 9  # one step after a checkpoint
-    step(self, inputs._replace(images=inputs.images * float("nan")) if is_broken else inputs)
+def broken(self, batch):
+    inputs, is_broken = prepare(self, batch), batch.step == 9  # one step after a checkpoint
+    return inputs._replace(images=inputs.images * float("nan")) if is_broken else inputs
 
 def slow(path, body):
     time.sleep(1.0)
     save(path, body)
 
-loop.Run._step, checkpoint.save_state = broken, slow
+PretrainTask.prepare, checkpoint.save_state = broken, slow
 sys.argv = ["ijepa", *sys.argv[1:]]
 from ijepa_cli.main import main
 main()
@@ -233,12 +234,13 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
 ):
     out, recipe = tmp_path / "tiny", run / "config.yaml"
     asked = (
-        "import os, sys, ijepa.train.loop as loop\n"
-        "step = loop.Run._step\n"
-        "def step_and_ask(self, inputs):\n"
-        "    step(self, inputs)\n"
-        f"    inputs.number == 6 and os.killpg(os.getpgrp(), {int(asks)})\n"
-        "loop.Run._step = step_and_ask\n"
+        "import os, sys\n"
+        "from ijepa.train.pretraining import PretrainTask\n"
+        "step = PretrainTask.step\n"
+        "def step_and_ask(self, number, inputs):\n"
+        f"    number == 6 and os.killpg(os.getpgrp(), {int(asks)})\n"
+        "    return step(self, number, inputs)\n"
+        "PretrainTask.step = step_and_ask\n"
         "from ijepa_cli.main import main; main()\n"
     )
     arguments = command(recipe, shards, out)[1:]

@@ -17,7 +17,7 @@ from ijepa.data.augmented import AugmentedBatches, _randaugment
 from ijepa.data.loader import batches
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.finetune import finetune, plan_finetune
+from ijepa.finetune import finetune, finetune_config, plan_finetune
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.records import read_metrics
@@ -25,7 +25,7 @@ from ijepa.report import report
 from ijepa.results.compare import compare
 from ijepa.results.record import read_result
 from ijepa.shard import shard
-from ijepa.train import finetuning
+from ijepa.train import loop
 from ijepa.train.classifier import (
     Classifier,
     DropBranch,
@@ -33,7 +33,7 @@ from ijepa.train.classifier import (
     learning_rate,
     parameter_groups,
 )
-from ijepa.train.finetune_protocols import finetune_config
+from ijepa.train.finetuning import FinetuneTask
 from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)
@@ -153,7 +153,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, shards, tmp_path):
             raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "FLUSH_STEPS", 5)
+        patch.setattr(loop, "FETCH_STEPS", 5)
         with pytest.raises(StopError):
             finetune(shards, tmp_path / "cut", choice, quick, stop)
     cut = finetune(shards, tmp_path / "cut", choice, CPU)
@@ -170,7 +170,7 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "FLUSH_STEPS", 2)
+        patch.setattr(loop, "FETCH_STEPS", 2)
         with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step \d of 8, which is"):
             finetune(shards, tmp_path / "cut", choice, CPU, kill)
     assert not (tmp_path / "cut").exists()
@@ -180,17 +180,16 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
 
 
 def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path):
-    seen = []
+    seen, make = [], AugmentedBatches.__getitem__
 
-    class Noted(AugmentedBatches):
-        def __getitem__(self, step):
-            batch = super().__getitem__(step)
-            seen.extend(batch.numbers.tolist())
-            return batch
+    def noted(self, step):
+        batch = make(self, step)
+        seen.extend(batch.numbers.tolist())
+        return batch
 
     choice = config(run, holdout=0.25, epochs=3, batch_size=32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "AugmentedBatches", Noted)
+        patch.setattr(AugmentedBatches, "__getitem__", noted)
         found = finetune(shards, tmp_path / "out", choice, CPU).result
     labels = open_shards(shards).split("train").labels("class").tolist()
     trained, held = hold_out(np.array(labels), 0.25, choice.seed)
@@ -209,15 +208,15 @@ def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path)
 def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
     choice = config(run, holdout=0.25, epochs=1, lr=3e-3, warmup_epochs=0)
     scored = {}
-    score = finetuning.FinetuneRun._scored
+    score = FinetuneTask._scored
 
-    def noted(self, part, numbers):
-        for places, logits in score(self, part, numbers):
+    def noted(self, part):
+        for places, logits in score(self, part):
             scored.setdefault(len(scored), (part, places, logits))
             yield places, logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning.FinetuneRun, "_scored", noted)
+        patch.setattr(FinetuneTask, "_scored", noted)
         result = finetune(shards, tmp_path / "out", choice, CPU).result
     (held, places, logits), (test, _, _) = scored[0], scored[1]
     assert not set(held.keys) & set(test.keys)
@@ -234,7 +233,7 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
     choice = config(run, holdout=0.25, batch_size=32, drop_path=0.3)
     whole = finetune(shards, tmp_path / "whole", choice, CPU).result
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning.FinetuneRun, "_watch", lambda self: {})
+        patch.setattr(FinetuneTask, "watch", lambda *_: {})
         finetune(shards, tmp_path / "blind", choice, CPU)
 
     def kill(task, done, *_):
@@ -242,8 +241,8 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "FLUSH_STEPS", 2)
-        with pytest.raises(StoppedError, match="after step 8 of 12"):
+        patch.setattr(loop, "FETCH_STEPS", 2)
+        with pytest.raises(StoppedError, match="after step 9 of 12"):
             finetune(shards, tmp_path / "cut", choice, CPU, kill)
     cut = finetune(shards, tmp_path / "cut", choice, CPU).result
     assert cut.scores == whole.scores
@@ -368,4 +367,4 @@ def test_a_class_that_is_only_tested_is_refused_by_its_name(run, shards, tmp_pat
     names.write_text("\n".join(keys))
     expected = f"^2 classes of val are missing from the training images, such as {classes[3]};"
     with pytest.raises(IjepaError, match=expected):
-        plan_finetune(shards, config(run), CPU, subset=names)
+        plan_finetune(shards, config(run), subset=names)

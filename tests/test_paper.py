@@ -2,9 +2,9 @@
 
 import pytest
 
+from ijepa.finetune import PROTOCOLS as FINETUNE
 from ijepa.paper import TABLES, pretraining_set, tables_by
 from ijepa.probe import PROTOCOLS
-from ijepa.train.finetune_protocols import PROTOCOLS as FINETUNE
 
 BY_NUMBER = {table.number: table for table in TABLES}
 

@@ -17,7 +17,7 @@ from ijepa.extract import extract
 from ijepa.feature_info import check_data, describe, diagnose
 from ijepa.finetune import plan_finetune
 from ijepa.merge import merge
-from ijepa.pretrain import Start, plan_pretrain, pretrain
+from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
@@ -61,12 +61,12 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     assert read_result(at("r.json")).test_rows == 64
     assert pretrain(data, kind(str(run)), tiny_config, CPU).cached
     with pytest.raises(IjepaError, match="no weights"):
-        pretrain(data, at("new"), tiny_config, CPU, start=Start(init=at("nowhere")))
+        pretrain(data, at("new"), tiny_config, CPU, init=at("nowhere"))
     assert plan_pretrain(data, tiny_config, CPU).images == 256
     assert ijepa.load_encoder(kind(str(run))).num_layers == 2
     assert load_recipe(kind(str(run / "config.yaml"))) == tiny_config
     finetuning = FinetuneConfig(encoder=str(run), batch_size=8)
-    assert plan_finetune(data, finetuning, CPU).train_images == 256
+    assert plan_finetune(data, finetuning).train_images == 256
     convert(kind(str(run)), at("c.pth.tar"), ConvertConfig(to="published"), CPU)
     assert report([at("r.json"), kind(str(run))], at("r.html"), tables={}).results
     config = MaskSheetConfig(recipe=tiny_config, num_batches=2)

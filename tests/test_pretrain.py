@@ -15,7 +15,6 @@ from gratings import gratings, write_gratings
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import ijepa.pretrain
 from ijepa.config import Runtime, StreamConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError, StoppedError
@@ -28,6 +27,8 @@ from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
 from ijepa.shard import shard
+from ijepa.stage import Work
+from ijepa.train.pretraining import PretrainTask
 from ijepa.weights import load_checkpoint
 
 CPU = Runtime(device="cpu", workers=0)
@@ -110,11 +111,11 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tmp_path):
     command += ["--data", str(shards), "--out", str(out), "--device", "cpu", "--workers", "0"]
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "import ijepa.train.loop as r\n"
-        "save = r.Run._save\n"
-        "def save_and_die(self):\n"
-        "    save(self); self.writer.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "r.Run._save = save_and_die\n"
+        "from ijepa.train.checkpoint import CheckpointWriter as Writer\n"
+        "save = Writer.save\n"
+        "def save_and_die(self, *body, **how):\n"
+        "    save(self, *body, **how); self.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Writer.save = save_and_die\n"
         "sys.argv = sys.argv[1:]\n"
         "from ijepa_cli.main import main; main()\n"
     )
@@ -183,17 +184,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tiny_config, tmp_path):
 @pytest.fixture
 def broken_batches(monkeypatch):
     """Numbers of batches whose images are not numbers."""
-    from ijepa.train.loop import Run
+    broken, prepare = set(), PretrainTask.prepare
 
-    broken, step = set(), Run._step
-    monkeypatch.setattr(
-        Run,
-        "_step",
-        lambda run, inputs: step(
-            run,
-            inputs._replace(images=inputs.images * np.nan) if inputs.number in broken else inputs,
-        ),
-    )
+    def prepare_some_broken(task, batch):
+        inputs = prepare(task, batch)
+        return inputs._replace(images=inputs.images * np.nan) if batch.step in broken else inputs
+
+    monkeypatch.setattr(PretrainTask, "prepare", prepare_some_broken)
     return broken
 
 
@@ -247,8 +244,6 @@ def test_more_broken_batches_than_rollbacks_stop_the_run(
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):
-    from ijepa.jepa.step import Trainer
-
     step = Trainer.step
 
     def overflow(trainer, number, *inputs, **options):
@@ -394,16 +389,16 @@ def test_ctrl_c_saves_the_step_at_hand_as_a_schedulers_signal_does(
 def test_a_signal_after_the_last_step_leaves_a_finished_run(
     shards, tiny_config, tmp_path, monkeypatch
 ):
-    facts = ijepa.pretrain._facts
+    publish = Work.publish_folder
 
-    def facts_while_asked_to_stop(*arguments):
+    def publish_while_asked_to_stop(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return facts(*arguments)
+        return publish(*arguments)
 
     def ask(task, done, *_):
         if done == 512:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ijepa.pretrain, "_facts", facts_while_asked_to_stop)
+    monkeypatch.setattr(Work, "publish_folder", publish_while_asked_to_stop)
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU, ask).steps == 16
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU).cached

@@ -10,7 +10,7 @@ from ijepa.config import ConvertConfig, PretrainConfig, Runtime
 from ijepa.convert import convert
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
-from ijepa.pretrain import Start, pretrain
+from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
 from ijepa.stage import read_record
 from ijepa.weights import load_checkpoint
@@ -40,7 +40,7 @@ def test_a_run_starts_from_the_networks_of_given_weights(run, shards, still, tmp
     if form == "published":
         init = tmp_path / "published.pth.tar"
         convert(run, init, ConvertConfig(to="published"))
-    pretrain(shards, tmp_path / "new", still, CPU, start=Start(init=init))
+    pretrain(shards, tmp_path / "new", still, CPU, init=init)
     given, found = (load_checkpoint(folder / LAST).model for folder in (run, tmp_path / "new"))
     assert given.keys() == found.keys()
     assert all(torch.equal(given[name], found[name]) for name in given)
@@ -55,7 +55,7 @@ def test_both_encoders_start_from_weights_of_one_and_the_predictor_is_random(
 
     save_file({k.removeprefix("target_encoder."): v.clone() for k, v in networks.items()
                if k.startswith("target_encoder.")}, init)  # fmt: skip
-    pretrain(shards, tmp_path / "new", still, CPU, start=Start(init=init))
+    pretrain(shards, tmp_path / "new", still, CPU, init=init)
     found = load_checkpoint(tmp_path / "new" / LAST).model
     name = "blocks.1.mlp.fc2.weight"
     assert torch.equal(found[f"encoder.{name}"], networks[f"target_encoder.{name}"])
@@ -65,8 +65,8 @@ def test_both_encoders_start_from_weights_of_one_and_the_predictor_is_random(
 
 def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
     out = tmp_path / "new"
-    pretrain(shards, out, still, CPU, start=Start(init=run))
-    assert pretrain(shards, out, still, CPU, start=Start(init=run)).cached
+    pretrain(shards, out, still, CPU, init=run)
+    assert pretrain(shards, out, still, CPU, init=run).cached
     with pytest.raises(IjepaError, match="init was"):
         pretrain(shards, out, still, CPU)
     assert read_record(out)["init"] == str(run)
@@ -118,8 +118,8 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
     def count(task, done, *_):
         steps.append(done)
 
-    start = Start(prolong=tmp_path / "short")
-    assert not pretrain(shards, out, long, CPU, count, start=start).cached
+    shorter = tmp_path / "short"
+    assert not pretrain(shards, out, long, CPU, count, prolong=shorter).cached
     assert min(steps) > 8 * 32  # the first epoch was not trained again
     whole = tmp_path / "whole"
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -127,6 +127,6 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     names = {path.name for path in (out / "checkpoints").iterdir()}
     assert names == {path.name for path in (whole / "checkpoints").iterdir()}
-    assert pretrain(shards, out, long, CPU, start=start).cached
+    assert pretrain(shards, out, long, CPU, prolong=shorter).cached
     if not in_place:
         assert pretrain(shards, tmp_path / "short", short, CPU).cached

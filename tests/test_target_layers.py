@@ -7,7 +7,7 @@ import torch
 from ijepa.config import ConvertConfig, ExtractConfig, Runtime
 from ijepa.convert import convert
 from ijepa.data.shards import open_shards
-from ijepa.decoder.block_pixels import draw_blocks
+from ijepa.decoder.blocks import draw_blocks
 from ijepa.decoder.model import CONDITIONS
 from ijepa.encoders.jepa import load_jepa
 from ijepa.encoders.reading import read_networks

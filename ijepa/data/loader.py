@@ -248,6 +248,11 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
 
 
+def read_views(images: Images, numbers: Sequence[int], plan: ViewPlan) -> Tensor:
+    """Evaluation views of some images: (n, 3, height, width) uint8."""
+    return torch.cat([evaluation_view(decode_rgb(images.read_image(n)), plan) for n in numbers])
+
+
 def batches(
     dataset: Dataset[Batch],
     numbers: Sequence[int] | None,

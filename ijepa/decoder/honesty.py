@@ -6,7 +6,6 @@ has in another image. Only the drawn pixels differ, so a decoder that ignores it
 knows of it no more than the place, shows no difference.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,21 +13,12 @@ import torch.nn.functional as F
 from scipy.stats import ttest_1samp
 from torch import Tensor
 
-from ijepa.config import Config, Runtime
-from ijepa.data.loader import ChosenImages, ViewBatches, ViewPlan, batches
-from ijepa.data.shards import SplitReader
-from ijepa.decoder.block_pixels import block_boxes, cut_blocks, draw_blocks, paste_blocks
-from ijepa.decoder.model import (
-    Decoded,
-    TrainedDecoder,
-    predicted_condition,
-    sample_blocks,
-    target_condition,
-)
-from ijepa.distributed import pick_device
+from ijepa.config import PretrainConfig
+from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
+from ijepa.decoder.model import Decoder, embed, sample_blocks
 from ijepa.errors import IjepaError
-from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks
+from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, SHUFFLE, stream
 from ijepa.progress import Progress
 
@@ -36,84 +26,35 @@ AT_ONCE = 32
 HELD_OUT = 2**31  # number of the streams of evaluation; training has fewer steps
 
 
-class Honesty(Config):
-    """Cosine distances to the target's embedding, means over held-out images, one block each.
+def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
+    """Numbers of `count` images of a split, or of all if there are fewer, in random order.
 
-    Attributes:
-        images: how many.
-        true: of samples of the true embedding.
-        shuffled: of samples of the embedding of the same place in another image.
-        predicted: of samples of what the predictor says.
-        resized: of the true pixels at the decoder's resolution: no sample can do better.
-        gain: shuffled less true, with its 95% interval over images (paired t) in `gain_interval`.
-        closer: share of images whose true sample is closer than the shuffled one.
+    Raises:
+        IjepaError: fewer than two.
     """
-
-    images: int
-    true: float
-    shuffled: float
-    predicted: float
-    resized: float
-    gain: float
-    gain_interval: tuple[float, float]
-    closer: float
+    if min(num_images, count) < 2:
+        raise IjepaError(f"The split holds {num_images} images; two are needed at least.")
+    return [int(n) for n in stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count]]
 
 
 class Held(NamedTuple):
-    """Evaluation views of held-out images, and one target block of each.
+    """Evaluation views of held-out images, and one target block of each, by the run's own masks.
 
     Attributes:
-        keys: of the images.
         images: (n, 3, H, W) uint8, on the device.
         masks: with one target block.
         boxes: (n, 4) the blocks' boxes in pixels.
     """
 
-    keys: list[str]
     images: Tensor
     masks: Masks
     boxes: Tensor
 
-    def parts(self) -> Iterator[slice]:
-        """Some images at a time."""
-        for start in range(0, len(self.images), AT_ONCE):
-            yield slice(start, start + AT_ONCE)
 
-
-def hold(source: Decoded, images: SplitReader, count: int, seed: int, device: torch.device) -> Held:
-    """Draw images of a split, and a block of each by the run's own masks.
-
-    Raises:
-        IjepaError: fewer than two images, or blocks that are no rectangles.
-    """
-    run, count = source.config, min(count, len(images))
-    if count < 2:
-        raise IjepaError(f"{images.name} holds {len(images)} images; two are needed at least.")
-    order = stream(seed, SHUFFLE, HELD_OUT).permutation(len(images))[:count].tolist()
-    plan = ViewPlan(run.data.image_px, run.data.eval_crop_fraction)
-    views = ViewBatches(ChosenImages(images, order), plan, AT_ONCE)
-    made = batches(views, range(len(views)), workers=0)
-    masks = draw_blocks(run, count, stream(seed, MASKS, HELD_OUT)).to(device)
-    return Held(
-        keys=images.keys(order),
-        images=torch.cat([batch.images for batch in made]).to(device),
-        masks=masks,
-        boxes=block_boxes(masks.targets[0], run.grid, run.encoder.patch_px),
-    )
-
-
-def embed(source: Decoded, images: Tensor, masks: Masks, *, predicted: bool = False) -> Tensor:
-    """(n, dim) average embeddings of one block each: the target's, or the predicted one.
-
-    Args:
-        source: frozen, on the images' device.
-        images: (n, 3, H, W) uint8.
-        masks: of these images.
-        predicted: from the context alone.
-    """
-    data = source.config.data
-    condition = predicted_condition if predicted else target_condition
-    return condition(source.jepa, normalise(images, data.mean, data.std), masks).float()
+def hold(run: PretrainConfig, images: Tensor, seed: int) -> Held:
+    """Draw a block of each image (n, 3, H, W); raises as `block_boxes`."""
+    masks = draw_blocks(run, len(images), stream(seed, MASKS, HELD_OUT)).to(images.device)
+    return Held(images, masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px))
 
 
 def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
@@ -124,58 +65,54 @@ def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
 
 
 def measure_honesty(
-    source: Decoded,
-    made: TrainedDecoder,
-    images: SplitReader,
-    runtime: Runtime,
-    progress: Progress,
-) -> Honesty:
-    """Measure a decoder on `config.evaluated_images` images that it has not seen.
+    decoder: Decoder, jepa: IJepa, run: PretrainConfig, images: Tensor, progress: Progress
+) -> dict[str, float | tuple[float, float]]:
+    """Cosine distances to the target's embedding, means over images that it has not seen.
 
-    Raises:
-        IjepaError: see `hold`.
+    Args:
+        decoder: trained; on the images' device, as `jepa`.
+        jepa: the frozen run.
+        run: its configuration.
+        images: (n, 3, H, W) uint8, at least two.
+        progress: told of the images done.
+
+    Returns:
+        `true`, of samples of the true embedding; `shuffled`, of samples of the embedding of the
+        same place in another image; `predicted`, of samples of what the predictor says; `resized`,
+        of the true pixels at the decoder's resolution: no sample can do better. `gain` is shuffled
+        less true, with its 95% interval (paired t); `closer` the share of images that gain.
     """
-    config, device = made.config, pick_device(runtime.device)
-    made.decoder.to(device)
-    source.jepa.to(device)
-    held = hold(source, images, config.evaluated_images, config.seed, device)
-    others = held.images.roll(1, dims=0)
-    noise = noise_of(0, len(held.images), config.image_px, config.seed).to(device)
-    found = []
-    for part in held.parts():
-        masks = held.masks.images(part)
-        target = embed(source, held.images[part], masks)
+    config, found = decoder.config, []
+    _, masks, boxes = hold(run, images, config.seed)
+    noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
+    others = images.roll(1, dims=0)
+    for start in range(0, len(images), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        seen, hidden = images[part], masks.images(part)
+        target = embed(jepa, run.data, seen, hidden)
         conditions = {
             "true": target,
-            "shuffled": embed(source, others[part], masks),
-            "predicted": embed(source, held.images[part], masks, predicted=True),
+            "shuffled": embed(jepa, run.data, others[part], hidden),
+            "predicted": embed(jepa, run.data, seen, hidden, "predictions"),
         }
         blocks = {
-            name: sample_blocks(made.decoder, condition, noise[part], config.sampling_steps)
+            name: sample_blocks(decoder, condition, noise[part], config.sampling_steps)
             for name, condition in conditions.items()
         }
-        boxes = held.boxes[part]
-        blocks["resized"] = cut_blocks(held.images[part], boxes, config.image_px)
-        again = {
-            name: embed(source, paste_blocks(held.images[part], boxes, drawn), masks)
-            for name, drawn in blocks.items()
-        }
-        found.append({name: _distance(one, target) for name, one in again.items()})
-        progress("measure decoder on images", min(part.stop, len(noise)), len(noise))
-    return _summary({name: torch.cat([part[name] for part in found]) for name in found[0]})
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return (1 - F.cosine_similarity(one, other)).double().cpu()
-
-
-def _summary(distances: dict[str, Tensor]) -> Honesty:
-    gains = (distances["shuffled"] - distances["true"]).numpy()
+        blocks["resized"] = cut_blocks(seen, boxes[part], config.image_px)
+        distances = {}
+        for name, drawn in blocks.items():
+            again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
+            distances[name] = (1 - F.cosine_similarity(again, target)).double().cpu()
+        found.append(distances)
+        progress("measure decoder on images", min(part.stop, len(images)), len(images))
+    joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    gains = (joined["shuffled"] - joined["true"]).numpy()
     interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)
-    return Honesty(
-        images=len(gains),
-        gain=float(gains.mean()),
-        gain_interval=(float(interval.low), float(interval.high)),
-        closer=float((gains > 0).mean()),
-        **{name: float(values.mean()) for name, values in distances.items()},
-    )
+    return {
+        "images": len(gains),
+        "gain": float(gains.mean()),
+        "gain_interval": (float(interval.low), float(interval.high)),
+        "closer": float((gains > 0).mean()),
+        **{name: float(values.mean()) for name, values in joined.items()},
+    }

@@ -10,30 +10,38 @@ Source: paper section 7 and figure 6, which train a diffusion model (RCDM, Borde
 average-pooled predictions; flow matching is Lipman et al. 2023, network and sampler `diffusers`'.
 """
 
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ijepa.config import DecoderConfig, PretrainConfig
+from ijepa.config import DataConfig, DecoderConfig, validated
 from ijepa.config.decoder import GROUPS
 from ijepa.errors import IjepaError
+from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks
 from ijepa.jepa.model import IJepa, Targets, last_layer
+from ijepa.weights import load_state, load_weights
 
 TIMES = 1000  # the U-Net's time of pure noise
 
 
 class Decoder(nn.Module):
-    """A U-Net that is told one vector beside the time."""
+    """A U-Net that is told one vector beside the time.
+
+    Attributes:
+        config: how it was trained.
+        mean: (dim,) of the conditions that it learned from; `std` likewise.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, unet: nn.Module, dim: int, told_dim: int) -> None:
+    def __init__(self, config: DecoderConfig, unet: nn.Module, dim: int, told_dim: int) -> None:
         super().__init__()
-        self.unet = unet
+        self.config, self.unet = config, unet
         self.tell = nn.Sequential(
             nn.Linear(dim, told_dim), nn.SiLU(), nn.Linear(told_dim, told_dim)
         )
@@ -61,31 +69,6 @@ class Decoder(nn.Module):
         self.std.copy_(conditions.std(dim=0).clamp(min=1e-6))
 
 
-class Decoded(NamedTuple):
-    """Whose embeddings are decoded: the frozen networks of a run, and the run's configuration."""
-
-    jepa: IJepa
-    config: PretrainConfig
-
-
-class TrainedDecoder(NamedTuple):
-    """A frozen decoder of averaged weights, and how it was trained."""
-
-    decoder: Decoder
-    config: DecoderConfig
-
-
-class FlowDraws(NamedTuple):
-    """The random numbers of a step: (B, 3, px, px) noise, and how much of each image is noise."""
-
-    noise: Tensor
-    noise_share: Tensor
-
-    def to(self, device: torch.device) -> "FlowDraws":
-        """The same numbers on another device."""
-        return FlowDraws(self.noise.to(device), self.noise_share.to(device))
-
-
 def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
     """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`.
 
@@ -108,21 +91,68 @@ def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
             class_embed_type="identity",
             resnet_time_scale_shift="scale_shift",
         )
-        return Decoder(unet, dim, told_dim)
+        return Decoder(config, unet, dim, told_dim)
 
 
-def draw_flow(batch_size: int, image_px: int, generator: torch.Generator) -> FlowDraws:
-    """Noise, and shares of it, most of them in the middle (logit-normal: Esser et al. 2024)."""
+def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> Decoder:
+    """Load what `ijepa train-decoder` made, onto the CPU, frozen.
+
+    Args:
+        folder: the decoder's.
+        jepa: the run whose embeddings are to be decoded.
+        name: of that run, for messages.
+        weights_sha256: of that run.
+
+    Raises:
+        IjepaError: no decoder, a damaged one, or one that was trained on other weights.
+    """
+    path = folder / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise IjepaError(
+            f"{folder} is no finished decoder: there is no {path}. Make one with "
+            f"`ijepa train-decoder`."
+        )
+    body = load_state(path)
+    found = body.get("facts", {}).get("encoder_sha256")
+    if not found:
+        raise IjepaError(
+            f"{path} is no checkpoint of a decoder; name one of `ijepa train-decoder`."
+        )
+    if found != weights_sha256:
+        raise IjepaError(
+            f"{folder} decodes embeddings of weights {found[:12]} "
+            f"({body['config'].get('encoder')}), but {name} has weights {weights_sha256[:12]}; "
+            f"train a decoder for it."
+        )
+    config = validated(DecoderConfig, body["config"], str(path))
+    decoder, prefix = build_decoder(config, jepa.encoder.embed_dim), "averaged."
+    averaged = {
+        name.removeprefix(prefix): value
+        for name, value in body["model"].items()
+        if name.startswith(prefix)
+    }
+    load_weights(decoder, averaged, path)
+    return decoder.eval().requires_grad_(False)
+
+
+def draw_flow(batch_size: int, image_px: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random numbers of a step: noise (B, 3, px, px), and how much of each image is noise (B,).
+
+    Most of these shares are in the middle (logit-normal: Esser et al. 2024).
+    """
+    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch_size, 3, image_px, image_px, generator=generator)
-    return FlowDraws(noise, torch.sigmoid(torch.randn(batch_size, generator=generator)))
+    return noise, torch.sigmoid(torch.randn(batch_size, generator=generator))
 
 
-def flow_loss(decoder: nn.Module, pixels: Tensor, condition: Tensor, draws: FlowDraws) -> Tensor:
-    """Mean squared error of the direction from pixels (B, 3, px, px) to noise."""
-    share = draws.noise_share.view(-1, 1, 1, 1)
-    noisy = (1 - share) * pixels + share * draws.noise
-    velocity = decoder(noisy, draws.noise_share, condition)
-    return F.mse_loss(velocity.float(), draws.noise - pixels)
+def flow_loss(
+    decoder: nn.Module, pixels: Tensor, condition: Tensor, noise: Tensor, noise_share: Tensor
+) -> Tensor:
+    """Mean squared error of the direction from pixels (B, 3, px, px) to noise of `draw_flow`."""
+    share = noise_share.view(-1, 1, 1, 1)
+    noisy = (1 - share) * pixels + share * noise
+    velocity = decoder(noisy, noise_share, condition)
+    return F.mse_loss(velocity.float(), noise - pixels)
 
 
 @torch.inference_mode()
@@ -169,18 +199,19 @@ def predicted_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
 CONDITIONS = {"targets": target_condition, "predictions": predicted_condition}
 
 
-@torch.no_grad()
-def average_weights(average: nn.Module, newest: nn.Module, step: int, most: float) -> None:
-    """Move averaged weights towards the newest; in the first steps faster, to forget the start.
+def embed(
+    jepa: IJepa, data: DataConfig, images: Tensor, masks: Masks, of: str = "targets"
+) -> Tensor:
+    """Average embedding of one block of each image, (B, dim) float32.
 
     Args:
-        average: changed in place.
-        newest: after `step` steps.
-        step: counted from 1.
-        most: share of the average that is kept in the end.
+        jepa: frozen, on the images' device.
+        data: whose normalisation the run was trained with.
+        images: (B, 3, H, W) uint8.
+        masks: of these images, with one target block.
+        of: one of `CONDITIONS`: the target encoder's, or what the predictor says.
     """
-    kept = min(most, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(newest.parameters()), 1.0 - kept)
+    return CONDITIONS[of](jepa, normalise(images, data.mean, data.std), masks).float()
 
 
 def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs

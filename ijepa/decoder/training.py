@@ -1,213 +1,148 @@
-"""The loop that trains a decoder on a frozen run: steps, records, checkpoints."""
+"""Training of a decoder on a frozen run as a task; the weights that are kept are averages."""
 
 import contextlib
 import copy
-import logging
-from collections.abc import Generator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ijepa.compute import computing, linear_name, pick_linear
-from ijepa.config import DecoderConfig, Runtime
-from ijepa.data.loader import Batch, Images, RandomCropBatches, StepPlan, batches
-from ijepa.decoder.block_pixels import block_boxes, cut_blocks, draw_blocks
-from ijepa.decoder.model import (
-    CONDITIONS,
-    Decoded,
-    average_weights,
-    build_decoder,
-    draw_flow,
-    flow_loss,
-)
-from ijepa.distributed import device_name, num_workers, pick_device, uses_bf16
-from ijepa.errors import IjepaError
-from ijepa.jepa.augment import normalise
-from ijepa.jepa.masks import check_masks
+from ijepa.compute import pick_linear
+from ijepa.config import DecoderConfig, PretrainConfig, Runtime
+from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks
+from ijepa.decoder.model import build_decoder, draw_flow, embed, flow_loss
+from ijepa.distributed import pick_device, uses_bf16
+from ijepa.jepa.masks import Masks, check_masks
+from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, stream
-from ijepa.progress import Progress
-from ijepa.train.checkpoint import CheckpointWriter
 from ijepa.train.classifier import learning_rate
-from ijepa.train.metrics import MetricsLog
-from ijepa.train.stopping import stop_requests
-from ijepa.weights import load_state, load_weights
-
-FLUSH_STEPS = 10
-LAST = Path("checkpoints") / "last.pt"
-
-log = logging.getLogger(__name__)
+from ijepa.train.loop import Batch, Task
 
 
-class DecoderRun:
-    """Decoder, its averaged weights, optimizer and the number of steps done.
+class DecoderInputs(NamedTuple):
+    """One step's inputs, on the device: one block of each image, and its noise.
 
-    Images, crops, blocks and noise of a step are functions of (seed, step), so that a run that was
-    stopped ends as one that was not. Crops are those that the encoder was pretrained on.
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        masks: with one target block.
+        boxes: (B, 4) the blocks' boxes in pixels.
+        noise: see `draw_flow`; likewise `noise_share`.
     """
+
+    images: Tensor
+    masks: Masks
+    boxes: Tensor
+    noise: Tensor
+    noise_share: Tensor
+
+
+class DecoderTask(Task[DecoderInputs]):
+    """Decoder, its averaged weights and optimizer.
+
+    Images, crops, blocks and noise of a step are functions of (seed, step). Crops are those that
+    the encoder was pretrained on.
+
+    Attributes:
+        averaged: the decoder to use.
+    """
+
+    config: DecoderConfig
+    unit = "train decoder steps"
+    size = 1
+    shapes_vary = True
 
     def __init__(
         self,
-        folder: Path,
-        source: Decoded,
-        encoder_sha256: str,
-        images: Images,
         config: DecoderConfig,
+        jepa: IJepa,
+        run: PretrainConfig,
+        encoder_sha256: str,
+        crops: Callable[[range], Generator[Batch]],
         runtime: Runtime,
     ) -> None:
-        """Take up what stands in `folder`, or begin.
+        """Make the networks, on the device and ready to train.
 
         Args:
-            folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
-            source: the frozen run; moved to the device.
-            encoder_sha256: of the run's weights, written down beside the decoder's.
-            images: to learn from.
             config: what to do.
-            runtime: device, workers, how often to save.
+            jepa: the frozen networks; moved to the device.
+            run: configuration of these.
+            encoder_sha256: of their weights, written beside the decoder's.
+            crops: makes the batches of these numbers, crops of `config.batch_size` images each.
+            runtime: device.
 
         Raises:
-            IjepaError: diffusers is missing, target blocks are no rectangles, a damaged checkpoint.
+            IjepaError: diffusers is missing, or target blocks are no rectangles.
         """
-        self._folder, self._config, self._runtime = folder, config, runtime
-        self._device = device = pick_device(runtime.device)
-        self._source, self._jepa = source, source.jepa.to(device)
-        self._sha256 = encoder_sha256
-        check_masks(source.config.grid, source.config.masks)
-        self._data = source.config.data.model_copy(update={"batch_size": config.batch_size})
-        self._batches = RandomCropBatches(images, StepPlan(len(images), self._data, config.seed))
-        dim = self._jepa.encoder.embed_dim
-        self._decoder = build_decoder(config, dim).to(device)
+        check_masks(run.grid, run.masks)
+        self.config, self._run, self._sha256, self._crops = config, run, encoder_sha256, crops
+        self.device = pick_device(runtime.device)
+        self._jepa = jepa.to(self.device)
+        dim = jepa.encoder.embed_dim
+        self._decoder = build_decoder(config, dim).to(self.device)
         self.averaged = copy.deepcopy(self._decoder).requires_grad_(False).eval()
-        self._optimizer = torch.optim.AdamW(
+        self.model = nn.ModuleDict({"decoder": self._decoder, "averaged": self.averaged})
+        self.optimizer = torch.optim.AdamW(
             self._decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self._bf16 = uses_bf16(config.precision, device)
-        tokens = config.batch_size * source.config.grid[0] * source.config.grid[1]
-        self._linear = pick_linear(device, tokens, dim)
-        self._writer = CheckpointWriter(runtime.checkpoint_seconds)
-        self.steps_done = 0
-        metrics_bytes = self._resume()
-        if not metrics_bytes:
-            self._standardise()
-        self._metrics = MetricsLog(folder, metrics_bytes, self.steps_done)
+        self.total_steps = config.steps
+        self.linear = pick_linear(self.device, config.batch_size * run.grid[0] * run.grid[1], dim)
+        self._bf16 = uses_bf16(config.precision, self.device)
 
-    @property
-    def device_name(self) -> str:
-        """What computes, for the record."""
-        return device_name(self._device) + linear_name(self._linear)
+    def batches(self, numbers: range) -> Generator[Batch]:
+        """Random crops of each step, in order."""
+        return self._crops(numbers)
 
-    def train(self, progress: Progress) -> None:
-        """Take all steps that are left.
-
-        Raises:
-            StoppedError: a signal asked for it; the state is saved.
-            IjepaError: the loss is not finite.
-        """
-        records: list[dict[str, Any]] = []
-        todo = range(self.steps_done, self._config.steps)
-        with (
-            contextlib.closing(self._writer),
-            computing(self._device, linear=self._linear, shapes_vary=True),
-            stop_requests() as asked,
-            contextlib.closing(self._made(todo)) as made,
-        ):
-            for batch in made:
-                records.append(self._step(batch.step, batch.images))
-                last = self.steps_done == self._config.steps
-                if not (last or asked or self.steps_done % FLUSH_STEPS == 0):
-                    continue
-                self._flush(records, progress)
-                records = []
-                if last or asked or self._writer.is_due():
-                    self._save()
-                if asked and not last:
-                    self._writer.wait()
-                    self._metrics.close()
-                    raise asked.stopped(self.steps_done, self._config.steps)
-        self._metrics.close()
-
-    def _made(self, todo: range) -> Generator[Batch]:
-        """Batches of these steps; closed at once when the loop ends, so that no worker lingers."""
-        workers, on_gpu = num_workers(self._runtime, self._device), self._device.type == "cuda"
-        yield from batches(self._batches, todo, workers, pin_memory=on_gpu)
-
-    def _step(self, step: int, images: Tensor) -> dict[str, Any]:
-        """One update; returns its record, the loss still on the device."""
-        pixels, condition = self._blocks(step, images)
-        seed = int(stream(self._config.seed, NOISE, step).integers(2**62))
-        draws = draw_flow(
-            len(pixels), self._config.image_px, torch.Generator().manual_seed(seed)
-        ).to(self._device)
-        lr = learning_rate(step / self._config.steps, self._config.lr, 0.0, self._config.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.zero_grad()
-        with self._precision():
-            loss = flow_loss(self._decoder, pixels, condition, draws)
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        self.steps_done = step + 1
-        average_weights(self.averaged, self._decoder, self.steps_done, self._config.ema)
-        return {"step": self.steps_done, "lr": lr, "loss": loss.detach()}
-
-    def _blocks(self, step: int, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and conditions of one block of each image of a step."""
-        rng = stream(self._config.seed, MASKS, step)
-        run = self._source.config
-        masks = draw_blocks(run, len(images), rng).to(self._device)
-        on_device = images.to(self._device, non_blocking=True)
+    def prepare(self, batch: Batch) -> DecoderInputs:
+        """Draw a block of each image, and noise."""
+        config, run = self.config, self._run
+        masks = draw_blocks(run, len(batch.images), stream(config.seed, MASKS, batch.step))
         boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
-        seen = normalise(on_device, self._data.mean, self._data.std)
-        with self._precision():
-            condition = CONDITIONS[self._config.condition](self._jepa, seen, masks)
-        return cut_blocks(on_device, boxes, self._config.image_px), condition.float()
+        seed = int(stream(config.seed, NOISE, batch.step).integers(2**62))
+        drawn = draw_flow(len(batch.images), config.image_px, seed)
+        boxes, noise, share = (tensor.to(self.device) for tensor in (boxes, *drawn))
+        images = batch.images.to(self.device, non_blocking=True)
+        return DecoderInputs(images, masks.to(self.device), boxes, noise, share)
+
+    def step(self, step: int, inputs: DecoderInputs) -> dict[str, Any]:
+        """One update; the first is preceded by measuring how conditions are distributed."""
+        config, done = self.config, step + 1
+        if step == 0:
+            self._standardise()
+        pixels = cut_blocks(inputs.images, inputs.boxes, config.image_px)
+        condition = self._condition(inputs)
+        lr = learning_rate(step / config.steps, config.lr, 0.0, config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss = flow_loss(self._decoder, pixels, condition, inputs.noise, inputs.noise_share)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        kept = min(config.ema, (1 + done) / (10 + done))  # less in the first steps, to forget them
+        with torch.no_grad():
+            average: list[Tensor] = list(self.averaged.parameters())
+            newest: list[Tensor] = list(self._decoder.parameters())
+            torch._foreach_lerp_(average, newest, 1.0 - kept)
+        return {"lr": lr, "loss": loss.detach()}
+
+    def state(self) -> dict[str, Any]:
+        """Which weights the decoder belongs to."""
+        return {"encoder_sha256": self._sha256}
+
+    def _condition(self, inputs: DecoderInputs) -> Tensor:
+        with self._autocast():
+            return embed(
+                self._jepa, self._run.data, inputs.images, inputs.masks, self.config.condition
+            )
 
     def _standardise(self) -> None:
-        """From the conditions of the first steps."""
-        count = -(-self._config.statistics_images // self._config.batch_size)
-        with contextlib.closing(self._made(range(count))) as made:
-            found = torch.cat([self._blocks(batch.step, batch.images)[1] for batch in made])
-        self._decoder.standardise(found)
-        self.averaged.standardise(found)
+        """Mean and standard deviation of the conditions of the first steps."""
+        count = -(-self.config.statistics_images // self.config.batch_size)
+        with contextlib.closing(self.batches(range(count))) as made:
+            found = torch.cat([self._condition(self.prepare(batch)) for batch in made])
+        for decoder in (self._decoder, self.averaged):
+            decoder.standardise(found)
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
-
-    def _flush(self, records: list[dict[str, Any]], progress: Progress) -> None:
-        losses = torch.stack([record["loss"] for record in records])
-        if not losses.isfinite().all():
-            raise IjepaError(
-                f"The loss is not finite at step {records[-1]['step']} or shortly before; lower lr."
-            )
-        for record, loss in zip(records, losses.tolist(), strict=True):
-            self._metrics.append(record | {"loss": loss})
-        shown = {"loss": float(losses.mean()), "lr": records[-1]["lr"]}
-        progress("train decoder steps", self.steps_done, self._config.steps, shown)
-
-    def _save(self) -> None:
-        path = self._folder / LAST
-        path.parent.mkdir(exist_ok=True)
-        body = {
-            "step": self.steps_done,
-            "config": self._config.model_dump(mode="json"),
-            "model": self._decoder.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "encoder_sha256": self._sha256,
-            "metrics_bytes": self._metrics.flush(),
-        }
-        self._writer.save([path], body)
-
-    def _resume(self) -> int:
-        """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""
-        path = self._folder / LAST
-        if not path.exists():
-            return 0
-        body = load_state(path)
-        load_weights(self._decoder, body["model"], path)
-        load_weights(self.averaged, body["averaged"], path)
-        self._optimizer.load_state_dict(body["optimizer"])
-        self.steps_done = body["step"]
-        log.info("going on after step %d of %d", self.steps_done, self._config.steps)
-        return int(body["metrics_bytes"])
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)

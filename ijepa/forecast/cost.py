@@ -146,7 +146,7 @@ class Forecaster:
         return Cost(flops / (self.device.probe_tflops * TERA), 0.0)
 
     def _finetune(self, options: Mapping[str, Any]) -> Cost:
-        from ijepa.train.finetune_protocols import finetune_config
+        from ijepa.finetune import finetune_config
 
         data, encoder = self._images.get(str(options["data"])), str(options["encoder"])
         config = self._config(encoder)

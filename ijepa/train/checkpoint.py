@@ -1,20 +1,86 @@
-"""Saves a run's state while it trains: copied at once, written in a thread."""
+"""A run's checkpoints: copied at once, written in a thread, read again to go on."""
 
+import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ijepa.weights import save_state
+from ijepa.config import PretrainConfig
+from ijepa.distributed import is_shared_out
+from ijepa.errors import IjepaError
+from ijepa.jepa.schedules import Schedules
+from ijepa.stage import read_record
+from ijepa.weights import check_weights, load_state, save_state
 
+LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
+PARTS = {"step", "config", "model", "optimizer", "facts"}
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
+NO_EFFECT = ("optimization.epochs", "watch", "checkpoint_epochs")  # on the steps before the end
+
+Tree = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
+    """State of networks and optimizer, by the names of the parameters.
+
+    It does not depend on how weights are sharded: a run may go on with another number of processes.
+    Of sharded weights it is gathered in the memory of rank 0's machine, and empty on other ranks;
+    all processes must call it. Else it is the tensors of the networks themselves.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=is_shared_out(model))
+    weights = get_model_state_dict(model, options=options)
+    return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
+
+
+def read_checkpoint(path: Path) -> Tree:
+    """Read what a run has saved: step, config, model, optimizer and facts.
+
+    Raises:
+        IjepaError: damaged, or a part is missing.
+    """
+    body = load_state(path)
+    if missing := PARTS - body.keys():
+        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(missing)}).")
+    return body
+
+
+def restore(model: nn.Module, optimizer: Optimizer, body: Tree, source: Path) -> None:
+    """Put the state of a checkpoint back into networks and optimizer, exactly or not at all.
+
+    Raises:
+        IjepaError: it is of other networks, or weights alone.
+    """
+    if not body["optimizer"]:
+        raise IjepaError(
+            f"{source} holds weights alone, without the optimizer's state: a run cannot go on from "
+            f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
+        )
+    check_weights(model, body["model"], source)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_model_state_dict(model, body["model"], options=options)
+    try:
+        set_optimizer_state_dict(model, optimizer, body["optimizer"], options=options)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise IjepaError(f"{source} holds no optimizer state of these networks.") from error
 
 
 class CheckpointWriter:
@@ -124,3 +190,88 @@ def link_or_copy(first: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(first, neighbour)
     neighbour.replace(path)
+
+
+def take_over(
+    finished: Path, folder: Path, config: PretrainConfig, inputs: Mapping[str, str], per_epoch: int
+) -> None:
+    """Put the newest state of a shorter run that a run of `config` passes through into `folder`.
+
+    From there the longer run takes the very steps that it would take from its beginning.
+
+    Args:
+        finished: folder of the shorter run.
+        folder: the work folder of the longer one, empty.
+        config: of the longer run; equal but for its epochs.
+        inputs: fingerprints of its data.
+        per_epoch: steps in an epoch of both.
+
+    Raises:
+        IjepaError: no finished run, other settings or data, or a schedule that depends on the
+            number of epochs.
+    """
+    record = read_record(finished) or {}
+    if record.get("stage") != "pretrain":
+        raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
+    before = PretrainConfig.model_validate(record["config"])
+    _refuse_other(finished, config, before)
+    if dict(record["inputs"]) != dict(inputs):
+        raise IjepaError(f"{finished} was trained on other data; prolong it with the same --data.")
+    total = before.optimization.epochs * per_epoch
+    common = next((s for s in range(total) if _changing(config, before, per_epoch, s)), total)
+    kept = (finished / LAST.parent).glob("epoch-[0-9]*.pt")
+    passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
+    passed = sorted([*passed, (total, finished / LAST)])
+    usable = [(step, path) for step, path in passed if step <= common]
+    if not usable:
+        raise IjepaError(
+            f"{finished} cannot be prolonged: its {_changing(config, before, per_epoch, common)} "
+            f"depends on the number of epochs from step {common + 1:,} on, and its first "
+            f"checkpoint is of step {passed[0][0]:,}. Use a held schedule from the start "
+            f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
+            f"from its weights with --init {finished}."
+        )
+    (folder / LAST).parent.mkdir()
+    shutil.copyfile(finished / "metrics.jsonl", folder / "metrics.jsonl")
+    if (finished / "tensorboard").is_dir():
+        shutil.copytree(finished / "tensorboard", folder / "tensorboard")
+    for _, path in usable:
+        if path.name != LAST.name:
+            link_or_copy(path, folder / LAST.parent / path.name)
+    step, newest = usable[-1]
+    link_or_copy(newest, folder / LAST)  # the last, for a run goes on from it
+    log.info("%s is prolonged from its state after step %d", finished, step)
+
+
+def _changing(config: PretrainConfig, before: PretrainConfig, per_epoch: int, step: int) -> str:
+    """What a step does otherwise in the longer run; empty if nothing."""
+    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
+    rates = {"learning rate": "lr", "weight decay": "weight_decay", "EMA momentum": "ema"}
+    found = [n for n, f in rates.items() if getattr(ours, f)(step) != getattr(theirs, f)(step)]
+    return " and ".join(found)
+
+
+def _refuse_other(finished: Path, config: PretrainConfig, before: PretrainConfig) -> None:
+    def leaves(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+        for name, value in body.items():
+            if isinstance(value, Mapping):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", json.dumps(value)
+
+    ours, theirs = (dict(leaves(c.model_dump(mode="json"))) for c in (config, before))
+    changed = [
+        f"{name} was {theirs.get(name)!r:.40}, now {ours.get(name)!r:.40}"
+        for name in ours | theirs
+        if ours.get(name) != theirs.get(name) and not name.startswith(NO_EFFECT)
+    ]
+    if changed:
+        raise IjepaError(
+            f"{finished} can be prolonged by more epochs only, with its other settings as they "
+            f"are: {'; '.join(changed[:3])}."
+        )
+    if config.optimization.epochs <= before.optimization.epochs:
+        raise IjepaError(
+            f"{finished} has {before.optimization.epochs} epochs; prolong it to more, with "
+            f"--set optimization.epochs=N."
+        )

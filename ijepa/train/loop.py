@@ -1,403 +1,436 @@
-"""The training loop of one process: steps, records, checkpoints, and an orderly end."""
+"""The training loop: steps, records, checkpoints, going back, and an orderly end.
+
+Pretraining, fine-tuning and the decoder are each a `Task`, which says what one step is. `fit` does
+all else, so that every run resumes bit for bit and is stopped, saved and recorded alike.
+"""
 
 import contextlib
 import logging
 import math
+import signal
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel
+from torch import nn
+from torch.optim import Optimizer
 
-from ijepa.compute import LinearKernel, computing, linear_name, pick_linear
-from ijepa.config import PretrainConfig, Runtime
-from ijepa.data.shards import SplitReader
+from ijepa.compute import LinearKernel, computing, linear_name
+from ijepa.config import Runtime
+from ijepa.data.loader import Batch
 from ijepa.distributed import (
     any_rank,
     device_name,
-    in_parallel,
     is_shared_out,
     lead,
     mean_over_ranks,
-    pick_device,
     wait_for_all,
+    whole,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa.jepa.flops import step_flops, utilisation
-from ijepa.jepa.masks import Masks, check_masks, context_patches, mask_shapes
-from ijepa.jepa.model import IJepa, build_ijepa
-from ijepa.jepa.monitor import Health
-from ijepa.jepa.step import Outcome, Trainer
-from ijepa.jepa.vit import compile_blocks, save_memory
-from ijepa.progress import Progress
-from ijepa.recipes import dump_yaml
-from ijepa.stage import write_bytes
-from ijepa.train.checkpoint import CheckpointWriter
-from ijepa.train.feeds import open_feed
+from ijepa.progress import Progress, silent
+from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, read_checkpoint, restore
 from ijepa.train.metrics import MetricsLog
-from ijepa.train.prefetch import StepInputs, step_inputs
-from ijepa.train.starting import load_initial_weights
-from ijepa.train.state import full_state, restore, share_out
-from ijepa.train.stopping import StopRequest, stop_requests
-from ijepa.train.watch import Watch
-from ijepa.weights import Checkpoint, checkpoint_body, load_checkpoint
+from ijepa.train.prefetch import prepared
 from ijepa.world import World
 
-if TYPE_CHECKING:
-    from ijepa.data.stream import RemoteSplit
+__all__ = ["Batch", "Task", "fit", "stop_requests"]
 
-FLUSH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
-SHOWN = (*Health._fields, "neighbour_accuracy")  # beside the bar
-FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
+FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+Inputs = TypeVar("Inputs")
 
 log = logging.getLogger(__name__)
 
 
+class Task(ABC, Generic[Inputs]):
+    """What is trained, and what one step of it does.
+
+    Attributes:
+        config: written into every checkpoint.
+        device: where it computes.
+        model: all networks; a checkpoint holds their state dict.
+        optimizer: of the networks that are trained.
+        total_steps: of the whole run.
+        size: how many images, or other units of the progress bar, a step takes.
+        unit: task and unit of the progress bar, such as `pretrain images`.
+        linear: what multiplies matrices on a CPU, see `pick_linear`.
+        shapes_vary: whether attention meets new sequence lengths all the time.
+        shown: numbers of `watch` that stand beside the progress bar.
+        loss_limit: a loss of so many times the first is broken.
+        rollbacks: how often a broken step is answered by going back instead of stopping.
+        advice: what to do about a broken loss.
+    """
+
+    config: BaseModel
+    device: torch.device
+    model: nn.Module
+    optimizer: Optimizer
+    total_steps: int
+    size: int
+    unit: str
+    linear: LinearKernel = "torch"
+    shapes_vary = False
+    shown: tuple[str, ...] = ()
+    loss_limit = math.inf
+    rollbacks = 0
+    advice = "Lower lr, or lengthen the warm-up."
+
+    @abstractmethod
+    def batches(self, numbers: range) -> Generator[Batch]:
+        """Make the batches of these numbers, in order."""
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Inputs:
+        """Bring a batch to the device; called in a thread that works ahead where that is a GPU."""
+
+    @abstractmethod
+    def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
+        """Update the networks once.
+
+        Args:
+            step: counted from 0.
+            inputs: what `prepare` made of a batch.
+
+        Returns:
+            The step's record; numbers that are still on the device are () tensors, `loss` is one.
+        """
+
+    def watch(self, step: int) -> dict[str, float]:  # noqa: ARG002  # for tasks that have it
+        """Check the networks after `step` steps, where a check is due; changes no later step.
+
+        Raises:
+            FloatingPointError: something is not finite; says what.
+        """
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Small values that a checkpoint keeps beside networks and optimizer."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned, after networks and optimizer were restored."""
+
+    def kept_name(self, step: int) -> str:  # noqa: ARG002  # for tasks that have it
+        """File name under which the checkpoint after `step` steps stays; empty for most."""
+        return ""
+
+    def keys(self, batch: int) -> list[str]:  # noqa: ARG002  # for tasks that have it
+        """The first keys of a recent batch, for messages."""
+        return []
+
+    def speed(self, per_second: float) -> dict[str, float]:
+        """What TensorBoard shows of the speed, given how many units are done in a second."""
+        return {f"{self.unit.split()[-1]}_per_second": per_second}
+
+    def device_name(self, world: World) -> str:
+        """What computes, for the record."""
+        return device_name(self.device, world) + linear_name(self.linear)
+
+
+def fit(
+    task: Task[Any],
+    folder: Path,
+    runtime: Runtime,
+    world: World = World(),  # noqa: B008  # a constant
+    progress: Progress = silent,
+) -> None:
+    """Take all steps that are left: from the checkpoint in `folder`, or from the beginning.
+
+    Args:
+        task: trained in place.
+        folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
+        runtime: how often to save.
+        world: this process among all.
+        progress: told of the units done and of the newest numbers.
+
+    Raises:
+        StoppedError: a signal asked for it; the state is saved.
+        IjepaError: loss, gradients, weights or what is watched are broken, or a checkpoint is.
+    """
+    run = _Run(task, folder, runtime, world, progress)
+    with (
+        contextlib.closing(run.writer),
+        computing(task.device, linear=task.linear, shapes_vary=task.shapes_vary),
+        stop_requests() as run.asked,
+    ):
+        while not run.is_last():
+            try:
+                run.take_steps()
+            except _BrokenError as error:
+                run.go_back(error)
+    run.close()
+
+
 class _BrokenError(Exception):
-    """Loss, gradients or features are not what they should be; says where, and what to do."""
+    """Numbers are not what they should be; says which, where, and what to do."""
 
 
-@dataclass
-class _Pending:
-    """Records whose numbers are still on the device."""
-
-    records: list[dict[str, float]] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)  # () each
-    norms: list[Tensor] = field(default_factory=list)  # () of the records that have a norm
-
-
-class Run:
-    """Networks, optimizer, metrics and the number of steps done; `train` takes the rest."""
+class _Run:
+    """The state of one call of `fit`."""
 
     def __init__(
-        self,
-        folder: Path,
-        config: PretrainConfig,
-        images: "SplitReader | RemoteSplit",
-        runtime: Runtime,
-        world: World = World(),  # noqa: B008  # a constant
-        init: Path | None = None,
+        self, task: Task[Any], folder: Path, runtime: Runtime, world: World, progress: Progress
     ) -> None:
-        """Begin in `folder` from `init` if given, or take up what an interrupted run left there.
-
-        Raises:
-            IjepaError: masks that do not fit, too few images, a checkpoint that does not load.
-        """
-        check_masks(config.grid, config.masks)
-        self.folder, self.config, self.runtime, self.world = folder, config, runtime, world
-        self.device = pick_device(runtime.device)
-        self.model: IJepa = build_ijepa(config)
-        if init and not self.last_checkpoint.exists():
-            load_initial_weights(self.model, config, init)
-        self.model.to(self.device)
-        shares_weights = runtime.parallel == "fsdp" and world.size > 1
-        if shares_weights:
-            share_out(self.model, self.device, world)
-        self.per_epoch = len(images) // config.data.batch_size
-        self.feed = open_feed(images, config, runtime, self.device, world)
-        self.watch = Watch(config, self.feed.watched(), self.device, world)
-        self.trainer = Trainer(self.model, config.optimization, self.per_epoch, runtime.micro_batch)
+        self.task, self.folder, self.world, self.progress = task, folder, world, progress
+        self.last = folder / LAST
         self.steps_done, self.first_loss = 0, math.nan
         self.left_out = self.rollbacks = 0  # batches; times that the run went back
-        self.pending = _Pending()
+        self.pending: list[dict[str, Any]] = []  # records with numbers that are on the device
         self.shown: dict[str, float] = {}
-        self.lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
-        self.stop_asked = StopRequest()
-        self.linear = self._pick_linear()
+        self.asked = StopRequest()
+        self.metrics: MetricsLog | None = None
         self.writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
-        metrics_bytes = self._resume()
-        if runtime.recompute:
-            save_memory(self.model.encoder, self.model.predictor)
-        if runtime.compile:
-            compile_blocks((self.model.encoder, self.model.teacher), self.model.predictor)
-        if not shares_weights:
-            self.trainer.forward = in_parallel(self.model, self.device, world)
-        self.metrics = MetricsLog(folder, metrics_bytes, self.steps_done) if world.leads else None
-        if world.leads:
-            write_bytes(folder / "config.yaml", dump_yaml(config).encode())
+        self.resume()
 
-    @property
-    def device_name(self) -> str:
-        """What computes, for the record."""
-        return device_name(self.device, self.world) + linear_name(self.linear)
+    def is_last(self) -> bool:
+        """Are all steps done?"""
+        return self.steps_done == self.task.total_steps
 
-    @property
-    def last_checkpoint(self) -> Path:
-        """The newest state, replaced atomically."""
-        return self.folder / "checkpoints" / "last.pt"
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.trainer.schedules.total_steps
-
-    def train(self, progress: Progress) -> None:
-        """Take all steps that are left.
-
-        Raises:
-            StoppedError: a signal asked for it; the state is saved.
-            IjepaError: the loss or the features are broken; names the last good state.
-        """
-        on_gpu = self.device.type == "cuda"
-        varies = on_gpu and len(mask_shapes(self.config)) > FEW_SHAPES
-        with (
-            contextlib.closing(self.writer),
-            computing(self.device, linear=self.linear, shapes_vary=varies),
-            stop_requests() as self.stop_asked,
-        ):
-            while not self._is_last():
-                try:
-                    self._take_steps(progress)
-                except _BrokenError as error:
-                    self._go_back(error)
-        if self.metrics:
-            self.metrics.close()
-
-    def _pick_linear(self) -> LinearKernel:
-        """By timing, on as many tokens as the target encoder sees; the compiler has its own."""
-        if self.runtime.compile:
-            return "torch"
-        images = self.runtime.micro_batch or self.config.data.batch_size // self.world.size
-        tokens = images * self.config.grid[0] * self.config.grid[1]
-        dim = self.model.encoder.embed_dim
-        return lead(self.world, lambda: pick_linear(self.device, tokens, dim))
-
-    def _take_steps(self, progress: Progress) -> None:
-        if self.steps_done == 0:
-            self._append({"step": 0, **self._look()})
-        flushed, flushed_at = time.monotonic(), self.steps_done
-        with contextlib.closing(self._inputs(progress)) as made:
-            for inputs in made:
-                self._step(inputs)
-                if not self._is_fetching():
+    def take_steps(self) -> None:
+        """Take steps until the end, a signal or a broken number."""
+        if self.steps_done == 0 and (numbers := self.watch()):
+            self.write({"step": 0, **numbers})
+        batches = range(self.steps_done + self.left_out, self.task.total_steps + self.left_out)
+        made = prepared(self.task.batches(batches), self.task.prepare, self.task.device)
+        began, since = time.monotonic(), self.steps_done
+        with contextlib.closing(made):  # else worker processes outlive an error
+            for batch, inputs in zip(batches, made, strict=True):
+                self.step(batch, inputs)
+                if not self.fetches_now():
                     continue
-                self._flush()
-                steps = self.steps_done - flushed_at
-                rate = steps * self.config.data.batch_size / (time.monotonic() - flushed)
-                stop = any_rank(bool(self.stop_asked), self.device, self.world)
-                due = any_rank(self.writer.is_due(), self.device, self.world)
-                if stop or due or self._is_milestone():
-                    self._save()
-                if stop and not self._is_last():
-                    raise self._stopped()
-                self._show(progress, rate)
-                flushed, flushed_at = time.monotonic(), self.steps_done
+                self.fetch()
+                rate = (self.steps_done - since) * self.task.size / (time.monotonic() - began)
+                stop = any_rank(bool(self.asked), self.task.device, self.world)
+                due = any_rank(self.writer.is_due(), self.task.device, self.world)
+                if stop or due or self.is_milestone():
+                    self.save()
+                if stop and not self.is_last():
+                    self.close()
+                    raise self.asked.stopped(self.steps_done, self.task.total_steps)
+                self.show(rate)
+                began, since = time.monotonic(), self.steps_done
 
-    def _go_back(self, broken: _BrokenError) -> None:
+    def step(self, batch: int, inputs: object) -> None:
+        """Take one step and note its record."""
+        step = batch - self.left_out
+        numbers = self.task.step(step, inputs)
+        self.steps_done = step + 1
+        record = {"step": self.steps_done, **numbers}
+        if self.left_out:
+            record["left_out_batches"] = self.left_out
+        self.pending.append(record | self.watch())
+
+    def watch(self) -> dict[str, float]:
+        """What the task sees when it checks its networks."""
+        try:
+            return self.task.watch(self.steps_done)
+        except FloatingPointError as error:
+            raise self.broken(str(error), self.steps_done) from error
+
+    def is_milestone(self) -> bool:
+        """Is the state of this step saved in any case?"""
+        return self.is_last() or bool(self.task.kept_name(self.steps_done))
+
+    def fetches_now(self) -> bool:
+        """All ranks answer alike: one alone may stop at any step, with others only now and then."""
+        stops_now = self.world.size == 1 and bool(self.asked)
+        return len(self.pending) >= FETCH_STEPS or self.is_milestone() or stops_now
+
+    def fetch(self) -> None:
+        """Fetch what is on the device, refuse a broken number, and write the records."""
+        waiting = [(r, n) for r in self.pending for n, value in r.items() if torch.is_tensor(value)]
+        numbers = mean_over_ranks(torch.stack([r[n] for r, n in waiting]), self.world).tolist()
+        for (record, name), number in zip(waiting, numbers, strict=True):
+            record[name] = number
+        for record in self.pending:
+            self.check("loss", record["loss"], record["step"])
+            self.check("gradient norm", record.get("grad_norm", 0.0), record["step"])
+            self.write(record)
+            self.shown |= {n: v for n, v in record.items() if n in ("loss", "lr", *self.task.shown)}
+        self.pending = []
+
+    def check(self, what: str, value: float, step: int) -> None:
+        """The loss of the first step is about the largest that a sane run ever sees."""
+        if not math.isfinite(value):
+            raise self.broken(f"The {what} is {value}", step)
+        if what != "loss":
+            return
+        if math.isnan(self.first_loss):
+            self.first_loss = value
+        if value > self.task.loss_limit * self.first_loss:
+            raise self.broken(
+                f"The loss exploded to {value:.4g}, from {self.first_loss:.4g} at the start", step
+            )
+
+    def broken(self, what: str, step: int) -> _BrokenError:
+        """The error to raise for a broken number of a step."""
+        self.writer.wait()
+        good = f"the last good state is {self.last}"
+        if not self.last.exists():
+            good = "there is no earlier state"
+        keys = ", ".join(self.task.keys(max(step - 1, 0) + self.left_out))
+        images = f" (images {keys}, ...)" if keys else ""
+        return _BrokenError(f"{what} at step {step}{images}; {good}. {self.task.advice}")
+
+    def go_back(self, broken: _BrokenError) -> None:
         """Take up the last checkpoint, and leave out the batches that were seen since.
 
         Raises:
-            IjepaError: there is no checkpoint, or all that is allowed of this was done.
+            IjepaError: no checkpoint exists, or the allowed number of rollbacks is used up.
         """
         self.writer.wait()
-        exists = lead(self.world, self.last_checkpoint.exists)  # all wait for what rank 0 writes
-        allowed = self.config.watch.rollbacks
-        if self.rollbacks == allowed or not exists:
-            message = str(broken)
-            raise IjepaError(message) if self.world.leads else SharedError(message)
+        exists = lead(self.world, self.last.exists)  # all wait for what rank 0 writes
+        if self.rollbacks == self.task.rollbacks or not exists:
+            raise (IjepaError if self.world.leads else SharedError)(str(broken))
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
-        if self.metrics:
-            self.metrics.close()
-        metrics_bytes = self._resume()
-        self.left_out, self.rollbacks = seen - self.steps_done, rollbacks
-        self.pending = _Pending()
+        self.close()
+        self.resume()
+        self.pending, self.rollbacks = [], rollbacks
+        self.left_out = seen - self.steps_done
         if self.world.leads:
-            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
             log.warning(
                 "%s Going back to step %d without the batches since (rollback %d of %d).",
                 broken,
                 self.steps_done,
                 rollbacks,
-                allowed,
+                self.task.rollbacks,
             )
         wait_for_all(self.world)  # nobody may read the checkpoint after this
-        self._save()
+        self.save()
         self.writer.wait()
         wait_for_all(self.world)
 
-    def _inputs(self, progress: Progress) -> Generator[StepInputs]:
-        """What each step needs; numbers of batches are steps, but for what was left out."""
-        todo = range(self.steps_done + self.left_out, self.total_steps + self.left_out)
-        share = self.world.share(self.config.data.batch_size)
-        return step_inputs(self.feed.batches(todo, progress), self.config, share, self.device)
-
-    def _step(self, inputs: StepInputs) -> None:
-        step = inputs.number - self.left_out
-        with_norm = step == 0 or (step + 1) % self.config.watch.grad_norm_steps == 0
-        outcome = self.trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
-        self.steps_done = step + 1
-        self._record(step, inputs.groups, outcome)
-
-    def _record(self, step: int, groups: list[Masks], outcome: Outcome) -> None:
-        """Note a step; loss and gradient norm follow when they are fetched, the rest is known."""
-        schedules = self.trainer.schedules
-        self.lengths = context_patches(groups), groups[0].targets.shape[2]
-        record = {
-            "step": self.steps_done,
-            "epoch": self.steps_done / self.per_epoch,
-            "images": self.steps_done * self.config.data.batch_size,
-            "loss": math.nan,
-            "lr": schedules.lr(step),
-            "weight_decay": schedules.weight_decay(step),
-            "ema": schedules.ema(step),
-            "context_patches": self.lengths[0],
-            "target_patches": self.lengths[1],
-        }
-        if self.left_out:
-            record["left_out_batches"] = self.left_out
-        if self.steps_done % self.config.watch.every_steps == 0 or self._is_last():
-            numbers = self._look()
-            record |= numbers | self.watch.judge(numbers, outcome, self.steps_done)
-        if outcome.grad_norm is not None:
-            record["grad_norm"] = math.nan
-            self.pending.norms.append(outcome.grad_norm)
-        self.pending.records.append(record)
-        self.pending.losses.append(outcome.loss)
-
-    def _look(self) -> dict[str, float]:
-        uncompiled = contextlib.nullcontext()
-        if self.runtime.compile:  # a look's shapes and precision would be compiled for it alone
-            uncompiled = torch.compiler.set_stance("force_eager")
-        try:
-            with uncompiled:
-                return self.watch.look(self.model)
-        except FloatingPointError as error:
-            raise self._broken(str(error), self.steps_done) from error
-
-    def _flush(self) -> None:
-        """Fetch the losses, refuse a broken one, and write the records."""
-        both = torch.stack([*self.pending.losses, *self.pending.norms])
-        fetched = mean_over_ranks(both, self.world).tolist()
-        losses, norms = fetched[: len(self.pending.losses)], fetched[len(self.pending.losses) :]
-        for record, loss in zip(self.pending.records, losses, strict=True):
-            self._check("loss", loss, int(record["step"]))
-            record["loss"] = loss
-            if "grad_norm" in record:
-                record["grad_norm"] = norms.pop(0)
-                self._check("gradient norm", record["grad_norm"], int(record["step"]))
-            self._append(record)
-            self.shown |= {n: v for n, v in record.items() if n in SHOWN}
-        self.shown |= {"loss": losses[-1], "lr": self.pending.records[-1]["lr"]}
-        self.pending = _Pending()
-
-    def _append(self, record: dict[str, float]) -> None:
+    def write(self, record: dict[str, float]) -> None:
+        """Add a record to the metrics."""
         if self.metrics:
             self.metrics.append(record)
 
-    def _check(self, what: str, value: float, step: int) -> None:
-        """The loss of the first step is about the largest that a sane run ever sees."""
-        if not math.isfinite(value):
-            raise self._broken(f"The {what} is {value}", step)
-        if what != "loss":
-            return
-        if math.isnan(self.first_loss):
-            self.first_loss = value
-        if value > self.config.watch.loss_limit * self.first_loss:
-            raise self._broken(
-                f"The loss exploded to {value:.4g}, from {self.first_loss:.4g} at the start", step
-            )
-
-    def _broken(self, what: str, step: int) -> _BrokenError:
-        self.writer.wait()
-        good = f"the last good state is {self.last_checkpoint}"
-        if not self.last_checkpoint.exists():
-            good = "there is no earlier state"
-        keys = ", ".join(self.feed.keys(max(step - 1, 0) + self.left_out))
-        return _BrokenError(
-            f"{what} at step {step} (images {keys}, ...); {good}. "
-            f"Lower optimization.lr or lengthen the warm-up."
-        )
-
-    def _show(self, progress: Progress, images_per_second: float) -> None:
-        speed = {"images_per_second": images_per_second, **self._flops(images_per_second)}
-        self.shown |= {name: value for name, value in speed.items() if name != "images_per_second"}
+    def show(self, per_second: float) -> None:
+        """Tell how far the run is and how fast."""
+        speed = self.task.speed(per_second)
         if self.metrics:
             self.metrics.show(self.steps_done, speed)
-        size = self.config.data.batch_size
-        done, total = self.steps_done * size, self.total_steps * size
-        progress("pretrain images", done, total, self.shown)
+        self.shown |= {name: v for name, v in speed.items() if not name.endswith("_per_second")}
+        done, total = (steps * self.task.size for steps in (self.steps_done, self.task.total_steps))
+        self.progress(self.task.unit, done, total, self.shown)
 
-    def _flops(self, images_per_second: float) -> dict[str, float]:
-        """Achieved TFLOP/s of one process, and its share of what the device could do."""
-        flops = step_flops(self.config, *self.lengths).total
-        tflops = flops * images_per_second / self.world.size / 1e12
-        share = utilisation(tflops, device_name(self.device))
-        return {"tflops": tflops} | ({} if share is None else {"flops_utilisation": share})
-
-    def _is_last(self) -> bool:
-        return self.steps_done == self.total_steps
-
-    def _ends_kept_epoch(self) -> bool:
-        epochs, rest = divmod(self.steps_done, self.per_epoch)
-        return rest == 0 and epochs % self.config.checkpoint_epochs == 0
-
-    def _is_milestone(self) -> bool:
-        return self._is_last() or self._ends_kept_epoch()
-
-    def _is_fetching(self) -> bool:
-        """All ranks answer alike: one alone may stop at any step, with others only now and then."""
-        stops_now = self.world.size == 1 and bool(self.stop_asked)
-        return len(self.pending.records) >= FLUSH_STEPS or self._is_milestone() or stops_now
-
-    def _stopped(self) -> StoppedError:
+    def close(self) -> None:
+        """Put everything on disk."""
         self.writer.wait()
         if self.metrics:
             self.metrics.close()
-        return self.stop_asked.stopped(self.steps_done, self.total_steps)
 
-    def _save(self) -> None:
-        """Begin to write a checkpoint; at the end of a kept epoch it stays under that name, too.
+    def save(self) -> None:
+        """Begin to write a checkpoint.
 
         Raises:
             _BrokenError: the weights are not finite, as after a gradient that was not measured.
         """
-        if not math.isfinite(self.trainer.weights_norm()):
-            raise self._broken("The weights are no longer finite", self.steps_done)
-        weights, optimizer = full_state(self.model, self.trainer.optimizer)
+        task = self.task
+        trained = [p for group in task.optimizer.param_groups for p in group["params"]]
+        if not math.isfinite(float(whole(torch.nn.utils.get_total_norm(trained)))):
+            raise self.broken("The weights are no longer finite", self.steps_done)
+        weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:
             return
-        facts: dict[str, Any] = {
+        facts = task.state() | {
             "metrics_bytes": self.metrics.flush(),
-            "first_health": list(self.watch.first or ()),
             "first_loss": self.first_loss,
             "world_size": self.world.size,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
         }
-        state = Checkpoint(self.steps_done, self.config, weights, optimizer, facts)
-        paths = [self.last_checkpoint]
-        if self._ends_kept_epoch():
-            epoch = self.steps_done // self.per_epoch
-            paths.insert(0, self.last_checkpoint.with_name(f"epoch-{epoch:04d}.pt"))
-        self.last_checkpoint.parent.mkdir(exist_ok=True)
+        body = {
+            "step": self.steps_done,
+            "config": task.config.model_dump(mode="json"),
+            "model": weights,
+            "optimizer": optimizer,
+            "facts": facts,
+        }
+        kept = task.kept_name(self.steps_done)
+        names = [kept, LAST.name] if kept else [LAST.name]
+        self.last.parent.mkdir(exist_ok=True)
         # On a CPU a gathered state still shares the optimizer's counters with the training.
-        is_copy = is_shared_out(self.model) and self.device.type == "cuda"
-        self.writer.save(paths, checkpoint_body(state), is_copy=is_copy)
+        is_copy = is_shared_out(task.model) and task.device.type == "cuda"
+        self.writer.save([self.last.with_name(name) for name in names], body, is_copy=is_copy)
 
-    def _resume(self) -> int:
-        """Take up the last checkpoint, if there is one; returns its metrics' length in bytes."""
-        if not self.last_checkpoint.exists():
-            return 0
-        state = load_checkpoint(self.last_checkpoint)
-        source = self.last_checkpoint
-        restore(self.model, self.trainer.optimizer, state.model, state.optimizer, source)
-        self.steps_done, facts = state.step, state.facts
-        self.watch.first = Health(*facts["first_health"])
-        self.first_loss = facts["first_loss"]
-        self.left_out, self.rollbacks = int(facts["left_out"]), int(facts["rollbacks"])
+    def resume(self) -> None:
+        """Take up the last checkpoint, if there is one, and cut the metrics to its length."""
+        metrics_bytes = 0
+        if self.last.exists():
+            body = read_checkpoint(self.last)
+            restore(self.task.model, self.task.optimizer, body, self.last)
+            self.steps_done, facts = body["step"], body["facts"]
+            self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
+            self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
+            self.task.load_state(facts)
+            if self.world.leads:
+                log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
+            if self.world.leads and facts["world_size"] != self.world.size:
+                log.warning(
+                    "the run began with %d processes and goes on with %d: images, crops and masks "
+                    "of each step stay the same, sums are rounded otherwise.",
+                    facts["world_size"],
+                    self.world.size,
+                )
         if self.world.leads:
-            log.info("going on after step %d of %d", self.steps_done, self.total_steps)
-            self._announce(int(facts["world_size"]))
-        return int(facts["metrics_bytes"])
+            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
 
-    def _announce(self, size_before: int) -> None:
-        if size_before != self.world.size:
-            log.warning(
-                "the run began with %d processes and goes on with %d: images, crops and masks of "
-                "each step stay the same, sums are rounded otherwise.",
-                size_before,
-                self.world.size,
-            )
+
+class StopRequest:
+    """The signal that asked for an end; false as long as there was none."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal; a second Ctrl-C ends at once.
+
+        Raises:
+            KeyboardInterrupt: on a second Ctrl-C.
+        """
+        name = signal.Signals(number).name
+        if name == self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = name
+
+    def stopped(self, steps_done: int, total_steps: int) -> StoppedError:
+        """The error to raise once the state after `steps_done` steps is saved."""
+        return StoppedError(
+            f"Stopped by {self.signal_name or 'a signal to another process'} after step "
+            f"{steps_done:,} of {total_steps:,}, which is saved.",
+            self.signal_name,
+        )
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note Ctrl-C and a scheduler's signals, instead of ending in the middle of a step.
+
+    A block inside another shares its request, so that no signal is lost between the two.
+    """
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, StopRequest):
+        yield outer
+        return
+    request = StopRequest()
+    try:
+        before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+    except ValueError:  # only the main thread may listen
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,66 +1,52 @@
-"""What a training step needs, made ready on the device while the step before it computes."""
+"""Batches made ready on the device while the step before them computes."""
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from ijepa.config import PretrainConfig
-from ijepa.data.loader import Batch
-from ijepa.jepa.augment import normalise
-from ijepa.jepa.masks import Masks, batch_masks, part_of
-
-AHEAD = 2  # steps that are made ready while one computes
+AHEAD = 2  # batches that are made ready while one computes
 LAST: Any = object()
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
-class StepInputs(NamedTuple):
-    """Images and masks of one step.
-
-    Attributes:
-        number: of the batch, counted from 0.
-        images: (B, 3, height, width) float, normalised, on the device; of this process.
-        masks: of these images, on the device.
-        groups: masks of all processes, on the CPU.
-        ready: set on a side stream when all of it is on the device; None on a CPU.
-    """
-
-    number: int
-    images: Tensor
-    masks: list[Masks]
-    groups: list[Masks]
-    ready: torch.cuda.Event | None = None
-
-
-def step_inputs(
-    made: Iterator[Batch], config: PretrainConfig, share: slice, device: torch.device
-) -> Generator[StepInputs]:
-    """Masks beside each batch, both on the device.
+def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device) -> Generator[U]:
+    """What `prepare` makes of each item.
 
     On a GPU a thread works ahead, and copies from pinned memory on a stream of its own, so that
     neither the training's thread nor the GPU ever waits for a copy.
 
     Args:
         made: batches in order; closed at the end.
-        config: whose masks and normalisation.
-        share: places of a batch that are this process's.
+        prepare: brings a batch to the device, as a tree of tensors and plain values.
         device: where the step computes.
     """
-    prepared = _prepared(made, config, share, device)
     if device.type != "cuda":
-        yield from prepared
+        with contextlib.closing(made):
+            for item in made:
+                yield prepare(item)
         return
+
+    def work() -> Generator[tuple[U, torch.cuda.Event]]:
+        with contextlib.closing(made):
+            for item in made:
+                yield prepare(item), torch.cuda.current_stream(device).record_event()
+
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
-    with contextlib.closing(prefetched(prepared, AHEAD, lambda: torch.cuda.stream(side))) as source:
-        for inputs in source:
-            _hand_over(inputs, torch.cuda.current_stream(device))
+    with contextlib.closing(prefetched(work(), AHEAD, lambda: torch.cuda.stream(side))) as source:
+        for inputs, ready in source:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(ready)
+            for leaf in pytree.tree_leaves(inputs):
+                if torch.is_tensor(leaf) and leaf.is_cuda:
+                    leaf.record_stream(stream)  # its memory is the training's from now on
             yield inputs
 
 
@@ -100,37 +86,3 @@ def prefetched(
         finally:
             stop.set()
             room.release()
-
-
-def _prepared(
-    made: Iterator[Batch], config: PretrainConfig, share: slice, device: torch.device
-) -> Generator[StepInputs]:
-    for batch in made:
-        groups = batch_masks(config, batch.step)
-        masks = to_device(part_of(groups, share), device)
-        images = normalise(
-            batch.images.to(device, non_blocking=True), config.data.mean, config.data.std
-        )
-        ready = torch.cuda.current_stream(device).record_event() if images.is_cuda else None
-        yield StepInputs(batch.step, images, masks, groups, ready)
-
-
-def to_device(groups: list[Masks], device: torch.device) -> list[Masks]:
-    """Masks of several groups, in one copy from pinned memory where the device is a GPU."""
-    if device.type != "cuda":
-        return groups
-    tensors = [tensor for masks in groups for tensor in masks]
-    packed = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory()
-    parts = torch.split(packed.to(device, non_blocking=True), [t.numel() for t in tensors])
-    shaped = iter([part.view(like.shape) for part, like in zip(parts, tensors, strict=True)])
-    return [Masks(*pair) for pair in zip(shaped, shaped, strict=True)]
-
-
-def _hand_over(inputs: StepInputs, stream: torch.cuda.Stream) -> None:
-    """Let the training's stream wait for the side stream, and own the memory from now on."""
-    assert inputs.ready is not None
-    stream.wait_event(inputs.ready)
-    inputs.images.record_stream(stream)
-    for masks in inputs.masks:
-        for tensor in masks:
-            tensor.record_stream(stream)

@@ -1,4 +1,4 @@
-"""Looking at the encoders now and then, always at the same images: do they learn, or collapse?"""
+"""Checks the encoders now and then, always on the same images: do they learn, or collapse?"""
 
 import logging
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.data.loader import ViewBatches, ViewPlan, batches
+from ijepa.data.decode import decode_rgb
+from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import Sample
 from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.jepa.augment import normalise
@@ -16,13 +17,11 @@ from ijepa.jepa.monitor import (
     Health,
     health,
     lidar,
-    loss_vs_mean_target,
     mean_cosine_of_pairs,
     neighbour_accuracy,
     verdict,
 )
 from ijepa.jepa.rng import VIEWS, stream
-from ijepa.jepa.step import Outcome
 from ijepa.world import World
 
 BATCH = 32  # more fall out of the caches of a CPU
@@ -32,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """The chosen images, what the fresh encoder made of them, and what it makes of them now."""
+    """The chosen images, and how healthy the fresh encoder was on them.
+
+    Attributes:
+        first: of the first check; set by it, or by a resumed run.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,6 @@ class Watch:
         device: torch.device,
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
-        """Look at these samples; `first` is set by the first look, or by a resumed run."""
         self._config, self._samples, self._device, self._world = config, samples, device, world
         self._labels: Tensor | None = None
         if all(sample.labels.get(config.watch.label, -1) >= 0 for sample in samples):
@@ -52,27 +54,28 @@ class Watch:
         self.first: Health | None = None
 
     @torch.no_grad()
-    def look(self, model: IJepa) -> dict[str, float]:
-        """Measure both encoders on the chosen images; nothing of it reaches the training.
+    def look(self, model: IJepa, step: int = 0) -> dict[str, float]:
+        """Measure both encoders, and warn if the target encoder collapses; changes no training.
 
-        All processes must call it: each encodes its share of the images.
+        All processes must call it: each encodes some of the images.
 
         Raises:
             FloatingPointError: the features are not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            return self._measured(model, self._views())
-
-    def _measured(self, model: IJepa, views: Tensor) -> dict[str, float]:
-        target = self._pooled(model, views, which="target_encoder")
-        if not target.isfinite().all():
-            raise FloatingPointError("The target encoder's features are not finite")
-        predicted = self._predicted_views(model, views)
-        if not predicted.isfinite().all():
-            raise FloatingPointError("The predictions are not finite")
+            views = self._views()
+            target = self._pooled(model, views, which="target_encoder")
+            if not target.isfinite().all():
+                raise FloatingPointError("The target encoder's features are not finite")
+            predicted = self._predicted_views(model, views)
+            if not predicted.isfinite().all():
+                raise FloatingPointError("The predictions are not finite")
+            context = self._pooled(model, views, which="encoder")
         now = health(target)
         self.first = self.first or now
-        context = self._pooled(model, views, which="encoder")
+        warning = verdict(now, self.first)
+        if warning:
+            log.warning("step %d: %s", step, warning)
         numbers = {
             **now._asdict(),
             "lidar": lidar(predicted),
@@ -82,22 +85,13 @@ class Watch:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
         return numbers
 
-    def judge(self, numbers: dict[str, float], outcome: Outcome, step: int) -> dict[str, float]:
-        """Warn if the encoder collapses; returns how much better than the mean it predicts."""
-        now = Health(**{name: numbers[name] for name in Health._fields})
-        warning = verdict(now, self.first or now)
-        if warning:
-            log.warning("step %d: %s", step, warning)
-        return {"loss_vs_mean_target": loss_vs_mean_target(outcome.predictions, outcome.targets)}
-
     def _views(self) -> Tensor:
-        """(images, 3, height, width) normalised; decoded by the first look alone."""
+        """(images, 3, height, width) normalised; decoded by the first check alone."""
         data = self._config.data
         if self._pixels is None:
             plan = ViewPlan(data.image_px, data.eval_crop_fraction)
-            dataset = ViewBatches(_Encoded(self._samples), plan, BATCH)
-            made = batches(dataset, range(len(dataset)), workers=0)
-            self._pixels = torch.cat([batch.images for batch in made]).to(self._device)
+            made = [evaluation_view(decode_rgb(sample.image), plan) for sample in self._samples]
+            self._pixels = torch.cat(made).to(self._device)
         return normalise(self._pixels, data.mean, data.std)
 
     def _pooled(self, model: IJepa, views: Tensor, which: str) -> Tensor:
@@ -122,16 +116,3 @@ class Watch:
             blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
             made.append(blocks.mean(dim=(0, 2)))
         return torch.stack(made, dim=1)
-
-
-class _Encoded:
-    """Samples as a loader wants them."""
-
-    def __init__(self, samples: list[Sample]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read_image(self, number: int) -> bytes:
-        return self._samples[number].image

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ijepa.decoder.honesty import Held
-    from ijepa.decoder.model import Decoded, TrainedDecoder
+    from ijepa.decoder.model import Decoder
     from ijepa.encoders.jepa import TrainedJepa
     from ijepa.figures.prediction_sheet import Pixels
 
@@ -119,24 +119,28 @@ def _draw(
     data: ShardSet, config: PredictionsConfig, runtime: Runtime, progress: Progress
 ) -> tuple[bytes, dict[str, Any]]:
     """The picture as a PNG, and what there is to say about it."""
-    from ijepa.decoder.honesty import hold
-    from ijepa.decoder.model import Decoded
+    from ijepa.data.loader import ViewPlan, read_views
+    from ijepa.decoder.honesty import held_numbers, hold
+    from ijepa.decoder.model import load_decoder
     from ijepa.distributed import pick_device
-    from ijepa.encoders.decoders import load_decoder
+    from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.jepa import load_jepa
 
     device = pick_device(runtime.device)
     trained = load_jepa(config.encoder)
-    made = load_decoder(Path(config.decoder), trained)
-    source = Decoded(trained.jepa.to(device), trained.config)
-    made.decoder.to(device)
-    held = hold(source, data.split(config.split), config.num_images, config.seed, device)
-    samples = _sample(source, made, held, config, progress)
+    run, sha256 = trained.config, weights_sha256(trained.jepa.state_dict())
+    made = load_decoder(Path(config.decoder), trained.jepa, trained.name, sha256).to(device)
+    trained.jepa.to(device)
+    images = data.split(config.split)
+    numbers = held_numbers(len(images), config.num_images, config.seed)
+    views = read_views(images, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
+    held = hold(run, views.to(device), config.seed)
+    samples = _sample(trained, made, held, config, progress)
     captions = _captions(data, config, trained, made)
     picture = io.BytesIO()
-    _sheet(source, held, samples, captions).save(picture, "PNG", optimize=True)
+    _sheet(trained, held, samples, captions).save(picture, "PNG", optimize=True)
     facts = {
-        "keys": held.keys,
+        "keys": images.keys(numbers),
         "spread_predicted": _spread(samples.predicted),
         "spread_target": _spread(samples.target),
     }
@@ -144,36 +148,36 @@ def _draw(
 
 
 def _sample(
-    source: "Decoded",
-    made: "TrainedDecoder",
+    source: "TrainedJepa",
+    made: "Decoder",
     held: "Held",
     config: PredictionsConfig,
     progress: Progress,
 ) -> _Samples:
     """Sample k of a prediction and of a true embedding begin with the same noise."""
-    from ijepa.decoder.honesty import embed, noise_of
-    from ijepa.decoder.model import sample_blocks
+    from ijepa.decoder.honesty import noise_of
+    from ijepa.decoder.model import embed, sample_blocks
 
     counts = (config.num_samples, config.num_target_samples)
     done, found = 0, []
-    for count, predicted in zip(counts, (True, False), strict=True):
-        condition = embed(source, held.images, held.masks, predicted=predicted)
+    for count, of in zip(counts, ("predictions", "targets"), strict=True):
+        condition = embed(source.jepa, source.config.data, held.images, held.masks, of)
         drawn = []
         for number in range(count):
             noise = noise_of(number, len(held.images), made.config.image_px, config.seed)
             steps = made.config.sampling_steps
-            drawn.append(sample_blocks(made.decoder, condition, noise.to(condition.device), steps))
+            drawn.append(sample_blocks(made, condition, noise.to(condition.device), steps))
             done += 1
             progress("draw samples", done, sum(counts))
         found.append(drawn)
     return _Samples(*found)
 
 
-def _sheet(source: "Decoded", held: "Held", samples: _Samples, captions: list[str]) -> "Image":
+def _sheet(source: "TrainedJepa", held: "Held", samples: _Samples, captions: list[str]) -> "Image":
     """Every sample stands in its place among what the context shows."""
     import torch
 
-    from ijepa.decoder.block_pixels import paste_blocks
+    from ijepa.decoder.blocks import paste_blocks
     from ijepa.figures.prediction_sheet import Column, hide, prediction_sheet
 
     patch_px = source.config.encoder.patch_px
@@ -207,7 +211,7 @@ def _spread(samples: "list[Tensor]") -> float | None:
 
 
 def _captions(
-    data: ShardSet, config: PredictionsConfig, trained: "TrainedJepa", made: "TrainedDecoder"
+    data: ShardSet, config: PredictionsConfig, trained: "TrainedJepa", made: "Decoder"
 ) -> list[str]:
     decoder, layers = made.config, trained.config.targets.layers
     layer = f"block {layers[-1]}" if layers else "last layer"

@@ -86,14 +86,13 @@ def finetune(
     listed = Path(subset) if subset and Path(subset).is_file() else None
     settings["subset"] = "" if listed else subset
     from ijepa.finetune import finetune as run
-    from ijepa.finetune import plan_finetune
-    from ijepa.train.finetune_protocols import finetune_config
+    from ijepa.finetune import finetune_config, plan_finetune
 
     config = finetune_config(protocol, settings, overrides or ())
     seconds = 60 * checkpoint_minutes
     how = runtime(device, workers, force, replace=replace, checkpoint_seconds=seconds)
     if dry_run:
-        plan = plan_finetune(data, config, how, listed)
+        plan = plan_finetune(data, config, listed)
         show(plan, as_json, table(plan, "what would run"))
         return
     with shown_progress() as progress:

@@ -98,11 +98,10 @@ def pretrain(
     config = load_recipe(recipe, overrides or ())
     if note := recipe_note(recipe, config):
         log.warning(note)  # now, and below the summary when all is done
-    from ijepa.pretrain import Start, plan_pretrain, started
+    from ijepa.pretrain import plan_pretrain, started
     from ijepa.pretrain import pretrain as run
 
-    start = Start(init, prolong)
-    config = started(config, start)
+    config = started(config, init, prolong)
     how = {
         "replace": replace,
         "checkpoint_seconds": 60 * checkpoint_minutes,
@@ -126,7 +125,7 @@ def pretrain(
             print_text(told + "\n")
         return
     with shown_progress() as progress:
-        result = run(data, out, config, choices, progress, start=start)
+        result = run(data, out, config, choices, progress, init=init, prolong=prolong)
     title = "cached" if result.cached else "pretrained"
     show(result, as_json, table(result, title, note=note))
 

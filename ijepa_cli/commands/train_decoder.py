@@ -68,8 +68,8 @@ def train_decoder(
         "test_split": test_split,
         "seed": seed,
     }
-    from ijepa.train_decoder import decoder_config, plan_decoder
-    from ijepa.train_decoder import train_decoder as run
+    from ijepa.decode import decoder_config, plan_decoder
+    from ijepa.decode import train_decoder as run
 
     config = decoder_config(settings, overrides or ())
     if dry_run:

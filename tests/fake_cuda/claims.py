@@ -27,10 +27,9 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
 from ijepa.config.architectures import architecture
-from ijepa.data.loader import Batch, StepPlan
+from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, batches
 from ijepa.data.shards import Sample
-from ijepa.decoder import training as decoding
-from ijepa.decoder.model import Decoded
+from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.jepa.augment import normalise
@@ -42,9 +41,11 @@ from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
 from ijepa.recipes import load_recipe
-from ijepa.train import finetuning, loop
+from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
-from ijepa.train.feeds import LocalFeed
+from ijepa.train.finetuning import FinetuneTask, Labelled
+from ijepa.train.loop import fit
+from ijepa.train.pretraining import LocalFeed, PretrainTask
 from ijepa.train.watch import Watch
 from ijepa.world import World
 
@@ -68,7 +69,6 @@ FAMILIES = {  # of recipes, each with settings of its own
 PROTOCOLS = ("ijepa", "vissl-cifar100", "mae-lars", "dinov2-linear")
 CACHES = ("none", "decoded")
 ON_GPU = Runtime(device="cuda", workers=0, cache="decoded")
-ALONE = World()
 
 
 class Pictures:
@@ -116,8 +116,6 @@ def devices(tensors: Iterator[object]) -> list[str]:
 @contextlib.contextmanager
 def working_inline() -> Iterator[None]:
     """Without the thread that works ahead: fake tensors belong to one thread."""
-    from ijepa.train import prefetch
-
     with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
         yield
 
@@ -153,19 +151,13 @@ def whole_run(cache: str) -> dict[str, Any]:
     config = shallow("imagenette-vits16", "optimization.epochs=1", "optimization.warmup_epochs=0")
     runtime = ON_GPU.model_copy(update={"cache": cache})
 
-    def open_feed(images: Any, *how: Any) -> LocalFeed:
-        plan = StepPlan(len(images), config.data, config.seed)
-        return LocalFeed(images, *how[:3], plan)
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(loop, "open_feed", open_feed),
-        working_inline(),
-    ):
-        run = loop.Run(Path(folder), config, Pictures(2 * BATCH, 40), runtime)
-        run.train(silent)
+    feed = LocalFeed(Pictures(2 * BATCH, 40), config, runtime, World(), silent)
+    task = PretrainTask(config, feed, runtime)
+    with tempfile.TemporaryDirectory() as folder, working_inline():
+        fit(task, Path(folder), runtime)
         files = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*.pt"))
-    return {"steps": run.steps_done, "devices": devices(run.model.parameters()), "files": files}
+        steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines()) - 1  # of step 0
+    return {"steps": steps, "devices": devices(task.model.parameters()), "files": files}
 
 
 def waits_of_training() -> list[Finding]:
@@ -184,9 +176,9 @@ def waits_of_training() -> list[Finding]:
 
 def waits_of_preparing() -> list[Finding]:
     """What making a step's inputs waits for, from batches that a DataLoader has pinned."""
-    from ijepa.train import prefetch
-
     config = shallow("imagenette-vits16")
+    feed = LocalFeed(Pictures(2 * BATCH, 40), config, ON_GPU, World(), silent)
+    task = PretrainTask(config, feed, ON_GPU)
 
     def made() -> Iterator[Batch]:
         for step in range(2):
@@ -194,7 +186,7 @@ def waits_of_preparing() -> list[Finding]:
             yield Batch(step, images.pin_memory(), torch.arange(BATCH))
 
     with working_inline():
-        inputs = prefetch.step_inputs(made(), config, slice(0, BATCH), GPU)
+        inputs = prefetch.prepared(made(), task.prepare, GPU)
         next(inputs)  # may bring constants to the GPU
         return lint(lambda: next(inputs))
 
@@ -203,9 +195,7 @@ def decoded_cache() -> dict[str, Any]:
     """Batches of the decoded cache: where they are, and what making one waits for."""
     config = shallow("imagenette-vits16")
     images = Pictures(2 * BATCH, 40)
-    plan = StepPlan(len(images), config.data, config.seed)
-    feed = LocalFeed(images, config, ON_GPU, GPU, plan)
-    made = feed.batches(range(3), silent)
+    made = LocalFeed(images, config, ON_GPU, World(), silent).batches(range(3))
     first, later = next(made), []  # the first decodes
     findings = lint(lambda: later.extend(made))
     every = [first, *later]
@@ -268,37 +258,31 @@ def fine_tuning() -> int:
     pictures, numbers = Pictures(3 * BATCH, 40), np.arange(3 * BATCH)
     keys = [str(number) for number in numbers]
     train, rest = (
-        finetuning.Labelled(pictures, chosen, chosen % 4, keys)
+        Labelled(pictures, chosen, chosen % 4, keys)
         for chosen in (numbers[: 2 * BATCH], numbers[2 * BATCH :])
     )
     data = DataConfig(image_px=size, batch_size=BATCH)
-    with tempfile.TemporaryDirectory() as folder:
-        run = finetuning.FinetuneRun(
-            Path(folder), model, finetuning.Parts(train, rest, rest), config, data, ON_GPU, ALONE
-        )
-        run.train(silent)
-        run.predictions(silent)
-    assert devices(run.model.parameters()) == [str(GPU)]
-    return run.steps_done
+    task = FinetuneTask(model, (train, rest), config, data, ON_GPU)
+    with tempfile.TemporaryDirectory() as folder, working_inline():
+        fit(task, Path(folder), ON_GPU)
+        steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
+    task.predictions(rest, silent)
+    assert devices(task.model.parameters()) == [str(GPU)]
+    return steps
 
 
 def decoder() -> int:
     """Steps of a decoder of predictions."""
     config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32)
     source = shallow("imagenette-vits16")
-    pictures = Pictures(4 * BATCH, 40)
-    with tempfile.TemporaryDirectory() as folder:
-        run = decoding.DecoderRun(
-            Path(folder),
-            Decoded(ijepa_on_gpu(source).eval(), source),
-            "",
-            pictures,
-            config,
-            ON_GPU,
-        )
-        run.train(silent)
-    assert devices(run.averaged.parameters()) == [str(GPU)]
-    return run.steps_done
+    crops = RandomCropBatches(Pictures(4 * BATCH, 40), StepPlan(4 * BATCH, source.data, 0))
+    made = functools.partial(batches, crops, workers=0, pin_memory=True)
+    task = DecoderTask(config, ijepa_on_gpu(source).eval(), source, "", made, ON_GPU)
+    with tempfile.TemporaryDirectory() as folder, working_inline():
+        fit(task, Path(folder), ON_GPU)
+        steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
+    assert devices(task.averaged.parameters()) == [str(GPU)]
+    return steps
 
 
 def attention(*, shapes_vary: bool) -> dict[str, Any]:

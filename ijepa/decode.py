@@ -1,27 +1,21 @@
 """Train a decoder that draws a block's pixels from its average embedding, and measure it."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, StrPath, validated
-from ijepa.data.shards import ShardSet, open_shards
+from ijepa.data.shards import open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
 from ijepa.records import read_metrics
-from ijepa.stage import (
-    StagePlan,
-    Work,
-    exclusive_work,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from ijepa.stage import StagePlan, Work, exclusive_work, read_json, write_bytes, write_json
 from ijepa.world import is_one_of_many
 
-VERSION = 3
+VERSION = 4
 RESULT = "result.json"
 
 
@@ -32,10 +26,12 @@ class DecoderOutcome(Config):
         loss: mean over the last tenth of the steps.
         images: held-out images that the distances below are means over.
         true: cosine distance, in the frozen encoder's features, from a block's embedding to that
-            of a sample of this embedding; `shuffled` of a sample of another image's embedding of
-            the same place, `predicted` of a sample of the predictor's output, `resized` of the
-            true pixels at the decoder's resolution.
-        gain: shuffled less true, with its 95% interval (paired) in `gain_interval`.
+            of a sample of this embedding.
+        shuffled: likewise of a sample of another image's embedding of the same place.
+        predicted: likewise of a sample of the predictor's output.
+        resized: likewise of the true pixels at the decoder's resolution.
+        gain: shuffled less true.
+        gain_interval: its 95% interval (paired t).
         closer: share of images whose true sample is closer than the shuffled one.
     """
 
@@ -101,38 +97,46 @@ def train_decoder(
         IjepaError: diffusers is missing, the encoder has no predictor or does not predict
             embeddings, its target blocks are no rectangles, too few images.
     """
-    shards, out = Path(shards), Path(out)
     if is_one_of_many():
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
-    data = open_shards(shards)
-    config = _with_named_split(config, data)
-    inputs = {"data": data.fingerprint, "encoder": _encoder_fingerprint(config)}
-    plan = StagePlan(
-        "train-decoder", VERSION, config, inputs, out, precious=not runtime.replace, is_folder=True
-    )
+    plan = stage_plan(shards, out, config, runtime)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            _train(work, data, config, runtime, progress)
-        return DecoderOutcome(out=out, cached=work.cached, **read_json(out / RESULT))
+            _train(work, Path(shards), runtime, progress)
+        return DecoderOutcome(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
+
+
+def stage_plan(
+    shards: StrPath, out: StrPath, config: DecoderConfig, runtime: Runtime = RUNTIME
+) -> StagePlan:
+    """What `train_decoder` would make of these arguments, and from what."""
+    data = open_shards(Path(shards))
+    test = data.named_split(config.test_split, config.split)
+    config = config.model_copy(update={"test_split": test})
+    encoder = encoder_fingerprint(ExtractConfig(encoder=config.encoder))
+    inputs = {"data": data.fingerprint, "encoder": encoder}
+    precious = not runtime.replace
+    return StagePlan(
+        "train-decoder", VERSION, config, inputs, Path(out), precious=precious, is_folder=True
+    )
 
 
 def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
     """Say what `train_decoder` would do; raises as it would."""
-    shards = Path(shards)
     import torch
 
     from ijepa.decoder.model import build_decoder
     from ijepa.encoders.jepa import load_jepa
 
-    data = open_shards(shards)
-    config = _with_named_split(config, data)
+    data = open_shards(Path(shards))
+    test = data.named_split(config.test_split, config.split)
     trained = load_jepa(config.encoder)
-    _check(data, config, trained.config.targets.space)
+    _check(len(data.split(config.split)), config, trained.config.targets.space)
     with torch.device("meta"):
         decoder = build_decoder(config, trained.jepa.encoder.embed_dim)
     return DecoderPlan(
         train_images=len(data.split(config.split)),
-        test_images=len(data.split(config.test_split)),
+        test_images=len(data.split(test)),
         grid=trained.config.grid,
         condition=config.condition,
         image_px=config.image_px,
@@ -142,54 +146,48 @@ def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
     )
 
 
-def _with_named_split(config: DecoderConfig, data: ShardSet) -> DecoderConfig:
-    name = data.named_split(config.test_split, config.split)
-    return config.model_copy(update={"test_split": name})
-
-
-def _train(
-    work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
-) -> None:
-    from ijepa.decoder.honesty import measure_honesty
-    from ijepa.decoder.model import Decoded, TrainedDecoder
-    from ijepa.decoder.training import DecoderRun
+def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> None:
+    from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, batches, read_views
+    from ijepa.decoder.honesty import held_numbers, measure_honesty
+    from ijepa.decoder.training import DecoderTask
+    from ijepa.distributed import num_workers, pick_device
     from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.jepa import load_jepa
+    from ijepa.train.loop import fit
+    from ijepa.world import World
 
-    trained = load_jepa(config.encoder)
-    _check(data, config, trained.config.targets.space)
-    source, sha256 = (
-        Decoded(trained.jepa, trained.config),
-        weights_sha256(trained.jepa.state_dict()),
-    )
-    images = data.split(config.split)
-    run = DecoderRun(work.folder, source, sha256, images, config, runtime)
-    run.train(progress)
-    made = TrainedDecoder(run.averaged, config)
-    found = measure_honesty(source, made, data.split(config.test_split), runtime, progress)
+    config, data = DecoderConfig.model_validate(work.plan.config), open_shards(shards)
+    _, jepa, run = load_jepa(config.encoder)
+    images, test = data.split(config.split), data.split(config.test_split)
+    _check(len(images), config, run.targets.space)
+    cuts = run.data.model_copy(update={"batch_size": config.batch_size})
+    crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
+    device = pick_device(runtime.device)
+    workers, on_gpu = num_workers(runtime, device), device.type == "cuda"
+    made = functools.partial(batches, crops, workers=workers, pin_memory=on_gpu)
+    sha256 = weights_sha256(jepa.state_dict())
+    task = DecoderTask(config, jepa, run, sha256, made, runtime)
+    fit(task, work.folder, runtime, progress=progress)
+    numbers = held_numbers(len(test), config.evaluated_images, config.seed)
+    views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
+    found = measure_honesty(task.averaged, jepa, run, views.to(device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
-    facts = {"steps": config.steps, "loss": sum(last) / len(last), **found.model_dump(mode="json")}
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+    facts = {"steps": config.steps, "loss": sum(last) / len(last), **found}
     write_json(work.folder / RESULT, facts)
-    work.publish_folder(
-        {"seed": config.seed, "device": run.device_name, "command": runtime.command}
-    )
+    device_name = task.device_name(World())
+    work.publish_folder({"seed": config.seed, "device": device_name, "command": runtime.command})
 
 
-def _check(data: ShardSet, config: DecoderConfig, space: str) -> None:
+def _check(images: int, config: DecoderConfig, space: str) -> None:
     if space != "embeddings":
         raise IjepaError(
             f"{config.encoder} predicts {space}, which need no decoder; take a run whose "
             f"targets.space is embeddings."
         )
-    images = len(data.split(config.split))
     if images < config.batch_size:
         raise IjepaError(
             f"{config.split} holds {images:,} images, fewer than one batch of "
             f"{config.batch_size}; lower it with --set batch_size={max(2, images // 4)}."
         )
-
-
-def _encoder_fingerprint(config: DecoderConfig) -> str:
-    return encoder_fingerprint(ExtractConfig(encoder=config.encoder))
