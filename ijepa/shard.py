@@ -13,8 +13,17 @@ from pathlib import Path
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
 from ijepa.data.plan import ShardPlan, Subset, readable, write_plan
 from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
-from ijepa.data.sources.items import DEFAULT_SPLIT, UNKNOWN, Contents, Item, Labels, class_name
-from ijepa.data.sources.kinds import Source, open_source
+from ijepa.data.sources.items import (
+    DEFAULT_SPLIT,
+    UNKNOWN,
+    Contents,
+    Item,
+    Labels,
+    Request,
+    Source,
+    class_name,
+)
+from ijepa.data.sources.kinds import open_source
 from ijepa.data.write import (
     SIDECARS,
     BadImage,
@@ -219,7 +228,8 @@ def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
     """Which image goes where; the list of images is read once, and not again after a kill."""
     (folder / SOURCE).mkdir(exist_ok=True)
     config = job.config
-    contents = job.source.read(folder / SOURCE, config.splits, job.workers, job.progress)
+    asked = Request(folder / SOURCE, config.splits, job.workers, job.progress)
+    contents = job.source.read(asked)
     if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, config.val_fraction)
     elif config.val_fraction:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pictures import add_member, class_folders, encoded, write_files, write_tar
 
 from ijepa.data.sources import clevr
+from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import KINDS, open_source
 from ijepa.errors import IjepaError
-from ijepa.progress import silent
 
 PICTURE = encoded(0)
 
@@ -25,7 +25,7 @@ PICTURE = encoded(0)
 def read(source, work, *splits):
     """Splits with their label names, and items."""
     work.mkdir(exist_ok=True)
-    contents = open_source(str(source)).read(work, splits, 1, silent)
+    contents = open_source(str(source)).read(Request(work, splits))
     return contents.splits, list(contents.items)
 
 
@@ -108,7 +108,7 @@ def test_links_to_folders_and_files_are_followed_but_never_in_circles(tmp_path):
     assert [item.name for item in items] == ["a/1.png", "a/2.png", "b/1.png"]
     (elsewhere / "back").symlink_to(elsewhere)
     with pytest.raises(IjepaError, match="folder that holds it"):
-        read(folder, tmp_path / "work")
+        read(folder, tmp_path / "again")
 
 
 def test_a_folder_named_on_the_command_line_is_a_split_whatever_its_name(tmp_path):
@@ -560,7 +560,7 @@ def test_folders_of_equal_class_folders_are_never_taken_for_classes_in_silence(t
     folder = write_files(tmp_path / "i", dict.fromkeys(names, PICTURE))
     with pytest.raises(IjepaError, match=r"--split first --split second; .* --folders-are-classes"):
         read(folder, tmp_path / "work")
-    contents = open_source(str(folder), folders_are_classes=True).read(tmp_path, (), 1, silent)
+    contents = open_source(str(folder), folders_are_classes=True).read(Request(tmp_path))
     assert contents.splits["train"]["class"] == ["first", "second"]
     splits, _ = read(folder, tmp_path / "work", "first", "second")
     assert splits["first"]["class"] == ["a", "b"]
@@ -574,7 +574,7 @@ def test_a_class_may_be_called_as_a_split_is(tmp_path):
     assert splits["train"]["class"] == ["bus", "steam_train", "train"]
     assert [item.labels["class"] for item in items] == [0, 1, 2]
     both = write_files(tmp_path / "b", {"test/1.png": PICTURE, "train/1.png": PICTURE})
-    contents = open_source(str(both), folders_are_classes=True).read(tmp_path, (), 1, silent)
+    contents = open_source(str(both), folders_are_classes=True).read(Request(tmp_path))
     assert contents.splits["train"]["class"] == ["test", "train"]
     with pytest.raises(IjepaError, match="for folders and archives"):
         open_source("scenes:train=1", folders_are_classes=True)
@@ -596,7 +596,7 @@ def test_a_class_has_one_name_however_a_file_system_writes_it(tmp_path):
 
 def left_out(source, work, *splits):
     work.mkdir(exist_ok=True)
-    contents = open_source(str(source)).read(work, splits, 1, silent)
+    contents = open_source(str(source)).read(Request(work, splits))
     list(contents.items)
     return +contents.left_out
 

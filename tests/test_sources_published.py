@@ -14,9 +14,9 @@ from scipy.io import savemat
 from ijepa.config import ShardConfig
 from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import open_shards
+from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
 from ijepa.errors import IjepaError
-from ijepa.progress import silent
 from ijepa.shard import shard
 
 PICTURE = encoded(0)
@@ -25,7 +25,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")  # sorted; other numbers in the 
 
 def read(source, work, *splits):
     work.mkdir(exist_ok=True)
-    contents = open_source(str(source)).read(work, splits, 1, silent)
+    contents = open_source(str(source)).read(Request(work, splits))
     return contents.splits, list(contents.items)
 
 

@@ -1,32 +1,22 @@
 """CIFAR-10 and CIFAR-100 as published: pickled pixels, read without running what the files say."""
 
 import io
-import itertools
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ijepa.data.decode import size_of
-from ijepa.data.sources.items import (
-    Contents,
-    Labels,
-    Packed,
-    chosen_splits,
-    read_pack,
-    write_pack,
-)
+from ijepa.data.sources.items import LABEL, Found, Item, Labels, Packed, Request, packed
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
 
 SIDE_PX = 32
-REPORT_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -102,67 +92,80 @@ ALLOWED: dict[tuple[str, str], object] = {
 
 def find_cifar(tree: Tree, published: Cifar) -> str | None:
     """The folder of the pickled files within the tree, with a slash behind; None without them."""
-    for prefix in (f"{published.folder}/", ""):
-        if tree.find(prefix + published.meta):
-            return prefix
-    return None
+    found = tree.find(f"{published.folder}/{published.meta}", published.meta)
+    return max(found, key=len).removesuffix(published.meta) if found else None
 
 
-def read_cifar(
-    tree: Tree, published: Cifar, asked: tuple[str, ...], work: Path, report: Progress
-) -> Contents:
-    """Images as PNG, pixels kept; `work` keeps them until they are in shards.
+def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
+    """Images as PNG in the published order, pixels kept.
 
     Raises:
-        IjepaError: a file is missing, damaged, or holds what CIFAR's do not; no such split.
+        IjepaError: a file is missing, damaged, or holds what CIFAR's do not.
     """
     prefix = find_cifar(tree, published)
-    if prefix is None:
-        raise IjepaError(f"{tree.where} has no file {published.folder}/{published.meta}.")
-    meta = _load(_entry(tree, prefix + published.meta))
-    labels: Labels = {
-        label: _texts(meta, names, published.meta) for label, (_, names) in published.labels.items()
+    names = [published.meta, *(name for files in published.splits.values() for name in files)]
+    files = tree.find(*(f"{prefix}{name}" for name in names))
+
+    def body_of(name: str) -> tuple[str, dict[bytes, Any]]:
+        if f"{prefix}{name}" not in files:
+            raise IjepaError(f"{tree.where} has no file {prefix}{name}; download it again.")
+        return f"{prefix}{name}", _load(files[f"{prefix}{name}"])
+
+    _, meta = body_of(published.meta)
+    labels = {
+        label: _texts(meta, names_key, published.meta)
+        for label, (_, names_key) in published.labels.items()
     }
+
+    def images() -> Iterator[Packed]:
+        for split, parts in published.splits.items():
+            row = 0
+            for name in parts:
+                for folder, path, image, known in _images(*body_of(name), published, labels):
+                    yield split, f"{folder}/{row:05d}.png", path, image, known
+                    row += 1
+
     splits = dict.fromkeys(published.splits, labels)
-    chosen = chosen_splits(splits, asked, tree.where)
-    listing = work / "cifar.jsonl"
-    if not listing.exists():
-        write_pack(_images(tree, prefix, published, labels, report), listing)
-    return Contents(splits, read_pack(listing, chosen), Counter(tree.left_out()))
+    return splits, lambda _: packed(images(), asked, "CIFAR"), Counter(tree.left_out)
 
 
-def as_cifar(found: Contents, published: Cifar, asked: tuple[str, ...], where: str) -> Contents:
+def as_cifar(found: Found, published: Cifar, where: str) -> Found:
     """Class folders, if they may be those of CIFAR.
 
     Raises:
         IjepaError: another number of classes, or the first image is of another size.
     """
-    for split in chosen_splits(found.splits, asked, where):
-        labels = found.splits[split]
-        count = len(labels.get("class", ()))
-        if count != published.num_classes:
-            raise _not_cifar(where, f"{count or 'no'} classes", published)
-    first = next(found.items, None)
-    if first is None:
-        return found
-    with Path(first.file).open("rb") as file:
-        file.seek(first.offset)
-        content = file.read(first.size_bytes)
+    labels, items, left_out = found
+
+    def refused(what: str) -> IjepaError:
+        return IjepaError(
+            f"{where} has neither CIFAR's own files nor folders of {published.num_classes} classes "
+            f"with images of {SIDE_PX} x {SIDE_PX} pixels, but {what}. If it is another data set, "
+            f"name its path alone."
+        )
+
+    def checked(splits: AbstractSet[str]) -> Iterator[Item]:
+        for split in splits:
+            count = len(labels[split].get(LABEL, ()))
+            if count != published.num_classes:
+                raise refused(f"{count or 'no'} classes")
+        is_checked = False
+        for item in items(splits):
+            if item.split in splits and not is_checked:
+                height, width = _size(Entry(item.path, *item[3:6]))
+                if (height, width) != (SIDE_PX, SIDE_PX):
+                    raise refused(f"{item.path} of {width} x {height} pixels")
+                is_checked = True
+            yield item
+
+    return labels, checked, left_out
+
+
+def _size(entry: Entry) -> tuple[int, int]:
     try:
-        height, width = size_of(content)
+        return size_of(entry.read())
     except IjepaError:
-        height = width = SIDE_PX  # it is told as damaged when it is decoded
-    if (height, width) != (SIDE_PX, SIDE_PX):
-        raise _not_cifar(where, f"{first.path} of {width} x {height} pixels", published)
-    return found._replace(items=itertools.chain([first], found.items))
-
-
-def _not_cifar(where: str, found: str, published: Cifar) -> IjepaError:
-    return IjepaError(
-        f"{where} has neither CIFAR's own files nor folders of {published.num_classes} classes "
-        f"with images of {SIDE_PX} x {SIDE_PX} pixels, but {found}. If it is another data set, "
-        f"name its path alone."
-    )
+        return SIDE_PX, SIDE_PX  # it is told as damaged when it is decoded
 
 
 class _Unpickler(pickle.Unpickler):
@@ -175,11 +178,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(entry: Entry) -> dict[bytes, Any]:
-    with Path(entry.file).open("rb") as file:
-        file.seek(entry.offset)
-        content = io.BytesIO(file.read(entry.size_bytes))
     try:
-        body = _Unpickler(content, encoding="bytes").load()
+        body = _Unpickler(io.BytesIO(entry.read()), encoding="bytes").load()
     except BROKEN as error:
         raise IjepaError(
             f"{entry.path} is not a file of CIFAR's ({error}); download it again."
@@ -194,55 +194,28 @@ def _bytes(key: object) -> bytes:
 
 
 def _images(
-    tree: Tree, prefix: str, published: Cifar, labels: Labels, report: Progress
-) -> Iterator[Packed]:
-    """All images, in the published order."""
-    done = 0
-    for split, files in published.splits.items():
-        row = 0
-        for file in files:
-            for image in _batch(_entry(tree, prefix + file), published, labels):
-                yield image._replace(split=split, name=f"{image.name}/{row:05d}.png")
-                row, done = row + 1, done + 1
-                if done % REPORT_IMAGES == 0:
-                    report("encode CIFAR images", done, None)
-
-
-def _batch(entry: Entry, published: Cifar, labels: Labels) -> Iterator[Packed]:
-    """Images of one file, named by their class."""
-    body = _load(entry)
-    pixels = _values(body, "data", entry.path)
+    path: str, body: dict[bytes, Any], published: Cifar, labels: Labels
+) -> Iterator[tuple[str, str, Image.Image, dict[str, int]]]:
+    """Class, path, image and labels of the images of one file."""
+    pixels = _values(body, "data", path)
     facts = (pixels.dtype, pixels.shape[1:]) if isinstance(pixels, np.ndarray) else type(pixels)
     if facts != (np.uint8, (3 * SIDE_PX**2,)):
         raise IjepaError(
-            f"{entry.path} holds {facts} as pixels; CIFAR's are an array of rows of "
-            f"{3 * SIDE_PX**2} bytes. Download it again."
+            f"{path} holds {facts} as pixels; CIFAR's are an array of rows of {3 * SIDE_PX**2} "
+            f"bytes. Download it again."
         )
-    names = _texts(body, "filenames", entry.path)
+    names = _texts(body, "filenames", path)
     columns = {}
     for label, (key, _) in published.labels.items():
-        columns[label] = column = _values(body, key, entry.path)
+        columns[label] = column = _values(body, key, path)
         if not isinstance(column, list) or not len(column) == len(names) == len(pixels):
-            raise IjepaError(f"{entry.path}: {len(pixels)} images without as many of {label}.")
-        count = len(labels[label])
-        if not all(isinstance(number, int) and 0 <= number < count for number in column):
-            raise IjepaError(f"{entry.path}: a {label} is not a class of {published.meta}.")
-    classes = labels["class"]
+            raise IjepaError(f"{path}: {len(pixels)} images without as many of {label}.")
+        if not all(isinstance(n, int) and 0 <= n < len(labels[label]) for n in column):
+            raise IjepaError(f"{path}: a {label} is not a class of {published.meta}.")
     for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
-        yield Packed(
-            split="",
-            name=classes[columns["class"][number]],
-            path=f"{entry.path}/{names[number]}",
-            image=Image.fromarray(row),
-            labels={label: int(column[number]) for label, column in columns.items()},
-        )
-
-
-def _entry(tree: Tree, path: str) -> Entry:
-    entry = tree.find(path)
-    if entry is None:
-        raise IjepaError(f"{tree.where} has no file {path}; download it again.")
-    return entry
+        known = {label: int(column[number]) for label, column in columns.items()}
+        image = Image.fromarray(row)
+        yield labels[LABEL][known[LABEL]], f"{path}/{names[number]}", image, known
 
 
 def _texts(body: dict[bytes, Any], key: str, path: str) -> list[str]:

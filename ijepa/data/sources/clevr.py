@@ -6,11 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ijepa.data.sources.folders import unwrap
-from ijepa.data.sources.items import Contents, Item, Labels, chosen_splits, is_image, kind_of
+from ijepa.data.sources.items import Found, Item, Labels, Request, is_image, kind_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 
@@ -30,25 +31,18 @@ _SEPARATORS = re.compile(r"[\s,]*")
 _LIST = re.compile(r'"scenes"\s*:\s*\[')
 
 
-class Labelled(NamedTuple):
-    """Labels of one scene, and the distance that one of them stands for."""
-
-    labels: dict[str, int]
-    nearest_depth: float
-
-
 def is_clevr(tree: Tree) -> bool:
     """Do images and scenes lie where CLEVR has them, perhaps all in one folder?"""
-    return any(entry is not None for entry in _find_scenes(tree)[1].values())
+    return any(_find_scenes(tree)[1].values())
 
 
-def read_clevr(tree: Tree, asked: tuple[str, ...]) -> Contents:
+def read_clevr(tree: Tree, _: Request) -> Found:
     """`images/<split>/*.png` with labels from `scenes/CLEVR_<split>_scenes.json`.
 
     A split without scenes, as CLEVR's test, has no labels.
 
     Raises:
-        IjepaError: not this layout, no such split, or scenes and images that do not fit together.
+        IjepaError: not this layout, or scenes and images that do not fit together.
     """
     wrapper, scenes = _find_scenes(tree)
     if not any(scenes.values()):
@@ -56,15 +50,25 @@ def read_clevr(tree: Tree, asked: tuple[str, ...]) -> Contents:
             f"{tree.where} is not laid out as CLEVR; expected images/<split>/*.png and "
             f"scenes/CLEVR_<split>_scenes.json."
         )
-    splits = {split: LABELS if entry else {} for split, entry in scenes.items()}
-    chosen = chosen_splits(splits, asked, tree.where)
-    wanted = {split: entry for split, entry in scenes.items() if split in chosen}
-    left_out = Counter(tree.left_out())
-    return Contents(splits, _items(tree, f"{wrapper}images/", wanted, left_out), left_out)
+    images, left_out = f"{wrapper}images/", Counter(tree.left_out)
+
+    def items(splits: AbstractSet[str]) -> Iterator[Item]:
+        labels = {split: _Scenes(scenes[split]) for split in splits}
+        for entry in tree.entries():
+            split, _, name = entry.path.removeprefix(images).partition("/")
+            if entry.path.startswith(images) and is_image(name) and split in scenes:
+                known = labels[split].pop(name) if split in splits else ()
+                yield Item(split, name, *entry[:4], *known)
+            elif not entry.path.endswith(SCENES):
+                left_out[kind_of(entry.path)] += 1
+        for read in labels.values():
+            read.check_all_used()
+
+    return {split: LABELS if entry else {} for split, entry in scenes.items()}, items, left_out
 
 
-def label_scene(scene: Mapping[str, Any]) -> Labelled:
-    """Labels of a scene.
+def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:
+    """Labels of a scene, and the distance that one of them stands for.
 
     `count` is the number of objects less 3. `dist` is the class of the smallest depth in
     `pixel_coords`: (0, 8], (8, 8.5], ... (10, 100]. `class` is colour and shape of that object.
@@ -86,7 +90,7 @@ def label_scene(scene: Mapping[str, Any]) -> Labelled:
         "count": count,
         "dist": bisect.bisect_left(DISTANCES, depth),
     }
-    return Labelled(labels, depth)
+    return labels, depth
 
 
 def read_scenes(entry: Entry) -> Iterator[dict[str, Any]]:
@@ -114,69 +118,45 @@ def read_scenes(entry: Entry) -> Iterator[dict[str, Any]]:
 
 
 class _Scenes:
-    """Labels by image; in files that list images in order, at most one scene is in memory."""
+    """Labels by image, and the distance of its nearest object."""
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-        self._coming = enumerate(read_scenes(entry))
-        self._waiting: dict[str, Labelled] = {}
+    def __init__(self, entry: Entry | None) -> None:
+        """Read all scenes of a split; it may have none."""
+        self._path, self._labels = entry.path if entry else None, {}
+        for number, scene in enumerate(read_scenes(entry) if entry else ()):
+            try:
+                labels, depth = label_scene(scene)
+                self._labels[str(scene["image_filename"])] = labels, {"nearest_depth": depth}
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise IjepaError(
+                    f"{self._path}: scene {number} is not a CLEVR scene ({error!r}); expected "
+                    f"image_filename and objects with colour, shape and pixel_coords."
+                ) from error
 
-    def pop(self, image: str) -> Labelled:
-        """Labels of an image."""
-        while image not in self._waiting:
-            if not self._advance():
-                raise IjepaError(f"{image} has no scene in {self._entry.path}; copy both again.")
-        return self._waiting.pop(image)
+    def pop(self, image: str) -> tuple[Any, ...]:
+        """Labels and metadata of an image; nothing in a split without scenes."""
+        if self._path is None:
+            return ()
+        if image not in self._labels:
+            raise IjepaError(f"{image} has no scene in {self._path}; copy both again.")
+        return self._labels.pop(image)
 
     def check_all_used(self) -> None:
         """Refuse scenes whose images are missing: some files were not copied."""
-        while self._advance():
-            pass
-        if self._waiting:
+        if self._labels:
             raise IjepaError(
-                f"{len(self._waiting):,} scenes of {self._entry.path} have no image, such as "
-                f"{min(self._waiting)}; copy the images again."
+                f"{len(self._labels):,} scenes of {self._path} have no image, such as "
+                f"{min(self._labels)}; copy the images again."
             )
-
-    def _advance(self) -> bool:
-        number, scene = next(self._coming, (-1, {}))
-        if number < 0:
-            return False
-        try:
-            self._waiting[str(scene["image_filename"])] = label_scene(scene)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise IjepaError(
-                f"{self._entry.path}: scene {number} is not a CLEVR scene ({error!r}); "
-                f"expected image_filename and objects with colour, shape and pixel_coords."
-            ) from error
-        return True
 
 
 def _find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
     """The folder around everything, and the file of scenes of each split of images."""
-    wrapper, outline = unwrap(tree.outline(), ("images",))
+    wrapper, outline = unwrap(tree.outline, ("images",))
     splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
-    return wrapper, {split: tree.find(f"{wrapper}scenes/CLEVR_{split}{SCENES}") for split in splits}
-
-
-def _items(
-    tree: Tree, images: str, wanted: Mapping[str, Entry | None], left_out: Counter[str]
-) -> Iterator[Item]:
-    scenes = {split: _Scenes(entry) for split, entry in wanted.items() if entry}
-    for entry in tree.entries():
-        split, _, name = entry.path.removeprefix(images).partition("/")
-        if not (is_image(name) and entry.path.startswith(images) and split in wanted):
-            if not entry.path.endswith(SCENES):
-                left_out[kind_of(entry.path)] += 1
-            continue
-        place = (split, name, entry.path, entry.file, entry.offset, entry.size_bytes)
-        if split in scenes:
-            found = scenes[split].pop(name)
-            yield Item(*place, found.labels, {"nearest_depth": found.nearest_depth})
-        else:
-            yield Item(*place, {}, {})
-    for read in scenes.values():
-        read.check_all_used()
+    paths = {split: f"{wrapper}scenes/CLEVR_{split}{SCENES}" for split in splits}
+    found = tree.find(*paths.values())
+    return wrapper, {split: found.get(path) for split, path in paths.items()}
 
 
 def _list_of_scenes(chunks: Iterator[str], entry: Entry) -> str:

@@ -1,21 +1,26 @@
-"""What a source says about each image, and what is common to all sources."""
+"""What a source of images is, what it says about each, and what is common to all sources."""
 
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ijepa.config.values import is_file_name
 from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
 
+LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+REPORT_IMAGES = 1000
 PASSED_ON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MADE_PNG = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_SUFFIXES = frozenset(PASSED_ON + MADE_PNG)
@@ -64,7 +69,7 @@ class Item(NamedTuple):
     offset: int
     size_bytes: int
     labels: dict[str, int] = {}  # noqa: RUF012  # nobody changes it
-    metadata: dict[str, Any] = {}  # noqa: RUF012
+    metadata: dict[str, Any] = {}  # noqa: RUF012  # nor this
 
 
 class Contents(NamedTuple):
@@ -80,6 +85,88 @@ class Contents(NamedTuple):
     splits: Mapping[str, Labels]
     items: Iterator[Item]
     left_out: Counter[str]
+
+
+class Request(NamedTuple):
+    """How a source is to be read.
+
+    Attributes:
+        work: a folder that keeps what must be made for that, also after a kill.
+        splits: those that are asked for; empty means all.
+        workers: processes that may help.
+        progress: hears of what is done.
+    """
+
+    work: Path
+    splits: tuple[str, ...] = ()
+    workers: int = 0
+    progress: Progress = silent
+
+
+# What a source finds: its splits, their images for a choice of splits (it may give others, too),
+# and what it leaves out.
+Found = tuple[Mapping[str, Labels], Callable[[AbstractSet[str]], Iterable[Item]], Counter[str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be read image by image.
+
+    Attributes:
+        name: in messages.
+        digest: changes whenever what is read may have changed; found out without reading images.
+        find: lists splits and images.
+        where: the user's own file or folder; None if there is none.
+    """
+
+    name: str
+    digest: Callable[[], str]
+    find: Callable[[Request], Found]
+    where: Path | None = None
+
+    def read(self, request: Request) -> Contents:
+        """List the images of the splits that are asked for.
+
+        Raises:
+            IjepaError: what is there cannot be understood, or lacks a split.
+        """
+        splits, items, left_out = self.find(request)
+        # A split may be asked for by another usual name of its own.
+        asked = [one if one in splits else SPLITS.get(one.lower(), one) for one in request.splits]
+        missing = [split for split in asked if split not in splits]
+        if missing:
+            raise IjepaError(
+                f"{self.name} has no split {missing[0]!r}; its splits are "
+                f"{', '.join(sorted(splits))}."
+            )
+        for split in splits:
+            check_split_name(split, self.name)
+        return Contents(splits, _chosen(items, set(asked) or set(splits), left_out), left_out)
+
+
+def _chosen(
+    items: Callable[[AbstractSet[str]], Iterable[Item]],
+    splits: AbstractSet[str],
+    left_out: Counter[str],
+) -> Iterator[Item]:
+    for item in items(splits):
+        if item.split in splits:
+            yield item
+        else:
+            left_out[f"images of the split {item.split}, which --split does not name"] += 1
+
+
+def check_split_name(split: str, where: str) -> str:
+    """Return `split` if it can be part of a file name.
+
+    Raises:
+        IjepaError: it cannot.
+    """
+    if not is_file_name(split):
+        raise IjepaError(
+            f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."
+        )
+    return split
 
 
 def is_image(path: str) -> bool:
@@ -102,51 +189,23 @@ def split_folders(names: Iterable[str]) -> dict[str, str]:
     `steam_train`. Folders of different words for the same split, `val` and `dev`, are different
     splits and keep their names.
     """
-    matches = {name: match for name in names if (match := SPLIT_NAME.fullmatch(name))}
-    splits: dict[str, set[str]] = {}
-    words: dict[str, set[tuple[str, str]]] = {}
-    for match in matches.values():
-        before, word = match["before"].lower(), match["split"].lower()
-        splits.setdefault(before, set()).add(SPLITS[word])
-    matches = {
-        n: m for n, m in matches.items() if not m["before"] or len(splits[m["before"].lower()]) > 1
+    found = {}  # (word before, word of the split, its usual name) by folder
+    for name in names:
+        if match := SPLIT_NAME.fullmatch(name):
+            before, word = match["before"].lower(), match["split"].lower()
+            found[name] = before, word, SPLITS[word]
+    several = {
+        before
+        for before, _, _ in found.values()
+        if not before or len({one[2] for one in found.values() if one[0] == before}) > 1
     }
-    for match in matches.values():
-        before, word = match["before"].lower(), match["split"].lower()
-        words.setdefault(SPLITS[word], set()).add((before, word))
+    found = {name: one for name, one in found.items() if one[0] in several}
+    words = {(split, before, word) for before, word, split in found.values()}
+    is_unique = Counter(split for split, _, _ in words)
     return {
-        name: split if len(words[split]) == 1 else f"{match['before']}{match['split']}".lower()
-        for name, match in matches.items()
-        for split in [SPLITS[match["split"].lower()]]
+        name: split if is_unique[split] == 1 else f"{before}{word}"
+        for name, (before, word, split) in found.items()
     }
-
-
-def chosen_splits(there: Mapping[str, Labels], asked: tuple[str, ...], where: str) -> set[str]:
-    """The splits to read: those asked for, also by another usual name of theirs, or all.
-
-    Raises:
-        IjepaError: a split was asked for that the source does not have.
-    """
-    asked = tuple(name if name in there else SPLITS.get(name.lower(), name) for name in asked)
-    missing = [name for name in asked if name not in there]
-    if missing:
-        raise IjepaError(
-            f"{where} has no split {missing[0]!r}; its splits are {', '.join(sorted(there))}."
-        )
-    return set(asked) or set(there)
-
-
-def check_split_name(split: str, where: str) -> str:
-    """Return `split` if it can be part of a file name.
-
-    Raises:
-        IjepaError: it cannot.
-    """
-    if not is_file_name(split):
-        raise IjepaError(
-            f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."
-        )
-    return split
 
 
 def class_name(text: str) -> str:
@@ -165,7 +224,7 @@ class LabelColumn:
         """Begin with no value; `name` and `where` are for errors."""
         self._name, self._where = name, where
         self._texts: set[str] = set()
-        self._numbers: dict[str, int] | None = None
+        self._numbers: dict[str, int] = {}
         self._only_integers = True
 
     def add(self, value: object, place: str) -> None:
@@ -193,8 +252,7 @@ class LabelColumn:
 
     def number(self, value: object) -> int:
         """Class number of a value that was added; `UNKNOWN` if there is none."""
-        if self._numbers is None:
-            self._numbers = {name: number for number, name in enumerate(self.names())}
+        self._numbers = self._numbers or {name: place for place, name in enumerate(self.names())}
         text = _label_text(value, self._where)
         if text is None:
             return UNKNOWN
@@ -210,46 +268,28 @@ def _label_text(value: object, place: str) -> str | None:
     return None if text in ("", str(UNKNOWN)) else text
 
 
-class Packed(NamedTuple):
-    """One image that is to be packed; `Item` says what the fields mean."""
-
-    split: str
-    name: str
-    path: str
-    image: Image.Image
-    labels: dict[str, int]
+# Split, name, path and labels, see `Item`, of an image that is no file of its own yet.
+Packed = tuple[str, str, str, Image.Image, dict[str, int]]
 
 
-def write_pack(images: Iterator[Packed], listing: Path) -> None:
-    """Write all images as PNG into one file, and where each begins into `listing`.
+def packed(images: Iterable[Packed], request: Request, name: str) -> Iterator[Item]:
+    """Write all images as PNG into one file, once, and list them in the order of writing.
 
     Whole or not at all: the listing gets its name last.
     """
-    half = listing.with_suffix(".tmp")
-    with _pack(listing).open("wb") as pack, half.open("w") as lines:
-        for image in images:
-            lines.write(json.dumps(_written(image, pack)) + "\n")
-    half.replace(listing)
-
-
-def read_pack(listing: Path, splits: set[str]) -> Iterator[Item]:
-    """The images of some splits, in the order in which they were written."""
-    pack = str(_pack(listing))
+    listing, pack = request.work / f"{name}.jsonl", request.work / f"{name}.pack"
+    if not listing.exists():
+        half = listing.with_suffix(".tmp")
+        with pack.open("wb") as file, half.open("w") as lines:
+            for done, (split, image_name, path, image, labels) in enumerate(images, start=1):
+                offset = file.tell()
+                image.save(file, "PNG")
+                item = Item(
+                    split, image_name, path, str(pack), offset, file.tell() - offset, labels
+                )
+                lines.write(json.dumps(item) + "\n")
+                if done % REPORT_IMAGES == 0:
+                    request.progress(f"encode {name} images", done, None)
+        half.replace(listing)
     with listing.open() as lines:
-        for line in lines:
-            image = json.loads(line)
-            if image["split"] in splits:
-                place = (image["path"], pack, image["offset"], image["bytes"])
-                yield Item(image["split"], image["name"], *place, image["labels"], {})
-
-
-def _written(image: Packed, pack: IO[bytes]) -> dict[str, Any]:
-    offset = pack.tell()
-    image.image.save(pack, "PNG")
-    facts: dict[str, Any] = image._asdict() | {"offset": offset, "bytes": pack.tell() - offset}
-    del facts["image"]
-    return facts
-
-
-def _pack(listing: Path) -> Path:
-    return listing.with_suffix(".pack")
+        yield from (Item(*json.loads(line))._replace(file=str(pack)) for line in lines)

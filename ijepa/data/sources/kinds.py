@@ -2,102 +2,23 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from ijepa.data.shards import expanded
-from ijepa.data.sources.archives import OPENERS, Archive, archive_suffix, open_tree, tree_digest
 from ijepa.data.sources.cifar import CIFAR10, CIFAR100, Cifar, as_cifar, find_cifar, read_cifar
 from ijepa.data.sources.clevr import is_clevr, read_clevr
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.imagenet import ImageNet
-from ijepa.data.sources.items import Contents
-from ijepa.data.sources.listed import LISTS, ListedImages, is_list
-from ijepa.data.sources.published import PublishedLists, inat18, places205, places365
+from ijepa.data.sources.items import Found, Request, Source
+from ijepa.data.sources.listed import LISTS, listed_images
+from ijepa.data.sources.published import imagenet, inat18, places205, places365, published_lists
 from ijepa.data.sources.scenes import parse_spec, render_scenes
-from ijepa.data.sources.torchvision_sets import TorchvisionSet
-from ijepa.data.sources.trees import Tree
+from ijepa.data.sources.torchvision_sets import torchvision_set
+from ijepa.data.sources.trees import OPENERS, Tree, archive_suffix, open_tree, tree_digest
 from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
 
 MOST_PARTS = 100_000  # archives that braces name
-
-
-class Source(Protocol):
-    """A data set that can be read image by image."""
-
-    @property
-    def where(self) -> Path | None:
-        """The user's own file or folder; None if there is none."""
-
-    def digest(self) -> str:
-        """Changes whenever what is read may have changed; found out without reading images."""
-
-    def read(self, work: Path, splits: tuple[str, ...], workers: int, report: Progress) -> Contents:
-        """List the images of `splits` (empty: all); `work` keeps what must be made for that."""
-
-
-@dataclass(frozen=True)
-class FileTree:
-    """Files in a folder or in archives, understood by `reader`.
-
-    Attributes:
-        where: the folder or the archive; of several archives the first.
-        reader: lists the images.
-        parts: the archives, if they are several.
-    """
-
-    where: Path
-    reader: Callable[[Tree, tuple[str, ...]], Contents]
-    parts: tuple[Path, ...] = ()
-
-    def digest(self) -> str:
-        """From names, sizes and times."""
-        return tree_digest(self.where, self.parts)
-
-    def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
-        """Compressed archives are unpacked first."""
-        return self.reader(open_tree(self.where, work, report, self.parts), splits)
-
-
-@dataclass(frozen=True)
-class PublishedCifar:
-    """CIFAR's pickled files; or the same images as class folders, which others hand on."""
-
-    where: Path
-    published: Cifar
-
-    def digest(self) -> str:
-        """From names, sizes and times."""
-        return tree_digest(self.where)
-
-    def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
-        """Pickled pixels become PNG first."""
-        tree = open_tree(self.where, work, report)
-        if find_cifar(tree, self.published) is not None:
-            return read_cifar(tree, self.published, splits, work, report)
-        return as_cifar(read_folders(tree, splits), self.published, splits, str(self.where))
-
-
-@dataclass(frozen=True)
-class ScenesSource:
-    """CLEVR scenes that we draw ourselves."""
-
-    spec: str
-    where: None = None
-
-    def digest(self) -> str:
-        """From the specification alone."""
-        return hashlib.sha256(parse_spec(self.spec).model_dump_json().encode()).hexdigest()
-
-    def read(self, work: Path, splits: tuple[str, ...], workers: int, report: Progress) -> Contents:
-        """Render, then read as any CLEVR."""
-        folder = work / "scenes"
-        render_scenes(parse_spec(self.spec), folder, workers, report)
-        return read_clevr(open_tree(folder, work, report), splits)
 
 
 def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
@@ -111,8 +32,8 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
         IjepaError: no such kind, or nothing there.
     """
     kind, colon, rest = text.partition(":")
-    is_kind = bool(colon) and kind in KINDS
-    if folders_are_classes and (is_kind or is_list(Path(text))):
+    is_kind, is_list = bool(colon) and kind in KINDS, Path(text).suffix.lower() in LISTS
+    if folders_are_classes and (is_kind or is_list):
         raise IjepaError(f"--folders-are-classes is for folders and archives, not for {text}.")
     if is_kind:
         return KINDS[kind](rest)
@@ -121,24 +42,60 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
             f"There is no source {text!r}; name a path, or kind:path with one of "
             f"{', '.join(sorted(KINDS))}."
         )
-    if is_list(Path(text)) and Path(text).is_file():
-        return ListedImages(Path(text))
-    return _file_tree(text, partial(_by_layout, folders_are_classes=folders_are_classes))
+    if is_list and Path(text).is_file():
+        return listed_images(Path(text))
+    return _files(text, partial(_by_layout, folders_are_classes=folders_are_classes))
 
 
-def _file_tree(text: str, reader: Callable[[Tree, tuple[str, ...]], Contents]) -> FileTree:
-    parts = _with_braces(text)
-    return FileTree(parts[0], reader, parts) if parts else FileTree(_tree_path(text), reader)
+def _files(text: str, find: Callable[[Tree, Request], Found]) -> Source:
+    """Files in a folder or an archive, or in the archives of `set-{000..009}.tar`."""
+    parts: tuple[Path, ...] = ()
+    if "{" in text and not Path(text).exists():
+        parts = tuple(_tree_path(name) for name in expanded(text, MOST_PARTS))
+        if folder := next((path for path in parts if path.is_dir()), None):
+            raise IjepaError(f"{text} names {folder}, a folder; braces name archives.")
+    where = parts[0] if parts else _tree_path(text)
+    return Source(
+        name=str(where),
+        digest=lambda: tree_digest(where, parts),
+        find=lambda asked: find(open_tree(where, asked.work, asked.progress, parts), asked),
+        where=where,
+    )
 
 
-def _with_braces(text: str) -> tuple[Path, ...]:
-    """The archives of `set-{000..009}.tar`; none if it is no such pattern."""
-    if "{" not in text or Path(text).exists():
-        return ()
-    paths = tuple(_tree_path(name) for name in expanded(text, MOST_PARTS))
-    if folder := next((path for path in paths if path.is_dir()), None):
-        raise IjepaError(f"{text} names {folder}, a folder; braces name archives.")
-    return paths
+def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Found:
+    for kind, published in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        if find_cifar(tree, published) is not None:
+            raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
+    if is_clevr(tree):
+        return read_clevr(tree, asked)
+    if not folders_are_classes and tree.is_packed and is_labelled(tree):
+        return read_webdataset(tree, asked)
+    return read_folders(tree, asked, folders_are_classes=folders_are_classes)
+
+
+def _cifar(text: str, published: Cifar) -> Source:
+    """CIFAR's pickled files; or the same images as class folders, which others hand on."""
+
+    def find(tree: Tree, asked: Request) -> Found:
+        if find_cifar(tree, published) is not None:
+            return read_cifar(tree, asked, published)
+        return as_cifar(read_folders(tree, asked), published, tree.where)
+
+    return _files(text, find)
+
+
+def _scenes(text: str) -> Source:
+    """CLEVR scenes that we draw ourselves, then read as any CLEVR."""
+    spec = parse_spec(text)
+
+    def find(asked: Request) -> Found:
+        folder = asked.work / "scenes"
+        render_scenes(spec, folder, asked.workers, asked.progress)
+        return read_clevr(open_tree(folder, asked.work, asked.progress), asked)
+
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    return Source(f"scenes:{text}", lambda: digest, find)
 
 
 def _tree_path(text: str) -> Path:
@@ -153,25 +110,14 @@ def _tree_path(text: str) -> Path:
     return where
 
 
-def _by_layout(tree: Tree, splits: tuple[str, ...], *, folders_are_classes: bool) -> Contents:
-    for kind, published in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
-        if find_cifar(tree, published) is not None:
-            raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
-    if is_clevr(tree):
-        return read_clevr(tree, splits)
-    if not folders_are_classes and isinstance(tree, Archive) and is_labelled(tree):
-        return read_webdataset(tree, splits)
-    return read_folders(tree, splits, folders_are_classes=folders_are_classes)
-
-
-def _torchvision(text: str) -> TorchvisionSet:
+def _torchvision(text: str) -> Source:
     name, colon, where = text.partition(":")
     if not colon:
         raise IjepaError(
             f"torchvision:{text} names no folder; write torchvision:FashionMNIST:PATH, where PATH "
             f"is what the class takes as root."
         )
-    return TorchvisionSet(name, _folder_path(where))
+    return torchvision_set(name, _folder_path(where))
 
 
 def _folder_path(text: str) -> Path:
@@ -182,15 +128,15 @@ def _folder_path(text: str) -> Path:
 
 
 KINDS: dict[str, Callable[[str], Source]] = {
-    "cifar10": lambda text: PublishedCifar(_tree_path(text), CIFAR10),
-    "cifar100": lambda text: PublishedCifar(_tree_path(text), CIFAR100),
-    "clevr": lambda text: FileTree(_tree_path(text), read_clevr),
-    "imagenet": lambda text: ImageNet(_tree_path(text)),
-    "imagenet22k": lambda text: _file_tree(text, partial(read_folders, folders_are_classes=True)),
-    "inat18": lambda text: PublishedLists(_folder_path(text), inat18),
-    "places205": lambda text: PublishedLists(_folder_path(text), places205),
-    "places365": lambda text: PublishedLists(_folder_path(text), places365),
-    "scenes": ScenesSource,
+    "cifar10": lambda text: _cifar(text, CIFAR10),
+    "cifar100": lambda text: _cifar(text, CIFAR100),
+    "clevr": lambda text: _files(text, read_clevr),
+    "imagenet": lambda text: imagenet(_tree_path(text)),
+    "imagenet22k": lambda text: _files(text, partial(read_folders, folders_are_classes=True)),
+    "inat18": lambda text: published_lists(_folder_path(text), inat18),
+    "places205": lambda text: published_lists(_folder_path(text), places205),
+    "places365": lambda text: published_lists(_folder_path(text), places365),
+    "scenes": _scenes,
     "torchvision": _torchvision,
-    "webdataset": lambda text: _file_tree(text, read_webdataset),
+    "webdataset": lambda text: _files(text, read_webdataset),
 }

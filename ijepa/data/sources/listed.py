@@ -4,21 +4,19 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
-    Contents,
+    Found,
     Item,
     LabelColumn,
-    Labels,
+    Source,
     check_split_name,
-    chosen_splits,
 )
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
 from ijepa.stage import parse_json
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -28,80 +26,67 @@ PATH, SPLIT = "path", "split"
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class ListedImages:
+def listed_images(where: Path) -> Source:
     """Columns: `path` (relative to the list), perhaps `split`; any other column is a label.
 
     Classes are numbered in ascending order of integers, or of texts; an empty value, null or -1
     means that the class of an image is not known.
     """
 
-    where: Path
-
-    def digest(self) -> str:
+    def digest() -> str:
         """From the list's bytes, and size and time of every image."""
-        total = hashlib.sha256(self.where.read_bytes())
-        for number, row in _rows(self.where):
-            facts = self._file(number, row).stat()
+        total = hashlib.sha256(where.read_bytes())
+        for number, row in _rows(where):
+            facts = _file(where, number, row).stat()
             total.update(b"%d %d\n" % (facts.st_size, facts.st_mtime_ns))
         return total.hexdigest()
 
-    def read(self, _work: Path, asked: tuple[str, ...], _workers: int, _: Progress) -> Contents:
-        """One pass for classes and splits, then one for the images."""
-        columns, splits = self._survey()
-        labels: Labels = {name: column.names() for name, column in columns.items()}
-        there = dict.fromkeys(sorted(splits), labels)
-        chosen, left_out = chosen_splits(there, asked, str(self.where)), Counter[str]()
-        return Contents(there, self._items(columns, chosen, left_out), left_out)
+    return Source(str(where), digest, lambda _: _find(where), where)
 
-    def _survey(self) -> tuple[dict[str, LabelColumn], set[str]]:
-        columns: dict[str, LabelColumn] = {}
-        splits = set()
-        for number, row in _rows(self.where):
-            if not columns:
-                names = [name for name in row if name not in (PATH, SPLIT)]
-                columns = {name: LabelColumn(f"column {name}", str(self.where)) for name in names}
-            splits.add(self._split(number, row))
-            if columns.keys() != row.keys() - {PATH, SPLIT}:
-                raise IjepaError(
-                    f"{self.where}, line {number}: labels are {_listing(row)}, before they were "
-                    f"{_listing(columns)}; give every image the same labels."
-                )
-            for name, column in columns.items():
-                column.add(row[name], f"{self.where}, line {number}, {name}")
+
+def _find(where: Path) -> Found:
+    """One pass for classes and splits, then one for the images."""
+    columns: dict[str, LabelColumn] = {}
+    splits: set[str] = set()
+    for number, row in _rows(where):
         if not splits:
-            raise IjepaError(f"{self.where} lists no image.")
-        return columns, splits
-
-    def _items(
-        self, columns: Mapping[str, LabelColumn], splits: set[str], left_out: Counter[str]
-    ) -> Iterator[Item]:
-        for number, row in _rows(self.where):
-            split = self._split(number, row)
-            if split not in splits:
-                left_out[f"images of the split {split}, which --split does not name"] += 1
-                continue
-            known = {label: column.number(row[label]) for label, column in columns.items()}
-            file = self._file(number, row)
-            name = str(PurePosixPath(row[PATH])).lstrip("/")
-            yield Item(split, name, row[PATH], str(file), 0, file.stat().st_size, known, {})
-
-    def _split(self, number: int, row: Row) -> str:
-        return check_split_name(str(row.get(SPLIT, DEFAULT_SPLIT)), f"{self.where}, line {number},")
-
-    def _file(self, number: int, row: Row) -> Path:
-        file = self.where.parent / str(row[PATH])
-        if not file.is_file():
+            names = [name for name in row if name not in (PATH, SPLIT)]
+            columns = {name: LabelColumn(f"column {name}", str(where)) for name in names}
+        splits.add(_split(where, number, row))
+        if columns.keys() != row.keys() - {PATH, SPLIT}:
             raise IjepaError(
-                f"{self.where}, line {number}: there is no image {row[PATH]}; paths are relative "
-                f"to the folder of the list."
+                f"{where}, line {number}: labels are {_listing(row)}, before they were "
+                f"{_listing(columns)}; give every image the same labels."
             )
-        return file
+        for name, column in columns.items():
+            column.add(row[name], f"{where}, line {number}, {name}")
+    if not splits:
+        raise IjepaError(f"{where} lists no image.")
+
+    def items(_: AbstractSet[str]) -> Iterator[Item]:
+        for number, row in _rows(where):
+            known = {label: column.number(row[label]) for label, column in columns.items()}
+            file = _file(where, number, row)
+            name = str(PurePosixPath(row[PATH])).lstrip("/")
+            place = (name, row[PATH], str(file), 0, file.stat().st_size)
+            yield Item(_split(where, number, row), *place, known)
+
+    labels = {name: column.names() for name, column in columns.items()}
+    return dict.fromkeys(sorted(splits), labels), items, Counter()
 
 
-def is_list(path: Path) -> bool:
-    """Is it a list by its name?"""
-    return path.suffix.lower() in LISTS
+def _split(where: Path, number: int, row: Row) -> str:
+    return check_split_name(str(row.get(SPLIT, DEFAULT_SPLIT)), f"{where}, line {number},")
+
+
+def _file(where: Path, number: int, row: Row) -> Path:
+    file = where.parent / str(row[PATH])
+    if not file.is_file():
+        raise IjepaError(
+            f"{where}, line {number}: there is no image {row[PATH]}; paths are relative to the "
+            f"folder of the list."
+        )
+    return file
 
 
 def _rows(where: Path) -> Iterator[tuple[int, Row]]:

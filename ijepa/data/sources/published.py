@@ -1,34 +1,30 @@
 """Data sets whose images lie in folders, and whose labels and splits stand in files beside them."""
 
+import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ijepa.data.sources.items import Contents, Item, chosen_splits
-from ijepa.data.sources.trees import Folder
+from scipy.io import loadmat
+
+from ijepa.data.sources.folders import read_folders
+from ijepa.data.sources.items import LABEL, Found, Item, Request, Source, is_image, kind_of
+from ijepa.data.sources.trees import open_tree, tree_digest, walk
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
 from ijepa.stage import parse_json
 
-LABEL = "class"
+DEVKIT = "ILSVRC2012_devkit_t12/data"
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+KAGGLE = "LOC_val_solution.csv"
+IMAGES = ("ILSVRC/Data/CLS-LOC", ".")  # of Kaggle, and of everyone else
+NUM_CLASSES = 1000
 
-
-class Listed(NamedTuple):
-    """One image of a list.
-
-    Attributes:
-        path: within the data set.
-        label: its class number.
-        name: its path below the folder of all images.
-    """
-
-    path: str
-    label: int
-    name: str
+# Path within the data set, class number, and path below the folder of all images.
+Listed = tuple[str, int, str]
 
 
 class Listing(NamedTuple):
@@ -40,50 +36,129 @@ class Listing(NamedTuple):
         splits: how to list the images of each.
     """
 
-    files: list[Path]
+    files: Iterable[Path]
     classes: list[str]
     splits: Mapping[str, Callable[[], Iterator[Listed]]]
 
 
-@dataclass(frozen=True)
-class PublishedLists:
-    """A folder, understood by its lists."""
+def published_lists(where: Path, parse: Callable[[Path], Listing]) -> Source:
+    """A folder, understood by its lists; images in their order."""
 
-    where: Path
-    parse: Callable[[Path], Listing]
-
-    def digest(self) -> str:
-        """From the bytes of the lists, and the names, sizes and times of the images."""
-        total = hashlib.sha256(Folder(self.where).digest().encode())
-        for file in self.parse(self.where).files:
+    def digest() -> str:
+        total = hashlib.sha256(tree_digest(where).encode())
+        for file in parse(where).files:
             total.update(file.read_bytes())
         return total.hexdigest()
 
-    def read(self, _: Path, splits: tuple[str, ...], __: int, ___: Progress) -> Contents:
-        """Images in the order of the lists."""
-        listing = self.parse(self.where)
+    def find(_: Request) -> Found:
+        listing = parse(where)
         labels = {split: {LABEL: listing.classes} for split in listing.splits}
-        chosen = chosen_splits(labels, splits, str(self.where))
-        wanted = [split for split in listing.splits if split in chosen]
-        return Contents(labels, _items(self.where, listing, wanted), Counter())
+
+        def items(splits: AbstractSet[str]) -> Iterator[Item]:
+            for split in listing.splits:
+                if split in splits:
+                    yield from _items(where, split, listing)
+
+        return labels, items, Counter()
+
+    return Source(str(where), digest, find, where)
 
 
-def _items(where: Path, listing: Listing, splits: list[str]) -> Iterator[Item]:
-    for split in splits:
-        for path, label, name in listing.splits[split]():
-            if not 0 <= label < len(listing.classes):
-                raise IjepaError(
-                    f"{where}: {path} is of class {label}, but there are "
-                    f"{len(listing.classes):,} classes."
-                )
-            file = where / path
-            try:
-                size = file.stat().st_size
-            except FileNotFoundError as error:
-                raise IjepaError(
-                    f"{where} has no {path}, which its lists name; unpack all of its images there."
-                ) from error
-            yield Item(split, name, path, str(file), 0, size, {LABEL: label}, {})
+def _items(where: Path, split: str, listing: Listing) -> Iterator[Item]:
+    for path, label, name in listing.splits[split]():
+        if not 0 <= label < len(listing.classes):
+            raise IjepaError(
+                f"{where}: {path} is of class {label}, but there are "
+                f"{len(listing.classes):,} classes."
+            )
+        try:
+            size = (where / path).stat().st_size
+        except FileNotFoundError as error:
+            raise IjepaError(
+                f"{where} has no {path}, which its lists name; unpack all of its images there."
+            ) from error
+        yield Item(split, name, path, str(where / path), 0, size, {LABEL: label})
+
+
+def imagenet(where: Path) -> Source:
+    """ImageNet-1K: `train/` in folders called by WordNet numbers, `val/` in such folders or flat.
+
+    Classes are numbered in the sorted order of these names, as everywhere, not by the
+    `ILSVRC2012_ID` of the development kit.
+    """
+
+    def find(asked: Request) -> Found:
+        root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), None)
+        val = [*(root / "val").glob("*")] if root else []
+        if root is None or not any(is_image(path.name) for path in val):
+            return read_folders(open_tree(root or where, asked.work, asked.progress), asked)
+        classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
+        numbers = {wnid: number for number, wnid in enumerate(classes)}
+        truth, left_out = _truth(where, numbers), Counter[str]()
+
+        def items(splits: AbstractSet[str]) -> Iterator[Item]:
+            for split in sorted(splits):
+                for entry in walk(root / split):
+                    if not is_image(entry.path):
+                        left_out[kind_of(entry.path)] += 1
+                        continue
+                    flat = truth.get(Path(entry.path).stem)
+                    wnid = entry.path.partition("/")[0] if split == "train" else flat
+                    if wnid not in numbers:
+                        raise IjepaError(
+                            f"{root / split / entry.path} is not among the images whose class is "
+                            f"known."
+                        )
+                    place = (f"{split}/{entry.path}", entry.file, 0, entry.size_bytes)
+                    yield Item(split, entry.path, *place, {LABEL: numbers[wnid]})
+
+        return {split: {LABEL: classes} for split in ("train", "val")}, items, left_out
+
+    return Source(str(where), lambda: tree_digest(where), find, where)
+
+
+def _truth(where: Path, classes: Mapping[str, int]) -> dict[str, str]:
+    """Class by name of the validation image, without suffix."""
+    if (where / KAGGLE).is_file():
+        truth = _kaggle(where / KAGGLE)
+    elif (where / DEVKIT / TRUTH).is_file():
+        truth = _devkit(where / DEVKIT)
+    else:
+        raise IjepaError(
+            f"{where}/val holds images but no class folders; put {DEVKIT}/{TRUTH} with {META}, or "
+            f"Kaggle's {KAGGLE}, into {where}."
+        )
+    unknown = sorted(set(truth.values()) - classes.keys())
+    if unknown:
+        raise IjepaError(
+            f"{where}: {len(unknown):,} classes of val have no folder in train, such as "
+            f"{unknown[0]}."
+        )
+    return truth
+
+
+def _devkit(folder: Path) -> dict[str, str]:
+    """Line n of the ground truth is the ILSVRC2012_ID of validation image n."""
+    path = folder / META
+    if not path.is_file():
+        raise IjepaError(f"There is no {path}; it says which class each number is.")
+    synsets = loadmat(path, squeeze_me=True)["synsets"]
+    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.reshape(-1)}
+    truth = {}
+    for number, line in enumerate((folder / TRUTH).read_text().split(), 1):
+        if not line.isdigit() or not 1 <= int(line) <= NUM_CLASSES or int(line) not in wnids:
+            raise IjepaError(f"{folder / TRUTH}, line {number}: {line!r} is no class of {META}.")
+        truth[f"ILSVRC2012_val_{number:08d}"] = wnids[int(line)]
+    return truth
+
+
+def _kaggle(path: Path) -> dict[str, str]:
+    """`ImageId,PredictionString`; the class is the first word of the second."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
+        raise IjepaError(f"{path} has no columns ImageId and PredictionString; download it again.")
+    return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
 
 
 def places205(where: Path) -> Listing:
@@ -95,10 +170,10 @@ def places205(where: Path) -> Listing:
     images = _images(where, ("data/vision/torralba/deeplearning/images256", "images256"))
     files = {split: lists / f"{split}_places205.csv" for split in ("train", "val")}
     classes: dict[int, str] = {}
-    for row in _numbered(files["train"]):
-        classes.setdefault(row.label, row.path.rpartition("/")[0].partition("/")[2])
+    for path, label in _numbered(files["train"]):
+        classes.setdefault(label, path.rpartition("/")[0].partition("/")[2])
     return Listing(
-        files=list(files.values()),
+        files=files.values(),
         classes=_in_order(classes, files["train"]),
         splits={split: partial(_below, images, file) for split, file in files.items()},
     )
@@ -117,7 +192,7 @@ def places365(where: Path) -> Listing:
     train = _images(where, (*small, "data_large_standard", "data_large"))
     val = _images(where, ("val_256",) if Path(train).name in small else ("val_large",))
     roots = {"train": train, "val": val}
-    classes = {row.label: row.path.strip("/").partition("/")[2] for row in _numbered(categories)}
+    classes = {label: path.strip("/").partition("/")[2] for path, label in _numbered(categories)}
     return Listing(
         files=[*files.values(), categories],
         classes=_in_order(classes, categories),
@@ -134,7 +209,7 @@ def inat18(where: Path) -> Listing:
     categories = _json(files["train"])["categories"]
     names = {category["id"]: category["name"] for category in categories}
     return Listing(
-        files=list(files.values()),
+        files=files.values(),
         classes=_in_order(names, files["train"]),
         splits={split: partial(_annotated, file) for split, file in files.items()},
     )
@@ -147,7 +222,7 @@ def _annotated(file: Path) -> Iterator[Listed]:
         if annotation["image_id"] not in paths:
             raise IjepaError(f"{file} labels an image {annotation['image_id']} that it lacks.")
         path = paths[annotation["image_id"]]
-        yield Listed(path, annotation["category_id"], path.removeprefix("train_val2018/"))
+        yield path, annotation["category_id"], path.removeprefix("train_val2018/")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -161,17 +236,18 @@ def _json(file: Path) -> dict[str, Any]:
     return body
 
 
-def _numbered(file: Path) -> Iterator[Listed]:
+def _numbered(file: Path) -> Iterator[tuple[str, int]]:
     """Lines `path number`."""
     for number, line in enumerate(_text(file).splitlines(), 1):
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.isdigit():
             raise IjepaError(f"{file}, line {number}: {line!r} is not a path and a class number.")
-        yield Listed(path, int(label), path.lstrip("/"))
+        yield path, int(label)
 
 
 def _below(root: str, file: Path) -> Iterator[Listed]:
-    return (row._replace(path=f"{root}/{row.name}") for row in _numbered(file))
+    for path, label in _numbered(file):
+        yield f"{root}/{path.lstrip('/')}", label, path.lstrip("/")
 
 
 def _in_order(classes: Mapping[int, str], file: Path) -> list[str]:

@@ -4,8 +4,7 @@ import hashlib
 import inspect
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,19 @@ from PIL import Image
 
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
+    LABEL,
     UNKNOWN,
-    Contents,
+    Found,
     LabelColumn,
     Labels,
     Packed,
-    chosen_splits,
-    read_pack,
-    write_pack,
+    Request,
+    Source,
+    packed,
 )
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
 
-LABEL = "class"
 SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled")  # of a `split` argument
-REPORT_IMAGES = 1000
 MOST_TEXT = 200  # of a message of theirs
 THEIRS = (
     RuntimeError,
@@ -45,53 +42,58 @@ THEIRS = (
 )  # what classes of torchvision raise for files that are missing or damaged
 
 
-@dataclass(frozen=True)
-class TorchvisionSet:
+def torchvision_set(name: str, where: Path) -> Source:
     """Images as PNG, pixels kept; nothing is downloaded."""
 
-    name: str
-    where: Path
-
-    def digest(self) -> str:
+    def digest() -> str:
         """From the class, and the names, sizes and times of all files."""
-        total = hashlib.sha256(self.name.encode())
-        for path in sorted(path for path in self.where.rglob("*") if path.is_file()):
+        total = hashlib.sha256(name.encode())
+        for path in sorted(path for path in where.rglob("*") if path.is_file()):
             facts = path.stat()
-            line = f"{path.relative_to(self.where)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
+            line = f"{path.relative_to(where)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
             total.update(line.encode(errors="surrogateescape"))
         return total.hexdigest()
 
-    def read(self, work: Path, splits: tuple[str, ...], _: int, report: Progress) -> Contents:
+    def find(asked: Request) -> Found:
         """Encode what the class gives, each split by its own `train` or `split` argument."""
-        found = self._open()
-        labels: dict[str, Labels] = {
-            split: _labels(self.name, data) for split, data in found.items()
-        }
-        chosen = chosen_splits(labels, splits, f"{self.name} in {self.where}")
-        listing = work / "torchvision.jsonl"
-        if not listing.exists():
-            write_pack(_images(self.name, found, labels, report), listing)
-        return Contents(labels, read_pack(listing, chosen), Counter())
+        opened = _opened(name, where)
+        labels = {split: _labels(name, data) for split, data in opened.items()}
 
-    def _open(self) -> dict[str, Any]:
-        """The data set of each split that is there."""
-        from torchvision import datasets
+        def images() -> Iterator[Packed]:
+            for split, data in opened.items():
+                for number in range(len(data)):
+                    image, target = _pair(name, data, number)
+                    known = {
+                        label: _class(name, data, classes, target)
+                        for label, classes in labels[split].items()
+                    }
+                    file = f"{number:07d}.png"
+                    yield split, file, f"{split}/{file}", image, known
 
-        kind: Any = getattr(datasets, self.name, None)
-        if self.name not in datasets.__all__:
-            raise IjepaError(
-                f"torchvision.datasets has no {self.name!r}; it has {', '.join(datasets.__all__)}."
-            )
-        _check_root_is_enough(self.name, kind)
-        found, reason = {}, "it knows no split"
-        for split, choice in _choices(kind).items():
-            try:
-                found[split] = kind(self.where, **choice)
-            except THEIRS as error:
-                reason = _in_words(error)
-        if not found:
-            raise IjepaError(f"torchvision finds no {self.name} in {self.where}: {reason}.")
-        return found
+        return labels, lambda _: packed(images(), asked, "torchvision"), Counter()
+
+    return Source(f"{name} in {where}", digest, find, where)
+
+
+def _opened(name: str, where: Path) -> dict[str, Any]:
+    """The data set of each split that is there."""
+    from torchvision import datasets  # beside torch, seconds that no other source needs
+
+    kind: Any = getattr(datasets, name, None)
+    if name not in datasets.__all__:
+        raise IjepaError(
+            f"torchvision.datasets has no {name!r}; it has {', '.join(datasets.__all__)}."
+        )
+    _check_root_is_enough(name, kind)
+    found, reason = {}, "it knows no split"
+    for split, choice in _choices(kind).items():
+        try:
+            found[split] = kind(where, **choice)
+        except THEIRS as error:
+            reason = _in_words(error)
+    if not found:
+        raise IjepaError(f"torchvision finds no {name} in {where}: {reason}.")
+    return found
 
 
 def _check_root_is_enough(name: str, kind: Any) -> None:  # noqa: ANN401  # a class of theirs
@@ -123,11 +125,9 @@ def _choices(kind: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401  # a class
 
 def _labels(name: str, data: Any) -> Labels:  # noqa: ANN401  # torchvision's classes share no type
     """Class names where the class has them; without integer targets, none."""
-    _, target = _pair(name, data, 0)
-    if not isinstance(target, int | np.integer):
+    if not isinstance(_pair(name, data, 0)[1], int | np.integer):
         return {}
-    names = getattr(data, "classes", None) or getattr(data, "categories", None)
-    if names:
+    if names := _class_names(data):
         return {LABEL: [str(name) for name in names]}
     column = LabelColumn(LABEL, name)
     for number in range(len(data)):
@@ -135,28 +135,15 @@ def _labels(name: str, data: Any) -> Labels:  # noqa: ANN401  # torchvision's cl
     return {LABEL: column.names()}
 
 
-def _images(
-    name: str, found: dict[str, Any], labels: Mapping[str, Labels], report: Progress
-) -> Iterator[Packed]:
-    done = 0
-    for split, data in found.items():
-        for number in range(len(data)):
-            image, target = _pair(name, data, number)
-            known = {LABEL: _class(name, data, labels[split], target)} if labels[split] else {}
-            path = f"{split}/{number:07d}.png"
-            yield Packed(split, f"{number:07d}.png", path, image, known)
-            done += 1
-            if done % REPORT_IMAGES == 0:
-                report(f"encode {name} images", done, None)
+def _class_names(data: Any) -> Any:  # noqa: ANN401  # as they have them
+    return getattr(data, "classes", None) or getattr(data, "categories", None)
 
 
-def _class(name: str, data: Any, labels: Labels, target: Any) -> int:  # noqa: ANN401  # theirs
+def _class(name: str, data: Any, classes: list[str], target: Any) -> int:  # noqa: ANN401  # theirs
     """Class number of a target: their own where they name their classes, else by its value."""
-    classes = labels[LABEL]
-    has_names = getattr(data, "classes", None) or getattr(data, "categories", None)
     try:
         number = int(target)
-        number = number if has_names or number < 0 else classes.index(str(number))
+        number = number if _class_names(data) or number < 0 else classes.index(str(number))
     except (TypeError, ValueError) as error:
         raise IjepaError(f"{name}: {target!r:.40} is not a class.") from error
     if not UNKNOWN <= number < len(classes):
