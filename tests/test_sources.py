@@ -484,8 +484,7 @@ def test_class_folders_are_not_clevr(tmp_path):
 def test_rendered_scenes_come_labelled_as_any_clevr(tmp_path):
     text = "scenes:train=2,val=1,px=32"
     splits, items = read(text, tmp_path / "work")
-    again = read(f"clevr:{tmp_path / 'work' / 'scenes'}", tmp_path / "again")
-    assert (splits, items) == again
+    assert splits == dict.fromkeys(("train", "val"), clevr.LABELS)
     assert [(item.split, sorted(item.labels)) for item in items] == [
         ("train", ["class", "count", "dist"]),
         ("train", ["class", "count", "dist"]),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from multiprocessing.connection import wait
@@ -17,7 +18,9 @@ def processes() -> BaseContext:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, also by kill -9."""
+    """End this process with its parent, also after kill -9; the parent alone obeys Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import json
 import os
-import signal
 import tarfile
 import warnings
 import zlib
@@ -261,10 +260,7 @@ _shared: dict[str, Any] = {}  # in a process of the pool: what its parent reads 
 
 
 def _begin(done: "ctypes.Array[ctypes.c_int64]", stop: "ctypes.Array[ctypes.c_bool]") -> None:
-    """A process of the pool: it ends with its parent, which alone obeys Ctrl-C."""
     _shared.update(done=done, stop=stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
 
 

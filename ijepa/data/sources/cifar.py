@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ijepa.data.decode import size_of
-from ijepa.data.sources.items import LABEL, Found, Item, Labels, Packed, Request, packed
+from ijepa.data.sources.items import LABEL, Found, Item, Labels, Packed, Request, as_png, packed
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 
@@ -122,11 +123,12 @@ def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
             row = 0
             for name in parts:
                 for folder, path, image, known in _images(*body_of(name), published, labels):
-                    yield split, f"{folder}/{row:05d}.png", path, image, known
+                    yield split, f"{folder}/{row:05d}.png", path, as_png(image), known, {}
                     row += 1
 
     splits = dict.fromkeys(published.splits, labels)
-    return splits, lambda _: packed(images(), asked, "CIFAR"), Counter(tree.left_out)
+    items = packed(lambda done: islice(images(), done, None), asked, "encode CIFAR images")
+    return splits, lambda _: items, Counter(tree.left_out)
 
 
 def as_cifar(found: Found, published: Cifar, where: str) -> Found:

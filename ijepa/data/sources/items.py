@@ -1,5 +1,6 @@
 """What a source of images is, what it says about each, and what is common to all sources."""
 
+import io
 import json
 import re
 import unicodedata
@@ -20,7 +21,7 @@ LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-REPORT_IMAGES = 1000
+REPORT_IMAGES = 16
 PASSED_ON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MADE_PNG = (".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_SUFFIXES = frozenset(PASSED_ON + MADE_PNG)
@@ -268,28 +269,50 @@ def _label_text(value: object, place: str) -> str | None:
     return None if text in ("", str(UNKNOWN)) else text
 
 
-# Split, name, path and labels, see `Item`, of an image that is no file of its own yet.
-Packed = tuple[str, str, str, Image.Image, dict[str, int]]
+# Split, name, path, bytes, labels and metadata, see `Item`, of an image that is no file yet.
+Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any]]
 
 
-def packed(images: Iterable[Packed], request: Request, name: str) -> Iterator[Item]:
-    """Write all images as PNG into one file, once, and list them in the order of writing.
+def packed(
+    images: Callable[[int], Iterator[Packed]],
+    request: Request,
+    task: str,
+    total: int | None = None,
+) -> Iterator[Item]:
+    """Write images into one file, once, and list them in that order; goes on after a kill.
 
-    Whole or not at all: the listing gets its name last.
+    Args:
+        images: those from a number on.
+        request: `work` keeps the files, `progress` hears of them.
+        task: what `progress` calls the work.
+        total: how many images there are, if that is known.
     """
-    listing, pack = request.work / f"{name}.jsonl", request.work / f"{name}.pack"
+    listing, pack = request.work / "packed.jsonl", request.work / "packed.images"
     if not listing.exists():
-        half = listing.with_suffix(".tmp")
-        with pack.open("wb") as file, half.open("w") as lines:
-            for done, (split, image_name, path, image, labels) in enumerate(images, start=1):
-                offset = file.tell()
-                image.save(file, "PNG")
-                item = Item(
-                    split, image_name, path, str(pack), offset, file.tell() - offset, labels
-                )
+        half = listing.with_suffix(".part")
+        pack.touch()
+        written = half.read_text().splitlines(keepends=True) if half.exists() else []
+        kept = [line for line in written if line.endswith("\n")]
+        while kept and sum(json.loads(kept[-1])[4:6]) > pack.stat().st_size:
+            kept.pop()  # listed, but not written
+        with pack.open("r+b") as file, half.open("w") as lines:
+            file.seek(sum(json.loads(kept[-1])[4:6]) if kept else 0)
+            file.truncate()
+            lines.writelines(kept)
+            for done, image in enumerate(images(len(kept)), start=len(kept) + 1):
+                split, name, path, content, *facts = image
+                item = Item(split, name, path, "", file.tell(), len(content), *facts)
+                file.write(content)
                 lines.write(json.dumps(item) + "\n")
-                if done % REPORT_IMAGES == 0:
-                    request.progress(f"encode {name} images", done, None)
+                if done % REPORT_IMAGES == 0 or done == total:
+                    request.progress(task, done, total)
         half.replace(listing)
     with listing.open() as lines:
         yield from (Item(*json.loads(line))._replace(file=str(pack)) for line in lines)
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The same pixels as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

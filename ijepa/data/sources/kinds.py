@@ -1,6 +1,5 @@
 """Every kind of source by name: `kind:path`, or a path alone whose layout tells."""
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Request, Source
 from ijepa.data.sources.listed import LISTS, listed_images
 from ijepa.data.sources.published import imagenet, inat18, places205, places365, published_lists
-from ijepa.data.sources.scenes import parse_spec, render_scenes
+from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.data.sources.torchvision_sets import torchvision_set
 from ijepa.data.sources.trees import OPENERS, Tree, archive_suffix, open_tree, tree_digest
 from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
@@ -85,19 +84,6 @@ def _cifar(text: str, published: Cifar) -> Source:
     return _files(text, find)
 
 
-def _scenes(text: str) -> Source:
-    """CLEVR scenes that we draw ourselves, then read as any CLEVR."""
-    spec = parse_spec(text)
-
-    def find(asked: Request) -> Found:
-        folder = asked.work / "scenes"
-        render_scenes(spec, folder, asked.workers, asked.progress)
-        return read_clevr(open_tree(folder, asked.work, asked.progress), asked)
-
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
-    return Source(f"scenes:{text}", lambda: digest, find)
-
-
 def _tree_path(text: str) -> Path:
     where = Path(text)
     if not text or not where.exists():
@@ -136,7 +122,7 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "inat18": lambda text: published_lists(_folder_path(text), inat18),
     "places205": lambda text: published_lists(_folder_path(text), places205),
     "places365": lambda text: published_lists(_folder_path(text), places365),
-    "scenes": _scenes,
+    "scenes": rendered_scenes,
     "torchvision": _torchvision,
     "webdataset": lambda text: _files(text, read_webdataset),
 }

@@ -1,18 +1,16 @@
-"""Embedded data: CLEVR-like scenes, rendered by ourselves in CLEVR's own layout.
+"""Embedded data: scenes after CLEVR's, rendered by ourselves.
 
-Each scene depends on (specification, split, number) alone. Shapes, colours, materials, the camera
-and the rules of placing are CLEVR's (facebookresearch/clevr-dataset-gen); the scenes of the default
-specification hold fewer, larger and closer objects, so that 64 pixels show them.
+Each scene depends on (specification, split, number) alone. Shapes, colours, materials, the camera,
+the rules of placing and the labels are CLEVR's (facebookresearch/clevr-dataset-gen); the scenes of
+the default specification hold fewer, larger and closer objects, so that 64 pixels show them.
 """
 
-import io
-import json
-import shutil
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from PIL import Image
@@ -20,10 +18,10 @@ from pydantic import Field, model_validator
 
 from ijepa.config import Config, validated
 from ijepa.data.processes import end_with_parent, processes
+from ijepa.data.sources.clevr import LABELS, label_scene
+from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
 from ijepa.data.sources.render import Camera, Pixels, Solid, look_at, render
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress, silent
-from ijepa.stage import write_bytes
 
 SHAPES = ("cube", "cylinder", "sphere")
 SIZES = {"large": 0.7, "small": 0.35}  # radius in CLEVR's units
@@ -45,20 +43,20 @@ HALF_WIDTH = 0.325  # of the image plane at distance 1: a field of view of 36 de
 MARGIN = 0.15  # between objects
 BORDER = 0.1  # of the image, where no object has its middle
 MIN_SEEN = 0.004  # of the image's pixels, for each object
-MIN_DIRECTED = 0.2  # CLEVR calls an object left of another if it is by this much
 TRIES = 50  # places tried for an object before the scene is begun again
 SPLITS = ("train", "val")
-NOTES = "notes"
-NAMES = {"px": "image_px", "objects": "objects", "scale": "object_scale", "area": "area"}
+NAMES = {"px": "image_px", "scale": "object_scale"}
 
 
 class ScenesSpec(Config):
     """Which scenes to draw.
 
     Attributes:
-        train: images of the split; likewise `val`.
+        train: images of the split.
+        val: images of the split.
         image_px: side of the square images.
-        min_objects: in a scene; likewise `max_objects`. CLEVR has 3 to 10.
+        min_objects: in a scene, at least. CLEVR has 3 to 10.
+        max_objects: in a scene, at most.
         object_scale: factor on CLEVR's two radii, 0.7 and 0.35.
         area: objects stand within this distance of the middle, along both axes. CLEVR: 3.
         seed: of everything.
@@ -86,11 +84,26 @@ class ScenesSpec(Config):
         return self
 
 
-class Scene(NamedTuple):
-    """A drawn scene: CLEVR's annotations, and the image (px, px, 3) uint8."""
+def rendered_scenes(text: str) -> Source:
+    """Scenes of a specification, labelled as CLEVR's and under CLEVR's names."""
+    spec = parse_spec(text)
+    counts = {split: count for split in SPLITS if (count := getattr(spec, split))}
+    every = [(split, number) for split in counts for number in range(counts[split])]
 
-    annotations: dict[str, Any]
-    image: Pixels
+    def images(first: int, workers: int) -> Iterator[Packed]:
+        if workers == 0:
+            yield from map(partial(_drawn, spec), every[first:])
+            return
+        with ProcessPoolExecutor(workers, processes(), initializer=end_with_parent) as pool:
+            yield from pool.map(partial(_drawn, spec), every[first:], chunksize=32)
+
+    def find(asked: Request) -> Found:
+        drawn = partial(images, workers=asked.workers)
+        items = packed(drawn, asked, "render images", len(every))
+        return dict.fromkeys(counts, LABELS), lambda _: items, Counter()
+
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    return Source(f"scenes:{text}", lambda: digest, find)
 
 
 def parse_spec(text: str) -> ScenesSpec:
@@ -112,32 +125,12 @@ def parse_spec(text: str) -> ScenesSpec:
     return validated(ScenesSpec, values, f"scenes:{text}")
 
 
-def render_scenes(
-    spec: ScenesSpec, folder: Path, workers: int, progress: Progress = silent
-) -> None:
-    """Write `images/<split>/CLEVR_<split>_%06d.png` and `scenes/CLEVR_<split>_scenes.json`.
+def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[dict[str, Any]], Pixels]:
+    """Draw one scene, whatever the others are; begun again until every object is well seen.
 
-    Goes on where it was stopped; the bytes do not depend on `workers`.
+    Returns:
+        Objects with CLEVR's fields, and the image (px, px, 3) uint8.
     """
-    counts = {"train": spec.train, "val": spec.val}
-    done = 0
-    for split in SPLITS:
-        for part in (folder / "images" / split, folder / "scenes", _notes(folder, split)):
-            part.mkdir(parents=True, exist_ok=True)
-        path = folder / "scenes" / f"CLEVR_{split}_scenes.json"
-        if counts[split] and not path.exists():
-            scenes = []
-            for annotations in _drawn(spec, split, counts[split], folder, workers):
-                scenes.append(annotations)
-                progress("render images", done + len(scenes), sum(counts.values()))
-            info = {"split": split, "version": "1.0", "date": "", "license": "MIT"}
-            write_bytes(path, json.dumps({"info": info, "scenes": scenes}).encode())
-        done += counts[split]
-    shutil.rmtree(folder / NOTES, ignore_errors=True)
-
-
-def draw_scene(spec: ScenesSpec, split: str, number: int) -> Scene:
-    """Draw one scene, whatever the others are; begun again until every object is well seen."""
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), number])
     while True:
         camera = look_at(CAMERA + rng.uniform(-JITTER, JITTER, 3), AIM, HALF_WIDTH)
@@ -145,50 +138,32 @@ def draw_scene(spec: ScenesSpec, split: str, number: int) -> Scene:
         objects = _placed(spec, camera, rng)
         if objects is None:
             continue
-        solids = [_solid(thing) for thing in objects]
+        solids = [solid_of(thing) for thing in objects]
         image = render(camera, solids, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
         if image is not None:
-            return Scene(_annotations(split, number, camera, objects), image)
+            return objects, image
 
 
-def _drawn(
-    spec: ScenesSpec, split: str, count: int, folder: Path, workers: int
-) -> Iterator[dict[str, Any]]:
-    """Annotations in order; the images are written on the way."""
-    write = partial(_write_scene, spec, split, folder)
-    if workers == 0:
-        yield from map(write, range(count))
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=processes(), initializer=end_with_parent)
-    with pool:
-        yield from pool.map(write, range(count), chunksize=32)
+def solid_of(thing: dict[str, Any]) -> Solid:
+    """What is rendered for an object with CLEVR's fields."""
+    centre = np.array(thing["3d_coords"])
+    return Solid(
+        shape=thing["shape"],
+        centre=centre,
+        half_height=float(centre[2]),
+        turn=float(np.radians(thing["rotation"])),
+        colour=np.array(COLOURS[thing["color"]]) / 255,
+        is_metal=thing["material"] == "metal",
+    )
 
 
-def _write_scene(spec: ScenesSpec, split: str, folder: Path, number: int) -> dict[str, Any]:
-    """Draw and write one image beside its annotations, unless an earlier run did."""
+def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> Packed:
+    split, number = place
+    objects, image = draw_scene(spec, split, number)
+    labels, depth = label_scene({"objects": objects})
     name = f"CLEVR_{split}_{number:06d}.png"
-    path = folder / "images" / split / name
-    note = _notes(folder, split) / f"{number:06d}.json"
-    if path.exists() and note.exists():
-        return dict(json.loads(note.read_text()))
-    scene = draw_scene(spec, split, number)
-    encoded = io.BytesIO()
-    Image.fromarray(scene.image).save(encoded, "PNG")
-    for target, content in (
-        (note, json.dumps(scene.annotations).encode()),
-        (path, encoded.getvalue()),
-    ):
-        # Renamed but not flushed to disk: a kill leaves whole files, and waiting twice an image
-        # for the disk would take longer than drawing.
-        unfinished = target.with_suffix(".tmp")
-        unfinished.write_bytes(content)
-        unfinished.replace(target)
-    return scene.annotations
-
-
-def _notes(folder: Path, split: str) -> Path:
-    """Annotations of the images that are drawn, until all are."""
-    return folder / NOTES / split
+    facts = (as_png(Image.fromarray(image)), labels, {"nearest_depth": depth})
+    return split, name, f"images/{split}/{name}", *facts
 
 
 def _placed(
@@ -205,6 +180,7 @@ def _placed(
         shape = str(rng.choice(SHAPES))
         half_height = radius / np.sqrt(2) if shape == "cube" else radius
         centre = [*place, float(half_height)]
+        across, down, depth = camera.project(np.array(centre), spec.image_px)
         objects.append(
             {
                 "shape": shape,
@@ -213,7 +189,7 @@ def _placed(
                 "color": str(rng.choice(list(COLOURS))),
                 "3d_coords": centre,
                 "rotation": float(rng.uniform(0, 360)),
-                "pixel_coords": _pixel_coords(camera, centre, spec.image_px),
+                "pixel_coords": [round(across), round(down), depth],
                 "radius": radius,
             }
         )
@@ -239,58 +215,3 @@ def _free_place(
         if in_image and min(gaps, default=MARGIN) >= MARGIN:
             return [float(value) for value in place]
     return None
-
-
-def _pixel_coords(camera: Camera, centre: list[float], image_px: int) -> list[float]:
-    """CLEVR's: whole pixels from the top left, and the depth along the optical axis."""
-    across, down, depth = camera.project(np.array(centre), image_px)
-    return [round(across), round(down), depth]
-
-
-def _solid(thing: dict[str, Any]) -> Solid:
-    centre = np.array(thing["3d_coords"])
-    return Solid(
-        shape=thing["shape"],
-        centre=centre,
-        half_height=float(centre[2]),
-        turn=float(np.radians(thing["rotation"])),
-        colour=np.array(COLOURS[thing["color"]]) / 255,
-        is_metal=thing["material"] == "metal",
-    )
-
-
-def _annotations(
-    split: str, number: int, camera: Camera, objects: list[dict[str, Any]]
-) -> dict[str, Any]:
-    directions = _directions(camera)
-    return {
-        "split": split,
-        "image_index": number,
-        "image_filename": f"CLEVR_{split}_{number:06d}.png",
-        "objects": [{k: v for k, v in thing.items() if k != "radius"} for thing in objects],
-        "directions": directions,
-        "relationships": {
-            name: _related(direction, objects)
-            for name, direction in directions.items()
-            if name not in ("above", "below")
-        },
-    }
-
-
-def _directions(camera: Camera) -> dict[str, list[float]]:
-    """On the floor, as the camera sees it."""
-    behind = np.array([camera.forward[0], camera.forward[1], 0.0])
-    behind /= np.linalg.norm(behind)
-    vectors = {"behind": behind, "right": camera.right, "above": np.array([0.0, 0.0, 1.0])}
-    opposite = {"behind": "front", "right": "left", "above": "below"}
-    both = vectors | {opposite[name]: -vector for name, vector in vectors.items()}
-    return {name: [float(value) for value in vector] for name, vector in both.items()}
-
-
-def _related(direction: list[float], objects: list[dict[str, Any]]) -> list[list[int]]:
-    """For each object, the others that lie in that direction of it."""
-    along = [float(np.dot(direction, thing["3d_coords"])) for thing in objects]
-    return [
-        [other for other, there in enumerate(along) if there > here + MIN_DIRECTED]
-        for here in along
-    ]

@@ -5,6 +5,7 @@ import inspect
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ijepa.data.sources.items import (
     Packed,
     Request,
     Source,
+    as_png,
     packed,
 )
 from ijepa.errors import IjepaError
@@ -68,9 +70,11 @@ def torchvision_set(name: str, where: Path) -> Source:
                         for label, classes in labels[split].items()
                     }
                     file = f"{number:07d}.png"
-                    yield split, file, f"{split}/{file}", image, known
+                    yield split, file, f"{split}/{file}", as_png(image), known, {}
 
-        return labels, lambda _: packed(images(), asked, "torchvision"), Counter()
+        task = f"encode {name} images"
+        items = packed(lambda done: islice(images(), done, None), asked, task)
+        return labels, lambda _: items, Counter()
 
     return Source(f"{name} in {where}", digest, find, where)
 
