@@ -8,7 +8,7 @@ from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.identity import LAST
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
-from ijepa.results.record import ProbeResult, read_result
+from ijepa.results.record import Result, read_result
 from ijepa.stage import (
     StagePlan,
     Work,
@@ -102,7 +102,7 @@ def convert(
 
 
 def _write(
-    work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[ProbeResult]
+    work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[Result]
 ) -> None:
     from ijepa.encoders.card import model_card
     from ijepa.encoders.writing import WRITERS
@@ -110,7 +110,18 @@ def _write(
     out, is_folder = work.plan.out, work.plan.is_folder
     target = work.folder if is_folder else work.folder / out.name
     WRITERS[config.to](networks, target, config.which)
-    card = model_card(networks, config.to, config.which, out.name, results).encode()
+    scores = [
+        (
+            f"{score.protocol} {score.setting}".strip(),
+            score.label,
+            score.encoder,
+            f"{100 * score.top1:.2f}",
+            "{:.2f} to {:.2f}".format(*(100 * end for end in score.top1_interval)),
+        )
+        for result in results
+        for score in result
+    ]
+    card = model_card(networks, config.to, config.which, out.name, scores).encode()
     if is_folder:
         write_bytes(work.folder / CARD, card)
         work.publish_folder({"converted": _facts(networks, out, config)})
@@ -151,7 +162,7 @@ def _card_path(out: Path, is_folder: bool) -> Path:
     return out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
 
 
-def _refuse_foreign_scores(networks: "Networks", results: Sequence[ProbeResult]) -> None:
+def _refuse_foreign_scores(networks: "Networks", results: Sequence[Result]) -> None:
     from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.networks import ENCODERS
 
@@ -161,11 +172,11 @@ def _refuse_foreign_scores(networks: "Networks", results: Sequence[ProbeResult])
         if results and part in networks.parts
     }
     for result in results:
-        scored = {score.origin.weights_sha256 for score in result.scores}
+        scored = {score.weights_sha256 for score in result}
         if not scored & ours:
             raise IjepaError(
-                f"The scores of {result.protocol} on {result.label} are of "
-                f"{result.scores[0].origin.encoder}, other weights than those of {networks.source}."
+                f"The scores of {result[0].protocol} on {result[0].label} are of "
+                f"{result[0].encoder}, other weights than those of {networks.source}."
             )
 
 

@@ -23,10 +23,8 @@ from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
 from ijepa.results.record import (
     RESULT,
-    Origin,
-    ProbeResult,
+    Result,
     Score,
-    Splits,
     image_set,
     pack_classes,
     pack_correct,
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.trainable import Trainable
     from ijepa.train.finetuning import FinetuneTask, Labelled
 
-VERSION = 7
+VERSION = 8
 
 # Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -75,7 +73,7 @@ class FinetuneOutcome(Config):
 
     out: Path
     cached: bool
-    result: ProbeResult
+    scores: Result
 
 
 class FinetunePlan(Config):
@@ -138,7 +136,7 @@ def finetune(
         if not work.cached:
             told = progress if world.leads else silent
             _train(work, open_shards(Path(shards)), runtime, told, world, subset)
-    return FinetuneOutcome(out=plan.out, cached=work.cached, result=read_result(plan.out))
+    return FinetuneOutcome(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
 
 def stage_plan(
@@ -225,10 +223,14 @@ def _train(
     predicted = task.predictions(test, progress)
 
     def publish() -> None:
-        score = _score(config, vit, cuts, task, parts, predicted, data.fingerprint)
-        result = _result(work.plan, data.source, (train, test), repeats, score, runtime.command)
+        shared = {
+            **_facts(work.plan, data, (train, test)),
+            "repeats": repeats,
+            "command": runtime.command,
+        }
+        score = _score(shared, config, vit, cuts, task, parts, predicted)
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-        write_result(work.folder / RESULT, result)
+        write_result(work.folder / RESULT, (score,))
         work.publish_folder({"seed": config.seed, "device": task.device_name(world)})
 
     lead(world, publish)
@@ -318,14 +320,41 @@ def _repeats(
     return lead(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
 
 
+def _facts(plan: StagePlan, data: ShardSet, parts: "tuple[Labelled, Labelled]") -> dict[str, Any]:
+    """Fields of a score that tell what was trained on and scored."""
+    config, (train, test) = FinetuneConfig.model_validate(plan.config), parts
+    return {
+        "probe": "finetune",
+        "protocol": f"finetune-{config.protocol}",
+        "description": "encoder and classifier trained together",
+        "selection": "nothing is chosen; the last state is scored",
+        "config": config.model_dump(mode="json"),
+        "label": config.label,
+        "seed": config.seed,
+        "data": data.fingerprint,
+        "source": data.source,
+        "train_split": config.split,
+        "test_split": config.test_split,
+        "train_images": image_set(train.keys, train.labels),
+        "test_images": image_set(test.keys, test.labels),
+        "num_classes": int(train.labels.max()) + 1,
+        "chance": float(np.bincount(test.labels).max() / len(test.labels)),
+        "train_rows": len(train.chosen),
+        "test_rows": len(test.labels),
+        "test_classes": pack_classes(test.labels, test.keys),
+        "libraries": library_versions(),
+        "fingerprint": plan.fingerprint,
+    }
+
+
 def _score(
+    facts: dict[str, Any],
     config: FinetuneConfig,
     vit: "Trainable",
     cuts: DataConfig,
     task: "FinetuneTask",
     parts: "tuple[Labelled, Labelled, Labelled]",
     predicted: "Ints",
-    data: str,
 ) -> Score:
     """The score of the last state, and how the run deviates from the protocol it names."""
     from ijepa.encoders.frozen import CLASS_TOKEN
@@ -344,7 +373,9 @@ def _score(
     if len(held.chosen):
         departures.append(f"{len(held.chosen):,} training images held out")
     averaged = "average of patch tokens, then a norm of its own"
-    origin = Origin(
+    return Score(
+        **facts,
+        setting=config.subset.partition(" ")[0],
         encoder=vit.name,
         weights_sha256=vit.weights_sha256,
         which=vit.which,
@@ -355,53 +386,14 @@ def _score(
             f"center-crop {cuts.eval_crop_fraction:.4g}, bicubic to {cuts.image_px}, "
             f"mean {cuts.mean}, std {cuts.std}"
         ),
-        precision=None,
-        train=None,
-        test=None,
-        data=data,
+        features_precision=None,
+        train_features=None,
+        test_features=None,
         lineage=vit.lineage,
-    )
-    return Score(
-        setting=config.subset.partition(" ")[0],
-        origin=origin,
         best_on_test=None,
         choices=task.held_out,
         correct=pack_correct(correct, test.keys),
         precision=task.precision,
         departures=tuple(departures),
         **summary(correct, test.labels)._asdict(),
-    )
-
-
-def _result(
-    plan: StagePlan,
-    source: str,
-    parts: "tuple[Labelled, Labelled]",
-    repeats: tuple[str, ...],
-    score: Score,
-    command: str,
-) -> ProbeResult:
-    config, (train, test) = FinetuneConfig.model_validate(plan.config), parts
-    return ProbeResult(
-        probe="finetune",
-        protocol=f"finetune-{config.protocol}",
-        description="encoder and classifier trained together",
-        selection="nothing is chosen; the last state is scored",
-        config=config.model_dump(mode="json"),
-        label=config.label,
-        seed=config.seed,
-        source=source,
-        splits=Splits(train=config.split, test=config.test_split),
-        train_images=image_set(train.keys, train.labels),
-        test_images=image_set(test.keys, test.labels),
-        num_classes=int(train.labels.max()) + 1,
-        chance=float(np.bincount(test.labels).max() / len(test.labels)),
-        train_rows=len(train.chosen),
-        test_rows=len(test.labels),
-        scores=(score,),
-        repeats=repeats,
-        test_classes=pack_classes(test.labels, test.keys),
-        libraries=library_versions(),
-        command=command,
-        fingerprint=plan.fingerprint,
     )

@@ -1,28 +1,14 @@
-"""Numbers of the paper (Assran et al., CVPR 2023), as data: what results are shown beside.
+"""Tables of the paper (Assran et al., CVPR 2023) from `paper.yaml`: what results stand beside."""
 
-Baselines are as their authors report them on ImageNet-1K; on other data sets the paper ran them
-with VISSL (A.2). Accuracies are top-1 in percent. Tables 8 to 10 and 12 to 14 are of the appendix.
-"""
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, NamedTuple
 
-from typing import NamedTuple
+import yaml
 
-PLAIN, VIEWS = "no view augmentations", "view augmentations"
+GROUPS = {"plain": "no view augmentations", "views": "view augmentations"}
 IN1K_DATA, IN22K_DATA = "IN1k", "IN22k"
 IN22K_IMAGES = 13_000_000  # of some 14.2 million; what is left varies with the day of the download
-LINEAR_IN1K = ("vissl-in1k", "vissl-in1k-lars", "paper-in1k-lars")
-ONE_PERCENT_PROBE = ("logistic-msn", "few-shot-msn")  # the paper does not name its solver
-ONE_PERCENT_TUNED = ("finetune-imagenet-1pct", "finetune-imagenet-1pct-huge")
-
-
-# What `--encoder` calls files of others, by the method of a row.
-FOREIGN = {
-    "data2vec": "data2vec:", "MAE": "mae:", "CAE": "cae:", "SimCLR v2": "simclrv2:",
-    "DINO": "dino:", "iBOT": "ibot:", "BYOL": "byol:", "MSN": "msn:",
-}  # fmt: skip
-MASKS = (
-    "masks.kind", "masks.num_targets", "masks.target_scale", "masks.target_aspect",
-    "masks.context_scale", "masks.target_ratio",
-)  # fmt: skip
 
 
 class TaskData(NamedTuple):
@@ -43,15 +29,19 @@ class TaskData(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A task, the protocols by which its numbers were made (the first is the nearest), its data.
+    """A task of a table.
 
-    `few_images` is how many training images have labels, where not all have.
+    Attributes:
+        task: its name.
+        protocols: by which its numbers were made; the first is the nearest.
+        data: that it is measured on.
+        few_images: how many training images have labels; None where all have.
     """
 
     task: str
     protocols: tuple[str, ...]
     data: TaskData
-    few_images: int | None = None
+    few_images: int | None
 
 
 class Row(NamedTuple):
@@ -62,7 +52,7 @@ class Row(NamedTuple):
         arch: such as `ViT-H/14`.
         epochs: of pretraining; None where the table has none.
         values: percent, one a column.
-        group: `PLAIN` or `VIEWS` for methods, the pretraining data for table 5, else empty.
+        group: one of `GROUPS` for methods, the pretraining data for table 5, else empty.
         recipe: of the package, that pretrains it; empty for the methods of others.
     """
 
@@ -70,8 +60,8 @@ class Row(NamedTuple):
     arch: str
     epochs: int | None
     values: tuple[float, ...]
-    group: str = ""
-    recipe: str = ""
+    group: str
+    recipe: str
 
 
 class Table(NamedTuple):
@@ -87,206 +77,44 @@ class Table(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    varies: tuple[str, ...] = ()
-    free: tuple[str, ...] = ()
+    varies: tuple[str, ...]
+    free: tuple[str, ...]
 
 
-IMAGENET = TaskData("imagenet", "class", 1000, 1_281_167, 50_000)
-CIFAR100 = Column(
-    "CIFAR100", ("vissl-cifar100",), TaskData("cifar100", "class", 100, 50_000, 10_000)
-)
-PLACES205 = Column(
-    "Places205", ("vissl-places205",), TaskData("places205", "class", 205, 2_448_873, 20_500)
-)
-INAT18 = Column("iNat18", ("vissl-inat18",), TaskData("inat18", "class", 8142, 437_513, 24_426))
-COUNT = Column("Clevr/Count", ("vissl-clevr-count",), TaskData("clevr", "count", 8, 70_000, 15_000))
-DIST = Column("Clevr/Dist", ("vissl-clevr-dist",), TaskData("clevr", "dist", 6, 70_000, 15_000))
-IN1K = Column("ImageNet-1K", LINEAR_IN1K, IMAGENET)
-PROBED = Column("ImageNet-1K, 1% of labels, linear", ONE_PERCENT_PROBE, IMAGENET, 12_811)
-TUNED = Column("ImageNet-1K, 1% of labels, fine-tuned", ONE_PERCENT_TUNED, IMAGENET, 12_811)
+def _tables(body: Mapping[str, Any]) -> tuple[Table, ...]:
+    data = {name: TaskData(**facts) for name, facts in body["data"].items()}
+    columns = {
+        task: Column(task, tuple(one["protocols"]), data[one["data"]], one.get("few_images"))
+        for task, one in body["columns"].items()
+    }
+    return tuple(
+        Table(
+            one["number"],
+            one["title"],
+            tuple(columns[task] for task in one["columns"]),
+            tuple(_row(row) for row in one["rows"]),
+            tuple(one.get("varies", ())),
+            tuple(one.get("free", ())),
+        )
+        for one in body["tables"]
+    )
 
 
-def _ablation(table: Table, arch: str, epochs: int, *rows: tuple[str, float, str]) -> Table:
-    """A table of one column whose rows (name, value, recipe) share network and epochs."""
-    filled = (Row(name, arch, epochs, (value,), recipe=recipe) for name, value, recipe in rows)
-    return table._replace(rows=tuple(filled))
+def _row(body: Mapping[str, Any]) -> Row:
+    group = body.get("group", "")
+    return Row(
+        body["method"],
+        body["arch"],
+        body.get("epochs"),
+        tuple(body["values"]),
+        GROUPS.get(group, group),
+        body.get("recipe", ""),
+    )
 
 
-TABLES = (
-    Table(
-        1,
-        "Linear probing on ImageNet-1K",
-        (IN1K,),
-        (
-            Row("data2vec", "ViT-L/16", 1600, (77.3,), PLAIN),
-            Row("MAE", "ViT-B/16", 1600, (68.0,), PLAIN),
-            Row("MAE", "ViT-L/16", 1600, (76.0,), PLAIN),
-            Row("MAE", "ViT-H/14", 1600, (77.2,), PLAIN),
-            Row("CAE", "ViT-B/16", 1600, (70.4,), PLAIN),
-            Row("CAE", "ViT-L/16", 1600, (78.1,), PLAIN),
-            Row("I-JEPA", "ViT-B/16", 600, (72.9,), PLAIN, "in1k_vitb16_ep600"),
-            Row("I-JEPA", "ViT-L/16", 600, (77.5,), PLAIN, "in1k_vitl16_ep600"),
-            Row("I-JEPA", "ViT-H/14", 300, (79.3,), PLAIN, "in1k_vith14_ep300"),
-            Row("I-JEPA", "ViT-H/16 448", 300, (81.1,), PLAIN, "in1k_vith16-448_ep300"),
-            Row("SimCLR v2", "RN152 (2x)", 800, (79.1,), VIEWS),
-            Row("DINO", "ViT-B/8", 300, (80.1,), VIEWS),
-            Row("iBOT", "ViT-L/16", 250, (81.0,), VIEWS),
-        ),
-    ),
-    Table(
-        2,
-        "1% of ImageNet-1K, fine-tuned or probed, whichever was better",
-        (TUNED,),
-        (
-            Row("data2vec", "ViT-L/16", 1600, (73.3,), PLAIN),
-            Row("MAE", "ViT-L/16", 1600, (67.1,), PLAIN),
-            Row("MAE", "ViT-H/14", 1600, (71.5,), PLAIN),
-            Row("I-JEPA", "ViT-L/16", 600, (69.4,), PLAIN, "in1k_vitl16_ep600"),
-            Row("I-JEPA", "ViT-H/14", 300, (73.3,), PLAIN, "in1k_vith14_ep300"),
-            Row("I-JEPA", "ViT-H/16 448", 300, (77.3,), PLAIN, "in1k_vith16-448_ep300"),
-            Row("iBOT", "ViT-B/16", 400, (69.7,), VIEWS),
-            Row("DINO", "ViT-B/8", 300, (70.0,), VIEWS),
-            Row("SimCLR v2", "RN151 (2x)", 800, (70.2,), VIEWS),
-            Row("BYOL", "RN200 (2x)", 800, (71.2,), VIEWS),
-            Row("MSN", "ViT-B/4", 300, (75.7,), VIEWS),
-        ),
-    ),
-    Table(
-        3,
-        "Transfer, linear probing",
-        (CIFAR100, PLACES205, INAT18),
-        (
-            Row("data2vec", "ViT-L/16", None, (81.6, 54.6, 28.1), PLAIN),
-            Row("MAE", "ViT-H/14", None, (77.3, 55.0, 32.9), PLAIN),
-            Row("I-JEPA", "ViT-H/14", None, (87.5, 58.4, 47.6), PLAIN, "in1k_vith14_ep300"),
-            Row("DINO", "ViT-B/8", None, (84.9, 57.9, 55.9), VIEWS),
-            Row("iBOT", "ViT-L/16", None, (88.3, 60.4, 57.3), VIEWS),
-        ),
-    ),
-    Table(
-        4,
-        "Low-level tasks, linear probing",
-        (COUNT, DIST),
-        (
-            Row("data2vec", "ViT-L/16", None, (85.3, 71.3), PLAIN),
-            Row("MAE", "ViT-H/14", None, (90.5, 72.4), PLAIN),
-            Row("I-JEPA", "ViT-H/14", None, (86.7, 72.4), PLAIN, "in1k_vith14_ep300"),
-            Row("DINO", "ViT-B/8", None, (86.6, 53.4), VIEWS),
-            Row("iBOT", "ViT-L/16", None, (85.7, 62.8), VIEWS),
-        ),
-    ),
-    Table(
-        5,
-        "Scale of data and network",
-        (CIFAR100, PLACES205, INAT18, COUNT, DIST),
-        (
-            Row(
-                "I-JEPA",
-                "ViT-H/14",
-                None,
-                (87.5, 58.4, 47.6, 86.7, 72.4),
-                IN1K_DATA,
-                "in1k_vith14_ep300",
-            ),
-            Row(
-                "I-JEPA",
-                "ViT-H/14",
-                None,
-                (89.5, 57.8, 50.5, 88.6, 75.0),
-                IN22K_DATA,
-                "in22k_vith14_ep66",
-            ),
-            Row(
-                "I-JEPA",
-                "ViT-G/16",
-                None,
-                (89.5, 59.1, 55.3, 86.7, 73.0),
-                IN22K_DATA,
-                "in22k_vitg16_ep44",
-            ),
-        ),
-    ),
-    _ablation(
-        Table(6, "Masks", (PROBED,), (), MASKS),
-        "ViT-B/16",
-        300,
-        ("multi-block", 54.2, "in1k_vitb16_ep300"),
-        ("rasterized", 15.5, "table06_rasterized"),
-        ("block", 20.2, "table06_block"),
-        ("random", 17.6, "table06_random"),
-    ),
-    Table(
-        7,
-        "Targets",
-        (PROBED,),
-        (
-            Row("target-encoder output", "ViT-L/16", 500, (66.9,), recipe="table07_embeddings"),
-            Row("pixels", "ViT-L/16", 800, (40.7,), recipe="table07_pixels"),
-        ),
-        ("targets.space",),
-        ("optimization.epochs", "optimization.warmup_epochs"),
-    ),
-    _ablation(
-        Table(8, "Scale of the target blocks", (PROBED,), (), ("masks.target_scale",)),
-        "ViT-B/16",
-        300,
-        ("(0.075, 0.2)", 19.2, "table08_targets-0.075-0.2"),
-        ("(0.1, 0.2)", 39.2, "table08_targets-0.1-0.2"),
-        ("(0.125, 0.2)", 42.4, "table08_targets-0.125-0.2"),
-        ("(0.15, 0.2)", 54.2, "in1k_vitb16_ep300"),
-        ("(0.2, 0.25)", 38.9, "table08_targets-0.2-0.25"),
-        ("(0.2, 0.3)", 33.6, "table08_targets-0.2-0.3"),
-    ),
-    _ablation(
-        Table(9, "Scale of the context block", (PROBED,), (), ("masks.context_scale",)),
-        "ViT-B/16",
-        300,
-        ("(0.4, 1.0)", 31.2, "table09_context-0.4-1"),
-        ("(0.65, 1.0)", 47.1, "table09_context-0.65-1"),
-        ("(0.75, 1.0)", 49.3, "table09_context-0.75-1"),
-        ("(0.85, 1.0)", 54.2, "in1k_vitb16_ep300"),
-    ),
-    _ablation(
-        Table(10, "Number of target blocks", (PROBED,), (), ("masks.num_targets",)),
-        "ViT-B/16",
-        300,
-        ("1", 9.0, "table10_1-target"),
-        ("2", 22.0, "table10_2-targets"),
-        ("3", 48.5, "table10_3-targets"),
-        ("4", 54.2, "in1k_vitb16_ep300"),
-    ),
-    _ablation(
-        Table(11, "Masked after or before the target encoder", (PROBED,), (), ("targets.masked",)),
-        "ViT-H/16",
-        300,
-        ("output", 67.3, "table11_output-masked"),
-        ("input", 56.1, "table11_input-masked"),
-    ),
-    _ablation(
-        Table(12, "Depth of the predictor", (PROBED,), (), ("predictor.depth",)),
-        "ViT-L/16",
-        500,
-        ("6", 64.0, "table12_predictor-depth-6"),
-        ("12", 66.9, "table12_predictor-depth-12"),
-    ),
-    Table(
-        13,
-        "Weight decay",
-        (TUNED, IN1K),
-        (
-            Row("0.04 to 0.4", "ViT-L/16", 600, (69.4, 77.8), recipe="in1k_vitl16_ep600"),
-            Row("0.05", "ViT-L/16", 600, (70.7, 76.4), recipe="table13_weight-decay-0.05"),
-        ),
-        ("optimization.weight_decay", "optimization.final_weight_decay"),
-    ),
-    _ablation(
-        Table(14, "Width of the predictor", (TUNED,), (), ("predictor.dim",)),
-        "ViT-L/16",
-        600,
-        ("384", 70.7, "table14_predictor-width-384"),
-        ("1024", 68.4, "table14_predictor-width-1024"),
-    ),
-)
+_BODY = yaml.safe_load(resources.files("ijepa").joinpath("paper.yaml").read_text())
+TABLES = _tables(_BODY)
+FOREIGN: Mapping[str, str] = _BODY["foreign"]  # what `--encoder` calls files, by a row's method
 
 
 def pretraining_data(row: Row) -> str:
@@ -315,18 +143,14 @@ def pretraining_set(source: str, images: int) -> str | None:
         source: of the shard set, as the user typed it.
         images: how many it has.
     """
-    kind = source.partition(":")[0]
-    if kind == IMAGENET.kind and images == IMAGENET.train_images:
+    kind, imagenet = source.partition(":")[0], TABLES[0].columns[0].data
+    if kind == imagenet.kind and images == imagenet.train_images:
         return IN1K_DATA
     return IN22K_DATA if kind == "imagenet22k" and images >= IN22K_IMAGES else None
 
 
 def tables_by(protocol: str) -> tuple[int, ...]:
-    """Numbers of the tables that have a column made by a protocol.
-
-    Args:
-        protocol: as `ProbeResult.protocol` names it.
-    """
+    """Numbers of the tables that have a column made by a protocol, as scores name it."""
     columns = ((table.number, column) for table in TABLES for column in table.columns)
     return tuple(
         dict.fromkeys(number for number, column in columns if protocol in column.protocols)

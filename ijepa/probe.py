@@ -14,10 +14,8 @@ from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refus
 from ijepa.features.store import read_header
 from ijepa.progress import Progress, silent
 from ijepa.results.record import (
-    Origin,
-    ProbeResult,
+    Result,
     Score,
-    Splits,
     image_set,
     joined_source,
     pack_classes,
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 9
+VERSION = 10
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -75,11 +73,11 @@ LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # paper,
 
 
 class ProbeOutcome(Config):
-    """A finished result and where it stands."""
+    """A finished result and where it stands; setting by setting, the first encoder leads."""
 
     out: Path
     cached: bool
-    result: ProbeResult
+    scores: Result
 
 
 class LowLevelOutcome(Config):
@@ -131,11 +129,14 @@ def probe(
             from ijepa.probes.arrays import Asked
 
             asked = Asked(config, runtime.device, progress, tuple(chosen))
-            scores = _scores(opened, _fits(opened, asked, work.folder), config)
-            result = _result(opened[0], config, scores, plan.fingerprint, runtime.command)
-            write_result(work.folder / out.name, result)
+            shared = _shared(opened[0], config) | {
+                "command": runtime.command,
+                "fingerprint": plan.fingerprint,
+            }
+            fits = _fits(opened, asked, work.folder)
+            write_result(work.folder / out.name, _scores(opened, fits, config, shared))
             work.publish_file({"seed": config.seed})
-        return ProbeOutcome(out=out, cached=work.cached, result=read_result(out))
+        return ProbeOutcome(out=out, cached=work.cached, scores=read_result(out))
 
 
 def _opened(
@@ -232,15 +233,18 @@ def _labelled(images: Images) -> "Labelled":
     return Labelled(images.store, images.labels, images.views)
 
 
-def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig) -> list[Score]:
+def _scores(
+    opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig, shared: dict[str, Any]
+) -> Result:
     """Setting by setting, the first encoder before the baselines."""
     from ijepa.probes.scores import summary
 
     labels, keys = opened[0].test.labels, opened[0].test.keys
-    return [
+    return tuple(
         Score(
+            **shared,
+            **_encoder(pair),
             setting=found.setting,
-            origin=_origin(pair),
             best_on_test=found.best_on_test,
             choices=found.choices,
             correct=pack_correct(found.predictions == labels, keys),
@@ -261,37 +265,33 @@ def _scores(opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig
         )
         for setting in zip(*fits, strict=True)
         for number, (found, pair) in enumerate(zip(setting, opened, strict=True))
-    ]
-
-
-def _result(
-    first: OpenPair, config: ProbeConfig, scores: list[Score], fingerprint: str, command: str
-) -> ProbeResult:
-    """The scores with all that produced them; baselines saw the same images as the first."""
-    train, test, repeats = first
-    return ProbeResult(
-        probe=config.name,
-        protocol=_protocol_name(config),
-        description=DESCRIPTIONS[config.name],
-        selection=SELECTIONS[config.name],
-        config=config.model_dump(mode="json"),
-        label=config.label,
-        seed=config.seed,
-        source=joined_source(train.store.header.source, test.store.header.source),
-        splits=Splits(train=train.store.header.split, test=test.store.header.split),
-        train_images=image_set(train.keys, train.labels),
-        test_images=image_set(test.keys, test.labels),
-        num_classes=len(np.unique(train.labels)),
-        chance=float(np.bincount(test.labels).max() / len(test.labels)),
-        train_rows=len(train.labels),
-        test_rows=len(test.labels),
-        scores=tuple(scores),
-        repeats=repeats,
-        test_classes=pack_classes(test.labels, test.keys),
-        libraries=library_versions(),
-        command=command,
-        fingerprint=fingerprint,
     )
+
+
+def _shared(first: OpenPair, config: ProbeConfig) -> dict[str, Any]:
+    """Fields that all scores of a result share; baselines saw the same images as the first."""
+    train, test, repeats = first
+    return {
+        "probe": config.name,
+        "protocol": _protocol_name(config),
+        "description": DESCRIPTIONS[config.name],
+        "selection": SELECTIONS[config.name],
+        "config": config.model_dump(mode="json"),
+        "label": config.label,
+        "seed": config.seed,
+        "source": joined_source(train.store.header.source, test.store.header.source),
+        "train_split": train.store.header.split,
+        "test_split": test.store.header.split,
+        "train_images": image_set(train.keys, train.labels),
+        "test_images": image_set(test.keys, test.labels),
+        "num_classes": len(np.unique(train.labels)),
+        "chance": float(np.bincount(test.labels).max() / len(test.labels)),
+        "train_rows": len(train.labels),
+        "test_rows": len(test.labels),
+        "repeats": repeats,
+        "test_classes": pack_classes(test.labels, test.keys),
+        "libraries": library_versions(),
+    }
 
 
 def _protocol_name(config: ProbeConfig) -> str:
@@ -387,19 +387,20 @@ def _protocol(config: ProbeConfig) -> "LinearProtocol | LogisticProtocol":
     return LOGISTIC_PROTOCOLS[config.protocol]
 
 
-def _origin(pair: OpenPair) -> Origin:
+def _encoder(pair: OpenPair) -> dict[str, Any]:
+    """Fields of a score that tell its encoder and features."""
     train, test = pair.train.store.header, pair.test.store.header
-    return Origin(
-        encoder=test.encoder,
-        weights_sha256=test.weights_sha256,
-        which=test.which,
-        layers=test.layers,
-        pooling=test.pooling,
-        image_px=test.image_px,
-        transform=test.transform,
-        precision=test.precision,
-        train=train.fingerprint,
-        test=test.fingerprint,
-        data=test.data_fingerprint,
-        lineage=test.lineage,
-    )
+    return {
+        "encoder": test.encoder,
+        "weights_sha256": test.weights_sha256,
+        "which": test.which,
+        "layers": test.layers,
+        "pooling": test.pooling,
+        "image_px": test.image_px,
+        "transform": test.transform,
+        "features_precision": test.precision,
+        "train_features": train.fingerprint,
+        "test_features": test.fingerprint,
+        "data": test.data_fingerprint,
+        "lineage": test.lineage,
+    }

@@ -1,4 +1,4 @@
-"""Results, runs and pictures as one page, one table, one JSON object."""
+"""Results, runs and pictures as one page, one set of tables, one JSON object."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +8,10 @@ from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, vali
 from ijepa.errors import IjepaError
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_metrics
-from ijepa.results.beside import PaperTable, beside_paper
-from ijepa.results.embed import PICTURES
-from ijepa.results.groups import Group, grouped
-from ijepa.results.pretraining import known_settings
-from ijepa.results.record import RESULT, ProbeResult, is_result, read_result
-from ijepa.results.scaled import ScaledTable, scaled_tables
-from ijepa.results.stand_ins import StandInTable, stand_in_tables
+from ijepa.results.beside import tables
+from ijepa.results.page import PICTURES
+from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
+from ijepa.results.tables import Shown
 from ijepa.stage import (
     StagePlan,
     exclusive_work,
@@ -27,35 +24,29 @@ from ijepa.stage import (
 )
 
 if TYPE_CHECKING:
-    from ijepa.results.run_view import RunView
+    from ijepa.results.page import Picture, RunView
 
-VERSION = 5
+VERSION = 6
 METRICS = "metrics.jsonl"  # of a run that has begun
+MASK_IMAGES = 2000  # over which the masks of a run are counted
 
 
 class ReportConfig(Config):
-    """What the inputs do not say: which results (by seal) make up which table."""
-
-    tables: dict[int, tuple[str, ...]]
+    """Nothing beside the inputs changes a page."""
 
 
 class ReportOutcome(Config):
     """A finished page, and what is in it.
 
     Attributes:
-        paper: every table of the paper, with ours beside it where it was made.
-        stand_ins: tables of the paper filled by encoders that stand for its rows.
-        scaled: ablations of the paper at the scale of other data.
-        groups: all scores, comparable ones together.
+        tables: those of the paper, with ours beside it where it was made; its ablations at the
+            scale of other data; all scores, comparable ones together.
     """
 
     out: Path
     cached: bool
-    paper: tuple[PaperTable, ...]
-    stand_ins: tuple[StandInTable, ...]
-    scaled: tuple[ScaledTable, ...]
-    groups: tuple[Group, ...]
-    results: tuple[ProbeResult, ...]
+    tables: tuple[Shown, ...]
+    results: tuple[Result, ...]
     runs: tuple[Path, ...]
     pictures: tuple[Path, ...]
 
@@ -63,17 +54,12 @@ class ReportOutcome(Config):
 class _Sources(NamedTuple):
     """What a page is made of; pretrainings are those of the runs."""
 
-    results: dict[Path, ProbeResult]
+    results: dict[Path, Result]
     runs: list[Path]
     pictures: list[Path]
 
 
-def report(
-    sources: Sequence[StrPath],
-    out: StrPath,
-    runtime: Runtime = RUNTIME,
-    tables: Mapping[int, Sequence[StrPath]] | None = None,
-) -> ReportOutcome:
+def report(sources: Sequence[StrPath], out: StrPath, runtime: Runtime = RUNTIME) -> ReportOutcome:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
@@ -81,39 +67,28 @@ def report(
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` makes it again.
-        tables: further results and folders of `ijepa finetune`, by the number of the table of the
-            paper that their encoders stand for rows of.
 
     Raises:
-        IjepaError: nothing to show, something that is none of these, or no such table.
+        IjepaError: nothing to show, or something that is none of these.
     """
     out = Path(out)
-    named = {number: [Path(path) for path in paths] for number, paths in (tables or {}).items()}
-    every = [*map(Path, sources), *(path for paths in named.values() for path in paths)]
-    found = _sorted(list(dict.fromkeys(every)))
+    found = _sorted(list(dict.fromkeys(map(Path, sources))))
     if not any(found):
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     results = tuple(found.results.values())
     configs = {run: _pretraining(run) for run in found.runs}
-    known = known_settings(results, [config for config in configs.values() if config])
-    groups = grouped(results)
-    meant = ReportConfig(tables={n: _seals(paths, found) for n, paths in named.items()})
     outcome = ReportOutcome(
         out=out,
         cached=False,
-        paper=beside_paper(groups, known),
-        stand_ins=stand_in_tables(results, {n: set(ids) for n, ids in meant.tables.items()}),
-        scaled=scaled_tables(groups, known),
-        groups=groups,
+        tables=tuple(tables(results, [config for config in configs.values() if config])),
         results=results,
         runs=tuple(found.runs),
         pictures=tuple(found.pictures),
     )
-    plan = StagePlan("report", VERSION, meant, _inputs(found), out)
+    plan = StagePlan("report", VERSION, ReportConfig(), _inputs(found), out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            text = _page(outcome, configs)
-            write_bytes(work.folder / out.name, text.encode())
+            write_bytes(work.folder / out.name, _page(outcome, configs).encode())
             work.publish_file({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
 
@@ -125,10 +100,10 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]
     files += [run / RESULT for run in runs if is_result(run / RESULT)]
-    results: dict[str, tuple[Path, ProbeResult]] = {}
+    results: dict[str, tuple[Path, Result]] = {}
     for path in files:
         result = read_result(path)
-        results.setdefault(result.seal, (path, result))
+        results.setdefault(result_id(result), (path, result))
     for path in pictures:
         if not path.is_file():
             raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
@@ -158,17 +133,9 @@ def _named(path: Path) -> list[Path]:
     return found
 
 
-def _seals(paths: Sequence[Path], found: _Sources) -> tuple[str, ...]:
-    """Of the results at these paths, or in the folders that stand there."""
-    read = {str(path): result.seal for path, result in found.results.items()}
-    named = [one for path in paths for one in _named(path)]
-    files = [one / RESULT if one.is_dir() else one for one in named]
-    return tuple(read[str(file)] if str(file) in read else read_result(file).seal for file in files)
-
-
 def _inputs(found: _Sources) -> dict[str, str]:
     """Fingerprints of all that the page shows."""
-    inputs = {f"result {path}": result.seal for path, result in found.results.items()}
+    inputs = {f"result {path}": result_id(result) for path, result in found.results.items()}
     inputs |= {f"run {path}": file_sha256(path / METRICS) for path in found.runs}
     shown = [path for run in found.runs for path in (run / "config.yaml", run / "stage.json")]
     shown += [file for path in found.pictures for file in (path, record_path(path))]
@@ -194,39 +161,60 @@ def _record(run: Path) -> Mapping[str, Any]:
 
 
 def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
-    from ijepa.results.embed import picture
-    from ijepa.results.page import Contents, page
+    from ijepa.results.page import file_picture, page
 
-    contents = Contents(
-        paper=outcome.paper,
-        stand_ins=outcome.stand_ins,
-        scaled=outcome.scaled,
-        groups=outcome.groups,
-        results=outcome.results,
-        runs=[_view(run, config) for run, config in configs.items()],
-        pictures=[picture(path, read_record(path)) for path in outcome.pictures],
-    )
-    return page(contents)
+    runs = [_view(run, config) for run, config in configs.items()]
+    pictures = [file_picture(path, read_record(path)) for path in outcome.pictures]
+    return page(outcome.tables, outcome.results, runs, pictures)
 
 
 def _view(run: Path, config: PretrainConfig | None) -> "RunView":
-    from ijepa.results.run_view import RunView, mask_view, run_charts
+    from ijepa.figures.curves import run_curves
+    from ijepa.results.page import Picture, RunView
 
     refuse_changed(run, METRICS, "config.yaml")
     records, record = read_metrics(run / METRICS), _record(run)
     last = records[-1]
     seconds, device = record.get("seconds"), record.get("device", "unknown device")
-    summary = (
-        f"{int(last['step']):,} steps, {int(last.get('images', 0)):,} images seen; "
-        f"{f'{seconds:,.0f} s on {device}' if seconds else 'not finished'}; "
-        f"run {str(record.get('fingerprint', ''))[:12]}."
-    )
     path = run / "config.yaml"
+    masks, maps = _masks(config) if config else ("", [])
     return RunView(
         name=str(run),
-        summary=summary,
-        charts=run_charts(records),
-        masks=mask_view(config) if config else None,
+        summary=(
+            f"{int(last['step']):,} steps, {int(last.get('images', 0)):,} images seen; "
+            f"{f'{seconds:,.0f} s on {device}' if seconds else 'not finished'}; "
+            f"run {str(record.get('fingerprint', ''))[:12]}."
+        ),
+        masks=masks,
+        maps=maps,
+        charts=[Picture("", svg, caption) for svg, caption in run_curves(records)],
         config=path.read_text() if path.is_file() else "",
         command=str(record.get("command", "")),
     )
+
+
+def _masks(config: PretrainConfig) -> "tuple[str, list[Picture]]":
+    """What the masks of a run come to: in a sentence, and as maps of how often a patch is seen."""
+    from ijepa.figures.mask_sheet import heat_map
+    from ijepa.jepa.masks import mask_statistics
+    from ijepa.results.page import map_picture
+
+    batches = max(1, MASK_IMAGES // config.data.batch_size)
+    found, (rows, columns) = mask_statistics(config, batches), config.grid
+    patches = rows * columns
+    summary = (
+        f"{config.masks.kind}, draw {config.masks.draw}, {rows}x{columns} patches: contexts of "
+        f"{found.context_patches:.1f} patches ({found.context_patches / patches:.3f} of all), "
+        f"target blocks of {found.target_patches:.1f} ({found.target_patches / patches:.3f}); "
+        f"{found.target_seen.mean():.3f} of all patches are in a target. First {batches:,} "
+        f"batches of {config.data.batch_size:,}, seed {config.seed}."
+    )
+    named = {"in the context": found.context_seen, "in a target": found.target_seen}
+    return summary, [
+        map_picture(
+            heat_map(share),
+            f"Share of images in which a patch is {name}: {share.min():.2f} (white) to "
+            f"{share.max():.2f} (dark), mean {share.mean():.2f}.",
+        )
+        for name, share in named.items()
+    ]

@@ -11,9 +11,9 @@ from test_probe import LOGISTIC, pair
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.probes.scores import paired_class_difference, paired_difference, paired_p_value
-from ijepa.results.compare import compare
-from ijepa.results.record import ProbeResult, read_result, write_result
+from ijepa.probes.scores import paired_p_value
+from ijepa.results.compare import compare, paired_class_difference, paired_difference
+from ijepa.results.record import Score, read_result, write_result
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_comparison_is_what_the_paired_test_of_a_baseline_says(tmp_path, resul
     assert row.only_first - row.only_second == pytest.approx(120 * row.difference)
     assert row.interval[0] <= row.difference <= row.interval[1]
     good, poor = (pair(tmp_path, name, signal=s) for name, s in (("good", 3.0), ("poor", 1.0)))
-    beside = probe(good, [poor], tmp_path / "beside.json", LOGISTIC).result
+    beside = probe(good, [poor], tmp_path / "beside.json", LOGISTIC)
     assert row.p_value == beside.scores[1].p_value
 
 
@@ -66,11 +66,9 @@ def test_results_of_other_protocols_labels_or_images_are_refused(tmp_path, resul
     ],
 )
 def test_what_was_probed_otherwise_is_not_compared(tmp_path, results, changed, refused):
-    body = read_result(results[1]).model_dump()
-    for name, value in changed.items():
-        (body if name in body else body["scores"][0])[name] = value
+    body = read_result(results[1])[0].model_dump()
     other = tmp_path / "other.json"
-    write_result(other, ProbeResult(**body))
+    write_result(other, (Score(**body | changed),))
     with pytest.raises(IjepaError, match=f"cannot be compared: {refused}"):
         compare(results[0], other)
 
@@ -85,12 +83,11 @@ def test_averages_of_draws_are_refused(tmp_path):
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
 def test_the_interval_holds_the_difference_and_narrows_with_more_images(pairs):
     one, other = np.array(pairs).T
-    found = paired_difference(one, other)
-    assert found.value == pytest.approx(one.mean() - other.mean())
-    assert found.low <= found.value + 1e-9
-    assert found.value <= found.high + 1e-9
-    more = paired_difference(np.tile(one, 30), np.tile(other, 30))
-    assert more.high - more.low <= found.high - found.low + 1e-9
+    value, low, high = paired_difference(one, other)
+    assert value == pytest.approx(one.mean() - other.mean())
+    assert low - 1e-9 <= value <= high + 1e-9
+    _, lowest, highest = paired_difference(np.tile(one, 30), np.tile(other, 30))
+    assert highest - lowest <= high - low + 1e-9
 
 
 def test_the_interval_is_that_of_drawing_images_again():
@@ -100,7 +97,7 @@ def test_the_interval_is_that_of_drawing_images_again():
     rows = rng.integers(400, size=(4000, 400))
     drawn = one[rows].mean(axis=1) - other[rows].mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
+    assert found[1:] == pytest.approx((low, high), abs=0.004)
 
 
 def test_the_class_interval_is_that_of_drawing_images_again_within_each_class():
@@ -114,10 +111,10 @@ def test_the_class_interval_is_that_of_drawing_images_again_within_each_class():
         picked = rng.choice(rows, size=(4000, len(rows)))
         drawn += (one[picked].mean(axis=1) - other[picked].mean(axis=1)) / 3
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.value == pytest.approx(
+    assert found[0] == pytest.approx(
         np.mean([one[labels == k].mean() - other[labels == k].mean() for k in range(3)])
     )
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
+    assert found[1:] == pytest.approx((low, high), abs=0.01)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

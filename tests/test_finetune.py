@@ -64,19 +64,27 @@ def test_images_without_a_label_are_neither_trained_on_nor_scored(run, tmp_path)
     (tmp_path / "l.csv").write_text("\n".join(lines))
     shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=CPU)
     choice = config(run, label="kind", batch_size=8)
-    found = finetune(tmp_path / "set", tmp_path / "out", choice, CPU).result
-    assert (found.train_rows, found.test_rows, found.num_classes) == (27, 9, 2)
+    found = finetune(tmp_path / "set", tmp_path / "out", choice, CPU)
+    assert (found.scores[0].train_rows, found.scores[0].test_rows, found.scores[0].num_classes) == (
+        27,
+        9,
+        2,
+    )
 
 
 def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shards, tmp_path):
     choice = config(run, epochs=20, lr=3e-3, randaugment="", crop_scale=(0.8, 1.0))
-    found = finetune(shards, tmp_path / "out", choice, CPU).result
+    found = finetune(shards, tmp_path / "out", choice, CPU)
     (score,) = found.scores
-    assert score.top1_interval[0] > 2 * found.chance
+    assert score.top1_interval[0] > 2 * found.scores[0].chance
     losses = [record["loss"] for record in read_metrics(tmp_path / "out" / "metrics.jsonl")]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    assert found.protocol == "finetune-imagenet-1pct"
-    assert (found.train_rows, found.test_rows, found.num_classes) == (256, 64, 8)
+    assert found.scores[0].protocol == "finetune-imagenet-1pct"
+    assert (found.scores[0].train_rows, found.scores[0].test_rows, found.scores[0].num_classes) == (
+        256,
+        64,
+        8,
+    )
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
     page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
     assert "finetune-imagenet-1pct" in page.read_text()
@@ -157,7 +165,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, shards, tmp_path):
         with pytest.raises(StopError):
             finetune(shards, tmp_path / "cut", choice, quick, stop)
     cut = finetune(shards, tmp_path / "cut", choice, CPU)
-    assert cut.result.scores == whole.result.scores
+    assert cut.scores == whole.scores
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
 
@@ -176,7 +184,7 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
     assert not (tmp_path / "cut").exists()
     cut = finetune(shards, tmp_path / "cut", choice, CPU)
     whole = finetune(shards, tmp_path / "whole", choice, CPU)
-    assert cut.result.scores == whole.result.scores
+    assert cut.scores == whole.scores
 
 
 def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path):
@@ -190,19 +198,19 @@ def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path)
     choice = config(run, holdout=0.25, epochs=3, batch_size=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AugmentedBatches, "__getitem__", noted)
-        found = finetune(shards, tmp_path / "out", choice, CPU).result
+        found = finetune(shards, tmp_path / "out", choice, CPU)
     labels = open_shards(shards).split("train").labels("class").tolist()
     trained, held = hold_out(np.array(labels), 0.25, choice.seed)
     assert set(seen) == set(trained.tolist())
     assert not set(trained) & set(held)
-    assert found.train_rows == len(trained)
+    assert found.scores[0].train_rows == len(trained)
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     watched = [record for record in records if "held_out_accuracy" in record]
     assert [record["epoch"] for record in watched] == [1, 2, 3]
     names = ("held_out_loss", "held_out_accuracy")
     assert found.scores[0].choices == {name: watched[-1][name] for name in names}
     assert found.scores[0].departures[-1] == f"{len(held)} training images held out"
-    assert found.test_rows == 64
+    assert found.scores[0].test_rows == 64
 
 
 def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
@@ -217,7 +225,7 @@ def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, sha
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FinetuneTask, "_scored", noted)
-        result = finetune(shards, tmp_path / "out", choice, CPU).result
+        result = finetune(shards, tmp_path / "out", choice, CPU)
     (held, places, logits), (test, _, _) = scored[0], scored[1]
     assert not set(held.keys) & set(test.keys)
     true = torch.from_numpy(held.labels[places.numpy()])
@@ -231,7 +239,7 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
     run, shards, tmp_path
 ):
     choice = config(run, holdout=0.25, batch_size=32, drop_path=0.3)
-    whole = finetune(shards, tmp_path / "whole", choice, CPU).result
+    whole = finetune(shards, tmp_path / "whole", choice, CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FinetuneTask, "watch", lambda *_: {})
         finetune(shards, tmp_path / "blind", choice, CPU)
@@ -244,7 +252,7 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
         patch.setattr(loop, "FETCH_STEPS", 2)
         with pytest.raises(StoppedError, match="after step 9 of 12"):
             finetune(shards, tmp_path / "cut", choice, CPU, kill)
-    cut = finetune(shards, tmp_path / "cut", choice, CPU).result
+    cut = finetune(shards, tmp_path / "cut", choice, CPU)
     assert cut.scores == whole.scores
     logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut", "blind")]
     assert logs[0] == logs[1]
@@ -263,7 +271,7 @@ def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
     codes, errors = together(2, ["-m", *map(str, words), "--out", str(tmp_path / "two")])
     assert codes == [0, 0], errors
     choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25, **how)
-    (score,) = finetune(shards, tmp_path / "one", choice, CPU).result.scores
+    (score,) = finetune(shards, tmp_path / "one", choice, CPU).scores
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for alone, shared in zip(one, two, strict=True):
@@ -310,12 +318,12 @@ def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_pa
     keys = open_shards(shards).split("train").keys()[::6][:40]
     names.write_text("\n".join(keys))
     assert plan_finetune(shards, config(run), subset=names).train_images == 40
-    found = finetune(shards, tmp_path / "out", config(run, epochs=1), CPU, subset=names).result
-    assert found.train_rows == 40
+    found = finetune(shards, tmp_path / "out", config(run, epochs=1), CPU, subset=names)
+    assert found.scores[0].train_rows == 40
     changed = "epochs 1, not 50"
     assert changed in found.scores[0].departures
     assert found.scores[0].departures[-1] == "batches of all 40 images"
-    assert found.config["subset"].startswith("list ")
+    assert found.scores[0].config["subset"].startswith("list ")
 
 
 def test_the_protocols_are_the_published_ones():
@@ -331,7 +339,7 @@ def test_the_protocols_are_the_published_ones():
 
 def test_mixed_images_have_mixed_labels_and_train_alike_twice(run, shards, tmp_path):
     choice = config(run, mixup=0.8, cutmix=1.0, epochs=1)
-    one, two = (finetune(shards, tmp_path / name, choice, CPU).result for name in ("a", "b"))
+    one, two = (finetune(shards, tmp_path / name, choice, CPU) for name in ("a", "b"))
     assert one.scores == two.scores
 
 

@@ -78,10 +78,10 @@ def test_a_released_file_is_fine_tuned_and_stays_as_it_was(kind, shards, tmp_pat
     name = saved(tmp_path, kind)
     before = (tmp_path / f"{kind}.pth").read_bytes()
     choice = config(name, epochs=1, subset="8-per-class", batch_size=16)
-    found = finetune(shards, tmp_path / "out", choice, CPU).result
+    found = finetune(shards, tmp_path / "out", choice, CPU)
     (score,) = found.scores
-    assert (score.origin.pooling, score.origin.lineage.arch) == (CLASS_TOKEN, f"{DIM}x{DEPTH}/8")
-    assert score.origin.weights_sha256 == load_encoder(name).weights_sha256
+    assert (score.pooling, score.lineage.arch) == (CLASS_TOKEN, f"{DIM}x{DEPTH}/8")
+    assert score.weights_sha256 == load_encoder(name).weights_sha256
     assert (tmp_path / f"{kind}.pth").read_bytes() == before
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
 
@@ -90,10 +90,10 @@ def test_a_published_file_is_fine_tuned_with_the_encoder_that_was_chosen(shards,
     name, scores = f"published:48x3x3@{TINY}", {}
     for which in ("target", "context"):
         choice = config(name, epochs=1, subset="4-per-class", batch_size=16, which=which)
-        (scores[which],) = finetune(shards, tmp_path / which, choice, CPU).result.scores
-    assert scores["target"].origin.which == "target"
-    assert scores["context"].origin.which == "context"
-    assert scores["target"].origin.weights_sha256 != scores["context"].origin.weights_sha256
+        (scores[which],) = finetune(shards, tmp_path / which, choice, CPU).scores
+    assert scores["target"].which == "target"
+    assert scores["context"].which == "context"
+    assert scores["target"].weights_sha256 != scores["context"].weights_sha256
     assert load_trainable(name).pooling == PATCH_AVERAGE
 
 

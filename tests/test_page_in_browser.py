@@ -21,7 +21,7 @@ FLAGS = (
 )  # fmt: skip
 # Press the head `top-1` of the first table of scores twice, and write down what is seen.
 PRESS = """<script>
-const head = document.querySelector("table.group thead th:nth-child(2)");
+const head = document.querySelector("table.scores thead th:nth-child(2)");
 const seen = [];
 for (let times = 0; times < 2; times++) {
   head.querySelector("button").click();
@@ -65,5 +65,5 @@ def test_the_browser_sorts_and_has_nothing_to_complain_of(run, tmp_path):
     assert len(set(rising)) == 3
     assert rising == sorted(rising)
     assert falling == rising[::-1]
-    assert len(page.values("data-task")) == sum(len(table.columns) for table in TABLES)
+    assert len(page.values("data-table")) == sum(len(table.columns) for table in TABLES)
     assert page.tags.count("button") > 20

@@ -70,8 +70,8 @@ def files(tmp_path):
 )
 def test_a_score_says_in_what_precision_it_was_computed(tmp_path, config, expected):
     files = pair(tmp_path, precision="bf16")
-    [score] = probe(files, [], tmp_path / "r.json", config).result.scores
-    assert (score.precision, score.origin.precision) == (expected, "bf16")
+    [score] = probe(files, [], tmp_path / "r.json", config).scores
+    assert (score.precision, score.features_precision) == (expected, "bf16")
     assert score.top1 > 0.9
     assert not any("computed in" in line for line in score.departures)
 
@@ -79,26 +79,30 @@ def test_a_score_says_in_what_precision_it_was_computed(tmp_path, config, expect
 def test_features_of_two_precisions_are_named_as_a_departure(tmp_path):
     train = write(tmp_path / "train.h5", precision="bf16")
     test = write(tmp_path / "test.h5", seed=7, first=1000, split="val")
-    [score] = probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC).result.scores
+    [score] = probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC).scores
     assert score.departures == ("features computed in bf16 to train on, in fp32 to test on",)
 
 
 def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
     noise = pair(tmp_path, "random", signal=0.0, encoder="random", weights_sha256="1" * 64)
-    result = probe(files, [noise], tmp_path / "r.json", LOGISTIC).result
+    result = probe(files, [noise], tmp_path / "r.json", LOGISTIC)
     ours, theirs = result.scores
-    assert (ours.origin.encoder, theirs.origin.encoder) == ("ours", "random")
+    assert (ours.encoder, theirs.encoder) == ("ours", "random")
     assert ours.top1 > 0.9 > 0.6 > theirs.top1
     assert ours.p_value is None
     assert theirs.p_value < 1e-6
-    assert result.chance == pytest.approx(1 / 3)
-    assert (result.train_rows, result.test_rows, result.num_classes) == (120, 120, 3)
+    assert result.scores[0].chance == pytest.approx(1 / 3)
+    assert (
+        result.scores[0].train_rows,
+        result.scores[0].test_rows,
+        result.scores[0].num_classes,
+    ) == (120, 120, 3)
 
 
 @pytest.mark.parametrize("name", ["logistic", "linear", "knn", "few-shot"])
 def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
     config = ProbeConfig(name=name, shots=(1, 5), draws=3)
-    result = probe(files, [], tmp_path / "r.json", config).result
+    result = probe(files, [], tmp_path / "r.json", config)
     for score in result.scores:
         low, high = score.top1_interval
         assert 0 <= low <= score.top1 <= high <= 1
@@ -106,11 +110,11 @@ def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
         assert (score.best_on_test is not None) == (name == "linear")
     body = json.loads((tmp_path / "r.json").read_text())
     assert body["config"]["name"] == name
-    assert [row["top1"] for row in body["scores"]] == [score.top1 for score in result.scores]
+    assert [row["top1"] for row in body] == [score.top1 for score in result.scores]
 
 
 def test_the_interval_is_that_of_the_test_images(tmp_path, files):
-    score = probe(files, [], tmp_path / "r.json", LOGISTIC).result.scores[0]
+    score = probe(files, [], tmp_path / "r.json", LOGISTIC).scores[0]
     right = round(score.top1 * 120)
     interval = binomtest(right, 120).proportion_ci(0.95, method="wilson")
     assert score.top1_interval == pytest.approx((interval.low, interval.high))
@@ -144,7 +148,7 @@ def test_an_image_in_train_and_test_is_refused(tmp_path):
 def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, after, monkeypatch):
     monkeypatch.setattr("ijepa.probes.linear.SAVE_SECONDS", 0.0)
     pairs = pair(tmp_path, signal=1.0), [pair(tmp_path, "other", signal=0.5)]
-    whole = probe(*pairs, tmp_path / "whole.json", config).result
+    whole = probe(*pairs, tmp_path / "whole.json", config)
 
     def stop(name, done, total, values=None):
         if name == task and done == after:
@@ -154,7 +158,7 @@ def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, afte
     with pytest.raises(KeyboardInterrupt):
         probe(*pairs, tmp_path / "r.json", config, progress=stop)
     again = probe(*pairs, tmp_path / "r.json", config, progress=lambda *step: seen.append(step))
-    assert again.result == whole
+    assert again.scores == whole.scores
     assert min(done for name, done, *_ in seen if name == task) == 0  # of the other encoder
     [first, *_] = [done for name, done, *_ in seen if name == task]
     assert first == after - 1  # the last one was stopped before it was saved
@@ -163,12 +167,11 @@ def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, afte
 
 def test_images_in_train_and_test_under_two_names_are_told(tmp_path):
     files = pair(tmp_path)
-    assert probe(files, [], tmp_path / "r.json", LOGISTIC).result.repeats == ()
+    assert probe(files, [], tmp_path / "r.json", LOGISTIC).scores[0].repeats == ()
     test = write(tmp_path / "test.h5", first=1000, seed=7, copies=6, data_fingerprint="other")
-    result = probe(FeaturePair(files.train, test), [], tmp_path / "s.json", LOGISTIC).result
-    assert result.repeats == tuple(f"{number:05d}" for number in range(1000, 1006))
-    page = report([tmp_path / "s.json"], tmp_path / "r.html")
-    assert page.groups[0].repeats == 6
+    result = probe(FeaturePair(files.train, test), [], tmp_path / "s.json", LOGISTIC)
+    assert result.scores[0].repeats == tuple(f"{number:05d}" for number in range(1000, 1006))
+    report([tmp_path / "s.json"], tmp_path / "r.html")
     assert "6 test images are training images, too" in (tmp_path / "r.html").read_text()
 
 
@@ -235,8 +238,8 @@ def test_labels_that_leave_nothing_to_fit_or_to_choose_on_are_refused(tmp_path, 
 def test_a_few_images_are_enough_for_every_probe(tmp_path):
     files = pair(tmp_path, rows=4, classes=2)
     for name in ("logistic", "linear", "knn", "few-shot"):
-        result = probe(files, [], tmp_path / f"{name}.json", ProbeConfig(name=name)).result
-        assert result.test_rows == 4
+        result = probe(files, [], tmp_path / f"{name}.json", ProbeConfig(name=name))
+        assert result.scores[0].test_rows == 4
 
 
 def stored(path, features, rows, labels=("class",), **header):
@@ -286,11 +289,8 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
     for protocol in ("vissl-cifar100", "ijepa"):
         config = ProbeConfig(name="linear", protocol=protocol)
         out = tmp_path / f"{protocol}.json"
-        found[protocol] = probe(FeaturePair(train, test), [], out, config).result
-    assert (found["vissl-cifar100"].protocol, found["ijepa"].protocol) == (
-        "vissl-cifar100",
-        "linear",
-    )
+        found[protocol] = probe(FeaturePair(train, test), [], out, config)
+    assert [one.scores[0].protocol for one in found.values()] == ["vissl-cifar100", "linear"]
     assert found["vissl-cifar100"].scores[0].best_on_test == 1.0
     assert found["ijepa"].scores[0].best_on_test == 0.0
     assert (found["ijepa"].train_rows, found["ijepa"].test_rows) == (600, 30)
@@ -310,7 +310,7 @@ def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path):
 
 def test_what_is_not_of_a_protocol_is_said(tmp_path, files):
     config = ProbeConfig(name="linear", protocol="vissl-clevr-count")
-    (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
+    (score,) = probe(files, [], tmp_path / "r.json", config).scores
     assert score.departures == (
         "images cut by --crop center, not squash",
         "images of 32 pixels, not of 224",
@@ -343,7 +343,7 @@ def test_a_score_tells_how_its_images_and_features_differ_from_the_protocols(
 ):
     files = pair(tmp_path, **{"image_px": 224, "crop_fraction": 0.875} | header)
     config = ProbeConfig(name=name, protocol=protocol, shots=(5,), draws=1)
-    (score,) = probe(files, [], tmp_path / "r.json", config).result.scores
+    (score,) = probe(files, [], tmp_path / "r.json", config).scores
     said = [line for line in score.departures if "train" not in line and "batches" not in line]
     assert said == expected
 
@@ -356,7 +356,7 @@ def test_test_images_of_classes_that_train_lacks_are_counted_with_the_score(tmp_
         tmp_path / "test.h5", rows=60, classes=4, seed=7, first=1000, split="val", class_names=names
     )
     config = ProbeConfig(name=name, shots=(5,), draws=1)
-    (score,) = probe(FeaturePair(train, test), [], tmp_path / "r.json", config).result.scores
+    (score,) = probe(FeaturePair(train, test), [], tmp_path / "r.json", config).scores
     said = "15 test images are of classes that train lacks: other"
     assert said in score.departures
     assert score.top1 <= 0.75
@@ -371,7 +371,7 @@ def test_test_images_of_which_train_has_no_class_at_all_are_refused(tmp_path):
 
 def test_files_given_the_wrong_way_round_are_told(tmp_path, files):
     swapped = FeaturePair(files.test, files.train)
-    (score,) = probe(swapped, [], tmp_path / "r.json", LOGISTIC).result.scores
+    (score,) = probe(swapped, [], tmp_path / "r.json", LOGISTIC).scores
     assert score.departures == ("scored on the split train",)
 
 
@@ -394,9 +394,9 @@ def test_the_low_level_tasks_are_two_results_in_one_folder(tmp_path, tasks):
         tmp_path / "out/count.json",
         tmp_path / "out/dist.json",
     ]
-    assert [one.result.protocol for one in found] == ["vissl-clevr-count", "vissl-clevr-dist"]
-    assert [one.result.label for one in found] == ["count", "dist"]
-    assert all(one.result.scores[0].top1 > one.result.chance for one in found)
+    assert [one.scores[0].protocol for one in found] == ["vissl-clevr-count", "vissl-clevr-dist"]
+    assert [one.scores[0].label for one in found] == ["count", "dist"]
+    assert all(one.scores[0].top1 > one.scores[0].chance for one in found)
     again = low_level(tasks, [], tmp_path / "out", ProbeConfig()).outcomes
     assert all(one.cached for one in again)
 
@@ -413,7 +413,7 @@ def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks, caplog):
     names, out = tmp_path / "list.txt", tmp_path / "r.json"
     names.write_text("\n".join(["0.JPEG", "train/1", "2", "", "3.png", "4", "5"]))
     config = ProbeConfig(name="few-shot", label="count")
-    found = probe(tasks, [], out, config, subsets=[names]).result
+    found = probe(tasks, [], out, config, subsets=[names])
     (setting,) = {score.setting for score in found.scores}
     assert re.fullmatch(r"lists of 6 images \(sha256 [0-9a-f]{8}\)", setting)
     assert "several images" not in caplog.text
@@ -444,9 +444,9 @@ def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_
 ):
     relabel(files.train, {0: -1, 1: -1})
     relabel(files.test, {3: -1, 4: 3, 5: 3})
-    result = probe(files, [], tmp_path / "r.json", ProbeConfig(name=name)).result
-    assert result.num_classes == 3
-    assert (result.train_rows, result.test_rows) == (118, 119)
+    result = probe(files, [], tmp_path / "r.json", ProbeConfig(name=name))
+    assert result.scores[0].num_classes == 3
+    assert (result.scores[0].train_rows, result.scores[0].test_rows) == (118, 119)
     for score in result.scores:
         assert score.departures[:3] == (
             "2 test images are of classes that train lacks: 3",

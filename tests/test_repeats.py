@@ -88,7 +88,7 @@ def test_one_training_image_alone_in_the_test_set_is_found(tmp_path):
 def test_fine_tuning_tells_a_few_and_refuses_many(run, tmp_path):
     choice = FinetuneConfig(encoder=str(run), epochs=1, batch_size=8)
     few, many = with_copies(tmp_path / "few", 1), with_copies(tmp_path / "many", 2)
-    assert finetune(few, tmp_path / "run", choice, CPU).result.repeats == ("val/0/v0",)
+    assert finetune(few, tmp_path / "run", choice, CPU).scores[0].repeats == ("val/0/v0",)
     with pytest.raises(IjepaError, match=r"^2 of 20 test images are training images, too"):
         finetune(many, tmp_path / "other", choice, CPU)
 

@@ -16,9 +16,9 @@ from ijepa.lineage import Lineage
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
-from ijepa.results.groups import grouped
 from ijepa.results.page import breakable
-from ijepa.results.record import write_result
+from ijepa.results.record import result_id, write_result
+from ijepa.results.tables import grouped
 from ijepa_cli.score_table import report_tables
 
 
@@ -71,9 +71,9 @@ def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
     assert page.open == []
     text = " ".join(page.text)
     for result in outcome.results:
-        for score in result.scores:
+        for score in result:
             assert f"{100 * score.top1:.2f}" in text
-            assert score.origin.encoder in text
+            assert score.encoder in text
             assert score.setting in text
     for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
         assert curve in text
@@ -148,18 +148,12 @@ def test_a_run_that_is_still_going_is_shown_up_to_its_last_whole_record(run, tmp
 
 
 def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
-    from ijepa_cli.console import Screen
-
     outcome = report(results, tmp_path / "report.html")
-    console = Screen(width=200)
-    with console.capture() as captured:
-        for table in report_tables(outcome):
-            console.print(table)
-    text = captured.get()
+    text = terminal(outcome)
     for result in outcome.results:
-        for score in result.scores:
+        for score in result:
             assert f"{100 * score.top1:.2f}" in text
-            assert score.origin.encoder in text
+            assert score.encoder in text
 
 
 @pytest.mark.parametrize(
@@ -204,16 +198,16 @@ def seeded(folder, seed, probe_seed=0, **header):
     weights = {"weights_sha256": f"{seed:064d}"}
     files = pair(folder, name, lineage=lineage, encoder=f"run {seed}", **weights, **header)
     choice = ProbeConfig(name="logistic", seed=probe_seed)
-    return probe(files, [], folder / f"{name}.json", choice).result
+    return probe(files, [], folder / f"{name}.json", choice).scores
 
 
 def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
     results = [seeded(tmp_path, 0), seeded(tmp_path, 1), seeded(tmp_path, 1, probe_seed=5)]
     ((line,),) = [group.lines for group in grouped([*results, results[0]])]
-    top1 = [result.scores[0].top1 for result in results]
-    assert [member.seeds for member in line.members] == [(0, 0), (1, 0), (1, 5)]
-    assert line.top1 == pytest.approx(np.mean(top1))
-    assert line.top1_std == pytest.approx(np.std(top1, ddof=1))
+    top1 = [result[0].top1 for result in results]
+    assert [(m.score.lineage.seed, m.score.seed) for m in line.members] == [(0, 0), (1, 0), (1, 5)]
+    assert line.mean("top1") == pytest.approx(np.mean(top1))
+    assert line.std("top1") == pytest.approx(np.std(top1, ddof=1))
     paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
     report(paths, tmp_path / "page.html")
     assert "over 2 seeds" in (tmp_path / "page.html").read_text()
@@ -221,27 +215,31 @@ def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
 
 def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp_path):
     first = seeded(tmp_path, 0)
-    (score,) = first.scores
-    changed = score.model_copy(update={"top1": score.top1 - 0.1})
-    other = first.model_copy(update={"scores": (changed,)})  # of one plan, on another machine
+    other = (first[0].model_copy(update={"top1": first[0].top1 - 0.1}),)  # on another machine
     paths = [tmp_path / f"{place}.json" for place in range(3)]
     for path, result in zip(paths, (first, first, other), strict=True):
         write_result(path, result)
     found = report(paths, tmp_path / "page.html")
-    (line,) = found.groups[0].lines
-    assert line.top1 == score.top1
-    assert [member.result for member in line.members] == [first.seal]
-    assert [member.result for member in line.again] == [other.seal]
+    ((line,),) = [group.lines for group in grouped(found.results)]
+    assert line.mean("top1") == first[0].top1
+    assert [member.result for member in line.members] == [result_id(first)]
+    assert [member.result for member in line.again] == [result_id(other)]
     assert "again, of the same seeds" in (tmp_path / "page.html").read_text()
     write_result(paths[0], other)
     assert not report(paths[:1], tmp_path / "page.html").cached
     write_result(paths[0], first)
     assert not report(paths[:1], tmp_path / "page.html").cached
-    assert any(
-        "again, of the same seeds" in str(table.caption)
-        for table in report_tables(found)
-        if not isinstance(table, str)
-    )
+    assert "again, of the same seeds" in terminal(found)
+
+
+def terminal(outcome):
+    from ijepa_cli.console import Screen
+
+    console = Screen(width=200)
+    with console.capture() as captured:
+        for table in report_tables(outcome):
+            console.print(table)
+    return " ".join(captured.get().split())
 
 
 def test_scores_of_other_test_images_or_views_are_not_averaged(tmp_path):
@@ -258,7 +256,7 @@ def test_scores_of_other_test_images_or_views_are_not_averaged(tmp_path):
 @pytest.mark.parametrize("change", [{"protocol": "knn"}, {"label": "other"}, {"source": "other"}])
 def test_numbers_of_another_protocol_label_or_source_are_in_another_table(tmp_path, change):
     result = seeded(tmp_path, 0)
-    other = result.model_copy(update=change)
+    other = (result[0].model_copy(update=change),)
     assert len(grouped([result, result])) == 1
     assert len(grouped([result, other])) == 2
 
@@ -271,9 +269,8 @@ def test_records_beside_results_are_passed_over(results, tmp_path):
 
 def test_a_folder_of_results_is_its_results(results, tmp_path):
     named = report(results, tmp_path / "page.html")
-    whole = report([tmp_path], tmp_path / "other.html", tables={1: [tmp_path]})
-    assert {one.seal for one in whole.results} == {one.seal for one in named.results}
-    assert len(whole.stand_ins[0].columns) == len(named.groups)
+    whole = report([tmp_path], tmp_path / "other.html")
+    assert {*map(result_id, whole.results)} == {*map(result_id, named.results)}
 
 
 def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
@@ -320,22 +317,6 @@ def test_every_code_leads_to_what_made_the_number(results, tmp_path):
     links = {address for address in page.addresses if address.startswith("#")}
     assert links <= {f"#{name}" for name in page.values("id")}
     assert sum(link.startswith("#result-") for link in links) == len(results)
-
-
-def test_results_meant_for_a_table_are_in_it_and_in_the_groups(results, tmp_path):
-    logistic, few_shot = results
-    outcome = report([few_shot], tmp_path / "report.html", tables={1: [logistic]})
-    (table,) = outcome.stand_ins
-    assert (table.number, len(table.columns)) == (1, 1)
-    assert {row.encoder for row in table.rows} == {
-        score.origin.encoder for score in outcome.results[1].scores
-    }
-    assert len(outcome.results) == 2
-    page = Page((tmp_path / "report.html").read_text())
-    assert page.open == []
-    assert "Table 1 at this scale: Linear probing on ImageNet-1K" in " ".join(page.text)
-    again = report([few_shot, logistic], tmp_path / "report.html", tables={2: [logistic]})
-    assert not again.cached
 
 
 @pytest.mark.parametrize("name", ["going", "going.partial"])

@@ -117,7 +117,7 @@ def _use_a_run(session: Session) -> None:
     words = ["finetune", "--encoder", run, "--data", session.small_shards, "--out", out]
     words += ["--workers", _workers(session), "--set", f"batch_size={batch}"]
     words += ["--set", "epochs=1", "--set", "warmup_epochs=0"]
-    session.ijepa(Command("finetune", words, {"top1": "result.scores.0.top1"}))
+    session.ijepa(Command("finetune", words, {"top1": "scores.0.top1"}))
 
 
 def _stop_and_resume(session: Session) -> None:
@@ -316,12 +316,12 @@ def _probe(session: Session, what: str, train: Path, test: Path, probe: str) -> 
     """Beside random initialisation and pixels, where their features are there."""
     words = ["probe", probe, "--train", train, "--test", test]
     words += ["--out", session.work / f"{session.part}.{what}.json"]
-    numbers = {"top1": "result.scores.0.top1", "interval": "result.scores.0.top1_interval"}
+    numbers = {"top1": "scores.0.top1", "interval": "scores.0.top1_interval"}
     for name in ("random", "pixels"):
         pair = [session.work / f"{name}.{split}.h5" for split in ("train", "val")]
         if session.part == "score" and all(path.exists() for path in pair):
             words += ["--baseline-train", pair[0], "--baseline-test", pair[1]]
-            numbers[name] = f"result.scores.{len(numbers) - 1}.top1"
+            numbers[name] = f"scores.{len(numbers) - 1}.top1"
     return Command(what, words, numbers)
 
 

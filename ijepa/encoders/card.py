@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from ijepa.encoders.networks import ENCODERS, Networks
 from ijepa.encoders.writing import timm_call
 from ijepa.recipes import dump_yaml
-from ijepa.results.record import ProbeResult
 from ijepa.text import one_line
 
 NON_COMMERCIAL = "cc-by-nc-4.0"
@@ -25,7 +24,7 @@ UNSURE = (
 
 
 def model_card(
-    networks: Networks, to: str, which: str, out: str, results: Sequence[ProbeResult]
+    networks: Networks, to: str, which: str, out: str, scores: Sequence[Sequence[str]]
 ) -> str:
     """Say what the weights are, how to load them, how well they score, and their licence.
 
@@ -34,7 +33,7 @@ def model_card(
         to: the format.
         which: encoder, where the format has room for one.
         out: name of the file or folder.
-        results: of probes on this encoder.
+        scores: of probes on this encoder: protocol, label, encoder, top-1 in percent, interval.
     """
     sections = [
         _front_matter(networks, to),
@@ -43,8 +42,9 @@ def model_card(
         "## Load\n\n```python\n" + _loading(networks, to, which, out) + "\n```",
         "## What they are\n\n" + _table(("", ""), _facts(networks)),
     ]
-    if results:
-        sections.append("## Scores\n\n" + _scores(results))
+    if scores:
+        head = ("protocol", "label", "encoder", "top-1 %", "95% interval")
+        sections.append("## Scores\n\n" + _table(head, scores))
     sections.append("## Licence\n\n" + LICENCES.get(networks.provenance.origin, UNSURE))
     sections.append("## Configuration\n\n" + _configuration(networks))
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -105,21 +105,6 @@ def _facts(networks: Networks) -> list[tuple[str, str]]:
         *((name, f"{value:,}") for name, value in numbers.items() if value is not None),
     ]
     return rows + ([("pretraining data", f"fingerprint `{known.data}`")] if known.data else [])
-
-
-def _scores(results: Sequence[ProbeResult]) -> str:
-    rows = [
-        (
-            " ".join(filter(None, (result.protocol, score.setting))),
-            result.label,
-            score.origin.encoder,
-            f"{100 * score.top1:.2f}",
-            "{:.2f} to {:.2f}".format(*(100 * end for end in score.top1_interval)),
-        )
-        for result in results
-        for score in result.scores
-    ]
-    return _table(("protocol", "label", "encoder", "top-1 %", "95% interval"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

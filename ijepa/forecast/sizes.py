@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ijepa.data.shards import open_shards
 from ijepa.data.sources.scenes import parse_spec
-from ijepa.paper import CIFAR100, COUNT, DIST, IMAGENET, IN22K_IMAGES, INAT18, PLACES205
+from ijepa.paper import IN22K_IMAGES, TABLES
 
 RENDERED = "scenes"
 SCENE_CLASSES = {"class": 24, "count": 8, "dist": 6}  # colour and shape; CLEVR's
@@ -63,7 +63,7 @@ def _published() -> dict[str, ImageSet]:
         "cifar10": ImageSet({"train": 50_000, "test": 10_000}, {"class": 10}, "cifar10", None),
         "imagenet22k": ImageSet({"train": IN22K_IMAGES}, {}, "imagenet22k", None),
     }
-    for data in (IMAGENET, CIFAR100.data, PLACES205.data, INAT18.data, COUNT.data, DIST.data):
+    for data in dict.fromkeys(column.data for table in TABLES for column in table.columns):
         before = sets[data.kind].classes if data.kind in sets else {}
         test = "test" if data.kind.startswith("cifar") else "val"
         images = {"train": data.train_images, test: data.test_images}

@@ -1,6 +1,5 @@
 """Accuracies with their uncertainty, and whether one encoder beats another."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +7,6 @@ from scipy.stats import binomtest, norm
 
 from ijepa.probes.arrays import Bools, Ints
 
-RESAMPLES = 20_000
-CLASS_RESAMPLES = 4_000  # of every class
 Z95 = float(norm.ppf(0.975))
 
 
@@ -114,52 +111,3 @@ def paired_p_value(one: Bools, other: Bools) -> float:
 def _mean_interval(estimates: list[Estimate]) -> tuple[float, float]:
     low, high = np.mean([(estimate.low, estimate.high) for estimate in estimates], axis=0)
     return float(low), float(high)
-
-
-def paired_difference(one: Bools, other: Bools, seed: int = 0) -> Estimate:
-    """How much more often the one is right on the same test images, with a bootstrap interval.
-
-    Images are drawn again with what both made of them. The mean of such a sample depends only on
-    how often each of the three outcomes is drawn, so counts are drawn instead of images.
-
-    Args:
-        one: (n,) whether the one classified each image rightly.
-        other: (n,) the same of the other, in the same order.
-        seed: of the resampling.
-    """
-    gains, losses = float(np.mean(one & ~other)), float(np.mean(other & ~one))
-    chances = [gains, losses, max(0.0, 1 - gains - losses)]
-    drawn = np.random.default_rng(seed).multinomial(len(one), chances, size=RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(one), [0.025, 0.975])
-    return Estimate(gains - losses, float(low), float(high))
-
-
-def paired_class_difference(one: Bools, other: Bools, labels: Ints, seed: int = 0) -> Estimate:
-    """Difference of the means of the classes' accuracies, with a bootstrap interval.
-
-    As `paired_difference`, but images are drawn again within each class, so that none goes missing,
-    and deviations are multiplied by sqrt(n / (n - 1)) in a class of n images, for a sample of so
-    few varies too little. Classes of one image are drawn together.
-
-    Args:
-        one: (n,) whether the one classified each image rightly.
-        other: (n,) the same of the other, in the same order.
-        labels: (n,) true class numbers.
-        seed: of the resampling.
-    """
-    _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    strata = np.where(counts[numbered] > 1, numbered, -1)
-    rng, value, deviations = np.random.default_rng(seed), 0.0, np.zeros(CLASS_RESAMPLES)
-    for stratum in np.unique(strata):
-        here = strata == stratum
-        size, classes = int(here.sum()), 1 if stratum >= 0 else int(here.sum())
-        gains, losses = np.mean((one & ~other)[here]), np.mean((other & ~one)[here])
-        value += classes * float(gains - losses)
-        if gains or losses:
-            chances = [gains, losses, max(0.0, 1 - gains - losses)]
-            drawn = rng.multinomial(size, chances, size=CLASS_RESAMPLES)
-            means = (drawn[:, 0] - drawn[:, 1]) / size
-            correction = math.sqrt(size / max(1, size - 1))
-            deviations += classes * correction * (means - float(gains - losses))
-    low, high = (value + np.quantile(deviations, [0.025, 0.975])) / len(counts)
-    return Estimate(value / len(counts), max(-1.0, float(low)), min(1.0, float(high)))

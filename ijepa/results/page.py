@@ -1,94 +1,105 @@
 """The report's page: one HTML file that loads nothing."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
+from PIL import Image
 
-from ijepa.paper import tables_by
-from ijepa.results.beside import PaperTable
-from ijepa.results.embed import Picture
-from ijepa.results.groups import Group, Line
-from ijepa.results.record import Origin, ProbeResult
-from ijepa.results.run_view import RunView
-from ijepa.results.scaled import ScaledTable
-from ijepa.results.stand_ins import StandInTable
+from ijepa.errors import IjepaError
+from ijepa.results.record import Result, Score, result_id
+from ijepa.results.tables import Shown
 from ijepa.templating import templates
 from ijepa.versions import library_versions
 
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+PAGE = ".html"
+PICTURES = (*MEDIA, PAGE)  # what `ijepa visualize` makes
+# Facts of a picture's record that tell what it shows, in this order, where it has them.
+TELLING = ("encoder", "which", "layer", "layers", "data", "source", "split", "recipe", "seed")
+SECTIONS = {
+    "paper": "The paper's tables",
+    "ablation": "The paper's ablations at other scales",
+    "scores": "Scores",
+}
 
-class Contents(NamedTuple):
-    """All that a page shows.
+
+class Picture(NamedTuple):
+    """A picture inside the page.
 
     Attributes:
-        paper: every table of the paper, with ours beside it where it was made.
-        stand_ins: tables of the paper filled by encoders that stand for its rows.
-        scaled: ablations at the scale of other data.
-        groups: all scores, comparable ones together.
-        results: where they come from.
+        name: of its file; empty for what the page draws itself.
+        html: the element that shows it.
+        caption: what it shows.
+        command: that made it; empty if it is not known.
     """
 
-    paper: Sequence[PaperTable]
-    stand_ins: Sequence[StandInTable]
-    scaled: Sequence[ScaledTable]
-    groups: Sequence[Group]
-    results: Sequence[ProbeResult]
-    runs: Sequence[RunView]
-    pictures: Sequence[Picture]
+    name: str
+    html: Markup
+    caption: str
+    command: str = ""
 
 
-def page(contents: Contents) -> str:
-    """The whole HTML text."""
+class RunView(NamedTuple):
+    """What the page shows of a run; `masks` is empty where no pretraining has any."""
+
+    name: str
+    summary: str
+    masks: str
+    maps: Sequence[Picture]
+    charts: Sequence[Picture]
+    config: str
+    command: str
+
+
+def page(
+    tables: Sequence[Shown],
+    results: Sequence[Result],
+    runs: Sequence[RunView],
+    pictures: Sequence[Picture],
+) -> str:
+    """The whole HTML text; the paper's tables lead if a number of ours is in them."""
     environment = templates("results/templates")
-    environment.globals.update(
-        percent=percent,
-        spread=spread,
-        seeds=seeds,
-        tables_by=tables_by,
-        short=short,
-        origins=origins,
-        counted=counted,
-    )
+    environment.globals.update(result_id=result_id, encoders=_encoders, counted=_counted)
     environment.filters["breakable"] = breakable
-    template = environment.get_template("page.html.j2")
-    filled = any(cell.ours for table in contents.paper for cell in table.cells)
-    version = library_versions().get("ijepa", "not installed")  # run from a checkout
-    return template.render(**contents._asdict(), version=version, paper_first=filled)
+    kinds = sorted(SECTIONS, key=lambda kind: kind == "paper" and not _is_filled(tables))
+    sections = [(k, SECTIONS[k], [t for t in tables if t.kind == k]) for k in kinds]
+    return environment.get_template("page.html.j2").render(
+        sections=[section for section in sections if section[2]],
+        results=results,
+        runs=runs,
+        pictures=pictures,
+        version=library_versions().get("ijepa", "not installed"),  # run from a checkout
+    )
 
 
-def percent(share: float | None, digits: int = 2) -> str:
-    """0.4821 as 48.21; nothing where there is none."""
-    return "" if share is None else f"{100 * share:.{digits}f}"
+def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
+    """Take a picture of `ijepa visualize` into the page.
+
+    Args:
+        path: a PNG, JPEG, SVG or HTML file.
+        record: of the stage that made it; None if it has none.
+
+    Raises:
+        IjepaError: an image that is none, or text that is not UTF-8.
+    """
+    caption, command = _caption(record), str((record or {}).get("command", ""))
+    if path.suffix.lower() == PAGE:
+        frame = Markup('<iframe sandbox="allow-scripts" title="{}" srcdoc="{}"></iframe>')
+        return Picture(path.name, frame.format(path.name, _text(path)), caption, command)
+    alt = f"{path.name}: {caption}"
+    return Picture(path.name, _img(_image_uri(path), alt), caption, command)
 
 
-def spread(line: Line) -> str:
-    """How sure a line's top-1 is: over seeds, or the interval of the only score."""
-    if line.top1_std is not None:
-        return f"± {percent(line.top1_std)} over {len(line.members)} seeds"
-    (member,) = line.members
-    low, high = member.interval
-    draws = f", ± {percent(member.draws_std)} over draws" if member.draws_std is not None else ""
-    return f"{percent(low, 1)} to {percent(high, 1)}{draws}"
-
-
-def seeds(line: Line) -> str:
-    """Seeds of encoder and probe, such as `0/0, 1/0`."""
-    pairs = (member.seeds for member in line.members)
-    return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
-
-
-def origins(result: ProbeResult) -> list[Origin]:
-    """Encoders of a result, each once."""
-    found: list[Origin] = []
-    for score in result.scores:
-        if score.origin not in found:
-            found.append(score.origin)
-    return found
-
-
-def counted(things: Sequence[object], noun: str) -> str:
-    """Such as `1 run` or `2 runs`."""
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+def map_picture(image: Image.Image, caption: str) -> Picture:
+    """A small image whose pixels are shown large."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    address = _data_uri("image/png", buffer.getvalue())
+    return Picture("", _img(address, caption, "map"), caption)
 
 
 def breakable(path: str) -> Markup:
@@ -99,7 +110,59 @@ def breakable(path: str) -> Markup:
     return text
 
 
-def short(value: object) -> str:
-    """A chosen value: numbers in four digits."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.4g}" if is_number else str(value)
+def _is_filled(tables: Sequence[Shown]) -> bool:
+    return any(any(table.made) for table in tables if table.kind == "paper")
+
+
+def _encoders(result: Result) -> list[Score]:
+    """A score of each encoder of a result."""
+    views = ("encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "test_features")
+    found = {str([getattr(score, name) for name in views]): score for score in reversed(result)}
+    return list(reversed(found.values()))
+
+
+def _counted(things: Sequence[object], noun: str) -> str:
+    """Such as `1 run` or `2 runs`."""
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _caption(record: Mapping[str, Any] | None) -> str:
+    """What a picture shows: its record's `caption`, else the settings that tell the most."""
+    if record is None:
+        return "No record stands beside the file: nothing is known of it."
+    if "caption" in record:
+        return str(record["caption"])
+    known = {**record.get("config", {}), **record}
+    told = [f"{name} {known[name]}" for name in TELLING if isinstance(known.get(name), str | int)]
+    return ", ".join([str(record.get("stage", "made by hand")), *told])
+
+
+def _img(address: str, alt: str, kind: str = "") -> Markup:
+    return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
+
+
+def _data_uri(media: str, content: bytes) -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
+
+
+def _image_uri(path: Path) -> str:
+    media = MEDIA[path.suffix.lower()]
+    if media == "image/svg+xml":
+        if "<svg" not in _text(path):
+            raise IjepaError(f"{path} is no SVG picture; make it again with `ijepa visualize`.")
+    else:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError) as error:
+            raise IjepaError(
+                f"{path} is no picture that can be read ({error}); make it again."
+            ) from error
+    return _data_uri(media, path.read_bytes())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise IjepaError(f"{path} is not UTF-8 text ({error.reason}); make it again.") from error

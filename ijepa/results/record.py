@@ -1,8 +1,7 @@
-"""Results of probes: one JSON file with scores and all that produced them.
+"""Scores: flat records, one an encoder and setting, each with all that produced it.
 
-A result keeps which test images were classified rightly, so that any two encoders scored on the
-same images can be compared image by image later. It ends with a seal, so that a number changed
-afterwards is seen.
+A result file is a JSON list of them. A score keeps which test images were classified rightly, so
+that any two encoders scored on the same images can be compared image by image later.
 """
 
 import base64
@@ -19,9 +18,9 @@ from pydantic import JsonValue
 from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.lineage import UNKNOWN, Lineage
-from ijepa.stage import fingerprint_of, read_json, write_json
+from ijepa.stage import fingerprint_of, parse_json, write_json
 
-SCHEMA = 5
+SCHEMA = 6
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
 
@@ -29,23 +28,67 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
-class Origin(Config):
-    """The encoder behind a score, and its features.
+class Score(Config):
+    """What one encoder reached in one setting of a probe, or after fine-tuning.
 
     Attributes:
+        probe: what was fitted, such as `linear`.
+        protocol: short and stable, such as `linear` or `vissl-clevr-count`; only scores of one
+            protocol may be compared.
+        description: the protocol in words.
+        selection: how choices were made, in words.
+        setting: such as `5 a class`; empty where a probe has one setting only.
+        label: which one was probed.
+        seed: of the probe.
+        config: of the probe, all of it.
         encoder: name, for people; `weights_sha256` for machines.
         which: `target` or `context`.
         layers: block numbers, ascending, that the probe could choose from.
         pooling: how patch tokens became one vector.
         image_px: side of the evaluated square, or (height, width).
         transform: from image file to square.
-        precision: what the features were computed in: `fp32` or `bf16`; None without stored
-            features.
-        train: fingerprint of the training features, likewise `test`; None without stored features.
-        data: fingerprint of the shard set of the test images.
+        features_precision: what the features were computed in: `fp32` or `bf16`; None without
+            stored features.
+        train_features: fingerprint of the training features, likewise `test_features`; None without
+            stored features.
         lineage: where the encoder comes from.
+        data: fingerprint of the shard set of the test images.
+        source: what the shard sets were made from, see `joined_source`.
+        train_split: of the shard sets, likewise `test_split`.
+        train_images: identity of the training set, see `image_set`; likewise `test_images`.
+        num_classes: of the training images.
+        chance: share of the most frequent class of the test set.
+        train_rows: images; likewise `test_rows`.
+        repeats: keys of test images that are training images, too, byte for byte under another
+            name.
+        top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
+        mean_class: mean of the classes' accuracies, likewise.
+        draws_std: standard deviation over draws of the training subset; None for one draw.
+        best_on_test: the best head chosen on the test set, as papers report it; optimistic.
+        p_value: exact McNemar test against the first encoder of the file on the same test images;
+            None for the first encoder itself, and where several draws were averaged.
+        choices: what was chosen on the held-out part of train, and how well it did there; for a
+            fine-tuning, where nothing is chosen, how well the last state did there.
+        correct: which test images the chosen head classified rightly, one string a draw; see
+            `pack_correct`.
+        test_classes: class of each test image, see `pack_classes`.
+        precision: what the probe, or the fine-tuning, multiplied matrices in: `fp32`, `fp64` or
+            `bf16`.
+        departures: in what the score is not of the protocol that it is named by.
+        libraries: versions by name.
+        command: that made it; empty if it was no command.
+        fingerprint: of the stage that made it, and its inputs.
     """
 
+    schema_version: int = SCHEMA
+    probe: str
+    protocol: str
+    description: str
+    selection: str
+    setting: str
+    label: str
+    seed: int
+    config: dict[str, JsonValue]
     encoder: str
     weights_sha256: str
     which: str
@@ -53,35 +96,21 @@ class Origin(Config):
     pooling: str
     image_px: int | tuple[int, int]
     transform: str
-    precision: str | None
-    train: str | None
-    test: str | None
-    data: str
+    features_precision: str | None
+    train_features: str | None
+    test_features: str | None
     lineage: Lineage = UNKNOWN
-
-
-class Score(Config):
-    """One row of the table: an encoder in one setting of the probe.
-
-    Attributes:
-        setting: such as `5 a class`; empty where a probe has one setting only.
-        top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
-        mean_class: mean of the classes' accuracies, likewise.
-        draws_std: standard deviation over draws of the training subset; None for one draw.
-        best_on_test: the best head chosen on the test set, as papers report it; optimistic.
-        p_value: exact McNemar test against the first encoder on the same test images; None for
-            the first encoder itself, and where several draws were averaged.
-        choices: what was chosen on the held-out part of train, and how well it did there; for a
-            fine-tuning, where nothing is chosen, how well the last state did there.
-        correct: which test images the chosen head classified rightly, one string a draw; see
-            `pack_correct`.
-        precision: what the probe, or the fine-tuning, multiplied matrices in: `fp32`, `fp64` or
-            `bf16`.
-        departures: in what the score is not of the protocol that it is named by.
-    """
-
-    setting: str
-    origin: Origin
+    data: str
+    source: str
+    train_split: str
+    test_split: str
+    train_images: str
+    test_images: str
+    num_classes: int
+    chance: float
+    train_rows: int
+    test_rows: int
+    repeats: tuple[str, ...]
     top1: float
     top1_interval: tuple[float, float]
     mean_class: float
@@ -91,73 +120,20 @@ class Score(Config):
     p_value: float | None
     choices: dict[str, float | int | str]
     correct: tuple[str, ...]
+    test_classes: str
     precision: str
     departures: tuple[str, ...] = ()
-
-
-class Splits(Config):
-    """Names of the splits that a probe was fitted and scored on."""
-
-    train: str
-    test: str
-
-
-class ProbeResult(Config):
-    """All scores of one probe on one label; baselines stand beside the first encoder.
-
-    Attributes:
-        probe: what was fitted, such as `linear`.
-        protocol: short and stable, such as `linear` or `vissl-clevr-count`; only numbers of one
-            protocol may be compared.
-        description: the protocol in words.
-        selection: how choices were made, in words.
-        config: of the probe, all of it.
-        label: which one was probed.
-        seed: of the probe.
-        source: what the shard sets were made from, see `joined_source`.
-        splits: of the shard sets.
-        train_images: identity of the training set, see `image_set`; likewise `test_images`.
-        chance: share of the most frequent class of the test set.
-        train_rows: of the first encoder; likewise `test_rows`.
-        repeats: keys of test images that are training images, too, byte for byte under another
-            name.
-        test_classes: class of each test image, see `pack_classes`.
-        libraries: versions by name.
-        command: that made it; empty if it was no command.
-    """
-
-    schema_version: int = SCHEMA
-    probe: str
-    protocol: str
-    description: str
-    selection: str
-    config: dict[str, JsonValue]
-    label: str
-    seed: int
-    source: str
-    splits: Splits
-    train_images: str
-    test_images: str
-    num_classes: int
-    chance: float
-    train_rows: int
-    test_rows: int
-    scores: tuple[Score, ...]
-    repeats: tuple[str, ...]
-    test_classes: str
     libraries: dict[str, str]
     command: str
     fingerprint: str
 
-    @property
-    def seal(self) -> str:
-        """sha256 over all of it; two results of one plan that differ have two."""
-        return fingerprint_of(json.loads(self.model_dump_json()))
 
-    @property
-    def departures(self) -> tuple[str, ...]:
-        """In what any of the scores is not of the protocol, each once."""
-        return tuple(dict.fromkeys(line for score in self.scores for line in score.departures))
+Result = tuple[Score, ...]  # of one file: setting by setting, the first encoder before baselines
+
+
+def result_id(scores: Result) -> str:
+    """sha256 over all of a result; two results of one plan that differ have two."""
+    return fingerprint_of([json.loads(score.model_dump_json()) for score in scores])
 
 
 def joined_source(train: str, test: str) -> str:
@@ -252,47 +228,62 @@ def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
     return np.unpackbits(np.stack(rows), axis=1, count=num_images).astype(np.bool_)
 
 
-def write_result(path: Path, result: ProbeResult) -> None:
+def write_result(path: Path, scores: Result) -> None:
     """Write a whole file or none."""
-    write_json(path, json.loads(result.model_dump_json()) | {"seal": result.seal})
+    write_json(path, [json.loads(score.model_dump_json()) for score in scores])
 
 
 def is_result(path: Path) -> bool:
-    """Is there a file of `ijepa probe` or `ijepa finetune`, whatever its version?"""
-    return path.is_file() and "probe" in read_json(path)
+    """Is there a file of `ijepa probe` or `ijepa finetune`?"""
+    return path.is_file() and _is_result(_read(path))
 
 
-def read_result(path: StrPath) -> ProbeResult:
+def read_result(path: StrPath) -> Result:
     """Read what `ijepa probe` or `ijepa finetune` wrote, a file or the folder of a run.
 
     Raises:
-        IjepaError: not there, not a result of this version, damaged, or changed since.
+        IjepaError: not there, not a result of this version, or damaged.
     """
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
-    body = read_json(path)
-    if "probe" not in body:
+    body = _read(path)
+    if isinstance(body, dict) and {"probe", "scores"} <= body.keys():
+        raise IjepaError(
+            f"{path} is not a list of scores of schema {SCHEMA}, but of an older version of ijepa: "
+            f"run what made it again, or read it with that version."
+        )
+    if not _is_result(body):
+        held = ", ".join(sorted(body)[:5]) if isinstance(body, dict) else type(body).__name__
         raise IjepaError(
             f"{path} is not a result of `ijepa probe` or `ijepa finetune`: it holds "
-            f"{', '.join(sorted(body)[:5]) or 'nothing'}. Name another file."
+            f"{held or 'nothing'}. Name another file."
         )
-    if body.get("schema_version") != SCHEMA:
+    if any(one.get("schema_version") != SCHEMA for one in body):
         raise IjepaError(
             f"{path} is not a result of schema {SCHEMA}, but of another version of ijepa: run what "
             f"made it again, or read it with that version."
         )
-    seal = body.pop("seal", None)
-    result = validated(ProbeResult, body, str(path))
-    if seal != result.seal:
-        raise IjepaError(
-            f"{path} is not as it was written: it was changed afterwards. Restore it, or run "
-            f"what made it again with --force."
-        )
-    for score in result.scores:
+    scores = tuple(validated(Score, one, str(path)) for one in body)
+    for score in scores:
         try:
-            unpack_correct(score.correct, result.test_rows)
+            unpack_correct(score.correct, score.test_rows)
         except IjepaError as error:
             raise IjepaError(f"{path}: {error}") from error
-    return result
+    return scores
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401  # whatever JSON it holds
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise IjepaError(f"{path} is not JSON ({error}); name another file.") from error
+
+
+def _is_result(body: object) -> bool:
+    return (
+        isinstance(body, list)
+        and len(body) > 0
+        and all(isinstance(one, dict) and "probe" in one for one in body)
+    )

@@ -97,7 +97,7 @@ def finetune(
         return
     with shown_progress() as progress:
         outcome = run(data, out, config, how, progress, listed)
-    show(outcome, as_json, score_table([outcome.result], cached=outcome.cached))
+    show(outcome, as_json, score_table([outcome.scores], cached=outcome.cached))
 
 
 def register(app: typer.Typer) -> None:

@@ -122,7 +122,7 @@ def probe(
             outcome = run(*pairs, out, config, how, progress, subset or [])
             outcomes = (outcome,)
     cached = all(one.cached for one in outcomes)
-    table = score_table([one.result for one in outcomes], cached=cached)
+    table = score_table([one.scores for one in outcomes], cached=cached)
     show(found if both else outcome, as_json, table)
 
 

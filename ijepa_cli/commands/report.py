@@ -22,22 +22,12 @@ Compare = Annotated[
         "image; makes no page."
     ),
 ]
-Table = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--table",
-        metavar="N=RESULT",
-        help="A result, or folder of `ijepa finetune`, for table N of the paper at this scale; "
-        "repeatable.",
-    ),
-]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
 def report(
     sources: Sources = None,
     compare: Compare = None,
-    table: Table = None,
     out: Out = Path("report.html"),
     force: Force = False,
     as_json: Json = False,
@@ -59,23 +49,13 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime("cpu", 0, force), _tables(table or []))
+    outcome = run(sources or [], out, runtime("cpu", 0, force))
     show(outcome, as_json)
     if not as_json:
         for scores in report_tables(outcome):
             screen.print(scores, highlight=False)
         state = "cached" if outcome.cached else "made"
         screen.print(f"page, {state}: {outcome.out}", highlight=False)
-
-
-def _tables(texts: list[str]) -> dict[int, list[Path]]:
-    found: dict[int, list[Path]] = {}
-    for text in texts:
-        number, equals, path = text.partition("=")
-        if not (equals and number.isdecimal()):
-            raise typer.BadParameter(f"{text!r} is not N=RESULT", param_hint="--table")
-        found.setdefault(int(number), []).append(Path(path))
-    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -3,17 +3,12 @@
 import pytest
 from test_probe import LOGISTIC, pair
 
-from ijepa.errors import IjepaError
 from ijepa.lineage import Lineage, run_family
 from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.recipes import load_recipe
-from ijepa.results.beside import beside_paper
-from ijepa.results.groups import grouped
-from ijepa.results.pretraining import known_settings
+from ijepa.results.beside import tables
 from ijepa.results.record import joined_source
-from ijepa.results.scaled import scaled_tables
-from ijepa.results.stand_ins import stand_in_tables
 
 PUBLISHED = Lineage(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 
@@ -22,17 +17,24 @@ PUBLISHED = Lineage(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 def plain(tmp_path_factory):
     """Any result, to be told otherwise what it is of."""
     folder = tmp_path_factory.mktemp("plain")
-    return probe(pair(folder), [], folder / "r.json", LOGISTIC).result
+    return probe(pair(folder), [], folder / "r.json", LOGISTIC).scores
 
 
 def of(result, lineage, which="target", **facts):
     """The result as if its encoder were another, made on other data."""
     weights = run_family(which, lineage.model_dump())
-    origin = result.scores[0].origin.model_copy(
-        update={"lineage": lineage, "which": which, "weights_sha256": weights}
-    )
-    score = result.scores[0].model_copy(update={"origin": origin})
-    return result.model_copy(update={"scores": (score,), **facts})
+    other = {"lineage": lineage, "which": which, "weights_sha256": weights, **facts}
+    return (result[0].model_copy(update=other),)
+
+
+def table(found, kind):
+    return [one for one in found if one.kind == kind]
+
+
+def rows(shown):
+    """(row, has it a number of ours?) of a table; a row is text by column."""
+    for row, made in zip(shown.rows, shown.made, strict=True):
+        yield dict(zip(shown.columns, row, strict=True)), made
 
 
 def cifar100(result, lineage=PUBLISHED, **facts):
@@ -48,14 +50,17 @@ def cifar100(result, lineage=PUBLISHED, **facts):
 
 
 def filled(*results):
-    """(table, task, method, arch, group) of every cell of the paper that holds a number of ours."""
-    tables = beside_paper(grouped(results), known_settings(results, []))
+    """(table, task, method, arch, group) of every row of the paper with a number of ours."""
     return [
-        (table.number, table.task, cell.method, cell.arch, cell.group)
-        for table in tables
-        for cell in table.cells
-        if cell.ours
+        (shown.number, task(shown), row["method"].text, row["network"].text, row["method"].note)
+        for shown in table(tables(results), "paper")
+        for row, made in rows(shown)
+        if made
     ]
+
+
+def task(shown):
+    return shown.caption.partition(";")[0]
 
 
 def test_the_very_row_is_filled_with_its_difference(plain):
@@ -63,9 +68,14 @@ def test_the_very_row_is_filled_with_its_difference(plain):
     assert {cell[:4] for cell in filled(result)} == {
         (number, "CIFAR100", "I-JEPA", "ViT-H/14") for number in (3, 5)
     }
-    tables = beside_paper(grouped([result]), {})
-    (cell,) = [c for t in tables if t.number == 3 for c in t.cells if c.ours]
-    assert cell.difference == pytest.approx(100 * result.scores[0].top1 - 87.5)
+    (row,) = [
+        row
+        for shown in table(tables([result]), "paper")
+        if shown.number == 3
+        for row, made in rows(shown)
+        if made
+    ]
+    assert row["#difference"].value == pytest.approx(100 * result[0].top1 - 87.5)
 
 
 def test_a_context_encoder_fills_no_row_and_is_named_there(plain):
@@ -73,10 +83,11 @@ def test_a_context_encoder_fills_no_row_and_is_named_there(plain):
     context, target = cifar100(plain, which="context"), cifar100(plain)
     assert filled(context) == []
     notes = {
-        cell.note
-        for table in beside_paper(grouped([context]), {})
-        for cell in table.cells
-        if (table.task, cell.method, cell.arch) == ("CIFAR100", "I-JEPA", "ViT-H/14")
+        row["protocol, or why not run"].text
+        for shown in table(tables([context]), "paper")
+        for row, _ in rows(shown)
+        if (task(shown), row["method"].text, row["network"].text)
+        == ("CIFAR100", "I-JEPA", "ViT-H/14")
     }
     assert any("is its context encoder, the paper's is the target encoder" in n for n in notes)
     assert filled(context, target) == filled(target)
@@ -112,17 +123,18 @@ def test_another_encoder_fills_no_cell(plain, change):
 
 
 def test_every_row_without_a_number_says_why(plain):
-    tables = beside_paper(grouped([plain]), {})
-    cells = [cell for table in tables for cell in table.cells]
-    assert len(cells) == sum(len(t.rows) * len(t.columns) for t in TABLES)
-    assert all(cell.note.startswith("not run: ") for cell in cells)
-    assert any("--encoder mae:FILE" in cell.note for cell in cells if cell.method == "MAE")
+    found = [one for shown in table(tables([plain]), "paper") for one in rows(shown)]
+    assert len(found) == sum(len(t.rows) * len(t.columns) for t in TABLES)
+    assert not any(made for _, made in found)
+    notes = {row["method"].text: row["protocol, or why not run"].text for row, _ in found}
+    assert all(note.startswith("not run: ") for note in notes.values())
+    assert "--encoder mae:FILE" in notes["MAE"]
 
 
 def test_other_test_images_are_another_table_not_another_row(plain):
     results = [cifar100(plain), cifar100(plain, test_images="f" * 64)]
-    tables = [t for t in beside_paper(grouped(results), {}) if t.number == 3 and t.protocol]
-    assert [sum(bool(c.ours) for c in t.cells) for t in tables if t.task == "CIFAR100"] == [1, 1]
+    found = [one for one in table(tables(results), "paper") if one.number == 3]
+    assert [sum(one.made) for one in found if task(one) == "CIFAR100"] == [1, 1]
 
 
 def small(result, *settings, seed=0):
@@ -136,51 +148,25 @@ def small(result, *settings, seed=0):
 def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
     block = ("masks.kind=block", "masks.min_keep=10")
     results = [small(plain), small(plain, seed=1), small(plain, *block)]
-    (table,) = scaled_tables(grouped(results), known_settings(results, []))
-    assert table.number == 6
-    ours = {row.name: row.ours and len(row.ours.members) for row in table.rows}
-    assert ours == {"multi-block": 2, "rasterized": None, "block": 1, "random": None}
+    (shown,) = table(tables(results), "ablation")
+    assert shown.number == 6
+    ours = {row["row"].text: row["+seeds, encoder/probe"].text for row, _ in rows(shown)}
+    assert ours == {"multi-block": "0/0, 1/1", "rasterized": "", "block": "0/0", "random": ""}
     assert filled(*results) == []
-
-
-def test_a_table_at_this_scale_has_the_results_that_were_meant_for_it_and_a_column_a_group(plain):
-    other = plain.model_copy(update={"label": "count"})
-    apart = plain.model_copy(update={"test_images": "other"})
-    tables = stand_in_tables([plain, other, apart], {4: {other.seal}, 1: {plain.seal, apart.seal}})
-    assert [table.number for table in tables] == [1, 4]
-    assert [column.test_images for column in tables[0].columns] == [plain.test_images, "other"]
-    assert [column.label for column in tables[1].columns] == ["count"]
-    (row,) = tables[0].rows
-    assert [line.top1 for line in row.lines] == [plain.scores[0].top1] * 2
-
-
-def test_an_encoder_that_was_scored_in_two_ways_has_two_rows(plain):
-    origin = plain.scores[0].origin.model_copy(update={"transform": "squashed"})
-    score = plain.scores[0].model_copy(update={"origin": origin, "top1": 0.5})
-    squashed = plain.model_copy(update={"scores": (score,)})
-    meant = {1: {plain.seal, squashed.seal}}
-    (table,) = stand_in_tables([plain, squashed], meant)
-    assert [row.lines[0].top1 for row in table.rows] == [plain.scores[0].top1, 0.5]
-    assert table.rows[1].encoder == f"{origin.encoder}, scored otherwise (2)"
-
-
-def test_a_table_that_the_paper_does_not_have_is_refused(plain):
-    with pytest.raises(IjepaError, match="The paper has no table 15; its tables are 1 to 14"):
-        stand_in_tables([plain], {15: {plain.seal}})
 
 
 def test_runs_that_differ_in_more_make_no_table(plain):
     results = [small(plain), small(plain, "masks.kind=block", "optimization.epochs=3")]
-    assert scaled_tables(grouped(results), known_settings(results, [])) == ()
+    assert table(tables(results), "ablation") == []
 
 
 def test_results_that_do_not_tell_their_settings_are_known_by_the_runs_given(plain):
     choices = [(), ("masks.kind=random", "masks.min_keep=10")]
     results = [small(plain, *choice) for choice in choices]
     silent = [
-        of(r, r.scores[0].origin.lineage.model_copy(update={"settings": None}), source=r.source)
+        of(r, r[0].lineage.model_copy(update={"settings": None}), source=r[0].source)
         for r in results
     ]
-    assert scaled_tables(grouped(silent), known_settings(silent, [])) == ()
+    assert table(tables(silent), "ablation") == []
     runs = [load_recipe("scenes-mini", choice) for choice in choices]
-    assert len(scaled_tables(grouped(silent), known_settings(silent, runs))) == 1
+    assert len(table(tables(silent, runs), "ablation")) == 1
