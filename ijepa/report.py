@@ -32,7 +32,9 @@ MASK_IMAGES = 2000  # over which the masks of a run are counted
 
 
 class ReportConfig(Config):
-    """Nothing beside the inputs changes a page."""
+    """What the page says beside its inputs: its title."""
+
+    title: str = "ijepa report"
 
 
 class ReportOutcome(Config):
@@ -59,7 +61,12 @@ class _Sources(NamedTuple):
     pictures: list[Path]
 
 
-def report(sources: Sequence[StrPath], out: StrPath, runtime: Runtime = RUNTIME) -> ReportOutcome:
+def report(
+    sources: Sequence[StrPath],
+    out: StrPath,
+    runtime: Runtime = RUNTIME,
+    title: str = "ijepa report",
+) -> ReportOutcome:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
@@ -67,6 +74,7 @@ def report(sources: Sequence[StrPath], out: StrPath, runtime: Runtime = RUNTIME)
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` makes it again.
+        title: of the page.
 
     Raises:
         IjepaError: nothing to show, or something that is none of these.
@@ -85,10 +93,11 @@ def report(sources: Sequence[StrPath], out: StrPath, runtime: Runtime = RUNTIME)
         runs=tuple(found.runs),
         pictures=tuple(found.pictures),
     )
-    plan = StagePlan("report", VERSION, ReportConfig(), _inputs(found), out)
+    config = ReportConfig(title=title)
+    plan = StagePlan("report", VERSION, config, _inputs(found), out)
     with exclusive_work(plan, force=runtime.force) as work:
         if not work.cached:
-            write_bytes(work.folder / out.name, _page(outcome, configs).encode())
+            write_bytes(work.folder / out.name, _page(title, outcome, configs).encode())
             work.publish_file({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
 
@@ -160,12 +169,12 @@ def _record(run: Path) -> Mapping[str, Any]:
     return read_record(run) or (read_json(note) if note.is_file() else {})
 
 
-def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
+def _page(title: str, outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
     from ijepa.results.page import file_picture, page
 
     runs = [_view(run, config) for run, config in configs.items()]
     pictures = [file_picture(path, read_record(path)) for path in outcome.pictures]
-    return page(outcome.tables, outcome.results, runs, pictures)
+    return page(title, outcome.tables, outcome.results, runs, pictures)
 
 
 def _view(run: Path, config: PretrainConfig | None) -> "RunView":

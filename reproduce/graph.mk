@@ -104,14 +104,18 @@ PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks
   pca.png retrieval.png neighbors.png embedding.html $(if $(DECODER),predictions.png)))
 made      = $(OUT)/$(if $(filter tuned/%,$1),$1,probes/$1.json)
 RESULTS  := $(foreach score,$(SCORES) $(TUNED),$(call made,$(score)))
+tabled    = $(foreach score,$(filter $(SCORES) $(TUNED),$(TABLE$1)),$(call made,$(score)))
+PAGES    := $(foreach table,$(TABLES),$(if $(call tabled,$(table)),$(OUT)/table$(table).html))
 REPORT   := $(OUT)/report.html
 
-all: $(if $(SCORES)$(TUNED),$(REPORT),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
+all: $(if $(SCORES)$(TUNED),$(REPORT) $(PAGES),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
 $(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
-	$(call stage,$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) --out $@ \
-	  $(foreach table,$(TABLES),$(foreach score,$(filter $(SCORES) $(TUNED),$(TABLE$(table))),\
-	    --table $(table)=$(call made,$(score)))))
+	$(call stage,$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) $(RESULTS) --out $@)
+
+$(OUT)/table%.html: FORCE $$(call tabled,$$*)
+	$(call stage,$(IJEPA) report $(call tabled,$*) --out $@ \
+	  --title 'Table $* of the paper at the scale $(SCALE)')
 
 $(OUT)/shards/%: FORCE
 	$(call stage,$(IJEPA) shard $(call quoted,$(SOURCE_$*)) $@ $(SHARD_$*) $(WORKERS:%=--workers %))

@@ -152,7 +152,7 @@ def test_timm_cuts_and_normalises_images_as_the_run_did(tmp_path, run, shards):
     assert (tuple(view["mean"]), tuple(view["std"])) == (data.mean, data.std)
     assert view["crop_pct"] == data.eval_crop_fraction
     assert (view["interpolation"], view["crop_mode"]) == ("bilinear", "center")
-    image = next(iter(open_shards(shards).split("val"))).image
+    image = open_shards(shards).split("val").read_image(0)
     pixels = timm.data.create_transform(**view)(Image.open(io.BytesIO(image)).convert("RGB"))
     ours = load_encoder(str(run))
     plan = ViewPlan(ours.image_px, ours.crop_fraction)
@@ -405,7 +405,7 @@ def test_the_card_shows_scores_of_this_encoder_beside_their_baselines(scores, tm
     card = (tmp_path / "out.pth.tar.README.md").read_text()
     rows = [line for line in card.splitlines() if line.startswith("| knn")]
     result = read_result(scores)
-    assert [row.split(" | ")[3] for row in rows] == [f"{100 * s.top1:.2f}" for s in result.scores]
+    assert [row.split(" | ")[3] for row in rows] == [f"{100 * s.top1:.2f}" for s in result]
     assert [f"{TINY.name} (target)" in rows[0], "pixels@16" in rows[1]] == [True, True]
 
 

@@ -276,7 +276,7 @@ def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
     assert len(one) == len(two) == 3
     for alone, shared in zip(one, two, strict=True):
         assert shared == pytest.approx(alone, rel=1e-4)
-    assert read_result(tmp_path / "two").scores[0].correct == score.correct
+    assert read_result(tmp_path / "two")[0].correct == score.correct
 
 
 SQUARE = DataConfig(image_px=32, batch_size=32, crop_scale=(0.08, 1.0), flip=True)

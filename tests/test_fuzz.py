@@ -193,13 +193,15 @@ def test_columns_that_claim_more_than_the_file_holds_are_one_line(made, tmp_path
 
 @FEW
 @given(
-    key=st.sampled_from(["scores", "test_rows", "correct", "schema_version", "seal", "repeats"]),
+    key=st.sampled_from(
+        ["probe", "test_rows", "correct", "schema_version", "test_classes", "repeats"]
+    ),
     value=trees,
     inside=st.booleans(),
 )
 def test_result_files(made, tmp_path, key, value, inside):
     body = json.loads((made / "r.json").read_text())
-    (body["scores"][0] if inside else body)[key] = value
+    body[0 if inside else -1][key] = value
     (tmp_path / "r.json").write_text(json.dumps(body))
     run("report", "r.json", "--out", "r.html")
 

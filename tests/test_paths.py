@@ -58,7 +58,7 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     merge([at("train.h5"), at("val.h5")], at("both.h5"))
     probe(FeaturePair(at("train.h5"), at("val.h5")), [], at("r.json"), ProbeConfig(name="knn"), CPU)
     assert compare(at("r.json"), at("r.json"))
-    assert read_result(at("r.json")).test_rows == 64
+    assert read_result(at("r.json"))[0].test_rows == 64
     assert pretrain(data, kind(str(run)), tiny_config, CPU).cached
     with pytest.raises(IjepaError, match="no weights"):
         pretrain(data, at("new"), tiny_config, CPU, init=at("nowhere"))
@@ -68,7 +68,7 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     finetuning = FinetuneConfig(encoder=str(run), batch_size=8)
     assert plan_finetune(data, finetuning).train_images == 256
     convert(kind(str(run)), at("c.pth.tar"), ConvertConfig(to="published"), CPU)
-    assert report([at("r.json"), kind(str(run))], at("r.html"), tables={}).results
+    assert report([at("r.json"), kind(str(run))], at("r.html")).results
     config = MaskSheetConfig(recipe=tiny_config, num_batches=2)
     assert visualize_masks(at("m.png"), config, data).out.is_file()
     assert visualize_neighbors([at("val.h5")], at("n.png"), NeighborsConfig(), data).out.is_file()

@@ -184,7 +184,7 @@ def test_an_output_to_come_is_known_however_it_is_spelt(name, out, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     text = name.format(out=out, here=tmp_path)
     made = f"ijepa shard scenes:train=1 {out}"
-    for use in (f"ijepa report {text}", f"ijepa report --table 1={text}"):
+    for use in (f"ijepa report {text}",):
         assert states([made, f"{use} --out page.html"])["page.html"] == ("waits", f"for {out}")
     random = f"ijepa extract --encoder random:{text} --data {tmp_path} --out f.h5"
     assert states([made, random])["f.h5"] == ("waits", f"for {out}")

@@ -56,6 +56,7 @@ class RunView(NamedTuple):
 
 
 def page(
+    title: str,
     tables: Sequence[Shown],
     results: Sequence[Result],
     runs: Sequence[RunView],
@@ -68,6 +69,7 @@ def page(
     kinds = sorted(SECTIONS, key=lambda kind: kind == "paper" and not _is_filled(tables))
     sections = [(k, SECTIONS[k], [t for t in tables if t.kind == k]) for k in kinds]
     return environment.get_template("page.html.j2").render(
+        title=title,
         sections=[section for section in sections if section[2]],
         results=results,
         runs=runs,

@@ -22,6 +22,7 @@ Compare = Annotated[
         "image; makes no page."
     ),
 ]
+Title = Annotated[str, typer.Option(help="Heading of the page.")]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
@@ -29,6 +30,7 @@ def report(
     sources: Sources = None,
     compare: Compare = None,
     out: Out = Path("report.html"),
+    title: Title = "ijepa report",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +51,7 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime("cpu", 0, force))
+    outcome = run(sources or [], out, runtime("cpu", 0, force), title)
     show(outcome, as_json)
     if not as_json:
         for scores in report_tables(outcome):
