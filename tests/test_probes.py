@@ -20,7 +20,6 @@ from sklearn.linear_model import LogisticRegression
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
-from ijepa.probes import scores
 from ijepa.probes.arrays import Asked, hold_out
 from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS, few_shot
 from ijepa.probes.knn import knn, unit_length, vote
@@ -32,6 +31,7 @@ from ijepa.probes.scores import (
     top1,
 )
 from ijepa.probes.subsets import draw_subset
+from ijepa.results import compare
 from ijepa.results.compare import paired_class_difference
 
 PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
@@ -374,7 +374,7 @@ def test_95_of_100_intervals_of_mean_class_accuracy_hold_the_truth(classes, imag
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_95_of_100_intervals_of_a_difference_by_class_hold_the_truth(images, monkeypatch):
-    monkeypatch.setattr(scores, "CLASS_RESAMPLES", 1000)
+    monkeypatch.setattr(compare, "CLASS_RESAMPLES", 1000)
     rng = np.random.default_rng(0)
     one, other = rng.beta(2, 1, (2, 50))
     labels, held = np.repeat(np.arange(50), images), 0
