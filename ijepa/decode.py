@@ -1,6 +1,5 @@
 """Train a decoder that draws a block's pixels from its average embedding, and measure it."""
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -147,14 +146,12 @@ def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
 
 
 def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> None:
-    from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, batches, read_views
+    from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
     from ijepa.decoder.honesty import held_numbers, measure_honesty
     from ijepa.decoder.training import DecoderTask
-    from ijepa.distributed import num_workers, pick_device
     from ijepa.encoders.frozen import weights_sha256
     from ijepa.encoders.jepa import load_jepa
     from ijepa.train.loop import fit
-    from ijepa.world import World
 
     config, data = DecoderConfig.model_validate(work.plan.config), open_shards(shards)
     _, jepa, run = load_jepa(config.encoder)
@@ -162,22 +159,18 @@ def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> No
     _check(len(images), config, run.targets.space)
     cuts = run.data.model_copy(update={"batch_size": config.batch_size})
     crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
-    device = pick_device(runtime.device)
-    workers, on_gpu = num_workers(runtime, device), device.type == "cuda"
-    made = functools.partial(batches, crops, workers=workers, pin_memory=on_gpu)
-    sha256 = weights_sha256(jepa.state_dict())
-    task = DecoderTask(config, jepa, run, sha256, made, runtime)
-    fit(task, work.folder, runtime, progress=progress)
+    task = DecoderTask(config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime)
+    fit(task, work.folder, progress)
     numbers = held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    found = measure_honesty(task.averaged, jepa, run, views.to(device), progress)
+    found = measure_honesty(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     facts = {"steps": config.steps, "loss": sum(last) / len(last), **found}
     write_json(work.folder / RESULT, facts)
-    device_name = task.device_name(World())
-    work.publish_folder({"seed": config.seed, "device": device_name, "command": runtime.command})
+    device = task.device_name()
+    work.publish_folder({"seed": config.seed, "device": device, "command": runtime.command})
 
 
 def _check(images: int, config: DecoderConfig, space: str) -> None:

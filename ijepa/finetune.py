@@ -219,7 +219,7 @@ def _train(
         class_token=vit.pooling == CLASS_TOKEN,
     )
     task = FinetuneTask(model, (train, held), config, cuts, runtime, world)
-    fit(task, work.folder, runtime, world, progress)
+    fit(task, work.folder, progress)
     predicted = task.predictions(test, progress)
 
     def publish() -> None:
@@ -231,7 +231,7 @@ def _train(
         score = _score(shared, config, vit, cuts, task, parts, predicted)
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         write_result(work.folder / RESULT, (score,))
-        work.publish_folder({"seed": config.seed, "device": task.device_name(world)})
+        work.publish_folder({"seed": config.seed, "device": task.device_name()})
 
     lead(world, publish)
 
@@ -393,7 +393,7 @@ def _score(
         best_on_test=None,
         choices=task.held_out,
         correct=pack_correct(correct, test.keys),
-        precision=task.precision,
+        precision="bf16" if task.bf16 else "fp32",
         departures=tuple(departures),
         **summary(correct, test.labels)._asdict(),
     )

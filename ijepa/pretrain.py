@@ -23,7 +23,6 @@ VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back.
 WATCHING = "every_steps", "grad_norm_steps", "num_images", "label"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
-PAPER_SECONDS = 72 * 3600  # that ViT-H/14 took on 16 A100 GPUs (paper, section 1)
 
 
 class PretrainResult(Config):
@@ -57,7 +56,6 @@ class PretrainPlan(Config):
             that are planned or captured for a shape gain where they are few.
         memory_gb: weights, gradients, optimizer and, for the largest masks, activations of one
             process that computes `images_at_a_time`; an estimate, in bf16 for `bf16`.
-        images_per_second_for_72_hours: what the paper's budget of 72 hours asks of all devices.
     """
 
     images: int
@@ -77,7 +75,6 @@ class PretrainPlan(Config):
     images_at_a_time: int
     bf16: bool
     memory_gb: float
-    images_per_second_for_72_hours: float
 
 
 def pretrain(
@@ -112,13 +109,13 @@ def pretrain(
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, another run in that place, or weights that do not fit.
     """
-    plan, images = _planned(shards, out, config, runtime, init, prolong)
-    shorter = Path(prolong) if prolong else None
-    with together(_begun(plan, images, runtime, shorter), runtime.device) as (work, world):
+    plan = stage_plan(shards, out, config, runtime, init, prolong)
+    config = PretrainConfig.model_validate(plan.config)  # with the digest of `init`
+    with together(_begun(plan, config, shards, runtime, prolong), runtime.device) as (work, world):
         if not work.cached:
             told = progress if world.leads else silent
             started_from = {"init": init, "prolonged": prolong}
-            _train(work, images, runtime, told, world, started_from)
+            _train(work, config, shards, runtime, told, world, started_from)
     return _result(plan.out, config, work.cached)
 
 
@@ -131,23 +128,11 @@ def stage_plan(
     prolong: StrPath | None = None,
 ) -> StagePlan:
     """What `pretrain` would make of these arguments, and from what; raises as it would."""
-    return _planned(shards, out, config, runtime, init, prolong)[0]
-
-
-def _planned(
-    shards: StrPath,
-    out: StrPath,
-    config: PretrainConfig,
-    runtime: Runtime,
-    init: StrPath | None,
-    prolong: StrPath | None,
-) -> tuple[StagePlan, "SplitReader | RemoteSplit"]:
-    """The plan, and the images."""
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
     config = started(config, init, prolong)
     in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
-    plain = PretrainConfig().model_dump(mode="json")  # settings that leave the weights as they are
+    plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
     beside = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
     beside["checkpoint_epochs"] = plain["checkpoint_epochs"]
     if "read" not in inputs:
@@ -161,29 +146,42 @@ def _planned(
         precious=not (runtime.replace or in_place),
         is_folder=True,
         beside=beside,
-    ), images
+    )
 
 
 @contextlib.contextmanager
 def _begun(
-    plan: StagePlan, images: "SplitReader | RemoteSplit", runtime: Runtime, prolong: Path | None
+    plan: StagePlan,
+    config: PretrainConfig,
+    shards: StrPath,
+    runtime: Runtime,
+    prolong: StrPath | None,
 ) -> Iterator[Work]:
     """Hold the output; an empty work folder gets the state of the run that is prolonged."""
-    config = PretrainConfig.model_validate(plan.config)
-    _check_shares(config, runtime, current_world().size)
+    processes = current_world().size
+    if config.data.batch_size % processes:
+        raise IjepaError(
+            f"data.batch_size {config.data.batch_size} cannot be shared evenly by {processes} "
+            f"processes."
+        )
+    if runtime.parallel == "fsdp" and processes > 1:
+        from ijepa.jepa.step import check_passes
+
+        check_passes(config, processes, runtime.micro_batch)
     with exclusive_work(plan, force=runtime.force) as work:
         if prolong and not work.cached:
             from ijepa.train.checkpoint import LAST, take_over
 
             if not (work.folder / LAST).exists():
-                per_epoch = steps_per_epoch(len(images), config)
-                take_over(prolong, work.folder, config, plan.inputs, per_epoch)
+                per_epoch = steps_per_epoch(len(_open(shards, config)[0]), config)
+                take_over(Path(prolong), work, config, per_epoch)
         yield work
 
 
 def _train(
     work: Work,
-    images: "SplitReader | RemoteSplit",
+    config: PretrainConfig,
+    shards: StrPath,
     runtime: Runtime,
     progress: Progress,
     world: World,
@@ -194,21 +192,19 @@ def _train(
     from ijepa.encoders.reading import read_networks
     from ijepa.train.checkpoint import LAST
     from ijepa.train.loop import fit, stop_requests
-    from ijepa.train.pretraining import PretrainTask, open_feed
+    from ijepa.train.pretraining import PretrainTask
 
-    config, init = PretrainConfig.model_validate(work.plan.config), started_from["init"]
-    networks = None
+    images, init, networks = _open(shards, config)[0], started_from["init"], None
     if init and not (work.folder / LAST).exists():
         networks = str(init), read_networks(Path(init), config.encoder.arch).parts
-    feed = open_feed(images, config, runtime, world, progress)
-    task = PretrainTask(config, feed, runtime, world, networks)
+    task = PretrainTask(config, images, runtime, world, networks, progress)
     if world.leads:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     with stop_requests():  # a signal after the last step does not keep it from its end
-        fit(task, work.folder, runtime, world, progress)
+        fit(task, work.folder, progress)
         facts: dict[str, object] = {
             "seed": config.seed,
-            "device": task.device_name(world),
+            "device": task.device_name(),
             "command": runtime.command,
             "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
             "images": len(images),
@@ -236,18 +232,6 @@ def started(
             f"or set init=null for random ones."
         )
     return config.model_copy(update={"init": digest or config.init})
-
-
-def _check_shares(config: PretrainConfig, runtime: Runtime, num_processes: int) -> None:
-    if config.data.batch_size % num_processes:
-        raise IjepaError(
-            f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
-            f"{num_processes} processes."
-        )
-    if runtime.parallel == "fsdp" and num_processes > 1:
-        from ijepa.jepa.step import check_passes
-
-        check_passes(config, num_processes, runtime.micro_batch)
 
 
 def plan_pretrain(
@@ -314,7 +298,6 @@ def plan_training(
         images_at_a_time=at_a_time,
         bf16=bf16,
         memory_gb=memory / 1e9,
-        images_per_second_for_72_hours=steps * config.data.batch_size / PAPER_SECONDS,
     )
 
 

@@ -20,15 +20,16 @@ from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blo
 from ijepa.decoder.model import (
     build_decoder,
     draw_flow,
+    embed,
     flow_loss,
     load_decoder,
     sample_blocks,
-    target_condition,
 )
 from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
+from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.records import read_metrics
@@ -117,9 +118,10 @@ def test_patches_that_are_no_rectangle_have_no_pixels_to_decode_to():
 
 def test_the_condition_is_what_the_predictor_is_asked_for_on_average(run):
     trained = load_jepa(str(run))
-    images = torch.randn(3, 3, 32, 32)
+    data, pixels = trained.config.data, torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    images = normalise(pixels, data.mean, data.std)
     masks = draw_blocks(trained.config, 3, np.random.default_rng(0))
-    found = target_condition(trained.jepa, images, masks)
+    found = embed(trained.jepa, data, pixels, masks)
     tokens = torch.nn.functional.layer_norm(trained.jepa.target_encoder(images), (32,))
     by_hand = torch.stack(
         [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]

@@ -8,12 +8,13 @@ from ijepa.config import ConvertConfig, ExtractConfig, Runtime
 from ijepa.convert import convert
 from ijepa.data.shards import open_shards
 from ijepa.decoder.blocks import draw_blocks
-from ijepa.decoder.model import CONDITIONS
+from ijepa.decoder.model import embed
 from ijepa.encoders.jepa import load_jepa
 from ijepa.encoders.reading import read_networks
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
+from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.records import read_metrics
@@ -79,8 +80,10 @@ def test_its_features_have_the_encoders_width(layers_run, shards, tmp_path):
 
 def test_conditions_of_a_decoder_are_of_the_last_layer(layers_run):
     jepa, config = load_jepa(str(layers_run))[1:]
-    images, masks = torch.randn(3, 3, 32, 32), draw_blocks(config, 3, np.random.default_rng(0))
-    found = {name: of(jepa, images, masks) for name, of in CONDITIONS.items()}
+    pixels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    images = normalise(pixels, config.data.mean, config.data.std)
+    masks = draw_blocks(config, 3, np.random.default_rng(0))
+    found = {of: embed(jepa, config.data, pixels, masks, of) for of in ("targets", "predictions")}
     tokens = layer_norm(jepa.target_encoder(images))
     wanted = [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]
     torch.testing.assert_close(found["targets"], torch.stack(wanted))

@@ -176,42 +176,26 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
 
 
 @torch.no_grad()
-def target_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
-    """(B, dim) what the predictor is asked for, averaged over the one target block of each image.
-
-    Where it is asked for several layers, this is the last of them.
-
-    Args:
-        jepa: frozen; its targets are embeddings.
-        images: (B, 3, height, width) float, normalised.
-        masks: of these images, with one target block.
-    """
-    targets = Targets(jepa.config, jepa.target_encoder, images).of(slice(None), masks.targets)
-    return last_layer(targets, jepa.config).mean(1)
-
-
-@torch.no_grad()
-def predicted_condition(jepa: IJepa, images: Tensor, masks: Masks) -> Tensor:
-    """(B, dim) what the predictor says, averaged likewise; it sees the context alone."""
-    return last_layer(jepa.predictions(images, masks), jepa.config).mean(1)
-
-
-CONDITIONS = {"targets": target_condition, "predictions": predicted_condition}
-
-
 def embed(
     jepa: IJepa, data: DataConfig, images: Tensor, masks: Masks, of: str = "targets"
 ) -> Tensor:
-    """Average embedding of one block of each image, (B, dim) float32.
+    """Average embedding of one block of each image: (B, dim) float32.
+
+    Where the predictor is asked for several layers, this is the last of them.
 
     Args:
-        jepa: frozen, on the images' device.
-        data: whose normalisation the run was trained with.
+        jepa: frozen, on the images' device; its targets are embeddings.
+        data: whose normalisation it was trained with.
         images: (B, 3, H, W) uint8.
         masks: of these images, with one target block.
-        of: one of `CONDITIONS`: the target encoder's, or what the predictor says.
+        of: `targets`, what the predictor is asked for, or `predictions`, what it says.
     """
-    return CONDITIONS[of](jepa, normalise(images, data.mean, data.std), masks).float()
+    seen = normalise(images, data.mean, data.std)
+    if of == "predictions":
+        tokens = jepa.predictions(seen, masks)
+    else:
+        tokens = Targets(jepa.config, jepa.target_encoder, seen).of(slice(None), masks.targets)
+    return last_layer(tokens, jepa.config).mean(1).float()
 
 
 def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs

@@ -2,22 +2,24 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks
 from ijepa.decoder.model import build_decoder, draw_flow, embed, flow_loss
-from ijepa.distributed import pick_device, uses_bf16
+from ijepa.distributed import uses_bf16
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, stream
 from ijepa.train.classifier import learning_rate
 from ijepa.train.loop import Batch, Task
+from ijepa.world import World
 
 
 class DecoderInputs(NamedTuple):
@@ -58,7 +60,7 @@ class DecoderTask(Task[DecoderInputs]):
         jepa: IJepa,
         run: PretrainConfig,
         encoder_sha256: str,
-        crops: Callable[[range], Generator[Batch]],
+        crops: Dataset[Batch],
         runtime: Runtime,
     ) -> None:
         """Make the networks, on the device and ready to train.
@@ -68,15 +70,15 @@ class DecoderTask(Task[DecoderInputs]):
             jepa: the frozen networks; moved to the device.
             run: configuration of these.
             encoder_sha256: of their weights, written beside the decoder's.
-            crops: makes the batches of these numbers, crops of `config.batch_size` images each.
-            runtime: device.
+            crops: step -> random crops of `config.batch_size` images.
+            runtime: how to run.
 
         Raises:
             IjepaError: diffusers is missing, or target blocks are no rectangles.
         """
         check_masks(run.grid, run.masks)
-        self.config, self._run, self._sha256, self._crops = config, run, encoder_sha256, crops
-        self.device = pick_device(runtime.device)
+        super().__init__(config, runtime, World())
+        self._run, self._sha256, self._crops = run, encoder_sha256, crops
         self._jepa = jepa.to(self.device)
         dim = jepa.encoder.embed_dim
         self._decoder = build_decoder(config, dim).to(self.device)
@@ -87,11 +89,11 @@ class DecoderTask(Task[DecoderInputs]):
         )
         self.total_steps = config.steps
         self.linear = pick_linear(self.device, config.batch_size * run.grid[0] * run.grid[1], dim)
-        self._bf16 = uses_bf16(config.precision, self.device)
+        self.bf16 = uses_bf16(config.precision, self.device)
 
     def batches(self, numbers: range) -> Generator[Batch]:
         """Random crops of each step, in order."""
-        return self._crops(numbers)
+        return self.loaded(self._crops, numbers)
 
     def prepare(self, batch: Batch) -> DecoderInputs:
         """Draw a block of each image, and noise."""
@@ -115,7 +117,7 @@ class DecoderTask(Task[DecoderInputs]):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        with self._autocast():
+        with self.autocast():
             loss = flow_loss(self._decoder, pixels, condition, inputs.noise, inputs.noise_share)
         torch.autograd.backward(loss)
         self.optimizer.step()
@@ -131,7 +133,7 @@ class DecoderTask(Task[DecoderInputs]):
         return {"encoder_sha256": self._sha256}
 
     def _condition(self, inputs: DecoderInputs) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             return embed(
                 self._jepa, self._run.data, inputs.images, inputs.masks, self.config.condition
             )
@@ -143,6 +145,3 @@ class DecoderTask(Task[DecoderInputs]):
             found = torch.cat([self._condition(self.prepare(batch)) for batch in made])
         for decoder in (self._decoder, self.averaged):
             decoder.standardise(found)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)

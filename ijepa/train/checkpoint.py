@@ -1,11 +1,10 @@
 """A run's checkpoints: copied at once, written in a thread, read again to go on."""
 
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -26,13 +25,12 @@ from ijepa.config import PretrainConfig
 from ijepa.distributed import is_shared_out
 from ijepa.errors import IjepaError
 from ijepa.jepa.schedules import Schedules
-from ijepa.stage import read_record
+from ijepa.stage import Work, changes, read_record
 from ijepa.weights import check_weights, load_state, save_state
 
 LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
 PARTS = {"step", "config", "model", "optimizer", "facts"}
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
-NO_EFFECT = ("optimization.epochs", "watch", "checkpoint_epochs")  # on the steps before the end
 
 Tree = dict[str, Any]
 
@@ -192,18 +190,15 @@ def link_or_copy(first: Path, path: Path) -> None:
     neighbour.replace(path)
 
 
-def take_over(
-    finished: Path, folder: Path, config: PretrainConfig, inputs: Mapping[str, str], per_epoch: int
-) -> None:
-    """Put the newest state of a shorter run that a run of `config` passes through into `folder`.
+def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
+    """Put the newest state of a shorter run that a longer one passes through into its folder.
 
     From there the longer run takes the very steps that it would take from its beginning.
 
     Args:
         finished: folder of the shorter run.
-        folder: the work folder of the longer one, empty.
-        config: of the longer run; equal but for its epochs.
-        inputs: fingerprints of its data.
+        work: of the longer one, empty.
+        config: of the longer one; equal but for its epochs, and for how it is watched and saved.
         per_epoch: steps in an epoch of both.
 
     Raises:
@@ -214,9 +209,22 @@ def take_over(
     if record.get("stage") != "pretrain":
         raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
     before = PretrainConfig.model_validate(record["config"])
-    _refuse_other(finished, config, before)
-    if dict(record["inputs"]) != dict(inputs):
-        raise IjepaError(f"{finished} was trained on other data; prolong it with the same --data.")
+    epochs = {"epochs": config.optimization.epochs}
+    free = {
+        "optimization": before.optimization.model_copy(update=epochs),
+        "watch": config.watch,
+        "checkpoint_epochs": config.checkpoint_epochs,
+    }
+    alike = before.model_copy(update=free).model_dump(mode="json")
+    if changed := changes(work.plan, record | {"config": alike}):
+        raise IjepaError(
+            f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
+        )
+    if config.optimization.epochs <= before.optimization.epochs:
+        raise IjepaError(
+            f"{finished} has {before.optimization.epochs} epochs; prolong it to more, with "
+            f"--set optimization.epochs=N."
+        )
     total = before.optimization.epochs * per_epoch
     common = next((s for s in range(total) if _changing(config, before, per_epoch, s)), total)
     kept = (finished / LAST.parent).glob("epoch-[0-9]*.pt")
@@ -231,15 +239,15 @@ def take_over(
             f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
             f"from its weights with --init {finished}."
         )
-    (folder / LAST).parent.mkdir()
-    shutil.copyfile(finished / "metrics.jsonl", folder / "metrics.jsonl")
+    (work.folder / LAST).parent.mkdir()
+    shutil.copyfile(finished / "metrics.jsonl", work.folder / "metrics.jsonl")
     if (finished / "tensorboard").is_dir():
-        shutil.copytree(finished / "tensorboard", folder / "tensorboard")
+        shutil.copytree(finished / "tensorboard", work.folder / "tensorboard")
     for _, path in usable:
         if path.name != LAST.name:
-            link_or_copy(path, folder / LAST.parent / path.name)
+            link_or_copy(path, work.folder / LAST.parent / path.name)
     step, newest = usable[-1]
-    link_or_copy(newest, folder / LAST)  # the last, for a run goes on from it
+    link_or_copy(newest, work.folder / LAST)  # the last, for a run goes on from it
     log.info("%s is prolonged from its state after step %d", finished, step)
 
 
@@ -249,29 +257,3 @@ def _changing(config: PretrainConfig, before: PretrainConfig, per_epoch: int, st
     rates = {"learning rate": "lr", "weight decay": "weight_decay", "EMA momentum": "ema"}
     found = [n for n, f in rates.items() if getattr(ours, f)(step) != getattr(theirs, f)(step)]
     return " and ".join(found)
-
-
-def _refuse_other(finished: Path, config: PretrainConfig, before: PretrainConfig) -> None:
-    def leaves(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-        for name, value in body.items():
-            if isinstance(value, Mapping):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", json.dumps(value)
-
-    ours, theirs = (dict(leaves(c.model_dump(mode="json"))) for c in (config, before))
-    changed = [
-        f"{name} was {theirs.get(name)!r:.40}, now {ours.get(name)!r:.40}"
-        for name in ours | theirs
-        if ours.get(name) != theirs.get(name) and not name.startswith(NO_EFFECT)
-    ]
-    if changed:
-        raise IjepaError(
-            f"{finished} can be prolonged by more epochs only, with its other settings as they "
-            f"are: {'; '.join(changed[:3])}."
-        )
-    if config.optimization.epochs <= before.optimization.epochs:
-        raise IjepaError(
-            f"{finished} has {before.optimization.epochs} epochs; prolong it to more, with "
-            f"--set optimization.epochs=N."
-        )

@@ -9,18 +9,15 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
-from ijepa.data.loader import Batch, ChosenImages, Images, Ints, ViewBatches, ViewPlan, batches
+from ijepa.data.loader import Batch, ChosenImages, Images, Ints, ViewBatches, ViewPlan
 from ijepa.distributed import (
     in_parallel,
     lead,
     mean_over_ranks,
-    num_workers,
-    pick_device,
     sum_over_ranks,
     uses_bf16,
 )
@@ -69,7 +66,6 @@ class FinetuneTask(Task[FinetuneInputs]):
 
     Attributes:
         held_out: loss and accuracy on the held-out images, by the last check.
-        precision: what matrices are multiplied in, `fp32` or `bf16`.
     """
 
     config: FinetuneConfig
@@ -96,8 +92,8 @@ class FinetuneTask(Task[FinetuneInputs]):
             runtime: device, workers.
             world: this process among all.
         """
-        self.config, self._data, self._runtime, self._world = config, data, runtime, world
-        self.device = device = pick_device(runtime.device)
+        super().__init__(config, runtime, world)
+        self._data, device = data, self.device
         train, self._held = parts
         self._crops = AugmentedBatches(
             train.images, train.chosen, config, data, world.share(data.batch_size)
@@ -113,7 +109,7 @@ class FinetuneTask(Task[FinetuneInputs]):
         self._forward = in_parallel(model, device, world)
         self._per_epoch = len(train.chosen) // data.batch_size
         self.size, self.total_steps = data.batch_size, config.epochs * self._per_epoch
-        self.precision = "bf16" if uses_bf16(config.precision, device) else "fp32"
+        self.bf16 = uses_bf16(config.precision, device)
         self._mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
@@ -125,7 +121,7 @@ class FinetuneTask(Task[FinetuneInputs]):
 
     def batches(self, numbers: range) -> Generator[Batch]:
         """Augmented images of each step, in order."""
-        return self._made(self._crops, numbers)
+        return self.loaded(self._crops, numbers)
 
     def prepare(self, batch: Batch) -> FinetuneInputs:
         """Normalise and mix images, and draw which branches they skip: functions of (seed, step).
@@ -136,7 +132,7 @@ class FinetuneTask(Task[FinetuneInputs]):
         images, targets = self._mixed(batch.step, images, self._moved(labels))
         shape = self.size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
-        mine = torch.from_numpy(drawn[self._world.share(self.size)])
+        mine = torch.from_numpy(drawn[self.world.share(self.size)])
         return FinetuneInputs(images, targets, self._moved(mine))
 
     def step(self, step: int, inputs: FinetuneInputs) -> dict[str, Any]:
@@ -147,7 +143,7 @@ class FinetuneTask(Task[FinetuneInputs]):
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()
-        with self._autocast():
+        with self.autocast():
             logits = self._forward(inputs.images, inputs.draws)
         smoothing = 0.0 if self._mixes() else config.label_smoothing  # mixed labels are smooth
         loss = F.cross_entropy(logits.float(), inputs.targets, label_smoothing=smoothing)
@@ -158,7 +154,7 @@ class FinetuneTask(Task[FinetuneInputs]):
 
     def watch(self, step: int) -> dict[str, float]:
         """Score the held-out images after each epoch, every process some; loss is not smoothed."""
-        held, world = self._held, self._world
+        held, world = self._held, self.world
         if not (len(held.chosen) and step) or step % self._per_epoch:
             return {}
         labels, sums = torch.from_numpy(held.labels), torch.zeros(2, dtype=torch.float64)
@@ -188,7 +184,7 @@ class FinetuneTask(Task[FinetuneInputs]):
             for numbers, logits in self._scored(test):
                 found[numbers] = logits.argmax(dim=1)
                 progress("score images", int(numbers[-1]) + 1, None)
-        every: Ints = sum_over_ranks(found.to(self.device), self._world).cpu().numpy()
+        every: Ints = sum_over_ranks(found.to(self.device), self.world).cpu().numpy()
         return every
 
     @torch.inference_mode()
@@ -197,18 +193,14 @@ class FinetuneTask(Task[FinetuneInputs]):
         data = self._data
         plan = ViewPlan(data.image_px, data.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
-        mine = range(self._world.rank, len(views), self._world.size)
+        mine = range(self.world.rank, len(views), self.world.size)
         self.model.eval()
-        with contextlib.closing(self._made(views, mine)) as made:
+        with contextlib.closing(self.loaded(views, mine)) as made:
             for batch in made:
-                with self._autocast():
+                with self.autocast():
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
         self.model.train()
-
-    def _made(self, views: Dataset[Batch], numbers: range) -> Generator[Batch]:
-        workers, on_gpu = num_workers(self._runtime, self.device), self.device.type == "cuda"
-        return batches(views, numbers, workers, pin_memory=on_gpu)
 
     def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup and CutMix, if asked for; labels then are (B, classes) shares.
@@ -238,7 +230,3 @@ class FinetuneTask(Task[FinetuneInputs]):
     def _normalised(self, images: Tensor) -> Tensor:
         on_device = images.to(self.device, non_blocking=True)
         return normalise(on_device, self._data.mean, self._data.std)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)

@@ -19,16 +19,20 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from ijepa.compute import LinearKernel, computing, linear_name
 from ijepa.config import Runtime
-from ijepa.data.loader import Batch
+from ijepa.data.loader import Batch as Batch  # for tasks of rooms that do not know data
+from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
     device_name,
     is_shared_out,
     lead,
     mean_over_ranks,
+    num_workers,
+    pick_device,
     wait_for_all,
     whole,
 )
@@ -38,8 +42,6 @@ from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, read_chec
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.prefetch import prepared
 from ijepa.world import World
-
-__all__ = ["Batch", "Task", "fit", "stop_requests"]
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -52,14 +54,19 @@ log = logging.getLogger(__name__)
 class Task(ABC, Generic[Inputs]):
     """What is trained, and what one step of it does.
 
+    A subclass sets what has no default here; an instance belongs to one call of `fit`.
+
     Attributes:
         config: written into every checkpoint.
+        runtime: how to run.
+        world: this process among all.
         device: where it computes.
         model: all networks; a checkpoint holds their state dict.
         optimizer: of the networks that are trained.
         total_steps: of the whole run.
         size: how many images, or other units of the progress bar, a step takes.
         unit: task and unit of the progress bar, such as `pretrain images`.
+        bf16: whether `autocast` computes in bfloat16.
         linear: what multiplies matrices on a CPU, see `pick_linear`.
         shapes_vary: whether attention meets new sequence lengths all the time.
         shown: numbers of `watch` that stand beside the progress bar.
@@ -68,19 +75,22 @@ class Task(ABC, Generic[Inputs]):
         advice: what to do about a broken loss.
     """
 
-    config: BaseModel
-    device: torch.device
     model: nn.Module
     optimizer: Optimizer
     total_steps: int
     size: int
     unit: str
+    bf16 = False
     linear: LinearKernel = "torch"
     shapes_vary = False
     shown: tuple[str, ...] = ()
     loss_limit = math.inf
     rollbacks = 0
     advice = "Lower lr, or lengthen the warm-up."
+
+    def __init__(self, config: BaseModel, runtime: Runtime, world: World) -> None:
+        self.config, self.runtime, self.world = config, runtime, world
+        self.device = pick_device(runtime.device)
 
     @abstractmethod
     def batches(self, numbers: range) -> Generator[Batch]:
@@ -129,32 +139,35 @@ class Task(ABC, Generic[Inputs]):
         """What TensorBoard shows of the speed, given how many units are done in a second."""
         return {f"{self.unit.split()[-1]}_per_second": per_second}
 
-    def device_name(self, world: World) -> str:
+    def loaded(
+        self, dataset: Dataset[Batch], numbers: range | None, workers: int | None = None
+    ) -> Generator[Batch]:
+        """Batches of a data set, made ahead by worker processes; see `data.loader.batches`."""
+        workers = num_workers(self.runtime, self.device) if workers is None else workers
+        return batches(dataset, numbers, workers, pin_memory=self.device.type == "cuda")
+
+    def autocast(self) -> torch.autocast:
+        """The precision that networks compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def device_name(self) -> str:
         """What computes, for the record."""
-        return device_name(self.device, world) + linear_name(self.linear)
+        return device_name(self.device, self.world) + linear_name(self.linear)
 
 
-def fit(
-    task: Task[Any],
-    folder: Path,
-    runtime: Runtime,
-    world: World = World(),  # noqa: B008  # a constant
-    progress: Progress = silent,
-) -> None:
+def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
     """Take all steps that are left: from the checkpoint in `folder`, or from the beginning.
 
     Args:
         task: trained in place.
         folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
-        runtime: how often to save.
-        world: this process among all.
         progress: told of the units done and of the newest numbers.
 
     Raises:
         StoppedError: a signal asked for it; the state is saved.
         IjepaError: loss, gradients, weights or what is watched are broken, or a checkpoint is.
     """
-    run = _Run(task, folder, runtime, world, progress)
+    run = _Run(task, folder, progress)
     with (
         contextlib.closing(run.writer),
         computing(task.device, linear=task.linear, shapes_vary=task.shapes_vary),
@@ -173,75 +186,65 @@ class _BrokenError(Exception):
 
 
 class _Run:
-    """The state of one call of `fit`."""
+    """The state of one call of `fit`; methods that mention ranks are called by all of them."""
 
-    def __init__(
-        self, task: Task[Any], folder: Path, runtime: Runtime, world: World, progress: Progress
-    ) -> None:
-        self.task, self.folder, self.world, self.progress = task, folder, world, progress
+    def __init__(self, task: Task[Any], folder: Path, progress: Progress) -> None:
+        self.task, self.folder, self.progress, self.world = task, folder, progress, task.world
         self.last = folder / LAST
         self.steps_done, self.first_loss = 0, math.nan
         self.left_out = self.rollbacks = 0  # batches; times that the run went back
         self.pending: list[dict[str, Any]] = []  # records with numbers that are on the device
         self.shown: dict[str, float] = {}
         self.asked = StopRequest()
-        self.metrics: MetricsLog | None = None
-        self.writer = CheckpointWriter(runtime.checkpoint_seconds, writes=world.leads)
+        self.metrics: MetricsLog | None = None  # of rank 0
+        seconds = task.runtime.checkpoint_seconds
+        self.writer = CheckpointWriter(seconds, writes=self.world.leads)
         self.resume()
 
     def is_last(self) -> bool:
-        """Are all steps done?"""
         return self.steps_done == self.task.total_steps
-
-    def take_steps(self) -> None:
-        """Take steps until the end, a signal or a broken number."""
-        if self.steps_done == 0 and (numbers := self.watch()):
-            self.write({"step": 0, **numbers})
-        batches = range(self.steps_done + self.left_out, self.task.total_steps + self.left_out)
-        made = prepared(self.task.batches(batches), self.task.prepare, self.task.device)
-        began, since = time.monotonic(), self.steps_done
-        with contextlib.closing(made):  # else worker processes outlive an error
-            for batch, inputs in zip(batches, made, strict=True):
-                self.step(batch, inputs)
-                if not self.fetches_now():
-                    continue
-                self.fetch()
-                rate = (self.steps_done - since) * self.task.size / (time.monotonic() - began)
-                stop = any_rank(bool(self.asked), self.task.device, self.world)
-                due = any_rank(self.writer.is_due(), self.task.device, self.world)
-                if stop or due or self.is_milestone():
-                    self.save()
-                if stop and not self.is_last():
-                    self.close()
-                    raise self.asked.stopped(self.steps_done, self.task.total_steps)
-                self.show(rate)
-                began, since = time.monotonic(), self.steps_done
-
-    def step(self, batch: int, inputs: object) -> None:
-        """Take one step and note its record."""
-        step = batch - self.left_out
-        numbers = self.task.step(step, inputs)
-        self.steps_done = step + 1
-        record = {"step": self.steps_done, **numbers}
-        if self.left_out:
-            record["left_out_batches"] = self.left_out
-        self.pending.append(record | self.watch())
-
-    def watch(self) -> dict[str, float]:
-        """What the task sees when it checks its networks."""
-        try:
-            return self.task.watch(self.steps_done)
-        except FloatingPointError as error:
-            raise self.broken(str(error), self.steps_done) from error
 
     def is_milestone(self) -> bool:
         """Is the state of this step saved in any case?"""
         return self.is_last() or bool(self.task.kept_name(self.steps_done))
 
-    def fetches_now(self) -> bool:
-        """All ranks answer alike: one alone may stop at any step, with others only now and then."""
-        stops_now = self.world.size == 1 and bool(self.asked)
-        return len(self.pending) >= FETCH_STEPS or self.is_milestone() or stops_now
+    def take_steps(self) -> None:
+        """Take steps until the end, a signal or a broken number."""
+        task = self.task
+        if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
+            self.metrics.append({"step": 0, **numbers})
+        todo = range(self.steps_done + self.left_out, task.total_steps + self.left_out)
+        made = prepared(task.batches(todo), task.prepare, task.device)
+        began, since = time.monotonic(), self.steps_done
+        with contextlib.closing(made):  # else worker processes outlive an error
+            for inputs in made:
+                numbers = task.step(self.steps_done, inputs)
+                self.steps_done += 1
+                record = {"step": self.steps_done, **numbers}
+                if self.left_out:
+                    record["left_out_batches"] = self.left_out
+                self.pending.append(record | self.watch())
+                # One process alone may stop at any step, several only when they all look.
+                stops_now = self.world.size == 1 and bool(self.asked)
+                if len(self.pending) < FETCH_STEPS and not (self.is_milestone() or stops_now):
+                    continue
+                self.fetch()
+                rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
+                stop = any_rank(bool(self.asked), task.device, self.world)
+                due = any_rank(self.writer.is_due(), task.device, self.world)
+                if stop or due or self.is_milestone():
+                    self.save()
+                if stop and not self.is_last():
+                    self.close()
+                    raise self.asked.stopped(self.steps_done, task.total_steps)
+                self.show(rate)
+                began, since = time.monotonic(), self.steps_done
+
+    def watch(self) -> dict[str, float]:
+        try:
+            return self.task.watch(self.steps_done)
+        except FloatingPointError as error:
+            raise self.broken(str(error), self.steps_done) from error
 
     def fetch(self) -> None:
         """Fetch what is on the device, refuse a broken number, and write the records."""
@@ -250,23 +253,24 @@ class _Run:
         for (record, name), number in zip(waiting, numbers, strict=True):
             record[name] = number
         for record in self.pending:
-            self.check("loss", record["loss"], record["step"])
-            self.check("gradient norm", record.get("grad_norm", 0.0), record["step"])
-            self.write(record)
+            self.check(record)
+            if self.metrics:
+                self.metrics.append(record)
             self.shown |= {n: v for n, v in record.items() if n in ("loss", "lr", *self.task.shown)}
         self.pending = []
 
-    def check(self, what: str, value: float, step: int) -> None:
-        """The loss of the first step is about the largest that a sane run ever sees."""
-        if not math.isfinite(value):
-            raise self.broken(f"The {what} is {value}", step)
-        if what != "loss":
-            return
+    def check(self, record: dict[str, Any]) -> None:
+        """Refuse what is not finite; the first loss is about the largest of a sane run."""
+        loss, step = record["loss"], record["step"]
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(value := record.get(name, 0.0)):
+                what = "gradient norm" if name == "grad_norm" else name
+                raise self.broken(f"The {what} is {value}", step)
         if math.isnan(self.first_loss):
-            self.first_loss = value
-        if value > self.task.loss_limit * self.first_loss:
+            self.first_loss = loss
+        if loss > self.task.loss_limit * self.first_loss:
             raise self.broken(
-                f"The loss exploded to {value:.4g}, from {self.first_loss:.4g} at the start", step
+                f"The loss exploded to {loss:.4g}, from {self.first_loss:.4g} at the start", step
             )
 
     def broken(self, what: str, step: int) -> _BrokenError:
@@ -294,23 +298,14 @@ class _Run:
         self.resume()
         self.pending, self.rollbacks = [], rollbacks
         self.left_out = seen - self.steps_done
+        told = f"Going back to step {self.steps_done} without the batches since"
         if self.world.leads:
-            log.warning(
-                "%s Going back to step %d without the batches since (rollback %d of %d).",
-                broken,
-                self.steps_done,
-                rollbacks,
-                self.task.rollbacks,
-            )
+            allowed = self.task.rollbacks
+            log.warning("%s %s (rollback %d of %d).", broken, told, rollbacks, allowed)
         wait_for_all(self.world)  # nobody may read the checkpoint after this
         self.save()
         self.writer.wait()
         wait_for_all(self.world)
-
-    def write(self, record: dict[str, float]) -> None:
-        """Add a record to the metrics."""
-        if self.metrics:
-            self.metrics.append(record)
 
     def show(self, per_second: float) -> None:
         """Tell how far the run is and how fast."""
@@ -340,26 +335,27 @@ class _Run:
         weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:
             return
-        facts = task.state() | {
-            "metrics_bytes": self.metrics.flush(),
-            "first_loss": self.first_loss,
-            "world_size": self.world.size,
-            "left_out": self.left_out,
-            "rollbacks": self.rollbacks,
-        }
         body = {
             "step": self.steps_done,
             "config": task.config.model_dump(mode="json"),
             "model": weights,
             "optimizer": optimizer,
-            "facts": facts,
+            "facts": task.state()
+            | {
+                "metrics_bytes": self.metrics.flush(),
+                "first_loss": self.first_loss,
+                "world_size": self.world.size,
+                "left_out": self.left_out,
+                "rollbacks": self.rollbacks,
+            },
         }
-        kept = task.kept_name(self.steps_done)
-        names = [kept, LAST.name] if kept else [LAST.name]
+        paths = [self.last]
+        if kept := task.kept_name(self.steps_done):
+            paths.insert(0, self.last.with_name(kept))
         self.last.parent.mkdir(exist_ok=True)
         # On a CPU a gathered state still shares the optimizer's counters with the training.
         is_copy = is_shared_out(task.model) and task.device.type == "cuda"
-        self.writer.save([self.last.with_name(name) for name in names], body, is_copy=is_copy)
+        self.writer.save(paths, body, is_copy=is_copy)
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one, and cut the metrics to its length."""
@@ -371,17 +367,21 @@ class _Run:
             self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
             self.task.load_state(facts)
-            if self.world.leads:
-                log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
-            if self.world.leads and facts["world_size"] != self.world.size:
-                log.warning(
-                    "the run began with %d processes and goes on with %d: images, crops and masks "
-                    "of each step stay the same, sums are rounded otherwise.",
-                    facts["world_size"],
-                    self.world.size,
-                )
+            self.announce(facts["world_size"])
         if self.world.leads:
             self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
+
+    def announce(self, size_before: int) -> None:
+        if not self.world.leads:
+            return
+        log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
+        if size_before != self.world.size:
+            log.warning(
+                "the run began with %d processes and goes on with %d: images, crops and masks of "
+                "each step stay the same, sums are rounded otherwise.",
+                size_before,
+                self.world.size,
+            )
 
 
 class StopRequest:

@@ -13,10 +13,10 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.cache import CachedCropBatches, DecodedImages
-from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, batches
+from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample, SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
-from ijepa.distributed import device_name, in_parallel, lead, num_workers, pick_device
+from ijepa.distributed import device_name, in_parallel, lead, num_workers
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
@@ -33,7 +33,7 @@ from ijepa.jepa.monitor import Health, loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer
 from ijepa.jepa.vit import compile_blocks, save_memory
-from ijepa.progress import Progress
+from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch
 from ijepa.weights import check_weights
@@ -64,7 +64,7 @@ class StepInputs(NamedTuple):
 
 
 class PretrainTask(Task[StepInputs]):
-    """The three networks of a run, their optimizer and schedules."""
+    """The three networks of a run, their optimizer, and the images that they learn from."""
 
     config: PretrainConfig
     model: IJepa
@@ -75,69 +75,120 @@ class PretrainTask(Task[StepInputs]):
     def __init__(
         self,
         config: PretrainConfig,
-        feed: "LocalFeed | StreamFeed",
+        images: SplitReader | RemoteSplit,
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
         init: tuple[str, Parts] | None = None,
+        progress: Progress = silent,
     ) -> None:
         """Make the networks, on the device and ready to train.
 
         Args:
             config: of the run.
-            feed: where its batches come from.
-            runtime: device, micro-batches, compiling, sharding.
+            images: those of this machine make exact epochs; remote ones are streamed.
+            runtime: how to run.
             world: this process among all.
             init: name and weights to start from, see `load_initial_weights`; None: random ones.
+            progress: told of the images that are decoded for a cache.
 
         Raises:
-            IjepaError: masks or weights that do not fit.
+            IjepaError: masks or weights that do not fit, or a cache of remote images.
         """
+        super().__init__(config, runtime, world)
         check_masks(config.grid, config.masks)
-        self.config, self._runtime, self._world = config, runtime, world
-        self.device = device = pick_device(runtime.device)
-        self.model = build_ijepa(config)
-        if init:
-            load_initial_weights(self.model, *init)
-        self.model.to(device)
-        shards_weights = runtime.parallel == "fsdp" and world.size > 1
-        if shards_weights:
-            shard_weights(self.model, device, world)
-        self._feed, self.size = feed, config.data.batch_size
-        self._per_epoch = feed.num_images // self.size
-        self._trainer = Trainer(
-            self.model, config.optimization, self._per_epoch, runtime.micro_batch
-        )
-        self.optimizer = self._trainer.optimizer
-        self.total_steps = self._trainer.schedules.total_steps
-        self._watch = Watch(config, feed.watched(), device, world)
+        if isinstance(images, RemoteSplit) and runtime.cache != "none":
+            raise IjepaError(
+                f"--cache {runtime.cache} needs a shard set on this machine; copy it here, or "
+                f"leave --cache away."
+            )
+        self._images, self._progress, self.size = images, progress, config.data.batch_size
+        self._decoded: DecodedImages | None = None  # the cache
+        self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
+        repeat_every = config.masks.group_size if config.shared_draws else None
+        share = world.share(self.size)
+        self._plan = StepPlan(len(images), config.data, config.seed, share, repeat_every)
+        self._per_epoch = len(images) // self.size
+        self._make_networks(init)
+        self._watch = Watch(config, self._watched(), self.device, world)
         self._outcome: Outcome | None = None  # of a step after which the encoders are checked
         self._lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
-        self.shapes_vary = device.type == "cuda" and len(mask_shapes(config)) > FEW_SHAPES
+        on_gpu = self.device.type == "cuda"
+        self.shapes_vary = on_gpu and len(mask_shapes(config)) > FEW_SHAPES
         self.loss_limit, self.rollbacks = config.watch.loss_limit, config.watch.rollbacks
+
+    def _make_networks(self, init: tuple[str, Parts] | None) -> None:
+        config, runtime, world = self.config, self.runtime, self.world
+        self.model = model = build_ijepa(config)
+        if init:
+            load_initial_weights(model, *init)
+        model.to(self.device)
+        shards_weights = runtime.parallel == "fsdp" and world.size > 1
+        if shards_weights:
+            shard_weights(model, self.device, world)
+        self._trainer = Trainer(model, config.optimization, self._per_epoch, runtime.micro_batch)
+        self.optimizer = self._trainer.optimizer
+        self.total_steps = self._trainer.schedules.total_steps
         if runtime.recompute:
-            save_memory(self.model.encoder, self.model.predictor)
+            save_memory(model.encoder, model.predictor)
         if runtime.compile:  # the compiler has its own matrix products
-            compile_blocks((self.model.encoder, self.model.teacher), self.model.predictor)
+            compile_blocks((model.encoder, model.teacher), model.predictor)
         else:
             images = runtime.micro_batch or self.size // world.size
-            tokens = images * config.grid[0] * config.grid[1]
-            dim = self.model.encoder.embed_dim
-            self.linear = lead(world, lambda: pick_linear(device, tokens, dim))
+            tokens, dim = images * config.grid[0] * config.grid[1], model.encoder.embed_dim
+            self.linear = lead(world, lambda: pick_linear(self.device, tokens, dim))
         if not shards_weights:
-            self._trainer.forward = in_parallel(self.model, device, world)
+            self._trainer.forward = in_parallel(model, self.device, world)
 
     def batches(self, numbers: range) -> Generator[Batch]:
-        """Random crops of each step, in order."""
-        return self._feed.batches(numbers)
+        """Random crops of the images of this process; see `Task`."""
+        images, plan = self._images, self._plan
+        if isinstance(images, RemoteSplit):
+            yield from self._streamed(images, numbers)
+        elif self.runtime.cache == "none":
+            yield from self.loaded(RandomCropBatches(images, plan), numbers)
+        else:
+            if self._decoded is None:  # a run that goes back begins its batches again
+                workers = num_workers(self.runtime, self.device)
+                self._decoded = DecodedImages(images, self.device, workers, self._progress)
+            cached = CachedCropBatches(self._decoded, plan)
+            yield from (cached[number] for number in numbers)
+
+    def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
+        """Shards read from start to end, shuffled a buffer at a time."""
+        if numbers.start and not images.counted and self.world.leads:
+            log.warning(
+                "no index says how many images each tar holds, so the images go on about where "
+                "they stopped, not exactly there."
+            )
+        count, (rank, size) = self.config.stream.lanes, self.world[:2]
+        mine = range(rank * count, (rank + 1) * count)
+        buffer = self.config.stream.buffer
+        lanes = Lanes(images, self.config.seed, buffer, mine, size * count)
+        workers = workers_for(count, num_workers(self.runtime, self.device))
+        dataset = StreamedCropBatches(lanes, self._plan, numbers)
+        for batch in self.loaded(dataset, None, workers):
+            self._streamed_keys[batch.step] = list(batch.keys[:SHOWN_KEYS])
+            self._streamed_keys.pop(batch.step - REMEMBERED, None)
+            yield batch
 
     def keys(self, batch: int) -> list[str]:
-        """The first images of a batch."""
-        return self._feed.keys(batch)
+        """The first images of a batch; of streams those of this process."""
+        if isinstance(self._images, RemoteSplit):
+            return self._streamed_keys.get(batch, [])
+        return self._images.keys(self._plan.numbers(batch)[:SHOWN_KEYS])
+
+    def _watched(self) -> list[Sample]:
+        """Samples for health checks, always the same for the same configuration."""
+        images, count = self._images, self.config.watch.num_images
+        if isinstance(images, RemoteSplit):
+            return images.first_samples(count)  # from the starts of shards: few bytes are read
+        order = stream(self.config.seed, SHUFFLE, 2**31).permutation(len(images))
+        return [images.read_sample(int(number)) for number in order[:count]]
 
     def prepare(self, batch: Batch) -> StepInputs:
-        """Draw the batch's masks, and bring both to the device."""
+        """Draw the batch's masks, and bring both to the device; see `Task`."""
         groups = batch_masks(self.config, batch.step)
-        masks = masks_on(part_of(groups, self._world.share(self.size)), self.device)
+        masks = masks_on(part_of(groups, self.world.share(self.size)), self.device)
         pixels = batch.images.to(self.device, non_blocking=True)
         data = self.config.data
         return StepInputs(normalise(pixels, data.mean, data.std), masks, groups)
@@ -166,7 +217,7 @@ class PretrainTask(Task[StepInputs]):
         if not self._is_watched(step):
             return {}
         uncompiled = contextlib.nullcontext()
-        if self._runtime.compile:  # shapes and precision of a check would be compiled for it alone
+        if self.runtime.compile:  # shapes and precision of a check would be compiled for it alone
             uncompiled = torch.compiler.set_stance("force_eager")
         with uncompiled:
             numbers = self._watch.look(self.model, step)
@@ -193,7 +244,7 @@ class PretrainTask(Task[StepInputs]):
     def speed(self, per_second: float) -> dict[str, float]:
         """Adds achieved TFLOP/s of one process, and its share of what the device could do."""
         flops = step_flops(self.config, *self._lengths).total
-        tflops = flops * per_second / self._world.size / 1e12
+        tflops = flops * per_second / self.world.size / 1e12
         share = utilisation(tflops, device_name(self.device))
         found = super().speed(per_second) | {"tflops": tflops}
         return found | ({} if share is None else {"flops_utilisation": share})
@@ -255,109 +306,3 @@ def masks_on(groups: list[Masks], device: torch.device) -> list[Masks]:
     parts = torch.split(packed.to(device, non_blocking=True), [t.numel() for t in tensors])
     shaped = iter([part.view(like.shape) for part, like in zip(parts, tensors, strict=True)])
     return [Masks(*pair) for pair in zip(shaped, shaped, strict=True)]
-
-
-def open_feed(
-    images: SplitReader | RemoteSplit,
-    config: PretrainConfig,
-    runtime: Runtime,
-    world: World,
-    progress: Progress,
-) -> "LocalFeed | StreamFeed":
-    """Where the batches of a run come from, of this process alone.
-
-    Raises:
-        IjepaError: a cache is asked for, but the images are elsewhere.
-    """
-    if isinstance(images, SplitReader):
-        return LocalFeed(images, config, runtime, world, progress)
-    if runtime.cache != "none":
-        raise IjepaError(
-            f"--cache {runtime.cache} needs a shard set on this machine; copy it here, or leave "
-            f"--cache away."
-        )
-    return StreamFeed(images, config, runtime, world)
-
-
-def _plan(num_images: int, config: PretrainConfig, world: World) -> StepPlan:
-    repeat_every = config.masks.group_size if config.shared_draws else None
-    share = world.share(config.data.batch_size)
-    return StepPlan(num_images, config.data, config.seed, share, repeat_every)
-
-
-class LocalFeed:
-    """Images of this machine: exact epochs, perfectly shuffled."""
-
-    def __init__(
-        self,
-        images: SplitReader,
-        config: PretrainConfig,
-        runtime: Runtime,
-        world: World,
-        progress: Progress,
-    ) -> None:
-        self._images, self._config, self._runtime = images, config, runtime
-        self.num_images, self._progress = len(images), progress
-        self._device = pick_device(runtime.device)
-        self._plan = _plan(len(images), config, world)
-        self._decoded: DecodedImages | None = None
-
-    def batches(self, numbers: range) -> Generator[Batch]:
-        """Batches of these numbers, in order."""
-        workers = num_workers(self._runtime, self._device)
-        if self._runtime.cache == "none":
-            crops, on_gpu = RandomCropBatches(self._images, self._plan), self._device.type == "cuda"
-            yield from batches(crops, numbers, workers, pin_memory=on_gpu)
-            return
-        if self._decoded is None:  # a run that goes back begins its batches again
-            self._decoded = DecodedImages(self._images, self._device, workers, self._progress)
-        cached = CachedCropBatches(self._decoded, self._plan)
-        yield from (cached[number] for number in numbers)
-
-    def keys(self, batch: int) -> list[str]:
-        """The first keys of a batch of all processes."""
-        numbers = self._plan.numbers(batch)[:SHOWN_KEYS]
-        return self._images.keys(numbers)
-
-    def watched(self) -> list[Sample]:
-        """Samples for health checks, drawn from the whole split; a function of the seed."""
-        order = stream(self._config.seed, SHUFFLE, 2**31).permutation(self.num_images)
-        chosen = order[: self._config.watch.num_images]
-        return [self._images.read_sample(int(number)) for number in chosen]
-
-
-class StreamFeed:
-    """Shards of elsewhere, read from start to end, shuffled a buffer at a time."""
-
-    def __init__(
-        self, images: RemoteSplit, config: PretrainConfig, runtime: Runtime, world: World
-    ) -> None:
-        self._images, self._config, self.num_images = images, config, len(images)
-        device, count = pick_device(runtime.device), config.stream.lanes
-        mine = range(world.rank * count, (world.rank + 1) * count)
-        self._lanes = Lanes(images, config.seed, config.stream.buffer, mine, world.size * count)
-        self._workers = workers_for(count, num_workers(runtime, device))
-        self._plan = _plan(len(images), config, world)
-        self._keys: dict[int, list[str]] = {}
-        self._on_gpu, self._leads = device.type == "cuda", world.leads
-
-    def batches(self, numbers: range) -> Generator[Batch]:
-        """Batches of these numbers, in order."""
-        if numbers.start and not self._images.counted and self._leads:
-            log.warning(
-                "no index says how many images each tar holds, so the images go on about where "
-                "they stopped, not exactly there."
-            )
-        dataset = StreamedCropBatches(self._lanes, self._plan, numbers)
-        for batch in batches(dataset, None, self._workers, pin_memory=self._on_gpu):
-            self._keys[batch.step] = list(batch.keys[:SHOWN_KEYS])
-            self._keys.pop(batch.step - REMEMBERED, None)
-            yield batch
-
-    def keys(self, batch: int) -> list[str]:
-        """The first keys of a recent batch of this process."""
-        return self._keys.get(batch, [])
-
-    def watched(self) -> list[Sample]:
-        """Samples for health checks, from the starts of shards, so that few bytes are read."""
-        return self._images.first_samples(self._config.watch.num_images)

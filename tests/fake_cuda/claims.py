@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
 from ijepa.config.architectures import architecture
-from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, batches
+from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
@@ -45,9 +45,8 @@ from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
 from ijepa.train.finetuning import FinetuneTask, Labelled
 from ijepa.train.loop import fit
-from ijepa.train.pretraining import LocalFeed, PretrainTask
+from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
-from ijepa.world import World
 
 from .kernels import Kernel, recorded
 from .lint import Finding, lint
@@ -151,10 +150,9 @@ def whole_run(cache: str) -> dict[str, Any]:
     config = shallow("imagenette-vits16", "optimization.epochs=1", "optimization.warmup_epochs=0")
     runtime = ON_GPU.model_copy(update={"cache": cache})
 
-    feed = LocalFeed(Pictures(2 * BATCH, 40), config, runtime, World(), silent)
-    task = PretrainTask(config, feed, runtime)
+    task = PretrainTask(config, Pictures(2 * BATCH, 40), runtime)
     with tempfile.TemporaryDirectory() as folder, working_inline():
-        fit(task, Path(folder), runtime)
+        fit(task, Path(folder))
         files = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*.pt"))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines()) - 1  # of step 0
     return {"steps": steps, "devices": devices(task.model.parameters()), "files": files}
@@ -177,8 +175,7 @@ def waits_of_training() -> list[Finding]:
 def waits_of_preparing() -> list[Finding]:
     """What making a step's inputs waits for, from batches that a DataLoader has pinned."""
     config = shallow("imagenette-vits16")
-    feed = LocalFeed(Pictures(2 * BATCH, 40), config, ON_GPU, World(), silent)
-    task = PretrainTask(config, feed, ON_GPU)
+    task = PretrainTask(config, Pictures(2 * BATCH, 40), ON_GPU)
 
     def made() -> Iterator[Batch]:
         for step in range(2):
@@ -195,7 +192,7 @@ def decoded_cache() -> dict[str, Any]:
     """Batches of the decoded cache: where they are, and what making one waits for."""
     config = shallow("imagenette-vits16")
     images = Pictures(2 * BATCH, 40)
-    made = LocalFeed(images, config, ON_GPU, World(), silent).batches(range(3))
+    made = PretrainTask(config, images, ON_GPU).batches(range(3))
     first, later = next(made), []  # the first decodes
     findings = lint(lambda: later.extend(made))
     every = [first, *later]
@@ -264,7 +261,7 @@ def fine_tuning() -> int:
     data = DataConfig(image_px=size, batch_size=BATCH)
     task = FinetuneTask(model, (train, rest), config, data, ON_GPU)
     with tempfile.TemporaryDirectory() as folder, working_inline():
-        fit(task, Path(folder), ON_GPU)
+        fit(task, Path(folder))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
     task.predictions(rest, silent)
     assert devices(task.model.parameters()) == [str(GPU)]
@@ -276,10 +273,9 @@ def decoder() -> int:
     config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32)
     source = shallow("imagenette-vits16")
     crops = RandomCropBatches(Pictures(4 * BATCH, 40), StepPlan(4 * BATCH, source.data, 0))
-    made = functools.partial(batches, crops, workers=0, pin_memory=True)
-    task = DecoderTask(config, ijepa_on_gpu(source).eval(), source, "", made, ON_GPU)
+    task = DecoderTask(config, ijepa_on_gpu(source).eval(), source, "", crops, ON_GPU)
     with tempfile.TemporaryDirectory() as folder, working_inline():
-        fit(task, Path(folder), ON_GPU)
+        fit(task, Path(folder))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
     assert devices(task.averaged.parameters()) == [str(GPU)]
     return steps
