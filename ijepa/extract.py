@@ -137,22 +137,24 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
         for batch, features in feature_batches(
             encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
         ):
-            _add(writer, batch, features, num_views)
+            _add(writer, images, batch, features, num_views)
             done = before + (writer.rows_done - before) * world.size  # others are about as quick
             if world.leads:
                 job.progress("extract images", min(done // num_views, len(images)), len(images))
     return writer, device_name(device, world) + linear_name(linear)
 
 
-def _add(writer: FeatureWriter, batch: "Batch", features: "Floats", num_views: int) -> None:
+def _add(
+    writer: FeatureWriter, images: SplitReader, batch: "Batch", features: "Floats", num_views: int
+) -> None:
     """Write the features of all views of some images, with what the shards say of these images."""
-    assert batch.labels is not None  # as `SampleViewBatches` makes them
-    assert batch.image_ids is not None
-    labels = {name: np.repeat(values.numpy(), num_views) for name, values in batch.labels.items()}
-    keys = [key for key in batch.keys for _ in range(num_views)]
+    assert batch.image_ids is not None  # as `ViewBatches` makes them
+    numbers = np.repeat(batch.numbers.numpy(), num_views)
+    labels = {name: images.labels(name, numbers) for name in images.label_names}
     ids = np.repeat(batch.image_ids.numpy(), num_views)
-    views = np.tile(np.arange(num_views), len(batch.keys)) if num_views > 1 else None
-    writer.append(features, labels, keys, ids, views, first=int(batch.numbers[0]) * num_views)
+    views = np.tile(np.arange(num_views), len(batch.numbers)) if num_views > 1 else None
+    first = int(numbers[0]) * num_views
+    writer.append(features, labels, images.keys(numbers), ids, views, first=first)
 
 
 def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeader:

@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
-from ijepa.data.decode import decode_rgb
-from ijepa.data.loader import Batch, Images, Ints, StepPlan
-from ijepa.jepa.augment import fit_box, resize_box
+from ijepa.data.loader import Batch, Images, Ints, StepPlan, random_crop
 from ijepa.jepa.rng import AUGMENTED, stream
 
 TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
@@ -46,10 +44,7 @@ class AugmentedBatches(Dataset[Batch]):
         chosen, size = self._chosen[numbers], self.plan.config.image_size
         made = []
         for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
-            pixels = decode_rgb(self._images.read_image(number))
-            box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-            crop = resize_box(pixels, box, size, mode="bicubic")
-            crop = crop.flip(-1) if draws.flip[place] else crop
+            crop = random_crop(self._images.read_image(number), draws, place, size, "bicubic")
             made.append(self._augmented(crop, step * self.plan.config.batch_size + place))
         return Batch(step, torch.cat(made), torch.from_numpy(chosen))
 

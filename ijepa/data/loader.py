@@ -1,12 +1,12 @@
 """Batches of a shard split: exact epochs, shuffled by (seed, epoch), whatever the worker count.
 
-One item of the data set is one whole batch, a pure function of its step. So resuming at a step is
+One item of a data set is one whole batch, a pure function of its step. So resuming at a step is
 starting there, and processes share no hidden state.
 """
 
 import signal
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ijepa.config import DataConfig, Interpolation, Size
 from ijepa.data.decode import decode_rgb
 from ijepa.data.processes import processes
-from ijepa.data.shards import SplitReader, image_ids
+from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
     CropDraws,
@@ -68,9 +68,8 @@ class Batch(NamedTuple):
         step: which.
         images: (B, 3, height, width) uint8, channels last in memory.
         numbers: (B,) int64, their places in the split; -1 for streams, which know none.
-        keys: of the images, for streams and `SampleViewBatches` alone.
-        image_ids: (B,) uint64, see `image_ids`; for `SampleViewBatches` alone.
-        labels: (B,) int64 class numbers by label; for `SampleViewBatches` alone.
+        keys: of the images; for streams alone.
+        image_ids: (B,) uint64, see `image_ids`; for `ViewBatches` alone.
     """
 
     step: int
@@ -78,7 +77,6 @@ class Batch(NamedTuple):
     numbers: Tensor
     keys: Sequence[str] = ()
     image_ids: Tensor | None = None
-    labels: Mapping[str, Tensor] | None = None
 
 
 class StepPlan:
@@ -145,11 +143,22 @@ class RandomCropBatches(Dataset[Batch]):
         return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
 
-def random_crop(content: bytes, draws: CropDraws, place: int, image_px: int | Size) -> Tensor:
+def random_crop(
+    content: bytes,
+    draws: CropDraws,
+    place: int,
+    image_px: int | Size,
+    mode: Interpolation = "bilinear",
+) -> Tensor:
     """One encoded image, cropped as draw number `place` says: (1, 3, height, width) uint8."""
-    pixels = decode_rgb(content)
+    return _crop(decode_rgb(content), draws, place, image_px, mode)
+
+
+def _crop(
+    pixels: Pixels, draws: CropDraws, place: int, image_px: int | Size, mode: Interpolation
+) -> Tensor:
     box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-    crop = resize_box(pixels, box, image_px)
+    crop = resize_box(pixels, box, image_px, mode=mode)
     return crop.flip(-1) if draws.flip[place] else crop
 
 
@@ -189,56 +198,29 @@ class ViewBatches(Dataset[Batch]):
         return -(-len(self._images) // self._batch_size)
 
     def __getitem__(self, batch: int) -> Batch:
-        numbers = self._numbers(batch)
-        images = map(self._images.read_image, numbers.tolist())
-        return Batch(batch, self._all_views(numbers, images), numbers)
-
-    def _numbers(self, batch: int) -> Tensor:
         first = batch * self._batch_size
-        return torch.arange(first, min(first + self._batch_size, len(self._images)))
+        numbers = range(first, min(first + self._batch_size, len(self._images)))
+        images = [self._images.read_image(number) for number in numbers]
+        views = [
+            view
+            for number, image in zip(numbers, images, strict=True)
+            for view in self._views(number, decode_rgb(image))
+        ]
+        ids = torch.from_numpy(image_ids(images))
+        return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids)
 
-    def _all_views(self, numbers: Tensor, images: Iterable[bytes]) -> Tensor:
-        pairs = zip(numbers.tolist(), images, strict=True)
-        return torch.cat([view for number, image in pairs for view in self._views(number, image)])
-
-    def _views(self, number: int, image: bytes) -> Iterator[Tensor]:
-        pixels, plan = decode_rgb(image), self._plan
+    def _views(self, number: int, pixels: Pixels) -> Iterator[Tensor]:
+        plan = self._plan
         whole = evaluation_view(pixels, plan)
         yield whole
         if not plan.augmented:
             return
         draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
         for place in range(plan.augmented):
-            view = whole
             if plan.augment == "rrc-flip":
-                box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
-                view = resize_box(pixels, box, plan.image_px, mode=plan.interpolation)
-            yield view.flip(-1) if draws.flip[place] else view
-
-
-class SampleViewBatches(ViewBatches):
-    """As `ViewBatches`, with keys, labels and image ids, so that each image is read only once."""
-
-    def __init__(self, samples: SplitReader, plan: ViewPlan, batch_size: int) -> None:
-        """Remember how to cut; `batch_size` counts images."""
-        super().__init__(samples, plan, batch_size)
-        self._samples = samples
-
-    def __getitem__(self, batch: int) -> Batch:
-        numbers = self._numbers(batch)
-        images = [self._samples.read_image(number) for number in numbers.tolist()]
-        labels = {
-            name: torch.from_numpy(self._samples.labels(name, numbers.numpy()))
-            for name in self._samples.label_names
-        }
-        return Batch(
-            batch,
-            self._all_views(numbers, images),
-            numbers,
-            keys=self._samples.keys(numbers.numpy()),
-            image_ids=torch.from_numpy(image_ids(images).copy()),
-            labels=labels,
-        )
+                yield _crop(pixels, draws, place, plan.image_px, plan.interpolation)
+            else:
+                yield whole.flip(-1) if draws.flip[place] else whole
 
 
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:

@@ -442,7 +442,7 @@ def load_rows(folder: Path, split: str, labels: Iterable[str]) -> Rows:
 def image_ids(images: Iterable[bytes]) -> ImageIds:
     """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
     digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
-    return np.frombuffer(digests, "<u8")
+    return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it
 
 
 def read_ids(images: "Images", numbers: Ints, progress: Progress = silent) -> ImageIds:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ijepa.compute import LinearKernel, pick_linear
 from ijepa.config import ExtractConfig, Runtime
-from ijepa.data.loader import Batch, SampleViewBatches, ViewPlan, batches
+from ijepa.data.loader import Batch, ViewBatches, ViewPlan, batches
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import num_workers, pick_device
 from ijepa.encoders.frozen import NOTHING, FrozenEncoder
@@ -50,7 +50,7 @@ def feature_batches(
         config.seed,
         config.interpolation,
     )
-    views = SampleViewBatches(images, plan, batch_size)
+    views = ViewBatches(images, plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
     bf16 = encoder.uses_bf16(config.precision, device)
     begun: deque[tuple[Batch, _Fetched]] = deque()
