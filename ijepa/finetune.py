@@ -223,12 +223,7 @@ def _train(
     predicted = task.predictions(test, progress)
 
     def publish() -> None:
-        shared = {
-            **_facts(work.plan, data, (train, test)),
-            "repeats": repeats,
-            "command": runtime.command,
-        }
-        score = _score(shared, config, vit, cuts, task, parts, predicted)
+        score = _score(work.plan, data, vit, task, parts, predicted, repeats)
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         write_result(work.folder / RESULT, (score,))
         work.publish_folder({"seed": config.seed, "device": task.device_name()})
@@ -320,47 +315,20 @@ def _repeats(
     return lead(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
 
 
-def _facts(plan: StagePlan, data: ShardSet, parts: "tuple[Labelled, Labelled]") -> dict[str, Any]:
-    """Fields of a score that tell what was trained on and scored."""
-    config, (train, test) = FinetuneConfig.model_validate(plan.config), parts
-    return {
-        "probe": "finetune",
-        "protocol": f"finetune-{config.protocol}",
-        "description": "encoder and classifier trained together",
-        "selection": "nothing is chosen; the last state is scored",
-        "config": config.model_dump(mode="json"),
-        "label": config.label,
-        "seed": config.seed,
-        "data": data.fingerprint,
-        "source": data.source,
-        "train_split": config.split,
-        "test_split": config.test_split,
-        "train_images": image_set(train.keys, train.labels),
-        "test_images": image_set(test.keys, test.labels),
-        "num_classes": int(train.labels.max()) + 1,
-        "chance": float(np.bincount(test.labels).max() / len(test.labels)),
-        "train_rows": len(train.chosen),
-        "test_rows": len(test.labels),
-        "test_classes": pack_classes(test.labels, test.keys),
-        "libraries": library_versions(),
-        "fingerprint": plan.fingerprint,
-    }
-
-
 def _score(
-    facts: dict[str, Any],
-    config: FinetuneConfig,
+    plan: StagePlan,
+    data: ShardSet,
     vit: "Trainable",
-    cuts: DataConfig,
     task: "FinetuneTask",
     parts: "tuple[Labelled, Labelled, Labelled]",
     predicted: "Ints",
+    repeats: tuple[str, ...],
 ) -> Score:
     """The score of the last state, and how the run deviates from the protocol it names."""
     from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.probes.scores import summary
 
-    train, held, test = parts
+    config, cuts, (train, held, test) = task.config, task.cuts, parts
     correct = (predicted == test.labels)[np.newaxis]
     own = finetune_config(config.protocol, {"encoder": config.encoder}, ())
     departures = [
@@ -374,7 +342,28 @@ def _score(
         departures.append(f"{len(held.chosen):,} training images held out")
     averaged = "average of patch tokens, then a norm of its own"
     return Score(
-        **facts,
+        probe="finetune",
+        protocol=f"finetune-{config.protocol}",
+        description="encoder and classifier trained together",
+        selection="nothing is chosen; the last state is scored",
+        config=config.model_dump(mode="json"),
+        label=config.label,
+        seed=config.seed,
+        data=data.fingerprint,
+        source=data.source,
+        train_split=config.split,
+        test_split=config.test_split,
+        train_images=image_set(train.keys, train.labels),
+        test_images=image_set(test.keys, test.labels),
+        num_classes=int(train.labels.max()) + 1,
+        chance=float(np.bincount(test.labels).max() / len(test.labels)),
+        train_rows=len(train.chosen),
+        test_rows=len(test.labels),
+        test_classes=pack_classes(test.labels, test.keys),
+        libraries=library_versions(),
+        fingerprint=plan.fingerprint,
+        repeats=repeats,
+        command=task.runtime.command,
         setting=config.subset.partition(" ")[0],
         encoder=vit.name,
         weights_sha256=vit.weights_sha256,

@@ -65,6 +65,7 @@ class FinetuneTask(Task[FinetuneInputs]):
     """A classifier and its optimizer.
 
     Attributes:
+        cuts: how images are cut and normalised; its batch is that of all processes.
         held_out: loss and accuracy on the held-out images, by the last check.
     """
 
@@ -78,7 +79,7 @@ class FinetuneTask(Task[FinetuneInputs]):
         model: Classifier,
         parts: Sequence[Labelled],
         config: FinetuneConfig,
-        data: DataConfig,
+        cuts: DataConfig,
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
@@ -88,27 +89,27 @@ class FinetuneTask(Task[FinetuneInputs]):
             model: freshly made; trained in place.
             parts: images to train on, and images held out of these.
             config: what to do.
-            data: how images are cut and normalised; its batch is that of all processes.
+            cuts: see there.
             runtime: device, workers.
             world: this process among all.
         """
         super().__init__(config, runtime, world)
-        self._data, device = data, self.device
+        self.cuts, device = cuts, self.device
         train, self._held = parts
         self._crops = AugmentedBatches(
-            train.images, train.chosen, config, data, world.share(data.batch_size)
+            train.images, train.chosen, config, cuts, world.share(cuts.batch_size)
         )
         self._labels = torch.zeros(len(train.images), dtype=torch.int64)
         self._labels[torch.from_numpy(train.chosen)] = torch.from_numpy(train.labels)
         self.model = model.to(device)
         groups = parameter_groups(model, config.layer_decay, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        rows = data.batch_size // world.size * model.encoder.patch_embed.num_patches
+        rows = cuts.batch_size // world.size * model.encoder.patch_embed.num_patches
         dim = model.encoder.embed_dim
         self.linear = lead(world, lambda: pick_linear(device, rows, dim))
         self._forward = in_parallel(model, device, world)
-        self._per_epoch = len(train.chosen) // data.batch_size
-        self.size, self.total_steps = data.batch_size, config.epochs * self._per_epoch
+        self._per_epoch = len(train.chosen) // cuts.batch_size
+        self.size, self.total_steps = cuts.batch_size, config.epochs * self._per_epoch
         self.bf16 = uses_bf16(config.precision, device)
         self._mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
             mixup_alpha=config.mixup,
@@ -190,8 +191,8 @@ class FinetuneTask(Task[FinetuneInputs]):
     @torch.inference_mode()
     def _scored(self, part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
         """Places in `part` and float logits, on the CPU, of this process's share of its batches."""
-        data = self._data
-        plan = ViewPlan(data.image_px, data.eval_crop_fraction, interpolation="bicubic")  # as MAE
+        cuts = self.cuts
+        plan = ViewPlan(cuts.image_px, cuts.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
         mine = range(self.world.rank, len(views), self.world.size)
         self.model.eval()
@@ -229,4 +230,4 @@ class FinetuneTask(Task[FinetuneInputs]):
 
     def _normalised(self, images: Tensor) -> Tensor:
         on_device = images.to(self.device, non_blocking=True)
-        return normalise(on_device, self._data.mean, self._data.std)
+        return normalise(on_device, self.cuts.mean, self.cuts.std)
