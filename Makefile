@@ -46,7 +46,7 @@ ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
 .PHONY: help setup mini check fix test test-slow bench docs report shard pretrain extract probe clean \
-  evaluation low-level reproduce plan
+  evaluation low-level reproduce
 .SECONDARY:
 
 help: ## Show this list.
@@ -64,19 +64,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 14 minutes.
 	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
 
-# Every table at one scale, see reproduce/graph.mk; DEVICE is whose speed a plan counts with.
+# Every table at one scale, see reproduce/graph.mk. `make -n reproduce` prints what would run.
 SCALE  = mini
-DEVICE = epyc-2-cores
 GPUS   = 1
-GRAPH  = $(MAKE) --no-print-directory --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) \
-  IJEPA=$(IJEPA)
 
 reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
-	@fresh=$$($(GRAPH) --dry-run all | $(IJEPA) plan --fresh) \
-	  && $(GRAPH) all FRESH="$$(echo $$fresh)"
-
-plan: setup ## What reproduce would do: what is cached, what would run and why, its cost on DEVICE.
-	@$(GRAPH) --dry-run all | $(IJEPA) plan --device $(call quoted,$(value DEVICE)) --devices $(GPUS)
+	@$(MAKE) --no-print-directory --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
 
 test: setup ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2

@@ -21,6 +21,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
+from ijepa.records import library_versions
 from ijepa.results.record import (
     RESULT,
     Result,
@@ -39,7 +40,6 @@ from ijepa.stage import (
     write_bytes,
 )
 from ijepa.together import together
-from ijepa.versions import library_versions
 from ijepa.world import World
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.progress import Progress, silent
+from ijepa.records import library_versions
 from ijepa.results.record import (
     Result,
     Score,
@@ -29,7 +30,6 @@ from ijepa.stage import (
     file_sha256,
     is_fresh,
 )
-from ijepa.versions import library_versions
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled

@@ -1,28 +1,176 @@
-"""Reading a run's `metrics.jsonl`, without torch."""
+"""The record of a finished output: what made it, and whether its files are still what was made."""
 
+import contextlib
+import platform
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from ijepa.config import StrPath
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json
+from ijepa.files import file_sha256, lock, read_json, sibling
+
+NOTES = ("work.json", "stage.json")  # of a work folder: what it is for, and that it is finished
+SMALL_BYTES = 2**20  # files up to this size are read again to see that they did not change
+LIBRARIES = ("ijepa", "torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
 
 
-def read_metrics(path: StrPath) -> list[dict[str, float]]:
-    """All records of a `metrics.jsonl`, in order; a last line still being written is left out.
+def read_record(out: Path) -> dict[str, Any] | None:
+    """The `stage.json` of a finished output; None if there is no finished output at `out`.
 
     Raises:
-        IjepaError: not there, without a record yet, or a line is not JSON.
+        IjepaError: it is not what a stage wrote.
     """
-    path = Path(path)
+    path = record_path(out)
+    if not (out.exists() and path.exists()):
+        return None
+    record = read_json(path)
+    files = record.get("files", {})
+    if not (isinstance(files, dict) and all(isinstance(facts, dict) for facts in files.values())):
+        raise IjepaError(
+            f"{path} was changed or damaged after it was written. Restore it, or remove it and "
+            f"rebuild {out} with --force."
+        )
+    return record
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of `out` is: inside a folder, beside a file."""
+    return out / "stage.json" if out.is_dir() else sibling(out, ".stage.json")
+
+
+def changed_file(out: Path, record: Mapping[str, Any], names: Collection[str] = ()) -> Path | None:
+    """The first file of a finished output that its record does not describe; None if all agree.
+
+    Args:
+        out: the output.
+        record: what `read_record` found there.
+        names: of a folder's files, to look at these alone.
+    """
+    for name, facts in record.get("files", {}).items():
+        path = out / name if out.is_dir() else out
+        if (not names or name in names) and not _is_as_made(path, facts):
+            return path
+    return None
+
+
+def refuse_changed(out: Path, *names: str) -> None:
+    """Check some files of a finished output against its record; an output without one passes.
+
+    Raises:
+        IjepaError: naming the file.
+    """
+    changed = changed_file(out, read_record(out) or {}, names)
+    if changed:
+        raise IjepaError(
+            f"{changed} was changed or damaged after it was made. Restore it, or rebuild {out}."
+        )
+
+
+def differences(
+    described: Mapping[str, Any], record: Mapping[str, Any], beside: Collection[str] = ()
+) -> str:
+    """How a plan differs from that of a record, in words; the first three differences.
+
+    Args:
+        described: `StagePlan.described`.
+        record: of an output, or of partial work.
+        beside: settings that do not count, by dotted name.
+    """
+    ours, theirs = _flat(described), _flat({name: record.get(name) for name in described})
+    names = [name for name in ours | theirs if name not in beside]
+    changed = [name for name in names if ours.get(name) != theirs.get(name)]
+    known = [name for name in changed if name in ours and name in theirs]
+    found = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
+    new = [name for name in ours if name not in theirs]  # the record is of an earlier version
+    found += [f"{name}, a new setting, is {ours[name]!r:.40}" for name in new]
+    gone = [name for name in theirs if name not in ours]
+    found += [f"{name} was {theirs[name]!r:.40}, now unset" for name in gone]
+    return "; ".join(found[:3])
+
+
+def _flat(body: object, name: str = "") -> dict[str, Any]:
+    """Leaves of a JSON object by dotted name, without the leading `config.`."""
+    if not isinstance(body, Mapping):
+        return {name.removeprefix("config."): body}
+    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in body.items()]
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
+    """Size, time and digest of a file, for the record of its output."""
+    stat = path.stat()
+    return {
+        "bytes": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "sha256": sha256 or file_sha256(path),
+    }
+
+
+def _is_as_made(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Has a file the recorded content? A large one of the recorded size and time is not read."""
     if not path.is_file():
-        raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
-    try:
-        lines = path.read_text().split("\n")[:-1]
-        records = [parse_json(line) for line in lines]
-    except ValueError as error:
-        raise IjepaError(f"{path} is damaged: {error}.") from error
-    if not all(isinstance(record, dict) for record in records):
-        raise IjepaError(f"{path} is damaged: a line is no object.")
-    if not records:
-        raise IjepaError(f"{path} has no record yet; wait until the run has taken some steps.")
-    return records
+        return False
+    stat = path.stat()
+    if stat.st_size != facts["bytes"]:
+        return False
+    is_trusted = stat.st_size > SMALL_BYTES and stat.st_mtime_ns == facts["modified_ns"]
+    return is_trusted or bool(file_sha256(path) == facts["sha256"])
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a result."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def remove_output(out: Path) -> bool:
+    """Remove what a stage made at `out`, its record and unfinished work; leave all else alone.
+
+    Returns:
+        Whether there was any of it.
+
+    Raises:
+        IjepaError: a stage is making it, or a file `<out>.lock` is not ours.
+    """
+    beside = sibling(out, ".stage.json")
+    work = (sibling(out, ".partial"), sibling(out, ".outdated"))
+    found = [path for path in work if not path.is_symlink() and any(notes_in(path))]
+    if is_record(out / "stage.json"):
+        found.append(out)
+    elif not out.is_dir() and is_record(beside):
+        found += [out, beside]
+    lock_left = sibling(out, ".lock").is_file()
+    if found or lock_left:
+        with lock(out):
+            for path in found:
+                remove(path)
+    return bool(found)
+
+
+def is_record(path: Path) -> bool:
+    """Is it the record of a stage?"""
+    return path.is_file() and "fingerprint" in read_json(path)
+
+
+def notes_in(folder: Path) -> Iterator[Path]:
+    """The notes by which a work folder is known as ours; also one that was being written."""
+    for pattern in ("work.json", "*stage.json", "work.json.*.tmp"):
+        yield from folder.glob(pattern)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, its note last: a kill leaves nothing that is not known as ours."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for inside in path.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        elif inside.name not in NOTES:
+            inside.unlink()
+    shutil.rmtree(path)

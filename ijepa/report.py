@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
+from ijepa.files import read_metrics
 from ijepa.recipes import parse_yaml
-from ijepa.records import read_metrics
 from ijepa.results.beside import tables
 from ijepa.results.page import PICTURES
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id

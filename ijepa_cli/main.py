@@ -21,7 +21,7 @@ INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
-    "report", "plan", "recipes", "encoders", "convert",
+    "report", "recipes", "encoders", "convert",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-# The graph behind `make reproduce SCALE=...`: pattern rules from data sets to the page. Every rule
-# is one stage, and runs whenever asked: the stage knows whether its output is fresh. Outputs named
-# in FRESH are known to be, from `ijepa plan`, and are not asked again.
+# The graph behind `make reproduce SCALE=...`: pattern rules from data sets to the page. Each rule is
+# one stage, and its target is the stage's record: `stage.json` in a folder, `F.stage.json` beside a
+# file F. A stage that finds its output up to date touches the record, so make asks it only once.
+# `make -n` prints what would run; `make -B` asks every stage again, as after an upgrade of ijepa.
 #
 # A scale, reproduce/SCALE.mk, is data:
 #   DATASETS        data sets, the first is pretrained on: SOURCE_set (empty: not at hand), SHARD_set
@@ -24,7 +25,6 @@ WORKERS  =
 SEED     =  0
 GPUS     =  1
 JOBS     =  1
-FRESH    :=
 ENCODERS :=
 ONE_PERCENT :=
 SCALES   := mini cifar10 imagenette in1k
@@ -57,7 +57,9 @@ ifneq ($(ENCODERS),)
   endif
 endif
 include reproduce/$(SCALE).mk
-MAKEFLAGS += --jobs=$(JOBS)
+ifeq ($(filter -j% --jobs% --jobserver%,$(MAKEFLAGS)),)
+  MAKEFLAGS += --jobs=$(JOBS)
+endif
 
 HOME     := $(firstword $(DATASETS))
 on        = $(or $(ON_$1),$(HOME))
@@ -91,85 +93,103 @@ protocol  = $(or $(PROBE_$1.$2),$(PROBE_$1))
 stored    = $(OUT)/features/$(call part,1,$1)/$2.$3.h5
 trainer   = $(if $(filter-out 1,$(GPUS)),$(dir $(IJEPA))torchrun --nproc-per-node $(GPUS) -m ijepa_cli,$(IJEPA))
 
-# A stage's command, unless its output is known to be fresh.
-define stage
-@$(if $(filter $@,$(FRESH)),echo 'cached  $@',$1)
-endef
+# The recipe of a run and the recipes it is based on; the record of a folder, and of a run or nothing.
+bases     = $1 $(foreach base,$(shell sed -n 's/^base: *//p' $1),$(call bases,$(if $(filter %.yaml,\
+  $(base)),$(dir $1)$(base),ijepa/recipes/$(base).yaml)))
+recipes   = $(call bases,$(if $(filter %.yaml,$(call recipe,$1)),$(call recipe,$1),\
+  $(wildcard ijepa/recipes/$1.yaml)))
+shards    = $(OUT)/shards/$1/stage.json
+run       = $(addsuffix /stage.json,$(call run_of,$1)) $(call weights,$1)
 
-.PHONY: all FORCE
+# What else a stage depends on: the scale's data, and variables given on the command line.
+SETTINGS := $(OUT)/settings
+GIVEN    := $(foreach name,SEED PRETRAIN TUNE DECODER ONE_PERCENT ENCODERS $(DATA),$(name)=$($(name)))
+IS_SAME  := $(shell printf %s $(call quoted,$(GIVEN)) | cmp -s - $(SETTINGS) && echo yes)
+
+.PHONY: all changed
 .SECONDARY:
 .SECONDEXPANSION:
+# Ctrl-C must not remove a record, by which ijepa knows an output as its own.
+.PRECIOUS: $(foreach place,shards/%/ runs/%/ features/%.train.h5. features/%.test.h5. probes/%.json. \
+  tuned/%/ table%.html.,$(OUT)/$(place)stage.json)
 
 PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks.png attention.png \
   pca.png retrieval.png neighbors.png embedding.html $(if $(DECODER),predictions.png)))
 made      = $(OUT)/$(if $(filter tuned/%,$1),$1,probes/$1.json)
-RESULTS  := $(foreach score,$(SCORES) $(TUNED),$(call made,$(score)))
-tabled    = $(foreach score,$(filter $(SCORES) $(TUNED),$(TABLE$1)),$(call made,$(score)))
+record    = $(OUT)/$(if $(filter tuned/%,$1),$1/stage.json,probes/$1.json.stage.json)
+tabled    = $(filter $(SCORES) $(TUNED),$(TABLE$1))
 PAGES    := $(foreach table,$(TABLES),$(if $(call tabled,$(table)),$(OUT)/table$(table).html))
 REPORT   := $(OUT)/report.html
 
-all: $(if $(SCORES)$(TUNED),$(REPORT) $(PAGES),$(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
+all: $(if $(SCORES)$(TUNED),$(REPORT:%=%.stage.json) $(PAGES:%=%.stage.json),\
+  $(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
-$(REPORT): FORCE $(RESULTS) $(TRAINED:%=$(OUT)/runs/%) $(PICTURES)
-	$(call stage,$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) $(RESULTS) --out $@)
+$(SETTINGS): $(if $(IS_SAME),,changed) $(wildcard reproduce/$(SCALE).mk reproduce/one-gpu.mk)
+	@mkdir -p $(OUT) && printf %s $(call quoted,$(GIVEN)) > $@
 
-$(OUT)/table%.html: FORCE $$(call tabled,$$*)
-	$(call stage,$(IJEPA) report $(call tabled,$*) --out $@ \
-	  --title 'Table $* of the paper at the scale $(SCALE)')
+$(REPORT).stage.json: $(foreach score,$(SCORES) $(TUNED),$(call record,$(score))) \
+  $(TRAINED:%=$(OUT)/runs/%/stage.json) $(PICTURES:%=%.stage.json)
+	@$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) \
+	  $(foreach score,$(SCORES) $(TUNED),$(call made,$(score))) --out $(REPORT)
 
-$(OUT)/shards/%: FORCE
-	$(call stage,$(IJEPA) shard $(call quoted,$(SOURCE_$*)) $@ $(SHARD_$*) $(WORKERS:%=--workers %))
+$(OUT)/table%.html.stage.json: $$(foreach score,$$(call tabled,$$*),$$(call record,$$(score)))
+	@$(IJEPA) report $(foreach score,$(call tabled,$*),$(call made,$(score))) \
+	  --out $(@:.stage.json=) --title 'Table $* of the paper at the scale $(SCALE)'
 
-$(OUT)/runs/%: FORCE $$(OUT)/shards/$$(call on,$$*)
-	$(call stage,$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
-	  --out $@ --set seed=$(SEED) $(WORKERS:%=--workers %) --replace $(PRETRAIN) $(PRETRAIN_$*))
+$(OUT)/shards/%/stage.json: $(SETTINGS)
+	@$(IJEPA) shard $(call quoted,$(SOURCE_$*)) $(@D) $(SHARD_$*) $(WORKERS:%=--workers %)
 
-$(OUT)/features/%.train.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
-	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $@ $(WORKERS:%=--workers %) \
-	  $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*)))
+$(OUT)/runs/%/stage.json: $(SETTINGS) $$(call shards,$$(call on,$$*)) $$(call recipes,$$*)
+	@$(trainer) pretrain --recipe $(call recipe,$*) --data $(OUT)/shards/$(call on,$*) \
+	  --out $(@D) --set seed=$(SEED) $(WORKERS:%=--workers %) --replace $(PRETRAIN) $(PRETRAIN_$*)
 
-$(OUT)/features/%.test.h5: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
-	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) --out $@ \
-	  $(WORKERS:%=--workers %) $(EXTRACT_$(call part,1,$*)))
+$(OUT)/features/%.train.h5.stage.json: $(SETTINGS) $$(call shards,$$(call part,1,$$*)) $$(call run,$$(call part,2,$$*))
+	@$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
+	  --data $(OUT)/shards/$(call part,1,$*) --split train --out $(@:.stage.json=) \
+	  $(WORKERS:%=--workers %) $(EXTRACT_$(call part,1,$*)) $(VIEWS_$(call part,1,$*))
 
-$(OUT)/probes/%.json: FORCE $$(call features,$$*)
-	$(call stage,$(IJEPA) probe $(basename $(call part,3,$*)) \
-	  --label $(subst .,,$(suffix $*)) --seed $(SEED) --out $@ \
+$(OUT)/features/%.test.h5.stage.json: $(SETTINGS) $$(call shards,$$(call part,1,$$*)) $$(call run,$$(call part,2,$$*))
+	@$(trainer) extract --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
+	  --data $(OUT)/shards/$(call part,1,$*) --split $(call test,$(call part,1,$*)) \
+	  --out $(@:.stage.json=) $(WORKERS:%=--workers %) $(EXTRACT_$(call part,1,$*))
+
+$(OUT)/probes/%.json.stage.json: $(SETTINGS) $$(addsuffix .stage.json,$$(call features,$$*))
+	@$(IJEPA) probe $(basename $(call part,3,$*)) \
+	  --label $(subst .,,$(suffix $*)) --seed $(SEED) --out $(@:.stage.json=) \
 	  $(foreach side,train test,--$(side) $(call stored,$*,$(call part,2,$*),$(side))) \
 	  $(foreach other,$(BASELINES_$(call part,2,$*)),$(foreach side,train test,\
 	    --baseline-$(side) $(call stored,$*,$(other),$(side)))) \
-	  $(call protocol,$(call part,1,$*).$(call part,3,$*),$(call part,2,$*)))
+	  $(call protocol,$(call part,1,$*).$(call part,3,$*),$(call part,2,$*))
 
-$(OUT)/tuned/%: FORCE $$(OUT)/shards/$$(call part,1,$$*) $$(call run_of,$$(call part,2,$$*))
-	$(call stage,$(trainer) finetune --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
+$(OUT)/tuned/%/stage.json: $(SETTINGS) $$(call shards,$$(call part,1,$$*)) $$(call run,$$(call part,2,$$*))
+	@$(trainer) finetune --encoder $(call quoted,$(call encoder,$(call part,2,$*))) \
 	  --data $(OUT)/shards/$(call part,1,$*) --test-split $(call test,$(call part,1,$*)) \
-	  --subset $(call quoted,$(or $(ONE_PERCENT),1%)) --seed $(SEED) --out $@ $(WORKERS:%=--workers %) --replace \
-	  $(TUNE) $(TUNE_$(call part,2,$*)))
+	  --subset $(call quoted,$(or $(ONE_PERCENT),1%)) --seed $(SEED) --out $(@D) \
+	  $(WORKERS:%=--workers %) --replace $(TUNE) $(TUNE_$(call part,2,$*))
 
 # --- Pictures of MAIN and of its untrained self.
 
-SHOWN := --data $(OUT)/shards/$(call on,$(MAIN)) --seed $(SEED)
-BOTH  := --encoder $(OUT)/runs/$(MAIN) --encoder $(ENCODER_random)
+SHOWN    := --data $(OUT)/shards/$(call on,$(MAIN)) --seed $(SEED)
+BOTH     := --encoder $(OUT)/runs/$(MAIN) --encoder $(ENCODER_random)
+MAIN_RUN := $(OUT)/runs/$(MAIN)/stage.json
+SEEN     := $(foreach encoder,$(MAIN) random,$(OUT)/features/$(HOME)/$(encoder).test.h5)
+PICTURE   = $(OUT)/pictures/$(strip $1).stage.json
 
-$(OUT)/pictures/masks.png: FORCE $(OUT)/shards/$(HOME)
-	$(call stage,$(IJEPA) visualize masks --recipe $(call recipe,$(MAIN)) \
-	  --data $(OUT)/shards/$(HOME) --out $@)
+$(call PICTURE,masks.png): $(SETTINGS) $(call shards,$(HOME)) $(call recipes,$(MAIN))
+	@$(IJEPA) visualize masks --recipe $(call recipe,$(MAIN)) \
+	  --data $(OUT)/shards/$(HOME) --out $(@:.stage.json=)
 
-$(OUT)/pictures/attention.png $(OUT)/pictures/pca.png $(OUT)/pictures/retrieval.png: \
-  $(OUT)/pictures/%.png: FORCE $(OUT)/runs/$(MAIN)
-	$(call stage,$(IJEPA) visualize $* $(BOTH) --split $(call test,$(HOME)) $(SHOWN) --out $@)
+$(foreach name,attention pca retrieval,$(call PICTURE,$(name).png)): $(call PICTURE,%.png): $(MAIN_RUN)
+	@$(IJEPA) visualize $* $(BOTH) --split $(call test,$(HOME)) $(SHOWN) --out $(@:.stage.json=)
 
-$(OUT)/pictures/neighbors.png $(OUT)/pictures/embedding.html: \
-  $(foreach encoder,$(MAIN) random,$(OUT)/features/$(HOME)/$(encoder).test.h5) FORCE
-	$(call stage,$(IJEPA) visualize $(basename $(notdir $@)) $(SHOWN) --out $@ \
-	  $(foreach encoder,$(MAIN) random,--features $(OUT)/features/$(HOME)/$(encoder).test.h5))
+$(call PICTURE,neighbors.png) $(call PICTURE,embedding.html): $(SEEN:%=%.stage.json)
+	@$(IJEPA) visualize $(basename $(notdir $(@:.stage.json=))) $(SHOWN) --out $(@:.stage.json=) \
+	  $(SEEN:%=--features %)
 
-$(OUT)/decoder: FORCE $(OUT)/runs/$(MAIN)
-	$(call stage,$(IJEPA) train-decoder --encoder $(OUT)/runs/$(MAIN) --test-split $(call test,$(HOME)) \
-	  $(SHOWN) $(WORKERS:%=--workers %) --out $@ --replace $(DECODER))
+$(OUT)/decoder/stage.json: $(MAIN_RUN)
+	@$(IJEPA) train-decoder --encoder $(OUT)/runs/$(MAIN) --test-split $(call test,$(HOME)) \
+	  $(SHOWN) $(WORKERS:%=--workers %) --out $(@D) --replace $(DECODER)
 
-$(OUT)/pictures/predictions.png: FORCE $(OUT)/decoder
-	$(call stage,$(IJEPA) visualize predictions --encoder $(OUT)/runs/$(MAIN) --decoder $(OUT)/decoder \
-	  --split $(call test,$(HOME)) $(SHOWN) --out $@)
+$(call PICTURE,predictions.png): $(OUT)/decoder/stage.json
+	@$(IJEPA) visualize predictions --encoder $(OUT)/runs/$(MAIN) --decoder $(OUT)/decoder \
+	  --split $(call test,$(HOME)) $(SHOWN) --out $(@:.stage.json=)

@@ -1,5 +1,5 @@
-# Every table as the paper has it: its recipes, its data, its protocols. Weeks on many GPUs: see
-# `make plan SCALE=in1k DEVICE=a100 GPUS=16 IN1K=/data/imagenet ...` first. Data: IN1K= (ILSVRC 2012),
+# Every table as the paper has it: its recipes, its data, its protocols. Weeks on many GPUs; `make -n
+# reproduce SCALE=in1k GPUS=16 IN1K=/data/imagenet ...` prints the commands. Data: IN1K= (ILSVRC 2012),
 # IN22K=, CIFAR100=, PLACES205=, INAT18=, CLEVR=. What is not given is not run. ONE_PERCENT= is the
 # published list of 12,811 images (google-research/simclr, imagenet_subsets/1percent.txt).
 # TABLES="1 2 3 4 5 6 7 8 9 10 11 12 13 14" adds the appendix. Memory: PRETRAIN="--micro-batch 64".

@@ -29,10 +29,10 @@ from ijepa.encoders.frozen import weights_sha256
 from ijepa.encoders.jepa import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
+from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
-from ijepa.records import read_metrics
 from ijepa.train import loop
 from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
 from ijepa.weights import load_state

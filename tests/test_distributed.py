@@ -20,10 +20,10 @@ from ijepa.data.shards import open_shards
 from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
+from ijepa.files import read_metrics
 from ijepa.jepa.masks import batch_masks, part_of
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
-from ijepa.records import read_metrics
 from ijepa.weights import load_checkpoint
 from ijepa_cli.launch import OPTIONS, Command, _without
 

@@ -17,10 +17,10 @@ from ijepa.data.augmented import AugmentedBatches, _randaugment
 from ijepa.data.loader import batches
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
+from ijepa.files import read_metrics
 from ijepa.finetune import finetune, finetune_config, plan_finetune
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
-from ijepa.records import read_metrics
 from ijepa.report import report
 from ijepa.results.compare import compare
 from ijepa.results.record import read_result

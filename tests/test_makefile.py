@@ -1,6 +1,7 @@
-"""The Makefile's rules take any path, and remove only what stages made."""
+"""The Makefile: paths stay whole, clean is careful, and make knows what depends on what."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.config import Config
+from ijepa.recipes import load_recipe
 from ijepa.stage import StagePlan, exclusive_work
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +107,143 @@ def test_clean_never_removes_an_encoder(make, tmp_path):
         assert make("clean", "NAME=x", f"ENCODER={encoder}").returncode == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"x", "precious"}
     assert not (tmp_path / "shards/x").exists()
+
+
+# Makes the record of what it is asked for, as a stage does, and remembers what it was asked.
+STAGE = """#!/bin/sh
+printf '%s\\n' "$(printf '%s\\t' "$@")" >> log
+out=$3
+for word; do [ "$before" = --out ] && out=$word; before=$word; done
+case $out in *.json|*.h5|*.html|*.png) record=$out.stage.json ;; *) record=$out/stage.json ;; esac
+mkdir -p "$(dirname "$record")" && touch "$record"
+"""
+GIVEN = {
+    name: f"{name}=/data/{name.lower()}"
+    for name in (
+        "CIFAR10",
+        "CIFAR100",
+        "IMAGENETTE",
+        "CLEVR",
+        "IN1K",
+        "IN22K",
+        "PLACES205",
+        "INAT18",
+    )
+}
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    """Run the graph of a scale where stages only make records: commands that ran, stderr."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copytree(ROOT / "reproduce", tmp_path / "reproduce")
+    shutil.copytree(ROOT / "ijepa/recipes", tmp_path / "ijepa/recipes")
+    (tmp_path / "ijepa/stage").write_text(STAGE)
+    (tmp_path / "ijepa/stage").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+    def run(scale, *words):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        command = ["make", "--file", "reproduce/graph.mk", f"SCALE={scale}", "IJEPA=ijepa/stage"]
+        done = subprocess.run([*command, *words], env=alone, capture_output=True, text=True)
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        planned = [shlex.split(line)[1:] for line in lines if line.startswith("ijepa/stage ")]
+        ran = log.read_text().splitlines() if log.exists() else []
+        return planned or [line.split("\t")[:-1] for line in ran], done.stderr
+
+    return run
+
+
+def option(words, name):
+    return words[words.index(name) + 1]
+
+
+@pytest.mark.parametrize("scale", ["mini", "cifar10", "imagenette", "in1k"])
+def test_every_scale_is_a_graph_of_commands_with_recipes_that_load(graph, scale):
+    commands, _ = graph(scale, "all", "-n", *GIVEN.values())
+    assert {"shard", "pretrain", "extract", "probe", "finetune", "report"} <= {
+        words[0] for words in commands
+    }
+    made = [words[2] if words[0] == "shard" else option(words, "--out") for words in commands]
+    assert len(made) == len(set(made))
+    for words in commands:
+        if words[0] == "pretrain":
+            assert load_recipe(option(words, "--recipe"))
+
+
+def test_after_a_run_nothing_is_left_and_a_changed_recipe_runs_only_what_depends_on_it(graph):
+    planned, _ = graph("mini", "-n", "TABLES=1 6")
+    ran, _ = graph("mini", "-j2", "TABLES=1 6")
+    assert sorted(ran) == sorted(planned)
+    assert graph("mini", "TABLES=1 6")[0] == []
+
+    Path("reproduce/mini/small.yaml").touch()
+    ran, _ = graph("mini", "TABLES=1 6")
+    assert [words[0] for words in ran[:4]] == ["pretrain", "extract", "extract", "probe"]
+    assert {option(words, "--out") for words in ran[4:]} == {
+        "runs/mini/report.html", "runs/mini/table1.html"
+    }  # fmt: skip
+    assert all("small" in " ".join(words) for words in ran)
+
+    Path("ijepa/recipes/scenes-mini.yaml").touch()  # the base of all
+    ran, _ = graph("mini", "TABLES=1 6")
+    assert sum(words[0] == "pretrain" for words in ran) == 7
+    assert not any(words[0] == "shard" for words in ran)
+
+
+def test_a_changed_variable_asks_every_stage_again(graph):
+    graph("mini", "TABLES=6")
+    ran, _ = graph("mini", "TABLES=6", "SEED=1")
+    assert sorted(ran) == sorted(graph("mini", "TABLES=6", "SEED=1", "-n", "-B")[0])
+    assert graph("mini", "TABLES=6", "SEED=1")[0] == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "given", "message"),
+    [
+        ("cifar10", (), "SCALE=cifar10 needs data"),
+        ("mini", ("TABLES=1 9",), "SCALE=mini has no table 9"),
+        ("mini", ("ENCODERS=/nowhere",), "ENCODERS=/nowhere has no weights"),
+        ("cifar10", ("CIFAR10=/my sets/c.tar.gz",), "has a space"),
+        ("huge", (), "SCALE=huge is not known"),
+    ],
+)
+def test_what_a_graph_cannot_be_made_of_is_said(graph, scale, given, message):
+    commands, error = graph(scale, *given)
+    assert commands == []
+    assert message in error
+
+
+def test_any_table_can_be_asked_for_alone(graph):
+    commands, _ = graph("in1k", "-n", "TABLES=14", "IN1K=/data")
+    assert {words[0] for words in commands} == {"shard", "pretrain", "finetune", "report"}
+
+
+def test_processes_of_several_gpus_are_started_by_the_same_environment():
+    made = subprocess.run(
+        ["make", "-n", "--file", "reproduce/graph.mk", "SCALE=in1k", "IN1K=/data", "GPUS=8",
+         "IJEPA=/venv/bin/ijepa"], cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = made.stdout.splitlines()
+    started = {line.split()[0] for line in lines if " pretrain " in line or " extract " in line}
+    assert started == {"/venv/bin/torchrun"}
+
+
+def test_weights_of_others_become_encoders_of_the_tables(graph, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("mae-vit_large.pth", "mae-vit_large.full.pth", "mae-vit_large.md5", "byol-rn.pth"):
+        (weights / name).touch()
+    commands, _ = graph("mini", "-n", f"ENCODERS={weights}")
+    used = {option(words, "--encoder") for words in commands if "--encoder" in words}
+    assert {name for name in used if ":/" in name} == {
+        f"mae:{weights}/mae-vit_large.pth",
+        f"mae:{weights}/mae-vit_large.full.pth",
+        f"byol:{weights}/byol-rn.pth",
+    }
+    tuned = {option(words, "--encoder") for words in commands if words[0] == "finetune"}
+    assert f"mae:{weights}/mae-vit_large.pth" in tuned
+    assert f"byol:{weights}/byol-rn.pth" not in tuned  # a ResNet is not fine-tuned

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from ijepa.config import Runtime, StreamConfig
 from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError, StoppedError
+from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import build_ijepa
@@ -25,7 +26,6 @@ from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import Encoder, Predictor
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
-from ijepa.records import read_metrics
 from ijepa.shard import shard
 from ijepa.stage import Work
 from ijepa.train.pretraining import PretrainTask

@@ -27,9 +27,9 @@ from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import Sample, open_shards
 from ijepa.data.stream import Lanes, StreamedCropBatches, open_remote, workers_for
 from ijepa.errors import IjepaError
+from ijepa.files import read_metrics
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import dump_yaml
-from ijepa.records import read_metrics
 from ijepa.shard import shard
 
 CPU = Runtime(device="cpu", workers=0)

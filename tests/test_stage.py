@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from ijepa.config import Config
 from ijepa.errors import IjepaError
-from ijepa.stage import StagePlan, exclusive_work, fingerprint_of, read_record
+from ijepa.files import fingerprint_of
+from ijepa.records import read_record, record_path
+from ijepa.stage import CACHED, GOES_ON, WOULD_RUN, StagePlan, exclusive_work, outlook
 
 
 class Choice(Config):
@@ -64,7 +66,7 @@ def test_a_setting_that_an_old_record_lacks_is_named(tmp_path):
     old = dataclasses.replace(plan(tmp_path / "out"), precious=True)
     make_file(old, "text")
     new = dataclasses.replace(old, config=MoreChoices())
-    with pytest.raises(IjepaError, match="made otherwise: letter, a new setting, is 'a'"):
+    with pytest.raises(IjepaError, match="settings: letter, a new setting, is 'a'"):
         make_file(new, "text")
 
 
@@ -90,6 +92,38 @@ def test_the_same_plan_runs_once_and_another_plan_runs_again(tmp_path, make):
 def test_force_runs_again(tmp_path):
     make_file(plan(tmp_path / "out"), "first")
     assert make_file(plan(tmp_path / "out"), "second", force=True)
+
+
+def test_the_outlook_is_what_then_happens_and_writes_nothing(tmp_path):
+    out = tmp_path / "folder" / "out"
+    assert outlook(plan(out)) == (WOULD_RUN, "nothing is there yet")
+    assert list(tmp_path.iterdir()) == []
+    make_file(plan(out), "made")
+    before = {path: path.stat() for path in out.parent.iterdir()}
+    assert outlook(plan(out)) == (CACHED, "")
+    assert outlook(plan(out, number=2)) == (WOULD_RUN, "number was 1, now 2")
+    assert outlook(plan(out), force=True) == (WOULD_RUN, "--force")
+    with pytest.raises(IjepaError, match="other settings: number was 1, now 2"):
+        outlook(dataclasses.replace(plan(out, number=2), precious=True))
+    assert {path: path.stat() for path in out.parent.iterdir()} == before
+    out.write_text("harm")
+    assert outlook(plan(out)) == (WOULD_RUN, "a file of it was changed or removed")
+
+
+def test_what_a_kill_left_goes_on(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway(plan(tmp_path / "out"))
+    assert outlook(plan(tmp_path / "out"))[0] == GOES_ON
+    assert outlook(plan(tmp_path / "out", number=2))[0] == WOULD_RUN
+
+
+@pytest.mark.parametrize("make", [make_file, make_folder])
+def test_a_cached_answer_makes_the_record_newer_than_what_it_was_made_of(tmp_path, make):
+    make(plan(tmp_path / "out"), "made")
+    record = record_path(tmp_path / "out")
+    os.utime(record, (1, 1))
+    assert not make(plan(tmp_path / "out"), "ignored")
+    assert record.stat().st_mtime > 1
 
 
 def test_a_failure_leaves_the_old_output_and_the_partial_work(tmp_path):

@@ -14,10 +14,10 @@ from ijepa.encoders.reading import read_networks
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
+from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
-from ijepa.records import read_metrics
 from ijepa.train.watch import Watch
 from ijepa.visualize import visualize_retrieval
 from ijepa.visualize.images import ImageChoice

@@ -383,7 +383,7 @@ def _training_rate(run: Path, batch: int) -> float | None:
 
 def _health_checks(run: Path) -> list[dict[str, Any]]:
     """Records of a run, finished or not, that have a health check."""
-    from ijepa.records import read_metrics
+    from ijepa.files import read_metrics
 
     for folder in (run, run.with_name(run.name + ".partial")):
         path = folder / "metrics.jsonl"

@@ -10,10 +10,10 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from ijepa.errors import IjepaError
+from ijepa.records import library_versions
 from ijepa.results.record import Result, Score, result_id
 from ijepa.results.tables import Shown
 from ijepa.templating import templates
-from ijepa.versions import library_versions
 
 MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 PAGE = ".html"

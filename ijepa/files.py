@@ -1,0 +1,222 @@
+"""Files that are whole or absent, JSON that may be damaged, and outputs that one process writes."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from ijepa.errors import IjepaError
+
+HALF_WRITTEN = re.compile(r".+\.\d+\.tmp")  # names that `whole_file` gives
+ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
+HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
+LONGEST = 400  # characters of it
+
+
+def sibling(path: Path, suffix: str) -> Path:
+    """The path with a suffix behind its whole name: `F.h5` and `.lock` give `F.h5.lock`."""
+    return path.with_name(path.name + suffix)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears when the block ends well: flushed, then renamed."""
+    neighbour = sibling(path, f".{os.getpid()}.tmp")
+    try:
+        with naming(path), neighbour.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system this file's name if it has none: a failed write has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # else it has words of its own, which a name would replace
+            error.filename = error.filename or str(path)
+        raise
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole file or none."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, body: object) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never a part."""
+    write_bytes(path, (json.dumps(body, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a stage wrote.
+
+    Raises:
+        IjepaError: the file is not a JSON object.
+    """
+    try:
+        body = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise IjepaError(
+            f"{path} is not JSON ({error}). If a stage made it, remove it and "
+            "run that again; else name another file."
+        ) from error
+    if not isinstance(body, dict):
+        raise IjepaError(
+            f"{path} holds a {type(body).__name__}, not an object; no stage made it. Name another."
+        )
+    return body
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
+    """Read JSON that may be damaged, or made to do harm.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, nested too deeply, or with an integer of thousands of
+            digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """All records of a `metrics.jsonl`, in order; a last line still being written is left out.
+
+    Raises:
+        IjepaError: not there, without a record yet, or a line is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
+    try:
+        lines = path.read_text().split("\n")[:-1]
+        records = [parse_json(line) for line in lines]
+    except ValueError as error:
+        raise IjepaError(f"{path} is damaged: {error}.") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise IjepaError(f"{path} is damaged: a line is no object.")
+    if not records:
+        raise IjepaError(f"{path} has no record yet; wait until the run has taken some steps.")
+    return records
+
+
+def fingerprint_of(body: object) -> str:
+    """sha256 of a JSON-like object, whatever the order of its keys."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[int]:
+    """Hold `<out>.lock` by an flock, which the kernel frees even after kill -9.
+
+    Workers of a process that was killed hold it for seconds more, until they notice; these are
+    waited for.
+
+    Args:
+        out: the output to hold; need not exist.
+
+    Yields:
+        A descriptor; whoever inherits it holds the lock too, until it ends.
+
+    Raises:
+        IjepaError: another process holds it, or the file of that name is not a lock.
+    """
+    path = sibling(out, ".lock")
+    file = _locked(path, out)
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield file.fileno()
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked(path: Path, out: Path) -> TextIO:
+    """The lock file, held by this process alone and still under its name."""
+    until = time.monotonic() + ORPHANS_SECONDS
+    while True:
+        file = _opened(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(LONGEST).strip() or "another process"
+            file.close()
+            ended = _has_ended(holder)
+            if ended and time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            who = f"workers of {holder}, which has ended" if ended else holder
+            raise IjepaError(
+                f"{out} is being written by {who}; wait for it, or choose another output."
+            ) from error
+        # The holder before us may have removed the file between our open and our flock.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    file.seek(0)
+    found = file.read(LONGEST)
+    if found and not re.fullmatch(HOLDER, found):
+        file.close()
+        raise _foreign(path)
+    return file
+
+
+def _opened(path: Path) -> TextIO:
+    """Open or create it; not through a link, only as a plain file, and without waiting."""
+    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, how, 0o666)
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise _foreign(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _foreign(path)
+    return os.fdopen(descriptor, "r+", errors="replace")
+
+
+def _foreign(path: Path) -> IjepaError:
+    return IjepaError(
+        f"{path} was not made by ijepa, which needs that name; move it elsewhere, or choose "
+        f"another output."
+    )
+
+
+def _has_ended(holder: str) -> bool:
+    """Was the holder a process of this machine that no longer runs?"""
+    known = re.fullmatch(HOLDER, holder)
+    if known is None or known[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(known[1]), 0)  # signal 0 asks, and does not kill
+    except OSError as error:  # another user's process may not be asked, but is there
+        return isinstance(error, ProcessLookupError)
+    return False

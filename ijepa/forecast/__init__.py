@@ -1,1 +1,0 @@
-"""What stages that have not run yet would cost, before a shard, a run or a feature is there."""
