@@ -204,9 +204,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
         return GOES_ON, "it was begun before"
     if record is None:
         return WOULD_RUN, "nothing is there yet"
-    return WOULD_RUN, changes(
-        plan.described(), record, plan.beside
-    ) or "a file of it was changed or removed"
+    return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
 
 
 @contextlib.contextmanager
