@@ -33,8 +33,9 @@ from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PredictorCo
 from ijepa.jepa.flops import step_flops, utilisation
 from ijepa.jepa.masks import Masks, batch_masks
 from ijepa.jepa.model import IJepa, build_ijepa
+from ijepa.jepa.predictor import compile_blocks
 from ijepa.jepa.step import Trainer
-from ijepa.jepa.vit import compile_blocks, initialise, sincos_positions
+from ijepa.jepa.vit import initialise, sincos_positions
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

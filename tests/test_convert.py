@@ -26,7 +26,7 @@ from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import build_ijepa, parameter_groups
-from ijepa.jepa.vit import build_predictor
+from ijepa.jepa.predictor import build_predictor
 from ijepa.probe import FeaturePair, probe
 from ijepa.results.record import read_result
 from ijepa.train.checkpoint import restore

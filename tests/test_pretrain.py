@@ -22,8 +22,9 @@ from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import build_ijepa
+from ijepa.jepa.predictor import Predictor
 from ijepa.jepa.step import Trainer
-from ijepa.jepa.vit import Encoder, Predictor
+from ijepa.jepa.vit import Encoder
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard

@@ -9,14 +9,8 @@ from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainCon
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import build_ijepa, prediction_loss
-from ijepa.jepa.vit import (
-    architecture,
-    build_encoder,
-    build_predictor,
-    compile_blocks,
-    initialise,
-    save_memory,
-)
+from ijepa.jepa.predictor import build_predictor, compile_blocks, save_memory
+from ijepa.jepa.vit import architecture, build_encoder, initialise
 from ijepa.recipes import load_recipe
 
 

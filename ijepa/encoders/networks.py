@@ -12,7 +12,8 @@ from torch import Tensor
 from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
 from ijepa.config.architectures import ARCHITECTURES, architecture
 from ijepa.errors import IjepaError
-from ijepa.jepa.vit import Encoder, Predictor, target_dim
+from ijepa.jepa.predictor import Predictor, target_dim
+from ijepa.jepa.vit import Encoder
 from ijepa.weights import check_weights
 
 Weights = dict[str, Tensor]

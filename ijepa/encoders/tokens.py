@@ -64,8 +64,7 @@ def patch_tokens(vit: VisionTransformer | Encoder, images: Tensor, layer: int) -
         (B, N, dim) float32; N patches, row-major.
     """
     if isinstance(vit, Encoder):
-        [tokens] = vit.forward_layers(images, [layer + 1])
-        tokens = tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)
+        [tokens] = vit.forward_layers(images, [layer + 1], norm=True)
         return tokens.float()
     layers = vit.forward_intermediates(
         images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ijepa.config import PretrainConfig
 from ijepa.config.architectures import Architecture, architecture
-from ijepa.jepa.vit import PREDICTOR_MLP_RATIO, target_dim
+from ijepa.jepa.predictor import PREDICTOR_MLP_RATIO, target_dim
 
 FP32_BYTES, BF16_BYTES = 4, 2
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ijepa.config import PretrainConfig, TargetConfig
 from ijepa.distributed import local
 from ijepa.jepa.masks import Masks
-from ijepa.jepa.vit import Encoder, Predictor, build_encoder, build_predictor, patchify
+from ijepa.jepa.predictor import Predictor, build_predictor
+from ijepa.jepa.vit import Encoder, build_encoder, patchify
 
 
 class IJepa(nn.Module):

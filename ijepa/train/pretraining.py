@@ -30,9 +30,9 @@ from ijepa.jepa.masks import (
 )
 from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.jepa.monitor import Health, loss_vs_mean_target
+from ijepa.jepa.predictor import compile_blocks, save_memory
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer
-from ijepa.jepa.vit import compile_blocks, save_memory
 from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch

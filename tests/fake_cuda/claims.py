@@ -34,8 +34,9 @@ from ijepa.distributed import joined
 from ijepa.encoders.frozen import FrozenEncoder
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
+from ijepa.jepa.predictor import save_memory
 from ijepa.jepa.step import Trainer
-from ijepa.jepa.vit import build_encoder, save_memory
+from ijepa.jepa.vit import build_encoder
 from ijepa.lineage import Lineage
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
 from ijepa.jepa.masks import batch_masks, mask_statistics
+from ijepa.jepa.predictor import save_memory
 from ijepa.jepa.step import Trainer
-from ijepa.jepa.vit import save_memory
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
 from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config
