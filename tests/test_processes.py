@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from test_distributed import ENVIRONMENT, together
 
-from ijepa import lock
+from ijepa import files
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.shards import open_shards
 from ijepa.distributed import pick_device
@@ -136,13 +136,13 @@ def test_workers_that_were_held_back_write_nothing_into_the_set_of_the_next_run(
     try:
         first.kill()
         first.wait()
-        monkeypatch.setattr(lock, "ORPHANS_SECONDS", 0.5)
+        monkeypatch.setattr(files, "ORPHANS_SECONDS", 0.5)
         with pytest.raises(IjepaError, match=r"workers of process .*, which has ended"):
             shard(str(images), out, config, Runtime(workers=2))
     finally:
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
-    monkeypatch.setattr(lock, "ORPHANS_SECONDS", 20)
+    monkeypatch.setattr(files, "ORPHANS_SECONDS", 20)
     shard(str(images), out, config, Runtime(workers=2))
     made = {shard.name for shard in open_shards(out).splits["train"].shards}
     assert {path.name for path in out.iterdir()} == made | {
