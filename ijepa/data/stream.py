@@ -1,8 +1,14 @@
-"""Shards that are elsewhere: where they are, and reading one from its start to its end.
+"""Shards that are elsewhere: where they are, reading them from start to end, batches of them.
 
 Anything that fsspec opens (`s3://`, `https://`, `gs://`, ...), with the credentials that fsspec and
 its back ends find (environment, `~/.aws`, `~/.config/fsspec`); and `pipe:COMMAND`, whose output is
 the file. WebDataset reads the tars.
+
+Shards are dealt in an order drawn by (seed, epoch) to lanes, as cards are to players, without end;
+so no lane ever runs dry, however few shards there are, and each shard is read once an epoch. Each
+lane shuffles its samples a buffer at a time, and makes every n-th batch. All of it is a function of
+(seed, step): worker processes only share out the lanes, and resuming reads no further back than one
+buffer.
 """
 
 import hashlib
@@ -92,7 +98,7 @@ class RemoteSplit:
             except _breaks() as error:
                 wait = None if _is_for_good(error) else next(waits, None)
                 if wait is None:
-                    raise _unreadable(url, error) from error
+                    raise IjepaError(f"{url} cannot be read: {_in_words(error)}.") from error
                 log.warning("%s broke off (%s); going on in %d s", url, _in_words(error), wait)
                 time.sleep(wait)
             else:
@@ -124,13 +130,11 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     try:
         with closing(_open(url)) as file:
             text = file.read(MOST_INDEX_BYTES + 1)
-        if len(text) > MOST_INDEX_BYTES:
-            raise ValueError(f"more than {MOST_INDEX_BYTES:,} bytes")
-        body = parse_json(text)
+        body = parse_json(text) if len(text) <= MOST_INDEX_BYTES else None
     except ValueError as error:
         raise IjepaError(f"{url} is not the index of a shard set: {error}.") from error
     except _breaks() as error:
-        raise _unreadable(url, error) from error
+        raise IjepaError(f"{url} cannot be read: {_in_words(error)}.") from error
     if not isinstance(body, dict) or body.get("schema_version") != SCHEMA:
         raise IjepaError(f"{url} is not an index of schema {SCHEMA}; shard again.")
     index = validated(SetIndex, body, url)
@@ -274,41 +278,36 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _sample(url: str, members: dict[str, Any], labels: Sequence[str]) -> Sample:
+    """Image, key and labels of the members of one sample.
+
+    The JSON of others is ignored, unless an index promises `labels`.
+
+    Raises:
+        IjepaError: there is no image, or one of `labels` is not there as a class number.
+    """
+    name = members["__key__"]
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         found = ", ".join(sorted(name for name in members if not name.startswith("__")))
         raise IjepaError(
-            f"{url}: sample {members['__key__']!r} has no image ({found}); expected one of "
+            f"{url}: sample {name!r} has no image ({found}); expected one of "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    known = _notes(url, members, labels)
-    key = known.get("key", members["__key__"])
-    return Sample(key, image, known["labels"])
-
-
-def _notes(url: str, members: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Key and labels in the JSON beside an image; JSON of others is ignored if `labels` is empty.
-
-    Raises:
-        IjepaError: one of `labels` is not there as a class number.
-    """
     try:
-        known = parse_json(members.get("json", b"{}"))
+        notes = parse_json(members.get("json", b"{}"))
     except ValueError:
-        known = None
-    known = dict(known) if isinstance(known, dict) else {}
-    found = known.get("labels")
-    found = found if isinstance(found, dict) else {}
-    known["labels"] = {name: value for name, value in found.items() if _is_class(value)}
-    missing = [name for name in labels if name not in known["labels"]]
+        notes = {}
+    notes = notes if isinstance(notes, dict) else {}
+    known = notes["labels"] if isinstance(notes.get("labels"), dict) else {}
+    known = {label: number for label, number in known.items() if _is_class(number)}
+    missing = [label for label in labels if label not in known]
     if missing:
         raise IjepaError(
-            f"{url}: the .json of sample {members['__key__']!r} has no class number as label "
-            f"{missing[0]!r}, which the index promises; shard this set again."
+            f"{url}: the .json of sample {name!r} has no class number as label {missing[0]!r}, "
+            f"which the index promises; shard this set again."
         )
-    if not isinstance(known.get("key", ""), str):
-        del known["key"]
-    return known
+    key = notes.get("key")
+    return Sample(key if isinstance(key, str) else name, image, known)
 
 
 def _is_class(value: object) -> bool:
@@ -355,10 +354,6 @@ def _reason(error: Exception) -> BaseException:
 def _class(module: str, name: str) -> type[Exception] | None:
     """An exception of a library, if it was needed so far."""
     return getattr(sys.modules.get(module), name, None)
-
-
-def _unreadable(url: str, error: Exception) -> IjepaError:
-    return IjepaError(f"{url} cannot be read: {_in_words(error)}.")
 
 
 def _in_words(error: Exception) -> str:
