@@ -1,4 +1,4 @@
-"""Encoded image bytes to pixels; and image files of others to what a shard takes."""
+"""Encoded image bytes to pixels; and image files of any source to what a shard takes."""
 
 import contextlib
 import io
@@ -28,7 +28,6 @@ BROKEN = (
     Image.DecompressionBombError,
 )  # what Pillow raises for damaged files
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
-
 JPEG_QUALITY = 95
 PIXELS_AT_ONCE = 2**20
 PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -46,6 +45,14 @@ _UNLIMITED = threading.Lock()  # held while the limit of Pillow is lifted
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
+class Taken(NamedTuple):
+    """An image file that is ready for a shard: its bytes, `jpg`, `png` or `webp`, what changed."""
+
+    content: bytes
+    extension: str
+    changes: tuple[str, ...] = ()
+
+
 def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode to (height, width, 3) uint8 RGB, bit for bit what Pillow's `convert("RGB")` gives.
 
@@ -58,12 +65,12 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             own (float or 32-bit).
     """
     if content[:2] == b"\xff\xd8":
-        with as_reason(content), contextlib.suppress(ValueError):
-            check_jpeg_size(content, max_pixels)
+        with _as_reason(content), contextlib.suppress(ValueError):
+            _check_jpeg_size(content, max_pixels)
             pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB")
             return pixels  # else it is CMYK, or broken: Pillow finds out which
-    with opened(content, max_pixels) as image:
-        return np.array(as_eight_bits(image).convert("RGB"))
+    with _opened(content, max_pixels) as image:
+        return np.array(_as_eight_bits(image).convert("RGB"))
 
 
 def size_of(content: bytes) -> tuple[int, int]:
@@ -72,101 +79,8 @@ def size_of(content: bytes) -> tuple[int, int]:
     Raises:
         IjepaError: these bytes are not an image.
     """
-    with opened(content) as image:
+    with _opened(content) as image:
         return image.height, image.width
-
-
-def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image by what its header claims, before memory is taken for its pixels.
-
-    Raises:
-        IjepaError: it has more than `max_pixels`.
-    """
-    if height * width > max_pixels:
-        raise IjepaError(
-            f"{width:,} x {height:,} pixels, more than {max_pixels:,}; if it is what it claims, "
-            f"shrink it with `ijepa shard --resize` and a higher --max-pixels"
-        )
-
-
-def as_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16 bits by their range; Pillow's own conversion cuts off all above 255.
-
-    Raises:
-        IjepaError: float and 32-bit pixels, which have no range of their own.
-    """
-    if image.mode not in DEEP_MODES:
-        return image
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
-        kind = "float" if image.mode == "F" else "signed or 32-bit"
-        raise IjepaError(
-            f"{kind} pixels, whose range is not known; name it with `ijepa shard --pixel-range`"
-        )
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-
-
-def check_jpeg_size(content: bytes, max_pixels: int) -> None:
-    """As `check_size`, for the bytes of a JPEG.
-
-    Raises:
-        IjepaError: it has more than `max_pixels`.
-        ValueError: the header is not one that libjpeg-turbo decodes.
-    """
-    height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-    check_size(height, width, max_pixels)
-
-
-@contextlib.contextmanager
-def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image of Pillow's, of whose pixels none is decoded yet; whatever fails has a short reason.
-
-    Raises:
-        IjepaError: as `decode_rgb` does, also for what is done with the image in the context.
-    """
-    with as_reason(content), _open(content) as image:
-        check_size(image.height, image.width, max_pixels)
-        yield image
-
-
-@contextlib.contextmanager
-def as_reason(content: bytes) -> Iterator[None]:
-    """Give whatever fails while an image is decoded a short reason.
-
-    Raises:
-        IjepaError: these bytes are no image, are damaged, or their pixels do not fit into memory.
-    """
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        raise IjepaError(f"not an image ({len(content):,} bytes)") from error
-    except MemoryError as error:
-        raise IjepaError("image does not fit into memory") from error
-    except BROKEN as error:
-        raise IjepaError(f"image does not decode: {error}") from error
-
-
-def _open(content: bytes) -> Image.Image:
-    """Pillow's own limit, which warns at first and is told in other words, is lifted meanwhile."""
-    with _UNLIMITED:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(io.BytesIO(content), formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-class Taken(NamedTuple):
-    """An image that is ready.
-
-    Attributes:
-        content: bytes of the file to write.
-        extension: `jpg`, `png` or `webp`.
-        changes: what was lost or changed, as the constants above say it.
-    """
-
-    content: bytes
-    extension: str
-    changes: tuple[str, ...] = ()
 
 
 def take_in(content: bytes, config: ShardConfig) -> Taken:
@@ -180,49 +94,71 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
         IjepaError: these bytes are not a whole image, or claim too many pixels; the message is a
             short reason.
     """
-    extension = sniff(content)
+    extension = _sniffed(content)
     if extension == "jpg" and config.resize_px is None and config.exif == "ignore":
-        check_jpeg(content, min(config.max_pixels, MAX_PIXELS))
+        _check_jpeg(content, min(config.max_pixels, MAX_PIXELS))
         return Taken(content, extension)
-    with opened(content, config.max_pixels) as image:
-        lost = _lost(image, config) if extension != "jpg" else []
-        changed, changes = _changed(image, config)
-        made = _encode(changed, extension or "png") if changes or not extension else content
-        check_size(changed.height, changed.width, MAX_PIXELS)  # readers decode no more
-        reencoded = [] if extension else [REENCODED]
-        return Taken(made, extension or "png", (*lost, *changes, *reencoded))
+    with _opened(content, config.max_pixels) as image:
+        changes = [FRAMES] if extension != "jpg" and getattr(image, "n_frames", 1) > 1 else []
+        if image.mode in DEEP_MODES and config.pixel_range is None:
+            changes.append(DEEP)
+        pixels, changed = _changed(image, config)
+        _check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
+        if not extension:
+            changes, extension = [*changes, *changed, REENCODED], "png"
+        elif not changed:
+            return Taken(content, extension, tuple(changes))
+        else:
+            changes += changed
+        file = io.BytesIO()
+        pixels.info.clear()  # the EXIF orientation of a turned image, for one
+        pixels.save(file, PILLOW_FORMATS[extension], quality=JPEG_QUALITY)
+        return Taken(file.getvalue(), extension, tuple(changes))
 
 
-def sniff(content: bytes) -> str | None:
+def _sniffed(content: bytes) -> str | None:
     """The extension that the first bytes ask for, whatever the file is called."""
     if content[:2] == b"\xff\xd8":
         return "jpg"
     if content[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "webp"
-    return None
+    return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
 
 
-def check_jpeg(content: bytes, max_pixels: int) -> None:
-    """Decode to the end at an eighth of the size, which reads the same bytes in less time.
-
-    Raises:
-        IjepaError: these bytes are not a whole image, or claim more than `max_pixels`.
-    """
-    with as_reason(content):
+def _check_jpeg(content: bytes, max_pixels: int) -> None:
+    """Decode to the end at an eighth of the size, which reads the same bytes in less time."""
+    with _as_reason(content):
         try:
-            check_jpeg_size(content, max_pixels)
+            _check_jpeg_size(content, max_pixels)
             simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
         except ValueError:
             decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
 
 
-def _lost(image: Image.Image, config: ShardConfig) -> list[str]:
-    """What readers of the shard will not see."""
-    deep = image.mode in DEEP_MODES and config.pixel_range is None
-    reasons = [FRAMES] if getattr(image, "n_frames", 1) > 1 else []
-    return [*reasons, DEEP] if deep else reasons
+def _check_jpeg_size(content: bytes, max_pixels: int) -> None:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    _check_size(height, width, max_pixels)
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image by what its header claims, before memory is taken for its pixels."""
+    if height * width > max_pixels:
+        raise IjepaError(
+            f"{width:,} x {height:,} pixels, more than {max_pixels:,}; if it is what it claims, "
+            f"shrink it with `ijepa shard --resize` and a higher --max-pixels"
+        )
+
+
+def _as_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16 bits by their range; Pillow's own conversion cuts off all above 255."""
+    if image.mode not in DEEP_MODES:
+        return image
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
+        kind = "float" if image.mode == "F" else "signed or 32-bit"
+        raise IjepaError(
+            f"{kind} pixels, whose range is not known; name it with `ijepa shard --pixel-range`"
+        )
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list[str]]:
@@ -234,7 +170,7 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
     if config.pixel_range is not None and image.mode in DEEP_MODES:
         image = _scaled(image, *config.pixel_range)
         changes.append(RANGED)
-    pixels = as_eight_bits(image).convert("RGB")
+    pixels = _as_eight_bits(image).convert("RGB")
     scale = (config.resize_px or np.inf) / min(pixels.size)
     if scale < 1:
         size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
@@ -255,8 +191,36 @@ def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
     return Image.fromarray(levels)
 
 
-def _encode(image: Image.Image, extension: str) -> bytes:
-    file = io.BytesIO()
-    image.info.clear()  # the EXIF orientation of a turned image, for one
-    image.save(file, PILLOW_FORMATS[extension], quality=JPEG_QUALITY)
-    return file.getvalue()
+@contextlib.contextmanager
+def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image of Pillow's, of whose pixels none is decoded yet; whatever fails has a short reason.
+
+    Pillow's own limit of pixels, which warns at first, is lifted meanwhile.
+    """
+    with _as_reason(content):
+        with _UNLIMITED:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                opened = Image.open(io.BytesIO(content), formats=FORMATS)
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+        with opened as image:
+            _check_size(image.height, image.width, max_pixels)
+            yield image
+
+
+@contextlib.contextmanager
+def _as_reason(content: bytes) -> Iterator[None]:
+    """Give whatever fails while an image is decoded a short reason.
+
+    Raises:
+        IjepaError: these bytes are no image, are damaged, or their pixels do not fit into memory.
+    """
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise IjepaError(f"not an image ({len(content):,} bytes)") from error
+    except MemoryError as error:
+        raise IjepaError("image does not fit into memory") from error
+    except BROKEN as error:
+        raise IjepaError(f"image does not decode: {error}") from error
