@@ -13,8 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,13 +23,12 @@ from ijepa.data.plan import PlannedImage, PlannedShard, ShardPlan
 from ijepa.data.processes import end_with_parent, processes
 from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
-from ijepa.stage import naming, read_json, write_json
+from ijepa.stage import naming, read_json, whole_file, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
 MAX_BYTES = 2**30  # of an image file
 COUNT_EVERY = 64  # images between two reports of progress
 POLL_SECONDS = 0.1
-BUFFER_BYTES = 2**20
 BLOCK = tarfile.BLOCKSIZE
 _MODE_OWNER = b"0000644\0" + b"0000000\0" * 2
 _REST = b"0" + bytes(100) + b"ustar\00000" + bytes(64 + 16 + 167)
@@ -149,22 +147,14 @@ def join_rows(folder: Path, split: str, labels: tuple[str, ...], shards: list[Sh
 
 
 class ShardWriter:
-    """Samples of one shard, in the order they are added: a plain tar, hashed as it is written.
+    """Samples of one shard, in the order they are added: a plain tar, hashed as it is written."""
 
-    Use it as a context: the tar gets its name only when all is written; after an error nothing is
-    left behind.
-    """
-
-    def __init__(self, path: Path, place: int, labels: tuple[str, ...]) -> None:
-        """Begin the tar `path`, the shard at `place` in its split."""
-        self._path, self._place, self._labels = path, place, sorted(labels)
-        self._half = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        self._file = self._half.open("wb", buffering=0)
+    def __init__(self, file: BinaryIO, place: int, labels: tuple[str, ...]) -> None:
+        """Write to `file` the shard at `place` in its split."""
+        self._file, self._place, self._labels = file, place, sorted(labels)
         self._sha256 = hashlib.sha256()
-        self._buffer = bytearray()
-        self._written_bytes = 0
+        self._bytes = self._key_bytes = 0
         self._rows: list[tuple[int | bytes, ...]] = []
-        self._key_bytes = 0
 
     def add(
         self,
@@ -180,65 +170,32 @@ class ShardWriter:
         """
         only = next(iter(labels.values())) if len(labels) == 1 else None
         number = labels.get("class", only)
-        if number is not None and number >= 0:
-            self._add_member(f"{key}.cls", b"%d" % number)
-        offset = self._add_member(f"{key}.{extension}", image)
         body = json.dumps({"key": key, "labels": dict(labels), **metadata}).encode()
-        self._add_member(f"{key}.json", body)
+        before = (
+            _member(f"{key}.cls", b"%d" % number) if number is not None and number >= 0 else b""
+        )
+        before += tar_header(f"{key}.{extension}", len(image))
+        offset, name = self._bytes + len(before), key.encode()
         place = (self._place, offset, len(image), zlib.crc32(image))
-        name = key.encode()
         self._rows.append((*place, *(labels[label] for label in self._labels), name))
         self._key_bytes = max(self._key_bytes, len(name))
+        self._write(before + image + bytes(-len(image) % BLOCK) + _member(f"{key}.json", body))
 
-    def close(self) -> tuple[ShardIndex, Rows]:
-        """Finish the tar and give it its name."""
+    def finish(self, name: str) -> tuple[ShardIndex, Rows]:
+        """Write the end of the tar, and return what the index says of the shard `name`."""
         self._write(bytes(2 * BLOCK))
-        self._flush()
-        with naming(self._path):
-            os.fsync(self._file.fileno())
-        self._file.close()
-        self._half.replace(self._path)
-        index = ShardIndex(
-            name=self._path.name,
-            samples=len(self._rows),
-            bytes=self._written_bytes,
-            sha256=self._sha256.hexdigest(),
-        )
+        digest, samples = self._sha256.hexdigest(), len(self._rows)
+        index = ShardIndex(name=name, samples=samples, bytes=self._bytes, sha256=digest)
         return index, np.array(self._rows, dtype=row_type(self._labels, self._key_bytes))
 
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        self._half.unlink(missing_ok=True)
-
-    def _add_member(self, name: str, content: bytes) -> int:
-        """Append a file; where its content begins in the tar."""
-        self._write(tar_header(name, len(content)))
-        offset = self._written_bytes
-        self._write(content)
-        self._write(bytes(-len(content) % BLOCK))
-        return offset
-
     def _write(self, content: bytes) -> None:
-        self._buffer += content
-        self._written_bytes += len(content)
-        if len(self._buffer) >= BUFFER_BYTES:
-            self._flush()
+        self._file.write(content)
+        self._sha256.update(content)
+        self._bytes += len(content)
 
-    def _flush(self) -> None:
-        self._sha256.update(self._buffer)
-        left = memoryview(self._buffer)
-        with naming(self._path):
-            while left:
-                left = left[self._file.write(left) :]
-        self._buffer = bytearray()
+
+def _member(name: str, content: bytes) -> bytes:
+    return tar_header(name, len(content)) + content + bytes(-len(content) % BLOCK)
 
 
 def tar_header(name: str, size_bytes: int) -> bytes:
@@ -276,8 +233,8 @@ def _write_in_pool(number: int, task: ShardTask) -> ShardReport:
 def _write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
     bad, uncounted, changes = [], 0, Counter[str]()
-    writer = ShardWriter(task.tar, task.shard.number, task.labels)
-    with writer, warnings.catch_warnings():
+    with whole_file(task.tar) as file, warnings.catch_warnings():
+        writer = ShardWriter(file, task.shard.number, task.labels)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
         for image in ShardPlan(task.plan).images(task.shard):
             try:
@@ -292,7 +249,7 @@ def _write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
             if uncounted == COUNT_EVERY:
                 count(uncounted)
                 uncounted = 0
-        index, rows = writer.close()
+        index, rows = writer.finish(task.tar.name)
     count(uncounted)
     np.save(task.tar.with_name(task.tar.name + ".npy"), rows)
     report = ShardReport(index=index, bad=bad, changes=changes)
