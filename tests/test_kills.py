@@ -85,7 +85,7 @@ def main(name, folder, seed=0):
     import ijepa.probe
     import ijepa.shard
     import ijepa.train.loop  # noqa: F401 (forked children find it imported)
-    from ijepa import lock
+    from ijepa import files
 
     torch.set_num_threads(1)
     rng, quiet, stormy = random.Random(seed), *(Path(folder, name, k) for k in ("quiet", "stormy"))
@@ -105,9 +105,9 @@ def main(name, folder, seed=0):
         victim.kill()
         victim.join()
         if workers:
-            lock.ORPHANS_SECONDS = 0.1
+            files.ORPHANS_SECONDS = 0.1
             refused += exit_code(name, folder, out) == 1
-            lock.ORPHANS_SECONDS = 20
+            files.ORPHANS_SECONDS = 20
         send(signal.SIGCONT, workers)
     codes.append(exit_code(name, folder, out))
     sys.stdout.write(json.dumps({"kills": kills, "refused": refused, "codes": codes}))
