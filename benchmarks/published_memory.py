@@ -82,7 +82,7 @@ def report(what: str) -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {line.split(":")[0]: line.split() for line in lines if line.endswith("kB")}
     peak, anonymous = (int(sizes[name][1]) * 1024 for name in ("VmHWM", "RssAnon"))
-    from ijepa.config.architectures import architecture
+    from ijepa.config import architecture
     from ijepa.jepa.vit import Encoder
 
     config = load_recipe(RECIPE)

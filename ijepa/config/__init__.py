@@ -1,71 +1,59 @@
 """Every choice that changes a result: typed, frozen, checked when it is made.
 
 Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep300.yaml) unless a
-comment says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
+field says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
 """
 
-from ijepa.config.convert import ConvertConfig
-from ijepa.config.decoder import DecoderConfig
-from ijepa.config.evaluation import ExtractConfig, ProbeConfig
-from ijepa.config.finetune import FinetuneConfig
-from ijepa.config.masks import BlockMasks, MaskConfig, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.config.pretrain import (
+    ARCHITECTURES,
+    Architecture,
+    BlockMasks,
     DataConfig,
     EncoderConfig,
+    MaskConfig,
+    MultiblockMasks,
     OptimizationConfig,
     PredictorConfig,
     PretrainConfig,
+    RandomMasks,
+    RasterizedMasks,
     StreamConfig,
     TargetConfig,
     WatchConfig,
+    architecture,
 )
-from ijepa.config.runtime import CPU_WORKERS, RUNTIME, Runtime
-from ijepa.config.shard import MAX_PIXELS, ShardConfig
-from ijepa.config.validation import validated
+from ijepa.config.stages import (
+    MAX_PIXELS,
+    ConvertConfig,
+    DecoderConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    ShardConfig,
+)
 from ijepa.config.values import (
+    CPU_WORKERS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    RUNTIME,
     Config,
     Interpolation,
     Precision,
     Rgb,
+    Runtime,
+    Settings,
     Size,
     StrPath,
     height_width,
+    validated,
 )
 
 __all__ = [
-    "CPU_WORKERS",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "MAX_PIXELS",
-    "RUNTIME",
-    "BlockMasks",
-    "Config",
-    "ConvertConfig",
-    "DataConfig",
-    "DecoderConfig",
-    "EncoderConfig",
-    "ExtractConfig",
-    "FinetuneConfig",
-    "Interpolation",
-    "MaskConfig",
-    "MultiblockMasks",
-    "OptimizationConfig",
-    "Precision",
-    "PredictorConfig",
-    "PretrainConfig",
-    "ProbeConfig",
-    "RandomMasks",
-    "RasterizedMasks",
-    "Rgb",
-    "Runtime",
-    "ShardConfig",
-    "Size",
-    "StrPath",
-    "StreamConfig",
-    "TargetConfig",
-    "WatchConfig",
-    "height_width",
-    "validated",
-]
+    "ARCHITECTURES", "CPU_WORKERS", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "RUNTIME",
+    "Architecture", "BlockMasks", "Config", "ConvertConfig", "DataConfig", "DecoderConfig",
+    "EncoderConfig", "ExtractConfig", "FinetuneConfig", "Interpolation", "MaskConfig",
+    "MultiblockMasks", "OptimizationConfig", "Precision", "PredictorConfig", "PretrainConfig",
+    "ProbeConfig", "RandomMasks", "RasterizedMasks", "Rgb", "Runtime", "Settings", "ShardConfig",
+    "Size", "StrPath", "StreamConfig", "TargetConfig", "WatchConfig", "architecture",
+    "height_width", "validated",
+]  # fmt: skip

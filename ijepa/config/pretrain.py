@@ -1,28 +1,34 @@
-"""One pretraining run: data, networks, targets, optimisation, watch."""
+"""One pretraining run: data, networks, masks, targets, optimisation, health checks."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
 
-from ijepa.config.masks import MaskConfig, MultiblockMasks
 from ijepa.config.values import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MOST,
+    AscendingFractions,
     AscendingNumbers,
+    AscendingRange,
     Batch,
     Count,
     Few,
     Fraction,
     NotNegative,
     Positive,
+    Precision,
     Px,
     Range,
     Rgb,
@@ -31,22 +37,80 @@ from ijepa.config.values import (
     Size,
     height_width,
 )
+from ijepa.errors import IjepaError
 
 MOST_PATCHES = 2**14  # of an image: attention grows with the square
+
+
+class Architecture(NamedTuple):
+    """Size of a Vision Transformer; `mlp_ratio` times `dim` is the hidden width."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+
+ARCHITECTURES = {
+    "vit_tiny": Architecture(192, 12, 3),
+    "vit_small": Architecture(384, 12, 6),
+    "vit_base": Architecture(768, 12, 12),
+    "vit_large": Architecture(1024, 24, 16),
+    "vit_huge": Architecture(1280, 32, 16),
+    "vit_giant": Architecture(1408, 40, 16, 48 / 11),
+}
+
+MOST_DIM, MOST_DEPTH = 16_384, 1_024  # several times the largest Vision Transformers
+
+
+def architecture(name: str) -> Architecture:
+    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
+
+    Raises:
+        IjepaError: neither, or a width that the heads do not divide.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", name, re.ASCII)
+    if not numbers:
+        known = ", ".join(ARCHITECTURES)
+        raise IjepaError(
+            f"There is no architecture {name!r:.80}; there are {known}, and DIMxDEPTHxHEADS "
+            f"(128x4x4)."
+        )
+    dim, depth, heads = (int(number) for number in numbers.groups())
+    if min(dim, depth, heads) < 1 or dim % heads or dim % 4:
+        raise IjepaError(
+            f"Architecture {name}: the width must be a multiple of 4 and of the heads."
+        )
+    if dim > MOST_DIM or depth > MOST_DEPTH:
+        raise IjepaError(
+            f"Architecture {name}: the width is at most {MOST_DIM:,}, the depth {MOST_DEPTH:,}."
+        )
+    return Architecture(dim, depth, heads)
 
 
 class DataConfig(Settings):
     """Images as the pretraining sees them (published: no flip, no colour changes)."""
 
     split: str = "train"
-    image_px: Px | tuple[Px, Px] = 224  # side of a square, or (height, width)
-    batch_size: Batch = 2048  # of all devices together
-    crop_scale: Range = (0.3, 1.0)  # fraction of the image's area
-    crop_aspect: Range = (3 / 4, 4 / 3)  # width / height, as torchvision has it
+    """Split to train on."""
+    image_px: Px | tuple[Px, Px] = 224
+    """Side of the square, or (height, width)."""
+    batch_size: Batch = 2048
+    """Images of a step, over all devices together."""
+    crop_scale: Range = (0.3, 1.0)
+    """Smallest and largest crop, as a fraction of the image's area."""
+    crop_aspect: Range = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a crop, as torchvision has it."""
     flip: bool = False
-    eval_crop_fraction: Annotated[float, Field(gt=0, le=1)] = 224 / 256  # of the short side
+    """Mirror half of the crops."""
+    eval_crop_fraction: Annotated[float, Field(gt=0, le=1)] = 224 / 256
+    """Part of the short side that the evaluation view keeps."""
     mean: Rgb = IMAGENET_MEAN
+    """Mean of each channel, which is subtracted from pixels in [0, 1]."""
     std: Rgb = IMAGENET_STD
+    """Standard deviation of each channel, by which pixels are then divided."""
 
     @property
     def image_size(self) -> Size:
@@ -55,64 +119,139 @@ class DataConfig(Settings):
 
 
 class StreamConfig(Settings):
-    """How shards that are not on this machine are shuffled; of no effect on those that are.
-
-    Attributes:
-        lanes: streams of shards that each process reads side by side; its workers share them.
-        buffer: samples of a lane that are shuffled together, held in memory as encoded images.
-        epoch_images: how many images there are, for tars without an index that says it.
-    """
+    """How shards that are not on this machine are shuffled; of no effect on those that are."""
 
     lanes: Few = 8
+    """Streams of shards that each process reads side by side; its workers share them."""
     buffer: Count = 1000
+    """Samples of a lane that are shuffled together, held in memory as encoded images."""
     epoch_images: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    """How many images there are, for tars without an index that says it."""
 
 
 class EncoderConfig(Settings):
-    """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py).
-
-    Attributes:
-        arch: a name of `ijepa.config.architectures.ARCHITECTURES`.
-        patch_px: side of the square patches.
-        init: `published` draws every Linear from a normal of std 0.02 cut at 2; `depth-scaled`
-            then divides what each block adds by sqrt(2 * its number), which the released code
-            intends and undoes; `xavier` is MAE's.
-        position_scale: factor on the fixed sin-cos table; published 1.
-    """
+    """A Vision Transformer without class token (facebookresearch/ijepa vision_transformer.py)."""
 
     arch: str = "vit_huge"
+    """A name of `ARCHITECTURES`, such as vit_small, or DIMxDEPTHxHEADS."""
     patch_px: Px = 14
+    """Side of the square patches."""
     init: Literal["published", "depth-scaled", "xavier"] = "published"
+    """`published` draws every Linear from a normal of std 0.02 cut at 2; `depth-scaled` then
+    divides what each block adds by sqrt(2 * its number), which the released code intends and
+    undoes; `xavier` is MAE's."""
     position_scale: Positive = 1.0
+    """Factor on the fixed sin-cos table of positions."""
 
 
 class PredictorConfig(Settings):
     """The narrow ViT that predicts one target block at a time; as many heads as the encoder."""
 
     dim: Annotated[int, Field(ge=4, le=2**14)] = 384
+    """Width."""
     depth: Few = 12
+    """Number of blocks."""
+
+
+class _Masks(Settings):
+    """What all masks share; scales are fractions of the grid's area, aspect is height / width."""
+
+    draw: Literal["published", "symmetric"] = "published"
+    """`published` keeps the released sampler's quirks: one random number for scale and aspect, last
+    row and column out of reach, contexts cut to one length by keeping the first patches;
+    `symmetric` has none of them."""
+    min_keep: Annotated[int, Field(ge=0, le=2**14)] = 10
+    """Every context keeps more than this many patches."""
+    context_patches: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    """Cut every context of the run to exactly this many patches, so that all steps have one length;
+    without it, each group of images is cut to the shortest context in it, as published."""
+    group_size: Batch = 128
+    """Images over which contexts are cut to one length. The released code cuts over those of one
+    GPU, 128 in configs/in1k_vith14_ep300.yaml."""
+
+    @property
+    def fewest_context_patches(self) -> int:
+        """Patches that every context keeps at least, before the cut."""
+        return max(self.min_keep + 1, self.context_patches or 0)
+
+
+class MultiblockMasks(_Masks):
+    """I-JEPA's own masks: several target blocks, and one context block less the targets.
+
+    The published sampler accepts fewer patches than `min_keep` after 20 tries by letting the last
+    target overlap; `symmetric` never does.
+    """
+
+    kind: Literal["multiblock"] = "multiblock"
+    """multiblock, rasterized, block or random."""
+    num_targets: Few = 4
+    """Target blocks of an image."""
+    target_scale: AscendingRange = (0.15, 0.2)
+    """Smallest and largest target block, as a fraction of the grid's area."""
+    target_aspect: AscendingRange = (0.75, 1.5)
+    """Smallest and largest height / width of a target block."""
+    context_scale: AscendingRange = (0.85, 1.0)
+    """Smallest and largest context block, as a fraction of the grid's area."""
+
+
+class RasterizedMasks(_Masks):
+    """One quadrant of the image predicts the three others (paper, table 6)."""
+
+    kind: Literal["rasterized"] = "rasterized"
+    """multiblock, rasterized, block or random."""
+
+
+class BlockMasks(_Masks):
+    """One large block is predicted from all the rest (paper, table 6, which names no aspect)."""
+
+    kind: Literal["block"] = "block"
+    """multiblock, rasterized, block or random."""
+    target_scale: AscendingRange = (0.6, 0.6)
+    """Smallest and largest target block, as a fraction of the grid's area."""
+    target_aspect: AscendingRange = (0.75, 1.5)
+    """Smallest and largest height / width of the block."""
+
+
+class RandomMasks(_Masks):
+    """Patches anywhere are predicted from all the rest (paper, table 6)."""
+
+    kind: Literal["random"] = "random"
+    """multiblock, rasterized, block or random."""
+    target_ratio: AscendingFractions = (0.6, 0.6)
+    """Smallest and largest fraction of patches that are targets; drawn once a batch."""
+
+
+def _mask_kind(body: object) -> str:
+    if isinstance(body, Mapping):
+        return str(body.get("kind", "multiblock"))
+    return str(getattr(body, "kind", ""))
+
+
+MaskConfig = Annotated[
+    Annotated[MultiblockMasks, Tag("multiblock")]
+    | Annotated[RasterizedMasks, Tag("rasterized")]
+    | Annotated[BlockMasks, Tag("block")]
+    | Annotated[RandomMasks, Tag("random")],
+    Discriminator(_mask_kind),
+]
 
 
 class TargetConfig(Settings):
-    """What is predicted, and how far off a prediction is.
-
-    Attributes:
-        space: `embeddings` of the target encoder, layer-normed; or, as an ablation (paper, table
-            7), the `pixels` of each patch, normalised as the network sees them; or these pixels
-            with mean 0 and variance 1 within each patch (MAE's `normalised-pixels`). The paper
-            does not say which of the two it took.
-        masked: the target encoder sees the whole image and its `output` is masked, as published;
-            or its `input` is: it sees a target block alone (paper, table 11).
-        layers: blocks of the target encoder, counted from 1 and ascending, whose outputs are
-            predicted side by side, each layer-normed (Bootleg, arXiv 2603.15553: a quarter, half,
-            three quarters and all of the depth). None takes the last block alone, as published.
-        loss: the released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`.
-    """
+    """What is predicted, and how far off a prediction is."""
 
     space: Literal["embeddings", "pixels", "normalised-pixels"] = "embeddings"
+    """`embeddings` of the target encoder, layer-normed; or, as an ablation (paper, table 7), the
+    `pixels` of each patch, normalised as the network sees them; or these with mean 0 and variance 1
+    within each patch (MAE's). The paper does not say which of the two it took."""
     masked: Literal["output", "input"] = "output"
+    """The target encoder sees the whole image and its `output` is masked, as published; or its
+    `input` is: it sees a target block alone (paper, table 11)."""
     layers: AscendingNumbers | None = None
+    """Blocks of the target encoder, counted from 1 and ascending, whose outputs are predicted side
+    by side, each layer-normed (Bootleg, arXiv 2603.15553: a quarter, half, three quarters and all
+    of the depth). Without it, the last block alone, as published."""
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    """The released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`."""
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
@@ -124,67 +263,60 @@ class TargetConfig(Settings):
 
 
 class OptimizationConfig(Settings):
-    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step.
-
-    Attributes:
-        precision: of matrix products and attention; `auto` is bf16 on a GPU and fp32 on a CPU.
-        teacher: what the target encoder computes in where `precision` is bf16: wholly in `bf16`, or
-            in `mixed` precision as the other networks. Its weights are float32 either way.
-        schedule: after the warm-up, `cosine` takes the learning rate to `final_lr` and the weight
-            decay to `final_weight_decay`, as published. `hold-then-cool` holds both at `lr` and
-            `weight_decay`, and takes the learning rate to `final_lr` at the end, as V-JEPA 2.
-        cool_fraction: the last fraction of all steps, over which `hold-then-cool` cools.
-        ema: momentum of the target encoder at the first and at the last step, linear between them;
-            equal numbers hold it.
-    """
+    """AdamW and the schedules of learning rate, weight decay and EMA momentum, all per step."""
 
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 300
+    """Passes over the images."""
     warmup_epochs: NotNegative = 40
+    """Epochs in which the learning rate rises."""
     start_lr: NotNegative = 2e-4
+    """Learning rate of the first step."""
     lr: Positive = 1e-3
+    """Highest learning rate."""
     final_lr: NotNegative = 1e-6
+    """Learning rate at the end of the schedule."""
     weight_decay: NotNegative = 0.04
+    """Weight decay at the first step."""
     final_weight_decay: NotNegative = 0.4
+    """Weight decay at the end of the schedule."""
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
-    schedule_scale: Positive = 1.0  # published: ipe_scale
+    """Momentum of the target encoder at the first and at the last step, linear between them; equal
+    numbers hold it."""
+    schedule_scale: Positive = 1.0
+    """Length of the schedules over that of the training (published: ipe_scale)."""
     schedule: Literal["cosine", "hold-then-cool"] = "cosine"
+    """After the warm-up, `cosine` takes the learning rate to `final_lr` and the weight decay to
+    `final_weight_decay`, as published; `hold-then-cool` holds both, and takes the learning rate to
+    `final_lr` at the end, as V-JEPA 2."""
     cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Last fraction of all steps, over which `hold-then-cool` cools."""
+    precision: Precision = "auto"
+    """Of matrix products and attention; auto: bf16 on a GPU, fp32 on a CPU."""
     teacher: Literal["bf16", "mixed"] = "bf16"
+    """What the target encoder computes in where `precision` is bf16: wholly in `bf16`, or in
+    `mixed` precision as the other networks. Its weights are float32 either way."""
 
 
 class WatchConfig(Settings):
-    """How often, and on how many images, the encoders are checked for collapse.
-
-    Attributes:
-        every_steps: between two looks.
-        grad_norm_steps: the gradient norm is measured in every so many steps.
-        num_images: always the same, drawn by the seed.
-        label: by which nearest neighbours are scored, where the data have it.
-        loss_limit: a loss so many times that of the first step is broken, as one that is not
-            finite; it stops the run.
-        rollbacks: so many times, instead of stopping, go on from the last checkpoint without the
-            batches seen since.
-    """
+    """How often, and on how many images, the encoders are checked for collapse."""
 
     every_steps: Count = 500
+    """Steps between two health checks."""
     grad_norm_steps: Count = 10
+    """Steps between two measurements of the gradient norm."""
     num_images: Annotated[int, Field(ge=8, le=2**20)] = 512
+    """Images of a health check; always the same, drawn by the seed."""
     label: str = "class"
+    """Label by which nearest neighbours are scored, where the data have it."""
     loss_limit: Annotated[float, Field(gt=1, le=MOST)] = 10.0
+    """A loss this many times that of the first step stops the run, as one that is not finite."""
     rollbacks: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """How often to go on, instead of stopping, from the last checkpoint without the batches seen
+    since."""
 
 
 class PretrainConfig(Settings):
-    """One pretraining run, complete.
-
-    Attributes:
-        shared_draws: the released code seeds all GPUs alike, so that their crops and masks
-            coincide: True repeats those of the first `masks.group_size` images over the batch.
-        checkpoint_epochs: keep a checkpoint every so many epochs.
-        init: digest of the weights that the run starts from, filled in from `--init`; None for
-            random ones, drawn by the seed.
-    """
+    """One pretraining run, complete."""
 
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig()
@@ -195,9 +327,14 @@ class PretrainConfig(Settings):
     optimization: OptimizationConfig = OptimizationConfig()
     watch: WatchConfig = WatchConfig()
     seed: Seed = 0
+    """Seed of the weights, the order of images, the crops and the masks."""
     shared_draws: bool = False
+    """Repeat the crops and masks of the first `masks.group_size` images over the batch: the
+    released code seeds all GPUs alike, so that theirs coincide."""
     checkpoint_epochs: Count = 50
+    """Keep a checkpoint every so many epochs."""
     init: str | None = None
+    """Digest of the weights that the run starts from, filled in from `--init`."""
 
     @model_serializer(mode="wrap")
     def _without_an_empty_init(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ijepa.errors import IjepaError
+
+C = TypeVar("C", bound=BaseModel)
+SHOWN_FAULTS = 20
+MASK_KINDS = ("multiblock", "rasterized", "block", "random")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Bounds keep a slip of the pen from filling memory or from never ending: each is far above any use.
@@ -66,11 +73,69 @@ class Config(BaseModel):
 
 
 class Settings(Config):
-    """Base of what users set: every number is finite."""
+    """Base of what users set: every number is finite, and the text below a field describes it."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Runtime(Settings):
+    """How to run, not what to compute: leaves every result as it is."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... or auto, a GPU if there is one."""
+    workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
+    """Processes that read and decode images; default 2, for a GPU all cores but 2."""
+    checkpoint_seconds: Positive = 60.0
+    """Save this often, or more rarely where saving would take over 2% of the time: the most work
+    that a kill may cost."""
+    micro_batch: Batch | None = None
+    """Images that a process computes at a time, gradients added up; fewer need less memory."""
+    recompute: bool = False
+    """Compute blocks twice, to need less memory."""
+    compile: bool = False
+    """torch.compile the blocks: slow start, then faster on a GPU; slower on AMD CPUs."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share: the batch; or the weights, too (ViT-g)."""
+    cache: Literal["none", "decoded"] = "none"
+    """decoded: all images in the device's memory, cropped there; for small data. A value may differ
+    by one level of 255."""
+    force: bool = False
+    """Rebuild the output even if it is up to date."""
+    replace: bool = False
+    """Rebuild a run only if the settings changed."""
+    dry_run: bool = False
+    """Say whether the output is cached, or would be made and why; write nothing."""
+    command: str = ""
+    """What the user typed, written beside the result."""
+
+
+RUNTIME = Runtime()
+CPU_WORKERS = 2  # where nobody says how many, and no GPU waits for them
 
 
 def height_width(image_px: int | Size) -> Size:
     """(height, width) in pixels of a square named by its side, or of what is no square."""
     return (image_px, image_px) if isinstance(image_px, int) else image_px
+
+
+def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
+    """Check a mapping against a configuration; all faults at once, in one line.
+
+    Raises:
+        IjepaError: naming `source` and every key that is wrong.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()[:SHOWN_FAULTS]]
+        if more := error.error_count() - len(faults):
+            faults.append(f"and {more:,} more")
+        raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
+    if fault["type"] == "extra_forbidden":
+        return f"{where} is not a known setting"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} = {fault['input']!r:.200}: {message}" if where else message

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.config import DataConfig, DecoderConfig, validated
-from ijepa.config.decoder import GROUPS
+from ijepa.config.stages import GROUPS
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks

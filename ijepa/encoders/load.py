@@ -18,9 +18,9 @@ from ijepa.config import (
     PretrainConfig,
     Size,
     StrPath,
+    architecture,
     height_width,
 )
-from ijepa.config.architectures import architecture
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import NOTHING, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.identity import checkpoint_path, published_name

@@ -9,8 +9,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ijepa.config import Config, DataConfig, EncoderConfig, PretrainConfig
-from ijepa.config.architectures import ARCHITECTURES, architecture
+from ijepa.config import (
+    ARCHITECTURES,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    PretrainConfig,
+    architecture,
+)
 from ijepa.errors import IjepaError
 from ijepa.jepa.predictor import Predictor, target_dim
 from ijepa.jepa.vit import Encoder

@@ -10,8 +10,7 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ijepa.config import Size, height_width
-from ijepa.config.architectures import ARCHITECTURES
+from ijepa.config import ARCHITECTURES, Size, height_width
 from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError

@@ -15,8 +15,7 @@ from timm.layers.norm import LayerNorm
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD
-from ijepa.config.architectures import ARCHITECTURES
+from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from ijepa.encoders.catalogue import KINDS
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, FrozenEncoder, weights_sha256
 from ijepa.encoders.released import (

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ijepa.config.architectures import Architecture, architecture
+from ijepa.config import Architecture, architecture
 from ijepa.encoders.names import transformers_of_ours
 from ijepa.encoders.networks import ENCODERS, Networks, Weights
 from ijepa.encoders.reading import NOTES, SAME_NETWORK

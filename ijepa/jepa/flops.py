@@ -6,8 +6,7 @@ norms, GELU and the optimizer are left out (they move memory, they hardly comput
 
 from typing import NamedTuple
 
-from ijepa.config import PretrainConfig
-from ijepa.config.architectures import Architecture, architecture
+from ijepa.config import Architecture, PretrainConfig, architecture
 from ijepa.jepa.predictor import PREDICTOR_MLP_RATIO, target_dim
 
 FP32_BYTES, BF16_BYTES = 4, 2

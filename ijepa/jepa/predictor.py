@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.compute import recompute
-from ijepa.config import PredictorConfig, PretrainConfig
-from ijepa.config.architectures import Architecture, architecture
+from ijepa.config import Architecture, PredictorConfig, PretrainConfig, architecture
 from ijepa.errors import IjepaError
 from ijepa.jepa.vit import Block, Encoder, LayerNorm, gather_patches, initialise, sincos_positions
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.compute import recompute
-from ijepa.config import EncoderConfig, Size
-from ijepa.config.architectures import Architecture, architecture
+from ijepa.config import Architecture, EncoderConfig, Size, architecture
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ijepa.config import PretrainConfig
-from ijepa.config.architectures import architecture
+from ijepa.config import PretrainConfig, architecture
 from ijepa.lineage import run_family
 from ijepa.paper import (
     FOREIGN,

@@ -25,8 +25,14 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
-from ijepa.config import DataConfig, DecoderConfig, FinetuneConfig, PretrainConfig, Runtime
-from ijepa.config.architectures import architecture
+from ijepa.config import (
+    DataConfig,
+    DecoderConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    Runtime,
+    architecture,
+)
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.decoder.training import DecoderTask

@@ -1,0 +1,260 @@
+"""Settings of all stages but pretraining; each field is described once, here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from ijepa.config.values import (
+    Count,
+    Few,
+    Fraction,
+    Interpolation,
+    NotNegative,
+    Positive,
+    Precision,
+    Px,
+    Range,
+    Seed,
+    Settings,
+)
+
+MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow's limit (a quarter of 1 GiB of RGB)
+GROUPS = 8  # of the decoder's group norms; divides every width
+
+Width = Annotated[int, Field(ge=GROUPS, le=2**13, multiple_of=GROUPS)]
+Which = Literal["target", "context"]
+
+
+class ShardConfig(Settings):
+    """What `ijepa shard` writes."""
+
+    splits: tuple[str, ...] = ()
+    """Only this split; repeatable. Without it, every split that the source has."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction held out as `val`, by a hash of each image's name, if the source has no splits."""
+    resize_px: Px | None = None
+    """Re-encode images so that the short side has this many pixels; never enlarges."""
+    shuffle: bool = False
+    """Order images by a hash of their names, so that shards mix classes; for streaming."""
+    shard_bytes: Annotated[int, Field(ge=1, le=2**50)] = 256 * 2**20
+    """Size at which a shard is closed."""
+    # Not part of what the result depends on: raising it goes on with what was written.
+    max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
+    """How many images may fail to decode."""
+    subset: str | None = None
+    """sha256 of the list of keys or file names to keep, if one was given."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**32)] = MAX_PIXELS
+    """Images whose header claims more pixels are not decoded, and count as failed."""
+    pixel_range: tuple[float, float] | None = None
+    """Values of 16-bit, 32-bit and float pixels that become black and white."""
+    exif: Literal["ignore", "rotate"] = "ignore"
+    """rotate: turn images as their EXIF orientation says; the released code ignores it."""
+    folders_are_classes: bool = False
+    """The outermost folders are classes, also those called `train`, `test` and so on."""
+
+    @field_validator("pixel_range")
+    @classmethod
+    def _ascends(cls, pixel_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        low, high = pixel_range or (0.0, 1.0)
+        if low >= high:
+            raise ValueError("expected two finite numbers, the lower one first")
+        return pixel_range
+
+
+class ExtractConfig(Settings):
+    """What `ijepa extract` writes; the defaults serve both feature choices of the paper (A.2)."""
+
+    encoder: str
+    """Run folder, checkpoint, random:RUN, random:ARCH[/PATCH][@PX], pixels, or a kind of
+    `ijepa encoders`, such as timm:NAME or mae:FILE."""
+    which: Which = "target"
+    """Which encoder of a run; the paper evaluates the target encoder."""
+    split: str = "train"
+    """Which split; evaluation: val, else test, else the one beside train."""
+    layers: Few = 4
+    """How many of the last blocks to store, each after the final norm."""
+    image_px: Px | tuple[Px, Px] | None = None
+    """Side of the square, or (height, width), if not the encoder's own."""
+    crop: Literal["center", "squash"] = "center"
+    """Centre crop, or the whole image squashed into the square (VISSL's Clevr protocols)."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized; VISSL, MAE and DINOv2 evaluate with bicubic."""
+    views: Annotated[int, Field(ge=0, le=2**14)] = 0
+    """Augmented views of each image, stored beside its evaluation view."""
+    augment: Literal["none", "flip", "rrc-flip"] = "none"
+    """How views are made: random resized crop (8% to 100% of the area) and flip, or flip alone."""
+    precision: Precision = "auto"
+    """What the encoder computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type of the stored features."""
+    seed: Seed = 0
+    """Seed of a `random:` encoder, and of the augmented views."""
+
+    @model_validator(mode="after")
+    def _views_are_augmented(self) -> Self:
+        if self.views and self.augment == "none":
+            raise ValueError("views need augment: rrc-flip or flip")
+        if self.augment != "none" and not self.views:
+            raise ValueError(f"augment {self.augment} needs views: how many of each image")
+        return self
+
+
+def _whole_or_part(shots: float) -> float:
+    if shots >= 1 and not shots.is_integer():
+        raise ValueError(f"shots {shots:g} is neither a number of images nor a fraction below 1")
+    return shots
+
+
+class ProbeConfig(Settings):
+    """Which probe to fit on which label, and how its choices are made."""
+
+    name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
+    """Which probe to fit."""
+    protocol: str = "ijepa"
+    """Exact published settings: linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,
+    vissl-in1k-lars, paper-in1k-lars, vissl-clevr-count, vissl-clevr-dist, mae-lars, mae-lars-50,
+    dinov2-linear; logistic: msn, msn-5-shot, dinov2; few-shot: msn. ijepa is ours."""
+    label: str = "class"
+    """Which stored label, such as class, count or dist."""
+    shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
+        0.01, 0.1, 1, 5, 10,
+    )  # fmt: skip
+    """few-shot: images a class, or a fraction below 1 of train; repeatable."""
+    draws: Annotated[int, Field(ge=1, le=10**5)] = 5
+    """few-shot: how many subsets to draw."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction of train on which C, k, learning rates and heads are chosen."""
+    scale: Literal["columns", "rows", "none"] | None = None
+    """logistic: how to scale features, in place of the protocol's way: columns to mean 0 and
+    variance 1, rows each centred and of length 1, or not at all."""
+    precision: Precision = "auto"
+    """linear, low-level: what heads multiply matrices in; auto: bf16 on a GPU, fp32 on a CPU.
+    Weights stay fp32; other probes compute in fp32 or fp64."""
+    subsets: tuple[str, ...] = ()
+    """sha256 of each list of training images for few-shot, which then draws none."""
+    seed: Seed = 0
+    """Seed of the hold-out, the draws and the heads."""
+
+
+class FinetuneConfig(Settings):
+    """One fine-tuning; the defaults are the paper's for 1% of ImageNet-1K and ViT-L/16 (A.2)."""
+
+    encoder: str
+    """Run, checkpoint, published file, random:ARCH, mae:FILE, timm:NAME, ..."""
+    protocol: str = "imagenet-1pct"
+    """imagenet-1pct, imagenet-1pct-huge (ViT-H) or imagenet-full."""
+    subset: str = ""
+    """Training images: 1%, 10%, 5-per-class, or a list of images, one file name a line; default
+    all. Drawn by the seed; a list is recorded by its sha256."""
+    label: str = "class"
+    """Which label of the shard set."""
+    split: str = "train"
+    """Split to train on."""
+    test_split: str = "evaluation"
+    """Split to score on; evaluation: val, else test, else the one that is not trained on."""
+    which: Which = "target"
+    """Which encoder of a run; the paper fine-tunes the target encoder."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of each class that is scored after every epoch and not trained on; no protocol has
+    any, and nothing is chosen by it."""
+    image_px: Px | tuple[Px, Px] | None = None
+    """Side of the square, or (height, width), if not the encoder's own."""
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
+    """Passes over the training images."""
+    warmup_epochs: NotNegative = 5.0
+    """Epochs in which the learning rate rises; MAE's, the paper names none."""
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 512
+    """Images of a step, over all processes; no more than there are."""
+    lr: Positive = 3e-5
+    """Highest learning rate, for that batch and the last layer."""
+    final_lr: NotNegative = 1e-6
+    """Learning rate of the last step."""
+    weight_decay: NotNegative = 5e-2
+    """Weight decay of AdamW."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Factor on the learning rate from each block to the one below."""
+    label_smoothing: Fraction = 0.1
+    """Share of the target that is spread over all classes."""
+    drop_path: Fraction = 0.0
+    """Chance to skip the last block; blocks below skip less, the first never."""
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    """timm's name of the augmentation, MAE's by default; empty for none."""
+    crop_scale: Range = (0.08, 1.0)
+    """Smallest and largest crop, as a fraction of the image's area."""
+    mixup: NotNegative = 0.0
+    """Alpha of mixup; 0 is none."""
+    cutmix: NotNegative = 0.0
+    """Alpha of CutMix; 0 is none."""
+    precision: Precision = "auto"
+    """What the network computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    seed: Seed = 0
+    """Seed of the subset, the head and the augmentation."""
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        if self.split == self.test_split:
+            raise ValueError(f"split and test_split are both {self.split}")
+        return self
+
+
+class DecoderConfig(Settings):
+    """A decoder from one block's average embedding back to the block's pixels.
+
+    Sized for about half an hour of a CPU; the paper's, RCDM, is far larger.
+    """
+
+    encoder: str
+    """Run folder, checkpoint of a run, or random:RUN: the decoder needs a predictor."""
+    condition: Literal["targets", "predictions"] = "targets"
+    """Decode the target encoder's embeddings, averaged over a block, or the predictor's output as
+    in the paper (section 7)."""
+    steps: Count = 2000
+    """Steps of AdamW."""
+    split: str = "train"
+    """Split to train on."""
+    test_split: str = "evaluation"
+    """Split to measure samples on; evaluation: val, else test, else the one not trained on."""
+    image_px: Annotated[int, Field(ge=8, le=2**12)] = 32
+    """Side of the square to which a block's pixels are resized."""
+    channels: tuple[Width, ...] = (32, 64, 64)
+    """Width of the U-Net at each resolution; each halves the one before."""
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 32
+    """Blocks of a step, one an image."""
+    lr: Positive = 1e-3
+    """Highest learning rate."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay of AdamW."""
+    warmup: Fraction = 0.05
+    """Fraction of the steps in which the learning rate rises; it then falls to zero."""
+    ema: Fraction = 0.995
+    """Momentum of the averaged weights, at most."""
+    statistics_images: Annotated[int, Field(ge=32, le=2**31)] = 1024
+    """Images over which conditions are standardised."""
+    sampling_steps: Annotated[int, Field(ge=1, le=10**5)] = 25
+    """Steps of Euler's method, from noise to a sample."""
+    evaluated_images: Annotated[int, Field(ge=2, le=2**31)] = 256
+    """Images of the test split over which samples are measured."""
+    precision: Precision = "auto"
+    """What the network computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    seed: Seed = 0
+    """Seed of the weights, the blocks and the noise."""
+
+    @model_validator(mode="after")
+    def _image_can_be_halved(self) -> Self:
+        halved = 2 ** (len(self.channels) - 1)
+        if not self.channels or self.image_px % halved:
+            raise ValueError(f"image_px {self.image_px} is no multiple of {halved}, see channels")
+        return self
+
+
+class ConvertConfig(Settings):
+    """What `ijepa convert` writes."""
+
+    to: Literal["published", "timm", "hf", "ours"]
+    """Format: facebookresearch/ijepa, timm, transformers, or a checkpoint of ours."""
+    which: Which = "target"
+    """Encoder, for timm and hf, which have room for one; the paper's: target."""
+    arch: str | None = None
+    """DIMxDEPTHxHEADS of weights of no known architecture, such as 48x3x3."""
