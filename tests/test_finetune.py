@@ -264,11 +264,11 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
     "how", [{}, {"drop_path": 0.5}, {"mixup": 0.8}, {"cutmix": 1.0, "drop_path": 0.5}]
 )
 def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
-    words = ["ijepa_cli", "finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
+    words = ["finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--set", "epochs=1", "--set", "batch_size=64", "--set", "lr=1e-3"]
     words += ["--set", "holdout=0.25"]
     words += [word for name in how for word in ("--set", f"{name}={how[name]}")]
-    codes, errors = together(2, ["-m", *map(str, words), "--out", str(tmp_path / "two")])
+    codes, errors = together(2, [*words, "--out", tmp_path / "two"])
     assert codes == [0, 0], errors
     choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25, **how)
     (score,) = finetune(shards, tmp_path / "one", choice, CPU).scores

@@ -9,7 +9,7 @@ from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.step import Trainer
 from ijepa.recipes import load_recipe
 
-STEPS = 50
+STEPS = 30
 TINY = ["encoder.arch=64x3x4", "predictor.dim=32", "predictor.depth=2", "data.batch_size=16"]
 
 

@@ -1,5 +1,6 @@
 """Runs that start from given weights, and finished runs that go on for more epochs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,16 +103,25 @@ def test_what_cannot_be_started_from_is_refused_in_one_line(run, shards, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
-    shards, tiny_config, tmp_path, in_place
-):
+@pytest.fixture(scope="module")
+def held_runs(shards, tiny_config, tmp_path_factory):
+    """Folder of a run of two epochs and one of three, and their configurations."""
+    folder = tmp_path_factory.mktemp("held")
     short = changed(
         tiny_config, schedule="hold-then-cool", cool_fraction=0.4, ema=(0.99, 0.99), epochs=2
     )
     long = changed(short, epochs=3)
-    pretrain(shards, tmp_path / "short", short, CPU)
-    pretrain(shards, tmp_path / "whole", long, CPU)
+    pretrain(shards, folder / "short", short, CPU)
+    pretrain(shards, folder / "whole", long, CPU)
+    return folder, short, long
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
+    held_runs, shards, tmp_path, in_place
+):
+    folder, short, long = held_runs
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     out = tmp_path / ("short" if in_place else "long")
     steps = []
 

@@ -73,8 +73,7 @@ class Watch:
             context = self._pooled(model, views, which="encoder")
         now = health(target)
         self.first = self.first or now
-        warning = verdict(now, self.first)
-        if warning:
+        if step and (warning := verdict(now, self.first)):
             log.warning("step %d: %s", step, warning)
         numbers = {
             **now._asdict(),
