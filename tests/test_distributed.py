@@ -50,8 +50,8 @@ def free_port():
 
 
 FORKED = """
-import json, os, runpy, sys
-import ijepa.extract, ijepa.finetune, ijepa.train.finetuning, ijepa.train.pretraining  # once for all
+import json, os, sys
+import ijepa.extract, ijepa.finetune, ijepa.train.finetuning, ijepa.train.pretraining  # once
 import ijepa_cli.main
 
 script, size, folder, *sys.argv = sys.argv[1:]
@@ -61,7 +61,7 @@ def rank(number):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), stream)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": size, "LOCAL_RANK": str(number)}
     sys.argv = ["ijepa", *sys.argv]
-    exec(script)
+    exec(script, {"ijepa_cli": ijepa_cli})
 
 forks = []
 for number in range(int(size)):

@@ -97,7 +97,7 @@ def test_what_one_process_alone_finds_is_said_by_it(run, shards, tmp_path):
         "sys.argv = ['ijepa', 'shard', 'nowhere', 'out'] if rank == '1' else ['ijepa', 'recipes']\n"
         "main.main()\n"
     )
-    codes, errors = together(2, ["-c", script])
+    codes, errors = together(2, [], script)
     assert codes == [0, 1]
     assert errors == ["", "error: There is no data set at 'nowhere'.\n"]
 

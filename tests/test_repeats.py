@@ -95,9 +95,9 @@ def test_fine_tuning_tells_a_few_and_refuses_many(run, tmp_path):
 
 def test_processes_that_fine_tune_together_look_at_all_images(run, tmp_path):
     data = with_copies(tmp_path, 2)
-    words = ["ijepa_cli", "finetune", "--encoder", run, "--data", data, "--out", tmp_path / "out"]
+    words = ["finetune", "--encoder", run, "--data", data, "--out", tmp_path / "out"]
     words += ["--set", "epochs=1", "--set", "batch_size=8", "--workers", "0"]
-    codes, errors = together(2, ["-m", *map(str, words), "--device", "cpu"])
+    codes, errors = together(2, [*words, "--device", "cpu"])
     assert codes == [1, 1]
     assert sum(error.count("2 of 20 test images are training") for error in errors) == 1, errors
 
