@@ -16,17 +16,11 @@ from ijepa.errors import IjepaError
 
 # Pillow knows many more, some of which run other programs (EPS) or are files of several images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# What Pillow raises for damaged files.
 BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)  # what Pillow raises for damaged files
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
 JPEG_QUALITY = 95
 PIXELS_AT_ONCE = 2**20

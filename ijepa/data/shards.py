@@ -41,18 +41,9 @@ BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 LABEL = "label "  # before the name of a label in the name of its column
 # What numpy raises for a damaged header of an array, which is a literal of Python.
 UNREADABLE = (
-    FileNotFoundError,
-    ValueError,
-    EOFError,
-    TypeError,
-    OverflowError,
-    SyntaxError,
-    MemoryError,
-    RecursionError,
-    LookupError,
-    AttributeError,
-    tokenize.TokenError,
-)
+    FileNotFoundError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError,
+    RecursionError, LookupError, AttributeError, tokenize.TokenError,
+)  # fmt: skip
 EVERY = slice(None)
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 SHOWN_FILES = 5  # in an error

@@ -56,17 +56,11 @@ CIFAR100 = Cifar(
     },
     num_classes=100,
 )
+# What reading a damaged pickle raises.
 BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-)  # what reading a damaged pickle raises
+    pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError,
+    MemoryError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 def _empty_array(*_: object) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,6 @@ KAGGLE = "LOC_val_solution.csv"
 IMAGES = ("ILSVRC/Data/CLS-LOC", ".")  # of Kaggle, and of everyone else
 NUM_CLASSES = 1000
 
-# Path within the data set, class number, and path below the folder of all images.
-Listed = tuple[str, int, str]
-
 
 class Listing(NamedTuple):
     """What the files of a data set say.
@@ -33,12 +30,13 @@ class Listing(NamedTuple):
     Attributes:
         files: that were read, or are going to be.
         classes: their names.
-        splits: how to list the images of each.
+        splits: how to list the images of each: path within the data set, class number, and path
+            below the folder of all images.
     """
 
-    files: Iterable[Path]
+    files: list[Path]
     classes: list[str]
-    splits: Mapping[str, Callable[[], Iterator[Listed]]]
+    splits: Mapping[str, Callable[[], Iterator[tuple[str, int, str]]]]
 
 
 def published_lists(where: Path, parse: Callable[[Path], Listing]) -> Source:
@@ -68,15 +66,14 @@ def _items(where: Path, split: str, listing: Listing) -> Iterator[Item]:
     for path, label, name in listing.splits[split]():
         if not 0 <= label < len(listing.classes):
             raise IjepaError(
-                f"{where}: {path} is of class {label}, but there are "
-                f"{len(listing.classes):,} classes."
+                f"{where}: {path} is of class {label}, but there are {len(listing.classes):,} "
+                f"classes."
             )
-        try:
-            size = (where / path).stat().st_size
-        except FileNotFoundError as error:
+        if not (where / path).is_file():
             raise IjepaError(
                 f"{where} has no {path}, which its lists name; unpack all of its images there."
-            ) from error
+            )
+        size = (where / path).stat().st_size
         yield Item(split, name, path, str(where / path), 0, size, {LABEL: label})
 
 
@@ -89,28 +86,26 @@ def imagenet(where: Path) -> Source:
 
     def find(asked: Request) -> Found:
         root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), None)
-        val = [*(root / "val").glob("*")] if root else []
-        if root is None or not any(is_image(path.name) for path in val):
+        if root is None or not any(is_image(path.name) for path in (root / "val").glob("*")):
             return read_folders(open_tree(root or where, asked.work, asked.progress), asked)
         classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
         numbers = {wnid: number for number, wnid in enumerate(classes)}
         truth, left_out = _truth(where, numbers), Counter[str]()
 
         def items(splits: AbstractSet[str]) -> Iterator[Item]:
-            for split in sorted(splits):
-                for entry in walk(root / split):
-                    if not is_image(entry.path):
-                        left_out[kind_of(entry.path)] += 1
-                        continue
-                    flat = truth.get(Path(entry.path).stem)
-                    wnid = entry.path.partition("/")[0] if split == "train" else flat
-                    if wnid not in numbers:
-                        raise IjepaError(
-                            f"{root / split / entry.path} is not among the images whose class is "
-                            f"known."
-                        )
-                    place = (f"{split}/{entry.path}", entry.file, 0, entry.size_bytes)
+            for split, entry in (
+                (one, entry) for one in sorted(splits) for entry in walk(root / one)
+            ):
+                path = f"{split}/{entry.path}"
+                flat = truth.get(Path(path).stem, "")
+                wnid = entry.path.partition("/")[0] if split == "train" else flat
+                if not is_image(path):
+                    left_out[kind_of(path)] += 1
+                elif wnid in numbers:
+                    place = (path, entry.file, 0, entry.size_bytes)
                     yield Item(split, entry.path, *place, {LABEL: numbers[wnid]})
+                else:
+                    raise IjepaError(f"{root / path} is not among the images whose class is known.")
 
         return {split: {LABEL: classes} for split in ("train", "val")}, items, left_out
 
@@ -128,8 +123,7 @@ def _truth(where: Path, classes: Mapping[str, int]) -> dict[str, str]:
             f"{where}/val holds images but no class folders; put {DEVKIT}/{TRUTH} with {META}, or "
             f"Kaggle's {KAGGLE}, into {where}."
         )
-    unknown = sorted(set(truth.values()) - classes.keys())
-    if unknown:
+    if unknown := sorted(set(truth.values()) - classes.keys()):
         raise IjepaError(
             f"{where}: {len(unknown):,} classes of val have no folder in train, such as "
             f"{unknown[0]}."
@@ -143,12 +137,12 @@ def _devkit(folder: Path) -> dict[str, str]:
     if not path.is_file():
         raise IjepaError(f"There is no {path}; it says which class each number is.")
     synsets = loadmat(path, squeeze_me=True)["synsets"]
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.reshape(-1)}
+    wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.reshape(-1)}
     truth = {}
     for number, line in enumerate((folder / TRUTH).read_text().split(), 1):
-        if not line.isdigit() or not 1 <= int(line) <= NUM_CLASSES or int(line) not in wnids:
+        if line not in wnids or int(line) > NUM_CLASSES:
             raise IjepaError(f"{folder / TRUTH}, line {number}: {line!r} is no class of {META}.")
-        truth[f"ILSVRC2012_val_{number:08d}"] = wnids[int(line)]
+        truth[f"ILSVRC2012_val_{number:08d}"] = wnids[line]
     return truth
 
 
@@ -167,16 +161,13 @@ def places205(where: Path) -> Listing:
     Source: http://places.csail.mit.edu/downloadData.html.
     """
     lists = _folder(where, ("trainvalsplit_places205", "."), "train_places205.csv")
-    images = _images(where, ("data/vision/torralba/deeplearning/images256", "images256"))
+    images = _images(where, "data/vision/torralba/deeplearning/images256", "images256")
     files = {split: lists / f"{split}_places205.csv" for split in ("train", "val")}
     classes: dict[int, str] = {}
     for path, label in _numbered(files["train"]):
         classes.setdefault(label, path.rpartition("/")[0].partition("/")[2])
-    return Listing(
-        files=files.values(),
-        classes=_in_order(classes, files["train"]),
-        splits={split: partial(_below, images, file) for split, file in files.items()},
-    )
+    splits = {split: partial(_below, images, file) for split, file in files.items()}
+    return Listing([*files.values()], _in_order(classes, files["train"]), splits)
 
 
 def places365(where: Path) -> Listing:
@@ -189,15 +180,11 @@ def places365(where: Path) -> Listing:
     files = {"train": lists / "places365_train_standard.txt", "val": lists / "places365_val.txt"}
     categories = lists / "categories_places365.txt"
     small = ("data_256_standard", "data_256")
-    train = _images(where, (*small, "data_large_standard", "data_large"))
-    val = _images(where, ("val_256",) if Path(train).name in small else ("val_large",))
-    roots = {"train": train, "val": val}
-    classes = {label: path.strip("/").partition("/")[2] for path, label in _numbered(categories)}
-    return Listing(
-        files=[*files.values(), categories],
-        classes=_in_order(classes, categories),
-        splits={split: partial(_below, roots[split], file) for split, file in files.items()},
-    )
+    train = _images(where, *small, "data_large_standard", "data_large")
+    roots = {"train": train, "val": _images(where, "val_256" if train in small else "val_large")}
+    names = {label: path.strip("/").partition("/")[2] for path, label in _numbered(categories)}
+    splits = {split: partial(_below, roots[split], file) for split, file in files.items()}
+    return Listing([*files.values(), categories], _in_order(names, categories), splits)
 
 
 def inat18(where: Path) -> Listing:
@@ -208,14 +195,11 @@ def inat18(where: Path) -> Listing:
     files = {split: where / f"{split}2018.json" for split in ("train", "val")}
     categories = _json(files["train"])["categories"]
     names = {category["id"]: category["name"] for category in categories}
-    return Listing(
-        files=files.values(),
-        classes=_in_order(names, files["train"]),
-        splits={split: partial(_annotated, file) for split, file in files.items()},
-    )
+    splits = {split: partial(_annotated, file) for split, file in files.items()}
+    return Listing([*files.values()], _in_order(names, files["train"]), splits)
 
 
-def _annotated(file: Path) -> Iterator[Listed]:
+def _annotated(file: Path) -> Iterator[tuple[str, int, str]]:
     body = _json(file)
     paths = {image["id"]: image["file_name"] for image in body["images"]}
     for annotation in body["annotations"]:
@@ -245,7 +229,7 @@ def _numbered(file: Path) -> Iterator[tuple[str, int]]:
         yield path, int(label)
 
 
-def _below(root: str, file: Path) -> Iterator[Listed]:
+def _below(root: str, file: Path) -> Iterator[tuple[str, int, str]]:
     for path, label in _numbered(file):
         yield f"{root}/{path.lstrip('/')}", label, path.lstrip("/")
 
@@ -263,7 +247,7 @@ def _folder(where: Path, candidates: tuple[str, ...], file: str) -> Path:
     raise IjepaError(f"{where} has no {file}, there or in {candidates[0]}/.")
 
 
-def _images(where: Path, candidates: tuple[str, ...]) -> str:
+def _images(where: Path, *candidates: str) -> str:
     for name in candidates:
         if (where / name).is_dir():
             return name

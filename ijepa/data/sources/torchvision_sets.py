@@ -29,19 +29,11 @@ from ijepa.errors import IjepaError
 
 SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled")  # of a `split` argument
 MOST_TEXT = 200  # of a message of theirs
+# What classes of torchvision raise for files that are missing or damaged.
 THEIRS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    OSError,
-    EOFError,
-    SyntaxError,  # of XML, too
-    pickle.UnpicklingError,
-)  # what classes of torchvision raise for files that are missing or damaged
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ImportError, OSError, EOFError, SyntaxError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def torchvision_set(name: str, where: Path) -> Source:
