@@ -7,12 +7,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
 from ijepa.data.plan import ShardPlan, Subset, readable, write_plan
-from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
+from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards, read_lines
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     UNKNOWN,
@@ -96,28 +95,6 @@ class ShardResult(Config):
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What was asked for.
-
-    Attributes:
-        plan: the stage's plan.
-        name: of the source, as the user gave it.
-        source: the source, opened.
-        subset: the list of images to keep.
-        workers: processes that write shards.
-        progress: hears of the images that are done.
-    """
-
-    plan: StagePlan
-    name: str
-    source: Source
-    config: ShardConfig
-    subset: Path | None
-    workers: int
-    progress: Progress
-
-
 def shard(
     source: StrPath,
     out: StrPath,
@@ -132,7 +109,7 @@ def shard(
     Args:
         source: a path, or `kind:path`; see `ijepa.data.sources.kinds`.
         out: the folder to make.
-        config: what to write; its `subset` is filled in from `subset`.
+        config: what to write.
         runtime: `workers` processes write, `force` makes it again.
         progress: hears of the images that are done.
         subset: a file that lists keys, paths or file names to keep, one a line.
@@ -140,24 +117,25 @@ def shard(
     Raises:
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
-    out = Path(out)
-    job = _job(source, out, config, runtime, progress, subset)
-    with exclusive_work(job.plan, force=runtime.force) as work:
+    name, listed = os.fspath(source), Path(subset) if subset is not None else None
+    plan = plan_shard(source, out, config, subset=subset)
+    with exclusive_work(plan, force=runtime.force) as work:
+        made = plan.out if work.cached else work.folder
+        if not work.cached and not (made / INDEX).exists():
+            _make(name, config, listed, runtime, progress, made)
+        _check_bad(_listed_bad(made), config.max_bad)
+        index = open_shards(made).index
+        shards = [shard for split in index.splits.values() for shard in split.shards]
         if not work.cached:
-            _make(job, work.folder)
-        _check_bad(_listed_bad(out if work.cached else work.folder), config.max_bad)
-        if not work.cached:
-            index = open_shards(work.folder).index
-            written = (shard for split in index.splits.values() for shard in split.shards)
-            facts = {"source": job.name, "max_bad": config.max_bad}
-            work.publish_folder(facts, digests={shard.name: shard.sha256 for shard in written})
-        index = open_shards(out).index
+            _tidy(made)
+            facts = {"source": name, "max_bad": config.max_bad}
+            work.publish_folder(facts, digests={shard.name: shard.sha256 for shard in shards})
     return ShardResult(
-        out=out,
+        out=plan.out,
         cached=work.cached,
         splits={name: split.samples for name, split in index.splits.items()},
-        shards=sum(len(split.shards) for split in index.splits.values()),
-        bytes=sum(shard.bytes for split in index.splits.values() for shard in split.shards),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
         labels=_class_summaries(index.splits),
         bad=index.bad,
         left_out=index.left_out,
@@ -169,32 +147,24 @@ def shard(
 def plan_shard(
     source: StrPath, out: StrPath, config: ShardConfig = SHARD, *, subset: StrPath | None = None
 ) -> StagePlan:
-    """What `shard` would make of the same arguments; lists the source, reads no image."""
-    return _job(source, Path(out), config, RUNTIME, silent, subset).plan
+    """What `shard` makes of the same arguments; lists the files of the source, reads no image.
 
-
-def _job(
-    source: StrPath,
-    out: Path,
-    config: ShardConfig,
-    runtime: Runtime,
-    progress: Progress,
-    subset: StrPath | None,
-) -> _Job:
-    name = os.fspath(source)
-    splits = tuple(sorted(set(config.splits)))
-    listed = Path(subset) if subset is not None else None
-    if listed and not listed.is_file():
-        raise IjepaError(f"There is no list {listed}.")
-    listed_sha256 = file_sha256(listed) if listed else config.subset
-    config = config.model_copy(update={"splits": splits, "subset": listed_sha256})
-    opened = open_source(name, folders_are_classes=config.folders_are_classes)
-    where = opened.where
-    if where is not None and out.resolve() in (where.resolve(), *where.resolve().parents):
+    Raises:
+        IjepaError: there is no such source or list, or making `out` would remove the source.
+    """
+    out, opened = Path(out), _opened(os.fspath(source), config)
+    if opened.where and out.resolve() in (opened.where.resolve(), *opened.where.resolve().parents):
         raise IjepaError(f"{out} holds the images themselves; choose another output.")
-    plan = StagePlan("shard", VERSION, config, {"source": opened.digest()}, out, is_folder=True)
-    workers = CPU_WORKERS if runtime.workers is None else runtime.workers
-    return _Job(plan, name, opened, config, listed, workers, progress)
+    config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
+    inputs = {"source": opened.digest()}
+    if subset is not None:
+        read_lines(Path(subset))
+        inputs["subset"] = file_sha256(Path(subset))
+    return StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
+
+
+def _opened(source: str, config: ShardConfig) -> Source:
+    return open_source(source, folders_are_classes=config.folders_are_classes)
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
@@ -210,43 +180,64 @@ def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary
     return found
 
 
-def _make(job: _Job, folder: Path) -> None:
+def _make(
+    name: str,
+    config: ShardConfig,
+    subset: Path | None,
+    runtime: Runtime,
+    progress: Progress,
+    folder: Path,
+) -> None:
     """Fill the work folder; what is there already was made by the same plan, and is kept."""
-    if not (folder / INDEX).exists():
-        for leftover in folder.glob("*.tmp"):
-            leftover.unlink()
-        labels, plan = _plan(job, folder)
-        reports = _write_shards(job, labels, plan, folder)
-        _write_index(job, labels, reports, plan.left_out(), folder)
-    shutil.rmtree(folder / SOURCE, ignore_errors=True)
-    for name in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
-        for made in folder.glob(name):
-            made.unlink()
-
-
-def _plan(job: _Job, folder: Path) -> tuple[Mapping[str, Labels], ShardPlan]:
-    """Which image goes where; the list of images is read once, and not again after a kill."""
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
-    config = job.config
-    asked = Request(folder / SOURCE, config.splits, job.workers, job.progress)
-    contents = job.source.read(asked)
+    workers = CPU_WORKERS if runtime.workers is None else runtime.workers
+    asked = Request(folder / SOURCE, config.splits, workers, progress)
+    contents = _opened(name, config).read(asked)
     if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, config.val_fraction)
     elif config.val_fraction:
         there = ", ".join(sorted(contents.splits))
-        log.info("%s has splits, %s; a share for val changes nothing", job.name, there)
+        log.info("%s has splits, %s; a share for val changes nothing", name, there)
+    plan = _plan(name, contents, config, subset, progress, folder)
+    labels = {split: tuple(known) for split, known in contents.splits.items()}
+    tasks = [
+        ShardTask(plan.path, shard, labels[shard.split], folder, config) for shard in plan.shards()
+    ]
+    reports = _write_shards(tasks, config.max_bad, workers, progress)
+    _write_index(name, contents.splits, reports, plan.left_out(), folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what is of use until the set is whole."""
+    shutil.rmtree(folder / SOURCE, ignore_errors=True)
+    for pattern in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
+        for made in folder.glob(pattern):
+            made.unlink()
+
+
+def _plan(
+    name: str,
+    contents: Contents,
+    config: ShardConfig,
+    subset: Path | None,
+    progress: Progress,
+    folder: Path,
+) -> ShardPlan:
+    """Which image goes where; the list of images is read once, and not again after a kill."""
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
-    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), job.name])[:16]}.db"
+    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), name])[:16]}.db"
     if path.exists():
-        return contents.splits, ShardPlan(path)
-    subset = Subset(job.subset) if job.subset else None
-    items = _chosen(contents, subset, job.progress)
+        return ShardPlan(path)
+    kept = Subset(subset) if subset else None
+    items = _chosen(contents, kept, progress)
     plan = write_plan(path, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
-    if subset:
-        subset.check_all_found()
+    if kept:
+        kept.check_all_found()
     if not any(shard.num_images for shard in plan.shards()):
-        raise IjepaError(f"{job.name} holds no image in what was chosen.")
-    return contents.splits, plan
+        raise IjepaError(f"{name} holds no image in what was chosen.")
+    return plan
 
 
 def _with_val(contents: Contents, fraction: float) -> Contents:
@@ -276,41 +267,36 @@ def _chosen(contents: Contents, subset: Subset | None, progress: Progress) -> It
 
 
 def _write_shards(
-    job: _Job, labels: Mapping[str, Labels], plan: ShardPlan, folder: Path
+    tasks: list[ShardTask], max_bad: int, workers: int, progress: Progress
 ) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
-    shards = plan.shards()
-    tasks = [
-        ShardTask(plan.path, shard, tuple(labels[shard.split]), folder, job.config)
-        for shard in shards
-    ]
     reports = {task.shard.name: report for task in tasks if (report := finished(task))}
-    total = sum(shard.num_images for shard in shards)
-    done = sum(shard.num_images for shard in shards if shard.name in reports)
-    num_bad = sum(len(report.bad) for report in reports.values())
+    left = [task for task in tasks if task.shard.name not in reports]
+    total = sum(task.shard.num_images for task in tasks)
+    done = total - sum(task.shard.num_images for task in left)
+    bad = [image for report in reports.values() for image in report.bad]
 
     def count(images: int) -> None:
         nonlocal done
         done += images
-        job.progress("shard images", done, total, {"bad": num_bad} if num_bad else None)
+        progress("shard images", done, total, {"bad": len(bad)} if bad else None)
 
     count(0)
-    left = [task for task in tasks if task.shard.name not in reports]
-    with contextlib.closing(write_shards(left, job.workers, count)) as written:
+    with contextlib.closing(write_shards(left, workers, count)) as written:
         for report in written:
             reports[report.index.name] = report
-            num_bad += len(report.bad)
-            if num_bad > job.config.max_bad:
+            bad += report.bad
+            if len(bad) > max_bad:
                 break
-    _check_bad([bad for report in reports.values() for bad in report.bad], job.config.max_bad)
+    _check_bad(bad, max_bad)
     by_split: dict[str, list[ShardReport]] = {}
-    for shard in shards:
-        by_split.setdefault(shard.split, []).append(reports[shard.name])
+    for task in tasks:
+        by_split.setdefault(task.shard.split, []).append(reports[task.shard.name])
     return by_split
 
 
 def _write_index(
-    job: _Job,
+    name: str,
     labels: Mapping[str, Labels],
     reports: Mapping[str, list[ShardReport]],
     left_out: dict[str, int],
@@ -340,12 +326,12 @@ def _write_index(
     for report in every:
         changes.update(report.changes)
     contents = {
-        name: {"labels": split.labels, "shards": [shard.sha256 for shard in split.shards]}
-        for name, split in splits.items()
+        split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
+        for split, facts in splits.items()
     }
     index = SetIndex(
         schema_version=SCHEMA,
-        source=readable(job.name),
+        source=readable(name),
         fingerprint=fingerprint_of(contents),
         bad=len(bad),
         splits=splits,

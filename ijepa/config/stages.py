@@ -43,8 +43,6 @@ class ShardConfig(Settings):
     # Not part of what the result depends on: raising it goes on with what was written.
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     """How many images may fail to decode."""
-    subset: str | None = None
-    """sha256 of the list of keys or file names to keep, if one was given."""
     max_pixels: Annotated[int, Field(ge=1, le=2**32)] = MAX_PIXELS
     """Images whose header claims more pixels are not decoded, and count as failed."""
     pixel_range: tuple[float, float] | None = None
