@@ -34,7 +34,8 @@ def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
     """
     if min(num_images, count) < 2:
         raise IjepaError(f"The split holds {num_images} images; two are needed at least.")
-    return [int(n) for n in stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count]]
+    numbers: list[int] = stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count].tolist()
+    return numbers
 
 
 class Held(NamedTuple):

@@ -85,11 +85,6 @@ class Trainer:
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
 
-    @torch.no_grad()
-    def weights_norm(self) -> float:
-        """Euclidean norm of all trained weights; all processes must ask for it."""
-        return float(whole(torch.nn.utils.get_total_norm(self._trained)))
-
     def _grad_norm(self) -> Tensor:
         grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         return whole(torch.nn.utils.get_total_norm(grads))

@@ -236,7 +236,11 @@ class _Run:
                     self.save()
                 if stop and not self.is_last():
                     self.close()
-                    raise self.asked.stopped(self.steps_done, task.total_steps)
+                    raise StoppedError(
+                        f"Stopped by {self.asked.signal_name or 'a signal to another process'} "
+                        f"after step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
+                        self.asked.signal_name,
+                    )
                 self.show(rate)
                 began, since = time.monotonic(), self.steps_done
 
@@ -387,30 +391,17 @@ class _Run:
 class StopRequest:
     """The signal that asked for an end; false as long as there was none."""
 
-    def __init__(self) -> None:
-        self.signal_name = ""
+    signal_name = ""
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal; a second Ctrl-C ends at once.
-
-        Raises:
-            KeyboardInterrupt: on a second Ctrl-C.
-        """
+        """Handle a signal; a second Ctrl-C ends at once."""
         name = signal.Signals(number).name
         if name == self.signal_name == "SIGINT":
             raise KeyboardInterrupt
         self.signal_name = name
-
-    def stopped(self, steps_done: int, total_steps: int) -> StoppedError:
-        """The error to raise once the state after `steps_done` steps is saved."""
-        return StoppedError(
-            f"Stopped by {self.signal_name or 'a signal to another process'} after step "
-            f"{steps_done:,} of {total_steps:,}, which is saved.",
-            self.signal_name,
-        )
 
 
 @contextlib.contextmanager

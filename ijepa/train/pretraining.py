@@ -36,7 +36,7 @@ from ijepa.jepa.step import Outcome, Trainer
 from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch
-from ijepa.weights import check_weights
+from ijepa.weights import load_weights
 from ijepa.world import World
 
 FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
@@ -265,21 +265,19 @@ def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
     Raises:
         IjepaError: an encoder of another architecture.
     """
+
+    def load(module: nn.Module, weights: Mapping[str, Any], name: str) -> None:
+        own = {name: value for name, value in module.state_dict().items() if name in POSITIONS}
+        load_weights(module, {**weights, **own}, f"{source} ({name})")
+
     context, target = parts.get("encoder"), parts.get("target_encoder")
-    _load(model.encoder, context or target or {}, f"{source} (encoder)")
-    _load(model.target_encoder, target or context or {}, f"{source} (target encoder)")
+    load(model.encoder, context or target or {}, "encoder")
+    load(model.target_encoder, target or context or {}, "target encoder")
     try:
-        _load(model.predictor, parts["predictor"], f"{source} (predictor)")
-    except (KeyError, IjepaError) as error:
-        reason = str(error) if isinstance(error, IjepaError) else f"{source} holds none"
+        load(model.predictor, parts.get("predictor", {}), "predictor")
+    except IjepaError as error:
+        reason = str(error) if "predictor" in parts else f"{source} holds none"
         log.warning("The predictor starts from random weights: %s", reason)
-
-
-def _load(module: nn.Module, weights: Mapping[str, Any], source: str) -> None:
-    own = {name: value for name, value in module.state_dict().items() if name in POSITIONS}
-    given = {**weights, **own}
-    check_weights(module, given, source)
-    module.load_state_dict(given)
 
 
 def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
