@@ -8,7 +8,7 @@
 `record` drives the command line on small fixed data, on one thread of the CPU, and writes down what
 came out: one flat JSON of names and values. Arrays are told by shape, mean and sha256, so that two
 values that differ also say by how much. `--part` (repeatable) records some parts alone, in both
-commands: shards, masks, pretrain, features, probes, finetune, decoder, convert, recipes.
+commands: shards, masks, pretrain, features, probes, finetune, decoder, figures, convert, recipes.
 
 What is on disk may change its form, names and values may not: a form is read at the end of this
 file, by one function a kind of file. Numbers of different machines, or different versions of torch,
@@ -44,8 +44,9 @@ import torch
 import yaml
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import foreign_weights as foreign
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import foreign_weights as foreign  # noqa: E402  # found by the line above
 
 Values = Iterator[tuple[str, object]]
 CPU = ("--device", "cpu", "--workers", "0")
@@ -81,7 +82,7 @@ VIEWS = {  # what is stored beside the last four layers of the evaluation view
     "float32": ("--dtype", "float32"),
     "bf16": ("--precision", "bf16"),
     "context": ("--which", "context"),
-    "bicubic": ("--interpolation", "bicubic"),
+    "bicubic 48": ("--interpolation", "bicubic", "--image-size", "48"),
     "squash": ("--crop", "squash"),
     "squash 48": ("--crop", "squash", "--image-size", "48"),
     "flip": ("--views", "2", "--augment", "flip", "--crop", "squash"),
@@ -93,7 +94,7 @@ PROBES = {
     "few-shot": ("ijepa", "msn"),
     "linear": ("ijepa", "vissl-cifar100", "vissl-places205", "vissl-inat18", "vissl-in1k",
                "vissl-in1k-lars", "paper-in1k-lars", "vissl-clevr-count", "vissl-clevr-dist",
-               "mae-lars", "mae-lars-50"),
+               "mae-lars", "mae-lars-50", "dinov2-linear"),
 }  # fmt: skip
 FINETUNED = {
     "imagenet-1pct": ("--subset", "50%"),
@@ -104,7 +105,7 @@ BEIT = {"use_shared_relative_position_bias": True, "use_mean_pooling": False}
 DECODER = ("image_px=8", "channels=[8,16]", "batch_size=16", "statistics_images=32",
            "sampling_steps=3", "evaluated_images=8")  # fmt: skip
 TO = ("ours", "published", "timm", "hf")
-WORK = Path(tempfile.mkdtemp(prefix="goldens-"))
+WORK = Path()  # a new folder, where this process stands: pictures show relative paths
 
 
 # What is recorded, part by part.
@@ -225,6 +226,20 @@ def finetune() -> Values:
         yield from prefixed(name, score_values(out / "result.json"))
 
 
+def figures() -> Values:
+    """The numbers that stand beside pictures."""
+    of_run = ("--encoder", run(), "--data", scenes(), "--images", 4, "--device", "cpu")
+    stored = ("--features", extracted("run", "val"), "--data", scenes(), "--label", "count")
+    asked = {
+        "pca": of_run,
+        "retrieval": (*of_run, "--store-images", 64, "--measured", 32),
+        "neighbors": stored,
+    }
+    for name, words in asked.items():
+        found = ijepa("visualize", name, *words, "--out", WORK / f"{name}.png")
+        yield from prefixed(name, numbers(found))
+
+
 def decoder() -> Values:
     """Losses, what samples look like, and how honest they are."""
     for condition in ("targets", "predictions"):
@@ -253,13 +268,13 @@ def convert() -> Values:
 
 def recipes() -> Values:
     """Every setting of every recipe, its defaults included."""
-    folder = Path(__file__).parents[1] / "ijepa" / "recipes"
+    folder = ROOT / "ijepa" / "recipes"
     for name in sorted(path.stem for path in folder.glob("*.yaml")):
         yield from prefixed(name, leaves(yaml.safe_load(told("recipes", name))))
 
 
 PARTS = {part.__name__: part for part in (
-    shards, masks, pretrain, features, probes, finetune, decoder, convert, recipes,
+    shards, masks, pretrain, features, probes, finetune, decoder, figures, convert, recipes,
 )}  # fmt: skip
 
 
@@ -436,7 +451,8 @@ def ijepa(*words: object) -> dict[str, Any]:
 def stop_early(words: tuple[object, ...]) -> None:
     """Start a run of its own process, and end it by SIGTERM after some steps."""
     command = [sys.executable, "-m", "ijepa_cli", *map(str, words)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as started:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as started:
         while started.poll() is None:
             if any(path.stat().st_size > 900 for path in WORK.rglob("run resumed*/metrics.jsonl")):
                 started.terminate()
@@ -600,16 +616,14 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; all if none")
     args = parser.parse_args()
     parts = args.part or list(PARTS)
-    if args.what == "record":
-        return record(args.files[0], parts)
-    return compare(*args.files, parts)
+    if args.what == "compare":
+        return compare(*args.files, parts)
+    out = args.files[0].resolve()
+    with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
+        os.chdir(folder)
+        return record(out, parts)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    try:
-        sys.exit(main())
-    finally:
-        import shutil
-
-        shutil.rmtree(WORK)
+    sys.exit(main())
