@@ -513,9 +513,9 @@ def feature_values(path: Path) -> Values:
 
 def score_values(path: Path) -> Values:
     """Of a result: every score with its interval, choices and right answers."""
-    result = json.loads(path.read_text())
-    yield "chance", result["chance"]
-    for number, score in enumerate(result["scores"]):
+    scores = json.loads(path.read_text())
+    yield "chance", scores[0]["chance"]
+    for number, score in enumerate(scores):
         name = f"{number} {score['setting']}".strip()
         for value in ("top1", "mean_class", "draws_std", "best_on_test", "p_value"):
             yield f"{name}/{value}", score[value]
