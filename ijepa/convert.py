@@ -88,7 +88,7 @@ def convert(
     card = _card_path(out, plan.is_folder)
     if not plan.is_folder and card.exists() and read_record(out) is None:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             from ijepa.encoders.reading import read_networks  # here: torch takes its time
 

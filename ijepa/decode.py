@@ -99,7 +99,7 @@ def train_decoder(
     if is_one_of_many():
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     plan = stage_plan(shards, out, config, runtime)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             _train(work, Path(shards), runtime, progress)
         return DecoderOutcome(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))

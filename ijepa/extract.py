@@ -64,7 +64,7 @@ def extract(
     job = _Job(plan, config, data, images, runtime, progress)
     if is_one_of_many():
         return _extract_together(job)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             from ijepa.world import World  # here, so that a cached answer is quick
 
@@ -90,8 +90,7 @@ def _extract_together(job: _Job) -> ExtractResult:
     from ijepa.distributed import joined, lead, pick_device, wait_for_all
 
     with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
-        force = job.runtime.force
-        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, force=force)))
+        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, job.runtime)))
         if not work.cached:
             writer, device = _encode(job, work, world)
             writer.flush()

@@ -132,7 +132,7 @@ def finetune(
         IjepaError: the encoder does not load, no such split or label, a list that names others.
     """
     plan = stage_plan(shards, out, config, runtime, subset)
-    with together(exclusive_work(plan, force=runtime.force), runtime.device) as (work, world):
+    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
             told = progress if world.leads else silent
             _train(work, open_shards(Path(shards)), runtime, told, world, subset)

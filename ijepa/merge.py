@@ -56,7 +56,7 @@ def merge(
     fingerprints = [store.header.fingerprint for store in stores]
     inputs = {str(number): fingerprint for number, fingerprint in enumerate(fingerprints)}
     plan = StagePlan("merge", VERSION, MergeConfig(), inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             header = _header([store.header for store in stores], plan.fingerprint)
             writer = FeatureWriter(work.folder / out.name, header, stores[0].dtype)

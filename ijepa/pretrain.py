@@ -168,7 +168,7 @@ def _begun(
         from ijepa.jepa.step import check_passes
 
         check_passes(config, processes, runtime.micro_batch)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if prolong and not work.cached:
             from ijepa.train.checkpoint import LAST, take_over
 

@@ -124,7 +124,7 @@ def probe(
     plan = StagePlan("probe", VERSION, config, inputs, out)
     if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
         opened, chosen = _opened(pairs, config, lists)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             from ijepa.probes.arrays import Asked
 
@@ -167,7 +167,6 @@ def low_level(
         progress: see `probe`.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for label, protocol in LOW_LEVEL.items():
         choices = {"name": "linear", "label": label, "protocol": protocol}

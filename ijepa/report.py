@@ -95,7 +95,7 @@ def report(
     )
     config = ReportConfig(title=title)
     plan = StagePlan("report", VERSION, config, _inputs(found), out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             write_bytes(work.folder / out.name, _page(title, outcome, configs).encode())
             work.publish_file({"command": runtime.command})

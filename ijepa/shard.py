@@ -119,7 +119,7 @@ def shard(
     """
     name, listed = os.fspath(source), Path(subset) if subset is not None else None
     plan = plan_shard(source, out, config, subset=subset)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
             _make(name, config, listed, runtime, progress, made)

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ijepa.config import RUNTIME, Runtime
 from ijepa.errors import IjepaError
 from ijepa.files import (
     HALF_WRITTEN,
@@ -47,6 +48,7 @@ from ijepa.records import (
 )
 
 __all__ = [
+    "DryRun",
     "StagePlan",
     "Work",
     "changed_file",
@@ -207,13 +209,28 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
     return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
 
 
+class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its work
+    """Raised in place of work where `Runtime.dry_run` is set.
+
+    Attributes:
+        plan: of the output.
+        state: `cached`, `goes on` or `would run`.
+        why: empty for `cached`.
+    """
+
+    def __init__(self, plan: StagePlan, state: str, why: str) -> None:
+        super().__init__(f"{plan.out}: {state}{why and f' ({why})'}")
+        self.plan, self.state, self.why = plan, state, why
+
+
 @contextlib.contextmanager
-def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
+def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work]:
     """Hold `plan.out` alone while making it.
 
     Args:
         plan: what to make.
-        force: rebuild even if the output is up to date, and replace what ijepa did not make.
+        runtime: `force` rebuilds even if the output is up to date, and replaces what ijepa did not
+            make; `dry_run` says what would be done instead.
 
     Yields:
         The work. If `work.cached`, return at once (the record's time is now, so that make sees an
@@ -223,7 +240,11 @@ def exclusive_work(plan: StagePlan, *, force: bool = False) -> Iterator[Work]:
         IjepaError: another process works on it; the output, or a name beside it that is needed,
             exists and was not made by ijepa; it is precious and was made by another plan; or the
             path cannot be written to.
+        DryRun: for `dry_run`; nothing is written.
     """
+    force = runtime.force
+    if runtime.dry_run:
+        raise DryRun(plan, *outlook(plan, force=force))
     _refuse_place(plan)
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with lock(plan.out) as held:

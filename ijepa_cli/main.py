@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
 from ijepa.text import one_line
 from ijepa.world import current_world
-from ijepa_cli.console import is_spokesman, log_to_stderr, print_json, stderr
+from ijepa_cli.show import is_spokesman, log_to_stderr, print_json, stderr
 
 USAGE = 2
 RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be ended

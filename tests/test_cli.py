@@ -6,8 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
-from ijepa_cli.main import COMMANDS, main
+from ijepa.config import ExtractConfig, Runtime
+from ijepa.extract import extract
+from ijepa_cli.main import COMMANDS, app, main
+
+GROUP = typer.main.get_group(app)
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -47,6 +52,40 @@ def test_the_command_line_imports_nothing_heavy():
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
+    "shard": "split val-fraction resize shuffle max-bad subset check require-split require-label "
+    "workers",
+    "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
+    "recompute compile parallel cache replace launcher nodes gpus-per-node minutes slurm",
+    "extract": "data out encoder split which layers image-size crop views augment device workers",
+    "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
+    "finetune": "data out subset encoder protocol label test-split seed device workers "
+    "checkpoint-seconds replace",
+    "train-decoder": "data out encoder condition steps test-split seed device workers "
+    "checkpoint-seconds replace",
+    "report": "compare out title",
+    "convert": "to which arch scores",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_of_a_stage_are_these(command):
+    shown = [one for one in GROUP.commands[command].params if not getattr(one, "hidden", False)]
+    options = {name for one in shown for name in one.opts if name.startswith("--")}
+    common = {"--force", "--dry-run", "--json"} | ({"--set"} if command != "report" else set())
+    assert options - {"--help"} == {f"--{name}" for name in OPTIONS[command].split()} | common
+
+
+def test_a_setting_is_given_by_name_or_by_set(ijepa, shards, tmp_path):
+    arguments = ["--encoder", "pixels", "--data", shards, "--image-size", "8", "--device", "cpu"]
+    arguments += ["--out", tmp_path / "f.h5"]
+    assert ijepa("extract", *arguments, "--dtype", "float32")[0] == 0
+    assert "cached" in ijepa("extract", *arguments, "--set", "dtype=float32")[1]
+    code, _, err = ijepa("extract", *arguments, "--set", "dtyp=float32")
+    assert code == 1
+    assert "dtyp is not a known setting" in err
 
 
 def test_a_wrong_option_is_a_usage_error(ijepa):
@@ -92,6 +131,54 @@ def test_dry_run_says_what_would_happen_and_makes_nothing(ijepa, shards, tmp_pat
     assert plan["images"] == 256
     assert plan["encoder_parameters"] > 10**5
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def files(shards, run, tmp_path_factory):
+    """What the commands below read."""
+    folder = tmp_path_factory.mktemp("files")
+    for split in ("train", "val"):
+        config = ExtractConfig(encoder="pixels", image_px=8, split=split)
+        extract(shards, folder / f"{split}.h5", config, Runtime(device="cpu", workers=0))
+    return {"shards": shards, "run": run, "features": folder}
+
+
+STAGES = [
+    "shard scenes:train=2,val=2 OUT",
+    "pretrain --recipe {run}/config.yaml --data {shards} --out OUT",
+    "extract --encoder {run} --data {shards} --split val --out OUT.h5",
+    "features merge {features}/train.h5 {features}/val.h5 --out OUT.h5",
+    "probe knn --train {features}/train.h5 --test {features}/val.h5 --out OUT.json",
+    "finetune --encoder {run} --data {shards} --out OUT --set batch_size=16",
+    "train-decoder --encoder {run} --data {shards} --out OUT --set batch_size=16",
+    "visualize masks --recipe {run}/config.yaml --out OUT.png",
+    "visualize attention --encoder {run} --data {shards} --out OUT.png",
+    "visualize neighbors --features {features}/val.h5 --out OUT.png",
+    "convert {run} OUT.pt --to ours",
+    "report {run} --out OUT.html",
+]
+
+
+@pytest.mark.parametrize("line", STAGES)
+def test_a_dry_run_of_any_stage_says_what_would_happen_and_writes_nothing(
+    ijepa, files, tmp_path, line
+):
+    words = line.format(**files).replace("OUT", str(tmp_path / "out")).split()
+    code, printed, err = ijepa(*words, "--dry-run", "--json")
+    assert code == 0, err
+    found = json.loads(printed)
+    assert (found["state"], found["why"]) == ("would run", "nothing is there yet")
+    assert found["out"].startswith(str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_is_cached_and_what_changed(ijepa, files):
+    out = files["features"] / "val.h5"
+    words = ["extract", "--encoder", "pixels", "--data", files["shards"], "--out", out]
+    words += ["--image-size", "8", "--split", "val", "--dry-run"]
+    assert ": cached" in "".join(ijepa(*words)[1].split("\n"))
+    found = json.loads(ijepa(*words, "--layers", "2", "--json")[1])
+    assert (found["state"], found["why"]) == ("would run", "layers was 4, now 2")
 
 
 def test_json_is_all_there_is_on_stdout(ijepa, shards, run, tiny_config):

@@ -29,8 +29,8 @@ from ijepa.jepa.step import check_passes
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.weights import load_checkpoint
-from ijepa_cli.launch import OPTIONS, Command, _without
 from ijepa_cli.main import app
+from ijepa_cli.slurm import OPTIONS, Command, _without
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
 
@@ -368,7 +368,7 @@ def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
 def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fails(
     monkeypatch, tmp_path
 ):
-    from ijepa_cli.launch import submit
+    from ijepa_cli.slurm import submit
 
     asked = {}
 

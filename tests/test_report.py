@@ -233,7 +233,7 @@ def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp
 
 
 def terminal(outcome):
-    from ijepa_cli.console import Screen
+    from ijepa_cli.show import Screen
 
     console = Screen(width=200)
     with console.capture() as captured:

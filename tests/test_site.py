@@ -30,7 +30,7 @@ SMALLER = {  # what the tutorial takes minutes for, the test does in seconds
 def hooks():
     """The modules that make pages from the code."""
     sys.path.insert(0, str(DOCS / "hooks"))
-    names = ("commands", "protocols", "recipes")
+    names = ("commands", "protocols", "recipes", "settings")
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(DOCS / "hooks"))
 
@@ -48,12 +48,20 @@ def test_every_command_has_a_page_with_all_its_options(hooks):
     for name, command in commands():
         page = hooks["commands"].command_page(name)
         for option in command.params:
-            if option.name != "help":
+            if option.name != "help" and not getattr(option, "hidden", False):
                 is_argument = option.param_type_name == "argument"
                 argument = (option.metavar or option.name).upper()
                 (typed, *_) = [argument] if is_argument else option.opts
                 assert f"`{typed}" in page, f"{name} {typed}"
                 assert option.help.split("|")[0].strip() in page
+
+
+def test_every_setting_is_described_on_one_page(hooks):
+    page = hooks["settings"].settings_page()
+    for kind in hooks["settings"].STAGES.values():
+        for name, field in kind.model_fields.items():
+            assert field.description or f"`{name}." in page, name
+            assert f"`{name}" in page, name
 
 
 def test_every_protocol_stands_in_the_tables(hooks):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijepa.config import Config
+from ijepa.config import Config, Runtime
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.records import read_record, record_path
@@ -31,7 +31,7 @@ def plan(out: Path, number: int = 1, data: str = "d") -> StagePlan:
 
 def make_file(plan: StagePlan, text: str, *, force: bool = False) -> bool:
     """Make a one-file output; returns whether there was work to do."""
-    with exclusive_work(plan, force=force) as work:
+    with exclusive_work(plan, Runtime(force=force)) as work:
         if work.cached:
             return False
         (work.folder / plan.out.name).write_text(text)
@@ -157,7 +157,7 @@ def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
     with exclusive_work(dataclasses.replace(ours, precious=True)) as work:
         assert work.cached == (place == "finished")
         assert ((out if work.cached else work.folder) / "content").read_text() == "ten hours"
-    with exclusive_work(other, force=True) as work:
+    with exclusive_work(other, Runtime(force=True)) as work:
         assert not (work.folder / "content").exists()
 
 
@@ -168,7 +168,7 @@ def test_what_another_stage_made_is_never_replaced(tmp_path, force):
     other = dataclasses.replace(of_folder(plan(out)), stage="other")
     with (
         pytest.raises(IjepaError, match="was made by `ijepa test`"),
-        exclusive_work(other, force=force),
+        exclusive_work(other, Runtime(force=force)),
     ):
         pass
     with exclusive_work(plan(tmp_path / "half")) as work:
@@ -183,7 +183,7 @@ def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
     out = tmp_path / "out"
     make_folder(plan(out), "old")
     again = of_folder(plan(out))
-    with exclusive_work(again, force=True) as work:
+    with exclusive_work(again, Runtime(force=True)) as work:
         (work.folder / "half").write_text("half")
     with exclusive_work(again) as work:
         assert not work.cached
@@ -416,6 +416,9 @@ def test_a_place_where_an_output_cannot_stand_is_refused_before_any_work(tmp_pat
         ),
         (tmp_path / "file" / "a" / "b", "file is a file, so .*/file/a/b cannot stand in it"),
     ):
-        with pytest.raises(IjepaError, match=found), exclusive_work(plan(out), force=force):
+        with (
+            pytest.raises(IjepaError, match=found),
+            exclusive_work(plan(out), Runtime(force=force)),
+        ):
             pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]

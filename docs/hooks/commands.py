@@ -37,7 +37,8 @@ def _words(command: typer.core.TyperCommand) -> str:
 
 def _usage(command: typer.core.TyperCommand, typed: str, level: str) -> str:
     context = command.make_context(typed, [], resilient_parsing=True)
-    rows = [_row(one, context) for one in command.params if one.name != "help"]
+    seen = [one for one in command.params if not getattr(one, "hidden", False)]
+    rows = [_row(one, context) for one in seen if one.name != "help"]
     table = "\n".join(["| | default | |", "|---|---|---|", *rows])
     return f"{table}\n\n{_examples(command, level)}".strip()
 

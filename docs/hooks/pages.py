@@ -6,6 +6,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from protocols import BLOCKS
 from recipes import recipes_page
+from settings import settings_page
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -16,9 +17,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page a command, and one of recipes."""
+    """Add a page a command, one of recipes and one of settings."""
     made = {f"commands/{name}.md": command_page(name) for name in commands()}
-    made["recipes.md"] = recipes_page()
+    made |= {"recipes.md": recipes_page(), "settings.md": settings_page()}
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     return files

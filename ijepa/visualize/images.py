@@ -80,7 +80,7 @@ def drawing(plan: StagePlan, runtime: Runtime) -> Iterator[Work]:
 
     Yields and raises as `exclusive_work`.
     """
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         try:
             yield work
         except BaseException:

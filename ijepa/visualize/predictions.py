@@ -91,7 +91,7 @@ def visualize_predictions(
         "decoder": _decoder_fingerprint(Path(config.decoder)),
     }
     plan = StagePlan("visualize predictions", VERSION, config, inputs, out)
-    with exclusive_work(plan, force=runtime.force) as work:
+    with exclusive_work(plan, runtime) as work:
         if not work.cached:
             picture, facts = _draw(data, config, runtime, progress)
             write_bytes(work.folder / out.name, picture)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from ijepa_cli.console import Json, show
+from ijepa_cli.options import Json
+from ijepa_cli.show import show
 
 if TYPE_CHECKING:
     from ijepa.encoders.catalogue import Catalogue, Entry

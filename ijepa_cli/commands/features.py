@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ijepa_cli.console import Force, Json, runtime, show, shown_progress, table
+from ijepa.config import Runtime
+from ijepa_cli.options import Json, stage
+from ijepa_cli.show import show, shown_progress, table
 
 if TYPE_CHECKING:
     from ijepa.feature_info import FeatureInfo, FeatureState
@@ -72,8 +74,7 @@ def diagnose(
     show(state, as_json, _state(state))
 
 
-@files.command()
-def merge(sources: Sources, out: Out, force: Force = False, as_json: Json = False) -> None:
+def merge(sources: Sources, out: Out, runtime: Runtime, as_json: bool) -> None:
     """Put the rows of several files of one encoder into one.
 
     Example: ijepa features merge part-0.h5 part-1.h5 --out whole.h5
@@ -81,7 +82,7 @@ def merge(sources: Sources, out: Out, force: Force = False, as_json: Json = Fals
     from ijepa.merge import merge as run
 
     with shown_progress() as progress:
-        outcome = run(sources, out, runtime("cpu", 0, force), progress)
+        outcome = run(sources, out, runtime, progress)
     state = "cached" if outcome.cached else "written"
     show(outcome, as_json, f"{outcome.out} {state}: {outcome.images:,} images")
 
@@ -122,4 +123,5 @@ def _state(state: "FeatureState") -> Table:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    stage(files)(merge)
     app.add_typer(files, name="features")

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ijepa.config import validated
-from ijepa_cli.console import Device, Force, Json, Seed, runtime, show, shown_progress, table
+from ijepa.config import Runtime, validated
+from ijepa_cli.show import show, shown_progress, table
 
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 EncoderName = Annotated[str, typer.Option(help="Run folder, checkpoint of a run, or random:RUN.")]
 DecoderName = Annotated[Path, typer.Option(help="Decoder of `ijepa train-decoder`, of this run.")]
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
@@ -21,6 +22,8 @@ TargetSamples = Annotated[
 
 
 def predictions(
+    runtime: Runtime,
+    as_json: bool,
     encoder: EncoderName,
     decoder: DecoderName,
     data: Data,
@@ -30,9 +33,6 @@ def predictions(
     samples: Samples = 4,
     target_samples: TargetSamples = 2,
     seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw decoded samples of predictions: what stays is predicted, what varies is not.
 
@@ -51,5 +51,5 @@ def predictions(
     }
     config = validated(PredictionsConfig, settings, "options")
     with shown_progress() as progress:
-        figures = visualize_predictions(data, out, config, runtime(device, 0, force), progress)
+        figures = visualize_predictions(data, out, config, runtime, progress)
     show(figures, as_json, table(figures, "cached" if figures.cached else "drawn"))

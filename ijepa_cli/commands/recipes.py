@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
-from ijepa_cli.console import print_text
+from ijepa_cli.show import print_text
 
 Name = Annotated[str | None, typer.Argument(help="Show this one, complete; without, list all.")]
 

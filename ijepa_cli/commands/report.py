@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ijepa_cli.console import Force, Json, runtime, screen, show
+from ijepa.config import Runtime
+from ijepa_cli.options import stage
 from ijepa_cli.score_table import comparison_table, report_tables
+from ijepa_cli.show import screen, show
 
 Sources = Annotated[
     list[Path] | None,
@@ -26,13 +28,18 @@ Title = Annotated[str, typer.Option(help="Heading of the page.")]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    stage(app)(report)
+
+
 def report(
+    runtime: Runtime,
+    as_json: bool,
     sources: Sources = None,
     compare: Compare = None,
     out: Out = Path("report.html"),
     title: Title = "ijepa report",
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Gather scores, the paper's tables, training curves and pictures in tables and a page.
 
@@ -51,15 +58,10 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime("cpu", 0, force), title)
+    outcome = run(sources or [], out, runtime, title)
     show(outcome, as_json)
     if not as_json:
         for scores in report_tables(outcome):
             screen.print(scores, highlight=False)
         state = "cached" if outcome.cached else "made"
         screen.print(f"page, {state}: {outcome.out}", highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(report)

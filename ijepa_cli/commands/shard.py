@@ -1,13 +1,14 @@
 """`ijepa shard`: data set to shard set."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 
-from ijepa.config import CPU_WORKERS, MAX_PIXELS, ShardConfig, validated
-from ijepa_cli.console import Force, Json, runtime, show, shown_progress
+from ijepa.config import Runtime, ShardConfig
+from ijepa_cli.options import stage
+from ijepa_cli.show import show, shown_progress
 
 if TYPE_CHECKING:
     from ijepa.shard import ShardResult
@@ -29,93 +30,56 @@ Examples:
 
   ijepa shard --check shards/photos
 """
+Source = Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")]
+Out = Annotated[
+    Path | None, typer.Argument(help="The shard set to make, a folder; not with --check.")
+]
+Subset = Annotated[Path | None, typer.Option(help="Keys or file names to keep, one a line.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Make nothing: look for damage in the shard set SOURCE.")
+]
+RequireSplit = Annotated[
+    list[str] | None,
+    typer.Option(help="End with an error without this split (or `evaluation`); repeatable."),
+]
+RequireLabel = Annotated[
+    list[str] | None,
+    typer.Option(help="End with an error if a required split lacks this label; repeatable."),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=EXAMPLES)(shard)
+    shown = "splits val_fraction resize_px shuffle max_bad"
+    stage(app, ShardConfig, shown, "workers", epilog=EXAMPLES)(shard)
 
 
 def shard(
-    source: Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")],
-    out: Annotated[
-        Path | None, typer.Argument(help="The shard set to make, a folder; not with --check.")
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Only this split; may be given again.")
-    ] = None,
-    val_fraction: Annotated[
-        float, typer.Option(help="Of a source without splits, the share that becomes val.")
-    ] = 0.0,
-    resize: Annotated[
-        int | None, typer.Option(help="Shrink the short side to this many pixels.")
-    ] = None,
-    shard_bytes: Annotated[int, typer.Option(help="Size at which a shard is closed.")] = 256
-    * 2**20,
-    shuffle: Annotated[
-        bool, typer.Option("--shuffle", help="Mix classes within shards, for streaming.")
-    ] = False,
-    max_bad: Annotated[int, typer.Option(help="How many images may fail to decode.")] = 0,
-    max_pixels: Annotated[
-        int, typer.Option(help="Images whose header claims more pixels are not decoded.")
-    ] = MAX_PIXELS,
-    pixel_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Values of 16-bit, 32-bit and float pixels that become black and white."),
-    ] = None,
-    exif: Annotated[
-        Literal["ignore", "rotate"],
-        typer.Option(help="rotate: turn images as their EXIF orientation says."),
-    ] = "ignore",
-    folders_are_classes: Annotated[
-        bool,
-        typer.Option("--folders-are-classes", help="Also folders called train, test and so on."),
-    ] = False,
-    subset: Annotated[
-        Path | None, typer.Option(help="Keys or file names to keep, one a line.")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes that check and write images.", min=0)
-    ] = CPU_WORKERS,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Make nothing: look for damage in the shard set SOURCE."),
-    ] = False,
-    require_split: Annotated[
-        list[str] | None,
-        typer.Option(help="End with an error without this split (or `evaluation`); repeatable."),
-    ] = None,
-    require_label: Annotated[
-        list[str] | None,
-        typer.Option(help="End with an error if a required split lacks this label; repeatable."),
-    ] = None,
-    force: Force = False,
-    as_json: Json = False,
+    source: Source,
+    config: ShardConfig,
+    runtime: Runtime,
+    as_json: bool,
+    out: Out = None,
+    subset: Subset = None,
+    check: Check = False,
+    require_split: RequireSplit = None,
+    require_label: RequireLabel = None,
 ) -> None:
     """Write the images of SOURCE as WebDataset tars with an index for random access."""
+    from ijepa.data.shards import check_shards, open_shards
+    from ijepa.shard import shard as run
+
     if check:
-        _check(Path(source) if out is None else out, as_json)
+        folder = Path(source) if out is None else out
+        with shown_progress() as progress:
+            found = check_shards(folder, progress)
+        words = f"{found.samples:,} images, {decimal(found.bytes)}, whole and undamaged"
+        show(found, as_json, f"{folder}: {words}")
         return
     if out is None:
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
-    from ijepa.data.shards import open_shards
-    from ijepa.shard import shard as run
-
-    options = {
-        "splits": split or (),
-        "val_fraction": val_fraction,
-        "resize_px": resize,
-        "shard_bytes": shard_bytes,
-        "shuffle": shuffle,
-        "max_bad": max_bad,
-        "max_pixels": max_pixels,
-        "pixel_range": pixel_range,
-        "exif": exif,
-        "folders_are_classes": folders_are_classes,
-    }
-    config = validated(ShardConfig, options, "options")
     with shown_progress() as progress:
-        result = run(source, out, config, runtime("cpu", workers, force), progress, subset=subset)
+        result = run(source, out, config, runtime, progress, subset=subset)
     show(result, as_json, _summary(result))
     open_shards(out).require(require_split or (), require_label or ())
 
@@ -134,12 +98,3 @@ def _summary(result: "ShardResult") -> str:
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
     return "\n".join(lines)
-
-
-def _check(folder: Path, as_json: bool) -> None:
-    from ijepa.data.shards import check_shards
-
-    with shown_progress() as progress:
-        found = check_shards(folder, progress)
-    size = decimal(found.bytes)
-    show(found, as_json, f"{folder}: {found.samples:,} images, {size}, whole and undamaged")

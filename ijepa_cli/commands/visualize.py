@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ijepa.config import validated
+from ijepa.config import Runtime, validated
 from ijepa.recipes import load_recipe
 from ijepa_cli.commands.predictions import predictions
-from ijepa_cli.console import Device, Force, Json, Seed, runtime, show, shown_progress, table
+from ijepa_cli.options import stage
+from ijepa_cli.show import show, shown_progress, table
 
 if TYPE_CHECKING:
     from ijepa.visualize import ImageChoice, Picture
 
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 MaskData = Annotated[Path | None, typer.Option(help="Shard set to take images from; else plain.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override, as a.b=c; repeatable.")]
@@ -78,16 +80,16 @@ pictures = typer.Typer(
 )
 
 
-@pictures.command()
+@stage(pictures)
 def masks(
+    runtime: Runtime,
+    as_json: bool,
     recipe: Recipe,
     out: PngOut,
     data: MaskData = None,
     overrides: Set = None,
     images: Images = 4,
     batches: Batches = 100,
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw a recipe's context and target blocks, and how often each patch is seen.
 
@@ -98,12 +100,14 @@ def masks(
 
     choices = MaskSheetConfig(recipe=config, num_images=images, num_batches=batches)
     with shown_progress() as progress:
-        figures = visualize_masks(out, choices, data, runtime("cpu", 0, force), progress)
+        figures = visualize_masks(out, choices, data, runtime, progress)
     show(figures, as_json, table(figures, "cached" if figures.cached else "drawn"))
 
 
-@pictures.command()
+@stage(pictures, run="device")
 def attention(
+    runtime: Runtime,
+    as_json: bool,
     encoder: Encoders,
     data: Data,
     out: Out,
@@ -115,9 +119,6 @@ def attention(
     query: Queries = None,
     rollout: Rollout = True,
     seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw what a patch attends to, head by head, and rolled out to the input.
 
@@ -134,12 +135,14 @@ def attention(
     choices |= {"queries": tuple(query)} if query else {}
     config = validated(AttentionConfig, choices, "options")
     with shown_progress() as progress:
-        picture = visualize_attention(data, out, config, runtime(device, 0, force), progress)
+        picture = visualize_attention(data, out, config, runtime, progress)
     _show(picture, as_json)
 
 
-@pictures.command()
+@stage(pictures, run="device")
 def pca(
+    runtime: Runtime,
+    as_json: bool,
     encoder: Encoders,
     data: Data,
     out: Out,
@@ -151,9 +154,6 @@ def pca(
     layer: Layers = None,
     foreground: Foreground = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw patch tokens as colours: their first three principal components over many images.
 
@@ -170,12 +170,14 @@ def pca(
     }
     config = validated(PcaConfig, choices, "options")
     with shown_progress() as progress:
-        picture = visualize_pca(data, out, config, runtime(device, 0, force), progress)
+        picture = visualize_pca(data, out, config, runtime, progress)
     _show(picture, as_json)
 
 
-@pictures.command()
+@stage(pictures)
 def neighbors(
+    runtime: Runtime,
+    as_json: bool,
     features: FeatureFiles,
     out: Out,
     data: Thumbnails = None,
@@ -186,8 +188,6 @@ def neighbors(
     no_label: NoLabel = False,
     layer: StoredLayer = -1,
     seed: Seed = 0,
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw the images whose features are nearest to those of some queries.
 
@@ -205,13 +205,14 @@ def neighbors(
     }
     config = validated(NeighborsConfig, choices, "options")
     with shown_progress() as progress:
-        options = runtime("cpu", 0, force)
-        picture = visualize_neighbors(features, out, config, data, options, progress)
+        picture = visualize_neighbors(features, out, config, data, runtime, progress)
     _show(picture, as_json)
 
 
-@pictures.command()
+@stage(pictures, run="device")
 def retrieval(
+    runtime: Runtime,
+    as_json: bool,
     encoder: Runs,
     data: Data,
     out: Out,
@@ -222,9 +223,6 @@ def retrieval(
     store_images: StoreImages = 512,
     measured: Measured = 128,
     seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw what is predicted for a hidden block by the real patches nearest to it: no training.
 
@@ -241,12 +239,14 @@ def retrieval(
     }
     config = validated(RetrievalConfig, choices, "options")
     with shown_progress() as progress:
-        picture = visualize_retrieval(data, out, config, runtime(device, 0, force), progress)
+        picture = visualize_retrieval(data, out, config, runtime, progress)
     _show(picture, as_json)
 
 
-@pictures.command()
+@stage(pictures)
 def embedding(
+    runtime: Runtime,
+    as_json: bool,
     features: FeatureFile,
     out: PageOut,
     data: Thumbnails = None,
@@ -257,8 +257,6 @@ def embedding(
     images: Points = 2000,
     layer: StoredLayer = -1,
     seed: Seed = 0,
-    force: Force = False,
-    as_json: Json = False,
 ) -> None:
     """Draw features on a map, coloured by label: a page to point at, or a still picture.
 
@@ -276,8 +274,7 @@ def embedding(
     }
     config = validated(EmbeddingConfig, choices, "options")
     with shown_progress() as progress:
-        options = runtime("cpu", 0, force)
-        picture = visualize_embedding(features, out, config, data, options, progress)
+        picture = visualize_embedding(features, out, config, data, runtime, progress)
     _show(picture, as_json)
 
 
@@ -298,7 +295,7 @@ def _show(picture: "Picture", as_json: bool) -> None:
     show(picture, as_json, "\n".join(lines))
 
 
-pictures.command(name="predictions")(predictions)
+stage(pictures, run="device")(predictions)
 
 
 def register(app: typer.Typer) -> None:

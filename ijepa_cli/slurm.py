@@ -14,16 +14,25 @@ from ijepa.errors import IjepaError
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
+PANEL = "Cluster"
 Launcher = Annotated[
     Literal["here", "slurm", "local"],
-    typer.Option(help="slurm: submit a job; local: the same on this machine, to try it."),
+    typer.Option(
+        help="slurm: submit a job; local: the same on this machine, to try it.",
+        rich_help_panel=PANEL,
+    ),
 ]
-Nodes = Annotated[int, typer.Option(help="Machines of the job.", min=1)]
-GpusPerNode = Annotated[int, typer.Option(help="GPUs, and so processes, of each machine.", min=1)]
-Minutes = Annotated[int, typer.Option(help="The job's time limit; it is requeued.", min=1)]
+Nodes = Annotated[int, typer.Option(help="Machines of the job.", min=1, rich_help_panel=PANEL)]
+GpusPerNode = Annotated[
+    int,
+    typer.Option(help="GPUs, and so processes, of each machine.", min=1, rich_help_panel=PANEL),
+]
+Minutes = Annotated[
+    int, typer.Option(help="The job's time limit; it is requeued.", min=1, rich_help_panel=PANEL)
+]
 Slurm = Annotated[
     list[str] | None,
-    typer.Option("--slurm", help="More for sbatch, as partition=gpu; repeatable."),
+    typer.Option(help="More for sbatch, as partition=gpu; repeatable.", rich_help_panel=PANEL),
 ]
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
 OPTIONS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")

@@ -8,20 +8,20 @@ import pytest
 from rich.table import Table
 
 from ijepa.text import printable
-from ijepa_cli import console
+from ijepa_cli import show
 
 
 @pytest.fixture
 def said(monkeypatch):
     """Lines of progress; the clock goes on by a second a look."""
     clock, lines = iter(range(1000)), []
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(console.stderr, "print", lambda text, **_: lines.append(text))
+    monkeypatch.setattr(show.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(show.stderr, "print", lambda text, **_: lines.append(text))
     return lines
 
 
 def test_what_a_resumed_task_had_done_is_not_counted_as_speed(said):
-    progress = console._Lines(every_seconds=0)
+    progress = show._Lines(every_seconds=0)
     progress("train steps", 500, 1000)
     progress("train steps", 510, 1000)
     assert said[0] == "train steps: 500 of 1,000"
@@ -30,7 +30,7 @@ def test_what_a_resumed_task_had_done_is_not_counted_as_speed(said):
 
 
 def test_a_task_that_begins_again_is_timed_anew(said):
-    progress = console._Lines(every_seconds=0)
+    progress = show._Lines(every_seconds=0)
     for done in range(0, 101, 10):
         progress("train steps", done, 100)
     del said[:]
@@ -43,7 +43,7 @@ def test_a_task_that_begins_again_is_timed_anew(said):
 
 
 def test_bars_begin_again_with_their_task():
-    with console._Bars() as bars:
+    with show._Bars() as bars:
         for done in (0, 10, 0, 4):
             bars("train steps", done, 10)
         [task] = bars._rich.tasks
@@ -54,8 +54,8 @@ def test_bars_begin_again_with_their_task():
 def streams(monkeypatch):
     """What the two consoles write, as a terminal that takes UTF-8 would get it."""
     out, err = io.StringIO(), io.StringIO()
-    monkeypatch.setattr(console.screen, "_file", out)
-    monkeypatch.setattr(console.stderr, "_file", err)
+    monkeypatch.setattr(show.screen, "_file", out)
+    monkeypatch.setattr(show.stderr, "_file", err)
     return out, err
 
 
@@ -68,12 +68,12 @@ def test_text_of_others_is_shown_and_never_obeyed(streams, monkeypatch, capsys, 
     shown = printable(name)
     rows = Table(name, title=name, caption=name)
     rows.add_row(name)
-    console.screen.print(rows)
-    console.screen.print(name, highlight=False)
-    console.print_text(name)
-    console.print_json({"name": name})
-    console._Lines(every_seconds=0)(name, 1, 2)
-    with console._Bars() as bars:
+    show.screen.print(rows)
+    show.screen.print(name, highlight=False)
+    show.print_text(name)
+    show.print_json({"name": name})
+    show._Lines(every_seconds=0)(name, 1, 2)
+    with show._Bars() as bars:
         bars(name, 1, 2)
     assert out.getvalue().count(shown) == 5
     assert shown in err.getvalue()
@@ -86,7 +86,7 @@ def test_text_of_others_is_shown_and_never_obeyed(streams, monkeypatch, capsys, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_warning_shows_names_and_never_obeys_them(streams, name):
-    console.log_to_stderr()
+    show.log_to_stderr()
     logging.getLogger("ijepa.test").warning("%s is left out", name)
     logging.getLogger().handlers.clear()
     assert f"{printable(name)} is left out" in streams[1].getvalue()

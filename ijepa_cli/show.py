@@ -1,4 +1,4 @@
-"""What every command shares: options written once, progress bars, tables, JSON.
+"""What commands print: results as tables or JSON, progress bars, what a dry run finds.
 
 Results go to stdout, progress and warnings to stderr.
 """
@@ -6,13 +6,11 @@ Results go to stdout, progress and warnings to stderr.
 import contextlib
 import json
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.logging import RichHandler
@@ -31,13 +29,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ijepa.config import Runtime
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
+from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
-
-CHECKPOINT_MINUTES = 1.0
 
 
 class Screen(Console):
@@ -53,28 +49,6 @@ class Screen(Console):
 
 screen = Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
 stderr = Screen(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Make it again if it was made otherwise, and only then.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that read and decode images; by default 2, for a GPU all cores but 2.",
-        min=0,
-    ),
-]
-CheckpointMinutes = Annotated[
-    float,
-    typer.Option(
-        help="Save this often, or more rarely where saving would take over 2% of the time.",
-        min=0.001,
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", min=0)]
 
 
 @contextlib.contextmanager
@@ -95,6 +69,22 @@ def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> N
         print_json(result.model_dump(mode="json"))
     elif text is not None:
         screen.print(text)
+
+
+@contextlib.contextmanager
+def outlook_shown(as_json: bool, cost: BaseModel | None = None, note: str = "") -> Iterator[None]:
+    """Print what a stage inside would do, if it is a dry run; with the counted cost."""
+    try:
+        yield
+    except DryRun as found:
+        facts = {"stage": found.plan.stage, "out": str(found.plan.out)}
+        facts |= {"state": found.state, "why": found.why}
+        if as_json:
+            print_json(facts | (cost.model_dump(mode="json") if cost else {}))
+        elif is_spokesman():
+            screen.print(str(found), highlight=False)
+            if cost:
+                screen.print(table(cost, "what would run", note=note))
 
 
 def is_spokesman() -> bool:
@@ -235,9 +225,3 @@ def _cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def runtime(device: str, workers: int | None, force: bool, **more: Any) -> Runtime:  # noqa: ANN401  # of `Runtime`
-    """The options that leave results alone."""
-    command = shlex.join(["ijepa", *sys.argv[1:]])
-    return Runtime(device=device, workers=workers, force=force, command=command, **more)

@@ -1,0 +1,162 @@
+"""Options of commands, made from fields of settings: help, default and type are written there."""
+
+import functools
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from ijepa.config import Runtime, Settings, validated
+from ijepa.recipes import apply_override
+from ijepa_cli.show import outlook_shown
+
+# Names of options that are not those of their fields.
+FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split"}
+SETTINGS, RUN = "Settings", "How to run"
+ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
+NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a setting, as a.b=c; repeatable.", rich_help_panel=SETTINGS
+    ),
+]
+
+
+def plain(settings: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """Settings of the options that were given, and of `--set`."""
+    return validated(settings, given, "options")
+
+
+def stage(
+    app: typer.Typer,
+    settings: type[Settings] | None = None,
+    shown: str = "",
+    run: str = "",
+    *,
+    read: Callable[..., Settings] = plain,
+    **how: Any,  # noqa: ANN401  # of Typer's `command`
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command whose options are its own parameters and fields of settings.
+
+    The function is called with its own parameters, `config` (if there are settings), `runtime` and
+    `as_json`. With `--dry-run`, what its stage would do is printed.
+
+    Args:
+        app: gets the command.
+        settings: every field is an option; nested ones go through `--set` alone.
+        shown: fields that `--help` shows, in this order; the others are named by `--set`'s help.
+        run: fields of `Runtime` that are options, beside `--force`, `--dry-run` and `--json`.
+        read: makes the settings from the type and the fields that were given.
+        how: of `typer.Typer.command`.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        parameters = inspect.signature(function).parameters.values()
+        own = [one for one in parameters if one.name not in ("config", "runtime", "as_json")]
+        seen, of_run = shown.split(), [*run.split(), *ANY_STAGE]
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        options = [context.replace(annotation=typer.Context), *own]
+        fields: list[str] = []
+        if settings:
+            hidden = _others(settings, {*seen, *(one.name for one in own)})
+            fields = [*seen, *hidden]
+            options += [_option(settings, name, SETTINGS) for name in seen]
+            options += [_option(settings, name, SETTINGS, hidden=True) for name in hidden]
+            options.append(_override(hidden))
+        options += [_option(Runtime, name, RUN) for name in of_run]
+        options.append(_parameter("as_json", Json, False))
+
+        @functools.wraps(function)
+        def command(ctx: typer.Context, **values: Any) -> None:  # noqa: ANN401  # of the options
+            typed = shlex.join(["ijepa", *sys.argv[1:]])
+            given = {name: value for name, value in values.items() if is_given(ctx, name)}
+            arguments = {one.name: values[one.name] for one in own}
+            if settings:
+                body = {name: given[name] for name in fields if name in given}
+                for override in values["overrides"] or ():
+                    apply_override(body, override)
+                arguments["config"] = read(settings, body)
+            chosen = NOT_ASKED | {name: values[name] for name in of_run}
+            runtime = validated(Runtime, chosen | {"command": typed}, "options")
+            with outlook_shown(values["as_json"]):
+                function(**arguments, runtime=runtime, as_json=values["as_json"])
+
+        command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what Typer reads
+        command.__annotations__ = {one.name: one.annotation for one in options}
+        app.command(**how)(command)
+        return function
+
+    return register
+
+
+def is_given(ctx: typer.Context, option: str) -> bool:
+    """Was it typed? By name, for the enumeration is click's, which typer may carry within."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _others(settings: type[Settings], taken: set[str]) -> list[str]:
+    """Fields that are options without being shown: all but groups of settings."""
+    return [
+        name
+        for name, field in settings.model_fields.items()
+        if name not in taken
+        and not (inspect.isclass(field.annotation) and issubclass(field.annotation, Settings))
+    ]
+
+
+def _option(
+    settings: type[Settings], name: str, panel: str, *, hidden: bool = False
+) -> inspect.Parameter:
+    field = settings.model_fields[name]
+    flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    kind = _type(field.annotation)
+    default = ... if field.is_required() else field.default
+    if isinstance(default, tuple) and get_origin(kind) is list:
+        default = list(default) or None
+    option = typer.Option(
+        flag, help=_words(field.description), rich_help_panel=panel, hidden=hidden
+    )
+    return _parameter(
+        name, Annotated[kind if default is not None else kind | None, option], default
+    )
+
+
+def _override(others: list[str]) -> inspect.Parameter:
+    names = f": {', '.join(others)}" if others else ""
+    text = f"Any other setting, as NAME=VALUE; repeatable{names}."
+    option = typer.Option("--set", help=text, rich_help_panel=SETTINGS)
+    return _parameter("overrides", Annotated[list[str] | None, option], None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # any
+    empty = inspect.Parameter.empty if default is ... else default
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, annotation=annotation, default=empty)
+
+
+def _type(annotation: Any) -> Any:  # noqa: ANN401  # a type
+    """What an option of a field takes: a union's first type, a list for any number of values."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, UnionType):
+        return _type(next(one for one in arguments if one is not NoneType))
+    if origin is tuple:
+        inner = tuple(_type(one) for one in arguments if one is not ...)
+        return list[inner[0]] if ... in arguments else tuple[inner]  # type: ignore[valid-type]  # made here
+    return annotation
+
+
+def _words(description: str | None) -> str:
+    return " ".join((description or "").split())
