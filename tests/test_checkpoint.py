@@ -80,16 +80,17 @@ def test_a_disk_that_fails_is_told_at_the_next_checkpoint(writer, tmp_path):
 def test_checkpoints_take_at_most_a_fiftieth_of_the_time(
     writer, tmp_path, monkeypatch, cost_seconds, due_after
 ):
-    now = [1000.0]
+    now, begun = [1000.0], threading.Event()
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
 
-    def slow(_):
+    def slow(*_):
+        begun.wait(10)
         now[0] += cost_seconds
-        return {}
 
-    monkeypatch.setattr(writer, "_copied", slow)
+    monkeypatch.setattr(checkpoint, "save_state", slow)
     writer.save([tmp_path / "last.pt"], {})
-    writer._writing.result()
+    begun.set()
+    writer.close()
     now[0] += due_after - 0.5
     assert not writer.is_due()
     now[0] += 1.0

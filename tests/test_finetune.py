@@ -216,7 +216,7 @@ def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path)
 def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
     choice = config(run, holdout=0.25, epochs=1, lr=3e-3, warmup_epochs=0)
     scored = {}
-    score = FinetuneTask._scored
+    score = FinetuneTask.logits
 
     def noted(self, part):
         for places, logits in score(self, part):
@@ -224,7 +224,7 @@ def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, sha
             yield places, logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FinetuneTask, "_scored", noted)
+        patch.setattr(FinetuneTask, "logits", noted)
         result = finetune(shards, tmp_path / "out", choice, CPU)
     (held, places, logits), (test, _, _) = scored[0], scored[1]
     assert not set(held.keys) & set(test.keys)

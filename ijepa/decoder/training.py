@@ -23,19 +23,12 @@ from ijepa.world import World
 
 
 class DecoderInputs(NamedTuple):
-    """One step's inputs, on the device: one block of each image, and its noise.
+    """One step's inputs, on the device: images, one block of each, and its noise."""
 
-    Attributes:
-        images: (B, 3, H, W) uint8.
-        masks: with one target block.
-        boxes: (B, 4) the blocks' boxes in pixels.
-        noise: see `draw_flow`; likewise `noise_share`.
-    """
-
-    images: Tensor
-    masks: Masks
-    boxes: Tensor
-    noise: Tensor
+    images: Tensor  # (B, 3, H, W) uint8
+    masks: Masks  # with one target block
+    boxes: Tensor  # (B, 4), the blocks' in pixels
+    noise: Tensor  # see `draw_flow`
     noise_share: Tensor
 
 

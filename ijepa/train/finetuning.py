@@ -30,6 +30,8 @@ from ijepa.world import World
 
 SCORED_AT_ONCE = 64
 
+Inputs = tuple[Tensor, Tensor, Tensor]  # images, targets, draws of branches that are skipped
+
 
 class Labelled(NamedTuple):
     """Images of a split that take part.
@@ -47,21 +49,7 @@ class Labelled(NamedTuple):
     keys: list[str]
 
 
-class FinetuneInputs(NamedTuple):
-    """One step's inputs, on the device.
-
-    Attributes:
-        images: (B, 3, height, width) float, normalised, mixed if asked for.
-        targets: (B,) int64 class numbers, or (B, classes) shares of mixed images.
-        draws: (B, 2 * blocks) by which images skip branches of blocks.
-    """
-
-    images: Tensor
-    targets: Tensor
-    draws: Tensor
-
-
-class FinetuneTask(Task[FinetuneInputs]):
+class FinetuneTask(Task[Inputs]):
     """A classifier and its optimizer.
 
     Attributes:
@@ -124,34 +112,43 @@ class FinetuneTask(Task[FinetuneInputs]):
         """Augmented images of each step, in order."""
         return self.loaded(self._crops, numbers)
 
-    def prepare(self, batch: Batch) -> FinetuneInputs:
-        """Normalise and mix images, and draw which branches they skip: functions of (seed, step).
+    def prepare(self, batch: Batch) -> Inputs:
+        """Normalise and mix images, and draw which branches of blocks they skip.
 
-        Drawn for the whole batch, so that nothing depends on the number of processes.
+        Everything is a function of (seed, step), and drawn for the whole batch, so that nothing
+        depends on the number of processes.
+
+        Returns:
+            (B, 3, height, width) images; (B,) class numbers, or (B, classes) shares of mixed ones;
+            (B, 2 * blocks) draws.
         """
         images, labels = self._normalised(batch.images), self._labels[batch.numbers]
         images, targets = self._mixed(batch.step, images, self._moved(labels))
         shape = self.size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
         mine = torch.from_numpy(drawn[self.world.share(self.size)])
-        return FinetuneInputs(images, targets, self._moved(mine))
+        return images, targets, self._moved(mine)
 
-    def step(self, step: int, inputs: FinetuneInputs) -> dict[str, Any]:
+    def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """One update of all layers, each at its own rate."""
-        config, done = self.config, step + 1
+        config, done, (images, targets, draws) = self.config, step + 1, inputs
         warmup = min(1.0, config.warmup_epochs / config.epochs)
         lr = learning_rate(step / self.total_steps, config.lr, config.final_lr, warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()
         with self.autocast():
-            logits = self._forward(inputs.images, inputs.draws)
+            logits = self._forward(images, draws)
         smoothing = 0.0 if self._mixes() else config.label_smoothing  # mixed labels are smooth
-        loss = F.cross_entropy(logits.float(), inputs.targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        images = done * self.size
-        return {"epoch": done / self._per_epoch, "lr": lr, "images": images, "loss": loss.detach()}
+        return {
+            "epoch": done / self._per_epoch,
+            "lr": lr,
+            "images": done * self.size,
+            "loss": loss.detach(),
+        }
 
     def watch(self, step: int) -> dict[str, float]:
         """Score the held-out images after each epoch, every process some; loss is not smoothed."""
@@ -159,7 +156,7 @@ class FinetuneTask(Task[FinetuneInputs]):
         if not (len(held.chosen) and step) or step % self._per_epoch:
             return {}
         labels, sums = torch.from_numpy(held.labels), torch.zeros(2, dtype=torch.float64)
-        for numbers, logits in self._scored(held):
+        for numbers, logits in self.logits(held):
             true = labels[numbers]
             sums[0] += F.cross_entropy(logits, true, reduction="sum").double()
             sums[1] += (logits.argmax(dim=1) == true).sum()
@@ -182,15 +179,15 @@ class FinetuneTask(Task[FinetuneInputs]):
         """(n,) class numbers of images by their evaluation views; all processes must call it."""
         found = torch.zeros(len(test.chosen), dtype=torch.int64)
         with computing(self.device, linear=self.linear):
-            for numbers, logits in self._scored(test):
+            for numbers, logits in self.logits(test):
                 found[numbers] = logits.argmax(dim=1)
                 progress("score images", int(numbers[-1]) + 1, None)
         every: Ints = sum_over_ranks(found.to(self.device), self.world).cpu().numpy()
         return every
 
     @torch.inference_mode()
-    def _scored(self, part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places in `part` and float logits, on the CPU, of this process's share of its batches."""
+    def logits(self, part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places in `part` and their (n, classes) logits, on the CPU; of this process's share."""
         cuts = self.cuts
         plan = ViewPlan(cuts.image_px, cuts.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
