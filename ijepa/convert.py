@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.identity import LAST
 from ijepa.errors import IjepaError
+from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, silent
+from ijepa.records import read_record
 from ijepa.results.record import Result, read_result
-from ijepa.stage import (
-    StagePlan,
-    Work,
-    exclusive_work,
-    file_sha256,
-    fingerprint_of,
-    read_record,
-    write_bytes,
-)
+from ijepa.stage import StagePlan, Work, exclusive_work
 
 if TYPE_CHECKING:
     from ijepa.encoders.networks import Networks

@@ -8,10 +8,10 @@ from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime,
 from ijepa.data.shards import open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics
+from ijepa.files import read_json, read_metrics, write_bytes, write_json
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
-from ijepa.stage import StagePlan, Work, exclusive_work, read_json, write_bytes, write_json
+from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import is_one_of_many
 
 VERSION = 4

@@ -19,6 +19,7 @@ from ijepa.data.shards import ShardSet, SplitReader, listed, of_equal_size, open
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
+from ijepa.files import file_sha256, write_bytes
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
 from ijepa.records import library_versions
@@ -32,15 +33,8 @@ from ijepa.results.record import (
     read_result,
     write_result,
 )
-from ijepa.stage import (
-    StagePlan,
-    Work,
-    exclusive_work,
-    file_sha256,
-    write_bytes,
-)
-from ijepa.together import together
-from ijepa.world import World
+from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.loader import Ints

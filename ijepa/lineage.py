@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from ijepa.config import Config
-from ijepa.stage import fingerprint_of
+from ijepa.files import fingerprint_of
 
 
 class Lineage(Config):

@@ -9,8 +9,9 @@ from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, Features, open_features
 from ijepa.features.writer import FeatureWriter
+from ijepa.files import fingerprint_of
 from ijepa.progress import Progress, silent
-from ijepa.stage import StagePlan, exclusive_work, fingerprint_of
+from ijepa.stage import StagePlan, exclusive_work
 
 VERSION = 4
 ROWS_AT_ONCE = 1024

@@ -9,12 +9,11 @@ from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.identity import weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics
+from ijepa.files import read_metrics, write_bytes
 from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
-from ijepa.stage import StagePlan, Work, exclusive_work, write_bytes
-from ijepa.together import together
-from ijepa.world import World, current_world
+from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.world import World, current_world, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit

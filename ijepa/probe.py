@@ -12,6 +12,7 @@ from ijepa.data.shards import listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
+from ijepa.files import file_sha256
 from ijepa.progress import Progress, silent
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -24,12 +25,7 @@ from ijepa.results.record import (
     read_result,
     write_result,
 )
-from ijepa.stage import (
-    StagePlan,
-    exclusive_work,
-    file_sha256,
-    is_fresh,
-)
+from ijepa.stage import StagePlan, exclusive_work, is_fresh
 
 if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled

@@ -6,22 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics
+from ijepa.files import file_sha256, read_json, read_metrics, write_bytes
 from ijepa.recipes import parse_yaml
+from ijepa.records import read_record, record_path, refuse_changed
 from ijepa.results.beside import tables
 from ijepa.results.page import PICTURES
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
 from ijepa.results.tables import Shown
-from ijepa.stage import (
-    StagePlan,
-    exclusive_work,
-    file_sha256,
-    read_json,
-    read_record,
-    record_path,
-    refuse_changed,
-    write_bytes,
-)
+from ijepa.stage import StagePlan, exclusive_work
 
 if TYPE_CHECKING:
     from ijepa.results.page import Picture, RunView

@@ -33,15 +33,9 @@ from ijepa.data.write import (
     write_shards,
 )
 from ijepa.errors import IjepaError
+from ijepa.files import file_sha256, fingerprint_of, write_bytes, write_json
 from ijepa.progress import Progress, silent
-from ijepa.stage import (
-    StagePlan,
-    exclusive_work,
-    file_sha256,
-    fingerprint_of,
-    write_bytes,
-    write_json,
-)
+from ijepa.stage import StagePlan, exclusive_work
 
 VERSION = 3
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first

@@ -21,15 +21,11 @@ from ijepa.config import RUNTIME, Runtime
 from ijepa.errors import IjepaError
 from ijepa.files import (
     HALF_WRITTEN,
-    file_sha256,
     fingerprint_of,
     lock,
     naming,
-    parse_json,
     read_json,
     sibling,
-    whole_file,
-    write_bytes,
     write_json,
 )
 from ijepa.records import (
@@ -42,34 +38,8 @@ from ijepa.records import (
     notes_in,
     read_record,
     record_path,
-    refuse_changed,
     remove,
-    remove_output,
 )
-
-__all__ = [
-    "DryRun",
-    "StagePlan",
-    "Work",
-    "changed_file",
-    "changes",
-    "exclusive_work",
-    "file_sha256",
-    "fingerprint_of",
-    "is_fresh",
-    "library_versions",
-    "naming",
-    "outlook",
-    "parse_json",
-    "read_json",
-    "read_record",
-    "record_path",
-    "refuse_changed",
-    "remove_output",
-    "whole_file",
-    "write_bytes",
-    "write_json",
-]
 
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
 

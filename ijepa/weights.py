@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ijepa.config import PretrainConfig, StrPath
 from ijepa.errors import IjepaError
-from ijepa.stage import whole_file
+from ijepa.files import whole_file
 
 SCHEMA = 2  # of our checkpoints
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB

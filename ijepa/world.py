@@ -1,9 +1,12 @@
-"""Is this process alone, or one of many that torchrun started?"""
+"""One process alone, or one of many that torchrun started; without torch where it is alone."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ijepa.errors import IjepaError
+from ijepa.stage import Work
 
 # Clusters set some of these for every job; only all together make this one process of many.
 SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -61,3 +64,29 @@ def current_world() -> World:
 def is_one_of_many() -> bool:
     """Did torchrun start several processes, of which this is one?"""
     return current_world().size > 1
+
+
+@contextlib.contextmanager
+def together(
+    work: contextlib.AbstractContextManager[Work], device: str
+) -> Iterator[tuple[Work, World]]:
+    """Hold an output once for all processes: rank 0 enters `work`, every rank gets what it yields.
+
+    One process alone imports no torch here, so that a cached answer is quick.
+
+    Args:
+        work: such as `exclusive_work(plan)`.
+        device: where the processes compute, as `pick_device` takes it.
+
+    Raises:
+        IjepaError: what `work` raises; on one rank as it is, on the others in silence.
+    """
+    if not is_one_of_many():
+        with work as held:
+            yield held, World()
+        return
+    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+
+    with joined(pick_device(device)) as world, contextlib.ExitStack() as stack:
+        yield lead(world, lambda: stack.enter_context(work)), world
+        wait_for_all(world)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ijepa.errors import IjepaError
-from ijepa.stage import remove_output
+from ijepa.records import remove_output
 from ijepa_cli.show import print_text
 
 BESIDE = (".stage.json", ".partial", ".outdated", ".lock")  # names that go with an output's own

@@ -27,8 +27,8 @@ from ijepa.data.shards import open_shards
 from ijepa.data.sources.items import Item
 from ijepa.data.write import ShardWriter, tar_header
 from ijepa.errors import IjepaError
+from ijepa.files import whole_file
 from ijepa.shard import shard
-from ijepa.stage import whole_file
 from ijepa_cli.main import app
 
 ALONE = Runtime(workers=1)

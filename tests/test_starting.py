@@ -13,7 +13,7 @@ from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
-from ijepa.stage import read_record
+from ijepa.records import read_record
 from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 

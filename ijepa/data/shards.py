@@ -28,8 +28,9 @@ from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.data.decode import decode_rgb
 from ijepa.errors import IjepaError
+from ijepa.files import file_sha256, naming, read_json
 from ijepa.progress import Progress, silent
-from ijepa.stage import file_sha256, naming, read_json, read_record, refuse_changed
+from ijepa.records import read_record, refuse_changed
 
 if TYPE_CHECKING:
     from ijepa.data.loader import Images

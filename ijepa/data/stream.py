@@ -34,8 +34,8 @@ from ijepa.config import validated
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import INDEX, SCHEMA, Sample, SetIndex, expanded
 from ijepa.errors import IjepaError
+from ijepa.files import parse_json
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
-from ijepa.stage import parse_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off

@@ -23,7 +23,7 @@ from ijepa.data.plan import PlannedImage, PlannedShard, ShardPlan
 from ijepa.data.processes import end_with_parent, processes
 from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
-from ijepa.stage import naming, read_json, whole_file, write_json
+from ijepa.files import naming, read_json, whole_file, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
 MAX_BYTES = 2**30  # of an image file

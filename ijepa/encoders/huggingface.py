@@ -24,7 +24,7 @@ from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released import EVAL_CROP, paper_arch
 from ijepa.encoders.released_names import HUB, Model
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json
+from ijepa.files import parse_json
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"

@@ -7,7 +7,8 @@ from pathlib import Path
 from ijepa.config import ExtractConfig, FinetuneConfig
 from ijepa.encoders.catalogue import KINDS
 from ijepa.errors import IjepaError
-from ijepa.stage import file_sha256, fingerprint_of, read_record, record_path
+from ijepa.files import file_sha256, fingerprint_of
+from ijepa.records import read_record, record_path
 
 LAST = Path("checkpoints") / "last.pt"
 

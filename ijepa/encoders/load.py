@@ -28,11 +28,12 @@ from ijepa.encoders.networks import Networks
 from ijepa.encoders.reading import read_networks
 from ijepa.encoders.released_names import FILES, Model
 from ijepa.errors import IjepaError
+from ijepa.files import fingerprint_of
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.vit import Encoder, build_encoder
 from ijepa.lineage import Lineage, run_family
 from ijepa.paper import pretraining_set
-from ijepa.stage import fingerprint_of, read_record
+from ijepa.records import read_record
 
 LARGE_PX = 448
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives

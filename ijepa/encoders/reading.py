@@ -20,7 +20,8 @@ from ijepa.encoders.networks import (
     inferred_config,
 )
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json, read_json, read_record
+from ijepa.files import parse_json, read_json
+from ijepa.records import read_record
 from ijepa.weights import checkpoint_of, read_weights, safetensors_notes, unwrapped
 
 LAST = Path("checkpoints") / "last.pt"

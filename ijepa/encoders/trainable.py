@@ -9,8 +9,8 @@ from ijepa.encoders.load import load_encoder, load_vit, vit_in
 from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
+from ijepa.files import read_json
 from ijepa.lineage import Lineage
-from ijepa.stage import read_json
 
 TUNABLE = (
     "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "

@@ -16,8 +16,8 @@ from ijepa.encoders.names import transformers_of_ours
 from ijepa.encoders.networks import ENCODERS, Networks, Weights
 from ijepa.encoders.reading import NOTES, SAME_NETWORK
 from ijepa.errors import IjepaError
+from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
-from ijepa.stage import write_json
 from ijepa.weights import Checkpoint, save_checkpoint, write_weights
 
 BILINEAR = 2  # PIL's number

@@ -5,7 +5,7 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ijepa.stage import naming
+from ijepa.files import naming
 
 SYNC_BYTES = 2**25  # handed to the disk at once
 

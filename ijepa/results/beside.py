@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from ijepa.config import PretrainConfig, architecture
+from ijepa.files import fingerprint_of
 from ijepa.lineage import run_family
 from ijepa.paper import (
     FOREIGN,
@@ -36,7 +37,6 @@ from ijepa.results.tables import (
     seeds,
     top1,
 )
-from ijepa.stage import fingerprint_of
 
 LIST_TOLERANCE = 0.02  # a drawn percent has a few images more or less than the published list
 # Settings of a pretraining without effect on the weights, or a bound that a small grid moves.

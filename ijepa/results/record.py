@@ -17,8 +17,8 @@ from pydantic import JsonValue
 
 from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
+from ijepa.files import fingerprint_of, parse_json, write_json
 from ijepa.lineage import UNKNOWN, Lineage
-from ijepa.stage import fingerprint_of, parse_json, write_json
 
 SCHEMA = 6
 RESULT = "result.json"  # in the folder of a run

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from ijepa.config import Config
+from ijepa.files import fingerprint_of
 from ijepa.paper import tables_by
 from ijepa.results.record import Result, Score, result_id
-from ijepa.stage import fingerprint_of
 
 # What scores must share to be compared.
 GROUND = (

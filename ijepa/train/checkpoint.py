@@ -25,7 +25,8 @@ from ijepa.config import PretrainConfig
 from ijepa.distributed import is_shared_out
 from ijepa.errors import IjepaError
 from ijepa.jepa.schedules import Schedules
-from ijepa.stage import Work, changes, read_record
+from ijepa.records import read_record
+from ijepa.stage import Work, changes
 from ijepa.weights import check_weights, load_state, save_state
 
 LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder

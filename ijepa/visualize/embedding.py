@@ -11,8 +11,9 @@ from ijepa.config.values import Seed
 from ijepa.data.shards import ShardSet
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features, open_features
+from ijepa.files import write_bytes
 from ijepa.progress import Progress, silent
-from ijepa.stage import StagePlan, write_bytes
+from ijepa.stage import StagePlan
 from ijepa.visualize.images import Picture, cached_picture, check_format, drawing, publish_picture
 from ijepa.visualize.stored import Ints, Stored, open_images, stored_images, thumbnails
 

@@ -15,7 +15,9 @@ from ijepa.data.shards import ShardSet, SplitReader
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.figures.sheet import FORMATS, Pixels, Sheet
-from ijepa.stage import StagePlan, Work, exclusive_work, read_record, write_bytes
+from ijepa.files import write_bytes
+from ijepa.records import read_record
+from ijepa.stage import StagePlan, Work, exclusive_work
 
 if TYPE_CHECKING:
     import torch

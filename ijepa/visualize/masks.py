@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.data.shards import ShardSet, open_shards
+from ijepa.files import write_bytes
 from ijepa.progress import Progress, silent
-from ijepa.stage import StagePlan, read_record, write_bytes
+from ijepa.records import read_record
+from ijepa.stage import StagePlan
 from ijepa.visualize.images import drawing
 
 if TYPE_CHECKING:

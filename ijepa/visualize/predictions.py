@@ -11,8 +11,10 @@ from ijepa.config.values import Seed
 from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
+from ijepa.files import write_bytes
 from ijepa.progress import Progress, silent
-from ijepa.stage import StagePlan, exclusive_work, read_record, write_bytes
+from ijepa.records import read_record
+from ijepa.stage import StagePlan, exclusive_work
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from ijepa.data.sources.items import (
     check_split_name,
 )
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json
+from ijepa.files import parse_json
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = (*DELIMITERS, ".jsonl")

@@ -15,7 +15,7 @@ from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import LABEL, Found, Item, Request, Source, is_image, kind_of
 from ijepa.data.sources.trees import open_tree, tree_digest, walk
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json
+from ijepa.files import parse_json
 
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"

@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 
 from ijepa.data.sources.items import is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
+from ijepa.files import write_json
 from ijepa.progress import Progress
-from ijepa.stage import write_json
 
 PICKLES = frozenset(  # CIFAR-10's and CIFAR-100's
     [f"data_batch_{number}" for number in range(1, 6)]

@@ -19,7 +19,7 @@ from ijepa.data.sources.items import (
 )
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
-from ijepa.stage import parse_json
+from ijepa.files import parse_json
 
 LABEL_FILES = (".cls", ".json")
 KEYS = ("label", "class", "cls")  # of a JSON object, the first that is there
