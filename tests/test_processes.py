@@ -75,10 +75,8 @@ def test_variables_that_do_not_fit_together_are_one_line(wrong, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "given", [{"RANK": "1"}, {"WORLD_SIZE": ""}, {"RANK": "1", "WORLD_SIZE": "2"}]
-)
-def test_a_part_of_these_variables_neither_silences_errors_nor_results(given, images, tmp_path):
+def test_a_part_of_these_variables_neither_silences_errors_nor_results(images, tmp_path):
+    given = {"RANK": "1", "WORLD_SIZE": "2"}
     failed = ijepa("shard", "nowhere", "out", "--json", environment=given, cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr == "error: There is no data set at 'nowhere'.\n"

@@ -93,6 +93,7 @@ def test_fine_tuning_tells_a_few_and_refuses_many(run, tmp_path):
         finetune(many, tmp_path / "other", choice, CPU)
 
 
+@pytest.mark.slow
 def test_processes_that_fine_tune_together_look_at_all_images(run, tmp_path):
     data = with_copies(tmp_path, 2)
     words = ["finetune", "--encoder", run, "--data", data, "--out", tmp_path / "out"]
