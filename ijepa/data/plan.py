@@ -1,4 +1,4 @@
-"""Which image goes into which shard, kept on disk: memory does not grow with the data set."""
+"""Decide which image goes into which shard, on disk: memory does not grow with the data set."""
 
 import contextlib
 import hashlib
@@ -36,7 +36,7 @@ CREATE TEMP TABLE drawn (place BLOB, image TEXT);
 
 
 class PlannedShard(NamedTuple):
-    """A shard to be written."""
+    """A shard to write."""
 
     id: int
     split: str
@@ -45,12 +45,12 @@ class PlannedShard(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its tar."""
+        """Name of its tar."""
         return f"{self.split}-{self.number:06d}.tar"
 
 
 class PlannedImage(NamedTuple):
-    """An image to be written: its key, where its bytes lie, and what is known about it."""
+    """An image to write: its key, where its bytes are, its labels and metadata."""
 
     key: str
     file: str
@@ -136,15 +136,15 @@ def write_plan(
     *,
     shuffle: bool = False,
 ) -> ShardPlan:
-    """Share images out to shards of about `shard_bytes`.
+    """Divide images into shards of about `shard_bytes`.
 
     Args:
-        path: of the plan.
+        path: where to write the plan.
         items: the images.
         shard_bytes: the size at which a shard is closed.
         left_out: numbers by reason, complete once `items` is read; the plan keeps them.
-        shuffle: in an order drawn by their names, so that no shard holds one class alone: streams
-            are shuffled a buffer at a time.
+        shuffle: order images by a hash of their names, so that shards mix classes: streams are
+            shuffled a buffer at a time.
 
     Raises:
         IjepaError: two entries of a list name the same image, or the disk is full.
@@ -185,7 +185,7 @@ def sample_key(split: str, name: str) -> tuple[str, str]:
 
 
 def readable(text: str) -> str:
-    """Bytes of a name that are not UTF-8, made readable: such names can be hashed and printed."""
+    """Escape bytes that are not UTF-8, so that a name can be hashed and printed."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -199,7 +199,7 @@ def _escaped(text: str) -> str:
 
 
 def _shuffled(plan: sqlite3.Connection, items: Iterable[Item]) -> Iterator[Item]:
-    """The same order for the same names, whatever the order of the source."""
+    """Items ordered by a hash of their names, whatever the order of the source."""
 
     def row(item: Item) -> tuple[bytes, str]:
         name = f"{item.split}/{item.name}".encode(errors="surrogateescape")
@@ -213,7 +213,7 @@ def _shuffled(plan: sqlite3.Connection, items: Iterable[Item]) -> Iterator[Item]
 def _rows(
     plan: sqlite3.Connection, items: Iterable[Item], shard_bytes: int
 ) -> Iterator[tuple[object, ...]]:
-    """Rows of `images`; begins a shard where the next image would be too much for the last."""
+    """Rows of the table `images`; a shard that the next image would overfill is closed."""
     opened: dict[str, list[int]] = {}  # by split: row, number and bytes of the last shard
     for item in items:
         size_bytes = -(-item.size_bytes // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES

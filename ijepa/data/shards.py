@@ -1,7 +1,6 @@
-"""A shard set: plain WebDataset tars, and an index with place, labels and key of each sample.
+"""Read a shard set: WebDataset tars, and an index with the place, labels and key of each sample.
 
-Whoever wants labels or keys reads columns of the index, mapped into memory; the tars are read for
-images alone.
+Labels and keys are columns of the index, which is memory-mapped; the tars are read for images only.
 """
 
 import hashlib
@@ -71,12 +70,12 @@ class ShardIndex(Config):
 
 
 class SplitIndex(Config):
-    """One split: how much there is and what it is labelled with.
+    """The samples of one split, their labels and shards.
 
     Attributes:
         samples: in all shards together.
         labels: names of classes 0, 1, ... by label.
-        index_crc32: of the rows of the binary index.
+        index_crc32: CRC-32 of the rows of the binary index.
         shards: in the order of the samples.
     """
 
@@ -90,13 +89,13 @@ class SetIndex(Config):
     """What `index.json` holds.
 
     Attributes:
-        schema_version: of this file and of `<split>.index.npy`.
+        schema_version: version of this file and of `<split>.index.npy`.
         source: what the user sharded.
-        fingerprint: of the contents: equal for equal samples, wherever they came from.
-        bad: images left out; `bad.jsonl` says which and why.
-        splits: by name.
-        left_out: numbers of files and images of the source that did not come along, by reason.
-        changes: numbers of images that were changed, or of which a part is lost, by reason.
+        fingerprint: equal for equal samples, wherever they came from.
+        bad: number of images that do not decode; `bad.jsonl` lists them with the reason.
+        splits: the splits by name.
+        left_out: number of files and images of the source that were left out, by reason.
+        changes: number of images that were changed, or lost a part, by reason.
     """
 
     schema_version: int
@@ -113,9 +112,9 @@ class ShardCheck(Config):
 
     Attributes:
         out: its folder.
-        files: how many were read.
-        bytes: in these files.
-        samples: in all splits.
+        files: number of files read.
+        bytes: their size.
+        samples: number of samples, over all splits.
     """
 
     out: Path
@@ -141,7 +140,7 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of the contents: splits, labels and every byte of the shards."""
+        """Fingerprint of the contents: splits, labels and every byte of the shards."""
         return self.index.fingerprint
 
     @property
@@ -151,7 +150,7 @@ class ShardSet:
 
     @property
     def splits(self) -> dict[str, SplitIndex]:
-        """What there is."""
+        """The splits by name."""
         return self.index.splits
 
     def split(
@@ -229,7 +228,7 @@ class SplitReader:
         index: SplitIndex,
         transform: Transform | None = None,
     ) -> None:
-        """Remember where; files are opened when first read."""
+        """Store the location; files are opened when they are first read."""
         self.folder, self.name, self.index, self.transform = folder, name, index, transform
         self._rows: Rows | None = None
         self._rows_are_checked = False
@@ -277,12 +276,12 @@ class SplitReader:
         return {name: int(row[LABEL + name]) for name in self.label_names}
 
     def read_sample(self, number: int) -> Sample:
-        """An image with all that the index knows about it; raises as `read_image`."""
+        """Key, image and labels of one sample; raises as `read_image`."""
         image = self.read_image(number)
         return Sample(self.keys([number])[0], image, self.read_labels(number))
 
     def read_image(self, number: int) -> bytes:
-        """Bytes of an image file, as they stood in the source.
+        """Bytes of an image file, as they are in the source.
 
         Raises:
             IndexError: `number` is not in [0, len).
@@ -331,7 +330,7 @@ class SplitReader:
 
 
 class _Tar:
-    """A file open for reading until nobody holds it: safe while another thread is in `pread`."""
+    """An open file, closed when nobody refers to it: another thread may be inside `pread`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
@@ -371,7 +370,7 @@ def check_shards(folder: StrPath, progress: Progress = silent) -> ShardCheck:
 
     Args:
         folder: of `ijepa shard`.
-        progress: told of the files read.
+        progress: called after each file.
 
     Raises:
         IjepaError: not a whole shard set, or files that are damaged, which are named.

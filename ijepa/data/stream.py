@@ -1,14 +1,13 @@
-"""Shards that are elsewhere: where they are, reading them from start to end, batches of them.
+"""Batches from remote shards: read from start to end, shuffled, resumable.
 
-Anything that fsspec opens (`s3://`, `https://`, `gs://`, ...), with the credentials that fsspec and
-its back ends find (environment, `~/.aws`, `~/.config/fsspec`); and `pipe:COMMAND`, whose output is
-the file. WebDataset reads the tars.
+An address is anything that fsspec opens (`s3://`, `https://`, `gs://`, ...), with the credentials
+that fsspec finds (environment, `~/.aws`, `~/.config/fsspec`), or `pipe:COMMAND`, whose output is
+the file.
 
-Shards are dealt in an order drawn by (seed, epoch) to lanes, as cards are to players, without end;
-so no lane ever runs dry, however few shards there are, and each shard is read once an epoch. Each
-lane shuffles its samples a buffer at a time, and makes every n-th batch. All of it is a function of
-(seed, step): worker processes only share out the lanes, and resuming reads no further back than one
-buffer.
+Shards are dealt to lanes, as cards are to players, in an order drawn by (seed, epoch) and without
+end: no lane runs dry, however few shards there are, and each shard is read once an epoch. Each lane
+shuffles its samples a buffer at a time, and makes every n-th batch. A batch is a function of (seed,
+step): worker processes only divide the lanes among them, and resuming rereads at most one buffer.
 """
 
 import hashlib
@@ -46,7 +45,6 @@ FOREIGN_BREAKS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
 )
-NO_CREDENTIALS = ("botocore.exceptions", "NoCredentialsError")
 MOST_INDEX_BYTES = 256 * 2**20  # a million shards have less
 MOST_TARS = 1_000_000
 MOST_MEMBER_BYTES = 2**30  # of one file in a tar
@@ -333,26 +331,24 @@ def _open(url: str) -> IO[bytes]:
 def _breaks() -> tuple[type[Exception], ...]:
     """What a broken connection raises; the libraries below fsspec have errors of their own."""
     found = [_class(module, name) for module, name in FOREIGN_BREAKS]
-    return (OSError, EOFError, tarfile.TarError, *(kind for kind in found if kind))
+    return (OSError, EOFError, tarfile.TarError, *filter(None, found))
 
 
 def _is_for_good(error: Exception) -> bool:
-    """Would trying again be of no use?"""
-    without_key = _class(*NO_CREDENTIALS)
-    if without_key and isinstance(error, without_key):
+    """Would another try be useless?"""
+    if type(error).__name__ == "NoCredentialsError":  # of botocore
         return True
     return isinstance(error, FOR_GOOD) and _reason(error) is error
 
 
 def _reason(error: Exception) -> BaseException:
-    """Of a host that does not answer, fsspec says that the file is not there; aiohttp says more."""
-    unanswered = _class("aiohttp", "ClientConnectionError")
-    cause = error.__cause__
+    """The cause, if it is aiohttp's: fsspec calls a file missing whose host does not answer."""
+    unanswered, cause = _class("aiohttp", "ClientConnectionError"), error.__cause__
     return cause if cause and unanswered and isinstance(cause, unanswered) else error
 
 
 def _class(module: str, name: str) -> type[Exception] | None:
-    """An exception of a library, if it was needed so far."""
+    """An exception of a library; None if the library is not imported."""
     return getattr(sys.modules.get(module), name, None)
 
 

@@ -1,4 +1,4 @@
-"""Write the shards of a plan, in several processes; which of them writes what changes no byte."""
+"""Write the shards of a plan in a pool of processes; the bytes do not depend on the number."""
 
 import ctypes
 import hashlib
@@ -73,7 +73,7 @@ class ShardTask(NamedTuple):
 
 
 def finished(task: ShardTask) -> ShardReport | None:
-    """What an earlier process, perhaps a killed one, has done already."""
+    """The report of a shard that an earlier run has finished; None if it did not."""
     rows, report = (task.tar.with_name(task.tar.name + suffix) for suffix in SIDECARS)
     if not (report.exists() and task.tar.exists() and rows.exists()):
         return None
@@ -91,7 +91,7 @@ def write_shards(
     Args:
         tasks: what to write.
         workers: processes.
-        count: hears now and then how many images more are done.
+        count: called with the number of further images that are done.
 
     Raises:
         IjepaError: a process was killed.

@@ -1,4 +1,4 @@
-"""What a source of images is, what it says about each, and what is common to all sources."""
+"""What all sources of images share: the source itself, its items, splits and labels."""
 
 import io
 import json
@@ -55,9 +55,9 @@ class Item(NamedTuple):
         split: which split it belongs to.
         name: its path within the split, `airplane/0001.jpg`; the sample's key is made of it.
         path: its path within the source, `train/airplane/0001.jpg`.
-        file: the file, or the archive, that holds its bytes.
-        offset: where in that file they begin.
-        size_bytes: how many they are.
+        file: the file or archive that holds its bytes.
+        offset: where they begin in that file.
+        size_bytes: their number.
         labels: class numbers by label, `UNKNOWN` where an image lacks one that others have; empty
             if there is no label.
         metadata: what else is worth keeping; JSON.
@@ -79,8 +79,8 @@ class Contents(NamedTuple):
     Attributes:
         splits: every split that there is, with the labels of its images.
         items: the images of the splits that were asked for, in the order of the source.
-        left_out: numbers of files and images that do not come along, by reason; complete once
-            `items` is read to its end.
+        left_out: number of files and images that are left out, by reason; complete after `items`
+            was read to its end.
     """
 
     splits: Mapping[str, Labels]
@@ -92,10 +92,10 @@ class Request(NamedTuple):
     """How a source is to be read.
 
     Attributes:
-        work: a folder that keeps what must be made for that, also after a kill.
-        splits: those that are asked for; empty means all.
-        workers: processes that may help.
-        progress: hears of what is done.
+        work: a folder for intermediate files, which a later run finds again.
+        splits: the splits to read; empty means all.
+        workers: number of processes to use.
+        progress: called as work is done.
     """
 
     work: Path
@@ -114,10 +114,10 @@ class Source:
     """A data set that can be read image by image.
 
     Attributes:
-        name: in messages.
-        digest: changes whenever what is read may have changed; found out without reading images.
+        name: its name in messages.
+        digest: returns a hash that changes when the source may have changed; reads no image.
         find: lists splits and images.
-        where: the user's own file or folder; None if there is none.
+        where: the user's file or folder; None for rendered images.
     """
 
     name: str
