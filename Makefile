@@ -77,11 +77,12 @@ test: setup ## Run the tests (those that need no GPU and no network).
 test-slow: setup ## Run the tests that take longest.
 	$(BIN)/python -m pytest -m "slow and not gpu and not download"
 
-check: setup ## Format, lint, types, import contracts.
+check: setup ## Format, lint, types, import contracts, lines of each room within their budget.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/size.py --check
 
 fix: setup ## Format, and mend what the linter can.
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
     python benchmarks/size.py            rooms, functions, tests
     python benchmarks/size.py --start    also the CPU seconds that each `ijepa COMMAND --help` takes
+    python benchmarks/size.py --check    lines alone; fails above the budget in pyproject.toml
 
 A room is a folder under `ijepa/`; what lies at the top is `ijepa`. Lines are all lines of Python.
 """
@@ -13,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -34,6 +36,17 @@ def rooms() -> dict[str, list[Path]]:
 def lines(paths: list[Path]) -> int:
     """All lines, blank ones and docstrings included."""
     return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def check() -> int:
+    """Print the lines of each room beside its budget; how many rooms are above theirs."""
+    budget = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["size"]
+    count = {room: lines(paths) for room, paths in rooms().items()}
+    count["all"] = sum(count.values())
+    for room, number in count.items():
+        above = "" if number <= budget.get(room, 0) else "  above its budget: cut, or raise it"
+        print(f"{room:18} {number:7,} lines of {budget.get(room, 0):7,}{above}")
+    return sum(number > budget.get(room, 0) for room, number in count.items())
 
 
 def bare_name(node: ast.expr) -> str:
@@ -106,6 +119,10 @@ def main() -> None:
     """Print the counts as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start", action="store_true", help="also measure `--help`")
+    parser.add_argument("--check", action="store_true", help="hold lines to their budget")
+    asked = parser.parse_args()
+    if asked.check:
+        sys.exit(check() > 0)
     found = rooms()
     trees = {path: ast.parse(path.read_text()) for paths in found.values() for path in paths}
     all_records = records(trees)
@@ -125,7 +142,7 @@ def main() -> None:
           f"longest {longest} (`{lengths[longest]}`)")  # fmt: skip
     print(f"- private functions called once: {called_once(trees)}")
     print("- tests: {:,} functions in {} modules of {:,} lines".format(*tests()))
-    if parser.parse_args().start:
+    if asked.start:
         names = sorted(path.stem.replace("_", "-") for path in ROOT.glob("ijepa_cli/commands/*.py"))
         for command in ["", *(name for name in names if not name.startswith("-"))]:
             if seconds := help_seconds(command):

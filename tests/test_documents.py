@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_the_readme_lists_every_recipe_and_every_command():
         assert f"`{name}`" in readme or f"`{name.partition('_')[0]}_*`" in readme
     for name in COMMANDS:
         assert f"ijepa {name}" in readme
+
+
+def test_the_table_of_layers_is_the_contract_that_is_checked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (layers,) = (one["layers"] for one in contracts if one["type"] == "layers")
+    checked = [set(re.split(r" [|:] ", layer)) for layer in layers]
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (?:stages|rooms|method|ground) \| ([^|]*) \|", page, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == checked
