@@ -611,6 +611,16 @@ def test_files_that_do_not_come_along_are_counted_by_kind(tmp_path, packed):
     assert left_out(source, tmp_path / "work", "train") == kinds | {unnamed: 2}
 
 
+def test_images_that_no_list_names_are_counted_below_the_folder_of_those_that_it_names(tmp_path):
+    inside = ["d/a/1.png", "d/b/2.png", "d/b/3.png", "d/c/4.png", "d/.5.png", "d/a/6.txt"]
+    folder = write_files(tmp_path / "x", dict.fromkeys([*inside, "other/7.png"], PICTURE))
+    (folder / "l.csv").write_text("path\nd/a/1.png\n./d/b/../b/2.png\n")
+    unnamed = {"images that no list of the data set names": 2}
+    assert left_out(folder / "l.csv", tmp_path / "work") == unnamed
+    write_files(tmp_path / "y", {"l.jsonl": b'{"path": "../x/d/b/2.png"}\n', "8.png": PICTURE})
+    assert left_out(tmp_path / "y" / "l.jsonl", tmp_path / "work") == {}
+
+
 def test_links_within_an_archive_are_counted(tmp_path):
     path = write_tar(tmp_path / "i.tar", class_folders(1))
     with tarfile.open(path, "a") as archive:

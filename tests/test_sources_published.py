@@ -165,6 +165,15 @@ def test_inaturalist_is_read_from_its_annotations(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("splits", [(), ("train",)])
+def test_images_that_no_list_of_a_published_set_names_are_counted(tmp_path, splits):
+    folder = write_inat(tmp_path / "inat")
+    write_files(folder, pictures("train_val2018/Aves/2/dd.jpg", "test2018/e.jpg", "test2018/e.txt"))
+    contents = open_source(f"inat18:{folder}").read(Request(tmp_path, splits))
+    assert len(list(contents.items)) == (2 if splits else 3)
+    assert contents.left_out == {"images that no list of the data set names": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from ijepa.data.sources.items import (
     Source,
     check_split_name,
 )
+from ijepa.data.sources.trees import unlisted
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 
@@ -63,16 +65,34 @@ def _find(where: Path) -> Found:
     if not splits:
         raise IjepaError(f"{where} lists no image.")
 
+    left_out = Counter[str]()
+
     def items(_: AbstractSet[str]) -> Iterator[Item]:
+        listed = set()
         for number, row in _rows(where):
             known = {label: column.number(row[label]) for label, column in columns.items()}
             file = _file(where, number, row)
+            listed.add(os.path.normpath(file.absolute()))
             name = str(PurePosixPath(row[PATH])).lstrip("/")
             place = (name, row[PATH], str(file), 0, file.stat().st_size)
             yield Item(_split(where, number, row), *place, known)
+        left_out.update(unlisted(_beside(where, listed), listed))
 
     labels = {name: column.names() for name, column in columns.items()}
-    return dict.fromkeys(sorted(splits), labels), items, Counter()
+    return dict.fromkeys(sorted(splits), labels), items, left_out
+
+
+def _beside(where: Path, listed: AbstractSet[str]) -> Iterator[str]:
+    """Files below the folder that all listed images have in common, if the list's folder holds it.
+
+    Where images lie all over a disk, nobody means the rest of it; hidden files, links to folders
+    and folders that may not be read are passed over.
+    """
+    common = os.path.commonpath({path.rpartition("/")[0] for path in listed})
+    if not Path(common).is_relative_to(os.path.normpath(where.parent.absolute())):
+        return
+    for folder, _, names in os.walk(common):
+        yield from (f"{folder}/{name}" for name in names if not name.startswith("."))
 
 
 def _split(where: Path, number: int, row: Row) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
+from os.path import normpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from scipy.io import loadmat
 
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import LABEL, Found, Item, Request, Source, is_image, kind_of
-from ijepa.data.sources.trees import open_tree, tree_digest, walk
+from ijepa.data.sources.trees import open_tree, tree_digest, unlisted, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 
@@ -51,13 +52,16 @@ def published_lists(where: Path, parse: Callable[[Path], Listing]) -> Source:
     def find(_: Request) -> Found:
         listing = parse(where)
         labels = {split: {LABEL: listing.classes} for split in listing.splits}
+        left_out = Counter[str]()
 
         def items(splits: AbstractSet[str]) -> Iterator[Item]:
             for split in listing.splits:
                 if split in splits:
                     yield from _items(where, split, listing)
+            every = {normpath(path) for listed in listing.splits.values() for path, *_ in listed()}
+            left_out.update(unlisted((entry.path for entry in walk(where)), every))
 
-        return labels, items, Counter()
+        return labels, items, left_out
 
     return Source(str(where), digest, find, where)
 

@@ -11,7 +11,8 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -177,6 +178,17 @@ def walk(
             yield Entry(path, entry.path, 0, facts.st_size, facts.st_mtime_ns)
         elif entry.is_symlink():
             yield Entry(path, entry.path, 0, 0)
+
+
+def unlisted(files: Iterable[str], listed: AbstractSet[str]) -> dict[str, int]:
+    """Count the images among `files` that a list of a data set's images does not name.
+
+    Args:
+        files: paths.
+        listed: paths that are named, normalised as `files` are.
+    """
+    unnamed = sum(is_image(file) and file not in listed for file in files)
+    return {"images that no list of the data set names": unnamed} if unnamed else {}
 
 
 def _is_hidden(name: str) -> bool:
