@@ -22,6 +22,13 @@ def test_the_published_draw_has_the_published_ratios(tmp_path):
     assert figures.rarest_in_context == figures.rarest_in_target == 0  # the last row and column
 
 
+@pytest.mark.parametrize(("batch_size", "batches"), [(2**20, 1), (256, 2**40)])
+def test_more_masks_than_fit_into_memory_are_refused_at_once(tmp_path, batch_size, batches):
+    recipe = load_recipe("cifar10", [f"data.batch_size={batch_size}"])
+    with pytest.raises(IjepaError, match=r"lower --batches or data\.batch_size"):
+        visualize_masks(tmp_path / "m.png", MaskSheetConfig(recipe=recipe, num_batches=batches))
+
+
 def test_statistics_count_an_image_once_however_many_targets_share_a_patch():
     recipe = load_recipe("scenes-mini")
     statistics = mask_statistics(recipe, 20)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.data.shards import ShardSet, open_shards
+from ijepa.errors import IjepaError
 from ijepa.files import write_bytes
 from ijepa.progress import Progress, silent
 from ijepa.records import read_record
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ijepa.jepa.masks import MaskStatistics
 
 VERSION = 2
+MOST_IMAGES = 2**18  # whose masks are held in memory, about 2 KB each on a grid of 14 x 14
 
 
 class MaskSheetConfig(Config):
@@ -71,8 +73,14 @@ def visualize_masks(
         progress: told when the picture is done.
 
     Raises:
-        IjepaError: the masks do not fit the grid, or the shard set lacks the split.
+        IjepaError: the masks do not fit the grid, are too many, or the shard set lacks the split.
     """
+    batch_size = config.recipe.data.batch_size
+    if config.num_batches * batch_size > MOST_IMAGES:
+        raise IjepaError(
+            f"{config.num_batches:,} batches of {batch_size:,} images are more than the "
+            f"{MOST_IMAGES:,} whose masks can be counted; lower --batches or data.batch_size."
+        )
     out = Path(out)
     shards = Path(shards) if shards is not None else None
     data = open_shards(shards) if shards else None
