@@ -76,7 +76,7 @@ def _told(error: IjepaError) -> int:
         _say(f"{error} The same command, without --force, goes on from here.")
         return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
     if isinstance(error, BrokenGroupError):
-        _leave_it_to_rank_0(joined=False)
+        _leave_it_to_rank_0()
         _say(str(error))
     elif not isinstance(error, SharedError):  # of that, rank 0 tells
         _fail(str(error))
@@ -98,8 +98,7 @@ def _system_message(error: OSError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    distributed = sys.modules.get("torch.distributed")
-    _leave_it_to_rank_0(joined=distributed is not None and distributed.is_initialized())
+    _leave_it_to_rank_0()
     line = Text.assemble(("error:", "bold red"), " ", one_line(message))
     stderr.print(line, highlight=False, soft_wrap=True)
     _tell_machines(message)
@@ -111,14 +110,15 @@ def _say(message: str) -> None:
     _tell_machines(message)
 
 
-def _leave_it_to_rank_0(*, joined: bool) -> None:
+def _leave_it_to_rank_0() -> None:
     """Let rank 0 tell what all processes find alike, then speak if this one alone found it.
 
-    Once rank 0 has ended, torchrun ends the others: who is still here was not spoken for. Joined
-    processes find different things, so that each says its own.
+    Once a process has ended, torchrun ends the others of its machine: who is still here was not
+    spoken for. On machines that rank 0 is not on, the first process speaks for the others.
     """
-    if not (joined or is_spokesman()):
-        time.sleep(RANK_0_SECONDS)
+    if not is_spokesman():
+        world = current_world()
+        time.sleep(RANK_0_SECONDS * ((world.local_rank > 0) + (world.local_rank != world.rank)))
 
 
 def _tell_machines(message: str) -> None:

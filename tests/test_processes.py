@@ -22,6 +22,7 @@ from ijepa.errors import IjepaError
 from ijepa.recipes import dump_yaml
 from ijepa.shard import shard
 from ijepa.world import World, current_world
+from ijepa_cli import main
 
 TORCHRUN = {
     "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1",
@@ -98,6 +99,41 @@ def test_what_one_process_alone_finds_is_said_by_it(run, shards, tmp_path):
     codes, errors = together(2, [], script)
     assert codes == [0, 1]
     assert errors == ["", "error: There is no data set at 'nowhere'.\n"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "waits"), [(0, 0, []), (1, 1, [1]), (2, 0, [1]), (3, 1, [2])]
+)
+def test_of_each_machine_the_first_process_speaks_first(
+    rank, local_rank, waits, monkeypatch, capfd
+):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(sys, "argv", ["ijepa", "shard", "nowhere", "out"])
+    monkeypatch.setattr(main, "RANK_0_SECONDS", 1)
+    slept = []
+    monkeypatch.setattr(main.time, "sleep", slept.append)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert [seconds for seconds in slept if seconds] == waits
+    assert "There is no data set at 'nowhere'." in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["nonsense=1", "masks.target_scale=[0.9,0.99]"])
+def test_a_recipe_that_all_processes_of_torchrun_refuse_is_refused_once(wrong, shards, tmp_path):
+    """Before they join, and after."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    words = ["ijepa_cli", "pretrain", "--recipe", "cifar10", "--set", wrong, "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *words, "--data", shards, "--out", tmp_path / "run"],
+        env=ALONE, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stderr.count("error: ") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["shard", "--nonsense"], ["plan", "-h"]])
