@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 from ijepa.stage import Work
+from ijepa.train import loop
 from ijepa.train.pretraining import PretrainTask
 from ijepa.weights import load_checkpoint
 
@@ -42,6 +44,25 @@ def test_a_run_leaves_config_metrics_checkpoints_and_tensorboard(run, tiny_confi
     assert names == {"last.pt", "epoch-0001.pt", "epoch-0002.pt"}
     assert list((run / "tensorboard").glob("events.*"))
     assert json.loads((run / "stage.json").read_text())["stage"] == "pretrain"
+
+
+def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
+    shards, tiny_config, tmp_path, monkeypatch
+):
+    """A step takes a second here, and after the 8 steps of an epoch a checkpoint is kept."""
+    clock, told, step = [0.0], [], PretrainTask.step
+
+    def second_long(*words):
+        clock[0] += 1.0
+        return step(*words)
+
+    monkeypatch.setattr(PretrainTask, "step", second_long)
+    monkeypatch.setattr(PretrainTask, "speed", lambda _, per_second: {"rate": per_second})
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    config = tiny_config.model_copy(update={"checkpoint_epochs": 1})
+    pretrain(shards, tmp_path / "run", config, CPU, lambda *words: told.append(words))
+    shown = [(done // 32, values["rate"]) for _, done, _, values in told if "rate" in values]
+    assert shown == [(8, 32.0), (16, 32.0)]
 
 
 def test_every_step_is_recorded_once_and_the_watch_when_it_is_due(run):
