@@ -71,7 +71,6 @@ def imports(path: Path) -> None:
     """Import what extraction imports, and load nothing."""
     del path
     import ijepa.encoders.load
-    import ijepa.encoders.stream
     import ijepa.extract  # noqa: F401  # its imports are measured
 
     report("imports alone")

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,13 +19,20 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import is_one_of_many
 
 if TYPE_CHECKING:
+    import torch
+
+    from ijepa.compute import LinearKernel
     from ijepa.data.loader import Batch
     from ijepa.encoders.frozen import FrozenEncoder
-    from ijepa.encoders.stream import Features as Floats
     from ijepa.world import World
 
-VERSION = 9
+VERSION = 10
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
+
+CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
+IN_FLIGHT = {"cuda": 1}  # batches begun before the last is fetched; a CPU's are done at once
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +122,6 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     from ijepa.compute import computing, linear_name
     from ijepa.distributed import device_name, lead, pick_device
     from ijepa.encoders.load import load_encoder
-    from ijepa.encoders.stream import feature_batches, linear_kernel
 
     config, images, device = job.config, job.images, pick_device(job.runtime.device)
     encoder = load_encoder(
@@ -131,9 +139,9 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     starts = range(0, len(images), batch_size)
     todo = lead(world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)])
     mine, before = todo[world.rank :: world.size], writer.rows_done
-    linear = linear_kernel(encoder, device)
+    linear = _linear_kernel(encoder, device)
     with computing(device, linear=linear):
-        for batch, features in feature_batches(
+        for batch, features in _feature_batches(
             encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
         ):
             _add(writer, images, batch, features, num_views)
@@ -141,6 +149,89 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
             if world.leads:
                 job.progress("extract images", min(done // num_views, len(images)), len(images))
     return writer, device_name(device, world) + linear_name(linear)
+
+
+def _feature_batches(
+    encoder: "FrozenEncoder",
+    images: SplitReader,
+    config: ExtractConfig,
+    runtime: Runtime,
+    *,
+    todo: Sequence[int],
+    batch_size: int,
+) -> "Iterator[tuple[Batch, Floats]]":
+    """Encode some batches of images, in order: number n begins with image n * `batch_size`.
+
+    A GPU computes a batch while the caller has the one before it.
+
+    Yields:
+        n images with their ids, and features of all their views (n * views, layers, dim) in
+        `config.dtype`: those of the first image, then of the second, and so on.
+    """
+    import torch
+
+    from ijepa.data.loader import ViewBatches, ViewPlan, batches
+    from ijepa.distributed import num_workers, pick_device
+    from ijepa.jepa.augment import normalise
+
+    device = pick_device(runtime.device)
+    dtype = torch.float16 if config.dtype == "float16" else torch.float32
+    crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
+    plan = ViewPlan(
+        encoder.image_px,
+        crop_fraction,
+        config.views,
+        config.augment,
+        config.seed,
+        config.interpolation,
+    )
+    views = ViewBatches(images, plan, batch_size)
+    num_layers = min(config.layers, encoder.num_layers)
+    bf16 = encoder.uses_bf16(config.precision, device)
+    begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
+    workers, on_gpu = num_workers(runtime, device), device.type == "cuda"
+    for batch in batches(views, todo, workers, pin_memory=on_gpu):
+        sent = batch.images.to(device, non_blocking=True)
+        pixels = normalise(sent, encoder.mean, encoder.std)
+        parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
+        features = torch.cat([encoder.features(part, num_layers, bf16=bf16) for part in parts])
+        begun.append((batch, _fetched(features.to(dtype))))
+        if len(begun) > IN_FLIGHT.get(device.type, 0):
+            done, numpy = begun.popleft()
+            yield done, numpy()
+    for done, numpy in begun:
+        yield done, numpy()
+
+
+def _linear_kernel(encoder: "FrozenEncoder", device: "torch.device") -> "LinearKernel":
+    """The faster one for this encoder's batches; for a ViT-B/16's where it is no ViT of timm's."""
+    from ijepa.compute import pick_linear
+    from ijepa.encoders.frozen import NOTHING
+
+    if encoder.pooling == NOTHING:
+        return "torch"
+    patches, dim = 196, 768
+    if encoder.network is not None:
+        patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim
+    return pick_linear(device, CPU_BATCH * patches, dim)
+
+
+def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
+    """Begin to copy a tensor to the host, from a GPU without waiting; the call gives its values."""
+    import torch
+
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def values() -> Floats:
+        arrived.synchronize()
+        found: Floats = host.numpy()
+        return found
+
+    return values
 
 
 def _add(
@@ -178,7 +269,7 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
         class_names=job.images.label_names,
         fingerprint=job.plan.fingerprint,
         source=job.data.source,
-        lineage=encoder.lineage,
+        provenance=encoder.provenance,
         num_views=config.views,
         augment=config.augment,
         precision=precision,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.trainable import Trainable
     from ijepa.train.finetuning import FinetuneTask, Labelled
 
-VERSION = 8
+VERSION = 9
 
 # Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -372,7 +372,7 @@ def _score(
         features_precision=None,
         train_features=None,
         test_features=None,
-        lineage=vit.lineage,
+        provenance=vit.provenance,
         best_on_test=None,
         choices=task.held_out,
         correct=pack_correct(correct, test.keys),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 10
+VERSION = 11
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -397,5 +397,5 @@ def _encoder(pair: OpenPair) -> dict[str, Any]:
         "train_features": train.fingerprint,
         "test_features": test.fingerprint,
         "data": test.data_fingerprint,
-        "lineage": test.lineage,
+        "provenance": test.provenance,
     }

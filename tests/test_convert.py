@@ -241,7 +241,7 @@ def test_features_of_a_run_are_those_of_its_converted_files(run, shards, tmp_pat
         features[to] = open_features(out)
     sums = {store.header.weights_sha256 for store in features.values()}
     assert len(sums) == 1
-    assert features["ours"].header.lineage == features["run"].header.lineage
+    assert features["ours"].header.provenance == features["run"].header.provenance
     first = features["run"]
     rows = np.arange(first.shape[0])
     for store in features.values():
@@ -265,7 +265,7 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
 )
 def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px, image_px):
     from ijepa.config import DataConfig, EncoderConfig, PretrainConfig
-    from ijepa.encoders.networks import Networks, Provenance
+    from ijepa.encoders.networks import Known, Networks
 
     config = PretrainConfig(
         data=DataConfig(image_px=image_px), encoder=EncoderConfig(arch=arch, patch_px=patch_px)
@@ -277,7 +277,7 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
             "predictor": networks.predictor.state_dict(),
         }
     assert inferred_config(parts, None, "it") == config
-    found = Networks("it", config, parts, Provenance(origin="published"))
+    found = Networks("it", config, parts, Known(origin="published"))
     found.check()
     name, settings = timm_network(found)
     with torch.device("meta"):

@@ -104,7 +104,7 @@ def test_a_released_transformer_gives_the_published_forward_pass(form, tmp_path)
     assert (encoder.image_px, encoder.num_layers, encoder.pooling) == (SIDE_PX, DEPTH, SEEN)
     assert (encoder.mean, encoder.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert encoder.crop_fraction == 0.875
-    assert encoder.lineage.method == KINDS[kind].method
+    assert encoder.provenance.method == KINDS[kind].method
 
 
 def test_dino_equals_timms_network_of_the_same_weights(tmp_path):
@@ -294,7 +294,7 @@ def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_p
     result = extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0))
     assert (result.layers, result.dim) == (2, DIM)
     header = open_features(tmp_path / "f.h5").header
-    assert (header.pooling, header.layers, header.lineage.method) == (SEEN, (1, 2), "MAE")
+    assert (header.pooling, header.layers, header.provenance.method) == (SEEN, (1, 2), "MAE")
     assert extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
     saved(tmp_path, {"model": vit(1)})
     assert not extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
@@ -477,7 +477,7 @@ def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_p
         found = encoder.features(images(), 1)[:, 0]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert encoder.pooling == "average of patch tokens after the final norm"
-        assert (encoder.lineage.method, encoder.lineage.data) == ("I-JEPA", "IN1k")
+        assert (encoder.provenance.method, encoder.provenance.data) == ("I-JEPA", "IN1k")
         assert encoder.crop_fraction == 0.875
 
 
@@ -512,15 +512,15 @@ def small_ijepa(name, **options):
 )
 def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, epochs, data, caplog):
     from ijepa.encoders.frozen import Asked
-    from ijepa.encoders.released import released_lineage
+    from ijepa.encoders.released import released_provenance
 
     caplog.set_level("INFO")
     asked = Asked("mae", "weights.pth", "target", None, torch.device("cpu"))
-    found = released_lineage(asked, epoch, "ViT-H/14")
+    found = released_provenance(asked, epoch, "ViT-H/14")
     assert (found.method, found.arch) == ("MAE", "ViT-H/14")
     assert (found.epochs, found.data) == (epochs, data)
     assert ("taken for the released weights" in caplog.text) == (data == "IN1k")
-    assert released_lineage(asked, None, "64x2/8").epochs is None
+    assert released_provenance(asked, None, "64x2/8").epochs is None
 
 
 @pytest.mark.parametrize(
@@ -535,13 +535,13 @@ def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, ep
     ],
 )
 def test_names_of_timm_tell_the_papers_row(name, arch, epochs, data):
-    from ijepa.encoders.timm_models import _lineage
+    from ijepa.encoders.timm_models import _provenance
 
     with torch.device("meta"):
-        lineage = _lineage(timm.create_model(name), name)
-    assert (lineage.arch, lineage.epochs, lineage.data) == (arch, epochs, data)
+        provenance = _provenance(timm.create_model(name), name)
+    assert (provenance.arch, provenance.epochs, provenance.data) == (arch, epochs, data)
     rows = {(row.method, row.arch) for table in TABLES for row in table.rows if row.group}
-    assert (lineage.method, lineage.arch) in rows
+    assert (provenance.method, provenance.arch) in rows
 
 
 def test_the_catalogue_has_every_kind_and_the_papers_nine_methods():

@@ -105,9 +105,9 @@ def test_random_encoders_come_by_architecture_and_seed(shards, tmp_path):
         stores.append(open_features(path).last(4))
     assert np.array_equal(stores[0], stores[1])
     assert not np.allclose(stores[0], stores[2])
-    lineages = [open_features(tmp_path / f"{n}.h5").header.lineage for n in (0, 2)]
-    assert lineages[0].family == lineages[1].family
-    assert [one.seed for one in lineages] == [0, 1]
+    provenances = [open_features(tmp_path / f"{n}.h5").header.provenance for n in (0, 2)]
+    assert provenances[0].family == provenances[1].family
+    assert [one.seed for one in provenances] == [0, 1]
 
 
 def test_a_store_knows_the_settings_and_the_seed_of_its_encoder(run, shards, tmp_path):
@@ -115,7 +115,7 @@ def test_a_store_knows_the_settings_and_the_seed_of_its_encoder(run, shards, tmp
     for name in (str(run), f"random:{run}", "pixels"):
         path = tmp_path / f"{len(found)}.h5"
         extract(shards, path, config(name), CPU)
-        found[name] = open_features(path).header.lineage
+        found[name] = open_features(path).header.provenance
     trained, initial, pixels = found.values()
     assert (trained.method, trained.arch, trained.seed) == ("I-JEPA", "32x2x2/4", 0)
     assert (initial.method, initial.epochs) == (None, 0)
@@ -255,7 +255,7 @@ def test_a_file_begun_in_one_precision_and_finished_in_another_is_of_one(
 def test_a_batch_in_flight_changes_neither_numbers_nor_order(run, shards, tmp_path, monkeypatch):
     monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
     extract(shards, tmp_path / "at_once.h5", config(run), CPU)
-    monkeypatch.setattr("ijepa.encoders.stream.IN_FLIGHT", {"cpu": 1})
+    monkeypatch.setattr("ijepa.extract.IN_FLIGHT", {"cpu": 1})
     extract(shards, tmp_path / "later.h5", config(run), CPU)
     assert (tmp_path / "later.h5").read_bytes() == (tmp_path / "at_once.h5").read_bytes()
 

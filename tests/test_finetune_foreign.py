@@ -80,7 +80,7 @@ def test_a_released_file_is_fine_tuned_and_stays_as_it_was(kind, shards, tmp_pat
     choice = config(name, epochs=1, subset="8-per-class", batch_size=16)
     found = finetune(shards, tmp_path / "out", choice, CPU)
     (score,) = found.scores
-    assert (score.pooling, score.lineage.arch) == (CLASS_TOKEN, f"{DIM}x{DEPTH}/8")
+    assert (score.pooling, score.provenance.arch) == (CLASS_TOKEN, f"{DIM}x{DEPTH}/8")
     assert score.weights_sha256 == load_encoder(name).weights_sha256
     assert (tmp_path / f"{kind}.pth").read_bytes() == before
     assert finetune(shards, tmp_path / "out", choice, CPU).cached

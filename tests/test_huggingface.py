@@ -15,8 +15,8 @@ from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.encoders.load import load_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
-from ijepa.lineage import Lineage
 from ijepa.paper import TABLES, pretraining_epochs
+from ijepa.provenance import Provenance
 
 transformers = pytest.importorskip("transformers")  # of extra hf
 SIZE = {
@@ -196,9 +196,12 @@ def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monk
     monkeypatch.setitem(HUB, name, HUB[name]._replace(arch=small))
     encoder = load_encoder(f"hf:{name}")
     assert "is the context encoder" in caplog.text
-    assert (encoder.which, encoder.lineage) == ("context", HUB[name].lineage)
+    assert (encoder.which, encoder.provenance) == ("context", HUB[name].provenance)
     unnamed = load_encoder(f"hf:{path}")
-    assert (unnamed.which, unnamed.lineage) == ("context", Lineage(method="I-JEPA", arch=small))
+    assert (unnamed.which, unnamed.provenance) == (
+        "context",
+        Provenance(method="I-JEPA", arch=small),
+    )
 
 
 @pytest.mark.parametrize(

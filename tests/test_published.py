@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ijepa.config import OptimizationConfig
-from ijepa.encoders.load import _lineage_of
-from ijepa.encoders.networks import Networks, Provenance
+from ijepa.encoders.load import _provenance_of
+from ijepa.encoders.networks import Known, Networks
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.schedules import Schedules
 from ijepa.paper import TABLES, pretraining_data, pretraining_epochs
@@ -86,9 +86,9 @@ def shapes(module):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_published_file_of_that_name_and_network_stands_for_the_papers_row(name):
-    known = Provenance(origin="published", method="I-JEPA", epochs=300 if "IN1K" in name else 66)
+    known = Known(origin="published", method="I-JEPA", epochs=300 if "IN1K" in name else 66)
     config = load_recipe(CHECKPOINTS[name][0])
-    found = _lineage_of(Networks(f"weights/{name}.pth.tar", config, {}, known), None)
+    found = _provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, known), None)
     rows = [row for table in TABLES for row in table.rows if row.group and row.recipe]
     assert any(
         (found.method, found.arch, found.data) == (row.method, row.arch, pretraining_data(row))
@@ -96,9 +96,9 @@ def test_a_published_file_of_that_name_and_network_stands_for_the_papers_row(nam
         for row in rows
     )
     renamed = Networks("weights/mine.pth.tar", config, {}, known)
-    assert _lineage_of(renamed, None).data is None
+    assert _provenance_of(renamed, None).data is None
     other = known.model_copy(update={"epochs": 100})
-    cut = _lineage_of(Networks(f"weights/{name}.pth.tar", config, {}, other), None)
+    cut = _provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, other), None)
     assert (cut.data is None) == ("IN1K" in name)
 
 

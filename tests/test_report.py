@@ -12,8 +12,8 @@ from test_probe import pair
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.figures.chart import Series, line_chart, nice_ticks
-from ijepa.lineage import Lineage
 from ijepa.probe import probe
+from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.results.page import breakable
@@ -193,10 +193,10 @@ def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
 
 
 def seeded(folder, seed, probe_seed=0, **header):
-    lineage = Lineage(family="tiny", seed=seed)
+    provenance = Provenance(family="tiny", seed=seed)
     name = f"{seed}-{probe_seed}-{len(header)}"
     weights = {"weights_sha256": f"{seed:064d}"}
-    files = pair(folder, name, lineage=lineage, encoder=f"run {seed}", **weights, **header)
+    files = pair(folder, name, provenance=provenance, encoder=f"run {seed}", **weights, **header)
     choice = ProbeConfig(name="logistic", seed=probe_seed)
     return probe(files, [], folder / f"{name}.json", choice).scores
 
@@ -205,7 +205,11 @@ def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
     results = [seeded(tmp_path, 0), seeded(tmp_path, 1), seeded(tmp_path, 1, probe_seed=5)]
     ((line,),) = [group.lines for group in grouped([*results, results[0]])]
     top1 = [result[0].top1 for result in results]
-    assert [(m.score.lineage.seed, m.score.seed) for m in line.members] == [(0, 0), (1, 0), (1, 5)]
+    assert [(m.score.provenance.seed, m.score.seed) for m in line.members] == [
+        (0, 0),
+        (1, 0),
+        (1, 5),
+    ]
     assert line.mean("top1") == pytest.approx(np.mean(top1))
     assert line.std("top1") == pytest.approx(np.std(top1, ddof=1))
     paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
@@ -303,10 +307,12 @@ def test_what_is_no_picture_is_refused(tmp_path):
 
 
 def test_encoders_that_carry_their_settings_are_shown_once(tmp_path):
-    lineage = Lineage(method="I-JEPA", family="tiny", seed=0, settings={"masks": {"kind": "block"}})
+    provenance = Provenance(
+        method="I-JEPA", family="tiny", seed=0, settings={"masks": {"kind": "block"}}
+    )
     result = tmp_path / "r.json"
     choice = ProbeConfig(name="few-shot", shots=(1, 5), draws=2)
-    probe(pair(tmp_path, lineage=lineage, encoder="mine"), [], result, choice)
+    probe(pair(tmp_path, provenance=provenance, encoder="mine"), [], result, choice)
     report([result], tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().count("<dd>mine, weights") == 1
 

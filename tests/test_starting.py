@@ -75,9 +75,9 @@ def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
     with pytest.raises(IjepaError, match="name them with --init, or set init=null"):
         pretrain(shards, tmp_path / "other", again, CPU)
     assert "init" not in still.model_dump()
-    lineages = [load_encoder(str(folder)).lineage for folder in (out, run)]
-    assert lineages[0].settings["init"]
-    assert lineages[0].family != lineages[1].family
+    provenances = [load_encoder(str(folder)).provenance for folder in (out, run)]
+    assert provenances[0].settings["init"]
+    assert provenances[0].family != provenances[1].family
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 import pytest
 from test_probe import LOGISTIC, pair
 
-from ijepa.lineage import Lineage, run_family
 from ijepa.paper import TABLES
 from ijepa.probe import probe
+from ijepa.provenance import Provenance, run_family
 from ijepa.recipes import load_recipe
 from ijepa.results.beside import tables
 from ijepa.results.record import joined_source
 
-PUBLISHED = Lineage(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
+PUBLISHED = Provenance(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def plain(tmp_path_factory):
     return probe(pair(folder), [], folder / "r.json", LOGISTIC).scores
 
 
-def of(result, lineage, which="target", **facts):
+def of(result, provenance, which="target", **facts):
     """The result as if its encoder were another, made on other data."""
-    weights = run_family(which, lineage.model_dump())
-    other = {"lineage": lineage, "which": which, "weights_sha256": weights, **facts}
+    weights = run_family(which, provenance.model_dump())
+    other = {"provenance": provenance, "which": which, "weights_sha256": weights, **facts}
     return (result[0].model_copy(update=other),)
 
 
@@ -37,7 +37,7 @@ def rows(shown):
         yield dict(zip(shown.columns, row, strict=True)), made
 
 
-def cifar100(result, lineage=PUBLISHED, **facts):
+def cifar100(result, provenance=PUBLISHED, **facts):
     """As the column CIFAR100 of table 3 has it."""
     whole = {
         "protocol": "vissl-cifar100",
@@ -46,7 +46,7 @@ def cifar100(result, lineage=PUBLISHED, **facts):
         "train_rows": 50_000,
         "test_rows": 10_000,
     }
-    return of(result, lineage, **whole | facts)
+    return of(result, provenance, **whole | facts)
 
 
 def filled(*results):
@@ -141,8 +141,8 @@ def small(result, *settings, seed=0):
     """A result of a small run with settings."""
     body = load_recipe("scenes-mini", settings).model_dump(mode="json", exclude={"seed"})
     family = run_family("I-JEPA", body)
-    lineage = Lineage(method="I-JEPA", family=family, seed=seed, settings=body)
-    return of(result, lineage, source="scenes:train=10", seed=seed)
+    provenance = Provenance(method="I-JEPA", family=family, seed=seed, settings=body)
+    return of(result, provenance, source="scenes:train=10", seed=seed)
 
 
 def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
@@ -164,7 +164,7 @@ def test_results_that_do_not_tell_their_settings_are_known_by_the_runs_given(pla
     choices = [(), ("masks.kind=random", "masks.min_keep=10")]
     results = [small(plain, *choice) for choice in choices]
     silent = [
-        of(r, r[0].lineage.model_copy(update={"settings": None}), source=r[0].source)
+        of(r, r[0].provenance.model_copy(update={"settings": None}), source=r[0].source)
         for r in results
     ]
     assert table(tables(silent), "ablation") == []

@@ -14,7 +14,7 @@ from ijepa.config import DataConfig, Precision, Rgb, Size
 from ijepa.distributed import uses_bf16
 from ijepa.features.mapped import give_back, unchanged_maps
 from ijepa.jepa.vit import Encoder
-from ijepa.lineage import Lineage
+from ijepa.provenance import Provenance
 
 Pool = Callable[[Tensor, int], Tensor]
 Transformer = Encoder | VisionTransformer | Beit
@@ -60,7 +60,7 @@ class FrozenEncoder:
         num_layers: how many layers it can give.
         pool: (normalised images (B, 3, height, width), layers) -> (B, layers, dim), last layer
             last.
-        lineage: where it comes from.
+        provenance: where it comes from.
         pooling: how one vector came of each layer, in words.
         network: the Vision Transformer behind it, ours or timm's; None where there is none.
         which: of two encoders; `target` also where a method has one alone.
@@ -74,7 +74,7 @@ class FrozenEncoder:
     std: Rgb
     num_layers: int
     pool: Pool
-    lineage: Lineage
+    provenance: Provenance
     pooling: str = PATCH_AVERAGE
     network: Transformer | None = None
     which: str = "target"

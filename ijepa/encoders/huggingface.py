@@ -105,7 +105,7 @@ def load(asked: Asked) -> FrozenEncoder:
         std=std,
         num_layers=config.num_hidden_layers,
         pool=_pool(model, family, interpolate=resized and family.interpolates),
-        lineage=known.lineage,
+        provenance=known.provenance,
         pooling=family.pooling,
         which=known.which,
     )

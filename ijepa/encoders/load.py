@@ -31,8 +31,8 @@ from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.vit import Encoder, build_encoder
-from ijepa.lineage import Lineage, run_family
 from ijepa.paper import pretraining_set
+from ijepa.provenance import Provenance, run_family
 from ijepa.records import read_record
 
 LARGE_PX = 448
@@ -91,7 +91,7 @@ def _ours(
         std=vit.data.std,
         num_layers=len(encoder.blocks),
         pool=encoder.pooled_layers,
-        lineage=vit.lineage,
+        provenance=vit.provenance,
         network=encoder,
         which=which,
     )
@@ -107,7 +107,7 @@ class Vit(NamedTuple):
     encoder: Encoder
     data: DataConfig
     weights_sha256: str
-    lineage: Lineage
+    provenance: Provenance
 
 
 def load_vit(
@@ -137,15 +137,15 @@ def vit_in(path: Path, which: str, image_px: int | Size | None, arch: str | None
     """The network in whatever file or folder `ijepa.encoders.reading` reads."""
     networks = read_networks(path, arch)
     name, data = f"{_run_name(path)} ({which})", networks.config.data
-    lineage = _lineage_of(networks, _pretraining_data(path))
-    return _sized(name, networks.encoder(which), data, image_px, lineage)
+    provenance = _provenance_of(networks, _pretraining_data(path))
+    return _sized(name, networks.encoder(which), data, image_px, provenance)
 
 
-def _lineage_of(networks: Networks, data: str | None) -> Lineage:
+def _provenance_of(networks: Networks, data: str | None) -> Provenance:
     """Of weights in whatever file; what is not recorded there stays unknown."""
     known, config = networks.provenance, networks.config
     if known.recorded:
-        return _lineage(known.method, config, data)
+        return _provenance(known.method, config, data)
     arch = _paper_arch(config.encoder.arch, config.encoder.patch_px) + _large(config)
     released = FILES.get(Path(networks.source).name)
     if released and released.arch == arch and _fits(known.epochs, released):
@@ -153,8 +153,8 @@ def _lineage_of(networks: Networks, data: str | None) -> Lineage:
             "%s is taken for the released weights: %s, %s epochs of %s",
             networks.source, arch, released.epochs, released.data,
         )  # fmt: skip
-        return released.lineage
-    return Lineage(method=known.method, arch=arch, epochs=known.epochs)
+        return released.provenance
+    return Provenance(method=known.method, arch=arch, epochs=known.epochs)
 
 
 def _fits(epochs: int | None, released: Model) -> bool:
@@ -171,8 +171,8 @@ def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
             raise IjepaError(
                 f"{name} does not say from which seed it was trained; take random:{size} instead."
             )
-        lineage, encoder = _lineage(None, config), build_ijepa(config).encoder
-        return _sized(f"random:{name}", encoder, config.data, image_px, lineage)
+        provenance, encoder = _provenance(None, config), build_ijepa(config).encoder
+        return _sized(f"random:{name}", encoder, config.data, image_px, provenance)
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", name)
     if not parts:
         raise IjepaError(
@@ -188,8 +188,8 @@ def _random(name: str, image_px: int | Size | None, seed: int) -> Vit:
     encoder = build_encoder(encoder_config, (side_px, side_px), torch.Generator().manual_seed(seed))
     title = f"random:{arch}/{patch_px}@{side_px} seed {seed}"
     family = fingerprint_of(["random", arch, patch_px, side_px])
-    lineage = Lineage(arch=_paper_arch(arch, patch_px), family=family, seed=seed)
-    return _sized(title, encoder, DataConfig(image_px=side_px), image_px, lineage)
+    provenance = Provenance(arch=_paper_arch(arch, patch_px), family=family, seed=seed)
+    return _sized(title, encoder, DataConfig(image_px=side_px), image_px, provenance)
 
 
 def _pretraining_data(path: Path) -> str | None:
@@ -198,10 +198,10 @@ def _pretraining_data(path: Path) -> str | None:
     return pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
 
 
-def _lineage(method: str | None, config: PretrainConfig, data: str | None = None) -> Lineage:
+def _provenance(method: str | None, config: PretrainConfig, data: str | None = None) -> Provenance:
     """Of a run, or without a method of the weights that it started from."""
     settings = config.model_dump(mode="json", exclude={"seed"})
-    return Lineage(
+    return Provenance(
         method=method,
         arch=_paper_arch(config.encoder.arch, config.encoder.patch_px) + _large(config),
         data=None if config.init else data,  # the given weights have seen what nobody knows
@@ -228,7 +228,7 @@ def _sized(
     encoder: Encoder,
     data: DataConfig,
     image_px: int | Size | None,
-    lineage: Lineage,
+    provenance: Provenance,
 ) -> Vit:
     """Fit the network to another image size, if one is asked for."""
     digest = weights_sha256(encoder.state_dict())
@@ -240,7 +240,7 @@ def _sized(
             )
         encoder.resize(size)
         data = data.model_copy(update={"image_px": image_px})
-    return Vit(name, encoder, data, digest, lineage)
+    return Vit(name, encoder, data, digest, provenance)
 
 
 def _pixels(image_px: int | Size | None) -> FrozenEncoder:
@@ -260,7 +260,7 @@ def _pixels(image_px: int | Size | None) -> FrozenEncoder:
         std=IMAGENET_STD,
         num_layers=1,
         pool=flatten,
-        lineage=Lineage(family=fingerprint_of(["pixels", side_px])),
+        provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
         pooling=NOTHING,
     )
 

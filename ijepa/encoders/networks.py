@@ -27,7 +27,7 @@ ENCODERS = {"target": "target_encoder", "context": "encoder"}
 PARTS = ("encoder", "predictor", "target_encoder")
 
 
-class Provenance(Config):
+class Known(Config):
     """What is known of a pretraining beside its configuration; None where it is not known.
 
     Attributes:
@@ -61,7 +61,7 @@ class Networks(NamedTuple):
     source: str
     config: PretrainConfig
     parts: dict[str, Weights]
-    provenance: Provenance
+    provenance: Known
 
     def encoder(self, which: str) -> Encoder:
         """The `target` or `context` encoder, without a copy of its weights.

@@ -13,8 +13,8 @@ from ijepa.encoders.names import ours_of_transformers
 from ijepa.encoders.networks import (
     ENCODERS,
     PARTS,
+    Known,
     Networks,
-    Provenance,
     Weights,
     arch_name,
     inferred_config,
@@ -29,7 +29,7 @@ NOTES = "ijepa"  # under which our own files of foreign formats say what those h
 # What IJepaModel must be set to for its features to be ours.
 SAME_NETWORK = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 
-Noted = TypeVar("Noted", PretrainConfig, Provenance)
+Noted = TypeVar("Noted", PretrainConfig, Known)
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +91,13 @@ def _ours(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
     }
     parts = {name: weights for name, weights in parts.items() if weights}
     noted = state.facts.get("provenance")
-    known = _noted(path, Provenance, noted) if noted else _of_run(path, state.step, state.config)
+    known = _noted(path, Known, noted) if noted else _of_run(path, state.step, state.config)
     return Networks(str(path), state.config, parts, known)
 
 
-def _of_run(path: Path, steps: int, config: PretrainConfig) -> Provenance:
+def _of_run(path: Path, steps: int, config: PretrainConfig) -> Known:
     record = read_record(path.parent.parent) or {}
-    return Provenance(
+    return Known(
         origin="run",
         method="I-JEPA",
         epochs=config.optimization.epochs,
@@ -111,7 +111,7 @@ def _of_run(path: Path, steps: int, config: PretrainConfig) -> Provenance:
 def _published(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
     parts = {part: _weights(path, part, body[part]) for part in PARTS if part in body}
     epoch = body.get("epoch")
-    known = Provenance(
+    known = Known(
         origin="published", method="I-JEPA", epochs=epoch if isinstance(epoch, int) else None
     )
     return _described(path, parts, arch, known, body.get(NOTES))
@@ -120,7 +120,7 @@ def _published(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
 def _timm(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
     weights = _weights(path, "its body", body)
     notes = safetensors_notes(path).get(NOTES)
-    return _single(path, weights, arch, Provenance(origin="timm"), notes)
+    return _single(path, weights, arch, Known(origin="timm"), notes)
 
 
 def _transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
@@ -144,7 +144,7 @@ def _transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
     if not all(isinstance(size, int) for size in sizes):
         raise IjepaError(f"{folder / 'config.json'} does not say {', '.join(names)}.")
     notes = safetensors_notes(files[0]).get(NOTES)
-    known = Provenance(origin="hf", method="I-JEPA")
+    known = Known(origin="hf", method="I-JEPA")
     arch = arch_name(*(int(size or 0) for size in sizes))
     networks = _single(folder, ours_of_transformers(weights, folder), arch, known, notes)
     return networks if notes else _normalised(folder, networks)
@@ -167,7 +167,7 @@ def _normalised(folder: Path, networks: Networks) -> Networks:
 
 
 def _single(
-    path: Path, weights: Weights, arch: str | None, known: Provenance, notes: str | None
+    path: Path, weights: Weights, arch: str | None, known: Known, notes: str | None
 ) -> Networks:
     """Of a format for one encoder."""
     part, body = _part(path, notes)
@@ -187,11 +187,11 @@ def _part(path: Path, notes: str | None) -> tuple[str, object]:
 
 
 def _described(
-    path: Path, parts: dict[str, Weights], arch: str | None, known: Provenance, notes: object
+    path: Path, parts: dict[str, Weights], arch: str | None, known: Known, notes: object
 ) -> Networks:
     if isinstance(notes, Mapping):
         config = _noted(path, PretrainConfig, notes.get("config"))
-        return Networks(str(path), config, parts, _noted(path, Provenance, notes.get("provenance")))
+        return Networks(str(path), config, parts, _noted(path, Known, notes.get("provenance")))
     return Networks(str(path), inferred_config(parts, arch, str(path)), parts, known)
 
 

@@ -14,7 +14,7 @@ from ijepa.config import ARCHITECTURES, Size, height_width
 from ijepa.encoders.catalogue import KINDS, paper_epochs
 from ijepa.encoders.frozen import CLASS_TOKEN, Asked, Pool
 from ijepa.errors import IjepaError
-from ijepa.lineage import Lineage
+from ijepa.provenance import Provenance
 from ijepa.weights import check_weights, read_weights, unwrapped
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
@@ -55,7 +55,7 @@ def read_released(asked: Asked) -> Released:
     return Released(weights, epoch if isinstance(epoch, int) else None)
 
 
-def released_lineage(asked: Asked, epoch: int | None, arch: str) -> Lineage:
+def released_provenance(asked: Asked, epoch: int | None, arch: str) -> Provenance:
     """Of the paper's encoder of that method and size, unless the file says another epoch.
 
     Files of weights alone do not say for how long, or on what, they were trained; the user is told
@@ -64,15 +64,15 @@ def released_lineage(asked: Asked, epoch: int | None, arch: str) -> Lineage:
     method = KINDS[asked.kind].method
     epochs = paper_epochs(method, arch)
     if epochs is None:
-        return Lineage(method=method, arch=arch)
+        return Provenance(method=method, arch=arch)
     restarts = asked.kind == "data2vec"  # its second 800 epochs are counted from 0 again
     if epoch is not None and epoch not in (epochs - 1, epochs) and not restarts:
-        return Lineage(method=method, arch=arch, epochs=epoch)
+        return Provenance(method=method, arch=arch, epochs=epoch)
     log.info(
         "%s is taken for the released weights: %s, %s, %d epochs of ImageNet-1K",
         asked.name, method, arch, epochs,
     )  # fmt: skip
-    return Lineage(method=method, arch=arch, epochs=epochs, data="IN1k")
+    return Provenance(method=method, arch=arch, epochs=epochs, data="IN1k")
 
 
 def _chosen(body: Mapping[str, Any], asked: Asked) -> Mapping[str, Any]:

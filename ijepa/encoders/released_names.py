@@ -11,7 +11,7 @@ those of MAE (1600) and DINO ViT-B/8 (300) in the paper's table 1.
 
 from typing import NamedTuple
 
-from ijepa.lineage import Lineage
+from ijepa.provenance import Provenance
 
 
 class Model(NamedTuple):
@@ -20,7 +20,7 @@ class Model(NamedTuple):
     Attributes:
         method: as the paper's tables have it, likewise `arch`.
         epochs: as the published files count them; None where nobody says.
-        data: see `Lineage`.
+        data: see `Provenance`.
         which: encoder that the hub's file holds; `target` also where a method has one alone.
     """
 
@@ -31,9 +31,9 @@ class Model(NamedTuple):
     which: str = "target"
 
     @property
-    def lineage(self) -> Lineage:
+    def provenance(self) -> Provenance:
         """The same, for records."""
-        return Lineage(method=self.method, arch=self.arch, epochs=self.epochs, data=self.data)
+        return Provenance(method=self.method, arch=self.arch, epochs=self.epochs, data=self.data)
 
 
 IJEPA = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, Rgb
 from ijepa.encoders.frozen import MAP_AVERAGE, Asked, FrozenEncoder, weights_sha256
-from ijepa.encoders.released import EVAL_CROP, Weights, assign, read_released, released_lineage
+from ijepa.encoders.released import EVAL_CROP, Weights, assign, read_released, released_provenance
 from ijepa.errors import IjepaError
 
 OWN_PX = 224
@@ -112,7 +112,7 @@ def load(asked: Asked) -> FrozenEncoder:
         std=form.std,
         num_layers=1,
         pool=pool,
-        lineage=released_lineage(asked, released.epoch, _arch(depths, width)),
+        provenance=released_provenance(asked, released.epoch, _arch(depths, width)),
         pooling=MAP_AVERAGE,
     )
 

@@ -26,7 +26,7 @@ from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
 from ijepa.encoders.released_names import TIMM
 from ijepa.errors import IjepaError
-from ijepa.lineage import UNKNOWN, Lineage
+from ijepa.provenance import UNKNOWN, Provenance
 from ijepa.weights import check_weights, read_weights, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
@@ -50,20 +50,20 @@ def load(asked: Asked) -> FrozenEncoder:
     model.to(asked.device)
     has_tokens = _pools_tokens(model)
     pooling = POOLINGS[model.global_pool] if has_tokens else f"the model's own: {_own_pool(model)}"
-    lineage = _lineage(model, name)
+    provenance = _provenance(model, name)
     return FrozenEncoder(
         name=f"{asked.name} ({asked.which})" if _holds_two(body) else asked.name,
         weights_sha256=digest,
         image_px=asked.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
-        crop_fraction=EVAL_CROP if lineage.method else cfg["crop_pct"],
+        crop_fraction=EVAL_CROP if provenance.method else cfg["crop_pct"],
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         num_layers=len(model.blocks) if has_tokens else 1,
         pool=token_pool(model, pooling) if has_tokens else _last_layer(model),
-        lineage=lineage,
+        provenance=provenance,
         pooling=pooling,
         network=model if isinstance(model, VisionTransformer | Beit) else None,
-        which=_which(asked, body, file, lineage),
+        which=_which(asked, body, file, provenance),
     )
 
 
@@ -131,9 +131,9 @@ def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
     return body
 
 
-def _which(asked: Asked, body: Mapping[str, Any], file: Path, lineage: Lineage) -> str:
+def _which(asked: Asked, body: Mapping[str, Any], file: Path, provenance: Provenance) -> str:
     """Of I-JEPA's two encoders a file for one holds the context's, unless it says other."""
-    if lineage.method != "I-JEPA" or _holds_two(body):
+    if provenance.method != "I-JEPA" or _holds_two(body):
         return asked.which
     return held_encoder(file)
 
@@ -237,15 +237,15 @@ def _own_pool(model: Any) -> str:  # noqa: ANN401  # any class of theirs
     return str(getattr(model, "global_pool", None) or "before its head")
 
 
-def _lineage(model: Any, name: str) -> Lineage:  # noqa: ANN401  # any class of theirs
+def _provenance(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs
     """Of a name whose training is known; of any other Vision Transformer its size alone."""
     cfg = model.pretrained_cfg
     known = TIMM.get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
     if known:
-        return known.lineage
+        return known.provenance
     if not isinstance(model, VisionTransformer):
         return UNKNOWN
-    return Lineage(
+    return Provenance(
         arch=paper_arch(
             model.embed_dim,
             len(model.blocks),

@@ -10,7 +10,7 @@ from ijepa.encoders.reading import held_encoder
 from ijepa.encoders.released_names import HUB
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
-from ijepa.lineage import Lineage
+from ijepa.provenance import Provenance
 
 TUNABLE = (
     "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "
@@ -27,7 +27,7 @@ class Trainable(NamedTuple):
         encoder: timm's, or ours.
         data: `image_px` is the size at which it is to be used.
         weights_sha256: before any training.
-        lineage: where it comes from.
+        provenance: where it comes from.
         pooling: `CLASS_TOKEN` or `PATCH_AVERAGE`, as of the frozen encoder.
         which: of two encoders.
     """
@@ -36,7 +36,7 @@ class Trainable(NamedTuple):
     encoder: Transformer
     data: DataConfig
     weights_sha256: str
-    lineage: Lineage
+    provenance: Provenance
     pooling: str
     which: str
 
@@ -63,7 +63,7 @@ def load_trainable(
         encoder=found.network,
         data=found.data,
         weights_sha256=found.weights_sha256,
-        lineage=found.lineage,
+        provenance=found.provenance,
         pooling=found.pooling,
         which=found.which,
     )
@@ -80,6 +80,8 @@ def _of_transformers(name: str, rest: str, which: str, image_px: int | Size | No
         raise IjepaError(f"{name} can be extracted from, not fine-tuned: {TUNABLE}.")
     held = held_encoder(folder)
     vit = vit_in(folder, held, image_px)
-    known, arch = HUB.get(rest), vit.lineage.arch
-    lineage = known.lineage if known and known.arch.removesuffix(" 448") == arch else vit.lineage
-    return Trainable(name, *vit[1:4], lineage, PATCH_AVERAGE, held)
+    known, arch = HUB.get(rest), vit.provenance.arch
+    provenance = (
+        known.provenance if known and known.arch.removesuffix(" 448") == arch else vit.provenance
+    )
+    return Trainable(name, *vit[1:4], provenance, PATCH_AVERAGE, held)

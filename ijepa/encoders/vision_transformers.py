@@ -24,7 +24,7 @@ from ijepa.encoders.released import (
     assign,
     paper_arch,
     read_released,
-    released_lineage,
+    released_provenance,
     resize,
     token_pool,
 )
@@ -69,7 +69,7 @@ def load(asked: Asked) -> FrozenEncoder:
         std=IMAGENET_STD,
         num_layers=size.depth,
         pool=token_pool(network, CLASS_TOKEN),
-        lineage=released_lineage(
+        provenance=released_provenance(
             asked, epoch, paper_arch(size.dim, size.depth, size.patch_px, own_px)
         ),
         pooling=CLASS_TOKEN,

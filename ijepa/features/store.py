@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.lineage import UNKNOWN, Lineage
+from ijepa.provenance import UNKNOWN, Provenance
 
-SCHEMA = 6
+SCHEMA = 7
 COLUMNS = "keys", "image_id", "view"  # beside `labels/NAME`; `view` only where there are several
 DAMAGED = (  # what h5py and numpy raise for a file that is
     OSError,
@@ -59,7 +59,7 @@ class FeatureHeader(Config):
         class_names: by label; None for plain integers.
         fingerprint: of the stage that made it.
         source: what the shard set was made from, as the user typed it.
-        lineage: where the encoder comes from.
+        provenance: where the encoder comes from.
         num_views: augmented views of each image, beside the evaluation view.
         augment: how they were made: `none`, `flip` or `rrc-flip`.
         precision: what the encoder computed in: `fp32` or `bf16`.
@@ -80,7 +80,7 @@ class FeatureHeader(Config):
     class_names: dict[str, list[str] | None]
     fingerprint: str
     source: str = ""
-    lineage: Lineage = UNKNOWN
+    provenance: Provenance = UNKNOWN
     num_views: int = 0
     augment: str = "none"
     precision: str = "fp32"  # as all files did that do not say so

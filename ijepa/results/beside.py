@@ -12,7 +12,6 @@ from typing import Any
 
 from ijepa.config import PretrainConfig, architecture
 from ijepa.files import fingerprint_of
-from ijepa.lineage import run_family
 from ijepa.paper import (
     FOREIGN,
     TABLES,
@@ -22,6 +21,7 @@ from ijepa.paper import (
     pretraining_data,
     pretraining_epochs,
 )
+from ijepa.provenance import run_family
 from ijepa.recipes import load_recipe
 from ijepa.results.record import Result, Score, source_kinds
 from ijepa.results.tables import (
@@ -182,16 +182,16 @@ def _is_task(score: Score, column: Column) -> bool:
 
 def _is_trained_as(score: Score, row: Row, table: Table, known: Families) -> bool:
     """Is it of a row's pretraining: in ablations by every setting, else by its provenance?"""
-    lineage = score.lineage
-    if lineage.data != pretraining_data(row):
+    provenance = score.provenance
+    if provenance.data != pretraining_data(row):
         return False
     if table.varies:
-        settings = known.get(lineage.family or "")
+        settings = known.get(provenance.family or "")
         return settings is not None and _rest(settings) == _rest(_recipe_settings(row.recipe))
     return (
-        lineage.method == row.method
-        and lineage.arch == row.arch
-        and lineage.epochs in pretraining_epochs(row)
+        provenance.method == row.method
+        and provenance.arch == row.arch
+        and provenance.epochs in pretraining_epochs(row)
     )
 
 
@@ -204,7 +204,7 @@ def ablation_tables(groups: Sequence[Group], known: Families) -> list[Shown]:
                 continue
             alike: dict[str, dict[Row, list[Line]]] = {}
             for line in group.lines:
-                settings = known.get(line.score.lineage.family or "")
+                settings = known.get(line.score.provenance.family or "")
                 row = settings and _row_of(table, settings)
                 if settings and row:
                     rest = _rest(settings, (*table.varies, *table.free))
@@ -230,7 +230,7 @@ def _row_of(table: Table, settings: Settings) -> Row | None:
 def _ablation_table(
     table: Table, group: Group, lines: Mapping[Row, list[Line]], known: Families
 ) -> Shown:
-    families = [line.score.lineage.family or "" for found in lines.values() for line in found]
+    families = [line.score.provenance.family or "" for found in lines.values() for line in found]
     settings = [known[family] for family in families]
     names = dict.fromkeys(name for one in settings for name in one)
     differing = [
@@ -242,7 +242,7 @@ def _ablation_table(
     for row in table.rows:
         found: list[Line | None] = [*lines.get(row, ())]
         for line in found or [None]:
-            own = known[line.score.lineage.family or ""] if line else {}
+            own = known[line.score.provenance.family or ""] if line else {}
             differs = ", ".join(f"{n} {_setting(own[n])}" for n in differing if n in own)
             ours = (
                 (top1(line), Cell(text=line.score.encoder), Cell(text=seeds(line)))
@@ -274,9 +274,9 @@ def known_settings(
         body = config.model_dump(mode="json", exclude={"seed"})
         found[run_family("I-JEPA", body)] = _flat(body)
     for score in (score for result in results for score in result):
-        lineage = score.lineage
-        if lineage.method == "I-JEPA" and lineage.family and lineage.settings:
-            found[lineage.family] = _flat(lineage.settings)
+        provenance = score.provenance
+        if provenance.method == "I-JEPA" and provenance.family and provenance.settings:
+            found[provenance.family] = _flat(provenance.settings)
     return found
 
 

@@ -18,9 +18,9 @@ from pydantic import JsonValue
 from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, parse_json, write_json
-from ijepa.lineage import UNKNOWN, Lineage
+from ijepa.provenance import UNKNOWN, Provenance
 
-SCHEMA = 6
+SCHEMA = 7
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
 
@@ -51,7 +51,7 @@ class Score(Config):
             stored features.
         train_features: fingerprint of the training features, likewise `test_features`; None without
             stored features.
-        lineage: where the encoder comes from.
+        provenance: where the encoder comes from.
         data: fingerprint of the shard set of the test images.
         source: what the shard sets were made from, see `joined_source`.
         train_split: of the shard sets, likewise `test_split`.
@@ -99,7 +99,7 @@ class Score(Config):
     features_precision: str | None
     train_features: str | None
     test_features: str | None
-    lineage: Lineage = UNKNOWN
+    provenance: Provenance = UNKNOWN
     data: str
     source: str
     train_split: str

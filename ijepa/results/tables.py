@@ -115,7 +115,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
         of_result = result_id(result)
         for score in result:
             weights = score.weights_sha256
-            family = families.setdefault(weights, score.lineage.family or weights)
+            family = families.setdefault(weights, score.provenance.family or weights)
             lines = grounds.setdefault(_digest(score, GROUND), {})
             way = fingerprint_of([family, _digest(score, VIEW), _probe_settings(score)])
             lines.setdefault(way, []).append(Member(score, of_result))
@@ -131,7 +131,7 @@ def _line(found: list[Member]) -> Line:
     again = []
     for member in found:
         score = member.score
-        same = (score.lineage.seed, score.seed, score.weights_sha256)
+        same = (score.provenance.seed, score.seed, score.weights_sha256)
         first = members.setdefault(same, member).score
         numbers = [(s.top1, s.mean_class, s.best_on_test) for s in (score, first)]
         if numbers[0] != numbers[1]:
@@ -243,7 +243,7 @@ def top1(line: Line) -> Cell:
 
 def seeds(line: Line) -> str:
     """Seeds of encoder and probe, such as `0/0, 1/0`."""
-    pairs = ((one.score.lineage.seed, one.score.seed) for one in line.members)
+    pairs = ((one.score.provenance.seed, one.score.seed) for one in line.members)
     return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
 
 

@@ -91,9 +91,9 @@ def _info(found: "FeatureInfo") -> Table:
     rows = table(found, str(found.path), leave_out={"header", "layers", "classes"})
     facts = dict(found.header) | {"layers": ", ".join(map(str, found.header.layers))}
     del facts["num_views"]  # said by `views`
-    lineage = {name: value for name, value in facts.pop("lineage") if name != "settings"}
+    provenance = {name: value for name, value in facts.pop("provenance") if name != "settings"}
     classes = facts.pop("class_names")
-    facts |= {name: value for name, value in lineage.items() if value is not None}
+    facts |= {name: value for name, value in provenance.items() if value is not None}
     for label, names in classes.items():
         facts[f"label {label}"] = f"{found.classes[label]:,} classes here, of {_names(names)}"
     for name, value in facts.items():

@@ -43,10 +43,10 @@ from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.predictor import save_memory
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import build_encoder
-from ijepa.lineage import Lineage
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
+from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
 from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
@@ -224,7 +224,7 @@ def extraction() -> dict[str, Any]:
         std=config.data.std,
         num_layers=2,
         pool=encoder.pooled_layers,
-        lineage=Lineage(),
+        provenance=Provenance(),
         network=encoder,
     )
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)

@@ -9,7 +9,7 @@ from ijepa.config import Config
 from ijepa.files import fingerprint_of
 
 
-class Lineage(Config):
+class Provenance(Config):
     """What is known about an encoder beyond its weights; None where it is not known.
 
     Attributes:
@@ -20,6 +20,9 @@ class Lineage(Config):
         family: 64 hexadecimal digits; equal for encoders that differ in their seed only.
         seed: of the pretraining, or of the random weights.
         settings: of our own pretraining, all but the seed.
+        origin: `run` for weights of ours; else the kind of file that they came in first.
+        steps: of our own pretraining, likewise `images` seen.
+        shards: fingerprint of the shard set that it saw.
     """
 
     method: str | None = None
@@ -29,9 +32,13 @@ class Lineage(Config):
     family: str | None = None
     seed: int | None = None
     settings: dict[str, JsonValue] | None = None
+    origin: str | None = None
+    steps: int | None = None
+    images: int | None = None
+    shards: str | None = None
 
 
-UNKNOWN = Lineage()
+UNKNOWN = Provenance()
 
 
 def run_family(method: str | None, settings: Mapping[str, Any]) -> str:
