@@ -186,13 +186,19 @@ def test_workers_that_were_held_back_write_nothing_into_the_set_of_the_next_run(
 
 
 @pytest.mark.slow
-def test_workers_that_render_scenes_end_with_a_killed_parent(tmp_path):
-    words = ["-m", "ijepa_cli", "shard", "scenes:train=4000,val=10", "set", "--workers", "2"]
-    first = subprocess.Popen([sys.executable, *words], env=ALONE, cwd=tmp_path)
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGKILL])
+def test_workers_that_render_scenes_end_with_their_parent_at_once(tmp_path, ended):
+    words = ["-m", "ijepa_cli", "shard", "scenes:train=200000,val=10", "set", "--workers", "2"]
+    first = subprocess.Popen(
+        [sys.executable, *words], env=ALONE, cwd=tmp_path, start_new_session=True
+    )
     workers = wait_until(lambda: len(children(first)) >= 2 and children(first))
-    time.sleep(1)
-    first.kill()
-    first.wait()
+    wait_until(lambda: list(tmp_path.rglob("packed.part")))
+    if ended == signal.SIGINT:
+        os.killpg(first.pid, ended)  # as a terminal does
+    else:
+        first.kill()
+    assert first.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGKILL: -9}[ended]
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 

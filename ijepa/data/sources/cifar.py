@@ -3,7 +3,7 @@
 import io
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -112,7 +112,10 @@ def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
         for label, (_, names_key) in published.labels.items()
     }
 
-    def images() -> Iterator[Packed]:
+    def images(first: int) -> Generator[Packed]:
+        yield from islice(every(), first, None)
+
+    def every() -> Iterator[Packed]:
         for split, parts in published.splits.items():
             row = 0
             for name in parts:
@@ -121,7 +124,7 @@ def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
                     row += 1
 
     splits = dict.fromkeys(published.splits, labels)
-    items = packed(lambda done: islice(images(), done, None), asked, "encode CIFAR images")
+    items = packed(images, asked, "encode CIFAR images")
     return splits, lambda _: items, Counter(tree.left_out)
 
 

@@ -1,11 +1,12 @@
 """What all sources of images share: the source itself, its items, splits and labels."""
 
+import contextlib
 import io
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,7 +275,7 @@ Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any]]
 
 
 def packed(
-    images: Callable[[int], Iterator[Packed]],
+    images: Callable[[int], Generator[Packed]],
     request: Request,
     task: str,
     total: int | None = None,
@@ -295,11 +296,12 @@ def packed(
         kept = [line for line in written if line.endswith("\n")]
         while kept and sum(json.loads(kept[-1])[4:6]) > pack.stat().st_size:
             kept.pop()  # listed, but not written
-        with pack.open("r+b") as file, half.open("w") as lines:
+        made = contextlib.closing(images(len(kept)))
+        with pack.open("r+b") as file, half.open("w") as lines, made as new:
             file.seek(sum(json.loads(kept[-1])[4:6]) if kept else 0)
             file.truncate()
             lines.writelines(kept)
-            for done, image in enumerate(images(len(kept)), start=len(kept) + 1):
+            for done, image in enumerate(new, start=len(kept) + 1):
                 split, name, path, content, *facts = image
                 item = Item(split, name, path, "", file.tell(), len(content), *facts)
                 file.write(content)

@@ -7,7 +7,7 @@ the default specification hold fewer, larger and closer objects, so that 64 pixe
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Self
@@ -90,12 +90,15 @@ def rendered_scenes(text: str) -> Source:
     counts = {split: count for split in SPLITS if (count := getattr(spec, split))}
     every = [(split, number) for split in counts for number in range(counts[split])]
 
-    def images(first: int, workers: int) -> Iterator[Packed]:
+    def images(first: int, workers: int) -> Generator[Packed]:
         if workers == 0:
             yield from map(partial(_drawn, spec), every[first:])
             return
-        with ProcessPoolExecutor(workers, processes(), initializer=end_with_parent) as pool:
+        pool = ProcessPoolExecutor(workers, processes(), initializer=end_with_parent)
+        try:
             yield from pool.map(partial(_drawn, spec), every[first:], chunksize=32)
+        finally:
+            pool.shutdown(cancel_futures=True)  # else all scenes are drawn before Ctrl-C ends it
 
     def find(asked: Request) -> Found:
         drawn = partial(images, workers=asked.workers)

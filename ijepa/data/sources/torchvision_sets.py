@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,10 @@ def torchvision_set(name: str, where: Path) -> Source:
         opened = _opened(name, where)
         labels = {split: _labels(name, data) for split, data in opened.items()}
 
-        def images() -> Iterator[Packed]:
+        def images(first: int) -> Generator[Packed]:
+            yield from islice(every(), first, None)
+
+        def every() -> Iterator[Packed]:
             for split, data in opened.items():
                 for number in range(len(data)):
                     image, target = _pair(name, data, number)
@@ -65,7 +68,7 @@ def torchvision_set(name: str, where: Path) -> Source:
                     yield split, file, f"{split}/{file}", as_png(image), known, {}
 
         task = f"encode {name} images"
-        items = packed(lambda done: islice(images(), done, None), asked, task)
+        items = packed(images, asked, task)
         return labels, lambda _: items, Counter()
 
     return Source(f"{name} in {where}", digest, find, where)
