@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, StrPath, validated
-from ijepa.data.shards import open_shards
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, read_metrics, write_bytes, write_json
@@ -48,19 +48,6 @@ class DecoderOutcome(Config):
     closer: float
 
 
-class DecoderPlan(Config):
-    """What would run."""
-
-    train_images: int
-    test_images: int
-    grid: tuple[int, int]
-    condition: str
-    image_px: int
-    steps: int
-    blocks_seen: int
-    parameters: int
-
-
 def decoder_config(settings: dict[str, Any], overrides: Iterable[str]) -> DecoderConfig:
     """Settings of the command line, and `a=b` overrides.
 
@@ -98,54 +85,21 @@ def train_decoder(
     """
     if is_one_of_many():
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
-    plan = stage_plan(shards, out, config, runtime)
-    with exclusive_work(plan, runtime) as work:
-        if not work.cached:
-            _train(work, Path(shards), runtime, progress)
-        return DecoderOutcome(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
-
-
-def stage_plan(
-    shards: StrPath, out: StrPath, config: DecoderConfig, runtime: Runtime = RUNTIME
-) -> StagePlan:
-    """What `train_decoder` would make of these arguments, and from what."""
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)
     config = config.model_copy(update={"test_split": test})
     encoder = encoder_fingerprint(ExtractConfig(encoder=config.encoder))
-    inputs = {"data": data.fingerprint, "encoder": encoder}
-    precious = not runtime.replace
-    return StagePlan(
-        "train-decoder", VERSION, config, inputs, Path(out), precious=precious, is_folder=True
-    )
+    inputs, precious = {"data": data.fingerprint, "encoder": encoder}, not runtime.replace
+    plan = StagePlan("train-decoder", VERSION, config, inputs, Path(out), precious, is_folder=True)
+    with exclusive_work(plan, runtime) as work:
+        if not work.cached:
+            _train(work, data, config, runtime, progress)
+        return DecoderOutcome(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
 
 
-def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
-    """Say what `train_decoder` would do; raises as it would."""
-    import torch
-
-    from ijepa.decoder.model import build_decoder
-    from ijepa.encoders.jepa import load_jepa
-
-    data = open_shards(Path(shards))
-    test = data.named_split(config.test_split, config.split)
-    trained = load_jepa(config.encoder)
-    _check(len(data.split(config.split)), config, trained.config.targets.space)
-    with torch.device("meta"):
-        decoder = build_decoder(config, trained.jepa.encoder.embed_dim)
-    return DecoderPlan(
-        train_images=len(data.split(config.split)),
-        test_images=len(data.split(test)),
-        grid=trained.config.grid,
-        condition=config.condition,
-        image_px=config.image_px,
-        steps=config.steps,
-        blocks_seen=config.steps * config.batch_size,
-        parameters=sum(parameter.numel() for parameter in decoder.parameters()),
-    )
-
-
-def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> None:
+def _train(
+    work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
+) -> None:
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
     from ijepa.decoder.honesty import held_numbers, measure_honesty
     from ijepa.decoder.training import DecoderTask
@@ -153,10 +107,18 @@ def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> No
     from ijepa.encoders.jepa import load_jepa
     from ijepa.train.loop import fit
 
-    config, data = DecoderConfig.model_validate(work.plan.config), open_shards(shards)
     _, jepa, run = load_jepa(config.encoder)
     images, test = data.split(config.split), data.split(config.test_split)
-    _check(len(images), config, run.targets.space)
+    if run.targets.space != "embeddings":
+        raise IjepaError(
+            f"{config.encoder} predicts {run.targets.space}, which need no decoder; take a run "
+            f"whose targets.space is embeddings."
+        )
+    if len(images) < config.batch_size:
+        raise IjepaError(
+            f"{config.split} holds {len(images):,} images, fewer than one batch of "
+            f"{config.batch_size}; lower it with --set batch_size={max(2, len(images) // 4)}."
+        )
     cuts = run.data.model_copy(update={"batch_size": config.batch_size})
     crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
     task = DecoderTask(config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime)
@@ -171,16 +133,3 @@ def _train(work: Work, shards: Path, runtime: Runtime, progress: Progress) -> No
     write_json(work.folder / RESULT, facts)
     device = task.device_name()
     work.publish_folder({"seed": config.seed, "device": device, "command": runtime.command})
-
-
-def _check(images: int, config: DecoderConfig, space: str) -> None:
-    if space != "embeddings":
-        raise IjepaError(
-            f"{config.encoder} predicts {space}, which need no decoder; take a run whose "
-            f"targets.space is embeddings."
-        )
-    if images < config.batch_size:
-        raise IjepaError(
-            f"{config.split} holds {images:,} images, fewer than one batch of "
-            f"{config.batch_size}; lower it with --set batch_size={max(2, images // 4)}."
-        )

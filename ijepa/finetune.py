@@ -125,41 +125,31 @@ def finetune(
     Raises:
         IjepaError: the encoder does not load, no such split or label, a list that names others.
     """
-    plan = stage_plan(shards, out, config, runtime, subset)
+    data, config = _opened(shards, config)
+    if subset is not None:
+        config = config.model_copy(update={"subset": f"list {file_sha256(Path(subset))}"})
+    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
+    precious = not runtime.replace
+    plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
             told = progress if world.leads else silent
-            _train(work, open_shards(Path(shards)), runtime, told, world, subset)
+            _train(work, data, config, runtime, told, world, subset)
     return FinetuneOutcome(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
 
-def stage_plan(
-    shards: StrPath,
-    out: StrPath,
-    config: FinetuneConfig,
-    runtime: Runtime = RUNTIME,
-    subset: StrPath | None = None,
-) -> StagePlan:
-    """What `finetune` would make of these arguments, and from what; raises as it would."""
+def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, FinetuneConfig]:
+    """The shard set, and the configuration with the name of the test split filled in."""
     data = open_shards(Path(shards))
-    known: dict[str, object] = {"test_split": data.named_split(config.test_split, config.split)}
-    if subset is not None:
-        known["subset"] = f"list {file_sha256(Path(subset))}"
-    config = config.model_copy(update=known)
-    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
-    precious = not runtime.replace
-    return StagePlan(
-        "finetune", VERSION, config, inputs, Path(out), precious=precious, is_folder=True
-    )
+    test = data.named_split(config.test_split, config.split)
+    return data, config.model_copy(update={"test_split": test})
 
 
 def plan_finetune(
     shards: StrPath, config: FinetuneConfig, subset: StrPath | None = None
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
-    data = open_shards(Path(shards))
-    test = data.named_split(config.test_split, config.split)
-    config = config.model_copy(update={"test_split": test})
+    data, config = _opened(shards, config)
     train, held, test_images = _images(data, config, subset)
     images = len(train.chosen)
     batch = min(config.batch_size, images)
@@ -186,6 +176,7 @@ def _encoder(config: FinetuneConfig) -> "Trainable":
 def _train(
     work: Work,
     data: ShardSet,
+    config: FinetuneConfig,
     runtime: Runtime,
     progress: Progress,
     world: World,
@@ -200,7 +191,6 @@ def _train(
     from ijepa.train.finetuning import FinetuneTask
     from ijepa.train.loop import fit
 
-    config = FinetuneConfig.model_validate(work.plan.config)
     train, held, test = parts = _images(data, config, subset)
     repeats = _repeats(data, config, (train, test), world, progress)
     vit = _encoder(config)

@@ -108,25 +108,6 @@ def pretrain(
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, another run in that place, or weights that do not fit.
     """
-    plan = stage_plan(shards, out, config, runtime, init, prolong)
-    config = PretrainConfig.model_validate(plan.config)  # with the digest of `init`
-    with together(_begun(plan, config, shards, runtime, prolong), runtime.device) as (work, world):
-        if not work.cached:
-            told = progress if world.leads else silent
-            started_from = {"init": init, "prolonged": prolong}
-            _train(work, config, shards, runtime, told, world, started_from)
-    return _result(plan.out, config, work.cached)
-
-
-def stage_plan(
-    shards: StrPath,
-    out: StrPath,
-    config: PretrainConfig,
-    runtime: Runtime = RUNTIME,
-    init: StrPath | None = None,
-    prolong: StrPath | None = None,
-) -> StagePlan:
-    """What `pretrain` would make of these arguments, and from what; raises as it would."""
     images, inputs = _open(shards, config)
     steps_per_epoch(len(images), config)
     config = started(config, init, prolong)
@@ -136,23 +117,24 @@ def stage_plan(
     beside["checkpoint_epochs"] = plain["checkpoint_epochs"]
     if "read" not in inputs:
         beside |= {f"stream.{name}": value for name, value in plain["stream"].items()}
-    return StagePlan(
-        "pretrain",
-        VERSION,
-        config,
-        inputs,
-        Path(out),
-        precious=not (runtime.replace or in_place),
-        is_folder=True,
-        beside=beside,
+    precious = not (runtime.replace or in_place)
+    plan = StagePlan(
+        "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, beside=beside
     )
+    work_of = _begun(plan, config, len(images), runtime, prolong)
+    with together(work_of, runtime.device) as (work, world):
+        if not work.cached:
+            told = progress if world.leads else silent
+            started_from = {"init": init, "prolonged": prolong}
+            _train(work, config, images, runtime, told, world, started_from)
+    return _result(plan.out, config, work.cached)
 
 
 @contextlib.contextmanager
 def _begun(
     plan: StagePlan,
     config: PretrainConfig,
-    shards: StrPath,
+    num_images: int,
     runtime: Runtime,
     prolong: StrPath | None,
 ) -> Iterator[Work]:
@@ -172,7 +154,7 @@ def _begun(
             from ijepa.train.checkpoint import LAST, take_over
 
             if not (work.folder / LAST).exists():
-                per_epoch = steps_per_epoch(len(_open(shards, config)[0]), config)
+                per_epoch = steps_per_epoch(num_images, config)
                 take_over(Path(prolong), work, config, per_epoch)
         yield work
 
@@ -180,7 +162,7 @@ def _begun(
 def _train(
     work: Work,
     config: PretrainConfig,
-    shards: StrPath,
+    images: "SplitReader | RemoteSplit",
     runtime: Runtime,
     progress: Progress,
     world: World,
@@ -193,7 +175,7 @@ def _train(
     from ijepa.train.loop import fit, stop_requests
     from ijepa.train.pretraining import PretrainTask
 
-    images, init, networks = _open(shards, config)[0], started_from["init"], None
+    init, networks = started_from["init"], None
     if init and not (work.folder / LAST).exists():
         networks = str(init), read_networks(Path(init), config.encoder.arch).parts
     task = PretrainTask(config, images, runtime, world, networks, progress)

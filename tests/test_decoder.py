@@ -303,7 +303,7 @@ def test_the_commands_say_what_would_run_and_what_was_drawn(run, shards, decoder
     words = ["train-decoder", "--encoder", run, "--data", shards, "--out", tmp_path / "d"]
     found = CliRunner().invoke(app, [*map(str, words), "--dry-run", "--json", "--steps", "5"])
     plan = json.loads(found.stdout)
-    assert (plan["train_images"], plan["steps"], plan["blocks_seen"]) == (256, 5, 160)
+    assert (plan["stage"], plan["state"]) == ("train-decoder", "would run")
     assert not (tmp_path / "d").exists()
     words = ["visualize", "predictions", "--encoder", run, "--decoder", decoder, "--data", shards]
     words += ["--out", tmp_path / "p.png", "--images", 2, "--samples", 1, "--json"]

@@ -29,10 +29,8 @@ def train_decoder(
 
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """
-    from ijepa.decode import plan_decoder
     from ijepa.decode import train_decoder as run
 
-    cost = plan_decoder(data, config) if runtime.dry_run else None
-    with outlook_shown(as_json, cost), shown_progress() as progress:
+    with outlook_shown(as_json), shown_progress() as progress:
         outcome = run(data, out, config, runtime, progress)
         show(outcome, as_json, table(outcome, "cached" if outcome.cached else "trained"))
