@@ -68,11 +68,7 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def size_of(content: bytes) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone.
-
-    Raises:
-        IjepaError: these bytes are not an image.
-    """
+    """(height, width) in pixels, from the header alone."""
     with _opened(content) as image:
         return image.height, image.width
 
@@ -205,11 +201,7 @@ def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
 
 @contextlib.contextmanager
 def _as_reason(content: bytes) -> Iterator[None]:
-    """Give whatever fails while an image is decoded a short reason.
-
-    Raises:
-        IjepaError: these bytes are no image, are damaged, or their pixels do not fit into memory.
-    """
+    """Give whatever fails while an image is decoded a short reason."""
     try:
         yield
     except UnidentifiedImageError as error:

@@ -92,11 +92,7 @@ def find_cifar(tree: Tree, published: Cifar) -> str | None:
 
 
 def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
-    """Images as PNG in the published order, pixels kept.
-
-    Raises:
-        IjepaError: a file is missing, damaged, or holds what CIFAR's do not.
-    """
+    """Images as PNG in the published order, pixels kept."""
     prefix = find_cifar(tree, published)
     names = [published.meta, *(name for files in published.splits.values() for name in files)]
     files = tree.find(*(f"{prefix}{name}" for name in names))
@@ -129,11 +125,7 @@ def read_cifar(tree: Tree, asked: Request, published: Cifar) -> Found:
 
 
 def as_cifar(found: Found, published: Cifar, where: str) -> Found:
-    """Class folders, if they may be those of CIFAR.
-
-    Raises:
-        IjepaError: another number of classes, or the first image is of another size.
-    """
+    """Class folders, if they may be those of CIFAR."""
     labels, items, left_out = found
 
     def refused(what: str) -> IjepaError:

@@ -40,9 +40,6 @@ def read_clevr(tree: Tree, _: Request) -> Found:
     """`images/<split>/*.png` with labels from `scenes/CLEVR_<split>_scenes.json`.
 
     A split without scenes, as CLEVR's test, has no labels.
-
-    Raises:
-        IjepaError: not this layout, or scenes and images that do not fit together.
     """
     wrapper, scenes = _find_scenes(tree)
     if not any(scenes.values()):
@@ -75,9 +72,6 @@ def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:
 
     Source: google-research/task_adaptation `data/clevr.py`; VISSL's
     `create_clevr_dist_data_files.py` gives the same, ties included. `class` is ours.
-
-    Raises:
-        KeyError, IndexError, TypeError, ValueError: this is not a CLEVR scene.
     """
     objects = scene["objects"]
     nearest = min(objects, key=lambda thing: float(thing["pixel_coords"][2]))
@@ -94,11 +88,7 @@ def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:
 
 
 def read_scenes(entry: Entry) -> Iterator[dict[str, Any]]:
-    """The scenes of a file one by one; CLEVR's file as a whole would take gigabytes of memory.
-
-    Raises:
-        IjepaError: the file is cut short, or holds something else.
-    """
+    """The scenes of a file one by one; CLEVR's file as a whole would take gigabytes of memory."""
     chunks = _chunks(entry)
     decoder = json.JSONDecoder()
     text, at = _list_of_scenes(chunks, entry), 0

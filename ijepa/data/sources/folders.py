@@ -48,9 +48,6 @@ def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = Fals
         tree: what to read.
         asked: the folders that it names as splits are splits, whatever their name.
         folders_are_classes: there are no splits, whatever the folders are called.
-
-    Raises:
-        IjepaError: no image, or folders that do not say what they are.
     """
     if not tree.outline:
         kinds = Counter(kind_of(entry.path) for entry in tree.entries()).most_common(SHOWN)

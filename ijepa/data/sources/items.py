@@ -159,11 +159,7 @@ def _chosen(
 
 
 def check_split_name(split: str, where: str) -> str:
-    """Return `split` if it can be part of a file name.
-
-    Raises:
-        IjepaError: it cannot.
-    """
+    """Return `split` if it can be part of a file name."""
     if not is_file_name(split):
         raise IjepaError(
             f"{where} names a split {split!r}; a split is letters, digits, '-', '_' and '.'."

@@ -110,11 +110,7 @@ def rendered_scenes(text: str) -> Source:
 
 
 def parse_spec(text: str) -> ScenesSpec:
-    """Read `train=10000,val=6000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional.
-
-    Raises:
-        IjepaError: an unknown name or a value out of range.
-    """
+    """Read `train=10000,val=6000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional."""
     values: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")

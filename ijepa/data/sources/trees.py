@@ -108,9 +108,6 @@ def open_tree(where: Path, work: Path, progress: Progress, parts: tuple[Path, ..
         work: where to unpack, and to keep the list of files.
         progress: hears of both.
         parts: the archives to read, if they are several.
-
-    Raises:
-        IjepaError: an archive is damaged or cut short.
     """
     parts = parts or _archives(where)
     tars = []
@@ -310,11 +307,7 @@ def _members(
 
 
 def _check_end(file: IO[bytes], end: int) -> None:
-    """Tarfile alone takes a damaged header for the end, and passes over a second, joined archive.
-
-    Raises:
-        ReadError: there is no end mark, or something follows it.
-    """
+    """Refuse what tarfile passes over: a damaged header taken for the end, a second archive."""
     at = file.tell()
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no end mark at byte {at:,}")

@@ -42,9 +42,6 @@ def read_webdataset(tree: Tree, _: Request) -> Found:
     Labels are those of `labels` in the JSON object, else the first of its `label`, `class` and
     `cls`, else the text or the number in `.cls`, each called `class` unless `labels` names it. An
     outermost folder called as a split is one.
-
-    Raises:
-        IjepaError: no labelled image, or a label that is none.
     """
     columns: dict[str, LabelColumn] = {}
     tops = set()
