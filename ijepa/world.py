@@ -29,7 +29,7 @@ class World(NamedTuple):
 
     @property
     def leads(self) -> bool:
-        """Is this the process that writes files and speaks to the user?"""
+        """Is this rank 0, which writes files and prints?"""
         return self.rank == 0
 
     def share(self, batch_size: int) -> slice:

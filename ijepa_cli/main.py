@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
 from ijepa.text import one_line
 from ijepa.world import current_world
-from ijepa_cli.show import is_spokesman, log_to_stderr, print_json, stderr
+from ijepa_cli.show import is_main_process, log_to_stderr, print_json, stderr
 
 USAGE = 2
 RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be ended
@@ -116,7 +116,7 @@ def _leave_it_to_rank_0() -> None:
     Once a process has ended, torchrun ends the others of its machine: who is still here was not
     spoken for. On machines that rank 0 is not on, the first process speaks for the others.
     """
-    if not is_spokesman():
+    if not is_main_process():
         world = current_world()
         time.sleep(RANK_0_SECONDS * ((world.local_rank > 0) + (world.local_rank != world.rank)))
 

@@ -63,7 +63,7 @@ def shown_progress() -> Iterator[Progress]:
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
     """Print a result: as JSON for machines, else as `text`; once, if torchrun started several."""
-    if not is_spokesman():
+    if not is_main_process():
         return
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -81,13 +81,13 @@ def outlook_shown(as_json: bool, cost: BaseModel | None = None, note: str = "") 
         facts |= {"state": found.state, "why": found.why}
         if as_json:
             print_json(facts | (cost.model_dump(mode="json") if cost else {}))
-        elif is_spokesman():
+        elif is_main_process():
             screen.print(str(found), highlight=False)
             if cost:
                 screen.print(table(cost, "what would run", note=note))
 
 
-def is_spokesman() -> bool:
+def is_main_process() -> bool:
     """Is this the only process, or rank 0 of those that torchrun started?"""
     try:
         return current_world().leads
