@@ -1,7 +1,7 @@
 """Which device computes, and how several processes compute as one.
 
 Processes are started by torchrun (or anything else that sets its variables); one process needs none
-of this. What every rank would do alike is decided by rank 0 and told to the others.
+of this. What every rank would decide alike is decided by rank 0 and sent to the others.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Be one of the processes that torchrun started, for as long as the block lasts.
+    """Join the process group of torchrun for as long as the block lasts.
 
     Raises:
         BrokenGroupError: another process failed, so that this one cannot go on.
@@ -53,12 +53,12 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def lead(world: World, work: Callable[[], T]) -> T:
-    """Let rank 0 do something, and give every rank its result, or its failure."""
+def from_rank_0(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0, and give every rank its result, or its failure."""
     if world.size == 1:
         return work()
     told: list[T | IjepaError | None] = [None]
-    if world.leads:
+    if world.is_rank_0:
         try:
             told = [work()]
         except IjepaError as error:
@@ -68,12 +68,12 @@ def lead(world: World, work: Callable[[], T]) -> T:
     if isinstance(result, IjepaError):
         dist.barrier()  # all know: they part in order, for gloo aborts a process whose peer is gone
         dist.destroy_process_group()
-        raise result if world.leads else SharedError(str(result))
+        raise result if world.is_rank_0 else SharedError(str(result))
     return result  # type: ignore[return-value]  # None only if `work` gave None
 
 
-def in_shares(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
-    """Let every rank do its share of something, and give each the results of all.
+def over_ranks(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
+    """Split `items` over the ranks, run `work` on each part, and give every rank all results.
 
     Args:
         world: this process among all.
@@ -91,7 +91,7 @@ def in_shares(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
 
 
 def wait_for_all(world: World) -> None:
-    """Go on when every rank has come here."""
+    """Wait until every rank is here."""
     if world.size > 1:
         dist.barrier()
 
@@ -149,18 +149,18 @@ def unshared_gradients(forward: nn.Module) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def is_shared_out(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Does each process hold only its shard of the weights (FSDP)?"""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be shared out."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds; of a plain tensor, all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out; all processes must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor gathered from its shards; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

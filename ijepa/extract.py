@@ -96,16 +96,16 @@ class _Job(NamedTuple):
 
 def _extract_together(job: _Job) -> ExtractResult:
     """The same with other processes: each encodes its share, rank 0 puts all into one file."""
-    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+    from ijepa.distributed import from_rank_0, joined, pick_device, wait_for_all
 
     with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
-        work = lead(world, lambda: held.enter_context(exclusive_work(job.plan, job.runtime)))
+        work = from_rank_0(world, lambda: held.enter_context(exclusive_work(job.plan, job.runtime)))
         if not work.cached:
             writer, device = _encode(job, work, world)
             writer.flush()
             wait_for_all(world)
             facts = {"device": device, "command": job.runtime.command}
-            lead(world, lambda: _finish_together(writer, work, facts))
+            from_rank_0(world, lambda: _finish_together(writer, work, facts))
         wait_for_all(world)
         return _result(job.plan.out, work.cached)
 
@@ -120,7 +120,7 @@ def _finish_together(writer: FeatureWriter, work: Work, facts: dict[str, str]) -
 def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     """Write this process's share of the rows that are not there yet, and say what computed."""
     from ijepa.compute import computing, linear_name
-    from ijepa.distributed import device_name, lead, pick_device
+    from ijepa.distributed import device_name, from_rank_0, pick_device
     from ijepa.encoders.load import load_encoder
 
     config, images, device = job.config, job.images, pick_device(job.runtime.device)
@@ -137,7 +137,9 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
     num_views = 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
     starts = range(0, len(images), batch_size)
-    todo = lead(world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)])
+    todo = from_rank_0(
+        world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)]
+    )
     mine, before = todo[world.rank :: world.size], writer.rows_done
     linear = _linear_kernel(encoder, device)
     with computing(device, linear=linear):
@@ -146,7 +148,7 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
         ):
             _add(writer, images, batch, features, num_views)
             done = before + (writer.rows_done - before) * world.size  # others are about as quick
-            if world.leads:
+            if world.is_rank_0:
                 job.progress("extract images", min(done // num_views, len(images)), len(images))
     return writer, device_name(device, world) + linear_name(linear)
 

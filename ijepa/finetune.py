@@ -133,7 +133,7 @@ def finetune(
     plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
-            told = progress if world.leads else silent
+            told = progress if world.is_rank_0 else silent
             _train(work, data, config, runtime, told, world, subset)
     return FinetuneOutcome(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
@@ -185,7 +185,7 @@ def _train(
     """Take the steps that are left, score the test images, and let rank 0 publish."""
     import torch
 
-    from ijepa.distributed import lead
+    from ijepa.distributed import from_rank_0
     from ijepa.encoders.frozen import CLASS_TOKEN
     from ijepa.train.classifier import Classifier
     from ijepa.train.finetuning import FinetuneTask
@@ -212,7 +212,7 @@ def _train(
         write_result(work.folder / RESULT, (score,))
         work.publish_folder({"seed": config.seed, "device": task.device_name()})
 
-    lead(world, publish)
+    from_rank_0(world, publish)
 
 
 def _cuts(config: FinetuneConfig, own: DataConfig, images: int, world: World) -> DataConfig:
@@ -286,17 +286,17 @@ def _repeats(
     progress: Progress,
 ) -> tuple[str, ...]:
     """Keys of test images that are training images, too; many are refused. Processes share it."""
-    from ijepa.distributed import in_shares, lead
+    from ijepa.distributed import from_rank_0, over_ranks
 
     splits = (data.split(split) for split in (config.split, config.test_split))
     sizes = [split.image_bytes[part.chosen] for split, part in zip(splits, parts, strict=True)]
 
     def known(part: "Labelled", places: "Ints") -> Known:
-        ids = in_shares(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
+        ids = over_ranks(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
         return Known(ids, [part.keys[place] for place in places.tolist()])
 
     fitted, scored = map(known, parts, of_equal_size(*sizes))
-    return lead(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
+    return from_rank_0(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
 
 
 def _score(

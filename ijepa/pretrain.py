@@ -124,7 +124,7 @@ def pretrain(
     work_of = _begun(plan, config, len(images), runtime, prolong)
     with together(work_of, runtime.device) as (work, world):
         if not work.cached:
-            told = progress if world.leads else silent
+            told = progress if world.is_rank_0 else silent
             started_from = {"init": init, "prolonged": prolong}
             _train(work, config, images, runtime, told, world, started_from)
     return _result(plan.out, config, work.cached)
@@ -169,7 +169,7 @@ def _train(
     started_from: dict[str, StrPath | None],
 ) -> None:
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
-    from ijepa.distributed import lead
+    from ijepa.distributed import from_rank_0
     from ijepa.encoders.reading import read_networks
     from ijepa.train.checkpoint import LAST
     from ijepa.train.loop import fit, stop_requests
@@ -179,7 +179,7 @@ def _train(
     if init and not (work.folder / LAST).exists():
         networks = str(init), read_networks(Path(init), config.encoder.arch).parts
     task = PretrainTask(config, images, runtime, world, networks, progress)
-    if world.leads:
+    if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     with stop_requests():  # a signal after the last step does not keep it from its end
         fit(task, work.folder, progress)
@@ -191,7 +191,7 @@ def _train(
             "images": len(images),
             **{name: str(path) for name, path in started_from.items() if path},
         }
-        lead(world, lambda: work.publish_folder(facts))
+        from_rank_0(world, lambda: work.publish_folder(facts))
 
 
 def started(

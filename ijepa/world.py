@@ -28,7 +28,7 @@ class World(NamedTuple):
     local_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_rank_0(self) -> bool:
         """Is this rank 0, which writes files and prints?"""
         return self.rank == 0
 
@@ -85,8 +85,8 @@ def together(
         with work as held:
             yield held, World()
         return
-    from ijepa.distributed import joined, lead, pick_device, wait_for_all
+    from ijepa.distributed import from_rank_0, joined, pick_device, wait_for_all
 
     with joined(pick_device(device)) as world, contextlib.ExitStack() as stack:
-        yield lead(world, lambda: stack.enter_context(work)), world
+        yield from_rank_0(world, lambda: stack.enter_context(work)), world
         wait_for_all(world)

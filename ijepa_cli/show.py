@@ -90,7 +90,7 @@ def outlook_shown(as_json: bool, cost: BaseModel | None = None, note: str = "") 
 def is_main_process() -> bool:
     """Is this the only process, or rank 0 of those that torchrun started?"""
     try:
-        return current_world().leads
+        return current_world().is_rank_0
     except IjepaError:  # who it is cannot be known, and that must be said by somebody
         return True
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.config import PretrainConfig, TargetConfig
-from ijepa.distributed import local
+from ijepa.distributed import local_shard
 from ijepa.jepa.masks import Masks
 from ijepa.jepa.predictor import Predictor, build_predictor
 from ijepa.jepa.vit import Encoder, build_encoder, patchify
@@ -97,8 +97,8 @@ class IJepa(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Move the target encoder towards the context encoder: p_k = m p_k + (1 - m) p_q."""
-        slow = [local(parameter) for parameter in self.target_encoder.parameters()]
-        fast = [local(parameter) for parameter in self.encoder.parameters()]
+        slow = [local_shard(parameter) for parameter in self.target_encoder.parameters()]
+        fast = [local_shard(parameter) for parameter in self.encoder.parameters()]
         torch._foreach_lerp_(slow, fast, 1.0 - momentum)
         self.renew_teacher()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.config import OptimizationConfig, PretrainConfig
-from ijepa.distributed import is_shared_out, unshared_gradients, uses_bf16, whole
+from ijepa.distributed import full_tensor, is_sharded, unshared_gradients, uses_bf16
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import Masks, part_of
 from ijepa.jepa.model import IJepa, parameter_groups, prediction_loss
@@ -56,7 +56,7 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._bf16 = uses_bf16(config.precision, self._device)
         encodes = model.config.space == "embeddings"
-        if encodes and self._bf16 and config.teacher == "bf16" and not is_shared_out(model):
+        if encodes and self._bf16 and config.teacher == "bf16" and not is_sharded(model):
             model.keep_bf16_teacher()
 
     def step(
@@ -87,7 +87,7 @@ class Trainer:
 
     def _grad_norm(self) -> Tensor:
         grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        return whole(torch.nn.utils.get_total_norm(grads))
+        return full_tensor(torch.nn.utils.get_total_norm(grads))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)

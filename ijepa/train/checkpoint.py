@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ijepa.config import PretrainConfig
-from ijepa.distributed import is_shared_out
+from ijepa.distributed import is_sharded
 from ijepa.errors import IjepaError
 from ijepa.jepa.schedules import Schedules
 from ijepa.records import read_record
@@ -45,7 +45,7 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
     Of sharded weights it is gathered in the memory of rank 0's machine, and empty on other ranks;
     all processes must call it. Else it is the tensors of the networks themselves.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=is_shared_out(model))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=is_sharded(model))
     weights = get_model_state_dict(model, options=options)
     return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
 

@@ -16,7 +16,6 @@ from ijepa.data.augmented import AugmentedBatches
 from ijepa.data.loader import Batch, ChosenImages, Images, Ints, ViewBatches, ViewPlan
 from ijepa.distributed import (
     in_parallel,
-    lead,
     mean_over_ranks,
     sum_over_ranks,
     uses_bf16,
@@ -94,7 +93,7 @@ class FinetuneTask(Task[Inputs]):
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         rows = cuts.batch_size // world.size * model.encoder.patch_embed.num_patches
         dim = model.encoder.embed_dim
-        self.linear = lead(world, lambda: pick_linear(device, rows, dim))
+        self.linear = from_rank_0(world, lambda: pick_linear(device, rows, dim))
         self._forward = in_parallel(model, device, world)
         self._per_epoch = len(train.chosen) // cuts.batch_size
         self.size, self.total_steps = cuts.batch_size, config.epochs * self._per_epoch

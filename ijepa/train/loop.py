@@ -28,13 +28,11 @@ from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
     device_name,
-    is_shared_out,
-    lead,
+    is_sharded,
     mean_over_ranks,
     num_workers,
     pick_device,
     wait_for_all,
-    whole,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.progress import Progress, silent
@@ -198,7 +196,7 @@ class _Run:
         self.asked = StopRequest()
         self.metrics: MetricsLog | None = None  # of rank 0
         seconds = task.runtime.checkpoint_seconds
-        self.writer = CheckpointWriter(seconds, writes=self.world.leads)
+        self.writer = CheckpointWriter(seconds, writes=self.world.is_rank_0)
         self.resume()
 
     def is_last(self) -> bool:
@@ -294,16 +292,16 @@ class _Run:
             IjepaError: no checkpoint exists, or the allowed number of rollbacks is used up.
         """
         self.writer.wait()
-        exists = lead(self.world, self.last.exists)  # all wait for what rank 0 writes
+        exists = from_rank_0(self.world, self.last.exists)  # all wait for what rank 0 writes
         if self.rollbacks == self.task.rollbacks or not exists:
-            raise (IjepaError if self.world.leads else SharedError)(str(broken))
+            raise (IjepaError if self.world.is_rank_0 else SharedError)(str(broken))
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
         self.close()
         self.resume()
         self.pending, self.rollbacks = [], rollbacks
         self.left_out = seen - self.steps_done
         told = f"Going back to step {self.steps_done} without the batches since"
-        if self.world.leads:
+        if self.world.is_rank_0:
             allowed = self.task.rollbacks
             log.warning("%s %s (rollback %d of %d).", broken, told, rollbacks, allowed)
         wait_for_all(self.world)  # nobody may read the checkpoint after this
@@ -334,7 +332,7 @@ class _Run:
         """
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
-        if not math.isfinite(float(whole(torch.nn.utils.get_total_norm(trained)))):
+        if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
             raise self.broken("The weights are no longer finite", self.steps_done)
         weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:
@@ -358,7 +356,7 @@ class _Run:
             paths.insert(0, self.last.with_name(kept))
         self.last.parent.mkdir(exist_ok=True)
         # On a CPU a gathered state still shares the optimizer's counters with the training.
-        is_copy = is_shared_out(task.model) and task.device.type == "cuda"
+        is_copy = is_sharded(task.model) and task.device.type == "cuda"
         self.writer.save(paths, body, is_copy=is_copy)
 
     def resume(self) -> None:
@@ -372,11 +370,11 @@ class _Run:
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
             self.task.load_state(facts)
             self.announce(facts["world_size"])
-        if self.world.leads:
+        if self.world.is_rank_0:
             self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
 
     def announce(self, size_before: int) -> None:
-        if not self.world.leads:
+        if not self.world.is_rank_0:
             return
         log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
         if size_before != self.world.size:

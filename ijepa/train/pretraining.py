@@ -16,7 +16,7 @@ from ijepa.data.cache import CachedCropBatches, DecodedImages
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample, SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
-from ijepa.distributed import device_name, in_parallel, lead, num_workers
+from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
@@ -135,7 +135,7 @@ class PretrainTask(Task[StepInputs]):
         else:
             images = runtime.micro_batch or self.size // world.size
             tokens, dim = images * config.grid[0] * config.grid[1], model.encoder.embed_dim
-            self.linear = lead(world, lambda: pick_linear(self.device, tokens, dim))
+            self.linear = from_rank_0(world, lambda: pick_linear(self.device, tokens, dim))
         if not shards_weights:
             self._trainer.forward = in_parallel(model, self.device, world)
 
@@ -155,7 +155,7 @@ class PretrainTask(Task[StepInputs]):
 
     def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
         """Shards read from start to end, shuffled a buffer at a time."""
-        if numbers.start and not images.counted and self.world.leads:
+        if numbers.start and not images.counted and self.world.is_rank_0:
             log.warning(
                 "no index says how many images each tar holds, so the images go on about where "
                 "they stopped, not exactly there."
