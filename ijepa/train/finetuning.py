@@ -15,6 +15,7 @@ from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
 from ijepa.data.loader import Batch, ChosenImages, Images, Ints, ViewBatches, ViewPlan
 from ijepa.distributed import (
+    from_rank_0,
     in_parallel,
     mean_over_ranks,
     sum_over_ranks,

@@ -28,6 +28,8 @@ from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
     device_name,
+    from_rank_0,
+    full_tensor,
     is_sharded,
     mean_over_ranks,
     num_workers,
