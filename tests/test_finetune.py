@@ -187,6 +187,13 @@ def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
     assert cut.scores == whole.scores
 
 
+def test_a_loss_that_is_not_finite_ends_a_fine_tuning_in_one_line(run, shards, tmp_path):
+    message = r"^The (loss|held-out loss) is nan at step \d; there is no earlier state\. Lower lr"
+    with pytest.raises(IjepaError, match=message):
+        finetune(shards, tmp_path / "out", config(run, lr=1e9, holdout=0.25), CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path):
     seen, make = [], AugmentedBatches.__getitem__
 

@@ -1,4 +1,4 @@
-"""Does a decoder draw what it is told? Its samples are encoded again, and compared.
+"""Do a decoder's samples depend on its condition? They are encoded again, and compared.
 
 A block is drawn from the embedding of its true pixels, put back into its image, and encoded by the
 frozen target encoder; likewise one drawn, with the same noise, from the embedding that this place
@@ -78,10 +78,10 @@ def measure_honesty(
         progress: told of the images done.
 
     Returns:
-        `true`, of samples of the true embedding; `shuffled`, of samples of the embedding of the
-        same place in another image; `predicted`, of samples of what the predictor says; `resized`,
-        of the true pixels at the decoder's resolution: no sample can do better. `gain` is shuffled
-        less true, with its 95% interval (paired t); `closer` the share of images that gain.
+        `true`: of samples of the true embedding; `shuffled`: of samples of the embedding of the
+        same place in another image; `predicted`: of samples of the predicted embedding; `resized`:
+        of the true pixels at the decoder's resolution, which no sample can beat; `gain`: shuffled
+        less true, with its 95% interval (paired t); `closer`: the fraction of images that gain.
     """
     config, found = decoder.config, []
     _, masks, boxes = hold(run, images, config.seed)

@@ -29,7 +29,7 @@ TIMES = 1000  # the U-Net's time of pure noise
 
 
 class Decoder(nn.Module):
-    """A U-Net that is told one vector beside the time.
+    """A U-Net conditioned on one vector and on the time.
 
     Attributes:
         config: how it was trained.
@@ -52,9 +52,9 @@ class Decoder(nn.Module):
         """The direction from pixels to noise.
 
         Args:
-            noisy: (B, 3, px, px) of which `noise_share` (B,) is noise, 0 to 1.
-            noise_share: see there.
-            condition: (B, dim) average embeddings of blocks, as they are.
+            noisy: (B, 3, px, px), a mix of pixels and noise.
+            noise_share: (B,) how much of it is noise, 0 to 1.
+            condition: (B, dim) average embeddings of blocks, not standardised.
 
         Returns:
             (B, 3, px, px).
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         return velocity
 
     def standardise(self, conditions: Tensor) -> None:
-        """Remember mean and standard deviation of (n, dim) conditions."""
+        """Set `mean` and `std` to those of (n, dim) conditions."""
         self.mean.copy_(conditions.mean(dim=0))
         self.std.copy_(conditions.std(dim=0).clamp(min=1e-6))
 
@@ -181,14 +181,14 @@ def embed(
 ) -> Tensor:
     """Average embedding of one block of each image: (B, dim) float32.
 
-    Where the predictor is asked for several layers, this is the last of them.
+    Where targets are of several layers, this is the last of them.
 
     Args:
         jepa: frozen, on the images' device; its targets are embeddings.
-        data: whose normalisation it was trained with.
+        data: the run's; its mean and standard deviation normalise the images.
         images: (B, 3, H, W) uint8.
         masks: of these images, with one target block.
-        of: `targets`, what the predictor is asked for, or `predictions`, what it says.
+        of: `targets` of the target encoder, or the predictor's `predictions` of them.
     """
     seen = normalise(images, data.mean, data.std)
     if of == "predictions":

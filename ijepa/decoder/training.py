@@ -100,7 +100,7 @@ class DecoderTask(Task[DecoderInputs]):
         return DecoderInputs(images, masks.to(self.device), boxes, noise, share)
 
     def step(self, step: int, inputs: DecoderInputs) -> dict[str, Any]:
-        """One update; the first is preceded by measuring how conditions are distributed."""
+        """One update; the first one measures mean and spread of the conditions before."""
         config, done = self.config, step + 1
         if step == 0:
             self._standardise()

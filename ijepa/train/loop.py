@@ -125,7 +125,7 @@ class Task(ABC, Generic[Inputs]):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` returned, after networks and optimizer were restored."""
+        """Restore what `state` returned; networks and optimizer are restored already."""
 
     def kept_name(self, step: int) -> str:  # noqa: ARG002  # for tasks that have it
         """File name under which the checkpoint after `step` steps stays; empty for most."""
@@ -186,7 +186,7 @@ class _BrokenError(Exception):
 
 
 class _Run:
-    """The state of one call of `fit`; methods that mention ranks are called by all of them."""
+    """The state of one call of `fit`; all ranks call its methods alike."""
 
     def __init__(self, task: Task[Any], folder: Path, progress: Progress) -> None:
         self.task, self.folder, self.progress, self.world = task, folder, progress, task.world
@@ -264,7 +264,7 @@ class _Run:
         self.pending = []
 
     def check(self, record: dict[str, Any]) -> None:
-        """Refuse what is not finite; the first loss is about the largest of a sane run."""
+        """Refuse what is not finite, and a loss far above the first, about a sane run's largest."""
         loss, step = record["loss"], record["step"]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := record.get(name, 0.0)):
@@ -288,7 +288,7 @@ class _Run:
         return _BrokenError(f"{what} at step {step}{images}; {good}. {self.task.advice}")
 
     def go_back(self, broken: _BrokenError) -> None:
-        """Take up the last checkpoint, and leave out the batches that were seen since.
+        """Go on from the last checkpoint, without the batches that were seen since.
 
         Raises:
             IjepaError: no checkpoint exists, or the allowed number of rollbacks is used up.
@@ -312,7 +312,7 @@ class _Run:
         wait_for_all(self.world)
 
     def show(self, per_second: float) -> None:
-        """Tell how far the run is and how fast."""
+        """Report progress and speed."""
         speed = self.task.speed(per_second)
         if self.metrics:
             self.metrics.show(self.steps_done, speed)
@@ -362,7 +362,7 @@ class _Run:
         self.writer.save(paths, body, is_copy=is_copy)
 
     def resume(self) -> None:
-        """Take up the last checkpoint, if there is one, and cut the metrics to its length."""
+        """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
         metrics_bytes = 0
         if self.last.exists():
             body = read_checkpoint(self.last)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """The chosen images, and how healthy the fresh encoder was on them.
+    """The checked images, and the health of the fresh encoder on them.
 
     Attributes:
         first: of the first check; set by it, or by a resumed run.
