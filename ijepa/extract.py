@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
-from ijepa.data.shards import ShardSet, SplitReader, open_shards
+from ijepa.data.shards import ShardSet, SplitReader, check_shards, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.features.store import FeatureHeader, open_features
+from ijepa.errors import IjepaError
+from ijepa.features.store import FeatureHeader, open_features, read_header
 from ijepa.features.writer import FeatureWriter
 from ijepa.progress import Progress, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
@@ -81,6 +82,23 @@ def extract(
             writer.finish()
             work.publish_file({"device": device, "command": runtime.command})
         return _result(out, work.cached)
+
+
+def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
+    """See that a feature file was made from this shard set, and that the set is undamaged.
+
+    Args:
+        path: of `ijepa extract`.
+        shards: of `ijepa shard`.
+        progress: hears of the files read.
+
+    Raises:
+        IjepaError: it was made from other images, or files of the set are damaged.
+    """
+    path, shards = Path(path), Path(shards)
+    if read_header(path).data_fingerprint != open_shards(shards).fingerprint:
+        raise IjepaError(f"{path} was made from other images than those of {shards}.")
+    check_shards(shards, progress)
 
 
 class _Job(NamedTuple):

@@ -147,7 +147,6 @@ STAGES = [
     "shard scenes:train=2,val=2 OUT",
     "pretrain --recipe {run}/config.yaml --data {shards} --out OUT",
     "extract --encoder {run} --data {shards} --split val --out OUT.h5",
-    "features merge {features}/train.h5 {features}/val.h5 --out OUT.h5",
     "probe knn --train {features}/train.h5 --test {features}/val.h5 --out OUT.json",
     "finetune --encoder {run} --data {shards} --out OUT --set batch_size=16",
     "train-decoder --encoder {run} --data {shards} --out OUT --set batch_size=16",

@@ -11,8 +11,7 @@ from pictures import class_folders, write_files
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
 from ijepa.data.shards import check_shards, load_rows, open_shards
 from ijepa.errors import IjepaError
-from ijepa.extract import extract
-from ijepa.feature_info import check_data
+from ijepa.extract import check_data, extract
 from ijepa.pretrain import pretrain
 from ijepa.report import report
 from ijepa.shard import shard

@@ -9,11 +9,9 @@ from test_probe import stored, write
 from typer.testing import CliRunner
 
 from ijepa.errors import IjepaError
-from ijepa.feature_info import describe, diagnose
-from ijepa.features.diagnose import Moments
+from ijepa.features.diagnose import Moments, describe, diagnose
 from ijepa.features.store import open_features
 from ijepa.jepa.monitor import mean_cosine, rankme
-from ijepa.merge import merge
 from ijepa_cli.main import app
 
 
@@ -21,7 +19,7 @@ def measured(rows, classes=None, parts=3):
     moments = Moments(rows.shape[1], 0 if classes is None else int(classes.max()) + 1)
     for part in np.array_split(np.arange(len(rows)), parts):
         moments.add(rows[part], None if classes is None else classes[part])
-    return moments.diagnosis()
+    return moments.state(0)
 
 
 def test_one_pass_gives_what_all_features_at_once_give():
@@ -30,7 +28,9 @@ def test_one_pass_gives_what_all_features_at_once_give():
     assert found.rankme == pytest.approx(rankme(torch.from_numpy(rows)), rel=1e-6)
     assert found.mean_cosine == pytest.approx(mean_cosine(torch.from_numpy(rows)))
     assert found.feature_std == pytest.approx(rows.std(axis=0, ddof=1).mean())
-    assert found == pytest.approx(measured(rows, parts=1))
+    assert found.model_dump(exclude_none=True) == pytest.approx(
+        measured(rows, parts=1).model_dump(exclude_none=True)
+    )
 
 
 def test_the_exponent_of_a_power_law_is_found():
@@ -116,38 +116,3 @@ def test_a_damaged_file_fails_its_check_but_not_its_description(tmp_path):
 def describe_first(path):
     with open_features(path) as store:
         return store.layer(0)[0, 0]
-
-
-def test_merged_files_hold_the_rows_of_each_in_order(tmp_path):
-    parts = [
-        write(tmp_path / f"{n}.h5", first=1000 * n, seed=n, fingerprint=str(n)) for n in (0, 1)
-    ]
-    out = tmp_path / "whole.h5"
-    assert merge(parts, out).images == 240
-    assert merge(parts, out).cached
-    with open_features(out) as whole:
-        stores = [open_features(part) for part in parts]
-        assert whole.keys == stores[0].keys + stores[1].keys
-        np.testing.assert_array_equal(
-            whole.layer(1), np.concatenate([store.layer(1) for store in stores])
-        )
-        assert whole.header.data_fingerprint == "some data"
-    assert run("check", out).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weights_sha256": "1" * 64}, "not made alike: weights_sha256"),
-        ({"transform": "squash"}, "not made alike: transform"),
-        ({"first": 119}, r"a\.h5 and .*b\.h5 both hold 1 images, such as 00119"),
-    ],
-)
-def test_files_that_do_not_belong_together_are_not_merged(tmp_path, change, message):
-    first = write(tmp_path / "a.h5")
-    other = write(tmp_path / "b.h5", **{"first": 1000} | change)
-    with pytest.raises(IjepaError, match=message):
-        merge([first, other], tmp_path / "whole.h5")
-    assert not (tmp_path / "whole.h5").exists()
-    with pytest.raises(IjepaError, match="at least two"):
-        merge([first], tmp_path / "whole.h5")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ijepa.config import DataConfig, Precision, Rgb, Size
 from ijepa.distributed import uses_bf16
-from ijepa.features.mapped import give_back, unchanged_maps
 from ijepa.jepa.vit import Encoder
 from ijepa.provenance import Provenance
 
@@ -107,14 +106,10 @@ class FrozenEncoder:
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values of a state dict, in the order of the names.
-
-    Weights that are still in their file stay there: what was read is given back.
-    """
-    digest, maps = hashlib.sha256(), unchanged_maps()
+    """sha256 over names, shapes and values of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # not copied
-        give_back(value, maps)
     return digest.hexdigest()

@@ -1,42 +1,147 @@
-"""What features look like without a probe: spectrum, spread, classes; in one pass."""
+"""What a feature file holds and in what state it is: spectrum, spread, classes, layer by layer."""
 
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
-from ijepa.probes.arrays import Floats, Ints
+from ijepa.config import Config, StrPath
+from ijepa.errors import IjepaError
+from ijepa.features.store import Array, FeatureHeader, Features, open_features
+from ijepa.progress import Progress, silent
 
 POWER_LAW = (5, 100)  # eigenvalues, counted from 1, to which the exponent is fitted
 DEAD = 1e-4  # of the largest standard deviation
+ROWS_AT_ONCE = 4096
+NEIGHBOUR_IMAGES = 5000  # drawn at random: each is compared with all others
+LIDAR_IMAGES = 2000
 
 Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-class Diagnosis(NamedTuple):
-    """Of one layer.
+class FeatureInfo(Config):
+    """What a file says of itself.
 
     Attributes:
+        classes: how many different values each label has.
+        num_bytes: of the file.
+    """
+
+    path: Path
+    images: int
+    views: int
+    layers: int
+    dim: int
+    dtype: str
+    classes: dict[str, int]
+    num_bytes: int
+    header: FeatureHeader
+
+
+class LayerState(Config):
+    """The state of one stored layer.
+
+    Attributes:
+        layer: number of the encoder's block.
         rankme: effective number of dimensions (Garrido et al., RankMe, 2023, equation 1).
         alpha_req: exponent of the power law that the eigenvalues of the covariance follow, 1 being
             balanced (Agrawal et al., alpha-ReQ, 2022); fitted to eigenvalues 5 to 100, or to
             those there are.
         feature_std: standard deviation over images, mean over dimensions.
-        dead_dims: share of dimensions that hardly vary.
+        dead_dims: fraction of dimensions that hardly vary.
         mean_cosine: cosine between different images, mean over pairs.
         class_separation: 1 less the ratio of mean cosine distances within classes and over all
             (Kornblith et al., 2021, R^2); None without labels.
+        neighbour_accuracy: fraction of images whose class is that of most of their ten nearest
+            among some thousand; None without labels.
+        lidar: effective dimensions that tell images apart whatever their augmented view; None
+            without two such views.
     """
 
+    layer: int
     rankme: float
     alpha_req: float
     feature_std: float
     dead_dims: float
     mean_cosine: float
     class_separation: float | None
+    neighbour_accuracy: float | None = None
+    lidar: float | None = None
+
+
+class FeatureState(Config):
+    """The state of every stored layer, measured on evaluation views."""
+
+    path: Path
+    encoder: str
+    images: int
+    label: str | None
+    layers: tuple[LayerState, ...]
+
+
+def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
+    """Say what a feature file holds.
+
+    Args:
+        path: of `ijepa extract`.
+        check: read all of it, to see that each number is what was written.
+
+    Raises:
+        IjepaError: it is not whole, or, with `check`, damaged.
+    """
+    path = Path(path)
+    with open_features(path, check_numbers=check) as store:
+        rows, layers, dim = store.shape
+        views = 1 + store.header.num_views
+        return FeatureInfo(
+            path=path,
+            images=rows // views,
+            views=views,
+            layers=layers,
+            dim=dim,
+            dtype=store.dtype,
+            classes={
+                name: len(np.unique(values[values >= 0])) for name, values in store.labels.items()
+            },
+            num_bytes=path.stat().st_size,
+            header=store.header,
+        )
+
+
+def diagnose(
+    path: StrPath, label: str | None = "class", progress: Progress = silent
+) -> FeatureState:
+    """Measure every stored layer of a feature file, in bounded memory.
+
+    Args:
+        path: of `ijepa extract`.
+        label: by which classes are told apart; None for none.
+        progress: hears of images read.
+
+    Raises:
+        IjepaError: it is not whole, has no such label, or holds less than two images.
+    """
+    path = Path(path)
+    with open_features(path) as store:
+        if label is not None and label not in store.labels:
+            there = ", ".join(store.labels) or "none"
+            raise IjepaError(f"{path} has no label {label!r}; its labels are: {there}.")
+        views = store.views
+        rows = np.arange(store.shape[0]) if views is None else np.flatnonzero(views == 0)
+        if len(rows) < 2:
+            raise IjepaError(f"{path} holds {len(rows)} images; a diagnosis needs two.")
+        classes = None
+        if label is not None:
+            classes = store.labels[label][rows]
+            known = classes >= 0
+            classes[known] = np.unique(classes[known], return_inverse=True)[1]
+        states = _states(store, rows, classes, progress)
+        return FeatureState(
+            path=path, encoder=store.header.encoder, images=len(rows), label=label, layers=states
+        )
 
 
 class Moments:
-    """Sums over images, from which all of a `Diagnosis` follows."""
+    """Sums over images, from which the state of a layer follows."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         """Begin with no image; `num_classes` is 0 where there are no labels."""
@@ -45,7 +150,7 @@ class Moments:
         self._unit_sums, self._per_class = np.zeros((num_classes, dim)), np.zeros(num_classes)
         self._unit_sum = np.zeros(dim)
 
-    def add(self, features: Floats, classes: Ints | None) -> None:
+    def add(self, features: Array, classes: Array | None) -> None:
         """Some more images.
 
         Args:
@@ -63,12 +168,13 @@ class Moments:
             np.add.at(self._unit_sums, classes[known], unit[known])
             self._per_class += np.bincount(classes[known], minlength=len(self._per_class))
 
-    def diagnosis(self) -> Diagnosis:
-        """Of all images so far; there must be two."""
+    def state(self, layer: int) -> LayerState:
+        """The state of a layer by all images so far; there must be two."""
         count, mean = self._count, self._sum / self._count
         covariance = (self._products - count * np.outer(mean, mean)) / (count - 1)
         std = np.sqrt(np.clip(np.diag(covariance), 0, None))
-        return Diagnosis(
+        return LayerState(
+            layer=layer,
             rankme=_effective_rank(_eigenvalues(self._products)),
             alpha_req=_power_law(_eigenvalues(covariance)),
             feature_std=float(std.mean()),
@@ -109,3 +215,61 @@ def _power_law(eigenvalues: Doubles) -> float:
         return float("nan")
     slope = np.polyfit(np.log(places), np.log(kept[first - 1 :]), 1)[0]
     return float(-slope)
+
+
+def _states(
+    store: Features, rows: Array, classes: Array | None, progress: Progress
+) -> tuple[LayerState, ...]:
+    _, num_layers, dim = store.shape
+    num_classes = 0 if classes is None else int(classes.max()) + 1
+    moments = [Moments(dim, num_classes) for _ in range(num_layers)]
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        some = slice(first, first + ROWS_AT_ONCE)
+        block = store.read(rows[some], num_layers)
+        for place, layer in enumerate(moments):
+            layer.add(block[:, place], None if classes is None else classes[some])
+        progress("diagnose images", min(first + ROWS_AT_ONCE, len(rows)), len(rows))
+    return tuple(
+        found.state(store.header.layers[place]).model_copy(
+            update={
+                "neighbour_accuracy": _neighbours(store, place, rows, classes),
+                "lidar": _lidar(store, place),
+            }
+        )
+        for place, found in enumerate(moments)
+    )
+
+
+def _neighbours(store: Features, place: int, rows: Array, classes: Array | None) -> float | None:
+    if classes is None:
+        return None
+    import torch  # here: `describe` answers without it
+
+    from ijepa.jepa.monitor import neighbour_accuracy
+
+    known = np.flatnonzero(classes >= 0)
+    if len(known) < 2:
+        return None
+    chosen = known[np.random.default_rng(0).permutation(len(known))[:NEIGHBOUR_IMAGES]]
+    features = torch.from_numpy(_layer(store, rows[chosen], place))
+    return neighbour_accuracy(features, torch.from_numpy(classes[chosen]))
+
+
+def _lidar(store: Features, place: int) -> float | None:
+    """Over images, all views of which stand one behind the other, the evaluation view first."""
+    count = store.header.num_views
+    if count < 2 or store.views is None:
+        return None
+    import torch
+
+    from ijepa.jepa.monitor import lidar
+
+    firsts = np.flatnonzero(store.views == 0)[:LIDAR_IMAGES]
+    rows = (firsts[:, np.newaxis] + 1 + np.arange(count)).ravel()
+    views = _layer(store, rows, place).reshape(len(firsts), count, -1)
+    return lidar(torch.from_numpy(views))
+
+
+def _layer(store: Features, rows: Array, place: int) -> Array:
+    found: Array = store.read(rows, store.shape[1] - place)[:, 0].astype(np.float32)
+    return found

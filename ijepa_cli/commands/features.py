@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ijepa.config import Runtime
-from ijepa_cli.options import Json, stage
+from ijepa_cli.options import Json
 from ijepa_cli.show import show, shown_progress, table
 
 if TYPE_CHECKING:
-    from ijepa.feature_info import FeatureInfo, FeatureState
+    from ijepa.features.diagnose import FeatureInfo, FeatureState
 
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
-Sources = Annotated[list[Path], typer.Argument(help="Feature files of one encoder.")]
-Out = Annotated[Path, typer.Option(help="Feature file to make.")]
 Data = Annotated[
     Path | None, typer.Option(help="Shard set that it was made from, to be checked, too.")
 ]
@@ -37,7 +34,7 @@ def info(file: File, as_json: Json = False) -> None:
 
     Example: ijepa features info train.h5
     """
-    from ijepa.feature_info import describe
+    from ijepa.features.diagnose import describe
 
     found = describe(file)
     show(found, as_json, _info(found))
@@ -49,7 +46,8 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
 
     Example: ijepa features check train.h5 --data shards/photos
     """
-    from ijepa.feature_info import check_data, describe
+    from ijepa.extract import check_data
+    from ijepa.features.diagnose import describe
 
     found = describe(file, check=True)
     if data is not None:
@@ -67,24 +65,11 @@ def diagnose(
 
     Example: ijepa features diagnose train.h5 --label count
     """
-    from ijepa.feature_info import diagnose as run
+    from ijepa.features.diagnose import diagnose as run
 
     with shown_progress() as progress:
         state = run(file, None if no_label else label, progress)
     show(state, as_json, _state(state))
-
-
-def merge(sources: Sources, out: Out, runtime: Runtime, as_json: bool) -> None:
-    """Put the rows of several files of one encoder into one.
-
-    Example: ijepa features merge part-0.h5 part-1.h5 --out whole.h5
-    """
-    from ijepa.merge import merge as run
-
-    with shown_progress() as progress:
-        outcome = run(sources, out, runtime, progress)
-    state = "cached" if outcome.cached else "written"
-    show(outcome, as_json, f"{outcome.out} {state}: {outcome.images:,} images")
 
 
 def _info(found: "FeatureInfo") -> Table:
@@ -123,5 +108,4 @@ def _state(state: "FeatureState") -> Table:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    stage(files)(merge)
     app.add_typer(files, name="features")
