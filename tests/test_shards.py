@@ -201,7 +201,7 @@ nasty = st.builds(
 def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, tmp_path_factory):
     images = [Item("train", name, name, f"file{i}", 0, 1) for i, name in enumerate(files)]
     plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6, Counter())
-    keys = [image.key for one in plan.shards() for image in plan.images(one)]
+    keys = [key for one in plan.shards() for key, *_ in plan.images(one)]
     assert len(set(keys)) == len(files)
     for key in keys:
         assert webdataset.tariterators.base_plus_ext(f"{key}.json") == (key, "json")

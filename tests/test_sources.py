@@ -737,6 +737,7 @@ def test_labels_without_meaning_are_refused_with_their_file(tmp_path):
         (b'{"label": ' + b"9" * 5000 + b"}", "is not JSON"), (b"[" * 10**5, "is not JSON"),
         (b'{"label": ' + b"9" * 30 + b"}", "more than 18 digits"), (b"\xff", "not UTF-8"),
         (b" " * 2**21, "bytes; a label has at most"), (b"{}", "holds no label"),
+        (rb'{"labels": {"\udc80": 1}}', "has a label called"), (b'{"labels": {"": 1}}', "called"),
     ]):  # fmt: skip
         path = write_tar(tmp_path / f"{number}.tar", webdataset([("json", label)]))
         with pytest.raises(IjepaError, match=message):

@@ -49,15 +49,8 @@ class PlannedShard(NamedTuple):
         return f"{self.split}-{self.number:06d}.tar"
 
 
-class PlannedImage(NamedTuple):
-    """An image to write: its key, where its bytes are, its labels and metadata."""
-
-    key: str
-    file: str
-    offset: int
-    size_bytes: int
-    labels: dict[str, int]
-    metadata: dict[str, Any]
+# Key, file, offset, size in bytes, labels and metadata of an image to write, see `Item`.
+PlannedImage = tuple[str, str, int, int, dict[str, int], dict[str, Any]]
 
 
 class ShardPlan:
@@ -85,8 +78,7 @@ class ShardPlan:
             " ORDER BY id"
         )
         for key, file, offset, size, labels, metadata in self._read(query, shard.id):
-            known = json.loads(labels), json.loads(metadata)
-            yield PlannedImage(key, os.fsdecode(file), offset, size, *known)
+            yield key, os.fsdecode(file), offset, size, json.loads(labels), json.loads(metadata)
 
     def _read(self, query: str, *values: object) -> Iterator[Any]:
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path.resolve()))}?mode=ro&immutable=1"

@@ -19,7 +19,7 @@ import numpy as np
 
 from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import take_in
-from ijepa.data.plan import PlannedImage, PlannedShard, ShardPlan
+from ijepa.data.plan import PlannedShard, ShardPlan
 from ijepa.data.processes import end_with_parent, processes
 from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
@@ -233,18 +233,17 @@ def _write_in_pool(number: int, task: ShardTask) -> ShardReport:
 def _write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
     bad, uncounted, changes = [], 0, Counter[str]()
-    with whole_file(task.tar) as file, warnings.catch_warnings():
-        writer = ShardWriter(file, task.shard.number, task.labels)
+    with whole_file(task.tar) as tar, warnings.catch_warnings():
+        writer = ShardWriter(tar, task.shard.number, task.labels)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
-        for image in ShardPlan(task.plan).images(task.shard):
+        for key, file, *place, labels, metadata in ShardPlan(task.plan).images(task.shard):
             try:
-                taken = take_in(_read(image), task.config)
+                taken = take_in(_read(file, *place), task.config)
             except IjepaError as error:
-                path = image.metadata["file"]
-                bad.append(BadImage(key=image.key, path=path, reason=str(error)))
+                bad.append(BadImage(key=key, path=metadata["file"], reason=str(error)))
             else:
                 changes.update(taken.changes)
-                writer.add(image.key, taken.content, taken.extension, image.labels, image.metadata)
+                writer.add(key, taken.content, taken.extension, labels, metadata)
             uncounted += 1
             if uncounted == COUNT_EVERY:
                 count(uncounted)
@@ -257,21 +256,15 @@ def _write_shard(task: ShardTask, count: Callable[[int], None]) -> ShardReport:
     return report
 
 
-def _read(image: PlannedImage) -> bytes:
-    if image.size_bytes > MAX_BYTES:
-        raise IjepaError(
-            f"{image.size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large"
-        )
+def _read(path: str, offset: int, size_bytes: int) -> bytes:
+    if size_bytes > MAX_BYTES:
+        raise IjepaError(f"{size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large")
     try:
-        descriptor = os.open(image.file, os.O_RDONLY | os.O_CLOEXEC)
+        with naming(Path(path)), Path(path).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size_bytes, offset)
     except FileNotFoundError as error:
-        if image.size_bytes:
+        if size_bytes:
             raise
         raise IjepaError("a symbolic link to nothing") from error
-    try:
-        with naming(Path(image.file)):
-            return os.pread(descriptor, image.size_bytes, image.offset)
     except MemoryError as error:
         raise IjepaError("file does not fit into memory") from error
-    finally:
-        os.close(descriptor)

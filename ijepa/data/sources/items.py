@@ -141,8 +141,14 @@ class Source:
                 f"{self.name} has no split {missing[0]!r}; its splits are "
                 f"{', '.join(sorted(splits))}."
             )
-        for split in splits:
+        for split, labels in splits.items():
             check_split_name(split, self.name)
+            odd = [one for one in labels if not one.strip() or "/" in one or not one.isprintable()]
+            if odd:
+                raise IjepaError(
+                    f"{self.name} has a label called {odd[0]!r}; a label's name is printable and "
+                    f"without '/'."
+                )
         return Contents(splits, _chosen(items, set(asked) or set(splits), left_out), left_out)
 
 
