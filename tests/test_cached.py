@@ -34,7 +34,10 @@ def made(run, shards, tmp_path_factory):
     visualize_masks(folder / "m.png", MaskSheetConfig(recipe=load_recipe("cifar10")))
     features = ["--train", str(pair.train), "--test", str(pair.test)]
     where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
+    recipe = ["--recipe", str(run / "config.yaml"), "--data", str(shards)]
     return folder, {
+        "shard": ["shard", str(shards.parent / "images"), str(shards)],
+        "pretrain": ["pretrain", *recipe, "--out", str(run), *common],
         "extract": ["extract", *where, "--out", str(pair.test), *common],
         "probe": ["probe", "knn", *features, "--out", str(folder / "r.json"), *common],
         "report": ["report", str(folder / "r.json"), str(run), "--out", str(folder / "r.html")],
@@ -43,7 +46,9 @@ def made(run, shards, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("stage", ["extract", "probe", "report", "convert", "masks"])
+@pytest.mark.parametrize(
+    "stage", ["shard", "pretrain", "extract", "probe", "report", "convert", "masks"]
+)
 def test_a_cached_answer_imports_nothing_that_is_slow(made, stage):
     script = (
         "import sys; from ijepa_cli.main import app\n"

@@ -10,8 +10,6 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy.io import loadmat
-
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import LABEL, Found, Item, Request, Source, is_image, kind_of
 from ijepa.data.sources.trees import open_tree, tree_digest, unlisted, walk
@@ -140,6 +138,8 @@ def _devkit(folder: Path) -> dict[str, str]:
     path = folder / META
     if not path.is_file():
         raise IjepaError(f"There is no {path}; it says which class each number is.")
+    from scipy.io import loadmat  # slow to import, and no other data set needs it
+
     synsets = loadmat(path, squeeze_me=True)["synsets"]
     wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.reshape(-1)}
     truth = {}
