@@ -18,7 +18,7 @@ import numpy as np
 from timing import emit
 
 from ijepa.features.store import FeatureHeader, open_features
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import FeatureWriter, create_features
 
 LAYERS, DIM, BATCH = 4, 768, 256
 ROUNDS = 5
@@ -91,11 +91,12 @@ def _write(path: Path, keys: list[str], block: Array) -> None:
         pooling="", image_px=224, transform="", data_fingerprint="", split="train",
         class_names={}, fingerprint="",
     )  # fmt: skip
-    writer = FeatureWriter(path, header, "float16")
-    for first in range(0, len(keys), BATCH):
-        some = keys[first : first + BATCH]
-        ids = np.arange(first, first + len(some), dtype=np.uint64)
-        writer.append(block[: len(some)], {}, some, ids)
+    shape = (len(keys), *block.shape[1:])
+    create_features(path, header, shape, "float16", keys=keys, labels={}, batch_rows=BATCH)
+    writer = FeatureWriter(path)
+    for batch, first in enumerate(range(0, len(keys), BATCH)):
+        ids = np.arange(first, min(first + BATCH, len(keys)), dtype=np.uint64)
+        writer.write(batch, block[: len(ids)], ids)
     writer.finish()
 
 

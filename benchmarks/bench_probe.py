@@ -32,7 +32,7 @@ from torch import nn
 
 from ijepa.compute import computing, pick_linear
 from ijepa.features.store import FeatureHeader, open_features
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
@@ -98,14 +98,17 @@ def _store(path: Path, labels: Array) -> Path:
         pooling="", image_px=224, transform="", data_fingerprint="", split="train",
         class_names={"class": None}, fingerprint="",
     )  # fmt: skip
-    writer = FeatureWriter(path, header, "float16")
-    rng = np.random.default_rng(0)
-    for first in range(0, len(labels), 4096):
-        some = labels[first : first + 4096]
-        values = rng.standard_normal((len(some), LAYERS, DIM), dtype=np.float32)
-        keys = [f"{first + number:08d}" for number in range(len(some))]
-        ids = np.arange(first, first + len(some), dtype=np.uint64)
-        writer.append(values, {"class": some}, keys, ids)
+    rows, rng = len(labels), np.random.default_rng(0)
+    keys = [f"{number:08d}" for number in range(rows)]
+    create_features(
+        path, header, (rows, LAYERS, DIM), "float16", keys=keys, labels={"class": labels},
+        batch_rows=4096,
+    )  # fmt: skip
+    writer = FeatureWriter(path)
+    for batch, first in enumerate(range(0, rows, 4096)):
+        ids = np.arange(first, min(first + 4096, rows), dtype=np.uint64)
+        values = rng.standard_normal((len(ids), LAYERS, DIM), dtype=np.float32)
+        writer.write(batch, values, ids)
     writer.finish()
     return path
 

@@ -19,7 +19,7 @@ from timing import emit
 
 from ijepa.data.shards import image_ids
 from ijepa.features.store import FeatureHeader
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import FeatureWriter, create_features
 
 LAYERS, DIM, CLASSES = 4, 768, 10
 ROW_BYTES = LAYERS * DIM * 2
@@ -54,14 +54,16 @@ def _store(path: Path, rows: int) -> Path:
         pooling="", image_px=224, transform="", data_fingerprint=path.stem, split=path.stem,
         class_names={"class": None}, fingerprint=path.stem,
     )  # fmt: skip
-    writer = FeatureWriter(path, header, "float16")
-    rng = np.random.default_rng(0)
-    for first in range(0, rows, 4096):
-        numbers = np.arange(first, min(first + 4096, rows))
-        values = rng.standard_normal((len(numbers), LAYERS, DIM), dtype=np.float32)
-        keys = [f"{path.stem}/{number:08d}" for number in numbers]
-        ids = image_ids([key.encode() for key in keys])
-        writer.append(values, {"class": numbers % CLASSES}, keys, ids)
+    rng, keys = np.random.default_rng(0), [f"{path.stem}/{number:08d}" for number in range(rows)]
+    labels, ids = {"class": np.arange(rows) % CLASSES}, image_ids([key.encode() for key in keys])
+    create_features(
+        path, header, (rows, LAYERS, DIM), "float16", keys=keys, labels=labels, batch_rows=4096
+    )
+    writer = FeatureWriter(path)
+    for batch, first in enumerate(range(0, rows, 4096)):
+        some = ids[first : first + 4096]
+        values = rng.standard_normal((len(some), LAYERS, DIM), dtype=np.float32)
+        writer.write(batch, values, some)
     writer.finish()
     return path
 

@@ -1,23 +1,22 @@
 """Frozen features of every image of a split, in an HDF5 feature store."""
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
+from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath, height_width
 from ijepa.data.shards import ShardSet, SplitReader, check_shards, open_shards
 from ijepa.encoders.identity import encoder_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, open_features, read_header
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import FeatureWriter, create_features
 from ijepa.progress import Progress, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
-from ijepa.world import is_one_of_many
+from ijepa.world import World, together
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
     from ijepa.compute import LinearKernel
     from ijepa.data.loader import Batch
     from ijepa.encoders.frozen import FrozenEncoder
-    from ijepa.world import World
 
-VERSION = 10
+VERSION = 11
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
@@ -60,28 +58,20 @@ def extract(
 ) -> ExtractResult:
     """Write pooled features of the last layers of `config.encoder` to `out`.
 
-    Killed and started again, it goes on after the last whole batch.
+    Killed and started again, it goes on after the last whole batch. Under torchrun each process
+    encodes its share of the batches.
 
     Raises:
         IjepaError: the encoder does not load, the split is not there, an image does not decode.
     """
-    shards, out = Path(shards), Path(out)
-    data = open_shards(shards)
+    data = open_shards(Path(shards))
     config = config.model_copy(update={"split": data.named_split(config.split)})
-    images = data.split(config.split)
     inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
-    plan = StagePlan("extract", VERSION, config, inputs, out)
-    job = _Job(plan, config, data, images, runtime, progress)
-    if is_one_of_many():
-        return _extract_together(job)
-    with exclusive_work(plan, runtime) as work:
+    plan = StagePlan("extract", VERSION, config, inputs, Path(out))
+    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
-            from ijepa.world import World  # here, so that a cached answer is quick
-
-            writer, device = _encode(job, work, World())
-            writer.finish()
-            work.publish_file({"device": device, "command": runtime.command})
-        return _result(out, work.cached)
+            _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
+    return _result(plan.out, work.cached)
 
 
 def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
@@ -90,58 +80,30 @@ def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> N
     Args:
         path: of `ijepa extract`.
         shards: of `ijepa shard`.
-        progress: hears of the files read.
+        progress: told of the files read.
 
     Raises:
         IjepaError: it was made from other images, or files of the set are damaged.
     """
-    path, shards = Path(path), Path(shards)
-    if read_header(path).data_fingerprint != open_shards(shards).fingerprint:
+    if read_header(Path(path)).data_fingerprint != open_shards(Path(shards)).fingerprint:
         raise IjepaError(f"{path} was made from other images than those of {shards}.")
-    check_shards(shards, progress)
+    check_shards(Path(shards), progress)
 
 
-class _Job(NamedTuple):
-    """What one call is about."""
-
-    plan: StagePlan
-    config: ExtractConfig
-    data: ShardSet
-    images: SplitReader
-    runtime: Runtime
-    progress: Progress
-
-
-def _extract_together(job: _Job) -> ExtractResult:
-    """The same with other processes: each encodes its share, rank 0 puts all into one file."""
-    from ijepa.distributed import from_rank_0, joined, pick_device, wait_for_all
-
-    with joined(pick_device(job.runtime.device)) as world, contextlib.ExitStack() as held:
-        work = from_rank_0(world, lambda: held.enter_context(exclusive_work(job.plan, job.runtime)))
-        if not work.cached:
-            writer, device = _encode(job, work, world)
-            writer.flush()
-            wait_for_all(world)
-            facts = {"device": device, "command": job.runtime.command}
-            from_rank_0(world, lambda: _finish_together(writer, work, facts))
-        wait_for_all(world)
-        return _result(job.plan.out, work.cached)
-
-
-def _finish_together(writer: FeatureWriter, work: Work, facts: dict[str, str]) -> None:
-    FeatureWriter(
-        writer.path, writer.header, writer.dtype.name
-    ).finish()  # with all that others did
-    work.publish_file(facts)
-
-
-def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
-    """Write this process's share of the rows that are not there yet, and say what computed."""
+def _encode(
+    work: Work,
+    config: ExtractConfig,
+    data: ShardSet,
+    runtime: Runtime,
+    progress: Progress,
+    world: World,
+) -> None:
+    """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
     from ijepa.compute import computing, linear_name
-    from ijepa.distributed import device_name, from_rank_0, pick_device
+    from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
     from ijepa.encoders.load import load_encoder
 
-    config, images, device = job.config, job.images, pick_device(job.runtime.device)
+    images, device = data.split(config.split), pick_device(runtime.device)
     encoder = load_encoder(
         config.encoder,
         which=config.which,
@@ -149,26 +111,57 @@ def _encode(job: _Job, work: Work, world: "World") -> tuple[FeatureWriter, str]:
         seed=config.seed,
         device=device,
     )
-    precision = "bf16" if encoder.uses_bf16(config.precision, device) else "fp32"
-    header = _header(job, encoder, precision)
-    writer = FeatureWriter(work.folder / job.plan.out.name, header, config.dtype)
-    num_views = 1 + config.views
+    path, num_views = work.folder / work.plan.out.name, 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
-    starts = range(0, len(images), batch_size)
-    todo = from_rank_0(
-        world, lambda: [n for n, i in enumerate(starts) if not writer.holds(i * num_views)]
-    )
-    mine, before = todo[world.rank :: world.size], writer.rows_done
+    header = _header(encoder, config, data, work.plan.fingerprint, device)
+    from_rank_0(world, lambda: _create(path, header, config, images, encoder, batch_size, device))
+    writer = FeatureWriter(path)
+    left = from_rank_0(world, lambda: [n for n in range(writer.num_batches) if not writer.holds(n)])
+    done = writer.rows_done // num_views  # images
     linear = _linear_kernel(encoder, device)
     with computing(device, linear=linear):
-        for batch, features in _feature_batches(
-            encoder, images, config, job.runtime, todo=mine, batch_size=batch_size
-        ):
-            _add(writer, images, batch, features, num_views)
-            done = before + (writer.rows_done - before) * world.size  # others are about as quick
-            if world.is_rank_0:
-                job.progress("extract images", min(done // num_views, len(images)), len(images))
-    return writer, device_name(device, world) + linear_name(linear)
+        for number, batch, features in _feature_batches(
+            encoder, images, config, runtime, todo=left[world.rank :: world.size],
+            batch_size=batch_size,
+        ):  # fmt: skip
+            assert batch.image_ids is not None  # as `ViewBatches` makes them
+            writer.write(number, features, np.repeat(batch.image_ids.numpy(), num_views))
+            done += len(batch.numbers) * world.size  # others are about as quick
+            progress("extract images", min(done, len(images)), len(images))
+    writer.flush()
+    wait_for_all(world)
+
+    def publish() -> None:
+        FeatureWriter(path).finish()  # with all that others did
+        name = device_name(device, world) + linear_name(linear)
+        work.publish_file({"device": name, "command": runtime.command})
+
+    from_rank_0(world, publish)
+
+
+def _create(
+    path: Path,
+    header: FeatureHeader,
+    config: ExtractConfig,
+    images: SplitReader,
+    encoder: "FrozenEncoder",
+    batch_size: int,
+    device: "torch.device",
+) -> None:
+    """Make the file that features are written into, with the keys and labels of all images."""
+    import torch
+
+    numbers = np.repeat(np.arange(len(images)), 1 + config.views)
+    blank = torch.zeros(1, 3, *height_width(encoder.image_px), device=device)
+    create_features(
+        path,
+        header,
+        (len(numbers), len(header.layers), encoder.features(blank, 1).shape[-1]),
+        config.dtype,
+        keys=images.keys(numbers),
+        labels={name: images.labels(name, numbers) for name in images.label_names},
+        batch_rows=batch_size * (1 + config.views),
+    )
 
 
 def _feature_batches(
@@ -179,14 +172,15 @@ def _feature_batches(
     *,
     todo: Sequence[int],
     batch_size: int,
-) -> "Iterator[tuple[Batch, Floats]]":
+) -> "Iterator[tuple[int, Batch, Floats]]":
     """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
     A GPU computes a batch while the caller has the one before it.
 
     Yields:
-        n images with their ids, and features of all their views (n * views, layers, dim) in
-        `config.dtype`: those of the first image, then of the second, and so on.
+        A number, its n images with their ids, and features of all their views
+        (n * views, layers, dim) in `config.dtype`: those of the first image, then of the second,
+        and so on.
     """
     import torch
 
@@ -208,19 +202,20 @@ def _feature_batches(
     views = ViewBatches(images, plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
     bf16 = encoder.uses_bf16(config.precision, device)
-    begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
+    begun: deque[tuple[int, Batch, Callable[[], Floats]]] = deque()
     workers, on_gpu = num_workers(runtime, device), device.type == "cuda"
-    for batch in batches(views, todo, workers, pin_memory=on_gpu):
+    made = batches(views, todo, workers, pin_memory=on_gpu)
+    for number, batch in zip(todo, made, strict=True):
         sent = batch.images.to(device, non_blocking=True)
         pixels = normalise(sent, encoder.mean, encoder.std)
         parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
         features = torch.cat([encoder.features(part, num_layers, bf16=bf16) for part in parts])
-        begun.append((batch, _fetched(features.to(dtype))))
+        begun.append((number, batch, _fetched(features.to(dtype))))
         if len(begun) > IN_FLIGHT.get(device.type, 0):
-            done, numpy = begun.popleft()
-            yield done, numpy()
-    for done, numpy in begun:
-        yield done, numpy()
+            done, encoded, values = begun.popleft()
+            yield done, encoded, values()
+    for done, encoded, values in begun:
+        yield done, encoded, values()
 
 
 def _linear_kernel(encoder: "FrozenEncoder", device: "torch.device") -> "LinearKernel":
@@ -254,21 +249,13 @@ def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
     return values
 
 
-def _add(
-    writer: FeatureWriter, images: SplitReader, batch: "Batch", features: "Floats", num_views: int
-) -> None:
-    """Write the features of all views of some images, with what the shards say of these images."""
-    assert batch.image_ids is not None  # as `ViewBatches` makes them
-    numbers = np.repeat(batch.numbers.numpy(), num_views)
-    labels = {name: images.labels(name, numbers) for name in images.label_names}
-    ids = np.repeat(batch.image_ids.numpy(), num_views)
-    views = np.tile(np.arange(num_views), len(batch.numbers)) if num_views > 1 else None
-    first = int(numbers[0]) * num_views
-    writer.append(features, labels, images.keys(numbers), ids, views, first=first)
-
-
-def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeader:
-    config = job.config
+def _header(
+    encoder: "FrozenEncoder",
+    config: ExtractConfig,
+    data: ShardSet,
+    fingerprint: str,
+    device: "torch.device",
+) -> FeatureHeader:
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
         log.info("%s has no more layers to store than %d", encoder.name, num_layers)
@@ -284,15 +271,15 @@ def _header(job: _Job, encoder: "FrozenEncoder", precision: str) -> FeatureHeade
             f"{crop}, {config.interpolation} to {encoder.image_px}, mean {encoder.mean}, "
             f"std {encoder.std}"
         ),
-        data_fingerprint=job.data.fingerprint,
+        data_fingerprint=data.fingerprint,
         split=config.split,
-        class_names=job.images.label_names,
-        fingerprint=job.plan.fingerprint,
-        source=job.data.source,
+        class_names=data.split(config.split).label_names,
+        fingerprint=fingerprint,
+        source=data.source,
         provenance=encoder.provenance,
         num_views=config.views,
         augment=config.augment,
-        precision=precision,
+        precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
         interpolation=config.interpolation,
         crop_fraction=None if config.crop == "squash" else encoder.crop_fraction,
     )

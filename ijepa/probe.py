@@ -1,6 +1,7 @@
 """Fit a probe on frozen features, baselines beside it."""
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.shards import listed, read_lines
 from ijepa.errors import IjepaError
-from ijepa.features.pairs import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
+from ijepa.features.leakage import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.progress import Progress, silent
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ijepa.probes.arrays import Asked, Fit, Labelled
     from ijepa.probes.linear_protocols import LinearProtocol
     from ijepa.probes.logistic import LogisticProtocol
+
+log = logging.getLogger(__name__)
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
@@ -189,8 +192,6 @@ def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
 
 def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]]":
     """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
-    from ijepa.keep import KeepInFolder
-
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
     task = f"probe {asked.config.name} encoders"
@@ -205,6 +206,46 @@ def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]
         fits.append(_fits_of(known))
     asked.progress(task, len(opened), len(opened))
     return fits
+
+
+class KeepInFolder:
+    """A file a name; what cannot be read is an error, never a silent start from the beginning.
+
+    What cannot be written is told: the work goes on, and a stop would cost more of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder; it is made when something is saved."""
+        self._folder = folder
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved last by this name, on the CPU; None where nothing was.
+
+        Raises:
+            IjepaError: it is damaged.
+        """
+        path = self._path(name)
+        from ijepa.weights import load_state
+
+        return load_state(path) if path.exists() else None
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Put tensors and plain values in place of what was saved before by this name."""
+        from ijepa.weights import save_state
+
+        path = self._path(name)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            save_state(path, state)
+        except OSError as error:
+            log.warning("%s is not kept (%s); a stop would cost it", path, error.strerror)
+
+    def drop(self, name: str) -> None:
+        """Remove what was saved by this name, if anything was."""
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name.replace(' ', '-')}.pt"
 
 
 def _plain(fits: "list[Fit]") -> dict[str, Any]:

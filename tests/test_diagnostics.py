@@ -115,4 +115,4 @@ def test_a_damaged_file_fails_its_check_but_not_its_description(tmp_path):
 
 def describe_first(path):
     with open_features(path) as store:
-        return store.layer(0)[0, 0]
+        return store.numpy(0)[0, 0]

@@ -19,7 +19,7 @@ from ijepa.encoders.load import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import FeatureWriter
 from ijepa.jepa.augment import normalise
 from ijepa_cli.main import main
 

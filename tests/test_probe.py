@@ -13,7 +13,7 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.data.shards import image_ids, listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
-from ijepa.features.writer import FeatureWriter
+from ijepa.features.write import write_features
 from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
 from ijepa.report import report
 
@@ -38,13 +38,12 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, c
         "class_names": {"class": None},
         "fingerprint": f"{path.name} {seed} {signal}",
     }
-    writer = FeatureWriter(path, FeatureHeader(**defaults | header), "float32")
     features = np.stack([rng.standard_normal((rows, 8)), last], axis=1).astype(np.float32)
     keys = [f"{number:05d}" for number in range(first, first + rows)]
     images = [*range(copies), *range(first + copies, first + rows)]
     ids = image_ids([f"image {number}".encode() for number in images])
-    writer.append(features, {"class": lowest + which}, keys, ids)
-    writer.finish()
+    made = FeatureHeader(**defaults | header)
+    write_features(path, made, features, keys=keys, labels={"class": lowest + which}, image_ids=ids)
     return path
 
 
@@ -250,14 +249,12 @@ def stored(path, features, rows, labels=("class",), **header):
         "transform": "center-crop", "data_fingerprint": "d", "split": path.stem,
         "class_names": dict.fromkeys(labels), "fingerprint": path.name,
     }  # fmt: skip
-    writer = FeatureWriter(path, FeatureHeader(**base | header), "float32")
-    images, views = np.array(rows).T
+    images, _ = np.array(rows).T
     numbers = {name: images % (3 - place) for place, name in enumerate(labels)}
     keys = [f"{path.stem}/{image}" for image in images]
-    views = views if views.any() else None
     ids = image_ids([key.encode() for key in keys])
-    writer.append(features.astype(np.float32), numbers, keys, ids, views)
-    writer.finish()
+    made, values = FeatureHeader(**base | header), features.astype(np.float32)
+    write_features(path, made, values, keys=keys, labels=numbers, image_ids=ids)
     return path
 
 
@@ -302,7 +299,9 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
 def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path):
     rows = [(image, view) for image in range(9) for view in range(2)]
     header = {"num_views": 1, "augment": "flip"}
-    train = stored(tmp_path / "train.h5", np.zeros((17, 1, 8)), rows[:-1], **header)
+    train = stored(tmp_path / "train.h5", np.zeros((18, 1, 8)), rows, **header)
+    with h5py.File(train, "r+") as store:
+        store["view"][3] = 7
     test = stored(tmp_path / "test.h5", np.zeros((18, 1, 8)), rows, **header)
     with pytest.raises(IjepaError, match=r"train\.h5 does not hold views 0 to 1 of each image"):
         probe(FeaturePair(train, test), [], tmp_path / "r.json", LOGISTIC)
@@ -433,9 +432,7 @@ def relabel(path, labels):
     for number, label in labels.items():
         found[number] = label
     path.unlink()
-    writer = FeatureWriter(path, header, "float32")
-    writer.append(features, {"class": found}, keys, ids)
-    writer.finish()
+    write_features(path, header, features, keys=keys, labels={"class": found}, image_ids=ids)
 
 
 @pytest.mark.parametrize("name", ["logistic", "linear", "knn", "few-shot"])

@@ -1,19 +1,15 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
 Numbers stand in one piece, row after row, with a checksum for every batch that was written. So any
-HDF5 reader finds them, and rows in any order are read by their place in the file, without a map of
-it in memory and without a chunk around each row: a store may be many times larger than memory.
-All the rest stands under a seal, so that a label changed afterwards is seen.
+HDF5 reader finds them, and rows in any order are read through a memory map: a store may be many
+times larger than memory.
 """
 
 import contextlib
-import hashlib
-import itertools
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
@@ -23,8 +19,13 @@ from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.provenance import UNKNOWN, Provenance
 
-SCHEMA = 7
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 8
 COLUMNS = "keys", "image_id", "view"  # beside `labels/NAME`; `view` only where there are several
+BLOCK_ROWS = 512  # read at once, where all are
+HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 DAMAGED = (  # what h5py and numpy raise for a file that is
     OSError,
     LookupError,
@@ -37,8 +38,6 @@ DAMAGED = (  # what h5py and numpy raise for a file that is
     MemoryError,
     SystemError,
 )
-BLOCK_ROWS = 512  # read at once, where all are
-HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -94,7 +93,7 @@ class Features:
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take over an open file that `open_features` has checked."""
         self.path, self.header, self._store = path, header, store
-        self._numbers = _Numbers(path, store["features"])
+        self._numbers = mapped(path, store["features"], "r")
 
     def __enter__(self) -> Self:
         return self
@@ -104,13 +103,14 @@ class Features:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._numbers.close()
+        self._numbers = self._numbers[:0]
         self._store.close()
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(rows, layers, dim)."""
-        return self._numbers.shape
+        rows, layers, dim = self._store["features"].shape
+        return rows, layers, dim
 
     @property
     def dtype(self) -> str:
@@ -128,6 +128,17 @@ class Features:
         """One a row; a key that stands in several rows has another view in each."""
         with _readable(self.path):
             return [key.decode() for key in self._store["keys"][:]]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A table with a row a stored view: `key`, each label, and `view` where there are several.
+
+        Needs pandas, which ijepa does not install.
+        """
+        import pandas
+
+        columns = {"key": self.keys, **self.labels}
+        views = self.views
+        return pandas.DataFrame(columns if views is None else {**columns, "view": views})
 
     @property
     def image_ids(self) -> Array:
@@ -151,16 +162,17 @@ class Features:
             (n, layers, dim) as stored.
 
         Raises:
-            IjepaError: the file has been cut short, or a number is not finite.
+            IjepaError: a number is not finite.
         """
-        found = self._numbers.read(np.asarray(rows, np.int64), layers)
+        stored = self.shape[1]
+        found: Array = np.array(self._numbers[np.asarray(rows, np.int64), stored - layers :])
         if not is_finite(found):
             raise IjepaError(f"{self.path} holds numbers that are not finite; extract again.")
         return found
 
-    def layer(self, number: int) -> Array:
+    def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
-        place = range(self.shape[1])[number]
+        place = range(self.shape[1])[layer]
         return self._blocks(self.shape[1] - place)[:, 0]
 
     def last(self, layers: int = 1) -> Array:
@@ -177,52 +189,6 @@ class Features:
         return found
 
 
-class _Numbers:
-    """The numbers of a store, read by their place in the file."""
-
-    def __init__(self, path: Path, data: h5py.Dataset) -> None:
-        rows, layers, dim = data.shape
-        self.shape = (rows, layers, dim)
-        self._path, self._dtype, self._start = path, data.dtype, data.id.get_offset() or 0
-        self._file = os.open(path, os.O_RDONLY)
-
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def read(self, rows: Array, layers: int) -> Array:
-        _, stored, dim = self.shape
-        found = np.empty((len(rows), layers, dim), self._dtype)
-        row_bytes = stored * dim * self._dtype.itemsize
-        wanted_bytes = layers * dim * self._dtype.itemsize
-        if not found.size:
-            return found
-        into = found.reshape(-1).view(np.uint8).data
-        starts = (self._start + rows * row_bytes + row_bytes - wanted_bytes).tolist()
-        for first, end in _runs(rows) if layers == stored else _singles(len(rows)):
-            self._fill(into[first * wanted_bytes : end * wanted_bytes], starts[first])
-        return found
-
-    def _fill(self, into: memoryview, start: int) -> None:
-        done = 0
-        while done < len(into):
-            count = os.preadv(self._file, [into[done:]], start + done)
-            if not count:
-                raise IjepaError(f"{self._path} has been cut short; extract again.")
-            done += count
-
-
-def _runs(rows: Array) -> Iterator[tuple[int, int]]:
-    """Places of the first and after the last of rows that follow each other in the file."""
-    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
-    return itertools.pairwise([0, *breaks, len(rows)])
-
-
-def _singles(count: int) -> Iterator[tuple[int, int]]:
-    return ((number, number + 1) for number in range(count))
-
-
 def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
     """Open a store after checking that it is whole and sane.
 
@@ -231,20 +197,15 @@ def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
         check_numbers: read all numbers once, to see that they are finite and undamaged.
 
     Raises:
-        IjepaError: not there, not HDF5, damaged, incomplete, changed since it was written, unequal
-            lengths, a repeated key (with the same view), or numbers that are not finite.
+        IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
+            the same view), or numbers that are not finite.
     """
     path = Path(path)
     with contextlib.ExitStack() as undo, _readable(path):
         store = undo.enter_context(_file(path))
         header = _header(path, store)
         _check_sizes(path, store)
-        check_columns(path, store)
-        if store.attrs["seal"] != seal(store):
-            raise IjepaError(
-                f"{path} is not as it was written: its labels, keys or header were changed "
-                f"afterwards. Restore it, or make it again with --force."
-            )
+        _check_columns(path, store)
         found = Features(path, store, header)
         undo.callback(found.close)
         if check_numbers:
@@ -286,10 +247,11 @@ def _readable(path: Path) -> Iterator[None]:
 def _check_sizes(path: Path, store: h5py.File) -> None:
     """Refuse what claims more than the file holds, before memory is taken for it."""
     held = path.stat().st_size
-    for name in ["features", *_columns(store), "checksums", "checksum_ends"]:
+    for name in ["features", *_columns(store), "checksums"]:
         values = store[name]
         # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
-        start = values.id.get_offset() if name == "features" and values.size else 0
+        in_one_piece = name in ("features", "image_id") and values.size
+        start = values.id.get_offset() if in_one_piece else 0
         if start is None or start + values.nbytes > held:
             raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
 
@@ -308,7 +270,7 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
         ) from error
 
 
-def check_columns(path: Path, store: h5py.File) -> None:
+def _check_columns(path: Path, store: h5py.File) -> None:
     """Do all columns have the rows of `features`, and does each row have a name of its own?
 
     Raises:
@@ -321,10 +283,13 @@ def check_columns(path: Path, store: h5py.File) -> None:
                 f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
                 f"restore it, or make it again with --force."
             )
-    if not rows:
-        return
-    keys = store["keys"][:]
-    views = store["view"][:] if "view" in store else np.zeros(rows, np.int16)
+    if rows:
+        refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
+
+
+def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
+    """Refuse a key (bytes) that stands twice with the same view."""
+    views = np.zeros(len(keys), np.int16) if views is None else views
     order = np.lexsort([views, keys])
     same = (keys[order][1:] == keys[order][:-1]) & (np.diff(views[order]) == 0)
     if same.any():
@@ -338,34 +303,23 @@ def _columns(store: h5py.File) -> list[str]:
     return [name for name in COLUMNS if name in store or name != "view"] + list(labels)
 
 
-def seal(store: h5py.File) -> str:
-    """sha256 over the header, all columns, and the numbers' checksums, type and shape."""
-    numbers = store["features"]
-    digest = hashlib.sha256(str(store.attrs["header"]).encode())
-    digest.update(f"\n{numbers.dtype.str} {numbers.shape}".encode())
-    for name in [*_columns(store), "checksums", "checksum_ends"]:
-        values = store[name][:]
-        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(values)
-    return digest.hexdigest()
-
-
 def _check_numbers(found: Features, store: h5py.File) -> None:
-    """Read all numbers once."""
-    rows, layers, _ = found.shape
-    checksums, ends = store["checksums"][:].tolist(), store["checksum_ends"][:].tolist()
-    starts = [0, *ends][: len(ends)]
-    if len(checksums) != len(ends) or starts != sorted(starts) or (ends or [0])[-1] != rows:
+    """Read all numbers once, batch by batch."""
+    rows, batch_rows = len(store["features"]), int(store.attrs["batch_rows"])
+    checksums, ids = store["checksums"][:].tolist(), store["image_id"][:]
+    starts = range(0, rows, max(1, batch_rows))
+    if len(checksums) != len(starts):
         raise IjepaError(f"{found.path} has lost its checksums; extract again.")
-    for start, end, checksum in zip(starts, ends, checksums, strict=True):
-        block = found._numbers.read(np.arange(start, end), layers)
-        if not is_finite(block):
+    for start, checksum in zip(starts, checksums, strict=True):
+        batch = slice(start, start + batch_rows)
+        numbers = np.array(found._numbers[batch])
+        if not is_finite(numbers):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
-                f"{first_bad(block, found.keys[start:])}; extract again with --dtype float32, or "
+                f"{first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
                 f"look at the encoder."
             )
-        if zlib.crc32(block.data) != checksum:
+        if batch_checksum(numbers, ids[batch]) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
                 f"restore it, or make it again with --force."
@@ -384,3 +338,17 @@ def first_bad(numbers: Array, keys: Sequence[str]) -> str:
     """Key of the first row that is not finite."""
     finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
     return keys[int(np.argmin(finite))]
+
+
+def mapped(path: Path, data: h5py.Dataset, mode: Any) -> Array:  # noqa: ANN401  # numpy's literals
+    """The numbers of a data set that stands in one piece, as they are in the file."""
+    if not data.size:
+        return np.empty(data.shape, data.dtype)
+    return np.memmap(path, data.dtype, mode, data.id.get_offset(), data.shape)
+
+
+def batch_checksum(features: Array, image_ids: Array) -> int:
+    """CRC-32 of a batch."""
+    return zlib.crc32(
+        np.ascontiguousarray(image_ids).data, zlib.crc32(np.ascontiguousarray(features).data)
+    )
