@@ -18,7 +18,7 @@ from ijepa.config import Config, Runtime
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.records import read_record, record_path
-from ijepa.stage import CACHED, GOES_ON, WOULD_RUN, StagePlan, exclusive_work, outlook
+from ijepa.stage import CACHED, GOES_ON, WOULD_RUN, DryRun, StagePlan, exclusive_work, outlook
 
 
 class Choice(Config):
@@ -115,6 +115,11 @@ def test_what_a_kill_left_goes_on(tmp_path):
         fail_halfway(plan(tmp_path / "out"))
     assert outlook(plan(tmp_path / "out"))[0] == GOES_ON
     assert outlook(plan(tmp_path / "out", number=2))[0] == WOULD_RUN
+    with (
+        pytest.raises(DryRun, match=r"out: goes on \(it was begun before\)"),
+        exclusive_work(plan(tmp_path / "out"), Runtime(dry_run=True)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("make", [make_file, make_folder])
