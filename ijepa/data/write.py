@@ -23,7 +23,7 @@ from ijepa.data.plan import PlannedShard, ShardPlan
 from ijepa.data.processes import end_with_parent, processes
 from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
-from ijepa.files import naming, read_json, whole_file, write_json
+from ijepa.files import read_json, whole_file, write_json
 
 SIDECARS = (".npy", ".json")  # beside a tar until the set is published
 MAX_BYTES = 2**30  # of an image file
@@ -260,11 +260,17 @@ def _read(path: str, offset: int, size_bytes: int) -> bytes:
     if size_bytes > MAX_BYTES:
         raise IjepaError(f"{size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large")
     try:
-        with naming(Path(path)), Path(path).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), size_bytes, offset)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, size_bytes, offset)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         if size_bytes:
             raise
         raise IjepaError("a symbolic link to nothing") from error
+    except OSError as error:
+        error.filename = error.filename or path  # a failed read does not name its file
+        raise
     except MemoryError as error:
         raise IjepaError("file does not fit into memory") from error
