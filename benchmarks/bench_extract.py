@@ -25,7 +25,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.distributed import num_workers, pick_device, uses_bf16
-from ijepa.encoders.load import load_encoder
+from ijepa.encoders.spec import load_encoder
 from ijepa.extract import extract
 from ijepa.shard import shard
 

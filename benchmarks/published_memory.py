@@ -45,7 +45,7 @@ def make(path: Path) -> None:
 
 def load(path: Path) -> None:
     """Load the target encoder."""
-    from ijepa.encoders.load import load_encoder
+    from ijepa.encoders.spec import load_encoder
 
     load_encoder(str(path))
     report("load_encoder")
@@ -70,7 +70,7 @@ def extract_some(path: Path) -> None:
 def imports(path: Path) -> None:
     """Import what extraction imports, and load nothing."""
     del path
-    import ijepa.encoders.load
+    import ijepa.encoders.own
     import ijepa.extract  # noqa: F401  # its imports are measured
 
     report("imports alone")

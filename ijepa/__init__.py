@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ijepa.data.shards import open_shards
-    from ijepa.encoders.load import load_encoder
+    from ijepa.encoders.spec import load_encoder
     from ijepa.features.store import open_features
 
 __version__ = "0.1.0"
 __all__ = ["load_encoder", "open_features", "open_shards"]
 
 _HOMES = {
-    "load_encoder": "ijepa.encoders.load",
+    "load_encoder": "ijepa.encoders.spec",
     "open_features": "ijepa.features.store",
     "open_shards": "ijepa.data.shards",
 }

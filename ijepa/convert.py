@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.identity import LAST
+from ijepa.encoders.spec import LAST
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, silent
@@ -14,9 +14,9 @@ from ijepa.results.record import Result, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
 
 if TYPE_CHECKING:
-    from ijepa.encoders.networks import Networks
+    from ijepa.encoders.formats import Networks
 
-VERSION = 2
+VERSION = 3
 CARD = "README.md"
 FOLDERS = ("hf", "timm")  # formats of more than one file
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
@@ -84,7 +84,7 @@ def convert(
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            from ijepa.encoders.reading import read_networks  # here: torch takes its time
+            from ijepa.encoders.formats import read_networks  # here: torch takes its time
 
             networks = read_networks(source, config.arch)
             networks.check()
@@ -99,7 +99,7 @@ def _write(
     work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[Result]
 ) -> None:
     from ijepa.encoders.card import model_card
-    from ijepa.encoders.writing import WRITERS
+    from ijepa.encoders.formats import WRITERS
 
     out, is_folder = work.plan.out, work.plan.is_folder
     target = work.folder if is_folder else work.folder / out.name
@@ -133,8 +133,7 @@ def _result(out: Path, config: ConvertConfig, *, cached: bool) -> ConvertResult:
 
 
 def _facts(networks: "Networks", out: Path, config: ConvertConfig) -> dict[str, Any]:
-    from ijepa.encoders.card import held_text
-    from ijepa.encoders.writing import timm_call
+    from ijepa.encoders.card import held_text, timm_call
 
     held = networks.held(config.to, config.which)
     loads = {
@@ -157,8 +156,8 @@ def _card_path(out: Path, is_folder: bool) -> Path:
 
 
 def _refuse_foreign_scores(networks: "Networks", results: Sequence[Result]) -> None:
-    from ijepa.encoders.frozen import weights_sha256
-    from ijepa.encoders.networks import ENCODERS
+    from ijepa.encoders.base import weights_sha256
+    from ijepa.encoders.formats import ENCODERS
 
     ours = {
         weights_sha256(networks.encoder(which).state_dict())

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ijepa.config import RUNTIME, Config, DecoderConfig, ExtractConfig, Runtime, StrPath, validated
+from ijepa.config import RUNTIME, Config, DecoderConfig, Runtime, StrPath, validated
 from ijepa.data.shards import ShardSet, open_shards
-from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, read_metrics, write_bytes, write_json
 from ijepa.progress import Progress, silent
@@ -88,7 +88,7 @@ def train_decoder(
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)
     config = config.model_copy(update={"test_split": test})
-    encoder = encoder_fingerprint(ExtractConfig(encoder=config.encoder))
+    encoder = EncoderSpec.parse(config.encoder).fingerprint()
     inputs, precious = {"data": data.fingerprint, "encoder": encoder}, not runtime.replace
     plan = StagePlan("train-decoder", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with exclusive_work(plan, runtime) as work:
@@ -103,8 +103,8 @@ def _train(
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
     from ijepa.decoder.honesty import held_numbers, measure_honesty
     from ijepa.decoder.training import DecoderTask
-    from ijepa.encoders.frozen import weights_sha256
-    from ijepa.encoders.jepa import load_jepa
+    from ijepa.encoders.base import weights_sha256
+    from ijepa.encoders.own import load_jepa
     from ijepa.train.loop import fit
 
     _, jepa, run = load_jepa(config.encoder)

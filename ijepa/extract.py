@@ -10,7 +10,7 @@ import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath, height_width
 from ijepa.data.shards import ShardSet, SplitReader, check_shards, open_shards
-from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, open_features, read_header
 from ijepa.features.write import FeatureWriter, create_features
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ijepa.compute import LinearKernel
     from ijepa.data.loader import Batch
-    from ijepa.encoders.frozen import FrozenEncoder
+    from ijepa.encoders.base import Encoder
 
 VERSION = 11
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
@@ -66,7 +66,7 @@ def extract(
     """
     data = open_shards(Path(shards))
     config = config.model_copy(update={"split": data.named_split(config.split)})
-    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
+    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint()}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
@@ -101,16 +101,9 @@ def _encode(
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
     from ijepa.compute import computing, linear_name
     from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
-    from ijepa.encoders.load import load_encoder
 
     images, device = data.split(config.split), pick_device(runtime.device)
-    encoder = load_encoder(
-        config.encoder,
-        which=config.which,
-        image_px=config.image_px,
-        seed=config.seed,
-        device=device,
-    )
+    encoder = EncoderSpec.of(config).load(device)
     path, num_views = work.folder / work.plan.out.name, 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
     header = _header(encoder, config, data, work.plan.fingerprint, device)
@@ -144,7 +137,7 @@ def _create(
     header: FeatureHeader,
     config: ExtractConfig,
     images: SplitReader,
-    encoder: "FrozenEncoder",
+    encoder: "Encoder",
     batch_size: int,
     device: "torch.device",
 ) -> None:
@@ -152,7 +145,7 @@ def _create(
     import torch
 
     numbers = np.repeat(np.arange(len(images)), 1 + config.views)
-    blank = torch.zeros(1, 3, *height_width(encoder.image_px), device=device)
+    blank = torch.zeros(1, 3, *height_width(encoder.data.image_px), device=device)
     create_features(
         path,
         header,
@@ -165,7 +158,7 @@ def _create(
 
 
 def _feature_batches(
-    encoder: "FrozenEncoder",
+    encoder: "Encoder",
     images: SplitReader,
     config: ExtractConfig,
     runtime: Runtime,
@@ -190,9 +183,9 @@ def _feature_batches(
 
     device = pick_device(runtime.device)
     dtype = torch.float16 if config.dtype == "float16" else torch.float32
-    crop_fraction = None if config.crop == "squash" else encoder.crop_fraction
+    crop_fraction = None if config.crop == "squash" else encoder.data.eval_crop_fraction
     plan = ViewPlan(
-        encoder.image_px,
+        encoder.data.image_px,
         crop_fraction,
         config.views,
         config.augment,
@@ -207,7 +200,7 @@ def _feature_batches(
     made = batches(views, todo, workers, pin_memory=on_gpu)
     for number, batch in zip(todo, made, strict=True):
         sent = batch.images.to(device, non_blocking=True)
-        pixels = normalise(sent, encoder.mean, encoder.std)
+        pixels = normalise(sent, encoder.data.mean, encoder.data.std)
         parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
         features = torch.cat([encoder.features(part, num_layers, bf16=bf16) for part in parts])
         begun.append((number, batch, _fetched(features.to(dtype))))
@@ -218,15 +211,15 @@ def _feature_batches(
         yield done, encoded, values()
 
 
-def _linear_kernel(encoder: "FrozenEncoder", device: "torch.device") -> "LinearKernel":
+def _linear_kernel(encoder: "Encoder", device: "torch.device") -> "LinearKernel":
     """The faster one for this encoder's batches; for a ViT-B/16's where it is no ViT of timm's."""
     from ijepa.compute import pick_linear
-    from ijepa.encoders.frozen import NOTHING
+    from ijepa.encoders.base import NOTHING, Transformer
 
     if encoder.pooling == NOTHING:
         return "torch"
     patches, dim = 196, 768
-    if encoder.network is not None:
+    if isinstance(encoder.network, Transformer):
         patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim
     return pick_linear(device, CPU_BATCH * patches, dim)
 
@@ -250,7 +243,7 @@ def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
 
 
 def _header(
-    encoder: "FrozenEncoder",
+    encoder: "Encoder",
     config: ExtractConfig,
     data: ShardSet,
     fingerprint: str,
@@ -259,17 +252,17 @@ def _header(
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
         log.info("%s has no more layers to store than %d", encoder.name, num_layers)
-    crop = "squash" if config.crop == "squash" else f"center-crop {encoder.crop_fraction:.4g}"
+    crop = "squash" if config.crop == "squash" else f"center-crop {encoder.data.eval_crop_fraction:.4g}"
     return FeatureHeader(
         encoder=encoder.name,
         weights_sha256=encoder.weights_sha256,
         which=encoder.which,
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
         pooling=encoder.pooling,
-        image_px=encoder.image_px,
+        image_px=encoder.data.image_px,
         transform=(
-            f"{crop}, {config.interpolation} to {encoder.image_px}, mean {encoder.mean}, "
-            f"std {encoder.std}"
+            f"{crop}, {config.interpolation} to {encoder.data.image_px}, mean {encoder.data.mean}, "
+            f"std {encoder.data.std}"
         ),
         data_fingerprint=data.fingerprint,
         split=config.split,
@@ -281,7 +274,7 @@ def _header(
         augment=config.augment,
         precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
         interpolation=config.interpolation,
-        crop_fraction=None if config.crop == "squash" else encoder.crop_fraction,
+        crop_fraction=None if config.crop == "squash" else encoder.data.eval_crop_fraction,
     )
 
 

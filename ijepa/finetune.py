@@ -16,7 +16,7 @@ from ijepa.config import (
     validated,
 )
 from ijepa.data.shards import ShardSet, SplitReader, listed, of_equal_size, open_shards, read_ids
-from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.files import file_sha256, write_bytes
@@ -38,7 +38,7 @@ from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.loader import Ints
-    from ijepa.encoders.trainable import Trainable
+    from ijepa.encoders.base import Encoder
     from ijepa.train.finetuning import FinetuneTask, Labelled
 
 VERSION = 9
@@ -128,7 +128,7 @@ def finetune(
     data, config = _opened(shards, config)
     if subset is not None:
         config = config.model_copy(update={"subset": f"list {file_sha256(Path(subset))}"})
-    inputs = {"data": data.fingerprint, "encoder": encoder_fingerprint(config)}
+    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint()}
     precious = not runtime.replace
     plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
@@ -151,7 +151,7 @@ def plan_finetune(
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data, config = _opened(shards, config)
     train, held, test_images = _images(data, config, subset)
-    images = len(train.chosen)
+    images, network = len(train.chosen), EncoderSpec.of(config).trainable().network
     batch = min(config.batch_size, images)
     return FinetunePlan(
         protocol=config.protocol,
@@ -161,15 +161,7 @@ def plan_finetune(
         num_classes=int(train.labels.max()) + 1,
         batch_size=batch,
         steps=config.epochs * (images // batch),
-        parameters=sum(parameter.numel() for parameter in _encoder(config).encoder.parameters()),
-    )
-
-
-def _encoder(config: FinetuneConfig) -> "Trainable":
-    from ijepa.encoders.trainable import load_trainable
-
-    return load_trainable(
-        config.encoder, which=config.which, image_px=config.image_px, seed=config.seed
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
 
 
@@ -186,17 +178,17 @@ def _train(
     import torch
 
     from ijepa.distributed import from_rank_0
-    from ijepa.encoders.frozen import CLASS_TOKEN
+    from ijepa.encoders.base import CLASS_TOKEN
     from ijepa.train.classifier import Classifier
     from ijepa.train.finetuning import FinetuneTask
     from ijepa.train.loop import fit
 
     train, held, test = parts = _images(data, config, subset)
     repeats = _repeats(data, config, (train, test), world, progress)
-    vit = _encoder(config)
+    vit = EncoderSpec.of(config).trainable()
     cuts = _cuts(config, vit.data, len(train.chosen), world)
     model = Classifier(
-        vit.encoder,
+        vit.network,
         int(train.labels.max()) + 1,
         config.drop_path,
         torch.Generator().manual_seed(config.seed),
@@ -302,14 +294,14 @@ def _repeats(
 def _score(
     plan: StagePlan,
     data: ShardSet,
-    vit: "Trainable",
+    vit: "Encoder",
     task: "FinetuneTask",
     parts: "tuple[Labelled, Labelled, Labelled]",
     predicted: "Ints",
     repeats: tuple[str, ...],
 ) -> Score:
     """The score of the last state, and how the run deviates from the protocol it names."""
-    from ijepa.encoders.frozen import CLASS_TOKEN
+    from ijepa.encoders.base import CLASS_TOKEN
     from ijepa.probes.scores import summary
 
     config, cuts, (train, held, test) = task.config, task.cuts, parts
@@ -352,7 +344,7 @@ def _score(
         encoder=vit.name,
         weights_sha256=vit.weights_sha256,
         which=vit.which,
-        layers=(len(vit.encoder.blocks) - 1,),
+        layers=(len(vit.network.blocks) - 1,),
         pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
         image_px=cuts.image_px,
         transform=(

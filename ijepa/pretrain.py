@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
 from ijepa.data.shards import SplitReader, is_remote, open_shards
-from ijepa.encoders.identity import weights_fingerprint
+from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import read_metrics, write_bytes
 from ijepa.progress import Progress, silent
@@ -170,7 +170,7 @@ def _train(
 ) -> None:
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
-    from ijepa.encoders.reading import read_networks
+    from ijepa.encoders.formats import read_networks
     from ijepa.train.checkpoint import LAST
     from ijepa.train.loop import fit, stop_requests
     from ijepa.train.pretraining import PretrainTask

@@ -5,12 +5,16 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ijepa.config import Config
+from ijepa.config import ARCHITECTURES, Config, PretrainConfig
 from ijepa.files import fingerprint_of
+
+LARGE_PX = 448  # the paper's tables name this size of images behind the network
 
 
 class Provenance(Config):
     """What is known about an encoder beyond its weights; None where it is not known.
+
+    Feature files, scores and converted weights hold this record.
 
     Attributes:
         method: such as `I-JEPA` or `MAE`, as the paper's tables have it.
@@ -41,6 +45,21 @@ class Provenance(Config):
 UNKNOWN = Provenance()
 
 
+def run_provenance(config: PretrainConfig, *, trained: bool = True, **facts: Any) -> Provenance:  # noqa: ANN401  # fields
+    """The encoder of a run of ours, or with `trained=False` the weights that it started from."""
+    method = "I-JEPA" if trained else None
+    settings = config.model_dump(mode="json", exclude={"seed"})
+    return Provenance(
+        method=method,
+        arch=paper_arch(config.encoder.arch, config.encoder.patch_px, config.data.image_px),
+        epochs=config.optimization.epochs if trained else 0,
+        family=run_family(method, settings),
+        seed=config.seed,
+        settings=settings if trained else None,
+        **facts,
+    )
+
+
 def run_family(method: str | None, settings: Mapping[str, Any]) -> str:
     """The family of encoders that a method pretrained with equal settings.
 
@@ -49,3 +68,19 @@ def run_family(method: str | None, settings: Mapping[str, Any]) -> str:
         settings: of the run as JSON, without the seed.
     """
     return fingerprint_of([method, settings])
+
+
+def paper_arch(arch: str | tuple[int, int], patch_px: int, image_px: object = None) -> str:
+    """`vit_huge` with patches of 14 pixels is the paper's `ViT-H/14`; others keep their numbers.
+
+    Args:
+        arch: name of an architecture, or (width, depth).
+        patch_px: side of a patch.
+        image_px: side of the images; the paper names 448 alone.
+    """
+    if isinstance(arch, tuple):
+        names = {(size.dim, size.depth): name for name, size in ARCHITECTURES.items()}
+        arch = names.get(arch, "{}x{}".format(*arch))
+    size = arch.removeprefix("vit_")
+    name = f"ViT-{size[0].upper()}" if size != arch else arch
+    return f"{name}/{patch_px}{' 448' if image_px == LARGE_PX else ''}"

@@ -17,10 +17,8 @@ from ijepa.convert import convert
 from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
-from ijepa.encoders.load import load_encoder, load_vit
-from ijepa.encoders.networks import inferred_config
-from ijepa.encoders.reading import read_networks
-from ijepa.encoders.writing import timm_network
+from ijepa.encoders.formats import Networks, inferred_config, read_networks, timm_network
+from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
@@ -28,6 +26,7 @@ from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import build_ijepa, parameter_groups
 from ijepa.jepa.predictor import build_predictor
 from ijepa.probe import FeaturePair, probe
+from ijepa.provenance import Provenance
 from ijepa.results.record import read_result
 from ijepa.train.checkpoint import restore
 from ijepa.weights import load_checkpoint
@@ -59,7 +58,7 @@ def same(ours, theirs):
 
 @BOTH
 def test_features_of_the_published_file_are_the_recorded_ones(recorded, which):
-    encoder = load_vit(f"published:{ARCH}@{TINY}", which=which).encoder
+    encoder = load_encoder(f"published:{ARCH}@{TINY}", which=which).network
     images = torch.from_numpy(recorded["images"][0])
     assert relative_error(encoder(images), recorded[ANSWERS[which]]) < TOLERANCE
     pooled = load_encoder(f"published:{ARCH}@{TINY}", which=which).features(images, 1)[:, 0]
@@ -155,8 +154,8 @@ def test_timm_cuts_and_normalises_images_as_the_run_did(tmp_path, run, shards):
     image = open_shards(shards).split("val").read_image(0)
     pixels = timm.data.create_transform(**view)(Image.open(io.BytesIO(image)).convert("RGB"))
     ours = load_encoder(str(run))
-    plan = ViewPlan(ours.image_px, ours.crop_fraction)
-    seen = normalise(evaluation_view(decode_rgb(image), plan), ours.mean, ours.std)
+    plan = ViewPlan(ours.data.image_px, ours.data.eval_crop_fraction)
+    seen = normalise(evaluation_view(decode_rgb(image), plan), ours.data.mean, ours.data.std)
     torch.testing.assert_close(pixels[None], seen, rtol=0, atol=0.03)
     with torch.inference_mode():
         torch.testing.assert_close(model(seen), ours.features(seen, 1)[:, 0], rtol=1e-4, atol=1e-4)
@@ -265,7 +264,6 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
 )
 def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px, image_px):
     from ijepa.config import DataConfig, EncoderConfig, PretrainConfig
-    from ijepa.encoders.networks import Known, Networks
 
     config = PretrainConfig(
         data=DataConfig(image_px=image_px), encoder=EncoderConfig(arch=arch, patch_px=patch_px)
@@ -277,9 +275,9 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
             "predictor": networks.predictor.state_dict(),
         }
     assert inferred_config(parts, None, "it") == config
-    found = Networks("it", config, parts, Known(origin="published"))
+    found = Networks("it", config, parts, Provenance(origin="published"))
     found.check()
-    name, settings = timm_network(found)
+    name, settings = timm_network(config)
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=0, **settings)
     ours = {name: tuple(value.shape) for name, value in parts["encoder"].items()}

@@ -25,8 +25,8 @@ from ijepa.decoder.model import (
     load_decoder,
     sample_blocks,
 )
-from ijepa.encoders.frozen import weights_sha256
-from ijepa.encoders.jepa import load_jepa
+from ijepa.encoders.base import weights_sha256
+from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
 from ijepa.files import read_metrics

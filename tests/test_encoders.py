@@ -30,14 +30,22 @@ from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
-from ijepa.encoders.catalogue import KINDS, catalogue
-from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.encoders.load import load_encoder
-from ijepa.encoders.released import paper_arch
+from ijepa.encoders.baselines import (
+    released_provenance,
+    resnet_arch,
+    resnet_network,
+    resnet_size,
+    vit_network,
+    vit_size,
+)
+from ijepa.encoders.spec import KINDS, EncoderSpec, catalogue, load_encoder
+from ijepa.encoders.timm import provenance_of
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.paper import TABLES
+from ijepa.provenance import paper_arch
+from ijepa.weights import check_weights
 from ijepa_cli.main import app
 
 OPTIONS = argparse.Namespace(lr=1e-3)  # released training checkpoints keep theirs
@@ -101,9 +109,9 @@ def test_a_released_transformer_gives_the_published_forward_pass(form, tmp_path)
     found = encoder.features(images(), DEPTH)
     torch.testing.assert_close(found, plain_vit(weights, images()), rtol=1e-5, atol=1e-5)
     assert torch.equal(encoder.features(images(), 1), found[:, -1:])
-    assert (encoder.image_px, encoder.num_layers, encoder.pooling) == (SIDE_PX, DEPTH, SEEN)
-    assert (encoder.mean, encoder.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    assert encoder.crop_fraction == 0.875
+    assert (encoder.data.image_px, encoder.num_layers, encoder.pooling) == (SIDE_PX, DEPTH, SEEN)
+    assert (encoder.data.mean, encoder.data.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert encoder.data.eval_crop_fraction == 0.875
     assert encoder.provenance.method == KINDS[kind].method
 
 
@@ -124,10 +132,8 @@ def test_which_chooses_between_two_encoders_of_a_file(form, tmp_path):
     expected = plain_vit(vit(9), images())
     torch.testing.assert_close(other.features(images(), DEPTH), expected, rtol=1e-5, atol=1e-5)
     assert other.weights_sha256 != loaded(path, kind).weights_sha256
-    config = ExtractConfig(encoder=f"{kind}:{path}")
-    assert encoder_fingerprint(config) != encoder_fingerprint(
-        config.model_copy(update={"which": "context"})
-    )
+    specs = [EncoderSpec.parse(f"{kind}:{path}", which=which) for which in ("target", "context")]
+    assert specs[0].fingerprint() != specs[1].fingerprint()
 
 
 @pytest.mark.parametrize("kind", ["mae", "dino", "byol"])
@@ -168,23 +174,21 @@ def test_simclr_sees_pixels_from_0_to_1_and_byol_normalised_ones(tmp_path):
     views = {}
     for kind, (names, _, file) in RESNETS.items():
         encoder = loaded(saved(tmp_path, file(drawn(resnet_shapes(names))), kind), kind)
-        views[kind] = (encoder.mean, encoder.std)
+        views[kind] = (encoder.data.mean, encoder.data.std)
     assert views["simclrv2"] == ((0, 0, 0), (1, 1, 1))
     assert views["byol"] == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_the_papers_resnets_are_named_by_depth_and_width(tmp_path):
     """Of real size, but without numbers: shapes alone tell."""
-    from ijepa.encoders.resnets import _arch, _network, _size
-
     for depths, width, arch in (
         ((3, 8, 36, 3), 2, "RN152 (2x)"),
         ((3, 24, 36, 3), 2, "RN200 (2x)"),
         ((3, 4, 6, 3), 1, "RN50"),
     ):
-        shapes = _network(depths, width, "same").state_dict()  # on the meta device
-        assert _size(shapes, "a file") == (depths, width)
-        assert _arch(depths, width) == arch
+        shapes = resnet_network(depths, width, "same").state_dict()  # on the meta device
+        assert resnet_size(shapes, "a file") == (depths, width)
+        assert resnet_arch(depths, width) == arch
 
 
 LARGE = {  # dim, depth, patch, heads, arch
@@ -199,22 +203,19 @@ LARGE = {  # dim, depth, patch, heads, arch
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_sizes_of_the_papers_rows_are_read_from_their_shapes(kind):
-    from ijepa.encoders.vision_transformers import BUILDERS, _size, _vit
-    from ijepa.weights import check_weights
-
     dim, depth, patch_px, heads, arch = LARGE[kind]
     size = {"dim": dim, "depth": depth, "patch_px": patch_px, "grid": 224 // patch_px}
-    if kind in BUILDERS:
+    if kind in ("data2vec", "cae"):
         shapes = beit_shapes(**size, heads=heads, shared=kind == "data2vec")
     else:
         shapes = vit_shapes(**size)
     with torch.device("meta"):
         weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-        read = _size(weights, "a file")
-        network = BUILDERS.get(kind, _vit)(read, weights)
+        read = vit_size(weights, "a file")
+        network = vit_network(kind, read, weights)
     check_weights(network, weights, "a file")
     assert network.blocks[0].attn.num_heads == heads
-    assert paper_arch(read.dim, read.depth, read.patch_px) == arch
+    assert paper_arch((read.dim, read.depth), read.patch_px) == arch
     rows = {row.arch for table in TABLES for row in table.rows if row.method == KINDS[kind].method}
     assert arch in rows
 
@@ -281,7 +282,7 @@ def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path):
 def test_another_image_size_interpolates_positions(tmp_path):
     path = saved(tmp_path, {"model": vit()})
     encoder = loaded(path, "mae", image_px=48)
-    assert encoder.image_px == 48
+    assert encoder.data.image_px == 48
     assert encoder.features(images(side_px=48), 2).shape == (2, 2, DIM)
     assert encoder.weights_sha256 == loaded(path, "mae").weights_sha256
     with pytest.raises(IjepaError, match="no multiple of the patch's 8 pixels"):
@@ -321,7 +322,7 @@ def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, tmp_path):
     found = encoder.features(pixels, 1)[:, 0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     cfg = model.pretrained_cfg
-    assert (encoder.mean, encoder.crop_fraction) == (cfg["mean"], cfg["crop_pct"])
+    assert (encoder.data.mean, encoder.data.eval_crop_fraction) == (cfg["mean"], cfg["crop_pct"])
     assert encoder.num_layers == (1 if name.startswith("resnet") else 12)
 
 
@@ -365,7 +366,7 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
     ],
 )
 def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
-    for ask in (load_encoder, lambda it: encoder_fingerprint(ExtractConfig(encoder=it))):
+    for ask in (load_encoder, lambda it: EncoderSpec.parse(it).fingerprint()):
         with pytest.raises(IjepaError, match=message) as caught:
             ask(f"timm:{name}")
         assert "\n" not in str(caught.value)
@@ -395,7 +396,7 @@ def _no_network(monkeypatch, tmp_path):
     for name in ("TORCH_HOME", "HF_HUB_CACHE"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("ijepa.encoders.fetching.getproxies", dict)
+    monkeypatch.setattr("ijepa.encoders.timm.getproxies", dict)
     monkeypatch.setattr("socket.create_connection", unreachable)
 
 
@@ -412,7 +413,7 @@ def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path)
     with pytest.raises(IjepaError, match="has no model 'vit_colossal'"):
         load_encoder("timm:vit_colossal")
     with pytest.raises(IjepaError, match="There is no file"):
-        encoder_fingerprint(ExtractConfig(encoder=f"timm:{SMALL}@{tmp_path}/none.pth"))
+        EncoderSpec.parse(f"timm:{SMALL}@{tmp_path}/none.pth").fingerprint()
 
 
 @pytest.mark.parametrize("proxied", [True, False])
@@ -425,7 +426,7 @@ def test_where_there_is_a_network_or_a_proxy_the_hubs_library_fetches(
     asked = []
     _, path = timm_file(tmp_path, SMALL)
     if proxied:
-        monkeypatch.setattr("ijepa.encoders.fetching.getproxies", lambda: {"https": "proxy"})
+        monkeypatch.setattr("ijepa.encoders.timm.getproxies", lambda: {"https": "proxy"})
     else:
         monkeypatch.setattr("socket.create_connection", lambda *_, **__: socket.socket())
     monkeypatch.setattr(
@@ -456,15 +457,14 @@ def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
         encoder.features(images(side_px=224), 1),
         load_encoder(f"timm:{SMALL}@{path}").features(images(side_px=224), 1),
     )
-    config = ExtractConfig(encoder=f"timm:{SMALL}")
-    named = config.model_copy(update={"encoder": f"timm:{SMALL}@{path}"})
-    assert encoder_fingerprint(config) == encoder_fingerprint(named)
+    names = (f"timm:{SMALL}", f"timm:{SMALL}@{path}")
+    assert len({EncoderSpec.parse(name).fingerprint() for name in names}) == 1
 
 
 def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_path, monkeypatch):
     """timm itself takes the context encoder of a published file."""
     name = "vit_huge_patch14_gap_224.in1k_ijepa"
-    monkeypatch.setattr("ijepa.encoders.timm_models.timm.create_model", small_ijepa)
+    monkeypatch.setattr("ijepa.encoders.timm.timm.create_model", small_ijepa)
     both = {"encoder": ijepa_weights(1), "target_encoder": ijepa_weights(2), "epoch": 300}
     path = saved(
         tmp_path, {k: prefixed(v, "module.") if k != "epoch" else v for k, v in both.items()}
@@ -478,13 +478,13 @@ def test_ijepa_through_timm_takes_the_target_encoder_unless_told_otherwise(tmp_p
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert encoder.pooling == "average of patch tokens after the final norm"
         assert (encoder.provenance.method, encoder.provenance.data) == ("I-JEPA", "IN1k")
-        assert encoder.crop_fraction == 0.875
+        assert encoder.data.eval_crop_fraction == 0.875
 
 
 def test_a_timm_file_of_one_encoder_is_the_contexts_unless_it_says_other(tmp_path, monkeypatch):
     """Else what timm itself loads would stand in a row of the paper, whose encoder is another."""
     name = "vit_huge_patch14_gap_224.in1k_ijepa"
-    monkeypatch.setattr("ijepa.encoders.timm_models.timm.create_model", small_ijepa)
+    monkeypatch.setattr("ijepa.encoders.timm.timm.create_model", small_ijepa)
     notes = {"target": {"ijepa": json.dumps({"part": "target_encoder"})}, "context": None}
     for which, noted in notes.items():
         save_file(ijepa_weights(1), tmp_path / f"{which}.safetensors", noted)
@@ -511,11 +511,8 @@ def small_ijepa(name, **options):
     ("epoch", "epochs", "data"), [(None, 1600, "IN1k"), (1599, 1600, "IN1k"), (399, 399, None)]
 )
 def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, epochs, data, caplog):
-    from ijepa.encoders.frozen import Asked
-    from ijepa.encoders.released import released_provenance
-
     caplog.set_level("INFO")
-    asked = Asked("mae", "weights.pth", "target", None, torch.device("cpu"))
+    asked = EncoderSpec.parse("mae:weights.pth")
     found = released_provenance(asked, epoch, "ViT-H/14")
     assert (found.method, found.arch) == ("MAE", "ViT-H/14")
     assert (found.epochs, found.data) == (epochs, data)
@@ -535,10 +532,8 @@ def test_a_file_stands_for_the_papers_row_unless_it_says_another_epoch(epoch, ep
     ],
 )
 def test_names_of_timm_tell_the_papers_row(name, arch, epochs, data):
-    from ijepa.encoders.timm_models import _provenance
-
     with torch.device("meta"):
-        provenance = _provenance(timm.create_model(name), name)
+        provenance = provenance_of(timm.create_model(name), name)
     assert (provenance.arch, provenance.epochs, provenance.data) == (arch, epochs, data)
     rows = {(row.method, row.arch) for table in TABLES for row in table.rows if row.group}
     assert (provenance.method, provenance.arch) in rows

@@ -14,8 +14,7 @@ import torch
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import SplitReader, open_shards
-from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.encoders.load import load_encoder
+from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
@@ -28,6 +27,10 @@ CPU = Runtime(device="cpu", workers=0)
 
 def config(encoder, **options) -> ExtractConfig:
     return ExtractConfig(encoder=str(encoder), split="train", **options)
+
+
+def fingerprint(choice: ExtractConfig) -> str:
+    return EncoderSpec.parse(choice.encoder, which=choice.which).fingerprint()
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_each_row_is_the_encoders_view_of_its_image(run, shards, images, tmp_pat
         assert store.keys[number] == sample.key
         assert store.labels["class"][number] == sample.labels["class"]
         pixels = torch.from_numpy(decode_rgb(sample.image)).permute(2, 0, 1)[None]
-        expected = encoder.features(normalise(pixels, encoder.mean, encoder.std), 1)[0, 0]
+        expected = encoder.features(normalise(pixels, encoder.data.mean, encoder.data.std), 1)[0, 0]
         np.testing.assert_allclose(store.last(1)[number], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +64,7 @@ def test_target_context_and_initial_encoders_are_three_different_ones(run, shard
         features[name] = open_features(tmp_path / f"{name}.h5").last(1)
     assert not np.allclose(features["target"], features["context"], atol=1e-3)
     assert not np.allclose(features["target"], features["initial"], atol=1e-3)
-    assert len({encoder_fingerprint(choice) for choice in names.values()}) == 3
+    assert len({fingerprint(choice) for choice in names.values()}) == 3
 
 
 def test_stopped_with_all_rows_done_it_only_assembles(shards, tmp_path, monkeypatch):
@@ -80,11 +83,11 @@ def test_a_run_made_again_is_another_encoder(run, tmp_path):
     """Another device or library gives other weights to an equal plan."""
     again = tmp_path / "again"
     shutil.copytree(run, again)
-    assert encoder_fingerprint(config(again)) == encoder_fingerprint(config(run))
+    assert fingerprint(config(again)) == fingerprint(config(run))
     record = json.loads((again / "stage.json").read_text())
     del record["files"]
     (again / "stage.json").write_text(json.dumps(record | {"finished": "later"}))
-    assert encoder_fingerprint(config(again)) != encoder_fingerprint(config(run))
+    assert fingerprint(config(again)) != fingerprint(config(run))
 
 
 def test_pixels_are_the_image_itself(shards, images, tmp_path):
@@ -93,7 +96,7 @@ def test_pixels_are_the_image_itself(shards, images, tmp_path):
     assert store.shape == (256, 1, 3 * 32 * 32)
     encoder = load_encoder("pixels", image_px=32)
     pixels = torch.from_numpy(decode_rgb(images.read_image(7))).permute(2, 0, 1)[None]
-    expected = normalise(pixels, encoder.mean, encoder.std).flatten()
+    expected = normalise(pixels, encoder.data.mean, encoder.data.std).flatten()
     np.testing.assert_allclose(store.last(1)[7], expected.numpy(), atol=1e-6)
 
 

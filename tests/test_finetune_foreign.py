@@ -17,9 +17,8 @@ from foreign_weights import (
 )
 from test_finetune import CPU, config
 
-from ijepa.encoders.frozen import CLASS_TOKEN, PATCH_AVERAGE
-from ijepa.encoders.load import load_encoder
-from ijepa.encoders.trainable import load_trainable
+from ijepa.encoders.base import CLASS_TOKEN, PATCH_AVERAGE
+from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.finetune import finetune, plan_finetune
 from ijepa.train.classifier import Classifier, layer_of, parameter_groups
@@ -38,10 +37,10 @@ def saved(folder, kind):
 
 
 def classifier(name, num_classes=8, drop_path=0.0):
-    found = load_trainable(name)
+    found = EncoderSpec.parse(name).trainable()
     generator = torch.Generator().manual_seed(0)
     class_token = found.pooling == CLASS_TOKEN
-    return Classifier(found.encoder, num_classes, drop_path, generator, class_token=class_token)
+    return Classifier(found.network, num_classes, drop_path, generator, class_token=class_token)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -94,7 +93,7 @@ def test_a_published_file_is_fine_tuned_with_the_encoder_that_was_chosen(shards,
     assert scores["target"].which == "target"
     assert scores["context"].which == "context"
     assert scores["target"].weights_sha256 != scores["context"].weights_sha256
-    assert load_trainable(name).pooling == PATCH_AVERAGE
+    assert EncoderSpec.parse(name).trainable().pooling == PATCH_AVERAGE
 
 
 def test_transformers_ijepa_is_fine_tuned_and_its_other_models_are_not(shards, tmp_path):
@@ -103,9 +102,9 @@ def test_transformers_ijepa_is_fine_tuned_and_its_other_models_are_not(shards, t
             "intermediate_size": 192, "image_size": 32, "patch_size": 8}  # fmt: skip
     model = transformers.IJepaModel(transformers.IJepaConfig(**size, layer_norm_eps=1e-6))
     model.save_pretrained(tmp_path / "ijepa")
-    found = load_trainable(f"hf:{tmp_path / 'ijepa'}")
+    found = EncoderSpec.parse(f"hf:{tmp_path / 'ijepa'}").trainable()
     extracted = load_encoder(f"hf:{tmp_path / 'ijepa'}").features(images(), 1)[:, 0]
-    tokens = found.encoder.eval()(images())
+    tokens = found.network.eval()(images())
     torch.testing.assert_close(tokens.mean(dim=1), extracted, rtol=1e-4, atol=1e-5)
     assert found.which == "context"
     transformers.ViTModel(transformers.ViTConfig(**size)).save_pretrained(tmp_path / "vit")

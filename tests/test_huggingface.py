@@ -8,12 +8,9 @@ import pytest
 import torch
 from foreign_weights import DEPTH, DIM, HEADS, PATCH_PX, SIDE_PX, drawn, images
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig
-from ijepa.encoders.frozen import Asked
-from ijepa.encoders.huggingface import FAMILIES, _known
-from ijepa.encoders.identity import encoder_fingerprint
-from ijepa.encoders.load import load_encoder
-from ijepa.encoders.released_names import HUB
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD
+from ijepa.encoders.huggingface import known_provenance
+from ijepa.encoders.spec import RELEASED, EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.paper import TABLES, pretraining_epochs
 from ijepa.provenance import Provenance
@@ -180,7 +177,7 @@ HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, caplog):
     encoder = load_encoder(f"hf:{folder(tmp_path, 'ijepa', HALVES)}")
     assert "I-JEPA was trained with mean [0.485" in caplog.text
-    assert (encoder.mean, encoder.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (encoder.data.mean, encoder.data.std) == (IMAGENET_MEAN, IMAGENET_STD)
     caplog.clear()
     right = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
     load_encoder(f"hf:{folder(tmp_path / 'right', 'ijepa', right)}")
@@ -193,10 +190,11 @@ def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monk
     path = folder(tmp_path, "ijepa")
     name, small = "facebook/ijepa_vith14_1k", f"{DIM}x{DEPTH}/{PATCH_PX}"
     monkeypatch.setattr("ijepa.encoders.huggingface._cached", lambda name: path)
-    monkeypatch.setitem(HUB, name, HUB[name]._replace(arch=small))
+    known = RELEASED["hub"][name].model_copy(update={"arch": small})
+    monkeypatch.setitem(RELEASED["hub"], name, known)
     encoder = load_encoder(f"hf:{name}")
     assert "is the context encoder" in caplog.text
-    assert (encoder.which, encoder.provenance) == ("context", HUB[name].provenance)
+    assert (encoder.which, encoder.provenance) == ("context", known)
     unnamed = load_encoder(f"hf:{path}")
     assert (unnamed.which, unnamed.provenance) == (
         "context",
@@ -218,23 +216,23 @@ def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monk
     ],
 )
 def test_a_name_of_the_hub_tells_the_papers_row_if_the_network_is_that_names(
-    name, cls, size, arch, epochs, data, tmp_path
+    name, cls, size, arch, epochs, data
 ):
     dim, depth, patch_px, side_px = size
     config = getattr(transformers, cls)(
         hidden_size=dim, num_hidden_layers=depth, patch_size=patch_px, image_size=side_px
     )
-    asked = Asked("hf", f"facebook/{name}", "target", None, torch.device("cpu"))
-    known = _known(asked, config, FAMILIES[config.model_type], tmp_path)
+    known = known_provenance(f"facebook/{name}", config)
     assert (known.arch, known.epochs, known.data) == (arch, epochs, data)
     if epochs:
-        rows = [row for t in TABLES for row in t.rows if (row.method, row.arch) == known[:2]]
+        rows = [row for t in TABLES for row in t.rows if row.method == known.method]
+        rows = [row for row in rows if row.arch == arch]
         assert any(epochs in pretraining_epochs(row) for row in rows)
 
 
 def test_a_plain_vit_is_normalised_as_its_processor_says(tmp_path, caplog):
     encoder = load_encoder(f"hf:{folder(tmp_path, 'vit', HALVES)}")
-    assert (encoder.mean, encoder.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (encoder.data.mean, encoder.data.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     load_encoder(f"hf:{folder(tmp_path / 'unknown', 'vit')}")
     assert "no preprocessor_config.json" in caplog.text
 
@@ -276,11 +274,11 @@ def test_what_is_no_model_here_is_refused(tmp_path, monkeypatch):
 
 def test_the_fingerprint_follows_weights_configuration_and_processor(tmp_path):
     path = folder(tmp_path, "vit", HALVES)
-    prints = [encoder_fingerprint(ExtractConfig(encoder=f"hf:{path}"))]
+    prints = [EncoderSpec.parse(f"hf:{path}").fingerprint()]
     (path / "preprocessor_config.json").write_text("{}")
-    prints.append(encoder_fingerprint(ExtractConfig(encoder=f"hf:{path}")))
+    prints.append(EncoderSpec.parse(f"hf:{path}").fingerprint())
     folder(tmp_path, "vit", HALVES, seed=1)
-    prints.append(encoder_fingerprint(ExtractConfig(encoder=f"hf:{path}")))
+    prints.append(EncoderSpec.parse(f"hf:{path}").fingerprint())
     assert len(set(prints)) == 3
 
 

@@ -16,12 +16,13 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from ijepa.config import Runtime
-from ijepa.encoders.load import load_vit
-from ijepa.encoders.tokens import Network, load_network, patch_tokens
+from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
+from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.figures.attention_maps import attention_of, attention_seen_by, rolled_out
 from ijepa.figures.attention_sheet import largest_elsewhere, overlay
 from ijepa.figures.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
+from ijepa.provenance import UNKNOWN
 from ijepa.visualize import (
     AttentionConfig,
     EncoderChoice,
@@ -54,7 +55,12 @@ def with_relative_positions() -> Beit:
 
 
 def without_class_token() -> VisionTransformer:
-    return load_vit(RANDOM).encoder.eval()
+    return load_encoder(RANDOM).vit
+
+
+def encoder_of(vit) -> Encoder:
+    data, pooled = load_encoder(RANDOM).data, token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooled, data, name="timm", weights_sha256="", provenance=UNKNOWN)
 
 
 NETWORKS = pytest.mark.parametrize("network", [with_class_token(), without_class_token()])
@@ -133,7 +139,7 @@ def test_the_rollout_is_the_product_of_blocks_with_their_residuals():
 
 def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token():
     vit = with_class_token()
-    network = Network("timm", vit, load_vit(RANDOM).data)
+    network = encoder_of(vit)
     rows = torch.randn(17, 17)
     torch.testing.assert_close(rows[query_of("mean", network).tokens], rows[1:])
     torch.testing.assert_close(rows[query_of("class", network).tokens], rows[:1])
@@ -146,7 +152,7 @@ def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token(
     [("4,0", "outside the 4x4 patches"), ("class", "no class token"), ("left", "no query 'left'")],
 )
 def test_queries_that_there_are_not_are_refused(query, message):
-    network = load_network(RANDOM, "target", 0, torch.device("cpu"))
+    network = load_encoder(RANDOM)
     with pytest.raises(IjepaError, match=message):
         query_of(query, network)
 
@@ -154,7 +160,7 @@ def test_queries_that_there_are_not_are_refused(query, message):
 @ALL_NETWORKS
 def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
     images = some_images()
-    tokens = patch_tokens(network, images, 1)
+    tokens = encoder_of(network).patch_tokens(images, 1)
     with torch.no_grad():
         plain = network.num_prefix_tokens == 0
         whole = network(images) if plain else network.forward_features(images)
@@ -162,11 +168,11 @@ def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
 
 
 def test_average_pooled_patch_tokens_are_the_features_that_extract_stores():
-    network, images = without_class_token(), some_images()
-    with torch.no_grad():
-        pooled = network.pooled_layers(images, 2)
+    encoder, images = load_encoder(RANDOM), some_images()
+    pooled = encoder.features(images, 2)
     for layer in (0, 1):
-        torch.testing.assert_close(patch_tokens(network, images, layer).mean(1), pooled[:, layer])
+        tokens = encoder.patch_tokens(images, layer)
+        torch.testing.assert_close(tokens.mean(1), pooled[:, layer])
 
 
 def test_components_are_scikit_learns_with_the_largest_loading_positive():

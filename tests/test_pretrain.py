@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.config import Runtime, StreamConfig
-from ijepa.encoders.load import load_encoder
+from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ijepa.config import OptimizationConfig
-from ijepa.encoders.load import _provenance_of
-from ijepa.encoders.networks import Known, Networks
+from ijepa.encoders.formats import Networks
+from ijepa.encoders.own import provenance_of
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.schedules import Schedules
 from ijepa.paper import TABLES, pretraining_data, pretraining_epochs
+from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
 
 # Published file -> recipe, width, depth, hidden width, patch, patches, depth of the predictor, and
@@ -86,9 +87,9 @@ def shapes(module):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_published_file_of_that_name_and_network_stands_for_the_papers_row(name):
-    known = Known(origin="published", method="I-JEPA", epochs=300 if "IN1K" in name else 66)
+    known = Provenance(origin="published", method="I-JEPA", epochs=300 if "IN1K" in name else 66)
     config = load_recipe(CHECKPOINTS[name][0])
-    found = _provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, known), None)
+    found = provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, known))
     rows = [row for table in TABLES for row in table.rows if row.group and row.recipe]
     assert any(
         (found.method, found.arch, found.data) == (row.method, row.arch, pretraining_data(row))
@@ -96,9 +97,9 @@ def test_a_published_file_of_that_name_and_network_stands_for_the_papers_row(nam
         for row in rows
     )
     renamed = Networks("weights/mine.pth.tar", config, {}, known)
-    assert _provenance_of(renamed, None).data is None
+    assert provenance_of(renamed).data is None
     other = known.model_copy(update={"epochs": 100})
-    cut = _provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, other), None)
+    cut = provenance_of(Networks(f"weights/{name}.pth.tar", config, {}, other))
     assert (cut.data is None) == ("IN1K" in name)
 
 

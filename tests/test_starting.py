@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ijepa.config import ConvertConfig, PretrainConfig, Runtime
 from ijepa.convert import convert
-from ijepa.encoders.load import load_encoder
+from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe

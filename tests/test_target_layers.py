@@ -9,8 +9,8 @@ from ijepa.convert import convert
 from ijepa.data.shards import open_shards
 from ijepa.decoder.blocks import draw_blocks
 from ijepa.decoder.model import embed
-from ijepa.encoders.jepa import load_jepa
-from ijepa.encoders.reading import read_networks
+from ijepa.encoders.formats import read_networks
+from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features

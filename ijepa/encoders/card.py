@@ -3,8 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ijepa.encoders.networks import ENCODERS, Networks
-from ijepa.encoders.writing import timm_call
+from ijepa.encoders.formats import ENCODERS, Networks
 from ijepa.recipes import dump_yaml
 from ijepa.text import one_line
 
@@ -45,7 +44,7 @@ def model_card(
     if scores:
         head = ("protocol", "label", "encoder", "top-1 %", "95% interval")
         sections.append("## Scores\n\n" + _table(head, scores))
-    sections.append("## Licence\n\n" + LICENCES.get(networks.provenance.origin, UNSURE))
+    sections.append("## Licence\n\n" + LICENCES.get(networks.provenance.origin or "", UNSURE))
     sections.append("## Configuration\n\n" + _configuration(networks))
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -56,6 +55,11 @@ def held_text(networks: Networks, to: str, which: str) -> str:
         return f"the {which} encoder"
     parts = [part.replace("_", " ") for part in networks.held(to, which)]
     return ", ".join("context encoder" if part == "encoder" else part for part in parts)
+
+
+def timm_call(out: str) -> str:
+    """The call of timm that makes the network in a folder of `--to timm`."""
+    return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
 
 
 def _front_matter(networks: Networks, to: str) -> str:
@@ -90,6 +94,7 @@ def _loading(networks: Networks, to: str, which: str, out: str) -> str:
 
 def _facts(networks: Networks) -> list[tuple[str, str]]:
     config, known = networks.config, networks.provenance
+    source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"
     numbers = {"epochs": known.epochs, "steps": known.steps, "images seen": known.images}
     rows = [
         ("architecture", f"{config.encoder.arch}, patches of {config.encoder.patch_px} pixels"),
@@ -101,10 +106,10 @@ def _facts(networks: Networks) -> list[tuple[str, str]]:
             "evaluation view",
             f"centre crop of {config.data.eval_crop_fraction:.4g} of the short side",
         ),
-        ("first read from", {"run": "a run of ijepa"}.get(known.origin, f"{known.origin} weights")),
+        ("first read from", source),
         *((name, f"{value:,}") for name, value in numbers.items() if value is not None),
     ]
-    return rows + ([("pretraining data", f"fingerprint `{known.data}`")] if known.data else [])
+    return rows + ([("pretraining data", f"fingerprint `{known.shards}`")] if known.shards else [])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,7 +123,7 @@ def _plain(text: str) -> str:
 
 
 def _configuration(networks: Networks) -> str:
-    if not networks.provenance.recorded:
+    if not networks.provenance.settings:
         return (
             "How they were trained is not recorded in the file that they came from; architecture, "
             "patches and image size were read from it."

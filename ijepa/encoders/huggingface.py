@@ -11,20 +11,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, Rgb, height_width
-from ijepa.encoders.frozen import (
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Rgb, height_width
+from ijepa.encoders.base import (
     CLASS_TOKEN,
+    EVAL_CROP,
     PATCH_AVERAGE,
-    Asked,
-    FrozenEncoder,
-    Pool,
+    TUNABLE,
+    Encoder,
+    Pooled,
+    check_multiple,
     weights_sha256,
 )
-from ijepa.encoders.reading import held_encoder
-from ijepa.encoders.released import EVAL_CROP, paper_arch
-from ijepa.encoders.released_names import HUB, Model
+from ijepa.encoders.formats import held_encoder, read_networks
+from ijepa.encoders.own import provenance_of, vit_encoder
+from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json
+from ijepa.files import parse_json, read_json
+from ijepa.provenance import Provenance, paper_arch
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -42,7 +45,7 @@ class Family(NamedTuple):
 
     Attributes:
         method: as the paper's tables have it, or None where one architecture serves several.
-        pooling: as `FrozenEncoder` says it.
+        pooling: as `Encoder` says it.
         trained_alike: on images normalised with ImageNet's mean and standard deviation; if not,
             the processor says how.
         interpolates: positions, when it is told to; if not, it always does.
@@ -67,57 +70,65 @@ FAMILIES = {
 }
 
 
-def load(asked: Asked) -> FrozenEncoder:
+def load(spec: EncoderSpec) -> Encoder:
     """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network.
 
     Raises:
         IjepaError: not on this machine, another architecture, or weights that do not fit it.
     """
-    if asked.which == "context":
-        raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
-    transformers, folder = _transformers(), model_folder(asked.rest)
-    config = _config(transformers, folder, asked.name)
+    spec.one_encoder()
+    transformers, folder = _transformers(), model_folder(spec.name)
+    config = _config(transformers, folder, spec.text)
     family = FAMILIES[config.model_type]
-    model = _model(transformers, folder, config, asked.name)
-    own_px = family.image_px or _square(config.image_size)
-    image_px = asked.image_px or own_px
-    if any(side % config.patch_size for side in height_width(image_px)):
-        raise IjepaError(
-            f"--image-size {image_px} is no multiple of the patch's {config.patch_size} pixels."
-        )
-    known = _known(asked, config, family, folder)
-    if known.which == "context" and asked.rest in HUB:
+    model = _model(transformers, folder, config, spec.text)
+    own_px = config.image_size if isinstance(config.image_size, int) else tuple(config.image_size)
+    image_px = spec.image_px or family.image_px or own_px
+    size = check_multiple(image_px, config.patch_size)
+    provenance = known_provenance(spec.name, config)
+    which = held_encoder(folder) if family.method == "I-JEPA" else "target"
+    if which == "context" and provenance == RELEASED["hub"].get(spec.name):
         log.warning(
             "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
             "and no row of its tables is filled with this",
-            asked.name,
+            spec.text,
         )
-    mean, std = _normalisation(folder, family, asked.name)
-    digest = weights_sha256(model.state_dict())
-    model.to(asked.device)
-    resized = height_width(image_px) != height_width(_square(config.image_size))
-    return FrozenEncoder(
-        name=asked.name,
-        weights_sha256=digest,
-        image_px=image_px,
-        crop_fraction=EVAL_CROP,
-        mean=mean,
-        std=std,
-        num_layers=config.num_hidden_layers,
-        pool=_pool(model, family, interpolate=resized and family.interpolates),
-        provenance=known.provenance,
-        pooling=family.pooling,
-        which=known.which,
+    mean, std = _normalisation(folder, family, spec.text)
+    return Encoder(
+        model,
+        _pooled(model, family, interpolate=size != height_width(own_px) and family.interpolates),
+        DataConfig(image_px=image_px, eval_crop_fraction=EVAL_CROP, mean=mean, std=std),
+        name=spec.text,
+        weights_sha256=weights_sha256(model.state_dict()),
+        provenance=provenance,
+        which=which,
     )
 
 
-def weight_files(rest: str) -> list[Path]:
+def load_trainable(spec: EncoderSpec) -> Encoder:
+    """I-JEPA's, whose network is ours; the blocks of others are not timm's.
+
+    Raises:
+        IjepaError: another family, or weights that do not load.
+    """
+    spec.one_encoder()
+    folder = model_folder(spec.name)
+    if read_json(folder / "config.json").get("model_type") != "ijepa":
+        raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
+    networks, which = read_networks(folder), held_encoder(folder)
+    provenance, known = provenance_of(networks), RELEASED["hub"].get(spec.name)
+    if known and (known.arch or "").removesuffix(" 448") == provenance.arch:
+        provenance = known
+    spec, data = spec._replace(which=which), networks.config.data
+    return vit_encoder(spec, spec.text, networks.encoder(which), data, provenance)
+
+
+def weight_files(spec: EncoderSpec) -> list[Path]:
     """All files that decide what such an encoder is: weights, configuration, processor.
 
     Raises:
         IjepaError: not on this machine.
     """
-    folder = model_folder(rest)
+    folder = model_folder(spec.name)
     weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
     return [*weights, *sorted(folder.glob("*config.json"))]
 
@@ -138,15 +149,15 @@ def model_folder(rest: str) -> Path:
     return folder
 
 
-def _known(asked: Asked, config: Any, family: Family, folder: Path) -> Model:  # noqa: ANN401  # one class a family
+def known_provenance(name: str, config: Any) -> Provenance:  # noqa: ANN401  # one class a family
     """What a name is known to be, if its network is that; else what the network tells."""
-    side_px = max(height_width(_square(config.image_size)))
-    arch = paper_arch(config.hidden_size, config.num_hidden_layers, config.patch_size, side_px)
-    known = HUB.get(asked.rest)
+    side_px = max(height_width(config.image_size))
+    size = (config.hidden_size, config.num_hidden_layers)
+    arch = paper_arch(size, config.patch_size, side_px)
+    known = RELEASED["hub"].get(name)
     if known and known.arch == arch:
         return known
-    which = held_encoder(folder) if family.method == "I-JEPA" else "target"
-    return Model(family.method, arch, epochs=None, data=None, which=which)
+    return Provenance(method=FAMILIES[config.model_type].method, arch=arch)
 
 
 def _cached(name: str) -> Path:
@@ -204,7 +215,6 @@ def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> 
     except UNREADABLE as error:
         raise IjepaError(f"{source} does not load ({_first_line(error)}).") from error
     _check(report, source)
-    model.eval().requires_grad_(False)
     return model
 
 
@@ -263,11 +273,11 @@ def _rgb(value: Any) -> Rgb | None:  # noqa: ANN401  # as JSON has it
     return red, green, blue
 
 
-def _pool(model: Any, family: Family, interpolate: bool) -> Pool:  # noqa: ANN401  # any class of theirs
+def _pooled(model: Any, family: Family, interpolate: bool) -> Pooled:  # noqa: ANN401  # any class of theirs
     norm: nn.Module = model.layernorm
     wanted: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
 
-    def pool(images: Tensor, num_layers: int) -> Tensor:
+    def features(images: Tensor, num_layers: int) -> Tensor:
         if family.method == "MAE":
             wanted["noise"] = _in_order(images, model.config.patch_size)
         found = model(pixel_values=images, output_hidden_states=True, **wanted)
@@ -276,7 +286,7 @@ def _pool(model: Any, family: Family, interpolate: bool) -> Pool:  # noqa: ANN40
             return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
         return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)
 
-    return pool
+    return Pooled(features, model.config.num_hidden_layers, family.pooling)
 
 
 def _in_order(images: Tensor, patch_px: int) -> Tensor:
@@ -284,10 +294,6 @@ def _in_order(images: Tensor, patch_px: int) -> Tensor:
     batch, _, height, width = images.shape
     numbers = torch.arange((height // patch_px) * (width // patch_px), device=images.device)
     return numbers.float().expand(batch, -1)
-
-
-def _square(image_size: Any) -> int | tuple[int, int]:  # noqa: ANN401  # an int or a pair
-    return image_size if isinstance(image_size, int) else (image_size[0], image_size[1])
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ijepa.encoders.tokens import Network
+    from ijepa.encoders.base import Encoder
     from ijepa.figures.attention_sheet import QueryRow
     from ijepa.figures.sheet import Pixels
 
@@ -86,7 +86,7 @@ def _sections(
     import torch
 
     from ijepa.distributed import pick_device
-    from ijepa.encoders.tokens import load_network
+    from ijepa.encoders.spec import load_encoder
     from ijepa.figures.attention_maps import block_number
 
     device = pick_device(runtime.device)
@@ -95,8 +95,10 @@ def _sections(
     done = 0
     total = len(numbers) * len(config.encoder.encoders)
     for name in config.encoder.encoders:
-        network = load_network(name, config.encoder.which, config.images.seed, device)
-        layer = block_number(config.layer, network.depth)
+        network = load_encoder(
+            name, which=config.encoder.which, seed=config.images.seed, device=device
+        )
+        layer = block_number(config.layer, network.num_layers)
         queries = [query_of(text, network) for text in config.queries]
         rows: list[QueryRow] = []
         views = evaluation_views(split, numbers, network.data)
@@ -104,7 +106,7 @@ def _sections(
             rows += _rows(network, seen_by(network, view, device), pixels, layer, queries, config)
             done += 1
             progress("draw attention of images", done, total)
-        title = f"{network.name}: block {layer} of 0 to {network.depth - 1}"
+        title = f"{network.name}: block {layer} of 0 to {network.num_layers - 1}"
         sections.append((title, rows))
         names.append(network.name)
     return sections, tuple(names)
@@ -118,7 +120,7 @@ class Query(NamedTuple):
     tokens: slice
 
 
-def query_of(text: str, network: "Network") -> Query:
+def query_of(text: str, network: "Encoder") -> Query:
     """What `center`, `mean`, `class` or `ROW,COL` means for a network.
 
     Raises:
@@ -146,7 +148,7 @@ def query_of(text: str, network: "Network") -> Query:
 
 
 def _rows(
-    network: "Network",
+    network: "Encoder",
     images: "Tensor",
     pixels: "Pixels",
     layer: int,
@@ -172,7 +174,7 @@ def _rows(
     return rows
 
 
-def _map(shares: "torch.Tensor", query: Query, network: "Network") -> "torch.Tensor":
+def _map(shares: "torch.Tensor", query: Query, network: "Encoder") -> "torch.Tensor":
     """(rows, columns) of (T, T) attention: what the query's tokens give to each patch."""
     row = shares[query.tokens].mean(dim=0)
     return row[network.vit.num_prefix_tokens :].reshape(network.grid)

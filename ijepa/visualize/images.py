@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from ijepa.config import Config, DataConfig, ExtractConfig, Runtime
+from ijepa.config import Config, DataConfig, Runtime
 from ijepa.config.values import Seed
 from ijepa.data.shards import ShardSet, SplitReader
-from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.figures.sheet import FORMATS, Pixels, Sheet
 from ijepa.files import write_bytes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ijepa.encoders.tokens import Network
+    from ijepa.encoders.base import Encoder
 
 
 class ImageChoice(Config):
@@ -111,11 +111,9 @@ def cached_picture(out: Path) -> Picture:
 
 
 def encoder_inputs(choice: EncoderChoice, seed: int) -> dict[str, str]:
-    """Fingerprints of the encoders, by their place; raises as `encoder_fingerprint`."""
+    """Fingerprints of the encoders, by their place; raises as `EncoderSpec.fingerprint`."""
     return {
-        f"encoder {place}": encoder_fingerprint(
-            ExtractConfig(encoder=name, which=choice.which, seed=seed)
-        )
+        f"encoder {place}": EncoderSpec.parse(name, which=choice.which, seed=seed).fingerprint()
         for place, name in enumerate(choice.encoders)
     }
 
@@ -171,7 +169,7 @@ def evaluation_views(split: SplitReader, numbers: Sequence[int], data: DataConfi
     return torch.cat(views)
 
 
-def seen_by(network: "Network", views: "Tensor", device: "torch.device") -> "Tensor":
+def seen_by(network: "Encoder", views: "Tensor", device: "torch.device") -> "Tensor":
     """(n, 3, height, width) float: views as the network takes them."""
     from ijepa.jepa.augment import normalise
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ijepa.encoders.tokens import Network
+    from ijepa.encoders.base import Encoder
     from ijepa.figures.patch_colours import Column, Floats
     from ijepa.figures.sheet import Pixels
 
@@ -89,7 +89,7 @@ def _columns(
 ) -> "tuple[list[Pixels], list[Column], tuple[str, ...], int]":
     """Images, a column an encoder and layer, names of the encoders, images in the batch."""
     from ijepa.distributed import pick_device
-    from ijepa.encoders.tokens import load_network
+    from ijepa.encoders.spec import load_encoder
     from ijepa.figures.attention_maps import block_number
 
     device, seed = pick_device(runtime.device), config.images.seed
@@ -98,8 +98,8 @@ def _columns(
     images: list[Pixels] = []
     columns, names = [], []
     for place, name in enumerate(config.encoder.encoders, start=1):
-        network = load_network(name, config.encoder.which, seed, device)
-        layers = [block_number(layer, network.depth) for layer in config.layers]
+        network = load_encoder(name, which=config.encoder.which, seed=seed, device=device)
+        layers = [block_number(layer, network.num_layers) for layer in config.layers]
         views = evaluation_views(split, numbers, network.data)
         images = images or as_pixels(views[: len(shown)])
         for layer in layers:
@@ -117,14 +117,12 @@ def _column(config: PcaConfig, tokens: "Floats", title: str, shown: int) -> "Col
     return Column(title, found.explained, found.colours[:shown])
 
 
-def _tokens(network: "Network", views: "Tensor", layer: int, device: "torch.device") -> "Floats":
+def _tokens(network: "Encoder", views: "Tensor", layer: int, device: "torch.device") -> "Floats":
     """(images, rows, columns, dim)."""
     import torch
 
-    from ijepa.encoders.tokens import patch_tokens
-
     parts = [
-        patch_tokens(network.vit, seen_by(network, some, device), layer).cpu()
+        network.patch_tokens(seen_by(network, some, device), layer).cpu()
         for some in torch.split(views, AT_ONCE)
     ]
     tokens = torch.cat(parts).numpy()

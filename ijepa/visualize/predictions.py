@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
+from ijepa.config import RUNTIME, Config, Runtime, StrPath
 from ijepa.config.values import Seed
 from ijepa.data.shards import ShardSet, open_shards
-from ijepa.encoders.identity import encoder_fingerprint
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import write_bytes
 from ijepa.progress import Progress, silent
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ijepa.decoder.honesty import Held
     from ijepa.decoder.model import Decoder
-    from ijepa.encoders.jepa import TrainedJepa
+    from ijepa.encoders.own import TrainedJepa
     from ijepa.figures.prediction_sheet import Pixels
 
 VERSION = 1
@@ -89,7 +89,7 @@ def visualize_predictions(
     data = open_shards(shards)
     inputs = {
         "data": data.fingerprint,
-        "encoder": encoder_fingerprint(ExtractConfig(encoder=config.encoder)),
+        "encoder": EncoderSpec.parse(config.encoder).fingerprint(),
         "decoder": _decoder_fingerprint(Path(config.decoder)),
     }
     plan = StagePlan("visualize predictions", VERSION, config, inputs, out)
@@ -125,8 +125,8 @@ def _draw(
     from ijepa.decoder.honesty import held_numbers, hold
     from ijepa.decoder.model import load_decoder
     from ijepa.distributed import pick_device
-    from ijepa.encoders.frozen import weights_sha256
-    from ijepa.encoders.jepa import load_jepa
+    from ijepa.encoders.base import weights_sha256
+    from ijepa.encoders.own import load_jepa
 
     device = pick_device(runtime.device)
     trained = load_jepa(config.encoder)

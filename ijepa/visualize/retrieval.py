@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ijepa.encoders.jepa import TrainedJepa
+    from ijepa.encoders.own import TrainedJepa
     from ijepa.figures.nearest import Floats, Ints
     from ijepa.figures.retrieval_sheet import RetrievalRow
     from ijepa.figures.sheet import Pixels
@@ -158,7 +158,7 @@ def _section(
 ) -> "tuple[str, list[RetrievalRow], dict[str, Filled]]":
     """Title, rows of the shown images, and what each way to fill blocks gives in all images."""
     from ijepa.distributed import pick_device
-    from ijepa.encoders.jepa import load_jepa
+    from ijepa.encoders.own import load_jepa
     from ijepa.figures.retrieval_sheet import RetrievalRow
 
     device = pick_device(runtime.device)

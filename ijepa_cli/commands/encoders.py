@@ -9,7 +9,7 @@ from ijepa_cli.options import Json
 from ijepa_cli.show import show
 
 if TYPE_CHECKING:
-    from ijepa.encoders.catalogue import Catalogue, Entry
+    from ijepa.encoders.spec import Catalogue, Entry
 
 
 def encoders(as_json: Json = False) -> None:
@@ -17,7 +17,7 @@ def encoders(as_json: Json = False) -> None:
 
     Example: ijepa encoders --json
     """
-    from ijepa.encoders.catalogue import catalogue
+    from ijepa.encoders.spec import catalogue
 
     found = catalogue()
     show(found, as_json, _table(found))

@@ -37,7 +37,7 @@ from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
-from ijepa.encoders.frozen import FrozenEncoder
+from ijepa.encoders.base import PATCH_AVERAGE, Encoder, Pooled
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.predictor import save_memory
@@ -46,7 +46,7 @@ from ijepa.jepa.vit import build_encoder
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
-from ijepa.provenance import Provenance
+from ijepa.provenance import UNKNOWN
 from ijepa.recipes import load_recipe
 from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
@@ -215,18 +215,9 @@ def extraction() -> dict[str, Any]:
     """Features of a frozen encoder."""
     config = shallow("in1k_vith14_ep300")
     encoder = ijepa_on_gpu(config).target_encoder.eval()
-    frozen = FrozenEncoder(
-        name="fake",
-        weights_sha256="",
-        image_px=config.data.image_px,
-        crop_fraction=config.data.eval_crop_fraction,
-        mean=config.data.mean,
-        std=config.data.std,
-        num_layers=2,
-        pool=encoder.pooled_layers,
-        provenance=Provenance(),
-        network=encoder,
-    )
+    pooled = Pooled(encoder.pooled_layers, 2, PATCH_AVERAGE)
+    facts = {"name": "fake", "weights_sha256": "", "provenance": UNKNOWN}
+    frozen = Encoder(encoder, pooled, config.data, **facts)
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
     pixels = normalise(images, config.data.mean, config.data.std)
     every = [frozen.features(pixels, 2, bf16=bf16) for bf16 in (True, False)]

@@ -1,9 +1,18 @@
-"""Any model of timm by its name, with its pretrained weights or with those of a file."""
+"""Any model of timm by its name, with its pretrained weights or with those of a file.
 
+Pretrained weights come from timm's caches, else are fetched, or soon said to be out of reach.
+"""
+
+import logging
+import os
 import re
+import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import timm
 import torch
@@ -12,75 +21,80 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ijepa.config import Size, height_width
-from ijepa.encoders.fetching import fetched
-from ijepa.encoders.frozen import (
+from ijepa.config import DataConfig, Size, height_width
+from ijepa.encoders.base import (
     CLASS_TOKEN,
+    EVAL_CROP,
     PATCH_AVERAGE,
-    Asked,
-    FrozenEncoder,
-    Pool,
+    Encoder,
+    Pooled,
+    check_multiple,
+    token_pool,
     weights_sha256,
 )
-from ijepa.encoders.reading import held_encoder
-from ijepa.encoders.released import EVAL_CROP, paper_arch, resize, token_pool
-from ijepa.encoders.released_names import TIMM
+from ijepa.encoders.formats import held_encoder
+from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.provenance import UNKNOWN, Provenance
+from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+CONNECT_SECONDS = 4.0  # the hub's library itself tries for 23, torch for minutes
+CLIENTS = ("httpx2", "httpx")  # of the hub's library, one or the other
+
+log = logging.getLogger(__name__)
 
 
-def load(asked: Asked) -> FrozenEncoder:
+def load(spec: EncoderSpec) -> Encoder:
     """Load a model of timm, exactly or not at all; never with random weights.
 
     Raises:
         IjepaError: no such model, weights that cannot be had, or that are not this model's.
     """
-    name, file = _name_and_file(asked.rest)
+    [file] = weight_files(spec)
     body = unwrapped(read_weights(file), file)
-    model = _model(name, _weights(body, asked), asked.name)
+    holds_two = all(isinstance(body.get(key), Mapping) for key in PUBLISHED.values())
+    if holds_two:  # a published I-JEPA file, of which timm takes the context encoder
+        weights = {"encoder": body[PUBLISHED[spec.which]]}
+    else:
+        spec.one_encoder()
+        weights = body
+    model = _model(spec.name, weights, spec.text)
     digest = weights_sha256(model.state_dict())
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
     own_px: Size = tuple(cfg["input_size"][1:])
-    if asked.image_px and height_width(asked.image_px) != own_px:
-        _resize(model, asked.image_px, asked.name)
-    model.to(asked.device)
-    has_tokens = _pools_tokens(model)
-    pooling = POOLINGS[model.global_pool] if has_tokens else f"the model's own: {_own_pool(model)}"
-    provenance = _provenance(model, name)
-    return FrozenEncoder(
-        name=f"{asked.name} ({asked.which})" if _holds_two(body) else asked.name,
-        weights_sha256=digest,
-        image_px=asked.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
-        crop_fraction=EVAL_CROP if provenance.method else cfg["crop_pct"],
+    if spec.image_px and height_width(spec.image_px) != own_px:
+        _resize(model, spec.image_px, spec.text)
+    provenance = provenance_of(model, spec.name)
+    which = spec.which
+    if provenance.method == "I-JEPA" and not holds_two:
+        which = held_encoder(file)  # the context's, unless the file says other
+    data = DataConfig(
+        image_px=spec.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
+        eval_crop_fraction=EVAL_CROP if provenance.method else cfg["crop_pct"],
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        num_layers=len(model.blocks) if has_tokens else 1,
-        pool=token_pool(model, pooling) if has_tokens else _last_layer(model),
+    )
+    return Encoder(
+        model,
+        _pooled(model),
+        data,
+        name=f"{spec.text} ({spec.which})" if holds_two else spec.text,
+        weights_sha256=digest,
         provenance=provenance,
-        pooling=pooling,
-        network=model if isinstance(model, VisionTransformer | Beit) else None,
-        which=_which(asked, body, file, provenance),
+        which=which,
     )
 
 
-def weight_files(rest: str) -> list[Path]:
+def weight_files(spec: EncoderSpec) -> list[Path]:
     """The file that such an encoder is read from; fetched if it must be.
 
     Raises:
         IjepaError: no such model, or no such file.
     """
-    file = _name_and_file(rest)[1]
-    if not file.is_file():
-        raise IjepaError(f"There is no file {file}.")
-    return [file]
-
-
-def _name_and_file(rest: str) -> tuple[str, Path]:
-    name, at, file = rest.partition("@")
+    name = spec.name
     if not timm.is_model(name.partition(".")[0]):
         near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
         known = f"; it has {', '.join(near)}" if near else ""
@@ -89,9 +103,10 @@ def _name_and_file(rest: str) -> tuple[str, Path]:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise IjepaError(f"timm {timm.__version__} has no {name}{_others(name)}.") from error
-    if at and not file:
-        raise IjepaError(f"timm:{name}@ names no file; it is timm:NAME@FILE.")
-    return name, Path(file) if at else _pretrained(name)
+    file = spec.file or _pretrained(name)
+    if not file.is_file():
+        raise IjepaError(f"There is no file {file}.")
+    return [file]
 
 
 def _others(name: str) -> str:
@@ -112,7 +127,7 @@ def _pretrained(name: str) -> Path:
             f"{_others(name)}."
         )
     try:
-        return fetched(cfg)
+        return _fetched(cfg)
     except (OSError, ValueError, RuntimeError) as error:
         raise IjepaError(
             f"The weights of timm:{name} are not in the cache and cannot be fetched "
@@ -122,24 +137,72 @@ def _pretrained(name: str) -> Path:
         ) from error
 
 
-def _weights(body: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """Of a published I-JEPA file the encoder that was asked for, where timm takes the context's."""
-    if _holds_two(body):
-        return {"encoder": body[PUBLISHED[asked.which]]}
-    if asked.which == "context":
-        raise IjepaError(f"{asked.name} holds one encoder; leave --which context out.")
-    return body
+def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
+    """The file of pretrained weights that timm names.
+
+    Raises:
+        OSError: it is not in a cache and cannot be fetched; likewise ValueError, RuntimeError.
+    """
+    if not cfg.hf_hub_id:
+        return _from_url(str(cfg.url))
+    import huggingface_hub
+
+    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
+    quiet()  # it would tell of each attempt
+    try:
+        return _from_hub(cfg)
+    except tuple(sys.modules[name].HTTPError for name in CLIENTS if name in sys.modules) as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
-def _which(asked: Asked, body: Mapping[str, Any], file: Path, provenance: Provenance) -> str:
-    """Of I-JEPA's two encoders a file for one holds the context's, unless it says other."""
-    if provenance.method != "I-JEPA" or _holds_two(body):
-        return asked.which
-    return held_encoder(file)
+def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
+    """From the cache if it is there; else safetensors before pickles, as timm does."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repo, _, revision = cfg.hf_hub_id.partition("@")
+    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    _refuse_unreachable(huggingface_hub.constants.ENDPOINT)
+    for name in names:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
+        except LocalEntryNotFoundError:  # the network is gone
+            raise
+        except EntryNotFoundError:
+            log.debug("%s has no %s", repo, name)
+    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
 
 
-def _holds_two(body: Mapping[str, Any]) -> bool:
-    return all(isinstance(body.get(key), Mapping) for key in PUBLISHED.values())
+def _from_url(url: str) -> Path:
+    """Where torch.hub, and timm with it, keeps a file of that address."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        _refuse_unreachable(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    return path
+
+
+def _refuse_unreachable(url: str) -> None:
+    """One attempt to connect, unless a proxy does that for us.
+
+    Raises:
+        ConnectionError: no answer, or the user wants no network.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    place = urlsplit(url)
+    host, port = place.hostname or "", place.port or (80 if place.scheme == "http" else 443)
+    if place.scheme in getproxies() and not proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"no connection to {host}") from error
 
 
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
@@ -162,7 +225,7 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
         raise IjepaError(f"{source} is of another architecture: {reason[:300]}") from error
     _check_shapes(model, flat, source)
     model.reset_classifier(0)
-    return model.float().eval().requires_grad_(False)
+    return model.float().eval()
 
 
 def _flat(weights: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -200,7 +263,7 @@ def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # 
 def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401  # any class of theirs
     if hasattr(model, "set_input_size"):
         patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-        resize(model, patch_px, image_px)
+        model.set_input_size(img_size=check_multiple(image_px, patch_px))
     elif model.pretrained_cfg.get("fixed_input_size"):
         raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
     if isinstance(model, VisionTransformer | Beit):
@@ -213,43 +276,34 @@ def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN
         raise IjepaError(f"{source} does not take --image-size {image_px} ({reason}).") from error
 
 
-def _last_layer(model: Any) -> Pool:  # noqa: ANN401  # any class of theirs
-    """What the head would see; layers of other networks differ in width."""
+def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
+    """Of Vision Transformers whose features are simply made of tokens, all layers; else the last.
 
-    def pool(images: Tensor, num_layers: int) -> Tensor:
-        del num_layers
-        features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-        return features.flatten(1).unsqueeze(1)
-
-    return pool
-
-
-def _pools_tokens(model: Any) -> bool:  # noqa: ANN401  # any class of theirs
-    """Is it a Vision Transformer whose features of any layer are made of tokens simply?"""
-    return (
-        isinstance(model, VisionTransformer | Beit)
+    Layers of other networks differ in width: of these, what the head would see.
+    """
+    is_vit = isinstance(model, VisionTransformer | Beit)
+    if (
+        is_vit
         and model.global_pool in POOLINGS
         and not getattr(model, "pool_include_prefix", False)
-    )
+    ):
+        return token_pool(model, POOLINGS[model.global_pool])
+
+    def features(images: Tensor, num_layers: int) -> Tensor:
+        del num_layers
+        found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+        return found.flatten(1).unsqueeze(1)
+
+    own = getattr(model, "global_pool", None) or "before its head"
+    return Pooled(features, 1, f"the model's own: {own}")
 
 
-def _own_pool(model: Any) -> str:  # noqa: ANN401  # any class of theirs
-    return str(getattr(model, "global_pool", None) or "before its head")
-
-
-def _provenance(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs
+def provenance_of(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs
     """Of a name whose training is known; of any other Vision Transformer its size alone."""
     cfg = model.pretrained_cfg
-    known = TIMM.get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
-    if known:
-        return known.provenance
-    if not isinstance(model, VisionTransformer):
-        return UNKNOWN
-    return Provenance(
-        arch=paper_arch(
-            model.embed_dim,
-            len(model.blocks),
-            model.patch_embed.patch_size[0],
-            cfg["input_size"][-1],
-        )
-    )
+    known = RELEASED["timm"].get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
+    if known or not isinstance(model, VisionTransformer):
+        return known or UNKNOWN
+    size = (model.embed_dim, len(model.blocks))
+    side_px = cfg["input_size"][-1]
+    return Provenance(arch=paper_arch(size, model.patch_embed.patch_size[0], side_px))

@@ -1,0 +1,219 @@
+"""What every encoder is: images in, features of its last layers out."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ijepa.config import DataConfig, Precision, Size, height_width
+from ijepa.distributed import uses_bf16
+from ijepa.errors import IjepaError
+from ijepa.jepa.augment import evaluation_crop, normalise
+from ijepa.jepa.vit import Encoder as Vit
+from ijepa.provenance import Provenance
+
+EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
+CLASS_TOKEN = "class token after the final norm"
+PATCH_AVERAGE = "average of patch tokens after the final norm"
+MAP_AVERAGE = "average of the last feature map"
+NOTHING = "none: every pixel"
+TUNABLE = (
+    "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "
+    "published files, random:ARCH, mae: dino: ibot: data2vec: cae: msn: and a file, timm:NAME, and "
+    "hf: for I-JEPA alone"
+)
+
+Transformer = Vit | VisionTransformer | Beit
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class Pooled(NamedTuple):
+    """How features come of images.
+
+    Attributes:
+        features: (normalised images (B, 3, height, width), n) -> (B, n, dim), of the last n layers.
+        num_layers: how many layers it can give.
+        how: one vector comes of each layer, in words.
+    """
+
+    features: Callable[[Tensor, int], Tensor]
+    num_layers: int
+    how: str
+
+
+class Encoder(nn.Module):
+    """A frozen encoder and the view that it takes.
+
+    Attributes:
+        network: behind it; None for pixels.
+        name: what it is, for people: `runs/mine (target)`.
+        data: how images are cut and normalised for it.
+        weights_sha256: of all weights by name; tells encoders apart even if their names agree.
+        which: of two encoders; `target` also where a method has one alone.
+        provenance: where the weights come from.
+        num_layers: how many layers it can give.
+        pooling: how one vector came of each layer, in words.
+    """
+
+    def __init__(
+        self,
+        network: Any,  # noqa: ANN401  # ours, timm's and transformers' have no common base but Module
+        pooled: Pooled,
+        data: DataConfig,
+        *,
+        name: str,
+        weights_sha256: str,
+        provenance: Provenance,
+        which: str = "target",
+    ) -> None:
+        """Freeze the network."""
+        super().__init__()
+        self.network = network
+        self.data, self.name, self.which = data, name, which
+        self.weights_sha256, self.provenance = weights_sha256, provenance
+        self._pool, self.num_layers, self.pooling = pooled
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, num_layers: int = 1, *, bf16: bool = False) -> Tensor:
+        """Pooled features of the last layers: (B, num_layers, dim) float32, last layer last.
+
+        Args:
+            images: (B, 3, height, width) float, normalised, on the encoder's device.
+            num_layers: 1 to `self.num_layers`.
+            bf16: multiply matrices, convolve and attend in bfloat16 (`torch.autocast`).
+        """
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return self._pool(images, num_layers).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of the last layer: (B, dim) float32; images as for `features`."""
+        return self.features(images)[:, 0]
+
+    def transform(self, image: Image.Image | str | Path) -> Tensor:
+        """The evaluation view of an image or image file: (3, height, width) float, normalised."""
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        pixels = np.asarray(opened.convert("RGB"))
+        view = evaluation_crop(pixels, self.data.image_px, self.data.eval_crop_fraction)
+        return normalise(view, self.data.mean, self.data.std)[0]
+
+    def encode(self, images: Iterable[Image.Image | str | Path], batch_size: int = 32) -> Floats:
+        """(n, dim) features of the last layer of images or image files."""
+        weight = next(self.parameters(), torch.empty(0))
+        views = [self.transform(image) for image in images]
+        if not views:
+            raise IjepaError("There are no images to encode; give at least one.")
+        parts = torch.split(torch.stack(views), batch_size)
+        return torch.cat([self(part.to(weight.device)).cpu() for part in parts]).numpy()
+
+    def uses_bf16(self, precision: Precision, device: torch.device) -> bool:
+        """Whether features are computed in bfloat16; pixels are not computed at all."""
+        return self.pooling != NOTHING and uses_bf16(precision, device)
+
+    @property
+    def vit(self) -> Vit | VisionTransformer:
+        """The Vision Transformer behind it, ours or timm's, to look into.
+
+        Raises:
+            IjepaError: there is none.
+        """
+        if not isinstance(self.network, Vit | VisionTransformer):
+            raise IjepaError(
+                f"{self.name} is no Vision Transformer of timm's, so there is no looking into it."
+            )
+        return self.network
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns); raises as `vit`."""
+        rows, columns = self.vit.patch_embed.grid_size
+        return rows, columns
+
+    @torch.inference_mode()
+    def patch_tokens(self, images: Tensor, layer: int) -> Tensor:
+        """Patch tokens after one block and the final norm, without class token or registers.
+
+        Args:
+            images: as for `features`.
+            layer: number of the block in [0, num_layers).
+
+        Returns:
+            (B, N, dim) float32; N patches, row-major.
+
+        Raises:
+            IjepaError: as `vit`.
+        """
+        vit = self.vit
+        if isinstance(vit, Vit):
+            [tokens] = vit.forward_layers(images, [layer + 1])
+            return (tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)).float()
+        layers: Any = vit.forward_intermediates(
+            images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        found: Tensor = layers[0].float()
+        return found
+
+    def checked_trainable(self) -> "Encoder":
+        """Itself, if its network can be trained as a Vision Transformer.
+
+        Raises:
+            IjepaError: it cannot.
+        """
+        is_vit = isinstance(self.network, Transformer)
+        if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
+            raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")
+        return self
+
+
+def token_pool(network: VisionTransformer | Beit, pooling: str) -> Pooled:
+    """Features of the last blocks of a timm network, the final norm applied to each."""
+
+    def features(images: Tensor, num_layers: int) -> Tensor:
+        layers: Any = network.forward_intermediates(
+            images,
+            indices=num_layers,
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if pooling == CLASS_TOKEN:
+            vectors = [prefix[:, 0] for _, prefix in layers]
+        else:  # without prefix tokens, timm gives the patch tokens alone
+            patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
+            vectors = [tokens.mean(dim=1) for tokens in patches]
+        pooled: Tensor = network.fc_norm(torch.stack(vectors, dim=1))  # where the norm comes last
+        return pooled
+
+    return Pooled(features, len(network.blocks), pooling)
+
+
+def check_multiple(image_px: int | Size, patch_px: Size | int) -> Size:
+    """(height, width) of `--image-size`.
+
+    Raises:
+        IjepaError: no multiple of the patch.
+    """
+    size, patches = height_width(image_px), height_width(patch_px)
+    if any(side % patch for side, patch in zip(size, patches, strict=True)):
+        raise IjepaError(
+            f"--image-size {image_px} is no multiple of the patch's {patches[0]} pixels."
+        )
+    return size
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # not copied
+    return digest.hexdigest()

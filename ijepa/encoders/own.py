@@ -1,0 +1,165 @@
+"""Encoders of ours: runs, published files, random weights, and pixels."""
+
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
+from ijepa.encoders.base import (
+    NOTHING,
+    PATCH_AVERAGE,
+    Encoder,
+    Pooled,
+    check_multiple,
+    weights_sha256,
+)
+from ijepa.encoders.formats import Networks, read_networks
+from ijepa.encoders.spec import RELEASED, EncoderSpec, checkpoint_path
+from ijepa.errors import IjepaError
+from ijepa.files import fingerprint_of
+from ijepa.jepa.model import IJepa, build_ijepa
+from ijepa.jepa.vit import Encoder as Vit
+from ijepa.jepa.vit import build_encoder
+from ijepa.provenance import Provenance, paper_arch, run_provenance
+from ijepa.weights import load_checkpoint, load_weights
+
+PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
+
+log = logging.getLogger(__name__)
+
+
+def load(spec: EncoderSpec) -> Encoder:
+    """Load a run, checkpoint or published file, exactly or not at all, or make random weights.
+
+    Raises:
+        IjepaError: no such encoder, or weights that do not load.
+    """
+    if spec.kind == "pixels":
+        return _pixels(spec)
+    if spec.kind == "random":
+        return _initial(spec, spec.file) if spec.file else _random(spec)
+    assert spec.file is not None
+    path = checkpoint_path(spec.file)
+    networks = read_networks(path, spec.arch)
+    name = path.parent.parent if path.name == "last.pt" else path
+    title, provenance = f"{name} ({spec.which})", provenance_of(networks)
+    return vit_encoder(spec, title, networks.encoder(spec.which), networks.config.data, provenance)
+
+
+def vit_encoder(
+    spec: EncoderSpec, name: str, vit: Vit, data: DataConfig, provenance: Provenance
+) -> Encoder:
+    """An encoder around a network of ours, fit to another image size if one is asked for."""
+    digest = weights_sha256(vit.state_dict())
+    if spec.image_px and spec.image_px != data.image_px:
+        vit.resize(check_multiple(spec.image_px, vit.patch_embed.patch_size[0]))
+        data = data.model_copy(update={"image_px": spec.image_px})
+    pooled = Pooled(vit.pooled_layers, len(vit.blocks), PATCH_AVERAGE)
+    facts = {"name": name, "which": spec.which, "weights_sha256": digest}
+    return Encoder(vit, pooled, data, provenance=provenance, **facts)
+
+
+def provenance_of(networks: Networks) -> Provenance:
+    """Of weights in whatever file: as recorded there, or of the released file of that name."""
+    known, config = networks.provenance, networks.config
+    if known.settings:
+        return known
+    arch = paper_arch(config.encoder.arch, config.encoder.patch_px, config.data.image_px)
+    released = RELEASED["files"].get(Path(networks.source).name)
+    # On ImageNet-22K, names of files count in epochs of ImageNet-1K, which files may not.
+    if (
+        released
+        and released.arch == arch
+        and (released.data != "IN1k" or known.epochs in (None, released.epochs))
+    ):
+        log.info(
+            "%s is taken for the released weights: %s, %s epochs of %s",
+            networks.source, arch, released.epochs, released.data,
+        )  # fmt: skip
+        return released
+    return known.model_copy(update={"arch": arch})
+
+
+def _initial(spec: EncoderSpec, run: Path) -> Encoder:
+    """The weights that a run started from."""
+    networks = read_networks(checkpoint_path(run))
+    config = networks.config
+    if networks.provenance.origin != "run":
+        size = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
+        raise IjepaError(
+            f"{run} does not say from which seed it was trained; take random:{size} instead."
+        )
+    provenance = run_provenance(config, trained=False)
+    return vit_encoder(spec, spec.text, build_ijepa(config).encoder, config.data, provenance)
+
+
+def _random(spec: EncoderSpec) -> Encoder:
+    parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", spec.name)
+    if not parts:
+        raise IjepaError(
+            f"{spec.text} is neither a run nor ARCH[/PATCH][@PX], such as vit_small/16@224."
+        )
+    arch, patch_px, side_px = parts[1], int(parts[2] or 16), int(parts[3] or 224)
+    architecture(arch)
+    if not patch_px or not side_px or side_px % patch_px:
+        raise IjepaError(
+            f"{spec.text}: {side_px} pixels are no multiple of the patch's {patch_px} pixels."
+        )
+    config, generator = EncoderConfig(arch=arch, patch_px=patch_px), torch.Generator()
+    vit = build_encoder(config, (side_px, side_px), generator.manual_seed(spec.seed))
+    title = f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}"
+    family = fingerprint_of(["random", arch, patch_px, side_px])
+    provenance = Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed)
+    return vit_encoder(spec, title, vit, DataConfig(image_px=side_px), provenance)
+
+
+def _pixels(spec: EncoderSpec) -> Encoder:
+    """Raw pixels, shrunk: the baseline that knows no network."""
+    side_px = spec.image_px or PIXELS_PX
+
+    def flatten(images: Tensor, num_layers: int) -> Tensor:
+        del num_layers  # there is one
+        return images.flatten(1).unsqueeze(1)
+
+    return Encoder(
+        None,
+        Pooled(flatten, 1, NOTHING),
+        DataConfig(image_px=side_px, eval_crop_fraction=1.0),
+        name=f"pixels@{side_px}",
+        weights_sha256="0" * 64,
+        provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
+    )
+
+
+class TrainedJepa(NamedTuple):
+    """The networks of a run, frozen, on the CPU, and the run's configuration."""
+
+    name: str
+    jepa: IJepa
+    config: PretrainConfig
+
+
+def load_jepa(name: str) -> TrainedJepa:
+    """Load context encoder, predictor and target encoder of a run.
+
+    Args:
+        name: a run folder, a checkpoint file of a run, or `random:RUN`, the networks that the run
+            started from.
+
+    Raises:
+        IjepaError: something else, or weights that do not load. Never partly loaded networks.
+    """
+    path = Path(name.removeprefix("random:"))
+    if not path.exists():
+        raise IjepaError(
+            f"{name} has no predictor; name a run folder, a checkpoint of a run, or random:RUN."
+        )
+    state = load_checkpoint(checkpoint_path(path))
+    jepa = build_ijepa(state.config)
+    if not name.startswith("random:"):
+        load_weights(jepa, state.model, path)
+    return TrainedJepa(name, jepa.eval().requires_grad_(False), state.config)
