@@ -252,17 +252,17 @@ def _header(
     num_layers = min(config.layers, encoder.num_layers)
     if num_layers < config.layers:
         log.info("%s has no more layers to store than %d", encoder.name, num_layers)
-    crop = "squash" if config.crop == "squash" else f"center-crop {encoder.data.eval_crop_fraction:.4g}"
+    cuts = encoder.data
+    crop = "squash" if config.crop == "squash" else f"center-crop {cuts.eval_crop_fraction:.4g}"
     return FeatureHeader(
         encoder=encoder.name,
         weights_sha256=encoder.weights_sha256,
         which=encoder.which,
         layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
         pooling=encoder.pooling,
-        image_px=encoder.data.image_px,
+        image_px=cuts.image_px,
         transform=(
-            f"{crop}, {config.interpolation} to {encoder.data.image_px}, mean {encoder.data.mean}, "
-            f"std {encoder.data.std}"
+            f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, std {cuts.std}"
         ),
         data_fingerprint=data.fingerprint,
         split=config.split,
@@ -274,7 +274,7 @@ def _header(
         augment=config.augment,
         precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
         interpolation=config.interpolation,
-        crop_fraction=None if config.crop == "squash" else encoder.data.eval_crop_fraction,
+        crop_fraction=None if config.crop == "squash" else cuts.eval_crop_fraction,
     )
 
 

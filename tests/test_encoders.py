@@ -5,6 +5,7 @@ import json
 import pickle
 import socket
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -25,11 +26,13 @@ from foreign_weights import (
     simclr_names,
     vit_shapes,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
+from ijepa.data.shards import open_shards
 from ijepa.encoders.baselines import (
     released_provenance,
     resnet_arch,
@@ -287,6 +290,24 @@ def test_another_image_size_interpolates_positions(tmp_path):
     assert encoder.weights_sha256 == loaded(path, "mae").weights_sha256
     with pytest.raises(IjepaError, match="no multiple of the patch's 8 pixels"):
         loaded(path, "mae", image_px=50)
+
+
+def test_images_and_files_are_encoded_as_extraction_does(run, shards, tmp_path):
+    encoder, extracted = load_encoder(run), tmp_path / "f.h5"
+    config = ExtractConfig(encoder=str(run), split="val", layers=1, dtype="float32")
+    extract(shards, extracted, config, Runtime(device="cpu", workers=0))
+    expected = open_features(extracted).last(1)[:3]
+    split = open_shards(shards).split("val")
+    files = [tmp_path / f"{number}.img" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_bytes(split.read_image(number))
+    opened = [Image.open(file) for file in files]
+    for images_or_paths in (files, opened, [str(file) for file in files]):
+        np.testing.assert_allclose(encoder.encode(images_or_paths), expected, atol=1e-5)
+    one = encoder(encoder.transform(files[0])[None])
+    np.testing.assert_allclose(one.numpy(), expected[:1], atol=1e-5)
+    with pytest.raises(IjepaError, match="no images to encode"):
+        encoder.encode([])
 
 
 def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_path):

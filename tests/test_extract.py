@@ -248,7 +248,7 @@ def test_a_file_begun_in_one_precision_and_finished_in_another_is_of_one(
             raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr("ijepa.encoders.frozen.uses_bf16", lambda *_: True)
+        patch.setattr("ijepa.encoders.base.uses_bf16", lambda *_: True)
         with pytest.raises(StopError):
             extract(shards, tmp_path / "cut.h5", config(run), CPU, stop)
     extract(shards, tmp_path / "cut.h5", config(run), CPU)

@@ -157,7 +157,7 @@ def test_queries_that_there_are_not_are_refused(query, message):
         query_of(query, network)
 
 
-@ALL_NETWORKS
+@NETWORKS
 def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
     images = some_images()
     tokens = encoder_of(network).patch_tokens(images, 1)
@@ -278,7 +278,7 @@ def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
         ({"images": ImageChoice(split="test")}, "no split 'test'"),
         ({"images": ImageChoice(keys=("nobody",))}, "no image 'nobody'"),
         ({"images": ImageChoice(num_images=65)}, "has 64 images, not 65"),
-        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels is no Vision Transformer"),
+        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels@16 is no Vision Transformer"),
         ({"encoder": EncoderChoice(encoders=("nothing",))}, "no encoder 'nothing'"),
     ],
 )
