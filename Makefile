@@ -29,7 +29,7 @@ include reproduce/names.mk
 ifeq ($(call is_name,$(value NAME)),)
   $(error NAME=$(value NAME) is to be letters, digits, '-', '_' and '.', the first a letter or digit)
 endif
-$(call check_words,LABELS PROBE TRAIN TEST SEED WORKERS SCALE GPUS)
+$(call check_words,LABELS PROBE TRAIN TEST SEED WORKERS SCALE GPUS JOBS)
 
 SHARDS   := shards/$(NAME)
 RUN      := $(or $(value ENCODER),runs/$(NAME))
@@ -67,9 +67,11 @@ mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about
 # Every table at one scale, see reproduce/graph.mk. `make -n reproduce` prints what would run.
 SCALE  = mini
 GPUS   = 1
+JOBS   = $(if $(filter mini,$(SCALE)),2,1)
 
 reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
-	@$(MAKE) --no-print-directory --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
+	@$(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,--jobs=$(JOBS)) --no-print-directory \
+	  --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
 
 test: setup ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2

@@ -13,7 +13,6 @@
 #   TABLEn          what a table of the paper needs: set/encoder/probe.label, and tuned/set/encoder
 #   BASELINES_run   encoders shown beside it: random (untrained MAIN), pixels
 #   PROBE_set.probe.label, the same with .encoder, TUNE, TUNE_encoder, DECODER   options
-#   JOBS            stages at a time
 # ENCODERS is a folder of weights of others, named KIND-anything (mae-vit_large.pth); ONE_PERCENT a
 # published list of 1% of the training images; GPUS are those of this machine that a stage may take.
 
@@ -24,7 +23,6 @@ IJEPA    =  .venv/bin/ijepa
 WORKERS  =
 SEED     =  0
 GPUS     =  1
-JOBS     =  1
 ENCODERS :=
 ONE_PERCENT :=
 SCALES   := mini cifar10 imagenette in1k
@@ -33,7 +31,7 @@ include reproduce/names.mk
 ifneq ($(words $(SCALE)) $(filter $(SCALE),$(SCALES)),1 $(SCALE))
   $(error SCALE=$(SCALE) is not known; there are $(SCALES))
 endif
-$(call check_words,SEED WORKERS GPUS JOBS)
+$(call check_words,SEED WORKERS GPUS)
 
 # Data and weights are named on the command line: shells export names such as MORE.
 DATA    := CIFAR10 CIFAR100 IMAGENETTE CLEVR MORE IN1K IN22K PLACES205 INAT18
@@ -57,9 +55,6 @@ ifneq ($(ENCODERS),)
   endif
 endif
 include reproduce/$(SCALE).mk
-ifeq ($(filter -j% --jobs% --jobserver%,$(MAKEFLAGS)),)
-  MAKEFLAGS += --jobs=$(JOBS)
-endif
 
 HOME     := $(firstword $(DATASETS))
 on        = $(or $(ON_$1),$(HOME))

@@ -3,7 +3,6 @@
 #
 # small, main, large, hires stand for ViT-B, L, H and H at 448 pixels; more for ImageNet-22K.
 
-JOBS             := 2
 export OMP_NUM_THREADS := 1
 
 DATASETS         := scenes more crowded sparse
