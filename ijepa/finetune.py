@@ -179,23 +179,21 @@ def _train(
 
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.base import CLASS_TOKEN
-    from ijepa.train.classifier import Classifier
-    from ijepa.train.finetuning import FinetuneTask
-    from ijepa.train.loop import fit
+    from ijepa.train import classifier, finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
     repeats = _repeats(data, config, (train, test), world, progress)
     vit = EncoderSpec.of(config).trainable()
     cuts = _cuts(config, vit.data, len(train.chosen), world)
-    model = Classifier(
+    model = classifier.Classifier(
         vit.network,
         int(train.labels.max()) + 1,
         config.drop_path,
         torch.Generator().manual_seed(config.seed),
         class_token=vit.pooling == CLASS_TOKEN,
     )
-    task = FinetuneTask(model, (train, held), config, cuts, runtime, world)
-    fit(task, work.folder, progress)
+    task = finetuning.FinetuneTask(model, (train, held), config, cuts, runtime, world)
+    loop.fit(task, work.folder, progress)
     predicted = task.predictions(test, progress)
 
     def publish() -> None:

@@ -1,7 +1,5 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ from ijepa.files import read_metrics, write_bytes
 from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
 from ijepa.stage import StagePlan, Work, exclusive_work
-from ijepa.world import World, current_world, together
+from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
@@ -121,42 +119,12 @@ def pretrain(
     plan = StagePlan(
         "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, beside=beside
     )
-    work_of = _begun(plan, config, len(images), runtime, prolong)
-    with together(work_of, runtime.device) as (work, world):
+    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
             told = progress if world.is_rank_0 else silent
             started_from = {"init": init, "prolonged": prolong}
             _train(work, config, images, runtime, told, world, started_from)
     return _result(plan.out, config, work.cached)
-
-
-@contextlib.contextmanager
-def _begun(
-    plan: StagePlan,
-    config: PretrainConfig,
-    num_images: int,
-    runtime: Runtime,
-    prolong: StrPath | None,
-) -> Iterator[Work]:
-    """Hold the output; an empty work folder gets the state of the run that is prolonged."""
-    processes = current_world().size
-    if config.data.batch_size % processes:
-        raise IjepaError(
-            f"data.batch_size {config.data.batch_size} cannot be shared evenly by {processes} "
-            f"processes."
-        )
-    if runtime.parallel == "fsdp" and processes > 1:
-        from ijepa.jepa.step import check_passes
-
-        check_passes(config, processes, runtime.micro_batch)
-    with exclusive_work(plan, runtime) as work:
-        if prolong and not work.cached:
-            from ijepa.train.checkpoint import LAST, take_over
-
-            if not (work.folder / LAST).exists():
-                per_epoch = steps_per_epoch(num_images, config)
-                take_over(Path(prolong), work, config, per_epoch)
-        yield work
 
 
 def _train(
@@ -171,18 +139,28 @@ def _train(
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
-    from ijepa.train.checkpoint import LAST
-    from ijepa.train.loop import fit, stop_requests
-    from ijepa.train.pretraining import PretrainTask
+    from ijepa.train import checkpoint, loop, pretraining
 
-    init, networks = started_from["init"], None
-    if init and not (work.folder / LAST).exists():
-        networks = str(init), read_networks(Path(init), config.encoder.arch).parts
-    task = PretrainTask(config, images, runtime, world, networks, progress)
+    init, prolong = (Path(path) if path else None for path in started_from.values())
+    last, networks = work.folder / checkpoint.LAST, None
+
+    def begin() -> None:
+        if config.data.batch_size % world.size:
+            raise IjepaError(
+                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+                f"{world.size} processes."
+            )
+        if prolong and not last.exists():
+            checkpoint.take_over(prolong, work, config, steps_per_epoch(len(images), config))
+
+    from_rank_0(world, begin)
+    if init and not last.exists():
+        networks = str(init), read_networks(init, config.encoder.arch).parts
+    task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    with stop_requests():  # a signal after the last step does not keep it from its end
-        fit(task, work.folder, progress)
+    with loop.stop_requests():  # a signal after the last step does not keep it from its end
+        loop.fit(task, work.folder, progress)
         facts: dict[str, object] = {
             "seed": config.seed,
             "device": task.device_name(),
@@ -235,8 +213,7 @@ def plan_training(
     """The same for data that need not be there yet: only the number of its images is asked for."""
     import torch
 
-    from ijepa.jepa.flops import step_bytes, step_flops
-    from ijepa.jepa.masks import batch_masks, mask_statistics
+    from ijepa.jepa import flops, masks
     from ijepa.jepa.model import build_ijepa
     from ijepa.jepa.step import micro_batches
 
@@ -248,15 +225,15 @@ def plan_training(
         sum(p.numel() for p in network.parameters() if p.requires_grad)
         for network in (model.encoder, model.predictor)
     )
-    masks = mask_statistics(config, PLANNED_BATCHES)
-    flops = step_flops(config, masks.context_patches, masks.target_patches)
+    lengths, drawn = masks.mask_statistics(config, PLANNED_BATCHES), masks.batch_masks(config, 0)
+    cost = flops.step_flops(config, lengths.context_patches, lengths.target_patches)
     at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)
     precision = config.optimization.precision
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
-    memory = step_bytes(
+    memory = flops.step_bytes(
         config,
         (encoder_parameters, predictor_parameters),
-        (masks.largest_context, masks.largest_target),
+        (lengths.largest_context, lengths.largest_target),
         images=at_a_time,
         bf16=bf16,
         recompute=runtime.recompute,
@@ -270,12 +247,12 @@ def plan_training(
         grid=config.grid,
         encoder_parameters=encoder_parameters,
         predictor_parameters=predictor_parameters,
-        context_patches=masks.context_patches,
-        target_patches=masks.target_patches,
-        gflops_per_image=flops.total / 1e9,
-        largest_context=masks.largest_context,
-        passes_per_step=sum(len(p) for _, p in micro_batches(batch_masks(config, 0), at_a_time)),
-        mask_shapes=len({shape[1:] for shape in masks.shapes}),
+        context_patches=lengths.context_patches,
+        target_patches=lengths.target_patches,
+        gflops_per_image=cost.total / 1e9,
+        largest_context=lengths.largest_context,
+        passes_per_step=sum(len(p) for _, p in micro_batches(drawn, at_a_time)),
+        mask_shapes=len({shape[1:] for shape in lengths.shapes}),
         images_at_a_time=at_a_time,
         bf16=bf16,
         memory_gb=memory / 1e9,

@@ -32,7 +32,7 @@ from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.jepa.monitor import Health, loss_vs_mean_target
 from ijepa.jepa.predictor import compile_blocks, save_memory
 from ijepa.jepa.rng import SHUFFLE, stream
-from ijepa.jepa.step import Outcome, Trainer
+from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch
@@ -124,6 +124,8 @@ class PretrainTask(Task[StepInputs]):
         model.to(self.device)
         shards_weights = runtime.parallel == "fsdp" and world.size > 1
         if shards_weights:
+            size = runtime.micro_batch
+            from_rank_0(world, lambda: check_passes(config, world.size, size))
             shard_weights(model, self.device, world)
         self._trainer = Trainer(model, config.optimization, self._per_epoch, runtime.micro_batch)
         self.optimizer = self._trainer.optimizer
