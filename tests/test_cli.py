@@ -88,6 +88,13 @@ def test_a_setting_is_given_by_name_or_by_set(ijepa, shards, tmp_path):
     assert "dtyp is not a known setting" in err
 
 
+@pytest.mark.parametrize("how", [("--subset", "4-per-class"), ("--set", "subset=4-per-class")])
+def test_a_part_of_the_images_is_chosen_either_way(ijepa, files, tmp_path, how):
+    words = ["finetune", "--encoder", files["run"], "--data", files["shards"], *how]
+    words += ["--set", "batch_size=16", "--out", tmp_path / "out", "--dry-run", "--json"]
+    assert json.loads(ijepa(*words)[1])["train_images"] == 32
+
+
 def test_a_wrong_option_is_a_usage_error(ijepa):
     assert ijepa("pretrain", "--nonsense")[0] == 2
 

@@ -40,7 +40,8 @@ def finetune(
     from ijepa.finetune import plan_finetune
 
     listed = Path(subset) if subset and Path(subset).is_file() else None
-    config = config if listed else config.model_copy(update={"subset": subset})
+    if subset and not listed:
+        config = config.model_copy(update={"subset": subset})
     cost = plan_finetune(data, config, listed) if runtime.dry_run else None
     with outlook_shown(as_json, cost), shown_progress() as progress:
         outcome = run(data, out, config, runtime, progress, listed)
