@@ -112,14 +112,9 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
 
 
-def checkpoint_body(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `CheckpointWriter.save` and `save_state` write of it."""
-    return checkpoint._asdict() | {"config": checkpoint.config.model_dump(mode="json")}
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically; on a full disk the old file stays."""
-    save_state(path, checkpoint_body(checkpoint))
+    save_state(path, checkpoint._asdict() | {"config": checkpoint.config.model_dump(mode="json")})
 
 
 def load_checkpoint(path: StrPath) -> Checkpoint:
@@ -194,7 +189,16 @@ def check_weights(module: nn.Module, weights: dict[str, Any], source: object) ->
             for name in expected.keys() & found.keys()
             if expected[name] != found[name]
         ]
-        faults = sorted(shapes) + sorted(missing) + sorted(extra)
+        refuse_faults(source, sorted(shapes) + sorted(missing) + sorted(extra))
+
+
+def refuse_faults(source: object, faults: list[str]) -> None:
+    """Name the first faults of weights, if there are any.
+
+    Raises:
+        IjepaError: there are.
+    """
+    if faults:
         raise IjepaError(
             f"{source} is of another architecture: {'; '.join(faults[:3])}"
             f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."

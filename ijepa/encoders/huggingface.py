@@ -28,6 +28,7 @@ from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
 from ijepa.provenance import Provenance, paper_arch
+from ijepa.weights import refuse_faults
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PROCESSOR = "preprocessor_config.json"
@@ -225,11 +226,7 @@ def _check(report: Mapping[str, Any], source: str) -> None:
             name = key if isinstance(key, str) else key[0]
             if not name.startswith(UNUSED):
                 faults.append(f"{name} {'of another shape' if kind == 'mismatched' else kind}")
-    if faults:
-        raise IjepaError(
-            f"{source} is of another architecture: {'; '.join(faults[:3])}"
-            f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
-        )
+    refuse_faults(source, faults)
 
 
 def _normalisation(folder: Path, family: Family, source: str) -> tuple[Rgb, Rgb]:

@@ -36,7 +36,7 @@ from ijepa.encoders.formats import held_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
-from ijepa.weights import check_weights, read_weights, unwrapped
+from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
 PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
@@ -253,11 +253,7 @@ def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # 
         for name, shape in found.items()
         if shape != expected[name]
     ]
-    if faults:
-        raise IjepaError(
-            f"{source} is of another architecture: {'; '.join(faults[:3])}"
-            f"{f' and {len(faults) - 3} more' if len(faults) > 3 else ''}."
-        )
+    refuse_faults(source, faults)
 
 
 def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401  # any class of theirs
