@@ -35,8 +35,8 @@ from ijepa.features.store import FeatureHeader, open_features
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
-from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
-from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, regression
+from ijepa.probes.logistic import fit, regression
+from ijepa.probes.protocols import LINEAR_PROTOCOLS, LOGISTIC_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]

@@ -224,8 +224,7 @@ def _images(
     data: ShardSet, config: FinetuneConfig, subset: StrPath | None
 ) -> "tuple[Labelled, Labelled, Labelled]":
     """Images to train on, held out of these, and to test on; classes are counted from 0."""
-    from ijepa.probes.arrays import hold_out
-    from ijepa.probes.subsets import draw_subset, parse_shots
+    from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
     from ijepa.train.finetuning import Labelled
 
     readers = [data.split(split) for split in (config.split, config.test_split)]

@@ -4,7 +4,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,14 @@ from ijepa.errors import IjepaError
 from ijepa.features.leakage import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
+from ijepa.probes.arrays import Asked, Fit, Labelled
+from ijepa.probes.protocols import (
+    FEW_SHOT_PROTOCOLS,
+    LINEAR_PROTOCOLS,
+    LOGISTIC_PROTOCOLS,
+    LinearProtocol,
+    LogisticProtocol,
+)
 from ijepa.progress import Progress, silent
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -28,11 +36,6 @@ from ijepa.results.record import (
 )
 from ijepa.stage import StagePlan, exclusive_work, is_fresh
 
-if TYPE_CHECKING:
-    from ijepa.probes.arrays import Asked, Fit, Labelled
-    from ijepa.probes.linear_protocols import LinearProtocol
-    from ijepa.probes.logistic import LogisticProtocol
-
 log = logging.getLogger(__name__)
 
 __all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
@@ -44,18 +47,14 @@ PROBES = {
     "logistic": "ijepa.probes.logistic:logistic",
     "linear": "ijepa.probes.linear:linear",
     "knn": "ijepa.probes.knn:knn",
-    "few-shot": "ijepa.probes.few_shot:few_shot",
+    "few-shot": "ijepa.probes.logistic:few_shot",
 }
-PROTOCOLS = {  # the keys of each probe's own table of protocols
-    "logistic": ("ijepa", "msn", "msn-5-shot", "dinov2"),
-    "linear": (
-        "ijepa", "vissl-cifar100", "vissl-places205", "vissl-inat18", "vissl-in1k",
-        "vissl-clevr-count", "vissl-clevr-dist", "vissl-in1k-lars", "paper-in1k-lars",
-        "mae-lars", "mae-lars-50", "dinov2-linear",
-    ),
+PROTOCOLS = {
+    "logistic": tuple(LOGISTIC_PROTOCOLS),
+    "linear": tuple(LINEAR_PROTOCOLS),
     "knn": ("ijepa",),
-    "few-shot": ("ijepa", "msn"),
-}  # fmt: skip
+    "few-shot": tuple(FEW_SHOT_PROTOCOLS),
+}
 DESCRIPTIONS = {
     "logistic": "multinomial L-BFGS on the last layer",
     "linear": "linear heads on the last layer or the last four",
@@ -125,8 +124,6 @@ def probe(
         opened, chosen = _opened(pairs, config, lists)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            from ijepa.probes.arrays import Asked
-
             asked = Asked(config, runtime.device, progress, tuple(chosen))
             shared = _shared(opened[0], config) | {
                 "command": runtime.command,
@@ -190,7 +187,7 @@ def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
     return tuple(file_sha256(subset) for subset in subsets)
 
 
-def _fits(opened: list[OpenPair], asked: "Asked", kept: Path) -> "list[list[Fit]]":
+def _fits(opened: list[OpenPair], asked: Asked, kept: Path) -> list[list[Fit]]:
     """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
@@ -248,7 +245,7 @@ class KeepInFolder:
         return self._folder / f"{name.replace(' ', '-')}.pt"
 
 
-def _plain(fits: "list[Fit]") -> dict[str, Any]:
+def _plain(fits: list[Fit]) -> dict[str, Any]:
     """As tensors and plain values."""
     import torch
 
@@ -257,20 +254,16 @@ def _plain(fits: "list[Fit]") -> dict[str, Any]:
     }
 
 
-def _fits_of(plain: dict[str, Any]) -> "list[Fit]":
-    from ijepa.probes.arrays import Fit
-
+def _fits_of(plain: dict[str, Any]) -> list[Fit]:
     return [Fit(**one | {"predictions": one["predictions"].numpy()}) for one in plain["fits"]]
 
 
-def _labelled(images: Images) -> "Labelled":
-    from ijepa.probes.arrays import Labelled
-
+def _labelled(images: Images) -> Labelled:
     return Labelled(images.store, images.labels, images.views)
 
 
 def _scores(
-    opened: list[OpenPair], fits: "list[list[Fit]]", config: ProbeConfig, shared: dict[str, Any]
+    opened: list[OpenPair], fits: list[list[Fit]], config: ProbeConfig, shared: dict[str, Any]
 ) -> Result:
     """Setting by setting, the first encoder before the baselines."""
     from ijepa.probes.scores import summary
@@ -395,8 +388,6 @@ def _training_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]
     """How labels and stored training views differ from those that a protocol of heads asks for."""
     if config.name != "linear":
         return ()
-    from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
-
     wanted, found = LINEAR_PROTOCOLS[config.protocol], pair.train.store.header
     departures = []
     asked_of = {protocol: label for label, protocol in LOW_LEVEL.items()}.get(config.protocol)
@@ -412,14 +403,10 @@ def _training_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]
     return tuple(departures)
 
 
-def _protocol(config: ProbeConfig) -> "LinearProtocol | LogisticProtocol":
+def _protocol(config: ProbeConfig) -> LinearProtocol | LogisticProtocol:
     """The published protocol that a configuration names."""
     if config.name == "linear":
-        from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
-
         return LINEAR_PROTOCOLS[config.protocol]
-    from ijepa.probes.logistic import LOGISTIC_PROTOCOLS
-
     return LOGISTIC_PROTOCOLS[config.protocol]
 
 

@@ -15,7 +15,7 @@ from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Asked
 from ijepa.probes.heads import Heads
 from ijepa.probes.linear import _Plan, _steps, linear, train_heads
-from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
+from ijepa.probes.protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
 
 CPU = torch.device("cpu")

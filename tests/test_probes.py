@@ -20,17 +20,16 @@ from sklearn.linear_model import LogisticRegression
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import Asked, hold_out
-from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS, few_shot
+from ijepa.probes.arrays import Asked, draw_subset, hold_out
 from ijepa.probes.knn import knn, unit_length, vote
 from ijepa.probes.linear import linear
-from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, centred_unit, logistic
+from ijepa.probes.logistic import centred_unit, few_shot, logistic
+from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS
 from ijepa.probes.scores import (
     mean_class_accuracy,
     paired_p_value,
     top1,
 )
-from ijepa.probes.subsets import draw_subset
 from ijepa.results import compare
 from ijepa.results.compare import paired_class_difference
 
@@ -317,7 +316,7 @@ def test_the_array_api_finds_the_optimum_that_numpy_finds():
     """What a GPU runs, on torch's CPU; SciPy must be told before it is imported."""
     program = """
         import numpy as np, torch
-        from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, fit, predicted, regression
+        from ijepa.probes.logistic import fit, predicted, regression
         rng = np.random.default_rng(0)
         labels = rng.integers(5, size=600)
         rows = rng.standard_normal((5, 16))[labels] + 2 * rng.standard_normal((600, 16))

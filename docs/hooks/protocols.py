@@ -5,11 +5,17 @@ from functools import partial
 
 from ijepa.config import FinetuneConfig
 from ijepa.finetune import PROTOCOLS as FINETUNING
-from ijepa.probes.few_shot import FEW_SHOT_PROTOCOLS
 from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
-from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, LinearProtocol, cosine, steps_down
-from ijepa.probes.logistic import LOGISTIC_PROTOCOLS, LogisticProtocol
-from ijepa.probes.views import View
+from ijepa.probes.protocols import (
+    FEW_SHOT_PROTOCOLS,
+    LINEAR_PROTOCOLS,
+    LOGISTIC_PROTOCOLS,
+    LinearProtocol,
+    LogisticProtocol,
+    View,
+    cosine,
+    steps_down,
+)
 
 NORMS = {"none": "none", "batch": "batch norm", "plain-batch": "batch norm without weights"}
 OPTIMIZERS = {"sgd": "SGD, Nesterov", "sgd-plain": "SGD", "lars": "LARS"}

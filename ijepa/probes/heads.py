@@ -18,7 +18,7 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ijepa.probes.linear_protocols import Head, LinearProtocol
+from ijepa.probes.protocols import Head, LinearProtocol
 
 MOMENTUM = 0.9
 NORM_MOMENTUM = 0.1

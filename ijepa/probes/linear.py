@@ -1,6 +1,6 @@
 """Linear heads trained by SGD or LARS on stored features, all in one pass.
 
-Source: paper A.2; the protocols themselves stand in `linear_protocols`.
+Source: paper A.2; the protocols themselves are data, in `protocols`.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from ijepa.probes.arrays import (
     hold_out,
 )
 from ijepa.probes.heads import Heads
-from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
+from ijepa.probes.protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
 from ijepa.progress import Progress
 
 CONCATENATED = 4  # layers, paper A.2

@@ -1,8 +1,12 @@
-"""Multinomial logistic regression on the last layer, by scikit-learn's L-BFGS."""
+"""Multinomial logistic regression on the last layer, by scikit-learn's L-BFGS.
+
+On all of train with a chosen C, or on small parts of it: drawn several times, or named by lists.
+Source of the latter: facebookresearch/msn `logistic_eval.py`, by the paper's first author.
+"""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,87 +17,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, blocks, hold_out
-from ijepa.probes.views import View
+from ijepa.errors import IjepaError
+from ijepa.probes.arrays import (
+    Asked,
+    Fit,
+    Floats,
+    Ints,
+    Labelled,
+    blocks,
+    draw_subset,
+    hold_out,
+)
+from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
 
 Rescale = Callable[[Floats], Floats]
 
 
-@dataclass(frozen=True)
-class LogisticProtocol:
-    """How a logistic regression is fitted.
-
-    Attributes:
-        strengths: values of C, the inverse of the L2 penalty of the summed loss, ascending; the
-            best on a held-out part of train is taken.
-        scale: `columns` to mean 0 and variance 1 by the training images; `rows`, each less its
-            mean and of length 1; or `none`.
-        intercept: is there a bias, unpenalised?
-        tolerance: of the gradient, times the number of classes: it shrinks as classes share it.
-        iterations: at most.
-        search_iterations: at most while C is chosen; weak penalties would take most of the time,
-            and are seldom chosen.
-        precision: of the sums.
-        source: repo:path.
-        view: of the images; None takes any.
-    """
-
-    strengths: tuple[float, ...]
-    scale: str
-    intercept: bool
-    tolerance: float
-    iterations: int
-    search_iterations: int
-    precision: str
-    source: str
-    view: View | None = None
-
-
-# Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is. Its 300
-# epochs reach the optimum; L-BFGS needs over 1,000 iterations to.
-MSN = LogisticProtocol(
-    strengths=(4000.0,),
-    scale="rows",
-    intercept=False,
-    tolerance=1e-5,
-    iterations=5000,
-    search_iterations=5000,
-    precision="float32",
-    source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
-    view=View(interpolation="bilinear", features="the class token before the final norm"),
-)
-
 FITTED = "coef_", "intercept_"  # where the next fit starts
-
-LOGISTIC_PROTOCOLS = {
-    "ijepa": LogisticProtocol(
-        strengths=(0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
-        scale="columns",
-        intercept=True,
-        tolerance=1e-3,
-        iterations=5000,
-        search_iterations=200,
-        precision="float32",
-        source="ours",
-    ),
-    "msn": MSN,
-    "msn-5-shot": replace(
-        MSN,
-        strengths=(400.0,),
-        source="msn:README.md, lambda 2.5e-3, for five images a class",
-    ),
-    "dinov2": LogisticProtocol(
-        strengths=tuple((10.0 ** np.linspace(-6, 5, 45)).tolist()),
-        scale="none",
-        intercept=True,
-        tolerance=1e-12,
-        iterations=1000,
-        search_iterations=1000,
-        precision="float64",
-        source="dinov2:dinov2/eval/log_regression.py",
-        view=View(crop_fraction=1.0, interpolation="bicubic"),
-    ),
-}
 
 
 def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
@@ -116,6 +56,60 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     chosen = {"C": strength} | choices
     precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
     return [Fit("", found[np.newaxis], chosen, departures=departures, precision=precision)]
+
+
+def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+    """One fit a setting of `config.shots`, each with `config.draws` draws; or one for all lists."""
+    protocol, config = FEW_SHOT_PROTOCOLS[asked.config.protocol], asked.config
+    if asked.subsets:
+        sizes = sorted({len(subset) for subset in asked.subsets})
+        name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
+        if config.subsets:  # other lists of as many images are other ground
+            name += f" (sha256 {', '.join(digest[:8] for digest in config.subsets)})"
+        return [_setting(name, train, test, asked.subsets, protocol)]
+    return [
+        _setting(
+            f"{int(shots)} a class" if shots >= 1 else f"{100 * shots:.3g}% of train",
+            train,
+            test,
+            [draw_subset(train.labels, shots, config.seed, draw) for draw in range(config.draws)],
+            protocol,
+            _too_few(train.labels, shots),
+        )
+        for shots in config.shots
+    ]
+
+
+def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
+    """Classes that do not have what a setting asks of each."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if shots >= 1:
+        small = int((counts < shots).sum())
+        return (f"{small:,} classes have fewer images than {int(shots)}",) if small else ()
+    small = int((shots * counts < 0.5).sum())
+    return (f"{small:,} classes give one image, more than their part",) if small else ()
+
+
+def _setting(
+    name: str,
+    train: Labelled,
+    test: Labelled,
+    subsets: Sequence[Ints],
+    protocol: LogisticProtocol,
+    departures: tuple[str, ...] = (),
+) -> Fit:
+    scored = centred_unit(test.last())
+    probe = regression(protocol, protocol.strengths[0], train.labels)
+    predictions, stopped = [], 0
+    for subset in subsets:
+        if len(np.unique(train.labels[subset])) < 2:
+            raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
+        fitted = centred_unit(train.last(subset))
+        stopped += not fit(probe, fitted, train.labels[subset], None)
+        predictions.append(predicted(probe, scored, None))
+    choices = {"C": probe.C, "draws": len(subsets)}
+    departures += unfinished(stopped, len(subsets), protocol)
+    return Fit(name, np.array(predictions), choices, departures=departures)
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:

@@ -44,7 +44,7 @@ from ijepa.jepa.predictor import save_memory
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.heads import Heads
-from ijepa.probes.linear_protocols import LINEAR_PROTOCOLS
+from ijepa.probes.protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
 from ijepa.provenance import UNKNOWN
 from ijepa.recipes import load_recipe

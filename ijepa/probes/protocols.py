@@ -1,22 +1,42 @@
-"""Published ways to train linear heads on frozen features, as data.
+"""Published protocols of probes, as data: linear heads by SGD or LARS, logistic regression.
 
 Where the paper (A.2) and the evaluation code that it used (facebookresearch/vissl at 04788de9)
-differ, both stand here under names of their own. Learning rates are for batches of 256 and grow
+differ, both are here under names of their own. Learning rates are for batches of 256 and grow
 with the batch. Heads of I-JEPA see averages of patch tokens where MAE and DINOv2 see a class token.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Literal
 
-from ijepa.probes.views import View
+import numpy as np
 
 RATE_BATCH = 256  # to which learning rates refer
 VISSL_PX = (224, 448)
 Schedule = Callable[[float], float]
+RESIZE_256 = 224 / 256  # torchvision's Resize(256), CenterCrop(224)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a protocol scores; None where it takes any, or where its files differ.
+
+    Attributes:
+        crop: `center` or `squash`, as `ijepa extract --crop` names it.
+        crop_fraction: of the resized short side that a centre crop keeps.
+        interpolation: by which images are resized: `bilinear` or `bicubic`.
+        image_px: sides of the square that are published.
+        features: of an image, where they are none that `ijepa extract` stores.
+    """
+
+    crop: Literal["center", "squash"] = "center"
+    crop_fraction: float | None = RESIZE_256
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    image_px: tuple[int, ...] = (224,)
+    features: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,4 +208,85 @@ LINEAR_PROTOCOLS = {
         view=View(interpolation="bicubic"),
         source="dinov2:dinov2/eval/linear.py (8 GPUs of 128)",
     ),
+}
+
+
+@dataclass(frozen=True)
+class LogisticProtocol:
+    """How a logistic regression is fitted.
+
+    Attributes:
+        strengths: values of C, the inverse of the L2 penalty of the summed loss, ascending; the
+            best on a held-out part of train is taken.
+        scale: `columns` to mean 0 and variance 1 by the training images; `rows`, each less its
+            mean and of length 1; or `none`.
+        intercept: is there a bias, unpenalised?
+        tolerance: of the gradient, times the number of classes: it shrinks as classes share it.
+        iterations: at most.
+        search_iterations: at most while C is chosen; weak penalties would take most of the time,
+            and are seldom chosen.
+        precision: of the sums.
+        source: repo:path.
+        view: of the images; None takes any.
+    """
+
+    strengths: tuple[float, ...]
+    scale: str
+    intercept: bool
+    tolerance: float
+    iterations: int
+    search_iterations: int
+    precision: str
+    source: str
+    view: View | None = None
+
+
+# Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is. Its 300
+# epochs reach the optimum; L-BFGS needs over 1,000 iterations to.
+MSN = LogisticProtocol(
+    strengths=(4000.0,),
+    scale="rows",
+    intercept=False,
+    tolerance=1e-5,
+    iterations=5000,
+    search_iterations=5000,
+    precision="float32",
+    source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
+    view=View(interpolation="bilinear", features="the class token before the final norm"),
+)
+
+LOGISTIC_PROTOCOLS = {
+    "ijepa": LogisticProtocol(
+        strengths=(0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
+        scale="columns",
+        intercept=True,
+        tolerance=1e-3,
+        iterations=5000,
+        search_iterations=200,
+        precision="float32",
+        source="ours",
+    ),
+    "msn": MSN,
+    "msn-5-shot": replace(
+        MSN,
+        strengths=(400.0,),
+        source="msn:README.md, lambda 2.5e-3, for five images a class",
+    ),
+    "dinov2": LogisticProtocol(
+        strengths=tuple((10.0 ** np.linspace(-6, 5, 45)).tolist()),
+        scale="none",
+        intercept=True,
+        tolerance=1e-12,
+        iterations=1000,
+        search_iterations=1000,
+        precision="float64",
+        source="dinov2:dinov2/eval/log_regression.py",
+        view=View(crop_fraction=1.0, interpolation="bicubic"),
+    ),
+}
+
+# C is fixed, because a handful of images leaves nothing to choose on.
+FEW_SHOT_PROTOCOLS = {
+    "ijepa": replace(LOGISTIC_PROTOCOLS["msn-5-shot"], view=None),
+    "msn": LOGISTIC_PROTOCOLS["msn"],
 }
