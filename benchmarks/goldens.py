@@ -164,7 +164,7 @@ def pretrain() -> Values:
         yield from prefixed(name, metric_values(out))
     settings = (*TINY, "optimization.epochs=12")
     resumed = (*base, "--out", WORK / "run resumed", *overrides(*settings),
-               "--checkpoint-minutes", "0.001")  # fmt: skip
+               "--checkpoint-seconds", "0.06")  # fmt: skip
     stop_early(resumed)
     ijepa(*resumed)
     yield from prefixed("resumed", metric_values(WORK / "run resumed"))
