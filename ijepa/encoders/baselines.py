@@ -156,9 +156,6 @@ def assign(network: nn.Module, weights: Weights, source: str) -> None:
     network.float()
 
 
-# Vision Transformers.
-
-
 class VitSize(NamedTuple):
     """What the shapes of a file tell; `side_patches` of the square grid of patches."""
 
@@ -231,9 +228,6 @@ def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer
         )
     with torch.device("meta"):  # nothing to initialise: the file's weights take its place
         return VisionTransformer(num_heads=heads, weight_init="skip", **settings)
-
-
-# ResNets.
 
 
 def _byol_block(found: re.Match[str]) -> str:

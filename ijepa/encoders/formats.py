@@ -434,9 +434,6 @@ def _parts(name: str, blocks: str) -> tuple[str, str, str]:
     return match[1] or "", match[2], match[3] or ""
 
 
-# Writing.
-
-
 def write_ours(networks: Networks, out: Path, which: str) -> None:
     """All parts, without optimizer: an encoder for every command, but no run goes on from it."""
     del which
