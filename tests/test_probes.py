@@ -317,6 +317,7 @@ def test_the_array_api_finds_the_optimum_that_numpy_finds():
     program = """
         import numpy as np, torch
         from ijepa.probes.logistic import fit, predicted, regression
+        from ijepa.probes.protocols import LOGISTIC_PROTOCOLS
         rng = np.random.default_rng(0)
         labels = rng.integers(5, size=600)
         rows = rng.standard_normal((5, 16))[labels] + 2 * rng.standard_normal((600, 16))
