@@ -46,6 +46,7 @@ def commands(images: int) -> dict[str, list[str]]:
     frozen = ["--encoder", "run", *data, *cpu]
     pair = ["--train", "train.h5", "--test", "val.h5", "--label", "class", *cpu]
     short = ["--set", "epochs=1", "--set", "warmup_epochs=0.5"]
+    few = ["--set", "steps=20", "--set", "evaluated_images=16", "--set", "sampling_steps=2"]
     return {
         "shard": ["shard", f"scenes:train={images},val=200", "set"],
         "pretrain": ["pretrain", "--recipe", "scenes-mini", *data, "--out", "run", *sets, *cpu],
@@ -54,7 +55,7 @@ def commands(images: int) -> dict[str, list[str]]:
         "probe knn": ["probe", "knn", *pair, "--out", "knn.json"],
         "probe logistic": ["probe", "logistic", *pair, "--out", "logistic.json"],
         "finetune": ["finetune", *frozen, "--label", "class", "--out", "tuned", *short],
-        "train-decoder": ["train-decoder", *frozen, "--out", "decoder", "--set", "steps=20"],
+        "train-decoder": ["train-decoder", *frozen, "--out", "decoder", *few],
         "report": ["report", "knn.json", "run", "--out", "page.html"],
         "convert": ["convert", "run", "run.pth.tar", "--to", "published"],
         "visualize masks": ["visualize", "masks", "--recipe", "scenes-mini", "--out", "m.png"],

@@ -1,8 +1,8 @@
 """What checking costs: the CRC-32 of samples beside decoding, that of checkpoints beside loading.
 
-    python benchmarks/bench_integrity.py --data FOLDER_OR_TAR
+    python benchmarks/bench_integrity.py [--data FOLDER_OR_TAR]
 
-Data holds images, in class folders or not. Costs are fractions of what the same takes without a
+Data holds images, in class folders or not; without it, scenes are rendered. Costs are fractions of what the same takes without a
 check: of an epoch of decoded crops, and of reading bytes alone. Files are in the page cache; from
 a disk, checking weighs less.
 """
@@ -36,7 +36,7 @@ class Unchecked(SplitReader):
 def main() -> None:
     """Time reading with and without checks, print one line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", default="scenes:train=300,val=10")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -93,6 +93,10 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise
+        raise ValueError("an integer of thousands of digits") from error
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:

@@ -760,7 +760,8 @@ def test_labels_that_are_not_known_and_far_apart_integers_are_numbered_from_0_on
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"path": "a.png", "x": ' + "9" * 5000 + "}"])
 def test_a_line_that_no_parser_takes_is_one_line(tmp_path, line):
-    with pytest.raises(IjepaError, match="not a list of images"):
+    known = "not a list of images in UTF-8: (nested too deeply|an integer of thousands of digits)"
+    with pytest.raises(IjepaError, match=known):
         read(write_list(tmp_path / "l.jsonl", line), tmp_path / "work")
 
 
