@@ -2,9 +2,9 @@
 
     python benchmarks/bench_integrity.py [--data FOLDER_OR_TAR]
 
-Data holds images, in class folders or not; without it, scenes are rendered. Costs are fractions of what the same takes without a
-check: of an epoch of decoded crops, and of reading bytes alone. Files are in the page cache; from
-a disk, checking weighs less.
+Data holds images, in class folders or not; without it, scenes are rendered. Costs are fractions of
+what the same takes without a check: of an epoch of decoded crops, and of reading bytes alone. Files
+are in the page cache; from a disk, checking weighs less.
 """
 
 import argparse
