@@ -187,7 +187,7 @@ def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
     return tuple(file_sha256(subset) for subset in subsets)
 
 
-def _fits(opened: list[OpenPair], asked: Asked, kept: Path) -> list[list[Fit]]:
+def _fits(opened: list[OpenPair], asked: Asked, folder: Path) -> list[list[Fit]]:
     """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
@@ -195,54 +195,39 @@ def _fits(opened: list[OpenPair], asked: Asked, kept: Path) -> list[list[Fit]]:
     fits = []
     for number, pair in enumerate(opened):
         asked.progress(task, number, len(opened))
-        keep = KeepInFolder(kept / f"encoder-{number}")
-        if (known := keep.load("fits")) is None:
-            own = asked._replace(keep=keep)
-            known = _plain(fit(_labelled(pair.train), _labelled(pair.test), own))
-            keep.save("fits", known)
-        fits.append(_fits_of(known))
+        kept = KeptStates(folder / f"encoder-{number}.pt")
+        if "fits" not in kept:
+            own = asked._replace(kept=kept)
+            found = _plain(fit(_labelled(pair.train), _labelled(pair.test), own))
+            kept.clear()
+            kept["fits"] = found
+        fits.append(_fits_of(kept["fits"]))
     asked.progress(task, len(opened), len(opened))
     return fits
 
 
-class KeepInFolder:
-    """A file a name; what cannot be read is an error, never a silent start from the beginning.
+class KeptStates(dict[str, dict[str, Any]]):
+    """Unfinished work by name, in one file that is written anew whenever a state is set.
 
-    What cannot be written is told: the work goes on, and a stop would cost more of it.
+    A file that cannot be read is an error, never a silent start from the beginning. One that cannot
+    be written is a warning: the work goes on, and a stop would cost more of it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Remember the folder; it is made when something is saved."""
-        self._folder = folder
+    def __init__(self, path: Path) -> None:
+        """Take up what an earlier start left in the file."""
+        from ijepa.weights import load_state  # behind the cached answer: it needs torch
 
-    def load(self, name: str) -> dict[str, Any] | None:
-        """What was saved last by this name, on the CPU; None where nothing was.
+        super().__init__(load_state(path) if path.exists() else {})
+        self._path = path
 
-        Raises:
-            IjepaError: it is damaged.
-        """
-        path = self._path(name)
-        from ijepa.weights import load_state
-
-        return load_state(path) if path.exists() else None
-
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Put tensors and plain values in place of what was saved before by this name."""
+    def __setitem__(self, name: str, state: dict[str, Any]) -> None:
         from ijepa.weights import save_state
 
-        path = self._path(name)
+        super().__setitem__(name, state)
         try:
-            self._folder.mkdir(exist_ok=True)
-            save_state(path, state)
+            save_state(self._path, dict(self))
         except OSError as error:
-            log.warning("%s is not kept (%s); a stop would cost it", path, error.strerror)
-
-    def drop(self, name: str) -> None:
-        """Remove what was saved by this name, if anything was."""
-        self._path(name).unlink(missing_ok=True)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name.replace(' ', '-')}.pt"
+            log.warning("%s is not kept (%s); a stop would cost it", self._path, error.strerror)
 
 
 def _plain(fits: list[Fit]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Linear heads trained together learn what each would learn alone, by published rules."""
 
-import io
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -157,18 +157,13 @@ def test_every_epoch_shows_every_image_once_and_its_views_in_turn():
 
 
 class Kept(dict):
-    """Keeps bytes, as a file would; a stop comes right after some state was saved."""
+    """Copies, as a file would; a stop comes right after some state was set."""
 
     def __init__(self, stop_after=None):
         self.stop_after = stop_after
 
-    def load(self, name):
-        return torch.load(io.BytesIO(self[name])) if name in self else None
-
-    def save(self, name, state):
-        file = io.BytesIO()
-        torch.save(state, file)
-        self[name] = file.getvalue()
+    def __setitem__(self, name, state):
+        super().__setitem__(name, deepcopy(state))
         if state.get("steps") == self.stop_after:
             raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa.errors import IjepaError
-from ijepa.probe import KeepInFolder
+from ijepa.probe import KeptStates
 from ijepa.weights import load_state, read_weights, save_state
 
 TREE = {
@@ -220,10 +220,8 @@ def test_a_full_disk_is_told_with_the_files_name_and_leaves_the_old_file(tmp_pat
 
 @pytest.mark.usefixtures("full_disk")
 def test_state_that_cannot_be_kept_is_told_and_the_one_before_stays(tmp_path, caplog):
-    keep = KeepInFolder(tmp_path / "kept")
-    keep.save("heads of last", SMALL)
-    keep.save("heads of last", LARGE)
-    assert "heads-of-last.pt is not kept (File too large); a stop would cost it" in caplog.text
-    assert torch.equal(keep.load("heads of last")["x"], SMALL["x"])
-    keep.drop("heads of last")
-    assert keep.load("heads of last") is None
+    kept = KeptStates(tmp_path / "encoder-0.pt")
+    kept["heads"] = SMALL
+    kept["heads"] = LARGE
+    assert "encoder-0.pt is not kept (File too large); a stop would cost it" in caplog.text
+    assert torch.equal(KeptStates(tmp_path / "encoder-0.pt")["heads"]["x"], SMALL["x"])

@@ -1,7 +1,7 @@
 """What a probe is fitted on, and what it gives back."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Stored = np.ndarray[tuple[int, ...], np.dtype[Any]]  # in the store's numbers
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Kept = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
 
 
 ROWS_AT_ONCE = 4096
@@ -65,35 +66,6 @@ class Labelled(NamedTuple):
         return found
 
 
-class Keep(Protocol):
-    """Where a probe puts what it would not do again after a stop."""
-
-    def load(self, name: str) -> dict[str, Any] | None:
-        """What was saved last by this name; None where nothing was."""
-
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Put away tensors and plain values, in place of what was saved before."""
-
-    def drop(self, name: str) -> None:
-        """Forget what was saved by this name; it is no longer needed."""
-
-
-class KeepNothing:
-    """For a probe that nobody starts again."""
-
-    def load(self, name: str) -> None:
-        """Nothing is there."""
-
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Forget it."""
-
-    def drop(self, name: str) -> None:
-        """Nothing is there."""
-
-
-FORGETFUL = KeepNothing()
-
-
 class Asked(NamedTuple):
     """What a probe is asked for.
 
@@ -102,14 +74,15 @@ class Asked(NamedTuple):
         device: on which torch computes, where a probe uses it.
         progress: hears of long work.
         subsets: (n,) image numbers of each list of training images that was given.
-        keep: what an earlier start left, and where to leave something for the next.
+        kept: what an earlier start left, and where to leave something for the next; None for a
+            probe that nobody starts again.
     """
 
     config: ProbeConfig
     device: str = "cpu"
     progress: Progress = silent
     subsets: tuple[Ints, ...] = ()
-    keep: Keep = FORGETFUL
+    kept: Kept | None = None
 
 
 class Fit(NamedTuple):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from torch import Tensor
 from ijepa.compute import computing, pick_linear
 from ijepa.distributed import pick_device, uses_bf16
 from ijepa.probes.arrays import (
-    FORGETFUL,
     Asked,
     Fit,
     Floats,
     Ints,
-    Keep,
+    Kept,
     Labelled,
     Rows,
     Stored,
@@ -99,38 +98,39 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
     heads on the test set itself.
     """
-    config, progress, keep = asked.config, asked.progress, asked.keep
+    config, progress = asked.config, asked.progress
+    kept: Kept = {} if asked.kept is None else asked.kept
     device = pick_device(asked.device)
     bf16 = uses_bf16(config.precision, device)
     protocol = replace(LINEAR_PROTOCOLS[config.protocol], bf16=bf16)
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = _loaded(train._replace(labels=numbered.astype(np.int64)), device, progress)
     test = _loaded(test, device, progress)
-    accuracy = _held_out_accuracy(train, protocol, asked, device)
+    accuracy = _held_out_accuracy(train, protocol, asked, device, kept)
     best = int(np.argmax(accuracy))
-    heads = train_heads(train, protocol, config.seed, device, progress, keep, "train")
+    heads = train_heads(train, protocol, config.seed, device, progress, kept, "train")
     predictions = classes[_predictions(heads, test, device)]
     on_test = (predictions == test.labels).mean(axis=1)
     choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
-    keep.drop(_kept("train heads", protocol))
+    kept.pop(_state_name("train heads", protocol), None)
     departures, precision = _departures(protocol, len(train.labels)), "bf16" if bf16 else "fp32"
     found = predictions[best][np.newaxis]
     return [Fit("", found, choices, float(on_test.max()), departures, precision)]
 
 
 def _held_out_accuracy(
-    train: Labelled, protocol: LinearProtocol, asked: Asked, device: torch.device
+    train: Labelled, protocol: LinearProtocol, asked: Asked, device: torch.device, kept: Kept
 ) -> Floats:
     """(heads,) of heads trained on the larger part of train, on the rest of it."""
-    config, purpose, keep = asked.config, "choose among", asked.keep
-    if (known := keep.load(_kept("choice", protocol))) is not None:
+    config, purpose = asked.config, "choose among"
+    if (known := kept.get(_state_name("choice", protocol))) is not None:
         return np.array(known["accuracy"])
     fitted, held = hold_out(train.labels, config.holdout, config.seed)
     some, held_out = train.take(fitted), train.take(held)
-    heads = train_heads(some, protocol, config.seed, device, asked.progress, keep, purpose)
+    heads = train_heads(some, protocol, config.seed, device, asked.progress, kept, purpose)
     found: Floats = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
-    keep.save(_kept("choice", protocol), {"accuracy": found.tolist()})
-    keep.drop(_kept(f"{purpose} heads", protocol))
+    kept.pop(_state_name(f"{purpose} heads", protocol), None)
+    kept[_state_name("choice", protocol)] = {"accuracy": found.tolist()}
     return found
 
 
@@ -140,7 +140,7 @@ def train_heads(
     seed: int,
     device: torch.device,
     progress: Progress,
-    keep: Keep = FORGETFUL,
+    kept: Kept | None = None,
     purpose: str = "train",
 ) -> Heads:
     """All heads of a protocol, trained on one view of each image an epoch.
@@ -154,7 +154,7 @@ def train_heads(
         seed: of the heads' weights, of the order of images and of their views.
         device: where they are trained.
         progress: hears of every step.
-        keep: of their state.
+        kept: where their state is found and left; None keeps nothing.
         purpose: names the state, and the task that progress hears of.
     """
     dim = train.features.shape[2]
@@ -162,8 +162,8 @@ def train_heads(
     heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
     labels = torch.from_numpy(train.labels).to(device)
     plan = _Plan(protocol, len(labels))
-    state = _kept(f"{purpose} heads", protocol)
-    done, saved = _taken_up(heads, keep, state), time.monotonic()
+    state, kept = _state_name(f"{purpose} heads", protocol), {} if kept is None else kept
+    done, saved = _taken_up(heads, kept.get(state)), time.monotonic()
     progress(f"{purpose} heads steps", done, plan.steps)
     shown, seen = itertools.tee(itertools.islice(_steps(plan, train.views, seed), done, None))
     read = _inputs(train, (rows for _, rows in seen), device)
@@ -173,19 +173,18 @@ def train_heads(
             heads.step(inputs, true, plan.factor(step))
             progress(f"{purpose} heads steps", step + 1, plan.steps)
             if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
-                keep.save(state, {"steps": step + 1, **heads.state()})
+                kept[state] = {"steps": step + 1, **heads.state()}
                 saved = time.monotonic()
     return heads
 
 
-def _kept(name: str, protocol: LinearProtocol) -> str:
+def _state_name(name: str, protocol: LinearProtocol) -> str:
     """Name of a kept state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
     return f"{name} bf16" if protocol.bf16 else name
 
 
-def _taken_up(heads: Heads, keep: Keep, name: str) -> int:
+def _taken_up(heads: Heads, state: dict[str, Any] | None) -> int:
     """Bring heads to where an earlier start left them; the number of steps that they have done."""
-    state = keep.load(name)
     if state is None:
         return 0
     heads.take_up(state)

@@ -207,7 +207,8 @@ def _held_out_scores(
         scores[strength] = float(np.mean(predicted(probe, rest, device) == labels[held]))
         asked.progress("search strengths", len(scores), len(protocol.strengths))
         fitted_to = {name: torch.as_tensor(getattr(probe, name)).cpu() for name in FITTED}
-        asked.keep.save("search", {"accuracies": list(scores.values()), **fitted_to})
+        if asked.kept is not None:
+            asked.kept["search"] = {"accuracies": list(scores.values()), **fitted_to}
     return scores
 
 
@@ -215,9 +216,9 @@ def _taken_up(
     probe: LogisticRegression, protocol: LogisticProtocol, asked: Asked
 ) -> dict[float, float]:
     """Bring a regression to where an earlier start left it; the accuracies found until then."""
-    state = asked.keep.load("search")
-    if state is None:
+    if not asked.kept or "search" not in asked.kept:
         return {}
+    state = asked.kept["search"]
     for name in FITTED:
         setattr(probe, name, _on(_device(asked), state[name].numpy().copy()))
     return dict(zip(protocol.strengths, state["accuracies"], strict=False))  # the first of them
