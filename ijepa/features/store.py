@@ -93,7 +93,7 @@ class Features:
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take over an open file that `open_features` has checked."""
         self.path, self.header, self._store = path, header, store
-        self._numbers = mapped(path, store["features"], "r")
+        self._numbers: Array = np.asarray(mapped(path, store["features"], "r"))
 
     def __enter__(self) -> Self:
         return self
@@ -164,11 +164,24 @@ class Features:
         Raises:
             IjepaError: a number is not finite.
         """
-        stored = self.shape[1]
-        found: Array = np.array(self._numbers[np.asarray(rows, np.int64), stored - layers :])
+        rows, first = np.asarray(rows, np.int64), self.shape[1] - layers
+        if first == 0 and len(rows) and (np.diff(rows) == 1).all():
+            found = self._piece(int(rows[0]), len(rows))
+        else:
+            found = self._numbers[rows, first:]
         if not is_finite(found):
             raise IjepaError(f"{self.path} holds numbers that are not finite; extract again.")
         return found
+
+    def _piece(self, first: int, count: int) -> Array:
+        """Rows that follow each other, in one read: faster than a map, page by page."""
+        _, layers, dim = self.shape
+        size = layers * dim
+        start = self._store["features"].id.get_offset() + first * size * self._numbers.itemsize
+        found = np.fromfile(self.path, self._numbers.dtype, count * size, offset=start)
+        if len(found) < count * size:
+            raise IjepaError(f"{self.path} has been cut short; extract again.")
+        return found.reshape(count, layers, dim)
 
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
@@ -312,7 +325,7 @@ def _check_numbers(found: Features, store: h5py.File) -> None:
         raise IjepaError(f"{found.path} has lost its checksums; extract again.")
     for start, checksum in zip(starts, checksums, strict=True):
         batch = slice(start, start + batch_rows)
-        numbers = np.array(found._numbers[batch])
+        numbers = found._piece(start, len(ids[batch]))
         if not is_finite(numbers):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
