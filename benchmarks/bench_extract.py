@@ -101,7 +101,7 @@ class _Files(Dataset[Tensor]):
 def _plain(files: list[bytes], config: ExtractConfig, out: Path) -> None:
     """Batches through the model, rows into HDF5."""
     encoder = load_encoder(config.encoder, device=DEVICE)
-    views = _Files(files, encoder.image_px, encoder.crop_fraction)
+    views = _Files(files, encoder.data.image_px, encoder.data.eval_crop_fraction)
     workers = num_workers(RUNTIME, DEVICE)
     loader = DataLoader(
         views, batch_size=BATCH, num_workers=workers, pin_memory=DEVICE.type == "cuda"
@@ -112,7 +112,7 @@ def _plain(files: list[bytes], config: ExtractConfig, out: Path) -> None:
     with h5py.File(out, "w") as store, torch.no_grad(), autocast:
         rows = None
         for batch in loader:
-            pooled = encoder.pool(batch.to(DEVICE, non_blocking=True), 1)
+            pooled = encoder.features(batch.to(DEVICE, non_blocking=True), 1)
             features = pooled[:, 0].float().cpu().numpy()
             if rows is None:
                 shape = (0, features.shape[1])

@@ -211,8 +211,8 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_features import *
-path, rows = Path({path!r}), 7000
-for batch in range(1000):
+path, rows = Path({path!r}), 2100
+for batch in range(300):
     add(begin(path, rows, "float16"), batch, numbers(rows))
     if batch == 3:
         print("go", flush=True)
@@ -220,7 +220,7 @@ for batch in range(1000):
 
 
 def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
-    path, rows = tmp_path / "f.h5", 7000
+    path, rows = tmp_path / "f.h5", 2100
     code = WRITE_ON.format(tests=str(Path(__file__).parent), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"go\n"

@@ -11,6 +11,7 @@ from fake_cuda import runtime
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # the rig takes half a minute
 GPU = "cuda:0"
 FAMILIES = (
     "small",

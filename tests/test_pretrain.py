@@ -338,7 +338,10 @@ def accuracy(encoder, train, test):
     """Of a logistic probe on frozen features."""
     features = [
         encoder.features(
-            normalise(torch.from_numpy(images).permute(0, 3, 1, 2), encoder.mean, encoder.std), 1
+            normalise(
+                torch.from_numpy(images).permute(0, 3, 1, 2), encoder.data.mean, encoder.data.std
+            ),
+            1,
         )[:, 0].numpy()
         for images, _ in (train, test)
     ]

@@ -276,6 +276,7 @@ def uneven(rows, seed, *, classes=10, dim=64):
     return labelled(features[:, np.newaxis].astype(np.float32), which)
 
 
+@pytest.mark.slow
 def test_the_fit_of_msn_ends_at_its_optimum_however_long_that_takes():
     train, test = uneven(2000, 0), uneven(1000, 1)
     (found,) = logistic(train, test, asked("logistic", protocol="msn"))
