@@ -67,3 +67,11 @@ def test_a_cached_probe_reads_no_numbers(made, monkeypatch):
     monkeypatch.setattr(features.Features, "read", lambda *_: pytest.fail("numbers were read"))
     pair = FeaturePair(folder / "train.h5", folder / "val.h5")
     assert probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU).cached
+
+
+def test_pretraining_starts_without_libraries_that_it_does_not_use():
+    script = "import sys, ijepa.train.pretraining; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not set(found.stdout.split()) & {*SLOW_TO_IMPORT, "torchvision"} - {"torch"}
