@@ -145,7 +145,7 @@ def masks() -> Values:
     for name, (recipe, settings) in asked.items():
         found = ijepa("visualize", "masks", "--recipe", recipe, "--out", WORK / f"masks {name}.png",
                       "--batches", 20, *overrides("data.batch_size=16", *settings))  # fmt: skip
-        yield from prefixed(name, numbers(found))
+        yield from prefixed(name, numbers(found.get("figures", found)))
 
 
 def pretrain() -> Values:

@@ -196,7 +196,7 @@ def _view(run: Path, config: PretrainConfig | None) -> "RunView":
 
 def _masks(config: PretrainConfig) -> "tuple[str, list[Picture]]":
     """What the masks of a run come to: in a sentence, and as maps of how often a patch is seen."""
-    from ijepa.figures.mask_sheet import heat_map
+    from ijepa.figures.masks import heat_map
     from ijepa.jepa.masks import mask_statistics
     from ijepa.results.page import map_picture
 

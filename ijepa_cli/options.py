@@ -15,7 +15,7 @@ from ijepa.recipes import apply_override
 from ijepa_cli.show import outlook_shown
 
 # Names of options that are not those of their fields.
-FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split"}
+FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
 SETTINGS, RUN = "Settings", "How to run"
 ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
 NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
@@ -122,6 +122,8 @@ def _option(
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
     kind = _type(field.annotation)
     default = ... if field.is_required() else field.default
+    if default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
     if isinstance(default, tuple) and get_origin(kind) is list:
         default = list(default) or None
     option = typer.Option(

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
+from ijepa.config import ConvertConfig, ExtractConfig, MasksConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
 from ijepa.extract import extract
 from ijepa.features import store as features
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
-from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
+from ijepa.visualize import visualize
 
 CPU = Runtime(device="cpu", workers=0)
 SLOW_TO_IMPORT = ("torch", "scipy", "sklearn", "timm", "pandas", "matplotlib", "transformers")
@@ -31,7 +31,7 @@ def made(run, shards, tmp_path_factory):
     probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
     report([folder / "r.json", run], folder / "r.html", CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
-    visualize_masks(folder / "m.png", MaskSheetConfig(recipe=load_recipe("cifar10")))
+    visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
     features = ["--train", str(pair.train), "--test", str(pair.test)]
     where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
     recipe = ["--recipe", str(run / "config.yaml"), "--data", str(shards)]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ijepa.config import DecoderConfig, Runtime
+from ijepa.config import DecoderConfig, PredictionsConfig, Runtime
 from ijepa.decode import decoder_config, train_decoder
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
 from ijepa.decoder.model import (
@@ -28,13 +28,13 @@ from ijepa.decoder.model import (
 from ijepa.encoders.base import weights_sha256
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.figures.prediction_sheet import GAP_PX, TILE_PX, hide
+from ijepa.figures.draw import GAP_PX, PNG_SCALE
 from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.train import loop
-from ijepa.visualize.predictions import PredictionsConfig, visualize_predictions
+from ijepa.visualize import visualize
 from ijepa.weights import load_state
 from ijepa_cli.main import app
 
@@ -226,14 +226,14 @@ def test_a_decoder_of_other_weights_is_refused(run, shards, decoder, tmp_path):
         loaded(decoder, f"random:{run}")
     choice = PredictionsConfig(encoder=f"random:{run}", decoder=str(decoder))
     with pytest.raises(IjepaError, match="train a decoder for it"):
-        visualize_predictions(shards, tmp_path / "p.png", choice, CPU)
+        visualize(tmp_path / "p.png", choice, shards, runtime=CPU)
     assert not (tmp_path / "p.png").exists()
 
 
 def test_a_damaged_or_missing_decoder_is_refused(run, shards, decoder, tmp_path):
     choice = PredictionsConfig(encoder=str(run), decoder=str(run))
     with pytest.raises(IjepaError, match="is no finished decoder"):
-        visualize_predictions(shards, tmp_path / "p.png", choice, CPU)
+        visualize(tmp_path / "p.png", choice, shards, runtime=CPU)
     broken = shutil.copytree(decoder, tmp_path / "broken")
     path = broken / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:1000])
@@ -273,30 +273,19 @@ def test_settings_that_make_no_decoder_are_refused():
 
 def test_a_picture_has_a_row_an_image_and_is_the_same_twice(run, shards, decoder, tmp_path):
     choice = PredictionsConfig(
-        encoder=str(run), decoder=str(decoder), num_images=3, num_samples=2, num_target_samples=2
+        encoder=str(run), decoder=str(decoder), images=3, samples=2, target_samples=2
     )
-    made = [
-        visualize_predictions(shards, tmp_path / name, choice, CPU) for name in ("a.png", "b.png")
-    ]
+    made = [visualize(tmp_path / name, choice, shards, runtime=CPU) for name in ("a.png", "b.png")]
     assert made[0].keys == made[1].keys
     assert len(set(made[0].keys)) == 3
-    assert made[0].spread_predicted > 0
+    assert made[0].figures["spread_predicted"] > 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert visualize_predictions(shards, tmp_path / "a.png", choice, CPU).cached
+    assert visualize(tmp_path / "a.png", choice, shards, runtime=CPU).cached
     with Image.open(tmp_path / "a.png") as picture:
         width, height = picture.size
-    step = TILE_PX + GAP_PX
-    assert width == 6 * step + GAP_PX
+    step = (144 + GAP_PX) * PNG_SCALE
+    assert width == 6 * step + GAP_PX * PNG_SCALE
     assert 3 * step < height < 4 * step
-
-
-def test_the_context_is_shown_and_the_rest_is_grey():
-    images = np.zeros((1, 32, 32, 3), dtype=np.uint8)
-    shown = hide(images, np.array([[0, 5]]), 8)
-    seen = (shown == 0).all(axis=-1)[0]
-    assert seen[:8, :8].all()
-    assert seen[8:16, 8:16].all()
-    assert seen.sum() == 2 * 64
 
 
 def test_the_commands_say_what_would_run_and_what_was_drawn(run, shards, decoder, tmp_path):
@@ -308,5 +297,5 @@ def test_the_commands_say_what_would_run_and_what_was_drawn(run, shards, decoder
     words = ["visualize", "predictions", "--encoder", run, "--decoder", decoder, "--data", shards]
     words += ["--out", tmp_path / "p.png", "--images", 2, "--samples", 1, "--json"]
     found = CliRunner().invoke(app, [*map(str, words)])
-    assert json.loads(found.stdout)["spread_predicted"] is None
+    assert json.loads(found.stdout)["figures"]["spread_predicted"] is None
     assert (tmp_path / "p.png").stat().st_size > 1000

@@ -7,6 +7,8 @@ from ijepa.config import (
     ConvertConfig,
     ExtractConfig,
     FinetuneConfig,
+    MasksConfig,
+    NeighborsConfig,
     ProbeConfig,
     Runtime,
     ShardConfig,
@@ -23,8 +25,7 @@ from ijepa.report import report
 from ijepa.results.compare import compare
 from ijepa.results.record import read_result
 from ijepa.shard import shard
-from ijepa.visualize.masks import MaskSheetConfig, visualize_masks
-from ijepa.visualize.neighbors import NeighborsConfig, visualize_neighbors
+from ijepa.visualize import visualize
 
 CPU = Runtime(device="cpu", workers=0)
 
@@ -67,6 +68,6 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     assert plan_finetune(data, finetuning).train_images == 256
     convert(kind(str(run)), at("c.pth.tar"), ConvertConfig(to="published"), CPU)
     assert report([at("r.json"), kind(str(run))], at("r.html")).results
-    config = MaskSheetConfig(recipe=tiny_config, num_batches=2)
-    assert visualize_masks(at("m.png"), config, data).out.is_file()
-    assert visualize_neighbors([at("val.h5")], at("n.png"), NeighborsConfig(), data).out.is_file()
+    config = MasksConfig(recipe=tiny_config, batches=2)
+    assert visualize(at("m.png"), config, data).out.is_file()
+    assert visualize(at("n.png"), NeighborsConfig(), data, [at("val.h5")]).out.is_file()

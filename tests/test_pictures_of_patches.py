@@ -15,23 +15,22 @@ from sklearn.decomposition import PCA
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
-from ijepa.config import Runtime
+from ijepa.config import AttentionConfig, PcaConfig, Runtime
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
-from ijepa.figures.attention_maps import attention_of, attention_seen_by, rolled_out
-from ijepa.figures.attention_sheet import largest_elsewhere, overlay
-from ijepa.figures.patch_colours import BACKGROUND, foreground, patch_colours, principal_components
-from ijepa.provenance import UNKNOWN
-from ijepa.visualize import (
-    AttentionConfig,
-    EncoderChoice,
-    ImageChoice,
-    PcaConfig,
-    visualize_attention,
-    visualize_pca,
+from ijepa.figures.attention import (
+    attention_of,
+    attention_seen_by,
+    largest_elsewhere,
+    overlay,
+    rolled_out,
 )
-from ijepa.visualize.attention import query_of
+from ijepa.figures.draw import HIDDEN
+from ijepa.figures.pca import foreground, patch_colours, principal_components
+from ijepa.provenance import UNKNOWN
+from ijepa.visualize import visualize
+from ijepa.visualize.patches import query_of
 from ijepa_cli.main import app, main
 
 CPU = Runtime(device="cpu", workers=0)
@@ -141,10 +140,10 @@ def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token(
     vit = with_class_token()
     network = encoder_of(vit)
     rows = torch.randn(17, 17)
-    torch.testing.assert_close(rows[query_of("mean", network).tokens], rows[1:])
-    torch.testing.assert_close(rows[query_of("class", network).tokens], rows[:1])
-    torch.testing.assert_close(rows[query_of("1,2", network).tokens], rows[1 + 6 : 1 + 7])
-    assert query_of("center", network).patch == (2, 2)
+    torch.testing.assert_close(rows[query_of("mean", network)[2]], rows[1:])
+    torch.testing.assert_close(rows[query_of("class", network)[2]], rows[:1])
+    torch.testing.assert_close(rows[query_of("1,2", network)[2]], rows[1 + 6 : 1 + 7])
+    assert query_of("center", network)[1] == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +176,11 @@ def test_average_pooled_patch_tokens_are_the_features_that_extract_stores():
 
 def test_components_are_scikit_learns_with_the_largest_loading_positive():
     tokens = np.random.default_rng(0).normal(size=(200, 7)) * np.arange(1, 8)
-    found = principal_components(tokens)
+    places, explained = principal_components(tokens)
     pca = PCA(3, svd_solver="full").fit(tokens)
     signs = np.sign(pca.components_[np.arange(3), np.abs(pca.components_).argmax(axis=1)])
-    np.testing.assert_allclose(found.places, pca.transform(tokens) * signs, atol=1e-9)
-    np.testing.assert_allclose(found.explained, pca.explained_variance_ratio_)
+    np.testing.assert_allclose(places, pca.transform(tokens) * signs, atol=1e-9)
+    np.testing.assert_allclose(explained, pca.explained_variance_ratio_)
 
 
 def squares() -> np.ndarray:
@@ -197,12 +196,12 @@ def test_the_foreground_is_what_stands_in_the_middle(sign):
     wanted = np.zeros((4, 8, 8), dtype=bool)
     wanted[:, 2:6, 2:6] = True
     np.testing.assert_array_equal(foreground(sign * squares(), 0.5), wanted)
-    found = patch_colours(sign * squares(), 0.5)
-    assert (found.colours[~wanted] == BACKGROUND).all()
+    colours, _ = patch_colours(sign * squares(), 0.5)
+    assert (colours[~wanted] == HIDDEN).all()
 
 
 def test_alike_tokens_have_alike_colours_in_every_image():
-    colours = patch_colours(squares()).colours.astype(int)
+    colours = patch_colours(squares())[0].astype(int)
     inside, outside = colours[:, 2:6, 2:6, 0], np.delete(colours[:, 0, :, 0], 0, axis=1)
     assert abs(inside.mean() - outside.mean()) > 150
     assert inside.std() < 30
@@ -218,8 +217,8 @@ def test_a_threshold_that_leaves_no_patches_is_refused():
 def test_an_overlay_is_darkest_where_attention_is_largest():
     shares = np.zeros((2, 2), dtype=np.float32)
     shares[1, 0] = 1
-    white = np.full((4, 4, 3), 255, dtype=np.uint8)
-    map_ = overlay(white, shares, (40, 40), largest_elsewhere(shares, None)).sum(axis=2)
+    white = np.full((40, 40, 3), 255, dtype=np.uint8)
+    map_ = overlay(white, shares, largest_elsewhere(shares, None)).sum(axis=2)
     assert map_[30, 10] == map_.min() < map_[10, 10] == map_.max() == 3 * 255
 
 
@@ -230,23 +229,22 @@ def test_what_a_query_keeps_for_itself_does_not_hide_what_it_sees():
 
 
 def test_attention_is_drawn_once_and_to_the_byte(run, shards, tmp_path):
-    config = AttentionConfig(
-        encoder=EncoderChoice(encoders=(str(run), RANDOM)), images=ImageChoice(num_images=2)
-    )
+    config = AttentionConfig(encoder=(str(run), RANDOM), images=2)
     out = tmp_path / "a.png"
-    picture = visualize_attention(shards, out, config, CPU)
+    picture = visualize(out, config, shards, runtime=CPU)
     assert (picture.cached, picture.images, len(picture.encoders)) == (False, 2, 2)
-    assert visualize_attention(shards, out, config, CPU).cached
+    assert len(set(picture.keys)) == 2
+    assert visualize(out, config, shards, runtime=CPU).cached
     before = out.read_bytes()
-    visualize_attention(shards, out, config, Runtime(device="cpu", force=True))
+    visualize(out, config, shards, runtime=Runtime(device="cpu", force=True))
     assert out.read_bytes() == before
 
 
 def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
-    encoders = EncoderChoice(encoders=(RANDOM,))
-    visualize_attention(shards, tmp_path / "a.svg", AttentionConfig(encoder=encoders), CPU)
-    config = PcaConfig(encoder=encoders, layers=(0, -1))
-    visualize_pca(shards, tmp_path / "p.svg", config, CPU)
+    encoder = (RANDOM,)
+    visualize(tmp_path / "a.svg", AttentionConfig(encoder=encoder), shards, runtime=CPU)
+    config = PcaConfig(encoder=encoder, layer=(0, -1))
+    visualize(tmp_path / "p.svg", config, shards, runtime=CPU)
     for name in ("a.svg", "p.svg"):
         lines = re.findall(r"<text [^>]*>(.*?)</text>", (tmp_path / name).read_text())
         text = " ".join(lines)
@@ -257,35 +255,35 @@ def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
 
 def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
     config = PcaConfig(
-        encoder=EncoderChoice(encoders=(str(run), f"random:{run}")),
-        images=ImageChoice(num_images=2),
-        layers=(0, -1),
+        encoder=(str(run), f"random:{run}"),
+        images=2,
+        layer=(0, -1),
         batch=16,
         foreground=0.3,
     )
     out = tmp_path / "p.png"
-    picture = visualize_pca(shards, out, config, CPU)
+    picture = visualize(out, config, shards, runtime=CPU)
     assert len(picture.figures) == 4
     assert all(0 < share <= 1 for share in picture.figures.values())
-    assert Image.open(out).width == 5 * 138 + 10
-    assert visualize_pca(shards, out, config, CPU).cached
+    assert Image.open(out).width == 2 * (5 * 138 + 10)
+    assert visualize(out, config, shards, runtime=CPU).cached
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"layer": 2}, "no layer 2"),
-        ({"images": ImageChoice(split="test")}, "no split 'test'"),
-        ({"images": ImageChoice(keys=("nobody",))}, "no image 'nobody'"),
-        ({"images": ImageChoice(num_images=65)}, "has 64 images, not 65"),
-        ({"encoder": EncoderChoice(encoders=("pixels",))}, "pixels@16 is no Vision Transformer"),
-        ({"encoder": EncoderChoice(encoders=("nothing",))}, "no encoder 'nothing'"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"keys": ("nobody",)}, "no image 'nobody'"),
+        ({"images": 64, "split": "few"}, "no split 'few'"),
+        ({"encoder": ("pixels",)}, "pixels@16 is no Vision Transformer"),
+        ({"encoder": ("nothing",)}, "no encoder 'nothing'"),
     ],
 )
 def test_what_cannot_be_drawn_leaves_no_picture(shards, tmp_path, choices, message):
-    config = AttentionConfig(**({"encoder": EncoderChoice(encoders=(RANDOM,))} | choices))
+    config = AttentionConfig(**({"encoder": (RANDOM,)} | choices))
     with pytest.raises(IjepaError, match=message):
-        visualize_attention(shards, tmp_path / "a.png", config, CPU)
+        visualize(tmp_path / "a.png", config, shards, runtime=CPU)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,5 @@
 """The report: every number of the results, all curves of the runs, in a file that loads nothing."""
 
-import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -9,9 +8,9 @@ import numpy as np
 import pytest
 from test_probe import pair
 
-from ijepa.config import ProbeConfig, Runtime
+from ijepa.config import MasksConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.figures.chart import Series, line_chart, nice_ticks
+from ijepa.figures.curves import line_chart
 from ijepa.probe import probe
 from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
@@ -19,6 +18,7 @@ from ijepa.report import report
 from ijepa.results.page import breakable
 from ijepa.results.record import result_id, write_result
 from ijepa.results.tables import grouped
+from ijepa.visualize import visualize
 from ijepa_cli.score_table import report_tables
 
 
@@ -156,29 +156,16 @@ def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
             assert score.encoder in text
 
 
-@pytest.mark.parametrize(
-    ("ends", "ticks"),
-    [
-        ((0, 10), [0, 2.5, 5, 7.5, 10]),
-        ((0.1, 0.9), [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        ((-3, 3), [-4, -2, 0, 2, 4]),
-        ((5, 5), None),
-        ((0, 0), None),
-    ],
-)
-def test_ticks_are_round_and_hold_the_ends(ends, ticks):
-    found = nice_ticks(*ends)
-    assert found[0] <= ends[0]
-    assert found[-1] >= ends[1]
-    assert found[0] < found[-1]
-    if ticks:
-        assert found == pytest.approx(ticks)
+def drawn_points(chart):
+    """(x, y) of the longest line of a chart, in its pixels."""
+    lines = re.findall(r'd="M (\S+ \S+) \n((?:L \S+ \S+ \n)+)"', chart)
+    first, rest = max(lines, key=lambda line: len(line[1]))
+    return [tuple(map(float, pair.split())) for pair in [first, *re.findall("L (.*?) \n", rest)]]
 
 
 def test_a_chart_draws_each_point_where_its_numbers_say():
-    picture = line_chart([Series("a", [0, 50, 100], [0, 1, 0])], "x", "y")
-    points = re.search(r'points="([^"]+)"', picture)[1].split()
-    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points[:3])
+    chart = line_chart({"a": ([0, 50, 100], [0, 1, 0])}, "x", "y")
+    (x0, y0), (x1, y1), (x2, y2) = drawn_points(chart)[:3]
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
     assert x0 < x1
     assert y0 == y2 > y1
@@ -186,10 +173,18 @@ def test_a_chart_draws_each_point_where_its_numbers_say():
 
 def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
     many = list(map(float, range(100_000)))
-    picture = line_chart([Series("a", many, many)], "x", "y")
-    assert len(picture) < 20_000
-    assert json.dumps(picture)
-    assert len(re.search(r'points="([^"]+)"', picture)[1].split()) <= 402
+    zigzag = [float(number % 2) for number in range(0, 100_000, 1)]
+    chart = line_chart({"a": (many, many), "b": (many, zigzag)}, "x", "y")
+    assert len(chart) < 60_000
+    assert len(drawn_points(chart)) <= 402
+
+
+def test_a_chart_takes_the_colours_of_the_page_and_shows_names_as_text():
+    chart = line_chart({"<b>$x$": ([1.0], [2.0]), "other": ([1.0], [3.0])}, "images & more", "y")
+    assert "currentColor" in chart
+    assert "images &amp; more" in chart
+    assert "&lt;b&gt;$x$" in chart
+    assert not re.search(r"<style|<b>| id=.figure|http://www.w3.org/2000/svg.*http://", chart)
 
 
 def seeded(folder, seed, probe_seed=0, **header):
@@ -278,12 +273,10 @@ def test_a_folder_of_results_is_its_results(results, tmp_path):
 
 
 def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
-    from ijepa.visualize import MaskSheetConfig, visualize_masks
-
     png, html, svg = (tmp_path / f"picture.{kind}" for kind in ("png", "html", "svg"))
     command = Runtime(command="ijepa visualize masks --recipe cifar10")
-    config = MaskSheetConfig(recipe=load_recipe("cifar10"), num_images=1, num_batches=1)
-    visualize_masks(png, config, runtime=command)
+    config = MasksConfig(recipe=load_recipe("cifar10"), images=1, batches=1)
+    visualize(png, config, runtime=command)
     html.write_text("<p>points &amp; labels</p>")
     svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     report([results[0], run, png, html, svg], tmp_path / "report.html")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.config import ConvertConfig, ExtractConfig, Runtime
+from ijepa.config import ConvertConfig, ExtractConfig, RetrievalConfig, Runtime
 from ijepa.convert import convert
 from ijepa.data.shards import open_shards
 from ijepa.decoder.blocks import draw_blocks
@@ -19,9 +19,7 @@ from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.train.watch import Watch
-from ijepa.visualize import visualize_retrieval
-from ijepa.visualize.images import ImageChoice
-from ijepa.visualize.retrieval import RetrievalConfig
+from ijepa.visualize import visualize
 from ijepa.weights import load_checkpoint, save_checkpoint
 
 CPU = Runtime(device="cpu", workers=0)
@@ -99,13 +97,8 @@ def test_retrieval_is_that_of_a_predictor_of_the_last_layer_alone(
         state.model[name] = state.model[name][DIM:].clone()
     save_checkpoint(alone, state._replace(config=tiny_config))
     names = (str(layers_run), str(alone))
-    config = RetrievalConfig(
-        encoder={"encoders": names},
-        images=ImageChoice(num_images=2),
-        measured=16,
-        store_images=64,
-    )
-    figures = visualize_retrieval(shards, tmp_path / "r.png", config, CPU).figures
+    config = RetrievalConfig(encoder=names, images=2, measured=16, store_images=64)
+    figures = visualize(tmp_path / "r.png", config, shards, runtime=CPU).figures
     ours, theirs = ([n for key, n in figures.items() if key.endswith(name)] for name in names)
     assert len(ours) == len(theirs) == 8
     assert ours == pytest.approx(theirs, abs=1e-6)

@@ -6,16 +6,22 @@ from inspect import isclass
 from pydantic.fields import FieldInfo
 
 from ijepa.config import (
+    AttentionConfig,
     BlockMasks,
     ConvertConfig,
     DecoderConfig,
+    EmbeddingConfig,
     ExtractConfig,
     FinetuneConfig,
     MultiblockMasks,
+    NeighborsConfig,
+    PcaConfig,
+    PredictionsConfig,
     PretrainConfig,
     ProbeConfig,
     RandomMasks,
     RasterizedMasks,
+    RetrievalConfig,
     Settings,
     ShardConfig,
 )
@@ -27,6 +33,12 @@ STAGES = {
     "probe": ProbeConfig,
     "finetune": FinetuneConfig,
     "train-decoder": DecoderConfig,
+    "visualize attention": AttentionConfig,
+    "visualize pca": PcaConfig,
+    "visualize neighbors": NeighborsConfig,
+    "visualize retrieval": RetrievalConfig,
+    "visualize embedding": EmbeddingConfig,
+    "visualize predictions": PredictionsConfig,
     "convert": ConvertConfig,
 }
 MASKS = (MultiblockMasks, RasterizedMasks, BlockMasks, RandomMasks)

@@ -4,6 +4,17 @@ Defaults are the published recipe (facebookresearch/ijepa configs/in1k_vith14_ep
 field says otherwise. What does not change a result (device, workers, logging) is in `Runtime`.
 """
 
+from ijepa.config.pictures import (
+    AttentionConfig,
+    EmbeddingConfig,
+    EncodersConfig,
+    MasksConfig,
+    NeighborsConfig,
+    PcaConfig,
+    PictureConfig,
+    PredictionsConfig,
+    RetrievalConfig,
+)
 from ijepa.config.pretrain import (
     ARCHITECTURES,
     Architecture,
@@ -50,10 +61,12 @@ from ijepa.config.values import (
 
 __all__ = [
     "ARCHITECTURES", "CPU_WORKERS", "IMAGENET_MEAN", "IMAGENET_STD", "MAX_PIXELS", "RUNTIME",
-    "Architecture", "BlockMasks", "Config", "ConvertConfig", "DataConfig", "DecoderConfig",
-    "EncoderConfig", "ExtractConfig", "FinetuneConfig", "Interpolation", "MaskConfig",
-    "MultiblockMasks", "OptimizationConfig", "Precision", "PredictorConfig", "PretrainConfig",
-    "ProbeConfig", "RandomMasks", "RasterizedMasks", "Rgb", "Runtime", "Settings", "ShardConfig",
-    "Size", "StrPath", "StreamConfig", "TargetConfig", "WatchConfig", "architecture",
-    "height_width", "validated",
+    "Architecture", "AttentionConfig", "BlockMasks", "Config", "ConvertConfig", "DataConfig",
+    "DecoderConfig", "EmbeddingConfig", "EncoderConfig", "EncodersConfig", "ExtractConfig",
+    "FinetuneConfig", "Interpolation", "MaskConfig", "MasksConfig", "MultiblockMasks",
+    "NeighborsConfig", "OptimizationConfig", "PcaConfig", "PictureConfig", "Precision",
+    "PredictionsConfig", "PredictorConfig", "PretrainConfig", "ProbeConfig", "RandomMasks",
+    "RasterizedMasks", "RetrievalConfig", "Rgb", "Runtime", "Settings", "ShardConfig", "Size",
+    "StrPath", "StreamConfig", "TargetConfig", "WatchConfig", "architecture", "height_width",
+    "validated",
 ]  # fmt: skip

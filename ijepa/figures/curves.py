@@ -1,13 +1,19 @@
 """The curves of a run: its loss, its health, its schedules, over images seen."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from ijepa.figures.chart import Series, line_chart
+from ijepa.figures.draw import COLOURS, INK, PER_INCH, SOFT, encoded, style
 
 Records = Sequence[dict[str, float]]
+Points = tuple[list[float], list[float]]  # x ascending, y
 
+WIDTH_PX, HEIGHT_PX = 460, 240
+MOST_POINTS = 400  # more than the chart has pixels to show
 CURVES = (  # fields of a record, label of the axis, what the reader should know
     (("loss",), "loss", "Of pretraining it does not show progress: targets move, too."),
     (("held_out_loss",), "held-out loss", "On images not trained on; labels not smoothed."),
@@ -42,16 +48,53 @@ CURVES = (  # fields of a record, label of the axis, what the reader should know
 
 
 def run_curves(records: Records) -> list[tuple[Markup, str]]:
-    """Charts of a run's `metrics.jsonl` as SVG, each with what to see in it."""
+    """Charts of a run's `metrics.jsonl` as SVG for a page, each with what to see in it."""
     charts = []
     for fields, label, caption in CURVES:
-        series = [_series(records, field) for field in fields]
-        if all(line.x for line in series):
+        series = {field.replace("_", " "): _points(records, field) for field in fields}
+        if all(x for x, _ in series.values()):
             charts.append((line_chart(series, "images seen", label), caption))
     return charts
 
 
-def _series(records: Records, field: str) -> Series:
-    points = [(record.get("images", 0.0), record[field]) for record in records if field in record]
-    name = field.replace("_", " ")
-    return Series(name, [x for x, _ in points], [y for _, y in points])
+def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Markup:
+    """Draw lines over a common grid as an SVG element in the colours of the page around it.
+
+    Args:
+        series: name -> points, at least one point each; names stand there if there are several.
+        x_label: with its unit, if it has one.
+        y_label: likewise.
+    """
+    with style():
+        figure = Figure(figsize=(WIDTH_PX / PER_INCH, HEIGHT_PX / PER_INCH), facecolor="none")
+        axes = figure.add_axes((0.15, 0.19, 0.82, 0.70))
+        for (name, (x, y)), colour in zip(series.items(), COLOURS, strict=False):
+            every = -(-len(x) // MOST_POINTS)
+            marker = "." if len(x) == 1 else ""
+            points = x[::every] + x[-1:], y[::every] + y[-1:]
+            axes.plot(*points, color=colour, linewidth=1.8, label=name, marker=marker)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(color=SOFT[0], alpha=0.25, linewidth=0.8)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if len(series) > 1:
+            axes.legend(
+                frameon=False, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=len(series)
+            )
+        text = encoded(figure, ".svg").decode()
+    # A page has ids, styles and colours of its own; nothing in it may look like an address.
+    size = f'viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" aria-label="{escape(y_label)}"'
+    text = re.sub(r".*?<svg [^>]*>", f"<svg {size}>", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style|clipPath).*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r' clip-path="[^"]*"|(?<=<g) id="[^"]*"', "", text)
+    for colour in (INK[0], SOFT[0]):
+        text = text.replace(colour, "currentColor")
+    return Markup(text)  # escaped by matplotlib
+
+
+def _points(records: Records, field: str) -> Points:
+    found = [(record.get("images", 0.0), record[field]) for record in records if field in record]
+    return [x for x, _ in found], [y for _, y in found]

@@ -1,31 +1,184 @@
-"""Pictures of what the method does: its masks, what encoders see, what predictions look like.
+"""Draw what the method does: its masks, what encoders see, what is predicted."""
 
-One file a picture; each is a stage of its own, with its own configuration.
-"""
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from ijepa.visualize.attention import AttentionConfig, visualize_attention
-from ijepa.visualize.embedding import EmbeddingConfig, visualize_embedding
-from ijepa.visualize.images import EncoderChoice, ImageChoice, Picture
-from ijepa.visualize.masks import MaskFigures, MaskSheetConfig, visualize_masks
-from ijepa.visualize.neighbors import NeighborsConfig, visualize_neighbors
-from ijepa.visualize.pca import PcaConfig, visualize_pca
-from ijepa.visualize.retrieval import RetrievalConfig, visualize_retrieval
+from ijepa.config import (
+    RUNTIME,
+    AttentionConfig,
+    Config,
+    EmbeddingConfig,
+    EncodersConfig,
+    MasksConfig,
+    NeighborsConfig,
+    PcaConfig,
+    PictureConfig,
+    PredictionsConfig,
+    RetrievalConfig,
+    Runtime,
+    StrPath,
+)
+from ijepa.data.shards import ShardSet, open_shards
+from ijepa.encoders.spec import EncoderSpec
+from ijepa.errors import IjepaError
+from ijepa.features.store import Features, open_features
+from ijepa.files import write_bytes
+from ijepa.progress import Progress, silent
+from ijepa.records import read_record
+from ijepa.stage import StagePlan, exclusive_work
 
-__all__ = [
-    "AttentionConfig",
-    "EmbeddingConfig",
-    "EncoderChoice",
-    "ImageChoice",
-    "MaskFigures",
-    "MaskSheetConfig",
-    "NeighborsConfig",
-    "PcaConfig",
-    "Picture",
-    "RetrievalConfig",
-    "visualize_attention",
-    "visualize_embedding",
-    "visualize_masks",
-    "visualize_neighbors",
-    "visualize_pca",
-    "visualize_retrieval",
-]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VERSION = 3
+STILL, PAGE = (".png", ".svg"), ".html"
+# Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
+KINDS: dict[type[PictureConfig], str] = {
+    MasksConfig: "masks:masks",
+    AttentionConfig: "patches:attention",
+    PcaConfig: "patches:pca",
+    NeighborsConfig: "features:neighbors",
+    RetrievalConfig: "predictions:retrieval",
+    EmbeddingConfig: "features:embedding",
+    PredictionsConfig: "predictions:predictions",
+}
+
+
+class Sources(NamedTuple):
+    """What a picture is drawn from.
+
+    Attributes:
+        data: shard set of the images; None where there are none to show.
+        features: open files.
+        is_page: is it to be a page, or a still picture?
+    """
+
+    data: ShardSet | None
+    features: Sequence[Features]
+    is_page: bool
+
+    @property
+    def images(self) -> ShardSet:
+        """The shard set of a picture that cannot do without."""
+        assert self.data is not None
+        return self.data
+
+
+class Shows(NamedTuple):
+    """A drawn picture, or the text of a page, and what is on it, see `Picture`."""
+
+    drawn: "Figure | str"
+    encoders: Sequence[str]
+    images: int
+    keys: Sequence[str] = ()
+    figures: Mapping[str, float | tuple[int, ...] | None] = {}
+
+
+class Picture(Config):
+    """A finished picture.
+
+    Attributes:
+        out: the file.
+        cached: it was there already.
+        encoders: whose view it shows.
+        images: how many images are on it.
+        keys: of the images or queries, a row each; empty where it has no such rows.
+        figures: the numbers that it shows.
+    """
+
+    out: Path
+    cached: bool
+    encoders: tuple[str, ...]
+    images: int
+    keys: tuple[str, ...]
+    figures: dict[str, float | tuple[int, ...] | None]
+
+
+def visualize(
+    out: StrPath,
+    config: PictureConfig,
+    data: StrPath | None = None,
+    features: Sequence[StrPath] = (),
+    runtime: Runtime = RUNTIME,
+    progress: Progress = silent,
+) -> Picture:
+    """Draw a picture as PNG or SVG; a map of features also as a page to point at.
+
+    Args:
+        out: ends in .png or .svg, of `EmbeddingConfig` also in .html.
+        config: its class says what is drawn.
+        data: shard set of the images. Masks are drawn on plain patches without it; neighbours and
+            maps of features have no thumbnails then.
+        features: files of `ijepa extract`: one for a map, one section each for neighbours.
+        runtime: device; `force` rebuilds it.
+        progress: told of what is done.
+
+    Raises:
+        IjepaError: a setting, file, split, image or label that does not exist or fit.
+    """
+    out = Path(out)
+    home, _, name = KINDS[type(config)].partition(":")
+    formats = (PAGE, *STILL) if isinstance(config, EmbeddingConfig) else STILL
+    if out.suffix not in formats:
+        raise IjepaError(f"{out} must end in {' or '.join(formats)}.")
+    if data is None and isinstance(config, EncodersConfig | PredictionsConfig):
+        raise IjepaError(f"A picture of {name} needs images; name a shard set as `data`.")
+    if not features and isinstance(config, NeighborsConfig | EmbeddingConfig):
+        raise IjepaError("Name a feature file of `ijepa extract`.")
+    with ExitStack() as stack:
+        stores = [stack.enter_context(open_features(f, check_numbers=False)) for f in features]
+        shards = None if data is None else _open_shards(Path(data), stores)
+        inputs = _inputs(config, shards, stores)
+        plan = StagePlan(f"visualize {name}", VERSION, config, inputs, out)
+        with exclusive_work(plan, runtime) as work:
+            if not work.cached:
+                from ijepa.figures.draw import encoded, style
+
+                draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
+                with style(dark=config.dark):
+                    sources = Sources(shards, stores, out.suffix == PAGE)
+                    drawn, *shown = draw(config, sources, runtime, progress)
+                    is_text = isinstance(drawn, str)
+                    content = drawn.encode() if is_text else encoded(drawn, out.suffix)
+                facts = dict(zip(Shows._fields[1:], shown, strict=True))
+                write_bytes(work.folder / out.name, content)
+                work.publish_file({"picture": facts, "command": runtime.command})
+    record = read_record(out)
+    assert record is not None
+    return Picture(out=out, cached=work.cached, **record["picture"])
+
+
+def _open_shards(folder: Path, stores: Sequence[Features]) -> ShardSet:
+    shards = open_shards(folder)
+    for store in stores[:1]:
+        if shards.fingerprint != store.header.data_fingerprint:
+            raise IjepaError(
+                f"{store.path} was not extracted from {folder} but from "
+                f"{store.header.source or 'other data'}; name its shard set with --data."
+            )
+    return shards
+
+
+def _inputs(
+    config: PictureConfig, shards: ShardSet | None, stores: Sequence[Features]
+) -> dict[str, str]:
+    """Fingerprints of all that a picture shows."""
+    found = {f"features {n}": store.header.fingerprint for n, store in enumerate(stores)}
+    if shards:
+        found["data"] = shards.fingerprint
+    if isinstance(config, EncodersConfig):
+        for number, name in enumerate(config.encoder):
+            spec = EncoderSpec.parse(name, which=config.which, seed=config.seed)
+            found[f"encoder {number}"] = spec.fingerprint()
+    if isinstance(config, PredictionsConfig):
+        found["encoder"] = EncoderSpec.parse(config.encoder).fingerprint()
+        record = read_record(Path(config.decoder))
+        if record is None or record.get("stage") != "train-decoder":
+            raise IjepaError(
+                f"{config.decoder} is no finished decoder; make one with `ijepa train-decoder`."
+            )
+        found["decoder"] = f"{record['fingerprint']} {record['finished']}"
+    return found

@@ -1,226 +1,196 @@
-"""What a prediction holds, in pixels: decoded samples of it, beside those of the truth."""
+"""What a run predicts for hidden blocks, as real patches or as pixels of a decoder."""
 
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field
+import numpy as np
+import torch
 
-from ijepa.config import RUNTIME, Config, Runtime, StrPath
-from ijepa.config.values import Seed
-from ijepa.data.shards import ShardSet, open_shards
-from ijepa.encoders.spec import EncoderSpec
+from ijepa.config import PredictionsConfig, RetrievalConfig, Runtime
+from ijepa.data.shards import ShardSet, SplitReader
+from ijepa.decoder.blocks import paste_blocks
+from ijepa.decoder.honesty import held_numbers, hold, noise_of
+from ijepa.decoder.model import embed, load_decoder, sample_blocks
+from ijepa.distributed import pick_device
+from ijepa.encoders.base import weights_sha256
+from ijepa.encoders.own import TrainedJepa, load_jepa
 from ijepa.errors import IjepaError
-from ijepa.files import write_bytes
-from ijepa.progress import Progress, silent
-from ijepa.records import read_record
-from ijepa.stage import StagePlan, exclusive_work
+from ijepa.figures.draw import Ints, keep_patches
+from ijepa.figures.predictions import prediction_figure
+from ijepa.figures.retrieval import (
+    MEAN,
+    PREDICTED,
+    TRUE,
+    Asked,
+    Filled,
+    PatchStore,
+    cut_patches,
+    fill_blocks,
+    retrieval_figure,
+)
+from ijepa.jepa.masks import Masks, sample_masks
+from ijepa.jepa.model import last_layer, target_tokens
+from ijepa.jepa.rng import MASKS, stream
+from ijepa.progress import Progress
+from ijepa.visualize import Shows, Sources
+from ijepa.visualize.images import (
+    AT_ONCE,
+    as_input,
+    as_pixels,
+    draw_images,
+    more_images,
+    pick_images,
+    source_of,
+    views_of,
+)
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from ijepa.decoder.honesty import Held
-    from ijepa.decoder.model import Decoder
-    from ijepa.encoders.own import TrainedJepa
-    from ijepa.figures.prediction_sheet import Pixels
-
-VERSION = 1
+MOST_BYTES = 2**31  # of tokens and pixels in a patch store
 
 
-class PredictionsConfig(Config):
-    """What to draw.
+def draw_retrieval(
+    config: RetrievalConfig, sources: Sources, runtime: Runtime, progress: Progress
+) -> Shows:
+    """Each token of a hidden block takes the look of the nearest real patch.
 
-    Attributes:
-        encoder: the run whose predictor is looked into; `decoder` was trained on just this run.
-        split: that the images are drawn from.
-        num_images: rows of the sheet.
-        num_samples: of each prediction.
-        num_target_samples: of each true embedding: what the decoder could draw at best.
-        seed: of images, blocks and samples.
+    Beside the predictions: what the block's true tokens retrieve, the best that a prediction can
+    do; what the mean token at each place retrieves, which knows nothing of the image; and patches
+    at random.
     """
+    data, device = sources.images, pick_device(runtime.device)
+    split = data.split(config.split)
+    shown = pick_images(split, config)
+    numbers = more_images(split, shown, config.measured, config.seed)
+    sections: list[tuple[str, Asked, Mapping[str, Filled]]] = []
+    figures: dict[str, float] = {}
+    for place, name in enumerate(config.encoder, start=1):
+        trained = load_jepa(name)
+        if trained.config.targets.space != "embeddings":
+            raise IjepaError(f"{name} predicts {trained.config.targets.space}, not embeddings.")
+        trained.jepa.to(device)
+        asked = _ask(trained, split, numbers, config.seed, device)
+        store = _store(trained, data, config, numbers, device)
+        filled = fill_blocks(asked, store, np.random.default_rng(config.seed))
+        depth = len(trained.jepa.encoder.blocks)
+        title = f"{name}: context encoder ({depth} blocks) and predictor"
+        sections.append((title, asked, filled))
+        figures |= {f"cosine of {way}, {name}": f.cosine for way, f in filled.items()}
+        figures |= {f"difference of {way}, {name}": f.difference for way, f in filled.items()}
+        progress("retrieve patches for runs", place, len(config.encoder))
+    captions = (
+        "One hidden block, each of its patches shown by the nearest real patch (cosine of "
+        f"layer-normed target tokens) of {config.store_images} other images of split "
+        f"{config.store_split}. {PREDICTED}: from the context alone; {TRUE}: the best to be had; "
+        f"{MEAN}: the mean token at that place, whatever the image.",
+        f"Numbers, over {len(numbers)} images: cosine to the true tokens; mean difference of "
+        f"colour to the real block, 0 to 1.",
+        source_of(data, config),
+    )
+    drawn = retrieval_figure(sections, len(shown), captions)
+    return Shows(drawn, config.encoder, len(shown), split.keys(shown), figures)
 
-    encoder: str
-    decoder: str
-    split: str = "val"
-    num_images: Annotated[int, Field(ge=2, le=64)] = 6
-    num_samples: Annotated[int, Field(ge=1, le=32)] = 4
-    num_target_samples: Annotated[int, Field(ge=0, le=32)] = 2
-    seed: Seed = 0
+
+def _ask(
+    trained: TrainedJepa,
+    split: SplitReader,
+    numbers: Sequence[int],
+    seed: int,
+    device: torch.device,
+) -> Asked:
+    """Draw a context and a block for each image by the run's own masks, and predict the block."""
+    config = trained.config
+    views = views_of(split, numbers, config.data)
+    groups = sample_masks(config.grid, len(numbers), config.masks, stream(seed, MASKS, 0))
+    contexts: list[Ints] = []
+    blocks, predictions, truths = [], [], []
+    for masks in groups:
+        for first in range(0, len(masks.context), AT_ONCE):
+            part = masks.images(slice(first, first + AT_ONCE))
+            part = Masks(part.context, part.targets[:1])
+            some = views[len(contexts) : len(contexts) + len(part.context)]
+            with torch.inference_mode():
+                images = as_input(some, config.data, device)
+                [(predicted, true)] = trained.jepa(images, [part.to(device)])
+            blocks.append(part.targets[0].numpy())
+            predictions.append(last_layer(predicted, config.targets).float().cpu().numpy())
+            truths.append(last_layer(true, config.targets).float().cpu().numpy())
+            contexts += list(part.context.numpy())
+    together = (np.concatenate(arrays) for arrays in (blocks, predictions, truths))
+    return Asked(as_pixels(views), contexts, *together)
 
 
-class PredictionFigures(Config):
-    """The picture, and how much samples vary.
+def _store(
+    trained: TrainedJepa,
+    data: ShardSet,
+    config: RetrievalConfig,
+    asked: Sequence[int],
+    device: torch.device,
+) -> PatchStore:
+    """Tokens and pixels of all patches of some images, none of which is asked about."""
+    run, encoder = trained.config, trained.jepa.target_encoder
+    split = data.split(config.store_split)
+    without = asked if config.store_split == config.split else []
+    numbers = draw_images(split, config.store_images, config.seed, without)
+    (rows, columns), (height, width) = run.grid, run.data.image_size
+    most = MOST_BYTES // (4 * rows * columns * encoder.embed_dim + 3 * height * width)
+    if len(numbers) > most:
+        raise IjepaError(
+            f"A store of {len(numbers):,} images takes more than {MOST_BYTES / 2**30:g} GiB of "
+            f"memory; --store-images {most} is the most for this encoder."
+        )
+    views = views_of(split, numbers, run.data)
+    found = []
+    with torch.inference_mode():
+        for some in torch.split(views, AT_ONCE):
+            images = as_input(some, run.data, device)
+            found.append(last_layer(target_tokens(run.targets, encoder, images), run.targets).cpu())
+    tokens = torch.cat(found)
+    patches = cut_patches(as_pixels(views), run.encoder.patch_px)
+    return PatchStore(tokens.flatten(0, 1).float().numpy(), patches, tokens.shape[1])
 
-    Attributes:
-        keys: of the images, from the top.
-        spread_predicted: standard deviation over the samples of one prediction, mean over pixels
-            of the block, in levels of 255; likewise `spread_target` of one true embedding. None
-            for a single sample.
+
+def draw_predictions(
+    config: PredictionsConfig, sources: Sources, runtime: Runtime, progress: Progress
+) -> Shows:
+    """Decoded samples in their place; sample k of prediction and truth begin with the same noise.
+
+    Spread: standard deviation over the samples of one embedding, mean over pixels of the block, in
+    levels of 255; None for a single sample.
     """
-
-    out: Path
-    cached: bool
-    keys: tuple[str, ...]
-    spread_predicted: float | None
-    spread_target: float | None
-
-
-def visualize_predictions(
-    shards: StrPath,
-    out: StrPath,
-    config: PredictionsConfig,
-    runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
-) -> PredictionFigures:
-    """Draw context, true block, and samples of the prediction and of the true embedding, as a PNG.
-
-    Args:
-        shards: where the images come from.
-        out: the picture to make.
-        config: of which run, by which decoder.
-        runtime: device; `force` makes it again.
-        progress: told of the samples drawn.
-
-    Raises:
-        IjepaError: diffusers is missing, no such run or decoder, or a decoder of another run.
-    """
-    shards, out = Path(shards), Path(out)
-    data = open_shards(shards)
-    inputs = {
-        "data": data.fingerprint,
-        "encoder": EncoderSpec.parse(config.encoder).fingerprint(),
-        "decoder": _decoder_fingerprint(Path(config.decoder)),
-    }
-    plan = StagePlan("visualize predictions", VERSION, config, inputs, out)
-    with exclusive_work(plan, runtime) as work:
-        if not work.cached:
-            picture, facts = _draw(data, config, runtime, progress)
-            write_bytes(work.folder / out.name, picture)
-            work.publish_file({"seed": config.seed, "command": runtime.command, "figures": facts})
-    record = read_record(out)
-    assert record is not None
-    return PredictionFigures(out=out, cached=work.cached, **record["figures"])
-
-
-def _decoder_fingerprint(folder: Path) -> str:
-    record = read_record(folder)
-    if record is None or record.get("stage") != "train-decoder":
-        raise IjepaError(f"{folder} is no finished decoder; make one with `ijepa train-decoder`.")
-    return f"{record['fingerprint']} {record['finished']}"
-
-
-class _Samples(NamedTuple):
-    """Blocks of each image, one tensor (n, 3, px, px) a sample."""
-
-    predicted: "list[Tensor]"
-    target: "list[Tensor]"
-
-
-def _draw(
-    data: ShardSet, config: PredictionsConfig, runtime: Runtime, progress: Progress
-) -> tuple[bytes, dict[str, Any]]:
-    """The picture as a PNG, and what there is to say about it."""
-    from ijepa.data.loader import ViewPlan, read_views
-    from ijepa.decoder.honesty import held_numbers, hold
-    from ijepa.decoder.model import load_decoder
-    from ijepa.distributed import pick_device
-    from ijepa.encoders.base import weights_sha256
-    from ijepa.encoders.own import load_jepa
-
-    device = pick_device(runtime.device)
-    trained = load_jepa(config.encoder)
+    device, trained = pick_device(runtime.device), load_jepa(config.encoder)
     run, sha256 = trained.config, weights_sha256(trained.jepa.state_dict())
-    made = load_decoder(Path(config.decoder), trained.jepa, trained.name, sha256).to(device)
+    decoder = load_decoder(Path(config.decoder), trained.jepa, trained.name, sha256).to(device)
     trained.jepa.to(device)
-    images = data.split(config.split)
-    numbers = held_numbers(len(images), config.num_images, config.seed)
-    views = read_views(images, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    held = hold(run, views.to(device), config.seed)
-    samples = _sample(trained, made, held, config, progress)
-    captions = _captions(data, config, trained, made)
-    picture = io.BytesIO()
-    _sheet(trained, held, samples, captions).save(picture, "PNG", optimize=True)
-    facts = {
-        "keys": images.keys(numbers),
-        "spread_predicted": _spread(samples.predicted),
-        "spread_target": _spread(samples.target),
-    }
-    return picture.getvalue(), facts
-
-
-def _sample(
-    source: "TrainedJepa",
-    made: "Decoder",
-    held: "Held",
-    config: PredictionsConfig,
-    progress: Progress,
-) -> _Samples:
-    """Sample k of a prediction and of a true embedding begin with the same noise."""
-    from ijepa.decoder.honesty import noise_of
-    from ijepa.decoder.model import embed, sample_blocks
-
-    counts = (config.num_samples, config.num_target_samples)
-    done, found = 0, []
-    for count, of in zip(counts, ("predictions", "targets"), strict=True):
-        condition = embed(source.jepa, source.config.data, held.images, held.masks, of)
-        drawn = []
-        for number in range(count):
-            noise = noise_of(number, len(held.images), made.config.image_px, config.seed)
-            steps = made.config.sampling_steps
-            drawn.append(sample_blocks(made, condition, noise.to(condition.device), steps))
-            done += 1
-            progress("draw samples", done, sum(counts))
-        found.append(drawn)
-    return _Samples(*found)
-
-
-def _sheet(source: "TrainedJepa", held: "Held", samples: _Samples, captions: list[str]) -> "Image":
-    """Every sample stands in its place among what the context shows."""
-    import torch
-
-    from ijepa.decoder.blocks import paste_blocks
-    from ijepa.figures.prediction_sheet import Column, hide, prediction_sheet
-
-    patch_px = source.config.encoder.patch_px
-    whole, context = _pixels(held.images), held.masks.context.cpu().numpy()
-    shown = hide(whole, context, patch_px)
-    seen = torch.from_numpy(shown).permute(0, 3, 1, 2).to(held.images.device)
-    columns = [Column("image", whole), Column("context", shown)]
-    for heading, drawn in (
-        ("prediction, decoded", samples.predicted),
-        ("true embedding, decoded", samples.target),
+    data, made = sources.images, decoder.config
+    split = data.split(config.split)
+    numbers = held_numbers(len(split), config.images, config.seed)
+    held = hold(run, views_of(split, numbers, run.data).to(device), config.seed)
+    whole, contexts = as_pixels(held.images), held.masks.context.cpu().numpy()
+    context = np.stack([keep_patches(w, c, run.grid) for w, c in zip(whole, contexts, strict=True)])
+    seen = torch.from_numpy(context).permute(0, 3, 1, 2).to(device)
+    columns, spreads = [("image", whole), ("context", context)], []
+    total = config.samples + config.target_samples
+    for title, count, of in (
+        ("prediction, decoded", config.samples, "predictions"),
+        ("true embedding, decoded", config.target_samples, "targets"),
     ):
-        columns += [
-            Column(heading, _pixels(paste_blocks(seen, held.boxes, blocks))) for blocks in drawn
-        ]
+        condition = embed(trained.jepa, run.data, held.images, held.masks, of)
+        samples = []
+        for number in range(count):
+            noise = noise_of(number, len(held.images), made.image_px, config.seed).to(device)
+            blocks = sample_blocks(decoder, condition, noise, made.sampling_steps)
+            samples.append(blocks)
+            columns.append((title, as_pixels(paste_blocks(seen, held.boxes, blocks))))
+            progress("draw samples", len(columns) - 2, total)
+        several = len(samples) > 1
+        spreads.append(torch.stack(samples).std(dim=0).mean().item() * 127.5 if several else None)
+    layer = f"block {run.targets.layers[-1]}" if run.targets.layers else "last layer"
+    captions = (
+        f"Encoder {trained.name}, {layer}; data {data.source}, {config.split}; {run.masks.kind} "
+        f"blocks, seed {config.seed}.",
+        f"Decoder {config.decoder}: of {made.condition}, {made.image_px} px, {made.steps:,} steps, "
+        f"seed {made.seed}; {made.sampling_steps} Euler steps a sample.",
+    )
     boxes = [(top, left, height, width) for top, left, height, width in held.boxes.tolist()]
-    return prediction_sheet(columns, boxes, captions)
-
-
-def _pixels(images: "Tensor") -> "Pixels":
-    """(n, height, width, 3) uint8 in the memory of the machine."""
-    pixels: Pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    return pixels
-
-
-def _spread(samples: "list[Tensor]") -> float | None:
-    import torch
-
-    if len(samples) < 2:
-        return None
-    return torch.stack(samples).std(dim=0).mean().item() * 127.5
-
-
-def _captions(
-    data: ShardSet, config: PredictionsConfig, trained: "TrainedJepa", made: "Decoder"
-) -> list[str]:
-    decoder, layers = made.config, trained.config.targets.layers
-    layer = f"block {layers[-1]}" if layers else "last layer"
-    return [
-        f"encoder {trained.name}, {layer}; data {data.source}, {config.split}; "
-        f"{trained.config.masks.kind} blocks, seed {config.seed}",
-        f"decoder {config.decoder}: of {decoder.condition}, {decoder.image_px} px, "
-        f"{decoder.steps:,} steps, seed {decoder.seed}; {decoder.sampling_steps} Euler steps a "
-        f"sample",
-    ]
+    figures = {"spread_predicted": spreads[0], "spread_target": spreads[1]}
+    drawn = prediction_figure(columns, boxes, captions)
+    return Shows(drawn, [trained.name], len(numbers), split.keys(numbers), figures)

@@ -1,13 +1,27 @@
-"""Nearest vectors by cosine among more of them than need stand in memory at once."""
+"""Nearest images by cosine, searched block by block: features need not fit into memory."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import faiss
 import numpy as np
+from matplotlib.figure import Figure
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+from ijepa.figures.draw import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    SOFT,
+    Floats,
+    Ints,
+    Pixels,
+    Section,
+    Tile,
+    box,
+    sheet,
+)
 
+TILE_PX = 112
 NONE = -1  # number of a neighbour that there is not
 
 
@@ -54,3 +68,46 @@ def unit(vectors: Floats) -> Floats:
     found: Floats = np.array(vectors, dtype=np.float32, order="C")
     faiss.normalize_L2(found)
     return found
+
+
+class Shown(NamedTuple):
+    """An image among neighbours.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, square; None where there are none to show.
+        name: its class, or its key.
+        cosine: to the query; None for the query itself.
+        same: of the query's class? None where classes are not known.
+    """
+
+    pixels: Pixels | None
+    name: str
+    cosine: float | None = None
+    same: bool | None = None
+
+
+def neighbor_figure(
+    sections: Sequence[tuple[str, Sequence[Sequence[Shown]]]], captions: Sequence[str]
+) -> Figure:
+    """Draw one row a query: the query first, then the nearest; a section for each feature file.
+
+    Args:
+        sections: title and rows of each.
+        captions: sentences that stand above.
+    """
+    headings = [["query"], ["nearest first"]]
+    drawn = [
+        Section(title, headings, [[_tile(shown) for shown in row] for row in rows])
+        for title, rows in sections
+    ]
+    return sheet(drawn, captions, TILE_PX)
+
+
+def _tile(shown: Shown) -> Tile:
+    frame = [box(0, 0, 1, 1)]
+    if shown.cosine is None:
+        return Tile(shown.pixels, (shown.name,), frame, BLUE, 3)
+    colour = SOFT[0] if shown.same is None else (GREEN if shown.same else ORANGE)
+    name = f"= {shown.name}" if shown.same else shown.name
+    stroke = 1 if shown.same is None else 3
+    return Tile(shown.pixels, (name, f"{shown.cosine:.3f}"), frame, colour, stroke)

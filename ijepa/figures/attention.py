@@ -1,21 +1,45 @@
-"""What each patch looks at: attention of timm's Vision Transformers, per head and rolled out.
+"""What each patch attends to in Vision Transformers, ours or timm's: per head and rolled out.
 
 The networks compute as they always do, except that the fused kernel, which never writes attention
 down, is off while somebody looks.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.errors import IjepaError
+from ijepa.figures.draw import Floats, Pixels, Section, Tile, box, heat, sheet
 from ijepa.jepa.vit import Encoder
 
+FAINT = 0.45  # how much of the image's contrast stays under a map
+
 See = Callable[[int, Tensor], None]
+
+
+class QueryRow(NamedTuple):
+    """Where one query of one image attends to.
+
+    Attributes:
+        image: (height, width, 3) uint8.
+        name: of the query.
+        patch: (row, column) of the query; None for queries that are no single patch.
+        maps: title -> (rows, columns) attention of that query to each patch.
+        num_tokens: among which attention is shared out, prefix tokens too.
+    """
+
+    image: Pixels
+    name: str
+    patch: tuple[int, int] | None
+    maps: Mapping[str, Floats]
+    num_tokens: int
 
 
 class Attention(NamedTuple):
@@ -98,6 +122,59 @@ def rolled_out(heads: Tensor, before: Tensor | None = None) -> Tensor:
     mean = heads.mean(dim=1)
     step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
     return step if before is None else step @ before
+
+
+def attention_figure(
+    sections: Sequence[tuple[str, Sequence[QueryRow]]], captions: Sequence[str]
+) -> Figure:
+    """Draw one row a query: the image, and over it each map, in a section for each encoder.
+
+    Args:
+        sections: title and rows of each, the rows with the same maps.
+        captions: sentences that stand above.
+    """
+    drawn = []
+    for title, rows in sections:
+        tiles = []
+        for row in rows:
+            high, wide = next(iter(row.maps.values())).shape
+            lines = []
+            if row.patch:
+                lines = [box(row.patch[1] / wide, row.patch[0] / high, 1 / wide, 1 / high)]
+            line = [Tile(row.image, (f"query: {row.name}",), lines)]
+            for shares in row.maps.values():
+                ceiling = largest_elsewhere(shares, row.patch)
+                words = (f"max {ceiling * row.num_tokens:.1f}x",)
+                line.append(Tile(overlay(row.image, shares, ceiling), words, lines))
+            tiles.append(line)
+        headings = ["image", *rows[0].maps]
+        drawn.append(Section(title, [[heading] for heading in headings], tiles))
+    return sheet(drawn, captions)
+
+
+def largest_elsewhere(shares: Floats, query: tuple[int, int] | None) -> float:
+    """Largest share of a patch that is not the query: by its residual it mostly keeps itself."""
+    others = shares.copy()
+    if query is not None and shares.size > 1:
+        others[query] = 0
+    return float(others.max())
+
+
+def overlay(image: Pixels, shares: Floats, ceiling: float) -> Pixels:
+    """The image in faint grey, coloured by each patch's share, darkest from `ceiling` on.
+
+    Args:
+        image: (height, width, 3) uint8.
+        shares: (rows, columns), not negative.
+        ceiling: share that is darkest.
+    """
+    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32) / 255
+    faint = 1 - FAINT * (1 - grey[..., np.newaxis])
+    colours = Image.fromarray(heat(shares / max(ceiling, 1e-12)))
+    size = image.shape[1], image.shape[0]
+    patches = np.asarray(colours.resize(size, Image.Resampling.NEAREST))
+    found: Pixels = (patches * faint).round().astype(np.uint8)
+    return found
 
 
 def block_number(layer: int, depth: int) -> int:

@@ -1,0 +1,143 @@
+"""Settings of pictures, one class a kind; each field is described once, here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from ijepa.config.pretrain import PretrainConfig
+from ijepa.config.values import Count, Seed, Settings
+
+Sheet = Annotated[int, Field(ge=1, le=64)]  # how many rows or columns a sheet may have
+
+
+class PictureConfig(Settings):
+    """What all pictures have."""
+
+    dark: bool = False
+    """Draw on a dark ground."""
+
+
+class MasksConfig(PictureConfig):
+    """A recipe's masks on images, and how often each patch is seen."""
+
+    recipe: PretrainConfig
+    """Its masks, grid, batch and crops."""
+    images: Sheet = 4
+    """How many images to draw."""
+    batches: Count = 100
+    """Batches over which ratios and shares are counted."""
+
+
+class EncodersConfig(PictureConfig):
+    """Encoders side by side, looking at some images of a split."""
+
+    encoder: Annotated[tuple[str, ...], Field(min_length=1)]
+    """As of `ijepa extract`; repeat it to see several side by side."""
+    which: Literal["target", "context"] = "target"
+    """Which encoder of a run; the paper's: target."""
+    split: str = "val"
+    """Which split of the shard set."""
+    images: Sheet = 6
+    """How many images to draw."""
+    keys: tuple[str, ...] = ()
+    """An image to draw, by its key, in place of random ones; repeatable."""
+    seed: Seed = 0
+    """Seed of everything that is drawn at random."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("an encoder is named twice; name each once")
+        return names
+
+
+class AttentionConfig(EncodersConfig):
+    """What queries attend to."""
+
+    images: Sheet = 4
+    """How many images to draw."""
+    layer: int = -1
+    """Number of the block whose heads are shown; -1 is the last."""
+    query: Annotated[tuple[str, ...], Field(min_length=1)] = ("center", "mean")
+    """Whose attention: center (the middle patch), mean (over all patches, as the average-pooled
+    feature reads them), class (the class token), or ROW,COL; repeatable."""
+    rollout: bool = True
+    """Also attention rolled out through all blocks below."""
+
+
+class PcaConfig(EncodersConfig):
+    """Patch tokens as colours."""
+
+    layer: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
+    """Number of a block; repeatable. -1 is the last."""
+    batch: Count = 64
+    """Images, the shown ones among them, on whose patches the components are fitted."""
+    foreground: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Colour only patches above it on the first component, 0 to 1; try 0.5."""
+
+
+class RetrievalConfig(EncodersConfig):
+    """Predictions shown by the real patches nearest to them; the encoders are runs."""
+
+    measured: Count = 128
+    """Images, the shown ones among them, over which errors are taken."""
+    store_split: str = "train"
+    """Split that real patches are taken from; never from an image that is predicted."""
+    store_images: Count = 512
+    """Images whose patches may be retrieved."""
+
+
+class NeighborsConfig(PictureConfig):
+    """The images whose features are nearest to those of some queries."""
+
+    queries: Sheet = 6
+    """How many queries to draw."""
+    keys: tuple[str, ...] = ()
+    """A query, by its key, in place of random ones; repeatable."""
+    neighbors: Annotated[int, Field(ge=1, le=32)] = 8
+    """How many neighbours of each."""
+    label: str | None = "class"
+    """By whose classes images are named; null: by their keys."""
+    layer: int = -1
+    """A stored layer; -1 is the last."""
+    seed: Seed = 0
+    """Seed of the queries."""
+
+
+class EmbeddingConfig(PictureConfig):
+    """Features on a plane."""
+
+    label: str | None = "class"
+    """By whose classes points are coloured; null: all alike."""
+    method: Literal["tsne", "pca"] = "tsne"
+    """tsne keeps neighbours together; pca shows the two directions of largest variance."""
+    perplexity: Annotated[float, Field(ge=1, le=10**6)] = 30.0
+    """Of t-SNE: about how many neighbours count."""
+    images: Annotated[int, Field(ge=3, le=10**6)] = 2000
+    """At most so many images, drawn at random."""
+    layer: int = -1
+    """A stored layer; -1 is the last."""
+    seed: Seed = 0
+    """Seed of the images and of t-SNE."""
+
+
+class PredictionsConfig(PictureConfig):
+    """Decoded samples of predictions, beside those of the true embedding."""
+
+    encoder: str
+    """Run folder, checkpoint of a run, or random:RUN."""
+    decoder: str
+    """Decoder of `ijepa train-decoder`, trained on this run."""
+    split: str = "val"
+    """Which split of the shard set."""
+    images: Annotated[int, Field(ge=2, le=64)] = 6
+    """How many images to draw."""
+    samples: Annotated[int, Field(ge=1, le=32)] = 4
+    """Samples of each prediction."""
+    target_samples: Annotated[int, Field(ge=0, le=32)] = 2
+    """Samples of each true embedding: what the decoder could draw at best."""
+    seed: Seed = 0
+    """Seed of images, blocks and samples."""
