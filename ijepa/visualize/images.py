@@ -13,8 +13,6 @@ from ijepa.errors import IjepaError
 from ijepa.figures.draw import Pixels
 from ijepa.jepa.augment import normalise
 
-AT_ONCE = 32  # images in the device's memory
-
 
 def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
     """Places in the split of the images to show.

@@ -16,7 +16,6 @@ from ijepa.figures.pca import colour_figure, patch_colours
 from ijepa.progress import Progress
 from ijepa.visualize import Shows, Sources
 from ijepa.visualize.images import (
-    AT_ONCE,
     as_input,
     as_pixels,
     more_images,
@@ -24,6 +23,8 @@ from ijepa.visualize.images import (
     source_of,
     views_of,
 )
+
+AT_ONCE = 16  # images in the device's memory
 
 
 def draw_attention(

@@ -34,7 +34,6 @@ from ijepa.jepa.rng import MASKS, stream
 from ijepa.progress import Progress
 from ijepa.visualize import Shows, Sources
 from ijepa.visualize.images import (
-    AT_ONCE,
     as_input,
     as_pixels,
     draw_images,
@@ -44,6 +43,7 @@ from ijepa.visualize.images import (
     views_of,
 )
 
+AT_ONCE = 32  # images in the device's memory
 MOST_BYTES = 2**31  # of tokens and pixels in a patch store
 
 

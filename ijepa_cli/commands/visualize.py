@@ -68,7 +68,9 @@ def masks(
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(pictures, AttentionConfig, "encoder which split images keys layer query rollout", "device")
+@stage(
+    pictures, AttentionConfig, "encoder which split images keys layer query rollout dark", "device"
+)
 def attention(
     data: Data, out: Out, config: AttentionConfig, runtime: Runtime, as_json: bool
 ) -> None:
@@ -79,7 +81,7 @@ def attention(
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(pictures, PcaConfig, "encoder which split images keys layer foreground", "device")
+@stage(pictures, PcaConfig, "encoder which split images keys layer foreground dark", "device")
 def pca(data: Data, out: Out, config: PcaConfig, runtime: Runtime, as_json: bool) -> None:
     """Draw patch tokens as colours: their first three principal components over many images.
 
@@ -88,7 +90,7 @@ def pca(data: Data, out: Out, config: PcaConfig, runtime: Runtime, as_json: bool
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(pictures, NeighborsConfig, "queries keys neighbors label layer")
+@stage(pictures, NeighborsConfig, "queries keys neighbors label layer dark")
 def neighbors(
     features: Features,
     out: Out,
@@ -104,7 +106,9 @@ def neighbors(
     _draw(out, config, data, features, runtime, as_json)
 
 
-@stage(pictures, RetrievalConfig, "encoder split images keys store_split store_images", "device")
+@stage(
+    pictures, RetrievalConfig, "encoder split images keys store_split store_images dark", "device"
+)
 def retrieval(
     data: Data, out: Out, config: RetrievalConfig, runtime: Runtime, as_json: bool
 ) -> None:
@@ -115,7 +119,7 @@ def retrieval(
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(pictures, EmbeddingConfig, "label method perplexity images layer")
+@stage(pictures, EmbeddingConfig, "label method perplexity images layer dark")
 def embedding(
     features: FeatureFile,
     out: PageOut,
@@ -131,7 +135,12 @@ def embedding(
     _draw(out, config, data, [features], runtime, as_json)
 
 
-@stage(pictures, PredictionsConfig, "encoder decoder split images samples target_samples", "device")
+@stage(
+    pictures,
+    PredictionsConfig,
+    "encoder decoder split images samples target_samples dark",
+    "device",
+)
 def predictions(
     data: Data, out: Out, config: PredictionsConfig, runtime: Runtime, as_json: bool
 ) -> None:
