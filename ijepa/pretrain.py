@@ -139,7 +139,7 @@ def _train(
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
-    from ijepa.train import checkpoint, loop, pretraining
+    from ijepa.train import checkpoint, loop, pretraining, stopping
 
     init, prolong = (Path(path) if path else None for path in started_from.values())
     last, networks = work.folder / checkpoint.LAST, None
@@ -159,7 +159,7 @@ def _train(
     task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    with loop.stop_requests():  # a signal after the last step does not keep it from its end
+    with stopping.stop_requests():  # a signal after the last step does not keep it from its end
         loop.fit(task, work.folder, progress)
         facts: dict[str, object] = {
             "seed": config.seed,

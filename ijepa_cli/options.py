@@ -141,7 +141,7 @@ def _override(others: list[str]) -> inspect.Parameter:
     return _parameter("overrides", Annotated[list[str] | None, option], None)
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # any
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # annotations and defaults are of any type
     empty = inspect.Parameter.empty if default is ... else default
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, annotation=annotation, default=empty)
