@@ -58,12 +58,26 @@ def test_targets_and_variables_of_make_in_documents_are_there():
             assert re.search(known, text, re.MULTILINE), f"make {word}"
 
 
-def test_the_readme_lists_every_recipe_and_every_command():
+def test_the_readme_is_short_and_lists_every_command():
     readme = (ROOT / "README.md").read_text()
-    for name in recipe_names():
-        assert f"`{name}`" in readme or f"`{name.partition('_')[0]}_*`" in readme
+    assert len(readme.splitlines()) <= 200
     for name in COMMANDS:
         assert f"ijepa {name}" in readme
+
+
+def test_the_page_on_pretraining_lists_every_recipe():
+    page = (ROOT / "docs" / "pretraining.md").read_text()
+    for name in recipe_names():
+        assert f"`{name}`" in page or f"`{name.partition('_')[0]}_*`" in page
+
+
+def test_links_between_documents_lead_somewhere():
+    for name in DOCUMENTS:
+        page = ROOT / name
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        made = ("commands/", "recipes.md", "settings.md")  # when the site is built
+        for link in (link for link in links if not link.startswith(made)):
+            assert (page.parent / link).exists(), f"{name}: {link}"
 
 
 def test_the_table_of_layers_is_the_contract_that_is_checked():
