@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,11 +62,7 @@ def write_json(path: Path, body: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that a stage wrote.
-
-    Raises:
-        IjepaError: the file is not a JSON object.
-    """
+    """Read a JSON object that a stage wrote."""
     try:
         body = parse_json(path.read_bytes())
     except ValueError as error:
@@ -83,12 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
-    """Read JSON that may be damaged, or made to do harm.
-
-    Raises:
-        ValueError: not JSON, not UTF-8, nested too deeply, or with an integer of thousands of
-            digits.
-    """
+    """Read JSON that may be damaged, or made to do harm; a ValueError says what is wrong."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -100,11 +90,7 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever it holds
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """All records of a `metrics.jsonl`, in order; a last line still being written is left out.
-
-    Raises:
-        IjepaError: not there, without a record yet, or a line is not JSON.
-    """
+    """All records of a `metrics.jsonl`, in order; a last line still being written is left out."""
     path = Path(path)
     if not path.is_file():
         raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
@@ -133,17 +119,11 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def lock(out: Path) -> Iterator[int]:
+def lock(out: Path) -> Iterator[None]:
     """Hold `<out>.lock` by an flock, which the kernel frees even after kill -9.
 
-    Workers of a process that was killed hold it for seconds more, until they notice; these are
+    Workers that a killed process forked hold it for seconds more, until they notice; these are
     waited for.
-
-    Args:
-        out: the output to hold; need not exist.
-
-    Yields:
-        A descriptor; whoever inherits it holds the lock too, until it ends.
 
     Raises:
         IjepaError: another process holds it, or the file of that name is not a lock.
@@ -151,11 +131,10 @@ def lock(out: Path) -> Iterator[int]:
     path = sibling(out, ".lock")
     file = _locked(path, out)
     try:
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield file.fileno()
+        yield
     finally:
         path.unlink(missing_ok=True)
         file.close()
@@ -165,53 +144,35 @@ def _locked(path: Path, out: Path) -> TextIO:
     """The lock file, held by this process alone and still under its name."""
     until = time.monotonic() + ORPHANS_SECONDS
     while True:
-        file = _opened(path)
+        is_ours = not path.is_symlink() and (path.is_file() or not path.exists())
+        file = path.open("a+", errors="replace") if is_ours else None
+        holder = _holder(file) if file else ""
+        if file is None or (holder and not re.fullmatch(HOLDER, holder)):
+            raise IjepaError(
+                f"{path} was not made by ijepa, which needs that name; move it elsewhere, or "
+                f"choose another output."
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read(LONGEST).strip() or "another process"
             file.close()
             ended = _has_ended(holder)
             if ended and time.monotonic() < until:
                 time.sleep(0.1)
                 continue
-            who = f"workers of {holder}, which has ended" if ended else holder
+            who = f"workers of {holder}, which has ended" if ended else holder or "another process"
             raise IjepaError(
                 f"{out} is being written by {who}; wait for it, or choose another output."
             ) from error
         # The holder before us may have removed the file between our open and our flock.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+            return file
         file.close()
+
+
+def _holder(file: TextIO) -> str:
     file.seek(0)
-    found = file.read(LONGEST)
-    if found and not re.fullmatch(HOLDER, found):
-        file.close()
-        raise _foreign(path)
-    return file
-
-
-def _opened(path: Path) -> TextIO:
-    """Open or create it; not through a link, only as a plain file, and without waiting."""
-    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, how, 0o666)
-    except OSError as error:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise _foreign(path) from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _foreign(path)
-    return os.fdopen(descriptor, "r+", errors="replace")
-
-
-def _foreign(path: Path) -> IjepaError:
-    return IjepaError(
-        f"{path} was not made by ijepa, which needs that name; move it elsewhere, or choose "
-        f"another output."
-    )
+    return file.read(LONGEST).strip()
 
 
 def _has_ended(holder: str) -> bool:

@@ -17,11 +17,7 @@ LIBRARIES = ("ijepa", "torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-c
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """The `stage.json` of a finished output; None if there is no finished output at `out`.
-
-    Raises:
-        IjepaError: it is not what a stage wrote.
-    """
+    """The `stage.json` of a finished output; None if there is no finished output at `out`."""
     path = record_path(out)
     if not (out.exists() and path.exists()):
         return None
@@ -43,59 +39,29 @@ def record_path(out: Path) -> Path:
 def changed_file(out: Path, record: Mapping[str, Any], names: Collection[str] = ()) -> Path | None:
     """The first file of a finished output that its record does not describe; None if all agree.
 
-    Args:
-        out: the output.
-        record: what `read_record` found there.
-        names: of a folder's files, to look at these alone.
+    `names` are of a folder's files, to look at these alone. A large file of the recorded size and
+    time is not read.
     """
     for name, facts in record.get("files", {}).items():
         path = out / name if out.is_dir() else out
-        if (not names or name in names) and not _is_as_made(path, facts):
+        if names and name not in names:
+            continue
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return path
+        now = path.stat()
+        is_trusted = now.st_size > SMALL_BYTES and now.st_mtime_ns == facts["modified_ns"]
+        if not is_trusted and file_sha256(path) != facts["sha256"]:
             return path
     return None
 
 
 def refuse_changed(out: Path, *names: str) -> None:
-    """Check some files of a finished output against its record; an output without one passes.
-
-    Raises:
-        IjepaError: naming the file.
-    """
+    """Refuse a finished output if one of these files is not as its record says, if it has one."""
     changed = changed_file(out, read_record(out) or {}, names)
     if changed:
         raise IjepaError(
             f"{changed} was changed or damaged after it was made. Restore it, or rebuild {out}."
         )
-
-
-def differences(
-    described: Mapping[str, Any], record: Mapping[str, Any], beside: Collection[str] = ()
-) -> str:
-    """How a plan differs from that of a record, in words; the first three differences.
-
-    Args:
-        described: `StagePlan.described`.
-        record: of an output, or of partial work.
-        beside: settings that do not count, by dotted name.
-    """
-    ours, theirs = _flat(described), _flat({name: record.get(name) for name in described})
-    names = [name for name in ours | theirs if name not in beside]
-    changed = [name for name in names if ours.get(name) != theirs.get(name)]
-    known = [name for name in changed if name in ours and name in theirs]
-    found = [f"{name} was {theirs[name]!r:.40}, now {ours[name]!r:.40}" for name in known]
-    new = [name for name in ours if name not in theirs]  # the record is of an earlier version
-    found += [f"{name}, a new setting, is {ours[name]!r:.40}" for name in new]
-    gone = [name for name in theirs if name not in ours]
-    found += [f"{name} was {theirs[name]!r:.40}, now unset" for name in gone]
-    return "; ".join(found[:3])
-
-
-def _flat(body: object, name: str = "") -> dict[str, Any]:
-    """Leaves of a JSON object by dotted name, without the leading `config.`."""
-    if not isinstance(body, Mapping):
-        return {name.removeprefix("config."): body}
-    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in body.items()]
-    return {name: leaf for part in parts for name, leaf in part.items()}
 
 
 def file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
@@ -108,17 +74,6 @@ def file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
     }
 
 
-def _is_as_made(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Has a file the recorded content? A large one of the recorded size and time is not read."""
-    if not path.is_file():
-        return False
-    stat = path.stat()
-    if stat.st_size != facts["bytes"]:
-        return False
-    is_trusted = stat.st_size > SMALL_BYTES and stat.st_mtime_ns == facts["modified_ns"]
-    return is_trusted or bool(file_sha256(path) == facts["sha256"])
-
-
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a result."""
     versions = {"python": platform.python_version()}
@@ -129,14 +84,7 @@ def library_versions() -> dict[str, str]:
 
 
 def remove_output(out: Path) -> bool:
-    """Remove what a stage made at `out`, its record and unfinished work; leave all else alone.
-
-    Returns:
-        Whether there was any of it.
-
-    Raises:
-        IjepaError: a stage is making it, or a file `<out>.lock` is not ours.
-    """
+    """Remove what a stage made at `out`, its record and unfinished work; was there any of it?"""
     beside = sibling(out, ".stage.json")
     work = (sibling(out, ".partial"), sibling(out, ".outdated"))
     found = [path for path in work if not path.is_symlink() and any(notes_in(path))]
@@ -144,9 +92,8 @@ def remove_output(out: Path) -> bool:
         found.append(out)
     elif not out.is_dir() and is_record(beside):
         found += [out, beside]
-    lock_left = sibling(out, ".lock").is_file()
-    if found or lock_left:
-        with lock(out):
+    if found or sibling(out, ".lock").is_file():
+        with lock(out):  # refuses while a stage is making it
             for path in found:
                 remove(path)
     return bool(found)

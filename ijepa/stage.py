@@ -10,14 +10,14 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from ijepa.config import RUNTIME, Runtime
+from ijepa.config import RUNTIME, Runtime, flat
 from ijepa.errors import IjepaError
 from ijepa.files import (
     HALF_WRITTEN,
@@ -31,7 +31,6 @@ from ijepa.files import (
 from ijepa.records import (
     NOTES,
     changed_file,
-    differences,
     file_facts,
     is_record,
     library_versions,
@@ -48,27 +47,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage is about to make: everything that its result depends on, and where it goes.
+    """What a stage is about to make: everything that its result depends on, and where it goes."""
 
-    Attributes:
-        stage: the verb, such as `extract`.
-        version: raised whenever the same configuration would give another result.
-        config: the choices that change the result (never device or workers).
-        inputs: fingerprints of the inputs by role, such as `{"data": "3f..."}`.
-        out: the final path, a folder or one file.
-        precious: an output or partial work of another plan at `out` is replaced by `--force` only.
-        is_folder: is `out` a folder, or one file?
-        beside: settings of `config` that do not change the result, such as how often a run is
-            watched, by dotted name; with the value that the fingerprint takes for each.
-    """
-
-    stage: str
-    version: int
-    config: BaseModel
-    inputs: Mapping[str, str]
-    out: Path
-    precious: bool = False
+    stage: str  # the verb, such as `extract`
+    version: int  # raised whenever the same configuration would give another result
+    config: BaseModel  # the choices that change the result (never device or workers)
+    inputs: Mapping[str, str]  # fingerprints of the inputs by role, such as `{"data": "3f..."}`
+    out: Path  # the final path, a folder or one file
+    precious: bool = False  # an output or partial work of another plan is replaced by --force only
     is_folder: bool = False
+    # Settings of `config` that do not change the result, such as how often a run is watched, by
+    # dotted name; with the value that the fingerprint takes for each.
     beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,22 +81,12 @@ class StagePlan:
 
 @dataclass
 class Work:
-    """An output being made, held alone by this process.
-
-    Attributes:
-        plan: the plan of the output.
-        folder: `<out>.partial/`, to write in; may hold what an interrupted run left.
-        cached: the output is there already, made by the same plan: do nothing.
-        lock: descriptor of the lock, for processes that write in `folder`: as long as one of them
-            runs, no other run begins.
-        started: when this process began, seconds since the epoch.
-    """
+    """An output being made, held alone by this process: write in `folder`, then publish."""
 
     plan: StagePlan
-    folder: Path
-    cached: bool
-    lock: int = -1
-    started: float = field(default_factory=time.time)
+    folder: Path  # `<out>.partial/`; may hold what an interrupted run left
+    cached: bool  # the output is there already, made by the same plan: do nothing
+    started: float = field(default_factory=time.time)  # seconds since the epoch
 
     def publish_folder(
         self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None
@@ -118,11 +97,8 @@ class Work:
             facts: device, seed, ...; they go into its record.
             digests: sha256 of files that need not be read again for it, by name.
         """
-        known = digests or {}
-        files = {
-            name: file_facts(self.folder / name, known.get(name)) for name in _sizes(self.folder)
-        }
-        write_json(self.folder / "stage.json", self._record(facts, files))
+        files = _files(self.folder)
+        self._write_record(self.folder / "stage.json", facts, files, digests or {})
         _move_folder(self.folder, self.plan.out)
 
     def publish_file(self, facts: Mapping[str, Any]) -> None:
@@ -130,53 +106,22 @@ class Work:
         made = self.folder / self.plan.out.name
         with made.open("rb") as file:
             os.fsync(file.fileno())
-        record = self._record(facts, {made.name: file_facts(made)})
-        write_json(sibling(made, ".stage.json"), record)
+        self._write_record(sibling(made, ".stage.json"), facts, [made.name], {})
         _move_file(self.folder, self.plan.out)
 
-    def _record(self, facts: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
-        return {
+    def _write_record(
+        self, path: Path, facts: Mapping[str, Any], files: Iterable[str], digests: Mapping[str, str]
+    ) -> None:
+        record = {
             **self.plan.described(),
             "fingerprint": self.plan.fingerprint,
             "libraries": library_versions(),
             "seconds": round(time.time() - self.started, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "files": files,
+            "files": {name: file_facts(self.folder / name, digests.get(name)) for name in files},
             **facts,
         }
-
-
-def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
-    """Say what `exclusive_work` would find, and write nothing.
-
-    Returns:
-        `cached`, `goes on` or `would run`, and why; the reason for `cached` is empty.
-
-    Raises:
-        IjepaError: as `exclusive_work`.
-    """
-    folder = sibling(plan.out, ".partial")
-    _refuse_place(plan)
-    _refuse_foreign_work(plan, folder)
-    note, record = _note(folder), read_record(plan.out)
-    is_begun = note is not None and note.get("fingerprint") == plan.fingerprint
-    is_forced = is_begun and bool(note and note.get("forced"))  # goes on without --force, too
-    if not force and not is_forced and is_fresh(plan):
-        return CACHED, ""
-    _refuse_another_stages(plan, folder)
-    if force:
-        return WOULD_RUN, "--force"
-    _refuse_foreign(plan.out)
-    if plan.precious and not is_forced:
-        _refuse_other(plan, plan.out, record)
-        _refuse_changed(plan, record)
-        if _sizes(folder):  # else it was refused before it made anything
-            _refuse_other(plan, folder, note)
-    if is_begun and _sizes(folder):
-        return GOES_ON, "it was begun before"
-    if record is None:
-        return WOULD_RUN, "nothing is there yet"
-    return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
+        write_json(path, record)
 
 
 class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its work
@@ -197,10 +142,8 @@ class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its w
 def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work]:
     """Hold `plan.out` alone while making it.
 
-    Args:
-        plan: what to make.
-        runtime: `force` rebuilds even if the output is up to date, and replaces what ijepa did not
-            make; `dry_run` says what would be done instead.
+    Of `runtime`, `force` rebuilds even if the output is up to date, and replaces what ijepa did not
+    make; `dry_run` says what would be done instead.
 
     Yields:
         The work. If `work.cached`, return at once (the record's time is now, so that make sees an
@@ -212,26 +155,54 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
             path cannot be written to.
         DryRun: for `dry_run`; nothing is written.
     """
-    force = runtime.force
     if runtime.dry_run:
-        raise DryRun(plan, *outlook(plan, force=force))
+        raise DryRun(plan, *outlook(plan, force=runtime.force))
     _refuse_place(plan)
+    folder = sibling(plan.out, ".partial")
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    with lock(plan.out) as held:
-        folder = sibling(plan.out, ".partial")
-        _refuse_foreign_work(plan, folder)
+    with lock(plan.out):
         _finish_publishing(plan, folder)
-        if outlook(plan, force=force)[0] == CACHED:
+        if outlook(plan, force=runtime.force)[0] == CACHED:
             record_path(plan.out).touch()
             yield Work(plan, folder, cached=True)
             return
-        _open_folder(plan, folder, force)
+        _open_folder(plan, folder, runtime.force)
         try:
             with naming(folder):
-                yield Work(plan, folder, cached=False, lock=held)
+                yield Work(plan, folder, cached=False)
         finally:
-            if folder.exists() and not _sizes(folder):  # it failed before it made anything
+            if folder.exists() and not _files(folder):  # it failed before it made anything
                 remove(folder)
+
+
+def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
+    """Say what `exclusive_work` would find, and write nothing; refuse what it would refuse.
+
+    Returns:
+        `cached`, `goes on` or `would run`, and why; the reason for `cached` is empty.
+    """
+    _refuse_place(plan)
+    folder = sibling(plan.out, ".partial")
+    note, record = _note(folder), read_record(plan.out)
+    is_begun = note is not None and note.get("fingerprint") == plan.fingerprint
+    is_forced = is_begun and bool(note and note.get("forced"))  # goes on without --force, too
+    if not force and not is_forced and is_fresh(plan):
+        return CACHED, ""
+    for found, made in ((plan.out, record), (folder, note)):
+        if made is not None and made.get("stage") != plan.stage:
+            raise IjepaError(  # even with --force: features over a run are almost surely a mistake
+                f"{found} was made by `ijepa {made.get('stage')}`; choose another output, or "
+                f"remove it yourself."
+            )
+    if force:
+        return WOULD_RUN, "--force"
+    has_files = bool(_files(folder))  # else it was refused before it made anything
+    _refuse_to_replace(plan, record, note if has_files else None, is_forced)
+    if is_begun and has_files:
+        return GOES_ON, "it was begun before"
+    if record is None:
+        return WOULD_RUN, "nothing is there yet"
+    return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
 
 
 def is_fresh(plan: StagePlan) -> bool:
@@ -247,11 +218,27 @@ def is_fresh(plan: StagePlan) -> bool:
 
 def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     """How a plan differs from that of a record, in words; the first three differences."""
-    return differences(plan.described(), record, plan.beside)
+    described = plan.described()
+    ours, theirs = flat(described), flat({name: record.get(name) for name in described})
+    known, others = [], []
+    for name in ours | theirs:
+        words = name.removeprefix("config.")
+        if words in plan.beside:
+            continue
+        if name not in theirs:  # the record is of an earlier version
+            others.append(f"{words}, a new setting, is {ours[name]!r:.40}")
+        elif name not in ours:
+            others.append(f"{words} was {theirs[name]!r:.40}, now unset")
+        elif ours[name] != theirs[name]:
+            known.append(f"{words} was {theirs[name]!r:.40}, now {ours[name]!r:.40}")
+    return "; ".join([*known, *others][:3])
 
 
 def _refuse_place(plan: StagePlan) -> None:
-    """Refuse, before anything is computed, a path that could not be published to."""
+    """Refuse a path that could not be published to, before anything is computed.
+
+    Also names beside `out` that we need and did not make: `--force` does not remove these.
+    """
     out = plan.out
     if not out.name or out.name == "..":
         raise IjepaError(f"{out} is no name for an output; choose another.")
@@ -267,28 +254,11 @@ def _refuse_place(plan: StagePlan) -> None:
     above = next(path for path in out.absolute().parents if path.exists())
     if not above.is_dir():
         raise IjepaError(f"{above} is a file, so {out} cannot stand in it; choose another output.")
-
-
-def _refuse_foreign(out: Path) -> None:
-    is_empty_folder = out.is_dir() and not any(out.iterdir())
-    if os.path.lexists(out) and not is_empty_folder and not record_path(out).exists():
-        raise IjepaError(
-            f"{out} exists and has no record that ijepa made it; "
-            f"choose another output, or replace it with --force."
-        )
-
-
-def _refuse_foreign_work(plan: StagePlan, folder: Path) -> None:
-    """Refuse a name beside `out` that we need and did not make; `--force` does not remove it."""
-    taken = [
-        path
-        for path in (folder, sibling(plan.out, ".outdated"))
-        if path.is_symlink()
-        or (path.exists() and not (path.is_dir() and (_is_empty(path) or any(notes_in(path)))))
-    ]
-    record = sibling(plan.out, ".stage.json")
-    if os.path.lexists(record) and not plan.is_folder:
-        taken += [] if not record.is_symlink() and is_record(record) else [record]
+    folders = (sibling(out, ".partial"), sibling(out, ".outdated"))
+    taken = [path for path in folders if not _is_free(path)]
+    record = sibling(out, ".stage.json")
+    if not plan.is_folder and os.path.lexists(record) and not is_record(record):
+        taken.append(record)
     if taken:
         raise IjepaError(
             f"{taken[0]} is in the way: ijepa needs that name and did not make it; move it "
@@ -296,36 +266,42 @@ def _refuse_foreign_work(plan: StagePlan, folder: Path) -> None:
         )
 
 
-def _refuse_another_stages(plan: StagePlan, folder: Path) -> None:
-    """Refuse even with --force: features over a run are almost certainly a mistake."""
-    for found, record in ((plan.out, read_record(plan.out)), (folder, _note(folder))):
-        if record is not None and record.get("stage") != plan.stage:
-            raise IjepaError(
-                f"{found} was made by `ijepa {record.get('stage')}`; choose another output, or "
-                f"remove it yourself."
-            )
+def _is_free(folder: Path) -> bool:
+    """Is there nothing of that name, or a folder that is empty or was made by a stage?"""
+    if not os.path.lexists(folder):
+        return True
+    is_folder = folder.is_dir() and not folder.is_symlink()
+    return is_folder and (any(notes_in(folder)) or not any(folder.iterdir()))
 
 
-def _refuse_other(plan: StagePlan, found: Path, record: Mapping[str, Any] | None) -> None:
-    if record is not None and record.get("fingerprint") != plan.fingerprint:
+def _refuse_to_replace(
+    plan: StagePlan,
+    record: Mapping[str, Any] | None,
+    note: Mapping[str, Any] | None,
+    is_forced: bool,
+) -> None:
+    """Keep what ijepa did not make, and precious outputs or partial work of another plan."""
+    out = plan.out
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not is_empty_folder and not record_path(out).exists():
         raise IjepaError(
-            f"{found} was built with other settings: {changes(plan, record)}. "
-            "Choose another output, rebuild it with --replace, or discard it with --force."
+            f"{out} exists and has no record that ijepa made it; "
+            f"choose another output, or replace it with --force."
         )
-
-
-def _refuse_changed(plan: StagePlan, record: Mapping[str, Any] | None) -> None:
-    """Do not train a run again because a file of it was removed."""
-    changed = changed_file(plan.out, record) if record else None
-    if changed:
+    if not plan.precious or is_forced:
+        return
+    for found, made in ((out, record), (sibling(out, ".partial"), note)):
+        if made is not None and made.get("fingerprint") != plan.fingerprint:
+            raise IjepaError(
+                f"{found} was built with other settings: {changes(plan, made)}. Choose another "
+                "output, rebuild it with --replace, or discard it with --force."
+            )
+    changed = changed_file(out, record) if record else None
+    if changed:  # do not train a run again because a file of it was removed
         raise IjepaError(
             f"{changed} was changed, damaged or removed after `ijepa {plan.stage}` made it. "
-            f"Restore it, choose another output, or rebuild {plan.out} with --force."
+            f"Restore it, choose another output, or rebuild {out} with --force."
         )
-
-
-def _is_empty(folder: Path) -> bool:
-    return not any(folder.iterdir())
 
 
 def _note(folder: Path) -> dict[str, Any] | None:
@@ -334,13 +310,10 @@ def _note(folder: Path) -> dict[str, Any] | None:
     return read_json(note) if note.exists() else None
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file in a folder but its notes; nothing for a file."""
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOTES
-    }
+def _files(folder: Path) -> list[str]:
+    """Names of all files in a folder but its notes."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOTES)
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
@@ -376,10 +349,8 @@ def _move_folder(folder: Path, out: Path) -> None:
     outdated = sibling(out, ".outdated")
     if os.path.lexists(out):
         out.rename(outdated)
-        folder.rename(out)
-        remove(outdated)
-    else:
-        folder.rename(out)
+    folder.rename(out)
+    remove(outdated)
 
 
 def _move_file(folder: Path, out: Path) -> None:

@@ -118,24 +118,29 @@ def height_width(image_px: int | Size) -> Size:
     return (image_px, image_px) if isinstance(image_px, int) else image_px
 
 
-def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
-    """Check a mapping against a configuration; all faults at once, in one line.
+def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name: `{"masks": {"kind": "block"}}` gives `{"masks.kind": "block"}`."""
+    leaves: dict[str, Any] = {}
+    for name, value in body.items():
+        dotted = f"{prefix}{name}"
+        leaves |= flat(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return leaves
 
-    Raises:
-        IjepaError: naming `source` and every key that is wrong.
-    """
+
+def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
+    """Check a mapping against a configuration; all faults of `source` are one error."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors()[:SHOWN_FAULTS]]
+        faults = []
+        for fault in error.errors()[:SHOWN_FAULTS]:
+            where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
+            message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                faults.append(f"{where} is not a known setting")
+            else:
+                value = f"{where} = {fault['input']!r:.200}: " if where else ""
+                faults.append(f"{value}{message}")
         if more := error.error_count() - len(faults):
             faults.append(f"and {more:,} more")
         raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
-
-
-def _fault(fault: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
-    if fault["type"] == "extra_forbidden":
-        return f"{where} is not a known setting"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} = {fault['input']!r:.200}: {message}" if where else message
