@@ -45,21 +45,40 @@ ENCODER_random := random:$(RUN)
 ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mini check fix test test-slow bench docs report shard pretrain extract probe clean \
+.PHONY: help setup tools mini check fix test test-slow bench docs report shard pretrain extract probe clean \
   evaluation low-level reproduce
 .SECONDARY:
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
 
-setup: $(VENV)/.ready ## Make the environment in .venv (done by the others when needed).
+setup: $(if $(DEV),tools,$(VENV)/.ready) ## Install into .venv (done by the others when needed); TORCH=cpu, DEV=1.
+
+# On Linux for x86-64, torch of PyPI brings CUDA; a build without it is on PyTorch's own index.
+TORCH    =
+CPU_ONLY := https://download.pytorch.org/whl/cpu
+PIP      := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-	  || { echo "ijepa needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	  || { echo "ijepa needs Python 3.11 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing ijepa and its libraries into $(VENV), in some minutes. On Linux for x86-64 they take 6 GB,"
+	@echo "5 of them torch with CUDA, which make setup TORCH=cpu leaves out."
+	@$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	@$(PIP) --index-url $(CPU_ONLY) torch torchvision || { echo "No build for a CPU at $(CPU_ONLY): \
+	  run make setup without TORCH=cpu." >&2; exit 1; }
+endif
+	@$(PIP) --editable .
+	@touch $@
+	@echo "Ready: source $(VENV)/bin/activate, then ijepa --help; or make mini."
+
+tools: $(VENV)/.dev
+
+$(VENV)/.dev: $(VENV)/.ready
+	@echo "Installing what developers need: pytest, ruff, mypy, mkdocs and every optional library."
+	@$(PIP) --editable '.[dev]'
+	@touch $@
 
 mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 14 minutes.
 	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
@@ -73,27 +92,27 @@ reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette
 	@$(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,--jobs=$(JOBS)) --no-print-directory \
 	  --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
 
-test: setup ## Run the tests (those that need no GPU and no network).
+test: tools ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2
 
-test-slow: setup ## Run the tests that take longest.
+test-slow: tools ## Run the tests that take longest.
 	$(BIN)/python -m pytest -m "slow and not gpu and not download"
 
-check: setup ## Format, lint, types, import contracts, lines of each room within their budget.
+check: tools ## Format, lint, types, import contracts, lines of each room within their budget.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python benchmarks/size.py --check
 
-fix: setup ## Format, and mend what the linter can.
+fix: tools ## Format, and mend what the linter can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Time every hot path against a plain reference.
+bench: tools ## Time every hot path against a plain reference.
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
-docs: setup ## Build the documents into site/.
+docs: tools ## Build the documents into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## Remove what stages made for NAME, and report.html; what has no record of theirs stays.

@@ -88,3 +88,25 @@ def test_the_table_of_layers_is_the_contract_that_is_checked():
     page = (ROOT / "CONTRIBUTING.md").read_text()
     rows = re.findall(r"^\| (?:stages|rooms|method|ground) \| ([^|]*) \|", page, re.MULTILINE)
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == checked
+
+
+def test_both_lists_of_tested_versions_name_the_same_versions():
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    listed = dict(line.split("==") for line in lines if not line.startswith("#"))
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    locked = {(plain(package["name"]), package.get("version")) for package in lock}
+    assert {(plain(name), version) for name, version in listed.items()} <= locked
+    names = [name for name, _ in locked]
+    assert all(names.count(plain(name)) == 1 for name in listed)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {plain(name) for name in listed}
+    for needs in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert {plain(re.match(r"[\w.-]+", need)[0]) for need in needs} <= known
+
+
+def test_the_citation_names_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

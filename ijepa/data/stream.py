@@ -322,7 +322,7 @@ def _open(url: str) -> IO[bytes]:
         system, path = fsspec.url_to_fs(url)
         opened: IO[bytes] = system.open(path, "rb", block_size=block_bytes)
     except ImportError as error:
-        raise IjepaError(f"{url}: {error}; pip install 'ijepa[remote]' has it.") from error
+        raise IjepaError(f"{url}: {error} (pip install s3fs aiohttp).") from error
     except ValueError as error:  # no such protocol
         raise IjepaError(f"{url}: {error}.") from error
     return opened

@@ -203,6 +203,6 @@ def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs
         import diffusers
     except ImportError as error:
         raise IjepaError(
-            "Decoding predictions needs the diffusers library: pip install 'ijepa[decoder]'."
+            "Decoding predictions needs diffusers; install it with pip install diffusers."
         ) from error
     return diffusers

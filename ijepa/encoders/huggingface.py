@@ -179,7 +179,7 @@ def _transformers() -> ModuleType:
         import transformers
     except ImportError as error:
         raise IjepaError(
-            "hf: encoders need transformers: python -m pip install 'ijepa[hf]'."
+            "hf: encoders need transformers; install it with pip install transformers."
         ) from error
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it warns of is refused below
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no types
