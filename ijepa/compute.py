@@ -26,7 +26,6 @@ from ijepa.distributed import cpu_name
 from ijepa.errors import IjepaError
 
 LinearKernel = Literal["torch", "onednn"]
-Context = contextlib.AbstractContextManager[object]
 
 SWITCH = "IJEPA_CPU_LINEAR"  # environment variable: torch, onednn, or auto
 CLEARLY_FASTER = 1.3  # by how much oneDNN must win, so that noise never decides
@@ -66,7 +65,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa:
     """Call a function, keep only its inputs, and call it again with equal kernels when needed."""
     inside = isinstance(_get_current_function_mode(), _OneDnnLinear)  # type: ignore[no-untyped-call]  # torch's
 
-    def contexts() -> tuple[Context, Context]:
+    def contexts() -> tuple[contextlib.AbstractContextManager[object], Any]:
         again = _OneDnnLinear() if inside else contextlib.nullcontext()
         return contextlib.nullcontext(), again  # torch leaves a mode for its backward pass
 
@@ -92,9 +91,11 @@ def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
     asked = os.environ.get(SWITCH, "auto") or "auto"
     if asked not in ("auto", "torch", "onednn"):
         raise IjepaError(f"{SWITCH} is {asked!r}; set it to auto, torch or onednn.")
-    if asked == "onednn" and not _has_onednn():
+    # No public name says that oneDNN is there; this one torch's own compiler uses.
+    has_onednn = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if asked == "onednn" and not has_onednn:
         raise IjepaError(f"{SWITCH} is onednn, but this build of torch has no oneDNN.")
-    if asked == "torch" or device.type != "cpu" or not _has_onednn():
+    if asked == "torch" or device.type != "cpu" or not has_onednn:
         return "torch"
     if asked == "onednn":
         return "onednn"
@@ -106,11 +107,6 @@ def known_file() -> Path:
     """Where the choices of this machine are kept: JSON, made anew if it is deleted."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "ijepa" / "cpu-linear.json"
-
-
-def linear_name(linear: LinearKernel) -> str:
-    """What to write behind the name of a device."""
-    return ", oneDNN" if linear == "onednn" else ""
 
 
 @cache
@@ -164,12 +160,21 @@ class _OneDnnLinear(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401  # whatever torch answers
-        if func is F.linear and _fits(*args, **(kwargs or {})):
+        if func is F.linear:
             return _linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """By oneDNN where it computes this; what is wrong goes to torch, which says so."""
+    every = (input, weight) if bias is None else (input, weight, bias)
+    is_fp32 = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in every)
+    agree = input.dim() > 0 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
+    agree = agree and (bias is None or bias.shape == weight.shape[:1])
+    is_empty = input.numel() == 0 or weight.numel() == 0
+    left_to_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    if not (is_fp32 and agree) or is_empty or left_to_torch:
+        return F.linear(input, weight, bias)
     found: Tensor = _Linear.apply(input, weight, bias)
     return found
 
@@ -182,7 +187,7 @@ class _Linear(torch.autograd.Function):
         for_inputs, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(inputs if for_weight else None, weight if for_inputs else None)
         ctx.shape = inputs.shape
-        rows = _onednn_product(_rows(inputs), weight, bias)
+        rows = _onednn_product(inputs.reshape(-1, inputs.shape[-1]), weight, bias)
         # as a plain view it could not be changed in place
         found: Tensor = torch.ops.aten._unsafe_view(rows, (*inputs.shape[:-1], len(weight)))
         return found
@@ -191,12 +196,12 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # torch's
         inputs, weight = ctx.saved_tensors
-        rows = _dense(_rows(gradient))
+        rows = _dense(gradient.reshape(-1, gradient.shape[-1]))
         found: list[Tensor | None] = [None, None, None]
         if ctx.needs_input_grad[0]:
             found[0] = _onednn_product(rows, weight.T).view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            found[1] = _onednn_product(rows.T, _rows(inputs).T)
+            found[1] = _onednn_product(rows.T, inputs.reshape(-1, inputs.shape[-1]).T)
         if ctx.needs_input_grad[2]:
             found[2] = rows.sum(dim=0)
         return tuple(found)
@@ -209,25 +214,6 @@ def _onednn_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return found
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _fits(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Is it what oneDNN is asked for? What is wrong goes to torch, which says so."""
-    left_to_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    every = (input, weight) if bias is None else (input, weight, bias)
-    is_fp32 = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in every)
-    agree = input.dim() > 0 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
-    agree = agree and (bias is None or bias.shape == weight.shape[:1])
-    return is_fp32 and agree and not left_to_torch and input.numel() > 0 and weight.numel() > 0
-
-
 def _dense(matrix: Tensor) -> Tensor:
     """Without gaps between rows or columns, on which oneDNN falls back to loops."""
     return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
-
-
-def _has_onednn() -> bool:
-    """Is oneDNN there, by a name that torch's compiler uses? It has no public one."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")

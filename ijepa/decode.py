@@ -12,7 +12,7 @@ from ijepa.files import read_json, read_metrics, write_bytes, write_json
 from ijepa.progress import Progress, silent
 from ijepa.recipes import apply_override, dump_yaml
 from ijepa.stage import StagePlan, Work, exclusive_work
-from ijepa.world import is_one_of_many
+from ijepa.world import current_world
 
 VERSION = 4
 RESULT = "result.json"
@@ -83,7 +83,7 @@ def train_decoder(
         IjepaError: diffusers is missing, the encoder has no predictor or does not predict
             embeddings, its target blocks are no rectangles, too few images.
     """
-    if is_one_of_many():
+    if current_world().size > 1:
         raise IjepaError("ijepa train-decoder runs in one process; start it without torchrun.")
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)

@@ -54,7 +54,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def from_rank_0(world: World, work: Callable[[], T]) -> T:
-    """Run `work` on rank 0, and give every rank its result, or its failure."""
+    """Run `work` on rank 0, and give every rank its result, or its `IjepaError`."""
     if world.size == 1:
         return work()
     told: list[T | IjepaError | None] = [None]
@@ -73,13 +73,7 @@ def from_rank_0(world: World, work: Callable[[], T]) -> T:
 
 
 def over_ranks(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
-    """Split `items` over the ranks, run `work` on each part, and give every rank all results.
-
-    Args:
-        world: this process among all.
-        items: (n,) what to work on, the same on every rank.
-        work: gives one number for each item.
-    """
+    """Split `items` (n,) over the ranks, and give every rank what `work` finds for each: (n,)."""
     if world.size == 1:
         return work(items)
     parts: list[Ints] = [np.empty(0)] * world.size
@@ -118,7 +112,7 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device, world: World) -> bool:
-    """Did any rank raise the flag? The same answer on every rank."""
+    """Whether any rank raised the flag; the same answer on every rank."""
     if world.size == 1:
         return flag
     raised = torch.tensor(int(flag), device=device)
@@ -150,7 +144,7 @@ def unshared_gradients(forward: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Does each process hold only its shard of the weights (FSDP)?"""
+    """Whether each process holds only its shard of the weights (FSDP)."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -199,9 +193,9 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def num_workers(runtime: Runtime, device: torch.device) -> int:
     """How many processes read and decode images for this one.
 
-    A number in `runtime.workers` is taken as it is. None means 2 for a CPU, which has its cores to
-    compute with. A GPU waits for images, so it gets all cores that this process may use but two,
-    and at least 2; processes that torchrun started on one machine share them.
+    `runtime.workers`; by default 2 for a CPU, which has its cores to compute with. A GPU waits for
+    images, so it gets all cores that this process may use but two, and at least 2; processes that
+    torchrun started on one machine share them.
     """
     if runtime.workers is not None:
         return runtime.workers
@@ -210,13 +204,20 @@ def num_workers(runtime: Runtime, device: torch.device) -> int:
     return max(2, len(os.sched_getaffinity(0)) // current_world().local_size - 2)
 
 
-def device_name(device: torch.device, world: World | None = None) -> str:
-    """What to write beside a number: the GPU, or the CPU and its threads; times processes."""
+def device_name(device: torch.device, world: World = World(), linear: str = "torch") -> str:  # noqa: B008  # a constant
+    """What to write beside a number: processes, the GPU or the CPU with its threads, the library.
+
+    Args:
+        device: what computes.
+        world: this process among all that compute.
+        linear: what multiplies matrices there, see `ijepa.compute.pick_linear`.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type} ({cpu_name()}), {torch.get_num_threads()} threads"
-    return f"{world.size} x {name}" if world and world.size > 1 else name
+    several = f"{world.size} x " if world.size > 1 else ""
+    return several + name + (", oneDNN" if linear == "onednn" else "")
 
 
 def cpu_name() -> str:

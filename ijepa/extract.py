@@ -99,7 +99,7 @@ def _encode(
     world: World,
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    from ijepa.compute import computing, linear_name
+    from ijepa.compute import computing
     from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
 
     images, device = data.split(config.split), pick_device(runtime.device)
@@ -126,7 +126,7 @@ def _encode(
 
     def publish() -> None:
         FeatureWriter(path).finish()  # with all that others did
-        name = device_name(device, world) + linear_name(linear)
+        name = device_name(device, world, linear)
         work.publish_file({"device": name, "command": runtime.command})
 
     from_rank_0(world, publish)

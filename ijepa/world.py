@@ -13,14 +13,7 @@ SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PO
 
 
 class World(NamedTuple):
-    """This process among all.
-
-    Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local_rank: its number on this machine.
-        local_size: how many are on this machine.
-    """
+    """This process among all, and among those on its machine; ranks count from 0."""
 
     rank: int = 0
     size: int = 1
@@ -29,7 +22,7 @@ class World(NamedTuple):
 
     @property
     def is_rank_0(self) -> bool:
-        """Is this rank 0, which writes files and prints?"""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> slice:
@@ -48,22 +41,15 @@ def current_world() -> World:
         return World()
     names = (*SET_BY_TORCHRUN[:3], "LOCAL_WORLD_SIZE")
     said = {name: os.environ.get(name) or "1" for name in names}
-    try:
+    with contextlib.suppress(ValueError):
         world = World(*(int(value) for value in said.values()))
-    except ValueError:
-        world = None
-    if world is None or not (0 <= world.rank < world.size and 0 <= world.local_rank < world.size):
-        shown = ", ".join(f"{name}={value}" for name, value in said.items())
-        raise IjepaError(
-            f"The environment says {shown}: expected whole numbers, RANK from 0 and below "
-            f"WORLD_SIZE. Start several processes by torchrun, or unset RANK for one alone."
-        )
-    return world
-
-
-def is_one_of_many() -> bool:
-    """Did torchrun start several processes, of which this is one?"""
-    return current_world().size > 1
+        if 0 <= world.rank < world.size and 0 <= world.local_rank < world.size:
+            return world
+    shown = ", ".join(f"{name}={value}" for name, value in said.items())
+    raise IjepaError(
+        f"The environment says {shown}: expected whole numbers, RANK from 0 and below "
+        f"WORLD_SIZE. Start several processes by torchrun, or unset RANK for one alone."
+    )
 
 
 @contextlib.contextmanager
@@ -72,16 +58,10 @@ def together(
 ) -> Iterator[tuple[Work, World]]:
     """Hold an output once for all processes: rank 0 enters `work`, every rank gets what it yields.
 
-    One process alone imports no torch here, so that a cached answer is quick.
-
-    Args:
-        work: such as `exclusive_work(plan)`.
-        device: where the processes compute, as `pick_device` takes it.
-
-    Raises:
-        IjepaError: what `work` raises; on one rank as it is, on the others in silence.
+    What `work` raises, rank 0 raises as it is, the others as a `SharedError`. One process alone
+    imports no torch here, so that a cached answer is quick.
     """
-    if not is_one_of_many():
+    if current_world().size == 1:
         with work as held:
             yield held, World()
         return

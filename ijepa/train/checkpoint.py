@@ -39,11 +39,10 @@ log = logging.getLogger(__name__)
 
 
 def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
-    """State of networks and optimizer, by the names of the parameters.
+    """State of networks and optimizer, by the names of the parameters; all processes call it.
 
     It does not depend on how weights are sharded: a run may go on with another number of processes.
-    Of sharded weights it is gathered in the memory of rank 0's machine, and empty on other ranks;
-    all processes must call it. Else it is the tensors of the networks themselves.
+    Sharded weights are gathered in rank 0's memory, and empty on other ranks; others are no copies.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=is_sharded(model))
     weights = get_model_state_dict(model, options=options)
@@ -51,11 +50,7 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
 
 
 def read_checkpoint(path: Path) -> Tree:
-    """Read what a run has saved: step, config, model, optimizer and facts.
-
-    Raises:
-        IjepaError: damaged, or a part is missing.
-    """
+    """Read the `PARTS` that a run has saved; an `IjepaError` says what is damaged or missing."""
     body = load_state(path)
     if missing := PARTS - body.keys():
         raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(missing)}).")
@@ -63,7 +58,7 @@ def read_checkpoint(path: Path) -> Tree:
 
 
 def restore(model: nn.Module, optimizer: Optimizer, body: Tree, source: Path) -> None:
-    """Put the state of a checkpoint back into networks and optimizer, exactly or not at all.
+    """Put what `read_checkpoint` returned back into networks and optimizer, exactly or not at all.
 
     Raises:
         IjepaError: it is of other networks, or weights alone.
@@ -90,21 +85,16 @@ class CheckpointWriter:
     """
 
     def __init__(self, least_seconds: float, *, writes: bool = True) -> None:
-        """Prepare to save.
-
-        Args:
-            least_seconds: between two checkpoints.
-            writes: whether this process writes files; one that does not never asks to save.
-        """
+        """Prepare to save every `least_seconds` at most; never in a process that writes nothing."""
         self._least_seconds, self._saved = least_seconds, time.monotonic()
         self._writes = writes
         self._cost_seconds = 0.0  # of the newest checkpoint, to the training
         self._buffers: list[Tensor] = []
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[float] | None = None
+        self._writing: Future[None] | None = None
 
     def is_due(self) -> bool:
-        """Did enough time pass, and so much that saving takes at most `MOST_OF_TIME` of it?"""
+        """Whether so much time passed that saving takes at most `MOST_OF_TIME` of it."""
         if not self._writes or (self._writing and not self._writing.done()):
             return False
         least = max(self._least_seconds, self._cost_seconds / MOST_OF_TIME)
@@ -125,18 +115,21 @@ class CheckpointWriter:
         self.wait()
         state = body if is_copy else self._copied(body)
         on_gpu = any(leaf.is_cuda for leaf in pytree.tree_leaves(body) if torch.is_tensor(leaf))
-        self._writing = self._thread.submit(_write, paths, state)
+
+        def write() -> None:
+            began = time.monotonic()
+            save_state(paths[0], state)
+            for path in paths[1:]:
+                link_or_copy(paths[0], path)
+            if not on_gpu:  # it took time of the processor that trains
+                self._cost_seconds += time.monotonic() - began
+
         self._saved = time.monotonic()
         self._cost_seconds = self._saved - start
-        if not on_gpu:  # writing takes time of the processor that trains
-            self._writing.add_done_callback(self._count_writing)
+        self._writing = self._thread.submit(write)
 
     def wait(self) -> None:
-        """Return when everything is on disk.
-
-        Raises:
-            OSError: it could not be written.
-        """
+        """Return when everything is on disk; an `OSError` says why it is not."""
         if self._writing:
             writing, self._writing = self._writing, None
             writing.result()
@@ -148,10 +141,6 @@ class CheckpointWriter:
         finally:
             self._thread.shutdown()
             self._buffers = []
-
-    def _count_writing(self, written: Future[float]) -> None:
-        if not written.exception():
-            self._cost_seconds += written.result()
 
     def _copied(self, body: dict[str, Any]) -> dict[str, Any]:
         leaves, structure = pytree.tree_flatten(body)
@@ -168,16 +157,6 @@ class CheckpointWriter:
         copied = [next(copies) if torch.is_tensor(leaf) else leaf for leaf in leaves]
         tree: dict[str, Any] = pytree.tree_unflatten(copied, structure)
         return tree
-
-
-def _write(paths: Sequence[Path], body: dict[str, Any]) -> float:
-    """Write once, and give the file its other names; returns the seconds that it took."""
-    start = time.monotonic()
-    first, *others = paths
-    save_state(first, body)
-    for path in others:
-        link_or_copy(first, path)
-    return time.monotonic() - start
 
 
 def link_or_copy(first: Path, path: Path) -> None:
@@ -210,51 +189,44 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
     if record.get("stage") != "pretrain":
         raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
     before = PretrainConfig.model_validate(record["config"])
-    epochs = {"epochs": config.optimization.epochs}
-    free = {
-        "optimization": before.optimization.model_copy(update=epochs),
-        "watch": config.watch,
-        "checkpoint_epochs": config.checkpoint_epochs,
-    }
-    alike = before.model_copy(update=free).model_dump(mode="json")
-    if changed := changes(work.plan, record | {"config": alike}):
+    epochs, longer = before.optimization.epochs, config.optimization.epochs
+    optimization = before.optimization.model_copy(update={"epochs": longer})
+    alike = before.model_copy(update={"optimization": optimization, "watch": config.watch})
+    if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
         raise IjepaError(
             f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
         )
-    if config.optimization.epochs <= before.optimization.epochs:
+    if longer <= epochs:
         raise IjepaError(
-            f"{finished} has {before.optimization.epochs} epochs; prolong it to more, with "
-            f"--set optimization.epochs=N."
+            f"{finished} has {epochs} epochs; prolong it to more, with --set optimization.epochs=N."
         )
-    total = before.optimization.epochs * per_epoch
-    common = next((s for s in range(total) if _changing(config, before, per_epoch, s)), total)
-    kept = (finished / LAST.parent).glob("epoch-[0-9]*.pt")
+    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
+    rates = {"learning rate": "lr", "weight decay": "weight_decay", "EMA momentum": "ema"}
+
+    def changing(step: int) -> list[str]:
+        return [n for n, f in rates.items() if getattr(ours, f)(step) != getattr(theirs, f)(step)]
+
+    total, folder = epochs * per_epoch, finished / LAST.parent
+    common = next((step for step in range(total) if changing(step)), total)
+    kept = folder.glob("epoch-[0-9]*.pt")
     passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
     passed = sorted([*passed, (total, finished / LAST)])
     usable = [(step, path) for step, path in passed if step <= common]
     if not usable:
         raise IjepaError(
-            f"{finished} cannot be prolonged: its {_changing(config, before, per_epoch, common)} "
-            f"depends on the number of epochs from step {common + 1:,} on, and its first "
-            f"checkpoint is of step {passed[0][0]:,}. Use a held schedule from the start "
+            f"{finished} cannot be prolonged: its {' and '.join(changing(common))} depends on the "
+            f"number of epochs from step {common + 1:,} on, and its first checkpoint is of step "
+            f"{passed[0][0]:,}. Use a held schedule from the start "
             f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
             f"from its weights with --init {finished}."
         )
-    (work.folder / LAST).parent.mkdir()
+    (work.folder / LAST).parent.mkdir(exist_ok=True)
     shutil.copyfile(finished / "metrics.jsonl", work.folder / "metrics.jsonl")
     if (finished / "tensorboard").is_dir():
-        shutil.copytree(finished / "tensorboard", work.folder / "tensorboard")
+        board = work.folder / "tensorboard"
+        shutil.copytree(finished / "tensorboard", board, dirs_exist_ok=True)
     for _, path in usable:
-        if path.name != LAST.name:
-            link_or_copy(path, work.folder / LAST.parent / path.name)
+        link_or_copy(path, work.folder / LAST.parent / path.name)
     step, newest = usable[-1]
     link_or_copy(newest, work.folder / LAST)  # the last, for a run goes on from it
     log.info("%s is prolonged from its state after step %d", finished, step)
-
-
-def _changing(config: PretrainConfig, before: PretrainConfig, per_epoch: int, step: int) -> str:
-    """What a step does otherwise in the longer run; empty if nothing."""
-    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
-    rates = {"learning rate": "lr", "weight decay": "weight_decay", "EMA momentum": "ema"}
-    found = [n for n, f in rates.items() if getattr(ours, f)(step) != getattr(theirs, f)(step)]
-    return " and ".join(found)

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ijepa.jepa.vit import Encoder, LayerNorm
 
 HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change the encoder
-
-
 # Below the first block; all else that is in no block learns as fast as the head.
 INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
 
@@ -29,6 +27,13 @@ class Classifier(nn.Module):
     As in MAE, with average pooling the encoder's own final norm gives way to one after the pooling,
     which starts afresh; with a class token it stays. The paper does not say what its classifier
     looks like. I-JEPA's position tables stay fixed, those of others are trained.
+
+    Args:
+        encoder: changed in place.
+        num_classes: labels count from 0.
+        drop_path: chance to skip the last block; the first is never skipped.
+        generator: of the linear layer's weights.
+        class_token: classify by it; else by the average of the patch tokens.
     """
 
     def __init__(
@@ -40,15 +45,6 @@ class Classifier(nn.Module):
         *,
         class_token: bool = False,
     ) -> None:
-        """Take over an encoder that is trained from now on.
-
-        Args:
-            encoder: changed in place.
-            num_classes: labels count from 0.
-            drop_path: chance to skip the last block; the first is never skipped.
-            generator: of the linear layer's weights.
-            class_token: classify by it; else by the average of the patch tokens.
-        """
         super().__init__()
         self.encoder, self._class_token = encoder, class_token
         if class_token:
@@ -66,21 +62,15 @@ class Classifier(nn.Module):
         last = max(1, len(encoder.blocks) - 1)
         self._branches: list[DropBranch] = []
         for number, block in enumerate(encoder.blocks):
-            block.drop_path1, block.drop_path2 = (
-                DropBranch(drop_path * number / last) for _ in range(2)
-            )
-            self._branches += [block.drop_path1, block.drop_path2]
+            pair = [DropBranch(drop_path * number / last) for _ in range(2)]
+            block.drop_path1, block.drop_path2 = pair
+            self._branches += pair
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Classify.
+        """(B, classes) logits of images (B, 3, height, width), normalised.
 
-        Args:
-            images: (B, 3, height, width) float, normalised.
-            draws: (B, 2 * blocks) uniform in [0, 1), by which each image skips branches of blocks;
-                None skips none, as in evaluation.
-
-        Returns:
-            (B, classes) logits.
+        By `draws` (B, 2 * blocks), uniform in [0, 1), each image skips branches of blocks; None
+        skips none, as in evaluation.
         """
         for number, branch in enumerate(self._branches):
             branch.draws = None if draws is None else draws[:, number]
@@ -123,38 +113,28 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """One group a layer and kind: matrices decay; biases, norms, tokens and positions do not.
 
-    Args:
-        model: whose trained parameters are grouped.
-        layer_decay: `lr_scale` of a group is this to the power of the layers above it.
-        weight_decay: of matrices.
+    Its `lr_scale` is `layer_decay` to the power of the layers above it.
     """
     depth, spared = len(model.encoder.blocks), set(model.encoder.no_weight_decay())
-    groups: dict[tuple[int, bool], dict[str, object]] = {}
+    grouped: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer = layer_of(name, depth)
-        decays = parameter.ndim > 1 and name.removeprefix("encoder.") not in spared
-        group = groups.setdefault(
-            (layer, decays),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
-            },
-        )
-        group["params"].append(parameter)  # type: ignore[attr-defined]  # a list, of this key alone
-    return list(groups.values())
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name.removeprefix("encoder.") not in spared
+            grouped.setdefault((layer_of(name, depth), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+        }
+        for (layer, decays), parameters in grouped.items()
+    ]
 
 
 def learning_rate(done: float, lr: float, final_lr: float, warmup: float) -> float:
-    """Linear from 0 over the warm-up, then half a cosine down.
+    """Linear from 0 to `lr` over the warm-up, then half a cosine down to `final_lr`.
 
-    Args:
-        done: share of all steps that are taken, 0 to 1.
-        lr: at its highest.
-        final_lr: at the end.
-        warmup: share of all steps.
+    `done`, the steps that are taken, and `warmup` are fractions of all steps.
     """
     if done < warmup:
         return lr * done / warmup

@@ -34,26 +34,18 @@ Inputs = tuple[Tensor, Tensor, Tensor]  # images, targets, draws of branches tha
 
 
 class Labelled(NamedTuple):
-    """Images of a split that take part.
+    """Images of a split that take part."""
 
-    Attributes:
-        images: the whole split.
-        chosen: (n,) numbers of those that take part.
-        labels: (n,) int64 their class numbers, from 0.
-        keys: n names.
-    """
-
-    images: Images
-    chosen: Ints
-    labels: Ints
-    keys: list[str]
+    images: Images  # the whole split
+    chosen: Ints  # (n,) numbers of those that take part
+    labels: Ints  # (n,) int64 their class numbers, from 0
+    keys: list[str]  # n names
 
 
 class FinetuneTask(Task[Inputs]):
     """A classifier and its optimizer.
 
     Attributes:
-        cuts: how images are cut and normalised; its batch is that of all processes.
         held_out: loss and accuracy on the held-out images, by the last check.
     """
 
@@ -77,8 +69,8 @@ class FinetuneTask(Task[Inputs]):
             model: freshly made; trained in place.
             parts: images to train on, and images held out of these.
             config: what to do.
-            cuts: see there.
-            runtime: device, workers.
+            cuts: how images are cut and normalised; its batch is that of all processes.
+            runtime: how to run.
             world: this process among all.
         """
         super().__init__(config, runtime, world)
@@ -99,6 +91,7 @@ class FinetuneTask(Task[Inputs]):
         self._per_epoch = len(train.chosen) // cuts.batch_size
         self.size, self.total_steps = cuts.batch_size, config.epochs * self._per_epoch
         self.bf16 = uses_bf16(config.precision, device)
+        self._mixes = bool(config.mixup or config.cutmix)
         self._mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
@@ -122,8 +115,10 @@ class FinetuneTask(Task[Inputs]):
             (B, 3, height, width) images; (B,) class numbers, or (B, classes) shares of mixed ones;
             (B, 2 * blocks) draws.
         """
-        images, labels = self._normalised(batch.images), self._labels[batch.numbers]
-        images, targets = self._mixed(batch.step, images, self._moved(labels))
+        images = self._normalised(batch.images)
+        targets = self._moved(self._labels[batch.numbers])
+        if self._mixes:
+            images, targets = self._mixed(batch.step, images, targets)
         shape = self.size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
         mine = torch.from_numpy(drawn[self.world.share(self.size)])
@@ -139,7 +134,7 @@ class FinetuneTask(Task[Inputs]):
         self.optimizer.zero_grad()
         with self.autocast():
             logits = self._forward(images, draws)
-        smoothing = 0.0 if self._mixes() else config.label_smoothing  # mixed labels are smooth
+        smoothing = 0.0 if self._mixes else config.label_smoothing  # mixed labels are smooth
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         torch.autograd.backward(loss)
         self.optimizer.step()
@@ -168,7 +163,7 @@ class FinetuneTask(Task[Inputs]):
         return self.held_out
 
     def state(self) -> dict[str, Any]:
-        """The last check of the held-out images, which the result tells."""
+        """What the last check of the held-out images found."""
         return {"held_out": self.held_out}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -201,13 +196,11 @@ class FinetuneTask(Task[Inputs]):
         self.model.train()
 
     def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup and CutMix, if asked for; labels then are (B, classes) shares.
+        """Mixup and CutMix; labels become (B, classes) shares.
 
         Neighbours in the batch are mixed, where timm mixes the first image with the last: a pair
         then lies on one process, whatever their number.
         """
-        if not self._mixes():
-            return images, labels
         seed = stream(self.config.seed, MASKS, step).integers(2**32, size=2)[1]
         np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
         order = torch.arange(len(images))
@@ -216,9 +209,6 @@ class FinetuneTask(Task[Inputs]):
         order = self._moved(order)
         mixed, shares = self._mixup(images[order], labels[order])
         return mixed[back], shares[back]
-
-    def _mixes(self) -> bool:
-        return bool(self.config.mixup or self.config.cutmix)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """On the device; from pinned memory, so that nothing waits for the copy."""

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from ijepa.compute import LinearKernel, computing, linear_name
+from ijepa.compute import LinearKernel, computing
 from ijepa.config import Runtime
 from ijepa.data.loader import Batch as Batch  # for tasks of rooms that do not know data
 from ijepa.data.loader import batches
@@ -50,43 +50,26 @@ log = logging.getLogger(__name__)
 
 
 class Task(ABC, Generic[Inputs]):
-    """What is trained, and what one step of it does.
+    """What is trained, and what one step of it does; an instance belongs to one call of `fit`.
 
-    A subclass sets what has no default here; an instance belongs to one call of `fit`.
-
-    Attributes:
-        config: written into every checkpoint.
-        runtime: how to run.
-        world: this process among all.
-        device: where it computes.
-        model: all networks; a checkpoint holds their state dict.
-        optimizer: of the networks that are trained.
-        total_steps: of the whole run.
-        size: how many images, or other units of the progress bar, a step takes.
-        unit: task and unit of the progress bar, such as `pretrain images`.
-        bf16: whether `autocast` computes in bfloat16.
-        linear: what multiplies matrices on a CPU, see `pick_linear`.
-        shapes_vary: whether attention meets new sequence lengths all the time.
-        shown: numbers of `watch` that stand beside the progress bar.
-        loss_limit: a loss of so many times the first is broken.
-        rollbacks: how often a broken step is answered by going back instead of stopping.
-        advice: what to do about a broken loss.
+    A subclass sets what has no default here.
     """
 
-    model: nn.Module
-    optimizer: Optimizer
+    model: nn.Module  # all networks; a checkpoint holds their state dict
+    optimizer: Optimizer  # of the networks that are trained
     total_steps: int
-    size: int
-    unit: str
-    bf16 = False
-    linear: LinearKernel = "torch"
-    shapes_vary = False
-    shown: tuple[str, ...] = ()
-    loss_limit = math.inf
-    rollbacks = 0
-    advice = "Lower lr, or lengthen the warm-up."
+    size: int  # how many images, or other units of the progress bar, a step takes
+    unit: str  # task and unit of the progress bar, such as `pretrain images`
+    bf16 = False  # whether `autocast` computes in bfloat16
+    linear: LinearKernel = "torch"  # what multiplies matrices on a CPU, see `pick_linear`
+    shapes_vary = False  # whether attention meets new sequence lengths all the time
+    shown: tuple[str, ...] = ()  # numbers of `watch` that stand beside the progress bar
+    loss_limit = math.inf  # a loss of so many times the first is broken
+    rollbacks = 0  # how often a broken step is answered by going back instead of stopping
+    advice = "Lower lr, or lengthen the warm-up."  # what to do about a broken loss
 
     def __init__(self, config: BaseModel, runtime: Runtime, world: World) -> None:
+        """Remember `config`, which every checkpoint holds, and how to run."""
         self.config, self.runtime, self.world = config, runtime, world
         self.device = pick_device(runtime.device)
 
@@ -100,11 +83,7 @@ class Task(ABC, Generic[Inputs]):
 
     @abstractmethod
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
-        """Update the networks once.
-
-        Args:
-            step: counted from 0.
-            inputs: what `prepare` made of a batch.
+        """Update the networks once by what `prepare` returned; steps count from 0.
 
         Returns:
             The step's record; numbers that are still on the device are () tensors, `loss` is one.
@@ -150,7 +129,7 @@ class Task(ABC, Generic[Inputs]):
 
     def device_name(self) -> str:
         """What computes, for the record."""
-        return device_name(self.device, self.world) + linear_name(self.linear)
+        return device_name(self.device, self.world, self.linear)
 
 
 def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
@@ -169,18 +148,18 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
     with (
         contextlib.closing(run.writer),
         computing(task.device, linear=task.linear, shapes_vary=task.shapes_vary),
-        stop_requests() as run.asked,
+        stop_requests() as asked,
     ):
-        while not run.is_last():
+        while run.steps_done < task.total_steps:
             try:
-                run.take_steps()
+                run.take_steps(asked)
             except _BrokenError as error:
-                run.go_back(error)
+                run.go_back(*error.args)
     run.close()
 
 
 class _BrokenError(Exception):
-    """Numbers are not what they should be; says which, where, and what to do."""
+    """A number is not what it should be: what is wrong, and at which step."""
 
 
 class _Run:
@@ -193,20 +172,34 @@ class _Run:
         self.left_out = self.rollbacks = 0  # batches; times that the run went back
         self.pending: list[dict[str, Any]] = []  # records with numbers that are on the device
         self.shown: dict[str, float] = {}
-        self.asked = StopRequest()
         self.metrics: MetricsLog | None = None  # of rank 0
         seconds = task.runtime.checkpoint_seconds
         self.writer = CheckpointWriter(seconds, writes=self.world.is_rank_0)
         self.resume()
 
-    def is_last(self) -> bool:
-        return self.steps_done == self.task.total_steps
+    def resume(self) -> None:
+        """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
+        metrics_bytes, world = 0, self.world
+        if self.last.exists():
+            body = read_checkpoint(self.last)
+            restore(self.task.model, self.task.optimizer, body, self.last)
+            self.steps_done, facts = body["step"], body["facts"]
+            self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
+            self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
+            self.task.load_state(facts)
+            if world.is_rank_0:
+                log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
+            if world.is_rank_0 and facts["world_size"] != world.size:
+                log.warning(
+                    "the run began with %d processes and goes on with %d: images, crops and masks "
+                    "of each step stay the same, sums are rounded otherwise.",
+                    facts["world_size"],
+                    world.size,
+                )
+        if world.is_rank_0:
+            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
 
-    def is_milestone(self) -> bool:
-        """Is the state of this step saved in any case?"""
-        return self.is_last() or bool(self.task.kept_name(self.steps_done))
-
-    def take_steps(self) -> None:
+    def take_steps(self, asked: StopRequest) -> None:
         """Take steps until the end, a signal or a broken number."""
         task = self.task
         if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
@@ -216,28 +209,29 @@ class _Run:
         began, since = time.monotonic(), self.steps_done
         with contextlib.closing(made):  # else worker processes outlive an error
             for inputs in made:
-                numbers = task.step(self.steps_done, inputs)
+                record = {"step": self.steps_done + 1, **task.step(self.steps_done, inputs)}
                 self.steps_done += 1
-                record = {"step": self.steps_done, **numbers}
                 if self.left_out:
                     record["left_out_batches"] = self.left_out
                 self.pending.append(record | self.watch())
+                is_last = self.steps_done == task.total_steps
+                is_milestone = is_last or bool(task.kept_name(self.steps_done))  # saved anyway
                 # One process alone may stop at any step, several only when they all look.
-                stops_now = self.world.size == 1 and bool(self.asked)
-                if len(self.pending) < FETCH_STEPS and not (self.is_milestone() or stops_now):
+                stops_now = self.world.size == 1 and bool(asked)
+                if len(self.pending) < FETCH_STEPS and not (is_milestone or stops_now):
                     continue
                 self.fetch()
                 rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
-                stop = any_rank(bool(self.asked), task.device, self.world)
+                stop = any_rank(bool(asked), task.device, self.world)
                 due = any_rank(self.writer.is_due(), task.device, self.world)
-                if stop or due or self.is_milestone():
+                if stop or due or is_milestone:
                     self.save()
-                if stop and not self.is_last():
+                if stop and not is_last:
                     self.close()
                     raise StoppedError(
-                        f"Stopped by {self.asked.signal_name or 'a signal to another process'} "
-                        f"after step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
-                        self.asked.signal_name,
+                        f"Stopped by {asked.signal_name or 'a signal to another process'} after "
+                        f"step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
+                        asked.signal_name,
                     )
                 self.show(rate)
                 began, since = time.monotonic(), self.steps_done
@@ -246,7 +240,7 @@ class _Run:
         try:
             return self.task.watch(self.steps_done)
         except FloatingPointError as error:
-            raise self.broken(str(error), self.steps_done) from error
+            raise _BrokenError(str(error), self.steps_done) from error
 
     def fetch(self) -> None:
         """Fetch what is on the device, refuse a broken number, and write the records."""
@@ -255,37 +249,25 @@ class _Run:
         for (record, name), number in zip(waiting, numbers, strict=True):
             record[name] = number
         for record in self.pending:
-            self.check(record)
+            self.check(record["step"], record["loss"], record.get("grad_norm", 0.0))
             if self.metrics:
                 self.metrics.append(record)
             self.shown |= {n: v for n, v in record.items() if n in ("loss", "lr", *self.task.shown)}
         self.pending = []
 
-    def check(self, record: dict[str, Any]) -> None:
+    def check(self, step: int, loss: float, grad_norm: float) -> None:
         """Refuse what is not finite, and a loss far above the first, about a sane run's largest."""
-        loss, step = record["loss"], record["step"]
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(value := record.get(name, 0.0)):
-                what = "gradient norm" if name == "grad_norm" else name
-                raise self.broken(f"The {what} is {value}", step)
+        if not math.isfinite(loss):
+            raise _BrokenError(f"The loss is {loss}", step)
+        if not math.isfinite(grad_norm):
+            raise _BrokenError(f"The gradient norm is {grad_norm}", step)
         if math.isnan(self.first_loss):
             self.first_loss = loss
         if loss > self.task.loss_limit * self.first_loss:
-            raise self.broken(
-                f"The loss exploded to {loss:.4g}, from {self.first_loss:.4g} at the start", step
-            )
+            grown = f"to {loss:.4g}, from {self.first_loss:.4g} at the start"
+            raise _BrokenError(f"The loss exploded {grown}", step)
 
-    def broken(self, what: str, step: int) -> _BrokenError:
-        """The error to raise for a broken number of a step."""
-        self.writer.wait()
-        good = f"the last good state is {self.last}"
-        if not self.last.exists():
-            good = "there is no earlier state"
-        keys = ", ".join(self.task.keys(max(step - 1, 0) + self.left_out))
-        images = f" (images {keys}, ...)" if keys else ""
-        return _BrokenError(f"{what} at step {step}{images}; {good}. {self.task.advice}")
-
-    def go_back(self, broken: _BrokenError) -> None:
+    def go_back(self, what: str, step: int) -> None:
         """Go on from the last checkpoint, without the batches that were seen since.
 
         Raises:
@@ -293,21 +275,60 @@ class _Run:
         """
         self.writer.wait()
         exists = from_rank_0(self.world, self.last.exists)  # all wait for what rank 0 writes
+        keys = ", ".join(self.task.keys(max(step - 1, 0) + self.left_out))
+        broken = (
+            f"{what} at step {step}{f' (images {keys}, ...)' if keys else ''}; "
+            f"{f'the last good state is {self.last}' if exists else 'there is no earlier state'}. "
+            f"{self.task.advice}"
+        )
         if self.rollbacks == self.task.rollbacks or not exists:
-            raise (IjepaError if self.world.is_rank_0 else SharedError)(str(broken))
+            raise (IjepaError if self.world.is_rank_0 else SharedError)(broken)
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
         self.close()
         self.resume()
         self.pending, self.rollbacks = [], rollbacks
         self.left_out = seen - self.steps_done
-        told = f"Going back to step {self.steps_done} without the batches since"
         if self.world.is_rank_0:
-            allowed = self.task.rollbacks
-            log.warning("%s %s (rollback %d of %d).", broken, told, rollbacks, allowed)
+            told = f"{broken} Going back to step {self.steps_done} without the batches since"
+            log.warning("%s (rollback %d of %d).", told, rollbacks, self.task.rollbacks)
         wait_for_all(self.world)  # nobody may read the checkpoint after this
         self.save()
         self.writer.wait()
         wait_for_all(self.world)
+
+    def save(self) -> None:
+        """Begin to write a checkpoint.
+
+        Raises:
+            _BrokenError: the weights are not finite, as after a gradient that was not measured.
+        """
+        task = self.task
+        trained = [p for group in task.optimizer.param_groups for p in group["params"]]
+        if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
+            raise _BrokenError("The weights are no longer finite", self.steps_done)
+        weights, optimizer = full_state(task.model, task.optimizer)
+        if not self.metrics:
+            return
+        facts = {
+            "metrics_bytes": self.metrics.flush(),
+            "first_loss": self.first_loss,
+            "world_size": self.world.size,
+            "left_out": self.left_out,
+            "rollbacks": self.rollbacks,
+        }
+        body = {
+            "step": self.steps_done,
+            "config": task.config.model_dump(mode="json"),
+            "model": weights,
+            "optimizer": optimizer,
+            "facts": task.state() | facts,
+        }
+        kept = task.kept_name(self.steps_done)
+        paths = [self.last.with_name(kept), self.last] if kept else [self.last]
+        self.last.parent.mkdir(exist_ok=True)
+        # On a CPU a gathered state still shares the optimizer's counters with the training.
+        is_copy = is_sharded(task.model) and task.device.type == "cuda"
+        self.writer.save(paths, body, is_copy=is_copy)
 
     def show(self, per_second: float) -> None:
         """Report progress and speed."""
@@ -323,64 +344,3 @@ class _Run:
         self.writer.wait()
         if self.metrics:
             self.metrics.close()
-
-    def save(self) -> None:
-        """Begin to write a checkpoint.
-
-        Raises:
-            _BrokenError: the weights are not finite, as after a gradient that was not measured.
-        """
-        task = self.task
-        trained = [p for group in task.optimizer.param_groups for p in group["params"]]
-        if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
-            raise self.broken("The weights are no longer finite", self.steps_done)
-        weights, optimizer = full_state(task.model, task.optimizer)
-        if not self.metrics:
-            return
-        body = {
-            "step": self.steps_done,
-            "config": task.config.model_dump(mode="json"),
-            "model": weights,
-            "optimizer": optimizer,
-            "facts": task.state()
-            | {
-                "metrics_bytes": self.metrics.flush(),
-                "first_loss": self.first_loss,
-                "world_size": self.world.size,
-                "left_out": self.left_out,
-                "rollbacks": self.rollbacks,
-            },
-        }
-        paths = [self.last]
-        if kept := task.kept_name(self.steps_done):
-            paths.insert(0, self.last.with_name(kept))
-        self.last.parent.mkdir(exist_ok=True)
-        # On a CPU a gathered state still shares the optimizer's counters with the training.
-        is_copy = is_sharded(task.model) and task.device.type == "cuda"
-        self.writer.save(paths, body, is_copy=is_copy)
-
-    def resume(self) -> None:
-        """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
-        metrics_bytes = 0
-        if self.last.exists():
-            body = read_checkpoint(self.last)
-            restore(self.task.model, self.task.optimizer, body, self.last)
-            self.steps_done, facts = body["step"], body["facts"]
-            self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
-            self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
-            self.task.load_state(facts)
-            self.announce(facts["world_size"])
-        if self.world.is_rank_0:
-            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
-
-    def announce(self, size_before: int) -> None:
-        if not self.world.is_rank_0:
-            return
-        log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
-        if size_before != self.world.size:
-            log.warning(
-                "the run began with %d processes and goes on with %d: images, crops and masks of "
-                "each step stay the same, sums are rounded otherwise.",
-                size_before,
-                self.world.size,
-            )

@@ -9,8 +9,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ijepa.errors import IjepaError
 
-Record = Mapping[str, float]
-
 
 class MetricsLog:
     """Append-only records; a resumed run cuts off what its checkpoint does not know.
@@ -21,7 +19,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, length_bytes: int, step: int) -> None:
-        """Open the log in `folder` as it was when it held `length_bytes`, after `step` steps."""
+        """Open the log in `folder` as it was at `length_bytes`, after `step` steps."""
         path = folder / "metrics.jsonl"
         path.touch()
         if path.stat().st_size < length_bytes:
@@ -34,13 +32,13 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._newest: dict[str, tuple[float, int]] = {}  # value and step, not yet on the board
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Mapping[str, float]) -> None:
         """Write one step's record; its `step` counts the steps done."""
         self._file.write((json.dumps(record) + "\n").encode())
         step = int(record["step"])
         self._newest |= {name: (value, step) for name, value in record.items() if name != "step"}
 
-    def show(self, step: int, speed: Record) -> None:
+    def show(self, step: int, speed: Mapping[str, float]) -> None:
         """Put the newest value of each number on the board, and how fast it went."""
         self._newest |= {name: (value, step) for name, value in speed.items()}
         for name, (value, at_step) in self._newest.items():

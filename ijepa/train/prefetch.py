@@ -21,12 +21,7 @@ def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device
     """What `prepare` makes of each item.
 
     On a GPU a thread works ahead, and copies from pinned memory on a stream of its own, so that
-    neither the training's thread nor the GPU ever waits for a copy.
-
-    Args:
-        made: batches in order; closed at the end.
-        prepare: brings a batch to the device, as a tree of tensors and plain values.
-        device: where the step computes.
+    neither the training's thread nor the GPU ever waits for a copy. `made` is closed at the end.
     """
     if device.type != "cuda":
         with contextlib.closing(made):
@@ -55,14 +50,10 @@ def prefetched(
     ahead: int,
     context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Generator[T]:
-    """The same items in the same order, made in a thread that is up to `ahead` items in front.
+    """The same items in the same order, made in a thread that is up to `ahead` (1, ...) in front.
 
-    Closing it ends the thread and closes `items`; what is raised there is raised here.
-
-    Args:
-        items: made in the thread alone.
-        ahead: at least 1.
-        context: made and entered in the thread around all of its work.
+    Closing it ends the thread and closes `items`; what is raised there is raised here. `context` is
+    entered in the thread around all of its work.
     """
     made: queue.SimpleQueue[T] = queue.SimpleQueue()
     room, stop = threading.Semaphore(ahead - 1), threading.Event()

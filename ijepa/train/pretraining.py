@@ -14,7 +14,7 @@ from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.cache import CachedCropBatches, DecodedImages
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
-from ijepa.data.shards import Sample, SplitReader
+from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers
 from ijepa.errors import IjepaError
@@ -50,17 +50,11 @@ log = logging.getLogger(__name__)
 
 
 class StepInputs(NamedTuple):
-    """Images and masks of one step.
+    """Images and masks of one step."""
 
-    Attributes:
-        images: (B, 3, height, width) float, normalised, on the device; of this process.
-        masks: of these images, on the device.
-        groups: masks of all processes, on the CPU.
-    """
-
-    images: Tensor
-    masks: list[Masks]
-    groups: list[Masks]
+    images: Tensor  # (B, 3, height, width) float, normalised, on the device; of this process
+    masks: list[Masks]  # of these images, on the device
+    groups: list[Masks]  # of all processes, on the CPU
 
 
 class PretrainTask(Task[StepInputs]):
@@ -109,7 +103,13 @@ class PretrainTask(Task[StepInputs]):
         self._plan = StepPlan(len(images), config.data, config.seed, share, repeat_every)
         self._per_epoch = len(images) // self.size
         self._make_networks(init)
-        self._watch = Watch(config, self._watched(), self.device, world)
+        count = config.watch.num_images  # of a health check; always the same
+        if isinstance(images, RemoteSplit):
+            watched = images.first_samples(count)  # from the starts of shards: few bytes are read
+        else:
+            order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
+            watched = [images.read_sample(int(number)) for number in order[:count]]
+        self._watch = Watch(config, watched, self.device, world)
         self._outcome: Outcome | None = None  # of a step after which the encoders are checked
         self._lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         on_gpu = self.device.type == "cuda"
@@ -142,7 +142,7 @@ class PretrainTask(Task[StepInputs]):
             self._trainer.forward = in_parallel(model, self.device, world)
 
     def batches(self, numbers: range) -> Generator[Batch]:
-        """Random crops of the images of this process; see `Task`."""
+        """Random crops of the images of this process."""
         images, plan = self._images, self._plan
         if isinstance(images, RemoteSplit):
             yield from self._streamed(images, numbers)
@@ -162,10 +162,9 @@ class PretrainTask(Task[StepInputs]):
                 "no index says how many images each tar holds, so the images go on about where "
                 "they stopped, not exactly there."
             )
-        count, (rank, size) = self.config.stream.lanes, self.world[:2]
+        config, count, (rank, size) = self.config, self.config.stream.lanes, self.world[:2]
         mine = range(rank * count, (rank + 1) * count)
-        buffer = self.config.stream.buffer
-        lanes = Lanes(images, self.config.seed, buffer, mine, size * count)
+        lanes = Lanes(images, config.seed, config.stream.buffer, mine, size * count)
         workers = workers_for(count, num_workers(self.runtime, self.device))
         dataset = StreamedCropBatches(lanes, self._plan, numbers)
         for batch in self.loaded(dataset, None, workers):
@@ -179,16 +178,8 @@ class PretrainTask(Task[StepInputs]):
             return self._streamed_keys.get(batch, [])
         return self._images.keys(self._plan.numbers(batch)[:SHOWN_KEYS])
 
-    def _watched(self) -> list[Sample]:
-        """Samples for health checks, always the same for the same configuration."""
-        images, count = self._images, self.config.watch.num_images
-        if isinstance(images, RemoteSplit):
-            return images.first_samples(count)  # from the starts of shards: few bytes are read
-        order = stream(self.config.seed, SHUFFLE, 2**31).permutation(len(images))
-        return [images.read_sample(int(number)) for number in order[:count]]
-
     def prepare(self, batch: Batch) -> StepInputs:
-        """Draw the batch's masks, and bring both to the device; see `Task`."""
+        """Draw the batch's masks, and bring both to the device."""
         groups = batch_masks(self.config, batch.step)
         masks = masks_on(part_of(groups, self.world.share(self.size)), self.device)
         pixels = batch.images.to(self.device, non_blocking=True)
@@ -218,10 +209,9 @@ class PretrainTask(Task[StepInputs]):
         """Health of the encoders, and how much better than the mean target the step predicted."""
         if not self._is_watched(step):
             return {}
-        uncompiled = contextlib.nullcontext()
-        if self.runtime.compile:  # shapes and precision of a check would be compiled for it alone
-            uncompiled = torch.compiler.set_stance("force_eager")
-        with uncompiled:
+        with contextlib.ExitStack() as uncompiled:
+            if self.runtime.compile:  # shapes and precision of a check would be compiled for it
+                uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
             numbers = self._watch.look(self.model, step)
         if self._outcome:
             predictions, targets = self._outcome.predictions, self._outcome.targets
@@ -233,7 +223,7 @@ class PretrainTask(Task[StepInputs]):
         return {"first_health": list(self._watch.first or ())}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See `state`; the copy of the target encoder follows the restored one."""
+        """Restore it; the copy of the target encoder follows the restored one."""
         self._watch.first = Health(*state["first_health"])
         self.model.renew_teacher()
 
@@ -256,10 +246,10 @@ class PretrainTask(Task[StepInputs]):
 
 
 def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
-    """Start networks from given weights.
+    """Start networks from given weights; position tables stay their own.
 
     Args:
-        model: changed in place; position tables stay its own.
+        model: changed in place.
         source: where the weights come from, for messages.
         parts: state dicts of `encoder`, `target_encoder` (one of them is enough) and `predictor`,
             which starts from random weights where it is missing or of another size.

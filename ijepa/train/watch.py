@@ -31,11 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """The checked images, and the health of the fresh encoder on them.
-
-    Attributes:
-        first: of the first check; set by it, or by a resumed run.
-    """
+    """The checked images, and the health of the fresh encoder on them."""
 
     def __init__(
         self,
@@ -45,13 +41,11 @@ class Watch:
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
         self._config, self._samples, self._device, self._world = config, samples, device, world
-        self._labels: Tensor | None = None
-        if all(sample.labels.get(config.watch.label, -1) >= 0 for sample in samples):
-            labels = [sample.labels[config.watch.label] for sample in samples]
-            self._labels = torch.tensor(labels, device=device)
+        labels = [sample.labels.get(config.watch.label, -1) for sample in samples]
+        self._labels = None if min(labels) < 0 else torch.tensor(labels, device=device)
         self._pixels: Tensor | None = None  # (images, 3, height, width) uint8, on the device
         self._bf16 = uses_bf16(config.optimization.precision, device)
-        self.first: Health | None = None
+        self.first: Health | None = None  # of the first check; set by it, or by a resumed run
 
     @torch.no_grad()
     def look(self, model: IJepa, step: int = 0) -> dict[str, float]:
@@ -63,7 +57,12 @@ class Watch:
             FloatingPointError: the features are not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            views = self._views()
+            data = self._config.data
+            if self._pixels is None:
+                plan = ViewPlan(data.image_px, data.eval_crop_fraction)
+                made = [evaluation_view(decode_rgb(one.image), plan) for one in self._samples]
+                self._pixels = torch.cat(made).to(self._device)
+            views = normalise(self._pixels, data.mean, data.std)
             target = self._pooled(model, views, which="target_encoder")
             if not target.isfinite().all():
                 raise FloatingPointError("The target encoder's features are not finite")
@@ -83,15 +82,6 @@ class Watch:
         if self._labels is not None:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
         return numbers
-
-    def _views(self) -> Tensor:
-        """(images, 3, height, width) normalised; decoded by the first check alone."""
-        data = self._config.data
-        if self._pixels is None:
-            plan = ViewPlan(data.image_px, data.eval_crop_fraction)
-            made = [evaluation_view(decode_rgb(sample.image), plan) for sample in self._samples]
-            self._pixels = torch.cat(made).to(self._device)
-        return normalise(self._pixels, data.mean, data.std)
 
     def _pooled(self, model: IJepa, views: Tensor, which: str) -> Tensor:
         """(images, dim) float32 of all images; each process encodes as many, some twice."""
