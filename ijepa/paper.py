@@ -2,113 +2,67 @@
 
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-GROUPS = {"plain": "no view augmentations", "views": "view augmentations"}
+from ijepa.config import Config
+
 IN1K_DATA, IN22K_DATA = "IN1k", "IN22k"
 IN22K_IMAGES = 13_000_000  # of some 14.2 million; what is left varies with the day of the download
 
 
-class TaskData(NamedTuple):
-    """The data set of a task, whole; numbers on any other are none of the column's.
+class TaskData(Config):
+    """The data set of a task, whole; numbers on any other are none of the column's."""
 
-    Attributes:
-        kind: of the source, as `ijepa shard KIND:PATH` has it.
-        label: that is probed.
-        classes: how many it has.
-        train_images: likewise `test_images`, of the splits that the paper took.
-    """
-
-    kind: str
+    kind: str  # of the source, as `ijepa shard KIND:PATH` has it
     label: str
     classes: int
-    train_images: int
+    train_images: int  # likewise `test_images`: of the splits that the paper took
     test_images: int
 
 
-class Column(NamedTuple):
-    """A task of a table.
-
-    Attributes:
-        task: its name.
-        protocols: by which its numbers were made; the first is the nearest.
-        data: that it is measured on.
-        few_images: how many training images have labels; None where all have.
-    """
+class Column(Config):
+    """A task of a table."""
 
     task: str
-    protocols: tuple[str, ...]
+    protocols: tuple[str, ...]  # by which its numbers were made; the first is the nearest
     data: TaskData
-    few_images: int | None
+    few_images: int | None = None  # how many training images have labels; None where all have
 
 
-class Row(NamedTuple):
-    """One line of a table.
+class Row(Config):
+    """One line of a table."""
 
-    Attributes:
-        method: such as `I-JEPA`; in ablations, what was varied.
-        arch: such as `ViT-H/14`.
-        epochs: of pretraining; None where the table has none.
-        values: percent, one a column.
-        group: one of `GROUPS` for methods, the pretraining data for table 5, else empty.
-        recipe: of the package, that pretrains it; empty for the methods of others.
-    """
-
-    method: str
-    arch: str
-    epochs: int | None
-    values: tuple[float, ...]
-    group: str
-    recipe: str
+    method: str  # such as `I-JEPA`; in ablations, what was varied
+    arch: str  # such as `ViT-H/14`
+    epochs: int | None = None  # of pretraining; None where the table has none
+    values: tuple[float, ...]  # percent, one a column
+    group: str = ""  # with or without view augmentations; the pretraining data for table 5
+    recipe: str = ""  # of the package, that pretrains it; empty for the methods of others
 
 
-class Table(NamedTuple):
-    """One table of the paper.
-
-    Attributes:
-        varies: settings of pretraining, as `--set` names them, by which the rows of an ablation
-            differ; empty where rows differ in more than settings.
-        free: further settings that differ between rows and are not the point.
-    """
+class Table(Config):
+    """One table of the paper."""
 
     number: int
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    varies: tuple[str, ...]
-    free: tuple[str, ...]
+    # Settings of pretraining, as `--set` names them, by which the rows of an ablation differ; empty
+    # where rows differ in more than settings. `free` ones differ, too, and are not the point.
+    varies: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
 
 
 def _tables(body: Mapping[str, Any]) -> tuple[Table, ...]:
-    data = {name: TaskData(**facts) for name, facts in body["data"].items()}
     columns = {
-        task: Column(task, tuple(one["protocols"]), data[one["data"]], one.get("few_images"))
+        task: Column(task=task, **one | {"data": body["data"][one["data"]]})
         for task, one in body["columns"].items()
     }
     return tuple(
-        Table(
-            one["number"],
-            one["title"],
-            tuple(columns[task] for task in one["columns"]),
-            tuple(_row(row) for row in one["rows"]),
-            tuple(one.get("varies", ())),
-            tuple(one.get("free", ())),
-        )
+        Table(**one | {"columns": [columns[task] for task in one["columns"]]})
         for one in body["tables"]
-    )
-
-
-def _row(body: Mapping[str, Any]) -> Row:
-    group = body.get("group", "")
-    return Row(
-        body["method"],
-        body["arch"],
-        body.get("epochs"),
-        tuple(body["values"]),
-        GROUPS.get(group, group),
-        body.get("recipe", ""),
     )
 
 
@@ -137,11 +91,9 @@ def pretraining_epochs(row: Row) -> tuple[int, ...]:
 
 
 def pretraining_set(source: str, images: int) -> str | None:
-    """What a run was pretrained on, as the tables call it; None for all but these sets, whole.
+    """What the tables call a shard set of so many images; None for all but these sets, whole.
 
-    Args:
-        source: of the shard set, as the user typed it.
-        images: how many it has.
+    `source` is what the shard set was made from, as the user typed it.
     """
     kind, imagenet = source.partition(":")[0], TABLES[0].columns[0].data
     if kind == imagenet.kind and images == imagenet.train_images:
@@ -151,7 +103,8 @@ def pretraining_set(source: str, images: int) -> str | None:
 
 def tables_by(protocol: str) -> tuple[int, ...]:
     """Numbers of the tables that have a column made by a protocol, as scores name it."""
-    columns = ((table.number, column) for table in TABLES for column in table.columns)
     return tuple(
-        dict.fromkeys(number for number, column in columns if protocol in column.protocols)
+        table.number
+        for table in TABLES
+        if any(protocol in column.protocols for column in table.columns)
     )

@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, read_json, read_metrics, write_bytes
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
-from ijepa.results.beside import tables
-from ijepa.results.page import PICTURES
+from ijepa.results.page import PICTURES, Picture, RunView, file_picture, map_picture, page
+from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
 from ijepa.results.tables import Shown
 from ijepa.stage import StagePlan, exclusive_work
-
-if TYPE_CHECKING:
-    from ijepa.results.page import Picture, RunView
 
 VERSION = 6
 METRICS = "metrics.jsonl"  # of a run that has begun
@@ -24,7 +21,7 @@ MASK_IMAGES = 2000  # over which the masks of a run are counted
 
 
 class ReportConfig(Config):
-    """What the page says beside its inputs: its title."""
+    """What the page says beside its inputs."""
 
     title: str = "ijepa report"
 
@@ -38,19 +35,11 @@ class ReportOutcome(Config):
     """
 
     out: Path
-    cached: bool
+    cached: bool = False
     tables: tuple[Shown, ...]
     results: tuple[Result, ...]
     runs: tuple[Path, ...]
     pictures: tuple[Path, ...]
-
-
-class _Sources(NamedTuple):
-    """What a page is made of; pretrainings are those of the runs."""
-
-    results: dict[Path, Result]
-    runs: list[Path]
-    pictures: list[Path]
 
 
 def report(
@@ -72,30 +61,32 @@ def report(
         IjepaError: nothing to show, or something that is none of these.
     """
     out = Path(out)
-    found = _sorted(list(dict.fromkeys(map(Path, sources))))
-    if not any(found):
+    results, runs, pictures = _sorted(list(dict.fromkeys(map(Path, sources))))
+    if not (results or runs or pictures):
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
-    results = tuple(found.results.values())
-    configs = {run: _pretraining(run) for run in found.runs}
+    configs = {run: _pretraining(run) for run in runs}
+    shown = tables([*results.values()], [config for config in configs.values() if config])
     outcome = ReportOutcome(
-        out=out,
-        cached=False,
-        tables=tuple(tables(results, [config for config in configs.values() if config])),
-        results=results,
-        runs=tuple(found.runs),
-        pictures=tuple(found.pictures),
+        out=out, tables=shown, results=results.values(), runs=runs, pictures=pictures
     )
-    config = ReportConfig(title=title)
-    plan = StagePlan("report", VERSION, config, _inputs(found), out)
+    inputs = {f"result {path}": result_id(result) for path, result in results.items()}
+    inputs |= {f"run {path}": file_sha256(path / METRICS) for path in runs}
+    files = [path for run in runs for path in (run / "config.yaml", run / "stage.json")]
+    files += [file for path in pictures for file in (path, record_path(path))]
+    inputs |= {f"file {path}": file_sha256(path) for path in files if path.is_file()}
+    plan = StagePlan("report", VERSION, ReportConfig(title=title), inputs, out)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            write_bytes(work.folder / out.name, _page(title, outcome, configs).encode())
+            views = [_view(run, config) for run, config in configs.items()]
+            shown_pictures = [file_picture(path, read_record(path)) for path in pictures]
+            text = page(title, outcome.tables, outcome.results, views, shown_pictures)
+            write_bytes(work.folder / out.name, text.encode())
             work.publish_file({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
 
 
-def _sorted(sources: Sequence[Path]) -> _Sources:
-    """Each source as what it is; a result that is named twice counts once."""
+def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], list[Path]]:
+    """Results, runs and pictures; a result that is named twice counts once."""
     named = [one for path in sources for one in _named(path)]
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
@@ -108,7 +99,7 @@ def _sorted(sources: Sequence[Path]) -> _Sources:
     for path in pictures:
         if not path.is_file():
             raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
-    return _Sources(dict(results.values()), runs, pictures)
+    return dict(results.values()), runs, pictures
 
 
 def _named(path: Path) -> list[Path]:
@@ -134,15 +125,6 @@ def _named(path: Path) -> list[Path]:
     return found
 
 
-def _inputs(found: _Sources) -> dict[str, str]:
-    """Fingerprints of all that the page shows."""
-    inputs = {f"result {path}": result_id(result) for path, result in found.results.items()}
-    inputs |= {f"run {path}": file_sha256(path / METRICS) for path in found.runs}
-    shown = [path for run in found.runs for path in (run / "config.yaml", run / "stage.json")]
-    shown += [file for path in found.pictures for file in (path, record_path(path))]
-    return inputs | {f"file {path}": file_sha256(path) for path in shown if path.is_file()}
-
-
 def _pretraining(run: Path) -> PretrainConfig | None:
     """The settings of a pretraining; None for other runs, and for a run without any."""
     path = run / "config.yaml"
@@ -161,17 +143,8 @@ def _record(run: Path) -> Mapping[str, Any]:
     return read_record(run) or (read_json(note) if note.is_file() else {})
 
 
-def _page(title: str, outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
-    from ijepa.results.page import file_picture, page
-
-    runs = [_view(run, config) for run, config in configs.items()]
-    pictures = [file_picture(path, read_record(path)) for path in outcome.pictures]
-    return page(title, outcome.tables, outcome.results, runs, pictures)
-
-
-def _view(run: Path, config: PretrainConfig | None) -> "RunView":
+def _view(run: Path, config: PretrainConfig | None) -> RunView:
     from ijepa.figures.curves import run_curves
-    from ijepa.results.page import Picture, RunView
 
     refuse_changed(run, METRICS, "config.yaml")
     records, record = read_metrics(run / METRICS), _record(run)
@@ -194,11 +167,10 @@ def _view(run: Path, config: PretrainConfig | None) -> "RunView":
     )
 
 
-def _masks(config: PretrainConfig) -> "tuple[str, list[Picture]]":
+def _masks(config: PretrainConfig) -> tuple[str, list[Picture]]:
     """What the masks of a run come to: in a sentence, and as maps of how often a patch is seen."""
     from ijepa.figures.masks import heat_map
     from ijepa.jepa.masks import mask_statistics
-    from ijepa.results.page import map_picture
 
     batches = max(1, MASK_IMAGES // config.data.batch_size)
     found, (rows, columns) = mask_statistics(config, batches), config.grid

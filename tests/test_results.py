@@ -120,10 +120,3 @@ def test_a_result_of_another_version_or_damaged_is_refused(tmp_path, change, mes
     out.write_text(json.dumps(body))
     with pytest.raises(IjepaError, match=message):
         read_result(out)
-
-
-def test_a_result_of_the_older_form_is_refused_in_its_own_words(tmp_path):
-    out = tmp_path / "r.json"
-    out.write_text('{"probe": "linear", "scores": []}')
-    with pytest.raises(IjepaError, match="older version of ijepa: run what made it again"):
-        read_result(out)

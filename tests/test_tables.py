@@ -7,7 +7,7 @@ from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.provenance import Provenance, run_family
 from ijepa.recipes import load_recipe
-from ijepa.results.beside import tables
+from ijepa.results.paper_tables import tables
 from ijepa.results.record import joined_source
 
 PUBLISHED = Provenance(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")

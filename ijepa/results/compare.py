@@ -1,6 +1,7 @@
 """Two encoders on one test set, image by image."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +21,22 @@ from ijepa.results.record import (
 
 RESAMPLES = 20_000
 CLASS_RESAMPLES = 4_000  # of every class
-SAME = ("protocol", "label", "train_images", "test_images")  # or numbers say nothing of each other
 
 
 class Comparison(Config):
-    """What one encoder gets right that another does not, in one setting of a probe.
+    """What one encoder gets right that another does not, in one setting of a probe."""
 
-    Attributes:
-        setting: as in the results.
-        encoders: names of the two.
-        top1: accuracy of each.
-        difference: of the first less the second; its 95% interval by a paired bootstrap.
-        only_first: images that the first alone classifies rightly; likewise `only_second`.
-        mean_class_difference: of the means of the classes' accuracies, its 95% interval by a paired
-            bootstrap within each class.
-        p_value: exact two-sided McNemar test.
-    """
-
-    setting: str
-    encoders: tuple[str, str]
+    setting: str  # as in the results
+    encoders: tuple[str, str]  # names of the two
     top1: tuple[float, float]
-    difference: float
+    difference: float  # of the first less the second; its 95% interval by a paired bootstrap
     interval: tuple[float, float]
+    # Of the means of the classes' accuracies, likewise by a bootstrap within each class.
     mean_class_difference: float
     mean_class_interval: tuple[float, float]
-    only_first: int
+    only_first: int  # images that the first alone classifies rightly
     only_second: int
-    p_value: float
+    p_value: float  # exact two-sided McNemar test
 
 
 class Comparisons(Config):
@@ -65,20 +55,15 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
         IjepaError: they are not, depart from the protocol otherwise, or average several draws.
     """
     first, second = Path(first), Path(second)
-    one, other = read_result(first), read_result(second)
-    alike = {what: (getattr(one[0], what), getattr(other[0], what)) for what in SAME}
-    alike |= {
-        "settings": (list(_firsts(one)), list(_firsts(other))),
-        "departures": (_departures(one), _departures(other)),
-    }
-    for what, (ours, theirs) in alike.items():
+    one, other = (_of_first_encoder(read_result(path)) for path in (first, second))
+    for what in ("protocol", "label", "train_images", "test_images", "settings", "departures"):
+        ours, theirs = _said(one, what), _said(other, what)
         if ours != theirs:
-            name = what.replace("_", " ")
             raise IjepaError(
-                f"{first} and {second} cannot be compared: {name} is {_said(ours)} and "
-                f"{_said(theirs)}. Probe both encoders alike, on the same images."
+                f"{first} and {second} cannot be compared: {what.replace('_', ' ')} is {ours} and "
+                f"{theirs}. Probe both encoders alike, on the same images."
             )
-    pairs = zip(_firsts(one).values(), _firsts(other).values(), strict=True)
+    pairs = zip(one, other, strict=True)
     rows = tuple(_compared(a, b) for a, b in pairs if len(a.correct) == 1)
     if not rows:
         raise IjepaError(f"{first} averages several draws; compare probes that are fitted once.")
@@ -88,37 +73,37 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     )
 
 
-def _firsts(result: Result) -> dict[str, Score]:
-    """The first encoder's score of each setting."""
+def _of_first_encoder(result: Result) -> list[Score]:
+    """The first score of each setting."""
     found: dict[str, Score] = {}
     for score in result:
         found.setdefault(score.setting, score)
-    return found
+    return list(found.values())
 
 
-def _departures(result: Result) -> list[str]:
-    """Of the first encoder, in all settings."""
-    return sorted({line for score in _firsts(result).values() for line in score.departures})
-
-
-def _said(found: str | list[str]) -> str:
-    return found if isinstance(found, str) else "; ".join(found) or "none"
+def _said(scores: Sequence[Score], what: str) -> str:
+    """What must be alike for numbers to say anything of each other, in words."""
+    if what == "settings":
+        return "; ".join(score.setting for score in scores) or "none"
+    if what == "departures":
+        return "; ".join(sorted({line for s in scores for line in s.departures})) or "none"
+    return str(getattr(scores[0], what))
 
 
 def _compared(first: Score, second: Score) -> Comparison:
     one, other = (unpack_correct(score.correct, first.test_rows)[0] for score in (first, second))
     labels = unpack_classes(first.test_classes, first.test_rows)
-    difference, *interval = paired_difference(one, other)
-    class_difference, *class_interval = paired_class_difference(one, other, labels)
+    difference, low, high = paired_difference(one, other)
+    class_difference, class_low, class_high = paired_class_difference(one, other, labels)
     gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
     return Comparison(
         setting=first.setting,
         encoders=(first.encoder, second.encoder),
         top1=(first.top1, second.top1),
         difference=difference,
-        interval=(interval[0], interval[1]),
+        interval=(low, high),
         mean_class_difference=class_difference,
-        mean_class_interval=(class_interval[0], class_interval[1]),
+        mean_class_interval=(class_low, class_high),
         only_first=gains,
         only_second=losses,
         p_value=float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0,
@@ -153,16 +138,7 @@ def paired_class_difference(
 
     As `paired_difference`, but images are drawn again within each class, so that none goes missing,
     and deviations are multiplied by sqrt(n / (n - 1)) in a class of n images, for a sample of so
-    few varies too little. Classes of one image are drawn together.
-
-    Args:
-        one: (n,) whether the one classified each image rightly.
-        other: (n,) the same of the other, in the same order.
-        labels: (n,) true class numbers.
-        seed: of the resampling.
-
-    Returns:
-        The difference, and the ends of its 95% interval.
+    few varies too little. Classes of one image are drawn together. `labels` (n,) are true classes.
     """
     _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
     strata = np.where(counts[numbered] > 1, numbered, -1)

@@ -28,19 +28,12 @@ SECTIONS = {
 
 
 class Picture(NamedTuple):
-    """A picture inside the page.
+    """A picture inside the page."""
 
-    Attributes:
-        name: of its file; empty for what the page draws itself.
-        html: the element that shows it.
-        caption: what it shows.
-        command: that made it; empty if it is not known.
-    """
-
-    name: str
-    html: Markup
+    name: str  # of its file; empty for what the page draws itself
+    html: Markup  # the element that shows it
     caption: str
-    command: str = ""
+    command: str = ""  # that made it; empty if it is not known
 
 
 class RunView(NamedTuple):
@@ -66,7 +59,8 @@ def page(
     environment = templates("results/templates")
     environment.globals.update(result_id=result_id, encoders=_encoders, counted=_counted)
     environment.filters["breakable"] = breakable
-    kinds = sorted(SECTIONS, key=lambda kind: kind == "paper" and not _is_filled(tables))
+    is_filled = any(any(table.made) for table in tables if table.kind == "paper")
+    kinds = sorted(SECTIONS, key=lambda kind: kind == "paper" and not is_filled)
     sections = [(k, SECTIONS[k], [t for t in tables if t.kind == k]) for k in kinds]
     return environment.get_template("page.html.j2").render(
         title=title,
@@ -79,29 +73,52 @@ def page(
 
 
 def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
-    """Take a picture of `ijepa visualize` into the page.
-
-    Args:
-        path: a PNG, JPEG, SVG or HTML file.
-        record: of the stage that made it; None if it has none.
+    """Take a PNG, JPEG, SVG or HTML file into the page, with the record of what made it.
 
     Raises:
         IjepaError: an image that is none, or text that is not UTF-8.
     """
     caption, command = _caption(record), str((record or {}).get("command", ""))
-    if path.suffix.lower() == PAGE:
+    suffix = path.suffix.lower()
+    try:
+        text = path.read_text() if suffix in (PAGE, ".svg") else ""
+        if suffix not in (PAGE, ".svg"):
+            with Image.open(path) as image:
+                image.verify()
+    except UnicodeDecodeError as error:
+        raise IjepaError(f"{path} is not UTF-8 text ({error.reason}); make it again.") from error
+    except (OSError, SyntaxError) as error:
+        raise IjepaError(
+            f"{path} is no picture that can be read ({error}); make it again."
+        ) from error
+    if suffix == PAGE:
         frame = Markup('<iframe sandbox="allow-scripts" title="{}" srcdoc="{}"></iframe>')
-        return Picture(path.name, frame.format(path.name, _text(path)), caption, command)
-    alt = f"{path.name}: {caption}"
-    return Picture(path.name, _img(_image_uri(path), alt), caption, command)
+        return Picture(path.name, frame.format(path.name, text), caption, command)
+    if suffix == ".svg" and "<svg" not in text:
+        raise IjepaError(f"{path} is no SVG picture; make it again with `ijepa visualize`.")
+    html = _img(MEDIA[suffix], path.read_bytes(), f"{path.name}: {caption}")
+    return Picture(path.name, html, caption, command)
 
 
 def map_picture(image: Image.Image, caption: str) -> Picture:
     """A small image whose pixels are shown large."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    address = _data_uri("image/png", buffer.getvalue())
-    return Picture("", _img(address, caption, "map"), caption)
+    return Picture("", _img("image/png", buffer.getvalue(), caption, "map"), caption)
+
+
+def _img(media: str, content: bytes, alt: str, kind: str = "") -> Markup:
+    address = f"data:{media};base64,{base64.b64encode(content).decode()}"
+    return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
+
+
+def _caption(record: Mapping[str, Any] | None) -> str:
+    """What a picture shows: the settings that tell the most."""
+    if record is None:
+        return "No record stands beside the file: nothing is known of it."
+    known = {**record.get("config", {}), **record}
+    told = [f"{name} {known[name]}" for name in TELLING if isinstance(known.get(name), str | int)]
+    return ", ".join([str(record.get("stage", "made by hand")), *told])
 
 
 def breakable(path: str) -> Markup:
@@ -110,10 +127,6 @@ def breakable(path: str) -> Markup:
     for separator in "/_:-":
         text = text.replace(separator, Markup(f"{separator}<wbr>"))
     return text
-
-
-def _is_filled(tables: Sequence[Shown]) -> bool:
-    return any(any(table.made) for table in tables if table.kind == "paper")
 
 
 def _encoders(result: Result) -> list[Score]:
@@ -126,45 +139,3 @@ def _encoders(result: Result) -> list[Score]:
 def _counted(things: Sequence[object], noun: str) -> str:
     """Such as `1 run` or `2 runs`."""
     return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _caption(record: Mapping[str, Any] | None) -> str:
-    """What a picture shows: its record's `caption`, else the settings that tell the most."""
-    if record is None:
-        return "No record stands beside the file: nothing is known of it."
-    if "caption" in record:
-        return str(record["caption"])
-    known = {**record.get("config", {}), **record}
-    told = [f"{name} {known[name]}" for name in TELLING if isinstance(known.get(name), str | int)]
-    return ", ".join([str(record.get("stage", "made by hand")), *told])
-
-
-def _img(address: str, alt: str, kind: str = "") -> Markup:
-    return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
-
-
-def _data_uri(media: str, content: bytes) -> str:
-    return f"data:{media};base64,{base64.b64encode(content).decode()}"
-
-
-def _image_uri(path: Path) -> str:
-    media = MEDIA[path.suffix.lower()]
-    if media == "image/svg+xml":
-        if "<svg" not in _text(path):
-            raise IjepaError(f"{path} is no SVG picture; make it again with `ijepa visualize`.")
-    else:
-        try:
-            with Image.open(path) as image:
-                image.verify()
-        except (OSError, SyntaxError) as error:
-            raise IjepaError(
-                f"{path} is no picture that can be read ({error}); make it again."
-            ) from error
-    return _data_uri(media, path.read_bytes())
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except UnicodeDecodeError as error:
-        raise IjepaError(f"{path} is not UTF-8 text ({error.reason}); make it again.") from error

@@ -32,15 +32,12 @@ class Score(Config):
     """What one encoder reached in one setting of a probe, or after fine-tuning.
 
     Attributes:
-        probe: what was fitted, such as `linear`.
+        probe: what was fitted, such as `linear`; `config` is all of its settings.
         protocol: short and stable, such as `linear` or `vissl-clevr-count`; only scores of one
             protocol may be compared.
         description: the protocol in words.
         selection: how choices were made, in words.
         setting: such as `5 a class`; empty where a probe has one setting only.
-        label: which one was probed.
-        seed: of the probe.
-        config: of the probe, all of it.
         encoder: name, for people; `weights_sha256` for machines.
         which: `target` or `context`.
         layers: block numbers, ascending, that the probe could choose from.
@@ -54,7 +51,6 @@ class Score(Config):
         provenance: where the encoder comes from.
         data: fingerprint of the shard set of the test images.
         source: what the shard sets were made from, see `joined_source`.
-        train_split: of the shard sets, likewise `test_split`.
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         num_classes: of the training images.
         chance: share of the most frequent class of the test set.
@@ -72,8 +68,7 @@ class Score(Config):
         correct: which test images the chosen head classified rightly, one string a draw; see
             `pack_correct`.
         test_classes: class of each test image, see `pack_classes`.
-        precision: what the probe, or the fine-tuning, multiplied matrices in: `fp32`, `fp64` or
-            `bf16`.
+        precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
         departures: in what the score is not of the protocol that it is named by.
         libraries: versions by name.
         command: that made it; empty if it was no command.
@@ -139,9 +134,7 @@ def result_id(scores: Result) -> str:
 def joined_source(train: str, test: str) -> str:
     """What the test images were made from, as the user typed it, and the training images, if other.
 
-    Args:
-        train: source of the training images' shard set, empty where it is not known.
-        test: likewise of the test images.
+    `train` is empty where it is not known.
     """
     return test if train == test else f"{test}{TRAINED_ON}{train or 'unknown data'}"
 
@@ -154,9 +147,7 @@ def source_kinds(source: str) -> set[str]:
 def image_set(keys: Sequence[str], labels: Ints) -> str:
     """Identity of a labelled set of images: sha256 over keys and labels, in whatever order.
 
-    Args:
-        keys: one a row; several views of an image count once.
-        labels: (n,) class numbers.
+    `keys` are one a row, `labels` (n,) class numbers; several views of an image count once.
     """
     assert len(keys) == len(labels)
     digest, last = hashlib.sha256(), None
@@ -171,37 +162,30 @@ def image_set(keys: Sequence[str], labels: Ints) -> str:
 def pack_correct(correct: Bools, keys: Sequence[str]) -> tuple[str, ...]:
     """What `Score.correct` holds: base64 of eight images a byte, in ascending order of keys.
 
-    Args:
-        correct: (draws, n) whether each test image was classified rightly.
-        keys: of the n images, each once.
+    `correct` is (draws, n), whether each test image was classified rightly; `keys` are of the n
+    images, each once.
     """
-    assert len(set(keys)) == correct.shape[1] == len(keys)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    rows = np.packbits(correct[:, order], axis=1)
+    rows = np.packbits(correct[:, _order(keys, correct.shape[1])], axis=1)
     return tuple(base64.b64encode(row.tobytes()).decode() for row in rows)
 
 
 def pack_classes(labels: Ints, keys: Sequence[str]) -> str:
     """Classes of test images as text: little-endian uint16 in ascending order of keys, compressed.
 
-    Above 65,535 classes it is uint32.
-
-    Args:
-        labels: (n,) class numbers from 0.
-        keys: of the n images, each once.
+    Above 65,535 classes it is uint32. `labels` are (n,) class numbers from 0.
     """
-    assert len(set(keys)) == len(labels) == len(keys)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    numbers = labels[order].astype("<u2" if labels.max(initial=0) < 2**16 else "<u4")
+    numbers = labels[_order(keys, len(labels))]
+    numbers = numbers.astype("<u2" if labels.max(initial=0) < 2**16 else "<u4")
     return base64.b64encode(zlib.compress(numbers.tobytes(), 9)).decode()
 
 
-def unpack_classes(packed: str, num_images: int) -> Ints:
-    """(n,) class numbers in ascending order of keys.
+def _order(keys: Sequence[str], num_images: int) -> list[int]:
+    assert len(set(keys)) == len(keys) == num_images
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
-    Raises:
-        IjepaError: it does not hold so many images.
-    """
+
+def unpack_classes(packed: str, num_images: int) -> Ints:
+    """(n,) class numbers in ascending order of keys."""
     try:
         unpacker = zlib.decompressobj()
         content = unpacker.decompress(base64.b64decode(packed, validate=True), 4 * num_images + 1)
@@ -214,11 +198,7 @@ def unpack_classes(packed: str, num_images: int) -> Ints:
 
 
 def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
-    """(draws, n) whether each test image was classified rightly, in ascending order of keys.
-
-    Raises:
-        IjepaError: it does not hold so many images.
-    """
+    """(draws, n) whether each test image was classified rightly, in ascending order of keys."""
     try:
         rows = [np.frombuffer(base64.b64decode(text, validate=True), np.uint8) for text in packed]
     except ValueError as error:
@@ -249,11 +229,6 @@ def read_result(path: StrPath) -> Result:
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = _read(path)
-    if isinstance(body, dict) and {"probe", "scores"} <= body.keys():
-        raise IjepaError(
-            f"{path} is not a list of scores of schema {SCHEMA}, but of an older version of ijepa: "
-            f"run what made it again, or read it with that version."
-        )
     if not _is_result(body):
         held = ", ".join(sorted(body)[:5]) if isinstance(body, dict) else type(body).__name__
         raise IjepaError(
@@ -282,8 +257,6 @@ def _read(path: Path) -> Any:  # noqa: ANN401  # whatever JSON it holds
 
 
 def _is_result(body: object) -> bool:
-    return (
-        isinstance(body, list)
-        and len(body) > 0
-        and all(isinstance(one, dict) and "probe" in one for one in body)
-    )
+    if not (isinstance(body, list) and body):
+        return False
+    return all(isinstance(one, dict) and "probe" in one for one in body)

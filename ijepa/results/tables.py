@@ -4,10 +4,9 @@ Scores of different protocols, data, splits, labels or images never share a tabl
 is one encoder seen in one way, over all its seeds.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ijepa.config import Config
 from ijepa.files import fingerprint_of
@@ -29,42 +28,25 @@ SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label", "precision"}
 
 
 class Cell(Config):
-    """One entry of a table.
-
-    Attributes:
-        text: what is shown.
-        value: what the column is sorted by, and what machines read; None where the text says it.
-        note: small print beside it, such as an interval.
-        results: ids of the results that it comes from, see `result_id`.
-    """
+    """One entry of a table."""
 
     text: str = ""
-    value: float | None = None
-    note: str = ""
-    results: tuple[str, ...] = ()
+    value: float | None = None  # what the column is sorted by, and machines read; None: the text
+    note: str = ""  # small print beside it, such as an interval
+    results: tuple[str, ...] = ()  # ids of the results that it comes from, see `result_id`
 
 
 class Shown(Config):
-    """A table as it is shown: on the page, in the terminal, as JSON.
-
-    Attributes:
-        kind: of the paper, an ablation of the paper at the scale of other data, or scores alone.
-        number: of the paper's table; None for scores.
-        title: what is compared.
-        caption: on what, and what to know of it.
-        columns: heads; one that begins with `#` holds numbers, one with `+` is too long for a
-            terminal.
-        rows: a cell a column.
-        made: for each row, whether it holds a number of ours.
-    """
+    """A table as it is shown: on the page, in the terminal, as JSON."""
 
     kind: Literal["paper", "ablation", "scores"]
-    number: int | None
-    title: str
-    caption: str
+    number: int | None = None  # of the paper's table; None for scores
+    title: str  # what is compared
+    caption: str  # on what, and what to know of it
+    # Heads; one that begins with `#` holds numbers, one with `+` is too long for a terminal.
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    made: tuple[bool, ...]
+    made: tuple[bool, ...]  # for each row, whether it holds a number of ours
 
 
 class Member(NamedTuple):
@@ -75,15 +57,10 @@ class Member(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One encoder, seen in one way.
+    """One encoder, seen in one way."""
 
-    Attributes:
-        members: scores that are averaged, each of other seeds or weights.
-        again: scores of the same seeds and weights as a member that came out otherwise.
-    """
-
-    members: tuple[Member, ...]
-    again: tuple[Member, ...]
+    members: tuple[Member, ...]  # scores that are averaged, each of other seeds or weights
+    again: tuple[Member, ...]  # of the seeds and weights of a member, that came out otherwise
 
     @property
     def score(self) -> Score:
@@ -116,8 +93,11 @@ def grouped(results: Sequence[Result]) -> list[Group]:
         for score in result:
             weights = score.weights_sha256
             family = families.setdefault(weights, score.provenance.family or weights)
-            lines = grounds.setdefault(_digest(score, GROUND), {})
-            way = fingerprint_of([family, _digest(score, VIEW), _probe_settings(score)])
+            settings = {k: v for k, v in score.config.items() if k not in SAID_ELSEWHERE}
+            view = [getattr(score, name) for name in VIEW]
+            ground = fingerprint_of([getattr(score, name) for name in GROUND])
+            lines = grounds.setdefault(ground, {})
+            way = fingerprint_of([family, view, settings])
             lines.setdefault(way, []).append(Member(score, of_result))
     return [
         Group(next(iter(lines.values()))[0].score, tuple(map(_line, lines.values())))
@@ -139,23 +119,27 @@ def _line(found: list[Member]) -> Line:
     return Line(tuple(members.values()), tuple(again))
 
 
-def _digest(score: Score, fields: Sequence[str]) -> str:
-    return json.dumps([getattr(score, field) for field in fields])
-
-
-def _probe_settings(score: Score) -> dict[str, Any]:
-    return {name: value for name, value in score.config.items() if name not in SAID_ELSEWHERE}
-
-
 def score_table(group: Group) -> Shown:
     """All lines of a group."""
     has_best = any(line.score.best_on_test is not None for line in group.lines)
     best = ("#best on test % (optimistic)",) if has_best else ()
+    score, by = group.score, tables_by(group.score.protocol)
+    caption = [
+        f"{score_data(score)}. {score.description}. Chosen: {score.selection}. "
+        f"{score.train_rows:,} training and {score.test_rows:,} test images, "
+        f"{score.num_classes} classes, chance {percent(score.chance, 1)}%."
+    ]
+    if score.repeats:
+        caption.append(f"{repeated(len(score.repeats))}.")
+    if by:
+        caption.append(
+            f"The paper's numbers by this protocol are in table{'s' if len(by) > 1 else ''} "
+            f"{', '.join(map(str, by))}."
+        )
     return Shown(
         kind="scores",
-        number=None,
-        title=score_name(group.score),
-        caption=_caption(group),
+        title=score_name(score),
+        caption=" ".join(caption),
         columns=(
             "encoder", "#top-1 %", "#mean per class %", "#p", *best, "+seeds, encoder/probe",
             "+chosen",
@@ -169,50 +153,29 @@ def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
     score, several = line.score, len(line.members) > 1
     notes = [f"not of the protocol: {'; '.join(score.departures)}"] if score.departures else []
     notes += [f"again, of the same seeds: {percent(one.score.top1)}" for one in line.again]
+    name = score.encoder + (" and others" if several else "")
+    of_again = tuple(one.result for one in line.again)
+    mean, std = line.mean("mean_class"), line.std("mean_class")
     p_value = None if several else score.p_value
-    std = line.std("mean_class")
     cells = [
-        Cell(
-            text=score.encoder + (" and others" if several else ""),
-            note="; ".join(notes),
-            results=tuple(one.result for one in line.again),
-        ),
+        Cell(text=name, note="; ".join(notes), results=of_again),
         top1(line),
-        Cell(
-            text=percent(line.mean("mean_class")),
-            value=line.mean("mean_class"),
-            note=f"± {percent(std)}" if std is not None else "",
-        ),
+        Cell(text=percent(mean), value=mean, note="" if std is None else f"± {percent(std)}"),
         Cell(text="" if p_value is None else f"{p_value:.2g}", value=p_value),
     ]
     if has_best:
         best = None if score.best_on_test is None else line.mean("best_on_test")
         cells.append(Cell(text=percent(best), value=best))
     chosen = (
-        ", ".join(f"{k.replace('_', ' ')} {short(v)}" for k, v in one.score.choices.items())
+        ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in one.score.choices.items())
         for one in line.members
     )
     return (*cells, Cell(text=seeds(line)), Cell(text="; ".join(chosen)))
 
 
-def _caption(group: Group) -> str:
-    score, by = group.score, tables_by(group.score.protocol)
-    parts = [
-        f"{score_data(score)}. {score.description}. Chosen: {score.selection}. "
-        f"{score.train_rows:,} training and {score.test_rows:,} test images, "
-        f"{score.num_classes} classes, chance {percent(score.chance, 1)}%."
-    ]
-    if score.repeats:
-        parts.append(
-            f"{len(score.repeats):,} test images are training images, too, byte for byte under "
-            f"another name."
-        )
-    if by:
-        parts.append(
-            f"The paper's numbers by this protocol are in table{'s' if len(by) > 1 else ''} "
-            f"{', '.join(map(str, by))}."
-        )
-    return " ".join(parts)
+def _short(value: object) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.4g}" if is_number else str(value)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -220,15 +183,14 @@ def percent(share: float | None, digits: int = 2) -> str:
     return "" if share is None else f"{100 * share:.{digits}f}"
 
 
-def short(value: object) -> str:
-    """A chosen value: numbers in four digits."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.4g}" if is_number else str(value)
+def repeated(number: int) -> str:
+    """So many test images were trained on."""
+    return f"{number:,} test images are training images, too, byte for byte under another name"
 
 
 def top1(line: Line) -> Cell:
     """Top-1, and how sure it is: over seeds, or the interval of the only score."""
-    score, std = line.score, line.std("top1")
+    score, mean, std = line.score, line.mean("top1"), line.std("top1")
     if std is not None:
         note = f"± {percent(std)} over {len(line.members)} seeds"
     else:
@@ -236,9 +198,7 @@ def top1(line: Line) -> Cell:
         if score.draws_std is not None:
             note += f", ± {percent(score.draws_std)} over draws"
     results = tuple(dict.fromkeys(member.result for member in line.members))
-    return Cell(
-        text=percent(line.mean("top1")), value=line.mean("top1"), note=note, results=results
-    )
+    return Cell(text=percent(mean), value=mean, note=note, results=results)
 
 
 def seeds(line: Line) -> str:
