@@ -32,8 +32,7 @@ from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PredictorConfig, PretrainConfig
 from ijepa.jepa.flops import step_flops, utilisation
 from ijepa.jepa.masks import Masks, batch_masks
-from ijepa.jepa.model import IJepa, build_ijepa
-from ijepa.jepa.predictor import compile_blocks
+from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import initialise, sincos_positions
 

@@ -23,8 +23,7 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.jepa.augment import normalise
-from ijepa.jepa.model import build_ijepa, parameter_groups
-from ijepa.jepa.predictor import build_predictor
+from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
 from ijepa.probe import FeaturePair, probe
 from ijepa.provenance import Provenance
 from ijepa.results.record import read_result

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ijepa.config import BlockMasks, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.errors import IjepaError
-from ijepa.jepa.masks import batch_masks, check_masks, mask_shapes, sample_masks
+from ijepa.jepa.masks import batch_masks, check_masks, mask_statistics, sample_masks
 from ijepa.jepa.step import micro_batches
 from ijepa.recipes import load_recipe
 
@@ -122,17 +122,19 @@ def test_the_imagenette_recipe_can_hold_one_context_length_in_all_steps():
         load_recipe("imagenette-vits16", overrides)
         for overrides in ([], ["masks.context_patches=61"])
     )
-    assert len({context for _, context, _ in mask_shapes(free)}) > 10
-    assert {(images, context) for images, context, _ in mask_shapes(held, 200)} == {(128, 61)}
+    assert len({context for _, context, _ in mask_statistics(free, 50).shapes}) > 10
+    assert {(images, context) for images, context, _ in mask_statistics(held, 200).shapes} == {
+        (128, 61)
+    }
 
 
 def test_mask_shapes_are_those_of_the_first_batches():
     config = load_recipe("cifar10", ["masks.group_size=12"])
     drawn = [masks for step in range(3) for masks in batch_masks(config, step)]
-    assert mask_shapes(config, 3) == {
+    assert mask_statistics(config, 3).shapes == {
         (len(m.context), m.context.shape[1], m.targets.shape[2]) for m in drawn
     }
-    assert {images for images, _, _ in mask_shapes(config, 3)} == {12, 8}
+    assert {images for images, _, _ in mask_statistics(config, 3).shapes} == {12, 8}
 
 
 @pytest.mark.parametrize("draw", ["published", "symmetric"])

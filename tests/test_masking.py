@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from ijepa.config import MultiblockMasks
 from ijepa.errors import IjepaError
-from ijepa.jepa.blocks import possible_sizes
-from ijepa.jepa.masks import check_masks, sample_masks
+from ijepa.jepa.masks import check_masks, possible_sizes, sample_masks
 
 side = st.integers(6, 20)
 seed = st.integers(0, 2**32 - 1)

@@ -22,8 +22,7 @@ from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
-from ijepa.jepa.model import build_ijepa
-from ijepa.jepa.predictor import Predictor
+from ijepa.jepa.model import Predictor, build_ijepa
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import Encoder
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain

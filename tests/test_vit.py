@@ -8,8 +8,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import batch_masks
-from ijepa.jepa.model import build_ijepa, prediction_loss
-from ijepa.jepa.predictor import build_predictor, compile_blocks, save_memory
+from ijepa.jepa.model import (
+    build_ijepa,
+    build_predictor,
+    compile_blocks,
+    prediction_loss,
+    save_memory,
+)
 from ijepa.jepa.vit import architecture, build_encoder, initialise
 from ijepa.recipes import load_recipe
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import crop_batch
-from ijepa.jepa.blocks import Grid
-from ijepa.jepa.masks import Masks, sample_masks
+from ijepa.jepa.masks import Grid, Masks, sample_masks
 
 
 def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generator) -> Masks:

@@ -31,7 +31,7 @@ from ijepa.config import (
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json, write_json
 from ijepa.jepa.augment import resized_px
-from ijepa.jepa.predictor import Predictor, target_dim
+from ijepa.jepa.model import Predictor, target_dim
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.paper import pretraining_set
 from ijepa.provenance import Provenance, run_provenance

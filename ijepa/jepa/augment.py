@@ -62,7 +62,10 @@ def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box
             down, across = draws.corner[number]
             top = int(down * (height_px - height + 1))
             return top, int(across * (width_px - width + 1)), height, width
-    return _central_box(height_px, width_px, (3 / 4, 4 / 3))
+    ratio = min(max(width_px / height_px, 3 / 4), 4 / 3)
+    width = min(width_px, max(1, round(height_px * ratio)))
+    height = min(height_px, max(1, round(width_px / ratio)))
+    return (height_px - height) // 2, (width_px - width) // 2, height, width
 
 
 def resize_box(
@@ -77,7 +80,7 @@ def resize_box(
         image: (height, width, 3) uint8.
         box: (top, left, height, width) in pixels, inside the image.
         image_px: side of a square, or (height, width).
-        mode: `bilinear` or `bicubic`.
+        mode: of interpolation.
 
     Returns:
         (1, 3, *size) uint8, channels last in memory.
@@ -132,10 +135,7 @@ def _resampling(start: Tensor, length: Tensor, num_out: int, num_in: int) -> Ten
 
 
 def evaluation_crop(
-    image: Pixels,
-    image_px: int | Size,
-    crop_fraction: float,
-    mode: Interpolation = "bilinear",
+    image: Pixels, image_px: int | Size, crop_fraction: float, mode: Interpolation = "bilinear"
 ) -> Tensor:
     """The view that torchvision's Resize and CenterCrop make of a PIL image.
 
@@ -147,7 +147,7 @@ def evaluation_crop(
         image: (height, width, 3) uint8.
         image_px: side of a square, or (height, width).
         crop_fraction: of the resized image's short side that is kept.
-        mode: `bilinear` or `bicubic`, antialiased.
+        mode: of interpolation, antialiased.
 
     Returns:
         (1, 3, *size) uint8, channels last in memory.
@@ -204,10 +204,3 @@ def _levels(values: Rgb, device: torch.device) -> Tensor:
     """(3, 1, 1) levels of 255; made once for a device, for a copy there makes it wait."""
     with torch.inference_mode(mode=False):
         return (torch.tensor(values).view(3, 1, 1) * 255.0).to(device)
-
-
-def _central_box(height_px: int, width_px: int, aspect: tuple[float, float]) -> Box:
-    ratio = min(max(width_px / height_px, aspect[0]), aspect[1])
-    width = min(width_px, max(1, round(height_px * ratio)))
-    height = min(height_px, max(1, round(width_px / ratio)))
-    return (height_px - height) // 2, (width_px - width) // 2, height, width

@@ -7,11 +7,9 @@ norms, GELU and the optimizer are left out (they move memory, they hardly comput
 from typing import NamedTuple
 
 from ijepa.config import Architecture, PretrainConfig, architecture
-from ijepa.jepa.predictor import PREDICTOR_MLP_RATIO, target_dim
+from ijepa.jepa.model import PREDICTOR_MLP_RATIO, target_dim
 
 FP32_BYTES, BF16_BYTES = 4, 2
-
-
 # Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; a word of its name -> peak.
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
 
@@ -37,32 +35,19 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
         context_patches: that one image's context keeps.
         target_patches: of one target block.
     """
-    size = architecture(config.encoder.arch)
+    size, narrow, blocks = _networks(config)
     patches = config.grid[0] * config.grid[1]
-    pixels = 3 * config.encoder.patch_px**2
-    embed = 2.0 * pixels * size.dim * patches
-    blocks = _num_blocks(config)
-    narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
-    in_pixels = config.targets.space != "embeddings"
-    between = size.dim * context_patches  # the predictor's first and last Linear
-    between += target_dim(config) * blocks * target_patches
-    seen = patches if config.targets.masked == "output" else blocks * target_patches
-    lengths = (patches, 1) if config.targets.masked == "output" else (target_patches, blocks)
+    embed = 2.0 * 3 * config.encoder.patch_px**2 * size.dim  # of a patch
+    ends = size.dim * context_patches + target_dim(config) * blocks * target_patches
+    predictor = blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * ends
     teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
-    target = embed * seen / patches + lengths[1] * _blocks(teacher, lengths[0])
+    passes, seen = (1, patches) if config.targets.masked == "output" else (blocks, target_patches)
+    target = passes * (embed * seen + _blocks(teacher, seen))
     return StepFlops(
-        target=0.0 if in_pixels else target,
-        context=3 * (embed * context_patches / patches + _blocks(size, context_patches)),
-        predictor=3
-        * (blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * between),
+        target=target if config.targets.space == "embeddings" else 0.0,
+        context=3 * (embed * context_patches + _blocks(size, context_patches)),
+        predictor=3 * predictor,
     )
-
-
-def forward_flops(config: PretrainConfig) -> float:
-    """FLOPs of the encoder for one whole image, as when features are extracted."""
-    size = architecture(config.encoder.arch)
-    patches = config.grid[0] * config.grid[1]
-    return 6.0 * config.encoder.patch_px**2 * size.dim * patches + _blocks(size, patches)
 
 
 def utilisation(tflops: float, device: str) -> float | None:
@@ -113,20 +98,23 @@ def activation_bytes(
 ) -> float:
     """What the backward pass keeps for `images` images; an estimate, attention being fused.
 
-    If blocks are recomputed, only what enters them is kept, and one block is whole at a time.
+    Of a token a block keeps in fp32 the residual stream before each norm; in the computing type
+    each norm's output, queries, keys, values, what attention makes of them, and the MLP before and
+    after GELU. If blocks are recomputed, only what enters them is kept, and one block is whole at a
+    time.
     """
-    size = architecture(config.encoder.arch)
-    narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
-    blocks = _num_blocks(config)
+    size, narrow, blocks = _networks(config)
     together = blocks * (context_patches + target_patches)
-    context_block = context_patches * _block_bytes(size, bf16=bf16)
-    predictor_block = together * _block_bytes(narrow, bf16=bf16)
+    computed = BF16_BYTES if bf16 else FP32_BYTES
+    context_block, predictor_block = (
+        tokens * one.dim * (2 * FP32_BYTES + (7 + 2 * one.mlp_ratio) * computed)
+        for one, tokens in ((size, context_patches), (narrow, together))
+    )
     last = target_patches / (context_patches + target_patches)  # of the predictor: targets alone
     kept = size.depth * context_block + (narrow.depth - 1 + last) * predictor_block
     if recompute:
-        qkv_bytes = 3 * (BF16_BYTES if bf16 else FP32_BYTES)
         kept = context_patches * size.dim * size.depth * FP32_BYTES
-        kept += together * narrow.dim * narrow.depth * (FP32_BYTES + qkv_bytes)
+        kept += together * narrow.dim * narrow.depth * (FP32_BYTES + 3 * computed)
         kept += max(context_block, predictor_block)
     # Of the loss: predictions, targets, both in fp32, and the gradient.
     outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
@@ -135,11 +123,14 @@ def activation_bytes(
     return images * (kept + outputs + pictures)
 
 
-def _num_blocks(config: PretrainConfig) -> int:
+def _networks(config: PretrainConfig) -> tuple[Architecture, Architecture, int]:
+    """Sizes of encoder and predictor, and how many blocks the predictor predicts of an image."""
     masks = config.masks
+    narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
+    blocks = 3 if masks.kind == "rasterized" else 1
     if masks.kind == "multiblock":
-        return masks.num_targets
-    return 3 if masks.kind == "rasterized" else 1
+        blocks = masks.num_targets
+    return architecture(config.encoder.arch), narrow, blocks
 
 
 def _blocks(size: Architecture, tokens: float) -> float:
@@ -147,15 +138,3 @@ def _blocks(size: Architecture, tokens: float) -> float:
     linear = 2.0 * (4 + 2 * size.mlp_ratio) * size.dim**2
     attention = 4.0 * tokens * size.dim
     return size.depth * tokens * (linear + attention)
-
-
-def _block_bytes(size: Architecture, *, bf16: bool) -> float:
-    """What a block keeps of a token for its backward pass.
-
-    In fp32 the residual stream before each norm; in the computing type each norm's output, queries,
-    keys, values, what attention makes of them, and the MLP before and after GELU. In fp32 the
-    attention's output is not copied once more.
-    """
-    residual = 2 * FP32_BYTES
-    computed = (7 + 2 * size.mlp_ratio) * (BF16_BYTES if bf16 else FP32_BYTES)
-    return size.dim * (residual + computed)

@@ -1,47 +1,41 @@
 """Masks for a whole batch at once: what the context encoder sees, what is to be predicted.
 
-Masks are lists of patch numbers (int64, row-major), never booleans. Everything comes from the
-generator that is passed in, so (seed, step) reproduces a batch anywhere.
+Masks are lists of patch numbers (int64, row-major), never booleans. Height comes before width, and
+aspect is height / width. Everything is drawn from the generator that is passed in, so (seed, step)
+reproduces a batch anywhere.
 """
 
+import itertools
+import math
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.config import MaskConfig, PretrainConfig
-from ijepa.errors import IjepaError
-from ijepa.jepa.blocks import (
-    Bools,
-    Drawn,
-    Grid,
-    Ints,
-    draw_block,
-    draw_multiblock,
-    draw_random,
-    draw_rasterized,
-    fewest_block,
-    fewest_multiblock,
-    fewest_random,
-    fewest_rasterized,
+from ijepa.config import (
+    BlockMasks,
+    MaskConfig,
+    MultiblockMasks,
+    PretrainConfig,
+    RandomMasks,
+    RasterizedMasks,
 )
+from ijepa.errors import IjepaError
 from ijepa.jepa.rng import MASKS, stream
 
-# Each takes a configuration of its own kind.
-DRAWS: dict[str, Callable[[Grid, int, Any, np.random.Generator], Drawn]] = {
-    "multiblock": draw_multiblock,
-    "rasterized": draw_rasterized,
-    "block": draw_block,
-    "random": draw_random,
-}
-FEWEST: dict[str, Callable[[Grid, Any], tuple[int, int]]] = {
-    "multiblock": fewest_multiblock,
-    "rasterized": fewest_rasterized,
-    "block": fewest_block,
-    "random": fewest_random,
-}
+Grid = tuple[int, int]  # rows, columns; likewise the size of a block
+Range = tuple[float, float]
+Draw = Literal["published", "symmetric"]
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Drawn = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
+
+TRIES = 20  # contexts tried before the published sampler forgives one more target
+ROUNDS = 40  # redraws of an image's blocks before `symmetric` puts its targets on one place
 
 
 class Masks(NamedTuple):
@@ -58,9 +52,7 @@ class Masks(NamedTuple):
 
     def to(self, device: torch.device) -> "Masks":
         """The same masks on another device."""
-        return Masks(
-            self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
-        )
+        return Masks(*(patches.to(device, non_blocking=True) for patches in self))
 
     def images(self, chosen: slice) -> "Masks":
         """Those of some of the images."""
@@ -73,8 +65,8 @@ def sample_masks(
     """Draw the masks of a batch, in groups of `config.group_size` images.
 
     Within a group all contexts are cut to the length of the shortest, or to
-    `config.context_patches`; targets have one size in the whole batch. The last group may be
-    smaller.
+    `config.context_patches`; the published draw keeps the first patches, the symmetric one any.
+    Targets have one size in the whole batch. The last group may be smaller.
 
     Args:
         grid: patches (rows, columns); checked once by `check_masks`.
@@ -84,20 +76,18 @@ def sample_masks(
 
     Source: facebookresearch/ijepa cuts over the images of one GPU, 16 to 128 of them.
     """
-    drawn = DRAWS[config.kind](grid, batch_size, config, rng)
+    may_see, targets = DRAWS[config.kind](grid, batch_size, config, rng)
+    order = np.linspace(0, 1, may_see.shape[1], dtype=np.float32)[np.newaxis]
     if config.draw == "symmetric":
-        order = rng.random(drawn.kept.shape, dtype=np.float32)
+        order = rng.random(may_see.shape, dtype=np.float32)
+    order = np.where(may_see, order, np.float32(2))
     groups = []
     for start in range(0, batch_size, config.group_size):
         images = slice(start, start + config.group_size)
-        kept = drawn.kept[images]
-        length = config.context_patches or int(kept.sum(axis=1).min())
-        if config.draw == "published":
-            cut = _cut_first(kept, length)
-        else:
-            cut = _cut_random(kept, order[images], length)
-        targets = np.ascontiguousarray(drawn.targets[:, images])
-        groups.append(Masks(torch.from_numpy(cut), torch.from_numpy(targets)))
+        length = config.context_patches or int(may_see[images].sum(axis=1).min())
+        first = np.argpartition(order[images], length - 1, axis=1)[:, :length]
+        context = torch.from_numpy(np.sort(first.astype(np.int64), axis=1))
+        groups.append(Masks(context, torch.from_numpy(np.ascontiguousarray(targets[:, images]))))
     return groups
 
 
@@ -106,10 +96,9 @@ def batch_masks(config: PretrainConfig, step: int) -> list[Masks]:
     rng, batch = stream(config.seed, MASKS, step), config.data.batch_size
     if not config.shared_draws:
         return sample_masks(config.grid, batch, config.masks, rng)
-    [first] = sample_masks(config.grid, config.masks.group_size, config.masks, rng)
-    return [
-        first.images(slice(0, batch - start)) for start in range(0, batch, config.masks.group_size)
-    ]
+    size = config.masks.group_size
+    [first] = sample_masks(config.grid, size, config.masks, rng)
+    return [first.images(slice(0, batch - start)) for start in range(0, batch, size)]
 
 
 def part_of(groups: list[Masks], chosen: slice) -> list[Masks]:
@@ -130,7 +119,7 @@ def check_masks(grid: Grid, config: MaskConfig) -> None:
     Raises:
         IjepaError: a target block or what remains of the context may have too few patches.
     """
-    smallest_target, smallest_context = FEWEST[config.kind](grid, config)
+    smallest_target, smallest_context = _fewest(grid, config)
     if smallest_target < 1 or smallest_context < config.fewest_context_patches:
         even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
         setting, asked = "min_keep", f"more than {config.min_keep}"
@@ -144,23 +133,154 @@ def check_masks(grid: Grid, config: MaskConfig) -> None:
         )
 
 
-def _cut_first(kept: Bools, length: int) -> Ints:
-    """(B, length) the first kept patches of each image, all of which keep so many."""
-    counts = kept.sum(axis=1)
-    starts = np.cumsum(counts) - counts
-    patches: Ints = np.nonzero(kept)[1][starts[:, None] + np.arange(length)]
-    return patches
+def _fewest(grid: Grid, config: MaskConfig) -> tuple[int, int]:
+    """Patches that the smallest target has, and that the context keeps at the worst."""
+    rows, columns = grid
+    if config.kind == "rasterized":  # quadrants must be equal
+        quadrant = 0 if rows % 2 or columns % 2 else rows * columns // 4
+        return quadrant, quadrant
+    if config.kind == "random":
+        least, most = (int(rows * columns * (1.0 - r)) for r in reversed(config.target_ratio))
+        return rows * columns - most, least
+    sizes = possible_sizes(grid, config.target_scale, config.target_aspect, config.draw)
+    areas = [height * width for height, width in sizes]
+    if config.kind == "block":
+        return min(areas), rows * columns - max(areas)
+    contexts = possible_sizes(grid, config.context_scale, (1.0, 1.0), config.draw)
+    smallest = min(height * width for height, width in contexts)
+    if config.draw == "symmetric":
+        return min(areas), smallest - max(areas)
+    # The published draw forgives all targets in the end, but asks min_keep of each.
+    return min(areas), smallest if min(areas) > config.min_keep else min(*areas, smallest)
 
 
-def _cut_random(kept: Bools, order: np.ndarray[Any, np.dtype[np.float32]], length: int) -> Ints:
-    """(B, length) the kept patches of each image that come first in a random order, ascending."""
-    order = np.where(kept, order, np.float32(2.0))
-    chosen = np.argpartition(order, length - 1, axis=1)[:, :length].astype(np.int64)
-    chosen.sort(axis=1)
-    return chosen
+def _multiblock(
+    grid: Grid, batch_size: int, config: MultiblockMasks, rng: np.random.Generator
+) -> Drawn:
+    """Several targets, and a large block less the targets as context; sizes are the batch's.
+
+    Images whose context is too small are drawn again. The published draw keeps their targets, and
+    after every 20 tries lets the context see one more of them. The symmetric one draws targets anew
+    and puts them on one place in the last round: `check_masks` saw to it that this is enough.
+
+    Raises:
+        IjepaError: a grid that `check_masks` refuses.
+    """
+    published, num_targets = config.draw == "published", config.num_targets
+    size = _draw_size(grid, config.target_scale, config.target_aspect, config.draw, rng)
+    context_size = _draw_size(grid, config.context_scale, (1.0, 1.0), config.draw, rng)
+    corners = np.zeros((2, num_targets, batch_size), dtype=np.int64)
+    may_see = np.zeros((batch_size, *grid), dtype=bool)
+    todo = np.arange(batch_size)
+    for number in range(TRIES * (num_targets + 1) if published else ROUNDS + 1):
+        if number == 0 or not published:
+            drawn = _place(grid, (num_targets, len(todo)), size, config.draw, rng)
+            corners[:, :, todo] = drawn if published or number < ROUNDS else drawn[:, :1]
+        respected = num_targets - number // TRIES if published else num_targets
+        hidden = _inside(grid, corners[:, :respected, todo], size).any(axis=0)
+        context = _place(grid, (len(todo),), context_size, config.draw, rng)
+        may_see[todo] = _inside(grid, context, context_size) & ~hidden
+        todo = todo[may_see[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
+        if not len(todo):
+            return may_see.reshape(batch_size, -1), _patches(grid, corners, size)
+    raise IjepaError(
+        f"Masks on a grid of {grid[0]}x{grid[1]} patches leave a context fewer than the "
+        f"{config.fewest_context_patches} patches that masks.min_keep and masks.context_patches "
+        f"ask for. Use a smaller value there, smaller patches or larger images."
+    )
 
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+def _rasterized(grid: Grid, batch_size: int, _: RasterizedMasks, rng: np.random.Generator) -> Drawn:
+    """One quadrant is the context, the three others are the targets."""
+    numbers = np.arange(grid[0] * grid[1]).reshape(2, grid[0] // 2, 2, grid[1] // 2)
+    quadrants = numbers.transpose(0, 2, 1, 3).reshape(4, -1)
+    context = rng.integers(0, 4, batch_size)
+    may_see = np.zeros((batch_size, grid[0] * grid[1]), dtype=bool)
+    np.put_along_axis(may_see, quadrants[context], values=True, axis=1)
+    return may_see, quadrants[(context + np.arange(1, 4)[:, np.newaxis]) % 4]
+
+
+def _block(grid: Grid, batch_size: int, config: BlockMasks, rng: np.random.Generator) -> Drawn:
+    """One large block is the target, all the rest the context."""
+    size = _draw_size(grid, config.target_scale, config.target_aspect, config.draw, rng)
+    target = _place(grid, (1, batch_size), size, config.draw, rng)
+    return ~_inside(grid, target, size)[0].reshape(batch_size, -1), _patches(grid, target, size)
+
+
+def _random(grid: Grid, batch_size: int, config: RandomMasks, rng: np.random.Generator) -> Drawn:
+    """Any patches are the target, as many for the whole batch; the rest is the context."""
+    num_patches = grid[0] * grid[1]
+    num_kept = int(num_patches * (1.0 - _between(config.target_ratio, rng.random())))
+    order = rng.random((batch_size, num_patches)).argsort(axis=1)
+    may_see = np.zeros((batch_size, num_patches), dtype=bool)
+    np.put_along_axis(may_see, order[:, :num_kept], values=True, axis=1)
+    return may_see, np.sort(order[:, num_kept:], axis=1)[np.newaxis]
+
+
+# Each takes a configuration of its own kind.
+DRAWS: dict[str, Callable[[Grid, int, Any, np.random.Generator], Drawn]] = {
+    "multiblock": _multiblock,
+    "rasterized": _rasterized,
+    "block": _block,
+    "random": _random,
+}
+
+
+def possible_sizes(grid: Grid, scale: Range, aspect: Range, draw: Draw) -> set[Grid]:
+    """All (height, width) that a block can have, found on a fine grid of the random numbers."""
+    fine = np.linspace(0.0, 1.0, 2001 if draw == "published" else 101)
+    pairs = zip(fine, fine, strict=True) if draw == "published" else itertools.product(fine, fine)
+    return {_size(grid, _between(scale, u), _between(aspect, v), draw) for u, v in pairs}
+
+
+def _draw_size(
+    grid: Grid, scale: Range, aspect: Range, draw: Draw, rng: np.random.Generator
+) -> Grid:
+    """One number drives scale and aspect in the published sampler, two in the symmetric one."""
+    for_scale = rng.random()
+    for_aspect = for_scale if draw == "published" else rng.random()
+    return _size(grid, _between(scale, for_scale), _between(aspect, for_aspect), draw)
+
+
+def _size(grid: Grid, scale: float, aspect: float, draw: Draw) -> Grid:
+    area = int(grid[0] * grid[1] * scale)
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    spare = 1 if draw == "published" else 0  # published blocks never span the whole grid
+    return min(height, grid[0] - spare), min(width, grid[1] - spare)
+
+
+def _between(ends: Range, fraction: float) -> float:
+    return ends[0] + fraction * (ends[1] - ends[0])
+
+
+def _place(
+    grid: Grid, shape: tuple[int, ...], size: Grid, draw: Draw, rng: np.random.Generator
+) -> Ints:
+    """(2, *shape) top and left of blocks, uniform.
+
+    The published range ends one early, so that the last row and column are out of reach.
+    """
+    reach = 0 if draw == "published" else 1
+    ends = (grid[0] - size[0] + reach, grid[1] - size[1] + reach)
+    return np.stack([rng.integers(0, end, shape) for end in ends])
+
+
+def _inside(grid: Grid, corners: Ints, size: Grid) -> Bools:
+    """(..., rows, columns) of (2, ...) corners: True where a patch belongs to the block."""
+    (top, left), (height, width) = corners[..., np.newaxis], size
+    row, column = np.arange(grid[0]), np.arange(grid[1])
+    in_rows = (row >= top) & (row < top + height)
+    in_columns = (column >= left) & (column < left + width)
+    inside: Bools = in_rows[..., :, np.newaxis] & in_columns[..., np.newaxis, :]
+    return inside
+
+
+def _patches(grid: Grid, corners: Ints, size: Grid) -> Ints:
+    """(..., height * width) patch numbers of blocks with (2, ...) corners, ascending."""
+    row, column = np.indices(size).reshape(2, -1)
+    top, left = corners[..., np.newaxis]
+    numbers: Ints = (top + row) * grid[1] + left + column
+    return numbers
 
 
 class MaskStatistics(NamedTuple):
@@ -184,62 +304,27 @@ class MaskStatistics(NamedTuple):
 
 
 def mask_statistics(config: PretrainConfig, num_batches: int) -> MaskStatistics:
-    """Sample the masks of the first batches of a run.
-
-    Raises:
-        IjepaError: the masks do not fit the grid.
-    """
+    """Sample the masks of the first batches of a run; raises as `check_masks`."""
     check_masks(config.grid, config.masks)
-    groups = _first_groups(config, num_batches)
-    images = sum(len(masks.context) for masks in groups)
-    num_patches = config.grid[0] * config.grid[1]
-    contexts = [_seen(masks.context.numpy(), num_patches) for masks in groups]
-    targets = [_seen(m.targets.permute(1, 0, 2).flatten(1).numpy(), num_patches) for m in groups]
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    seen = np.zeros((2, *config.grid))
+    for step in range(num_batches):
+        for masks in batch_masks(config, step):
+            shapes[(*masks.context.shape, masks.targets.shape[2])] += 1
+            targets = masks.targets.permute(1, 0, 2).flatten(1)
+            for counts, patches in zip(seen, (masks.context, targets), strict=True):
+                has = np.zeros((len(patches), counts.size), dtype=bool)
+                np.put_along_axis(has, patches.numpy(), values=True, axis=1)
+                counts += has.sum(axis=0).reshape(config.grid)
+    images = num_batches * config.data.batch_size
+    patches_of = [np.multiply(shape[1:], shape[0] * count) for shape, count in shapes.items()]
+    context_patches, target_patches = (np.sum(patches_of, axis=0) / images).tolist()
+    _, largest_context, largest_target = np.max(list(shapes), axis=0).tolist()
     return MaskStatistics(
-        context_patches=context_patches(groups),
-        target_patches=sum(m.targets.shape[2] * len(m.context) for m in groups) / images,
-        largest_context=max(masks.context.shape[1] for masks in groups),
-        largest_target=max(masks.targets.shape[2] for masks in groups),
-        shapes=_shapes(groups),
-        context_seen=np.sum(contexts, axis=0).reshape(config.grid) / images,
-        target_seen=np.sum(targets, axis=0).reshape(config.grid) / images,
+        context_patches,
+        target_patches,
+        largest_context,
+        largest_target,
+        set(shapes),
+        *seen / images,
     )
-
-
-def mask_shapes(config: PretrainConfig, num_batches: int = 50) -> set[tuple[int, int, int]]:
-    """Distinct shapes of the masks of the first batches of a run: few, or another every step?
-
-    Args:
-        config: of the run.
-        num_batches: how many are drawn.
-
-    Returns:
-        (images, context patches, target patches) of groups of masks: (B, K, T).
-
-    Raises:
-        IjepaError: the masks do not fit the grid.
-    """
-    check_masks(config.grid, config.masks)
-    return _shapes(_first_groups(config, num_batches))
-
-
-def context_patches(groups: list[Masks]) -> float:
-    """Mean over the images of all groups."""
-    images = sum(len(masks.context) for masks in groups)
-    return sum(masks.context.numel() for masks in groups) / images
-
-
-def _first_groups(config: PretrainConfig, num_batches: int) -> list[Masks]:
-    return [masks for step in range(num_batches) for masks in batch_masks(config, step)]
-
-
-def _shapes(groups: list[Masks]) -> set[tuple[int, int, int]]:
-    return {(*masks.context.shape, masks.targets.shape[2]) for masks in groups}
-
-
-def _seen(patches: np.ndarray[tuple[int, ...], np.dtype[np.int64]], num_patches: int) -> Floats:
-    """How many images have each patch; one that an image has twice counts once."""
-    has = np.zeros((len(patches), num_patches), dtype=bool)
-    np.put_along_axis(has, patches, values=True, axis=1)
-    counts: Floats = has.sum(axis=0).astype(np.float64)
-    return counts

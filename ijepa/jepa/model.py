@@ -1,22 +1,94 @@
 """I-JEPA: context encoder, predictor, EMA target encoder, and the loss between them.
 
-Source: paper section 3; facebookresearch/ijepa `src/train.py`.
+Parameter names are the published code's. Source: paper section 3 and A.1; facebookresearch/ijepa
+`src/train.py`, `src/models/vision_transformer.py`.
 """
 
 import contextlib
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ijepa.config import PretrainConfig, TargetConfig
+from ijepa.compute import recompute
+from ijepa.config import Architecture, PredictorConfig, PretrainConfig, TargetConfig, architecture
 from ijepa.distributed import local_shard
+from ijepa.errors import IjepaError
 from ijepa.jepa.masks import Masks
-from ijepa.jepa.predictor import Predictor, build_predictor
-from ijepa.jepa.vit import Encoder, build_encoder, patchify
+from ijepa.jepa.vit import (
+    Block,
+    Encoder,
+    LayerNorm,
+    build_encoder,
+    gather_patches,
+    initialise,
+    patchify,
+    sincos_positions,
+)
+
+LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
+RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
+PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
+
+
+class Predictor(nn.Module):
+    """Narrow ViT that predicts the tokens of one target block from the context's tokens."""
+
+    def __init__(
+        self, size: Architecture, config: PredictorConfig, grid: tuple[int, int], target_dim: int
+    ) -> None:
+        """Make it beside an encoder of that `size`, whose number of heads it has."""
+        super().__init__()
+        dim = config.dim
+        if dim % size.heads or dim % 4:
+            raise IjepaError(
+                f"predictor.dim {dim} must be a multiple of 4 and of the encoder's "
+                f"{size.heads} heads."
+            )
+        self.predictor_embed = nn.Linear(size.dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.predictor_pos_embed = nn.Parameter(sincos_positions(dim, grid), requires_grad=False)
+        self.predictor_blocks = nn.ModuleList(
+            Block(dim, size.heads, PREDICTOR_MLP_RATIO) for _ in range(config.depth)
+        )
+        self.grad_checkpointing = False
+        self.predictor_norm = LayerNorm(dim)
+        self.predictor_proj = nn.Linear(dim, target_dim)
+
+    def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
+        """Predict every target block, each as a sequence of its own: [context; its mask tokens].
+
+        Args:
+            context: (B, K, encoder dim) tokens of the context encoder.
+            context_index: (B, K) int64, their patches.
+            target_index: (M, B, T) int64, the patches of M target blocks.
+
+        Returns:
+            (M * B, T, target dim); block 0 of all images first.
+        """
+        positions, num_blocks = self.predictor_pos_embed, len(target_index)
+
+        def sequences(seen: Tensor, hidden: Tensor) -> Tensor:
+            """(M * B, K + T, D) of what stands for the context, and for each patch if hidden."""
+            targets = F.embedding(target_index.flatten(0, 1), hidden)
+            return torch.cat([seen.repeat(num_blocks, 1, 1), targets], dim=1)
+
+        seen = self.predictor_embed(context)  # (B, K, D)
+        seen = seen + gather_patches(positions.expand(len(context), -1, -1), context_index)
+        hidden = (self.mask_token + positions)[0].to(seen.dtype)  # alike in all images: (N, D)
+        blocks = [cast(Block, block) for block in self.predictor_blocks]
+        first, last = blocks[0], blocks[-1]
+        tokens = sequences(seen, hidden)
+        qkv = sequences(first.project(seen), first.project(hidden))
+        for block in blocks:
+            qkv = qkv if block is first else block.project(tokens)
+            inputs = tokens, qkv, target_index.shape[2] if block is last else tokens.shape[1]
+            tokens = recompute(block, *inputs) if self.grad_checkpointing else block(*inputs)
+        predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens))
+        return predicted
 
 
 class IJepa(nn.Module):
@@ -111,26 +183,68 @@ def build_ijepa(config: PretrainConfig) -> IJepa:
     return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
 
 
+def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
+    """Make a freshly initialised predictor of that configuration's targets."""
+    encoder, size = config.encoder, architecture(config.encoder.arch)
+    predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
+    predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
+    initialise(predictor, encoder.init, generator)
+    nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)
+    return predictor
+
+
+def target_dim(config: PretrainConfig) -> int:
+    """Numbers that the predictor outputs for a patch: its pixels, or all of `targets.layers`.
+
+    Raises:
+        IjepaError: a layer beyond the encoder's depth.
+    """
+    size, layers = architecture(config.encoder.arch), config.targets.layers
+    if config.targets.space != "embeddings":
+        return 3 * config.encoder.patch_px**2
+    if layers is None:
+        return size.dim
+    if layers[-1] > size.depth:
+        raise IjepaError(
+            f"targets.layers names block {layers[-1]}, but {config.encoder.arch} has {size.depth} "
+            f"blocks; name blocks from 1 to {size.depth}."
+        )
+    return len(layers) * size.dim
+
+
 def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     """Two optimizer groups: with weight decay, and without (biases and 1-D parameters).
 
     The mask token has three dimensions and is decayed, as in the released code.
     """
-    trained = [
-        (name, parameter)
-        for module in modules
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    ]
-    exempt = [p for name, p in trained if p.ndim == 1 or name.endswith("bias")]
-    decayed = [p for name, p in trained if not (p.ndim == 1 or name.endswith("bias"))]
+    decayed: list[Tensor] = []
+    exempt: list[Tensor] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                is_exempt = parameter.ndim == 1 or name.endswith("bias")
+                (exempt if is_exempt else decayed).append(parameter)
     return [
         {"params": decayed, "decays": True},
         {"params": exempt, "decays": False, "weight_decay": 0.0},
     ]
 
 
-LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
+def save_memory(encoder: Encoder, predictor: Predictor) -> None:
+    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    encoder.grad_checkpointing = predictor.grad_checkpointing = True
+
+
+def compile_blocks(
+    encoders: Iterable[Encoder],
+    predictor: Predictor,
+    backend: str | Callable[..., Any] = "inductor",
+) -> None:
+    """Compile the blocks, once for all of them and for every number of tokens."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    blocks = [block for encoder in encoders for block in encoder.blocks]
+    for block in [*blocks, *predictor.predictor_blocks]:
+        block.compile(dynamic=True, backend=backend)
 
 
 class Targets:
@@ -156,14 +270,11 @@ class Targets:
 
     @torch.no_grad()
     def of(self, images: slice, target_index: Tensor) -> Tensor:
-        """Targets of some of the images.
+        """Targets of some of the images: (M * B', T, target dim); block 0 of all images first.
 
         Args:
             images: which of the batch.
             target_index: (M, B', T) int64 patches of the M blocks of these B' images.
-
-        Returns:
-            (M * B', T, target dim); block 0 of all images first.
         """
         if self._tokens is not None:
             return gather_blocks(self._tokens[images], target_index)
@@ -175,16 +286,10 @@ class Targets:
 def target_tokens(
     config: TargetConfig, encoder: Encoder, images: Tensor, index: Tensor | None = None
 ) -> Tensor:
-    """Layer-normed tokens of the target encoder, all layers of `config.layers` side by side.
+    """Layer-normed tokens of the target encoder: (B, K or N, target dim).
 
-    Args:
-        config: its targets are embeddings.
-        encoder: the target encoder.
-        images: (B, 3, height, width) float, normalised; or patches, see `Encoder.forward`.
-        index: (B, K) int64 patches that the encoder sees; None for all N.
-
-    Returns:
-        (B, K or N, target dim); the last layer's features last.
+    All layers of `config.layers` lie side by side, the last one last; `images` and `index` are as
+    for `Encoder.forward`.
     """
     if config.layers is None:
         return layer_norm(encoder(images, index))
@@ -193,7 +298,7 @@ def target_tokens(
 
 
 def last_layer(tokens: Tensor, config: TargetConfig) -> Tensor:
-    """Of targets or predictions (..., target dim), the features of the last layer: (..., dim).
+    """The last layer's part (..., dim) of targets or predictions (..., target dim).
 
     Targets of one layer, and pixels, are returned as they are.
     """

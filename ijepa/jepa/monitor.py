@@ -25,26 +25,22 @@ class Health(NamedTuple):
 
 @torch.no_grad()
 def health(features: Tensor) -> Health:
-    """Measure pooled features.
-
-    Args:
-        features: (images, dim) float, one row an image; at least 2 rows.
-    """
+    """Measure pooled features (images, dim) of at least two images."""
     features = features.double()
     std = features.std(dim=0).mean()
     return Health(rankme(features), float(std), mean_cosine(features))
 
 
 def rankme(features: Tensor) -> float:
-    """Effective rank: exp of the entropy of the normalised singular values.
-
-    Args:
-        features: (images, dim) float.
+    """Effective rank of (images, dim): exp of the entropy of the normalised singular values.
 
     Source: Garrido et al., RankMe, 2023, equation 1.
     """
-    singular = torch.linalg.svdvals(features.double())
-    share = singular / singular.sum() + 1e-7
+    return _effective_rank(torch.linalg.svdvals(features.double()))
+
+
+def _effective_rank(values: Tensor) -> float:
+    share = values / values.sum().clamp(min=1e-300) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 
 
@@ -79,8 +75,7 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
     values, vectors = torch.linalg.eigh(within)
     whiten = vectors @ torch.diag(values.rsqrt()) @ vectors.T
     strength = torch.linalg.eigvalsh(whiten @ between @ whiten).clamp(min=0)
-    share = strength / strength.sum().clamp(min=1e-300) + 1e-7
-    return float(torch.exp(-(share * share.log()).sum()))
+    return _effective_rank(strength)
 
 
 def mean_cosine_of_pairs(first: Tensor, second: Tensor) -> float:
@@ -107,23 +102,17 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -
 def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
     """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
 
-    Args:
-        predictions: (M * B, T, dim).
-        targets: (M * B, T, dim).
+    Predictions and targets are (M * B, T, dim) each.
     """
-    mean = targets.float().mean(dim=(0, 1), keepdim=True).expand_as(targets)
-    return float(
-        prediction_loss(predictions.float(), targets.float())
-        / prediction_loss(mean, targets.float())
-    )
+    targets = targets.float()
+    mean = targets.mean(dim=(0, 1), keepdim=True).expand_as(targets)
+    return float(prediction_loss(predictions.float(), targets) / prediction_loss(mean, targets))
 
 
 def verdict(now: Health, first: Health) -> str | None:
     """Say in plain words that the encoder collapses, or nothing.
 
-    Args:
-        now: as measured.
-        first: of the freshly initialised encoder, on the same images.
+    `first` is the health of the freshly initialised encoder on the same images.
     """
     closer = (1 - now.mean_cosine) / (1 - first.mean_cosine + 1e-12)
     if now.mean_cosine > 0.99 and closer < 0.1:  # some data looks alike at the start already

@@ -8,19 +8,13 @@ V-JEPA 2's warmup-constant-decay schedule (`WSDSchedule` of facebookresearch/vje
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ijepa.config import OptimizationConfig
 
 
-@dataclass(frozen=True)
-class Schedules:
-    """The three schedules of one run.
-
-    Attributes:
-        config: their ends.
-        steps_per_epoch: optimizer steps in an epoch.
-    """
+class Schedules(NamedTuple):
+    """The three schedules of one run of `steps_per_epoch` optimizer steps an epoch."""
 
     config: OptimizationConfig
     steps_per_epoch: int
@@ -47,7 +41,10 @@ class Schedules:
             progress = count / max(1, self.warmup_steps)
             return config.start_lr + progress * (config.lr - config.start_lr)
         if config.schedule == "hold-then-cool":
-            cooled = self._cooled(count)
+            # Over steps really taken: a run that ended before its schedule would not cool at all.
+            cool_steps = config.cool_fraction * self.total_steps
+            cool_steps = min(cool_steps, self.total_steps - self.warmup_steps)
+            cooled = max(0.0, 1.0 - (self.total_steps - count) / max(1.0, cool_steps))
             return (1.0 - cooled) * config.lr + cooled * config.final_lr
         rest = max(1, self.scheduled_steps - self.warmup_steps)
         progress = (count - self.warmup_steps) / rest
@@ -64,18 +61,8 @@ class Schedules:
     def ema(self, step: int) -> float:
         """Linear between the two momenta, over a length that is not rounded here, as published."""
         start, end = self.config.ema
-        return min(
-            1.0, start + step * (end - start) / (self.config.schedule_scale * self.total_steps)
-        )
-
-    def _cooled(self, count: int) -> float:
-        """How much of the cooling is done after `count` steps, 0 to 1; it follows the warm-up.
-
-        Steps are those really taken: a run that ended before its schedule would not cool at all.
-        """
-        cool_steps = self.config.cool_fraction * self.total_steps
-        cool_steps = min(cool_steps, self.total_steps - self.warmup_steps)
-        return max(0.0, 1.0 - (self.total_steps - count) / max(1.0, cool_steps))
+        length = self.config.schedule_scale * self.total_steps
+        return min(1.0, start + step * (end - start) / length)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -70,31 +70,25 @@ class Trainer:
             groups: masks of these images, in their order.
             with_norm: whether to measure the gradients.
         """
-        self._schedule(step)
-        total, answers = images.new_zeros(()), []
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedules.lr(step)
+            group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
+        total, answers, norm = images.new_zeros(()), [], None
         for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
-            with self._gathering(is_last=chosen.stop == len(images)):
-                with self._precision():
+            is_last = chosen.stop == len(images)  # processes exchange gradients with it alone
+            with contextlib.nullcontext() if is_last else unshared_gradients(self.forward):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                     answers = self.forward(images[chosen], pieces)
                 loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
                 torch.autograd.backward(loss)
             total += loss.detach()
-        norm = self._grad_norm() if with_norm else None
+        if with_norm:
+            grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+            norm = full_tensor(torch.nn.utils.get_total_norm(grads))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
-
-    def _grad_norm(self) -> Tensor:
-        grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        return full_tensor(torch.nn.utils.get_total_norm(grads))
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
-
-    def _gathering(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Processes exchange gradients once a step, with its last part."""
-        return contextlib.nullcontext() if is_last else unshared_gradients(self.forward)
 
     def _loss(self, answers: list[tuple[Tensor, Tensor]], groups: list[Masks]) -> Tensor:
         """Mean over the images of all groups."""
@@ -104,11 +98,6 @@ class Trainer:
             for (predicted, target), masks in zip(answers, groups, strict=True)
         ]
         return torch.stack(losses).sum()
-
-    def _schedule(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedules.lr(step)
-            group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
 
 
 def micro_batches(groups: list[Masks], size: int) -> Iterator[tuple[slice, list[Masks]]]:

@@ -7,6 +7,7 @@ Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_trans
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +36,11 @@ class Attention(nn.Module):
         self.fused_attn = True
 
     def forward(self, qkv: Tensor, num_last: int | None = None) -> Tensor:
-        """Attend from the last `num_last` tokens (None: from all) to all tokens.
+        """Attend from the last `num_last` tokens (None: from all) to all: (B, N or num_last, D).
 
         Args:
             qkv: (B, N, 3 * D), what `self.qkv` makes of the tokens.
             num_last: how many tokens are wanted, from the end.
-
-        Returns:
-            (B, N or num_last, D).
         """
         batch, length, width = qkv.shape
         heads, dim = self.num_heads, width // 3
@@ -94,7 +92,7 @@ class Block(nn.Module):
     def forward(
         self, tokens: Tensor, qkv: Tensor | None = None, num_last: int | None = None
     ) -> Tensor:
-        """Mix the tokens.
+        """Mix the tokens (B, N, D): (B, N or num_last, D).
 
         The predictor gives the last two arguments: its first block need not project the same
         context M times, nor a mask token of every image; after its last block nobody reads the
@@ -104,9 +102,6 @@ class Block(nn.Module):
             tokens: (B, N, D).
             qkv: (B, N, 3 * D) of `project`, where it is known already.
             num_last: how many tokens are wanted, from the end; None for all.
-
-        Returns:
-            (B, N or num_last, D).
         """
         attended = self.attn(self.project(tokens) if qkv is None else qkv, num_last)
         tokens = tokens if num_last is None else tokens[:, -num_last:]
@@ -121,9 +116,13 @@ class PatchEmbed(nn.Module):
     def __init__(self, image_size: Size, patch_px: int, dim: int) -> None:
         super().__init__()
         self.patch_size = (patch_px, patch_px)
-        self.grid_size = _grid(image_size, patch_px)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.resize(image_size)
         self.proj = nn.Conv2d(3, dim, patch_px, patch_px)  # its weight is (dim, 3, px, px)
+
+    def resize(self, image_size: Size) -> None:
+        """Expect images of that (height, width) from now on."""
+        self.grid_size = (image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
 
 
 class Encoder(nn.Module):
@@ -154,12 +153,12 @@ class Encoder(nn.Module):
         Args:
             image_size: multiples of the patch's side.
         """
-        patches, table = self.patch_embed, self.pos_embed.data
-        grid, patches.grid_size = patches.grid_size, _grid(image_size, patches.patch_size[0])
-        patches.num_patches = patches.grid_size[0] * patches.grid_size[1]
-        if grid != patches.grid_size:
+        grid, table = self.patch_embed.grid_size, self.pos_embed.data
+        self.patch_embed.resize(image_size)
+        if grid != self.patch_embed.grid_size:
             table = table.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
-            table = F.interpolate(table, patches.grid_size, mode="bicubic", antialias=True)
+            size = self.patch_embed.grid_size
+            table = F.interpolate(table, size, mode="bicubic", antialias=True)
             self.pos_embed.data = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
 
     def no_weight_decay(self) -> set[str]:
@@ -174,16 +173,13 @@ class Encoder(nn.Module):
         *,
         norm: bool = False,
     ) -> list[Tensor]:
-        """Encode as `forward` does, and return the tokens after each of some blocks.
+        """Tokens (B, K or N, dim) after each of some blocks; images and index as for `forward`.
 
         Args:
             images: (B, 3, height, width) float, normalised.
             layers: numbers of blocks, counted from 1, ascending; later blocks are not computed.
             index: (B, K) int64 patch numbers, row-major; None for all N.
             norm: whether the final norm is applied to each, not to the last block's alone.
-
-        Returns:
-            One (B, K or N, dim) for each of `layers`.
         """
         tokens, found = self.embed(images, index), []
         for number, block in enumerate(self.blocks[: layers[-1]], start=1):
@@ -194,15 +190,12 @@ class Encoder(nn.Module):
         return found
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
-        """Encode all patches, or those that `index` names.
+        """Encode all patches, or those that `index` names: (B, K or N, dim) after the final norm.
 
         Args:
             images: (B, 3, height, width) float, normalised; or their patches by `patchify`,
                 (B, N, 3 * patch_px**2), which several encoders can share.
             index: (B, K) int64 patch numbers, row-major; None for all N.
-
-        Returns:
-            (B, K or N, dim) after the final norm.
         """
         tokens = self.embed(images, index)
         for block in self.blocks:
@@ -233,12 +226,7 @@ class Encoder(nn.Module):
     def pooled_layers(self, images: Tensor, num_layers: int) -> Tensor:
         """Average-pooled patch tokens of the last blocks, the final norm applied to each.
 
-        Args:
-            images: (B, 3, height, width) float, normalised.
-            num_layers: at most the depth.
-
-        Returns:
-            (B, num_layers, dim); the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
+        Returns (B, num_layers, dim), the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
         """
         depth = len(self.blocks)
         layers = range(depth - num_layers + 1, depth + 1)
@@ -247,14 +235,7 @@ class Encoder(nn.Module):
 
 
 def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:
-    """Keep the patch tokens that `index` names, in its order.
-
-    Args:
-        tokens: (B, N, D) float; N patches, row-major, no class token.
-        index: (B, K) int64 in [0, N).
-
-    Returns:
-        (B, K, D).
+    """Keep the tokens (B, N, D) that `index` (B, K) int64 names, in its order: (B, K, D).
 
     Source: facebookresearch/ijepa `src/masks/utils.py`; that one takes a list of masks, this one.
     """
@@ -265,14 +246,13 @@ def patchify(images: Tensor, patch_px: int) -> Tensor:
     """Pixels of each patch: (B, N, 3 * patch_px**2), row-major, channels first within a patch.
 
     Args:
-        images: (B, 3, height, width).
-        patch_px: side of the square patches; divides height and width.
+        images: (B, 3, height, width), multiples of `patch_px`.
+        patch_px: side of the square patches.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_px, width // patch_px
     patches = images.reshape(batch, channels, rows, patch_px, columns, patch_px)
-    patches = patches.permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(batch, rows * columns, channels * patch_px**2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
@@ -281,22 +261,15 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     The first half of the features encodes the column, the second the row.
     Source: facebookresearch/ijepa `get_2d_sincos_pos_embed`, which is MAE's.
     """
-    rows, columns = grid
-    across, down = torch.arange(columns).double(), torch.arange(rows).double()
     frequencies = 10000.0 ** (-torch.arange(dim // 4).double() / (dim // 4))
-    column_part = _sin_cos(across, frequencies).expand(rows, columns, -1)
-    row_part = _sin_cos(down, frequencies).unsqueeze(1).expand(rows, columns, -1)
-    return torch.cat([column_part, row_part], dim=-1).reshape(1, rows * columns, dim).float()
+    rows, columns = torch.meshgrid(*(torch.arange(n).double() for n in grid), indexing="ij")
+    angles = [places.unsqueeze(-1) * frequencies for places in (columns, rows)]
+    parts = [part for angle in angles for part in (angle.sin(), angle.cos())]
+    return torch.cat(parts, dim=-1).reshape(1, -1, dim).float()
 
 
 def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Generator) -> Encoder:
-    """Make a freshly initialised encoder.
-
-    Args:
-        config: architecture, patch size, initialisation, scale of the positions.
-        image_size: (height, width) in pixels.
-        generator: where the random weights come from.
-    """
+    """Make a freshly initialised encoder of (height, width) images."""
     encoder = Encoder(architecture(config.arch), image_size, config.patch_px)
     table = sincos_positions(encoder.embed_dim, encoder.patch_embed.grid_size)
     encoder.pos_embed.data.copy_(table * config.position_scale)
@@ -306,7 +279,7 @@ def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Gene
 
 @torch.no_grad()
 def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
-    """Draw every Linear and the patch embedding; biases 0, norms 1 and 0.
+    """Draw every Linear and the patch embedding in place; biases 0, norms 1 and 0.
 
     Args:
         model: changed in place.
@@ -322,25 +295,11 @@ def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
                 nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
             else:
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(cast(Tensor, module.bias))
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
     if init == "depth-scaled":
-        _scale_by_depth(model)
-
-
-def _scale_by_depth(model: nn.Module) -> None:
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    for number, block in enumerate(blocks, start=1):
-        for last in (block.attn.proj, block.mlp.fc2):
-            last.weight.div_(math.sqrt(2 * number))
-
-
-def _grid(image_size: Size, patch_px: int) -> tuple[int, int]:
-    return image_size[0] // patch_px, image_size[1] // patch_px
-
-
-def _sin_cos(position: Tensor, frequencies: Tensor) -> Tensor:
-    angle = position.unsqueeze(-1) * frequencies
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        for number, block in enumerate(blocks, start=1):
+            for last in (block.attn.proj, block.mlp.fc2):
+                last.weight.div_(math.sqrt(2 * number))

@@ -24,13 +24,11 @@ from ijepa.jepa.masks import (
     Masks,
     batch_masks,
     check_masks,
-    context_patches,
-    mask_shapes,
+    mask_statistics,
     part_of,
 )
-from ijepa.jepa.model import IJepa, build_ijepa
+from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
 from ijepa.jepa.monitor import Health, loss_vs_mean_target
-from ijepa.jepa.predictor import compile_blocks, save_memory
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.progress import Progress, silent
@@ -39,6 +37,7 @@ from ijepa.train.watch import Watch
 from ijepa.weights import load_weights
 from ijepa.world import World
 
+SAMPLED = 50  # batches whose masks are drawn to see how many shapes there are
 FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
 POSITIONS = ("pos_embed", "predictor_pos_embed")  # fixed tables, which belong to the run's grid
 SHOWN_KEYS = 3  # of a batch whose loss is broken
@@ -113,7 +112,7 @@ class PretrainTask(Task[StepInputs]):
         self._outcome: Outcome | None = None  # of a step after which the encoders are checked
         self._lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         on_gpu = self.device.type == "cuda"
-        self.shapes_vary = on_gpu and len(mask_shapes(config)) > FEW_SHAPES
+        self.shapes_vary = on_gpu and len(mask_statistics(config, SAMPLED).shapes) > FEW_SHAPES
         self.loss_limit, self.rollbacks = config.watch.loss_limit, config.watch.rollbacks
 
     def _make_networks(self, init: tuple[str, Parts] | None) -> None:
@@ -192,7 +191,8 @@ class PretrainTask(Task[StepInputs]):
         with_norm = step == 0 or done % self.config.watch.grad_norm_steps == 0
         outcome = self._trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
         self._outcome = outcome if self._is_watched(done) else None
-        self._lengths = context_patches(inputs.groups), inputs.groups[0].targets.shape[2]
+        seen = sum(masks.context.numel() for masks in inputs.groups)
+        self._lengths = seen / self.size, inputs.groups[0].targets.shape[2]
         record = {
             "epoch": done / self._per_epoch,
             "images": done * self.size,

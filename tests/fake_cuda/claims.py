@@ -40,7 +40,7 @@ from ijepa.distributed import joined
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, Pooled
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
-from ijepa.jepa.predictor import save_memory
+from ijepa.jepa.model import save_memory
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.heads import Heads

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
 from ijepa.jepa.masks import batch_masks, mask_statistics
-from ijepa.jepa.predictor import save_memory
+from ijepa.jepa.model import save_memory
 from ijepa.jepa.step import Trainer
 from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
