@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from timing import emit
 
-from ijepa.features.store import FeatureHeader, open_features
-from ijepa.features.write import FeatureWriter, create_features
+from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, open_features
 
 LAYERS, DIM, BATCH = 4, 768, 256
 ROUNDS = 5
@@ -98,6 +97,8 @@ def _write(path: Path, keys: list[str], block: Array) -> None:
         ids = np.arange(first, min(first + BATCH, len(keys)), dtype=np.uint64)
         writer.write(batch, block[: len(ids)], ids)
     writer.finish()
+    with path.open("rb") as file:  # as the stage does when it publishes
+        os.fsync(file.fileno())
 
 
 def _plain(path: Path, rows: int, block: Array) -> None:

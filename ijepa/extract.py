@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath, height_width
-from ijepa.data.shards import ShardSet, SplitReader, check_shards, open_shards
+from ijepa.data.shards import ShardSet, check_shards, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader, open_features, read_header
-from ijepa.features.write import FeatureWriter, create_features
+from ijepa.features.store import (
+    FeatureHeader,
+    FeatureWriter,
+    create_features,
+    open_features,
+    read_header,
+)
 from ijepa.progress import Progress, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together
@@ -21,7 +26,6 @@ from ijepa.world import World, together
 if TYPE_CHECKING:
     import torch
 
-    from ijepa.compute import LinearKernel
     from ijepa.data.loader import Batch
     from ijepa.encoders.base import Encoder
 
@@ -71,16 +75,22 @@ def extract(
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
             _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
-    return _result(plan.out, work.cached)
+    store = open_features(plan.out, check_numbers=False)  # its record has the digest of the file
+    rows, layers, dim = store.shape
+    return ExtractResult(
+        out=plan.out,
+        cached=work.cached,
+        encoder=store.header.encoder,
+        images=rows // (1 + config.views),
+        views=1 + config.views,
+        layers=layers,
+        dim=dim,
+        labels=tuple(store.labels),
+    )
 
 
 def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
     """See that a feature file was made from this shard set, and that the set is undamaged.
-
-    Args:
-        path: of `ijepa extract`.
-        shards: of `ijepa shard`.
-        progress: told of the files read.
 
     Raises:
         IjepaError: it was made from other images, or files of the set are damaged.
@@ -99,33 +109,34 @@ def _encode(
     world: World,
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    from ijepa.compute import computing
+    from ijepa.compute import computing, pick_linear
     from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
+    from ijepa.encoders.base import NOTHING, Transformer
 
-    images, device = data.split(config.split), pick_device(runtime.device)
+    device, total = pick_device(runtime.device), len(data.split(config.split))
     encoder = EncoderSpec.of(config).load(device)
     path, num_views = work.folder / work.plan.out.name, 1 + config.views
     batch_size = max(1, BATCH_ROWS // num_views)
-    header = _header(encoder, config, data, work.plan.fingerprint, device)
-    from_rank_0(world, lambda: _create(path, header, config, images, encoder, batch_size, device))
+    from_rank_0(world, lambda: _create(path, work.plan, config, data, encoder, device))
     writer = FeatureWriter(path)
-    left = from_rank_0(world, lambda: [n for n in range(writer.num_batches) if not writer.holds(n)])
-    done = writer.rows_done // num_views  # images
-    linear = _linear_kernel(encoder, device)
+    missing = from_rank_0(world, lambda: writer.missing)
+    done = total - sum(min(batch_size, total - batch * batch_size) for batch in missing)
+    patches, dim = 196, 768  # of a ViT-B/16, for networks that do not say
+    if isinstance(encoder.network, Transformer):
+        patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim
+    is_pixels = encoder.pooling == NOTHING
+    linear = "torch" if is_pixels else pick_linear(device, CPU_BATCH * patches, dim)
     with computing(device, linear=linear):
-        for number, batch, features in _feature_batches(
-            encoder, images, config, runtime, todo=left[world.rank :: world.size],
-            batch_size=batch_size,
-        ):  # fmt: skip
+        todo = missing[world.rank :: world.size]
+        for batch, features in _encoded(encoder, data, config, runtime, todo, batch_size):
             assert batch.image_ids is not None  # as `ViewBatches` makes them
-            writer.write(number, features, np.repeat(batch.image_ids.numpy(), num_views))
+            writer.write(batch.step, features, np.repeat(batch.image_ids.numpy(), num_views))
             done += len(batch.numbers) * world.size  # others are about as quick
-            progress("extract images", min(done, len(images)), len(images))
-    writer.flush()
+            progress("extract images", min(done, total), total)
     wait_for_all(world)
 
     def publish() -> None:
-        FeatureWriter(path).finish()  # with all that others did
+        writer.finish()
         name = device_name(device, world, linear)
         work.publish_file({"device": name, "command": runtime.command})
 
@@ -134,46 +145,71 @@ def _encode(
 
 def _create(
     path: Path,
-    header: FeatureHeader,
+    plan: StagePlan,
     config: ExtractConfig,
-    images: SplitReader,
+    data: ShardSet,
     encoder: "Encoder",
-    batch_size: int,
     device: "torch.device",
 ) -> None:
     """Make the file that features are written into, with the keys and labels of all images."""
     import torch
 
-    numbers = np.repeat(np.arange(len(images)), 1 + config.views)
-    blank = torch.zeros(1, 3, *height_width(encoder.data.image_px), device=device)
+    num_layers, cuts = min(config.layers, encoder.num_layers), encoder.data
+    if num_layers < config.layers:
+        log.info("%s has no more layers to store than %d", encoder.name, num_layers)
+    crop_fraction = None if config.crop == "squash" else cuts.eval_crop_fraction
+    crop = "squash" if crop_fraction is None else f"center-crop {crop_fraction:.4g}"
+    images, num_views = data.split(config.split), 1 + config.views
+    numbers = np.repeat(np.arange(len(images)), num_views)
+    blank = torch.zeros(1, 3, *height_width(cuts.image_px), device=device)
+    header = FeatureHeader(
+        encoder=encoder.name,
+        weights_sha256=encoder.weights_sha256,
+        which=encoder.which,
+        layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
+        pooling=encoder.pooling,
+        image_px=cuts.image_px,
+        transform=(
+            f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, std {cuts.std}"
+        ),
+        data_fingerprint=data.fingerprint,
+        split=config.split,
+        class_names=images.label_names,
+        fingerprint=plan.fingerprint,
+        source=data.source,
+        provenance=encoder.provenance,
+        num_views=config.views,
+        augment=config.augment,
+        precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
+        interpolation=config.interpolation,
+        crop_fraction=crop_fraction,
+    )
     create_features(
         path,
         header,
-        (len(numbers), len(header.layers), encoder.features(blank, 1).shape[-1]),
+        (len(numbers), num_layers, encoder.features(blank, 1).shape[-1]),
         config.dtype,
         keys=images.keys(numbers),
         labels={name: images.labels(name, numbers) for name in images.label_names},
-        batch_rows=batch_size * (1 + config.views),
+        batch_rows=max(1, BATCH_ROWS // num_views) * num_views,
     )
 
 
-def _feature_batches(
+def _encoded(
     encoder: "Encoder",
-    images: SplitReader,
+    data: ShardSet,
     config: ExtractConfig,
     runtime: Runtime,
-    *,
     todo: Sequence[int],
     batch_size: int,
-) -> "Iterator[tuple[int, Batch, Floats]]":
+) -> "Iterator[tuple[Batch, Floats]]":
     """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
     A GPU computes a batch while the caller has the one before it.
 
     Yields:
-        A number, its n images with their ids, and features of all their views
-        (n * views, layers, dim) in `config.dtype`: those of the first image, then of the second,
-        and so on.
+        A batch of n images, and features of all their views (n * views, layers, dim) in
+        `config.dtype`: those of the first image, then of the second, and so on.
     """
     import torch
 
@@ -181,47 +217,28 @@ def _feature_batches(
     from ijepa.distributed import num_workers, pick_device
     from ijepa.jepa.augment import normalise
 
-    device = pick_device(runtime.device)
+    device, cuts = pick_device(runtime.device), encoder.data
     dtype = torch.float16 if config.dtype == "float16" else torch.float32
-    crop_fraction = None if config.crop == "squash" else encoder.data.eval_crop_fraction
+    crop_fraction = None if config.crop == "squash" else cuts.eval_crop_fraction
     plan = ViewPlan(
-        encoder.data.image_px,
-        crop_fraction,
-        config.views,
-        config.augment,
-        config.seed,
+        cuts.image_px, crop_fraction, config.views, config.augment, config.seed,
         config.interpolation,
-    )
-    views = ViewBatches(images, plan, batch_size)
+    )  # fmt: skip
+    views = ViewBatches(data.split(config.split), plan, batch_size)
     num_layers = min(config.layers, encoder.num_layers)
     bf16 = encoder.uses_bf16(config.precision, device)
-    begun: deque[tuple[int, Batch, Callable[[], Floats]]] = deque()
-    workers, on_gpu = num_workers(runtime, device), device.type == "cuda"
-    made = batches(views, todo, workers, pin_memory=on_gpu)
-    for number, batch in zip(todo, made, strict=True):
-        sent = batch.images.to(device, non_blocking=True)
-        pixels = normalise(sent, encoder.data.mean, encoder.data.std)
+    begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
+    on_gpu = device.type == "cuda"
+    for batch in batches(views, todo, num_workers(runtime, device), pin_memory=on_gpu):
+        pixels = normalise(batch.images.to(device, non_blocking=True), cuts.mean, cuts.std)
         parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
         features = torch.cat([encoder.features(part, num_layers, bf16=bf16) for part in parts])
-        begun.append((number, batch, _fetched(features.to(dtype))))
+        begun.append((batch, _fetched(features.to(dtype))))
         if len(begun) > IN_FLIGHT.get(device.type, 0):
-            done, encoded, values = begun.popleft()
-            yield done, encoded, values()
-    for done, encoded, values in begun:
-        yield done, encoded, values()
-
-
-def _linear_kernel(encoder: "Encoder", device: "torch.device") -> "LinearKernel":
-    """The faster one for this encoder's batches; for a ViT-B/16's where it is no ViT of timm's."""
-    from ijepa.compute import pick_linear
-    from ijepa.encoders.base import NOTHING, Transformer
-
-    if encoder.pooling == NOTHING:
-        return "torch"
-    patches, dim = 196, 768
-    if isinstance(encoder.network, Transformer):
-        patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim
-    return pick_linear(device, CPU_BATCH * patches, dim)
+            done, values = begun.popleft()
+            yield done, values()
+    for done, values in begun:
+        yield done, values()
 
 
 def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
@@ -240,55 +257,3 @@ def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
         return found
 
     return values
-
-
-def _header(
-    encoder: "Encoder",
-    config: ExtractConfig,
-    data: ShardSet,
-    fingerprint: str,
-    device: "torch.device",
-) -> FeatureHeader:
-    num_layers = min(config.layers, encoder.num_layers)
-    if num_layers < config.layers:
-        log.info("%s has no more layers to store than %d", encoder.name, num_layers)
-    cuts = encoder.data
-    crop = "squash" if config.crop == "squash" else f"center-crop {cuts.eval_crop_fraction:.4g}"
-    return FeatureHeader(
-        encoder=encoder.name,
-        weights_sha256=encoder.weights_sha256,
-        which=encoder.which,
-        layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
-        pooling=encoder.pooling,
-        image_px=cuts.image_px,
-        transform=(
-            f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, std {cuts.std}"
-        ),
-        data_fingerprint=data.fingerprint,
-        split=config.split,
-        class_names=data.split(config.split).label_names,
-        fingerprint=fingerprint,
-        source=data.source,
-        provenance=encoder.provenance,
-        num_views=config.views,
-        augment=config.augment,
-        precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
-        interpolation=config.interpolation,
-        crop_fraction=None if config.crop == "squash" else cuts.eval_crop_fraction,
-    )
-
-
-def _result(out: Path, cached: bool) -> ExtractResult:
-    store = open_features(out, check_numbers=False)  # its record has the digest of the file
-    rows, layers, dim = store.shape
-    num_views = 1 + store.header.num_views
-    return ExtractResult(
-        out=out,
-        cached=cached,
-        encoder=store.header.encoder,
-        images=rows // num_views,
-        views=num_views,
-        layers=layers,
-        dim=dim,
-        labels=tuple(store.labels),
-    )

@@ -11,17 +11,11 @@ import numpy as np
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.shards import listed, read_lines
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import FeaturePair, Images, OpenPair, open_pair, refuse_other_images
+from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled
-from ijepa.probes.protocols import (
-    FEW_SHOT_PROTOCOLS,
-    LINEAR_PROTOCOLS,
-    LOGISTIC_PROTOCOLS,
-    LinearProtocol,
-    LogisticProtocol,
-)
+from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, departures
 from ijepa.progress import Progress, silent
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -34,11 +28,11 @@ from ijepa.results.record import (
     read_result,
     write_result,
 )
-from ijepa.stage import StagePlan, exclusive_work, is_fresh
+from ijepa.stage import DryRun, StagePlan, exclusive_work, is_fresh
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
+__all__ = ["PROTOCOLS", "FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
 VERSION = 11
 
@@ -48,12 +42,6 @@ PROBES = {
     "linear": "ijepa.probes.linear:linear",
     "knn": "ijepa.probes.knn:knn",
     "few-shot": "ijepa.probes.logistic:few_shot",
-}
-PROTOCOLS = {
-    "logistic": tuple(LOGISTIC_PROTOCOLS),
-    "linear": tuple(LINEAR_PROTOCOLS),
-    "knn": ("ijepa",),
-    "few-shot": tuple(FEW_SHOT_PROTOCOLS),
 }
 DESCRIPTIONS = {
     "logistic": "multinomial L-BFGS on the last layer",
@@ -67,7 +55,6 @@ SELECTIONS = {
     "knn": "k on a held-out part of train, then all of train votes",
     "few-shot": "nothing is chosen",
 }
-LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # paper, table 4
 
 
 class ProbeOutcome(Config):
@@ -109,10 +96,17 @@ def probe(
         IjepaError: no such protocol, files that do not belong together, no such label, images in
             train and test, or a list that names others.
     """
-    out = Path(out)
+    out, known = Path(out), PROTOCOLS[config.name]
+    if subsets and config.name != "few-shot":
+        raise IjepaError(f"Lists of training images are for few-shot, not for {config.name}.")
+    if config.protocol not in known:
+        raise IjepaError(
+            f"{config.name} has no protocol {config.protocol!r}; it has {', '.join(known)}."
+        )
     lists = [Path(path) for path in subsets]
-    config = config.model_copy(update={"subsets": _digests(lists, config)})
-    _check_protocol(config)
+    for path in lists:
+        read_lines(path)
+    config = config.model_copy(update={"subsets": tuple(file_sha256(path) for path in lists)})
     pairs = [FeaturePair(Path(one.train), Path(one.test)) for one in (features, *baselines)]
     inputs = {
         f"{role} {number}": read_header(path).fingerprint
@@ -121,27 +115,16 @@ def probe(
     }
     plan = StagePlan("probe", VERSION, config, inputs, out)
     if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
-        opened, chosen = _opened(pairs, config, lists)
+        opened = [open_pair(pair, config.label) for pair in pairs]
+        refuse_other_images(opened[0], opened[1:])
+        chosen = tuple(listed(path, opened[0].train.keys) for path in lists)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            asked = Asked(config, runtime.device, progress, tuple(chosen))
-            shared = _shared(opened[0], config) | {
-                "command": runtime.command,
-                "fingerprint": plan.fingerprint,
-            }
-            fits = _fits(opened, asked, work.folder)
-            write_result(work.folder / out.name, _scores(opened, fits, config, shared))
+            fits = _fits(opened, Asked(config, runtime.device, progress, chosen), work.folder)
+            facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
+            write_result(work.folder / out.name, _scores(opened, fits, config, facts))
             work.publish_file({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, scores=read_result(out))
-
-
-def _opened(
-    pairs: Sequence[FeaturePair], config: ProbeConfig, subsets: Sequence[Path]
-) -> tuple[list[OpenPair], list[Any]]:
-    """The features, whole and fit to be compared, and the rows that lists choose."""
-    opened = [open_pair(pair, config.label) for pair in pairs]
-    refuse_other_images(opened[0], opened[1:])
-    return opened, [listed(subset, opened[0].train.keys) for subset in subsets]
 
 
 def low_level(
@@ -154,56 +137,45 @@ def low_level(
 ) -> LowLevelOutcome:
     """Count and distance on CLEVR, each by the protocol of the paper's evaluation.
 
-    Args:
-        features: see `probe`; with the labels `count` and `dist`.
-        baselines: see `probe`.
-        out: the folder of `count.json` and `dist.json`.
-        config: its probe, label and protocol are not read.
-        runtime: see `probe`.
-        progress: see `probe`.
+    As `probe` on features with the labels `count` and `dist`, into a folder of `count.json` and
+    `dist.json`; probe, label and protocol of `config` are not read. A dry run raises an
+    `ExceptionGroup` with the `DryRun` of each.
     """
-    out = Path(out)
-    outcomes = []
+    outcomes, foreseen = [], []
     for label, protocol in LOW_LEVEL.items():
         choices = {"name": "linear", "label": label, "protocol": protocol}
-        task = config.model_copy(update=choices)
-        outcomes.append(probe(features, baselines, out / f"{label}.json", task, runtime, progress))
-    return LowLevelOutcome(out=out, outcomes=tuple(outcomes))
+        task, path = config.model_copy(update=choices), Path(out) / f"{label}.json"
+        try:
+            outcomes.append(probe(features, baselines, path, task, runtime, progress))
+        except DryRun as found:
+            foreseen.append(found)
+    if foreseen:
+        raise ExceptionGroup("dry run of low-level", foreseen)
+    return LowLevelOutcome(out=Path(out), outcomes=tuple(outcomes))
 
 
-def _check_protocol(config: ProbeConfig) -> None:
-    known = PROTOCOLS[config.name]
-    if config.protocol not in known:
-        raise IjepaError(
-            f"{config.name} has no protocol {config.protocol!r}; it has {', '.join(known)}."
-        )
+def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[Fit]]:
+    """What each encoder gives in each setting; unfinished work is kept in a folder."""
+    import torch
 
-
-def _digests(subsets: Sequence[Path], config: ProbeConfig) -> tuple[str, ...]:
-    if subsets and config.name != "few-shot":
-        raise IjepaError(f"Lists of training images are for few-shot, not for {config.name}.")
-    for subset in subsets:
-        read_lines(subset)
-    return tuple(file_sha256(subset) for subset in subsets)
-
-
-def _fits(opened: list[OpenPair], asked: Asked, folder: Path) -> list[list[Fit]]:
-    """Of each encoder, what it gives in each setting; unfinished work is kept in a folder."""
     module, _, name = PROBES[asked.config.name].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
-    task = f"probe {asked.config.name} encoders"
-    fits = []
+    task, every = f"probe {asked.config.name} encoders", []
     for number, pair in enumerate(opened):
         asked.progress(task, number, len(opened))
         kept = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in kept:
-            own = asked._replace(kept=kept)
-            found = _plain(fit(_labelled(pair.train), _labelled(pair.test), own))
+            train, test = (Labelled(one.store, one.labels, one.views) for one in pair[:2])
+            found = fit(train, test, asked._replace(kept=kept))
             kept.clear()
-            kept["fits"] = found
-        fits.append(_fits_of(kept["fits"]))
+            tensors = [{"predictions": torch.from_numpy(one.predictions)} for one in found]
+            plain = [one._asdict() | own for one, own in zip(found, tensors, strict=True)]
+            kept["fits"] = {"fits": plain}
+        every.append(
+            [Fit(**f | {"predictions": f["predictions"].numpy()}) for f in kept["fits"]["fits"]]
+        )
     asked.progress(task, len(opened), len(opened))
-    return fits
+    return every
 
 
 class KeptStates(dict[str, dict[str, Any]]):
@@ -230,169 +202,62 @@ class KeptStates(dict[str, dict[str, Any]]):
             log.warning("%s is not kept (%s); a stop would cost it", self._path, error.strerror)
 
 
-def _plain(fits: list[Fit]) -> dict[str, Any]:
-    """As tensors and plain values."""
-    import torch
-
-    return {
-        "fits": [one._asdict() | {"predictions": torch.from_numpy(one.predictions)} for one in fits]
-    }
-
-
-def _fits_of(plain: dict[str, Any]) -> list[Fit]:
-    return [Fit(**one | {"predictions": one["predictions"].numpy()}) for one in plain["fits"]]
-
-
-def _labelled(images: Images) -> Labelled:
-    return Labelled(images.store, images.labels, images.views)
-
-
 def _scores(
-    opened: list[OpenPair], fits: list[list[Fit]], config: ProbeConfig, shared: dict[str, Any]
+    opened: Sequence[OpenPair],
+    fits: Sequence[Sequence[Fit]],
+    config: ProbeConfig,
+    facts: dict[str, Any],
 ) -> Result:
-    """Setting by setting, the first encoder before the baselines."""
+    """Setting by setting, the first encoder before the baselines; `facts` are of every score."""
     from ijepa.probes.scores import summary
 
-    labels, keys = opened[0].test.labels, opened[0].test.keys
-    return tuple(
-        Score(
-            **shared,
-            **_encoder(pair),
-            setting=found.setting,
-            best_on_test=found.best_on_test,
-            choices=found.choices,
-            correct=pack_correct(found.predictions == labels, keys),
-            precision=found.precision,
-            departures=(
-                *_split_departures(pair),
-                *_class_departures(pair, config.label),
-                *_precision_departures(pair),
-                *_view_departures(pair, config),
-                *_training_departures(pair, config),
-                *found.departures,
-            ),
-            **summary(
-                found.predictions == labels,
-                labels,
-                setting[0].predictions == labels if number else None,
-            )._asdict(),
-        )
-        for setting in zip(*fits, strict=True)
-        for number, (found, pair) in enumerate(zip(setting, opened, strict=True))
-    )
-
-
-def _shared(first: OpenPair, config: ProbeConfig) -> dict[str, Any]:
-    """Fields that all scores of a result share; baselines saw the same images as the first."""
-    train, test, repeats = first
-    return {
+    train, test = opened[0].train, opened[0].test  # baselines saw the same images
+    one, other = train.store.header, test.store.header
+    name = config.name if config.protocol == "ijepa" else f"{config.name}-{config.protocol}"
+    facts |= {
         "probe": config.name,
-        "protocol": _protocol_name(config),
+        "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
         "description": DESCRIPTIONS[config.name],
         "selection": SELECTIONS[config.name],
         "config": config.model_dump(mode="json"),
         "label": config.label,
         "seed": config.seed,
-        "source": joined_source(train.store.header.source, test.store.header.source),
-        "train_split": train.store.header.split,
-        "test_split": test.store.header.split,
+        "source": joined_source(one.source, other.source),
+        "train_split": one.split,
+        "test_split": other.split,
         "train_images": image_set(train.keys, train.labels),
         "test_images": image_set(test.keys, test.labels),
         "num_classes": len(np.unique(train.labels)),
         "chance": float(np.bincount(test.labels).max() / len(test.labels)),
         "train_rows": len(train.labels),
         "test_rows": len(test.labels),
-        "repeats": repeats,
+        "repeats": opened[0].repeats,
         "test_classes": pack_classes(test.labels, test.keys),
         "libraries": library_versions(),
     }
-
-
-def _protocol_name(config: ProbeConfig) -> str:
-    """Short and stable: `linear`, `vissl-clevr-count`, `logistic-msn`."""
-    if config.protocol == "ijepa":
-        return config.name
-    return config.protocol if config.name == "linear" else f"{config.name}-{config.protocol}"
-
-
-def _split_departures(pair: OpenPair) -> tuple[str, ...]:
-    """Encoders have seen `train`; files given the wrong way round are scored on it."""
-    split = pair.test.store.header.split
-    return (f"scored on the split {split}",) if split == "train" else ()
-
-
-def _class_departures(pair: OpenPair, label: str) -> tuple[str, ...]:
-    """Test images of classes that train lacks, and images without a class."""
-    unknown, found = pair.test.labels[~np.isin(pair.test.labels, pair.train.labels)], []
-    if len(unknown):
-        names = pair.test.store.header.class_names[label] or []
-        classes = np.unique(unknown).tolist()
-        said = ", ".join(
-            names[number] if number < len(names) else str(number) for number in classes[:3]
-        )
-        more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
-        found.append(f"{len(unknown):,} test images are of classes that train lacks: {said}{more}")
-    for name, images in (("train", pair.train), ("test", pair.test)):
-        if images.unlabelled:
-            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
-    return tuple(found)
-
-
-def _precision_departures(pair: OpenPair) -> tuple[str, ...]:
-    """Features to fit on and to score on are computed alike."""
-    train, test = (images.store.header.precision for images in (pair.train, pair.test))
-    if train == test:
-        return ()
-    return (f"features computed in {train} to train on, in {test} to test on",)
-
-
-def _view_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
-    """How the stored views and features differ from those that the protocol evaluates."""
-    if config.protocol == "ijepa":
-        return ()
-    wanted, found = _protocol(config).view, pair.test.store.header
-    assert wanted is not None  # all published protocols have one
-    crop = "squash" if found.transform.startswith("squash") else "center"
-    sides = " or ".join(str(px) for px in wanted.image_px)
-    kept = (found.crop_fraction or wanted.crop_fraction, wanted.crop_fraction)
-    departures = {
-        f"images cut by --crop {crop}, not {wanted.crop}": crop != wanted.crop,
-        f"images of {found.image_px} pixels, not of {sides}": found.image_px not in wanted.image_px,
-        f"images resized by {found.interpolation}, not {wanted.interpolation} interpolation": (
-            wanted.interpolation not in (None, found.interpolation)
-        ),
-        f"a centre crop of {kept[0]} of the resized short side, not of {kept[1]}": (
-            crop == wanted.crop and kept[0] != kept[1]
-        ),
-        f"features are not {wanted.features}": wanted.features is not None,
-    }
-    return tuple(line for line, applies in departures.items() if applies)
-
-
-def _training_departures(pair: OpenPair, config: ProbeConfig) -> tuple[str, ...]:
-    """How labels and stored training views differ from those that a protocol of heads asks for."""
-    if config.name != "linear":
-        return ()
-    wanted, found = LINEAR_PROTOCOLS[config.protocol], pair.train.store.header
-    departures = []
-    asked_of = {protocol: label for label, protocol in LOW_LEVEL.items()}.get(config.protocol)
-    if asked_of and config.label != asked_of:
-        departures.append(f"label {config.label}, not {asked_of}")
-    if wanted.augment == "none":
-        return tuple(departures)
-    if found.augment == wanted.augment:
-        departures.append(f"{found.num_views} stored views of each image, not a new one an epoch")
-    else:
-        seen = found.augment if found.num_views else "the evaluation view alone"
-        departures.append(f"trained on {seen}, not on {wanted.augment}")
-    return tuple(departures)
-
-
-def _protocol(config: ProbeConfig) -> LinearProtocol | LogisticProtocol:
-    """The published protocol that a configuration names."""
-    if config.name == "linear":
-        return LINEAR_PROTOCOLS[config.protocol]
-    return LOGISTIC_PROTOCOLS[config.protocol]
+    scores = []
+    for setting in zip(*fits, strict=True):
+        correct = [found.predictions == test.labels for found in setting]
+        for number, (found, pair) in enumerate(zip(setting, opened, strict=True)):
+            rival = correct[0] if number else None
+            one, other = pair.train.store.header, pair.test.store.header
+            crop = "squash" if other.transform.startswith("squash") else "center"
+            view = View(crop, other.crop_fraction, other.interpolation, (other.image_px,))
+            deviations = departures(config, view, one.augment, one.num_views)
+            scores.append(
+                Score(
+                    **facts,
+                    **_encoder(pair),
+                    setting=found.setting,
+                    best_on_test=found.best_on_test,
+                    choices=found.choices,
+                    correct=pack_correct(correct[number], test.keys),
+                    precision=found.precision,
+                    departures=(*pair.departures, *deviations, *found.departures),
+                    **summary(correct[number], test.labels, rival)._asdict(),
+                )
+            )
+    return tuple(scores)
 
 
 def _encoder(pair: OpenPair) -> dict[str, Any]:

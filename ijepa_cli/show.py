@@ -73,16 +73,21 @@ def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> N
 
 @contextlib.contextmanager
 def outlook_shown(as_json: bool, cost: BaseModel | None = None, note: str = "") -> Iterator[None]:
-    """Print what a stage inside would do, if it is a dry run; with the counted cost."""
+    """Print what the stages inside would do, if it is a dry run; with the counted cost."""
     try:
         yield
-    except DryRun as found:
-        facts = {"stage": found.plan.stage, "out": str(found.plan.out)}
-        facts |= {"state": found.state, "why": found.why}
+    except* DryRun as group:
+        runs = [one for one in group.exceptions if isinstance(one, DryRun)]
+        facts = [
+            {"stage": one.plan.stage, "out": str(one.plan.out), "state": one.state, "why": one.why}
+            for one in runs
+        ]
         if as_json:
-            print_json(facts | (cost.model_dump(mode="json") if cost else {}))
+            counted = cost.model_dump(mode="json") if cost else {}
+            print_json({"runs": facts} if len(facts) > 1 else facts[0] | counted)
         elif is_main_process():
-            screen.print(str(found), highlight=False)
+            for one in runs:
+                screen.print(str(one), highlight=False)
             if cost:
                 screen.print(table(cost, "what would run", note=note))
 

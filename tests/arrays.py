@@ -1,9 +1,10 @@
-"""Features in memory, for probes that read them as they read stored ones."""
+"""Features in memory, for probes that read them as they read stored ones, and stores of them."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from ijepa.features.store import FeatureWriter, create_features
 from ijepa.probes.arrays import Labelled
 
 
@@ -24,3 +25,17 @@ def labelled(values, labels, views=None):
     """Images of (rows, layers, dim) features, one row each unless `views` says otherwise."""
     rows = np.arange(len(labels))[:, np.newaxis] if views is None else views
     return Labelled(ArrayRows(values), np.asarray(labels), rows)
+
+
+def write_features(path, header, features, *, keys, labels, image_ids, batch_rows=512):
+    """A whole store of (rows, layers, dim) features, in their own type."""
+    create_features(
+        path, header, features.shape, features.dtype.name, keys=keys, labels=labels,
+        batch_rows=batch_rows,
+    )  # fmt: skip
+    writer = FeatureWriter(path)
+    for batch, first in enumerate(range(0, len(features), batch_rows)):
+        some = slice(first, first + batch_rows)
+        writer.write(batch, features[some], image_ids[some])
+    writer.finish()
+    return path

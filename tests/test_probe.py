@@ -1,21 +1,22 @@
 """The probe stage: whole tables from feature files, and no way to fool oneself with them."""
 
-import importlib
 import json
 import re
 
 import h5py
 import numpy as np
 import pytest
+from arrays import write_features
 from scipy.stats import binomtest
+from typer.testing import CliRunner
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.data.shards import image_ids, listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
-from ijepa.features.write import write_features
-from ijepa.probe import PROBES, PROTOCOLS, FeaturePair, low_level, probe
+from ijepa.probe import PROBES, FeaturePair, low_level, probe
 from ijepa.report import report
+from ijepa_cli.main import app
 
 LOGISTIC = ProbeConfig(name="logistic")
 
@@ -380,24 +381,24 @@ def test_an_unknown_protocol_is_refused_with_those_that_are_known(tmp_path, file
         probe(files, [], tmp_path / "r.json", config)
 
 
-@pytest.mark.parametrize("name", ["logistic", "linear", "few-shot"])
-def test_protocols_are_listed_as_each_probe_has_them(name):
-    module = importlib.import_module(PROBES[name].partition(":")[0])
-    table = getattr(module, f"{name.upper().replace('-', '_')}_PROTOCOLS")
-    assert PROTOCOLS[name] == tuple(table)
-
-
 def test_the_low_level_tasks_are_two_results_in_one_folder(tmp_path, tasks):
-    found = low_level(tasks, [], tmp_path / "out", ProbeConfig()).outcomes
-    assert [one.out for one in found] == [
-        tmp_path / "out/count.json",
-        tmp_path / "out/dist.json",
-    ]
+    out, words = tmp_path / "out", ["probe", "low-level", "--dry-run", "--device", "cpu", "--json"]
+    words += ["--train", str(tasks.train), "--test", str(tasks.test), "--out", str(out)]
+
+    def states():
+        runs = json.loads(CliRunner().invoke(app, words).stdout)["runs"]
+        assert [one["out"] for one in runs] == [str(out / "count.json"), str(out / "dist.json")]
+        return [one["state"] for one in runs]
+
+    assert states() == ["would run", "would run"]
+    found = low_level(tasks, [], out, ProbeConfig()).outcomes
+    assert [one.out for one in found] == [out / "count.json", out / "dist.json"]
     assert [one.scores[0].protocol for one in found] == ["vissl-clevr-count", "vissl-clevr-dist"]
     assert [one.scores[0].label for one in found] == ["count", "dist"]
     assert all(one.scores[0].top1 > one.scores[0].chance for one in found)
-    again = low_level(tasks, [], tmp_path / "out", ProbeConfig()).outcomes
-    assert all(one.cached for one in again)
+    assert all(one.cached for one in low_level(tasks, [], out, ProbeConfig()).outcomes)
+    found[1].out.unlink()
+    assert states() == ["cached", "would run"]
 
 
 def test_a_name_that_several_images_share_is_told(tmp_path, caplog):

@@ -16,9 +16,9 @@ from ijepa.features.store import Features, open_features
 
 MOST_REPEATS = 0.05  # of the test images
 SHOWN_REPEATS = 3  # of them, in an error
-Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
-
 ALIKE = ("weights_sha256", "which", "layers", "pooling", "image_px", "transform")
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class FeaturePair(NamedTuple):
@@ -29,13 +29,13 @@ class FeaturePair(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images of a feature file, of which each may stand there in several views.
+    """The images of a feature file whose class is known; each may stand there in several views.
 
     Attributes:
         store: the file.
         keys: n names.
         labels: (n,) int64 class numbers.
-        image_ids: (n,) uint64, see `stores.repeats`.
+        image_ids: (n,) uint64, see `Features`.
         views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
         unlabelled: further images of the file, whose class is not known; no probe takes them.
     """
@@ -45,7 +45,7 @@ class Images(NamedTuple):
     labels: Ints
     image_ids: Ints
     views: Ints
-    unlabelled: int = 0
+    unlabelled: int
 
 
 class OpenPair(NamedTuple):
@@ -55,11 +55,13 @@ class OpenPair(NamedTuple):
         train: images to fit on.
         test: images to score on.
         repeats: keys of those of these that are training images, too, under another name.
+        departures: what a score must say of these files.
     """
 
     train: Images
     test: Images
     repeats: tuple[str, ...]
+    departures: tuple[str, ...]
 
 
 def open_pair(pair: FeaturePair, label: str) -> OpenPair:
@@ -69,21 +71,24 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
         IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
             to choose on, images that are in both, or many that are under another name.
     """
-    train, test = open_features(pair.train), open_features(pair.test)
+    train, test = (_images(open_features(path), label) for path in pair)
+    one, other = train.store.header, test.store.header
     for what in ALIKE:
-        ours, theirs = getattr(train.header, what), getattr(test.header, what)
+        ours, theirs = getattr(one, what), getattr(other, what)
         if ours != theirs:
             raise IjepaError(
                 f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
                 f"{theirs!r}. Extract both with the same encoder and options."
             )
-    fitted, scored = _images(train, label), _images(test, label)
-    _refuse_other_classes(train, test, label)
-    _refuse_unfit(fitted, label)
-    _refuse_no_class_in_common(fitted, scored, label)
-    _refuse_leak(fitted, scored)
-    ours, theirs = (Known(images.image_ids, images.keys) for images in (fitted, scored))
-    return OpenPair(fitted, scored, repeated_keys(ours, theirs, len(theirs.keys)))
+    _check_classes(train, test, label)
+    shared = set(train.keys) & set(test.keys)
+    if shared and one.data_fingerprint == other.data_fingerprint:
+        raise IjepaError(
+            f"{len(shared):,} images of {pair.test} are in {pair.train}, too, such as "
+            f"{min(shared)}; a probe must not be scored on what it was fitted on."
+        )
+    repeats = repeated_keys(train, test, len(test.keys))
+    return OpenPair(train, test, repeats, _departures(train, test, label))
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
@@ -93,7 +98,7 @@ def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
         IjepaError: naming the file with others.
     """
     for other in others:
-        for theirs, ours in zip(other[:2], first[:2], strict=True):
+        for theirs, ours in ((other.train, first.train), (other.test, first.test)):
             same_data = theirs.store.header.data_fingerprint == ours.store.header.data_fingerprint
             if not same_data or theirs.keys != ours.keys:
                 raise IjepaError(
@@ -108,104 +113,91 @@ def _images(store: Features, label: str) -> Images:
         raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
     if not store.shape[0]:
         raise IjepaError(f"{store.path} holds no image.")
-    keys, labels, ids, views = store.keys, store.labels[label], store.image_ids, store.views
-    if views is None:
-        rows = np.arange(len(keys))[:, np.newaxis]
-        return _with_classes(Images(store, keys, labels, ids, rows), label)
-    each = 1 + store.header.num_views
-    firsts = keys[::each]
-    alike = all(keys[view::each] == firsts for view in range(1, each))
-    if not alike or not np.array_equal(views, np.tile(np.arange(each), len(firsts))):
+    each, all_keys = 1 + store.header.num_views, store.keys
+    keys, numbers = all_keys[::each], np.resize(np.arange(each), len(all_keys))
+    views = np.zeros_like(numbers) if store.views is None else store.views
+    alike = all(all_keys[view::each] == keys for view in range(1, each))
+    if not alike or not np.array_equal(views, numbers):
         raise IjepaError(
             f"{store.path} does not hold views 0 to {each - 1} of each image, one behind the "
             f"other; extract again."
         )
-    rows = np.arange(len(keys)).reshape(-1, each)
-    return _with_classes(Images(store, firsts, labels[::each], ids[::each], rows), label)
-
-
-def _with_classes(images: Images, label: str) -> Images:
-    """Without those whose class is not known, numbered below 0."""
-    known = np.flatnonzero(images.labels >= 0)
-    unlabelled = len(images.keys) - len(known)
-    if not unlabelled:
-        return images
+    labels = store.labels[label][::each]
+    known = np.flatnonzero(labels >= 0)
     if not len(known):
-        raise IjepaError(f"{images.store.path} has no image whose {label!r} is known.")
+        raise IjepaError(f"{store.path} has no image whose {label!r} is known.")
     return Images(
-        images.store,
-        [images.keys[number] for number in known.tolist()],
-        images.labels[known],
-        images.image_ids[known],
-        images.views[known],
-        unlabelled,
+        store,
+        [keys[number] for number in known.tolist()],
+        labels[known],
+        store.image_ids[::each][known],
+        np.arange(len(all_keys)).reshape(-1, each)[known],
+        len(keys) - len(known),
     )
 
 
-def _refuse_other_classes(train: Features, test: Features, label: str) -> None:
-    names, others = (store.header.class_names[label] for store in (train, test))
+def _check_classes(train: Images, test: Images, label: str) -> None:
+    """Refuse classes numbered otherwise, too few to fit and to choose on, or none in common."""
+    one, other = train.store, test.store
+    names, others = (store.header.class_names[label] for store in (one, other))
     if names != others:
+        pairs = enumerate(itertools.zip_longest(names or [], others or [], fillvalue="nothing"))
+        differs = next(f"{number} is {a} and {b}" for number, (a, b) in pairs if a != b)
         raise IjepaError(
-            f"Classes of {label!r} are numbered otherwise in {train.path} and {test.path}: "
-            f"{_first_difference(names or [], others or [])}. Shard both splits together."
+            f"Classes of {label!r} are numbered otherwise in {one.path} and {other.path}: "
+            f"{differs}. Shard both splits together."
         )
-
-
-def _first_difference(names: list[str], others: list[str]) -> str:
-    pairs = itertools.zip_longest(names, others, fillvalue="nothing")
-    return next(f"{number} is {a} and {b}" for number, (a, b) in enumerate(pairs) if a != b)
-
-
-def _refuse_unfit(train: Images, label: str) -> None:
     _, counts = np.unique(train.labels, return_counts=True)
     if len(counts) < 2 or counts.max() < 2:
         raise IjepaError(
-            f"{train.store.path} has {len(counts)} classes of {label!r} with at most "
-            f"{counts.max()} images each; a probe needs two classes, and two images of one to "
-            f"choose with."
+            f"{one.path} has {len(counts)} classes of {label!r} with at most {counts.max()} images "
+            f"each; a probe needs two classes, and two images of one to choose with."
         )
-
-
-def _refuse_no_class_in_common(train: Images, test: Images, label: str) -> None:
     if not np.isin(test.labels, train.labels).any():
         raise IjepaError(
-            f"{train.store.path} has no image of any class of {label!r} in {test.store.path}; a "
-            f"probe could get none right. Extract splits that share classes."
+            f"{one.path} has no image of any class of {label!r} in {other.path}; a probe could get "
+            f"none right. Extract splits that share classes."
         )
 
 
-def _refuse_leak(train: Images, test: Images) -> None:
-    same_data = train.store.header.data_fingerprint == test.store.header.data_fingerprint
-    shared = set(train.keys) & set(test.keys) if same_data else set()
-    if shared:
-        raise IjepaError(
-            f"{len(shared):,} images of {test.store.path} are in {train.store.path}, too, such as "
-            f"{min(shared)}; a probe must not be scored on what it was fitted on."
+def _departures(train: Images, test: Images, label: str) -> tuple[str, ...]:
+    """Files the wrong way round, images that cannot be right, and features computed otherwise."""
+    one, other, found = train.store.header, test.store.header, []
+    if other.split == "train":  # which encoders have seen
+        found.append("scored on the split train")
+    unknown = test.labels[~np.isin(test.labels, train.labels)]
+    if len(unknown):
+        names, classes = other.class_names[label] or [], np.unique(unknown).tolist()
+        said = ", ".join(names[n] if n < len(names) else str(n) for n in classes[:3])
+        more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
+        found.append(f"{len(unknown):,} test images are of classes that train lacks: {said}{more}")
+    for name, images in (("train", train), ("test", test)):
+        if images.unlabelled:
+            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
+    if one.precision != other.precision:
+        found.append(
+            f"features computed in {one.precision} to train on, in {other.precision} to test on"
         )
+    return tuple(found)
 
 
 class Known(NamedTuple):
     """Images by content and name: (n,) numbers of their bytes, and n keys."""
 
-    ids: Ints
+    image_ids: Ints
     keys: Sequence[str]
 
 
-def repeated_keys(train: Known, test: Known, test_images: int) -> tuple[str, ...]:
+def repeated_keys(train: Known | Images, test: Known | Images, test_images: int) -> tuple[str, ...]:
     """Which test images are training images, too.
 
-    Args:
-        train: images to fit on.
-        test: images to score on.
-        test_images: how many there are, with those that were not looked at.
-
     Raises:
-        IjepaError: they are many.
+        IjepaError: they are many of all `test_images`, those that were not looked at included.
     """
-    found = np.flatnonzero(np.isin(test.ids, train.ids)).tolist()
+    found = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
     if len(found) > MOST_REPEATS * test_images:
-        same = dict(zip(train.ids.tolist(), train.keys, strict=True))
-        pairs = [(test.keys[place], same[int(test.ids[place])]) for place in found[:SHOWN_REPEATS]]
+        same = dict(zip(train.image_ids.tolist(), train.keys, strict=True))
+        pairs = [(test.keys[n], same[int(test.image_ids[n])]) for n in found[:SHOWN_REPEATS]]
         raise IjepaError(
             f"{len(found):,} of {test_images:,} test images are training images, too, byte for "
             f"byte, such as {', '.join(f'{one} ({other} in train)' for one, other in pairs)}; a "

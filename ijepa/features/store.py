@@ -1,13 +1,15 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
-Numbers stand in one piece, row after row, with a checksum for every batch that was written. So any
-HDF5 reader finds them, and rows in any order are read through a memory map: a store may be many
-times larger than memory.
+Numbers stand in one piece, row after row, so that rows in any order are read through a memory map.
+All but the numbers is known before the first image is encoded: h5py makes the whole file first,
+then one process or several write batches in their final place, each with a checksum.
 """
 
 import contextlib
+import os
+import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,21 +25,12 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 8
-COLUMNS = "keys", "image_id", "view"  # beside `labels/NAME`; `view` only where there are several
-BLOCK_ROWS = 512  # read at once, where all are
-HALF_INFINITY = 0x7C00, 0xFC00  # bits of the positive one and of the negative; NaN stand above
-DAMAGED = (  # what h5py and numpy raise for a file that is
-    OSError,
-    LookupError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    BufferError,
-    MemoryError,
-    SystemError,
-)
+IN_ONE_PIECE = "features", "image_id", "checksums"  # what is written batch by batch
+CHUNK_ROWS = 512  # of labels and keys, which have HDF5's checksums
+OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
+# What h5py and numpy raise for a file that is damaged.
+DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
+           ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -53,8 +46,7 @@ class FeatureHeader(Config):
         pooling: how patch tokens became one vector.
         image_px: side of the evaluated square, or (height, width).
         transform: from image file to square.
-        data_fingerprint: of the shard set.
-        split: of the shard set.
+        data_fingerprint: of the shard set, of which this is the `split`.
         class_names: by label; None for plain integers.
         fingerprint: of the stage that made it.
         source: what the shard set was made from, as the user typed it.
@@ -64,7 +56,7 @@ class FeatureHeader(Config):
         precision: what the encoder computed in: `fp32` or `bf16`.
         interpolation: by which images were resized: `bilinear` or `bicubic`.
         crop_fraction: of the short side that the evaluation view keeps; None where the whole image
-            was squashed, or where an earlier version did not note it.
+            was squashed.
     """
 
     encoder: str
@@ -82,18 +74,33 @@ class FeatureHeader(Config):
     provenance: Provenance = UNKNOWN
     num_views: int = 0
     augment: str = "none"
-    precision: str = "fp32"  # as all files did that do not say so
-    interpolation: str = "bilinear"  # likewise
+    precision: str = "fp32"
+    interpolation: str = "bilinear"
     crop_fraction: float | None = None
 
 
 class Features:
-    """A store opened for reading; numbers are read when they are asked for."""
+    """A store opened for reading: columns are in memory, numbers are read when asked for.
+
+    Attributes:
+        shape: (rows, layers, dim).
+        dtype: of the stored numbers.
+        labels: (rows,) int64 by label.
+        image_ids: (rows,) uint64: equal for image files that are byte for byte the same.
+        views: (rows,) int16: 0 is the evaluation view; None where each image is stored once.
+    """
 
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
-        """Take over an open file that `open_features` has checked."""
-        self.path, self.header, self._store = path, header, store
-        self._numbers: Array = np.asarray(mapped(path, store["features"], "r"))
+        """Take what `open_features` has checked."""
+        self.path, self.header = path, header
+        self._numbers: Array = np.asarray(_mapped(path, store["features"]))
+        rows, layers, dim = self._numbers.shape
+        self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
+        labels = store.get("labels", {})
+        self.labels: dict[str, Array] = {name: labels[name][:] for name in labels}
+        self.image_ids: Array = store["image_id"][:]
+        self.views: Array | None = store["view"][:] if "view" in store else None
+        self._keys = store["keys"][:]
 
     def __enter__(self) -> Self:
         return self
@@ -104,30 +111,11 @@ class Features:
     def close(self) -> None:
         """Let go of the file."""
         self._numbers = self._numbers[:0]
-        self._store.close()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(rows, layers, dim)."""
-        rows, layers, dim = self._store["features"].shape
-        return rows, layers, dim
-
-    @property
-    def dtype(self) -> str:
-        """Of the stored numbers."""
-        return str(self._store["features"].dtype)
-
-    @property
-    def labels(self) -> dict[str, Array]:
-        """(rows,) int64 by label."""
-        group = self._store.get("labels", {})
-        return {name: group[name][:] for name in group}
 
     @property
     def keys(self) -> list[str]:
         """One a row; a key that stands in several rows has another view in each."""
-        with _readable(self.path):
-            return [key.decode() for key in self._store["keys"][:]]
+        return [key.decode() for key in self._keys]
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A table with a row a stored view: `key`, each label, and `view` where there are several.
@@ -137,117 +125,55 @@ class Features:
         import pandas
 
         columns = {"key": self.keys, **self.labels}
-        views = self.views
-        return pandas.DataFrame(columns if views is None else {**columns, "view": views})
-
-    @property
-    def image_ids(self) -> Array:
-        """(rows,) uint64: equal for image files that are byte for byte the same, see `repeats`."""
-        ids: Array = self._store["image_id"][:]
-        return ids
-
-    @property
-    def views(self) -> Array | None:
-        """(rows,) int16: 0 is the evaluation view; None where each image is stored once."""
-        return self._store["view"][:] if "view" in self._store else None
+        return pandas.DataFrame(columns if self.views is None else columns | {"view": self.views})
 
     def read(self, rows: Array, layers: int) -> Array:
-        """Some rows, in whatever order.
-
-        Args:
-            rows: (n,) row numbers.
-            layers: how many of the last stored ones.
-
-        Returns:
-            (n, layers, dim) as stored.
-
-        Raises:
-            IjepaError: a number is not finite.
-        """
-        rows, first = np.asarray(rows, np.int64), self.shape[1] - layers
-        if first == 0 and len(rows) and (np.diff(rows) == 1).all():
-            found = self._piece(int(rows[0]), len(rows))
-        else:
-            found = self._numbers[rows, first:]
-        if not is_finite(found):
-            raise IjepaError(f"{self.path} holds numbers that are not finite; extract again.")
+        """(n, layers, dim) as stored: the last `layers` layers of (n,) rows, in whatever order."""
+        found: Array = self._numbers[rows, -layers:]
         return found
-
-    def _piece(self, first: int, count: int) -> Array:
-        """Rows that follow each other, in one read: faster than a map, page by page."""
-        _, layers, dim = self.shape
-        size = layers * dim
-        start = self._store["features"].id.get_offset() + first * size * self._numbers.itemsize
-        found = np.fromfile(self.path, self._numbers.dtype, count * size, offset=start)
-        if len(found) < count * size:
-            raise IjepaError(f"{self.path} has been cut short; extract again.")
-        return found.reshape(count, layers, dim)
 
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
-        place = range(self.shape[1])[layer]
-        return self._blocks(self.shape[1] - place)[:, 0]
+        return self._numbers[:, layer].astype(np.float32)
 
     def last(self, layers: int = 1) -> Array:
         """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
-        return self._blocks(min(layers, self.shape[1])).reshape(self.shape[0], -1)
-
-    def _blocks(self, layers: int) -> Array:
-        """Block by block, so that no second copy of the numbers stands in memory."""
-        rows, _, dim = self.shape
-        found = np.empty((rows, layers, dim), dtype=np.float32)
-        for first in range(0, rows, BLOCK_ROWS):
-            block = np.arange(first, min(first + BLOCK_ROWS, rows))
-            found[block] = self.read(block, layers)
-        return found
+        return self._numbers[:, -layers:].astype(np.float32, order="C").reshape(self.shape[0], -1)
 
 
 def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
     """Open a store after checking that it is whole and sane.
 
-    Args:
-        path: of `ijepa extract`.
-        check_numbers: read all numbers once, to see that they are finite and undamaged.
+    With `check_numbers`, all numbers are read once, to see that they are finite and undamaged.
 
     Raises:
         IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
             the same view), or numbers that are not finite.
     """
     path = Path(path)
-    with contextlib.ExitStack() as undo, _readable(path):
-        store = undo.enter_context(_file(path))
+    with _readable(path) as store:
         header = _header(path, store)
-        _check_sizes(path, store)
         _check_columns(path, store)
         found = Features(path, store, header)
-        undo.callback(found.close)
         if check_numbers:
-            _check_numbers(found, store)
-        undo.pop_all()
+            _check_numbers(found, store["checksums"][:].tolist(), int(store.attrs["batch_rows"]))
     return found
 
 
 def read_header(path: Path) -> FeatureHeader:
-    """Where a store comes from, without a look at its rows.
-
-    Raises:
-        IjepaError: not there, not HDF5, incomplete, or of another version.
-    """
-    with _readable(path), _file(path) as store:
+    """Where a store comes from, without a look at its rows."""
+    with _readable(path) as store:
         return _header(path, store)
 
 
-def _file(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[h5py.File]:
+    """The open file; whatever HDF5 finds damaged becomes one line."""
     if not path.is_file():
         raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
-    return h5py.File(path, "r")
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Whatever HDF5 finds damaged becomes one line."""
     try:
-        yield
+        with h5py.File(path, "r") as store:
+            yield store
     except PermissionError:
         raise
     except DAMAGED as error:
@@ -255,18 +181,6 @@ def _readable(path: Path) -> Iterator[None]:
             f"{path} is not a whole feature file ({' '.join(str(error).split())}); "
             f"if it was one, `ijepa extract` makes it again."
         ) from error
-
-
-def _check_sizes(path: Path, store: h5py.File) -> None:
-    """Refuse what claims more than the file holds, before memory is taken for it."""
-    held = path.stat().st_size
-    for name in ["features", *_columns(store), "checksums"]:
-        values = store[name]
-        # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
-        in_one_piece = name in ("features", "image_id") and values.size
-        start = values.id.get_offset() if in_one_piece else 0
-        if start is None or start + values.nbytes > held:
-            raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
 
 
 def _header(path: Path, store: h5py.File) -> FeatureHeader:
@@ -284,23 +198,25 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
 
 
 def _check_columns(path: Path, store: h5py.File) -> None:
-    """Do all columns have the rows of `features`, and does each row have a name of its own?
-
-    Raises:
-        IjepaError: if not, naming the column or the key.
-    """
-    rows = len(store["features"])
-    for name in _columns(store):
-        if len(store[name]) != rows:
+    """Refuse what claims more than the file holds, and columns of other lengths than `features`."""
+    rows, held = len(store["features"]), path.stat().st_size
+    columns = [name for name in ("keys", "image_id", "view") if name in store or name != "view"]
+    columns += [f"labels/{name}" for name in sorted(store.get("labels", {}))]
+    for name in ["features", *columns, "checksums"]:
+        values = store[name]
+        # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
+        start = values.id.get_offset() if name in IN_ONE_PIECE and values.size else 0
+        if start is None or start + values.nbytes > held:
+            raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
+        if name in columns and len(values) != rows:
             raise IjepaError(
-                f"{path} holds {rows:,} features but {len(store[name]):,} {name}; "
+                f"{path} holds {rows:,} features but {len(values):,} {name}; "
                 f"restore it, or make it again with --force."
             )
-    if rows:
-        refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
+    _refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
 
 
-def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
+def _refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
     """Refuse a key (bytes) that stands twice with the same view."""
     views = np.zeros(len(keys), np.int16) if views is None else views
     order = np.lexsort([views, keys])
@@ -310,29 +226,21 @@ def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
         raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
 
 
-def _columns(store: h5py.File) -> list[str]:
-    """Names of all that has one value a row, beside the numbers."""
-    labels = (f"labels/{name}" for name in sorted(store.get("labels", {})))
-    return [name for name in COLUMNS if name in store or name != "view"] + list(labels)
-
-
-def _check_numbers(found: Features, store: h5py.File) -> None:
+def _check_numbers(found: Features, checksums: Sequence[int], batch_rows: int) -> None:
     """Read all numbers once, batch by batch."""
-    rows, batch_rows = len(store["features"]), int(store.attrs["batch_rows"])
-    checksums, ids = store["checksums"][:].tolist(), store["image_id"][:]
-    starts = range(0, rows, max(1, batch_rows))
+    starts = range(0, found.shape[0], max(1, batch_rows))
     if len(checksums) != len(starts):
         raise IjepaError(f"{found.path} has lost its checksums; extract again.")
     for start, checksum in zip(starts, checksums, strict=True):
         batch = slice(start, start + batch_rows)
-        numbers = found._piece(start, len(ids[batch]))
+        numbers = found._numbers[batch]
         if not is_finite(numbers):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
-                f"{first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
+                f"{_first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
                 f"look at the encoder."
             )
-        if batch_checksum(numbers, ids[batch]) != checksum:
+        if _checksum(numbers, found.image_ids[batch]) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
                 f"restore it, or make it again with --force."
@@ -341,27 +249,154 @@ def _check_numbers(found: Features, store: h5py.File) -> None:
 
 def is_finite(numbers: Array) -> bool:
     """Neither infinite nor NaN, all of them?"""
-    if numbers.dtype == np.float16 and numbers.size:  # many times as fast as numpy's isfinite
-        bits = np.ascontiguousarray(numbers).view(np.uint16)  # negative ones are negative as int16
-        return bool(bits.view(np.int16).max() < HALF_INFINITY[0] and bits.max() < HALF_INFINITY[1])
+    if numbers.dtype == np.float16:  # four times as fast: only these have all bits of the exponent
+        return bool((numbers.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
     return bool(np.isfinite(numbers).all())
 
 
-def first_bad(numbers: Array, keys: Sequence[str]) -> str:
-    """Key of the first row that is not finite."""
+def _first_bad(numbers: Array, keys: Sequence[str]) -> str:
     finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
     return keys[int(np.argmin(finite))]
 
 
-def mapped(path: Path, data: h5py.Dataset, mode: Any) -> Array:  # noqa: ANN401  # numpy's literals
-    """The numbers of a data set that stands in one piece, as they are in the file."""
+def _mapped(path: Path, data: h5py.Dataset) -> Array:
+    """A data set that stands in one piece, as it is in the file."""
     if not data.size:
         return np.empty(data.shape, data.dtype)
-    return np.memmap(path, data.dtype, mode, data.id.get_offset(), data.shape)
+    return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)
 
 
-def batch_checksum(features: Array, image_ids: Array) -> int:
-    """CRC-32 of a batch."""
-    return zlib.crc32(
-        np.ascontiguousarray(image_ids).data, zlib.crc32(np.ascontiguousarray(features).data)
-    )
+def _checksum(features: Array, image_ids: Array) -> int:
+    """CRC-32 of a batch; never 0, which stands for a batch that is not there."""
+    return zlib.crc32(image_ids.data, zlib.crc32(features.data)) or 1
+
+
+def create_features(
+    path: Path,
+    header: FeatureHeader,
+    shape: tuple[int, int, int],
+    dtype: str,
+    *,
+    keys: Sequence[str],
+    labels: Mapping[str, Array],
+    batch_rows: int,
+) -> None:
+    """Make a file for `FeatureWriter` with all but its numbers, unless it is there already.
+
+    With several views, the rows of an image's views stand one behind the other, the evaluation view
+    first, and share its key. What was begun for another header or shape is begun anew: rows that
+    were computed in different precisions must not be mixed.
+
+    Args:
+        path: to make.
+        header: where the features come from.
+        shape: (rows, layers, dim).
+        dtype: `float16` or `float32`.
+        keys: one a row.
+        labels: (rows,) integers, for each label of the header.
+        batch_rows: rows of a batch, but for the last one.
+
+    Raises:
+        IjepaError: a key (with the same view) stands there twice.
+        OSError: the disk has no room for all rows.
+    """
+    rows, batches = shape[0], -(-shape[0] // batch_rows)
+    assert set(labels) == set(header.class_names)
+    assert {rows} == {len(keys), *map(len, labels.values())}
+    with contextlib.suppress(*DAMAGED), h5py.File(path, "r") as store:  # killed while it was made
+        numbers = store["features"]
+        same = str(store.attrs["header"]) == header.model_dump_json()
+        if same and numbers.shape == shape and numbers.dtype == dtype:
+            return
+    encoded = [key.encode() for key in keys]
+    key_bytes = max(1, *map(len, encoded)) if encoded else 1
+    columns: dict[str, Array] = {"keys": np.array(encoded, h5py.string_dtype("utf-8", key_bytes))}
+    columns |= {f"labels/{name}": np.asarray(values, np.int64) for name, values in labels.items()}
+    if header.num_views:
+        each = 1 + header.num_views
+        columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
+    _refuse_repeats(path, columns["keys"], columns.get("view"))
+    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    row_bytes += 2 * (key_bytes + 8 * len(labels) + 10)
+    if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, rows * row_bytes + OVERHEAD_BYTES)
+    with h5py.File(path, "w") as store:
+        store.attrs["schema"] = SCHEMA
+        store.attrs["header"] = header.model_dump_json()
+        store.attrs["batch_rows"] = batch_rows
+        for name, values in columns.items():
+            chunks = (min(rows, CHUNK_ROWS),) if rows else None
+            store.create_dataset(name, data=values, chunks=chunks, fletcher32=bool(rows))
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # in one piece that has its place now
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        settings.set_obj_track_times(False)
+        sizes = {"checksums": (batches,), "image_id": (rows,), "features": shape}
+        for (name, size), kind in zip(sizes.items(), ("uint32", "uint64", dtype), strict=True):
+            kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
+            h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
+
+
+class FeatureWriter:
+    """Puts batches of numbers in their place in a file that `create_features` made.
+
+    Several processes may each have a writer of one file and add other batches. A batch that a kill
+    or a power failure took does not agree with its checksum, and is missing.
+
+    Attributes:
+        missing: numbers of the batches that were not there when the writer was made, ascending.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take up a file, with the batches that are whole."""
+        self.path = path
+        with h5py.File(path, "r") as store:
+            found = [store[name] for name in IN_ONE_PIECE]
+            numbers, ids, checksums = (_mapped(path, data) for data in found)
+            self._starts = [data.id.get_offset() for data in found]
+            self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
+        self.missing = []
+        for batch, checksum in enumerate(checksums.tolist()):
+            rows = self._rows(batch)
+            if not checksum or checksum != _checksum(numbers[rows], ids[rows]):
+                self.missing.append(batch)
+
+    def write(self, batch: int, features: Array, image_ids: Array) -> None:
+        """Add a batch: rows `batch * batch_rows` and on.
+
+        Args:
+            batch: its number.
+            features: (n, layers, dim).
+            image_ids: (n,) uint64, see `ijepa.data.shards.image_ids`.
+
+        Raises:
+            IjepaError: a number that is not finite, or too large for the type of the store.
+        """
+        assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
+        with np.errstate(over="ignore"):
+            numbers = np.ascontiguousarray(features, self._dtype)
+        if not is_finite(numbers):
+            with h5py.File(self.path, "r") as store:
+                keys = [key.decode() for key in store["keys"][self._rows(batch)]]
+            raise IjepaError(
+                f"Features of {_first_bad(numbers, keys)} are not finite as {self._dtype}; extract "
+                f"with --dtype float32, and if that fails, too, the encoder is broken."
+            )
+        ids = np.ascontiguousarray(image_ids)
+        first = batch * self._batch_rows
+        checksum = np.array([_checksum(numbers, ids)], np.uint32)
+        added = zip(self._starts, (first, first, batch), (numbers, ids, checksum), strict=True)
+        with self.path.open("r+b") as file:
+            for start, place, values in added:
+                file.seek(start + place * values[0].nbytes)
+                file.write(values.data)
+
+    def finish(self) -> None:
+        """Mark the file complete, with the batches of all processes."""
+        with h5py.File(self.path, "r+") as store:
+            assert store["checksums"][:].all()
+            store.attrs["complete"] = True
+
+    def _rows(self, batch: int) -> slice:
+        return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)

@@ -6,36 +6,41 @@ with the batch. Heads of I-JEPA see averages of patch tokens where MAE and DINOv
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ijepa.config import ProbeConfig
+
 RATE_BATCH = 256  # to which learning rates refer
-VISSL_PX = (224, 448)
-Schedule = Callable[[float], float]
 RESIZE_256 = 224 / 256  # torchvision's Resize(256), CenterCrop(224)
+LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # by label; paper, table 4
+
+Schedule = Callable[[float], float]
+Norm = Literal["none", "batch", "plain-batch"]
+Layers = Literal["last", "concat"]
 
 
 @dataclass(frozen=True)
 class View:
-    """What a protocol scores; None where it takes any, or where its files differ.
+    """What a protocol scores, or what a feature file holds of an image.
 
     Attributes:
         crop: `center` or `squash`, as `ijepa extract --crop` names it.
-        crop_fraction: of the resized short side that a centre crop keeps.
-        interpolation: by which images are resized: `bilinear` or `bicubic`.
-        image_px: sides of the square that are published.
+        crop_fraction: of the resized short side that a centre crop keeps; None for `squash`.
+        interpolation: by which images are resized: `bilinear` or `bicubic`; None for either.
+        image_px: sides of the square: those published, or the file's.
         features: of an image, where they are none that `ijepa extract` stores.
     """
 
-    crop: Literal["center", "squash"] = "center"
+    crop: str = "center"
     crop_fraction: float | None = RESIZE_256
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    image_px: tuple[int, ...] = (224,)
+    interpolation: str | None = None
+    image_px: tuple[int | tuple[int, int], ...] = (224,)
     features: str | None = None
 
 
@@ -51,8 +56,8 @@ class Head:
         weight_decay: of the linear layer, its bias included (VISSL: `regularize_bias: True`).
     """
 
-    features: Literal["last", "concat"]
-    norm: Literal["none", "batch", "plain-batch"]
+    features: Layers
+    norm: Norm
     lr: float
     weight_decay: float
 
@@ -61,6 +66,15 @@ class Head:
         """For tables."""
         norm = {"none": "", "batch": "BN + ", "plain-batch": "BN without weights + "}[self.norm]
         return f"{self.features}, {norm}linear, lr {self.lr:g}, decay {self.weight_decay:g}"
+
+
+def _heads(
+    norms: tuple[Norm, ...],
+    rates: tuple[float, ...],
+    decays: tuple[float, ...],
+    features: tuple[Layers, ...] = ("last", "concat"),
+) -> tuple[Head, ...]:
+    return tuple(Head(*choices) for choices in product(features, norms, rates, decays))
 
 
 @dataclass(frozen=True)
@@ -112,91 +126,87 @@ def cosine(done: float, *, end: float = 0.0, warmup: float = 0.0) -> float:
     return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
 
 
-def _vissl(
-    epochs: int, *falls: int, path: str, interpolation: Literal["bicubic"] | None = "bicubic"
-) -> LinearProtocol:
-    """Its files resize bicubically for every network, or (None) for some of them."""
-    return LinearProtocol(
-        heads=_heads(("batch", "none"), (0.01,), (5e-4,)),
-        epochs=epochs,
-        schedule=partial(steps_down, at=tuple(fall / epochs for fall in falls)),
-        view=View(interpolation=interpolation, image_px=VISSL_PX),
-        source=f"vissl:configs/config/benchmark/linear_image_classification/{path}",
-    )
-
-
-def _vissl_clevr(epochs: int, task: str) -> LinearProtocol:
-    return LinearProtocol(
-        heads=_heads(("batch", "none"), (0.01,), (5e-4,)),
-        epochs=epochs,
-        schedule=partial(cosine, end=0.01),
-        augment="flip",
-        view=View("squash", None, "bilinear"),
-        source=f"vissl:configs/config/benchmark/linear_image_classification/{task}",
-    )
-
-
-def _lars(rates: tuple[float, ...], source: str) -> LinearProtocol:
-    return LinearProtocol(
-        heads=_heads(("batch", "none"), rates, (5e-4, 0.0)),
-        epochs=50,
-        schedule=partial(steps_down, at=(0.3, 0.6, 0.9)),
-        batch=16384,
-        optimizer="lars",
-        view=View(interpolation="bicubic", image_px=VISSL_PX),
-        source=source,
-    )
-
-
-def _mae(epochs: int, sizes: str) -> LinearProtocol:
-    return LinearProtocol(
-        heads=_heads(("plain-batch",), (0.1,), (0.0,), features=("last",)),
-        epochs=epochs,
-        schedule=partial(cosine, warmup=10 / epochs),
-        per_epoch=False,
-        batch=16384,
-        optimizer="lars",
-        init="normal",
-        norm_eps=1e-6,
-        view=View(interpolation="bicubic"),
-        source=f"mae:FINETUNE.md, {sizes}",
-    )
-
-
-def _heads(
-    norms: tuple[Literal["none", "batch", "plain-batch"], ...],
-    rates: tuple[float, ...],
-    decays: tuple[float, ...],
-    features: tuple[Literal["last", "concat"], ...] = ("last", "concat"),
-) -> tuple[Head, ...]:
-    return tuple(Head(*choices) for choices in product(features, norms, rates, decays))
-
-
+VISSL = "vissl:configs/config/benchmark/linear_image_classification"
+BICUBIC = View(interpolation="bicubic", image_px=(224, 448))
+EITHER = replace(BICUBIC, interpolation=None)  # files that differ by network
+CIFAR100 = LinearProtocol(
+    heads=_heads(("batch", "none"), (0.01,), (5e-4,)),
+    epochs=28,
+    schedule=partial(steps_down, at=(8 / 28, 16 / 28, 24 / 28)),
+    view=BICUBIC,
+    source=f"{VISSL}/cifar100",
+)
+CLEVR_COUNT = replace(
+    CIFAR100,
+    epochs=50,
+    schedule=partial(cosine, end=0.01),
+    augment="flip",
+    view=View("squash", None, "bilinear"),
+    source=f"{VISSL}/clevr_count",
+)
+IN1K_LARS = LinearProtocol(
+    heads=_heads(("batch", "none"), (0.1, 0.01), (5e-4, 0.0)),
+    epochs=50,
+    schedule=partial(steps_down, at=(0.3, 0.6, 0.9)),
+    batch=16384,
+    optimizer="lars",
+    view=BICUBIC,
+    source=f"{VISSL}/imagenet1k/models/vit_h16_no_cls.yaml",
+)
+MAE = LinearProtocol(
+    heads=_heads(("plain-batch",), (0.1,), (0.0,), features=("last",)),
+    epochs=90,
+    schedule=partial(cosine, warmup=10 / 90),
+    per_epoch=False,
+    batch=16384,
+    optimizer="lars",
+    init="normal",
+    norm_eps=1e-6,
+    view=View(interpolation="bicubic"),
+    source="mae:FINETUNE.md, ViT-B",
+)
 DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 LINEAR_PROTOCOLS = {
-    "ijepa": LinearProtocol(
+    "ijepa": replace(
+        CIFAR100,
         heads=_heads(("none", "batch"), (0.1, 0.01, 0.001), (5e-4,)),
-        epochs=28,
-        schedule=partial(steps_down, at=(8 / 28, 16 / 28, 24 / 28)),
         init="normal",
         augment="none",
+        view=None,
         source="ours: the schedule of vissl-cifar100, more learning rates, evaluation views",
     ),
-    "vissl-cifar100": _vissl(28, 8, 16, 24, path="cifar100"),
-    "vissl-places205": _vissl(14, 4, 8, 12, path="places205", interpolation=None),
-    "vissl-inat18": _vissl(84, 24, 48, 72, path="inaturalist18", interpolation=None),
-    "vissl-in1k": _vissl(28, 8, 16, 24, path="imagenet1k"),
-    "vissl-clevr-count": _vissl_clevr(50, "clevr_count"),
-    "vissl-clevr-dist": _vissl_clevr(100, "clevr_dist"),
-    "vissl-in1k-lars": _lars(
-        (0.1, 0.01),
-        "vissl:configs/config/benchmark/linear_image_classification/imagenet1k/models/"
-        "vit_h16_no_cls.yaml",
+    "vissl-cifar100": CIFAR100,
+    "vissl-places205": replace(
+        CIFAR100,
+        epochs=14,
+        schedule=partial(steps_down, at=(4 / 14, 8 / 14, 12 / 14)),
+        view=EITHER,
+        source=f"{VISSL}/places205",
     ),
-    "paper-in1k-lars": _lars((0.01, 0.05, 0.001), "paper, A.2"),
-    "mae-lars": _mae(90, "ViT-B"),
-    "mae-lars-50": _mae(50, "ViT-L and ViT-H"),
+    "vissl-inat18": replace(
+        CIFAR100,
+        epochs=84,
+        schedule=partial(steps_down, at=(24 / 84, 48 / 84, 72 / 84)),
+        view=EITHER,
+        source=f"{VISSL}/inaturalist18",
+    ),
+    "vissl-in1k": replace(CIFAR100, source=f"{VISSL}/imagenet1k"),
+    "vissl-clevr-count": CLEVR_COUNT,
+    "vissl-clevr-dist": replace(CLEVR_COUNT, epochs=100, source=f"{VISSL}/clevr_dist"),
+    "vissl-in1k-lars": IN1K_LARS,
+    "paper-in1k-lars": replace(
+        IN1K_LARS,
+        heads=_heads(("batch", "none"), (0.01, 0.05, 0.001), (5e-4, 0.0)),
+        source="paper, A.2",
+    ),
+    "mae-lars": MAE,
+    "mae-lars-50": replace(
+        MAE,
+        epochs=50,
+        schedule=partial(cosine, warmup=10 / 50),
+        source="mae:FINETUNE.md, ViT-L and ViT-H",
+    ),
     "dinov2-linear": LinearProtocol(
         heads=_heads(("none",), DINOV2_RATES, (0.0,)),
         steps=12500,
@@ -213,7 +223,7 @@ LINEAR_PROTOCOLS = {
 
 @dataclass(frozen=True)
 class LogisticProtocol:
-    """How a logistic regression is fitted.
+    """How a logistic regression is fitted; the defaults are ours.
 
     Attributes:
         strengths: values of C, the inverse of the L2 penalty of the summed loss, ascending; the
@@ -230,14 +240,14 @@ class LogisticProtocol:
         view: of the images; None takes any.
     """
 
-    strengths: tuple[float, ...]
-    scale: str
-    intercept: bool
-    tolerance: float
-    iterations: int
-    search_iterations: int
-    precision: str
-    source: str
+    strengths: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+    scale: str = "columns"
+    intercept: bool = True
+    tolerance: float = 1e-3
+    iterations: int = 5000
+    search_iterations: int = 200
+    precision: str = "float32"
+    source: str = "ours"
     view: View | None = None
 
 
@@ -248,34 +258,20 @@ MSN = LogisticProtocol(
     scale="rows",
     intercept=False,
     tolerance=1e-5,
-    iterations=5000,
-    search_iterations=5000,
-    precision="float32",
     source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
     view=View(interpolation="bilinear", features="the class token before the final norm"),
 )
+MSN_5_SHOT = replace(
+    MSN, strengths=(400.0,), source="msn:README.md, lambda 2.5e-3, for five images a class"
+)
 
 LOGISTIC_PROTOCOLS = {
-    "ijepa": LogisticProtocol(
-        strengths=(0.0001, 0.001, 0.01, 0.1, 1.0, 10.0),
-        scale="columns",
-        intercept=True,
-        tolerance=1e-3,
-        iterations=5000,
-        search_iterations=200,
-        precision="float32",
-        source="ours",
-    ),
+    "ijepa": LogisticProtocol(),
     "msn": MSN,
-    "msn-5-shot": replace(
-        MSN,
-        strengths=(400.0,),
-        source="msn:README.md, lambda 2.5e-3, for five images a class",
-    ),
+    "msn-5-shot": MSN_5_SHOT,
     "dinov2": LogisticProtocol(
         strengths=tuple((10.0 ** np.linspace(-6, 5, 45)).tolist()),
         scale="none",
-        intercept=True,
         tolerance=1e-12,
         iterations=1000,
         search_iterations=1000,
@@ -286,7 +282,53 @@ LOGISTIC_PROTOCOLS = {
 }
 
 # C is fixed, because a handful of images leaves nothing to choose on.
-FEW_SHOT_PROTOCOLS = {
-    "ijepa": replace(LOGISTIC_PROTOCOLS["msn-5-shot"], view=None),
-    "msn": LOGISTIC_PROTOCOLS["msn"],
+FEW_SHOT_PROTOCOLS = {"ijepa": replace(MSN_5_SHOT, view=None), "msn": MSN}
+
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    "logistic": LOGISTIC_PROTOCOLS,
+    "linear": LINEAR_PROTOCOLS,
+    "knn": {"ijepa": None},
+    "few-shot": FEW_SHOT_PROTOCOLS,
 }
+
+
+def departures(config: ProbeConfig, test: View, augment: str, num_views: int) -> tuple[str, ...]:
+    """How stored features differ from what the protocol of `config` trains on and evaluates.
+
+    Args:
+        config: names the probe and its protocol.
+        test: what the test file holds.
+        augment: how the training file's `num_views` augmented views of each image were made.
+        num_views: beside its evaluation view.
+    """
+    protocol, found = PROTOCOLS[config.name][config.protocol], []
+    if protocol and protocol.view:
+        found += _view_departures(protocol.view, test)
+    if config.name != "linear":
+        return tuple(found)
+    label = {name: label for label, name in LOW_LEVEL.items()}.get(config.protocol, config.label)
+    if config.label != label:
+        found.append(f"label {config.label}, not {label}")
+    if protocol.augment == augment != "none":
+        found.append(f"{num_views} stored views of each image, not a new one an epoch")
+    elif protocol.augment != "none":
+        seen = augment if num_views else "the evaluation view alone"
+        found.append(f"trained on {seen}, not on {protocol.augment}")
+    return tuple(found)
+
+
+def _view_departures(wanted: View, found: View) -> list[str]:
+    sides, stored = (" or ".join(map(str, view.image_px)) for view in (wanted, found))
+    kept = (found.crop_fraction or wanted.crop_fraction, wanted.crop_fraction)
+    said = {
+        f"images cut by --crop {found.crop}, not {wanted.crop}": found.crop != wanted.crop,
+        f"images of {stored} pixels, not of {sides}": found.image_px[0] not in wanted.image_px,
+        f"images resized by {found.interpolation}, not {wanted.interpolation} interpolation": (
+            wanted.interpolation not in (None, found.interpolation)
+        ),
+        f"a centre crop of {kept[0]} of the resized short side, not of {kept[1]}": (
+            found.crop == wanted.crop and kept[0] != kept[1]
+        ),
+        f"features are not {wanted.features}": wanted.features is not None,
+    }
+    return [line for line, applies in said.items() if applies]
