@@ -1,16 +1,14 @@
 """Train a decoder that draws a block's pixels from its average embedding, and measure it."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from ijepa.config import RUNTIME, Config, DecoderConfig, Runtime, StrPath, validated
+from ijepa.config import RUNTIME, Config, DecoderConfig, Runtime, StrPath
 from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, read_metrics, write_bytes, write_json
 from ijepa.progress import Progress, silent
-from ijepa.recipes import apply_override, dump_yaml
+from ijepa.recipes import dump_yaml
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import current_world
 
@@ -28,7 +26,7 @@ class DecoderOutcome(Config):
             of a sample of this embedding.
         shuffled: likewise of a sample of another image's embedding of the same place.
         predicted: likewise of a sample of the predictor's output.
-        resized: likewise of the true pixels at the decoder's resolution.
+        resized: likewise of the true pixels at the decoder's resolution, which no sample can beat.
         gain: shuffled less true.
         gain_interval: its 95% interval (paired t).
         closer: share of images whose true sample is closer than the shuffled one.
@@ -46,18 +44,6 @@ class DecoderOutcome(Config):
     gain: float
     gain_interval: tuple[float, float]
     closer: float
-
-
-def decoder_config(settings: dict[str, Any], overrides: Iterable[str]) -> DecoderConfig:
-    """Settings of the command line, and `a=b` overrides.
-
-    Raises:
-        IjepaError: an unknown setting or a value out of range.
-    """
-    body = dict(settings)
-    for override in overrides:
-        apply_override(body, override)
-    return validated(DecoderConfig, body, "options")
 
 
 def train_decoder(

@@ -1,27 +1,18 @@
 """Train a whole encoder and a classifier on labelled images, few or all."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ijepa.config import (
-    RUNTIME,
-    Config,
-    DataConfig,
-    FinetuneConfig,
-    Runtime,
-    StrPath,
-    validated,
-)
-from ijepa.data.shards import ShardSet, SplitReader, listed, of_equal_size, open_shards, read_ids
+from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
+from ijepa.data.shards import ShardSet, listed, of_equal_size, open_shards, read_ids
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.progress import Progress, silent
-from ijepa.recipes import apply_override, dump_yaml
+from ijepa.recipes import dump_yaml
 from ijepa.records import library_versions
 from ijepa.results.record import (
     RESULT,
@@ -43,19 +34,6 @@ if TYPE_CHECKING:
 
 VERSION = 9
 
-# Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "imagenet-1pct": {},
-    "imagenet-1pct-huge": {"weight_decay": 4e-1},
-    "imagenet-full": {
-        "batch_size": 528,
-        "lr": 1e-4,
-        "weight_decay": 0.04,
-        "drop_path": 0.25,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-    },
-}
 ASIDE = {  # what a protocol leaves open, or what results say elsewhere
     "protocol", "encoder", "which", "label", "split", "test_split", "subset", "holdout", "image_px",
     "precision", "seed",
@@ -81,22 +59,6 @@ class FinetunePlan(Config):
     batch_size: int
     steps: int
     parameters: int
-
-
-def finetune_config(
-    protocol: str, settings: dict[str, Any], overrides: Iterable[str]
-) -> FinetuneConfig:
-    """A protocol's settings, those of the command line, and `a=b` overrides.
-
-    Raises:
-        IjepaError: no such protocol, an unknown setting or a value out of range.
-    """
-    if protocol not in PROTOCOLS:
-        raise IjepaError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
-    body = {"protocol": protocol} | PROTOCOLS[protocol] | settings
-    for override in overrides:
-        apply_override(body, override)
-    return validated(FinetuneConfig, body, "options")
 
 
 def finetune(
@@ -138,31 +100,31 @@ def finetune(
     return FinetuneOutcome(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
 
-def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, FinetuneConfig]:
-    """The shard set, and the configuration with the name of the test split filled in."""
-    data = open_shards(Path(shards))
-    test = data.named_split(config.test_split, config.split)
-    return data, config.model_copy(update={"test_split": test})
-
-
 def plan_finetune(
     shards: StrPath, config: FinetuneConfig, subset: StrPath | None = None
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
     data, config = _opened(shards, config)
-    train, held, test_images = _images(data, config, subset)
+    train, held, test = _images(data, config, subset)
     images, network = len(train.chosen), EncoderSpec.of(config).trainable().network
     batch = min(config.batch_size, images)
     return FinetunePlan(
         protocol=config.protocol,
         train_images=images,
         held_out_images=len(held.chosen),
-        test_images=len(test_images.chosen),
+        test_images=len(test.chosen),
         num_classes=int(train.labels.max()) + 1,
         batch_size=batch,
         steps=config.epochs * (images // batch),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
+
+
+def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, FinetuneConfig]:
+    """The shard set, and the configuration with the name of the test split filled in."""
+    data = open_shards(Path(shards))
+    test = data.named_split(config.test_split, config.split)
+    return data, config.model_copy(update={"test_split": test})
 
 
 def _train(
@@ -182,9 +144,18 @@ def _train(
     from ijepa.train import classifier, finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
-    repeats = _repeats(data, config, (train, test), world, progress)
-    vit = EncoderSpec.of(config).trainable()
-    cuts = _cuts(config, vit.data, len(train.chosen), world)
+    repeats = _repeats(train, test, world, progress)
+    vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)
+    batch = min(config.batch_size, images)
+    if batch % world.size:
+        raise IjepaError(f"Batches of {batch} cannot be shared evenly by {world.size} processes.")
+    if batch < 2:
+        raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
+    share = batch // world.size
+    if (config.mixup or config.cutmix) and share % 2:
+        raise IjepaError(f"Mixup pairs images, and {share} are odd; change batch_size.")
+    choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
+    cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = classifier.Classifier(
         vit.network,
         int(train.labels.max()) + 1,
@@ -205,21 +176,6 @@ def _train(
     from_rank_0(world, publish)
 
 
-def _cuts(config: FinetuneConfig, own: DataConfig, images: int, world: World) -> DataConfig:
-    """How images are cut: the encoder's own size and normalisation, the protocol's crops."""
-    batch = min(config.batch_size, images)
-    if batch % world.size:
-        raise IjepaError(f"Batches of {batch} cannot be shared evenly by {world.size} processes.")
-    if batch < 2:
-        raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
-    if (config.mixup or config.cutmix) and (batch // world.size) % 2:
-        raise IjepaError(
-            f"Mixup pairs images, and {batch // world.size} are odd; change batch_size."
-        )
-    choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
-    return own.model_copy(update=choices)
-
-
 def _images(
     data: ShardSet, config: FinetuneConfig, subset: StrPath | None
 ) -> "tuple[Labelled, Labelled, Labelled]":
@@ -227,16 +183,14 @@ def _images(
     from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
     from ijepa.train.finetuning import Labelled
 
-    readers = [data.split(split) for split in (config.split, config.test_split)]
-    (keys, labels), (test_keys, test_labels) = (
-        (reader.keys(), reader.labels(config.label)) for reader in readers
-    )
+    reader, test_reader = data.split(config.split), data.split(config.test_split)
+    labels, test_labels = reader.labels(config.label), test_reader.labels(config.label)
     if subset:
-        chosen = listed(Path(subset), keys)
+        chosen = listed(Path(subset), reader.keys())
     elif config.subset:
         chosen = draw_subset(labels, parse_shots(config.subset), config.seed, draw=0)
     else:
-        chosen = np.arange(len(keys))
+        chosen = np.arange(len(labels))
     chosen = chosen[labels[chosen] >= 0]  # -1 is no class, here and below
     tested = np.flatnonzero(test_labels >= 0)
     if not (len(chosen) and len(tested)):
@@ -244,7 +198,7 @@ def _images(
     classes, numbers = np.unique(labels[chosen], return_inverse=True)
     unknown = np.setdiff1d(test_labels[tested], classes)
     if len(unknown):
-        names, first = readers[1].label_names[config.label], int(unknown[0])
+        names, first = test_reader.label_names[config.label], int(unknown[0])
         raise IjepaError(
             f"{len(unknown):,} classes of {config.test_split} are missing from the training "
             f"images, such as {names[first]}; take more of them."
@@ -255,37 +209,28 @@ def _images(
         trained, held = hold_out(numbers, config.holdout, config.seed)
         if not len(held):
             raise IjepaError("No image can be held out: there is one of each class; drop holdout.")
-
-    def labelled(reader: SplitReader, images: "Ints", classes: "Ints", keys: list[str]) -> Labelled:
-        named = [keys[number] for number in images.tolist()]
-        return Labelled(reader, images, classes.astype(np.int64), named)
-
+    test_numbers = np.searchsorted(classes, test_labels[tested])
     return (
-        labelled(readers[0], chosen[trained], numbers[trained], keys),
-        labelled(readers[0], chosen[held], numbers[held], keys),
-        labelled(readers[1], tested, np.searchsorted(classes, test_labels[tested]), test_keys),
+        Labelled(reader, chosen[trained], numbers[trained], reader.keys(chosen[trained])),
+        Labelled(reader, chosen[held], numbers[held], reader.keys(chosen[held])),
+        Labelled(test_reader, tested, test_numbers, test_reader.keys(tested)),
     )
 
 
 def _repeats(
-    data: ShardSet,
-    config: FinetuneConfig,
-    parts: "tuple[Labelled, Labelled]",
-    world: World,
-    progress: Progress,
+    train: "Labelled", test: "Labelled", world: World, progress: Progress
 ) -> tuple[str, ...]:
     """Keys of test images that are training images, too; many are refused. Processes share it."""
     from ijepa.distributed import from_rank_0, over_ranks
 
-    splits = (data.split(split) for split in (config.split, config.test_split))
-    sizes = [split.image_bytes[part.chosen] for split, part in zip(splits, parts, strict=True)]
+    sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
 
     def known(part: "Labelled", places: "Ints") -> Known:
         ids = over_ranks(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
         return Known(ids, [part.keys[place] for place in places.tolist()])
 
-    fitted, scored = map(known, parts, of_equal_size(*sizes))
-    return from_rank_0(world, lambda: repeated_keys(fitted, scored, len(parts[1].chosen)))
+    fitted, scored = map(known, (train, test), of_equal_size(*sizes))
+    return from_rank_0(world, lambda: repeated_keys(fitted, scored, len(test.chosen)))
 
 
 def _score(
@@ -303,7 +248,7 @@ def _score(
 
     config, cuts, (train, held, test) = task.config, task.cuts, parts
     correct = (predicted == test.labels)[np.newaxis]
-    own = finetune_config(config.protocol, {"encoder": config.encoder}, ())
+    own = FinetuneConfig(encoder=config.encoder, protocol=config.protocol)
     departures = [
         f"{name} {chosen}, not {wanted}"
         for name, chosen in config

@@ -38,40 +38,25 @@ class PretrainResult(Config):
 
 
 class PretrainPlan(Config):
-    """What a run would do, found out without doing it.
+    """What a run would do, found out without doing it; lengths are of sampled batches."""
 
-    Attributes:
-        images: in the split.
-        batch_size: images of a step, over all devices.
-        encoder_parameters: trained ones, without positions; likewise the predictor's.
-        context_patches: mean over sampled batches, after the cut; likewise `target_patches`, each.
-        gflops_per_image: of matrix products, forward and backward, at these mean lengths.
-        largest_context: patches that a context of the sampled batches has at most.
-        passes_per_step: of context encoder and predictor, each: one for every group of masks in
-            every micro-batch, where one process has the whole batch.
-        mask_shapes: how many pairs of context and target length the sampled batches have; kernels
-            that are planned or captured for a shape gain where they are few.
-        memory_gb: weights, gradients, optimizer and, for the largest masks, activations of one
-            process that computes `images_at_a_time`; an estimate, in bf16 for `bf16`.
-    """
-
-    images: int
-    batch_size: int
+    images: int  # in the split
+    batch_size: int  # images of a step, over all devices
     steps_per_epoch: int
     steps: int
     images_seen: int
     grid: tuple[int, int]
-    encoder_parameters: int
+    encoder_parameters: int  # trained ones, without positions
     predictor_parameters: int
-    context_patches: float
-    target_patches: float
-    gflops_per_image: float
+    context_patches: float  # mean, after the cut
+    target_patches: float  # mean, of one target block
+    gflops_per_image: float  # of matrix products, forward and backward, at these mean lengths
     largest_context: int
-    passes_per_step: int
-    mask_shapes: int
+    passes_per_step: int  # of each network: one for a group of masks in a micro-batch
+    mask_shapes: int  # pairs of context and target length; kernels planned for each gain if few
     images_at_a_time: int
     bf16: bool
-    memory_gb: float
+    memory_gb: float  # estimated, of one process: weights, gradients, optimizer, most activations
 
 
 def pretrain(
@@ -91,8 +76,7 @@ def pretrain(
     Under torchrun every process calls this: rank 0 holds the output, all train.
 
     Args:
-        shards: folder of a shard set; or an address that `data.remote.open_remote` takes, which is
-            streamed.
+        shards: folder of a shard set, or an address, from which it is streamed.
         out: run folder to make.
         config: what to train, and how.
         runtime: what leaves the result as it is.
@@ -121,10 +105,20 @@ def pretrain(
     )
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
-            told = progress if world.is_rank_0 else silent
-            started_from = {"init": init, "prolonged": prolong}
-            _train(work, config, images, runtime, told, world, started_from)
-    return _result(plan.out, config, work.cached)
+            _train(work, config, images, runtime, world, (init, prolong), progress)
+    last = read_metrics(plan.out / "metrics.jsonl")[-1]
+    return PretrainResult(
+        out=plan.out,
+        cached=work.cached,
+        steps=int(last["step"]),
+        batch_size=config.data.batch_size,
+        images=int(last["images"]),
+        loss=last["loss"],
+        rankme=last["rankme"],
+        feature_std=last["feature_std"],
+        mean_cosine=last["mean_cosine"],
+        loss_vs_mean_target=last["loss_vs_mean_target"],
+    )
 
 
 def _train(
@@ -132,17 +126,18 @@ def _train(
     config: PretrainConfig,
     images: "SplitReader | RemoteSplit",
     runtime: Runtime,
-    progress: Progress,
     world: World,
-    started_from: dict[str, StrPath | None],
+    started_from: tuple[StrPath | None, StrPath | None],
+    progress: Progress,
 ) -> None:
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
     from ijepa.train import checkpoint, loop, pretraining, stopping
 
-    init, prolong = (Path(path) if path else None for path in started_from.values())
+    init, prolong = (Path(path) if path else None for path in started_from)
     last, networks = work.folder / checkpoint.LAST, None
+    told = progress if world.is_rank_0 else silent
 
     def begin() -> None:
         if config.data.batch_size % world.size:
@@ -156,18 +151,18 @@ def _train(
     from_rank_0(world, begin)
     if init and not last.exists():
         networks = str(init), read_networks(init, config.encoder.arch).parts
-    task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
+    task = pretraining.PretrainTask(config, images, runtime, world, networks, told)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     with stopping.stop_requests():  # a signal after the last step does not keep it from its end
-        loop.fit(task, work.folder, progress)
-        facts: dict[str, object] = {
+        loop.fit(task, work.folder, told)
+        facts = {
             "seed": config.seed,
             "device": task.device_name(),
             "command": runtime.command,
             "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
             "images": len(images),
-            **{name: str(path) for name, path in started_from.items() if path},
+            **{n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path},
         }
         from_rank_0(world, lambda: work.publish_folder(facts))
 
@@ -196,11 +191,7 @@ def started(
 def plan_pretrain(
     shards: StrPath, config: PretrainConfig, runtime: Runtime = RUNTIME
 ) -> PretrainPlan:
-    """Say what `pretrain` would do: sizes, steps, masks, cost; no network is allocated.
-
-    Raises:
-        IjepaError: as `pretrain` would.
-    """
+    """Say what `pretrain` would do: sizes, steps, masks, cost; raises as it would."""
     from ijepa.distributed import pick_device
 
     on_gpu = pick_device(runtime.device).type == "cuda"
@@ -210,7 +201,7 @@ def plan_pretrain(
 def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
-    """The same for data that need not be there yet: only the number of its images is asked for."""
+    """The same for data of so many images, which need not be there yet."""
     import torch
 
     from ijepa.jepa import flops, masks
@@ -221,7 +212,7 @@ def plan_training(
     steps = per_epoch * config.optimization.epochs
     with torch.device("meta"):
         model = build_ijepa(config)
-    encoder_parameters, predictor_parameters = (
+    encoder, predictor = (
         sum(p.numel() for p in network.parameters() if p.requires_grad)
         for network in (model.encoder, model.predictor)
     )
@@ -232,7 +223,7 @@ def plan_training(
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     memory = flops.step_bytes(
         config,
-        (encoder_parameters, predictor_parameters),
+        (encoder, predictor),
         (lengths.largest_context, lengths.largest_target),
         images=at_a_time,
         bf16=bf16,
@@ -245,8 +236,8 @@ def plan_training(
         steps=steps,
         images_seen=steps * config.data.batch_size,
         grid=config.grid,
-        encoder_parameters=encoder_parameters,
-        predictor_parameters=predictor_parameters,
+        encoder_parameters=encoder,
+        predictor_parameters=predictor,
         context_patches=lengths.context_patches,
         target_patches=lengths.target_patches,
         gflops_per_image=cost.total / 1e9,
@@ -260,11 +251,7 @@ def plan_training(
 
 
 def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
-    """Full batches only, as published (drop_last).
-
-    Raises:
-        IjepaError: there is not even one.
-    """
+    """Full batches only, as published (drop_last); an `IjepaError` if there is not even one."""
     batch_size = config.data.batch_size
     if num_images < batch_size:
         raise IjepaError(
@@ -285,16 +272,3 @@ def _open(
         return remote, {"data": remote.fingerprint, "read": "streamed"}
     data = open_shards(Path(shards))
     return data.split(config.data.split), {"data": data.fingerprint}
-
-
-def _result(out: Path, config: PretrainConfig, cached: bool) -> PretrainResult:
-    last = read_metrics(out / "metrics.jsonl")[-1]
-    names = ("loss", "rankme", "feature_std", "mean_cosine", "loss_vs_mean_target")
-    return PretrainResult(
-        out=out,
-        cached=cached,
-        steps=int(last["step"]),
-        batch_size=config.data.batch_size,
-        images=int(last["images"]),
-        **{name: last[name] for name in names},
-    )

@@ -4,7 +4,7 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -32,18 +32,11 @@ Set = Annotated[
 ]
 
 
-def plain(settings: type[Settings], given: Mapping[str, Any]) -> Settings:
-    """Settings of the options that were given, and of `--set`."""
-    return validated(settings, given, "options")
-
-
 def stage(
     app: typer.Typer,
     settings: type[Settings] | None = None,
     shown: str = "",
     run: str = "",
-    *,
-    read: Callable[..., Settings] = plain,
     **how: Any,  # noqa: ANN401  # of Typer's `command`
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command whose options are its own parameters and fields of settings.
@@ -56,7 +49,6 @@ def stage(
         settings: every field is an option; nested ones go through `--set` alone.
         shown: fields that `--help` shows, in this order; the others are named by `--set`'s help.
         run: fields of `Runtime` that are options, beside `--force`, `--dry-run` and `--json`.
-        read: makes the settings from the type and the fields that were given.
         how: of `typer.Typer.command`.
     """
 
@@ -85,7 +77,7 @@ def stage(
                 body = {name: given[name] for name in fields if name in given}
                 for override in values["overrides"] or ():
                     apply_override(body, override)
-                arguments["config"] = read(settings, body)
+                arguments["config"] = validated(settings, body, "options")
             chosen = NOT_ASKED | {name: values[name] for name in of_run}
             runtime = validated(Runtime, chosen | {"command": typed}, "options")
             with outlook_shown(values["as_json"]):

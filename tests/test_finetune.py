@@ -18,7 +18,7 @@ from ijepa.data.loader import batches
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
-from ijepa.finetune import finetune, finetune_config, plan_finetune
+from ijepa.finetune import finetune, plan_finetune
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.report import report
@@ -334,11 +334,11 @@ def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_pa
 
 
 def test_the_protocols_are_the_published_ones():
-    one = finetune_config("imagenet-1pct", {"encoder": "e"}, [])
+    one = FinetuneConfig(encoder="e")
     assert (one.epochs, one.batch_size, one.lr, one.weight_decay) == (50, 512, 3e-5, 0.05)
     assert (one.layer_decay, one.label_smoothing, one.drop_path, one.mixup) == (0.75, 0.1, 0, 0)
-    assert finetune_config("imagenet-1pct-huge", {"encoder": "e"}, []).weight_decay == 0.4
-    full = finetune_config("imagenet-full", {"encoder": "e"}, ["epochs=7"])
+    assert FinetuneConfig(encoder="e", protocol="imagenet-1pct-huge").weight_decay == 0.4
+    full = FinetuneConfig(encoder="e", protocol="imagenet-full", epochs=7)
     assert (full.batch_size, full.lr, full.drop_path) == (528, 1e-4, 0.25)
     assert (one.holdout, full.holdout) == (0, 0)
     assert (full.mixup, full.cutmix, full.weight_decay, full.epochs) == (0.8, 1.0, 0.04, 7)

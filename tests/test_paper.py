@@ -2,7 +2,7 @@
 
 import pytest
 
-from ijepa.finetune import PROTOCOLS as FINETUNE
+from ijepa.config import FINETUNE_PROTOCOLS
 from ijepa.paper import TABLES, pretraining_set, tables_by
 from ijepa.probe import PROTOCOLS
 
@@ -40,7 +40,7 @@ def test_protocols_of_the_tables_are_those_that_results_name():
     named = {
         protocol for table in TABLES for column in table.columns for protocol in column.protocols
     }
-    ours = set(PROTOCOLS["linear"]) | {f"finetune-{name}" for name in FINETUNE}
+    ours = set(PROTOCOLS["linear"]) | {f"finetune-{name}" for name in FINETUNE_PROTOCOLS}
     ours |= {f"{probe}-{name}" for probe in ("logistic", "few-shot") for name in PROTOCOLS[probe]}
     assert named <= ours
 

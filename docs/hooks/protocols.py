@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from ijepa.config import FinetuneConfig
-from ijepa.finetune import PROTOCOLS as FINETUNING
+from ijepa.config import FINETUNE_PROTOCOLS, FinetuneConfig
 from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
 from ijepa.probes.protocols import (
     FEW_SHOT_PROTOCOLS,
@@ -55,8 +54,8 @@ def knn() -> str:
 def finetuning() -> str:
     """Settings of each protocol of fine-tuning; the encoder and the seed are no part of them."""
     settings = {
-        name: FinetuneConfig(encoder="any", protocol=name, **changes).model_dump()
-        for name, changes in FINETUNING.items()
+        name: FinetuneConfig(encoder="any", protocol=name).model_dump()
+        for name in FINETUNE_PROTOCOLS
     }
     fields = [
         name for name in FinetuneConfig.model_fields

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -22,6 +22,20 @@ from ijepa.config.values import (
 
 MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow's limit (a quarter of 1 GiB of RGB)
 GROUPS = 8  # of the decoder's group norms; divides every width
+
+# Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
+FINETUNE_PROTOCOLS: dict[str, dict[str, float]] = {
+    "imagenet-1pct": {},
+    "imagenet-1pct-huge": {"weight_decay": 4e-1},
+    "imagenet-full": {
+        "batch_size": 528,
+        "lr": 1e-4,
+        "weight_decay": 0.04,
+        "drop_path": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+}
 
 Width = Annotated[int, Field(ge=GROUPS, le=2**13, multiple_of=GROUPS)]
 Which = Literal["target", "context"]
@@ -141,8 +155,8 @@ class FinetuneConfig(Settings):
 
     encoder: str
     """Run, checkpoint, published file, random:ARCH, mae:FILE, timm:NAME, ..."""
-    protocol: str = "imagenet-1pct"
-    """imagenet-1pct, imagenet-1pct-huge (ViT-H) or imagenet-full."""
+    protocol: Literal["imagenet-1pct", "imagenet-1pct-huge", "imagenet-full"] = "imagenet-1pct"
+    """Settings to start from: imagenet-1pct, imagenet-1pct-huge (ViT-H) or imagenet-full."""
     subset: str = ""
     """Training images: 1%, 10%, 5-per-class, or a list of images, one file name a line; default
     all. Drawn by the seed; a list is recorded by its sha256."""
@@ -189,6 +203,11 @@ class FinetuneConfig(Settings):
     """What the network computes in; auto: bf16 on a GPU, fp32 on a CPU."""
     seed: Seed = 0
     """Seed of the subset, the head and the augmentation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_is_the_protocols(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:

@@ -16,13 +16,7 @@ from ijepa.jepa.masks import Grid, Masks, sample_masks
 
 
 def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generator) -> Masks:
-    """The masks of a run for a batch in one group, with one of their target blocks each.
-
-    Args:
-        config: of the run; masks and grid are its own.
-        batch_size: of the images.
-        rng: the only source of randomness.
-    """
+    """The masks of a run for a batch in one group, with one of their target blocks each."""
     kind = config.masks.model_copy(update={"group_size": batch_size})
     [masks] = sample_masks(config.grid, batch_size, kind, rng)
     block = int(rng.integers(len(masks.targets)))
@@ -32,13 +26,8 @@ def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generato
 def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
     """(B, 4) int64 boxes of blocks that are rectangles of one size.
 
-    Args:
-        index: (B, T) int64 patches of one block an image, row-major.
-        grid: patches (rows, columns).
-        patch_px: side of a patch.
-
-    Raises:
-        IjepaError: the patches are no rectangle, as those of `random` masks.
+    `index` (B, T) int64 holds the patches of one block an image, row-major on the grid of (rows,
+    columns). An `IjepaError` refuses those that are no rectangle, as of `random` masks.
     """
     rows, columns = index // grid[1], index % grid[1]
     top, left = rows.amin(1), columns.amin(1)
@@ -55,22 +44,17 @@ def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
 def cut_blocks(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
     """Each block's pixels, brought to a square: (B, 3, image_px, image_px) float in [-1, 1].
 
-    Args:
-        images: (B, 3, H, W) uint8.
-        boxes: (B, 4) of `block_boxes`, on the same device.
-        image_px: side of the square.
+    Of images (B, 3, H, W) uint8 and boxes (B, 4) of `block_boxes`, on one device.
     """
     unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     return crop_batch(images, boxes, unflipped, image_px).float() / 127.5 - 1
 
 
 def paste_blocks(images: Tensor, boxes: Tensor, blocks: Tensor) -> Tensor:
-    """Images with these pixels in place of their blocks: (B, 3, H, W) uint8.
+    """Images (B, 3, H, W) uint8 with these pixels in place of their blocks, as a copy.
 
-    Args:
-        images: (B, 3, H, W) uint8; left as they are.
-        boxes: (B, 4) of `block_boxes`: all of one size.
-        blocks: (B, 3, px, px) float in [-1, 1], brought to the boxes' size; values beyond are cut.
+    `blocks` (B, 3, px, px) float in [-1, 1], cut where beyond, are brought to the size of the boxes
+    (B, 4) of `block_boxes`.
     """
     height, width = boxes[0, 2:].tolist()
     fitted = F.interpolate(blocks.float(), (height, width), mode="bilinear", antialias=True)

@@ -6,7 +6,7 @@ has in another image. Only the drawn pixels differ, so a decoder that ignores it
 knows of it no more than the place, shows no difference.
 """
 
-from typing import NamedTuple
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +27,21 @@ HELD_OUT = 2**31  # number of the streams of evaluation; training has fewer step
 
 
 def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
-    """Numbers of `count` images of a split, or of all if there are fewer, in random order.
-
-    Raises:
-        IjepaError: fewer than two.
-    """
+    """Numbers of `count` images of a split, or of all if there are fewer, in random order."""
     if min(num_images, count) < 2:
         raise IjepaError(f"The split holds {num_images} images; two are needed at least.")
     numbers: list[int] = stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count].tolist()
     return numbers
 
 
-class Held(NamedTuple):
-    """Evaluation views of held-out images, and one target block of each, by the run's own masks.
+def hold(run: PretrainConfig, images: Tensor, seed: int) -> tuple[Masks, Tensor]:
+    """Draw one target block for each held-out image by the run's own masks.
 
-    Attributes:
-        images: (n, 3, H, W) uint8, on the device.
-        masks: with one target block.
-        boxes: (n, 4) the blocks' boxes in pixels.
+    Returns:
+        Masks on the images' device, and the blocks' boxes (n, 4); raises as `block_boxes`.
     """
-
-    images: Tensor
-    masks: Masks
-    boxes: Tensor
-
-
-def hold(run: PretrainConfig, images: Tensor, seed: int) -> Held:
-    """Draw a block of each image (n, 3, H, W); raises as `block_boxes`."""
     masks = draw_blocks(run, len(images), stream(seed, MASKS, HELD_OUT)).to(images.device)
-    return Held(images, masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px))
+    return masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
 
 
 def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
@@ -78,13 +64,10 @@ def measure_honesty(
         progress: told of the images done.
 
     Returns:
-        `true`: of samples of the true embedding; `shuffled`: of samples of the embedding of the
-        same place in another image; `predicted`: of samples of the predicted embedding; `resized`:
-        of the true pixels at the decoder's resolution, which no sample can beat; `gain`: shuffled
-        less true, with its 95% interval (paired t); `closer`: the fraction of images that gain.
+        What `ijepa.decode.DecoderOutcome` says.
     """
-    config, found = decoder.config, []
-    _, masks, boxes = hold(run, images, config.seed)
+    config, found = decoder.config, defaultdict(list)
+    masks, boxes = hold(run, images, config.seed)
     noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
     others = images.roll(1, dims=0)
     for start in range(0, len(images), AT_ONCE):
@@ -101,13 +84,11 @@ def measure_honesty(
             for name, condition in conditions.items()
         }
         blocks["resized"] = cut_blocks(seen, boxes[part], config.image_px)
-        distances = {}
         for name, drawn in blocks.items():
             again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
-            distances[name] = (1 - F.cosine_similarity(again, target)).double().cpu()
-        found.append(distances)
+            found[name].append((1 - F.cosine_similarity(again, target)).double().cpu())
         progress("measure decoder on images", min(part.stop, len(images)), len(images))
-    joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
     gains = (joined["shuffled"] - joined["true"]).numpy()
     interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)
     return {

@@ -29,14 +29,9 @@ TIMES = 1000  # the U-Net's time of pure noise
 
 
 class Decoder(nn.Module):
-    """A U-Net conditioned on one vector and on the time.
+    """A U-Net conditioned on one vector and on the time; `config` says how it was trained."""
 
-    Attributes:
-        config: how it was trained.
-        mean: (dim,) of the conditions that it learned from; `std` likewise.
-    """
-
-    mean: Tensor
+    mean: Tensor  # (dim,) of the conditions that it learned from
     std: Tensor
 
     def __init__(self, config: DecoderConfig, unet: nn.Module, dim: int, told_dim: int) -> None:
@@ -49,15 +44,12 @@ class Decoder(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def forward(self, noisy: Tensor, noise_share: Tensor, condition: Tensor) -> Tensor:
-        """The direction from pixels to noise.
+        """The direction from pixels to noise, (B, 3, px, px).
 
         Args:
             noisy: (B, 3, px, px), a mix of pixels and noise.
             noise_share: (B,) how much of it is noise, 0 to 1.
             condition: (B, dim) average embeddings of blocks, not standardised.
-
-        Returns:
-            (B, 3, px, px).
         """
         told = self.tell((condition - self.mean) / self.std)
         velocity: Tensor = self.unet(noisy, noise_share * TIMES, class_labels=told).sample
@@ -70,11 +62,7 @@ class Decoder(nn.Module):
 
 
 def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
-    """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`.
-
-    Raises:
-        IjepaError: diffusers is not installed.
-    """
+    """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`."""
     unet_class = _diffusers().UNet2DModel
     depth, told_dim = len(config.channels), 4 * config.channels[0]
     with torch.random.fork_rng(devices=[]):
@@ -126,11 +114,8 @@ def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> D
         )
     config = validated(DecoderConfig, body["config"], str(path))
     decoder, prefix = build_decoder(config, jepa.encoder.embed_dim), "averaged."
-    averaged = {
-        name.removeprefix(prefix): value
-        for name, value in body["model"].items()
-        if name.startswith(prefix)
-    }
+    named = body["model"].items()
+    averaged = {name.removeprefix(prefix): w for name, w in named if name.startswith(prefix)}
     load_weights(decoder, averaged, path)
     return decoder.eval().requires_grad_(False)
 
@@ -157,13 +142,9 @@ def flow_loss(
 
 @torch.inference_mode()
 def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
-    """Draw one block for each condition: (B, 3, px, px) in [-1, 1].
+    """Draw one block for each condition (B, dim): (B, 3, px, px) in [-1, 1].
 
-    Args:
-        decoder: trained.
-        condition: (B, dim).
-        noise: (B, 3, px, px); equal noise, equal samples.
-        steps: of Euler's method.
+    `noise` is (B, 3, px, px); equal noise, equal samples. `steps` are Euler's.
     """
     scheduler = _diffusers().FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
     scheduler.set_timesteps(steps, device=noise.device)
@@ -179,9 +160,7 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
 def embed(
     jepa: IJepa, data: DataConfig, images: Tensor, masks: Masks, of: str = "targets"
 ) -> Tensor:
-    """Average embedding of one block of each image: (B, dim) float32.
-
-    Where targets are of several layers, this is the last of them.
+    """Average embedding, in the last target layer, of one block of each image: (B, dim) float32.
 
     Args:
         jepa: frozen, on the images' device; its targets are embeddings.

@@ -23,7 +23,7 @@ from ijepa.world import World
 
 
 class DecoderInputs(NamedTuple):
-    """One step's inputs, on the device: images, one block of each, and its noise."""
+    """One step's images, one block of each, and its noise, on the device."""
 
     images: Tensor  # (B, 3, H, W) uint8
     masks: Masks  # with one target block
@@ -33,13 +33,10 @@ class DecoderInputs(NamedTuple):
 
 
 class DecoderTask(Task[DecoderInputs]):
-    """Decoder, its averaged weights and optimizer.
+    """Decoder, its `averaged` weights, which are the ones to use, and its optimizer.
 
     Images, crops, blocks and noise of a step are functions of (seed, step). Crops are those that
     the encoder was pretrained on.
-
-    Attributes:
-        averaged: the decoder to use.
     """
 
     config: DecoderConfig
@@ -65,9 +62,6 @@ class DecoderTask(Task[DecoderInputs]):
             encoder_sha256: of their weights, written beside the decoder's.
             crops: step -> random crops of `config.batch_size` images.
             runtime: how to run.
-
-        Raises:
-            IjepaError: diffusers is missing, or target blocks are no rectangles.
         """
         check_masks(run.grid, run.masks)
         super().__init__(config, runtime, World())

@@ -13,7 +13,8 @@ from torch import Tensor
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
-from ijepa.data.loader import Batch, ChosenImages, Images, Ints, ViewBatches, ViewPlan
+from ijepa.data.loader import Batch, ChosenImages, Ints, ViewBatches, ViewPlan
+from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
     from_rank_0,
     in_parallel,
@@ -36,7 +37,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]  # images, targets, draws of branches tha
 class Labelled(NamedTuple):
     """Images of a split that take part."""
 
-    images: Images  # the whole split
+    images: SplitReader  # the whole split
     chosen: Ints  # (n,) numbers of those that take part
     labels: Ints  # (n,) int64 their class numbers, from 0
     keys: list[str]  # n names

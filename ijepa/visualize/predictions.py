@@ -163,8 +163,9 @@ def draw_predictions(
     data, made = sources.images, decoder.config
     split = data.split(config.split)
     numbers = held_numbers(len(split), config.images, config.seed)
-    held = hold(run, views_of(split, numbers, run.data).to(device), config.seed)
-    whole, contexts = as_pixels(held.images), held.masks.context.cpu().numpy()
+    images = views_of(split, numbers, run.data).to(device)
+    masks, boxes = hold(run, images, config.seed)
+    whole, contexts = as_pixels(images), masks.context.cpu().numpy()
     context = np.stack([keep_patches(w, c, run.grid) for w, c in zip(whole, contexts, strict=True)])
     seen = torch.from_numpy(context).permute(0, 3, 1, 2).to(device)
     columns, spreads = [("image", whole), ("context", context)], []
@@ -173,13 +174,13 @@ def draw_predictions(
         ("prediction, decoded", config.samples, "predictions"),
         ("true embedding, decoded", config.target_samples, "targets"),
     ):
-        condition = embed(trained.jepa, run.data, held.images, held.masks, of)
+        condition = embed(trained.jepa, run.data, images, masks, of)
         samples = []
         for number in range(count):
-            noise = noise_of(number, len(held.images), made.image_px, config.seed).to(device)
+            noise = noise_of(number, len(images), made.image_px, config.seed).to(device)
             blocks = sample_blocks(decoder, condition, noise, made.sampling_steps)
             samples.append(blocks)
-            columns.append((title, as_pixels(paste_blocks(seen, held.boxes, blocks))))
+            columns.append((title, as_pixels(paste_blocks(seen, boxes, blocks))))
             progress("draw samples", len(columns) - 2, total)
         several = len(samples) > 1
         spreads.append(torch.stack(samples).std(dim=0).mean().item() * 127.5 if several else None)
@@ -190,7 +191,7 @@ def draw_predictions(
         f"Decoder {config.decoder}: of {made.condition}, {made.image_px} px, {made.steps:,} steps, "
         f"seed {made.seed}; {made.sampling_steps} Euler steps a sample.",
     )
-    boxes = [(top, left, height, width) for top, left, height, width in held.boxes.tolist()]
+    places = [(top, left, height, width) for top, left, height, width in boxes.tolist()]
     figures = {"spread_predicted": spreads[0], "spread_target": spreads[1]}
-    drawn = prediction_figure(columns, boxes, captions)
+    drawn = prediction_figure(columns, places, captions)
     return Shows(drawn, [trained.name], len(numbers), split.keys(numbers), figures)

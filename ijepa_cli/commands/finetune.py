@@ -1,12 +1,11 @@
 """`ijepa finetune`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ijepa.config import FinetuneConfig, Runtime, Settings
+from ijepa.config import FinetuneConfig, Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import score_table
 from ijepa_cli.show import outlook_shown, show, shown_progress
@@ -21,7 +20,7 @@ Subset = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command."""
     run = "device workers checkpoint_seconds replace"
-    stage(app, FinetuneConfig, "encoder protocol label test_split seed", run, read=_read)(finetune)
+    stage(app, FinetuneConfig, "encoder protocol label test_split seed", run)(finetune)
 
 
 def finetune(
@@ -46,11 +45,3 @@ def finetune(
     with outlook_shown(as_json, cost), shown_progress() as progress:
         outcome = run(data, out, config, runtime, progress, listed)
         show(outcome, as_json, score_table([outcome.scores], cached=outcome.cached))
-
-
-def _read(_: type[Settings], given: Mapping[str, Any]) -> FinetuneConfig:
-    """What was given on top of its protocol."""
-    from ijepa.finetune import finetune_config
-
-    protocol = FinetuneConfig.model_fields["protocol"].default
-    return finetune_config(given.get("protocol", protocol), dict(given), ())
