@@ -1,5 +1,6 @@
 """`make clean`: remove outputs that stages made, and nothing else."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from ijepa.errors import IjepaError
 from ijepa.records import remove_output
 from ijepa_cli.show import print_text
 
-BESIDE = (".stage.json", ".partial", ".outdated", ".lock")  # names that go with an output's own
+BESIDE = r"(\.stage\.json|\.partial|\.outdated|\.lock)+$"  # what follows the name of an output
 
 
 def clean(path: Path) -> None:
@@ -20,10 +21,8 @@ def clean_folder(folder: Path) -> None:
     """Remove every output in a folder, then the folder if nothing is left in it."""
     if folder.is_symlink() or not folder.is_dir():
         return
-    names = {path.name for path in folder.iterdir()}
-    for suffix in BESIDE:
-        names = {name.removesuffix(suffix) for name in names}
-    for name in sorted(names):
+    found = {re.sub(BESIDE, "", path.name) for path in folder.iterdir()}
+    for name in sorted(found):
         clean(folder / name)
         clean_folder(folder / name)
     if not any(folder.iterdir()):

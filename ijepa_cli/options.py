@@ -5,6 +5,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable
+from inspect import isclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -55,31 +56,34 @@ def stage(
     def register(function: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(function).parameters.values()
         own = [one for one in parameters if one.name not in ("config", "runtime", "as_json")]
-        seen, of_run = shown.split(), [*run.split(), *ANY_STAGE]
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         options = [context.replace(annotation=typer.Context), *own]
-        fields: list[str] = []
+        fields, of_run = shown.split(), [*run.split(), *ANY_STAGE]
         if settings:
-            hidden = _others(settings, {*seen, *(one.name for one in own)})
-            fields = [*seen, *hidden]
-            options += [_option(settings, name, SETTINGS) for name in seen]
+            options += [_option(settings, name, SETTINGS) for name in fields]
+            taken = {*fields, *(one.name for one in own)}
+            hidden = [name for name in _single(settings) if name not in taken]
             options += [_option(settings, name, SETTINGS, hidden=True) for name in hidden]
-            options.append(_override(hidden))
+            others = f": {', '.join(hidden)}" if hidden else ""
+            text = f"Any other setting, as NAME=VALUE; repeatable{others}."
+            override = typer.Option("--set", help=text, rich_help_panel=SETTINGS)
+            kind = Annotated[list[str] | None, override]
+            options.append(_parameter("overrides", kind, None))
+            fields = [*fields, *hidden]
         options += [_option(Runtime, name, RUN) for name in of_run]
         options.append(_parameter("as_json", Json, False))
 
         @functools.wraps(function)
         def command(ctx: typer.Context, **values: Any) -> None:  # noqa: ANN401  # of the options
-            typed = shlex.join(["ijepa", *sys.argv[1:]])
-            given = {name: value for name, value in values.items() if is_given(ctx, name)}
             arguments = {one.name: values[one.name] for one in own}
             if settings:
-                body = {name: given[name] for name in fields if name in given}
+                body = {name: values[name] for name in fields if _is_given(ctx, name)}
                 for override in values["overrides"] or ():
                     apply_override(body, override)
                 arguments["config"] = validated(settings, body, "options")
-            chosen = NOT_ASKED | {name: values[name] for name in of_run}
-            runtime = validated(Runtime, chosen | {"command": typed}, "options")
+            typed = shlex.join(["ijepa", *sys.argv[1:]])
+            chosen = NOT_ASKED | {name: values[name] for name in of_run} | {"command": typed}
+            runtime = validated(Runtime, chosen, "options")
             with outlook_shown(values["as_json"]):
                 function(**arguments, runtime=runtime, as_json=values["as_json"])
 
@@ -91,20 +95,16 @@ def stage(
     return register
 
 
-def is_given(ctx: typer.Context, option: str) -> bool:
+def _is_given(ctx: typer.Context, option: str) -> bool:
     """Was it typed? By name, for the enumeration is click's, which typer may carry within."""
     source = ctx.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _others(settings: type[Settings], taken: set[str]) -> list[str]:
-    """Fields that are options without being shown: all but groups of settings."""
-    return [
-        name
-        for name, field in settings.model_fields.items()
-        if name not in taken
-        and not (inspect.isclass(field.annotation) and issubclass(field.annotation, Settings))
-    ]
+def _single(settings: type[Settings]) -> list[str]:
+    """Fields that are one setting, not a group of them."""
+    kinds = {name: field.annotation for name, field in settings.model_fields.items()}
+    return [n for n, kind in kinds.items() if not (isclass(kind) and issubclass(kind, Settings))]
 
 
 def _option(
@@ -118,19 +118,10 @@ def _option(
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     if isinstance(default, tuple) and get_origin(kind) is list:
         default = list(default) or None
-    option = typer.Option(
-        flag, help=_words(field.description), rich_help_panel=panel, hidden=hidden
-    )
-    return _parameter(
-        name, Annotated[kind if default is not None else kind | None, option], default
-    )
-
-
-def _override(others: list[str]) -> inspect.Parameter:
-    names = f": {', '.join(others)}" if others else ""
-    text = f"Any other setting, as NAME=VALUE; repeatable{names}."
-    option = typer.Option("--set", help=text, rich_help_panel=SETTINGS)
-    return _parameter("overrides", Annotated[list[str] | None, option], None)
+    text = " ".join((field.description or "").split())
+    option = typer.Option(flag, help=text, rich_help_panel=panel, hidden=hidden)
+    kind = kind if default is not None else kind | None
+    return _parameter(name, Annotated[kind, option], default)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # annotations and defaults are of any type
@@ -150,7 +141,3 @@ def _type(annotation: Any) -> Any:  # noqa: ANN401  # a type
         inner = tuple(_type(one) for one in arguments if one is not ...)
         return list[inner[0]] if ... in arguments else tuple[inner]  # type: ignore[valid-type]  # made here
     return annotation
-
-
-def _words(description: str | None) -> str:
-    return " ".join((description or "").split())

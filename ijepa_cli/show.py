@@ -12,20 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -129,28 +118,46 @@ def table(result: BaseModel, title: str, leave_out: Collection[str] = (), note: 
     rows = Table(title=title, title_justify="left", show_header=False)
     rows.caption, rows.caption_justify = Text(note) if note else None, "left"
     for name, value in result:
-        if name in leave_out:
-            continue
-        rows.add_row(name.replace("_", " "), _cell(value))
+        if name not in leave_out:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            digits = ",.4g" if isinstance(value, float) else ","
+            rows.add_row(name.replace("_", " "), f"{value:{digits}}" if is_number else str(value))
     return rows
+
+
+class _Rates:
+    """Units a second of each task, since this process began it or began it again."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[float, int]] = {}  # time, and what was done by then
+        self._last: dict[str, int] = {}
+
+    def per_second(self, task: str, done: int) -> tuple[float, bool]:
+        """The rate, and whether the task begins here; also the same again with less done."""
+        begins = done < self._last.get(task, done + 1)
+        if begins:
+            self._began[task] = time.monotonic(), done
+        self._last[task] = done
+        start, first = self._began[task]
+        return (done - first) / max(time.monotonic() - start, 1e-9), begins
 
 
 class _Bars:
     """One bar a task: done of total, rate, values, elapsed and remaining time."""
 
     def __init__(self) -> None:
-        self._rich = RichProgress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+        self._rich = rich_progress.Progress(
+            rich_progress.SpinnerColumn(),
+            rich_progress.TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn("{task.fields[note]}", markup=False),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=stderr,
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._rates: dict[str, _Rate] = {}
+        self._tasks: dict[str, rich_progress.TaskID] = {}
+        self._rates = _Rates()
 
     def __enter__(self) -> "_Bars":
         self._rich.start()
@@ -162,15 +169,13 @@ class _Bars:
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
+        rate, begins = self._rates.per_second(task, done)
         if task not in self._tasks:
-            self._tasks[task] = self._rich.add_task(
-                printable(task), total=total, completed=done, note=""
-            )
-            self._rates[task] = _Rate(done)
-        if self._rates[task].is_before(done):  # the same again, such as for another encoder
+            name = printable(task)
+            self._tasks[task] = self._rich.add_task(name, total=total, completed=done, note="")
+        elif begins:
             self._rich.reset(self._tasks[task], total=total)
-            self._rates[task] = _Rate(done)
-        note = "  ".join([self._rates[task].text(done), *_shown(values)])
+        note = "  ".join([f"{rate:,.1f}/s" if rate else "", *_shown(values)])
         self._rich.update(self._tasks[task], completed=done, total=total, note=note)
 
 
@@ -179,54 +184,22 @@ class _Lines:
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         self._every = every_seconds
-        self._last: dict[str, float] = {}
-        self._rates: dict[str, _Rate] = {}
+        self._told: dict[str, float] = {}
+        self._rates = _Rates()
 
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
-        if task in self._rates and self._rates[task].is_before(done):
-            del self._rates[task]
-        rate = self._rates.setdefault(task, _Rate(done))
-        now = time.monotonic()
-        finished = total is not None and done >= total
-        if not finished and now - self._last.get(task, 0.0) < self._every:
+        rate, _ = self._rates.per_second(task, done)
+        now, finished = time.monotonic(), total is not None and done >= total
+        if not finished and now - self._told.get(task, 0.0) < self._every:
             return
-        self._last[task] = now
-        parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else ""), rate.text(done)]
-        parts += [rate.remaining(done, total), *_shown(values)]
-        stderr.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
-
-
-class _Rate:
-    """Units a second since this process began the task."""
-
-    def __init__(self, done: int) -> None:
-        self._start, self._first, self._last = time.monotonic(), done, done
-
-    def is_before(self, done: int) -> bool:
-        """Is this less than what was done before? Then the task has begun again."""
-        before, self._last = self._last, done
-        return done < before
-
-    def per_second(self, done: int) -> float:
-        return (done - self._first) / max(time.monotonic() - self._start, 1e-9)
-
-    def text(self, done: int) -> str:
-        return f"{self.per_second(done):,.1f}/s" if done > self._first else ""
-
-    def remaining(self, done: int, total: int | None) -> str:
-        rate = self.per_second(done)
-        if not total or rate <= 0 or done >= total:
-            return ""
-        return f"{(total - done) / rate:,.0f} s left"
+        self._told[task] = now
+        parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else "")]
+        parts += [f"{rate:,.1f}/s"] if rate else []
+        parts += [f"{(total - done) / rate:,.0f} s left"] if rate and total and not finished else []
+        stderr.print("  ".join([*parts, *_shown(values)]), highlight=False, soft_wrap=True)
 
 
 def _shown(values: Mapping[str, float] | None) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in (values or {}).items()]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

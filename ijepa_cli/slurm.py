@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,13 +40,9 @@ OPTIONS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 
 @dataclass(frozen=True)
 class Command:
-    """An `ijepa` command that every task of a job runs as one of its processes.
+    """An `ijepa` command that every task of a job runs as one of its processes."""
 
-    Attributes:
-        words: what stands behind `ijepa`.
-    """
-
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # what stands behind `ijepa`
 
     def __call__(self) -> None:
         """Run it; the job fails if the command does."""
@@ -86,6 +82,11 @@ def submit(
         raise IjepaError("--launcher needs submitit; install it with pip install submitit.")
     import submitit
 
+    settings: dict[str, int | str] = {"gpus_per_node": processes, "cpus_per_task": CPUS_PER_TASK}
+    for setting in slurm:
+        name, equals, settings[name] = setting.partition("=")
+        if not equals:
+            raise IjepaError(f"--slurm {name!r} has no '='; write it as partition=gpu.")
     logs = out.with_name(out.name + ".submitit")
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
@@ -96,46 +97,27 @@ def submit(
         nodes=nodes,
         tasks_per_node=processes,
         timeout_min=minutes,
-        **_for_slurm(launcher, processes, slurm),
+        # One process that fails must end the job: the others wait for it in a collective operation.
+        slurm_srun_args=["--kill-on-bad-exit=1"],
+        **{f"slurm_{name}": value for name, value in settings.items()},
     )
     job = executor.submit(Command(_without(sys.argv[1:], OPTIONS)))
-    if launcher == "local":
-        return _wait(job, logs)
-    return f"job {job.job_id} submitted; logs in {logs}"
-
-
-def _wait(job: Any, logs: Path) -> str:  # noqa: ANN401  # submitit's job
-    failures = [task.exception() for task in (job.task(n) for n in range(job.num_tasks))]
+    if launcher == "slurm":
+        return f"job {job.job_id} submitted; logs in {logs}"
+    failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them
     if any(failures):
         tail = (job.stderr() or "").strip().splitlines()[-1:]
         raise IjepaError(f"The local job failed: {' '.join(tail)} Its logs are in {logs}.")
     return f"local job done; logs in {logs}"
 
 
-def _for_slurm(launcher: str, processes: int, settings: Sequence[str]) -> dict[str, Any]:
-    pairs = [setting.partition("=") for setting in settings]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise IjepaError(f"--slurm {name!r} has no '='; write it as partition=gpu.")
-    if launcher != "slurm":
-        return {}
-    # One process that fails must end the job, or the others wait for it in a collective operation.
-    defaults = {"gpus_per_node": processes, "cpus_per_task": CPUS_PER_TASK}
-    chosen = defaults | {name: value for name, _, value in pairs}
-    return {f"slurm_{name}": value for name, value in chosen.items()} | {
-        "slurm_srun_args": ["--kill-on-bad-exit=1"]
-    }
-
-
 def _without(words: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
     """Words of a command line less some options and their values."""
     kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in options:
-            skip = True
+    values = iter(words)
+    for word in values:
+        if word in options:
+            next(values, None)
         elif word.partition("=")[0] not in options:
             kept.append(word)
     return tuple(kept)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -13,33 +14,38 @@ from ijepa_cli import show
 
 @pytest.fixture
 def said(monkeypatch):
-    """Lines of progress; the clock goes on by a second a look."""
-    clock, lines = iter(range(1000)), []
-    monkeypatch.setattr(show.time, "monotonic", lambda: float(next(clock)))
+    """Lines of progress, and a clock whose `now` is set by the test."""
+    clock, lines = SimpleNamespace(now=100.0), []
+    monkeypatch.setattr(show.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(show.stderr, "print", lambda text, **_: lines.append(text))
-    return lines
+    return lines, clock
 
 
 def test_what_a_resumed_task_had_done_is_not_counted_as_speed(said):
-    progress = show._Lines(every_seconds=0)
+    lines, clock = said
+    progress = show._Lines()
     progress("train steps", 500, 1000)
+    clock.now += 20
     progress("train steps", 510, 1000)
-    assert said[0] == "train steps: 500 of 1,000"
-    assert "s left" in said[1]
-    assert float(said[1].split("  ")[1].removesuffix("/s")) < 10
+    clock.now += 5
+    progress("train steps", 511, 1000)  # too soon
+    assert lines == [
+        "train steps: 500 of 1,000", "train steps: 510 of 1,000  0.5/s  980 s left",
+    ]  # fmt: skip
 
 
 def test_a_task_that_begins_again_is_timed_anew(said):
-    progress = show._Lines(every_seconds=0)
-    for done in range(0, 101, 10):
-        progress("train steps", done, 100)
-    del said[:]
-    progress("train steps", 0, 100)
-    progress("train steps", 50, 100)
-    assert said[0] == "train steps: 0 of 100"
-    assert said[1].startswith("train steps: 50 of 100  10.0/s")  # 50 in the five seconds since
+    lines, clock = said
+    progress = show._Lines()
+    for done in (0, 100, 0, 50):
+        progress("train steps", done, 100, {"loss": 0.25} if done else None)
+        clock.now += 10
+    assert lines[1:] == [
+        "train steps: 100 of 100  10.0/s  loss 0.25", "train steps: 0 of 100",
+        "train steps: 50 of 100  5.0/s  10 s left  loss 0.25",
+    ]  # fmt: skip
     progress("other steps", 3, 4)
-    assert said[2] == "other steps: 3 of 4"
+    assert lines[-1] == "other steps: 3 of 4"
 
 
 def test_bars_begin_again_with_their_task():

@@ -31,14 +31,14 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     Raises:
         IjepaError: no such recipe, no YAML, an unknown key or a value out of range.
     """
-    name_or_path = os.fspath(name_or_path)
-    body = _read(name_or_path)
+    source = os.fspath(name_or_path)
+    body = _read(source)
     if is_published(body):
-        body = translate(body, name_or_path)
-    before = validated(PretrainConfig, body, f"recipe {name_or_path}")
+        body = translate(body, source)
+    before = validated(PretrainConfig, body, f"recipe {source}")
     for override in overrides:
         apply_override(body, override)
-    config = validated(PretrainConfig, body, f"recipe {name_or_path}")
+    config = validated(PretrainConfig, body, f"recipe {source}")
     _warn_of_batch(before, config)
     return config
 
@@ -67,11 +67,20 @@ def dump_yaml(config: Config) -> str:
 
 def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's settings on top of those of its base; a base that is a file stands beside it."""
-    body = _parse_yaml(_text(name_or_path), name_or_path)
-    base = body.pop("base", None)
-    if base is None:
+    try:
+        body = parse_yaml(_text(name_or_path))
+    except ValueError as error:
+        raise IjepaError(f"recipe {name_or_path} is not YAML: {error}.") from error
+    body = {} if body is None else body
+    if not isinstance(body, dict):
+        raise IjepaError(
+            f"recipe {name_or_path} holds a {type(body).__name__}; expected keys and values."
+        )
+    if (base := body.pop("base", None)) is None:
         return body
-    below = str(Path(name_or_path).parent / str(base) if _is_file(str(base)) else base)
+    below = str(base)
+    if _is_file(below):
+        below = str(Path(name_or_path).parent / below)
     if len(above) == MOST_BASES:
         raise IjepaError(
             f"recipe {above[0]} goes back over more than {MOST_BASES} bases, {below!r:.200} among "
@@ -85,33 +94,17 @@ def _is_file(name_or_path: str) -> bool:
 
 
 def _text(name_or_path: str) -> str:
-    path = Path(name_or_path)
     if not _is_file(name_or_path):
-        return _named(name_or_path)
+        if name_or_path not in (known := recipe_names()):
+            raise IjepaError(f"There is no recipe {name_or_path!r}; there are {', '.join(known)}.")
+        return resources.files("ijepa.recipes").joinpath(f"{name_or_path}.yaml").read_text()
+    path = Path(name_or_path)
     if not path.is_file():
         raise IjepaError(f"There is no recipe file {path}.")
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
         raise IjepaError(f"recipe {path} is not UTF-8 text ({error.reason}).") from error
-
-
-def _named(name: str) -> str:
-    if name not in recipe_names():
-        raise IjepaError(f"There is no recipe {name!r}; there are {', '.join(recipe_names())}.")
-    return resources.files("ijepa.recipes").joinpath(f"{name}.yaml").read_text()
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        body = parse_yaml(text)
-    except ValueError as error:
-        raise IjepaError(f"recipe {source} is not YAML: {error}.") from error
-    if body is not None and not isinstance(body, dict):
-        raise IjepaError(
-            f"recipe {source} holds a {type(body).__name__}; expected keys and values."
-        )
-    return body or {}
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401  # whatever it holds
@@ -123,26 +116,18 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401  # whatever it holds
     """
     try:
         body = yaml.safe_load(text)
-        if not _is_small(body):
-            raise ValueError(f"more than {MOST_VALUES:,} values")
-        return body
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def _is_small(body: object) -> bool:
-    waiting = [body]
-    for _ in range(MOST_VALUES):
-        if not waiting:
-            return True
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-    return False
+    waiting, values = [body], 0
+    while waiting:
+        value, values = waiting.pop(), values + 1
+        if values > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        if isinstance(value, dict | list):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return body
 
 
 def _warn_of_batch(recipe: PretrainConfig, config: PretrainConfig) -> None:

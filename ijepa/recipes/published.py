@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ijepa.config import PretrainConfig
+from ijepa.config import PretrainConfig, flat
 from ijepa.errors import IjepaError
 
 GLOBAL_BATCH = 2048  # of the published runs; their files say only how many images one GPU takes
@@ -40,6 +40,7 @@ PLACES = {
     "data.image_folder", "data.num_workers", "data.pin_mem", "data.root_path", "logging.folder",
     "logging.write_tag", "meta.copy_data", "meta.load_checkpoint", "meta.read_checkpoint",
 }  # fmt: skip
+BFLOAT16 = "meta.use_bfloat16"
 # What we do not do; every published file has these values.
 ONLY = {
     "data.use_gaussian_blur": False,
@@ -64,24 +65,28 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         IjepaError: settings that the released files do not have, or a value we cannot honour.
     """
-    ours: dict[str, Any] = {}
-    settings = _flat(body)
-    known = {*SETTINGS, *ONLY, *PLACES, "meta.use_bfloat16"}
-    unknown = [name for name, _ in settings if name not in known]
+    settings = {n: value for n, value in flat(body).items() if "." in n or value is not None}
+    unknown = [name for name in settings if name not in {*SETTINGS, *ONLY, *PLACES, BFLOAT16}]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise IjepaError(
             f"recipe {source}: not settings of facebookresearch/ijepa: {', '.join(unknown[:5])}"
             f"{more}. Remove them; `ijepa recipes NAME` prints the settings of this package."
         )
-    for name, value in settings:
-        if name in ONLY and value != ONLY[name]:
-            raise IjepaError(f"recipe {source}: {name} is {value!r}; only {ONLY[name]!r} is done.")
-        if name == "meta.use_bfloat16":
-            _put(ours, "optimization.precision", "bf16" if value else "fp32")
-        elif name in SETTINGS:
-            _put(ours, SETTINGS[name], value)
-    _put(ours, "data.batch_size", GLOBAL_BATCH)
+    for name, only in ONLY.items():
+        if settings.get(name, only) != only:
+            raise IjepaError(
+                f"recipe {source}: {name} is {settings[name]!r}; only {only!r} is done."
+            )
+    ours: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in SETTINGS:
+            group, _, setting = SETTINGS[name].rpartition(".")
+            (ours.setdefault(group, {}) if group else ours)[setting] = value
+    if BFLOAT16 in settings:
+        precision = "bf16" if settings[BFLOAT16] else "fp32"
+        ours.setdefault("optimization", {})["precision"] = precision
+    ours.setdefault("data", {})["batch_size"] = GLOBAL_BATCH
     return ours
 
 
@@ -92,20 +97,3 @@ def batch_note(config: PretrainConfig) -> str:
         f"says how many each GPU takes ({config.masks.group_size:,}, here masks.group_size), and "
         f"the published runs took {GLOBAL_BATCH:,}. Change it with --set data.batch_size=N."
     )
-
-
-def _flat(body: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings by dotted name; a group that is no mapping counts as one setting."""
-    found: list[tuple[str, Any]] = []
-    for group, settings in body.items():
-        if isinstance(settings, Mapping):
-            found += [(f"{group}.{name}", value) for name, value in settings.items()]
-        elif settings is not None:
-            found.append((str(group), settings))
-    return found
-
-
-def _put(body: dict[str, Any], dotted: str, value: object) -> None:
-    group, _, name = dotted.rpartition(".")
-    place = body.setdefault(group, {}) if group else body
-    place[name] = value

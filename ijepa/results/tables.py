@@ -130,7 +130,10 @@ def score_table(group: Group) -> Shown:
         f"{score.num_classes} classes, chance {percent(score.chance, 1)}%."
     ]
     if score.repeats:
-        caption.append(f"{repeated(len(score.repeats))}.")
+        caption.append(
+            f"{len(score.repeats):,} test images are training images, too, byte for byte under "
+            f"another name."
+        )
     if by:
         caption.append(
             f"The paper's numbers by this protocol are in table{'s' if len(by) > 1 else ''} "
@@ -181,11 +184,6 @@ def _short(value: object) -> str:
 def percent(share: float | None, digits: int = 2) -> str:
     """0.4821 as 48.21; nothing where there is none."""
     return "" if share is None else f"{100 * share:.{digits}f}"
-
-
-def repeated(number: int) -> str:
-    """So many test images were trained on."""
-    return f"{number:,} test images are training images, too, byte for byte under another name"
 
 
 def top1(line: Line) -> Cell:
