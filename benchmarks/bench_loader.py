@@ -20,8 +20,7 @@ from timing import emit, medians
 from torchvision.transforms.functional import to_tensor
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
-from ijepa.data.cache import CachedCropBatches, DecodedImages
-from ijepa.data.loader import RandomCropBatches, StepPlan
+from ijepa.data.loader import CachedCropBatches, DecodedImages, RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.jepa.augment import CropDraws, draw_crops, fit_box, normalise
 from ijepa.jepa.rng import CROPS, stream

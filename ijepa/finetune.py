@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
-from ijepa.data.shards import ShardSet, listed, of_equal_size, open_shards, read_ids
+from ijepa.data.names import Ints, listed, of_equal_size, read_ids
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
@@ -28,7 +29,6 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together
 
 if TYPE_CHECKING:
-    from ijepa.data.loader import Ints
     from ijepa.encoders.base import Encoder
     from ijepa.train.finetuning import FinetuneTask, Labelled
 
@@ -225,7 +225,7 @@ def _repeats(
 
     sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
 
-    def known(part: "Labelled", places: "Ints") -> Known:
+    def known(part: "Labelled", places: Ints) -> Known:
         ids = over_ranks(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
         return Known(ids, [part.keys[place] for place in places.tolist()])
 
@@ -239,7 +239,7 @@ def _score(
     vit: "Encoder",
     task: "FinetuneTask",
     parts: "tuple[Labelled, Labelled, Labelled]",
-    predicted: "Ints",
+    predicted: Ints,
     repeats: tuple[str, ...],
 ) -> Score:
     """The score of the last state, and how the run deviates from the protocol it names."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
-from ijepa.data.shards import listed, read_lines
+from ijepa.data.names import listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header

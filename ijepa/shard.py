@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
-from ijepa.data.plan import ShardPlan, Subset, readable, write_plan
-from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards, read_lines
+from ijepa.data.names import ImageList, read_lines, readable, sample_key, without_suffix
+from ijepa.data.plan import PlannedShard, planned_left_out, planned_shards, write_plan
+from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     UNKNOWN,
@@ -24,10 +25,10 @@ from ijepa.data.sources.items import (
 )
 from ijepa.data.sources.kinds import open_source
 from ijepa.data.write import (
-    SIDECARS,
+    REPORT,
+    ROWS,
     BadImage,
     ShardReport,
-    ShardTask,
     finished,
     join_rows,
     write_shards,
@@ -42,22 +43,14 @@ SOURCE = "source"  # in the work folder: what must be unpacked, rendered or enco
 SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
-
-log = logging.getLogger(__name__)
-
 SHARD = ShardConfig()
 UNDECODED = "images that do not decode, see bad.jsonl"
 
+log = logging.getLogger(__name__)
+
 
 class ClassSummary(Config):
-    """The classes of one label.
-
-    Attributes:
-        classes: how many.
-        first: name of class 0.
-        last: name of the last class.
-        splits: the splits whose images have this label.
-    """
+    """The classes of one label: how many, names of the first and last, splits that have it."""
 
     classes: int
     first: str
@@ -66,27 +59,18 @@ class ClassSummary(Config):
 
 
 class ShardResult(Config):
-    """A finished shard set, and what was understood of its source.
-
-    Attributes:
-        splits: samples by split.
-        labels: classes by label.
-        bad: images left out because they do not decode; `bad.jsonl` lists them.
-        left_out: numbers of files and images of the source that did not come along, by reason.
-        changes: numbers of images that were changed, or of which a part is lost, by reason.
-        fingerprint: of the contents.
-    """
+    """A finished shard set, and what was understood of its source."""
 
     out: Path
     cached: bool
-    splits: dict[str, int]
+    splits: dict[str, int]  # samples of each
     labels: dict[str, ClassSummary]
     shards: int
     bytes: int
-    bad: int
-    left_out: dict[str, int]
-    changes: dict[str, int]
-    fingerprint: str
+    bad: int  # images left out because they do not decode; `bad.jsonl` lists them
+    left_out: dict[str, int]  # files and images of the source that did not come along, by reason
+    changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
+    fingerprint: str  # of the contents
 
 
 def shard(
@@ -117,11 +101,15 @@ def shard(
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
             _make(name, config, listed, runtime, progress, made)
-        _check_bad(_listed_bad(made), config.max_bad)
+        bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
+        _check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
         shards = [shard for split in index.splits.values() for shard in split.shards]
         if not work.cached:
-            _tidy(made)
+            shutil.rmtree(made / SOURCE, ignore_errors=True)
+            for pattern in ("plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}"):
+                for file in made.glob(pattern):
+                    file.unlink()
             facts = {"source": name, "max_bad": config.max_bad}
             work.publish_folder(facts, digests={shard.name: shard.sha256 for shard in shards})
     return ShardResult(
@@ -167,10 +155,8 @@ def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary
     for split in splits.values():
         for label, names in split.labels.items():
             having = tuple(name for name, other in splits.items() if label in other.labels)
-            ends = names or ["none"]
-            found[label] = ClassSummary(
-                classes=len(names), first=ends[0], last=ends[-1], splits=having
-            )
+            first, last = (names[0], names[-1]) if names else ("none", "none")
+            found[label] = ClassSummary(classes=len(names), first=first, last=last, splits=having)
     return found
 
 
@@ -187,51 +173,26 @@ def _make(
         leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
-    asked = Request(folder / SOURCE, config.splits, workers, progress)
-    contents = _opened(name, config).read(asked)
+    contents = _opened(name, config).read(
+        Request(folder / SOURCE, config.splits, workers, progress)
+    )
     if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, config.val_fraction)
     elif config.val_fraction:
         there = ", ".join(sorted(contents.splits))
         log.info("%s has splits, %s; a share for val changes nothing", name, there)
-    plan = _plan(name, contents, config, subset, progress, folder)
-    labels = {split: tuple(known) for split, known in contents.splits.items()}
-    tasks = [
-        ShardTask(plan.path, shard, labels[shard.split], folder, config) for shard in plan.shards()
-    ]
-    reports = _write_shards(tasks, config.max_bad, workers, progress)
-    _write_index(name, contents.splits, reports, plan.left_out(), folder)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what is of use until the set is whole."""
-    shutil.rmtree(folder / SOURCE, ignore_errors=True)
-    for pattern in ["plan-*.db", *(f"*.tar{suffix}" for suffix in SIDECARS)]:
-        for made in folder.glob(pattern):
-            made.unlink()
-
-
-def _plan(
-    name: str,
-    contents: Contents,
-    config: ShardConfig,
-    subset: Path | None,
-    progress: Progress,
-    folder: Path,
-) -> ShardPlan:
-    """Which image goes where; the list of images is read once, and not again after a kill."""
-    # The plan holds paths: begun elsewhere, it would look for images in the wrong place.
-    path = folder / f"plan-{fingerprint_of([str(Path.cwd()), name])[:16]}.db"
-    if path.exists():
-        return ShardPlan(path)
-    kept = Subset(subset) if subset else None
-    items = _chosen(contents, kept, progress)
-    plan = write_plan(path, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
-    if kept:
-        kept.check_all_found()
-    if not any(shard.num_images for shard in plan.shards()):
+    # The plan holds paths: begun elsewhere, it would look for images in the wrong place. The list
+    # of images is read once, and not again after a kill.
+    plan = folder / f"plan-{fingerprint_of([VERSION, str(Path.cwd()), name])[:16]}.db"
+    if not plan.exists():
+        kept = ImageList(subset) if subset else None
+        items, left_out = _chosen(contents, kept, progress), contents.left_out
+        write_plan(plan, items, config.shard_bytes, left_out, shuffle=config.shuffle)
+    shards = planned_shards(plan)
+    if not any(shard.num_images for shard in shards):
         raise IjepaError(f"{name} holds no image in what was chosen.")
-    return plan
+    reports = _write_shards(shards, config, workers, progress)
+    _write_index(name, contents.splits, reports, planned_left_out(plan), folder)
 
 
 def _with_val(contents: Contents, fraction: float) -> Contents:
@@ -246,28 +207,37 @@ def _with_val(contents: Contents, fraction: float) -> Contents:
     return Contents(splits, map(moved, contents.items), contents.left_out)
 
 
-def _chosen(contents: Contents, subset: Subset | None, progress: Progress) -> Iterator[Item]:
+def _chosen(contents: Contents, kept: ImageList | None, progress: Progress) -> Iterator[Item]:
     """The images to write; counts those that are left out, and labels that are not known."""
     for number, item in enumerate(contents.items, start=1):
         if number % REPORT_IMAGES == 0:
             progress("list images", number, None)
-        if subset is not None and not subset.holds(item):
+        if kept is not None and not kept.chooses(_names(item)):
             contents.left_out["images that --subset does not list"] += 1
             continue
         for label, class_number in item.labels.items():
             if class_number == UNKNOWN:
                 contents.left_out[f"labels {label} that are not known"] += 1
         yield item
+    if kept is not None:
+        kept.check("image of the source")
+
+
+def _names(item: Item) -> set[str]:
+    """Key, paths and file names of an image, with and without suffix."""
+    paths = (item.path, without_suffix(item.path)[0])
+    files = (path.rpartition("/")[2] for path in paths)
+    return {sample_key(item.split, item.name)[0], item.name, *paths, *files}
 
 
 def _write_shards(
-    tasks: list[ShardTask], max_bad: int, workers: int, progress: Progress
+    shards: list[PlannedShard], config: ShardConfig, workers: int, progress: Progress
 ) -> dict[str, list[ShardReport]]:
     """Write what is not written yet; reports of all shards, by split and in order."""
-    reports = {task.shard.name: report for task in tasks if (report := finished(task))}
-    left = [task for task in tasks if task.shard.name not in reports]
-    total = sum(task.shard.num_images for task in tasks)
-    done = total - sum(task.shard.num_images for task in left)
+    reports = {shard.tar.name: report for shard in shards if (report := finished(shard))}
+    left = [shard for shard in shards if shard.tar.name not in reports]
+    total = sum(shard.num_images for shard in shards)
+    done = total - sum(shard.num_images for shard in left)
     bad = [image for report in reports.values() for image in report.bad]
 
     def count(images: int) -> None:
@@ -276,71 +246,17 @@ def _write_shards(
         progress("shard images", done, total, {"bad": len(bad)} if bad else None)
 
     count(0)
-    with contextlib.closing(write_shards(left, workers, count)) as written:
+    with contextlib.closing(write_shards(left, config, workers, count)) as written:
         for report in written:
             reports[report.index.name] = report
             bad += report.bad
-            if len(bad) > max_bad:
+            if len(bad) > config.max_bad:
                 break
-    _check_bad(bad, max_bad)
+    _check_bad(bad, config.max_bad)
     by_split: dict[str, list[ShardReport]] = {}
-    for task in tasks:
-        by_split.setdefault(task.shard.split, []).append(reports[task.shard.name])
+    for shard in shards:
+        by_split.setdefault(shard.split, []).append(reports[shard.tar.name])
     return by_split
-
-
-def _write_index(
-    name: str,
-    labels: Mapping[str, Labels],
-    reports: Mapping[str, list[ShardReport]],
-    left_out: dict[str, int],
-    folder: Path,
-) -> None:
-    """Rows of all splits, the images left out, and last `index.json`."""
-    splits = {}
-    for split, found in reports.items():
-        names = {
-            label: [readable(class_name(name)) for name in known]
-            for label, known in labels[split].items()
-        }
-        shards = [report.index for report in found]
-        splits[split] = SplitIndex(
-            samples=sum(shard.samples for shard in shards),
-            labels=dict(sorted(names.items())),
-            index_crc32=join_rows(folder, split, tuple(names), shards),
-            shards=shards,
-        )
-    every = [report for found in reports.values() for report in found]
-    bad = [line for report in every for line in report.bad]
-    if bad:
-        lines = "".join(line.model_dump_json() + "\n" for line in bad)
-        write_bytes(folder / BAD, lines.encode())
-        left_out = {UNDECODED: len(bad), **left_out}
-    changes = Counter[str]()
-    for report in every:
-        changes.update(report.changes)
-    contents = {
-        split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
-        for split, facts in splits.items()
-    }
-    index = SetIndex(
-        schema_version=SCHEMA,
-        source=readable(name),
-        fingerprint=fingerprint_of(contents),
-        bad=len(bad),
-        splits=splits,
-        left_out=_shortened(left_out),
-        changes=changes,
-    )
-    write_json(folder / INDEX, index.model_dump())
-
-
-def _shortened(left_out: Mapping[str, int]) -> dict[str, int]:
-    """The commonest reasons; files may have any number of suffixes."""
-    ordered = Counter(left_out).most_common()
-    shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
-    rest = sum(number for _, number in ordered[MOST_REASONS:])
-    return shown | ({"files of other kinds": rest} if rest else {})
 
 
 def _check_bad(bad: list[BadImage], max_bad: int) -> None:
@@ -354,7 +270,47 @@ def _check_bad(bad: list[BadImage], max_bad: int) -> None:
     )
 
 
-def _listed_bad(out: Path) -> list[BadImage]:
-    path = out / BAD
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [BadImage.model_validate_json(line) for line in lines]
+def _write_index(
+    name: str,
+    labels: Mapping[str, Labels],
+    reports: Mapping[str, list[ShardReport]],
+    left_out: dict[str, int],
+    folder: Path,
+) -> None:
+    """Rows of all splits, the images left out, and last `index.json`."""
+    splits, bad, changes = {}, list[BadImage](), Counter[str]()
+    for split, found in reports.items():
+        names = {
+            label: [readable(class_name(name)) for name in known]
+            for label, known in sorted(labels[split].items())
+        }
+        shards = [report.index for report in found]
+        splits[split] = SplitIndex(
+            samples=sum(shard.samples for shard in shards),
+            labels=names,
+            index_crc32=join_rows(folder, split, tuple(names), shards),
+            shards=shards,
+        )
+        for report in found:
+            bad += report.bad
+            changes.update(report.changes)
+    if bad:
+        write_bytes(folder / BAD, "".join(line.model_dump_json() + "\n" for line in bad).encode())
+        left_out = {UNDECODED: len(bad), **left_out}
+    ordered = Counter(left_out).most_common()  # files may have any number of suffixes
+    shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
+    rest = sum(number for _, number in ordered[MOST_REASONS:])
+    contents = {
+        split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
+        for split, facts in splits.items()
+    }
+    index = SetIndex(
+        schema_version=SCHEMA,
+        source=readable(name),
+        fingerprint=fingerprint_of(contents),
+        bad=len(bad),
+        splits=splits,
+        left_out=shown | ({"files of other kinds": rest} if rest else {}),
+        changes=changes,
+    )
+    write_json(folder / INDEX, index.model_dump())

@@ -8,9 +8,16 @@ import torch
 from PIL import Image
 
 from ijepa.config import DataConfig, Runtime
-from ijepa.data.cache import CachedCropBatches, DecodedImages
 from ijepa.data.decode import decode_rgb
-from ijepa.data.loader import RandomCropBatches, StepPlan, ViewBatches, ViewPlan, batches
+from ijepa.data.loader import (
+    CachedCropBatches,
+    DecodedImages,
+    RandomCropBatches,
+    StepPlan,
+    ViewBatches,
+    ViewPlan,
+    batches,
+)
 from ijepa.data.shards import open_shards
 from ijepa.distributed import num_workers
 from ijepa.errors import IjepaError
@@ -193,6 +200,6 @@ def test_cached_crops_of_a_part_are_the_part(images):
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("ijepa.data.cache._free_bytes", lambda device: 10_000)
+    monkeypatch.setattr("ijepa.data.loader._memory_bytes", lambda device: 10_000)
     with pytest.raises(IjepaError, match=r"canvases of 90x64 pixels need 0\.0 GB.*--resize"):
         DecodedImages(Pictures(), CPU, 1)

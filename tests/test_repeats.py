@@ -8,7 +8,8 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
-from ijepa.data.shards import of_equal_size, open_shards, read_ids
+from ijepa.data.names import of_equal_size, read_ids
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.leakage import Known, repeated_keys

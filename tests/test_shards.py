@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.decode import decode_rgb
-from ijepa.data.plan import sample_key, write_plan
+from ijepa.data.names import sample_key
+from ijepa.data.plan import planned_shards, write_plan
 from ijepa.data.shards import open_shards
 from ijepa.data.sources.items import Item
 from ijepa.data.write import ShardWriter, tar_header
@@ -200,8 +201,9 @@ nasty = st.builds(
 @given(files=st.lists(paths | nasty, unique=True, min_size=1, max_size=8))
 def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, tmp_path_factory):
     images = [Item("train", name, name, f"file{i}", 0, 1) for i, name in enumerate(files)]
-    plan = write_plan(tmp_path_factory.mktemp("plan") / "plan.db", images, 10**6, Counter())
-    keys = [key for one in plan.shards() for key, *_ in plan.images(one)]
+    plan = tmp_path_factory.mktemp("plan") / "plan.db"
+    write_plan(plan, images, 10**6, Counter())
+    keys = [key for one in planned_shards(plan) for key, _ in one.images()]
     assert len(set(keys)) == len(files)
     for key in keys:
         assert webdataset.tariterators.base_plus_ext(f"{key}.json") == (key, "json")
@@ -213,7 +215,7 @@ def test_any_key_and_bytes_survive_the_tar(files, tmp_path_factory):
     path = tmp_path_factory.mktemp("tar") / "train-000000.tar"
     written = {}
     with whole_file(path) as file:
-        writer = ShardWriter(file, 0, ())
+        writer = ShardWriter(file, 0)
         for number, name in enumerate(files):
             content = b"x" * (number * 511)
             writer.add(f"{number}{sample_key('train', name)[0]}", content, "jpg", {}, {})

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
-from ijepa.data.loader import Batch, Images, Ints, StepPlan, random_crop
+from ijepa.data.decode import decode_rgb
+from ijepa.data.loader import Batch, Images, StepPlan, random_crop
+from ijepa.data.names import Ints
 from ijepa.jepa.rng import AUGMENTED, stream
 
 TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
@@ -35,17 +37,18 @@ class AugmentedBatches(Dataset[Batch]):
             data: batch size, size of images, crops, flips, mean and standard deviation.
             part: places of the batch that are made here.
         """
-        self._images, self._chosen, self._seed, self._part = images, chosen, config.seed, part
+        self._images, self._chosen, self._seed = images, chosen, config.seed
         self.plan = StepPlan(len(chosen), data, config.seed, part)
         self._randaugment = _randaugment(config.randaugment, data)
 
     def __getitem__(self, step: int) -> Batch:
         numbers, places, draws = self.plan.part(step)
-        chosen, size = self._chosen[numbers], self.plan.config.image_size
+        chosen, config = self._chosen[numbers], self.plan.config
         made = []
         for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
-            crop = random_crop(self._images.read_image(number), draws, place, size, "bicubic")
-            made.append(self._augmented(crop, step * self.plan.config.batch_size + place))
+            pixels = decode_rgb(self._images.read_image(number))
+            crop = random_crop(pixels, draws, place, config.image_size, "bicubic")
+            made.append(self._augmented(crop, step * config.batch_size + place))
         return Batch(step, torch.cat(made), torch.from_numpy(chosen))
 
     def _augmented(self, crop: Tensor, draw: int) -> Tensor:

@@ -4,9 +4,11 @@ One item of a data set is one whole batch, a pure function of its step. So resum
 starting there, and processes share no hidden state.
 """
 
+import os
 import signal
 import traceback
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig, Interpolation, Size
-from ijepa.data.decode import decode_rgb
+from ijepa.data.decode import decode_rgb, size_of
+from ijepa.data.names import Ints, image_ids
 from ijepa.data.processes import processes
-from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
     CropDraws,
     Pixels,
+    crop_batch,
     draw_crops,
     evaluation_crop,
     fit_box,
@@ -29,11 +32,11 @@ from ijepa.jepa.augment import (
     squash,
 )
 from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
-
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+from ijepa.progress import Progress, silent
 
 # Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
+MOST_OF_MEMORY = 0.7  # that decoded images may take; the networks need some, too
 
 
 class Images(Protocol):
@@ -47,10 +50,9 @@ class Images(Protocol):
 
 
 class ChosenImages:
-    """Some of other images, counted from 0."""
+    """Some of other images, counted from 0; `chosen` are their numbers there."""
 
     def __init__(self, images: Images, chosen: Sequence[int]) -> None:
-        """Remember `chosen`, their numbers there."""
         self._images, self._chosen = images, chosen
 
     def __len__(self) -> int:
@@ -62,21 +64,13 @@ class ChosenImages:
 
 
 class Batch(NamedTuple):
-    """Images of one step.
-
-    Attributes:
-        step: which.
-        images: (B, 3, height, width) uint8, channels last in memory.
-        numbers: (B,) int64, their places in the split; -1 for streams, which know none.
-        keys: of the images; for streams alone.
-        image_ids: (B,) uint64, see `image_ids`; for `ViewBatches` alone.
-    """
+    """Images of one step."""
 
     step: int
-    images: Tensor
-    numbers: Tensor
-    keys: Sequence[str] = ()
-    image_ids: Tensor | None = None
+    images: Tensor  # (B, 3, height, width) uint8, channels last in memory
+    numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
+    keys: Sequence[str] = ()  # of streams alone
+    image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
 
 
 class StepPlan:
@@ -137,61 +131,110 @@ class RandomCropBatches(Dataset[Batch]):
         numbers, places, draws = self._plan.part(step)
         image_px = self._plan.config.image_px
         crops = [
-            random_crop(self._images.read_image(number), draws, place, image_px)
+            random_crop(decode_rgb(self._images.read_image(number)), draws, place, image_px)
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
         return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
 
 
 def random_crop(
-    content: bytes,
+    pixels: Pixels,
     draws: CropDraws,
     place: int,
     image_px: int | Size,
     mode: Interpolation = "bilinear",
 ) -> Tensor:
-    """One encoded image, cropped as draw number `place` says: (1, 3, height, width) uint8."""
-    return _crop(decode_rgb(content), draws, place, image_px, mode)
-
-
-def _crop(
-    pixels: Pixels, draws: CropDraws, place: int, image_px: int | Size, mode: Interpolation
-) -> Tensor:
+    """An image cropped as draw number `place` says: (1, 3, height, width) uint8."""
     box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
     crop = resize_box(pixels, box, image_px, mode=mode)
     return crop.flip(-1) if draws.flip[place] else crop
 
 
-class ViewPlan(NamedTuple):
-    """Which views of an image are made.
+class DecodedImages:
+    """A split decoded once and kept in memory, so that small images do not wait for the decoder.
 
     Attributes:
-        image_px: side of the square, or (height, width).
-        crop_fraction: of the short side that the evaluation view keeps; None squashes the whole
-            image.
-        augmented: how many augmented views follow the evaluation view.
-        augment: `rrc-flip` or `flip`, see `ijepa.config.ExtractConfig`.
-        seed: of the augmented views.
-        interpolation: `bilinear` or `bicubic`, of all views.
+        pixels: (N, 3, H, W) uint8 on the device that crops them; each image in the upper left
+            corner of a canvas of one size.
+        sizes: (height, width) of each image.
     """
 
+    def __init__(
+        self, images: Images, device: torch.device, workers: int, progress: Progress = silent
+    ) -> None:
+        """Decode everything.
+
+        Raises:
+            IjepaError: it would not fit into the device's memory.
+        """
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            numbers = range(len(images))
+            self.sizes = list(pool.map(lambda n: size_of(images.read_image(n)), numbers))
+            height, width = (max(side) for side in zip(*self.sizes, strict=True))
+            needed, available = len(images) * 3 * height * width, _memory_bytes(device)
+            if needed > MOST_OF_MEMORY * available:
+                raise IjepaError(
+                    f"{len(images):,} images on canvases of {height}x{width} pixels need "
+                    f"{needed / 1e9:.1f} GB; {device} has {available / 1e9:.1f} GB for everything. "
+                    f"Shard them smaller (--resize), or leave --cache away."
+                )
+            pixels = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+
+            def fill(number: int) -> None:
+                image = torch.from_numpy(decode_rgb(images.read_image(number)))
+                pixels[number, :, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
+
+            for number, _ in enumerate(pool.map(fill, numbers)):
+                progress("decode images", number + 1, len(images))
+        self.pixels = pixels.to(device)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Of a GPU what is free, of the machine all that it has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class CachedCropBatches:
+    """Step -> what `RandomCropBatches` makes, cropped on the device in one call."""
+
+    def __init__(self, decoded: DecodedImages, plan: StepPlan) -> None:
+        self._decoded, self._plan = decoded, plan
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers, places, draws = self._plan.part(step)
+        rows = [
+            (number, draws.flip[place], *fit_box(draws, place, *self._decoded.sizes[number]))
+            for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
+        ]
+        pixels, drawn = self._decoded.pixels, torch.tensor(rows)
+        if pixels.is_cuda:
+            drawn = drawn.pin_memory().to(pixels.device, non_blocking=True)
+        chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
+        crops = crop_batch(pixels[chosen], boxes, flip, self._plan.config.image_px)
+        return Batch(step, crops, torch.from_numpy(numbers))
+
+
+class ViewPlan(NamedTuple):
+    """Which views of an image are made."""
+
     image_px: int | Size
-    crop_fraction: float | None
-    augmented: int = 0
-    augment: str = "none"
-    seed: int = 0
+    crop_fraction: float | None  # of the short side, for evaluation; None squashes the whole image
+    augmented: int = 0  # how many augmented views follow the evaluation view
+    augment: str = "none"  # `rrc-flip` or `flip`, see `ijepa.config.ExtractConfig`
+    seed: int = 0  # of the augmented views
     interpolation: Interpolation = "bilinear"
 
 
 class ViewBatches(Dataset[Batch]):
-    """Batch number -> all views of consecutive images; the last batch may be short.
+    """Batch number -> all views of `batch_size` consecutive images; the last batch may be short.
 
     `Batch.images` holds the views of the first image, then those of the second, and so on; what is
     drawn for an image depends on (seed, number of the image) alone.
     """
 
     def __init__(self, images: Images, plan: ViewPlan, batch_size: int) -> None:
-        """Remember how to cut; `batch_size` counts images."""
         self._images, self._plan, self._batch_size = images, plan, batch_size
 
     def __len__(self) -> int:
@@ -218,7 +261,7 @@ class ViewBatches(Dataset[Batch]):
         draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
         for place in range(plan.augmented):
             if plan.augment == "rrc-flip":
-                yield _crop(pixels, draws, place, plan.image_px, plan.interpolation)
+                yield random_crop(pixels, draws, place, plan.image_px, plan.interpolation)
             else:
                 yield whole.flip(-1) if draws.flip[place] else whole
 

@@ -10,6 +10,7 @@ shuffles its samples a buffer at a time, and makes every n-th batch. A batch is 
 step): worker processes only divide the lanes among them, and resuming rereads at most one buffer.
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -18,20 +19,21 @@ import shlex
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys
+from webdataset.tariterators import base_plus_ext
 
-from ijepa.config import validated
+from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import Batch, StepPlan, random_crop
-from ijepa.data.shards import INDEX, SCHEMA, Sample, SetIndex, expanded
+from ijepa.data.names import expanded
+from ijepa.data.shards import INDEX, Sample, parsed_index
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
@@ -39,15 +41,10 @@ from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off
 BLOCK_BYTES = 8 * 2**20  # asked for at once
-FOR_GOOD = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-FOREIGN_BREAKS = (
-    ("aiohttp", "ClientError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-)
-MOST_INDEX_BYTES = 256 * 2**20  # a million shards have less
+FOR_GOOD = (
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError,
+)  # fmt: skip
 MOST_TARS = 1_000_000
-MOST_MEMBER_BYTES = 2**30  # of one file in a tar
 META = re.compile(r"__[^/]*__($|/)")  # names of webdataset's own notes
 FIRST_SHARDS = 32  # that are looked into, at most
 
@@ -56,21 +53,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteSplit:
-    """The shards of one split, elsewhere.
-
-    Attributes:
-        urls: of the shards, in the order of the samples.
-        counts: samples of each; a guess if not `counted`.
-        counted: does an index say how many samples each shard has?
-        label_names: as `SplitReader` has them; empty without an index.
-        fingerprint: of the contents, as the index tells it; of the addresses without an index.
-    """
+    """The shards of one split, elsewhere, in the order of the samples."""
 
     urls: tuple[str, ...]
-    counts: tuple[int, ...]
-    counted: bool
-    label_names: dict[str, list[str]]
-    fingerprint: str
+    counts: tuple[int, ...]  # samples of each
+    counted: bool  # does an index tell `counts`, or are they a guess?
+    label_names: dict[str, list[str]]  # as `SplitReader` has them; empty without an index
+    fingerprint: str  # of the contents, as the index tells it; of the addresses without an index
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -127,15 +116,11 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     url = _within(data, INDEX)
     try:
         with closing(_open(url)) as file:
-            text = file.read(MOST_INDEX_BYTES + 1)
-        body = parse_json(text) if len(text) <= MOST_INDEX_BYTES else None
+            index = parsed_index(parse_json(file.read()), url)
     except ValueError as error:
         raise IjepaError(f"{url} is not the index of a shard set: {error}.") from error
     except _breaks() as error:
         raise IjepaError(f"{url} cannot be read: {_in_words(error)}.") from error
-    if not isinstance(body, dict) or body.get("schema_version") != SCHEMA:
-        raise IjepaError(f"{url} is not an index of schema {SCHEMA}; shard again.")
-    index = validated(SetIndex, body, url)
     if split not in index.splits:
         raise IjepaError(
             f"{data} has no split {split!r}; its splits are {', '.join(sorted(index.splits))}."
@@ -202,17 +187,18 @@ class StreamedCropBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        count = len(self._lanes.mine)
+        image_px = self._plan.config.image_px
         open_lanes: dict[int, Iterator[Sample]] = {}
         for step in self._steps[number::workers]:
-            turn, lane = divmod(step, count)
+            turn, lane = divmod(step, len(self._lanes.mine))
             places, draws = self._plan.crops(step)
             if lane not in open_lanes:
                 open_lanes[lane] = self._lanes.samples(lane, turn * len(places))
             samples = list(itertools.islice(open_lanes[lane], len(places)))
-            pairs = zip(samples, places.tolist(), strict=True)
-            image_px = self._plan.config.image_px
-            crops = [random_crop(sample.image, draws, place, image_px) for sample, place in pairs]
+            crops = [
+                random_crop(decode_rgb(sample.image), draws, place, image_px)
+                for sample, place in zip(samples, places.tolist(), strict=True)
+            ]
             keys = tuple(sample.key for sample in samples)
             yield Batch(step, torch.cat(crops), torch.full((len(places),), -1), keys)
 
@@ -239,62 +225,56 @@ def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
 
 def _within(data: str, name: str) -> str:
     """Address of a file of a shard set."""
-    if data.startswith("pipe:"):
-        if "{}" not in data:
-            raise IjepaError(
-                f"{data!r} names no tar, and has no {{}} to put the names of a shard set's files "
-                f"in; write it as 'pipe:curl -sSf https://host/set/{{}}'."
-            )
-        return data.replace("{}", shlex.quote(name))
-    return f"{data.rstrip('/')}/{name}"
+    if not data.startswith("pipe:"):
+        return f"{data.rstrip('/')}/{name}"
+    if "{}" not in data:
+        raise IjepaError(
+            f"{data!r} names no tar, and has no {{}} to put the names of a shard set's files in; "
+            f"write it as 'pipe:curl -sSf https://host/set/{{}}'."
+        )
+    return data.replace("{}", shlex.quote(name))
 
 
 def _read_tar(url: str, labels: Sequence[str]) -> Iterator[Sample]:
-    with closing(_open(url)) as file:
-        try:
-            for members in group_by_keys(_files(url, file)):
-                yield _sample(url, members, labels)
-        except ValueError as error:  # a name that stands there twice
-            raise IjepaError(f"{url} is not a tar of samples: {error.args[0]}.") from error
+    """Samples as WebDataset groups them: neighbours whose names agree up to the first dot."""
+    with closing(_open(url)) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for key, group in itertools.groupby(_members(tar), lambda member: member[0]):
+            members = [(suffix, content) for _, suffix, content in group]
+            files = dict(members)
+            if len(files) < len(members):
+                raise IjepaError(f"{url}: sample {key!r} has two files of the same suffix.")
+            yield _sample(url, key, files, labels)
 
 
-def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Plain files of a tar as webdataset has them, none so large that it fills the memory."""
-    with tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for member in tar:
-            content = tar.extractfile(member) if member.isreg() else None
-            tar.members = []  # type: ignore[attr-defined]  # or it would remember them all
-            if content is None or META.match(member.name):
-                continue
-            if member.size > MOST_MEMBER_BYTES:
-                raise IjepaError(
-                    f"{url}: {member.name} has {member.size:,} bytes, more than "
-                    f"{MOST_MEMBER_BYTES:,}; it is no image."
-                )
-            yield {"fname": member.name, "data": content.read(), "__url__": url}
-    yield {}  # samples end with their tar
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and content of plain files; of what is neither image nor JSON no content."""
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # or it would remember them all
+        key, suffix = base_plus_ext(member.name)
+        file = tar.extractfile(member) if member.isreg() else None
+        if file is None or key is None or META.match(member.name):
+            continue
+        is_read = suffix.lower() in (*IMAGE_SUFFIXES, "json")
+        yield key, suffix.lower(), file.read() if is_read else b""
 
 
-def _sample(url: str, members: dict[str, Any], labels: Sequence[str]) -> Sample:
-    """Image, key and labels of the members of one sample.
+def _sample(url: str, name: str, files: Mapping[str, bytes], labels: Sequence[str]) -> Sample:
+    """A sample of its files by suffix.
 
     The JSON of others is ignored, unless an index promises `labels`.
 
     Raises:
         IjepaError: there is no image, or one of `labels` is not there as a class number.
     """
-    name = members["__key__"]
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if image is None:
-        found = ", ".join(sorted(name for name in members if not name.startswith("__")))
         raise IjepaError(
-            f"{url}: sample {name!r} has no image ({found}); expected one of "
+            f"{url}: sample {name!r} has no image ({', '.join(sorted(files))}); expected one of "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    try:
-        notes = parse_json(members.get("json", b"{}"))
-    except ValueError:
-        notes = {}
+    notes = None
+    with contextlib.suppress(ValueError):
+        notes = parse_json(files.get("json", b"{}"))
     notes = notes if isinstance(notes, dict) else {}
     known = notes["labels"] if isinstance(notes.get("labels"), dict) else {}
     known = {label: number for label, number in known.items() if _is_class(number)}
@@ -309,7 +289,7 @@ def _sample(url: str, members: dict[str, Any], labels: Sequence[str]) -> Sample:
 
 
 def _is_class(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return type(value) is int and abs(value) < 2**63
 
 
 def _open(url: str) -> IO[bytes]:
@@ -329,27 +309,28 @@ def _open(url: str) -> IO[bytes]:
 
 
 def _breaks() -> tuple[type[Exception], ...]:
-    """What a broken connection raises; the libraries below fsspec have errors of their own."""
-    found = [_class(module, name) for module, name in FOREIGN_BREAKS]
-    return (OSError, EOFError, tarfile.TarError, *filter(None, found))
+    """What a broken connection or tar raises; the libraries below fsspec have own errors."""
+    foreign = _foreign("botocore.exceptions", "BotoCoreError", "ClientError")
+    foreign += _foreign("aiohttp", "ClientError")
+    return OSError, EOFError, ValueError, tarfile.TarError, *foreign
+
+
+def _foreign(module: str, *names: str) -> tuple[type[Exception], ...]:
+    """Exceptions of a library; none if it is not imported."""
+    found = sys.modules.get(module)
+    return tuple(getattr(found, name) for name in names) if found else ()
 
 
 def _is_for_good(error: Exception) -> bool:
     """Would another try be useless?"""
-    if type(error).__name__ == "NoCredentialsError":  # of botocore
-        return True
-    return isinstance(error, FOR_GOOD) and _reason(error) is error
+    no_credentials = _foreign("botocore.exceptions", "NoCredentialsError")
+    return isinstance(error, (*FOR_GOOD, *no_credentials)) and _reason(error) is error
 
 
 def _reason(error: Exception) -> BaseException:
     """The cause, if it is aiohttp's: fsspec calls a file missing whose host does not answer."""
-    unanswered, cause = _class("aiohttp", "ClientConnectionError"), error.__cause__
-    return cause if cause and unanswered and isinstance(cause, unanswered) else error
-
-
-def _class(module: str, name: str) -> type[Exception] | None:
-    """An exception of a library; None if the library is not imported."""
-    return getattr(sys.modules.get(module), name, None)
+    unanswered, cause = _foreign("aiohttp", "ClientConnectionError"), error.__cause__
+    return cause if cause and isinstance(cause, unanswered) else error
 
 
 def _in_words(error: Exception) -> str:

@@ -368,7 +368,7 @@ class FeatureWriter:
         Args:
             batch: its number.
             features: (n, layers, dim).
-            image_ids: (n,) uint64, see `ijepa.data.shards.image_ids`.
+            image_ids: (n,) uint64, see `ijepa.data.names.image_ids`.
 
         Raises:
             IjepaError: a number that is not finite, or too large for the type of the store.

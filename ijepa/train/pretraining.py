@@ -12,8 +12,13 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.data.cache import CachedCropBatches, DecodedImages
-from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
+from ijepa.data.loader import (
+    Batch,
+    CachedCropBatches,
+    DecodedImages,
+    RandomCropBatches,
+    StepPlan,
+)
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers

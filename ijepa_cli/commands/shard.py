@@ -1,7 +1,7 @@
 """`ijepa shard`: data set to shard set."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -10,13 +10,9 @@ from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
 
-if TYPE_CHECKING:
-    from ijepa.shard import ShardResult
-
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
-these, a .csv, .tsv or .jsonl list of images with a column `path`, or kind:path with one of the
-kinds cifar10, cifar100, clevr, imagenet, imagenet22k, inat18, places205, places365, scenes,
-torchvision:NAME, webdataset.
+these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path, of the kinds cifar10, clevr,
+cifar100, imagenet, imagenet22k, inat18, places205, places365, scenes, torchvision:NAME, webdataset.
 
 Examples:
 
@@ -26,32 +22,21 @@ Examples:
 
   ijepa shard scenes:train=10000,val=6000 shards/scenes
 
-  ijepa shard photos.csv shards/photos --resize 256
-
-  ijepa shard --check shards/photos
+  ijepa shard --check shards/scenes
 """
 Source = Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")]
-Out = Annotated[
-    Path | None, typer.Argument(help="The shard set to make, a folder; not with --check.")
-]
+Out = Annotated[Path | None, typer.Argument(help="The folder to make; not with --check.")]
 Subset = Annotated[Path | None, typer.Option(help="Keys or file names to keep, one a line.")]
-Check = Annotated[
-    bool, typer.Option("--check", help="Make nothing: look for damage in the shard set SOURCE.")
-]
-RequireSplit = Annotated[
-    list[str] | None,
-    typer.Option(help="End with an error without this split (or `evaluation`); repeatable."),
-]
-RequireLabel = Annotated[
-    list[str] | None,
-    typer.Option(help="End with an error if a required split lacks this label; repeatable."),
-]
+Check = Annotated[bool, typer.Option("--check", help="Only look for damage in SOURCE.")]
+Names = list[str] | None
+Split = Annotated[Names, typer.Option(help="Fail without this split (or `evaluation`).")]
+Label = Annotated[Names, typer.Option(help="Fail where a required split lacks this label.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    shown = "splits val_fraction resize_px shuffle max_bad"
-    stage(app, ShardConfig, shown, "workers", epilog=EXAMPLES)(shard)
+    fields = "splits val_fraction resize_px shuffle max_bad"
+    stage(app, ShardConfig, fields, "workers", epilog=EXAMPLES)(shard)
 
 
 def shard(
@@ -62,30 +47,23 @@ def shard(
     out: Out = None,
     subset: Subset = None,
     check: Check = False,
-    require_split: RequireSplit = None,
-    require_label: RequireLabel = None,
+    require_split: Split = None,
+    require_label: Label = None,
 ) -> None:
     """Write the images of SOURCE as WebDataset tars with an index for random access."""
     from ijepa.data.shards import check_shards, open_shards
     from ijepa.shard import shard as run
 
     if check:
-        folder = Path(source) if out is None else out
         with shown_progress() as progress:
-            found = check_shards(folder, progress)
-        words = f"{found.samples:,} images, {decimal(found.bytes)}, whole and undamaged"
-        show(found, as_json, f"{folder}: {words}")
+            found = check_shards(source, progress)
+        size = decimal(found.bytes)
+        show(found, as_json, f"{source}: {found.samples:,} images, {size}, whole and undamaged")
         return
     if out is None:
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
     with shown_progress() as progress:
         result = run(source, out, config, runtime, progress, subset=subset)
-    show(result, as_json, _summary(result))
-    open_shards(out).require(require_split or (), require_label or ())
-
-
-def _summary(result: "ShardResult") -> str:
-    """What was understood of the source, a line each."""
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     shards = "shard" if result.shards == 1 else "shards"
     state = "cached" if result.cached else "written"
@@ -97,4 +75,5 @@ def _summary(result: "ShardResult") -> str:
     lines += ["no labels"] if not result.labels else []
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
-    return "\n".join(lines)
+    show(result, as_json, "\n".join(lines))
+    open_shards(out).require(require_split or (), require_label or ())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ijepa.data.shards import expanded
+from ijepa.data.names import expanded
 from ijepa.data.sources.cifar import CIFAR10, CIFAR100, Cifar, as_cifar, find_cifar, read_cifar
 from ijepa.data.sources.clevr import is_clevr, read_clevr
 from ijepa.data.sources.folders import read_folders

@@ -1,0 +1,182 @@
+"""Names of images: keys, lists that choose some, numbers by content; braces for many files."""
+
+import hashlib
+import itertools
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from braceexpand import braceexpand
+
+from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ijepa.data.loader import Images
+
+ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
+SHOWN_LINES = 3  # in an error
+BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+
+log = logging.getLogger(__name__)
+
+
+def sample_key(split: str, name: str) -> tuple[str, str]:
+    """Key and suffix of the image `name` of a split.
+
+    The key is `<split>/<name without suffix>`, percent-encoded where WebDataset readers or file
+    systems would stumble; `/`, spaces and letters of any script stay as they are.
+    """
+    stem, suffix = without_suffix(name)
+    return f"{split}/{_escaped(stem)}", _escaped(suffix)
+
+
+def without_suffix(name: str) -> tuple[str, str]:
+    """A path without the suffix of its file, and that suffix without its dot."""
+    stem, _, suffix = name.rpartition(".")
+    return (stem, suffix) if stem and suffix and "/" not in suffix else (name, "")
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
+        if letter in ESCAPED or not letter.isprintable()
+        else letter
+        for letter in text
+    )
+
+
+def readable(text: str) -> str:
+    """Escape bytes that are not UTF-8, so that a name can be hashed and printed."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list of images that are not blank, each once, in their order.
+
+    Raises:
+        IjepaError: there is no such file, or it is empty.
+    """
+    if not path.is_file():
+        raise IjepaError(f"There is no list {path}.")
+    lines = (line.strip() for line in path.read_text(errors="surrogateescape").splitlines())
+    found = [line for line in dict.fromkeys(lines) if line]
+    if not found:
+        raise IjepaError(f"{path} lists nothing; write one key or file name a line.")
+    return found
+
+
+class ImageList:
+    """A list that chooses images: keys, paths or file names, one a line.
+
+    A file name chooses all images called so.
+    """
+
+    def __init__(self, path: Path, *, drop_suffix: bool = False) -> None:
+        """Read a list; with `drop_suffix`, names without suffix match lines that have one, too."""
+        self._path, self._lines = path, read_lines(path)
+        self._matched = Counter[str]()  # images by line
+        self._by_name = defaultdict(set)
+        for line in self._lines:
+            self._by_name[line].add(line)
+            if drop_suffix:
+                self._by_name[without_suffix(line)[0]].add(line)
+
+    def chooses(self, names: Iterable[str]) -> bool:
+        """Is an image chosen, by one of its names?"""
+        found = {line for name in names for line in self._by_name.get(name, ())}
+        self._matched.update(found)
+        return bool(found)
+
+    def check(self, what: str) -> None:
+        """Refuse lines that chose no image; warn of those that chose several.
+
+        Args:
+            what: was looked for, such as `image of the source`.
+        """
+        count = len(self._lines)
+        lost = [line for line in self._lines if not self._matched[line]]
+        if lost:
+            raise IjepaError(
+                f"{self._path}: {len(lost):,} of {count:,} lines name no {what}, such as "
+                f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
+            )
+        several = [line for line in self._lines if self._matched[line] > 1]
+        if several:
+            log.warning(
+                "%s: %d of %d lines name several images each, such as %s; write keys or paths to "
+                "name one.", self._path, len(several), count, several[0],
+            )  # fmt: skip
+
+
+def listed(path: Path, keys: Sequence[str]) -> Ints:
+    """Numbers of the images that a list names, ascending, such as the published 1% of ImageNet.
+
+    Args:
+        path: see `ImageList`; with or without suffixes, which `keys` do not have.
+        keys: of the training images, `<split>/<path without suffix>`.
+
+    Raises:
+        IjepaError: there is no such file, it is empty, or a line names no image.
+    """
+    images = ImageList(path, drop_suffix=True)
+    names = ({key, key.partition("/")[2], key.rpartition("/")[2]} for key in keys)
+    numbers = [number for number, called in enumerate(names) if images.chooses(called)]
+    images.check("training image")
+    return np.array(numbers, dtype=np.int64)
+
+
+def image_ids(images: Iterable[bytes]) -> ImageIds:
+    """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
+    digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
+    return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it
+
+
+def read_ids(images: "Images", numbers: Ints, progress: Progress = silent) -> ImageIds:
+    """(n,) numbers by content of some images of a split; reads each."""
+
+    def read() -> Iterator[bytes]:
+        for done, number in enumerate(numbers.tolist(), start=1):
+            yield images.read_image(number)
+            progress("compare train and test images", done, len(numbers))
+
+    return image_ids(read())
+
+
+def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
+    """Places of images that may be the same, for there is one of as many bytes in the other.
+
+    Args:
+        train: (n,) sizes in bytes of training images.
+        test: (m,) of test images.
+    """
+    alike = np.intersect1d(train, test)
+    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))
+
+
+def expanded(text: str, most: int) -> tuple[str, ...]:
+    """The names that `set-{000..009}.tar` stands for.
+
+    Raises:
+        IjepaError: more than `most`, or braces that do not end.
+    """
+    try:
+        # braceexpand writes down a whole range before it gives the first name.
+        ranges = BRACE_RANGE.findall(text)
+        is_long = any(abs(int(end) - int(start)) >= most for start, end in ranges)
+        names = () if is_long else tuple(itertools.islice(braceexpand(text), most + 1))
+        if is_long or len(names) > most:
+            raise ValueError(f"they stand for more than {most:,} names")
+    except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
+        raise IjepaError(
+            f"The braces of {text:.200} cannot be expanded: {error}; write braces as in "
+            f"set-{{000000..000146}}.tar."
+        ) from error
+    return names
