@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.spec import LAST
+from ijepa.encoders.spec import LAST, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, silent
@@ -16,7 +16,7 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 if TYPE_CHECKING:
     from ijepa.encoders.formats import Networks
 
-VERSION = 3
+VERSION = 4
 CARD = "README.md"
 FOLDERS = ("hf", "timm")  # formats of more than one file
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
@@ -67,43 +67,44 @@ def convert(
     """
     source, out = Path(source), Path(out)
     results = [Path(path) for path in scores]
-    if config.to in FOLDERS and out.suffix in WEIGHT_SUFFIXES:
+    is_folder = config.to in FOLDERS
+    if is_folder and out.suffix in WEIGHT_SUFFIXES:
         raise IjepaError(
             f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
             f"such as {out.with_suffix('')}."
         )
-    if config.to in ("published", "ours") and out.suffix == ".safetensors":
+    if not is_folder and out.suffix == ".safetensors":
         raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
+    # Beside a file the card has its name, since other weights may lie in the same folder.
+    card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
+    if not is_folder and card.exists() and read_record(out) is None:
+        raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     inputs = {
         "source": _fingerprint(source),
         "scores": fingerprint_of([file_sha256(path) for path in results]),
     }
-    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=config.to in FOLDERS)
-    card = _card_path(out, plan.is_folder)
-    if not plan.is_folder and card.exists() and read_record(out) is None:
-        raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
+    plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            from ijepa.encoders.formats import read_networks  # here: torch takes its time
-
-            networks = read_networks(source, config.arch)
-            networks.check()
-            found = [read_result(path) for path in results]
-            _refuse_foreign_scores(networks, found)
-            _write(work, networks, config, found)
+            _write(work, source, config, card, [read_result(path) for path in results])
             progress("convert files", 1, 1)
-        return _result(out, config, cached=work.cached)
+        found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
+    load = _load_call(config.to, str(out), found.pop("which"))
+    return ConvertResult(out=out, card=card, cached=work.cached, load=load, **found)
 
 
 def _write(
-    work: Work, networks: "Networks", config: ConvertConfig, results: Sequence[Result]
+    work: Work, source: Path, config: ConvertConfig, card: Path, results: Sequence[Result]
 ) -> None:
-    from ijepa.encoders.card import model_card
-    from ijepa.encoders.formats import WRITERS
+    from ijepa.encoders import formats, write
 
-    out, is_folder = work.plan.out, work.plan.is_folder
-    target = work.folder if is_folder else work.folder / out.name
-    WRITERS[config.to](networks, target, config.which)
+    networks, out = formats.read_networks(source, config.arch), work.plan.out
+    networks.check()
+    _refuse_foreign_scores(networks, results)
+    target = work.folder if work.plan.is_folder else work.folder / out.name
+    write.WRITERS[config.to](networks, target, config.which)
+    held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
+    which = config.which if config.which in held else held[0]
     scores = [
         (
             f"{score.protocol} {score.setting}".strip(),
@@ -115,58 +116,41 @@ def _write(
         for result in results
         for score in result
     ]
-    card = model_card(networks, config.to, config.which, out.name, scores).encode()
-    if is_folder:
-        write_bytes(work.folder / CARD, card)
-        work.publish_folder({"converted": _facts(networks, out, config)})
-    else:
-        write_bytes(_card_path(out, is_folder), card)
-        work.publish_file({"converted": _facts(networks, out, config)})
-
-
-def _result(out: Path, config: ConvertConfig, *, cached: bool) -> ConvertResult:
-    """From the record, so that nobody waits for torch."""
-    facts = (read_record(out) or {})["converted"]
-    load = facts["load"].replace(facts["out"], str(out))  # which may have been moved
-    card = _card_path(out, config.to in FOLDERS)
-    return ConvertResult(**facts | {"out": out, "card": card, "cached": cached, "load": load})
-
-
-def _facts(networks: "Networks", out: Path, config: ConvertConfig) -> dict[str, Any]:
-    from ijepa.encoders.card import held_text, timm_call
-
-    held = networks.held(config.to, config.which)
-    loads = {
-        "timm": timm_call(str(out)),
-        "hf": f"transformers.AutoModel.from_pretrained({str(out)!r})",
-    }
-    encoder = networks.config.encoder
-    return {
-        "out": str(out),
-        "holds": held_text(networks, config.to, config.which),
-        "left_out": [part for part in networks.parts if part not in held],
-        "load": loads.get(config.to, f"ijepa.load_encoder({str(out)!r})"),
+    load = _load_call(config.to, out.name, which)
+    text = write.model_card(networks, config.to, which, out.name, scores, load)
+    kept, encoder = write.kept_parts(networks, config.to, which), networks.config.encoder
+    facts = {
+        "holds": write.kept_text(networks, config.to, which),
+        "left_out": [part for part in networks.parts if part not in kept],
         "arch": f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
+        "which": which,
     }
+    if work.plan.is_folder:
+        write_bytes(work.folder / CARD, text.encode())
+        work.publish_folder({"converted": facts})
+    else:
+        write_bytes(card, text.encode())
+        work.publish_file({"converted": facts})
 
 
-def _card_path(out: Path, is_folder: bool) -> Path:
-    """Beside a file under its name, since other weights may lie in the same folder."""
-    return out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
+def _load_call(to: str, out: str, which: str) -> str:
+    if to == "timm":
+        return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
+    if to == "hf":
+        return f"transformers.AutoModel.from_pretrained({out!r})"
+    return f"ijepa.load_encoder({out!r}, which={which!r})"
 
 
 def _refuse_foreign_scores(networks: "Networks", results: Sequence[Result]) -> None:
-    from ijepa.encoders.base import weights_sha256
-    from ijepa.encoders.formats import ENCODERS
+    from ijepa.encoders import base, formats
 
     ours = {
-        weights_sha256(networks.encoder(which).state_dict())
-        for which, part in ENCODERS.items()
+        base.weights_sha256(networks.encoder(which).state_dict())
+        for which, part in formats.ENCODERS.items()
         if results and part in networks.parts
     }
     for result in results:
-        scored = {score.weights_sha256 for score in result}
-        if not scored & ours:
+        if not ours & {score.weights_sha256 for score in result}:
             raise IjepaError(
                 f"The scores of {result[0].protocol} on {result[0].label} are of "
                 f"{result[0].encoder}, other weights than those of {networks.source}."
@@ -174,13 +158,10 @@ def _refuse_foreign_scores(networks: "Networks", results: Sequence[Result]) -> N
 
 
 def _fingerprint(source: Path) -> str:
-    """A finished run is known by its record, anything else by its bytes."""
-    if (source / LAST).is_file():
-        record = read_record(source)
-        return fingerprint_of(record) if record else file_sha256(source / LAST)
-    if source.is_dir():
+    """Of a run or a file as for an encoder, of a folder of others by what it holds."""
+    if source.is_dir() and not (source / LAST).is_file():
         files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
         return fingerprint_of({path.name: file_sha256(path) for path in files})
-    if not source.is_file():
+    if not source.exists():
         raise IjepaError(f"There is nothing to convert at {source}.")
-    return file_sha256(source)
+    return weights_fingerprint(source)

@@ -17,8 +17,9 @@ from ijepa.convert import convert
 from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
-from ijepa.encoders.formats import Networks, inferred_config, read_networks, timm_network
+from ijepa.encoders.formats import Networks, inferred_config, read_networks
 from ijepa.encoders.spec import load_encoder
+from ijepa.encoders.write import timm_network
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features

@@ -36,12 +36,11 @@ from ijepa.data.shards import open_shards
 from ijepa.encoders.baselines import (
     released_provenance,
     resnet_arch,
-    resnet_network,
-    resnet_size,
+    timm_resnet,
     vit_network,
-    vit_size,
 )
-from ijepa.encoders.spec import KINDS, EncoderSpec, catalogue, load_encoder
+from ijepa.encoders.formats import vit_size
+from ijepa.encoders.spec import CATALOGUE, KINDS, EncoderSpec, load_encoder
 from ijepa.encoders.timm import provenance_of
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -182,16 +181,20 @@ def test_simclr_sees_pixels_from_0_to_1_and_byol_normalised_ones(tmp_path):
     assert views["byol"] == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_the_papers_resnets_are_named_by_depth_and_width(tmp_path):
-    """Of real size, but without numbers: shapes alone tell."""
-    for depths, width, arch in (
-        ((3, 8, 36, 3), 2, "RN152 (2x)"),
-        ((3, 24, 36, 3), 2, "RN200 (2x)"),
-        ((3, 4, 6, 3), 1, "RN50"),
-    ):
-        shapes = resnet_network(depths, width, "same").state_dict()  # on the meta device
-        assert resnet_size(shapes, "a file") == (depths, width)
-        assert resnet_arch(depths, width) == arch
+@pytest.mark.parametrize(
+    ("kind", "depths", "width", "arch"),
+    [
+        ("simclrv2", [3, 8, 36, 3], 2, "RN152 (2x)"),
+        ("byol", [3, 24, 36, 3], 2, "RN200 (2x)"),
+        ("byol", [3, 4, 6, 3], 1, "RN50"),
+    ],
+)
+def test_the_papers_resnets_are_named_by_depth_and_width(kind, depths, width, arch):
+    shapes = resnet_shapes(RESNETS[kind][0], depths, 64 * width)
+    with torch.device("meta"):
+        weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    assert timm_resnet(kind, weights, "a file")[1:] == (depths, width)
+    assert resnet_arch(depths, width) == arch
 
 
 LARGE = {  # dim, depth, patch, heads, arch
@@ -214,7 +217,7 @@ def test_sizes_of_the_papers_rows_are_read_from_their_shapes(kind):
         shapes = vit_shapes(**size)
     with torch.device("meta"):
         weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-        read = vit_size(weights, "a file")
+        read = vit_size(weights, "a file", prefix_tokens=1)
         network = vit_network(kind, read, weights)
     check_weights(network, weights, "a file")
     assert network.blocks[0].attn.num_heads == heads
@@ -428,7 +431,7 @@ def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path)
         line = rf"cannot be fetched \(no connection to {host}\).* name the file: timm:{name}@FILE"
         with pytest.raises(IjepaError, match=line):
             load_encoder(f"timm:{name}")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(IjepaError, match=r"cannot be fetched \(HF_HUB_OFFLINE is set\)"):
         load_encoder(f"timm:{SMALL}")
     with pytest.raises(IjepaError, match="has no model 'vit_colossal'"):
@@ -561,7 +564,7 @@ def test_names_of_timm_tell_the_papers_row(name, arch, epochs, data):
 
 
 def test_the_catalogue_has_every_kind_and_the_papers_nine_methods():
-    entries = catalogue().encoders
+    entries = CATALOGUE.encoders
     named = {entry.encoder.partition(":")[0] for entry in entries}
     assert set(KINDS) <= named
     methods = {row.method for table in TABLES for row in table.rows if row.group}

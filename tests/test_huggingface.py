@@ -189,7 +189,7 @@ def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, cap
 def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monkeypatch):
     path = folder(tmp_path, "ijepa")
     name, small = "facebook/ijepa_vith14_1k", f"{DIM}x{DEPTH}/{PATCH_PX}"
-    monkeypatch.setattr("ijepa.encoders.huggingface._cached", lambda name: path)
+    monkeypatch.setattr("ijepa.encoders.huggingface.snapshot_download", lambda *_, **__: path)
     known = RELEASED["hub"][name].model_copy(update={"arch": small})
     monkeypatch.setitem(RELEASED["hub"], name, known)
     encoder = load_encoder(f"hf:{name}")

@@ -40,7 +40,7 @@ def test_a_tree_of_tensors_is_read_from_new_and_old_files_of_pytorch(tmp_path, z
     torch.save(TREE, tmp_path / "w", _use_new_zipfile_serialization=zipped)
     read = read_weights(tmp_path / "w")
     assert torch.equal(read["encoder"]["w"], TREE["encoder"]["w"])
-    assert (read["epoch"], read["args"].a) == (3, 1)
+    assert read["epoch"] == 3
 
 
 def test_safetensors_are_known_by_their_content(tmp_path):
@@ -59,25 +59,24 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    "value", [bytearray(10), np.ones(3), np.str_("hex"), np.datetime64(3, "s")]
+    ("value", "name"),
+    [(bytearray(10), r"builtins\.bytearray"), (np.ones(3), r"numpy\..*_reconstruct")],
 )
-def test_what_needs_more_than_tensors_is_named(tmp_path, value, zipped):
+def test_what_needs_more_than_tensors_is_named(tmp_path, value, name, zipped):
     torch.save({"w": value}, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(IjepaError, match=r"numpy|NumPy|bytearray|_codecs"):
+    with pytest.raises(IjepaError, match=f"{name} would have to be run"):
         read_weights(tmp_path / "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_settings_of_numpy_and_pathlib_beside_the_weights_are_read(tmp_path, zipped):
+def test_weights_beside_settings_of_numpy_and_pathlib_are_read(tmp_path, zipped):
     settings = argparse.Namespace(
         lr=np.float64(1.5), steps=[np.int64(3), np.int64(-3)], on=np.bool_(True),
         folder=Path("/data/set"), name=b"\xff",
     )  # fmt: skip
-    body = {"w": torch.ones(3), "args": settings, "best": np.float32(2.5)}
+    body = {"w": torch.arange(3), "args": settings, "best": np.float32(2.5), "437": "utf-8"}
     torch.save(body, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    read = read_weights(tmp_path / "w")
-    assert vars(read["args"]) == vars(settings)
-    assert read["best"] == 2.5
+    assert torch.equal(read_weights(tmp_path / "w")["w"], torch.arange(3))
 
 
 def pickled_calls(*calls):
@@ -92,8 +91,10 @@ def pickled_calls(*calls):
 @pytest.mark.parametrize(
     "pickled",
     [
-        pickled_calls(b"utf-32"),
         pickled_calls(b"latin1", b"hex"),
+        pickled_calls(b"latin1", b"-" * 30 + b"Base-64"),
+        pickled_calls(b"rot13"),
+        pickled_calls(b"latin1").replace(b"X\x06\0\0\0latin1", b"U\x05he\xc3\xa9x"),
         b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     ],
 )

@@ -10,11 +10,8 @@ Sizes are read from the shapes in the file.
 """
 
 import logging
-import re
-from collections.abc import Callable, Mapping
 from functools import partial
-from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.layers.create_conv2d import create_conv2d
@@ -36,18 +33,15 @@ from ijepa.encoders.base import (
     token_pool,
     weights_sha256,
 )
-from ijepa.encoders.spec import KINDS, EncoderSpec, paper_rows
+from ijepa.encoders.formats import SHARED_TABLE, VitSize, Weights, vit_size
+from ijepa.encoders.spec import KINDS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, unwrapped
 
 RESNET_PX = 224
 COUNTER = "num_batches_tracked"  # of batch norms; of no effect on features
-PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
-SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 HEADS = {size.dim: size.heads for size in ARCHITECTURES.values()}  # others: 64 wide each
-
-Weights = dict[str, Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +55,7 @@ def load(spec: EncoderSpec) -> Encoder:
     weights, epoch = read_released(spec)
     if spec.kind in RESNETS:
         return _resnet(spec, weights, epoch)
-    size = vit_size(weights, spec.text)
+    size = vit_size(weights, spec.text, prefix_tokens=1)
     network = vit_network(spec.kind, size, weights)
     wanted = {k: v for k, v in weights.items() if not k.endswith("relative_position_index")}
     assign(network, wanted, spec.text)
@@ -89,7 +83,15 @@ def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
     assert spec.file is not None
     kind = KINDS[spec.kind]
     body = unwrapped(read_weights(spec.file), spec.file)
-    weights = dict(_chosen(body, spec))
+    keys = kind.context if spec.which == "context" else kind.target
+    place = f" under {' or '.join(keys)}" if keys else ""
+    found = [body[key] for key in keys if isinstance(body.get(key), dict)]
+    if not found and spec.which == "context":
+        raise IjepaError(f"{spec.text} holds no second encoder{place}; leave --which context out.")
+    if not found and not any(isinstance(value, Tensor) for value in body.values()):
+        begins = ", ".join(list(body)[:3]) or "nothing"
+        raise IjepaError(f"{spec.text} holds {begins}; expected weights{place}: {kind.what}.")
+    weights = found[0] if found else body
     if kind.part and any(name.startswith(kind.part) for name in weights):
         weights = {
             name.removeprefix(kind.part): value
@@ -99,27 +101,10 @@ def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
     weights = {k: v for k, v in weights.items() if not k.startswith(kind.others)}
     strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if strange or not weights:
-        found = f"{strange[0]}, which is no tensor" if strange else "no weights"
-        raise IjepaError(f"{spec.text} holds {found}; expected {kind.what}.")
+        wrong = f"{strange[0]}, which is no tensor" if strange else "no weights"
+        raise IjepaError(f"{spec.text} holds {wrong}; expected {kind.what}.")
     epoch = body.get("epoch")
     return weights, epoch if isinstance(epoch, int) else None
-
-
-def _chosen(body: Mapping[str, Any], spec: EncoderSpec) -> Mapping[str, Any]:
-    """That part of a file which holds the encoder that was asked for."""
-    kind = KINDS[spec.kind]
-    keys = kind.context if spec.which == "context" else kind.target
-    for key in keys:
-        if isinstance(body.get(key), Mapping):
-            part: Mapping[str, Any] = body[key]
-            return part
-    place = f" under {' or '.join(keys)}" if keys else ""
-    if spec.which == "context":
-        raise IjepaError(f"{spec.text} holds no second encoder{place}; leave --which context out.")
-    if any(isinstance(value, Tensor) for value in body.values()):
-        return body
-    found = ", ".join(list(body)[:3]) or "nothing"
-    raise IjepaError(f"{spec.text} holds {found}; expected weights{place}: {kind.what}.")
 
 
 def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Provenance:
@@ -129,7 +114,7 @@ def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Prov
     what they are taken for.
     """
     method = KINDS[spec.kind].method
-    found = {row.epochs for row in paper_rows(method) if row.arch == arch} - {None}
+    found = {row.epochs for row in KINDS[spec.kind].paper if row.arch == arch} - {None}
     if len(found) != 1:
         return Provenance(method=method, arch=arch)
     epochs = found.pop()
@@ -156,50 +141,6 @@ def assign(network: nn.Module, weights: Weights, source: str) -> None:
     network.float()
 
 
-class VitSize(NamedTuple):
-    """What the shapes of a file tell; `side_patches` of the square grid of patches."""
-
-    dim: int
-    depth: int
-    patch_px: int
-    side_patches: int
-    mlp_ratio: float
-
-
-def vit_size(weights: Weights, source: str) -> VitSize:
-    """Read off the shapes.
-
-    Raises:
-        IjepaError: no Vision Transformer.
-    """
-    patches, hidden = weights.get(PATCHES), weights.get(HIDDEN)
-    table = weights.get("pos_embed", weights.get(SHARED_TABLE))
-    wanted = {PATCHES: patches, HIDDEN: hidden, f"pos_embed or {SHARED_TABLE}": table}
-    missing = [name for name, value in wanted.items() if value is None or value.ndim < 2]
-    if patches is None or hidden is None or table is None or missing:
-        raise IjepaError(
-            f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with "
-            f"{', '.join(list(weights)[:3])}."
-        )
-    # The table is (1, 1 + side^2, dim), or ((2 side - 1)^2 + 3, heads) of relative positions.
-    absolute = len(table.shape) == 3
-    num_positions = table.shape[1] - 1 if absolute else table.shape[0] - 3
-    root = isqrt(max(num_positions, 0))
-    if root < 1 or root**2 != num_positions:
-        raise IjepaError(
-            f"{source} has positions of shape {tuple(table.shape)}; expected a square grid and a "
-            f"class token."
-        )
-    dim = patches.shape[0]
-    return VitSize(
-        dim=dim,
-        depth=len({found[0] for name in weights if (found := re.match(r"blocks\.\d+\.", name))}),
-        patch_px=patches.shape[-1],
-        side_patches=root if absolute else (root + 1) // 2,
-        mlp_ratio=(hidden.shape[0] + 0.5) / dim,  # timm rounds down
-    )
-
-
 def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer | Beit:
     """Timm's network of that size; its weights are still to be assigned."""
     heads = HEADS.get(size.dim, max(1, size.dim // 64))
@@ -208,7 +149,7 @@ def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer
         "patch_size": size.patch_px,
         "embed_dim": size.dim,
         "depth": size.depth,
-        "mlp_ratio": size.mlp_ratio,
+        "mlp_ratio": (size.hidden + 0.5) / size.dim,  # timm rounds down
         "num_classes": 0,
         "global_pool": "token",
         "norm_layer": LayerNorm,
@@ -230,63 +171,48 @@ def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer
         return VisionTransformer(num_heads=heads, weight_init="skip", **settings)
 
 
-def _byol_block(found: re.Match[str]) -> str:
-    layer = {"bn": "norm", "conv": "conv"}
-    return f"stages.{int(found[1]) - 1}.blocks.{found[2]}.{layer[found[3]]}{found[4]}."
-
-
-def _simclr_block(found: re.Match[str]) -> str:
-    place = int(found[3])  # 0 conv, 1 norm, 2 conv, ...
-    layer = "norm" if place % 2 else "conv"
-    return f"stages.{int(found[1]) - 1}.blocks.{found[2]}.{layer}{place // 2 + 1}."
-
-
-def _downsample(found: re.Match[str]) -> str:
-    layer = {"0": "conv", "1": "norm", "shortcut": "conv", "bn.0": "norm"}[found[3]]
-    return f"stages.{int(found[1]) - 1}.blocks.{found[2]}.downsample.{layer}."
-
-
-Rename = str | Callable[[re.Match[str]], str]
-# Patterns of a converted file's names, and what they become in timm; padding of convolutions, as
-# timm's `create_conv2d` takes it.
-RESNETS: dict[str, tuple[tuple[tuple[str, Rename], ...], str]] = {
+# Names of (convolution, norm) in a converted file: in the stem, in a layer of a block, and in the
+# shortcut of a block; and how convolutions pad, as timm's `create_conv2d` takes it.
+RESNETS = {
     "simclrv2": (
+        ("net.0.0", "net.0.1.0"),
+        ("net.{stage}.blocks.{block}.net.{even}", "net.{stage}.blocks.{block}.net.{odd}.0"),
         (
-            (r"net\.0\.0\.", "stem.conv."),
-            (r"net\.0\.1\.0\.", "stem.norm."),
-            (r"net\.(\d)\.blocks\.(\d+)\.projection\.(shortcut|bn\.0)\.", _downsample),
-            (r"net\.(\d)\.blocks\.(\d+)\.net\.(\d)\.(?:0\.)?", _simclr_block),
+            "net.{stage}.blocks.{block}.projection.shortcut",
+            "net.{stage}.blocks.{block}.projection.bn.0",
         ),
         "",
     ),
     "byol": (
-        (
-            (r"conv1\.", "stem.conv."),
-            (r"bn1\.", "stem.norm."),
-            (r"layer(\d)\.(\d+)\.downsample\.([01])\.", _downsample),
-            (r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.", _byol_block),
-        ),
+        ("conv1", "bn1"),
+        ("layer{stage}.{block}.conv{layer}", "layer{stage}.{block}.bn{layer}"),
+        ("layer{stage}.{block}.downsample.0", "layer{stage}.{block}.downsample.1"),
         "same",
     ),
 }
 
 
 def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
-    names, padding = RESNETS[spec.kind]
-    weights = renamed(released, names)
-    depths, width = resnet_size(weights, spec.text)
-    network = resnet_network(depths, width, padding)
+    weights, depths, width = timm_resnet(spec.kind, released, spec.text)
+    with torch.device("meta"):
+        network = ResNetV2(
+            depths,
+            width_factor=width,  # type: ignore[arg-type]  # halves are as good
+            stem_type="same",
+            preact=False,
+            num_classes=0,
+            norm_layer=partial(BatchNormAct2d, eps=1e-5),
+            conv_layer=partial(create_conv2d, padding=RESNETS[spec.kind][-1]),
+        )
     counters = (name for name in network.state_dict() if name.endswith(COUNTER))
-    weights |= {name: torch.tensor(0) for name in counters}
-    assign(network, weights, spec.text)
+    assign(network, weights | {name: torch.tensor(0) for name in counters}, spec.text)
 
     def features(images: Tensor, num_layers: int) -> Tensor:
         del num_layers  # layers differ in width: the last is all there is
         found: Tensor = network(images)
         return found.unsqueeze(1)
 
-    # SimCLR v2 sees pixels from 0 to 1.
-    normalised = spec.kind == "byol"
+    normalised = spec.kind == "byol"  # SimCLR v2 sees pixels from 0 to 1
     data = DataConfig(
         image_px=spec.image_px or RESNET_PX,
         eval_crop_fraction=EVAL_CROP,
@@ -303,54 +229,49 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     )
 
 
-def renamed(weights: Weights, names: tuple[tuple[str, Rename], ...]) -> Weights:
-    """By timm's names; what no pattern knows keeps its own, to be named in an error."""
-    result = {}
-    for old, value in weights.items():
-        name = old
-        for pattern, new in names:
-            name, found = re.subn(f"^{pattern}", new, name)
-            if found:
-                break
-        if not name.endswith(COUNTER):
-            result[name] = value
-    return result
+def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, list[int], float]:
+    """A converted file's weights by timm's names, blocks of each stage, and width by 64 channels.
 
-
-def resnet_size(weights: Weights, source: str) -> tuple[tuple[int, ...], float]:
-    """(blocks of each stage, width as a multiple of 64 channels after the first convolution).
+    What has no name there keeps its own, to be named in an error.
 
     Raises:
         IjepaError: no such ResNet.
     """
-    if any("mixing_conv" in name for name in weights):
+    if any("mixing_conv" in name for name in released):
         raise IjepaError(f"{source} has selective kernels; only the sk0 variants can be loaded.")
-    stem = weights.get("stem.conv.weight")
-    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in weights]
-    blocks = {(int(one[1]), int(one[2])) for one in found if one}
-    if stem is None or {stage for stage, _ in blocks} != {0, 1, 2, 3}:
+    stem, modules = RESNETS[kind][0], {name.rpartition(".")[0] for name in released}
+    names, depths = dict(zip(stem, ("stem.conv", "stem.norm"), strict=True)), [0, 0, 0, 0]
+    for stage in range(4):
+        while modules & (block := _block_names(kind, stage, depths[stage])).keys():
+            names |= block
+            depths[stage] += 1
+    first = released.get(f"{stem[0]}.weight")
+    if first is None or not first.ndim or not all(depths):
         raise IjepaError(
             f"{source} holds no such ResNet of four stages; it begins with "
-            f"{', '.join(list(weights)[:3])}."
+            f"{', '.join(list(released)[:3])}."
         )
-    depths = tuple(1 + max(block for stage, block in blocks if stage == n) for n in range(4))
-    return depths, stem.shape[0] / 64
+    weights = {}
+    for name, value in released.items():
+        module, _, part = name.rpartition(".")
+        if part != COUNTER:
+            weights[f"{names.get(module, module)}.{part}"] = value
+    return weights, depths, len(first) / 64
 
 
-def resnet_network(depths: tuple[int, ...], width: float, padding: str) -> ResNetV2:
-    """Timm's network, without numbers."""
-    with torch.device("meta"):
-        return ResNetV2(
-            list(depths),
-            width_factor=width,  # type: ignore[arg-type]  # halves are as good
-            stem_type="same",
-            preact=False,
-            num_classes=0,
-            norm_layer=partial(BatchNormAct2d, eps=1e-5),
-            conv_layer=partial(create_conv2d, padding=padding),
-        )
+def _block_names(kind: str, stage: int, block: int) -> dict[str, str]:
+    """What timm calls the convolutions and norms of a block, by their names in a converted file."""
+    names = {}
+    for layer in range(4):  # 0 is the shortcut
+        place = {"stage": stage + 1, "block": block, "layer": layer}
+        place |= {"even": 2 * layer - 2, "odd": 2 * layer - 1}
+        conv, norm = (name.format(**place) for name in RESNETS[kind][1 if layer else 2])
+        ours = f"stages.{stage}.blocks.{block}"
+        names[conv] = f"{ours}.conv{layer}" if layer else f"{ours}.downsample.conv"
+        names[norm] = f"{ours}.norm{layer}" if layer else f"{ours}.downsample.norm"
+    return names
 
 
-def resnet_arch(depths: tuple[int, ...], width: float) -> str:
+def resnet_arch(depths: list[int], width: float) -> str:
     """As the paper has it: `RN152 (2x)`."""
     return f"RN{3 * sum(depths) + 2}{f' ({width:g}x)' if width != 1 else ''}"

@@ -1,17 +1,14 @@
 """Encoders in the format of transformers, from a folder or from what is in its cache."""
 
 import logging
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from huggingface_hub import snapshot_download
+from torch import Tensor
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Rgb, height_width
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, height_width
 from ijepa.encoders.base import (
     CLASS_TOKEN,
     EVAL_CROP,
@@ -22,20 +19,20 @@ from ijepa.encoders.base import (
     check_multiple,
     weights_sha256,
 )
-from ijepa.encoders.formats import held_encoder, read_networks
+from ijepa.encoders.formats import (
+    held_encoder,
+    processor_normalisation,
+    read_networks,
+    warn_of_processor,
+)
 from ijepa.encoders.own import provenance_of, vit_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json, read_json
+from ijepa.files import read_json
 from ijepa.provenance import Provenance, paper_arch
-from ijepa.weights import refuse_faults
+from ijepa.weights import UNREADABLE, refuse_faults
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-PROCESSOR = "preprocessor_config.json"
-UNREADABLE = (
-    OSError, ValueError, RuntimeError, LookupError, EOFError, SafetensorError,
-    pickle.UnpicklingError,
-)  # fmt: skip
 UNUSED = ("decoder.", "classifier.", "lm_head.", "pooler.", "embeddings.mask_token")
 
 log = logging.getLogger(__name__)
@@ -51,6 +48,7 @@ class Family(NamedTuple):
             the processor says how.
         interpolates: positions, when it is told to; if not, it always does.
         image_px: side that its evaluation takes, where the configuration has another.
+        options: of `from_pretrained`.
     """
 
     method: str | None
@@ -58,17 +56,21 @@ class Family(NamedTuple):
     trained_alike: bool = True
     interpolates: bool = True
     image_px: int | None = None
+    options: dict[str, Any] | None = None
 
 
 FAMILIES = {
     "ijepa": Family("I-JEPA", PATCH_AVERAGE),
-    "vit_mae": Family("MAE"),
-    "data2vec-vision": Family("data2vec"),
+    "vit_mae": Family("MAE", options={"mask_ratio": 0.0}),  # it sees all patches
+    # The class token is taken, after the final norm.
+    "data2vec-vision": Family("data2vec", options={
+        "use_mean_pooling": False, "key_mapping": {r"pooler\.layernorm\.": "layernorm."},
+    }),
     "vit_msn": Family("MSN"),
     "dinov2": Family("DINOv2", interpolates=False, image_px=224),
     "dinov2_with_registers": Family("DINOv2", interpolates=False, image_px=224),
     "vit": Family(None, trained_alike=False),
-}
+}  # fmt: skip
 
 
 def load(spec: EncoderSpec) -> Encoder:
@@ -78,10 +80,9 @@ def load(spec: EncoderSpec) -> Encoder:
         IjepaError: not on this machine, another architecture, or weights that do not fit it.
     """
     spec.one_encoder()
-    transformers, folder = _transformers(), model_folder(spec.name)
-    config = _config(transformers, folder, spec.text)
-    family = FAMILIES[config.model_type]
-    model = _model(transformers, folder, config, spec.text)
+    folder = model_folder(spec.name)
+    model = _model(folder, spec.text)
+    config, family = model.config, FAMILIES[model.config.model_type]
     own_px = config.image_size if isinstance(config.image_size, int) else tuple(config.image_size)
     image_px = spec.image_px or family.image_px or own_px
     size = check_multiple(image_px, config.patch_size)
@@ -93,7 +94,13 @@ def load(spec: EncoderSpec) -> Encoder:
             "and no row of its tables is filled with this",
             spec.text,
         )
-    mean, std = _normalisation(folder, family, spec.text)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD  # as trained, whatever the processor says
+    if family.trained_alike:
+        warn_of_processor(folder, str(family.method))
+    elif said := processor_normalisation(folder):
+        mean, std = said
+    else:
+        log.warning("%s: no preprocessor_config.json; ImageNet's mean and std are taken", spec.text)
     return Encoder(
         model,
         _pooled(model, family, interpolate=size != height_width(own_px) and family.interpolates),
@@ -117,7 +124,7 @@ def load_trainable(spec: EncoderSpec) -> Encoder:
         raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
     networks, which = read_networks(folder), held_encoder(folder)
     provenance, known = provenance_of(networks), RELEASED["hub"].get(spec.name)
-    if known and (known.arch or "").removesuffix(" 448") == provenance.arch:
+    if known and known.arch == provenance.arch:
         provenance = known
     spec, data = spec._replace(which=which), networks.config.data
     return vit_encoder(spec, spec.text, networks.encoder(which), data, provenance)
@@ -134,15 +141,22 @@ def weight_files(spec: EncoderSpec) -> list[Path]:
     return [*weights, *sorted(folder.glob("*config.json"))]
 
 
-def model_folder(rest: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder of that name, or the snapshot of that model in the hub's cache.
 
     Raises:
         IjepaError: neither, or one without a model.
     """
-    folder = Path(rest)
+    folder = Path(name)
     if not folder.is_dir():
-        folder = _cached(rest)
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise IjepaError(
+                f"hf:{name} is neither a folder nor in the cache of huggingface_hub. Fetch it "
+                f"where there is a network, `hf download {name} --local-dir FOLDER`, and name "
+                f"hf:FOLDER."
+            ) from error
     if not (folder / "config.json").is_file():
         raise IjepaError(f"{folder} holds no model of transformers: there is no config.json.")
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
@@ -161,20 +175,8 @@ def known_provenance(name: str, config: Any) -> Provenance:  # noqa: ANN401  # o
     return Provenance(method=FAMILIES[config.model_type].method, arch=arch)
 
 
-def _cached(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
-        raise IjepaError(
-            f"hf:{name} is neither a folder nor in the cache of huggingface_hub. Fetch it where "
-            f"there is a network, `hf download {name} --local-dir FOLDER`, and name hf:FOLDER."
-        ) from error
-
-
-def _transformers() -> ModuleType:
+def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of theirs
+    """Nothing partly loaded: transformers itself would draw what is missing at random."""
     try:
         import transformers
     except ImportError as error:
@@ -183,43 +185,20 @@ def _transformers() -> ModuleType:
         ) from error
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it warns of is refused below
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no types
-    return transformers
-
-
-def _config(transformers: ModuleType, folder: Path, source: str) -> Any:  # noqa: ANN401  # one class a family
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IjepaError(
-            f"{source}: config.json is not readable ({_first_line(error)})."
-        ) from error
-    if config.model_type not in FAMILIES:
-        raise IjepaError(f"{source} is a {config.model_type}; there are {', '.join(FAMILIES)}.")
-    config.mask_ratio = 0.0  # MAE sees all patches
-    if config.model_type == "data2vec-vision":
-        config.use_mean_pooling = False  # the class token is taken, after the final norm
-    return config
-
-
-def _model(transformers: ModuleType, folder: Path, config: Any, source: str) -> Any:  # noqa: ANN401  # any class of theirs
-    """Nothing partly loaded: transformers itself would draw what is missing at random."""
-    moved = {r"pooler\.layernorm\.": "layernorm."} if config.model_type == "data2vec-vision" else {}
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise IjepaError(f"{source} is a {model_type}; there are {', '.join(FAMILIES)}.")
     try:
         model, report = transformers.AutoModel.from_pretrained(
             folder,
-            config=config,
             local_files_only=True,
             output_loading_info=True,
             dtype=torch.float32,
-            key_mapping=moved or None,
+            **(FAMILIES[model_type].options or {}),
         )
     except UNREADABLE as error:
-        raise IjepaError(f"{source} does not load ({_first_line(error)}).") from error
-    _check(report, source)
-    return model
-
-
-def _check(report: Mapping[str, Any], source: str) -> None:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise IjepaError(f"{source} does not load ({reason}).") from error
     faults = []
     for kind in ("mismatched", "missing", "unexpected"):
         for key in sorted(report[f"{kind}_keys"], key=str):
@@ -227,71 +206,22 @@ def _check(report: Mapping[str, Any], source: str) -> None:
             if not name.startswith(UNUSED):
                 faults.append(f"{name} {'of another shape' if kind == 'mismatched' else kind}")
     refuse_faults(source, faults)
-
-
-def _normalisation(folder: Path, family: Family, source: str) -> tuple[Rgb, Rgb]:
-    """As the method was trained, whatever the processor says; it is asked where nobody knows."""
-    mean, std = _processor(folder, source)
-    ours = (IMAGENET_MEAN, IMAGENET_STD)
-    if mean is None or std is None:
-        if not family.trained_alike:
-            log.warning("%s: no %s; ImageNet's mean and std are taken", source, PROCESSOR)
-        return ours
-    if not family.trained_alike:
-        return mean, std
-    pairs = zip((*mean, *std), (*ours[0], *ours[1]), strict=True)
-    if any(abs(theirs - trained) > 1e-3 for theirs, trained in pairs):
-        log.warning(
-            "%s: its processor says mean %s, std %s, but %s was trained with mean %s, std %s; "
-            "these are taken",
-            source, list(mean), list(std), family.method, list(ours[0]), list(ours[1]),
-        )  # fmt: skip
-    return ours
-
-
-def _processor(folder: Path, source: str) -> tuple[Rgb | None, Rgb | None]:
-    """(mean, std) of the image processor; (0, 1) if it does not normalise; None if not said."""
-    path = folder / PROCESSOR
-    if not path.is_file():
-        return None, None
-    try:
-        said = parse_json(path.read_bytes())
-        if said.get("do_normalize", True) is False:
-            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        return _rgb(said.get("image_mean")), _rgb(said.get("image_std"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise IjepaError(f"{source}: {PROCESSOR} is not readable ({error}).") from error
-
-
-def _rgb(value: Any) -> Rgb | None:  # noqa: ANN401  # as JSON has it
-    if value is None:
-        return None
-    red, green, blue = (float(part) for part in value)
-    return red, green, blue
+    return model
 
 
 def _pooled(model: Any, family: Family, interpolate: bool) -> Pooled:  # noqa: ANN401  # any class of theirs
-    norm: nn.Module = model.layernorm
     wanted: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
 
     def features(images: Tensor, num_layers: int) -> Tensor:
         if family.method == "MAE":
-            wanted["noise"] = _in_order(images, model.config.patch_size)
+            # ViTMAE sorts patches by noise, though it drops none: this leaves them in their order.
+            patches = images[0, 0].numel() // model.config.patch_size**2
+            noise = torch.arange(patches, dtype=torch.float, device=images.device)
+            wanted["noise"] = noise.expand(len(images), -1)
         found = model(pixel_values=images, output_hidden_states=True, **wanted)
-        layers = [norm(tokens) for tokens in found.hidden_states[-num_layers:]]
+        layers = [model.layernorm(tokens) for tokens in found.hidden_states[-num_layers:]]
         if family.pooling == CLASS_TOKEN:
             return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
         return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)
 
     return Pooled(features, model.config.num_hidden_layers, family.pooling)
-
-
-def _in_order(images: Tensor, patch_px: int) -> Tensor:
-    """Noise by which ViTMAE sorts patches, though it drops none: ascending leaves their order."""
-    batch, _, height, width = images.shape
-    numbers = torch.arange((height // patch_px) * (width // patch_px), device=images.device)
-    return numbers.float().expand(batch, -1)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

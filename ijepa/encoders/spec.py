@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import yaml
+from pydantic import Field
 
 from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath
 from ijepa.errors import IjepaError
@@ -27,27 +28,63 @@ if TYPE_CHECKING:
 LAST = Path("checkpoints") / "last.pt"
 
 
-class Kind(Config):
-    """What stands before the colon of an encoder's name; `catalogue.yaml` explains the fields."""
+class PaperRow(Config):
+    """A row of one of the paper's tables of methods."""
 
-    takes: str
-    home: str
+    table: int
+    arch: str
+    epochs: int | None
+    values: dict[str, float]
+
+
+class Kind(Config):
+    """A line of the catalogue; `catalogue.yaml` explains the fields.
+
+    Attributes:
+        paper: the rows of the paper that such an encoder stands for; ablations are left out.
+    """
+
+    encoder: str
     what: str
     pooling: str
-    source: str
-    licence: str
-    licence_read: str
+    source: str = ""
+    licence: str = ""
+    licence_read: str = ""
     method: str | None = None
-    target: tuple[str, ...] = ()
-    context: tuple[str, ...] = ()
-    part: str = ""
-    others: tuple[str, ...] = ()
+    paper: tuple[PaperRow, ...] = ()
+    home: str = Field("own", exclude=True)
+    target: tuple[str, ...] = Field((), exclude=True)
+    context: tuple[str, ...] = Field((), exclude=True)
+    part: str = Field("", exclude=True)
+    others: tuple[str, ...] = Field((), exclude=True)
+
+
+class Catalogue(Config):
+    """All that `--encoder` takes, our own first."""
+
+    encoders: tuple[Kind, ...]
+
+
+def _kind(fields: dict[str, Any]) -> Kind:
+    rows = [(table, row) for table in TABLES for row in table.rows if row.group]
+    paper = tuple(
+        PaperRow(
+            table=table.number,
+            arch=row.arch,
+            epochs=row.epochs,
+            values={c.task: v for c, v in zip(table.columns, row.values, strict=True)},
+        )
+        for table, row in rows
+        if row.method == fields.get("method")
+    )
+    return Kind(**fields, paper=paper)
 
 
 _BODY: dict[str, Any] = yaml.safe_load(
     resources.files("ijepa.encoders").joinpath("catalogue.yaml").read_text()
 )
-KINDS = {name: Kind(**fields) for name, fields in _BODY["kinds"].items()}
+KINDS = {name: _kind(fields) for name, fields in _BODY["kinds"].items()}  # by what is before `:`
+CATALOGUE = Catalogue(encoders=(*map(_kind, _BODY["own"]), *KINDS.values()))
 # By the names of files, of timm and of the hub.
 RELEASED = {
     space: {
@@ -137,11 +174,17 @@ class EncoderSpec(NamedTuple):
             if self.file:
                 return fingerprint_of(["initial", weights_fingerprint(self.file)])
             return fingerprint_of(["random", self.name, self.seed])
-        if self.kind in KINDS:
-            files = [file_sha256(path) for path in self._files()]
+        if self.kind in ("timm", "hf"):
+            files = [file_sha256(path) for path in self._home().weight_files(self)]
             name = self.name if self.kind == "timm" else ""  # which reads the file in its way
             return fingerprint_of([self.kind, name, self.which, files])
         assert self.file is not None
+        if self.kind in KINDS:
+            if not self.file.is_file():
+                raise IjepaError(
+                    f"There is no file {self.name or self.text}; `ijepa encoders` says where from."
+                )
+            return fingerprint_of([self.kind, "", self.which, [file_sha256(self.file)]])
         if not self.file.exists():
             raise IjepaError(
                 f"There is no encoder {self.text!r}; give a run folder, a checkpoint file, "
@@ -174,18 +217,6 @@ class EncoderSpec(NamedTuple):
     def _home(self) -> Any:  # noqa: ANN401  # a module
         name = KINDS[self.kind].home if self.kind in KINDS else "own"
         return importlib.import_module(f"ijepa.encoders.{name}")
-
-    def _files(self) -> list[Path]:
-        """What decides what an encoder of others is."""
-        if KINDS[self.kind].home != "baselines":
-            files: list[Path] = self._home().weight_files(self)
-            return files
-        assert self.file is not None
-        if not self.file.is_file():
-            raise IjepaError(
-                f"There is no file {self.name or self.text}; `ijepa encoders` says where from."
-            )
-        return [self.file]
 
 
 def load_encoder(
@@ -240,68 +271,3 @@ def weights_fingerprint(path: Path) -> str:
     if path.is_dir() and read_record(path):
         return file_sha256(record_path(path))
     return file_sha256(checkpoint_path(path))
-
-
-class PaperRow(Config):
-    """A row of one of the paper's tables of methods."""
-
-    table: int
-    arch: str
-    epochs: int | None
-    values: dict[str, float]
-
-
-class Entry(Config):
-    """One line of the catalogue.
-
-    Attributes:
-        encoder: what `--encoder` takes.
-        what: one line for people; likewise `pooling`, `source` and `licence` of the weights, and
-            `licence_read`, where it is stated.
-        method: as the paper's tables have it.
-        paper: the rows of the paper that such an encoder stands for.
-    """
-
-    encoder: str
-    what: str
-    pooling: str
-    source: str = ""
-    licence: str = ""
-    licence_read: str = ""
-    method: str | None = None
-    paper: tuple[PaperRow, ...] = ()
-
-
-class Catalogue(Config):
-    """All that `--encoder` takes."""
-
-    encoders: tuple[Entry, ...]
-
-
-def catalogue() -> Catalogue:
-    """All that `--encoder` takes, our own first."""
-    entries = []
-    for name, what in _BODY["own"].items():
-        method = "I-JEPA" if name == "RUN or FILE" else None
-        pooling = "none" if name == "pixels" else "average"
-        entries.append(Entry(encoder=name, what=what, pooling=pooling, method=method))
-    shown = {"what", "pooling", "source", "licence", "licence_read", "method"}
-    for name, kind in KINDS.items():
-        entries.append(Entry(encoder=f"{name}:{kind.takes}", **kind.model_dump(include=shown)))
-    rows = [entry.model_copy(update={"paper": paper_rows(entry.method)}) for entry in entries]
-    return Catalogue(encoders=tuple(rows))
-
-
-def paper_rows(method: str | None) -> tuple[PaperRow, ...]:
-    """Rows of the paper's tables that are about a method; ablations are left out."""
-    return tuple(
-        PaperRow(
-            table=table.number,
-            arch=row.arch,
-            epochs=row.epochs,
-            values={c.task: v for c, v in zip(table.columns, row.values, strict=True)},
-        )
-        for table in TABLES
-        for row in table.rows
-        if row.group and row.method == method
-    )

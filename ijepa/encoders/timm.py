@@ -4,18 +4,22 @@ Pretrained weights come from timm's caches, else are fetched, or soon said to be
 """
 
 import logging
-import os
 import re
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import huggingface_hub
 import timm
 import torch
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of its client
+    EntryNotFoundError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 from timm.data.config import resolve_model_data_config
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
@@ -32,17 +36,15 @@ from ijepa.encoders.base import (
     token_pool,
     weights_sha256,
 )
-from ijepa.encoders.formats import held_encoder
+from ijepa.encoders.formats import ENCODERS, held_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
-PUBLISHED = {"target": "target_encoder", "context": "encoder"}
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
 CONNECT_SECONDS = 4.0  # the hub's library itself tries for 23, torch for minutes
-CLIENTS = ("httpx2", "httpx")  # of the hub's library, one or the other
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +56,12 @@ def load(spec: EncoderSpec) -> Encoder:
         IjepaError: no such model, weights that cannot be had, or that are not this model's.
     """
     [file] = weight_files(spec)
-    body = unwrapped(read_weights(file), file)
-    holds_two = all(isinstance(body.get(key), Mapping) for key in PUBLISHED.values())
+    weights = unwrapped(read_weights(file), file)
+    holds_two = all(isinstance(weights.get(key), Mapping) for key in ENCODERS.values())
     if holds_two:  # a published I-JEPA file, of which timm takes the context encoder
-        weights = {"encoder": body[PUBLISHED[spec.which]]}
+        weights = {"encoder": weights[ENCODERS[spec.which]]}
     else:
         spec.one_encoder()
-        weights = body
     model = _model(spec.name, weights, spec.text)
     digest = weights_sha256(model.state_dict())
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
@@ -94,72 +95,40 @@ def weight_files(spec: EncoderSpec) -> list[Path]:
     Raises:
         IjepaError: no such model, or no such file.
     """
-    name = spec.name
-    if not timm.is_model(name.partition(".")[0]):
+    name, model = spec.name, spec.name.partition(".")[0]
+    if not timm.is_model(model):
         near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
         known = f"; it has {', '.join(near)}" if near else ""
         raise IjepaError(f"timm {timm.__version__} has no model {name!r}{known}.")
+    near = timm.list_pretrained(f"{model}*")[:3]
+    others = f"; it has {', '.join(near)}" if near else ""
     try:
-        timm.get_pretrained_cfg(name)
+        cfg: Any = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise IjepaError(f"timm {timm.__version__} has no {name}{_others(name)}.") from error
-    file = spec.file or _pretrained(name)
-    if not file.is_file():
-        raise IjepaError(f"There is no file {file}.")
-    return [file]
-
-
-def _others(name: str) -> str:
-    known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:3])
-    return f"; it has {known}" if known else ""
-
-
-def _pretrained(name: str) -> Path:
-    """The pretrained weights in timm's caches, fetched if they are not there.
-
-    Raises:
-        IjepaError: there are none, or they cannot be fetched.
-    """
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise IjepaError(f"timm {timm.__version__} has no {name}{others}.") from error
+    file = spec.file
+    if not file and (cfg is None or not (cfg.hf_hub_id or cfg.url)):
         raise IjepaError(
-            f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE"
-            f"{_others(name)}."
+            f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE{others}."
         )
     try:
-        return _fetched(cfg)
-    except (OSError, ValueError, RuntimeError) as error:
+        file = file or (_from_hub(cfg) if cfg.hf_hub_id else _from_url(str(cfg.url)))
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise IjepaError(
             f"The weights of timm:{name} are not in the cache and cannot be fetched "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Fetch "
             f"{cfg.hf_hub_id or cfg.url} where there is a network, and name the file: "
             f"timm:{name}@FILE."
         ) from error
-
-
-def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    """The file of pretrained weights that timm names.
-
-    Raises:
-        OSError: it is not in a cache and cannot be fetched; likewise ValueError, RuntimeError.
-    """
-    if not cfg.hf_hub_id:
-        return _from_url(str(cfg.url))
-    import huggingface_hub
-
-    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
-    quiet()  # it would tell of each attempt
-    try:
-        return _from_hub(cfg)
-    except tuple(sys.modules[name].HTTPError for name in CLIENTS if name in sys.modules) as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+    if not file.is_file():
+        raise IjepaError(f"There is no file {file}.")
+    return [file]
 
 
 def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    """From the cache if it is there; else safetensors before pickles, as timm does."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
+    """The file of pretrained weights that timm names, from the hub's cache if it is there."""
+    quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
+    quiet()  # it would tell of each attempt
     repo, _, revision = cfg.hf_hub_id.partition("@")
     names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
     for name in names:
@@ -193,7 +162,7 @@ def _refuse_unreachable(url: str) -> None:
     Raises:
         ConnectionError: no answer, or the user wants no network.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     place = urlsplit(url)
     host, port = place.hostname or "", place.port or (80 if place.scheme == "http" else 443)
@@ -207,53 +176,37 @@ def _refuse_unreachable(url: str) -> None:
 
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
     """With these weights and no head, every weight accounted for."""
-    flat = _flat(weights)
-    if not any(isinstance(value, Tensor) for value in flat.values()):
+    for key in ("model", "state_dict", "encoder"):  # boxes that weights may lie in
+        weights = weights[key] if isinstance(weights.get(key), Mapping) else weights
+    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise IjepaError(f"{source} holds no weights; name another file, as timm:{name}@FILE.")
-    num_classes = _num_classes(timm.get_pretrained_cfg(name), flat)
-    # With as many classes as the file has, timm is strict.
-    overlay = {"state_dict": flat, "num_classes": num_classes, "label_offset": 0}
+    # With as many classes as the head in the file has, timm is strict.
+    cfg, num_classes = timm.get_pretrained_cfg(name), 0
+    heads = cfg.classifier if cfg is not None and cfg.classifier else ()
+    for head in (heads,) if isinstance(heads, str) else heads:
+        if not num_classes and f"{head}.weight" in tensors:
+            num_classes = len(tensors[f"{head}.weight"])
+    overlay = {"state_dict": weights, "num_classes": num_classes, "label_offset": 0}
     try:
         model: Any = timm.create_model(
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
         )
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
-        tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
         # Where names are timm's own, this says it better.
         check_weights(timm.create_model(name, num_classes=num_classes), tensors, source)
         reason = " ".join(str(error).split())
         raise IjepaError(f"{source} is of another architecture: {reason[:300]}") from error
-    _check_shapes(model, flat, source)
-    model.reset_classifier(0)
-    return model.float().eval()
-
-
-def _flat(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Weights by name, without the boxes that they may lie in."""
-    for key in ("model", "state_dict", "encoder"):
-        weights = weights[key] if isinstance(weights.get(key), Mapping) else weights
-    return weights
-
-
-def _num_classes(cfg: Any, flat: Mapping[str, Any]) -> int:  # noqa: ANN401  # any class of theirs
-    """Of the head that stands in the file; 0 without one."""
-    names = cfg.classifier if cfg is not None and cfg.classifier else ()
-    for name in (names,) if isinstance(names, str) else names:
-        if f"{name}.weight" in flat:
-            return int(flat[f"{name}.weight"].shape[0])
-    return 0
-
-
-def _check_shapes(model: Any, flat: Mapping[str, Any], source: str) -> None:  # noqa: ANN401  # any class of theirs
-    """Refuse what timm would resample without a word, such as patches of another size."""
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in flat.items() if name in expected}
+    # Timm would resample without a word what has another size, such as patches.
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     faults = [
-        f"{name} is {shape}, expected {expected[name]}"
-        for name, shape in found.items()
-        if shape != expected[name]
+        f"{key} is {tuple(value.shape)}, expected {expected[key]}"
+        for key, value in tensors.items()
+        if key in expected and tuple(value.shape) != expected[key]
     ]
     refuse_faults(source, faults)
+    model.reset_classifier(0)
+    return model.float().eval()
 
 
 def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401  # any class of theirs
@@ -277,21 +230,17 @@ def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
 
     Layers of other networks differ in width: of these, what the head would see.
     """
+    own = getattr(model, "global_pool", None)
     is_vit = isinstance(model, VisionTransformer | Beit)
-    if (
-        is_vit
-        and model.global_pool in POOLINGS
-        and not getattr(model, "pool_include_prefix", False)
-    ):
-        return token_pool(model, POOLINGS[model.global_pool])
+    if is_vit and own in POOLINGS and not getattr(model, "pool_include_prefix", False):
+        return token_pool(model, POOLINGS[own])
 
     def features(images: Tensor, num_layers: int) -> Tensor:
         del num_layers
         found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
         return found.flatten(1).unsqueeze(1)
 
-    own = getattr(model, "global_pool", None) or "before its head"
-    return Pooled(features, 1, f"the model's own: {own}")
+    return Pooled(features, 1, f"the model's own: {own or 'before its head'}")
 
 
 def provenance_of(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs

@@ -1,0 +1,314 @@
+"""Weights of I-JEPA written in four formats, and the model card beside them.
+
+Where a format has no room for configuration and provenance, our files carry them as notes.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ijepa.config import PretrainConfig, architecture
+from ijepa.encoders.formats import (
+    ENCODERS,
+    NOTES,
+    SAME_NETWORK,
+    Networks,
+    Weights,
+    transformers_names,
+)
+from ijepa.errors import IjepaError
+from ijepa.files import write_json
+from ijepa.jepa.augment import resized_px
+from ijepa.recipes import dump_yaml
+from ijepa.text import one_line
+from ijepa.weights import Checkpoint, save_checkpoint, write_weights
+
+BILINEAR = 2  # PIL's number
+# Names of timm whose network is ours without another argument.
+TIMM_NAMES = {
+    "vit_huge/14@224": "vit_huge_patch14_gap_224",
+    "vit_huge/16@448": "vit_huge_patch16_gap_448",
+    "vit_giant/16@224": "vit_giant_patch16_gap_224",
+}
+LICENCES = {
+    "run": "Trained with ijepa; whoever trained these weights says under which licence they stand.",
+    "published": (
+        "These are weights published by Meta at facebookresearch/ijepa, under CC BY-NC 4.0 (no "
+        "commercial use); so are all files converted from them."
+    ),
+}
+UNSURE = (
+    "The file that these weights came from does not say it. Weights published by Meta at "
+    "facebookresearch/ijepa, and whatever was converted from them (IJepaModel on the hub, the "
+    "`*_ijepa` names of timm), stand under CC BY-NC 4.0 (no commercial use)."
+)
+UNRECORDED = (
+    "How they were trained is not recorded in the file that they came from; architecture, patches "
+    "and image size were read from it."
+)
+
+log = logging.getLogger(__name__)
+
+
+def kept_parts(networks: Networks, to: str, which: str) -> list[str]:
+    """Parts for which a file of format `to` has room, `which` encoder where it holds but one.
+
+    The published code's predictor predicts the last layer alone.
+    """
+    if to in ("timm", "hf"):
+        return [ENCODERS[which]]
+    depth = architecture(networks.config.encoder.arch).depth
+    others_layers = networks.config.targets.layers not in (None, (depth,))
+    left_out = {"predictor"} if to == "published" and others_layers else set()
+    return [part for part in networks.parts if part not in left_out]
+
+
+def write_ours(networks: Networks, out: Path, which: str) -> None:
+    """All parts, without optimizer: an encoder for every command, but no run goes on from it."""
+    del which
+    model = {
+        f"{part}.{name}": _owned(value)
+        for part, weights in networks.parts.items()
+        for name, value in weights.items()
+    }
+    facts = {"provenance": networks.provenance.model_dump(mode="json")}
+    steps = networks.provenance.steps or 0
+    save_checkpoint(out, Checkpoint(steps, networks.config, model, {}, facts))
+
+
+def write_published(networks: Networks, out: Path, which: str) -> None:
+    """All parts by the names of facebookresearch/ijepa `src/train.py`, without optimizer."""
+    kept = kept_parts(networks, "published", which)
+    if len(kept) < len(networks.parts):
+        log.warning(
+            "%s predicts layers %s, which the predictor of facebookresearch/ijepa does not; it is "
+            "left out of %s.",
+            networks.source, networks.config.targets.layers, out.name,
+        )  # fmt: skip
+    body: dict[str, Any] = {
+        part: {f"module.{name}": _owned(value) for name, value in networks.parts[part].items()}
+        for part in kept
+    }
+    write_weights(out, body | {"epoch": networks.provenance.epochs, NOTES: _notes(networks)})
+
+
+def write_timm(networks: Networks, out: Path, which: str) -> None:
+    """One encoder, as `timm.create_model("local-dir:OUT", pretrained=True)` takes it.
+
+    The configuration says how images are cut and normalised, for
+    `timm.data.resolve_model_data_config`.
+    """
+    name, settings = timm_network(networks.config)
+    data = networks.config.data
+    body = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": architecture(networks.config.encoder.arch).dim,
+        "global_pool": "avg",
+        "model_args": settings,
+        "pretrained_cfg": {
+            "input_size": [3, *data.image_size],
+            "interpolation": "bilinear",
+            "crop_pct": data.eval_crop_fraction,
+            "crop_mode": "center",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    _write_folder(networks, out, which, networks.encoder_weights(which), body)
+
+
+def timm_network(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
+    """A name of timm, and the arguments beside it that make the encoder's very network."""
+    encoder, size = config.encoder, architecture(config.encoder.arch)
+    name = TIMM_NAMES.get(f"{encoder.arch}/{encoder.patch_px}@{config.data.image_px}")
+    if name:
+        return name, {}
+    return "vit_base_patch16_224", {
+        "img_size": config.data.image_px,
+        "patch_size": encoder.patch_px,
+        "embed_dim": size.dim,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        **({} if size.mlp_ratio == 4 else {"mlp_ratio": size.mlp_ratio}),
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+    }
+
+
+def write_transformers(networks: Networks, out: Path, which: str) -> None:
+    """One encoder, as `transformers.AutoModel.from_pretrained(OUT)` takes it, and its processor.
+
+    The processor resizes the shorter side to such a length that the centre crop is ours.
+
+    Raises:
+        IjepaError: images that are not square, which the processor could not cut.
+    """
+    data, size = networks.config.data, architecture(networks.config.encoder.arch)
+    if not isinstance(data.image_px, int):
+        raise IjepaError(
+            f"{networks.source} is of images of {data.image_px} pixels; the image processors of "
+            f"transformers cut squares. Convert it to published, timm or ours."
+        )
+    settings = {
+        "architectures": ["IJepaModel"],
+        "model_type": "ijepa",
+        "hidden_size": size.dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": int(size.dim * size.mlp_ratio),
+        "image_size": data.image_px,
+        "patch_size": networks.config.encoder.patch_px,
+        "num_channels": 3,
+        "dtype": "float32",
+        **SAME_NETWORK,
+    }
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": resized_px(data.image_px, data.eval_crop_fraction)[0]},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": data.image_px, "width": data.image_px},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.mean),
+        "image_std": list(data.std),
+    }
+    names = transformers_names(size.depth)
+    weights: Weights = {}
+    for ours, value in networks.encoder_weights(which).items():
+        weights |= zip(names[ours], value.chunk(len(names[ours])), strict=True)
+    _write_folder(networks, out, which, weights, settings)
+    write_json(out / "preprocessor_config.json", processor)
+
+
+WRITERS: dict[str, Callable[[Networks, Path, str], None]] = {
+    "ours": write_ours,
+    "published": write_published,
+    "timm": write_timm,
+    "hf": write_transformers,
+}
+
+
+def _notes(networks: Networks) -> dict[str, Any]:
+    return {
+        "config": networks.config.model_dump(mode="json"),
+        "provenance": networks.provenance.model_dump(mode="json"),
+    }
+
+
+def _write_folder(
+    networks: Networks, out: Path, which: str, weights: Weights, config: dict[str, Any]
+) -> None:
+    out.mkdir(exist_ok=True)
+    write_json(out / "config.json", config)
+    notes = json.dumps({"part": ENCODERS[which], **_notes(networks)})
+    owned = {name: _owned(value) for name, value in weights.items()}
+    path = out / "model.safetensors"
+    try:
+        save_file(owned, path, metadata={"format": "pt", NOTES: notes})
+    except SafetensorError as error:
+        raise IjepaError(f"{path} could not be written: {error}.") from error
+    shutil.copymode(out / "config.json", path)  # safetensors lets nobody else read what it writes
+
+
+def _owned(value: Tensor) -> Tensor:
+    """Contiguous, and alone in its storage: what is written is this tensor and no more."""
+    value = value.detach().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def model_card(
+    networks: Networks, to: str, which: str, out: str, scores: Sequence[Sequence[str]], load: str
+) -> str:
+    """Markdown that says what weights are, how to load them, their scores, and their licence.
+
+    Args:
+        networks: what was written.
+        to: the format.
+        which: encoder, where the format has room for one.
+        out: name of the file or folder.
+        scores: of probes on this encoder: protocol, label, encoder, top-1 in percent, interval.
+        load: a line of Python that loads it.
+    """
+    config, known = networks.config, networks.provenance
+    data = config.data
+    library = {"hf": "transformers", "timm": "timm"}.get(to, "ijepa")
+    front = [f"library_name: {library}", "pipeline_tag: image-feature-extraction"]
+    if known.origin == "published":
+        front.append("license: cc-by-nc-4.0")
+    code = {
+        "hf": (
+            "from transformers import AutoImageProcessor, AutoModel\n\n"
+            f"model = AutoModel.from_pretrained({out!r})\n"
+            f"processor = AutoImageProcessor.from_pretrained({out!r})\n"
+            "features = model(**processor(image, return_tensors='pt')).last_hidden_state.mean(1)"
+        ),
+        "timm": (
+            f"import timm\n\nmodel = {load}\n"
+            "data = timm.data.resolve_model_data_config(model)\n"
+            "transform = timm.data.create_transform(**data)\n"
+            "features = model(transform(image).unsqueeze(0))"
+        ),
+    }.get(
+        to,
+        f"import ijepa\n\nencoder = {load}\n"
+        f"# mean {data.mean}, std {data.std}, {data.image_px} pixels",
+    )
+    source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"
+    numbers = {"epochs": known.epochs, "steps": known.steps, "images seen": known.images}
+    facts = [
+        ("architecture", f"{config.encoder.arch}, patches of {config.encoder.patch_px} pixels"),
+        ("images", f"{data.image_px} pixels; mean {data.mean}, std {data.std}"),
+        ("evaluation view", f"centre crop of {data.eval_crop_fraction:.4g} of the short side"),
+        ("first read from", source),
+        *((name, f"{value:,}") for name, value in numbers.items() if value is not None),
+        *([("pretraining data", f"fingerprint `{known.shards}`")] if known.shards else []),
+    ]
+    head = ("protocol", "label", "encoder", "top-1 %", "95% interval")
+    sections = [
+        "\n".join(["---", *front, "---"]),
+        f"# {_plain(out)}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
+        f"weights, {kept_text(networks, to, which)}.",
+        f"## Load\n\n```python\n{code}\n```",
+        f"## What they are\n\n{_table(('', ''), facts)}",
+        *([f"## Scores\n\n{_table(head, scores)}"] if scores else []),
+        f"## Licence\n\n{LICENCES.get(known.origin or '', UNSURE)}",
+        "## Configuration\n\n"
+        + (f"```yaml\n{dump_yaml(config)}```" if known.settings else UNRECORDED),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def kept_text(networks: Networks, to: str, which: str) -> str:
+    """Which networks a file of that format holds, in words."""
+    if to in ("timm", "hf"):
+        return f"the {which} encoder"
+    parts = [part.replace("_", " ") for part in kept_parts(networks, to, which)]
+    return ", ".join("context encoder" if part == "encoder" else part for part in parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text of others that stays what it is in Markdown: in its cell, neither link nor element."""
+    return re.sub(r"[|<\[]", r"\\\g<0>", one_line(text))
