@@ -7,12 +7,14 @@ stage is the function of its module, such as `ijepa.pretrain.pretrain`.
 import importlib
 from typing import TYPE_CHECKING
 
+from ijepa.version import VERSION
+
 if TYPE_CHECKING:
     from ijepa.data.shards import open_shards
     from ijepa.encoders.spec import load_encoder
     from ijepa.features.store import open_features
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["load_encoder", "open_features", "open_shards"]
 
 _HOMES = {

@@ -10,10 +10,11 @@ from typing import Any
 
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, lock, read_json, sibling
+from ijepa.version import VERSION
 
 NOTES = ("work.json", "stage.json")  # of a work folder: what it is for, and that it is finished
 SMALL_BYTES = 2**20  # files up to this size are read again to see that they did not change
-LIBRARIES = ("ijepa", "torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
+LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
@@ -76,7 +77,7 @@ def file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a result."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "ijepa": VERSION}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import ijepa
 from ijepa.recipes import recipe_names
 from ijepa_cli.main import COMMANDS, app
 
@@ -108,5 +109,4 @@ def test_both_lists_of_tested_versions_name_the_same_versions():
 
 
 def test_the_citation_names_the_version():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {ijepa.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -10,10 +10,10 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from ijepa.errors import IjepaError
-from ijepa.records import library_versions
 from ijepa.results.record import Result, Score, result_id
 from ijepa.results.tables import Shown
 from ijepa.templating import templates
+from ijepa.version import VERSION
 
 MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 PAGE = ".html"
@@ -68,7 +68,7 @@ def page(
         results=results,
         runs=runs,
         pictures=pictures,
-        version=library_versions().get("ijepa", "not installed"),  # run from a checkout
+        version=VERSION,
     )
 
 
