@@ -46,8 +46,11 @@ ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools mini check fix test test-slow bench docs report shard pretrain extract probe clean \
-  evaluation low-level reproduce
+  evaluation low-level reproduce changed
 .SECONDARY:
+# Ctrl-C must not remove a record, by which ijepa knows an output as its own.
+.PRECIOUS: $(foreach side,train test,$(FEATURES)/%.$(side).h5.stage.json \
+  $(FEATURES)/low-level/%.$(side).h5.stage.json) $(PROBES)/%.json.stage.json
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -118,9 +121,21 @@ docs: tools ## Build the documents into site/.
 clean: ## Remove what stages made for NAME, and report.html; what has no record of theirs stays.
 	@$(BIN)/python -m ijepa_cli.clean shards/$(NAME) $(if $(value ENCODER),,runs/$(NAME)) \
 	  runs/$(NAME).features/ runs/$(NAME).probes/ runs/$(NAME).html report.html
+	@rm -f $(SETTINGS)
 
-# --- The pipeline: one stage a rule, to be copied for experiments of your own. A stage knows itself
-# --- whether its output is fresh, so every rule runs and answers `cached` if nothing has changed.
+# --- The pipeline: one stage a rule, to be copied for experiments of your own. shard, pretrain and
+# --- report are always asked, and answer `cached` if nothing has changed. Features and probes are
+# --- asked if what they are made of is newer than their record, OUT.stage.json, which a stage touches
+# --- when it answers; or if variables changed. `make -B` asks all.
+
+SETTINGS := runs/$(NAME).settings
+GIVEN    := $(foreach name,ENCODER TRAIN TEST SEED,$(name)=$(value $(name)))
+IS_SAME  := $(shell printf %s $(call quoted,$(GIVEN)) | cmp -s - $(SETTINGS) && \
+  [ ! $(call quoted,$(value ENCODER)) -nt $(SETTINGS) ] && echo yes)
+STORED   := $(foreach encoder,$(ENCODERS),$(encoder).train.h5.stage.json $(encoder).test.h5.stage.json)
+
+$(SETTINGS): $(if $(IS_SAME),,changed)
+	@mkdir -p runs && printf %s $(call quoted,$(GIVEN)) > $@
 
 shard: setup ## DATA -> shards/NAME.
 	@$(IJEPA) shard $(call quoted,$(value DATA)) $(SHARDS) --val-fraction 0.1 \
@@ -132,27 +147,35 @@ ifeq ($(ENCODER),)
 	  $(WORKERS:%=--workers %)
 endif
 
-extract: $(foreach encoder,$(ENCODERS),$(FEATURES)/$(encoder).train.h5 $(FEATURES)/$(encoder).test.h5) ## runs/NAME -> runs/NAME.features, baselines too.
+# Files that are newer only if these two made something.
+$(SHARDS)/index.json: shard ;
+runs/$(NAME)/config.yaml: pretrain ;
+MADE     := $(SETTINGS) $(SHARDS)/index.json $(if $(value ENCODER),,runs/$(NAME)/config.yaml)
 
-$(FEATURES)/%.train.h5: pretrain
-	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) --out $@ \
-	  $(WORKERS:%=--workers %)
+extract: $(STORED:%=$(FEATURES)/%) ## runs/NAME -> runs/NAME.features, baselines too.
 
-$(FEATURES)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) --out $@ \
-	  $(WORKERS:%=--workers %)
+$(FEATURES)/%.train.h5.stage.json: $(MADE)
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) \
+	  --out $(@:.stage.json=) $(WORKERS:%=--workers %)
+
+$(FEATURES)/%.test.h5.stage.json: $(MADE)
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) \
+	  --out $(@:.stage.json=) $(WORKERS:%=--workers %)
 
 # What a probe will need of the images is asked for before hours of pretraining.
 probe report: REQUIRED = $(TRAIN:%=--require-split %) $(SCORED:%=--require-split %) \
   $(LABELS:%=--require-label %)
 
-probe: $(RESULTS) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
+probe: $(RESULTS:%=%.stage.json) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
 
-$(PROBES)/%.json: extract
-	@$(IJEPA) probe $(basename $*) --label $(subst .,,$(suffix $*)) --seed $(SEED) --out $@ \
-	  $(foreach part,train test,--$(part) $(FEATURES)/$(firstword $(ENCODERS)).$(part).h5) \
-	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
-	    --baseline-$(part) $(FEATURES)/$(encoder).$(part).h5))
+# Features of the first encoder in a folder, and those of the others as baselines.
+compared = $(foreach part,train test,--$(part) $1/$(firstword $(ENCODERS)).$(part).h5) \
+  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
+    --baseline-$(part) $1/$(encoder).$(part).h5))
+
+$(PROBES)/%.json.stage.json: $(SETTINGS) $(STORED:%=$(FEATURES)/%)
+	@$(IJEPA) probe $(basename $*) --label $(subst .,,$(suffix $*)) --seed $(SEED) \
+	  --out $(@:.stage.json=) $(call compared,$(FEATURES))
 
 report: probe ## runs/NAME.probes and runs/NAME -> REPORT.
 	@$(IJEPA) report $(RESULTS) $(call quoted,$(RUN)) --out $(call quoted,$(REPORT))
@@ -179,16 +202,13 @@ evaluate-%:
 # Its protocol squashes whole images and trains on views that are flipped or not; four are stored.
 LOW_LEVEL := $(FEATURES)/low-level
 
-low-level: $(foreach encoder,$(ENCODERS),$(LOW_LEVEL)/$(encoder).train.h5 $(LOW_LEVEL)/$(encoder).test.h5) ## Count and distance of DATA by the paper's protocol.
-	@$(IJEPA) probe low-level --seed $(SEED) --out $(PROBES)/low-level \
-	  $(foreach part,train test,--$(part) $(LOW_LEVEL)/$(firstword $(ENCODERS)).$(part).h5) \
-	  $(foreach encoder,$(wordlist 2,9,$(ENCODERS)),$(foreach part,train test,\
-	    --baseline-$(part) $(LOW_LEVEL)/$(encoder).$(part).h5))
+low-level: $(STORED:%=$(LOW_LEVEL)/%) ## Count and distance of DATA by the paper's protocol.
+	@$(IJEPA) probe low-level --seed $(SEED) --out $(PROBES)/low-level $(call compared,$(LOW_LEVEL))
 
-$(LOW_LEVEL)/%.train.h5: pretrain
-	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) --out $@ \
-	  --crop squash --augment flip --views 4 $(WORKERS:%=--workers %)
+$(LOW_LEVEL)/%.train.h5.stage.json: $(MADE)
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) \
+	  --out $(@:.stage.json=) --crop squash --augment flip --views 4 $(WORKERS:%=--workers %)
 
-$(LOW_LEVEL)/%.test.h5: pretrain
-	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) --out $@ \
-	  --crop squash $(WORKERS:%=--workers %)
+$(LOW_LEVEL)/%.test.h5.stage.json: $(MADE)
+	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) \
+	  --out $(@:.stage.json=) --crop squash $(WORKERS:%=--workers %)

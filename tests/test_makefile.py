@@ -17,28 +17,47 @@ ROOT = Path(__file__).parents[1]
 BAD_NAMES = ("", "x reproduce", "..", ".", "/tmp", "a'b", "a;b", "$(shell touch PWNED)", "-rf")
 
 
+# Makes the record of what it is asked for, as a stage does, says and remembers what it was asked.
+STAGE = """#!/bin/sh
+printf '%s\\n' "$@"
+printf '%s\\n' "$(printf '%s\\t' "$@")" >> log
+out=$3
+for word; do [ "$before" = --out ] && out=$word; before=$word; done
+case $out in *.json|*.h5|*.html|*.png) record=$out.stage.json ;; *) record=$out/stage.json ;; esac
+mkdir -p "$(dirname "$record")" && touch "$record"
+case $1 in shard) made=$out/index.json ;; pretrain) made=$out/config.yaml ;; *) made=$record ;; esac
+[ -e "$made" ] || touch "$made"
+"""
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+
 @pytest.fixture
-def make(tmp_path):
-    """Run make in a copy of what it reads; `ijepa` prints its arguments, one a line."""
+def folder(tmp_path, monkeypatch):
+    """A copy of what make reads, with an `ijepa` that only makes records."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copytree(ROOT / "reproduce", tmp_path / "reproduce")
-    scripts = {
-        "ijepa": 'for word in "$@"; do echo "$word"; done',
-        "python": f'exec "{sys.executable}" "$@"',
-    }
-    for name, script in scripts.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+    for name in ("reproduce", "ijepa/recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name, script in {
+        "ijepa/stage": STAGE,
+        "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
+    }.items():
+        (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def make(folder):
+    """Run the pipeline of the Makefile; `ijepa` prints its arguments, one a line."""
 
     def run(*words):
-        tools = ["-o", "setup", f"IJEPA={tmp_path}/ijepa", "BIN=."]
-        return subprocess.run(
-            ["make", *tools, *words],
-            cwd=tmp_path, env=outside | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        )  # fmt: skip
+        (folder / "log").unlink(missing_ok=True)
+        tools = ["-o", "setup", f"IJEPA={folder}/ijepa/stage", "BIN=."]
+        env = OUTSIDE | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(["make", *tools, *words], env=env, capture_output=True, text=True)
 
     return run
 
@@ -109,50 +128,52 @@ def test_clean_never_removes_an_encoder(make, tmp_path):
     assert not (tmp_path / "shards/x").exists()
 
 
-# Makes the record of what it is asked for, as a stage does, and remembers what it was asked.
-STAGE = """#!/bin/sh
-printf '%s\\n' "$(printf '%s\\t' "$@")" >> log
-out=$3
-for word; do [ "$before" = --out ] && out=$word; before=$word; done
-case $out in *.json|*.h5|*.html|*.png) record=$out.stage.json ;; *) record=$out/stage.json ;; esac
-mkdir -p "$(dirname "$record")" && touch "$record"
-"""
-GIVEN = {
-    name: f"{name}=/data/{name.lower()}"
-    for name in (
-        "CIFAR10",
-        "CIFAR100",
-        "IMAGENETTE",
-        "CLEVR",
-        "IN1K",
-        "IN22K",
-        "PLACES205",
-        "INAT18",
-    )
-}
+DATA = "CIFAR10 CIFAR100 IMAGENETTE CLEVR IN1K IN22K PLACES205 INAT18"
+GIVEN = [f"{name}=/data/{name.lower()}" for name in DATA.split()]
+
+
+def asked(folder):
+    """The stage and the output, or data, of every command since `log` was removed."""
+    return [line.split("\t")[:-1] for line in (folder / "log").read_text().splitlines()]
+
+
+def test_only_what_depends_on_a_change_is_asked_again(make, folder):
+    words = ("report", "PROBE=knn linear", "LABELS=count")
+    assert make(*words).returncode == 0
+    commands = asked(folder)
+    assert [one[0] for one in commands] == [
+        "shard", "pretrain", *["extract"] * 6, "probe", "probe", "report",
+    ]  # fmt: skip
+    always = ["shard", "pretrain", "report"]
+    assert make(*words, "-j2").returncode == 0
+    assert [one[0] for one in asked(folder)] == always
+    make(*words, "SEED=1")
+    assert sorted(one[0] for one in asked(folder)) == sorted(one[0] for one in commands)
+    (folder / "runs/scenes.features/pixels.test.h5.stage.json").touch()
+    make(*words, "SEED=1")
+    assert [one[0] for one in asked(folder)] == ["shard", "pretrain", "probe", "probe", "report"]
+    (folder / "runs/scenes/config.yaml").touch()
+    make(*words, "SEED=1", "-B")
+    assert sorted(one[0] for one in asked(folder)) == sorted(one[0] for one in commands)
+    make("low-level", "ENCODER=runs/scenes")
+    assert [one[0] for one in asked(folder)] == ["shard", *["extract"] * 6, "probe"]
+    os.utime(folder / "runs/scenes", (2**31, 2**31))  # trained again
+    make("extract", "ENCODER=runs/scenes")
+    assert [one[0] for one in asked(folder)] == ["shard", *["extract"] * 6]
 
 
 @pytest.fixture
-def graph(tmp_path, monkeypatch):
+def graph(folder):
     """Run the graph of a scale where stages only make records: commands that ran, stderr."""
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    shutil.copytree(ROOT / "reproduce", tmp_path / "reproduce")
-    shutil.copytree(ROOT / "ijepa/recipes", tmp_path / "ijepa/recipes")
-    (tmp_path / "ijepa/stage").write_text(STAGE)
-    (tmp_path / "ijepa/stage").chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
     def run(scale, *words):
-        log = tmp_path / "log"
+        log = folder / "log"
         log.unlink(missing_ok=True)
         command = ["make", "--file", "reproduce/graph.mk", f"SCALE={scale}", "IJEPA=ijepa/stage"]
-        done = subprocess.run([*command, *words], env=alone, capture_output=True, text=True)
+        done = subprocess.run([*command, *words], env=OUTSIDE, capture_output=True, text=True)
         lines = done.stdout.replace("\\\n", " ").splitlines()
         planned = [shlex.split(line)[1:] for line in lines if line.startswith("ijepa/stage ")]
-        ran = log.read_text().splitlines() if log.exists() else []
-        return planned or [line.split("\t")[:-1] for line in ran], done.stderr
+        return planned or (asked(folder) if log.exists() else []), done.stderr
 
     return run
 
@@ -163,7 +184,7 @@ def option(words, name):
 
 @pytest.mark.parametrize("scale", ["mini", "cifar10", "imagenette", "in1k"])
 def test_every_scale_is_a_graph_of_commands_with_recipes_that_load(graph, scale):
-    commands, _ = graph(scale, "all", "-n", *GIVEN.values())
+    commands, _ = graph(scale, "all", "-n", *GIVEN)
     assert {"shard", "pretrain", "extract", "probe", "finetune", "report"} <= {
         words[0] for words in commands
     }
