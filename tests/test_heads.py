@@ -46,10 +46,8 @@ def data(images=120, seed=0, views=1):
 
 def trained_alone(head, number, rule, train, seed=0):
     """The plain way: torch modules, autograd, one optimiser; same first weights, same batches."""
-    group = heads_module.HeadGroup(
-        [number], head, DIM * (LAYERS if head.features == "concat" else 1), CLASSES, rule
-    )
-    group.reset(seed)
+    dim = DIM * (LAYERS if head.features == "concat" else 1)
+    group = heads_module.HeadGroup([number], head, dim, CLASSES, rule, seed)
     linear = torch.nn.Linear(group.weight.shape[2], CLASSES)
     linear.weight.data, linear.bias.data = group.weight.data[0].clone(), group.bias.data[0].clone()
     modules = [linear]
@@ -228,7 +226,7 @@ def test_features_on_the_device_are_read_once_and_give_the_same_scores(monkeypat
     asked = Asked(ProbeConfig(name="linear"))
     [from_file] = linear(train, test, asked)
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: 2**30)
-    monkeypatch.setattr(linear_module, "READ_AT_ONCE", 50)
+    monkeypatch.setattr("ijepa.probes.arrays.ROWS_AT_ONCE", 50)
     counted = (one._replace(features=CountedRows(one.features.values)) for one in (train, test))
     [from_device] = linear(*counted, asked)
     assert CountedRows.rows_read == 120 * 2 + 50

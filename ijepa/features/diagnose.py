@@ -19,12 +19,7 @@ Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class FeatureInfo(Config):
-    """What a file says of itself.
-
-    Attributes:
-        classes: how many different values each label has.
-        num_bytes: of the file.
-    """
+    """What a file says of itself; `classes`: how many different values each label has."""
 
     path: Path
     images: int
@@ -79,11 +74,7 @@ class FeatureState(Config):
 
 
 def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
-    """Say what a feature file holds.
-
-    Args:
-        path: of `ijepa extract`.
-        check: read all of it, to see that each number is what was written.
+    """Say what a feature file holds; with `check`, read all of it against its checksums.
 
     Raises:
         IjepaError: it is not whole, or, with `check`, damaged.
@@ -91,7 +82,7 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
     path = Path(path)
     with open_features(path, check_numbers=check) as store:
         rows, layers, dim = store.shape
-        views = 1 + store.header.num_views
+        views, labels = 1 + store.header.num_views, store.labels
         return FeatureInfo(
             path=path,
             images=rows // views,
@@ -99,9 +90,7 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
             layers=layers,
             dim=dim,
             dtype=store.dtype,
-            classes={
-                name: len(np.unique(values[values >= 0])) for name, values in store.labels.items()
-            },
+            classes={name: len(np.unique(found[found >= 0])) for name, found in labels.items()},
             num_bytes=path.stat().st_size,
             header=store.header,
         )
@@ -110,33 +99,40 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
 def diagnose(
     path: StrPath, label: str | None = "class", progress: Progress = silent
 ) -> FeatureState:
-    """Measure every stored layer of a feature file, in bounded memory.
-
-    Args:
-        path: of `ijepa extract`.
-        label: by which classes are told apart; None for none.
-        progress: hears of images read.
+    """Measure every stored layer of a feature file, in bounded memory; without a label if None.
 
     Raises:
         IjepaError: it is not whole, has no such label, or holds less than two images.
     """
-    path = Path(path)
+    path, classes, num_classes = Path(path), None, 0
     with open_features(path) as store:
         if label is not None and label not in store.labels:
             there = ", ".join(store.labels) or "none"
             raise IjepaError(f"{path} has no label {label!r}; its labels are: {there}.")
-        views = store.views
-        rows = np.arange(store.shape[0]) if views is None else np.flatnonzero(views == 0)
+        _, num_layers, dim = store.shape
+        rows = (
+            np.arange(store.shape[0]) if store.views is None else np.flatnonzero(store.views == 0)
+        )
         if len(rows) < 2:
             raise IjepaError(f"{path} holds {len(rows)} images; a diagnosis needs two.")
-        classes = None
         if label is not None:
             classes = store.labels[label][rows]
             known = classes >= 0
             classes[known] = np.unique(classes[known], return_inverse=True)[1]
-        states = _states(store, rows, classes, progress)
+            num_classes = int(classes.max()) + 1
+        moments = [Moments(dim, num_classes) for _ in range(num_layers)]
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            some = slice(first, first + ROWS_AT_ONCE)
+            block = store.read(rows[some], num_layers)
+            for place, layer in enumerate(moments):
+                layer.add(block[:, place], None if classes is None else classes[some])
+            progress("diagnose images", min(first + ROWS_AT_ONCE, len(rows)), len(rows))
+        layers = tuple(
+            found.state(store.header.layers[place], **_compared(store, place, rows, classes))
+            for place, found in enumerate(moments)
+        )
         return FeatureState(
-            path=path, encoder=store.header.encoder, images=len(rows), label=label, layers=states
+            path=path, encoder=store.header.encoder, images=len(rows), label=label, layers=layers
         )
 
 
@@ -151,12 +147,7 @@ class Moments:
         self._unit_sum = np.zeros(dim)
 
     def add(self, features: Array, classes: Array | None) -> None:
-        """Some more images.
-
-        Args:
-            features: (n, dim).
-            classes: (n,) numbers from 0, -1 where not known; None without labels.
-        """
+        """Some more images: (n, dim), and (n,) class numbers from 0, -1 where not known."""
         rows = features.astype(np.float64)
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         self._count += len(rows)
@@ -168,42 +159,34 @@ class Moments:
             np.add.at(self._unit_sums, classes[known], unit[known])
             self._per_class += np.bincount(classes[known], minlength=len(self._per_class))
 
-    def state(self, layer: int) -> LayerState:
+    def state(self, layer: int, **more: float | None) -> LayerState:
         """The state of a layer by all images so far; there must be two."""
         count, mean = self._count, self._sum / self._count
         covariance = (self._products - count * np.outer(mean, mean)) / (count - 1)
         std = np.sqrt(np.clip(np.diag(covariance), 0, None))
+        singular = np.sqrt(_eigenvalues(self._products))
+        share = singular / singular.sum() + 1e-7
+        separation, there = None, self._per_class > 0
+        if there.sum() >= 2:
+            means = self._unit_sums[there] / self._per_class[there, np.newaxis]
+            within = 1 - np.square(means).sum(axis=1).mean()
+            separation = float(1 - within / (1 - np.square(means.mean(axis=0)).sum()))
         return LayerState(
             layer=layer,
-            rankme=_effective_rank(_eigenvalues(self._products)),
+            rankme=float(np.exp(-(share * np.log(share)).sum())),
             alpha_req=_power_law(_eigenvalues(covariance)),
             feature_std=float(std.mean()),
             dead_dims=float(np.mean(std <= DEAD * std.max())),
             mean_cosine=float((self._unit_sum @ self._unit_sum - count) / (count * (count - 1))),
-            class_separation=self._class_separation(),
+            class_separation=separation,
+            **more,
         )
-
-    def _class_separation(self) -> float | None:
-        there = self._per_class > 0
-        if there.sum() < 2:
-            return None
-        means = self._unit_sums[there] / self._per_class[there, np.newaxis]
-        within = 1 - np.square(means).sum(axis=1).mean()
-        over_all = 1 - np.square(means.mean(axis=0)).sum()
-        return float(1 - within / over_all)
 
 
 def _eigenvalues(matrix: Doubles) -> Doubles:
     """Descending, without the negative ones that rounding makes."""
     values: Doubles = np.clip(np.linalg.eigvalsh(matrix)[::-1], 0, None)
     return values
-
-
-def _effective_rank(squares: Doubles) -> float:
-    """Exp of the entropy of singular values, given their squares."""
-    singular = np.sqrt(squares)
-    share = singular / singular.sum() + 1e-7
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def _power_law(eigenvalues: Doubles) -> float:
@@ -213,63 +196,29 @@ def _power_law(eigenvalues: Doubles) -> float:
     places = np.arange(first, len(kept) + 1)
     if len(places) < 2:
         return float("nan")
-    slope = np.polyfit(np.log(places), np.log(kept[first - 1 :]), 1)[0]
-    return float(-slope)
+    return -float(np.polyfit(np.log(places), np.log(kept[first - 1 :]), 1)[0])
 
 
-def _states(
-    store: Features, rows: Array, classes: Array | None, progress: Progress
-) -> tuple[LayerState, ...]:
-    _, num_layers, dim = store.shape
-    num_classes = 0 if classes is None else int(classes.max()) + 1
-    moments = [Moments(dim, num_classes) for _ in range(num_layers)]
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        block = store.read(rows[some], num_layers)
-        for place, layer in enumerate(moments):
-            layer.add(block[:, place], None if classes is None else classes[some])
-        progress("diagnose images", min(first + ROWS_AT_ONCE, len(rows)), len(rows))
-    return tuple(
-        found.state(store.header.layers[place]).model_copy(
-            update={
-                "neighbour_accuracy": _neighbours(store, place, rows, classes),
-                "lidar": _lidar(store, place),
-            }
-        )
-        for place, found in enumerate(moments)
-    )
-
-
-def _neighbours(store: Features, place: int, rows: Array, classes: Array | None) -> float | None:
-    if classes is None:
-        return None
+def _compared(
+    store: Features, place: int, rows: Array, classes: Array | None
+) -> dict[str, float | None]:
+    """What is measured between images, and between the views of one, of a stored layer."""
     import torch  # here: `describe` answers without it
 
-    from ijepa.jepa.monitor import neighbour_accuracy
+    from ijepa.jepa.monitor import lidar, neighbour_accuracy
 
-    known = np.flatnonzero(classes >= 0)
-    if len(known) < 2:
-        return None
-    chosen = known[np.random.default_rng(0).permutation(len(known))[:NEIGHBOUR_IMAGES]]
-    features = torch.from_numpy(_layer(store, rows[chosen], place))
-    return neighbour_accuracy(features, torch.from_numpy(classes[chosen]))
+    def layer(rows: Array) -> torch.Tensor:
+        found = store.read(rows, store.shape[1] - place)[:, 0]
+        return torch.from_numpy(found.astype(np.float32))
 
-
-def _lidar(store: Features, place: int) -> float | None:
-    """Over images, all views of which stand one behind the other, the evaluation view first."""
-    count = store.header.num_views
-    if count < 2 or store.views is None:
-        return None
-    import torch
-
-    from ijepa.jepa.monitor import lidar
-
-    firsts = np.flatnonzero(store.views == 0)[:LIDAR_IMAGES]
-    rows = (firsts[:, np.newaxis] + 1 + np.arange(count)).ravel()
-    views = _layer(store, rows, place).reshape(len(firsts), count, -1)
-    return lidar(torch.from_numpy(views))
-
-
-def _layer(store: Features, rows: Array, place: int) -> Array:
-    found: Array = store.read(rows, store.shape[1] - place)[:, 0].astype(np.float32)
-    return found
+    accuracy, views, num_views = None, store.views, store.header.num_views
+    known = np.flatnonzero(classes >= 0) if classes is not None else rows[:0]
+    if classes is not None and len(known) >= 2:
+        chosen = known[np.random.default_rng(0).permutation(len(known))[:NEIGHBOUR_IMAGES]]
+        accuracy = neighbour_accuracy(layer(rows[chosen]), torch.from_numpy(classes[chosen]))
+    if views is None or num_views < 2:
+        return {"neighbour_accuracy": accuracy}
+    firsts = np.flatnonzero(views == 0)[:LIDAR_IMAGES]  # the others of an image stand behind it
+    others = layer((firsts[:, np.newaxis] + 1 + np.arange(num_views)).ravel())
+    unfolded = others.reshape(len(firsts), num_views, -1)
+    return {"neighbour_accuracy": accuracy, "lidar": lidar(unfolded)}

@@ -283,18 +283,10 @@ def create_features(
 ) -> None:
     """Make a file for `FeatureWriter` with all but its numbers, unless it is there already.
 
-    With several views, the rows of an image's views stand one behind the other, the evaluation view
-    first, and share its key. What was begun for another header or shape is begun anew: rows that
-    were computed in different precisions must not be mixed.
-
-    Args:
-        path: to make.
-        header: where the features come from.
-        shape: (rows, layers, dim).
-        dtype: `float16` or `float32`.
-        keys: one a row.
-        labels: (rows,) integers, for each label of the header.
-        batch_rows: rows of a batch, but for the last one.
+    `shape` is (rows, layers, dim), `dtype` `float16` or `float32`; there is one key a row, and one
+    integer for each label of the header. With several views, the rows of an image's views stand
+    one behind the other, the evaluation view first, and share its key. What was begun for another
+    header or shape is begun anew: rows computed in different precisions must not be mixed.
 
     Raises:
         IjepaError: a key (with the same view) stands there twice.
@@ -363,12 +355,9 @@ class FeatureWriter:
                 self.missing.append(batch)
 
     def write(self, batch: int, features: Array, image_ids: Array) -> None:
-        """Add a batch: rows `batch * batch_rows` and on.
+        """Add a batch, which is rows `batch * batch_rows` and on.
 
-        Args:
-            batch: its number.
-            features: (n, layers, dim).
-            image_ids: (n,) uint64, see `ijepa.data.names.image_ids`.
+        (n, layers, dim) features, and (n,) uint64 of `ijepa.data.names.image_ids`.
 
         Raises:
             IjepaError: a number that is not finite, or too large for the type of the store.

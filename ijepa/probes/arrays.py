@@ -16,7 +16,6 @@ Stored = np.ndarray[tuple[int, ...], np.dtype[Any]]  # in the store's numbers
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Kept = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
 
-
 ROWS_AT_ONCE = 4096
 
 
@@ -54,11 +53,7 @@ class Labelled(NamedTuple):
         return self._replace(labels=self.labels[images], views=self.views[images])
 
     def last(self, images: Ints | None = None) -> Floats:
-        """(n, dim) float32: the last layer of evaluation views, all in memory, in one new array.
-
-        Args:
-            images: whose, in which order; None for all.
-        """
+        """(n, dim) float32: the last layer of the evaluation views of some images, or of all."""
         rows = self.views[:, 0] if images is None else self.views[images, 0]
         found: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
         for some in blocks(len(rows)):
@@ -70,9 +65,7 @@ class Asked(NamedTuple):
     """What a probe is asked for.
 
     Attributes:
-        config: the choices.
         device: on which torch computes, where a probe uses it.
-        progress: hears of long work.
         subsets: (n,) image numbers of each list of training images that was given.
         kept: what an earlier start left, and where to leave something for the next; None for a
             probe that nobody starts again.
@@ -107,16 +100,10 @@ class Fit(NamedTuple):
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
-    """Split images at random into a part to fit on and a part to choose on, class by class.
+    """Split images at random into a part to fit on and a part to choose on, both ascending.
 
-    Args:
-        labels: (n,) class numbers.
-        fraction: of each class that is held out, rounded, at least one; a class of one stays in
-            the fit.
-        seed: of the split.
-
-    Returns:
-        Images to fit on and images held out, ascending and disjoint.
+    Of the (n,) class numbers, the fraction of each class is held out, rounded, at least one; a
+    class of one stays in the fit.
     """
     rng = np.random.default_rng([seed, 0])
     held = np.zeros(len(labels), dtype=bool)
@@ -128,14 +115,7 @@ def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
 
 
 def draw_subset(labels: Ints, shots: float, seed: int, draw: int) -> Ints:
-    """Numbers of `shots` images a class; below 1, that fraction of each class, at least one.
-
-    Args:
-        labels: (n,) class numbers.
-        shots: how many, or which fraction.
-        seed: with `draw` it says which images.
-        draw: number of the draw.
-    """
+    """Numbers of `shots` images a class; below 1, that fraction of each class, at least one."""
     rng = np.random.default_rng([seed, 1, draw])
     chosen = []
     for label in np.unique(labels):

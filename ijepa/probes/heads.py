@@ -6,7 +6,8 @@ Each head's weights are a slice of one tensor, which torch's and timm's optimise
 parameter of its own: a head learns what it would learn alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import groupby, product
 from typing import Any
@@ -41,14 +42,23 @@ class HeadGroup(nn.Module):
         dim: int,
         num_classes: int,
         protocol: LinearProtocol,
+        seed: int,
     ) -> None:
-        """Allocate; `reset` gives values."""
+        """Draw each head's weights by its own number, whatever other heads there are."""
         super().__init__()
         self.numbers, self.features, self.norm = list(numbers), head.features, head.norm
-        self._eps, self._init, self._bf16 = protocol.norm_eps, protocol.init, protocol.bf16
-        count = len(self.numbers)
-        self.weight = nn.Parameter(torch.empty(count, num_classes, dim))
-        self.bias = nn.Parameter(torch.empty(count, num_classes))
+        self._eps, self._bf16 = protocol.norm_eps, protocol.bf16
+        count, bound = len(self.numbers), dim**-0.5
+        weight, bias = torch.empty(count, num_classes, dim), torch.zeros(count, num_classes)
+        for place, number in enumerate(self.numbers):
+            [own_seed] = np.random.SeedSequence([seed, number]).generate_state(1)
+            generator = torch.Generator().manual_seed(int(own_seed))
+            if protocol.init == "normal":
+                weight[place].normal_(0, 0.01, generator=generator)
+            else:  # as torch.nn.Linear
+                weight[place].uniform_(-bound, bound, generator=generator)
+                bias[place].uniform_(-bound, bound, generator=generator)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
         self.mean: Tensor
@@ -57,31 +67,15 @@ class HeadGroup(nn.Module):
             self.scale = nn.Parameter(torch.ones(count, dim))
             self.shift = nn.Parameter(torch.zeros(count, dim))
 
-    @torch.no_grad()
-    def reset(self, seed: int) -> None:
-        """Draw each head's weights by its own number, whatever other heads there are."""
-        for place, number in enumerate(self.numbers):
-            [own_seed] = np.random.SeedSequence([seed, number]).generate_state(1)
-            generator = torch.Generator().manual_seed(int(own_seed))
-            weight, bias = self.weight[place], self.bias[place]
-            bound = weight.shape[1] ** -0.5
-            drawn, offset = torch.empty(weight.shape), torch.zeros(bias.shape)
-            if self._init == "normal":
-                drawn.normal_(0, 0.01, generator=generator)
-            else:  # as torch.nn.Linear
-                drawn.uniform_(-bound, bound, generator=generator)
-                offset.uniform_(-bound, bound, generator=generator)
-            weight.copy_(drawn)
-            bias.copy_(offset)
-
     def add_gradients(self, inputs: Tensor, labels: Tensor) -> None:
         """Put the gradient of each head's mean cross-entropy into `.grad`.
 
-        Args:
-            inputs: (B, D) features, before batch norm.
-            labels: (B,) class numbers from 0.
+        Of (B, D) features, before batch norm, and (B,) class numbers from 0.
         """
-        inputs = self._normalised_batch(inputs)
+        if self.norm != "none":
+            inputs = F.batch_norm(
+                inputs, self.mean, self.variance, None, None, True, NORM_MOMENTUM, self._eps
+            )
         weight, bias = self._folded()
         count, num_classes, dim = weight.shape
         flat, offset = weight.detach().view(-1, dim), bias.detach().view(-1)
@@ -123,37 +117,12 @@ class HeadGroup(nn.Module):
         found = F.linear(inputs.bfloat16(), weight.bfloat16()).float()
         return found if bias is None else found.add_(bias)
 
-    @torch.no_grad()
-    def _normalised_batch(self, inputs: Tensor) -> Tensor:
-        if self.norm == "none":
-            return inputs
-        return F.batch_norm(
-            inputs, self.mean, self.variance, None, None, True, NORM_MOMENTUM, self._eps
-        )
-
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with batch norm's own scale and shift taken into them."""
         if self.norm != "batch":
             return self.weight, self.bias
         shifted = torch.einsum("hcd,hd->hc", self.weight, self.shift)
         return self.weight * self.scale.unsqueeze(1), self.bias + shifted
-
-
-class _Slice:
-    """One head's part of a tensor of all heads: a parameter that shares its memory."""
-
-    def __init__(self, whole: nn.Parameter, place: int, lr: float, decay: float) -> None:
-        self.parameter = nn.Parameter(whole.data[place])
-        self.lr = lr
-        self._whole, self._place, self._decay = whole, place, decay
-
-    def take_gradient(self) -> None:
-        """Point at the head's part of the gradient, its weight decay added."""
-        assert self._whole.grad is not None
-        gradient = self._whole.grad[self._place]
-        if self._decay:
-            gradient.add_(self.parameter.data, alpha=self._decay)
-        self.parameter.grad = gradient
 
 
 class Heads:
@@ -167,24 +136,40 @@ class Heads:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Draw the heads.
-
-        Args:
-            protocol: which heads, trained how.
-            dims: of the `last` layer and of `concat`.
-            num_classes: labels count from 0.
-            seed: of the weights.
-            device: where they are trained.
-        """
+        """Draw the heads on a device; `dims` are those of the `last` layer and of `concat`."""
         self._groups: list[HeadGroup] = []
         order = sorted(enumerate(protocol.heads), key=lambda item: _input(item[1]))
         for _, items in groupby(order, key=lambda item: _input(item[1])):
             numbers, heads = zip(*items, strict=True)
-            group = HeadGroup(numbers, heads[0], dims[heads[0].features], num_classes, protocol)
-            group.reset(seed)
+            dim = dims[heads[0].features]
+            group = HeadGroup(numbers, heads[0], dim, num_classes, protocol, seed)
             self._groups.append(group.to(device))
-        self._slices = [part for group in self._groups for part in _slices(group, protocol)]
-        self._optimizer = _optimizer(self._slices, protocol)
+        # One head's part of a tensor of all heads is a parameter that shares its memory.
+        self._parts: list[tuple[nn.Parameter, nn.Parameter, int, float]] = []
+        members: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for group in self._groups:
+            for (place, number), (name, whole) in product(
+                enumerate(group.numbers), group.named_parameters()
+            ):
+                head, part = protocol.heads[number], nn.Parameter(whole.data[place])
+                decays = name in ("weight", "bias")  # not batch norm's own
+                self._parts.append((part, whole, place, head.weight_decay if decays else 0.0))
+                members[head.lr, part.ndim > 1].append(part)
+        rates, lars = sorted({head.lr for head in protocol.heads}), protocol.optimizer == "lars"
+        groups = [
+            {
+                "params": members[lr, matrices],
+                "whole_lr": lr,
+                **({"always_adapt": matrices} if lars else {}),
+            }
+            for lr, matrices in product(rates, (True, False))
+        ]
+        nesterov = protocol.optimizer == "sgd"
+        self._optimizer: Optimizer = (
+            Lars(groups, lr=0.0, momentum=MOMENTUM)
+            if lars
+            else SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=nesterov, foreach=True)
+        )
 
     def step(self, inputs: dict[str, Tensor], labels: Tensor, factor: float) -> None:
         """One update of every head.
@@ -197,8 +182,12 @@ class Heads:
         for group in self._groups:
             group.zero_grad()
             group.add_gradients(inputs[group.features], labels)
-        for part in self._slices:
-            part.take_gradient()
+        for part, whole, place, decay in self._parts:
+            assert whole.grad is not None
+            gradient = whole.grad[place]
+            if decay:  # in the gradients, where LARS has it (mae:util/lars.py)
+                gradient.add_(part.data, alpha=decay)
+            part.grad = gradient
         for settings in self._optimizer.param_groups:
             settings["lr"] = settings["whole_lr"] * factor
         self._optimizer.step()
@@ -224,28 +213,3 @@ class Heads:
 
 def _input(head: Head) -> tuple[str, str]:
     return head.features, head.norm
-
-
-def _slices(group: HeadGroup, protocol: LinearProtocol) -> Iterator[_Slice]:
-    """Every parameter of every head; what of it decays is said by the optimiser of the protocol."""
-    for place, number in enumerate(group.numbers):
-        head = protocol.heads[number]
-        for name, whole in group.named_parameters():
-            decays = name in ("weight", "bias")  # not batch norm's own
-            yield _Slice(whole, place, head.lr, head.weight_decay if decays else 0.0)
-
-
-def _optimizer(slices: Sequence[_Slice], protocol: LinearProtocol) -> Optimizer:
-    """Of the protocol; decay is in the gradients, where LARS has it (mae:util/lars.py)."""
-    rates = sorted({part.lr for part in slices})
-    groups = []
-    for lr, matrices in product(rates, (True, False)):
-        found = [part.parameter for part in slices if part.lr == lr]
-        members = [parameter for parameter in found if (parameter.ndim > 1) == matrices]
-        settings = {"always_adapt": matrices} if protocol.optimizer == "lars" else {}
-        groups.append({"params": members, "whole_lr": lr, **settings})
-    if protocol.optimizer == "lars":
-        return Lars(groups, lr=0.0, momentum=MOMENTUM)
-    return SGD(
-        groups, lr=0.0, momentum=MOMENTUM, nesterov=protocol.optimizer == "sgd", foreach=True
-    )

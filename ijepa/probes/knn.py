@@ -33,14 +33,8 @@ def vote(
 ) -> dict[int, Ints]:
     """Class with the largest sum of exp(cosine / 0.07) over the k nearest, for several k.
 
-    Args:
-        features: (n, dim) float32 of the images that vote, each of unit length.
-        labels: (n,) their class numbers.
-        queries: (m, dim) float32, each of unit length.
-        sizes: each k, at most n.
-
-    Returns:
-        (m,) class numbers by k.
+    (n, dim) float32 features of unit length vote for (m, dim) queries, likewise, by their (n,)
+    labels: (m,) class numbers for each k of `sizes`, which are at most n.
     """
     cosine, neighbours = faiss.knn(queries, features, max(sizes), metric=faiss.METRIC_INNER_PRODUCT)
     classes, numbers = np.unique(labels, return_inverse=True)

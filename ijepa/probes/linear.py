@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,24 +17,12 @@ from torch import Tensor
 
 from ijepa.compute import computing, pick_linear
 from ijepa.distributed import pick_device, uses_bf16
-from ijepa.probes.arrays import (
-    Asked,
-    Fit,
-    Floats,
-    Ints,
-    Kept,
-    Labelled,
-    Rows,
-    Stored,
-    hold_out,
-)
+from ijepa.probes.arrays import Asked, Fit, Ints, Kept, Labelled, Rows, Stored, blocks, hold_out
 from ijepa.probes.heads import Heads
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
 from ijepa.progress import Progress
 
 CONCATENATED = 4  # layers, paper A.2
-SCORED_AT_ONCE = 4096  # images
-READ_AT_ONCE = 4096  # rows
 ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
 SAVE_SECONDS = 120.0
 ORDER = 2  # tells the draws of this file apart from others of the same seed
@@ -45,15 +33,14 @@ class DeviceRows:
 
     def __init__(self, features: Rows, device: torch.device, progress: Progress) -> None:
         """Read the last `CONCATENATED` layers of all rows once."""
-        rows, stored, dim = features.shape
-        self.shape = (rows, min(CONCATENATED, stored), dim)
-        dtype = torch.from_numpy(features.read(np.arange(0), self.shape[1])).dtype
-        self._values, self._device = torch.empty(self.shape, dtype=dtype, device=device), device
-        for first in range(0, rows, READ_AT_ONCE):
-            end = min(first + READ_AT_ONCE, rows)
-            block = features.read(np.arange(first, end), self.shape[1])
-            self._values[first:end].copy_(torch.from_numpy(block))
-            progress("load features", end, rows)
+        rows, layers, dim = features.shape[0], _layers(features), features.shape[2]
+        self.shape, self._device = (rows, layers, dim), device
+        dtype = torch.from_numpy(features.read(np.arange(0), layers)).dtype
+        self._values = torch.empty(self.shape, dtype=dtype, device=device)
+        for some in blocks(rows):
+            block = features.read(np.arange(rows)[some], layers)
+            self._values[some].copy_(torch.from_numpy(block))
+            progress("load features", min(some.stop, rows), rows)
 
     def take(self, rows: Ints) -> Tensor:
         """(n, layers, dim) as stored, on the device: some rows, in their order."""
@@ -61,7 +48,7 @@ class DeviceRows:
 
     def read(self, rows: Ints, layers: int) -> Stored:
         """See `Rows`."""
-        found: Stored = self.take(rows)[:, self.shape[1] - layers :].cpu().numpy()
+        found: Stored = self.take(rows)[:, -layers:].cpu().numpy()
         return found
 
 
@@ -98,40 +85,31 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
     heads on the test set itself.
     """
-    config, progress = asked.config, asked.progress
-    kept: Kept = {} if asked.kept is None else asked.kept
+    config, progress, kept = asked.config, asked.progress, {} if asked.kept is None else asked.kept
     device = pick_device(asked.device)
     bf16 = uses_bf16(config.precision, device)
     protocol = replace(LINEAR_PROTOCOLS[config.protocol], bf16=bf16)
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = _loaded(train._replace(labels=numbered.astype(np.int64)), device, progress)
     test = _loaded(test, device, progress)
-    accuracy = _held_out_accuracy(train, protocol, asked, device, kept)
+    choice, purpose = _state_name("choice", protocol), "choose among"
+    if choice not in kept:
+        fitted, held = hold_out(train.labels, config.holdout, config.seed)
+        some, rest = train.take(fitted), train.take(held)
+        heads = train_heads(some, protocol, config.seed, device, progress, kept, purpose)
+        right = (_predictions(heads, rest, device) == rest.labels).mean(axis=1)
+        kept.pop(_state_name(f"{purpose} heads", protocol), None)
+        kept[choice] = {"accuracy": right.tolist()}
+    accuracy = kept[choice]["accuracy"]
     best = int(np.argmax(accuracy))
     heads = train_heads(train, protocol, config.seed, device, progress, kept, "train")
     predictions = classes[_predictions(heads, test, device)]
     on_test = (predictions == test.labels).mean(axis=1)
-    choices = {"head": protocol.heads[best].name, "held_out_accuracy": float(accuracy[best])}
-    kept.pop(_state_name("train heads", protocol), None)
-    departures, precision = _departures(protocol, len(train.labels)), "bf16" if bf16 else "fp32"
-    found = predictions[best][np.newaxis]
+    choices = {"head": protocol.heads[best].name, "held_out_accuracy": accuracy[best]}
+    said = f"batches of all {len(train.labels):,} images, not of {protocol.batch:,}"
+    departures = (said,) if len(train.labels) < protocol.batch else ()
+    found, precision = predictions[best][np.newaxis], "bf16" if bf16 else "fp32"
     return [Fit("", found, choices, float(on_test.max()), departures, precision)]
-
-
-def _held_out_accuracy(
-    train: Labelled, protocol: LinearProtocol, asked: Asked, device: torch.device, kept: Kept
-) -> Floats:
-    """(heads,) of heads trained on the larger part of train, on the rest of it."""
-    config, purpose = asked.config, "choose among"
-    if (known := kept.get(_state_name("choice", protocol))) is not None:
-        return np.array(known["accuracy"])
-    fitted, held = hold_out(train.labels, config.holdout, config.seed)
-    some, held_out = train.take(fitted), train.take(held)
-    heads = train_heads(some, protocol, config.seed, device, asked.progress, kept, purpose)
-    found: Floats = (_predictions(heads, held_out, device) == held_out.labels).mean(axis=1)
-    kept.pop(_state_name(f"{purpose} heads", protocol), None)
-    kept[_state_name("choice", protocol)] = {"accuracy": found.tolist()}
-    return found
 
 
 def train_heads(
@@ -157,21 +135,23 @@ def train_heads(
         kept: where their state is found and left; None keeps nothing.
         purpose: names the state, and the task that progress hears of.
     """
-    dim = train.features.shape[2]
-    dims = {"last": dim, "concat": dim * _layers(train)}
+    dim, kept = train.features.shape[2], {} if kept is None else kept
+    dims = {"last": dim, "concat": dim * _layers(train.features)}
     heads = Heads(protocol, dims, int(train.labels.max()) + 1, seed, device)
-    labels = torch.from_numpy(train.labels).to(device)
-    plan = _Plan(protocol, len(labels))
-    state, kept = _state_name(f"{purpose} heads", protocol), {} if kept is None else kept
-    done, saved = _taken_up(heads, kept.get(state)), time.monotonic()
-    progress(f"{purpose} heads steps", done, plan.steps)
+    labels, task = torch.from_numpy(train.labels).to(device), f"{purpose} heads"
+    plan, state, done = _Plan(protocol, len(labels)), _state_name(task, protocol), 0
+    if state in kept:
+        heads.take_up(kept[state])
+        done = int(kept[state]["steps"])
+    saved, task = time.monotonic(), f"{task} steps"
+    progress(task, done, plan.steps)
     shown, seen = itertools.tee(itertools.islice(_steps(plan, train.views, seed), done, None))
-    read = _inputs(train, (rows for _, rows in seen), device)
+    read = _inputs(train.features, (rows for _, rows in seen), device)
     with computing(device, linear=pick_linear(device, plan.batch, max(dims.values()))):
         for step, ((images, _), inputs) in enumerate(zip(shown, read, strict=True), start=done):
             true = labels[_sent(torch.from_numpy(images), device)]
             heads.step(inputs, true, plan.factor(step))
-            progress(f"{purpose} heads steps", step + 1, plan.steps)
+            progress(task, step + 1, plan.steps)
             if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
                 kept[state] = {"steps": step + 1, **heads.state()}
                 saved = time.monotonic()
@@ -181,14 +161,6 @@ def train_heads(
 def _state_name(name: str, protocol: LinearProtocol) -> str:
     """Name of a kept state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
     return f"{name} bf16" if protocol.bf16 else name
-
-
-def _taken_up(heads: Heads, state: dict[str, Any] | None) -> int:
-    """Bring heads to where an earlier start left them; the number of steps that they have done."""
-    if state is None:
-        return 0
-    heads.take_up(state)
-    return int(state["steps"])
 
 
 def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
@@ -207,20 +179,19 @@ def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
 def _predictions(heads: Heads, data: Labelled, device: torch.device) -> Ints:
     """(heads, n) class numbers by the evaluation views."""
     rows = data.views[:, 0]
-    starts = range(0, len(rows), SCORED_AT_ONCE)
-    every = (rows[first : first + SCORED_AT_ONCE] for first in starts)
-    parts = [heads.predict(inputs) for inputs in _inputs(data, every, device)]
+    every = (rows[some] for some in blocks(len(rows)))
+    parts = [heads.predict(inputs) for inputs in _inputs(data.features, every, device)]
     found: Ints = torch.cat(parts, dim=1).cpu().numpy()
     return found
 
 
 def _loaded(data: Labelled, device: torch.device, progress: Progress) -> Labelled:
     """The same with its features on the device, if there is room for them."""
-    rows, _, dim = data.features.shape
-    itemsize = data.features.read(np.arange(0), _layers(data)).itemsize
-    if rows * _layers(data) * dim * itemsize > _room_bytes(device):
+    features, layers = data.features, _layers(data.features)
+    itemsize = features.read(np.arange(0), layers).itemsize
+    if features.shape[0] * layers * features.shape[2] * itemsize > _room_bytes(device):
         return data
-    return data._replace(features=DeviceRows(data.features, device, progress))
+    return data._replace(features=DeviceRows(features, device, progress))
 
 
 def _room_bytes(device: torch.device) -> int:
@@ -229,24 +200,23 @@ def _room_bytes(device: torch.device) -> int:
 
 
 def _inputs(
-    data: Labelled, every: Iterable[Ints], device: torch.device
+    features: Rows, every: Iterable[Ints], device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """What heads see of some rows after the others: (B, D) by `last` and `concat`."""
-    features = data.features
     if isinstance(features, DeviceRows):
         found = (features.take(rows) for rows in every)
     else:
-        found = (_sent(batch, device) for batch in _read_ahead(data, every, device))
+        found = (_sent(batch, device) for batch in _read_ahead(features, every, device))
     for batch in found:
         values = batch.float()
         yield {"last": values[:, -1].contiguous(), "concat": values.flatten(1)}
 
 
-def _read_ahead(data: Labelled, every: Iterable[Ints], device: torch.device) -> Iterator[Tensor]:
+def _read_ahead(features: Rows, every: Iterable[Ints], device: torch.device) -> Iterator[Tensor]:
     """(B, layers, dim) on the host, of some rows after the others; the next are read meanwhile."""
 
     def read(rows: Ints) -> Tensor:
-        return _pinned(torch.from_numpy(data.features.read(rows, _layers(data))), device)
+        return _pinned(torch.from_numpy(features.read(rows, _layers(features))), device)
 
     pending: deque[Future[Tensor]] = deque()
     with ThreadPoolExecutor(1) as reader:
@@ -267,11 +237,5 @@ def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def _layers(data: Labelled) -> int:
-    return min(CONCATENATED, data.features.shape[1])
-
-
-def _departures(protocol: LinearProtocol, images: int) -> tuple[str, ...]:
-    if images >= protocol.batch:
-        return ()
-    return (f"batches of all {images:,} images, not of {protocol.batch:,}",)
+def _layers(features: Rows) -> int:
+    return min(CONCATENATED, features.shape[1])

@@ -18,20 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import (
-    Asked,
-    Fit,
-    Floats,
-    Ints,
-    Labelled,
-    blocks,
-    draw_subset,
-    hold_out,
-)
+from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, blocks, draw_subset, hold_out
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
 
 Rescale = Callable[[Floats], Floats]
-
 
 FITTED = "coef_", "intercept_"  # where the next fit starts
 
@@ -50,66 +40,56 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     probe = regression(protocol, strength, train.labels)
     converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
     found = predicted(probe, _precise(rescale(test.last()), protocol), device)
-    departures = unfinished(0 if converged else 1, 1, protocol)
+    departures = unfinished(not converged, 1, protocol)
     if protocol != named:
         departures += (f"scaled by {protocol.scale}, not {named.scale}",)
-    chosen = {"C": strength} | choices
     precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
-    return [Fit("", found[np.newaxis], chosen, departures=departures, precision=precision)]
+    choices = {"C": strength} | choices
+    return [Fit("", found[np.newaxis], choices, departures=departures, precision=precision)]
 
 
 def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     """One fit a setting of `config.shots`, each with `config.draws` draws; or one for all lists."""
-    protocol, config = FEW_SHOT_PROTOCOLS[asked.config.protocol], asked.config
+    protocol, config, labels = FEW_SHOT_PROTOCOLS[asked.config.protocol], asked.config, train.labels
+    settings: list[tuple[str, Sequence[Ints], tuple[str, ...]]]
     if asked.subsets:
         sizes = sorted({len(subset) for subset in asked.subsets})
         name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
-        if config.subsets:  # other lists of as many images are other ground
+        if config.subsets:  # other lists of as many images are another setting
             name += f" (sha256 {', '.join(digest[:8] for digest in config.subsets)})"
-        return [_setting(name, train, test, asked.subsets, protocol)]
-    return [
-        _setting(
-            f"{int(shots)} a class" if shots >= 1 else f"{100 * shots:.3g}% of train",
-            train,
-            test,
-            [draw_subset(train.labels, shots, config.seed, draw) for draw in range(config.draws)],
-            protocol,
-            _too_few(train.labels, shots),
-        )
-        for shots in config.shots
-    ]
+        settings = [(name, asked.subsets, ())]
+    else:
+        settings = [
+            (
+                f"{int(shots)} a class" if shots >= 1 else f"{100 * shots:.3g}% of train",
+                [draw_subset(labels, shots, config.seed, draw) for draw in range(config.draws)],
+                _too_few(labels, shots),
+            )
+            for shots in config.shots
+        ]
+    fits, scored = [], centred_unit(test.last())
+    for name, subsets, departures in settings:
+        probe, predictions, stopped = regression(protocol, protocol.strengths[0], labels), [], 0
+        for subset in subsets:
+            if len(np.unique(labels[subset])) < 2:
+                raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
+            stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset], None)
+            predictions.append(predicted(probe, scored, None))
+        choices = {"C": probe.C, "draws": len(subsets)}
+        said = departures + unfinished(stopped, len(subsets), protocol)
+        fits.append(Fit(name, np.array(predictions), choices, departures=said))
+    return fits
 
 
 def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
     """Classes that do not have what a setting asks of each."""
     counts = np.unique(labels, return_counts=True)[1]
+    small = int((counts < shots if shots >= 1 else shots * counts < 0.5).sum())
+    if not small:
+        return ()
     if shots >= 1:
-        small = int((counts < shots).sum())
-        return (f"{small:,} classes have fewer images than {int(shots)}",) if small else ()
-    small = int((shots * counts < 0.5).sum())
-    return (f"{small:,} classes give one image, more than their part",) if small else ()
-
-
-def _setting(
-    name: str,
-    train: Labelled,
-    test: Labelled,
-    subsets: Sequence[Ints],
-    protocol: LogisticProtocol,
-    departures: tuple[str, ...] = (),
-) -> Fit:
-    scored = centred_unit(test.last())
-    probe = regression(protocol, protocol.strengths[0], train.labels)
-    predictions, stopped = [], 0
-    for subset in subsets:
-        if len(np.unique(train.labels[subset])) < 2:
-            raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
-        fitted = centred_unit(train.last(subset))
-        stopped += not fit(probe, fitted, train.labels[subset], None)
-        predictions.append(predicted(probe, scored, None))
-    choices = {"C": probe.C, "draws": len(subsets)}
-    departures += unfinished(stopped, len(subsets), protocol)
-    return Fit(name, np.array(predictions), choices, departures=departures)
+        return (f"{small:,} classes have fewer images than {int(shots)}",)
+    return (f"{small:,} classes give one image, more than their part",)
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:
@@ -124,11 +104,7 @@ def rescaling(scale: str, features: Floats) -> Rescale:
 
 
 def centred_unit(features: Floats) -> Floats:
-    """Each row less its own mean, then of length 1, in place; the other images play no part.
-
-    Args:
-        features: (n, dim) float32.
-    """
+    """Each row of (n, dim) float32 less its own mean, then of length 1; in place."""
     for some in blocks(len(features)):
         rows = features[some]
         rows -= rows.mean(axis=1, keepdims=True)
@@ -156,14 +132,10 @@ def unfinished(stopped: int, fits: int, protocol: LogisticProtocol) -> tuple[str
 def fit(
     probe: LogisticRegression, features: Floats, labels: Ints, device: torch.device | None
 ) -> bool:
-    """Fit in place.
+    """Fit a probe of `regression` in place, on (n, dim) features and (n,) class numbers.
 
-    Args:
-        probe: as of `regression`.
-        features: (n, dim).
-        labels: (n,) class numbers.
-        device: where scikit-learn computes through its array API, to the same optimum; None is
-            plain NumPy. SciPy must have been imported with SCIPY_ARRAY_API=1.
+    On a device, scikit-learn computes through its array API, to the same optimum (SciPy must have
+    been imported with SCIPY_ARRAY_API=1); None is plain NumPy.
 
     Returns:
         Whether it converged; if not, it stopped at its cap of iterations, or where numbers of its
@@ -193,13 +165,17 @@ def _held_out_scores(
     train: Labelled, protocol: LogisticProtocol, asked: Asked
 ) -> dict[float, float]:
     """Accuracy on a held-out part by C; each fit starts where that of the one before ended."""
-    device, labels = _device(asked), train.labels
+    device, labels, kept = _device(asked), train.labels, {} if asked.kept is None else asked.kept
     fitted, held = hold_out(labels, asked.config.holdout, asked.config.seed)
     part = train.last(fitted)
     rescale = rescaling(protocol.scale, part)
     part, rest = (_precise(rescale(rows), protocol) for rows in (part, train.last(held)))
     probe = regression(protocol, protocol.strengths[0], labels[fitted])
-    scores = _taken_up(probe, protocol, asked)
+    scores: dict[float, float] = {}
+    if "search" in kept:  # an earlier start has tried the first of them
+        for name in FITTED:
+            setattr(probe, name, _on(device, kept["search"][name].numpy().copy()))
+        scores |= zip(protocol.strengths, kept["search"]["accuracies"], strict=False)
     asked.progress("search strengths", len(scores), len(protocol.strengths))
     for strength in protocol.strengths[len(scores) :]:
         probe.set_params(C=strength, warm_start=True, max_iter=protocol.search_iterations)
@@ -207,21 +183,8 @@ def _held_out_scores(
         scores[strength] = float(np.mean(predicted(probe, rest, device) == labels[held]))
         asked.progress("search strengths", len(scores), len(protocol.strengths))
         fitted_to = {name: torch.as_tensor(getattr(probe, name)).cpu() for name in FITTED}
-        if asked.kept is not None:
-            asked.kept["search"] = {"accuracies": list(scores.values()), **fitted_to}
+        kept["search"] = {"accuracies": list(scores.values()), **fitted_to}
     return scores
-
-
-def _taken_up(
-    probe: LogisticRegression, protocol: LogisticProtocol, asked: Asked
-) -> dict[float, float]:
-    """Bring a regression to where an earlier start left it; the accuracies found until then."""
-    if not asked.kept or "search" not in asked.kept:
-        return {}
-    state = asked.kept["search"]
-    for name in FITTED:
-        setattr(probe, name, _on(_device(asked), state[name].numpy().copy()))
-    return dict(zip(protocol.strengths, state["accuracies"], strict=False))  # the first of them
 
 
 def _precise(features: Floats, protocol: LogisticProtocol) -> Floats:

@@ -19,14 +19,7 @@ class Estimate(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a table says of one encoder in one setting; named as the fields of a stored score.
-
-    Attributes:
-        top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
-        mean_class: mean of the classes' accuracies, likewise.
-        draws_std: standard deviation over draws; None for one draw.
-        p_value: see `paired_p_value`; None without a rival, and for several draws.
-    """
+    """What a table says of one encoder in one setting, see `ijepa.results.record.Score`."""
 
     top1: float
     top1_interval: tuple[float, float]
@@ -44,25 +37,23 @@ def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> Summary
         labels: (n,) true class numbers.
         rival: (draws, n) the same of the encoder that this one is compared with.
     """
-    accuracy = [top1(draw) for draw in correct]
-    by_class = [mean_class_accuracy(draw, labels) for draw in correct]
+    accuracy = np.array([top1(draw) for draw in correct])  # (draws, 3)
+    by_class = np.array([mean_class_accuracy(draw, labels) for draw in correct])
     several = len(correct) > 1
+    low, high = accuracy[:, 1:].mean(axis=0).tolist()
+    class_low, class_high = by_class[:, 1:].mean(axis=0).tolist()
     return Summary(
-        top1=float(np.mean([estimate.value for estimate in accuracy])),
-        top1_interval=_mean_interval(accuracy),
-        mean_class=float(np.mean([estimate.value for estimate in by_class])),
-        mean_class_interval=_mean_interval(by_class),
-        draws_std=float(np.std([e.value for e in accuracy], ddof=1)) if several else None,
+        top1=float(accuracy[:, 0].mean()),
+        top1_interval=(low, high),
+        mean_class=float(by_class[:, 0].mean()),
+        mean_class_interval=(class_low, class_high),
+        draws_std=float(accuracy[:, 0].std(ddof=1)) if several else None,
         p_value=None if rival is None or several else paired_p_value(correct[0], rival[0]),
     )
 
 
 def top1(correct: Bools) -> Estimate:
-    """Accuracy with Wilson's interval.
-
-    Args:
-        correct: (n,) whether each test image was classified rightly; n at least 1.
-    """
+    """Accuracy with Wilson's interval, of (n,) answers; n at least 1."""
     test = binomtest(int(correct.sum()), len(correct))
     low, high = test.proportion_ci(0.95, method="wilson")
     return Estimate(test.statistic, low, high)
@@ -75,10 +66,6 @@ def mean_class_accuracy(correct: Bools, labels: Ints) -> Estimate:
     two or three are common; a class of one image counts as drawn from all classes. Where each class
     is all right or all wrong, the variance is that of one other image in the smallest class.
     Wilson's formula then takes as many images as give this variance in one class.
-
-    Args:
-        correct: (n,) whether each test image was classified rightly.
-        labels: (n,) true class numbers.
     """
     _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
     accuracies = np.bincount(numbered, correct) / counts
@@ -96,18 +83,8 @@ def mean_class_accuracy(correct: Bools, labels: Ints) -> Estimate:
 
 
 def paired_p_value(one: Bools, other: Bools) -> float:
-    """Exact two-sided McNemar test: are both equally often right on the same test images?
-
-    Args:
-        one: (n,) whether the one classified each image rightly.
-        other: (n,) the same of the other, in the same order.
-    """
+    """Exact two-sided McNemar test: are both equally often right on the same (n,) test images?"""
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
     if only_one + only_other == 0:
         return 1.0
     return float(binomtest(only_one, only_one + only_other).pvalue)
-
-
-def _mean_interval(estimates: list[Estimate]) -> tuple[float, float]:
-    low, high = np.mean([(estimate.low, estimate.high) for estimate in estimates], axis=0)
-    return float(low), float(high)
