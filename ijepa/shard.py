@@ -1,6 +1,5 @@
 """Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
 from ijepa.data.names import ImageList, read_lines, readable, sample_key, without_suffix
-from ijepa.data.plan import PlannedShard, planned_left_out, planned_shards, write_plan
+from ijepa.data.plan import planned_left_out, planned_shards, write_plan
 from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
@@ -20,7 +19,6 @@ from ijepa.data.sources.items import (
     Item,
     Labels,
     Request,
-    Source,
     class_name,
 )
 from ijepa.data.sources.kinds import open_source
@@ -29,7 +27,7 @@ from ijepa.data.write import (
     ROWS,
     BadImage,
     ShardReport,
-    finished,
+    check_bad,
     join_rows,
     write_shards,
 )
@@ -40,7 +38,6 @@ from ijepa.stage import StagePlan, exclusive_work
 
 VERSION = 3
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
-SHOWN_BAD = 5  # in an error
 REPORT_IMAGES = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
 SHARD = ShardConfig()
@@ -102,7 +99,7 @@ def shard(
         if not work.cached and not (made / INDEX).exists():
             _make(name, config, listed, runtime, progress, made)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
-        _check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
+        check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
         shards = [shard for split in index.splits.values() for shard in split.shards]
         if not work.cached:
@@ -134,7 +131,8 @@ def plan_shard(
     Raises:
         IjepaError: there is no such source or list, or making `out` would remove the source.
     """
-    out, opened = Path(out), _opened(os.fspath(source), config)
+    out = Path(out)
+    opened = open_source(os.fspath(source), folders_are_classes=config.folders_are_classes)
     if opened.where and out.resolve() in (opened.where.resolve(), *opened.where.resolve().parents):
         raise IjepaError(f"{out} holds the images themselves; choose another output.")
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
@@ -143,10 +141,6 @@ def plan_shard(
         read_lines(Path(subset))
         inputs["subset"] = file_sha256(Path(subset))
     return StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
-
-
-def _opened(source: str, config: ShardConfig) -> Source:
-    return open_source(source, folders_are_classes=config.folders_are_classes)
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
@@ -173,9 +167,8 @@ def _make(
         leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
-    contents = _opened(name, config).read(
-        Request(folder / SOURCE, config.splits, workers, progress)
-    )
+    source = open_source(name, folders_are_classes=config.folders_are_classes)
+    contents = source.read(Request(folder / SOURCE, config.splits, workers, progress))
     if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
         contents = _with_val(contents, config.val_fraction)
     elif config.val_fraction:
@@ -183,16 +176,18 @@ def _make(
         log.info("%s has splits, %s; a share for val changes nothing", name, there)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place. The list
     # of images is read once, and not again after a kill.
-    plan = folder / f"plan-{fingerprint_of([VERSION, str(Path.cwd()), name])[:16]}.db"
+    plan = folder / f"plan-{fingerprint_of([SCHEMA, str(Path.cwd()), name])[:16]}.db"
     if not plan.exists():
-        kept = ImageList(subset) if subset else None
-        items, left_out = _chosen(contents, kept, progress), contents.left_out
+        items, left_out = _chosen(contents, subset, progress), contents.left_out
         write_plan(plan, items, config.shard_bytes, left_out, shuffle=config.shuffle)
     shards = planned_shards(plan)
     if not any(shard.num_images for shard in shards):
         raise IjepaError(f"{name} holds no image in what was chosen.")
-    reports = _write_shards(shards, config, workers, progress)
-    _write_index(name, contents.splits, reports, planned_left_out(plan), folder)
+    reports = write_shards(shards, config, workers, progress)
+    by_split: dict[str, list[ShardReport]] = {}
+    for shard, report in zip(shards, reports, strict=True):
+        by_split.setdefault(shard.split, []).append(report)
+    _write_index(name, contents.splits, by_split, planned_left_out(plan), folder)
 
 
 def _with_val(contents: Contents, fraction: float) -> Contents:
@@ -203,23 +198,23 @@ def _with_val(contents: Contents, fraction: float) -> Contents:
         is_val = int.from_bytes(digest[:8]) < fraction * 2**64
         return item._replace(split="val") if is_val else item
 
-    splits = dict(contents.splits) | {"val": contents.splits[DEFAULT_SPLIT]}
+    splits = {**contents.splits, "val": contents.splits[DEFAULT_SPLIT]}
     return Contents(splits, map(moved, contents.items), contents.left_out)
 
 
-def _chosen(contents: Contents, kept: ImageList | None, progress: Progress) -> Iterator[Item]:
+def _chosen(contents: Contents, subset: Path | None, progress: Progress) -> Iterator[Item]:
     """The images to write; counts those that are left out, and labels that are not known."""
+    kept, left_out = ImageList(subset) if subset else None, contents.left_out
     for number, item in enumerate(contents.items, start=1):
         if number % REPORT_IMAGES == 0:
             progress("list images", number, None)
-        if kept is not None and not kept.chooses(_names(item)):
-            contents.left_out["images that --subset does not list"] += 1
+        if kept and not kept.chooses(_names(item)):
+            left_out["images that --subset does not list"] += 1
             continue
-        for label, class_number in item.labels.items():
-            if class_number == UNKNOWN:
-                contents.left_out[f"labels {label} that are not known"] += 1
+        unknown = (label for label, number in item.labels.items() if number == UNKNOWN)
+        left_out.update(f"labels {label} that are not known" for label in unknown)
         yield item
-    if kept is not None:
+    if kept:
         kept.check("image of the source")
 
 
@@ -228,46 +223,6 @@ def _names(item: Item) -> set[str]:
     paths = (item.path, without_suffix(item.path)[0])
     files = (path.rpartition("/")[2] for path in paths)
     return {sample_key(item.split, item.name)[0], item.name, *paths, *files}
-
-
-def _write_shards(
-    shards: list[PlannedShard], config: ShardConfig, workers: int, progress: Progress
-) -> dict[str, list[ShardReport]]:
-    """Write what is not written yet; reports of all shards, by split and in order."""
-    reports = {shard.tar.name: report for shard in shards if (report := finished(shard))}
-    left = [shard for shard in shards if shard.tar.name not in reports]
-    total = sum(shard.num_images for shard in shards)
-    done = total - sum(shard.num_images for shard in left)
-    bad = [image for report in reports.values() for image in report.bad]
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        progress("shard images", done, total, {"bad": len(bad)} if bad else None)
-
-    count(0)
-    with contextlib.closing(write_shards(left, config, workers, count)) as written:
-        for report in written:
-            reports[report.index.name] = report
-            bad += report.bad
-            if len(bad) > config.max_bad:
-                break
-    _check_bad(bad, config.max_bad)
-    by_split: dict[str, list[ShardReport]] = {}
-    for shard in shards:
-        by_split.setdefault(shard.split, []).append(reports[shard.tar.name])
-    return by_split
-
-
-def _check_bad(bad: list[BadImage], max_bad: int) -> None:
-    if len(bad) <= max_bad:
-        return
-    shown = "; ".join(f"{image.path}: {image.reason}" for image in bad[:SHOWN_BAD])
-    more = f"; and {len(bad) - SHOWN_BAD:,} more" if len(bad) > SHOWN_BAD else ""
-    raise IjepaError(
-        f"At least {len(bad):,} images do not decode, {max_bad:,} are allowed ({shown}{more}); "
-        f"mend them, or leave them out with --max-bad."
-    )
 
 
 def _write_index(

@@ -22,21 +22,13 @@ TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
 class AugmentedBatches(Dataset[Batch]):
     """Step -> augmented images of some of a split, shuffled epoch by epoch.
 
-    What is drawn for an image depends on (seed, step, its place in the batch) alone.
+    What is drawn for an image depends on (seed, step, its place in the batch) alone. `chosen` are
+    the numbers of the images to train on, `part` the places of the batch that are made here.
     """
 
     def __init__(
         self, images: Images, chosen: Ints, config: FinetuneConfig, data: DataConfig, part: slice
     ) -> None:
-        """Remember how to draw.
-
-        Args:
-            images: the whole split.
-            chosen: (n,) numbers of the images to train on.
-            config: augmentation and seed.
-            data: batch size, size of images, crops, flips, mean and standard deviation.
-            part: places of the batch that are made here.
-        """
         self._images, self._chosen, self._seed = images, chosen, config.seed
         self.plan = StepPlan(len(chosen), data, config.seed, part)
         self._randaugment = _randaugment(config.randaugment, data)

@@ -24,7 +24,7 @@ BROKEN = (
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
 JPEG_QUALITY = 95
 PIXELS_AT_ONCE = 2**20
-PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what WebDataset readers expect, and suffixes
 
 # Reasons, counted over a data set; the first two tell what is lost.
 FRAMES = "images with further pages or frames: the first one is kept"
@@ -69,7 +69,7 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 def size_of(content: bytes) -> tuple[int, int]:
     """(height, width) in pixels, from the header alone."""
-    with _opened(content) as image:
+    with _opened(content, MAX_PIXELS) as image:
         return image.height, image.width
 
 
@@ -84,45 +84,33 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
         IjepaError: these bytes are not a whole image, or claim too many pixels; the message is a
             short reason.
     """
-    extension = _sniffed(content)
-    if extension == "jpg" and config.resize_px is None and config.exif == "ignore":
-        _check_jpeg(content, min(config.max_pixels, MAX_PIXELS))
-        return Taken(content, extension)
+    is_jpeg = content[:2] == b"\xff\xd8"
+    if is_jpeg and config.resize_px is None and config.exif == "ignore":
+        max_pixels = min(config.max_pixels, MAX_PIXELS)
+        with _as_reason(content):
+            try:  # at an eighth of the size, which reads the same bytes in less time
+                _check_jpeg_size(content, max_pixels)
+                simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
+            except ValueError:
+                decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
+        return Taken(content, "jpg")
     with _opened(content, config.max_pixels) as image:
-        changes = [FRAMES] if extension != "jpg" and getattr(image, "n_frames", 1) > 1 else []
+        kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
+        changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
         if image.mode in DEEP_MODES and config.pixel_range is None:
             changes.append(DEEP)
         pixels, changed = _changed(image, config)
         _check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
-        if not extension:
-            changes, extension = [*changes, *changed, REENCODED], "png"
-        elif not changed:
-            return Taken(content, extension, tuple(changes))
-        else:
-            changes += changed
+        if kind in KEPT and not changed:
+            return Taken(content, KEPT[kind], tuple(changes))
+        changes += changed
+        if kind not in KEPT:
+            kind = "PNG"
+            changes.append(REENCODED)
         file = io.BytesIO()
         pixels.info.clear()  # the EXIF orientation of a turned image, for one
-        pixels.save(file, PILLOW_FORMATS[extension], quality=JPEG_QUALITY)
-        return Taken(file.getvalue(), extension, tuple(changes))
-
-
-def _sniffed(content: bytes) -> str | None:
-    """The extension that the first bytes ask for, whatever the file is called."""
-    if content[:2] == b"\xff\xd8":
-        return "jpg"
-    if content[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
-
-
-def _check_jpeg(content: bytes, max_pixels: int) -> None:
-    """Decode to the end at an eighth of the size, which reads the same bytes in less time."""
-    with _as_reason(content):
-        try:
-            _check_jpeg_size(content, max_pixels)
-            simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
-        except ValueError:
-            decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
+        pixels.save(file, kind, quality=JPEG_QUALITY)
+        return Taken(file.getvalue(), KEPT[kind], tuple(changes))
 
 
 def _check_jpeg_size(content: bytes, max_pixels: int) -> None:
@@ -182,7 +170,7 @@ def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """An image of Pillow's, of whose pixels none is decoded yet; whatever fails has a short reason.
 
     Pillow's own limit of pixels, which warns at first, is lifted meanwhile.

@@ -74,7 +74,11 @@ class Batch(NamedTuple):
 
 
 class StepPlan:
-    """Which images a step has, and what is drawn for their crops: a function of (seed, step)."""
+    """Which images a step has, and what is drawn for their crops: a function of (seed, step).
+
+    `part` are the places of the batch that are made here; None makes all of it. Crops repeat after
+    `repeat_every` places, as the released code's GPUs do.
+    """
 
     def __init__(
         self,
@@ -84,15 +88,6 @@ class StepPlan:
         part: slice | None = None,
         repeat_every: int | None = None,
     ) -> None:
-        """Remember how to draw.
-
-        Args:
-            num_images: of the split.
-            config: of batch and crops.
-            seed: of shuffling and crops.
-            part: places of the batch to make; None makes all of it.
-            repeat_every: crops repeat after so many places, as the released code's GPUs do.
-        """
         self.config = config
         self._num_images, self._seed = num_images, seed
         self._part = part or slice(0, config.batch_size)
@@ -287,11 +282,7 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
-    Args:
-        dataset: makes one batch an item.
-        numbers: of the items; None for an iterable data set, which knows its order itself.
-        workers: processes; 0 makes batches here.
-        pin_memory: whether batches are to be copied to a GPU.
+    `numbers` are None for an iterable data set, which knows its order itself.
 
     Raises:
         IjepaError: as the data set does, in one line, also where a worker process did.

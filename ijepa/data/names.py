@@ -74,13 +74,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 class ImageList:
-    """A list that chooses images: keys, paths or file names, one a line.
+    """A list that chooses images: keys, paths or file names (of all images called so), one a line.
 
-    A file name chooses all images called so.
+    With `drop_suffix`, names without suffix match lines that have one, too.
     """
 
     def __init__(self, path: Path, *, drop_suffix: bool = False) -> None:
-        """Read a list; with `drop_suffix`, names without suffix match lines that have one, too."""
         self._path, self._lines = path, read_lines(path)
         self._matched = Counter[str]()  # images by line
         self._by_name = defaultdict(set)
@@ -96,11 +95,7 @@ class ImageList:
         return bool(found)
 
     def check(self, what: str) -> None:
-        """Refuse lines that chose no image; warn of those that chose several.
-
-        Args:
-            what: was looked for, such as `image of the source`.
-        """
+        """Refuse lines that chose no `what`, such as `training image`; warn of several."""
         count = len(self._lines)
         lost = [line for line in self._lines if not self._matched[line]]
         if lost:
@@ -117,11 +112,11 @@ class ImageList:
 
 
 def listed(path: Path, keys: Sequence[str]) -> Ints:
-    """Numbers of the images that a list names, ascending, such as the published 1% of ImageNet.
+    """Numbers of the training images that a list names, ascending: the published 1% of ImageNet.
 
     Args:
-        path: see `ImageList`; with or without suffixes, which `keys` do not have.
-        keys: of the training images, `<split>/<path without suffix>`.
+        path: see `ImageList`; with or without suffixes.
+        keys: of the images, `<split>/<path without suffix>`.
 
     Raises:
         IjepaError: there is no such file, it is empty, or a line names no image.
@@ -151,12 +146,7 @@ def read_ids(images: "Images", numbers: Ints, progress: Progress = silent) -> Im
 
 
 def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
-    """Places of images that may be the same, for there is one of as many bytes in the other.
-
-    Args:
-        train: (n,) sizes in bytes of training images.
-        test: (m,) of test images.
-    """
+    """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
     alike = np.intersect1d(train, test)
     return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))
 

@@ -80,15 +80,10 @@ def write_plan(
     *,
     shuffle: bool = False,
 ) -> None:
-    """Divide images into shards of about `shard_bytes`.
+    """Divide images into shards, each closed at `shard_bytes`.
 
-    Args:
-        path: where to write the plan.
-        items: the images.
-        shard_bytes: the size at which a shard is closed.
-        left_out: numbers by reason, complete once `items` is read; the plan keeps them.
-        shuffle: order images by a hash of their names, so that shards mix classes: streams are
-            shuffled a buffer at a time.
+    `left_out` is complete once `items` is read, and kept with the plan. `shuffle` orders images by
+    a hash of their names, so that shards mix classes: streams are shuffled a buffer at a time.
 
     Raises:
         IjepaError: two entries of a list name the same image, or the disk is full.

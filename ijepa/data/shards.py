@@ -129,11 +129,8 @@ class ShardSet:
     def named_split(self, name: str, train: str = "train") -> str:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.
 
-        Any other name, or a split that is really called so, is returned as it is.
-
-        Args:
-            name: of a split, or `evaluation`.
-            train: the split to train on, which is never the answer.
+        Any other name, or a split that is really called so, is returned as it is; `train`, the
+        split to train on, is never the answer.
 
         Raises:
             IjepaError: `evaluation` is asked for, and there is no such split, or several.
@@ -177,7 +174,6 @@ class SplitReader:
     def __init__(
         self, folder: Path, name: str, index: SplitIndex, transform: Transform | None = None
     ) -> None:
-        """Store the location; files are opened when they are first read."""
         self.folder, self.name, self.index, self.transform = folder, name, index, transform
         self._checked = bytearray(len(self))  # is the image of a sample undamaged?
         paths = [folder / shard.name for shard in index.shards]

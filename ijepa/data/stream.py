@@ -41,7 +41,7 @@ from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off
 BLOCK_BYTES = 8 * 2**20  # asked for at once
-FOR_GOOD = (
+FOR_GOOD: tuple[type[Exception], ...] = (
     FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError,
 )  # fmt: skip
 MOST_TARS = 1_000_000
@@ -83,10 +83,11 @@ class RemoteSplit:
                 if skip == 0:  # streams go round for ever, and would never find one
                     raise EOFError("it holds no sample")
             except _breaks() as error:
-                wait = None if _is_for_good(error) else next(waits, None)
+                words, is_for_good = _explained(error)
+                wait = None if is_for_good else next(waits, None)
                 if wait is None:
-                    raise IjepaError(f"{url} cannot be read: {_in_words(error)}.") from error
-                log.warning("%s broke off (%s); going on in %d s", url, _in_words(error), wait)
+                    raise IjepaError(f"{url} cannot be read: {words}.") from error
+                log.warning("%s broke off (%s); going on in %d s", url, words, wait)
                 time.sleep(wait)
             else:
                 return
@@ -105,8 +106,8 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     Args:
         data: address of a shard set of `ijepa shard`, for `pipe:` with `{}` in place of a file's
             name; or of tars, with braces as in `train-{000000..000146}.tar`.
-        split: of the shard set; of no meaning for tars.
-        epoch_images: for tars, how many images they hold together.
+        split: of the shard set.
+        epoch_images: of tars, how many images they hold together.
 
     Raises:
         IjepaError: no index there, no such split, or tars without `epoch_images`.
@@ -117,10 +118,8 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     try:
         with closing(_open(url)) as file:
             index = parsed_index(parse_json(file.read()), url)
-    except ValueError as error:
-        raise IjepaError(f"{url} is not the index of a shard set: {error}.") from error
     except _breaks() as error:
-        raise IjepaError(f"{url} cannot be read: {_in_words(error)}.") from error
+        raise IjepaError(f"{url} cannot be read: {_explained(error)[0]}.") from error
     if split not in index.splits:
         raise IjepaError(
             f"{data} has no split {split!r}; its splits are {', '.join(sorted(index.splits))}."
@@ -136,18 +135,13 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
 
 
 class Lanes:
-    """Streams of samples that together make the batches of one process."""
+    """Streams of samples that together make the batches of one process.
+
+    `mine` are numbers of this process's lanes among the `total` of all; `buffer` samples of each
+    are shuffled together.
+    """
 
     def __init__(self, split: RemoteSplit, seed: int, buffer: int, mine: range, total: int) -> None:
-        """Remember how to deal.
-
-        Args:
-            split: what to read.
-            seed: of the order of shards and samples.
-            buffer: samples that are shuffled together.
-            mine: numbers of the lanes of this process.
-            total: of all processes.
-        """
         self.mine = mine
         self._split, self._seed, self._buffer, self._total = split, seed, buffer, total
 
@@ -272,24 +266,19 @@ def _sample(url: str, name: str, files: Mapping[str, bytes], labels: Sequence[st
             f"{url}: sample {name!r} has no image ({', '.join(sorted(files))}); expected one of "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    notes = None
+    notes, known = None, dict[str, int]()
     with contextlib.suppress(ValueError):
         notes = parse_json(files.get("json", b"{}"))
-    notes = notes if isinstance(notes, dict) else {}
-    known = notes["labels"] if isinstance(notes.get("labels"), dict) else {}
-    known = {label: number for label, number in known.items() if _is_class(number)}
+    if isinstance(notes, dict) and isinstance(notes.get("labels"), dict):
+        classes = notes["labels"].items()
+        known = {label: n for label, n in classes if type(n) is int and abs(n) < 2**63}
     missing = [label for label in labels if label not in known]
     if missing:
         raise IjepaError(
             f"{url}: the .json of sample {name!r} has no class number as label {missing[0]!r}, "
             f"which the index promises; shard this set again."
         )
-    key = notes.get("key")
-    return Sample(key if isinstance(key, str) else name, image, known)
-
-
-def _is_class(value: object) -> bool:
-    return type(value) is int and abs(value) < 2**63
+    return Sample(name, image, known)
 
 
 def _open(url: str) -> IO[bytes]:
@@ -321,19 +310,11 @@ def _foreign(module: str, *names: str) -> tuple[type[Exception], ...]:
     return tuple(getattr(found, name) for name in names) if found else ()
 
 
-def _is_for_good(error: Exception) -> bool:
-    """Would another try be useless?"""
-    no_credentials = _foreign("botocore.exceptions", "NoCredentialsError")
-    return isinstance(error, (*FOR_GOOD, *no_credentials)) and _reason(error) is error
-
-
-def _reason(error: Exception) -> BaseException:
-    """The cause, if it is aiohttp's: fsspec calls a file missing whose host does not answer."""
-    unanswered, cause = _foreign("aiohttp", "ClientConnectionError"), error.__cause__
-    return cause if cause and isinstance(cause, unanswered) else error
-
-
-def _in_words(error: Exception) -> str:
-    reason = _reason(error)
-    text = str(reason).strip().splitlines()[0].rstrip(".") if str(reason).strip() else ""
-    return f"{type(reason).__name__}: {text}" if text else type(reason).__name__
+def _explained(error: Exception) -> tuple[str, bool]:
+    """An error in words; and would another try be useless?"""
+    # fsspec calls a file missing whose host does not answer.
+    is_unanswered = isinstance(error.__cause__, _foreign("aiohttp", "ClientConnectionError"))
+    reason = error.__cause__ if is_unanswered else error
+    lines, name = str(reason).strip().splitlines(), type(reason).__name__
+    for_good = (*FOR_GOOD, *_foreign("botocore.exceptions", "NoCredentialsError"))
+    return f"{name}: {lines[0].rstrip('.')}" if lines else name, isinstance(reason, for_good)

@@ -1,5 +1,6 @@
 """Write planned shards in a pool of processes; the bytes do not depend on the number."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -24,8 +25,10 @@ from ijepa.data.processes import end_with_parent, processes
 from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
+from ijepa.progress import Progress
 
 ROWS, REPORT = ".npy", ".json"  # beside a tar until the set is published
+SHOWN_BAD = 5  # in an error
 MAX_BYTES = 2**30  # of an image file
 COUNT_EVERY = 64  # images between two reports of progress
 BLOCK = tarfile.BLOCKSIZE
@@ -50,7 +53,53 @@ class ShardReport(Config):
     changes: dict[str, int]  # numbers of images that were changed or lost something, by what
 
 
-def finished(shard: PlannedShard) -> ShardReport | None:
+def write_shards(
+    shards: Sequence[PlannedShard], config: ShardConfig, workers: int, progress: Progress
+) -> list[ShardReport]:
+    """Write shards, each by one of `workers` processes; those of an earlier run are kept.
+
+    The processes are forked, so they hold the lock of the output until they end; none is left when
+    this returns or fails.
+
+    Returns:
+        A report of each shard.
+
+    Raises:
+        IjepaError: a process was killed, or too many images do not decode.
+        OSError: a file could not be read or written.
+    """
+    reports = {shard: report for shard in shards if (report := _finished(shard))}
+    left = [shard for shard in shards if shard not in reports]
+    done, total = (sum(one.num_images for one in some) for some in (reports, shards))
+    bad = [image for report in reports.values() for image in report.bad]
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        progress("shard images", done, total, {"bad": len(bad)} if bad else None)
+
+    count(0)
+    with contextlib.closing(_written(left, config, workers, count)) as written:
+        for shard, report in written:
+            reports[shard] = report
+            bad += report.bad
+            check_bad(bad, config.max_bad)
+    return [reports[shard] for shard in shards]
+
+
+def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
+    """Refuse more than `max_bad` images that do not decode."""
+    if len(bad) <= max_bad:
+        return
+    shown = "; ".join(f"{image.path}: {image.reason}" for image in bad[:SHOWN_BAD])
+    more = f"; and {len(bad) - SHOWN_BAD:,} more" if len(bad) > SHOWN_BAD else ""
+    raise IjepaError(
+        f"At least {len(bad):,} images do not decode, {max_bad:,} are allowed ({shown}{more}); "
+        f"mend them, or leave them out with --max-bad."
+    )
+
+
+def _finished(shard: PlannedShard) -> ShardReport | None:
     """The report of a shard that an earlier run has finished; None if it did not."""
     report = sibling(shard.tar, REPORT)
     if not (report.exists() and shard.tar.exists() and sibling(shard.tar, ROWS).exists()):
@@ -59,34 +108,20 @@ def finished(shard: PlannedShard) -> ShardReport | None:
     return found if shard.tar.stat().st_size == found.index.bytes else None
 
 
-def write_shards(
+def _written(
     shards: Sequence[PlannedShard], config: ShardConfig, workers: int, count: Callable[[int], None]
-) -> Generator[ShardReport]:
-    """Write shards, each by one process; all have ended when the generator is closed.
-
-    The processes are forked, so they hold the lock of the output until they end.
-
-    Args:
-        shards: what to write.
-        config: how.
-        workers: processes.
-        count: called with the number of further images that are done.
-
-    Raises:
-        IjepaError: a process was killed.
-        OSError: a file could not be read or written.
-    """
+) -> Generator[tuple[PlannedShard, ShardReport]]:
     if workers < 2 or len(shards) < 2:
-        for shard in shards:
-            yield _write_shard(shard, config, count)
+        yield from ((shard, _write_shard(shard, config, count)) for shard in shards)
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)), processes(), initializer=end_with_parent)
     try:
-        left = {pool.submit(_write_shard, shard, config): shard for shard in shards}
-        for future in as_completed(left):
-            count(left[future].num_images)
-            yield future.result()
+        futures = {pool.submit(_write_shard, shard, config): shard for shard in shards}
+        for future in as_completed(futures):
+            report = future.result()
+            count(futures[future].num_images)
+            yield futures[future], report
     except BrokenProcessPool as error:
         raise IjepaError(
             "A process that wrote shards was killed, most likely for want of memory; the same "
@@ -211,11 +246,7 @@ def tar_header(name: str, size_bytes: int) -> bytes:
 
 
 def join_rows(folder: Path, split: str, labels: Sequence[str], shards: list[ShardIndex]) -> int:
-    """Make the index of a split of those of its shards, without holding it in memory.
-
-    Returns:
-        CRC-32 of its rows.
-    """
+    """Make the index of a split of those of its shards, on disk; CRC-32 of its rows."""
     count = sum(shard.samples for shard in shards)
     if not count:
         raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
