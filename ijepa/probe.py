@@ -55,6 +55,10 @@ SELECTIONS = {
     "knn": "k on a held-out part of train, then all of train votes",
     "few-shot": "nothing is chosen",
 }
+SAME = (  # fields of a feature file's header and of a score
+    "encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "transform",
+    "provenance",
+)  # fmt: skip
 
 
 class ProbeOutcome(Config):
@@ -263,17 +267,9 @@ def _scores(
 def _encoder(pair: OpenPair) -> dict[str, Any]:
     """Fields of a score that tell its encoder and features."""
     train, test = pair.train.store.header, pair.test.store.header
-    return {
-        "encoder": test.encoder,
-        "weights_sha256": test.weights_sha256,
-        "which": test.which,
-        "layers": test.layers,
-        "pooling": test.pooling,
-        "image_px": test.image_px,
-        "transform": test.transform,
+    return {name: getattr(test, name) for name in SAME} | {
         "features_precision": test.precision,
         "train_features": train.fingerprint,
         "test_features": test.fingerprint,
         "data": test.data_fingerprint,
-        "provenance": test.provenance,
     }

@@ -33,33 +33,23 @@ class FeatureInfo(Config):
 
 
 class LayerState(Config):
-    """The state of one stored layer.
+    """The state of one stored layer."""
 
-    Attributes:
-        layer: number of the encoder's block.
-        rankme: effective number of dimensions (Garrido et al., RankMe, 2023, equation 1).
-        alpha_req: exponent of the power law that the eigenvalues of the covariance follow, 1 being
-            balanced (Agrawal et al., alpha-ReQ, 2022); fitted to eigenvalues 5 to 100, or to
-            those there are.
-        feature_std: standard deviation over images, mean over dimensions.
-        dead_dims: fraction of dimensions that hardly vary.
-        mean_cosine: cosine between different images, mean over pairs.
-        class_separation: 1 less the ratio of mean cosine distances within classes and over all
-            (Kornblith et al., 2021, R^2); None without labels.
-        neighbour_accuracy: fraction of images whose class is that of most of their ten nearest
-            among some thousand; None without labels.
-        lidar: effective dimensions that tell images apart whatever their augmented view; None
-            without two such views.
-    """
-
-    layer: int
-    rankme: float
+    layer: int  # number of the encoder's block
+    rankme: float  # effective number of dimensions (Garrido et al., RankMe, 2023, equation 1)
+    # Exponent of the power law that the eigenvalues of the covariance follow, 1 being balanced
+    # (Agrawal et al., alpha-ReQ, 2022); fitted to eigenvalues 5 to 100, or to those there are.
     alpha_req: float
-    feature_std: float
-    dead_dims: float
-    mean_cosine: float
+    feature_std: float  # standard deviation over images, mean over dimensions
+    dead_dims: float  # fraction of dimensions that hardly vary
+    mean_cosine: float  # between different images, mean over pairs
+    # 1 less the ratio of mean cosine distances within classes and over all (Kornblith et al.,
+    # 2021, R^2); None without labels.
     class_separation: float | None
+    # Fraction of images whose class is that of most of their ten nearest among some thousand; None
+    # without labels.
     neighbour_accuracy: float | None = None
+    # Effective dimensions that tell images apart whatever their augmented view; None without two.
     lidar: float | None = None
 
 

@@ -29,39 +29,23 @@ class FeaturePair(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images of a feature file whose class is known; each may stand there in several views.
-
-    Attributes:
-        store: the file.
-        keys: n names.
-        labels: (n,) int64 class numbers.
-        image_ids: (n,) uint64, see `Features`.
-        views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
-        unlabelled: further images of the file, whose class is not known; no probe takes them.
-    """
+    """The images of a feature file whose class is known; each may stand there in several views."""
 
     store: Features
     keys: list[str]
-    labels: Ints
-    image_ids: Ints
-    views: Ints
-    unlabelled: int
+    labels: Ints  # (n,) class numbers
+    image_ids: Ints  # (n,) uint64, see `Features`
+    views: Ints  # (n, 1 + K) rows: of each image's evaluation view, then of its augmented ones
+    unlabelled: int  # further images of the file, whose class is not known; no probe takes them
 
 
 class OpenPair(NamedTuple):
-    """A pair that has been found to belong together.
-
-    Attributes:
-        train: images to fit on.
-        test: images to score on.
-        repeats: keys of those of these that are training images, too, under another name.
-        departures: what a score must say of these files.
-    """
+    """A pair that has been found to belong together."""
 
     train: Images
     test: Images
-    repeats: tuple[str, ...]
-    departures: tuple[str, ...]
+    repeats: tuple[str, ...]  # keys of test images that are training images, too
+    departures: tuple[str, ...]  # what a score must say of these files
 
 
 def open_pair(pair: FeaturePair, label: str) -> OpenPair:

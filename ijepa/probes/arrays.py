@@ -36,17 +36,11 @@ class Rows(Protocol):
 
 
 class Labelled(NamedTuple):
-    """Images with one label, and where their features stand.
+    """Images with one label, and where their features stand."""
 
-    Attributes:
-        features: of all views of all images.
-        labels: (n,) int64 class numbers of the images.
-        views: (n, 1 + K) row numbers: of each image's evaluation view, then of its augmented ones.
-    """
-
-    features: Rows
-    labels: Ints
-    views: Ints
+    features: Rows  # of all views of all images
+    labels: Ints  # (n,) class numbers
+    views: Ints  # (n, 1 + K) rows: of each image's evaluation view, then of its augmented ones
 
     def take(self, images: Ints) -> "Labelled":
         """Some of the images, in that order."""
@@ -62,41 +56,24 @@ class Labelled(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a probe is asked for.
-
-    Attributes:
-        device: on which torch computes, where a probe uses it.
-        subsets: (n,) image numbers of each list of training images that was given.
-        kept: what an earlier start left, and where to leave something for the next; None for a
-            probe that nobody starts again.
-    """
+    """What a probe is asked for."""
 
     config: ProbeConfig
-    device: str = "cpu"
+    device: str = "cpu"  # on which torch computes, where a probe uses it
     progress: Progress = silent
-    subsets: tuple[Ints, ...] = ()
-    kept: Kept | None = None
+    subsets: tuple[Ints, ...] = ()  # (n,) image numbers of each list of training images given
+    kept: Kept | None = None  # what an earlier start left, and where to leave it for the next
 
 
 class Fit(NamedTuple):
-    """One fitted probe, applied to the test set.
+    """One fitted probe, applied to the test set."""
 
-    Attributes:
-        setting: what sets it apart within one probe, such as `5 a class`; may be empty.
-        predictions: (draws, n) int64 class numbers, one row a draw of the training subset.
-        choices: what was chosen on the held-out part of train, such as C.
-        best_on_test: accuracy of the best head chosen on the test set, as papers report it; None
-            where nothing of the kind is customary.
-        departures: in what this fit is not the protocol that it is named by.
-        precision: what matrices were multiplied in: `fp32`, `fp64` or `bf16`.
-    """
-
-    setting: str
-    predictions: Ints
-    choices: dict[str, Any]
-    best_on_test: float | None = None
-    departures: tuple[str, ...] = ()
-    precision: str = "fp32"
+    setting: str  # what sets it apart within one probe, such as `5 a class`; may be empty
+    predictions: Ints  # (draws, n) class numbers, one row a draw of the training subset
+    choices: dict[str, Any]  # made on the held-out part of train, such as C
+    best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
+    departures: tuple[str, ...] = ()  # from the protocol that it is named by
+    precision: str = "fp32"  # of products of matrices: or `fp64`, `bf16`
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:

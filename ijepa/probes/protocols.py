@@ -27,39 +27,23 @@ Layers = Literal["last", "concat"]
 
 @dataclass(frozen=True)
 class View:
-    """What a protocol scores, or what a feature file holds of an image.
+    """What a protocol scores, or what a feature file holds of an image."""
 
-    Attributes:
-        crop: `center` or `squash`, as `ijepa extract --crop` names it.
-        crop_fraction: of the resized short side that a centre crop keeps; None for `squash`.
-        interpolation: by which images are resized: `bilinear` or `bicubic`; None for either.
-        image_px: sides of the square: those published, or the file's.
-        features: of an image, where they are none that `ijepa extract` stores.
-    """
-
-    crop: str = "center"
-    crop_fraction: float | None = RESIZE_256
-    interpolation: str | None = None
-    image_px: tuple[int | tuple[int, int], ...] = (224,)
-    features: str | None = None
+    crop: str = "center"  # or `squash`, as `ijepa extract --crop` names it
+    crop_fraction: float | None = RESIZE_256  # of the resized short side that a centre crop keeps
+    interpolation: str | None = None  # by which images are resized; None for any
+    image_px: tuple[int | tuple[int, int], ...] = (224,)  # sides that are published, or the file's
+    features: str | None = None  # of an image, where they are none that `ijepa extract` stores
 
 
 @dataclass(frozen=True)
 class Head:
-    """One way to put a linear classifier on features.
+    """One way to put a linear classifier on features."""
 
-    Attributes:
-        features: the `last` layer, or the last four side by side (`concat`).
-        norm: `batch` norm with weights of its own before the linear layer, `plain-batch` norm
-            without, or `none`.
-        lr: at a batch of 256.
-        weight_decay: of the linear layer, its bias included (VISSL: `regularize_bias: True`).
-    """
-
-    features: Layers
-    norm: Norm
-    lr: float
-    weight_decay: float
+    features: Layers  # the last, or the last four side by side
+    norm: Norm  # before the linear layer; `plain-batch` has no weights of its own
+    lr: float  # at a batch of 256
+    weight_decay: float  # of the linear layer, its bias included (VISSL: `regularize_bias: True`)
 
     @property
     def name(self) -> str:
@@ -79,38 +63,23 @@ def _heads(
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """How heads are trained; all of them at once, on the same batches.
+    """How heads are trained; all of them at once, on the same batches."""
 
-    Attributes:
-        heads: the best of which is reported.
-        epochs: over the training images; 0 if `steps` counts instead.
-        steps: batches in all, whatever the number of images; 0 if `epochs` counts.
-        schedule: factor on the learning rate by the share of training that is done, in [0, 1).
-        per_epoch: does the factor change between epochs only?
-        batch: images.
-        optimizer: `sgd` with Nesterov momentum, `sgd-plain` momentum, or `lars`, which adapts
-            matrices only.
-        init: `torch`'s own; or normal weights of a standard deviation of 0.01, and no bias.
-        norm_eps: of batch norm.
-        augment: of the training images, as `ijepa extract --augment` names it.
-        view: of the test images; None takes any.
-        bf16: are matrices multiplied in bfloat16? No publication says; the run does.
-        source: paper section, or repo:path.
-    """
-
-    heads: tuple[Head, ...]
-    schedule: Schedule
-    source: str
-    epochs: int = 0
-    steps: int = 0
-    per_epoch: bool = True
-    batch: int = 256
+    heads: tuple[Head, ...]  # the best of which is reported
+    schedule: Schedule  # factor on learning rates by the share of training that is done, in [0, 1)
+    source: str  # paper section, or repo:path
+    epochs: int = 0  # over the training images; 0 if `steps` counts instead
+    steps: int = 0  # batches in all, whatever the number of images; 0 if `epochs` counts
+    per_epoch: bool = True  # does the factor change between epochs only?
+    batch: int = 256  # images
+    # SGD with Nesterov momentum or (plain) without; LARS, which adapts matrices only.
     optimizer: Literal["sgd", "sgd-plain", "lars"] = "sgd"
+    # PyTorch's own; or normal weights of a standard deviation of 0.01, and no bias.
     init: Literal["torch", "normal"] = "torch"
-    norm_eps: float = 1e-5
-    augment: Literal["none", "flip", "rrc-flip"] = "rrc-flip"
-    view: View | None = None
-    bf16: bool = False
+    norm_eps: float = 1e-5  # of batch norm
+    augment: Literal["none", "flip", "rrc-flip"] = "rrc-flip"  # of the training images
+    view: View | None = None  # of the test images; None takes any
+    bf16: bool = False  # are matrices multiplied in it? No publication says; the run does
 
 
 def steps_down(done: float, *, at: tuple[float, ...]) -> float:
@@ -223,32 +192,21 @@ LINEAR_PROTOCOLS = {
 
 @dataclass(frozen=True)
 class LogisticProtocol:
-    """How a logistic regression is fitted; the defaults are ours.
+    """How a logistic regression is fitted; the defaults are ours."""
 
-    Attributes:
-        strengths: values of C, the inverse of the L2 penalty of the summed loss, ascending; the
-            best on a held-out part of train is taken.
-        scale: `columns` to mean 0 and variance 1 by the training images; `rows`, each less its
-            mean and of length 1; or `none`.
-        intercept: is there a bias, unpenalised?
-        tolerance: of the gradient, times the number of classes: it shrinks as classes share it.
-        iterations: at most.
-        search_iterations: at most while C is chosen; weak penalties would take most of the time,
-            and are seldom chosen.
-        precision: of the sums.
-        source: repo:path.
-        view: of the images; None takes any.
-    """
-
+    # Values of C, the inverse of the L2 penalty of the summed loss, ascending; the best on a
+    # held-out part of train is taken.
     strengths: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+    # columns: to mean 0 and variance 1 by the training images; rows: each less its mean and of
+    # length 1; or none.
     scale: str = "columns"
-    intercept: bool = True
-    tolerance: float = 1e-3
-    iterations: int = 5000
-    search_iterations: int = 200
-    precision: str = "float32"
-    source: str = "ours"
-    view: View | None = None
+    intercept: bool = True  # is there a bias, unpenalised?
+    tolerance: float = 1e-3  # of the gradient, times the number of classes, which share it
+    iterations: int = 5000  # at most
+    search_iterations: int = 200  # while C is chosen: weak penalties are slow, and seldom chosen
+    precision: str = "float32"  # of the sums
+    source: str = "ours"  # repo:path
+    view: View | None = None  # of the images; None takes any
 
 
 # Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is. Its 300
@@ -295,11 +253,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 def departures(config: ProbeConfig, test: View, augment: str, num_views: int) -> tuple[str, ...]:
     """How stored features differ from what the protocol of `config` trains on and evaluates.
 
-    Args:
-        config: names the probe and its protocol.
-        test: what the test file holds.
-        augment: how the training file's `num_views` augmented views of each image were made.
-        num_views: beside its evaluation view.
+    These are the `test` view, and `num_views` views of each training image made by `augment`.
     """
     protocol, found = PROTOCOLS[config.name][config.protocol], []
     if protocol and protocol.view:
