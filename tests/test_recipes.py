@@ -1,76 +1,54 @@
-"""Recipes: the paper's rows, files of the released code, and batches that want another rate."""
+"""Recipes: round trips, overrides, the paper's rows, files of the released code, faults."""
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 import ijepa.pretrain
-from ijepa.config import PretrainConfig
+from ijepa.config import PretrainConfig, flat
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import check_masks
-from ijepa.recipes import load_recipe, recipe_names, recipe_title
+from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
 from ijepa_cli.main import app
 
-PUBLISHED = {
-    "data": {
-        "batch_size": 16,
-        "color_jitter_strength": 0.0,
-        "crop_scale": [0.3, 1.0],
-        "crop_size": 448,
-        "image_folder": "somewhere/",
-        "num_workers": 10,
-        "pin_mem": True,
-        "root_path": "/data",
-        "use_color_distortion": False,
-        "use_gaussian_blur": False,
-        "use_horizontal_flip": False,
-    },
-    "logging": {"folder": "/logs/", "write_tag": "jepa"},
-    "mask": {
-        "allow_overlap": False,
-        "aspect_ratio": [0.75, 1.5],
-        "enc_mask_scale": [0.85, 1.0],
-        "min_keep": 10,
-        "num_enc_masks": 1,
-        "num_pred_masks": 4,
-        "patch_size": 16,
-        "pred_mask_scale": [0.15, 0.2],
-    },
-    "meta": {
-        "copy_data": False,
-        "load_checkpoint": False,
-        "model_name": "vit_huge",
-        "pred_depth": 12,
-        "pred_emb_dim": 384,
-        "read_checkpoint": None,
-        "use_bfloat16": True,
-    },
-    "optimization": {
-        "ema": [0.996, 1.0],
-        "epochs": 300,
-        "final_lr": 1.0e-6,
-        "final_weight_decay": 0.4,
-        "ipe_scale": 1.0,
-        "lr": 0.001,
-        "start_lr": 0.0002,
-        "warmup": 40,
-        "weight_decay": 0.04,
-    },
-}
+PUBLISHED = yaml.safe_load("""
+data: {batch_size: 16, color_jitter_strength: 0.0, crop_scale: [0.3, 1.0], crop_size: 448,
+  image_folder: somewhere/, num_workers: 10, pin_mem: true, root_path: /data,
+  use_color_distortion: false, use_gaussian_blur: false, use_horizontal_flip: false}
+logging: {folder: /logs/, write_tag: jepa}
+mask: {allow_overlap: false, aspect_ratio: [0.75, 1.5], enc_mask_scale: [0.85, 1.0], min_keep: 10,
+  num_enc_masks: 1, num_pred_masks: 4, patch_size: 16, pred_mask_scale: [0.15, 0.2]}
+meta: {copy_data: false, load_checkpoint: false, model_name: vit_huge, pred_depth: 12,
+  pred_emb_dim: 384, read_checkpoint: null, use_bfloat16: true}
+optimization: {ema: [0.996, 1.0], epochs: 300, final_lr: 1.0e-6, final_weight_decay: 0.4,
+  ipe_scale: 1.0, lr: 0.001, start_lr: 0.0002, warmup: 40, weight_decay: 0.04}
+""")
 
 
-def published(tmp_path, group=None, **changes):
-    body = {name: dict(settings) for name, settings in PUBLISHED.items()}
-    if group:
-        body[group] |= changes
-    path = tmp_path / "in1k_vith16-448_ep300.yaml"
-    path.write_text(yaml.safe_dump(body))
-    return str(path)
+def load(tmp_path, body, *overrides):
+    """Read a body as a recipe."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(body if isinstance(body, str) else yaml.safe_dump(body))
+    return load_recipe(path, overrides)
 
 
 def test_a_released_file_is_the_recipe_of_its_name(tmp_path):
-    theirs = load_recipe(published(tmp_path))
-    assert theirs == load_recipe("in1k_vith16-448_ep300")
+    assert load(tmp_path, PUBLISHED) == load_recipe("in1k_vith16-448_ep300")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_survives_a_round_trip_says_what_it_is_and_its_masks_fit(name, tmp_path):
+    recipe = load_recipe(name)
+    assert load(tmp_path, dump_yaml(recipe)) == recipe
+    check_masks(recipe.grid, recipe.masks)
+    title = recipe_title(name)
+    assert 10 < len(title) < 100
+    assert title.endswith(".") or ":" in title
+
+
+def test_defaults_are_the_published_recipe_but_for_the_precision():
+    """Which is bf16 there, and left to the device by default."""
+    assert load_recipe("in1k_vith14_ep300", ["optimization.precision=auto"]) == PretrainConfig()
 
 
 def test_recipes_of_the_paper_compute_in_bf16_as_its_files_say_and_small_ones_choose():
@@ -84,9 +62,10 @@ def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(ijepa.pretrain, "_open", lambda *_: (range(5000), {}))
+    load(tmp_path, PUBLISHED)
     small = ("encoder.arch=32x2x2", "data.image_px=32", "encoder.patch_px=4", "masks.min_keep=2")
-    words = ["pretrain", "--recipe", published(tmp_path), "--data", "d", "--out", "o", "--dry-run"]
-    words += [word for setting in small for word in ("--set", setting)]
+    words = ["pretrain", "--recipe", str(tmp_path / "recipe.yaml"), "--data", "d", "--out", "o"]
+    words += ["--dry-run", *(word for setting in small for word in ("--set", setting))]
     shown = " ".join(CliRunner().invoke(app, words).stdout.split())
     assert "data.batch_size is 2,048 images over all devices" in shown
     assert "each GPU takes (16, here masks.group_size)" in shown
@@ -95,62 +74,78 @@ def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change
     assert "over all devices" not in shown
 
 
-@pytest.mark.parametrize(
-    ("more", "unknown"),
-    [
-        ({"folder": "/x", "nodes": 16}, "folder, nodes. Remove"),
-        ({"mask": [{"num_blocks": 8}, {"num_blocks": 2}]}, "mask. Remove"),
-        ({"app": "vjepa", "model": {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}}, "d and 1 more"),
-    ],
-)
-def test_a_configuration_of_related_code_is_refused_with_what_is_unknown(tmp_path, more, unknown):
-    path = tmp_path / "theirs.yaml"
-    path.write_text(yaml.safe_dump(PUBLISHED | more))
-    with pytest.raises(IjepaError, match=f"not settings of facebookresearch/ijepa: .*{unknown}"):
-        load_recipe(str(path))
-
-
 @pytest.mark.parametrize("more", [{"seed": 3}, {"meta": PUBLISHED["meta"] | {"seed": 3}}])
 def test_the_seed_of_a_released_configuration_is_taken(tmp_path, more):
-    path = tmp_path / "theirs.yaml"
-    path.write_text(yaml.safe_dump(PUBLISHED | more))
-    assert load_recipe(str(path)).seed == 3
+    assert load(tmp_path, PUBLISHED | more).seed == 3
+
+
+FOREIGN = "not settings of facebookresearch/ijepa: "
 
 
 @pytest.mark.parametrize(
     ("group", "changes", "message"),
     [
+        ("", {"folder": "/x", "nodes": 16}, FOREIGN + "folder, nodes. Remove"),
+        ("", {"mask": [{"num_blocks": 8}, {"num_blocks": 2}]}, FOREIGN + "mask. Remove"),
+        ("", {"app": "v", "model": dict.fromkeys("abcde", 1)}, FOREIGN + ".*d and 1 more"),
         ("data", {"use_gaussian_blur": True}, "data.use_gaussian_blur is True; only False"),
         ("mask", {"num_enc_masks": 2}, "mask.num_enc_masks is 2; only 1"),
-        ("meta", {"use_mask_tokens": True}, "not settings of facebook.*: meta.use_mask_tokens"),
+        ("meta", {"use_mask_tokens": True}, FOREIGN + "meta.use_mask_tokens"),
         ("optimization", {"lr": "fast"}, "optimization.lr = 'fast'"),
     ],
 )
 def test_what_a_released_file_may_not_ask_is_refused(tmp_path, group, changes, message):
+    changes = {group: PUBLISHED[group] | changes} if group else changes
     with pytest.raises(IjepaError, match=message):
-        load_recipe(published(tmp_path, group, **changes))
+        load(tmp_path, PUBLISHED | changes)
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_says_what_it_is_and_its_masks_fit(name):
-    recipe = load_recipe(name)
-    check_masks(recipe.grid, recipe.masks)
-    title = recipe_title(name)
-    assert 10 < len(title) < 100
-    assert title.endswith(".") or ":" in title
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("sed: 1\ndata: {batch: 2}", r"data\.batch is not a known.*sed is not a known"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_with_all_its_faults(tmp_path, text, message):
+    with pytest.raises(IjepaError, match=f"recipe.*{message}"):
+        load(tmp_path, text)
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(IjepaError, match="cifar10"):
+        load_recipe("nothing")
+
+
+def test_overrides_reach_nested_settings_and_keep_types():
+    recipe = load_recipe(
+        "cifar10", ["optimization.lr=2e-3", "data.flip=false", "masks.target_scale=[0.1, 0.2]"]
+    )
+    assert (recipe.optimization.lr, recipe.data.flip) == (2e-3, False)
+    assert recipe.masks.target_scale == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("cifar10", "optimization.lrate=1", "optimization.lrate is not a known setting"),
+        ("cifar10", "data.batch_size=0", "data.batch_size = 0"),
+        ("cifar10", "data.image_px=30", "not a multiple of encoder.patch_px"),
+        ("cifar10", "data.batch_size", "has no '='"),
+        ("cifar10", "masks.target_scale=[0.3, 0.2]", "must not exceed"),
+        ("table06_random", "masks.num_targets=2", r"masks\.num_targets is not a known setting"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(name, override, message):
+    with pytest.raises(IjepaError, match=message) as raised:
+        load_recipe(name, [override])
+    assert "\n" not in str(raised.value)
 
 
 def changed(name, base):
     """Settings in which a recipe differs from another, by dotted name."""
-
-    def flat(body, prefix=""):
-        for key, value in body.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    ours, theirs = (dict(flat(load_recipe(n).model_dump())) for n in (name, base))
+    ours, theirs = (flat(load_recipe(n).model_dump()) for n in (name, base))
     return {key: ours[key] for key in ours if ours[key] != theirs.get(key, ours[key])}
 
 
@@ -183,17 +178,8 @@ def test_a_row_of_the_papers_tables_changes_what_its_table_varies(name, base, di
 
 
 def test_masks_of_another_kind_start_from_their_own_defaults(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("base: cifar10\nmasks:\n  kind: random\n")
-    recipe = load_recipe(str(path))
-    assert recipe.masks.kind == "random"
-    assert recipe.masks.min_keep == 10
-    assert recipe.data.image_px == 32
-
-
-def test_a_setting_that_a_kind_of_masks_does_not_have_is_refused():
-    with pytest.raises(IjepaError, match=r"masks\.num_targets is not a known setting"):
-        load_recipe("table06_random", ["masks.num_targets=2"])
+    recipe = load(tmp_path, "base: cifar10\nmasks:\n  kind: random\n")
+    assert (recipe.masks.kind, recipe.masks.min_keep, recipe.data.image_px) == ("random", 10, 32)
 
 
 def test_another_batch_warns_of_the_learning_rate_and_of_the_masks(caplog):

@@ -20,54 +20,59 @@ from ijepa.files import fingerprint_of
 from ijepa.records import read_record, record_path
 from ijepa.stage import CACHED, GOES_ON, WOULD_RUN, DryRun, StagePlan, exclusive_work, outlook
 
+FORCE = Runtime(force=True)
+
 
 class Choice(Config):
     number: int = 1
-
-
-def plan(out: Path, number: int = 1, data: str = "d") -> StagePlan:
-    return StagePlan("test", 1, Choice(number=number), {"data": data}, out)
-
-
-def make_file(plan: StagePlan, text: str, *, force: bool = False) -> bool:
-    """Make a one-file output; returns whether there was work to do."""
-    with exclusive_work(plan, Runtime(force=force)) as work:
-        if work.cached:
-            return False
-        (work.folder / plan.out.name).write_text(text)
-        work.publish_file({"seed": 0})
-        return True
-
-
-def fail_halfway(plan: StagePlan) -> None:
-    with exclusive_work(plan) as work:
-        (work.folder / "half").write_text("half")
-        raise ZeroDivisionError
-
-
-def of_folder(plan: StagePlan) -> StagePlan:
-    return dataclasses.replace(plan, is_folder=True)
-
-
-def make_folder(plan: StagePlan, text: str) -> bool:
-    with exclusive_work(of_folder(plan)) as work:
-        if work.cached:
-            return False
-        (work.folder / "content").write_text(text)
-        work.publish_folder({"seed": 0})
-        return True
 
 
 class MoreChoices(Choice):
     letter: str = "a"
 
 
-def test_a_setting_that_an_old_record_lacks_is_named(tmp_path):
-    old = dataclasses.replace(plan(tmp_path / "out"), precious=True)
-    make_file(old, "text")
-    new = dataclasses.replace(old, config=MoreChoices())
-    with pytest.raises(IjepaError, match="settings: letter, a new setting, is 'a'"):
-        make_file(new, "text")
+def plan(out: Path, number: int = 1, data: str = "d", **facts) -> StagePlan:
+    return StagePlan("test", 1, Choice(number=number), {"data": data}, out, **facts)
+
+
+def changed(plan: StagePlan, **facts) -> StagePlan:
+    return dataclasses.replace(plan, **facts)
+
+
+def make(plan: StagePlan, text: str = "x", *, force: bool = False) -> bool:
+    """Make an output, a file or a folder with a file; returns whether there was work to do."""
+    with exclusive_work(plan, Runtime(force=force)) as work:
+        if work.cached:
+            return False
+        name = "content" if plan.is_folder else plan.out.name
+        (work.folder / name).write_text(text)
+        (work.publish_folder if plan.is_folder else work.publish_file)({"seed": 0})
+        return True
+
+
+def content(out: Path) -> str:
+    return (out / "content" if out.is_dir() else out).read_text()
+
+
+def begin(plan: StagePlan, *names: str, runtime: Runtime = Runtime()) -> Path:  # noqa: B008  # frozen
+    """Leave partial work."""
+    with exclusive_work(plan, runtime) as work:
+        for name in names:
+            (work.folder / name).write_text("half")
+    return work.folder
+
+
+def refuse(plan: StagePlan, message: str, *, force: bool = False) -> None:
+    with pytest.raises(IjepaError, match=message), exclusive_work(plan, Runtime(force=force)):
+        pass
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+both_kinds = pytest.mark.parametrize("is_folder", [False, True])
+forced_or_not = pytest.mark.parametrize("force", [False, True])
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()))
@@ -75,137 +80,104 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys(body):
     assert fingerprint_of(body) == fingerprint_of(dict(reversed(body.items())))
 
 
-@pytest.mark.parametrize("make", [make_file, make_folder])
-def test_the_same_plan_runs_once_and_another_plan_runs_again(tmp_path, make):
+@both_kinds
+def test_the_same_plan_runs_once_and_another_plan_or_force_runs_again(tmp_path, is_folder):
     out = tmp_path / "out"
-    assert make(plan(out), "first")
-    assert not make(plan(out), "ignored")
-    assert make(plan(out, number=2), "second")
-    assert make(plan(out, number=2, data="other"), "third")
-    content = out.read_text() if out.is_file() else (out / "content").read_text()
-    assert content == "third"
+    assert make(plan(out, is_folder=is_folder), "first")
+    record = record_path(out)
+    os.utime(record, (1, 1))
+    assert not make(plan(out, is_folder=is_folder), "ignored")
+    assert record.stat().st_mtime > 1  # make sees an output newer than what it was made of
+    assert make(plan(out, number=2, is_folder=is_folder), "second")
+    assert make(plan(out, number=2, data="other", is_folder=is_folder), "third")
+    assert content(out) == "third"
     assert read_record(out)["config"] == {"number": 2}
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == ({"out"} if out.is_dir() else {"out", "out.stage.json"})
-
-
-def test_force_runs_again(tmp_path):
-    make_file(plan(tmp_path / "out"), "first")
-    assert make_file(plan(tmp_path / "out"), "second", force=True)
+    assert names_in(tmp_path) == ({"out"} if is_folder else {"out", "out.stage.json"})
+    assert make(plan(out, number=2, data="other", is_folder=is_folder), force=True)
 
 
 def test_the_outlook_is_what_then_happens_and_writes_nothing(tmp_path):
     out = tmp_path / "folder" / "out"
     assert outlook(plan(out)) == (WOULD_RUN, "nothing is there yet")
     assert list(tmp_path.iterdir()) == []
-    make_file(plan(out), "made")
+    make(plan(out))
     before = {path: path.stat() for path in out.parent.iterdir()}
     assert outlook(plan(out)) == (CACHED, "")
     assert outlook(plan(out, number=2)) == (WOULD_RUN, "number was 1, now 2")
     assert outlook(plan(out), force=True) == (WOULD_RUN, "--force")
     with pytest.raises(IjepaError, match="other settings: number was 1, now 2"):
-        outlook(dataclasses.replace(plan(out, number=2), precious=True))
+        outlook(plan(out, number=2, precious=True))
     assert {path: path.stat() for path in out.parent.iterdir()} == before
     out.write_text("harm")
     assert outlook(plan(out)) == (WOULD_RUN, "a file of it was changed or removed")
 
 
 def test_what_a_kill_left_goes_on(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        fail_halfway(plan(tmp_path / "out"))
+    begin(plan(tmp_path / "out"), "half")
     assert outlook(plan(tmp_path / "out"))[0] == GOES_ON
     assert outlook(plan(tmp_path / "out", number=2))[0] == WOULD_RUN
-    with (
-        pytest.raises(DryRun, match=r"out: goes on \(it was begun before\)"),
-        exclusive_work(plan(tmp_path / "out"), Runtime(dry_run=True)),
-    ):
+    dry_run = exclusive_work(plan(tmp_path / "out"), Runtime(dry_run=True))
+    with pytest.raises(DryRun, match=r"out: goes on \(it was begun before\)"), dry_run:
         pass
-
-
-@pytest.mark.parametrize("make", [make_file, make_folder])
-def test_a_cached_answer_makes_the_record_newer_than_what_it_was_made_of(tmp_path, make):
-    make(plan(tmp_path / "out"), "made")
-    record = record_path(tmp_path / "out")
-    os.utime(record, (1, 1))
-    assert not make(plan(tmp_path / "out"), "ignored")
-    assert record.stat().st_mtime > 1
 
 
 def test_a_failure_leaves_the_old_output_and_the_partial_work(tmp_path):
     out = tmp_path / "out"
-    make_file(plan(out), "old")
-    with pytest.raises(ZeroDivisionError):
-        fail_halfway(plan(out, number=2))
+    make(plan(out), "old")
+    failing = exclusive_work(plan(out, number=2))
+    with contextlib.suppress(ZeroDivisionError), failing as work:
+        (work.folder / "half").write_text("half")
+        raise ZeroDivisionError
     assert out.read_text() == "old"
     with exclusive_work(plan(out, number=2)) as work:
         assert (work.folder / "half").read_text() == "half"
-
-
-def test_partial_work_of_another_plan_is_thrown_away(tmp_path):
-    with exclusive_work(plan(tmp_path / "out")) as work:
-        (work.folder / "half").write_text("half")
-    with exclusive_work(plan(tmp_path / "out", number=2)) as work:
+    with exclusive_work(plan(out, number=3)) as work:  # that of another plan is thrown away
         assert not (work.folder / "half").exists()
 
 
 @pytest.mark.parametrize("place", ["finished", "partial"])
 def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
-    out = tmp_path / "out"
-    ours = of_folder(plan(out))
+    ours, other = (
+        plan(tmp_path / "out", number, is_folder=True, precious=True) for number in (1, 2)
+    )
+    make(ours, "ten hours") if place == "finished" else begin(ours, "content")
+    refuse(other, r"number was 1, now 2\. .*--force")
+    refuse(changed(ours, config=MoreChoices()), "settings: letter, a new setting, is 'a'")
     with exclusive_work(ours) as work:
-        (work.folder / "content").write_text("ten hours")
-        if place == "finished":
-            work.publish_folder({})
-    other = dataclasses.replace(of_folder(plan(out, number=2)), precious=True)
-    with pytest.raises(IjepaError, match=r"number was 1, now 2\. .*--force"), exclusive_work(other):
-        pass
-    with exclusive_work(dataclasses.replace(ours, precious=True)) as work:
         assert work.cached == (place == "finished")
-        assert ((out if work.cached else work.folder) / "content").read_text() == "ten hours"
-    with exclusive_work(other, Runtime(force=True)) as work:
+        assert ((ours.out if work.cached else work.folder) / "content").exists()
+    with exclusive_work(other, FORCE) as work:
         assert not (work.folder / "content").exists()
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_what_another_stage_made_is_never_replaced(tmp_path, force):
-    out = tmp_path / "out"
-    make_folder(plan(out), "ten hours")
-    other = dataclasses.replace(of_folder(plan(out)), stage="other")
-    with (
-        pytest.raises(IjepaError, match="was made by `ijepa test`"),
-        exclusive_work(other, Runtime(force=force)),
-    ):
-        pass
-    with exclusive_work(plan(tmp_path / "half")) as work:
-        (work.folder / "content").write_text("five hours")
-    other = dataclasses.replace(plan(tmp_path / "half"), stage="other")
-    with pytest.raises(IjepaError, match="made by `ijepa test`"), exclusive_work(other):
-        pass
-    assert (work.folder / "content").exists()
+@forced_or_not
+def test_what_another_stage_or_the_user_made_is_not_replaced(tmp_path, force):
+    make(plan(tmp_path / "out", is_folder=True), "ten hours")
+    refuse(
+        changed(plan(tmp_path / "out", is_folder=True), stage="other"),
+        "made by `ijepa test`",
+        force=force,
+    )
+    half = begin(plan(tmp_path / "half"), "content")
+    refuse(changed(plan(tmp_path / "half"), stage="other"), "made by `ijepa test`", force=force)
+    assert (half / "content").exists()
+    (tmp_path / "own").write_text("precious")
+    if not force:
+        refuse(plan(tmp_path / "own"), "no record that ijepa made it")
+        assert (tmp_path / "own").read_text() == "precious"
 
 
 def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
-    out = tmp_path / "out"
-    make_folder(plan(out), "old")
-    again = of_folder(plan(out))
-    with exclusive_work(again, Runtime(force=True)) as work:
-        (work.folder / "half").write_text("half")
+    again = plan(tmp_path / "out", is_folder=True)
+    make(again, "old")
+    begin(again, "half", runtime=FORCE)
     with exclusive_work(again) as work:
         assert not work.cached
         assert (work.folder / "half").exists()
         (work.folder / "content").write_text("new")
         work.publish_folder({})
-    with exclusive_work(again) as work:
-        assert work.cached
-    assert _content(out) == "new"
-
-
-def test_a_folder_of_the_users_own_called_outdated_is_kept(tmp_path):
-    (tmp_path / "out.outdated").mkdir()
-    (tmp_path / "out.outdated" / "precious").touch()
-    with pytest.raises(IjepaError, match=r"outdated is in the way"):
-        make_folder(plan(tmp_path / "out"), "x")
-    assert [path.name for path in tmp_path.rglob("*")] == ["out.outdated", "precious"]
+    assert not make(again)
+    assert content(again.out) == "new"
 
 
 def _file(path: Path) -> None:
@@ -227,20 +199,16 @@ def _link_to_folder(path: Path) -> None:
     path.symlink_to("mine")
 
 
-def _pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("own", [_file, _folder, _link, _link_to_folder, _pipe])
+@forced_or_not
+@pytest.mark.parametrize("own", [_file, _folder, _link, _link_to_folder, os.mkfifo])
 @pytest.mark.parametrize("suffix", [".lock", ".partial", ".outdated", ".stage.json"])
 def test_what_a_user_has_under_one_of_our_names_is_neither_written_nor_removed(
     tmp_path, suffix, own, force
 ):
     own(tmp_path / f"out{suffix}")
     before = _all_in(tmp_path)
-    with pytest.raises(IjepaError, match=r"(in the way|not made by ijepa|is not JSON)[^\n]*$"):
-        make_file(plan(tmp_path / "out"), "x", force=force)
+    message = r"(in the way|not made by ijepa|is not JSON)[^\n]*$"
+    refuse(plan(tmp_path / "out"), message, force=force)
     assert _all_in(tmp_path) == before
 
 
@@ -254,49 +222,41 @@ def _all_in(folder: Path) -> dict[str, object]:
 
 
 def test_a_link_to_an_output_is_replaced_and_what_it_names_is_kept(tmp_path):
-    make_folder(plan(tmp_path / "mine"), "ten hours")
+    make(plan(tmp_path / "mine", is_folder=True), "ten hours")
     (tmp_path / "out").symlink_to("mine")
-    assert make_folder(plan(tmp_path / "out", number=2), "new")
-    assert _content(tmp_path / "mine") == "ten hours"
-    assert _content(tmp_path / "out") == "new"
+    assert make(plan(tmp_path / "out", number=2, is_folder=True), "new")
+    assert content(tmp_path / "mine") == "ten hours"
+    assert content(tmp_path / "out") == "new"
 
 
 def test_half_written_files_of_a_killed_process_are_not_published(tmp_path):
-    ours = of_folder(plan(tmp_path / "out"))
-    with exclusive_work(ours) as work:
-        (work.folder / "content").write_text("kept")
-        (work.folder / "stage.json.123.tmp").write_text("half")
+    ours = plan(tmp_path / "out", is_folder=True)
+    begin(ours, "content", "stage.json.123.tmp")
     with exclusive_work(ours) as work:
         work.publish_folder({})
-    assert {path.name for path in ours.out.iterdir()} == {"content", "stage.json"}
+    assert names_in(ours.out) == {"content", "stage.json"}
 
 
 def test_a_removal_that_is_killed_leaves_what_is_known_as_ours(tmp_path, monkeypatch):
-    with exclusive_work(plan(tmp_path / "out")) as work:
-        for name in ("a", "z"):
-            (work.folder / name).write_text("half")
+    begin(plan(tmp_path / "out"), "a", "z")
     with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
         _die_after(patch, 1)
-        make_file(plan(tmp_path / "out", number=2), "x")
-    assert make_file(plan(tmp_path / "out", number=2), "x")
+        make(plan(tmp_path / "out", number=2))
+    assert make(plan(tmp_path / "out", number=2))
 
 
-def test_a_start_that_fails_leaves_no_folder_behind(tmp_path):
-    with pytest.raises(ValueError, match="no such split"), exclusive_work(plan(tmp_path / "out")):
+def test_a_start_that_fails_leaves_nothing_behind_and_blocks_no_other(tmp_path):
+    wrong = plan(tmp_path / "out", precious=True)
+    with pytest.raises(ValueError, match="no such split"), exclusive_work(wrong):
         raise ValueError("no such split")
     assert list(tmp_path.iterdir()) == []
+    assert make(plan(tmp_path / "out", number=2, precious=True))
 
 
-@pytest.mark.parametrize("out", [".", "/", ".."])
-def test_an_output_without_a_name_is_refused(out):
-    with pytest.raises(IjepaError, match="no name for an output"):
-        make_file(plan(Path(out)), "x")
-
-
-@pytest.mark.parametrize("make", [make_file, make_folder])
+@both_kinds
 @pytest.mark.parametrize("old", [False, True])
 def test_killed_at_any_moment_of_publishing_the_same_plan_ends_the_same(
-    tmp_path, monkeypatch, make, old
+    tmp_path, monkeypatch, is_folder, old
 ):
     """Every change of a name in turn is where the process dies."""
     for survived in range(20):
@@ -304,24 +264,20 @@ def test_killed_at_any_moment_of_publishing_the_same_plan_ends_the_same(
         folder.mkdir()
         out = folder / "out"
         if old:
-            make(plan(out, number=2), "old")
+            make(plan(out, number=2, is_folder=is_folder), "old")
         with monkeypatch.context() as patch:
             moves = _die_after(patch, survived)
             with contextlib.suppress(SystemExit):
-                make(plan(out), "new")
+                make(plan(out, is_folder=is_folder), "new")
         if out.exists():
-            assert _content(out) in ({"old", "new"} if old else {"new"})
-        make(plan(out), "new")
-        assert _content(out) == "new"
+            assert content(out) in ({"old", "new"} if old else {"new"})
+        make(plan(out, is_folder=is_folder), "new")
+        assert content(out) == "new"
         assert read_record(out)["config"] == {"number": 1}
-        assert {path.name for path in folder.iterdir()} <= {"out", "out.stage.json"}
+        assert names_in(folder) <= {"out", "out.stage.json"}
         if len(moves) <= survived:
             break
     assert survived >= 4
-
-
-def _content(out: Path) -> str:
-    return (out / "content" if out.is_dir() else out).read_text()
 
 
 def _die_after(patch, survived: int) -> list[str]:
@@ -343,22 +299,6 @@ def _die_after(patch, survived: int) -> list[str]:
     return moves
 
 
-def test_what_we_did_not_make_is_not_replaced(tmp_path):
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(IjepaError, match="no record that ijepa made it"):
-        make_file(plan(tmp_path / "out"), "new")
-    assert (tmp_path / "out").read_text() == "precious"
-
-
-def test_a_plan_that_was_refused_before_it_made_anything_blocks_no_other(tmp_path):
-    wrong = dataclasses.replace(plan(tmp_path / "out"), precious=True)
-    with pytest.raises(ValueError, match="no such split"), exclusive_work(wrong):
-        raise ValueError("no such split")
-    mended = dataclasses.replace(plan(tmp_path / "out", number=2), precious=True)
-    with exclusive_work(mended) as work:
-        assert not work.cached
-
-
 def test_workers_that_outlive_a_killed_process_are_waited_for(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -368,7 +308,7 @@ def test_workers_that_outlive_a_killed_process_are_waited_for(tmp_path):
         ["flock", str(lock), "sh", "-c", "echo held; sleep 1"], stdout=subprocess.PIPE
     )
     assert worker.stdout.readline() == b"held\n"
-    assert make_file(plan(tmp_path / "out"), "mine")
+    assert make(plan(tmp_path / "out"), "mine")
     worker.wait()
     worker.stdout.close()
 
@@ -394,36 +334,38 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(IjepaError, match=f"is being written by process {holder.pid} on"):
-        make_file(plan(tmp_path / "out"), "mine")
+        make(plan(tmp_path / "out"), "mine")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert make_file(plan(tmp_path / "out"), "mine")
+    assert make(plan(tmp_path / "out"), "mine")
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("cut")])
 def test_a_folder_that_lost_a_part_is_made_again(tmp_path, harm):
-    out = tmp_path / "out"
-    make_folder(plan(out), "whole")
-    harm(out / "content")
-    assert make_folder(plan(out), "whole")
-    assert (out / "content").read_text() == "whole"
+    ours = plan(tmp_path / "out", is_folder=True)
+    make(ours, "whole")
+    harm(ours.out / "content")
+    assert make(ours, "whole")
+    assert content(ours.out) == "whole"
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_a_place_where_an_output_cannot_stand_is_refused_before_any_work(tmp_path, force):
+@forced_or_not
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "no name for an output"),
+        ("/", "no name for an output"),
+        ("..", "no name for an output"),
+        ("folder", "folder is a folder, and `ijepa test` makes a file; name one, such as"),
+        ("file/a/b", "file is a file, so file/a/b cannot stand in it"),
+    ],
+)
+def test_a_place_where_an_output_cannot_stand_is_refused_before_any_work(
+    tmp_path, monkeypatch, force, out, message
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
-    for out, found in (
-        (
-            tmp_path / "folder",
-            "folder is a folder, and `ijepa test` makes a file; name one, such as",
-        ),
-        (tmp_path / "file" / "a" / "b", "file is a file, so .*/file/a/b cannot stand in it"),
-    ):
-        with (
-            pytest.raises(IjepaError, match=found),
-            exclusive_work(plan(out), Runtime(force=force)),
-        ):
-            pass
+    refuse(plan(Path(out)), message, force=force)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
