@@ -16,20 +16,22 @@ from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.results.page import breakable
-from ijepa.results.record import result_id, write_result
+from ijepa.results.record import read_result, result_id, write_result
 from ijepa.results.tables import grouped
 from ijepa.visualize import visualize
 from ijepa_cli.score_table import report_tables
+from ijepa_cli.show import Screen
 
 
-@pytest.fixture
-def results(tmp_path):
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
     """One result with a baseline of an awkward name, and one with several settings."""
-    ours = pair(tmp_path)
-    odd = pair(tmp_path, "odd", signal=0.0, encoder="<b>[red]odd", weights_sha256="1" * 64)
+    folder = tmp_path_factory.mktemp("results")
+    ours = pair(folder)
+    odd = pair(folder, "odd", signal=0.0, encoder="<b>[red]odd", weights_sha256="1" * 64)
     paths = []
     for name in ("logistic", "few-shot"):
-        paths.append(tmp_path / f"{name}.json")
+        paths.append(folder / f"{name}.json")
         probe(ours, [odd], paths[-1], ProbeConfig(name=name, shots=(1, 5), draws=2))
     return paths
 
@@ -65,27 +67,41 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_holds_every_score_and_every_curve(results, run, tmp_path):
+def terminal(outcome):
+    console = Screen(width=200)
+    with console.capture() as captured:
+        for table in report_tables(outcome):
+            console.print(table)
+    return " ".join(captured.get().split())
+
+
+def test_the_page_holds_every_score_and_curve_loads_nothing_and_names_stay_text(
+    results, run, tmp_path
+):
     outcome = report([*results, run], tmp_path / "report.html")
-    page = Page((tmp_path / "report.html").read_text())
+    content = (tmp_path / "report.html").read_text()
+    page = Page(content)
     assert page.open == []
-    text = " ".join(page.text)
-    for result in outcome.results:
-        for score in result:
-            assert f"{100 * score.top1:.2f}" in text
-            assert score.encoder in text
-            assert score.setting in text
+    text, shown = " ".join(page.text), terminal(outcome)
+    for score in (score for result in outcome.results for score in result):
+        for said in (f"{100 * score.top1:.2f}", score.encoder):
+            assert said in text
+            assert said in shown
+        assert score.setting in text
     for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
         assert curve in text
     assert page.tags.count("svg") >= 7
-
-
-def test_one_run_is_one_run_and_long_paths_may_break_at_their_separators(results, run, tmp_path):
-    report([*results, run], tmp_path / "report.html")
-    content = (tmp_path / "report.html").read_text()
     assert "2 results, 1 run,\n0 pictures." in content
     assert f"<code>{breakable(str(run))}</code></h3>" in content
     assert breakable("runs/a_<b>") == "runs/<wbr>a_<wbr>&lt;b&gt;"
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert page.tags.count("script") == 1
+    assert not {"link", "iframe"} & set(page.tags)
+    assert "<b>[red]odd" not in content
+    assert not re.search(r"@import|url\(", content)
+    links = {address for address in page.addresses if address.startswith("#")}
+    assert links <= {f"#{name}" for name in page.values("id")}
+    assert sum(link.startswith("#result-") for link in links) == len(results)
 
 
 def test_the_page_shows_what_a_terminal_would_obey(tmp_path, run):
@@ -95,17 +111,6 @@ def test_the_page_shows_what_a_terminal_would_obey(tmp_path, run):
     content = (tmp_path / "report.html").read_text()
     assert "\x1b" not in content
     assert r"\u001b[31mred" in content.replace("<wbr>", "")
-
-
-def test_the_page_loads_nothing_and_names_stay_text(results, run, tmp_path):
-    report([*results, run], tmp_path / "report.html")
-    content = (tmp_path / "report.html").read_text()
-    page = Page(content)
-    assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert page.tags.count("script") == 1
-    assert not {"link", "iframe"} & set(page.tags)
-    assert "<b>[red]odd" not in content
-    assert not re.search(r"@import|url\(", content)
 
 
 def test_reporting_again_answers_cached_until_a_result_changes(results, run, tmp_path):
@@ -145,15 +150,6 @@ def test_a_run_that_is_still_going_is_shown_up_to_its_last_whole_record(run, tmp
     (live / "metrics.jsonl").write_text("")
     with pytest.raises(IjepaError, match="has no record yet"):
         report([live], tmp_path / "other.html")
-
-
-def test_the_terminal_tables_hold_the_same_numbers(results, tmp_path):
-    outcome = report(results, tmp_path / "report.html")
-    text = terminal(outcome)
-    for result in outcome.results:
-        for score in result:
-            assert f"{100 * score.top1:.2f}" in text
-            assert score.encoder in text
 
 
 def drawn_points(chart):
@@ -200,15 +196,11 @@ def test_scores_that_differ_in_seeds_only_are_averaged(tmp_path):
     results = [seeded(tmp_path, 0), seeded(tmp_path, 1), seeded(tmp_path, 1, probe_seed=5)]
     ((line,),) = [group.lines for group in grouped([*results, results[0]])]
     top1 = [result[0].top1 for result in results]
-    assert [(m.score.provenance.seed, m.score.seed) for m in line.members] == [
-        (0, 0),
-        (1, 0),
-        (1, 5),
-    ]
+    seeds = [(m.score.provenance.seed, m.score.seed) for m in line.members]
+    assert seeds == [(0, 0), (1, 0), (1, 5)]
     assert line.mean("top1") == pytest.approx(np.mean(top1))
     assert line.std("top1") == pytest.approx(np.std(top1, ddof=1))
-    paths = [tmp_path / f"{name}.json" for name in ("0-0-0", "1-0-0")]
-    report(paths, tmp_path / "page.html")
+    report([tmp_path / "0-0-0.json", tmp_path / "1-0-0.json"], tmp_path / "page.html")
     assert "over 2 seeds" in (tmp_path / "page.html").read_text()
 
 
@@ -231,45 +223,27 @@ def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp
     assert "again, of the same seeds" in terminal(found)
 
 
-def terminal(outcome):
-    from ijepa_cli.show import Screen
-
-    console = Screen(width=200)
-    with console.capture() as captured:
-        for table in report_tables(outcome):
-            console.print(table)
-    return " ".join(captured.get().split())
-
-
-def test_scores_of_other_test_images_or_views_are_not_averaged(tmp_path):
+def test_what_may_not_be_compared_is_in_another_table_or_line(tmp_path):
     first = seeded(tmp_path, 0)
-    others = [
-        seeded(tmp_path, 1, rows=60),
-        seeded(tmp_path, 1, transform="squash", which="target"),
-    ]
-    groups = grouped([first, *others])
+    assert len(grouped([first, first])) == 1
+    for change in ({"protocol": "knn"}, {"label": "other"}, {"source": "other"}):
+        assert len(grouped([first, (first[0].model_copy(update=change),)])) == 2
+    view = seeded(tmp_path, 1, transform="squash", which="target")
+    groups = grouped([first, seeded(tmp_path, 1, rows=60), view])
     assert len(groups) == 2  # other test images are another table
     assert [len(line.members) for group in groups for line in group.lines] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("change", [{"protocol": "knn"}, {"label": "other"}, {"source": "other"}])
-def test_numbers_of_another_protocol_label_or_source_are_in_another_table(tmp_path, change):
-    result = seeded(tmp_path, 0)
-    other = (result[0].model_copy(update=change),)
-    assert len(grouped([result, result])) == 1
-    assert len(grouped([result, other])) == 2
-
-
-def test_records_beside_results_are_passed_over(results, tmp_path):
-    every = sorted(tmp_path.glob("*.json"))
-    assert len(every) == 2 * len(results)
-    assert len(report(every, tmp_path / "page.html").results) == len(results)
-
-
-def test_a_folder_of_results_is_its_results(results, tmp_path):
-    named = report(results, tmp_path / "page.html")
-    whole = report([tmp_path], tmp_path / "other.html")
-    assert {*map(result_id, whole.results)} == {*map(result_id, named.results)}
+def test_a_folder_of_results_is_its_results_and_what_stands_beside_them_is_passed_over(
+    results, tmp_path
+):
+    folder = results[0].parent
+    (folder / "other.json.partial").mkdir()
+    beside = sorted(folder.glob("*.json*"))
+    assert len(beside) == 2 * len(results) + 1
+    for number, named in enumerate((results, [folder], beside)):
+        outcome = report(named, tmp_path / f"{number}.html")
+        assert {*map(result_id, outcome.results)} == {result_id(read_result(r)) for r in results}
 
 
 def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
@@ -310,14 +284,6 @@ def test_encoders_that_carry_their_settings_are_shown_once(tmp_path):
     assert (tmp_path / "report.html").read_text().count("<dd>mine, weights") == 1
 
 
-def test_every_code_leads_to_what_made_the_number(results, tmp_path):
-    report(results, tmp_path / "report.html")
-    page = Page((tmp_path / "report.html").read_text())
-    links = {address for address in page.addresses if address.startswith("#")}
-    assert links <= {f"#{name}" for name in page.values("id")}
-    assert sum(link.startswith("#result-") for link in links) == len(results)
-
-
 @pytest.mark.parametrize("name", ["going", "going.partial"])
 def test_a_run_that_is_going_on_is_reported_by_either_name(run, tmp_path, name):
     going = tmp_path / "going.partial"
@@ -325,12 +291,6 @@ def test_a_run_that_is_going_on_is_reported_by_either_name(run, tmp_path, name):
     outcome = report([tmp_path / name], tmp_path / "r.html")
     assert outcome.runs == (going,)
     assert "not finished" in (tmp_path / "r.html").read_text()
-
-
-def test_unfinished_work_that_is_no_run_is_passed_over(results, tmp_path):
-    (tmp_path / "other.json.partial").mkdir()
-    names = [*results, tmp_path / "other.json.partial"]
-    assert len(report(names, tmp_path / "r.html").results) == 2
 
 
 def test_a_trained_decoder_is_reported_and_nobody_is_told_to_delete_it(run, tmp_path):
