@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 VERSION = 4
 CARD = "README.md"
 FOLDERS = ("hf", "timm")  # formats of more than one file
+WORDS = {
+    "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
+}  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 
@@ -116,11 +119,12 @@ def _write(
         for result in results
         for score in result
     ]
-    load = _load_call(config.to, out.name, which)
-    text = write.model_card(networks, config.to, which, out.name, scores, load)
     kept, encoder = write.kept_parts(networks, config.to, which), networks.config.encoder
+    holds = ", ".join(WORDS[part] for part in kept)
+    load = _load_call(config.to, out.name, which)
+    text = write.model_card(networks, config.to, out.name, holds, load, scores)
     facts = {
-        "holds": write.kept_text(networks, config.to, which),
+        "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],
         "arch": f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
         "which": which,

@@ -61,22 +61,14 @@ def run_provenance(config: PretrainConfig, *, trained: bool = True, **facts: Any
 
 
 def run_family(method: str | None, settings: Mapping[str, Any]) -> str:
-    """The family of encoders that a method pretrained with equal settings.
-
-    Args:
-        method: None for the weights that a run started from.
-        settings: of the run as JSON, without the seed.
-    """
+    """The family of encoders of a method (None: what a run started from) with equal settings."""
     return fingerprint_of([method, settings])
 
 
 def paper_arch(arch: str | tuple[int, int], patch_px: int, image_px: object = None) -> str:
-    """`vit_huge` with patches of 14 pixels is the paper's `ViT-H/14`; others keep their numbers.
+    """`vit_huge`, or its (width, depth), with patches of 14 pixels is the paper's `ViT-H/14`.
 
-    Args:
-        arch: name of an architecture, or (width, depth).
-        patch_px: side of a patch.
-        image_px: side of the images; the paper names 448 alone.
+    Others keep their numbers; of sides of images, the paper names 448 alone.
     """
     if isinstance(arch, tuple):
         names = {(size.dim, size.depth): name for name, size in ARCHITECTURES.items()}

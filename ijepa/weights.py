@@ -49,7 +49,6 @@ class Ignored:
         """Keep nothing."""
 
 
-# None of these needs code of theirs: whatever they are, `Ignored` is made instead.
 HARMLESS: list[Any] = [
     (Ignored, name)
     for name in (
@@ -58,13 +57,12 @@ HARMLESS: list[Any] = [
         "numpy.core.multiarray.scalar",
         "numpy._core.multiarray.scalar",
         *(
-            f"{module}.{kind}"
+            f"{module}.{kind}Path"
             for module in ("pathlib", "pathlib._local")
-            for kind in ("Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath",
-                         "PureWindowsPath")
+            for kind in ("", "Pure", "Posix", "PurePosix", "Windows", "PureWindows")
         ),
     )
-]  # fmt: skip
+]
 
 
 class Checkpoint(NamedTuple):
@@ -98,11 +96,7 @@ def load_checkpoint(path: StrPath) -> Checkpoint:
 
 
 def checkpoint_of(path: Path, state: dict[str, Any]) -> Checkpoint:
-    """What `load_state` or `state_of` read from `path` as a checkpoint.
-
-    Raises:
-        IjepaError: not one of ours.
-    """
+    """What `load_state` or `state_of` read from `path` as a checkpoint, if it is one of ours."""
     try:
         config = PretrainConfig.model_validate(state["config"])
         return Checkpoint(**state | {"config": config})
@@ -120,11 +114,7 @@ def save_state(path: Path, body: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote onto the CPU; tensors and plain values only, no pickled code.
-
-    Raises:
-        IjepaError: not there, cut short, or not one of ours.
-    """
+    """Read what `save_state` wrote onto the CPU; tensors and plain values only, no pickled code."""
     if not path.is_file():
         raise IjepaError(f"There is no checkpoint {path}.")
     try:
@@ -134,24 +124,20 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def state_of(path: Path, body: dict[str, Any]) -> dict[str, Any]:
-    """What `read_weights` read from `path`, if `save_state` wrote it; raises as `load_state`."""
+    """What `read_weights` read from `path`, if `save_state` wrote it."""
     if body.get("schema") != SCHEMA:
         raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
     return {name: value for name, value in body.items() if name != "schema"}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
-    """Load a state dict exactly, or not at all; raises as `check_weights`."""
+    """Load a state dict exactly, or not at all."""
     check_weights(module, weights, source)
     module.load_state_dict(weights)
 
 
 def check_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
-    """Is this a state dict of just that module?
-
-    Raises:
-        IjepaError: naming the first missing, unexpected or differently shaped keys.
-    """
+    """Raise an `IjepaError` with the first missing, unexpected or differently shaped keys."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     shapes = [
@@ -174,11 +160,7 @@ def refuse_faults(source: object, faults: list[str]) -> None:
 
 
 def write_weights(path: Path, body: dict[str, Any]) -> None:
-    """Write as PyTorch does, atomically; on a full disk the old file stays.
-
-    Raises:
-        OSError: the disk is full or ailing.
-    """
+    """Write as PyTorch does, atomically; on a full disk (an `OSError`) the old file stays."""
     with whole_file(path) as file:
         try:
             torch.save(body, file)
@@ -231,15 +213,7 @@ def safetensors_notes(path: Path) -> dict[str, str]:
 
 
 def unwrapped(tree: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """The same tree without what torch.compile and DataParallel put before names of weights.
-
-    Args:
-        tree: what `read_weights` returns, or a part of it.
-        source: its file, for messages.
-
-    Raises:
-        IjepaError: two names become one.
-    """
+    """A tree of `read_weights` without what torch.compile and DataParallel put before names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         bare = WRAPPERS.sub("", name) if isinstance(name, str) else name

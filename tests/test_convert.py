@@ -19,7 +19,7 @@ from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
 from ijepa.encoders.formats import Networks, inferred_config, read_networks
 from ijepa.encoders.spec import load_encoder
-from ijepa.encoders.write import timm_network
+from ijepa.encoders.write import TIMM_NAME, timm_settings
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
@@ -277,9 +277,8 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
     assert inferred_config(parts, None, "it") == config
     found = Networks("it", config, parts, Provenance(origin="published"))
     found.check()
-    name, settings = timm_network(config)
     with torch.device("meta"):
-        theirs = timm.create_model(name, num_classes=0, **settings)
+        theirs = timm.create_model(TIMM_NAME, num_classes=0, **timm_settings(config))
     ours = {name: tuple(value.shape) for name, value in parts["encoder"].items()}
     assert {name: tuple(value.shape) for name, value in theirs.state_dict().items()} == ours
     assert theirs.blocks[0].attn.num_heads == networks.encoder.blocks[0].attn.num_heads

@@ -59,7 +59,7 @@ def without_class_token() -> VisionTransformer:
 
 def encoder_of(vit) -> Encoder:
     data, pooled = load_encoder(RANDOM).data, token_pool(vit, PATCH_AVERAGE)
-    return Encoder(vit, pooled, data, name="timm", weights_sha256="", provenance=UNKNOWN)
+    return Encoder(vit, pooled, data, name="timm", provenance=UNKNOWN)
 
 
 NETWORKS = pytest.mark.parametrize("network", [with_class_token(), without_class_token()])

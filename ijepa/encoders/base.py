@@ -55,7 +55,8 @@ class Encoder(nn.Module):
         network: behind it; None for pixels.
         name: what it is, for people: `runs/mine (target)`.
         data: how images are cut and normalised for it.
-        weights_sha256: of all weights by name; tells encoders apart even if their names agree.
+        weights_sha256: of all weights by name, before positions are interpolated; tells encoders
+            apart even if their names agree.
         which: of two encoders; `target` also where a method has one alone.
         provenance: where the weights come from.
         num_layers: how many layers it can give.
@@ -69,7 +70,6 @@ class Encoder(nn.Module):
         data: DataConfig,
         *,
         name: str,
-        weights_sha256: str,
         provenance: Provenance,
         which: str = "target",
     ) -> None:
@@ -77,9 +77,43 @@ class Encoder(nn.Module):
         super().__init__()
         self.network = network
         self.data, self.name, self.which = data, name, which
-        self.weights_sha256, self.provenance = weights_sha256, provenance
+        self.weights_sha256 = "0" * 64 if network is None else weights_sha256(network.state_dict())
+        self.provenance = provenance
         self._pool, self.num_layers, self.pooling = pooled
         self.eval().requires_grad_(False)
+
+    def resize(self, image_px: int | Size) -> None:
+        """Take images of another side, or (height, width), from now on; positions are interpolated.
+
+        An `IjepaError` says what the network cannot take.
+        """
+        network, size = self.network, height_width(image_px)
+        setter = getattr(network, "resize" if isinstance(network, Vit) else "set_input_size", None)
+        if size != self.data.image_size:
+            timm_cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
+            if setter is None and timm_cfg.get("fixed_input_size"):
+                raise IjepaError(f"{self.name} takes no --image-size but its own.")
+            sized = getattr(network, "patch_embed", getattr(network, "config", None))
+            patches = height_width(getattr(sized, "patch_size", 1))
+            if any(side % patch for side, patch in zip(size, patches, strict=True)):
+                raise IjepaError(
+                    f"--image-size {image_px} is no multiple of the patch's {patches[0]} pixels."
+                )
+            if setter:
+                setter(size)
+            if timm_cfg and not isinstance(network, Transformer):
+                self._try(image_px)  # of other networks of timm, nobody says what they take
+        self.data = self.data.model_copy(update={"image_px": image_px})
+        self.requires_grad_(False)  # also the new positions
+
+    def _try(self, image_px: int | Size) -> None:
+        try:
+            self.features(torch.zeros(1, 3, *height_width(image_px)))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise IjepaError(
+                f"{self.name} does not take --image-size {image_px} ({reason})."
+            ) from error
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int = 1, *, bf16: bool = False) -> Tensor:
@@ -119,11 +153,7 @@ class Encoder(nn.Module):
 
     @property
     def vit(self) -> Vit | VisionTransformer:
-        """The Vision Transformer behind it, ours or timm's, to look into.
-
-        Raises:
-            IjepaError: there is none.
-        """
+        """The Vision Transformer behind it, ours or timm's; an `IjepaError` if there is none."""
         if not isinstance(self.network, Vit | VisionTransformer):
             raise IjepaError(
                 f"{self.name} is no Vision Transformer of timm's, so there is no looking into it."
@@ -132,7 +162,7 @@ class Encoder(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches (rows, columns); raises as `vit`."""
+        """Patches (rows, columns)."""
         rows, columns = self.vit.patch_embed.grid_size
         return rows, columns
 
@@ -146,9 +176,6 @@ class Encoder(nn.Module):
 
         Returns:
             (B, N, dim) float32; N patches, row-major.
-
-        Raises:
-            IjepaError: as `vit`.
         """
         vit = self.vit
         if isinstance(vit, Vit):
@@ -161,11 +188,7 @@ class Encoder(nn.Module):
         return found
 
     def checked_trainable(self) -> "Encoder":
-        """Itself, if its network can be trained as a Vision Transformer.
-
-        Raises:
-            IjepaError: it cannot.
-        """
+        """Itself, if its network can be trained as a Vision Transformer, else an `IjepaError`."""
         is_vit = isinstance(self.network, Transformer)
         if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
             raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")
@@ -193,20 +216,6 @@ def token_pool(network: VisionTransformer | Beit, pooling: str) -> Pooled:
         return pooled
 
     return Pooled(features, len(network.blocks), pooling)
-
-
-def check_multiple(image_px: int | Size, patch_px: Size | int) -> Size:
-    """(height, width) of `--image-size`.
-
-    Raises:
-        IjepaError: no multiple of the patch.
-    """
-    size, patches = height_width(image_px), height_width(patch_px)
-    if any(side % patch for side, patch in zip(size, patches, strict=True)):
-        raise IjepaError(
-            f"--image-size {image_px} is no multiple of the patch's {patches[0]} pixels."
-        )
-    return size
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

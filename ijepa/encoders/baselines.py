@@ -29,9 +29,7 @@ from ijepa.encoders.base import (
     MAP_AVERAGE,
     Encoder,
     Pooled,
-    check_multiple,
     token_pool,
-    weights_sha256,
 )
 from ijepa.encoders.formats import SHARED_TABLE, VitSize, Weights, vit_size
 from ijepa.encoders.spec import KINDS, EncoderSpec
@@ -47,11 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Load a released file, exactly or not at all.
-
-    Raises:
-        IjepaError: no readable file, one of another method, or another architecture.
-    """
+    """Load a released file, exactly or not at all."""
     weights, epoch = read_released(spec)
     if spec.kind in RESNETS:
         return _resnet(spec, weights, epoch)
@@ -59,27 +53,20 @@ def load(spec: EncoderSpec) -> Encoder:
     network = vit_network(spec.kind, size, weights)
     wanted = {k: v for k, v in weights.items() if not k.endswith("relative_position_index")}
     assign(network, wanted, spec.text)
-    digest, own_px = weights_sha256(network.state_dict()), size.side_patches * size.patch_px
-    if spec.image_px and spec.image_px != own_px:
-        network.set_input_size(img_size=check_multiple(spec.image_px, size.patch_px))
+    own_px = size.side_patches * size.patch_px
     arch = paper_arch((size.dim, size.depth), size.patch_px, own_px)
     return Encoder(
         network,
         token_pool(network, CLASS_TOKEN),
-        DataConfig(image_px=spec.image_px or own_px, eval_crop_fraction=EVAL_CROP),
+        DataConfig(image_px=own_px, eval_crop_fraction=EVAL_CROP),
         name=f"{spec.text} ({spec.which})" if KINDS[spec.kind].context else spec.text,
-        weights_sha256=digest,
         provenance=released_provenance(spec, epoch, arch),
         which=spec.which,
     )
 
 
 def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
-    """Of all that a file holds, the encoder's own weights by the file's names; the file's epoch.
-
-    Raises:
-        IjepaError: no readable file, or nothing in it that such an encoder is kept under.
-    """
+    """Of all that a file holds, the encoder's own weights by the file's names; the file's epoch."""
     assert spec.file is not None
     kind = KINDS[spec.kind]
     body = unwrapped(read_weights(spec.file), spec.file)
@@ -129,13 +116,7 @@ def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Prov
 
 
 def assign(network: nn.Module, weights: Weights, source: str) -> None:
-    """Make these the weights of a network, exactly.
-
-    They are taken over, not copied: the pages of a file are read when they are used.
-
-    Raises:
-        IjepaError: missing, unexpected or wrongly shaped weights.
-    """
+    """Make these the weights of a network, exactly; mapped files are read when they are used."""
     check_weights(network, weights, source)
     network.load_state_dict(weights, assign=True)
     network.float()
@@ -214,7 +195,7 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
 
     normalised = spec.kind == "byol"  # SimCLR v2 sees pixels from 0 to 1
     data = DataConfig(
-        image_px=spec.image_px or RESNET_PX,
+        image_px=RESNET_PX,
         eval_crop_fraction=EVAL_CROP,
         mean=IMAGENET_MEAN if normalised else (0.0, 0.0, 0.0),
         std=IMAGENET_STD if normalised else (1.0, 1.0, 1.0),
@@ -224,7 +205,6 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
         Pooled(features, 1, MAP_AVERAGE),
         data,
         name=spec.text,
-        weights_sha256=weights_sha256(network.state_dict()),
         provenance=released_provenance(spec, epoch, resnet_arch(depths, width)),
     )
 
@@ -233,9 +213,6 @@ def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, lis
     """A converted file's weights by timm's names, blocks of each stage, and width by 64 channels.
 
     What has no name there keeps its own, to be named in an error.
-
-    Raises:
-        IjepaError: no such ResNet.
     """
     if any("mixing_conv" in name for name in released):
         raise IjepaError(f"{source} has selective kernels; only the sk0 variants can be loaded.")

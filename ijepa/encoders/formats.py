@@ -71,11 +71,7 @@ class Networks(NamedTuple):
     provenance: Provenance
 
     def encoder(self, which: str) -> Vit:
-        """The `target` or `context` encoder, without a copy of its weights.
-
-        Raises:
-            IjepaError: it is not there, or of another architecture.
-        """
+        """The `target` or `context` encoder, exactly or not at all; its weights are not copied."""
         weights, encoder = self.encoder_weights(which), self._empty_encoder()
         check_weights(encoder, weights, f"{self.source} ({which} encoder)")
         encoder.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
@@ -148,11 +144,7 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
 
 
 def held_encoder(path: Path) -> str:
-    """Which encoder a file has that has room for one: the context's, unless our notes say other.
-
-    Args:
-        path: file of timm's form, or folder of transformers'.
-    """
+    """The encoder in a file of timm's form or folder of transformers': context, unless noted."""
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
     part = _notes_in(files[0])[0] if files else "encoder"
     return next(which for which, name in ENCODERS.items() if name == part)
@@ -282,9 +274,6 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
         arch: name or DIMxDEPTHxHEADS; needed where width and depth are not of `ARCHITECTURES`,
             because no shape tells the number of heads.
         source: for messages.
-
-    Raises:
-        IjepaError: not I-JEPA's weights, or of unknown heads.
     """
     dim, depth, hidden, patch_px, side = vit_size(
         parts.get("target_encoder") or parts["encoder"], source, prefix_tokens=0
@@ -336,9 +325,6 @@ def vit_size(weights: Weights, source: str, prefix_tokens: int) -> VitSize:
         weights: with a table of positions, or one of relative positions that all blocks share.
         source: for messages.
         prefix_tokens: that have positions before those of the patches.
-
-    Raises:
-        IjepaError: no Vision Transformer.
     """
     patches, hidden = weights.get(PATCHES), weights.get(HIDDEN)
     table = weights.get("pos_embed", weights.get(SHARED_TABLE))
@@ -397,11 +383,7 @@ def transformers_names(depth: int) -> dict[str, list[str]]:
 
 
 def ours_of_transformers(weights: Weights, source: object) -> Weights:
-    """An encoder's state dict by our names; the same numbers.
-
-    Raises:
-        IjepaError: a name that IJepaModel does not have.
-    """
+    """An encoder's state dict by our names; the same numbers."""
     names = transformers_names(count_blocks(weights, r"encoder\.layer"))
     if strange := weights.keys() - {one for theirs in names.values() for one in theirs}:
         raise IjepaError(f"{source}: {min(strange)} is no weight of transformers' IJepaModel.")

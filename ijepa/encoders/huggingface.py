@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, height_width
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
 from ijepa.encoders.base import (
     CLASS_TOKEN,
     EVAL_CROP,
@@ -16,8 +16,6 @@ from ijepa.encoders.base import (
     TUNABLE,
     Encoder,
     Pooled,
-    check_multiple,
-    weights_sha256,
 )
 from ijepa.encoders.formats import (
     held_encoder,
@@ -26,7 +24,7 @@ from ijepa.encoders.formats import (
     warn_of_processor,
 )
 from ijepa.encoders.own import provenance_of, vit_encoder
-from ijepa.encoders.spec import RELEASED, EncoderSpec
+from ijepa.encoders.spec import RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
 from ijepa.provenance import Provenance, paper_arch
@@ -74,18 +72,12 @@ FAMILIES = {
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network.
-
-    Raises:
-        IjepaError: not on this machine, another architecture, or weights that do not fit it.
-    """
+    """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network."""
     spec.one_encoder()
     folder = model_folder(spec.name)
     model = _model(folder, spec.text)
     config, family = model.config, FAMILIES[model.config.model_type]
     own_px = config.image_size if isinstance(config.image_size, int) else tuple(config.image_size)
-    image_px = spec.image_px or family.image_px or own_px
-    size = check_multiple(image_px, config.patch_size)
     provenance = known_provenance(spec.name, config)
     which = held_encoder(folder) if family.method == "I-JEPA" else "target"
     if which == "context" and provenance == RELEASED["hub"].get(spec.name):
@@ -103,50 +95,37 @@ def load(spec: EncoderSpec) -> Encoder:
         log.warning("%s: no preprocessor_config.json; ImageNet's mean and std are taken", spec.text)
     return Encoder(
         model,
-        _pooled(model, family, interpolate=size != height_width(own_px) and family.interpolates),
-        DataConfig(image_px=image_px, eval_crop_fraction=EVAL_CROP, mean=mean, std=std),
+        _pooled(model, family, height_width(own_px)),
+        DataConfig(
+            image_px=family.image_px or own_px, eval_crop_fraction=EVAL_CROP, mean=mean, std=std
+        ),
         name=spec.text,
-        weights_sha256=weights_sha256(model.state_dict()),
         provenance=provenance,
         which=which,
     )
 
 
 def load_trainable(spec: EncoderSpec) -> Encoder:
-    """I-JEPA's, whose network is ours; the blocks of others are not timm's.
-
-    Raises:
-        IjepaError: another family, or weights that do not load.
-    """
+    """I-JEPA's, whose network is ours; others are refused, since their blocks are not timm's."""
     spec.one_encoder()
     folder = model_folder(spec.name)
     if read_json(folder / "config.json").get("model_type") != "ijepa":
         raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
     networks, which = read_networks(folder), held_encoder(folder)
-    provenance, known = provenance_of(networks), RELEASED["hub"].get(spec.name)
-    if known and known.arch == provenance.arch:
-        provenance = known
-    spec, data = spec._replace(which=which), networks.config.data
-    return vit_encoder(spec, spec.text, networks.encoder(which), data, provenance)
+    provenance = released("hub", spec.name, provenance_of(networks))
+    facts = {"name": spec.text, "provenance": provenance, "which": which}
+    return vit_encoder(networks.encoder(which), networks.config.data, **facts)
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:
-    """All files that decide what such an encoder is: weights, configuration, processor.
-
-    Raises:
-        IjepaError: not on this machine.
-    """
+    """All files that decide what such an encoder is: weights, configuration, processor."""
     folder = model_folder(spec.name)
     weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
     return [*weights, *sorted(folder.glob("*config.json"))]
 
 
 def model_folder(name: str) -> Path:
-    """The folder of that name, or the snapshot of that model in the hub's cache.
-
-    Raises:
-        IjepaError: neither, or one without a model.
-    """
+    """The folder of that name, or the snapshot of that model in the hub's cache."""
     folder = Path(name)
     if not folder.is_dir():
         try:
@@ -169,10 +148,8 @@ def known_provenance(name: str, config: Any) -> Provenance:  # noqa: ANN401  # o
     side_px = max(height_width(config.image_size))
     size = (config.hidden_size, config.num_hidden_layers)
     arch = paper_arch(size, config.patch_size, side_px)
-    known = RELEASED["hub"].get(name)
-    if known and known.arch == arch:
-        return known
-    return Provenance(method=FAMILIES[config.model_type].method, arch=arch)
+    seen = Provenance(method=FAMILIES[config.model_type].method, arch=arch)
+    return released("hub", name, seen)
 
 
 def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of theirs
@@ -209,10 +186,11 @@ def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of th
     return model
 
 
-def _pooled(model: Any, family: Family, interpolate: bool) -> Pooled:  # noqa: ANN401  # any class of theirs
-    wanted: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
-
+def _pooled(model: Any, family: Family, own_size: Size) -> Pooled:  # noqa: ANN401  # any class of theirs
     def features(images: Tensor, num_layers: int) -> Tensor:
+        wanted: dict[str, Any] = {}
+        if family.interpolates and images.shape[-2:] != own_size:
+            wanted["interpolate_pos_encoding"] = True
         if family.method == "MAE":
             # ViTMAE sorts patches by noise, though it drops none: this leaves them in their order.
             patches = images[0, 0].numel() // model.config.patch_size**2

@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,9 @@ from ijepa.encoders.base import (
     PATCH_AVERAGE,
     Encoder,
     Pooled,
-    check_multiple,
-    weights_sha256,
 )
 from ijepa.encoders.formats import Networks, read_networks
-from ijepa.encoders.spec import RELEASED, EncoderSpec, checkpoint_path
+from ijepa.encoders.spec import EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
@@ -33,11 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Load a run, checkpoint or published file, exactly or not at all, or make random weights.
-
-    Raises:
-        IjepaError: no such encoder, or weights that do not load.
-    """
+    """Load a run, checkpoint or published file, exactly or not at all, or make random weights."""
     if spec.kind == "pixels":
         return _pixels(spec)
     if spec.kind == "random":
@@ -46,21 +40,19 @@ def load(spec: EncoderSpec) -> Encoder:
     path = checkpoint_path(spec.file)
     networks = read_networks(path, spec.arch)
     name = path.parent.parent if path.name == "last.pt" else path
-    title, provenance = f"{name} ({spec.which})", provenance_of(networks)
-    return vit_encoder(spec, title, networks.encoder(spec.which), networks.config.data, provenance)
+    return vit_encoder(
+        networks.encoder(spec.which),
+        networks.config.data,
+        name=f"{name} ({spec.which})",
+        provenance=provenance_of(networks),
+        which=spec.which,
+    )
 
 
-def vit_encoder(
-    spec: EncoderSpec, name: str, vit: Vit, data: DataConfig, provenance: Provenance
-) -> Encoder:
-    """An encoder around a network of ours, fit to another image size if one is asked for."""
-    digest = weights_sha256(vit.state_dict())
-    if spec.image_px and spec.image_px != data.image_px:
-        vit.resize(check_multiple(spec.image_px, vit.patch_embed.patch_size[0]))
-        data = data.model_copy(update={"image_px": spec.image_px})
+def vit_encoder(vit: Vit, data: DataConfig, **facts: Any) -> Encoder:  # noqa: ANN401  # of `Encoder`
+    """An encoder around a network of ours."""
     pooled = Pooled(vit.pooled_layers, len(vit.blocks), PATCH_AVERAGE)
-    facts = {"name": name, "which": spec.which, "weights_sha256": digest}
-    return Encoder(vit, pooled, data, provenance=provenance, **facts)
+    return Encoder(vit, pooled, data, **facts)
 
 
 def provenance_of(networks: Networks) -> Provenance:
@@ -69,19 +61,16 @@ def provenance_of(networks: Networks) -> Provenance:
     if known.settings:
         return known
     arch = paper_arch(config.encoder.arch, config.encoder.patch_px, config.data.image_px)
-    released = RELEASED["files"].get(Path(networks.source).name)
+    known = known.model_copy(update={"arch": arch})
+    found = released("files", Path(networks.source).name, known)
     # On ImageNet-22K, names of files count in epochs of ImageNet-1K, which files may not.
-    if (
-        released
-        and released.arch == arch
-        and (released.data != "IN1k" or known.epochs in (None, released.epochs))
-    ):
-        log.info(
-            "%s is taken for the released weights: %s, %s epochs of %s",
-            networks.source, arch, released.epochs, released.data,
-        )  # fmt: skip
-        return released
-    return known.model_copy(update={"arch": arch})
+    if found is known or (found.data == "IN1k" and known.epochs not in (None, found.epochs)):
+        return known
+    log.info(
+        "%s is taken for the released weights: %s, %s epochs of %s",
+        networks.source, arch, found.epochs, found.data,
+    )  # fmt: skip
+    return found
 
 
 def _initial(spec: EncoderSpec, run: Path) -> Encoder:
@@ -93,8 +82,8 @@ def _initial(spec: EncoderSpec, run: Path) -> Encoder:
         raise IjepaError(
             f"{run} does not say from which seed it was trained; take random:{size} instead."
         )
-    provenance = run_provenance(config, trained=False)
-    return vit_encoder(spec, spec.text, build_ijepa(config).encoder, config.data, provenance)
+    provenance, vit = run_provenance(config, trained=False), build_ijepa(config).encoder
+    return vit_encoder(vit, config.data, name=spec.text, provenance=provenance, which=spec.which)
 
 
 def _random(spec: EncoderSpec) -> Encoder:
@@ -114,7 +103,8 @@ def _random(spec: EncoderSpec) -> Encoder:
     title = f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}"
     family = fingerprint_of(["random", arch, patch_px, side_px])
     provenance = Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed)
-    return vit_encoder(spec, title, vit, DataConfig(image_px=side_px), provenance)
+    facts = {"name": title, "provenance": provenance, "which": spec.which}
+    return vit_encoder(vit, DataConfig(image_px=side_px), **facts)
 
 
 def _pixels(spec: EncoderSpec) -> Encoder:
@@ -130,7 +120,6 @@ def _pixels(spec: EncoderSpec) -> Encoder:
         Pooled(flatten, 1, NOTHING),
         DataConfig(image_px=side_px, eval_crop_fraction=1.0),
         name=f"pixels@{side_px}",
-        weights_sha256="0" * 64,
         provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
     )
 
@@ -144,14 +133,11 @@ class TrainedJepa(NamedTuple):
 
 
 def load_jepa(name: str) -> TrainedJepa:
-    """Load context encoder, predictor and target encoder of a run.
+    """Load context encoder, predictor and target encoder of a run, exactly or not at all.
 
     Args:
         name: a run folder, a checkpoint file of a run, or `random:RUN`, the networks that the run
             started from.
-
-    Raises:
-        IjepaError: something else, or weights that do not load. Never partly loaded networks.
     """
     path = Path(name.removeprefix("random:"))
     if not path.exists():

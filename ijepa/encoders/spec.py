@@ -38,11 +38,7 @@ class PaperRow(Config):
 
 
 class Kind(Config):
-    """A line of the catalogue; `catalogue.yaml` explains the fields.
-
-    Attributes:
-        paper: the rows of the paper that such an encoder stands for; ablations are left out.
-    """
+    """A line of the catalogue; `catalogue.yaml` explains all fields but the rows of the paper."""
 
     encoder: str
     what: str
@@ -66,7 +62,6 @@ class Catalogue(Config):
 
 
 def _kind(fields: dict[str, Any]) -> Kind:
-    rows = [(table, row) for table in TABLES for row in table.rows if row.group]
     paper = tuple(
         PaperRow(
             table=table.number,
@@ -74,8 +69,9 @@ def _kind(fields: dict[str, Any]) -> Kind:
             epochs=row.epochs,
             values={c.task: v for c, v in zip(table.columns, row.values, strict=True)},
         )
-        for table, row in rows
-        if row.method == fields.get("method")
+        for table in TABLES
+        for row in table.rows
+        if row.group and row.method == fields.get("method")  # ablations have no group
     )
     return Kind(**fields, paper=paper)
 
@@ -93,6 +89,12 @@ RELEASED = {
     }
     for space, models in _BODY["released"].items()
 }
+
+
+def released(space: str, name: str, seen: Provenance) -> Provenance:
+    """What the encoder of a released name is known to be, if its network is that; else `seen`."""
+    known = RELEASED[space].get(name)
+    return known if known and known.arch == seen.arch else seen
 
 
 class EncoderSpec(NamedTuple):
@@ -127,11 +129,7 @@ class EncoderSpec(NamedTuple):
         image_px: int | Size | None = None,
         seed: int = 0,
     ) -> Self:
-        """Take a name apart; files are not opened yet.
-
-        Raises:
-            IjepaError: a file is named by half.
-        """
+        """Take a name apart; files are not opened yet, but a file named by half is refused."""
         text = os.fspath(text)
         kind, colon, rest = text.partition(":")
         name, file, arch = rest, None, None
@@ -157,17 +155,13 @@ class EncoderSpec(NamedTuple):
 
     @classmethod
     def of(cls, config: ExtractConfig | FinetuneConfig) -> Self:
-        """The encoder of a stage; raises as `parse`."""
+        """The encoder of a stage."""
         return cls.parse(
             config.encoder, which=config.which, image_px=config.image_px, seed=config.seed
         )
 
     def fingerprint(self) -> str:
-        """Equal for two names of the same frozen encoder, different for different weights.
-
-        Raises:
-            IjepaError: no such encoder.
-        """
+        """Equal for two names of the same frozen encoder, different for different weights."""
         if self.kind == "pixels":
             return fingerprint_of("pixels")
         if self.kind == "random":
@@ -195,19 +189,19 @@ class EncoderSpec(NamedTuple):
         return fingerprint_of([self.which, weights_fingerprint(self.file), *arch])
 
     def load(self, device: "torch.device | None" = None) -> "Encoder":
-        """Make the encoder, on the CPU by default.
-
-        Raises:
-            IjepaError: no such encoder, or weights that do not load. Never a partly loaded model.
-        """
-        encoder: Encoder = self._home().load(self)
+        """Make the encoder, exactly or not at all, on the CPU by default."""
+        encoder = self._sized(self._home().load(self))
         return encoder.to(device) if device else encoder
 
     def trainable(self) -> "Encoder":
-        """Make the encoder on the CPU, for `Encoder.network` to be trained; raises as `load`."""
+        """Make the encoder on the CPU, for `Encoder.network` to be trained."""
         home = self._home()
-        encoder: Encoder = getattr(home, "load_trainable", home.load)(self)
-        return encoder.checked_trainable()
+        return self._sized(getattr(home, "load_trainable", home.load)(self)).checked_trainable()
+
+    def _sized(self, encoder: "Encoder") -> "Encoder":
+        if self.image_px:
+            encoder.resize(self.image_px)
+        return encoder
 
     def one_encoder(self) -> None:
         """Refuse `--which context` for files of one encoder."""
@@ -247,11 +241,7 @@ def load_encoder(
 
 
 def checkpoint_path(path: Path) -> Path:
-    """The checkpoint that a run folder or file names.
-
-    Raises:
-        IjepaError: a folder without a finished run.
-    """
+    """The checkpoint that a run folder or file names; an `IjepaError` for an unfinished run."""
     if path.is_file():
         return path
     if not (path / LAST).is_file():
@@ -263,11 +253,7 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """A finished run is known by its record, time included; any other file by its bytes.
-
-    Raises:
-        IjepaError: a folder that holds no weights.
-    """
+    """A finished run is known by its record, time included; any other file by its bytes."""
     if path.is_dir() and read_record(path):
         return file_sha256(record_path(path))
     return file_sha256(checkpoint_path(path))

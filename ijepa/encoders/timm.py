@@ -25,16 +25,14 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ijepa.config import DataConfig, Size, height_width
+from ijepa.config import DataConfig
 from ijepa.encoders.base import (
     CLASS_TOKEN,
     EVAL_CROP,
     PATCH_AVERAGE,
     Encoder,
     Pooled,
-    check_multiple,
     token_pool,
-    weights_sha256,
 )
 from ijepa.encoders.formats import ENCODERS, held_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
@@ -50,11 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def load(spec: EncoderSpec) -> Encoder:
-    """Load a model of timm, exactly or not at all; never with random weights.
-
-    Raises:
-        IjepaError: no such model, weights that cannot be had, or that are not this model's.
-    """
+    """Load a model of timm, exactly or not at all; never with random weights."""
     [file] = weight_files(spec)
     weights = unwrapped(read_weights(file), file)
     holds_two = all(isinstance(weights.get(key), Mapping) for key in ENCODERS.values())
@@ -63,17 +57,14 @@ def load(spec: EncoderSpec) -> Encoder:
     else:
         spec.one_encoder()
     model = _model(spec.name, weights, spec.text)
-    digest = weights_sha256(model.state_dict())
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
-    own_px: Size = tuple(cfg["input_size"][1:])
-    if spec.image_px and height_width(spec.image_px) != own_px:
-        _resize(model, spec.image_px, spec.text)
+    height, width = cfg["input_size"][1:]
     provenance = provenance_of(model, spec.name)
     which = spec.which
     if provenance.method == "I-JEPA" and not holds_two:
         which = held_encoder(file)  # the context's, unless the file says other
     data = DataConfig(
-        image_px=spec.image_px or (own_px[0] if own_px[0] == own_px[1] else own_px),
+        image_px=height if height == width else (height, width),
         eval_crop_fraction=EVAL_CROP if provenance.method else cfg["crop_pct"],
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
@@ -83,18 +74,13 @@ def load(spec: EncoderSpec) -> Encoder:
         _pooled(model),
         data,
         name=f"{spec.text} ({spec.which})" if holds_two else spec.text,
-        weights_sha256=digest,
         provenance=provenance,
         which=which,
     )
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:
-    """The file that such an encoder is read from; fetched if it must be.
-
-    Raises:
-        IjepaError: no such model, or no such file.
-    """
+    """The file that such an encoder is read from; fetched if it must be."""
     name, model = spec.name, spec.name.partition(".")[0]
     if not timm.is_model(model):
         near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
@@ -157,11 +143,7 @@ def _from_url(url: str) -> Path:
 
 
 def _refuse_unreachable(url: str) -> None:
-    """One attempt to connect, unless a proxy does that for us.
-
-    Raises:
-        ConnectionError: no answer, or the user wants no network.
-    """
+    """One attempt to connect, unless a proxy does that for us or the user wants no network."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     place = urlsplit(url)
@@ -207,22 +189,6 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
     refuse_faults(source, faults)
     model.reset_classifier(0)
     return model.float().eval()
-
-
-def _resize(model: Any, image_px: int | Size, source: str) -> None:  # noqa: ANN401  # any class of theirs
-    if hasattr(model, "set_input_size"):
-        patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-        model.set_input_size(img_size=check_multiple(image_px, patch_px))
-    elif model.pretrained_cfg.get("fixed_input_size"):
-        raise IjepaError(f"{source} takes no --image-size but its own: timm cannot resize it.")
-    if isinstance(model, VisionTransformer | Beit):
-        return
-    try:  # other networks take multiples of what nobody says
-        with torch.inference_mode():
-            model.forward_features(torch.zeros(1, 3, *height_width(image_px)))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise IjepaError(f"{source} does not take --image-size {image_px} ({reason}).") from error
 
 
 def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs

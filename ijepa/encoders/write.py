@@ -32,12 +32,7 @@ from ijepa.text import one_line
 from ijepa.weights import Checkpoint, save_checkpoint, write_weights
 
 BILINEAR = 2  # PIL's number
-# Names of timm whose network is ours without another argument.
-TIMM_NAMES = {
-    "vit_huge/14@224": "vit_huge_patch14_gap_224",
-    "vit_huge/16@448": "vit_huge_patch16_gap_448",
-    "vit_giant/16@224": "vit_giant_patch16_gap_224",
-}
+TIMM_NAME = "vit_base_patch16_224"  # any: sizes stand beside it
 LICENCES = {
     "run": "Trained with ijepa; whoever trained these weights says under which licence they stand.",
     "published": (
@@ -59,16 +54,14 @@ log = logging.getLogger(__name__)
 
 
 def kept_parts(networks: Networks, to: str, which: str) -> list[str]:
-    """Parts for which a file of format `to` has room, `which` encoder where it holds but one.
-
-    The published code's predictor predicts the last layer alone.
-    """
+    """Parts for which a file of format `to` has room, `which` encoder where it holds but one."""
     if to in ("timm", "hf"):
         return [ENCODERS[which]]
-    depth = architecture(networks.config.encoder.arch).depth
-    others_layers = networks.config.targets.layers not in (None, (depth,))
-    left_out = {"predictor"} if to == "published" and others_layers else set()
-    return [part for part in networks.parts if part not in left_out]
+    last = architecture(networks.config.encoder.arch).depth
+    if to == "ours" or networks.config.targets.layers in (None, (last,)):
+        return list(networks.parts)
+    # The published code's predictor predicts the last layer alone.
+    return [part for part in networks.parts if part != "predictor"]
 
 
 def write_ours(networks: Networks, out: Path, which: str) -> None:
@@ -106,14 +99,13 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
     The configuration says how images are cut and normalised, for
     `timm.data.resolve_model_data_config`.
     """
-    name, settings = timm_network(networks.config)
     data = networks.config.data
     body = {
-        "architecture": name,
+        "architecture": TIMM_NAME,
         "num_classes": 0,
         "num_features": architecture(networks.config.encoder.arch).dim,
         "global_pool": "avg",
-        "model_args": settings,
+        "model_args": timm_settings(networks.config),
         "pretrained_cfg": {
             "input_size": [3, *data.image_size],
             "interpolation": "bilinear",
@@ -130,15 +122,12 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
     _write_folder(networks, out, which, networks.encoder_weights(which), body)
 
 
-def timm_network(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
-    """A name of timm, and the arguments beside it that make the encoder's very network."""
-    encoder, size = config.encoder, architecture(config.encoder.arch)
-    name = TIMM_NAMES.get(f"{encoder.arch}/{encoder.patch_px}@{config.data.image_px}")
-    if name:
-        return name, {}
-    return "vit_base_patch16_224", {
+def timm_settings(config: PretrainConfig) -> dict[str, Any]:
+    """What makes `TIMM_NAME` the encoder's very network."""
+    size = architecture(config.encoder.arch)
+    return {
         "img_size": config.data.image_px,
-        "patch_size": encoder.patch_px,
+        "patch_size": config.encoder.patch_px,
         "embed_dim": size.dim,
         "depth": size.depth,
         "num_heads": size.heads,
@@ -153,9 +142,6 @@ def write_transformers(networks: Networks, out: Path, which: str) -> None:
     """One encoder, as `transformers.AutoModel.from_pretrained(OUT)` takes it, and its processor.
 
     The processor resizes the shorter side to such a length that the centre crop is ours.
-
-    Raises:
-        IjepaError: images that are not square, which the processor could not cut.
     """
     data, size = networks.config.data, architecture(networks.config.encoder.arch)
     if not isinstance(data.image_px, int):
@@ -235,17 +221,17 @@ def _owned(value: Tensor) -> Tensor:
 
 
 def model_card(
-    networks: Networks, to: str, which: str, out: str, scores: Sequence[Sequence[str]], load: str
+    networks: Networks, to: str, out: str, holds: str, load: str, scores: Sequence[Sequence[str]]
 ) -> str:
     """Markdown that says what weights are, how to load them, their scores, and their licence.
 
     Args:
-        networks: what was written.
+        networks: of which some were written.
         to: the format.
-        which: encoder, where the format has room for one.
         out: name of the file or folder.
+        holds: what it holds, in words.
+        load: a call in Python that loads it.
         scores: of probes on this encoder: protocol, label, encoder, top-1 in percent, interval.
-        load: a line of Python that loads it.
     """
     config, known = networks.config, networks.provenance
     data = config.data
@@ -285,7 +271,7 @@ def model_card(
     sections = [
         "\n".join(["---", *front, "---"]),
         f"# {_plain(out)}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
-        f"weights, {kept_text(networks, to, which)}.",
+        f"weights, {holds}.",
         f"## Load\n\n```python\n{code}\n```",
         f"## What they are\n\n{_table(('', ''), facts)}",
         *([f"## Scores\n\n{_table(head, scores)}"] if scores else []),
@@ -294,14 +280,6 @@ def model_card(
         + (f"```yaml\n{dump_yaml(config)}```" if known.settings else UNRECORDED),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def kept_text(networks: Networks, to: str, which: str) -> str:
-    """Which networks a file of that format holds, in words."""
-    if to in ("timm", "hf"):
-        return f"the {which} encoder"
-    parts = [part.replace("_", " ") for part in kept_parts(networks, to, which)]
-    return ", ".join("context encoder" if part == "encoder" else part for part in parts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -216,7 +216,7 @@ def extraction() -> dict[str, Any]:
     config = shallow("in1k_vith14_ep300")
     encoder = ijepa_on_gpu(config).target_encoder.eval()
     pooled = Pooled(encoder.pooled_layers, 2, PATCH_AVERAGE)
-    facts = {"name": "fake", "weights_sha256": "", "provenance": UNKNOWN}
+    facts = {"name": "fake", "provenance": UNKNOWN}
     frozen = Encoder(encoder, pooled, config.data, **facts)
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
     pixels = normalise(images, config.data.mean, config.data.std)
