@@ -84,9 +84,6 @@ def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
         device: where the networks compute; on anything but a CPU there is no choice.
         rows: tokens of a batch.
         dim: width of the network.
-
-    Raises:
-        IjepaError: the variable holds something else, or this torch has no oneDNN.
     """
     asked = os.environ.get(SWITCH, "auto") or "auto"
     if asked not in ("auto", "torch", "onednn"):

@@ -159,12 +159,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there, or refuse it.
 
     Without a number, each process of a machine takes a GPU of its own.
-
-    Raises:
-        IjepaError: no such device on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -207,10 +204,7 @@ def num_workers(runtime: Runtime, device: torch.device) -> int:
 def device_name(device: torch.device, world: World = World(), linear: str = "torch") -> str:  # noqa: B008  # a constant
     """What to write beside a number: processes, the GPU or the CPU with its threads, the library.
 
-    Args:
-        device: what computes.
-        world: this process among all that compute.
-        linear: what multiplies matrices there, see `ijepa.compute.pick_linear`.
+    `linear` multiplies matrices on a CPU, see `ijepa.compute.pick_linear`.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -107,18 +107,9 @@ def pretrain(
         if not work.cached:
             _train(work, config, images, runtime, world, (init, prolong), progress)
     last = read_metrics(plan.out / "metrics.jsonl")[-1]
-    return PretrainResult(
-        out=plan.out,
-        cached=work.cached,
-        steps=int(last["step"]),
-        batch_size=config.data.batch_size,
-        images=int(last["images"]),
-        loss=last["loss"],
-        rankme=last["rankme"],
-        feature_std=last["feature_std"],
-        mean_cosine=last["mean_cosine"],
-        loss_vs_mean_target=last["loss_vs_mean_target"],
-    )
+    numbers = {name: last[name] for name in PretrainResult.model_fields if name in last}
+    size, steps = config.data.batch_size, last["step"]
+    return PretrainResult(out=plan.out, cached=work.cached, batch_size=size, steps=steps, **numbers)
 
 
 def _train(
@@ -170,11 +161,7 @@ def _train(
 def started(
     config: PretrainConfig, init: StrPath | None = None, prolong: StrPath | None = None
 ) -> PretrainConfig:
-    """The configuration with the digest of `init` filled in.
-
-    Raises:
-        IjepaError: no such weights, other weights than the recipe names, or two kinds of start.
-    """
+    """The configuration with the digest of `init` filled in, if it is what the recipe names."""
     if init and prolong:
         raise IjepaError("--init starts a run and --prolong goes on with one; choose one of them.")
     if init and not Path(init).exists():

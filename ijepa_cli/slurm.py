@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,28 +14,20 @@ from ijepa.errors import IjepaError
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PANEL = "Cluster"
+
+def _option(text: str, least: int | None = None) -> Any:  # noqa: ANN401  # what Typer reads
+    return typer.Option(help=text, min=least, rich_help_panel="Cluster")
+
+
 Launcher = Annotated[
     Literal["here", "slurm", "local"],
-    typer.Option(
-        help="slurm: submit a job; local: the same on this machine, to try it.",
-        rich_help_panel=PANEL,
-    ),
+    _option("slurm: submit a job; local: the same on this machine, to try it."),
 ]
-Nodes = Annotated[int, typer.Option(help="Machines of the job.", min=1, rich_help_panel=PANEL)]
-GpusPerNode = Annotated[
-    int,
-    typer.Option(help="GPUs, and so processes, of each machine.", min=1, rich_help_panel=PANEL),
-]
-Minutes = Annotated[
-    int, typer.Option(help="The job's time limit; it is requeued.", min=1, rich_help_panel=PANEL)
-]
-Slurm = Annotated[
-    list[str] | None,
-    typer.Option(help="More for sbatch, as partition=gpu; repeatable.", rich_help_panel=PANEL),
-]
+Nodes = Annotated[int, _option("Machines of the job.", 1)]
+GpusPerNode = Annotated[int, _option("GPUs, and so processes, of each machine.", 1)]
+Minutes = Annotated[int, _option("The job's time limit; it is requeued.", 1)]
+Slurm = Annotated[list[str] | None, _option("More for sbatch, as partition=gpu; repeatable.")]
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
-OPTIONS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Command:
         environment = TorchDistributedEnvironment()
         if environment.world_size > 1:
             environment.export(set_cuda_visible_devices=False, overwrite=True)
-        sys.argv = ["ijepa", *self.words]
+        sys.argv = ["ijepa", *self.words, "--launcher", "here"]  # the last one counts
         try:
             main()
         except SystemExit as ended:
@@ -70,10 +62,9 @@ class Command:
 def submit(
     out: Path, launcher: str, nodes: int, processes: int, minutes: int, slurm: Sequence[str]
 ) -> str:
-    """Submit the command that is running, without the options that say where.
+    """Submit the command that is running, to be run there, and say what to tell the user.
 
-    Returns:
-        What to tell the user. A local job has ended by then.
+    A local job has ended by then.
 
     Raises:
         IjepaError: submitit is not installed, there is no SLURM here, or a local job failed.
@@ -90,18 +81,18 @@ def submit(
     logs = out.with_name(out.name + ".submitit")
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
-    except RuntimeError as error:
-        raise IjepaError(f"--launcher {launcher}: {error}.") from error
-    executor.update_parameters(
-        name=f"ijepa {out.name}",
-        nodes=nodes,
-        tasks_per_node=processes,
-        timeout_min=minutes,
-        # One process that fails must end the job: the others wait for it in a collective operation.
-        slurm_srun_args=["--kill-on-bad-exit=1"],
-        **{f"slurm_{name}": value for name, value in settings.items()},
-    )
-    job = executor.submit(Command(_without(sys.argv[1:], OPTIONS)))
+        executor.update_parameters(
+            name=f"ijepa {out.name}",
+            nodes=nodes,
+            tasks_per_node=processes,
+            timeout_min=minutes,
+            # One process that fails must end the job: the others wait for it in a collective.
+            slurm_srun_args=["--kill-on-bad-exit=1"],
+            **{f"slurm_{name}": value for name, value in settings.items()},
+        )
+    except (RuntimeError, NameError) as error:  # no SLURM here, or no such setting of it
+        raise IjepaError(f"--launcher {launcher}: {str(error).splitlines()[0]}") from error
+    job = executor.submit(Command(tuple(sys.argv[1:])))
     if launcher == "slurm":
         return f"job {job.job_id} submitted; logs in {logs}"
     failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them
@@ -109,15 +100,3 @@ def submit(
         tail = (job.stderr() or "").strip().splitlines()[-1:]
         raise IjepaError(f"The local job failed: {' '.join(tail)} Its logs are in {logs}.")
     return f"local job done; logs in {logs}"
-
-
-def _without(words: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
-    """Words of a command line less some options and their values."""
-    kept: list[str] = []
-    values = iter(words)
-    for word in values:
-        if word in options:
-            next(values, None)
-        elif word.partition("=")[0] not in options:
-            kept.append(word)
-    return tuple(kept)

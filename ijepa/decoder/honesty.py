@@ -56,15 +56,8 @@ def measure_honesty(
 ) -> dict[str, float | tuple[float, float]]:
     """Cosine distances to the target's embedding, means over images that it has not seen.
 
-    Args:
-        decoder: trained; on the images' device, as `jepa`.
-        jepa: the frozen run.
-        run: its configuration.
-        images: (n, 3, H, W) uint8, at least two.
-        progress: told of the images done.
-
-    Returns:
-        What `ijepa.decode.DecoderOutcome` says.
+    `images` (n, 3, H, W) uint8, at least two, `decoder` and the frozen `jepa` of configuration
+    `run` are on one device. Returns what `ijepa.decode.DecoderOutcome` says.
     """
     config, found = decoder.config, defaultdict(list)
     masks, boxes = hold(run, images, config.seed)

@@ -46,10 +46,8 @@ class Decoder(nn.Module):
     def forward(self, noisy: Tensor, noise_share: Tensor, condition: Tensor) -> Tensor:
         """The direction from pixels to noise, (B, 3, px, px).
 
-        Args:
-            noisy: (B, 3, px, px), a mix of pixels and noise.
-            noise_share: (B,) how much of it is noise, 0 to 1.
-            condition: (B, dim) average embeddings of blocks, not standardised.
+        Of `noisy`, a mix of both, of which `noise_share` (B,), 0 to 1, is noise; `condition` (B,
+        dim) are average embeddings of blocks, not standardised.
         """
         told = self.tell((condition - self.mean) / self.std)
         velocity: Tensor = self.unet(noisy, noise_share * TIMES, class_labels=told).sample
@@ -83,16 +81,10 @@ def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
 
 
 def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> Decoder:
-    """Load what `ijepa train-decoder` made, onto the CPU, frozen.
+    """Load what `ijepa train-decoder` made in `folder`, onto the CPU, frozen.
 
-    Args:
-        folder: the decoder's.
-        jepa: the run whose embeddings are to be decoded.
-        name: of that run, for messages.
-        weights_sha256: of that run.
-
-    Raises:
-        IjepaError: no decoder, a damaged one, or one that was trained on other weights.
+    An `IjepaError` refuses one that was trained on other weights than `jepa`, the run whose
+    embeddings are to be decoded, of that name and digest.
     """
     path = folder / "checkpoints" / "last.pt"
     if not path.is_file():
@@ -164,7 +156,7 @@ def embed(
 
     Args:
         jepa: frozen, on the images' device; its targets are embeddings.
-        data: the run's; its mean and standard deviation normalise the images.
+        data: of that run; normalises the images.
         images: (B, 3, H, W) uint8.
         masks: of these images, with one target block.
         of: `targets` of the target encoder, or the predictor's `predictions` of them.

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,11 @@ from ijepa.train.classifier import learning_rate
 from ijepa.train.loop import Batch, Task
 from ijepa.world import World
 
-
-class DecoderInputs(NamedTuple):
-    """One step's images, one block of each, and its noise, on the device."""
-
-    images: Tensor  # (B, 3, H, W) uint8
-    masks: Masks  # with one target block
-    boxes: Tensor  # (B, 4), the blocks' in pixels
-    noise: Tensor  # see `draw_flow`
-    noise_share: Tensor
+# Images (B, 3, H, W) uint8, masks with one target block, its boxes (B, 4), noise of `draw_flow`.
+Inputs = tuple[Tensor, Masks, Tensor, Tensor, Tensor]
 
 
-class DecoderTask(Task[DecoderInputs]):
+class DecoderTask(Task[Inputs]):
     """Decoder, its `averaged` weights, which are the ones to use, and its optimizer.
 
     Images, crops, blocks and noise of a step are functions of (seed, step). Crops are those that
@@ -82,7 +75,7 @@ class DecoderTask(Task[DecoderInputs]):
         """Random crops of each step, in order."""
         return self.loaded(self._crops, numbers)
 
-    def prepare(self, batch: Batch) -> DecoderInputs:
+    def prepare(self, batch: Batch) -> Inputs:
         """Draw a block of each image, and noise."""
         config, run = self.config, self._run
         masks = draw_blocks(run, len(batch.images), stream(config.seed, MASKS, batch.step))
@@ -91,21 +84,25 @@ class DecoderTask(Task[DecoderInputs]):
         drawn = draw_flow(len(batch.images), config.image_px, seed)
         boxes, noise, share = (tensor.to(self.device) for tensor in (boxes, *drawn))
         images = batch.images.to(self.device, non_blocking=True)
-        return DecoderInputs(images, masks.to(self.device), boxes, noise, share)
+        return images, masks.to(self.device), boxes, noise, share
 
-    def step(self, step: int, inputs: DecoderInputs) -> dict[str, Any]:
-        """One update; the first one measures mean and spread of the conditions before."""
-        config, done = self.config, step + 1
+    def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
+        """One update; the first one measures mean and spread of the first steps' conditions."""
+        config, done, (images, masks, boxes, noise, share) = self.config, step + 1, inputs
         if step == 0:
-            self._standardise()
-        pixels = cut_blocks(inputs.images, inputs.boxes, config.image_px)
-        condition = self._condition(inputs)
+            count = -(-config.statistics_images // config.batch_size)
+            with contextlib.closing(self.batches(range(count))) as made:
+                seen = torch.cat([self._condition(*self.prepare(batch)[:2]) for batch in made])
+            for decoder in (self._decoder, self.averaged):
+                decoder.standardise(seen)
+        pixels = cut_blocks(images, boxes, config.image_px)
+        condition = self._condition(images, masks)
         lr = learning_rate(step / config.steps, config.lr, 0.0, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
         with self.autocast():
-            loss = flow_loss(self._decoder, pixels, condition, inputs.noise, inputs.noise_share)
+            loss = flow_loss(self._decoder, pixels, condition, noise, share)
         torch.autograd.backward(loss)
         self.optimizer.step()
         kept = min(config.ema, (1 + done) / (10 + done))  # less in the first steps, to forget them
@@ -119,16 +116,6 @@ class DecoderTask(Task[DecoderInputs]):
         """Which weights the decoder belongs to."""
         return {"encoder_sha256": self._sha256}
 
-    def _condition(self, inputs: DecoderInputs) -> Tensor:
+    def _condition(self, images: Tensor, masks: Masks) -> Tensor:
         with self.autocast():
-            return embed(
-                self._jepa, self._run.data, inputs.images, inputs.masks, self.config.condition
-            )
-
-    def _standardise(self) -> None:
-        """Mean and standard deviation of the conditions of the first steps."""
-        count = -(-self.config.statistics_images // self.config.batch_size)
-        with contextlib.closing(self.batches(range(count))) as made:
-            found = torch.cat([self._condition(self.prepare(batch)) for batch in made])
-        for decoder in (self._decoder, self.averaged):
-            decoder.standardise(found)
+            return embed(self._jepa, self._run.data, images, masks, self.config.condition)

@@ -49,39 +49,35 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
     return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
 
 
-def read_checkpoint(path: Path) -> Tree:
-    """Read the `PARTS` that a run has saved; an `IjepaError` says what is damaged or missing."""
+def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> Tree:
+    """Put a checkpoint back into networks and optimizer, exactly or not at all; returns all of it.
+
+    Raises:
+        IjepaError: it is damaged, of other networks, or weights alone.
+    """
     body = load_state(path)
     if missing := PARTS - body.keys():
         raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(missing)}).")
-    return body
-
-
-def restore(model: nn.Module, optimizer: Optimizer, body: Tree, source: Path) -> None:
-    """Put what `read_checkpoint` returned back into networks and optimizer, exactly or not at all.
-
-    Raises:
-        IjepaError: it is of other networks, or weights alone.
-    """
     if not body["optimizer"]:
         raise IjepaError(
-            f"{source} holds weights alone, without the optimizer's state: a run cannot go on from "
+            f"{path} holds weights alone, without the optimizer's state: a run cannot go on from "
             f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
         )
-    check_weights(model, body["model"], source)
+    check_weights(model, body["model"], path)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     set_model_state_dict(model, body["model"], options=options)
     try:
         set_optimizer_state_dict(model, optimizer, body["optimizer"], options=options)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise IjepaError(f"{source} holds no optimizer state of these networks.") from error
+        raise IjepaError(f"{path} holds no optimizer state of these networks.") from error
+    return body
 
 
 class CheckpointWriter:
-    """Saves a run's state: copies it at once, writes the copy in a thread.
+    """Saves a run's state: copies it at once, writes the copy in a thread while training goes on.
 
-    Training goes on while the file is written. The copy stays allocated for the next one; that of a
-    GPU's tensors lies in pinned memory, so that copying runs at the speed of the bus.
+    The copy stays allocated for the next one; that of a GPU's tensors lies in pinned memory, so
+    that copying runs at the speed of the bus.
     """
 
     def __init__(self, least_seconds: float, *, writes: bool = True) -> None:
@@ -171,19 +167,10 @@ def link_or_copy(first: Path, path: Path) -> None:
 
 
 def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
-    """Put the newest state of a shorter run that a longer one passes through into its folder.
+    """Put the newest state of a finished run that a longer one passes through into its folder.
 
-    From there the longer run takes the very steps that it would take from its beginning.
-
-    Args:
-        finished: folder of the shorter run.
-        work: of the longer one, empty.
-        config: of the longer one; equal but for its epochs, and for how it is watched and saved.
-        per_epoch: steps in an epoch of both.
-
-    Raises:
-        IjepaError: no finished run, other settings or data, or a schedule that depends on the
-            number of epochs.
+    From there the longer run, of `work` and `config`, takes the very steps that it would take from
+    its beginning. It may differ in its epochs, and in how it is watched and saved.
     """
     record = read_record(finished) or {}
     if record.get("stage") != "pretrain":

@@ -28,12 +28,8 @@ class Classifier(nn.Module):
     which starts afresh; with a class token it stays. The paper does not say what its classifier
     looks like. I-JEPA's position tables stay fixed, those of others are trained.
 
-    Args:
-        encoder: changed in place.
-        num_classes: labels count from 0.
-        drop_path: chance to skip the last block; the first is never skipped.
-        generator: of the linear layer's weights.
-        class_token: classify by it; else by the average of the patch tokens.
+    The encoder is changed in place. `drop_path` is the chance to skip the last block; the first is
+    never skipped. `generator` draws the linear layer's weights.
     """
 
     def __init__(

@@ -45,11 +45,7 @@ class Labelled(NamedTuple):
 
 
 class FinetuneTask(Task[Inputs]):
-    """A classifier and its optimizer.
-
-    Attributes:
-        held_out: loss and accuracy on the held-out images, by the last check.
-    """
+    """A classifier and its optimizer; `held_out` holds the newest numbers of `watch`."""
 
     config: FinetuneConfig
     model: Classifier
@@ -110,12 +106,9 @@ class FinetuneTask(Task[Inputs]):
     def prepare(self, batch: Batch) -> Inputs:
         """Normalise and mix images, and draw which branches of blocks they skip.
 
-        Everything is a function of (seed, step), and drawn for the whole batch, so that nothing
-        depends on the number of processes.
-
-        Returns:
-            (B, 3, height, width) images; (B,) class numbers, or (B, classes) shares of mixed ones;
-            (B, 2 * blocks) draws.
+        All is a function of (seed, step), drawn for the whole batch, whatever the number of
+        processes: (B, 3, height, width) images, (B,) class numbers or (B, classes) shares of mixed
+        ones, (B, 2 * blocks) draws.
         """
         images = self._normalised(batch.images)
         targets = self._moved(self._labels[batch.numbers])

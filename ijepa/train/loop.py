@@ -36,7 +36,7 @@ from ijepa.distributed import (
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.progress import Progress, silent
-from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, read_checkpoint, restore
+from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
 from ijepa.train.metrics import MetricsLog
 from ijepa.train.prefetch import prepared
 from ijepa.train.stopping import StopRequest, stop_requests
@@ -92,8 +92,7 @@ class Task(ABC, Generic[Inputs]):
     def watch(self, step: int) -> dict[str, float]:  # noqa: ARG002  # for tasks that have it
         """Check the networks after `step` steps, where a check is due; changes no later step.
 
-        Raises:
-            FloatingPointError: something is not finite; says what.
+        A `FloatingPointError` says what is not finite.
         """
         return {}
 
@@ -181,8 +180,7 @@ class _Run:
         """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
         metrics_bytes, world = 0, self.world
         if self.last.exists():
-            body = read_checkpoint(self.last)
-            restore(self.task.model, self.task.optimizer, body, self.last)
+            body = restore(self.task.model, self.task.optimizer, self.last)
             self.steps_done, facts = body["step"], body["facts"]
             self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
@@ -233,7 +231,12 @@ class _Run:
                         f"step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
                         asked.signal_name,
                     )
-                self.show(rate)
+                speed = task.speed(rate)
+                if self.metrics:
+                    self.metrics.show(self.steps_done, speed)
+                self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
+                done, total = self.steps_done * task.size, task.total_steps * task.size
+                self.progress(task.unit, done, total, self.shown)
                 began, since = time.monotonic(), self.steps_done
 
     def watch(self) -> dict[str, float]:
@@ -249,30 +252,23 @@ class _Run:
         for (record, name), number in zip(waiting, numbers, strict=True):
             record[name] = number
         for record in self.pending:
-            self.check(record["step"], record["loss"], record.get("grad_norm", 0.0))
+            step, loss, grad_norm = record["step"], record["loss"], record.get("grad_norm", 0.0)
+            if not math.isfinite(loss):
+                raise _BrokenError(f"The loss is {loss}", step)
+            if not math.isfinite(grad_norm):
+                raise _BrokenError(f"The gradient norm is {grad_norm}", step)
+            if math.isnan(self.first_loss):  # about a sane run's largest
+                self.first_loss = loss
+            if loss > self.task.loss_limit * self.first_loss:
+                grown = f"to {loss:.4g}, from {self.first_loss:.4g} at the start"
+                raise _BrokenError(f"The loss exploded {grown}", step)
             if self.metrics:
                 self.metrics.append(record)
             self.shown |= {n: v for n, v in record.items() if n in ("loss", "lr", *self.task.shown)}
         self.pending = []
 
-    def check(self, step: int, loss: float, grad_norm: float) -> None:
-        """Refuse what is not finite, and a loss far above the first, about a sane run's largest."""
-        if not math.isfinite(loss):
-            raise _BrokenError(f"The loss is {loss}", step)
-        if not math.isfinite(grad_norm):
-            raise _BrokenError(f"The gradient norm is {grad_norm}", step)
-        if math.isnan(self.first_loss):
-            self.first_loss = loss
-        if loss > self.task.loss_limit * self.first_loss:
-            grown = f"to {loss:.4g}, from {self.first_loss:.4g} at the start"
-            raise _BrokenError(f"The loss exploded {grown}", step)
-
     def go_back(self, what: str, step: int) -> None:
-        """Go on from the last checkpoint, without the batches that were seen since.
-
-        Raises:
-            IjepaError: no checkpoint exists, or the allowed number of rollbacks is used up.
-        """
+        """Go on from the last checkpoint without the batches seen since, or refuse in one line."""
         self.writer.wait()
         exists = from_rank_0(self.world, self.last.exists)  # all wait for what rank 0 writes
         keys = ", ".join(self.task.keys(max(step - 1, 0) + self.left_out))
@@ -297,11 +293,7 @@ class _Run:
         wait_for_all(self.world)
 
     def save(self) -> None:
-        """Begin to write a checkpoint.
-
-        Raises:
-            _BrokenError: the weights are not finite, as after a gradient that was not measured.
-        """
+        """Begin to write a checkpoint, unless weights are broken by a gradient not measured."""
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
@@ -329,15 +321,6 @@ class _Run:
         # On a CPU a gathered state still shares the optimizer's counters with the training.
         is_copy = is_sharded(task.model) and task.device.type == "cuda"
         self.writer.save(paths, body, is_copy=is_copy)
-
-    def show(self, per_second: float) -> None:
-        """Report progress and speed."""
-        speed = self.task.speed(per_second)
-        if self.metrics:
-            self.metrics.show(self.steps_done, speed)
-        self.shown |= {name: v for name, v in speed.items() if not name.endswith("_per_second")}
-        done, total = (steps * self.task.size for steps in (self.steps_done, self.task.total_steps))
-        self.progress(self.task.unit, done, total, self.shown)
 
     def close(self) -> None:
         """Put everything on disk."""

@@ -88,9 +88,6 @@ class PretrainTask(Task[StepInputs]):
             world: this process among all.
             init: name and weights to start from, see `load_initial_weights`; None: random ones.
             progress: told of the images that are decoded for a cache.
-
-        Raises:
-            IjepaError: masks or weights that do not fit, or a cache of remote images.
         """
         super().__init__(config, runtime, world)
         check_masks(config.grid, config.masks)
@@ -258,9 +255,6 @@ def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
         source: where the weights come from, for messages.
         parts: state dicts of `encoder`, `target_encoder` (one of them is enough) and `predictor`,
             which starts from random weights where it is missing or of another size.
-
-    Raises:
-        IjepaError: an encoder of another architecture.
     """
 
     def load(module: nn.Module, weights: Mapping[str, Any], name: str) -> None:

@@ -51,10 +51,8 @@ class Watch:
     def look(self, model: IJepa, step: int = 0) -> dict[str, float]:
         """Measure both encoders, and warn if the target encoder collapses; changes no training.
 
-        All processes must call it: each encodes some of the images.
-
-        Raises:
-            FloatingPointError: the features are not finite.
+        All processes must call it: each encodes some of the images. A `FloatingPointError` says
+        what is not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             data = self._config.data
