@@ -10,38 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.config import (
-    EmbeddingConfig,
-    ExtractConfig,
-    NeighborsConfig,
-    RetrievalConfig,
-    Runtime,
-)
+from ijepa.config import EmbeddingConfig, ExtractConfig, NeighborsConfig, RetrievalConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.figures.embedding import (
-    MOST_CLASSES,
-    OTHER,
-    apart,
-    embedding_page,
-    legend_of,
-    project,
-)
+from ijepa.figures import embedding, retrieval
 from ijepa.figures.neighbors import NONE, Nearest
-from ijepa.figures.retrieval import (
-    MEAN,
-    PREDICTED,
-    RANDOM,
-    TRUE,
-    Asked,
-    PatchStore,
-    cut_patches,
-    fill_blocks,
-    nearest_patches,
-    outline,
-    with_patches,
-)
+from ijepa.figures.retrieval import MEAN, PREDICTED, RANDOM, TRUE
 from ijepa.visualize import visualize
 
 CPU = Runtime(device="cpu", workers=0)
@@ -67,7 +42,7 @@ def test_the_nearest_of_blocks_are_those_of_a_plain_search():
     np.testing.assert_allclose(found.cosine, -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
 
 
-def test_the_neighbour_of_a_doubled_image_is_its_twin_and_never_itself():
+def test_the_neighbour_of_a_doubled_image_is_its_twin_and_never_itself_nor_one_too_many():
     vectors = np.random.default_rng(0).normal(size=(20, 8))
     vectors[13] = 3 * vectors[4]  # length does not count
     found = Nearest(vectors, 3, own=np.arange(20))
@@ -76,12 +51,9 @@ def test_the_neighbour_of_a_doubled_image_is_its_twin_and_never_itself():
     assert found.numbers[13, 0] == 4
     assert found.cosine[4, 0] == pytest.approx(1)
     assert not (found.numbers == np.arange(20)[:, np.newaxis]).any()
-
-
-def test_neighbours_that_there_are_not_are_none():
-    found = Nearest(np.eye(2), 4, own=np.arange(2))
-    found.add(np.eye(2))
-    assert found.numbers.tolist() == [[1, NONE, NONE, NONE], [0, NONE, NONE, NONE]]
+    few = Nearest(np.eye(2), 4, own=np.arange(2))
+    few.add(np.eye(2))
+    assert few.numbers.tolist() == [[1, NONE, NONE, NONE], [0, NONE, NONE, NONE]]
 
 
 def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
@@ -112,19 +84,19 @@ def test_neighbours_that_cannot_be_found_leave_no_picture(features, tmp_path, ch
 
 def test_patches_come_apart_and_together_again():
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    patches = cut_patches(image[np.newaxis], 4)
+    patches = retrieval.cut_patches(image[np.newaxis], 4)
     assert patches.shape == (6, 4, 4, 3)
     np.testing.assert_array_equal(patches[4], image[4:, 4:8])
-    whole = with_patches(np.zeros_like(image), np.arange(6), patches)
+    whole = retrieval.with_patches(np.zeros_like(image), np.arange(6), patches)
     np.testing.assert_array_equal(whole, image)
 
 
 def test_the_outline_of_a_block_goes_once_around_it():
-    assert len(outline(np.array([5, 6, 9, 10]), 4)) == 8
-    assert len(outline(np.array([0, 5]), 4)) == 8  # touching at a corner only
+    assert len(retrieval.outline(np.array([5, 6, 9, 10]), (4, 4))) == 8
+    assert len(retrieval.outline(np.array([0, 5]), (4, 4))) == 8  # touching at a corner only
 
 
-def store_and_asked(own_images: bool) -> tuple[PatchStore, Asked]:
+def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.Asked]:
     """Three images of 2x2 patches in the store; two of them, or two others, are asked about."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -132,14 +104,16 @@ def store_and_asked(own_images: bool) -> tuple[PatchStore, Asked]:
     asked = slice(0, 2) if own_images else slice(3, 5)
     blocks = np.array([[0, 1], [2, 3]])
     true = np.take_along_axis(tokens[asked], blocks[..., np.newaxis], axis=1)
-    store = PatchStore(tokens[:3].reshape(12, 16), cut_patches(pixels[:3], 4), 4)
-    return store, Asked(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
+    store = retrieval.PatchStore(tokens[:3], retrieval.cut_patches(pixels[:3], 4))
+    return store, retrieval.Asked(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
 
 
 def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_very_patches():
     store, asked = store_and_asked(own_images=True)
-    filled = fill_blocks(asked, store, np.random.default_rng(0))
-    real = np.stack([cut_patches(asked.pixels[n][np.newaxis], 4)[asked.blocks[n]] for n in (0, 1)])
+    filled = retrieval.fill_blocks(asked, store, np.random.default_rng(0))
+    real = np.stack(
+        [retrieval.cut_patches(asked.pixels[n][np.newaxis], 4)[asked.blocks[n]] for n in (0, 1)]
+    )
     np.testing.assert_array_equal(filled[PREDICTED].patches, real)
     assert filled[PREDICTED].difference == 0
     assert filled[PREDICTED].cosine == pytest.approx(1)
@@ -149,25 +123,17 @@ def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_v
 def test_the_mean_at_a_place_is_blind_to_the_image():
     store, asked = store_and_asked(own_images=False)
     same_block = asked._replace(blocks=np.array([[0, 1], [0, 1]]))
-    filled = fill_blocks(same_block, store, np.random.default_rng(0))
+    filled = retrieval.fill_blocks(same_block, store, np.random.default_rng(0))
     np.testing.assert_array_equal(filled[MEAN].patches[0], filled[MEAN].patches[1])
-    np.testing.assert_allclose(
-        store.mean_at_places()[1], store.tokens[1::4].mean(axis=0), rtol=1e-6
+    nearest = retrieval.nearest_patches(
+        store.tokens[:, :2].mean(axis=0), store.tokens.reshape(12, 16)
     )
-
-
-def test_nearest_patches_keep_the_shape_of_the_queries():
-    tokens = np.random.default_rng(0).normal(size=(9, 4))
-    assert nearest_patches(tokens[[[8, 1], [0, 3]]], tokens).tolist() == [[8, 1], [0, 3]]
+    np.testing.assert_array_equal(filled[MEAN].patches[0], store.patches[nearest])
 
 
 def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path):
-    config = RetrievalConfig(
-        encoder=(str(run), f"random:{run}"),
-        images=2,
-        measured=16,
-        store_images=64,
-    )
+    names = (str(run), f"random:{run}")
+    config = RetrievalConfig(encoder=names, images=2, measured=16, store_images=64)
     out = tmp_path / "r.png"
     picture = visualize(out, config, shards, runtime=CPU)
     assert len(picture.figures) == 2 * 2 * 4
@@ -178,18 +144,21 @@ def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path)
     assert Image.open(out).width > 800
 
 
-def test_images_that_are_asked_about_are_not_in_the_store(run, shards, tmp_path):
-    choices = {"encoder": (str(run),), "store_split": "val", "measured": 16}
-    config = RetrievalConfig(store_images=49, **choices)
-    with pytest.raises(IjepaError, match="48 images besides the 16"):
-        visualize(tmp_path / "r.png", config, shards, runtime=CPU)
-
-
-@pytest.mark.parametrize("name", ["random:vit_tiny/16@32", "pixels"])
-def test_what_has_no_predictor_is_refused(shards, tmp_path, name):
-    config = RetrievalConfig(encoder=(name,))
-    with pytest.raises(IjepaError, match="has no predictor"):
-        visualize(tmp_path / "r.png", config, shards, runtime=CPU)
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("random:vit_tiny/16@32", "has no predictor"),
+        ("pixels", "has no predictor"),
+        ("run", "48 images besides the 16"),  # which are asked about
+    ],
+)
+def test_what_cannot_be_retrieved_is_refused(run, shards, tmp_path, encoder, message):
+    name = str(run) if encoder == "run" else encoder
+    choices = {"store_split": "val", "measured": 16, "store_images": 49 if encoder == "run" else 9}
+    with pytest.raises(IjepaError, match=message):
+        visualize(
+            tmp_path / "r.png", RetrievalConfig(encoder=(name,), **choices), shards, runtime=CPU
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -198,30 +167,30 @@ def test_a_projection_keeps_groups_apart_and_repeats_itself(method):
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 20)
     features = rng.normal(size=(40, 6)) + 30 * group[:, np.newaxis]
-    places = project(features, method, 10, seed=0)
+    places = embedding.project(features, method, 10, seed=0)
     assert places.min() == 0
     assert places.max() == pytest.approx(1)
     middles = np.stack([places[group == g].mean(axis=0) for g in (0, 1)])
     spread = max(places[group == g].std(axis=0).max() for g in (0, 1))
     assert np.linalg.norm(middles[0] - middles[1]) > 2 * spread
-    np.testing.assert_array_equal(project(features, method, 10, seed=0), places)
+    np.testing.assert_array_equal(embedding.project(features, method, 10, seed=0), places)
 
 
 def test_a_legend_counts_classes_and_gathers_the_rarest():
-    names = [f"class {n:02d}" for n in range(MOST_CLASSES + 5) for _ in range(60 - n)]
-    legend = legend_of(names)
-    assert len(legend.names) == MOST_CLASSES
-    assert legend.names[-1] == OTHER
+    names = [f"class {n:02d}" for n in range(embedding.MOST_CLASSES + 5) for _ in range(60 - n)]
+    legend = embedding.legend_of(names)
+    assert len(legend.names) == embedding.MOST_CLASSES
+    assert legend.names[-1] == embedding.OTHER
     assert sum(legend.counts) == len(names)
-    for place in (0, MOST_CLASSES - 1):
+    for place in (0, embedding.MOST_CLASSES - 1):
         assert legend.of_points.count(place) == legend.counts[place]
-    looks = {legend.look(n) for n in range(MOST_CLASSES)}
-    assert len(looks) == MOST_CLASSES
+    looks = {legend.look(n) for n in range(embedding.MOST_CLASSES)}
+    assert len(looks) == embedding.MOST_CLASSES
 
 
 def test_thumbnails_do_not_overlap():
     places = np.random.default_rng(0).random((200, 2))
-    chosen = places[apart(places, 0.2)]
+    chosen = places[embedding.apart(places, 0.2)]
     apart_by = np.abs(chosen[:, np.newaxis] - chosen).max(axis=2)
     assert apart_by[~np.eye(len(chosen), dtype=bool)].min() >= 0.2
 
@@ -243,19 +212,20 @@ def test_an_embedding_page_holds_every_point_and_loads_nothing(features, shards,
     assert out.read_bytes() == before
 
 
-def test_names_cannot_break_out_of_the_page():
-    nasty = "</script><script>alert(1)</script>"
-    legend = legend_of([nasty] * 3)
-    text = embedding_page(np.eye(3, 2), [nasty] * 3, legend, None, [nasty])
+@pytest.mark.parametrize(
+    ("nasty", "shown"),
+    [
+        ("</script><script>alert(1)</script>", html.escape("</script><script>alert(1)</script>")),
+        ("\x1b[31mred\x9b\u202e", r"\u001b[31mred\u009b\u202e"),
+    ],
+)
+def test_names_are_shown_and_never_obeyed_by_a_browser_or_who_reads_the_file(nasty, shown):
+    text = embedding.embedding_page(
+        np.eye(3, 2), [nasty] * 3, embedding.legend_of([nasty] * 3), (), [nasty]
+    )
     assert nasty not in text
-    assert html.escape(nasty) in text
-
-
-def test_names_are_shown_and_never_obeyed_by_who_reads_the_file():
-    nasty = "\x1b[31mred\x9b\u202e"
-    text = embedding_page(np.eye(3, 2), [nasty] * 3, legend_of([nasty] * 3), None, [nasty])
-    assert not set(nasty[:1] + nasty[-2:]) & set(text)
-    assert r"\u001b[31mred\u009b\u202e" in text
+    assert not set("\x1b\x9b\u202e") & set(text)
+    assert shown in text
 
 
 def test_still_maps_are_png_or_svg_and_nothing_else(features, shards, tmp_path):
@@ -290,14 +260,10 @@ def test_the_page_works_in_a_browser_without_errors(features, shards, tmp_path):
     document.body.dataset.walked = words.textContent + "|" + thumb.hidden;
     </script></body>"""
     out.write_text(out.read_text().replace("</body>", walk))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
-    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    command += [
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr",
-    ]
-    command += ["--virtual-time-budget=2000", "--dump-dom", out.as_uri()]
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync "
+    flags += "disable-background-networking disable-component-update enable-logging=stderr "
+    flags += f"user-data-dir={tmp_path / 'profile'} virtual-time-budget=2000 dump-dom"
+    command = [CHROMIUM, *(f"--{flag}" for flag in flags.split()), out.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert "CONSOLE" not in done.stderr
     walked, hidden = re.search(r'data-walked="(.*?)\|(.*?)"', done.stdout).groups()

@@ -19,18 +19,11 @@ from ijepa.config import AttentionConfig, PcaConfig, Runtime
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
-from ijepa.figures.attention import (
-    attention_of,
-    attention_seen_by,
-    largest_elsewhere,
-    overlay,
-    rolled_out,
-)
+from ijepa.figures import attention
 from ijepa.figures.draw import HIDDEN
 from ijepa.figures.pca import foreground, patch_colours, principal_components
 from ijepa.provenance import UNKNOWN
 from ijepa.visualize import visualize
-from ijepa.visualize.patches import query_of
 from ijepa_cli.main import app, main
 
 CPU = Runtime(device="cpu", workers=0)
@@ -75,12 +68,12 @@ def some_images() -> torch.Tensor:
 @ALL_NETWORKS
 @pytest.mark.parametrize("layer", [0, -1])
 def test_every_query_shares_out_all_of_its_attention(network, layer):
-    found = attention_of(network, some_images(), layer)
+    heads, rollout = attention.attention_of(network, some_images(), layer)
     tokens = 16 + network.num_prefix_tokens
-    assert found.heads.shape == (3, 2, tokens, tokens)
-    torch.testing.assert_close(found.heads.sum(-1), torch.ones(3, 2, tokens))
-    torch.testing.assert_close(found.rollout.sum(-1), torch.ones(3, tokens))
-    assert found.heads.min() >= 0
+    assert heads.shape == (3, 2, tokens, tokens)
+    torch.testing.assert_close(heads.sum(-1), torch.ones(3, 2, tokens))
+    torch.testing.assert_close(rollout.sum(-1), torch.ones(3, tokens))
+    assert heads.min() >= 0
 
 
 @NETWORKS
@@ -88,7 +81,7 @@ def test_attention_is_softmax_of_queries_and_keys(network):
     first = network.blocks[0]
     entering = []
     hook = first.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    found = attention_of(network, some_images(), 0).heads
+    found = attention.attention_of(network, some_images(), 0)[0]
     hook.remove()
     with torch.no_grad():
         qkv = first.attn.qkv(first.norm1(entering[0])).unflatten(-1, (3, 2, 16))
@@ -103,7 +96,7 @@ def test_looking_changes_neither_features_nor_the_network(network):
     assert all(fused)
     with torch.no_grad():
         before = network(images)
-        with attention_seen_by(network, lambda *_: None):
+        with attention.attention_seen_by(network, lambda *_: None):
             torch.testing.assert_close(network(images), before)
         assert torch.equal(network(images), before)
     assert [block.attn.fused_attn for block in network.blocks] == fused
@@ -116,34 +109,30 @@ def test_fused_attention_comes_back_after_a_failure():
     def fail(*_):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), attention_seen_by(network, fail):
+    with pytest.raises(ZeroDivisionError), attention.attention_seen_by(network, fail):
         network(some_images())
     assert all(block.attn.fused_attn for block in network.blocks)
-
-
-def test_rolling_out_attention_of_each_token_to_itself_changes_nothing():
-    identity = torch.eye(5).expand(1, 2, 5, 5)
-    once = rolled_out(identity)
-    torch.testing.assert_close(rolled_out(identity, once)[0], torch.eye(5))
 
 
 def test_the_rollout_is_the_product_of_blocks_with_their_residuals():
     network, images = with_class_token(), some_images()
     steps = []
     for layer in (0, 1):
-        mean = attention_of(network, images, layer).heads.mean(1)
+        mean = attention.attention_of(network, images, layer)[0].mean(1)
         steps.append(0.5 * mean + 0.5 * torch.eye(17))
-    torch.testing.assert_close(attention_of(network, images, 1).rollout, steps[1] @ steps[0])
+    torch.testing.assert_close(attention.attention_of(network, images, 1)[1], steps[1] @ steps[0])
+    to_itself = attention.rolled_out(torch.eye(5).expand(1, 2, 5, 5))
+    torch.testing.assert_close(to_itself[0], torch.eye(5))
 
 
 def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token():
-    vit = with_class_token()
-    network = encoder_of(vit)
-    rows = torch.randn(17, 17)
-    torch.testing.assert_close(rows[query_of("mean", network)[2]], rows[1:])
-    torch.testing.assert_close(rows[query_of("class", network)[2]], rows[:1])
-    torch.testing.assert_close(rows[query_of("1,2", network)[2]], rows[1 + 6 : 1 + 7])
-    assert query_of("center", network)[1] == (2, 2)
+    network, rows = with_class_token(), torch.randn(17, 17)
+    torch.testing.assert_close(rows[attention.query_of("mean", network, "timm")[2]], rows[1:])
+    torch.testing.assert_close(rows[attention.query_of("class", network, "timm")[2]], rows[:1])
+    torch.testing.assert_close(
+        rows[attention.query_of("1,2", network, "timm")[2]], rows[1 + 6 : 1 + 7]
+    )
+    assert attention.query_of("center", network, "timm")[1] == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +140,8 @@ def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token(
     [("4,0", "outside the 4x4 patches"), ("class", "no class token"), ("left", "no query 'left'")],
 )
 def test_queries_that_there_are_not_are_refused(query, message):
-    network = load_encoder(RANDOM)
     with pytest.raises(IjepaError, match=message):
-        query_of(query, network)
+        attention.query_of(query, without_class_token(), RANDOM)
 
 
 @NETWORKS
@@ -214,18 +202,13 @@ def test_a_threshold_that_leaves_no_patches_is_refused():
         patch_colours(tokens, 0.5)
 
 
-def test_an_overlay_is_darkest_where_attention_is_largest():
-    shares = np.zeros((2, 2), dtype=np.float32)
-    shares[1, 0] = 1
-    white = np.full((40, 40, 3), 255, dtype=np.uint8)
-    map_ = overlay(white, shares, largest_elsewhere(shares, None)).sum(axis=2)
-    assert map_[30, 10] == map_.min() < map_[10, 10] == map_.max() == 3 * 255
-
-
-def test_what_a_query_keeps_for_itself_does_not_hide_what_it_sees():
+def test_an_overlay_is_darkest_where_attention_is_largest_but_for_the_query_itself():
     shares = np.array([[0.9, 0.04], [0.05, 0.01]], dtype=np.float32)
-    assert largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
-    assert largest_elsewhere(shares, None) == pytest.approx(0.9)
+    assert attention.largest_elsewhere(shares, None) == pytest.approx(0.9)
+    assert attention.largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
+    white = np.full((40, 40, 3), 255, dtype=np.uint8)
+    map_ = attention.overlay(white, shares - 0.01, 0.04).sum(axis=2)
+    assert map_[30, 10] == map_.min() < map_[10, 30] < map_[30, 30] == map_.max() == 3 * 255
 
 
 def test_attention_is_drawn_once_and_to_the_byte(run, shards, tmp_path):
@@ -241,27 +224,16 @@ def test_attention_is_drawn_once_and_to_the_byte(run, shards, tmp_path):
 
 
 def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
-    encoder = (RANDOM,)
-    visualize(tmp_path / "a.svg", AttentionConfig(encoder=encoder), shards, runtime=CPU)
-    config = PcaConfig(encoder=encoder, layer=(0, -1))
-    visualize(tmp_path / "p.svg", config, shards, runtime=CPU)
-    for name in ("a.svg", "p.svg"):
-        lines = re.findall(r"<text [^>]*>(.*?)</text>", (tmp_path / name).read_text())
-        text = " ".join(lines)
-        assert "random:32x2x2/8@32" in text
-        assert "block 1" in text
-        assert "split val" in text
+    for config in (AttentionConfig(encoder=(RANDOM,)), PcaConfig(encoder=(RANDOM,), layer=(0, -1))):
+        out = tmp_path / f"{type(config).__name__}.svg"
+        text = visualize(out, config, shards, runtime=CPU).out.read_text()
+        shown = " ".join(re.findall(r"<text [^>]*>(.*?)</text>", text))
+        assert all(words in shown for words in (RANDOM, "block 1", "split val"))
 
 
 def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
-    config = PcaConfig(
-        encoder=(str(run), f"random:{run}"),
-        images=2,
-        layer=(0, -1),
-        batch=16,
-        foreground=0.3,
-    )
-    out = tmp_path / "p.png"
+    choices = {"images": 2, "layer": (0, -1), "batch": 16, "foreground": 0.3}
+    config, out = PcaConfig(encoder=(str(run), f"random:{run}"), **choices), tmp_path / "p.png"
     picture = visualize(out, config, shards, runtime=CPU)
     assert len(picture.figures) == 4
     assert all(0 < share <= 1 for share in picture.figures.values())

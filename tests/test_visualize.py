@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ijepa.config import MasksConfig, Runtime
+from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import HIDDEN, Section, Tile, encoded, fitted, keep_patches, sheet, style
 from ijepa.jepa.masks import batch_masks, mask_statistics
@@ -25,9 +26,8 @@ def test_the_published_draw_has_the_published_ratios(tmp_path):
     assert figures["context_patches"] == pytest.approx(51.7, rel=0.04)
     assert figures["target_patches"] == pytest.approx(33.4, rel=0.01)
     assert figures["context_ratio"] == pytest.approx(figures["context_patches"] / 196)
-    assert (
-        figures["rarest_in_context"] == figures["rarest_in_target"] == 0
-    )  # the last row and column
+    rarest = figures["rarest_in_context"], figures["rarest_in_target"]
+    assert rarest == (0, 0)  # the last row and column
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(2**20, 1), (256, 2**31)])
@@ -106,10 +106,26 @@ def test_what_is_too_long_keeps_the_end_that_tells_it_apart():
     assert fitted(key, 100, "start").startswith("train/cat/")
 
 
-def test_a_sheet_of_real_crops_is_made_once(shards, tiny_config, tmp_path):
+def test_letters_that_the_font_lacks_are_named_once_and_stay_text_in_an_svg(caplog):
+    drawn(".png", "café 猫犬猫")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "lacks 犬 猫: boxes" in message
+    caplog.clear()
+    assert "猫犬猫" in drawn(".svg", "猫犬猫").decode()
+    assert not caplog.records
+
+
+def test_a_sheet_of_real_crops_decodes_what_it_shows_and_is_made_once(
+    shards, tiny_config, tmp_path, monkeypatch
+):
+    decoded, read = [], SplitReader.read_image
+    monkeypatch.setattr(
+        SplitReader, "read_image", lambda self, n: decoded.append(n) or read(self, n)
+    )
     out = tmp_path / "masks.png"
     config = MasksConfig(recipe=tiny_config, images=3, batches=2)
     assert not visualize(out, config, shards).cached
+    assert len(decoded) == 3
     assert visualize(out, config, shards).cached
     assert not visualize(out, config, shards, runtime=Runtime(force=True)).cached
     with Image.open(out) as picture:

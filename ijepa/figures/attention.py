@@ -5,60 +5,96 @@ down, is off while somebody looks.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import Floats, Pixels, Section, Tile, box, heat, sheet
-from ijepa.jepa.vit import Encoder
+from ijepa.figures.draw import Floats, Pixels, Section, Tile, box, heat
 
 FAINT = 0.45  # how much of the image's contrast stays under a map
+HOW = (
+    "Each map is darkest at its largest share outside of the query, the number below it: times an "
+    "even share among all tokens."
+)
 
-See = Callable[[int, Tensor], None]
+Vit = Any  # ours or timm's: importing timm for its name takes two seconds
 
 
-class QueryRow(NamedTuple):
-    """Where one query of one image attends to.
+# Name, the patch if it is a single one, and the tokens whose rows of attention are averaged.
+Query = tuple[str, tuple[int, int] | None, slice]
 
-    Attributes:
-        image: (height, width, 3) uint8.
-        name: of the query.
-        patch: (row, column) of the query; None for queries that are no single patch.
-        maps: title -> (rows, columns) attention of that query to each patch.
-        num_tokens: among which attention is shared out, prefix tokens too.
+
+def attention_section(
+    network: Vit,
+    images: Iterable[tuple[Tensor, Pixels]],
+    queries: Sequence[Query],
+    layer: int,
+    *,
+    rollout: bool,
+) -> Section:
+    """One row an image and query: the image, and over it each head of a block, and their mean.
+
+    Args:
+        network: whose attention is shown.
+        images: each as the network takes it, (1, 3, height, width), and as it is shown.
+        queries: of `query_of`.
+        layer: number of the block.
+        rollout: whether to show attention rolled out through all blocks below, too.
     """
+    rows, (high, wide) = [], network.patch_embed.grid_size
+    for views, image in images:
+        heads, rolled = attention_of(network, views, layer)
+        shares = {f"head {number}": head for number, head in enumerate(heads[0])}
+        shares["mean of heads"] = heads[0].mean(dim=0)
+        if rollout:
+            shares["rollout"] = rolled[0]
+        for name, patch, tokens in queries:
+            frame = [box(patch[1] / wide, patch[0] / high, 1 / wide, 1 / high)] if patch else []
+            row = [Tile(image, (f"query: {name}",), frame)]
+            for share in shares.values():
+                patches = share[tokens].mean(dim=0)[network.num_prefix_tokens :]
+                seen = patches.reshape(high, wide).cpu().numpy()
+                ceiling = largest_elsewhere(seen, patch)
+                words = (f"max {ceiling * heads.shape[-1]:.1f}x",)
+                row.append(Tile(overlay(image, seen, ceiling), words, frame))
+            rows.append(row)
+    return Section("", [["image"], *([name] for name in shares)], rows)
 
-    image: Pixels
-    name: str
-    patch: tuple[int, int] | None
-    maps: Mapping[str, Floats]
-    num_tokens: int
 
+def query_of(text: str, network: Vit, encoder: str) -> Query:
+    """What `center`, `mean`, `class` or `ROW,COL` means for the network of that name.
 
-class Attention(NamedTuple):
-    """Attention in one batch of images.
-
-    Attributes:
-        heads: (B, heads, T, T) of one block; row q says how query q shares its attention among all
-            T tokens, prefix tokens (class, registers) first. Rows sum to 1.
-        rollout: (B, T, T) from the input to that block; rows sum to 1.
+    Raises:
+        IjepaError: none of these, a patch outside the grid, or a class token that is not there.
     """
-
-    heads: Tensor
-    rollout: Tensor
+    (rows, columns), prefix = network.patch_embed.grid_size, network.num_prefix_tokens
+    if text == "mean":
+        return "mean", None, slice(prefix, None)
+    if text == "class":
+        if network.cls_token is None:
+            raise IjepaError(f"{encoder} has no class token; use center, mean or ROW,COL.")
+        return "class token", None, slice(0, 1)
+    numbers = re.fullmatch(r"(\d+),(\d+)", text)
+    if text != "center" and not numbers:
+        raise IjepaError(f"There is no query {text!r}; use center, mean, class or ROW,COL.")
+    row, column = (int(numbers[1]), int(numbers[2])) if numbers else (rows // 2, columns // 2)
+    if row >= rows or column >= columns:
+        raise IjepaError(
+            f"Query {text} is outside the {rows}x{columns} patches of {encoder}; rows and columns "
+            f"count from 0."
+        )
+    token = prefix + row * columns + column
+    return f"{row},{column}", (row, column), slice(token, token + 1)
 
 
 @torch.no_grad()
-def attention_of(
-    network: VisionTransformer | Encoder, images: Tensor, layer: int = -1
-) -> Attention:
+def attention_of(network: Vit, images: Tensor, layer: int = -1) -> tuple[Tensor, Tensor]:
     """Attention of one block, and rolled out from the first block to it.
 
     Args:
@@ -66,26 +102,29 @@ def attention_of(
         images: (B, 3, height, width) float, normalised, on the network's device.
         layer: number of the block; negative ones count from the last.
 
+    Returns:
+        (B, heads, T, T) and (B, T, T); row q says how query q shares its attention among all T
+        tokens, prefix tokens (class, registers) first. Rows sum to 1.
+
     Raises:
         IjepaError: no such block, or blocks whose attention cannot be seen.
     """
     number = block_number(layer, len(network.blocks))
-    heads: list[Tensor] = []
-    mixed: list[Tensor] = []
+    seen: list[Tensor] = []
+    rolled: list[Tensor] = []
 
     def see(block: int, shares: Tensor) -> None:
         if block <= number:
-            mixed[:] = [rolled_out(shares.float(), *mixed)]
-        if block == number:
-            heads.append(shares.float())
+            seen[:] = [shares.float()]
+            rolled[:] = [rolled_out(shares.float(), *rolled)]
 
     with attention_seen_by(network, see):
         network.eval()(images)
-    return Attention(heads[0], mixed[0])
+    return seen[0], rolled[0]
 
 
 @contextlib.contextmanager
-def attention_seen_by(network: VisionTransformer | Encoder, see: See) -> Iterator[None]:
+def attention_seen_by(network: Vit, see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call `see(block number, (B, heads, T, T))` whenever a block has shared out its attention.
 
     Fused attention is off inside, and as it was afterwards.
@@ -93,20 +132,21 @@ def attention_seen_by(network: VisionTransformer | Encoder, see: See) -> Iterato
     Raises:
         IjepaError: a block whose attention is not timm's.
     """
-    modules = [_looked_at(network, number) for number in range(len(network.blocks))]
-    fused = [module.fused_attn for module in modules]
-    hooks = [
-        module.attn_drop.register_forward_hook(_told(see, number))
-        for number, module in enumerate(modules)
-    ]
-    try:
-        for module in modules:
+    with contextlib.ExitStack() as undo:
+        for number, block in enumerate(network.blocks):
+            module: Any = getattr(block, "attn", None)
+            if not (hasattr(module, "fused_attn") and hasattr(module, "attn_drop")):
+                raise IjepaError(
+                    f"Attention of {type(network).__name__} cannot be shown: its block {number} is "
+                    f"not one of timm's Vision Transformers."
+                )
+            hook = module.attn_drop.register_forward_hook(
+                lambda _module, _inputs, shares, number=number: see(number, shares)
+            )
+            undo.callback(hook.remove)
+            undo.callback(setattr, module, "fused_attn", module.fused_attn)
             module.fused_attn = False
         yield
-    finally:
-        for module, was, hook in zip(modules, fused, hooks, strict=True):
-            module.fused_attn = was
-            hook.remove()
 
 
 def rolled_out(heads: Tensor, before: Tensor | None = None) -> Tensor:
@@ -122,34 +162,6 @@ def rolled_out(heads: Tensor, before: Tensor | None = None) -> Tensor:
     mean = heads.mean(dim=1)
     step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
     return step if before is None else step @ before
-
-
-def attention_figure(
-    sections: Sequence[tuple[str, Sequence[QueryRow]]], captions: Sequence[str]
-) -> Figure:
-    """Draw one row a query: the image, and over it each map, in a section for each encoder.
-
-    Args:
-        sections: title and rows of each, the rows with the same maps.
-        captions: sentences that stand above.
-    """
-    drawn = []
-    for title, rows in sections:
-        tiles = []
-        for row in rows:
-            high, wide = next(iter(row.maps.values())).shape
-            lines = []
-            if row.patch:
-                lines = [box(row.patch[1] / wide, row.patch[0] / high, 1 / wide, 1 / high)]
-            line = [Tile(row.image, (f"query: {row.name}",), lines)]
-            for shares in row.maps.values():
-                ceiling = largest_elsewhere(shares, row.patch)
-                words = (f"max {ceiling * row.num_tokens:.1f}x",)
-                line.append(Tile(overlay(row.image, shares, ceiling), words, lines))
-            tiles.append(line)
-        headings = ["image", *rows[0].maps]
-        drawn.append(Section(title, [[heading] for heading in headings], tiles))
-    return sheet(drawn, captions)
 
 
 def largest_elsewhere(shares: Floats, query: tuple[int, int] | None) -> float:
@@ -189,17 +201,3 @@ def block_number(layer: int, depth: int) -> int:
             f"-1 from the end."
         )
     return layer % depth
-
-
-def _told(see: See, number: int) -> Callable[[nn.Module, Any, Tensor], None]:
-    return lambda _module, _inputs, shares: see(number, shares)
-
-
-def _looked_at(network: VisionTransformer | Encoder, number: int) -> Any:  # noqa: ANN401  # any attention of timm's
-    module = getattr(network.blocks[number], "attn", None)
-    if not (hasattr(module, "fused_attn") and hasattr(module, "attn_drop")):
-        raise IjepaError(
-            f"Attention of {type(network).__name__} cannot be shown: its block {number} is not one "
-            f"of timm's Vision Transformers."
-        )
-    return module

@@ -6,6 +6,7 @@ is stored, `$` and `<` included, and control characters become visible.
 
 import contextlib
 import io
+import logging
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
@@ -27,6 +29,7 @@ FORMATS = (".png", ".svg")
 TEXT_PX, LINE_PX, GAP_PX, TILE_PX = 12, 17, 10, 128
 LEAST_PX = 420  # width of a figure, so that its captions can be read
 PNG_SCALE = 2  # pixels of a PNG for one of the figure
+MOST_NAMED = 8  # letters that a warning names
 PER_INCH = 72  # at which one of matplotlib's points is one pixel
 INK, SOFT, GROUND = (  # light, dark
     ("#1b1f24", "#e6e9ec"),
@@ -47,25 +50,20 @@ COLOURS = (
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Line = Sequence[tuple[float, float]]
+Numbers = dict[str, float | tuple[int, ...] | None]  # that a figure shows, by name
+Line = Sequence[tuple[float, float]]  # points (across, down), 0 to 1
+
+log = logging.getLogger(__name__)
 
 
 class Tile(NamedTuple):
-    """An image in a row of a sheet.
-
-    Attributes:
-        pixels: (height, width, 3) uint8; None leaves a square empty.
-        words: lines below it, the first in ink, the others softer.
-        lines: drawn over it, each from point to point: (across, down), 0 to 1.
-        colour: of the lines.
-        stroke: width of the lines in pixels.
-    """
+    """An image in a row of a sheet: (height, width, 3) uint8; None leaves a square empty."""
 
     pixels: Pixels | None
-    words: Sequence[str] = ()
-    lines: Sequence[Line] = ()
+    words: Sequence[str] = ()  # lines below it, the first in ink, the others softer
+    lines: Sequence[Line] = ()  # drawn over it
     colour: str = BLUE
-    stroke: float = 2
+    stroke: float = 2  # width of the lines in pixels
 
 
 class Section(NamedTuple):
@@ -81,7 +79,7 @@ def style(*, dark: bool = False) -> Iterator[None]:
     """Make, and encode, figures inside: settings of the user's matplotlib have no effect there."""
     ink, soft, ground = (pair[dark] for pair in (INK, SOFT, GROUND))
     with mpl.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # it becomes a box
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # `encoded` says it once
         mpl.rcdefaults()
         mpl.rcParams.update(
             {
@@ -104,13 +102,7 @@ def style(*, dark: bool = False) -> Iterator[None]:
 
 
 def sheet(sections: Sequence[Section], captions: Sequence[str], tile_px: int = TILE_PX) -> Figure:
-    """Draw sections of tiles one below the other.
-
-    Args:
-        sections: at least one tile in all.
-        captions: sentences that stand above.
-        tile_px: the longer side of a tile.
-    """
+    """Draw sections of tiles one below the other, below captions; `tile_px` is a longer side."""
     rows = [row for section in sections for row in section.rows]
     step = GAP_PX + max(_size(tile, tile_px)[0] for row in rows for tile in row)
     width = max(LEAST_PX, GAP_PX + step * max(map(len, rows)))
@@ -123,12 +115,27 @@ def sheet(sections: Sequence[Section], captions: Sequence[str], tile_px: int = T
             words(axes, GAP_PX + column * step, top, heading)
         top += LINE_PX * max(map(len, section.headings)) + 2
         for row in section.rows:
-            sizes = [_size(tile, tile_px) for tile in row]
-            for column, (tile, size) in enumerate(zip(row, sizes, strict=True)):
-                _draw_tile(axes, GAP_PX + column * step, top, tile, size)
+            for column, tile in enumerate(row):
+                left, size = GAP_PX + column * step, _size(tile, tile_px)
+                if tile.pixels is not None:
+                    picture(axes, left, top, tile.pixels, size)
+                lines = [np.array(line) * size + (left, top) for line in tile.lines]
+                marks = LineCollection(
+                    lines, colors=tile.colour, linewidths=tile.stroke, capstyle="projecting"
+                )
+                axes.add_collection(marks, autolim=False)
+                room = size[0] + GAP_PX - 4
+                words(axes, left, top + size[1], [fitted(line, room) for line in tile.words])
             below = max(len(tile.words) for tile in row)
-            top += max(height for _, height in sizes) + LINE_PX * below + GAP_PX
+            top += max(_size(tile, tile_px)[1] for tile in row) + LINE_PX * below + GAP_PX
     return sized(figure, width, top)
+
+
+def _size(tile: Tile, tile_px: int) -> tuple[int, int]:
+    """(width, height)."""
+    height, width = (1, 1) if tile.pixels is None else tile.pixels.shape[:2]
+    scale = tile_px / max(height, width)
+    return round(width * scale), round(height * scale)
 
 
 def captioned(captions: Sequence[str], width: int) -> tuple[Figure, Axes, int]:
@@ -167,6 +174,10 @@ def picture(axes: Axes, x: float, y: float, pixels: Pixels, size: tuple[int, int
     axes.imshow(shown, extent=extent, interpolation="none", aspect="auto", zorder=1.5)
 
 
+def _visible(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
+
+
 def fitted(text: str, width: float, keep: Literal["start", "end"] = "end") -> str:
     """The text, or as much of it as fits into that many pixels; keys differ at their ends."""
     text, font = _visible(text), FontProperties(size=TEXT_PX)
@@ -198,33 +209,23 @@ def heat(shares: Floats) -> Pixels:
 
 
 def encoded(figure: Figure, suffix: str) -> bytes:
-    """The file's bytes, without date and version; `suffix` is one of `FORMATS`."""
+    """The file's bytes, without date and version; `suffix` is one of `FORMATS`.
+
+    Warns of letters that are boxes in a PNG. An SVG keeps its text, for the fonts of its reader.
+    """
     buffer = io.BytesIO()
     if suffix == ".png":
+        known = get_font(findfont(FontProperties())).get_charmap()
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        if boxes := sorted({letter for letter in "".join(texts) if ord(letter) not in known}):
+            log.warning(
+                "DejaVu Sans, the font of pictures, lacks %s: boxes stand in their place. Draw an "
+                ".svg, which takes your own fonts.",
+                " ".join(boxes[:MOST_NAMED]) + (" and more" if len(boxes) > MOST_NAMED else ""),
+            )
         dpi = PER_INCH * PNG_SCALE
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     else:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
     return buffer.getvalue()
-
-
-def _visible(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
-
-
-def _size(tile: Tile, tile_px: int) -> tuple[int, int]:
-    """(width, height)."""
-    height, width = (1, 1) if tile.pixels is None else tile.pixels.shape[:2]
-    scale = tile_px / max(height, width)
-    return round(width * scale), round(height * scale)
-
-
-def _draw_tile(axes: Axes, left: int, top: int, tile: Tile, size: tuple[int, int]) -> None:
-    if tile.pixels is not None:
-        picture(axes, left, top, tile.pixels, size)
-    lines = [np.array(line) * size + (left, top) for line in tile.lines]
-    marks = LineCollection(lines, colors=tile.colour, linewidths=tile.stroke, capstyle="projecting")
-    axes.add_collection(marks, autolim=False)
-    room = size[0] + GAP_PX - 4
-    words(axes, left, top + size[1], [fitted(line, room) for line in tile.words])

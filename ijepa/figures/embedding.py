@@ -12,8 +12,6 @@ from markupsafe import Markup
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from ijepa.figures.draw import (
     COLOURS,
@@ -43,13 +41,7 @@ SPRITE_QUALITY = 85
 
 
 class Legend(NamedTuple):
-    """Classes by falling number of images, and each point's place among them.
-
-    Attributes:
-        names: of the classes, at most `MOST_CLASSES`.
-        counts: how many points each has.
-        of_points: (n,) place in `names`.
-    """
+    """Classes by falling number of images, at most `MOST_CLASSES`, and each point's place there."""
 
     names: list[str]
     counts: list[int]
@@ -73,11 +65,13 @@ def project(features: Floats, method: str, perplexity: float, seed: int) -> Floa
     if method == "pca":
         places = principal_components(features.astype(np.float64), 2)[0]
     else:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE  # it takes a second, which no other picture needs
+
         count = min(FIRST_COMPONENTS, num - 1, dim)
         first = PCA(count, svd_solver="full").fit_transform(features.astype(np.float64))
-        tsne = TSNE(
-            perplexity=min(perplexity, (num - 1) / 3), init="pca", random_state=seed, n_jobs=1
-        )
+        most = min(perplexity, (num - 1) / 3)
+        tsne = TSNE(perplexity=most, init="pca", random_state=seed, n_jobs=1)
         places = tsne.fit_transform(first.astype(np.float32))
     places = np.asarray(places, dtype=np.float64)
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()
@@ -99,11 +93,9 @@ def legend_of(names: Sequence[str]) -> Legend:
 
 
 def apart(places: Floats, distance: float) -> list[int]:
-    """Points that keep a distance from all those chosen before, the first ones first.
+    """Points (n, 2) that keep a distance from all those chosen before, the first ones first.
 
-    Args:
-        places: (n, 2).
-        distance: along either axis, so that squares of that side do not overlap.
+    The distance is along either axis, so that squares of that side do not overlap.
     """
     chosen: list[int] = []
     for number, place in enumerate(places):
@@ -113,14 +105,14 @@ def apart(places: Floats, distance: float) -> list[int]:
 
 
 def embedding_figure(
-    places: Floats, legend: Legend, thumbnails: Sequence[Pixels] | None, captions: Sequence[str]
+    places: Floats, legend: Legend, thumbnails: Sequence[Pixels], captions: Sequence[str]
 ) -> Figure:
     """Draw dots, thumbnails that do not overlap, and the legend.
 
     Args:
         places: (n, 2) across and down, from 0 to at most 1.
         legend: of the points.
-        thumbnails: (side, side, 3) uint8 of all points; None draws dots only.
+        thumbnails: (side, side, 3) uint8 of all points, or none of any.
         captions: sentences that stand above.
     """
     figure, axes, top = captioned(captions, MAP_PX + LEGEND_PX)
@@ -132,18 +124,16 @@ def embedding_figure(
         across, down = points[chosen].T
         axes.scatter(across, down, DOT_PX**2, colours, marker=marker, linewidths=0)
     size = THUMBNAIL_PX, THUMBNAIL_PX
-    shown = thumbnails or ()
-    for number in apart(points[: len(shown)], APART * THUMBNAIL_PX):
+    for number in apart(points[: len(thumbnails)], APART * THUMBNAIL_PX):
         x, y = (points[number] - THUMBNAIL_PX / 2).round().tolist()
-        picture(axes, x, y, shown[number], size)
+        picture(axes, x, y, thumbnails[number], size)
         frame = LineCollection([box(x, y, *size)], colors=looks[number][0], linewidths=2)
         axes.add_collection(frame, autolim=False)
     left = MAP_PX + 2 * GAP_PX
     for place, (name, count) in enumerate(zip(legend.names, legend.counts, strict=True)):
         y, (colour, shape) = top + place * LINE_PX, legend.look(place)
-        axes.scatter(
-            left + 8, y + LINE_PX / 2, DOT_PX**2, colour, marker=SHAPES[shape], linewidths=0
-        )
+        dot = left + 8, y + LINE_PX / 2, DOT_PX**2, colour
+        axes.scatter(*dot, marker=SHAPES[shape], linewidths=0)
         text = f" ({count:,})"
         words(axes, left + 20, y, [fitted(name, LEGEND_PX - 40 - 8 * len(text), "start") + text])
     below = float(points[:, 1].max()) + THUMBNAIL_PX / 2
@@ -155,7 +145,7 @@ def embedding_page(
     places: Floats,
     keys: Sequence[str],
     legend: Legend,
-    thumbnails: Sequence[Pixels] | None,
+    thumbnails: Sequence[Pixels],
     captions: Sequence[str],
 ) -> str:
     """One HTML file that loads nothing, to be hovered, touched, or walked by keys.
@@ -164,7 +154,7 @@ def embedding_page(
         places: (n, 2) across and down, from 0 to at most 1.
         keys: (n,) names of the images.
         legend: of the points.
-        thumbnails: (side, side, 3) uint8 of all points; None shows keys only.
+        thumbnails: (side, side, 3) uint8 of all points, or none of any.
         captions: sentences that stand above.
     """
     points = np.round(places * (PAGE_SIZE - 2 * PAGE_MARGIN) + PAGE_MARGIN, 1).tolist()

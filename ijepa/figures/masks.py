@@ -1,56 +1,90 @@
-"""Masks on images: what the context encoder sees, what is predicted, and how often."""
-
-from collections.abc import Mapping, Sequence
+"""A recipe's masks: what the context encoder sees, what is predicted, and how often."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ijepa.figures.draw import Floats, Ints, Pixels, Section, Tile, heat, keep_patches, sheet
+from ijepa.config import PretrainConfig
+from ijepa.errors import IjepaError
+from ijepa.figures.draw import (
+    Floats,
+    Line,
+    Numbers,
+    Pixels,
+    Section,
+    Tile,
+    heat,
+    keep_patches,
+    sheet,
+)
+from ijepa.jepa.masks import batch_masks, mask_statistics
 
 PLAIN = (96, 125, 170)  # a patch, where no image is given
+MOST_MASKED = 2**18  # images whose masks are counted, which takes about a second
 
 
 def mask_figure(
-    grid: tuple[int, int],
-    images: Sequence[Pixels] | None,
-    context: Ints,
-    targets: Ints,
-    seen: Mapping[str, Floats],
-    captions: Sequence[str],
-) -> Figure:
-    """Draw one row an image (image, context, each target block), and maps below.
+    recipe: PretrainConfig, batches: int, count: int, images: Pixels | None
+) -> tuple[Figure, Numbers]:
+    """Draw the first masks of step 0, one row an image, and how often each patch is seen.
 
     Args:
-        grid: patches (rows, columns).
-        images: (height, width, 3) uint8 each; None draws plain patches.
-        context: (n, K) patches of each image.
-        targets: (blocks, n, T) patches of each target block.
-        seen: title -> (rows, columns) share of images in which each patch is seen.
-        captions: sentences that stand above.
+        recipe: its masks, grid and batch.
+        batches: over which patches are counted.
+        count: rows to draw.
+        images: (count, height, width, 3) uint8; None draws plain patches.
+
+    Raises:
+        IjepaError: masks that do not fit the grid, or more than can be counted.
     """
-    plain = np.full((*grid, 3), PLAIN, dtype=np.uint8)
-    across = [((n / grid[1], 0), (n / grid[1], 1)) for n in range(1, grid[1])]
-    down = [((0, n / grid[0]), (1, n / grid[0])) for n in range(1, grid[0])]
-    rows = []
-    for number, seen_first in enumerate(context):
-        image = images[number] if images else plain
-        shown = [np.arange(grid[0] * grid[1]), seen_first, *targets[:, number]]
-        tiles = [keep_patches(image, patches, grid) for patches in shown]
-        rows.append([Tile(tile, (), [*across, *down], "white", 0.6) for tile in tiles])
-    headings = ["image", "context", *(f"target {n + 1}" for n in range(len(targets)))]
+    if batches * recipe.data.batch_size > MOST_MASKED:
+        raise IjepaError(
+            f"{batches:,} batches of {recipe.data.batch_size:,} images are more than the "
+            f"{MOST_MASKED:,} whose masks can be counted; lower --batches or data.batch_size."
+        )
+    counted, grid = mask_statistics(recipe, batches), recipe.grid
+    (rows, columns), num_patches = grid, grid[0] * grid[1]
+    context, target = counted.context_patches, counted.target_patches
+    numbers: Numbers = {
+        "grid": grid,
+        "context_patches": context,
+        "context_ratio": context / num_patches,
+        "target_patches": target,
+        "target_ratio": target / num_patches,
+        "covered_ratio": float(counted.target_seen.mean()),
+        "rarest_in_context": float(counted.context_seen.min()),
+        "rarest_in_target": float(counted.target_seen.min()),
+    }
+    captions = (
+        f"{recipe.masks.kind}, draw {recipe.masks.draw}: {rows}x{columns} patches, "
+        f"contexts cut over {min(recipe.masks.group_size, recipe.data.batch_size)} images.",
+        f"Context {context:.1f} patches ({context / num_patches:.3f} of all), target block "
+        f"{target:.1f} ({target / num_patches:.3f}); {batches} batches of "
+        f"{recipe.data.batch_size}, seed {recipe.seed}.",
+    )
+    masks = batch_masks(recipe, 0)[0].images(slice(count))
+    plain = np.full((rows, columns, 3), PLAIN, dtype=np.uint8)
+    lines: list[Line] = [((n / columns, 0), (n / columns, 1)) for n in range(1, columns)]
+    lines += [((0, n / rows), (1, n / rows)) for n in range(1, rows)]
+    tiles = []
+    for number, seen in enumerate(masks.context.numpy()):
+        shown = [np.arange(num_patches), seen, *masks.targets[:, number].numpy()]
+        pixels = [keep_patches(plain if images is None else images[number], p, grid) for p in shown]
+        tiles.append([Tile(one, (), lines, "white", 0.6) for one in pixels])
+    headings = ["image", "context", *(f"target {n + 1}" for n in range(len(masks.targets)))]
     maps = [
         Tile(
             np.asarray(heat_map(share)),
             (f"min {share.min():.2f}, max {share.max():.2f}", f"mean {share.mean():.2f}"),
         )
-        for share in seen.values()
+        for share in (counted.context_seen, counted.target_seen)
     ]
+    titles = [["in the context"], ["in a target"]]
     sections = [
-        Section("", [[heading] for heading in headings], rows),
-        Section("Share of images in which a patch is", [[title] for title in seen], [maps]),
+        Section("", [[heading] for heading in headings], tiles),
+        Section("Share of images in which a patch is", titles, [maps]),
     ]
-    return sheet(sections, captions, 144)
+    return sheet(sections, captions, 144), numbers
 
 
 def heat_map(share: Floats) -> Image.Image:

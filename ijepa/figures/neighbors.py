@@ -1,25 +1,11 @@
 """Nearest images by cosine, searched block by block: features need not fit into memory."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import faiss
 import numpy as np
-from matplotlib.figure import Figure
 
-from ijepa.figures.draw import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    SOFT,
-    Floats,
-    Ints,
-    Pixels,
-    Section,
-    Tile,
-    box,
-    sheet,
-)
+from ijepa.figures.draw import BLUE, GREEN, ORANGE, SOFT, Floats, Ints, Pixels, Section, Tile, box
 
 TILE_PX = 112
 NONE = -1  # number of a neighbour that there is not
@@ -34,12 +20,9 @@ class Nearest:
     """
 
     def __init__(self, queries: Floats, k: int, own: Ints | None = None) -> None:
-        """Remember the queries.
+        """Look for `k` neighbours of each of (queries, dim), of any length.
 
-        Args:
-            queries: (queries, dim), of any length.
-            k: how many neighbours of each.
-            own: (queries,) number of the vector that is the query itself and is left out.
+        `own` (queries,) are numbers of vectors that are the query itself, and left out.
         """
         self._queries, self._own = unit(queries), own
         self.cosine = np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -70,44 +53,37 @@ def unit(vectors: Floats) -> Floats:
     return found
 
 
-class Shown(NamedTuple):
-    """An image among neighbours.
-
-    Attributes:
-        pixels: (height, width, 3) uint8, square; None where there are none to show.
-        name: its class, or its key.
-        cosine: to the query; None for the query itself.
-        same: of the query's class? None where classes are not known.
-    """
-
-    pixels: Pixels | None
-    name: str
-    cosine: float | None = None
-    same: bool | None = None
-
-
-def neighbor_figure(
-    sections: Sequence[tuple[str, Sequence[Sequence[Shown]]]], captions: Sequence[str]
-) -> Figure:
-    """Draw one row a query: the query first, then the nearest; a section for each feature file.
+def neighbor_section(
+    queries: Ints,
+    found: Nearest,
+    names: Sequence[str],
+    classes: Sequence[str | None],
+    pixels: Mapping[int, Pixels],
+) -> tuple[Section, float]:
+    """One row a query: the query, then its neighbours, framed by whether they are of its class.
 
     Args:
-        sections: title and rows of each.
-        captions: sentences that stand above.
+        queries: (queries,) numbers of images.
+        found: their neighbours.
+        names: of all images.
+        classes: of all images; None where it is not known.
+        pixels: (side, side, 3) uint8 by number; those that are missing are empty squares.
+
+    Returns:
+        The rows, and the share of neighbours that are of the query's class.
     """
-    headings = [["query"], ["nearest first"]]
-    drawn = [
-        Section(title, headings, [[_tile(shown) for shown in row] for row in rows])
-        for title, rows in sections
-    ]
-    return sheet(drawn, captions, TILE_PX)
-
-
-def _tile(shown: Shown) -> Tile:
-    frame = [box(0, 0, 1, 1)]
-    if shown.cosine is None:
-        return Tile(shown.pixels, (shown.name,), frame, BLUE, 3)
-    colour = SOFT[0] if shown.same is None else (GREEN if shown.same else ORANGE)
-    name = f"= {shown.name}" if shown.same else shown.name
-    stroke = 1 if shown.same is None else 3
-    return Tile(shown.pixels, (name, f"{shown.cosine:.3f}"), frame, colour, stroke)
+    frame, rows, known = [box(0, 0, 1, 1)], [], []
+    for query, cosines, numbers in zip(queries.tolist(), found.cosine, found.numbers, strict=True):
+        row = [Tile(pixels.get(query), (names[query],), frame, BLUE, 3)]
+        for cosine, number in zip(cosines.tolist(), numbers.tolist(), strict=True):
+            if number == NONE:
+                continue
+            name, look = names[number], (SOFT[0], 1)
+            if classes[query] is not None and classes[number] is not None:
+                same = classes[query] == classes[number]
+                known.append(same)
+                name, look = (f"= {name}", (GREEN, 3)) if same else (name, (ORANGE, 3))
+            row.append(Tile(pixels.get(number), (name, f"{cosine:.3f}"), frame, *look))
+        rows.append(row)
+    share = float(np.mean(known)) if known else float("nan")
+    return Section("", [["query"], ["nearest first"]], rows), share

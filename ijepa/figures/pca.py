@@ -43,8 +43,7 @@ def patch_colours(tokens: Floats, threshold: float | None = None) -> tuple[Pixel
             then components of these patches alone, as DINOv2's figures have it. None colours all.
 
     Returns:
-        (images, rows, columns, 3) uint8, and the three components' share of the coloured tokens'
-        variance, 0 to 1.
+        (images, rows, columns, 3) uint8, and the components' share of the variance, 0 to 1.
 
     Raises:
         IjepaError: the threshold leaves too few patches for three components.
@@ -79,16 +78,11 @@ def foreground(tokens: Floats, threshold: float) -> Bools:
 
 
 def colour_figure(
-    images: Sequence[Pixels],
-    columns: Sequence[tuple[str, float, Pixels]],
-    captions: Sequence[str],
+    images: Sequence[Pixels], columns: Sequence[tuple[str, float, Pixels]], captions: Sequence[str]
 ) -> Figure:
-    """Draw one row an image: the image, then its patches by each encoder and layer.
+    """Draw one row an image (height, width, 3): the image, then its patches in several columns.
 
-    Args:
-        images: (height, width, 3) uint8 each.
-        columns: title of an encoder and layer, and `patch_colours` of as many images.
-        captions: sentences that stand above.
+    Columns are a title, the share of variance, and `patch_colours` of as many images.
     """
     headings = [["image"], *((title, f"{explained:.0%}") for title, explained, _ in columns)]
     rows = [

@@ -1,44 +1,39 @@
-"""Predictions shown by the real patches nearest to them, pasted where the block was hidden."""
+"""Predictions shown by the real patches nearest to them, pasted where the block was hidden.
 
-from collections.abc import Mapping, Sequence
+Beside the predictions: what the block's true tokens retrieve, the best that a prediction can do;
+what the mean token at each place retrieves, which knows nothing of the image; and patches at
+random.
+"""
+
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
+import torch
+from torch import Tensor
 
-from ijepa.figures.draw import (
-    ORANGE,
-    Floats,
-    Ints,
-    Line,
-    Pixels,
-    Section,
-    Tile,
-    keep_patches,
-    sheet,
-)
+from ijepa.config import PretrainConfig
+from ijepa.figures.draw import ORANGE, Floats, Ints, Line, Pixels, Section, Tile, keep_patches
 from ijepa.figures.neighbors import Nearest
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.masks import Masks, sample_masks
+from ijepa.jepa.model import IJepa, last_layer, target_tokens
+from ijepa.jepa.rng import MASKS, stream
 
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"
+AT_ONCE = 32  # images in the device's memory
 
 
 class PatchStore(NamedTuple):
     """Real patches: tokens of the target encoder, as predictions should be, and pixels.
 
     Attributes:
-        tokens: (images * N, dim) float32, layer-normed.
+        tokens: (images, N, dim) float32, layer-normed.
         patches: (images * N, patch, patch, 3) uint8.
-        num_patches: N, of an image.
     """
 
     tokens: Floats
     patches: Pixels
-    num_patches: int
-
-    def mean_at_places(self) -> Floats:
-        """(N, dim): mean token of all images at each place of the grid."""
-        found: Floats = self.tokens.reshape(-1, self.num_patches, self.tokens.shape[1]).mean(axis=0)
-        return found
 
 
 class Asked(NamedTuple):
@@ -73,13 +68,55 @@ class Filled(NamedTuple):
     difference: float
 
 
+@torch.inference_mode()
+def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, seed: int) -> Asked:
+    """Draw a context and a block for each image by the run's own masks, and predict the block.
+
+    Args:
+        jepa: the run's networks.
+        config: of the run.
+        views: (n, 3, height, width) uint8.
+        seed: of the masks.
+    """
+    device = next(jepa.parameters()).device
+    groups = sample_masks(config.grid, len(views), config.masks, stream(seed, MASKS, 0))
+    contexts: list[Ints] = []
+    blocks, predictions, truths = [], [], []
+    for masks in groups:
+        for first in range(0, len(masks.context), AT_ONCE):
+            part = masks.images(slice(first, first + AT_ONCE))
+            part = Masks(part.context, part.targets[:1])
+            some = views[len(contexts) : len(contexts) + len(part.context)]
+            images = normalise(some.to(device), config.data.mean, config.data.std)
+            [(predicted, true)] = jepa(images, [part.to(device)])
+            blocks.append(part.targets[0].numpy())
+            predictions.append(last_layer(predicted, config.targets).float().cpu().numpy())
+            truths.append(last_layer(true, config.targets).float().cpu().numpy())
+            contexts += list(part.context.numpy())
+    together = (np.concatenate(arrays) for arrays in (blocks, predictions, truths))
+    return Asked(views.permute(0, 2, 3, 1).numpy(), contexts, *together)
+
+
+@torch.inference_mode()
+def store_of(jepa: IJepa, config: PretrainConfig, views: Tensor) -> PatchStore:
+    """Tokens and pixels of all patches of some images (n, 3, height, width) uint8."""
+    found, device = [], next(jepa.parameters()).device
+    for some in torch.split(views, AT_ONCE):
+        images = normalise(some.to(device), config.data.mean, config.data.std)
+        tokens = target_tokens(config.targets, jepa.target_encoder, images)
+        found.append(last_layer(tokens, config.targets).float().cpu())
+    patches = cut_patches(views.permute(0, 2, 3, 1).numpy(), config.encoder.patch_px)
+    return PatchStore(torch.cat(found).numpy(), patches)
+
+
 def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> dict[str, Filled]:
     """Put real patches in place of each block, chosen in each of the four ways."""
-    means = store.mean_at_places()[asked.blocks]
+    flat = store.tokens.reshape(-1, store.tokens.shape[-1])
+    means = store.tokens.mean(axis=0)[asked.blocks]
     ways = {PREDICTED: asked.predicted, TRUE: asked.true, MEAN: means}
-    chosen = {way: nearest_patches(tokens, store.tokens) for way, tokens in ways.items()}
-    chosen[RANDOM] = rng.integers(0, len(store.tokens), asked.blocks.shape)
-    ways[RANDOM] = store.tokens[chosen[RANDOM]]
+    chosen = {way: nearest_patches(tokens, flat) for way, tokens in ways.items()}
+    chosen[RANDOM] = rng.integers(0, len(flat), asked.blocks.shape)
+    ways[RANDOM] = flat[chosen[RANDOM]]
     every = cut_patches(asked.pixels, store.patches.shape[1])
     starts = np.arange(len(asked.pixels)) * (len(every) // len(asked.pixels))
     real = every[starts[:, np.newaxis] + asked.blocks].astype(np.float32)
@@ -119,45 +156,33 @@ def with_patches(image: Pixels, numbers: Ints, patches: Pixels) -> Pixels:
     return filled
 
 
-def retrieval_figure(
-    sections: Sequence[tuple[str, Asked, Mapping[str, Filled]]],
-    shown: int,
-    captions: Sequence[str],
-) -> Figure:
-    """Draw one row an image: image, context, and each way to fill the block; a section a run.
-
-    Args:
-        sections: title, images and blocks, and what `fill_blocks` gives for them.
-        shown: how many of the images, the first ones.
-        captions: sentences that stand above.
-    """
-    drawn = []
-    for title, asked, filled in sections:
-        side = next(iter(filled.values())).patches.shape[2]
-        grid = asked.pixels.shape[1] // side, asked.pixels.shape[2] // side
-        rows = []
-        for number, image in enumerate(asked.pixels[:shown]):
-            block, seen = asked.blocks[number], keep_patches(image, asked.contexts[number], grid)
-            pasted = [with_patches(seen, block, way.patches[number]) for way in filled.values()]
-            lines = [
-                [(x / grid[1], y / grid[0]) for x, y in edge] for edge in outline(block, grid[1])
-            ]
-            rows.append([Tile(tile, (), lines, ORANGE) for tile in (image, seen, *pasted)])
-        notes = [(way, f"{f.cosine:.3f}, {f.difference:.3f}") for way, f in filled.items()]
-        drawn.append(Section(title, [["image"], ["context"], *notes], rows))
-    return sheet(drawn, captions, 144)
+def retrieval_section(asked: Asked, filled: Mapping[str, Filled], shown: int) -> Section:
+    """One row for each of the first `shown` images: image, context, and each way to fill it."""
+    side = filled[PREDICTED].patches.shape[2]
+    grid = asked.pixels.shape[1] // side, asked.pixels.shape[2] // side
+    rows = []
+    for number, image in enumerate(asked.pixels[:shown]):
+        block, seen = asked.blocks[number], keep_patches(image, asked.contexts[number], grid)
+        pasted = [with_patches(seen, block, way.patches[number]) for way in filled.values()]
+        lines = outline(block, grid)
+        rows.append([Tile(tile, (), lines, ORANGE) for tile in (image, seen, *pasted)])
+    notes = [(way, f"{f.cosine:.3f}, {f.difference:.3f}") for way, f in filled.items()]
+    return Section("", [["image"], ["context"], *notes], rows)
 
 
-def outline(block: Ints, columns: int) -> list[Line]:
-    """Edges between patches of a block and others, in patches from the upper left corner."""
+def outline(block: Ints, grid: tuple[int, int]) -> list[Line]:
+    """Edges between patches of a block and others, from 0 to 1 across and down the image."""
+    rows, columns = grid
     inside = {divmod(number, columns) for number in block.tolist()}
     edges: list[Line] = []
     for row, column in sorted(inside):
+        left, right = column / columns, (column + 1) / columns
+        top, bottom = row / rows, (row + 1) / rows
         sides = {
-            (row - 1, column): ((column, row), (column + 1, row)),
-            (row + 1, column): ((column, row + 1), (column + 1, row + 1)),
-            (row, column - 1): ((column, row), (column, row + 1)),
-            (row, column + 1): ((column + 1, row), (column + 1, row + 1)),
+            (row - 1, column): ((left, top), (right, top)),
+            (row + 1, column): ((left, bottom), (right, bottom)),
+            (row, column - 1): ((left, top), (left, bottom)),
+            (row, column + 1): ((right, top), (right, bottom)),
         }
         edges += [edge for neighbour, edge in sides.items() if neighbour not in inside]
     return edges

@@ -21,7 +21,7 @@ from ijepa.config import (
     Runtime,
     StrPath,
 )
-from ijepa.data.shards import ShardSet, open_shards
+from ijepa.data.shards import ShardSet, SplitReader, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features, open_features
@@ -37,7 +37,7 @@ VERSION = 3
 STILL, PAGE = (".png", ".svg"), ".html"
 # Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
 KINDS: dict[type[PictureConfig], str] = {
-    MasksConfig: "masks:masks",
+    MasksConfig: "patches:masks",
     AttentionConfig: "patches:attention",
     PcaConfig: "patches:pca",
     NeighborsConfig: "features:neighbors",
@@ -47,24 +47,26 @@ KINDS: dict[type[PictureConfig], str] = {
 }
 
 
-class Sources(NamedTuple):
-    """What a picture is drawn from.
-
-    Attributes:
-        data: shard set of the images; None where there are none to show.
-        features: open files.
-        is_page: is it to be a page, or a still picture?
-    """
+class Given(NamedTuple):
+    """What a picture is drawn from: `data` is None where there are no images to show."""
 
     data: ShardSet | None
     features: Sequence[Features]
-    is_page: bool
+    out: Path
+    runtime: Runtime
+    progress: Progress
 
-    @property
-    def images(self) -> ShardSet:
-        """The shard set of a picture that cannot do without."""
+    def split(self, name: str) -> SplitReader:
+        """Of a picture that cannot do without images."""
         assert self.data is not None
-        return self.data
+        return self.data.split(name)
+
+    def source(self, config: EncodersConfig) -> str:
+        """A caption: where the images come from."""
+        assert self.data is not None
+        drawn = "chosen by key" if config.keys else f"drawn with seed {config.seed}"
+        fingerprint = self.data.fingerprint[:12]
+        return f"Data: {self.data.source}, split {config.split} ({fingerprint}), {drawn}."
 
 
 class Shows(NamedTuple):
@@ -119,8 +121,7 @@ def visualize(
     Raises:
         IjepaError: a setting, file, split, image or label that does not exist or fit.
     """
-    out = Path(out)
-    home, _, name = KINDS[type(config)].partition(":")
+    out, (home, name) = Path(out), KINDS[type(config)].split(":")
     formats = (PAGE, *STILL) if isinstance(config, EmbeddingConfig) else STILL
     if out.suffix not in formats:
         raise IjepaError(f"{out} must end in {' or '.join(formats)}.")
@@ -128,19 +129,20 @@ def visualize(
         raise IjepaError(f"A picture of {name} needs images; name a shard set as `data`.")
     if not features and isinstance(config, NeighborsConfig | EmbeddingConfig):
         raise IjepaError("Name a feature file of `ijepa extract`.")
+    if len(features) > 1 and isinstance(config, EmbeddingConfig):
+        raise IjepaError(f"A map shows one feature file, not {len(features)}; name one.")
     with ExitStack() as stack:
         stores = [stack.enter_context(open_features(f, check_numbers=False)) for f in features]
-        shards = None if data is None else _open_shards(Path(data), stores)
-        inputs = _inputs(config, shards, stores)
-        plan = StagePlan(f"visualize {name}", VERSION, config, inputs, out)
+        shards = None if data is None else open_shards(Path(data))
+        given = Given(shards, stores, out, runtime, progress)
+        plan = StagePlan(f"visualize {name}", VERSION, config, _inputs(config, given), out)
         with exclusive_work(plan, runtime) as work:
             if not work.cached:
                 from ijepa.figures.draw import encoded, style
 
                 draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
                 with style(dark=config.dark):
-                    sources = Sources(shards, stores, out.suffix == PAGE)
-                    drawn, *shown = draw(config, sources, runtime, progress)
+                    drawn, *shown = draw(config, given)
                     is_text = isinstance(drawn, str)
                     content = drawn.encode() if is_text else encoded(drawn, out.suffix)
                 facts = dict(zip(Shows._fields[1:], shown, strict=True))
@@ -151,24 +153,17 @@ def visualize(
     return Picture(out=out, cached=work.cached, **record["picture"])
 
 
-def _open_shards(folder: Path, stores: Sequence[Features]) -> ShardSet:
-    shards = open_shards(folder)
-    for store in stores[:1]:
-        if shards.fingerprint != store.header.data_fingerprint:
-            raise IjepaError(
-                f"{store.path} was not extracted from {folder} but from "
-                f"{store.header.source or 'other data'}; name its shard set with --data."
-            )
-    return shards
-
-
-def _inputs(
-    config: PictureConfig, shards: ShardSet | None, stores: Sequence[Features]
-) -> dict[str, str]:
+def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
     """Fingerprints of all that a picture shows."""
-    found = {f"features {n}": store.header.fingerprint for n, store in enumerate(stores)}
-    if shards:
-        found["data"] = shards.fingerprint
+    found = {f"features {n}": one.header.fingerprint for n, one in enumerate(given.features)}
+    if given.data:
+        found["data"] = given.data.fingerprint
+        for store in given.features[:1]:
+            if store.header.data_fingerprint != given.data.fingerprint:
+                raise IjepaError(
+                    f"{store.path} was not extracted from {given.data.folder} but from "
+                    f"{store.header.source or 'other data'}; name its shard set with --data."
+                )
     if isinstance(config, EncodersConfig):
         for number, name in enumerate(config.encoder):
             spec = EncoderSpec.parse(name, which=config.which, seed=config.seed)
@@ -182,3 +177,15 @@ def _inputs(
             )
         found["decoder"] = f"{record['fingerprint']} {record['finished']}"
     return found
+
+
+def places_of(wanted: Sequence[str], keys: Sequence[str], where: str) -> list[int]:
+    """Places of images in a list of keys.
+
+    Raises:
+        IjepaError: a key that is not there.
+    """
+    there = {key: place for place, key in enumerate(keys)}
+    if missing := [key for key in wanted if key not in there]:
+        raise IjepaError(f"{where} has no image {missing[0]!r}; its first is {keys[0]!r}.")
+    return [there[key] for key in wanted]

@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ijepa.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    MasksConfig,
-    NeighborsConfig,
-    PcaConfig,
-    PictureConfig,
-    PredictionsConfig,
-    RetrievalConfig,
-    Runtime,
-    validated,
-)
+from ijepa import config as configs
+from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
 from ijepa_cli.options import Set, stage
 from ijepa_cli.show import show, shown_progress
@@ -32,22 +22,54 @@ Thumbnails = Annotated[
     Path | None, typer.Option(help="Shard set that the features are of, to show its images.")
 ]
 Features = Annotated[
-    list[Path], typer.Option(help="Of `ijepa extract`; repeat for several side by side.")
+    list[Path], typer.Option(help="Of `ijepa extract`; for neighbors, repeat it for several.")
 ]
-FeatureFile = Annotated[Path, typer.Option(help="Feature file of `ijepa extract`.")]
-Out = Annotated[Path, typer.Option(help="Picture to make, a .png or .svg.")]
-PageOut = Annotated[Path, typer.Option(help="An .html page, or a still .png or .svg.")]
+Out = Annotated[Path, typer.Option(help="Picture to make: .png, .svg, or for embedding .html.")]
+Kinds = dict[str, tuple[type[PictureConfig], str, str, str]]
 
-pictures = typer.Typer(
-    no_args_is_help=True,
-    help="""Draw what the method does: its masks, what encoders see, what is predicted.
+# Settings, the fields that --help shows, what is drawn, and what the example starts from.
+OF_IMAGES: Kinds = {
+    "attention": (
+        configs.AttentionConfig,
+        "encoder which split images keys layer query rollout dark",
+        "Draw what a patch attends to, head by head, and rolled out to the input.",
+        "--encoder runs/scenes",
+    ),
+    "pca": (
+        configs.PcaConfig,
+        "encoder which split images keys layer foreground dark",
+        "Draw patch tokens as colours: their first three principal components over many images.",
+        "--encoder runs/scenes",
+    ),
+    "retrieval": (
+        configs.RetrievalConfig,
+        "encoder split images keys store_split store_images dark",
+        "Draw what is predicted for a hidden block by the real patches nearest to it: no training.",
+        "--encoder runs/scenes",
+    ),
+    "predictions": (
+        configs.PredictionsConfig,
+        "encoder decoder split images samples target_samples dark",
+        "Draw decoded samples of predictions: what stays is predicted, what varies is not.",
+        "--encoder runs/scenes --decoder runs/decoder",
+    ),
+}
+OF_FEATURES: Kinds = {
+    "neighbors": (
+        configs.NeighborsConfig,
+        "queries keys neighbors label layer dark",
+        "Draw the images whose features are nearest to those of some queries.",
+        "--features val.h5",
+    ),
+    "embedding": (
+        configs.EmbeddingConfig,
+        "label method perplexity images layer dark",
+        "Draw features on a map, coloured by label: a page to point at, or a still picture.",
+        "--features val.h5",
+    ),
+}
 
-    Example: ijepa visualize masks --recipe scenes-mini --data shards/scenes --out masks.png
-    """,
-)
 
-
-@stage(pictures)
 def masks(
     runtime: Runtime,
     as_json: bool,
@@ -64,91 +86,26 @@ def masks(
     Example: ijepa visualize masks --recipe in1k_vith14_ep300 --out masks.png
     """
     given = {"recipe": load_recipe(recipe, overrides or ()), "images": images}
-    config = validated(MasksConfig, given | {"batches": batches, "dark": dark}, "options")
+    given |= {"batches": batches, "dark": dark}
+    config = configs.validated(configs.MasksConfig, given, "options")
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(
-    pictures, AttentionConfig, "encoder which split images keys layer query rollout dark", "device"
-)
-def attention(
-    data: Data, out: Out, config: AttentionConfig, runtime: Runtime, as_json: bool
-) -> None:
-    """Draw what a patch attends to, head by head, and rolled out to the input.
-
-    Example: ijepa visualize attention --encoder runs/scenes --data shards/scenes --out seen.png
-    """
+def of_images(data: Data, out: Out, config: PictureConfig, runtime: Runtime, as_json: bool) -> None:
+    """Draw what encoders make of the images of a split, see `OF_IMAGES`."""
     _draw(out, config, data, (), runtime, as_json)
 
 
-@stage(pictures, PcaConfig, "encoder which split images keys layer foreground dark", "device")
-def pca(data: Data, out: Out, config: PcaConfig, runtime: Runtime, as_json: bool) -> None:
-    """Draw patch tokens as colours: their first three principal components over many images.
-
-    Example: ijepa visualize pca --encoder runs/scenes --data shards/scenes --out pca.png
-    """
-    _draw(out, config, data, (), runtime, as_json)
-
-
-@stage(pictures, NeighborsConfig, "queries keys neighbors label layer dark")
-def neighbors(
+def of_features(
     features: Features,
     out: Out,
-    config: NeighborsConfig,
+    config: PictureConfig,
     runtime: Runtime,
     as_json: bool,
     data: Thumbnails = None,
 ) -> None:
-    """Draw the images whose features are nearest to those of some queries.
-
-    Example: ijepa visualize neighbors --features val.h5 --data shards/scenes --out neighbors.png
-    """
+    """Draw what lies near to each other in feature files, see `OF_FEATURES`."""
     _draw(out, config, data, features, runtime, as_json)
-
-
-@stage(
-    pictures, RetrievalConfig, "encoder split images keys store_split store_images dark", "device"
-)
-def retrieval(
-    data: Data, out: Out, config: RetrievalConfig, runtime: Runtime, as_json: bool
-) -> None:
-    """Draw what is predicted for a hidden block by the real patches nearest to it: no training.
-
-    Example: ijepa visualize retrieval --encoder runs/scenes --data shards/scenes --out found.png
-    """
-    _draw(out, config, data, (), runtime, as_json)
-
-
-@stage(pictures, EmbeddingConfig, "label method perplexity images layer dark")
-def embedding(
-    features: FeatureFile,
-    out: PageOut,
-    config: EmbeddingConfig,
-    runtime: Runtime,
-    as_json: bool,
-    data: Thumbnails = None,
-) -> None:
-    """Draw features on a map, coloured by label: a page to point at, or a still picture.
-
-    Example: ijepa visualize embedding --features val.h5 --data shards/scenes --out embedding.html
-    """
-    _draw(out, config, data, [features], runtime, as_json)
-
-
-@stage(
-    pictures,
-    PredictionsConfig,
-    "encoder decoder split images samples target_samples dark",
-    "device",
-)
-def predictions(
-    data: Data, out: Out, config: PredictionsConfig, runtime: Runtime, as_json: bool
-) -> None:
-    """Draw decoded samples of predictions: what stays is predicted, what varies is not.
-
-    Example: ijepa visualize predictions --encoder runs/a --decoder runs/d --data s --out p.png
-    """
-    _draw(out, config, data, (), runtime, as_json)
 
 
 def _draw(
@@ -174,4 +131,18 @@ def _draw(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    start = "ijepa visualize"
+    pictures = typer.Typer(
+        no_args_is_help=True,
+        help=f"""Draw what the method does: its masks, what encoders see, what is predicted.
+
+        Example: {start} masks --recipe scenes-mini --data shards/scenes --out masks.png
+        """,
+    )
+    stage(pictures)(masks)
+    for kinds, function, run in ((OF_IMAGES, of_images, "device"), (OF_FEATURES, of_features, "")):
+        for name, (settings, shown, words, of) in kinds.items():
+            example = f"{start} {name} {of} --data shards/scenes --out {name}.png"
+            words = f"{words}\n\nExample: {example}"
+            stage(pictures, settings, shown, run, name=name, help=words)(function)
     app.add_typer(pictures, name="visualize")
