@@ -129,12 +129,8 @@ def _write(
         "arch": f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
         "which": which,
     }
-    if work.plan.is_folder:
-        write_bytes(work.folder / CARD, text.encode())
-        work.publish_folder({"converted": facts})
-    else:
-        write_bytes(card, text.encode())
-        work.publish_file({"converted": facts})
+    write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
+    work.publish({"converted": facts})
 
 
 def _load_call(to: str, out: str, which: str) -> str:

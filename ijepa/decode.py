@@ -118,4 +118,4 @@ def _train(
     facts = {"steps": config.steps, "loss": sum(last) / len(last), **found}
     write_json(work.folder / RESULT, facts)
     device = task.device_name()
-    work.publish_folder({"seed": config.seed, "device": device, "command": runtime.command})
+    work.publish({"seed": config.seed, "device": device, "command": runtime.command})

@@ -138,7 +138,7 @@ def _encode(
     def publish() -> None:
         writer.finish()
         name = device_name(device, world, linear)
-        work.publish_file({"device": name, "command": runtime.command})
+        work.publish({"device": name, "command": runtime.command})
 
     from_rank_0(world, publish)
 

@@ -145,9 +145,11 @@ def _locked(path: Path, out: Path) -> TextIO:
     until = time.monotonic() + ORPHANS_SECONDS
     while True:
         is_ours = not path.is_symlink() and (path.is_file() or not path.exists())
-        file = path.open("a+", errors="replace") if is_ours else None
-        holder = _holder(file) if file else ""
-        if file is None or (holder and not re.fullmatch(HOLDER, holder)):
+        if is_ours:
+            file = path.open("a+", errors="replace")
+            file.seek(0)
+            holder = file.read(LONGEST).strip()
+        if not is_ours or (holder and not re.fullmatch(HOLDER, holder)):
             raise IjepaError(
                 f"{path} was not made by ijepa, which needs that name; move it elsewhere, or "
                 f"choose another output."
@@ -168,11 +170,6 @@ def _locked(path: Path, out: Path) -> TextIO:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read(LONGEST).strip()
 
 
 def _has_ended(holder: str) -> bool:

@@ -171,7 +171,7 @@ def _train(
         score = _score(work.plan, data, vit, task, parts, predicted, repeats)
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         write_result(work.folder / RESULT, (score,))
-        work.publish_folder({"seed": config.seed, "device": task.device_name()})
+        work.publish({"seed": config.seed, "device": task.device_name()})
 
     from_rank_0(world, publish)
 

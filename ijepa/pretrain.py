@@ -155,7 +155,7 @@ def _train(
             "images": len(images),
             **{n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path},
         }
-        from_rank_0(world, lambda: work.publish_folder(facts))
+        from_rank_0(world, lambda: work.publish(facts))
 
 
 def started(

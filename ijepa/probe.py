@@ -127,7 +127,7 @@ def probe(
             fits = _fits(opened, Asked(config, runtime.device, progress, chosen), work.folder)
             facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))
-            work.publish_file({"seed": config.seed})
+            work.publish({"seed": config.seed})
         return ProbeOutcome(out=out, cached=work.cached, scores=read_result(out))
 
 

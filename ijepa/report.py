@@ -81,7 +81,7 @@ def report(
             shown_pictures = [file_picture(path, read_record(path)) for path in pictures]
             text = page(title, outcome.tables, outcome.results, views, shown_pictures)
             write_bytes(work.folder / out.name, text.encode())
-            work.publish_file({"command": runtime.command})
+            work.publish({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
 
 

@@ -108,7 +108,7 @@ def shard(
                 for file in made.glob(pattern):
                     file.unlink()
             facts = {"source": name, "max_bad": config.max_bad}
-            work.publish_folder(facts, digests={shard.name: shard.sha256 for shard in shards})
+            work.publish(facts, digests={shard.name: shard.sha256 for shard in shards})
     return ShardResult(
         out=plan.out,
         cached=work.cached,

@@ -10,7 +10,7 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,40 +88,30 @@ class Work:
     cached: bool  # the output is there already, made by the same plan: do nothing
     started: float = field(default_factory=time.time)  # seconds since the epoch
 
-    def publish_folder(
-        self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None
-    ) -> None:
-        """Make the whole work folder the output.
+    def publish(self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
+        """Make the whole folder the output, or the file of the output's name in it alone.
 
         Args:
-            facts: device, seed, ...; they go into its record.
+            facts: device, seed, ...; they go into the output's record.
             digests: sha256 of files that need not be read again for it, by name.
         """
-        files = _files(self.folder)
-        self._write_record(self.folder / "stage.json", facts, files, digests or {})
-        _move_folder(self.folder, self.plan.out)
-
-    def publish_file(self, facts: Mapping[str, Any]) -> None:
-        """Make the file of the output's name the output; the rest of the folder is thrown away."""
-        made = self.folder / self.plan.out.name
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        self._write_record(sibling(made, ".stage.json"), facts, [made.name], {})
-        _move_file(self.folder, self.plan.out)
-
-    def _write_record(
-        self, path: Path, facts: Mapping[str, Any], files: Iterable[str], digests: Mapping[str, str]
-    ) -> None:
+        known, names = digests or {}, [self.plan.out.name]
+        if self.plan.is_folder:
+            names = _files(self.folder)
+        else:
+            with (self.folder / names[0]).open("rb") as file:
+                os.fsync(file.fileno())
         record = {
             **self.plan.described(),
             "fingerprint": self.plan.fingerprint,
             "libraries": library_versions(),
             "seconds": round(time.time() - self.started, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "files": {name: file_facts(self.folder / name, digests.get(name)) for name in files},
+            "files": {name: file_facts(self.folder / name, known.get(name)) for name in names},
             **facts,
         }
-        write_json(path, record)
+        write_json(_finished(self.plan, self.folder), record)
+        _move(self.plan, self.folder)
 
 
 class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its work
@@ -329,12 +319,16 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
     write_json(folder / "work.json", note)
 
 
+def _finished(plan: StagePlan, folder: Path) -> Path:
+    """The record in a work folder that says that the work is finished."""
+    return folder / ("stage.json" if plan.is_folder else f"{plan.out.name}.stage.json")
+
+
 def _finish_publishing(plan: StagePlan, folder: Path) -> None:
     """Do what a kill in the middle of publishing left undone."""
-    for record in (folder / "stage.json", folder / record_path(plan.out).name):
-        if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
-            move = _move_folder if record.name == "stage.json" else _move_file
-            move(folder, plan.out)
+    record = _finished(plan, folder)
+    if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
+        _move(plan, folder)
     with contextlib.suppress(OSError):  # not there, or not empty
         folder.rmdir()
     outdated = sibling(plan.out, ".outdated")
@@ -344,17 +338,17 @@ def _finish_publishing(plan: StagePlan, folder: Path) -> None:
         remove(outdated)
 
 
-def _move_folder(folder: Path, out: Path) -> None:
-    (folder / "work.json").unlink(missing_ok=True)
-    outdated = sibling(out, ".outdated")
-    if os.path.lexists(out):
-        out.rename(outdated)
-    folder.rename(out)
-    remove(outdated)
-
-
-def _move_file(folder: Path, out: Path) -> None:
-    made, record = folder / out.name, record_path(out)
+def _move(plan: StagePlan, folder: Path) -> None:
+    """Move finished work to its final name; killed at any moment, `_finish_publishing` goes on."""
+    out, outdated = plan.out, sibling(plan.out, ".outdated")
+    if plan.is_folder:
+        (folder / "work.json").unlink(missing_ok=True)
+        if os.path.lexists(out):
+            out.rename(outdated)
+        folder.rename(out)
+        remove(outdated)
+        return
+    made, record = folder / out.name, sibling(out, ".stage.json")
     if made.exists():
         record.unlink(missing_ok=True)  # no file ever stands beside another's record
         made.replace(out)

@@ -66,7 +66,7 @@ def output(out, *, is_folder=True):
     """Something that a stage made."""
     with exclusive_work(StagePlan("test", 1, Config(), {}, out, is_folder=is_folder)) as work:
         (work.folder / ("content" if is_folder else out.name)).write_text("x")
-        (work.publish_folder if is_folder else work.publish_file)({})
+        work.publish({})
 
 
 @pytest.mark.parametrize("path", ["photos/bob's own", 'a "b" $(touch PWNED) `touch PWNED` ;#%,'])

@@ -412,7 +412,7 @@ def test_ctrl_c_saves_the_step_at_hand_as_a_schedulers_signal_does(
 def test_a_signal_after_the_last_step_leaves_a_finished_run(
     shards, tiny_config, tmp_path, monkeypatch
 ):
-    publish = Work.publish_folder
+    publish = Work.publish
 
     def publish_while_asked_to_stop(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
@@ -422,6 +422,6 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(
         if done == 512:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Work, "publish_folder", publish_while_asked_to_stop)
+    monkeypatch.setattr(Work, "publish", publish_while_asked_to_stop)
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU, ask).steps == 16
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU).cached

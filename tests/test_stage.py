@@ -46,7 +46,7 @@ def make(plan: StagePlan, text: str = "x", *, force: bool = False) -> bool:
             return False
         name = "content" if plan.is_folder else plan.out.name
         (work.folder / name).write_text(text)
-        (work.publish_folder if plan.is_folder else work.publish_file)({"seed": 0})
+        work.publish({"seed": 0})
         return True
 
 
@@ -175,7 +175,7 @@ def test_forced_work_that_was_stopped_goes_on_without_force(tmp_path):
         assert not work.cached
         assert (work.folder / "half").exists()
         (work.folder / "content").write_text("new")
-        work.publish_folder({})
+        work.publish({})
     assert not make(again)
     assert content(again.out) == "new"
 
@@ -233,7 +233,7 @@ def test_half_written_files_of_a_killed_process_are_not_published(tmp_path):
     ours = plan(tmp_path / "out", is_folder=True)
     begin(ours, "content", "stage.json.123.tmp")
     with exclusive_work(ours) as work:
-        work.publish_folder({})
+        work.publish({})
     assert names_in(ours.out) == {"content", "stage.json"}
 
 

@@ -255,10 +255,9 @@ class TargetConfig(Settings):
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
-        if self.space != "embeddings" and self.masked == "input":
-            raise ValueError(f"targets.masked is input, but {self.space} come from no encoder")
-        if self.space != "embeddings" and self.layers is not None:
-            raise ValueError(f"targets.layers names blocks, but {self.space} come from no encoder")
+        if self.space != "embeddings" and (self.masked == "input" or self.layers is not None):
+            setting = "masked is input" if self.masked == "input" else "layers names blocks"
+            raise ValueError(f"targets.{setting}, but {self.space} come from no encoder")
         return self
 
 
@@ -343,18 +342,14 @@ class PretrainConfig(Settings):
         return {name: value for name, value in body.items() if (name, value) != ("init", None)}
 
     @model_validator(mode="after")
-    def _patches_are_not_too_many(self) -> Self:
+    def _image_divides_into_patches_that_are_not_too_many(self) -> Self:
+        image, patch = self.data.image_px, self.encoder.patch_px
         rows, columns = self.grid
         if rows * columns > MOST_PATCHES:
             raise ValueError(
-                f"data.image_px {self.data.image_px} has {rows} x {columns} patches of "
-                f"{self.encoder.patch_px} px, more than {MOST_PATCHES:,}"
+                f"data.image_px {image} has {rows} x {columns} patches of {patch} px, more than "
+                f"{MOST_PATCHES:,}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _image_divides_into_patches(self) -> Self:
-        image, patch = self.data.image_px, self.encoder.patch_px
         if any(side % patch for side in self.data.image_size):
             raise ValueError(f"data.image_px {image} is not a multiple of encoder.patch_px {patch}")
         return self

@@ -147,7 +147,7 @@ def visualize(
                     content = drawn.encode() if is_text else encoded(drawn, out.suffix)
                 facts = dict(zip(Shows._fields[1:], shown, strict=True))
                 write_bytes(work.folder / out.name, content)
-                work.publish_file({"picture": facts, "command": runtime.command})
+                work.publish({"picture": facts, "command": runtime.command})
     record = read_record(out)
     assert record is not None
     return Picture(out=out, cached=work.cached, **record["picture"])
