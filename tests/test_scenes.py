@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
-from ijepa.data.sources.render import Solid, look_at, render
 from ijepa.data.sources.scenes import (
     AIM,
     CAMERA,
     HALF_WIDTH,
     ScenesSpec,
+    Solid,
     draw_scene,
+    look_at,
     parse_spec,
+    render,
     solid_of,
 )
 from ijepa.errors import IjepaError

@@ -435,15 +435,6 @@ def test_scenes_in_another_order_than_images_still_find_them(tmp_path):
     assert len(splits["train"]["dist"]) == 6
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 7, 100])
-def test_scenes_are_read_whole_whatever_the_size_of_the_pieces(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(clevr, "CHUNK_BYTES", chunk_bytes)
-    names = ["a.png", "ü.png"]
-    write_clevr(tmp_path / "clevr", [scene(name, 9, 10, 11) for name in names], names)
-    _, items = read(tmp_path / "clevr", tmp_path / "work")
-    assert [item.name for item in items] == names
-
-
 def test_clevr_splits_without_scenes_have_no_labels(tmp_path):
     folder = write_clevr(tmp_path / "clevr", [scene("a.png", 9, 9, 9)], ["a.png"])
     write_files(folder, {"images/test/b.png": PICTURE})

@@ -1,17 +1,16 @@
 """CLEVR's layout, and the labels of Clevr/Count and Clevr/Dist made from its scenes."""
 
 import bisect
-import codecs
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from ijepa.data.sources.folders import unwrap
-from ijepa.data.sources.items import Found, Item, Labels, Request, is_image, kind_of
+from ijepa.data.sources.items import Found, Item, Labels, Request
+from ijepa.data.sources.names import is_image, kind_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 
@@ -25,15 +24,25 @@ LABELS: Labels = {
     "count": [str(count) for count in range(MIN_OBJECTS, MAX_OBJECTS + 1)],
     "dist": [*(f"<= {bound:g}" for bound in DISTANCES), f"> {DISTANCES[-1]:g}"],
 }
-CHUNK_BYTES = 2**20
 SCENES = "_scenes.json"
-_SEPARATORS = re.compile(r"[\s,]*")
-_LIST = re.compile(r'"scenes"\s*:\s*\[')
+# The rest of a file of scenes is left out while it is read; it would take gigabytes of memory.
+KEPT = {"scenes", "image_filename", "objects", "color", "shape", "pixel_coords"}
+
+Facts = tuple[dict[str, int], dict[str, float]]  # labels of an image, and its metadata
+
+
+def find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
+    """The folder around everything, and the file of scenes of each split of images."""
+    wrapper, outline = unwrap(tree.outline, ("images",))
+    splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
+    paths = {split: f"{wrapper}scenes/CLEVR_{split}{SCENES}" for split in splits}
+    found = tree.find(*paths.values())
+    return wrapper, {split: found.get(path) for split, path in paths.items()}
 
 
 def is_clevr(tree: Tree) -> bool:
     """Do images and scenes lie where CLEVR has them, perhaps all in one folder?"""
-    return any(_find_scenes(tree)[1].values())
+    return any(find_scenes(tree)[1].values())
 
 
 def read_clevr(tree: Tree, _: Request) -> Found:
@@ -41,27 +50,41 @@ def read_clevr(tree: Tree, _: Request) -> Found:
 
     A split without scenes, as CLEVR's test, has no labels.
     """
-    wrapper, scenes = _find_scenes(tree)
+    wrapper, scenes = find_scenes(tree)
     if not any(scenes.values()):
         raise IjepaError(
             f"{tree.where} is not laid out as CLEVR; expected images/<split>/*.png and "
             f"scenes/CLEVR_<split>_scenes.json."
         )
-    images, left_out = f"{wrapper}images/", Counter(tree.left_out)
+    labels = {split: LABELS if file else {} for split, file in scenes.items()}
+    left_out = Counter(tree.left_out)
+    return labels, partial(_images, tree, f"{wrapper}images/", scenes, left_out), left_out
 
-    def items(splits: AbstractSet[str]) -> Iterator[Item]:
-        labels = {split: _Scenes(scenes[split]) for split in splits}
-        for entry in tree.entries():
-            split, _, name = entry.path.removeprefix(images).partition("/")
-            if entry.path.startswith(images) and is_image(name) and split in scenes:
-                known = labels[split].pop(name) if split in splits else ()
-                yield Item(split, name, *entry[:4], *known)
-            elif not entry.path.endswith(SCENES):
-                left_out[kind_of(entry.path)] += 1
-        for read in labels.values():
-            read.check_all_used()
 
-    return {split: LABELS if entry else {} for split, entry in scenes.items()}, items, left_out
+def _images(
+    tree: Tree,
+    folder: str,
+    scenes: Mapping[str, Entry | None],
+    left_out: Counter[str],
+    splits: AbstractSet[str],
+) -> Iterator[Item]:
+    known = {split: read_scenes(scenes[split]) for split in splits}
+    for entry in tree.entries():
+        split, _, name = entry.path.removeprefix(folder).partition("/")
+        if entry.path.startswith(folder) and is_image(name) and split in scenes:
+            is_labelled = split in splits and scenes[split]
+            facts = known[split].pop(name, None) if is_labelled else ({}, {})
+            if facts is None:
+                raise IjepaError(f"{entry.path} has no scene; copy images and scenes again.")
+            yield Item(split, name, *entry[:4], *facts)
+        elif not entry.path.endswith(SCENES):
+            left_out[kind_of(entry.path)] += 1
+    unused = [image for images in known.values() for image in images]
+    if unused:
+        raise IjepaError(
+            f"{len(unused):,} scenes of {tree.where} have no image, such as {min(unused)}; "
+            f"copy the images again."
+        )
 
 
 def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:
@@ -87,87 +110,27 @@ def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:
     return labels, depth
 
 
-def read_scenes(entry: Entry) -> Iterator[dict[str, Any]]:
-    """The scenes of a file one by one; CLEVR's file as a whole would take gigabytes of memory."""
-    chunks = _chunks(entry)
-    decoder = json.JSONDecoder()
-    text, at = _list_of_scenes(chunks, entry), 0
-    while True:
-        at = _SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # matches anything
-        if text.startswith("]", at):
-            return
+def read_scenes(file: Entry | None) -> dict[str, Facts]:
+    """Labels of a split's images by name, and the distance of the nearest object; none for None."""
+    if file is None:
+        return {}
+    try:
+        body = json.loads(
+            file.read(), object_hook=lambda part: {key: part[key] for key in KEPT & part.keys()}
+        )
+        scenes = list(body["scenes"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise IjepaError(
+            f"{file.path} is cut short or holds no list of scenes; copy it again."
+        ) from error
+    found = {}
+    for number, scene in enumerate(scenes):
         try:
-            scene, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            more = next(chunks, "")
-            if not more:
-                raise _damaged(entry) from error
-            text, at = text[at:] + more, 0
-            continue
-        yield scene
-
-
-class _Scenes:
-    """Labels by image, and the distance of its nearest object."""
-
-    def __init__(self, entry: Entry | None) -> None:
-        """Read all scenes of a split; it may have none."""
-        self._path, self._labels = entry.path if entry else None, {}
-        for number, scene in enumerate(read_scenes(entry) if entry else ()):
-            try:
-                labels, depth = label_scene(scene)
-                self._labels[str(scene["image_filename"])] = labels, {"nearest_depth": depth}
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise IjepaError(
-                    f"{self._path}: scene {number} is not a CLEVR scene ({error!r}); expected "
-                    f"image_filename and objects with colour, shape and pixel_coords."
-                ) from error
-
-    def pop(self, image: str) -> tuple[Any, ...]:
-        """Labels and metadata of an image; nothing in a split without scenes."""
-        if self._path is None:
-            return ()
-        if image not in self._labels:
-            raise IjepaError(f"{image} has no scene in {self._path}; copy both again.")
-        return self._labels.pop(image)
-
-    def check_all_used(self) -> None:
-        """Refuse scenes whose images are missing: some files were not copied."""
-        if self._labels:
+            labels, depth = label_scene(scene)
+            found[str(scene["image_filename"])] = labels, {"nearest_depth": depth}
+        except (LookupError, TypeError, ValueError) as error:
             raise IjepaError(
-                f"{len(self._labels):,} scenes of {self._path} have no image, such as "
-                f"{min(self._labels)}; copy the images again."
-            )
-
-
-def _find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
-    """The folder around everything, and the file of scenes of each split of images."""
-    wrapper, outline = unwrap(tree.outline, ("images",))
-    splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
-    paths = {split: f"{wrapper}scenes/CLEVR_{split}{SCENES}" for split in splits}
-    found = tree.find(*paths.values())
-    return wrapper, {split: found.get(path) for split, path in paths.items()}
-
-
-def _list_of_scenes(chunks: Iterator[str], entry: Entry) -> str:
-    """What follows the bracket that opens the list."""
-    text = ""
-    for chunk in chunks:
-        text += chunk
-        if found := _LIST.search(text):
-            return text[found.end() :]
-    raise _damaged(entry)
-
-
-def _chunks(entry: Entry) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    left = entry.size_bytes
-    with Path(entry.file).open("rb") as file:
-        file.seek(entry.offset)
-        while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield decoder.decode(chunk)
-
-
-def _damaged(entry: Entry) -> IjepaError:
-    return IjepaError(f"{entry.path} is cut short or holds no list of scenes; copy it again.")
+                f"{file.path}: scene {number} is not a CLEVR scene ({error!r}); expected "
+                f"image_filename and objects with colour, shape and pixel_coords."
+            ) from error
+    return found

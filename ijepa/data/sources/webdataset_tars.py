@@ -3,19 +3,16 @@
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping
 
-from ijepa.data.sources.items import (
+from ijepa.data.sources.items import Found, Item, Request, Valued, number_labels
+from ijepa.data.sources.names import (
     DEFAULT_SPLIT,
     LABEL,
-    Found,
-    Item,
-    LabelColumn,
-    Request,
     is_image,
     kind_of,
     split_folders,
+    suffix_of,
 )
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
@@ -43,72 +40,59 @@ def read_webdataset(tree: Tree, _: Request) -> Found:
     `cls`, else the text or the number in `.cls`, each called `class` unless `labels` names it. An
     outermost folder called as a split is one.
     """
-    columns: dict[str, LabelColumn] = {}
-    tops = set()
-    for image, beside in _samples(tree, Counter()):
-        tops.add(image.path.partition("/")[0] if "/" in image.path else "")
-        for name, value in _values(beside).items():
-            column = columns.setdefault(name, LabelColumn(f"label {name!r}", tree.where))
-            column.add(value, beside[0].path)
-    if not columns:
+    folders = split_folders({parts[0] for parts in tree.outline if len(parts) > 1})
+
+    def rows(left_out: Counter[str]) -> Iterator[Valued]:
+        for image, beside in _samples(tree, left_out):
+            top, _, rest = image.path.partition("/")
+            split, name = (folders[top], rest) if top in folders else (DEFAULT_SPLIT, image.path)
+            place = next((file.path for file in beside.values()), image.path)
+            yield Item(split, name, *image[:4]), _values(beside), place
+
+    splits, names, numbered = number_labels(lambda: rows(Counter()), tree.where)
+    if not names:
         raise IjepaError(
             f"{tree.where} holds no label: no .cls and no .json with 'labels', 'label' or 'class' "
             f"beside an image. Name its path alone to read class folders."
         )
-    folders, left_out = split_folders(tops - {""}), Counter(tree.left_out)
-
-    def items(_splits: AbstractSet[str]) -> Iterator[Item]:
-        for image, beside in _samples(tree, left_out):
-            top, _, rest = image.path.partition("/")
-            split, name = (folders[top], rest) if top in folders else (DEFAULT_SPLIT, image.path)
-            values = _values(beside)
-            known = {label: column.number(values.get(label)) for label, column in columns.items()}
-            yield Item(split, name, *image[:4], known)
-
-    labels = {name: column.names() for name, column in sorted(columns.items())}
-    splits = sorted({folders.get(top, DEFAULT_SPLIT) for top in tops})
-    return dict.fromkeys(splits, labels), items, left_out
+    left_out = Counter(tree.left_out)
+    labels = dict(sorted(names.items()))
+    return dict.fromkeys(sorted(splits), labels), lambda _: numbered(rows(left_out)), left_out
 
 
-def _samples(tree: Tree, left_out: Counter[str]) -> Iterator[tuple[Entry, list[Entry]]]:
-    """Each image with the files that tell its labels."""
-    for _, group in itertools.groupby(tree.entries(), key=_key):
+def _samples(tree: Tree, left_out: Counter[str]) -> Iterator[tuple[Entry, dict[str, Entry]]]:
+    """Each image with the files that tell its labels, by suffix."""
+
+    def key(entry: Entry) -> str:
+        folder, slash, name = entry.path.rpartition("/")
+        return f"{folder}{slash}{name.partition('.')[0]}"
+
+    for _, group in itertools.groupby(tree.entries(), key):
         entries = list(group)
-        images = [entry for entry in entries if is_image(entry.path)]
-        beside = [entry for entry in entries if entry.path.lower().endswith(LABEL_FILES)]
-        taken = {*images[:1], *beside} if images else set()
+        image = next((entry for entry in entries if is_image(entry.path)), None)
+        beside = {suffix_of(one.path): one for one in entries if suffix_of(one.path) in LABEL_FILES}
+        taken = {image, *beside.values()} if image else set()
         left_out.update(kind_of(entry.path) for entry in entries if entry not in taken)
-        if images:
-            yield images[0], beside
+        if image:
+            yield image, beside
 
 
-def _key(entry: Entry) -> str:
-    folder, slash, name = entry.path.rpartition("/")
-    return f"{folder}{slash}{name.partition('.')[0]}"
-
-
-def _values(beside: list[Entry]) -> dict[str, object]:
+def _values(beside: Mapping[str, Entry]) -> Mapping[str, object]:
     """Values by label; empty if the files hold none."""
-    files = {entry.path.lower()[entry.path.rfind(".") :]: entry for entry in beside}
-    found: dict[str, object] = {}
-    if ".json" in files:
-        found = _json_values(files[".json"])
-    if not found and ".cls" in files:
-        found = {LABEL: _text(files[".cls"]).strip()}
-    return found
-
-
-def _json_values(entry: Entry) -> dict[str, object]:
-    try:
-        body = parse_json(_text(entry))
-    except ValueError as error:
-        raise IjepaError(f"{entry.path} in {entry.file} is not JSON: {error}.") from error
-    if not isinstance(body, dict):
-        return {}
-    if isinstance(body.get("labels"), dict):
-        return {str(name): value for name, value in body["labels"].items()}
-    key = next((key for key in KEYS if key in body), None)
-    return {LABEL: body[key]} if key else {}
+    if ".json" in beside:
+        file = beside[".json"]
+        try:
+            body = parse_json(_text(file))
+        except ValueError as error:
+            raise IjepaError(f"{file.path} in {file.file} is not JSON: {error}.") from error
+        body = body if isinstance(body, dict) else {}
+        found = body.get("labels")
+        if isinstance(found, dict) and found:
+            return found
+        for key in KEYS:
+            if key in body and not isinstance(found, dict):
+                return {LABEL: body[key]}
+    return {LABEL: _text(beside[".cls"])} if ".cls" in beside else {}
 
 
 def _text(entry: Entry) -> str:

@@ -1,0 +1,331 @@
+"""Images that a list names: the user's, or one that a published data set comes with."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ijepa.data.sources.folders import read_folders
+from ijepa.data.sources.items import Found, Item, Request, Source, Valued, number_labels
+from ijepa.data.sources.names import DEFAULT_SPLIT, LABEL, check_split_name, is_image
+from ijepa.data.sources.trees import Tree, tree_digest, walk
+from ijepa.errors import IjepaError
+from ijepa.files import parse_json
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LISTS = (*DELIMITERS, ".jsonl")
+PATH, SPLIT = "path", "split"
+
+DEVKIT = "ILSVRC2012_devkit_t12/data"
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+KAGGLE = "LOC_val_solution.csv"
+IMAGES = ("ILSVRC/Data/CLS-LOC", ".")  # of Kaggle, and of everyone else
+NUM_CLASSES = 1000
+
+
+def listed_images(where: Path) -> Source:
+    """Columns: `path` (relative to the list), perhaps `split`; any other column is a label.
+
+    Classes are numbered in ascending order of integers, or of texts; an empty value, null or -1
+    means that the class of an image is not known.
+    """
+
+    def digest() -> str:
+        """From the list's bytes, and size and time of every image."""
+        total = hashlib.sha256(where.read_bytes())
+        for item, _, _ in _rows(where):
+            facts = Path(item.file).stat()
+            total.update(b"%d %d\n" % (facts.st_size, facts.st_mtime_ns))
+        return total.hexdigest()
+
+    def find(_: Request) -> Found:
+        splits, names, numbered = number_labels(lambda: _rows(where), str(where))
+        if not splits:
+            raise IjepaError(f"{where} lists no image.")
+        left_out = Counter[str]()
+
+        def images(_: AbstractSet[str]) -> Iterator[Item]:
+            listed = set()
+            for item in numbered(_rows(where)):
+                listed.add(os.path.normpath(Path(item.file).absolute()))
+                yield item
+            # Where images lie all over a disk, nobody means the rest of it: only the folder that
+            # they have in common counts, if the list's own folder holds it.
+            common = os.path.commonpath({path.rpartition("/")[0] for path in listed})
+            if Path(common).is_relative_to(os.path.normpath(where.parent.absolute())):
+                files = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
+                _count_unlisted(files, listed, left_out)
+
+        return dict.fromkeys(sorted(splits), names), images, left_out
+
+    return Source(str(where), digest, find, where)
+
+
+def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Counter[str]) -> None:
+    unnamed = (file for file in files if is_image(file) and file not in listed)
+    shown = sum(not file.rpartition("/")[2].startswith(".") for file in unnamed)
+    left_out["images that no list of the data set names"] += shown
+
+
+def _rows(where: Path) -> Iterator[Valued]:
+    """The images of a user's list, each with the values of its labels and where these stand."""
+    read = _json_rows if where.suffix.lower() == ".jsonl" else _csv_rows
+    labels: AbstractSet[str] | None = None
+    try:
+        for number, row in read(where):
+            place = f"{where}, line {number}"
+            path, split = row.pop(PATH), str(row.pop(SPLIT, DEFAULT_SPLIT))
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise IjepaError(f"{place}: {path!r} is not a path.")
+            check_split_name(split, f"{place},")
+            labels = row.keys() if labels is None else labels
+            if row.keys() != labels:
+                now, before = (", ".join(sorted(names)) or "none" for names in (row, labels))
+                raise IjepaError(
+                    f"{place}: labels are {now}, before they were {before}; give every image the "
+                    f"same labels."
+                )
+            file = where.parent / path
+            if not file.is_file():
+                raise IjepaError(
+                    f"{place}: there is no image {path}; paths are relative to the list's folder."
+                )
+            name, size_bytes = str(PurePosixPath(path)).lstrip("/"), file.stat().st_size
+            yield Item(split, name, path, str(file), 0, size_bytes), row, place
+    except (ValueError, csv.Error) as error:
+        raise IjepaError(f"{where} is not a list of images in UTF-8: {error}.") from error
+
+
+def _csv_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with where.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
+        header = next(reader, [])
+        if PATH not in header:
+            columns = ", ".join(header) or "none"
+            raise IjepaError(f"{where} has no column {PATH!r}; its columns are {columns}.")
+        if not all(header) or len(set(header)) < len(header):
+            raise IjepaError(f"{where}: columns {header}; each needs a name of its own.")
+        for row in filter(None, reader):
+            if len(row) != len(header):
+                raise IjepaError(
+                    f"{where}, line {reader.line_num}: {len(row)} values for {len(header)} columns."
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _json_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with where.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = parse_json(line)
+            if not isinstance(row, dict) or PATH not in row:
+                found = f"found {line.strip()[:60]}"
+                raise IjepaError(
+                    f'{where}, line {number}: expected an object with "{PATH}", {found}.'
+                )
+            yield number, row
+
+
+# Lists that data sets come with
+
+
+def imagenet(where: Path) -> Source:
+    """ImageNet-1K: `train/` in folders called by WordNet numbers, `val/` in such folders or flat.
+
+    Classes are numbered in the sorted order of these names, as everywhere, not by the
+    `ILSVRC2012_ID` of the development kit.
+    """
+
+    def find(asked: Request) -> Found:
+        root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), where)
+        tree = Tree(root, asked.work, asked.progress)
+        if not any(is_image(path.name) for path in (root / "val").glob("*")):
+            return read_folders(tree, asked)
+        labels, images, left_out = read_folders(tree, asked._replace(splits=("train", "val")))
+        numbers = {wnid: number for number, wnid in enumerate(labels["train"][LABEL])}
+        truth = _truth(where)
+
+        def labelled(splits: AbstractSet[str]) -> Iterator[Item]:
+            for item in images(splits):
+                if item.split == "val":
+                    wnid = truth.get(PurePosixPath(item.name).stem)
+                    if wnid not in numbers:
+                        raise IjepaError(
+                            f"{item.file} is not among the images whose class is known and has a "
+                            f"folder in train."
+                        )
+                    item = item._replace(labels={LABEL: numbers[wnid]})
+                yield item
+
+        return dict.fromkeys(("train", "val"), labels["train"]), labelled, left_out
+
+    return Source(str(where), lambda: tree_digest(where), find, where)
+
+
+def _truth(where: Path) -> dict[str, str]:
+    """Class by name of the validation image, without suffix: Kaggle's, or the development kit's."""
+    kaggle, devkit = where / KAGGLE, where / DEVKIT
+    if kaggle.is_file():
+        with kaggle.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
+            raise IjepaError(f"{kaggle} has no columns ImageId and PredictionString.")
+        return {row["ImageId"]: row["PredictionString"].partition(" ")[0] for row in rows}
+    if not ((devkit / TRUTH).is_file() and (devkit / META).is_file()):
+        raise IjepaError(
+            f"{where}/val holds images but no class folders; put {DEVKIT}/{TRUTH} with {META}, or "
+            f"Kaggle's {KAGGLE}, into {where}."
+        )
+    from scipy.io import loadmat  # slow to import, and no other data set needs it
+
+    synsets = loadmat(devkit / META, squeeze_me=True)["synsets"].reshape(-1)
+    wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    truth = {}
+    for number, line in enumerate((devkit / TRUTH).read_text().split(), 1):
+        if line not in wnids or int(line) > NUM_CLASSES:
+            raise IjepaError(f"{devkit / TRUTH}, line {number}: {line!r} is no class of {META}.")
+        truth[f"ILSVRC2012_val_{number:08d}"] = wnids[line]
+    return truth
+
+
+# Path within the data set, path below the folder of all images, and class number.
+Listed = Iterator[tuple[str, str, int]]
+
+
+def places205(where: Path) -> Source:
+    """Places205: `train_places205.csv`, `val_places205.csv`, images of 256 pixels.
+
+    Source: http://places.csail.mit.edu/downloadData.html.
+    """
+    lists = _first(where, "trainvalsplit_places205", ".", file="train_places205.csv")
+    images = _first(where, "data/vision/torralba/deeplearning/images256", "images256")
+    files = {split: where / lists / f"{split}_places205.csv" for split in ("train", "val")}
+    classes = {
+        number: "/".join(path.split("/")[1:-1]) for path, number in _numbered(files["train"])
+    }
+    return _published(where, files, lambda _, file: _below(images, file), classes)
+
+
+def places365(where: Path) -> Source:
+    """Places365-Standard: `places365_train_standard.txt`, `places365_val.txt`, and the categories.
+
+    Images are those of 256 pixels or the large ones, under the names of the archives or of
+    torchvision, torchvision/datasets/places365.py.
+    """
+    train = "places365_train_standard.txt"
+    lists = where / _first(where, ".", "filelist_places365-standard", file=train)
+    files = {"train": lists / train, "val": lists / "places365_val.txt"}
+    small, large = ("data_256_standard", "data_256"), ("data_large_standard", "data_large")
+    images = {"train": _first(where, *small, *large)}
+    images["val"] = _first(where, "val_256" if images["train"] in small else "val_large")
+    more = lists / "categories_places365.txt"
+    classes = {number: "/".join(path.split("/")[2:]) for path, number in _numbered(more)}
+    return _published(where, files, lambda split, file: _below(images[split], file), classes, more)
+
+
+def inat18(where: Path) -> Source:
+    """INaturalist 2018: `train2018.json`, `val2018.json`, images in `train_val2018/`.
+
+    Source: visipedia/inat_comp 2018.
+    """
+    files = {split: where / f"{split}2018.json" for split in ("train", "val")}
+    classes = {one["id"]: one["name"] for one in _annotations(files["train"])["categories"]}
+    return _published(where, files, lambda _, file: _annotated(file), classes)
+
+
+def _published(
+    where: Path,
+    files: Mapping[str, Path],
+    read: Callable[[str, Path], Listed],
+    classes: Mapping[int, str],
+    *more: Path,
+) -> Source:
+    """A folder with a list a split; images in its order. `more` files say what is there, too."""
+    names = [name for _, name in sorted(classes.items())]
+    if sorted(classes) != list(range(len(names))):
+        raise IjepaError(f"{where} does not number its {len(names):,} classes from 0 on.")
+
+    def digest() -> str:
+        texts = (file.read_bytes() for file in (*files.values(), *more))
+        return hashlib.sha256(b"".join([tree_digest(where).encode(), *texts])).hexdigest()
+
+    def find(_: Request) -> Found:
+        left_out = Counter[str]()
+
+        def images(splits: AbstractSet[str]) -> Iterator[Item]:
+            listed = set()
+            for split, file in files.items():
+                for path, name, label in read(split, file):
+                    listed.add(os.path.normpath(path))
+                    if split in splits:
+                        size_bytes = _checked_size(where, path, label, len(names))
+                        place = str(where / path), 0, size_bytes
+                        yield Item(split, name, path, *place, {LABEL: label})
+            _count_unlisted((entry.path for entry in walk(where)), listed, left_out)
+
+        return {split: {LABEL: names} for split in files}, images, left_out
+
+    return Source(str(where), digest, find, where)
+
+
+def _checked_size(where: Path, path: str, label: int, num_classes: int) -> int:
+    if not 0 <= label < num_classes:
+        raise IjepaError(f"{where}: {path} is of class {label}, but there are {num_classes:,}.")
+    if not (where / path).is_file():
+        raise IjepaError(f"{where} has no {path}, which its lists name; unpack all of its images.")
+    return (where / path).stat().st_size
+
+
+def _first(where: Path, *folders: str, file: str = "") -> str:
+    """The first of these folders that is there, with this file."""
+    for folder in folders:
+        if (where / folder / file).exists():
+            return folder
+    expected = " or ".join(f"{folder}/{file}" for folder in folders)
+    raise IjepaError(f"{where} has no {expected}; unpack all of the data set there.")
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise IjepaError(f"There is no {file}; it says what the images are.")
+    return file.read_text()
+
+
+def _numbered(file: Path) -> Iterator[tuple[str, int]]:
+    """Lines `path number`."""
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not label.isdigit():
+            raise IjepaError(f"{file}, line {number}: {line!r} is not a path and a class number.")
+        yield path, int(label)
+
+
+def _below(root: str, file: Path) -> Listed:
+    for path, label in _numbered(file):
+        yield f"{root}/{path.lstrip('/')}", path.lstrip("/"), label
+
+
+def _annotations(file: Path) -> dict[str, Any]:
+    try:
+        body: dict[str, Any] = parse_json(_text(file))
+    except ValueError as error:
+        raise IjepaError(f"{file} is not JSON ({error}); download it again.") from error
+    for key in ("images", "annotations", "categories"):
+        if key not in body:
+            raise IjepaError(f"{file} has no {key!r}; it is not a list of iNaturalist's.")
+    return body
+
+
+def _annotated(file: Path) -> Listed:
+    body = _annotations(file)
+    paths = {image["id"]: image["file_name"] for image in body["images"]}
+    for annotation in body["annotations"]:
+        if annotation["image_id"] not in paths:
+            raise IjepaError(f"{file} labels an image {annotation['image_id']} that it lacks.")
+        path = paths[annotation["image_id"]]
+        yield path, path.removeprefix("train_val2018/"), annotation["category_id"]
