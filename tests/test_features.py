@@ -26,18 +26,10 @@ from ijepa.features.store import (
 )
 
 HEADER = FeatureHeader(
-    encoder="tiny",
-    weights_sha256="0" * 64,
-    which="target",
-    layers=(0, 1),
-    pooling="average",
-    image_px=32,
-    transform="center-crop",
-    data_fingerprint="d",
-    split="train",
-    class_names={"class": ["cat", "dog"], "count": None},
-    fingerprint="f",
-)
+    encoder="tiny", weights_sha256="0" * 64, which="target", layers=(0, 1), pooling="average",
+    image_px=32, transform="center-crop", data_fingerprint="d", split="train",
+    class_names={"class": ["cat", "dog"], "count": None}, fingerprint="f",
+)  # fmt: skip
 
 
 def numbers(rows, seed=0):
@@ -108,13 +100,10 @@ def test_batches_written_in_any_order_by_any_writers_come_out_in_order(
         assert store.keys == names(rows)
         assert store.image_ids.tolist() == ids(names(rows)).tolist()
         assert store.views is None
-        assert {k: v.tolist() for k, v in store.labels.items()} == {
-            k: v.tolist() for k, v in labels(rows).items()
-        }
-        if rows:
-            np.testing.assert_array_equal(store.last(2), expected.reshape(rows, 6))
-            np.testing.assert_array_equal(store.last(1), store.numpy())
-            np.testing.assert_array_equal(store.numpy(layer=0), expected[:, 0])
+        np.testing.assert_equal(store.labels, labels(rows))
+        np.testing.assert_array_equal(store.last(2), expected.reshape(rows, 6))
+        np.testing.assert_array_equal(store.last(1), store.numpy())
+        np.testing.assert_array_equal(store.numpy(layer=0), expected[:, 0])
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
 
 
@@ -126,13 +115,10 @@ def test_what_was_begun_in_another_precision_is_begun_anew(tmp_path):
     assert begin(path, header=other).missing == [0, 1]
 
 
-def test_equal_content_gives_equal_bytes(tmp_path):
-    first, second = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+def test_any_hdf5_reader_finds_the_columns_and_equal_content_gives_equal_bytes(tmp_path):
+    first, second = (write(tmp_path / name, dtype="float16") for name in ("a.h5", "b.h5"))
     assert first.read_bytes() == second.read_bytes()
-
-
-def test_any_hdf5_reader_finds_the_columns_of_the_contract(tmp_path):
-    with h5py.File(write(tmp_path / "f.h5", dtype="float16")) as store:
+    with h5py.File(first) as store:
         assert store["features"].shape == (10, 2, 3)
         assert store["features"].dtype == np.float16
         assert store["labels/class"].dtype == np.int64
@@ -165,15 +151,17 @@ def test_any_rows_are_read_in_any_order(tmp_path_factory, data):
     np.testing.assert_array_equal(found, expected)
 
 
-READ_ALL = """
+IMPORTED = f"""
 import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_features import *
+path = Path(sys.argv[1])
+"""
+READ_ALL = """
 def own_kb():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-store = open_features(Path({path!r}), check_numbers={check})
+store = open_features(path, check_numbers=len(sys.argv) > 2)
 rows = np.random.default_rng(0).permutation(store.shape[0])
 before = own_kb()
 for some in np.array_split(rows, len(rows) // 256):
@@ -186,24 +174,16 @@ print(own_kb() - before)
 @pytest.mark.parametrize("check", [False, True])
 def test_reading_all_rows_takes_the_memory_of_one_batch_beside_the_files_own_pages(tmp_path, check):
     path, rows = tmp_path / "f.h5", 10_000
-    wide = HEADER.model_copy(update={"class_names": {}})
-    keys = names(rows)
-    every = np.ones((rows, 2, 1280), np.float16)
-    write_features(path, wide, every, keys=keys, labels={}, image_ids=ids(keys))
+    keys, every = names(rows), np.ones((rows, 2, 1280), np.float16)
+    write_features(path, HEADER, every, keys=keys, labels=labels(rows), image_ids=ids(keys))
     assert path.stat().st_size > 50_000_000
-    code = READ_ALL.format(tests=str(Path(__file__).parent), path=str(path), check=check)
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert int(found.stdout) < 10_000
+    command = [sys.executable, "-c", IMPORTED + READ_ALL, path, *["check"] * check]
+    assert int(subprocess.run(command, check=True, capture_output=True).stdout) < 10_000
 
 
 WRITE_ON = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_features import *
-path, rows = Path({path!r}), 2100
 for batch in range(300):
-    add(begin(path, rows, "float16"), batch, numbers(rows))
+    add(begin(path, 2100, "float16"), batch, numbers(2100))
     if batch == 3:
         print("go", flush=True)
 """
@@ -211,8 +191,8 @@ for batch in range(300):
 
 def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
     path, rows = tmp_path / "f.h5", 2100
-    code = WRITE_ON.format(tests=str(Path(__file__).parent), path=str(path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", IMPORTED + WRITE_ON, path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"go\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -228,27 +208,13 @@ def test_a_writer_killed_at_any_moment_goes_on_where_it_was(tmp_path):
         assert store.keys == names(rows)
 
 
-@pytest.mark.parametrize("is_finished", [False, True])
-def test_a_kill_at_the_end_costs_no_row(tmp_path, is_finished):
+def test_a_kill_at_the_end_costs_no_row_and_a_power_failure_only_those_it_took(tmp_path):
     path = tmp_path / "f.h5"
-    writer = begin(path)
     for batch in range(2):
-        add(writer, batch, numbers(10))
-    if is_finished:
-        writer.finish()
-    again = begin(path)
-    assert again.missing == []
-    again.finish()
-    assert open_features(path).shape == (10, 2, 3)
-
-
-def test_batches_that_a_power_failure_took_are_made_again(tmp_path):
-    path = tmp_path / "f.h5"
-    writer = begin(path)
-    for batch in range(2):
-        add(writer, batch, numbers(10))
-    with h5py.File(path, "r+") as store:
-        store["features"][8] = 0.0
+        add(begin(path), batch, numbers(10))
+    begin(path).finish()
+    assert begin(path).missing == []
+    damage(path, put("features", 8, 0.0))
     again = begin(path)
     assert again.missing == [1]
     add(again, 1, numbers(10))
@@ -262,14 +228,11 @@ def test_keys_of_any_length_and_script_come_back_as_they_were(tmp_path):
 
 
 FULL_DISK = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_features import *
+import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
-    begin(Path({path!r}), rows=100_000)
+    begin(path, rows=100_000)
 except OSError as error:
     sys.exit(error.errno)
 """
@@ -278,8 +241,7 @@ except OSError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="space is reserved on Linux only")
 def test_too_little_space_is_a_clean_error_before_anything_is_encoded(tmp_path):
     path = tmp_path / "f.h5"
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(path))
-    process = subprocess.run([sys.executable, "-c", code], check=False)
+    process = subprocess.run([sys.executable, "-c", IMPORTED + FULL_DISK, path], check=False)
     assert process.returncode in (errno.EFBIG, errno.ENOSPC)
     assert begin(path).missing == [0, 1]  # with room, from the beginning
 
@@ -310,10 +272,6 @@ def put(name, place, value):
     return lambda store: store[name].__setitem__(place, value)
 
 
-def drop(attribute):
-    return lambda store: store.attrs.__delitem__(attribute)
-
-
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -323,9 +281,9 @@ def drop(attribute):
         (put("features", (3, 0, 0), np.nan), "not finite, first for häuser/003"),
         (put("features", (3, 0, 0), np.inf), "not finite, first for häuser/003"),
         (put("features", (3, 0, 0), 0.5), "rows from 0 on are damaged"),
-        (drop("complete"), "not a complete feature file"),
-        (drop("schema"), "not a complete feature file"),
-        (drop("header"), "not a whole feature file"),
+        (lambda store: store.attrs.pop("complete"), "not a complete feature file"),
+        (lambda store: store.attrs.pop("schema"), "not a complete feature file"),
+        (lambda store: store.attrs.pop("header"), "not a whole feature file"),
         (lambda store: store.attrs.modify("header", "{}"), "header that this version"),
         (put("image_id", 0, 7), "rows from 0 on are damaged"),
         (put("checksums", 0, 7), "rows from 0 on are damaged"),
@@ -343,11 +301,10 @@ def test_a_store_that_is_not_whole_and_sane_is_refused(tmp_path, how, message, d
 
 
 def test_what_is_no_store_is_refused(tmp_path):
-    (tmp_path / "text.h5").write_text("features")
-    (tmp_path / "empty.h5").touch()
-    for name in ("text.h5", "empty.h5"):
+    for text in ("features", ""):
+        (tmp_path / "text.h5").write_text(text)
         with pytest.raises(IjepaError, match="not a whole feature file"):
-            open_features(tmp_path / name)
+            open_features(tmp_path / "text.h5")
     with pytest.raises(IjepaError, match="There is no feature file"):
         open_features(tmp_path / "none.h5")
 

@@ -138,7 +138,8 @@ class Features:
 
     def last(self, layers: int = 1) -> Array:
         """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
-        return self._numbers[:, -layers:].astype(np.float32, order="C").reshape(self.shape[0], -1)
+        found = self._numbers[:, -layers:].astype(np.float32, order="C")
+        return found.reshape(len(found), found.shape[1] * found.shape[2])
 
 
 def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
