@@ -174,7 +174,7 @@ def _make(
         items, left_out = _chosen(contents, subset, progress), contents.left_out
         write_plan(plan, items, config.shard_bytes, left_out, shuffle=config.shuffle)
     shards = planned_shards(plan)
-    if not any(shard.num_images for shard in shards):
+    if not shards:
         raise IjepaError(f"{name} holds no image in what was chosen.")
     reports = write_shards(shards, config, workers, progress)
     by_split: dict[str, list[ShardReport]] = {}

@@ -18,6 +18,8 @@ from ijepa.shard import shard
 from ijepa.weights import load_checkpoint
 
 ALONE = Runtime(device="cpu", workers=0)
+SEVERAL = ShardConfig(shard_bytes=10_000)  # shards
+PIXELS = ExtractConfig(encoder="pixels", image_px=32)
 
 
 def flip(path: Path, place: int) -> None:
@@ -32,7 +34,7 @@ def flip(path: Path, place: int) -> None:
 def made(tmp_path):
     """A shard set, and what it was made from."""
     images = str(write_files(tmp_path / "images", class_folders()))
-    shard(images, tmp_path / "set", ShardConfig(shard_bytes=10_000), ALONE)
+    shard(images, tmp_path / "set", SEVERAL, ALONE)
     return tmp_path / "set", images
 
 
@@ -65,12 +67,14 @@ def test_a_damaged_label_or_key_is_found_by_its_first_reader(made):
             read()
 
 
-def test_a_damaged_set_is_not_cached_but_made_again(made):
+def test_a_damaged_set_is_not_cached_but_made_again_and_a_copied_one_is_cached(made, tmp_path):
     folder, images = made
     (folder / "train-000000.tar").write_bytes(bytes((folder / "train-000000.tar").stat().st_size))
-    assert not shard(images, folder, ShardConfig(shard_bytes=10_000), ALONE).cached
+    assert not shard(images, folder, SEVERAL, ALONE).cached
     check_shards(folder)
-    assert shard(images, folder, ShardConfig(shard_bytes=10_000), ALONE).cached
+    assert shard(images, folder, SEVERAL, ALONE).cached
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert shard(images, tmp_path / "copy", SEVERAL, ALONE).cached
 
 
 @pytest.mark.parametrize("name", ["index.json", "train.index.npy"])
@@ -90,8 +94,7 @@ def test_a_set_without_its_record_is_read_as_before(made):
 
 def test_features_are_checked_together_with_their_data(made, tmp_path):
     folder, _ = made
-    config = ExtractConfig(encoder="pixels", image_px=32)
-    extract(folder, tmp_path / "train.h5", config, ALONE)
+    extract(folder, tmp_path / "train.h5", PIXELS, ALONE)
     check_data(tmp_path / "train.h5", folder)
     flip(folder / "train-000000.tar", 600)
     with pytest.raises(IjepaError, match="damaged"):
@@ -100,22 +103,14 @@ def test_features_are_checked_together_with_their_data(made, tmp_path):
 
 def test_a_file_put_in_the_place_of_another_is_not_cached(made, tmp_path):
     folder, _ = made
-    config = ExtractConfig(encoder="pixels", image_px=32)
     train, val = tmp_path / "train.h5", tmp_path / "val.h5"
-    extract(folder, train, config, ALONE)
-    val_config = config.model_copy(update={"split": "val"})
-    images = extract(folder, val, val_config, ALONE).images
-    assert extract(folder, val, val_config, ALONE).cached
+    extract(folder, train, PIXELS, ALONE)
+    config = PIXELS.model_copy(update={"split": "val"})
+    images = extract(folder, val, config, ALONE).images
+    assert extract(folder, val, config, ALONE).cached
     shutil.copy2(train, val)
-    again = extract(folder, val, val_config, ALONE)
-    assert not again.cached
-    assert again.images == images
-
-
-def test_a_copied_output_is_still_cached(made, tmp_path):
-    folder, images = made
-    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
-    assert shard(images, tmp_path / "copy", ShardConfig(shard_bytes=10_000), ALONE).cached
+    again = extract(folder, val, config, ALONE)
+    assert (again.cached, again.images) == (False, images)
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_found_or_harmless(run, tmp_path):

@@ -36,17 +36,13 @@ def read(images, steps, workers, seed=0):
     )
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(images):
-    for alone, together in zip(read(images, range(10), 0), read(images, range(10), 2), strict=True):
-        assert alone.step == together.step
-        assert torch.equal(alone.images, together.images)
-        assert torch.equal(alone.numbers, together.numbers)
-
-
-def test_starting_at_a_step_gives_what_an_uninterrupted_run_sees(images):
-    whole, rest = read(images, range(12), 0), read(images, range(7, 12), 0)
-    for expected, found in zip(whole[7:], rest, strict=True):
+@pytest.mark.parametrize(("first", "workers"), [(0, 2), (7, 0)])
+def test_batches_depend_on_their_step_not_on_workers_or_where_a_run_began(images, first, workers):
+    whole, others = read(images, range(12), 0)[first:], read(images, range(first, 12), workers)
+    for expected, found in zip(whole, others, strict=True):
+        assert expected.step == found.step
         assert torch.equal(expected.images, found.images)
+        assert torch.equal(expected.numbers, found.numbers)
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(images):
@@ -155,24 +151,17 @@ def test_what_does_not_decode_is_refused(photo):
 CPU = torch.device("cpu")
 
 
-class Pictures:
+class Pictures(list):
     """Photographs of several shapes, as PNG."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        shapes = [(40, 64), (64, 40), (33, 33), (90, 51)]
-        small = [rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8) for h, w in shapes]
-        self.files = []
-        for (height, width), pixels in zip(shapes, small, strict=True):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
-            self.files.append(buffer.getvalue())
-
-    def __len__(self):
-        return len(self.files)
+        for height, width in [(40, 64), (64, 40), (33, 33), (90, 51)]:
+            pixels = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+            self.append(encoded(Image.fromarray(pixels).resize((width, height)), "PNG"))
 
     def read_image(self, number):
-        return self.files[number]
+        return self[number]
 
 
 @pytest.mark.parametrize("image_px", [24, (16, 48), 64])

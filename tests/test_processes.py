@@ -107,11 +107,9 @@ def test_what_one_process_alone_finds_is_said_by_it(run, shards, tmp_path):
 def test_of_each_machine_the_first_process_speaks_first(
     rank, local_rank, waits, monkeypatch, capfd
 ):
-    for name, value in TORCHRUN.items():
+    ours = {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": "4"}
+    for name, value in (TORCHRUN | ours).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(sys, "argv", ["ijepa", "shard", "nowhere", "out"])
     monkeypatch.setattr(main, "RANK_0_SECONDS", 1)
     slept = []
@@ -178,10 +176,9 @@ def test_workers_that_were_held_back_write_nothing_into_the_set_of_the_next_run(
             os.kill(worker, signal.SIGCONT)
     monkeypatch.setattr(files, "ORPHANS_SECONDS", 20)
     shard(str(images), out, config, Runtime(workers=2))
-    made = {shard.name for shard in open_shards(out).splits["train"].shards}
-    assert {path.name for path in out.iterdir()} == made | {
-        "index.json", "train.index.npy", "stage.json",
-    }  # fmt: skip
+    expected = {shard.name for shard in open_shards(out).splits["train"].shards}
+    expected |= {"index.json", "train.index.npy", "stage.json"}
+    assert {path.name for path in out.iterdir()} == expected
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -246,10 +243,8 @@ def test_a_path_that_is_not_utf8_is_one_line_or_works(images, tmp_path, tiny_con
     assert json.loads(done.stdout)["splits"] == {"train": 80}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_yaml(tiny_config))
-    for words in (
-        ["shard", odd, odd],
-        ["pretrain", "--recipe", recipe, "--data", "set", "--out", odd],
-    ):
+    pretrain = ["pretrain", "--recipe", recipe, "--data", "set", "--out", odd]
+    for words in (["shard", odd, odd], pretrain):
         failed = ijepa(*words, cwd=tmp_path)
         assert failed.returncode == 1
         assert failed.stderr.count("\n") == 1

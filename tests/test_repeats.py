@@ -37,11 +37,8 @@ def by_content(images, numbers):
 def test_those_are_found_that_are_there(tmp_path):
     data = open_shards(with_copies(tmp_path, 1))
     train, val = data.split("train"), data.split("val")
-    [copied] = [
-        n
-        for n in range(24)
-        if train.read_image(n) in [val.read_image(number) for number in range(len(val))]
-    ]
+    scored = {val.read_image(number) for number in range(len(val))}
+    [copied] = [number for number in range(24) if train.read_image(number) in scored]
     every = by_content(val, range(20))
     assert repeated_keys(by_content(train, range(24)), every, 20) == ("val/0/v0",)
     assert repeated_keys(by_content(train, [copied]), every, 20) == ("val/0/v0",)
@@ -76,9 +73,9 @@ def test_features_know_whose_image_they_are(tmp_path, views):
 
 
 def test_one_training_image_alone_in_the_test_set_is_found(tmp_path):
-    train = {f"train/{n % 2}/{n}.png": encoded(n, height=32, width=32) for n in range(24)}
-    val = {"val/0/copy.png": train["train/1/3.png"]}
-    data = shard(str(write_files(tmp_path / "images", train | val)), tmp_path / "shards").out
+    files = {f"train/{n % 2}/{n}.png": encoded(n, height=32, width=32) for n in range(24)}
+    files["val/0/copy.png"] = files["train/1/3.png"]
+    data = shard(write_files(tmp_path / "images", files), tmp_path / "shards").out
     for split in ("train", "val"):
         extract(data, tmp_path / f"{split}.h5", ExtractConfig(encoder="pixels", split=split), CPU)
     pair = FeaturePair(tmp_path / "train.h5", tmp_path / "val.h5")

@@ -24,8 +24,9 @@ REPLACED = "members of an archive that a later one of the same name replaces"
 
 SCHEMA = """
 PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;
-CREATE TABLE shards (id INTEGER PRIMARY KEY, split TEXT, number INTEGER);
-CREATE TABLE images (id INTEGER PRIMARY KEY, shard INTEGER, key TEXT, suffix TEXT, item TEXT);
+CREATE TABLE images (
+    id INTEGER PRIMARY KEY, split TEXT, shard INTEGER, key TEXT, suffix TEXT, item TEXT
+);
 CREATE TABLE left_out (reason TEXT, number INTEGER);
 CREATE TEMP TABLE drawn (place BLOB, item TEXT);
 """
@@ -35,8 +36,8 @@ class PlannedShard(NamedTuple):
     """A shard to write."""
 
     plan: Path  # lists its images
-    id: int
     split: str
+    planned: int  # its number in the plan, where shards may have lost all of their images
     number: int
     num_images: int
 
@@ -47,16 +48,16 @@ class PlannedShard(NamedTuple):
 
     def images(self) -> Iterator[tuple[str, Item]]:
         """Keys and images, in the order of the source."""
-        query = "SELECT key, item FROM images WHERE shard = ? ORDER BY id"
-        for key, text in _read(self.plan, query, self.id):
+        query = "SELECT key, item FROM images WHERE split = ? AND shard = ? ORDER BY id"
+        for key, text in _read(self.plan, query, self.split, self.planned):
             yield key, Item(*json.loads(text))
 
 
 def planned_shards(plan: Path) -> list[PlannedShard]:
     """All shards, split by split; any number of processes may read a plan."""
     query = (
-        "SELECT shards.id, split, number, COUNT(images.id) FROM shards"
-        " LEFT JOIN images ON shard = shards.id GROUP BY shards.id ORDER BY split, number"
+        "SELECT split, shard, RANK() OVER (PARTITION BY split ORDER BY shard) - 1, COUNT(*)"
+        " FROM images GROUP BY split, shard ORDER BY split, shard"
     )
     return [PlannedShard(plan, *row) for row in _read(plan, query)]
 
@@ -93,12 +94,12 @@ def write_plan(
     try:
         with contextlib.closing(sqlite3.connect(half, isolation_level=None)) as plan:
             plan.executescript(SCHEMA)
-            rows = _rows(plan, _shuffled(plan, items) if shuffle else items, shard_bytes)
-            plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?)", rows)
+            rows = _rows(_shuffled(plan, items) if shuffle else items, shard_bytes)
+            plan.executemany("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?)", rows)
             plan.execute("CREATE INDEX by_key ON images (key)")
             left_out[REPLACED] += _tell_apart(plan)
             plan.executemany("INSERT INTO left_out VALUES (?, ?)", (+left_out).items())
-            plan.execute("CREATE INDEX by_shard ON images (shard)")
+            plan.execute("CREATE INDEX by_shard ON images (split, shard)")
             plan.execute("COMMIT")
     except sqlite3.OperationalError as error:
         raise IjepaError(
@@ -119,20 +120,16 @@ def _shuffled(plan: sqlite3.Connection, items: Iterable[Item]) -> Iterator[Item]
         yield Item(*json.loads(text))
 
 
-def _rows(
-    plan: sqlite3.Connection, items: Iterable[Item], shard_bytes: int
-) -> Iterator[tuple[int, str, str, str]]:
+def _rows(items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[str, int, str, str, str]]:
     """Rows of the table `images`; a shard that the next image would overfill is closed."""
-    opened: dict[str, tuple[int, int, int]] = {}  # by split: id, number, bytes of its last shard
+    opened: dict[str, tuple[int, int]] = {}  # by split: number and bytes of its last shard
     for item in items:
         size_bytes = -(-item.size_bytes // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES
-        shard, number, filled = opened.get(item.split, (0, -1, shard_bytes))
+        shard, filled = opened.get(item.split, (-1, shard_bytes))
         if filled + size_bytes > shard_bytes:
-            number, filled = number + 1, 0
-            made = plan.execute("INSERT INTO shards VALUES (NULL, ?, ?)", (item.split, number))
-            shard = made.lastrowid or 0
-        opened[item.split] = shard, number, filled + size_bytes
-        yield shard, *sample_key(item.split, item.name), json.dumps(item)
+            shard, filled = shard + 1, 0
+        opened[item.split] = shard, filled + size_bytes
+        yield item.split, shard, *sample_key(item.split, item.name), json.dumps(item)
 
 
 def _tell_apart(plan: sqlite3.Connection) -> int:
