@@ -238,12 +238,9 @@ def test_what_a_graph_cannot_be_made_of_is_said(graph, scale, given, message):
     assert message in error
 
 
-def test_any_table_can_be_asked_for_alone(graph):
+def test_any_table_can_be_asked_for_alone_and_processes_start_in_the_same_environment(graph):
     commands, _ = graph("in1k", "-n", "TABLES=14", "IN1K=/data")
     assert {words[0] for words in commands} == {"shard", "pretrain", "finetune", "report"}
-
-
-def test_processes_of_several_gpus_are_started_by_the_same_environment():
     made = subprocess.run(
         ["make", "-n", "--file", "reproduce/graph.mk", "SCALE=in1k", "IN1K=/data", "GPUS=8",
          "IJEPA=/venv/bin/ijepa"], cwd=ROOT, capture_output=True, text=True,
@@ -258,13 +255,11 @@ def test_weights_of_others_become_encoders_of_the_tables(graph, tmp_path):
     weights.mkdir()
     for name in ("mae-vit_large.pth", "mae-vit_large.full.pth", "mae-vit_large.md5", "byol-rn.pth"):
         (weights / name).touch()
+    mae, byol = f"mae:{weights}/mae-vit_large", f"byol:{weights}/byol-rn"
     commands, _ = graph("mini", "-n", f"ENCODERS={weights}")
     used = {option(words, "--encoder") for words in commands if "--encoder" in words}
-    assert {name for name in used if ":/" in name} == {
-        f"mae:{weights}/mae-vit_large.pth",
-        f"mae:{weights}/mae-vit_large.full.pth",
-        f"byol:{weights}/byol-rn.pth",
-    }
+    foreign = {name for name in used if ":/" in name}
+    assert foreign == {f"{mae}.pth", f"{mae}.full.pth", f"{byol}.pth"}
     tuned = {option(words, "--encoder") for words in commands if words[0] == "finetune"}
-    assert f"mae:{weights}/mae-vit_large.pth" in tuned
-    assert f"byol:{weights}/byol-rn.pth" not in tuned  # a ResNet is not fine-tuned
+    assert f"{mae}.pth" in tuned
+    assert f"{byol}.pth" not in tuned  # a ResNet is not fine-tuned

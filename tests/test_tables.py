@@ -27,8 +27,8 @@ def of(result, provenance, which="target", **facts):
     return (result[0].model_copy(update=other),)
 
 
-def table(found, kind):
-    return [one for one in found if one.kind == kind]
+def tables_of(kind, results, configs=()):
+    return [one for one in tables(results, configs) if one.kind == kind]
 
 
 def rows(shown):
@@ -37,65 +37,49 @@ def rows(shown):
         yield dict(zip(shown.columns, row, strict=True)), made
 
 
-def cifar100(result, provenance=PUBLISHED, **facts):
-    """As the column CIFAR100 of table 3 has it."""
-    whole = {
-        "protocol": "vissl-cifar100",
-        "source": "cifar100:somewhere",
-        "num_classes": 100,
-        "train_rows": 50_000,
-        "test_rows": 10_000,
-    }
-    return of(result, provenance, **whole | facts)
+def paper_rows(*results):
+    """((table, task, method, network), row, has it a number of ours?) of all the paper's rows."""
+    for shown in tables_of("paper", results):
+        for row, made in rows(shown):
+            task = shown.caption.partition(";")[0]
+            yield (shown.number, task, row["method"].text, row["network"].text), row, made
 
 
 def filled(*results):
-    """(table, task, method, arch, group) of every row of the paper with a number of ours."""
-    return [
-        (shown.number, task(shown), row["method"].text, row["network"].text, row["method"].note)
-        for shown in table(tables(results), "paper")
-        for row, made in rows(shown)
-        if made
-    ]
+    """Where a number of ours stands in the paper's tables."""
+    return [place for place, _, made in paper_rows(*results) if made]
 
 
-def task(shown):
-    return shown.caption.partition(";")[0]
+def cifar100(result, provenance=PUBLISHED, **facts):
+    """As the column CIFAR100 of table 3 has it."""
+    whole = {"protocol": "vissl-cifar100", "source": "cifar100:somewhere", "num_classes": 100}
+    whole |= {"train_rows": 50_000, "test_rows": 10_000}
+    return of(result, provenance, **whole | facts)
+
+
+PLACES = [(number, "CIFAR100", "I-JEPA", "ViT-H/14") for number in (3, 5)]
 
 
 def test_the_very_row_is_filled_with_its_difference(plain):
     result = cifar100(plain)
-    assert {cell[:4] for cell in filled(result)} == {
-        (number, "CIFAR100", "I-JEPA", "ViT-H/14") for number in (3, 5)
-    }
-    (row,) = [
-        row
-        for shown in table(tables([result]), "paper")
-        if shown.number == 3
-        for row, made in rows(shown)
-        if made
-    ]
+    assert {*filled(result)} == {*PLACES}
+    (row,) = [row for place, row, made in paper_rows(result) if made and place[0] == 3]
     assert row["#difference"].value == pytest.approx(100 * result[0].top1 - 87.5)
+    source = joined_source("cifar100:elsewhere", "cifar100:archive")
+    assert filled(cifar100(plain, source=source)) == filled(result)
 
 
 def test_a_context_encoder_fills_no_row_and_is_named_there(plain):
     """Such as the hub's I-JEPA: the paper evaluates the target encoder."""
     context, target = cifar100(plain, which="context"), cifar100(plain)
     assert filled(context) == []
-    notes = {
+    notes = [
         row["protocol, or why not run"].text
-        for shown in table(tables([context]), "paper")
-        for row, _ in rows(shown)
-        if (task(shown), row["method"].text, row["network"].text)
-        == ("CIFAR100", "I-JEPA", "ViT-H/14")
-    }
+        for place, row, _ in paper_rows(context)
+        if place in PLACES
+    ]
     assert any("is its context encoder, the paper's is the target encoder" in n for n in notes)
     assert filled(context, target) == filled(target)
-
-
-def test_splits_that_were_sharded_apart_fill_their_cell(plain):
-    source = joined_source("cifar100:elsewhere", "cifar100:archive")
-    assert filled(cifar100(plain, source=source)) == filled(cifar100(plain))
 
 
 @pytest.mark.parametrize(
@@ -109,21 +93,18 @@ def test_splits_that_were_sharded_apart_fill_their_cell(plain):
         {"num_classes": 20},
         {"train_rows": 5_000},
         {"test_rows": 1_000},
+        *(
+            {"provenance": PUBLISHED.model_copy(update=change)}
+            for change in ({"method": "MAE"}, {"arch": "ViT-B/16"}, {"epochs": 100}, {"data": None})
+        ),
     ],
 )
-def test_other_data_or_another_protocol_fills_no_cell(plain, facts):
+def test_other_data_another_protocol_or_encoder_fills_no_cell(plain, facts):
     assert filled(cifar100(plain, **facts)) == []
 
 
-@pytest.mark.parametrize(
-    "change", [{"method": "MAE"}, {"arch": "ViT-B/16"}, {"epochs": 100}, {"data": None}]
-)
-def test_another_encoder_fills_no_cell(plain, change):
-    assert filled(cifar100(plain, PUBLISHED.model_copy(update=change))) == []
-
-
 def test_every_row_without_a_number_says_why(plain):
-    found = [one for shown in table(tables([plain]), "paper") for one in rows(shown)]
+    found = [(row, made) for _, row, made in paper_rows(plain)]
     assert len(found) == sum(len(t.rows) * len(t.columns) for t in TABLES)
     assert not any(made for _, made in found)
     notes = {row["method"].text: row["protocol, or why not run"].text for row, _ in found}
@@ -133,8 +114,8 @@ def test_every_row_without_a_number_says_why(plain):
 
 def test_other_test_images_are_another_table_not_another_row(plain):
     results = [cifar100(plain), cifar100(plain, test_images="f" * 64)]
-    found = [one for one in table(tables(results), "paper") if one.number == 3]
-    assert [sum(one.made) for one in found if task(one) == "CIFAR100"] == [1, 1]
+    found = [one for one in tables_of("paper", results) if one.number == 3]
+    assert [sum(t.made) for t in found if t.caption.startswith("CIFAR100;")] == [1, 1]
 
 
 def small(result, *settings, seed=0):
@@ -148,7 +129,7 @@ def small(result, *settings, seed=0):
 def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
     block = ("masks.kind=block", "masks.min_keep=10")
     results = [small(plain), small(plain, seed=1), small(plain, *block)]
-    (shown,) = table(tables(results), "ablation")
+    (shown,) = tables_of("ablation", results)
     assert shown.number == 6
     ours = {row["row"].text: row["+seeds, encoder/probe"].text for row, _ in rows(shown)}
     assert ours == {"multi-block": "0/0, 1/1", "rasterized": "", "block": "0/0", "random": ""}
@@ -157,7 +138,7 @@ def test_runs_that_differ_in_their_masks_alone_make_table_6_at_scale(plain):
 
 def test_runs_that_differ_in_more_make_no_table(plain):
     results = [small(plain), small(plain, "masks.kind=block", "optimization.epochs=3")]
-    assert table(tables(results), "ablation") == []
+    assert tables_of("ablation", results) == []
 
 
 def test_results_that_do_not_tell_their_settings_are_known_by_the_runs_given(plain):
@@ -167,6 +148,6 @@ def test_results_that_do_not_tell_their_settings_are_known_by_the_runs_given(pla
         of(r, r[0].provenance.model_copy(update={"settings": None}), source=r[0].source)
         for r in results
     ]
-    assert table(tables(silent), "ablation") == []
+    assert tables_of("ablation", silent) == []
     runs = [load_recipe("scenes-mini", choice) for choice in choices]
-    assert len(table(tables(silent, runs), "ablation")) == 1
+    assert len(tables_of("ablation", silent, runs)) == 1

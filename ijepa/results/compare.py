@@ -111,18 +111,11 @@ def _compared(first: Score, second: Score) -> Comparison:
 
 
 def paired_difference(one: Bools, other: Bools, seed: int = 0) -> tuple[float, float, float]:
-    """How much more often the one is right on the same test images, with a bootstrap interval.
+    """How much more often the one is right on the same test images, with its 95% interval.
 
-    Images are drawn again with what both made of them. The mean of such a sample depends only on
-    how often each of the three outcomes is drawn, so counts are drawn instead of images.
-
-    Args:
-        one: (n,) whether the one classified each image rightly.
-        other: (n,) the same of the other, in the same order.
-        seed: of the resampling.
-
-    Returns:
-        The difference, and the ends of its 95% interval.
+    `one` and `other` are (n,), whether each classified an image rightly. Images are drawn again
+    with what both made of them (bootstrap). The mean of such a sample depends only on how often
+    each of the three outcomes is drawn, so counts are drawn instead of images.
     """
     gains, losses = float(np.mean(one & ~other)), float(np.mean(other & ~one))
     chances = [gains, losses, max(0.0, 1 - gains - losses)]
@@ -134,7 +127,7 @@ def paired_difference(one: Bools, other: Bools, seed: int = 0) -> tuple[float, f
 def paired_class_difference(
     one: Bools, other: Bools, labels: Ints, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Difference of the means of the classes' accuracies, with a bootstrap interval.
+    """Difference of the means of the classes' accuracies, with its 95% interval.
 
     As `paired_difference`, but images are drawn again within each class, so that none goes missing,
     and deviations are multiplied by sqrt(n / (n - 1)) in a class of n images, for a sample of so

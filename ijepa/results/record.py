@@ -34,9 +34,7 @@ class Score(Config):
     Attributes:
         probe: what was fitted, such as `linear`; `config` is all of its settings.
         protocol: short and stable, such as `linear` or `vissl-clevr-count`; only scores of one
-            protocol may be compared.
-        description: the protocol in words.
-        selection: how choices were made, in words.
+            protocol may be compared. `description` and `selection` say it in words.
         setting: such as `5 a class`; empty where a probe has one setting only.
         encoder: name, for people; `weights_sha256` for machines.
         which: `target` or `context`.
@@ -48,13 +46,11 @@ class Score(Config):
             stored features.
         train_features: fingerprint of the training features, likewise `test_features`; None without
             stored features.
-        provenance: where the encoder comes from.
         data: fingerprint of the shard set of the test images.
         source: what the shard sets were made from, see `joined_source`.
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         num_classes: of the training images.
         chance: share of the most frequent class of the test set.
-        train_rows: images; likewise `test_rows`.
         repeats: keys of test images that are training images, too, byte for byte under another
             name.
         top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
@@ -70,7 +66,6 @@ class Score(Config):
         test_classes: class of each test image, see `pack_classes`.
         precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
         departures: in what the score is not of the protocol that it is named by.
-        libraries: versions by name.
         command: that made it; empty if it was no command.
         fingerprint: of the stage that made it, and its inputs.
     """
