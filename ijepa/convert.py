@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.spec import LAST, weights_fingerprint
@@ -12,9 +11,6 @@ from ijepa.progress import Progress, silent
 from ijepa.records import read_record
 from ijepa.results.record import Result, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
-
-if TYPE_CHECKING:
-    from ijepa.encoders.formats import Networks
 
 VERSION = 4
 CARD = "README.md"
@@ -99,14 +95,20 @@ def convert(
 def _write(
     work: Work, source: Path, config: ConvertConfig, card: Path, results: Sequence[Result]
 ) -> None:
-    from ijepa.encoders import formats, write
+    from ijepa.encoders import base, formats, write
 
     networks, out = formats.read_networks(source, config.arch), work.plan.out
     networks.check()
-    _refuse_foreign_scores(networks, results)
+    held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
+    ours = {base.weights_sha256(networks.encoder(one).state_dict()) for one in held if results}
+    for result in results:
+        if not ours & {score.weights_sha256 for score in result}:
+            raise IjepaError(
+                f"The scores of {result[0].protocol} on {result[0].label} are of "
+                f"{result[0].encoder}, other weights than those of {networks.source}."
+            )
     target = work.folder if work.plan.is_folder else work.folder / out.name
     write.WRITERS[config.to](networks, target, config.which)
-    held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
     which = config.which if config.which in held else held[0]
     scores = [
         (
@@ -139,22 +141,6 @@ def _load_call(to: str, out: str, which: str) -> str:
     if to == "hf":
         return f"transformers.AutoModel.from_pretrained({out!r})"
     return f"ijepa.load_encoder({out!r}, which={which!r})"
-
-
-def _refuse_foreign_scores(networks: "Networks", results: Sequence[Result]) -> None:
-    from ijepa.encoders import base, formats
-
-    ours = {
-        base.weights_sha256(networks.encoder(which).state_dict())
-        for which, part in formats.ENCODERS.items()
-        if results and part in networks.parts
-    }
-    for result in results:
-        if not ours & {score.weights_sha256 for score in result}:
-            raise IjepaError(
-                f"The scores of {result[0].protocol} on {result[0].label} are of "
-                f"{result[0].encoder}, other weights than those of {networks.source}."
-            )
 
 
 def _fingerprint(source: Path) -> str:

@@ -97,15 +97,16 @@ def load_checkpoint(path: StrPath) -> Checkpoint:
 
 def checkpoint_of(path: Path, state: dict[str, Any]) -> Checkpoint:
     """What `load_state` or `state_of` read from `path` as a checkpoint, if it is one of ours."""
+    parts = ("config", "model", "optimizer", "facts")
+    if lacking := [part for part in parts if not isinstance(state.get(part), dict)]:
+        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(lacking)}).")
     try:
         config = PretrainConfig.model_validate(state["config"])
-        return Checkpoint(**state | {"config": config})
     except ValidationError as error:
         raise IjepaError(
             f"{path} holds a configuration that this version does not know."
         ) from error
-    except (KeyError, TypeError) as error:
-        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({error}).") from error
+    return Checkpoint(int(state.get("step", 0)), config, *(state[part] for part in parts[1:]))
 
 
 def save_state(path: Path, body: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> 
 def check_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
     """Raise an `IjepaError` with the first missing, unexpected or differently shaped keys."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     shapes = [
         f"{name} is {found[name]}, expected {expected[name]}"
         for name in expected.keys() & found.keys()
@@ -216,7 +217,7 @@ def unwrapped(tree: Mapping[str, Any], source: object) -> dict[str, Any]:
     """A tree of `read_weights` without what torch.compile and DataParallel put before names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        bare = WRAPPERS.sub("", name) if isinstance(name, str) else name
+        bare = WRAPPERS.sub("", str(name))
         if bare in found:
             raise IjepaError(f"{source} holds {bare} twice, with a prefix and without; remove one.")
         found[bare] = unwrapped(value, source) if isinstance(value, Mapping) else value

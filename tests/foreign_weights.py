@@ -22,27 +22,33 @@ def drawn(shapes, seed=0, scale=0.1):
     return values
 
 
-def vit_shapes(dim=DIM, depth=DEPTH, patch_px=PATCH_PX, grid=GRID):
+def block_shapes(name, depth, dim, hidden):
+    """Of the blocks of a Vision Transformer, as DINO, MAE and I-JEPA write them."""
+    shapes = {}
+    for n in range(depth):
+        for part, out, into in (
+            ("attn.qkv", 3 * dim, dim),
+            ("attn.proj", dim, dim),
+            ("mlp.fc1", hidden, dim),
+            ("mlp.fc2", dim, hidden),
+        ):
+            shapes |= {f"{name}.{n}.{part}.weight": (out, into), f"{name}.{n}.{part}.bias": (out,)}
+        for part in ("norm1", "norm2"):
+            shapes |= {f"{name}.{n}.{part}.{kind}": (dim,) for kind in ("weight", "bias")}
+    return shapes
+
+
+def vit_shapes(dim=DIM, depth=DEPTH, patch_px=PATCH_PX, grid=GRID, hidden=None):
     """Names and shapes of facebookresearch/dino's VisionTransformer, and of its copies."""
-    shapes = {
+    return {
         "cls_token": (1, 1, dim),
         "pos_embed": (1, grid**2 + 1, dim),
         "patch_embed.proj.weight": (dim, 3, patch_px, patch_px),
         "patch_embed.proj.bias": (dim,),
         "norm.weight": (dim,),
         "norm.bias": (dim,),
+        **block_shapes("blocks", depth, dim, hidden or 4 * dim),
     }
-    for n in range(depth):
-        for name, out, into in (
-            ("attn.qkv", 3 * dim, dim),
-            ("attn.proj", dim, dim),
-            ("mlp.fc1", 4 * dim, dim),
-            ("mlp.fc2", dim, 4 * dim),
-        ):
-            shapes |= {f"blocks.{n}.{name}.weight": (out, into), f"blocks.{n}.{name}.bias": (out,)}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"blocks.{n}.{name}.{part}": (dim,) for part in ("weight", "bias")}
-    return shapes
 
 
 def beit_shapes(dim=DIM, depth=DEPTH, patch_px=PATCH_PX, grid=GRID, heads=HEADS, shared=False):

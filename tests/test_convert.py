@@ -64,16 +64,6 @@ def test_features_of_the_published_file_are_the_recorded_ones(recorded, which):
     assert relative_error(pooled, recorded[ANSWERS[which]].mean(1)) < TOLERANCE
 
 
-def test_the_wrong_encoder_gives_other_features(recorded):
-    images = torch.from_numpy(recorded["images"][0])
-    target, context = (
-        load_encoder(f"published:{ARCH}@{TINY}", which=which) for which in ("target", "context")
-    )
-    ours, theirs = target.features(images, 1), context.features(images, 1)
-    assert (ours - theirs).norm() > 0.1 * ours.norm()
-    assert target.weights_sha256 != context.weights_sha256
-
-
 def test_the_predictor_of_the_published_file_predicts_what_was_recorded(recorded, tmp_path):
     convert_to("ours", TINY, tmp_path / "ours.pt", arch=ARCH)
     networks = read_networks(tmp_path / "ours.pt")
@@ -289,10 +279,7 @@ def test_heads_that_no_shape_tells_are_asked_for():
         load_encoder(f"published:48x4x3@{TINY}")
     with pytest.raises(IjepaError, match="names no file"):
         load_encoder("published:48x3x3@nothing.pth.tar")
-
-
-def test_random_weights_of_a_published_file_are_refused():
-    with pytest.raises(IjepaError, match=r"published:\[ARCH@\]FILE|HEADS|seed"):
+    with pytest.raises(IjepaError, match="HEADS"):
         load_encoder(f"random:{TINY}")
 
 
@@ -348,24 +335,6 @@ def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
     assert networks.config.data.mean[0] == 0.485
 
 
-def test_the_command_converts_once_and_says_how_to_load(tmp_path, monkeypatch, capsys, run):
-    from ijepa_cli.main import main
-
-    out = tmp_path / "there"
-    command = ["ijepa", "convert", str(run), str(out), "--to", "timm", "--json"]
-    for cached in (False, True):
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0
-        said = json.loads(capsys.readouterr().out)
-        assert said["cached"] is cached
-        assert "timm.create_model" in said["load"]
-    card = Path(said["card"]).read_text()
-    for words in ("images seen", "fingerprint", "image_px: 32", "timm.create_model", "licence"):
-        assert words in card
-
-
 @pytest.fixture
 def command(monkeypatch):
     """Run `ijepa convert` as a user does; returns its exit code."""
@@ -378,6 +347,17 @@ def command(monkeypatch):
         return ended.value.code
 
     return run_main
+
+
+def test_the_command_converts_once_and_says_how_to_load(tmp_path, command, capsys, run):
+    for cached in (False, True):
+        assert command(run, tmp_path / "there", "--to", "timm", "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["cached"] is cached
+        assert "timm.create_model" in said["load"]
+    card = Path(said["card"]).read_text()
+    for words in ("images seen", "fingerprint", "image_px: 32", "timm.create_model", "licence"):
+        assert words in card
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from foreign_weights import block_shapes, vit_shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,48 +37,23 @@ CHECKPOINTS = {
 PREDICTOR_DIM = 384
 
 
-def linear(name, out_dim, in_dim):
-    return {f"{name}.weight": (out_dim, in_dim), f"{name}.bias": (out_dim,)}
-
-
-def norm(name, dim):
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
-
-
-def blocks(name, depth, dim, hidden):
-    return {
-        key: shape
-        for number in range(depth)
-        for part in (
-            norm(f"{name}.{number}.norm1", dim),
-            linear(f"{name}.{number}.attn.qkv", 3 * dim, dim),
-            linear(f"{name}.{number}.attn.proj", dim, dim),
-            norm(f"{name}.{number}.norm2", dim),
-            linear(f"{name}.{number}.mlp.fc1", hidden, dim),
-            linear(f"{name}.{number}.mlp.fc2", dim, hidden),
-        )
-        for key, shape in part.items()
-    }
-
-
 def published_encoder(dim, depth, hidden, patch_px, patches):
-    return {
-        "pos_embed": (1, patches, dim),
-        "patch_embed.proj.weight": (dim, 3, patch_px, patch_px),
-        "patch_embed.proj.bias": (dim,),
-        **blocks("blocks", depth, dim, hidden),
-        **norm("norm", dim),
-    }
+    shapes = vit_shapes(dim, depth, patch_px, hidden=hidden) | {"pos_embed": (1, patches, dim)}
+    del shapes["cls_token"]
+    return shapes
 
 
 def published_predictor(dim, depth, patches):
     return {
         "mask_token": (1, 1, PREDICTOR_DIM),
         "predictor_pos_embed": (1, patches, PREDICTOR_DIM),
-        **linear("predictor_embed", PREDICTOR_DIM, dim),
-        **blocks("predictor_blocks", depth, PREDICTOR_DIM, 4 * PREDICTOR_DIM),
-        **norm("predictor_norm", PREDICTOR_DIM),
-        **linear("predictor_proj", dim, PREDICTOR_DIM),
+        "predictor_embed.weight": (PREDICTOR_DIM, dim),
+        "predictor_embed.bias": (PREDICTOR_DIM,),
+        **block_shapes("predictor_blocks", depth, PREDICTOR_DIM, 4 * PREDICTOR_DIM),
+        "predictor_norm.weight": (PREDICTOR_DIM,),
+        "predictor_norm.bias": (PREDICTOR_DIM,),
+        "predictor_proj.weight": (dim, PREDICTOR_DIM),
+        "predictor_proj.bias": (dim,),
     }
 
 

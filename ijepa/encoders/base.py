@@ -195,8 +195,10 @@ class Encoder(nn.Module):
         return self
 
 
-def token_pool(network: VisionTransformer | Beit, pooling: str) -> Pooled:
-    """Features of the last blocks of a timm network, the final norm applied to each."""
+def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:
+    """Features of the last blocks, the final norm applied to each."""
+    if isinstance(network, Vit):
+        return Pooled(network.pooled_layers, len(network.blocks), PATCH_AVERAGE)
 
     def features(images: Tensor, num_layers: int) -> Tensor:
         layers: Any = network.forward_intermediates(

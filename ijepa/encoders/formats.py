@@ -153,7 +153,7 @@ def held_encoder(path: Path) -> str:
 def _ours(path: Path, body: dict[str, Any]) -> Networks:
     state = checkpoint_of(path, state_of(path, body))
     parts: dict[str, Weights] = {}
-    for name, value in state.model.items():
+    for name, value in _weights(path, "model", state.model).items():
         part, _, inside = name.partition(".")
         parts.setdefault(part, {})[inside] = value
     if noted := state.facts.get("provenance"):

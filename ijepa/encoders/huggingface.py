@@ -16,6 +16,7 @@ from ijepa.encoders.base import (
     TUNABLE,
     Encoder,
     Pooled,
+    token_pool,
 )
 from ijepa.encoders.formats import (
     held_encoder,
@@ -23,7 +24,7 @@ from ijepa.encoders.formats import (
     read_networks,
     warn_of_processor,
 )
-from ijepa.encoders.own import provenance_of, vit_encoder
+from ijepa.encoders.own import provenance_of
 from ijepa.encoders.spec import RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
@@ -113,8 +114,9 @@ def load_trainable(spec: EncoderSpec) -> Encoder:
         raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
     networks, which = read_networks(folder), held_encoder(folder)
     provenance = released("hub", spec.name, provenance_of(networks))
-    facts = {"name": spec.text, "provenance": provenance, "which": which}
-    return vit_encoder(networks.encoder(which), networks.config.data, **facts)
+    vit, data = networks.encoder(which), networks.config.data
+    pooled = token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooled, data, name=spec.text, provenance=provenance, which=which)
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:

@@ -3,24 +3,18 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
-from ijepa.encoders.base import (
-    NOTHING,
-    PATCH_AVERAGE,
-    Encoder,
-    Pooled,
-)
+from ijepa.encoders.base import NOTHING, PATCH_AVERAGE, Encoder, Pooled, token_pool
 from ijepa.encoders.formats import Networks, read_networks
 from ijepa.encoders.spec import EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
-from ijepa.jepa.vit import Encoder as Vit
 from ijepa.jepa.vit import build_encoder
 from ijepa.provenance import Provenance, paper_arch, run_provenance
 from ijepa.weights import load_checkpoint, load_weights
@@ -40,19 +34,15 @@ def load(spec: EncoderSpec) -> Encoder:
     path = checkpoint_path(spec.file)
     networks = read_networks(path, spec.arch)
     name = path.parent.parent if path.name == "last.pt" else path
-    return vit_encoder(
-        networks.encoder(spec.which),
+    vit = networks.encoder(spec.which)
+    return Encoder(
+        vit,
+        token_pool(vit, PATCH_AVERAGE),
         networks.config.data,
         name=f"{name} ({spec.which})",
         provenance=provenance_of(networks),
         which=spec.which,
     )
-
-
-def vit_encoder(vit: Vit, data: DataConfig, **facts: Any) -> Encoder:  # noqa: ANN401  # of `Encoder`
-    """An encoder around a network of ours."""
-    pooled = Pooled(vit.pooled_layers, len(vit.blocks), PATCH_AVERAGE)
-    return Encoder(vit, pooled, data, **facts)
 
 
 def provenance_of(networks: Networks) -> Provenance:
@@ -82,8 +72,9 @@ def _initial(spec: EncoderSpec, run: Path) -> Encoder:
         raise IjepaError(
             f"{run} does not say from which seed it was trained; take random:{size} instead."
         )
-    provenance, vit = run_provenance(config, trained=False), build_ijepa(config).encoder
-    return vit_encoder(vit, config.data, name=spec.text, provenance=provenance, which=spec.which)
+    vit, known = build_ijepa(config).encoder, run_provenance(config, trained=False)
+    pooled = token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooled, config.data, name=spec.text, provenance=known, which=spec.which)
 
 
 def _random(spec: EncoderSpec) -> Encoder:
@@ -100,11 +91,15 @@ def _random(spec: EncoderSpec) -> Encoder:
         )
     config, generator = EncoderConfig(arch=arch, patch_px=patch_px), torch.Generator()
     vit = build_encoder(config, (side_px, side_px), generator.manual_seed(spec.seed))
-    title = f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}"
     family = fingerprint_of(["random", arch, patch_px, side_px])
-    provenance = Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed)
-    facts = {"name": title, "provenance": provenance, "which": spec.which}
-    return vit_encoder(vit, DataConfig(image_px=side_px), **facts)
+    return Encoder(
+        vit,
+        token_pool(vit, PATCH_AVERAGE),
+        DataConfig(image_px=side_px),
+        name=f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}",
+        provenance=Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed),
+        which=spec.which,
+    )
 
 
 def _pixels(spec: EncoderSpec) -> Encoder:
