@@ -178,14 +178,11 @@ def test_a_projection_keeps_groups_apart_and_repeats_itself(method):
 
 def test_a_legend_counts_classes_and_gathers_the_rarest():
     names = [f"class {n:02d}" for n in range(embedding.MOST_CLASSES + 5) for _ in range(60 - n)]
-    legend = embedding.legend_of(names)
-    assert len(legend.names) == embedding.MOST_CLASSES
-    assert legend.names[-1] == embedding.OTHER
-    assert sum(legend.counts) == len(names)
-    for place in (0, embedding.MOST_CLASSES - 1):
-        assert legend.of_points.count(place) == legend.counts[place]
-    looks = {legend.look(n) for n in range(embedding.MOST_CLASSES)}
-    assert len(looks) == embedding.MOST_CLASSES
+    groups, of_points = embedding.legend_of(names)
+    assert len(groups) == embedding.MOST_CLASSES
+    assert groups[-1].name == embedding.OTHER
+    assert [of_points.count(place) for place in range(len(groups))] == [g.size for g in groups]
+    assert len({(group.colour, group.shape) for group in groups}) == embedding.MOST_CLASSES
 
 
 def test_thumbnails_do_not_overlap():
@@ -220,9 +217,7 @@ def test_an_embedding_page_holds_every_point_and_loads_nothing(features, shards,
     ],
 )
 def test_names_are_shown_and_never_obeyed_by_a_browser_or_who_reads_the_file(nasty, shown):
-    text = embedding.embedding_page(
-        np.eye(3, 2), [nasty] * 3, embedding.legend_of([nasty] * 3), (), [nasty]
-    )
+    text = embedding.embedding_page(np.eye(3, 2), [nasty] * 3, (), [nasty], [nasty] * 3)
     assert nasty not in text
     assert not set("\x1b\x9b\u202e") & set(text)
     assert shown in text

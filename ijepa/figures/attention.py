@@ -40,12 +40,8 @@ def attention_section(
 ) -> Section:
     """One row an image and query: the image, and over it each head of a block, and their mean.
 
-    Args:
-        network: whose attention is shown.
-        images: each as the network takes it, (1, 3, height, width), and as it is shown.
-        queries: of `query_of`.
-        layer: number of the block.
-        rollout: whether to show attention rolled out through all blocks below, too.
+    An image comes as the network takes it, (1, 3, height, width), and as it is shown; `rollout`
+    adds the attention rolled out through all blocks below.
     """
     rows, (high, wide) = [], network.patch_embed.grid_size
     for views, image in images:
@@ -95,16 +91,10 @@ def query_of(text: str, network: Vit, encoder: str) -> Query:
 
 @torch.no_grad()
 def attention_of(network: Vit, images: Tensor, layer: int = -1) -> tuple[Tensor, Tensor]:
-    """Attention of one block, and rolled out from the first block to it.
+    """Attention of one block, (B, heads, T, T), and rolled out from the first to it, (B, T, T).
 
-    Args:
-        network: with a class token or without.
-        images: (B, 3, height, width) float, normalised, on the network's device.
-        layer: number of the block; negative ones count from the last.
-
-    Returns:
-        (B, heads, T, T) and (B, T, T); row q says how query q shares its attention among all T
-        tokens, prefix tokens (class, registers) first. Rows sum to 1.
+    Row q says how query q shares its attention among all T tokens, prefix tokens (class, registers)
+    first. Rows sum to 1. Images are (B, 3, height, width) float, normalised.
 
     Raises:
         IjepaError: no such block, or blocks whose attention cannot be seen.
@@ -152,11 +142,8 @@ def attention_seen_by(network: Vit, see: Callable[[int, Tensor], None]) -> Itera
 def rolled_out(heads: Tensor, before: Tensor | None = None) -> Tensor:
     """Attention from the input through one more block: (B, T, T), rows sum to 1.
 
-    Args:
-        heads: (B, heads, T, T) of the block. Their mean is one half of where a token comes from,
-            the token itself, by the residual connection, the other.
-        before: (B, T, T) through all blocks below; None for the first block.
-
+    The mean of the block's heads is one half of where a token comes from, the token itself, by the
+    residual connection, the other. `before` is the same through all blocks below.
     Source: Abnar and Zuidema, ACL 2020, section 3.
     """
     mean = heads.mean(dim=1)
@@ -173,13 +160,7 @@ def largest_elsewhere(shares: Floats, query: tuple[int, int] | None) -> float:
 
 
 def overlay(image: Pixels, shares: Floats, ceiling: float) -> Pixels:
-    """The image in faint grey, coloured by each patch's share, darkest from `ceiling` on.
-
-    Args:
-        image: (height, width, 3) uint8.
-        shares: (rows, columns), not negative.
-        ceiling: share that is darkest.
-    """
+    """The image in faint grey, coloured by shares (rows, columns), darkest at `ceiling`."""
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32) / 255
     faint = 1 - FAINT * (1 - grey[..., np.newaxis])
     colours = Image.fromarray(heat(shares / max(ceiling, 1e-12)))

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,26 +41,20 @@ PAGE_SIZE, PAGE_MARGIN = 1000, 24  # of the page's map in its own units
 SPRITE_QUALITY = 85
 
 
-class Legend(NamedTuple):
-    """Classes by falling number of images, at most `MOST_CLASSES`, and each point's place there."""
+class Group(NamedTuple):
+    """A class of points, and how it looks: shapes change when colours are used up."""
 
-    names: list[str]
-    counts: list[int]
-    of_points: list[int]
-
-    def look(self, place: int) -> tuple[str, str]:
-        """Colour and shape of a class; shapes change when colours are used up."""
-        return COLOURS[place % len(COLOURS)], list(SHAPES)[place // len(COLOURS) % len(SHAPES)]
+    name: str
+    size: int
+    colour: str
+    shape: str
 
 
 def project(features: Floats, method: str, perplexity: float, seed: int) -> Floats:
-    """Bring features to a plane: (n, 2), both coordinates from 0, the longer axis to 1.
+    """Bring features (n, dim) to a plane: (n, 2), both from 0, the longer axis to 1.
 
-    Args:
-        features: (n, dim) of at least three images.
-        method: `pca`, or `tsne` of the first 50 principal components.
-        perplexity: of t-SNE; at most what n images allow, (n - 1) / 3.
-        seed: of t-SNE.
+    `pca`, or `tsne` of the first 50 principal components, with at most the perplexity that n images
+    allow, (n - 1) / 3.
     """
     num, dim = features.shape
     if method == "pca":
@@ -79,17 +74,18 @@ def project(features: Floats, method: str, perplexity: float, seed: int) -> Floa
     return scaled
 
 
-def legend_of(names: Sequence[str]) -> Legend:
-    """Classes of the points; those beyond the most frequent ones become `OTHER`."""
-    values, counts = np.unique(np.asarray(names), return_counts=True)
-    order = np.lexsort([values, -counts])
-    kept = [str(values[place]) for place in order]
-    sizes = [int(counts[place]) for place in order]
-    if len(kept) > MOST_CLASSES:
-        rest = sum(sizes[MOST_CLASSES - 1 :])
-        kept, sizes = [*kept[: MOST_CLASSES - 1], OTHER], [*sizes[: MOST_CLASSES - 1], rest]
-    places = {name: place for place, name in enumerate(kept)}
-    return Legend(kept, sizes, [places.get(name, len(kept) - 1) for name in names])
+def legend_of(names: Sequence[str]) -> tuple[list[Group], list[int]]:
+    """Classes by falling number of points, the rarest together as `OTHER`, and each point's."""
+    classes = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+    if len(classes) > MOST_CLASSES:
+        rest = sum(count for _, count in classes[MOST_CLASSES - 1 :])
+        classes = [*classes[: MOST_CLASSES - 1], (OTHER, rest)]
+    groups, shapes = [], list(SHAPES)
+    for place, (name, count) in enumerate(classes):
+        shape, colour = divmod(place, len(COLOURS))
+        groups.append(Group(name, count, COLOURS[colour], shapes[shape]))
+    places = {group.name: place for place, group in enumerate(groups)}
+    return groups, [places.get(name, len(groups) - 1) for name in names]
 
 
 def apart(places: Floats, distance: float) -> list[int]:
@@ -105,65 +101,63 @@ def apart(places: Floats, distance: float) -> list[int]:
 
 
 def embedding_figure(
-    places: Floats, legend: Legend, thumbnails: Sequence[Pixels], captions: Sequence[str]
+    places: Floats,
+    names: Sequence[str],
+    thumbnails: Sequence[Pixels],
+    captions: Sequence[str],
 ) -> Figure:
     """Draw dots, thumbnails that do not overlap, and the legend.
 
     Args:
         places: (n, 2) across and down, from 0 to at most 1.
-        legend: of the points.
+        names: (n,) of the points' classes.
         thumbnails: (side, side, 3) uint8 of all points, or none of any.
         captions: sentences that stand above.
     """
     figure, axes, top = captioned(captions, MAP_PX + LEGEND_PX)
     points = places * (MAP_PX - THUMBNAIL_PX) + THUMBNAIL_PX / 2 + np.array([GAP_PX, top])
-    looks = [legend.look(place) for place in legend.of_points]
+    groups, of_points = legend_of(names)
+    looks = [groups[place] for place in of_points]
     for shape, marker in SHAPES.items():
-        chosen = [number for number, look in enumerate(looks) if look[1] == shape]
-        colours = [looks[number][0] for number in chosen]
+        chosen = [number for number, look in enumerate(looks) if look.shape == shape]
+        colours = [looks[number].colour for number in chosen]
         across, down = points[chosen].T
         axes.scatter(across, down, DOT_PX**2, colours, marker=marker, linewidths=0)
     size = THUMBNAIL_PX, THUMBNAIL_PX
     for number in apart(points[: len(thumbnails)], APART * THUMBNAIL_PX):
         x, y = (points[number] - THUMBNAIL_PX / 2).round().tolist()
         picture(axes, x, y, thumbnails[number], size)
-        frame = LineCollection([box(x, y, *size)], colors=looks[number][0], linewidths=2)
+        frame = LineCollection([box(x, y, *size)], colors=looks[number].colour, linewidths=2)
         axes.add_collection(frame, autolim=False)
     left = MAP_PX + 2 * GAP_PX
-    for place, (name, count) in enumerate(zip(legend.names, legend.counts, strict=True)):
-        y, (colour, shape) = top + place * LINE_PX, legend.look(place)
+    for place, (name, count, colour, shape) in enumerate(groups):
+        y, text = top + place * LINE_PX, f" ({count:,})"
         dot = left + 8, y + LINE_PX / 2, DOT_PX**2, colour
         axes.scatter(*dot, marker=SHAPES[shape], linewidths=0)
-        text = f" ({count:,})"
         words(axes, left + 20, y, [fitted(name, LEGEND_PX - 40 - 8 * len(text), "start") + text])
     below = float(points[:, 1].max()) + THUMBNAIL_PX / 2
-    height = max(below, top + len(legend.names) * LINE_PX) + GAP_PX
+    height = max(below, top + len(groups) * LINE_PX) + GAP_PX
     return sized(figure, left + LEGEND_PX, math.ceil(height))
 
 
 def embedding_page(
     places: Floats,
-    keys: Sequence[str],
-    legend: Legend,
+    names: Sequence[str],
     thumbnails: Sequence[Pixels],
     captions: Sequence[str],
+    keys: Sequence[str],
 ) -> str:
     """One HTML file that loads nothing, to be hovered, touched, or walked by keys.
 
-    Args:
-        places: (n, 2) across and down, from 0 to at most 1.
-        keys: (n,) names of the images.
-        legend: of the points.
-        thumbnails: (side, side, 3) uint8 of all points, or none of any.
-        captions: sentences that stand above.
+    The arguments are those of `embedding_figure`, and (n,) names of the images.
     """
     points = np.round(places * (PAGE_SIZE - 2 * PAGE_MARGIN) + PAGE_MARGIN, 1).tolist()
-    columns = math.ceil(math.sqrt(len(keys)))
+    columns, (groups, of_points) = math.ceil(math.sqrt(len(keys))), legend_of(names)
     data = {
         "points": points,
         "keys": [printable(key) for key in keys],
-        "classes": [printable(name) for name in legend.names],
-        "of": legend.of_points,
+        "classes": [printable(group.name) for group in groups],
+        "of": of_points,
         "columns": columns if thumbnails else 0,
     }
     text = json.dumps(data, separators=(",", ":"))
@@ -175,13 +169,8 @@ def embedding_page(
         colours=COLOURS,
         size=PAGE_SIZE,
         height=round(max(y for _, y in points)) + PAGE_MARGIN,
-        marks=[
-            (*point, *legend.look(of)) for point, of in zip(points, legend.of_points, strict=True)
-        ],
-        legend=[
-            (name, count, *legend.look(place))
-            for place, (name, count) in enumerate(zip(legend.names, legend.counts, strict=True))
-        ],
+        marks=[(*at, *groups[of][2:]) for at, of in zip(points, of_points, strict=True)],
+        legend=groups,
         sprite=_sprite(thumbnails, columns) if thumbnails else None,
         data=Markup(text),
     )
@@ -189,11 +178,11 @@ def embedding_page(
 
 def _sprite(thumbnails: Sequence[Pixels], columns: int) -> str:
     """All thumbnails in one picture, row by row, as a `data:` address."""
-    side = len(thumbnails[0])
-    sprite = Image.new("RGB", (columns * side, math.ceil(len(thumbnails) / columns) * side))
-    for number, pixels in enumerate(thumbnails):
-        row, column = divmod(number, columns)
-        sprite.paste(Image.fromarray(np.ascontiguousarray(pixels)), (column * side, row * side))
+    side, rows = len(thumbnails[0]), math.ceil(len(thumbnails) / columns)
+    tiles = np.zeros((rows * columns, side, side, 3), dtype=np.uint8)
+    tiles[: len(thumbnails)] = thumbnails
+    tiles = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
     buffer = io.BytesIO()
-    sprite.save(buffer, "JPEG", quality=SPRITE_QUALITY)
+    image = Image.fromarray(tiles.reshape(rows * side, columns * side, 3))
+    image.save(buffer, "JPEG", quality=SPRITE_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

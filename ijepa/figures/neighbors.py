@@ -60,7 +60,7 @@ def neighbor_section(
     classes: Sequence[str | None],
     pixels: Mapping[int, Pixels],
 ) -> tuple[Section, float]:
-    """One row a query: the query, then its neighbours, framed by whether they are of its class.
+    """One row a query, then its neighbours, and the share of these that are of its class.
 
     Args:
         queries: (queries,) numbers of images.
@@ -68,9 +68,6 @@ def neighbor_section(
         names: of all images.
         classes: of all images; None where it is not known.
         pixels: (side, side, 3) uint8 by number; those that are missing are empty squares.
-
-    Returns:
-        The rows, and the share of neighbours that are of the query's class.
     """
     frame, rows, known = [box(0, 0, 1, 1)], [], []
     for query, cosines, numbers in zip(queries.tolist(), found.cosine, found.numbers, strict=True):

@@ -14,14 +14,9 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 def principal_components(tokens: Floats, count: int = 3) -> tuple[Floats, Floats]:
-    """Project tokens; of each component the largest loading is positive, whatever the solver.
+    """Project tokens (n, dim); of each component the largest loading is positive.
 
-    Args:
-        tokens: (n, dim), at least `count` + 1 of them.
-        count: at most dim.
-
-    Returns:
-        (n, count) places of the tokens along them, and (count,) shares of the variance, 0 to 1.
+    Returns (n, count) places of the tokens along them, and (count,) shares of the variance, 0 to 1.
     """
     mean, num = tokens.mean(axis=0), len(tokens)
     covariance = (tokens.T @ tokens - num * mean[:, np.newaxis] * mean) / (num - 1)
@@ -44,9 +39,6 @@ def patch_colours(tokens: Floats, threshold: float | None = None) -> tuple[Pixel
 
     Returns:
         (images, rows, columns, 3) uint8, and the components' share of the variance, 0 to 1.
-
-    Raises:
-        IjepaError: the threshold leaves too few patches for three components.
     """
     shape, dim = tokens.shape[:3], tokens.shape[3]
     flat = tokens.reshape(-1, dim).astype(np.float64)

@@ -25,58 +25,35 @@ AT_ONCE = 32  # images in the device's memory
 
 
 class PatchStore(NamedTuple):
-    """Real patches: tokens of the target encoder, as predictions should be, and pixels.
+    """Real patches: tokens of the target encoder, as predictions should be, and pixels."""
 
-    Attributes:
-        tokens: (images, N, dim) float32, layer-normed.
-        patches: (images * N, patch, patch, 3) uint8.
-    """
-
-    tokens: Floats
-    patches: Pixels
+    tokens: Floats  # (images, N, dim) float32, layer-normed
+    patches: Pixels  # (images * N, patch, patch, 3)
 
 
 class Asked(NamedTuple):
-    """One hidden block in each of n images, and what is known of it.
+    """One hidden block in each of n images, and what is known of it."""
 
-    Attributes:
-        pixels: (n, height, width, 3) uint8 images.
-        contexts: (K,) patches of each image; K may differ.
-        blocks: (n, T) patches of the block.
-        predicted: (n, T, dim) by the predictor, from the context.
-        true: (n, T, dim) by the target encoder.
-    """
-
-    pixels: Pixels
-    contexts: list[Ints]
-    blocks: Ints
-    predicted: Floats
-    true: Floats
+    pixels: Pixels  # (n, height, width, 3)
+    contexts: list[Ints]  # (K,) patches of each image; K may differ
+    blocks: Ints  # (n, T) patches
+    predicted: Floats  # (n, T, dim) by the predictor, from the context
+    true: Floats  # (n, T, dim) by the target encoder
 
 
 class Filled(NamedTuple):
-    """Blocks filled with real patches.
+    """Blocks filled with real patches."""
 
-    Attributes:
-        patches: (n, T, patch, patch, 3) uint8.
-        cosine: of the tokens that chose them to the true tokens, mean over all patches.
-        difference: of colour to the real patches, mean, 0 to 1.
-    """
-
-    patches: Pixels
-    cosine: float
-    difference: float
+    patches: Pixels  # (n, T, patch, patch, 3)
+    cosine: float  # of the tokens that chose them to the true tokens, mean over all patches
+    difference: float  # of colour to the real patches, mean, 0 to 1
 
 
 @torch.inference_mode()
 def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, seed: int) -> Asked:
     """Draw a context and a block for each image by the run's own masks, and predict the block.
 
-    Args:
-        jepa: the run's networks.
-        config: of the run.
-        views: (n, 3, height, width) uint8.
-        seed: of the masks.
+    Views are (n, 3, height, width) uint8; the seed is that of the masks.
     """
     device = next(jepa.parameters()).device
     groups = sample_masks(config.grid, len(views), config.masks, stream(seed, MASKS, 0))
@@ -147,12 +124,10 @@ def cut_patches(images: Pixels, patch_px: int) -> Pixels:
 
 def with_patches(image: Pixels, numbers: Ints, patches: Pixels) -> Pixels:
     """A copy of the image (height, width, 3) with these patches at these places of its grid."""
-    side = patches.shape[1]
-    columns = image.shape[1] // side
-    filled = image.copy()
+    filled, side = image.copy(), patches.shape[1]
     for number, patch in zip(numbers.tolist(), patches, strict=True):
-        row, column = divmod(number, columns)
-        filled[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
+        row, column = (side * place for place in divmod(number, image.shape[1] // side))
+        filled[row : row + side, column : column + side] = patch
     return filled
 
 

@@ -22,19 +22,12 @@ Box = tuple[int, int, int, int]
 
 
 class CropDraws(NamedTuple):
-    """The random numbers of a batch of crops, drawn before any image is read.
+    """The random numbers of a batch of crops, drawn before any image is read."""
 
-    Attributes:
-        area_fraction: (B, TRIES) of the image's area.
-        aspect: (B, TRIES) width / height.
-        corner: (B, 2) where the crop lies between top and bottom, left and right; 0 to 1.
-        flip: (B,) whether to mirror.
-    """
-
-    area_fraction: list[list[float]]
-    aspect: list[list[float]]
-    corner: list[list[float]]
-    flip: list[bool]
+    area_fraction: list[list[float]]  # (B, TRIES) of the image's area
+    aspect: list[list[float]]  # (B, TRIES) width / height
+    corner: list[list[float]]  # (B, 2) between top and bottom, left and right; 0 to 1
+    flip: list[bool]  # (B,) whether to mirror
 
 
 def draw_crops(batch_size: int, config: DataConfig, rng: np.random.Generator) -> CropDraws:
@@ -76,14 +69,7 @@ def resize_box(
     A value may differ from Pillow's by two levels of 255, for torch rounds the filter's weights to
     16 bits; with `bicubic` by more where hard edges are enlarged.
 
-    Args:
-        image: (height, width, 3) uint8.
-        box: (top, left, height, width) in pixels, inside the image.
-        image_px: side of a square, or (height, width).
-        mode: of interpolation.
-
-    Returns:
-        (1, 3, *size) uint8, channels last in memory.
+    The image is (height, width, 3) uint8, the result (1, 3, *size) uint8, channels last in memory.
     """
     top, left, height, width = box
     size = height_width(image_px)
@@ -143,14 +129,8 @@ def evaluation_crop(
     what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,
     one of 10,000 by more.
 
-    Args:
-        image: (height, width, 3) uint8.
-        image_px: side of a square, or (height, width).
-        crop_fraction: of the resized image's short side that is kept.
-        mode: of interpolation, antialiased.
-
-    Returns:
-        (1, 3, *size) uint8, channels last in memory.
+    The image is (height, width, 3) uint8; of its short side, once resized, `crop_fraction` is kept.
+    Returns (1, 3, *size) uint8, channels last in memory.
     """
     height, width = image.shape[:2]
     size = kept_height, kept_width = height_width(image_px)

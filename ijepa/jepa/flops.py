@@ -30,10 +30,7 @@ class StepFlops(NamedTuple):
 def step_flops(config: PretrainConfig, context_patches: float, target_patches: float) -> StepFlops:
     """FLOPs for one image of a training step; a backward pass is twice its forward pass.
 
-    Args:
-        config: networks, targets and masks.
-        context_patches: that one image's context keeps.
-        target_patches: of one target block.
+    Patches are those that one image's context keeps, and those of one target block.
     """
     size, narrow, blocks = _networks(config)
     patches = config.grid[0] * config.grid[1]

@@ -132,15 +132,10 @@ class IJepa(nn.Module):
             torch._foreach_copy_(copies, newest)
 
     def forward(self, images: Tensor, groups: list[Masks]) -> list[tuple[Tensor, Tensor]]:
-        """Predict the target blocks, and compute what they should be.
+        """Predictions and targets of each group of masks, both (M * images, T, target dim).
 
-        Args:
-            images: (B, 3, height, width) float, normalised.
-            groups: masks of the same B images, in their order.
-
-        Returns:
-            Predictions and targets of each group, both (M * images, T, target dim); block 0 of all
-            images first.
+        Block 0 of all images comes first. Images are (B, 3, height, width) float, normalised; the
+        groups are masks of the same images, in their order.
         """
         patches = patchify(images, self.encoder.patch_embed.patch_size[0])
         with self._teacher_precision(images.device):
@@ -252,13 +247,7 @@ class Targets:
 
     @torch.no_grad()
     def __init__(self, config: TargetConfig, encoder: Encoder, images: Tensor) -> None:
-        """Take what the target encoder says.
-
-        Args:
-            config: embeddings (of which layers) or pixels, masked after the encoder or before.
-            encoder: the target encoder.
-            images: (B, 3, height, width) float, normalised; or patches, see `Encoder.forward`.
-        """
+        """Take what the target encoder says of images, or of their patches (`Encoder.forward`)."""
         self._config, self._encoder, self._images = config, encoder, images
         self._tokens: Tensor | None = None  # (B, N, target dim)
         if config.space != "embeddings":
@@ -270,11 +259,9 @@ class Targets:
 
     @torch.no_grad()
     def of(self, images: slice, target_index: Tensor) -> Tensor:
-        """Targets of some of the images: (M * B', T, target dim); block 0 of all images first.
+        """Targets of B' of the images: (M * B', T, target dim); block 0 of all images first.
 
-        Args:
-            images: which of the batch.
-            target_index: (M, B', T) int64 patches of the M blocks of these B' images.
+        `target_index` (M, B', T) int64 are the patches of their M blocks.
         """
         if self._tokens is not None:
             return gather_blocks(self._tokens[images], target_index)
@@ -308,12 +295,7 @@ def last_layer(tokens: Tensor, config: TargetConfig) -> Tensor:
 def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
     """Keep the tokens of M blocks of each image, without a copy of all tokens for every block.
 
-    Args:
-        tokens: (B, N, D).
-        target_index: (M, B, T) int64 in [0, N).
-
-    Returns:
-        (M * B, T, D); block 0 of all images first.
+    Tokens (B, N, D) and patches (M, B, T) int64 make (M * B, T, D); block 0 of all images first.
     """
     num_images, num_patches, _ = tokens.shape
     first = torch.arange(num_images, device=tokens.device).unsqueeze(1) * num_patches

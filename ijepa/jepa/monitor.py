@@ -10,17 +10,11 @@ from ijepa.jepa.model import prediction_loss
 
 
 class Health(NamedTuple):
-    """State of pooled features over many images.
+    """State of pooled features over many images."""
 
-    Attributes:
-        rankme: effective number of dimensions, 1 to min(images, dim).
-        feature_std: standard deviation over images, mean over dimensions.
-        mean_cosine: cosine between different images, mean over pairs, -1 to 1.
-    """
-
-    rankme: float
-    feature_std: float
-    mean_cosine: float
+    rankme: float  # effective number of dimensions, 1 to min(images, dim)
+    feature_std: float  # standard deviation over images, mean over dimensions
+    mean_cosine: float  # cosine between different images, mean over pairs, -1 to 1
 
 
 @torch.no_grad()
@@ -59,10 +53,7 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
             from another context, averaged over its target blocks.
         delta: added to the within-image covariance, which need not have full rank.
 
-    Returns:
-        1 to min(images - 1, dim).
-
-    Source: Thilak et al., LiDAR, 2023, section 4.
+    Source: Thilak et al., LiDAR, 2023, section 4. At most min(images - 1, dim).
     """
     views = views.double()
     num_images, num_views, dim = views.shape
@@ -86,10 +77,8 @@ def mean_cosine_of_pairs(first: Tensor, second: Tensor) -> float:
 def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -> float:
     """Share of images whose class is that of most of their nearest neighbours, itself left out.
 
-    Args:
-        features: (images, dim) float.
-        labels: (images,) int64, any numbers.
-        neighbours: how many vote; a tie goes to the smallest class number.
+    Features are (images, dim) float, labels any (images,) int64. In the vote of that many
+    neighbours, a tie goes to the smallest class number.
     """
     labels = torch.unique(labels, return_inverse=True)[1]
     unit = F.normalize(features.double(), dim=1)

@@ -17,20 +17,12 @@ from ijepa.jepa.schedules import Schedules
 
 
 class Outcome(NamedTuple):
-    """What a step leaves behind, still on its device.
+    """What a step leaves behind, still on its device."""
 
-    Attributes:
-        loss: () float32, mean over the images of the step that this process has.
-        grad_norm: () float32, of all trained parameters together, before the update; None where it
-            was not asked for.
-        predictions: (M * B, T, dim) of the last group of masks, before the update.
-        targets: (M * B, T, dim), likewise.
-    """
-
-    loss: Tensor
-    grad_norm: Tensor | None
-    predictions: Tensor
-    targets: Tensor
+    loss: Tensor  # () float32, mean over the images of the step that this process has
+    grad_norm: Tensor | None  # () float32, of all trained parameters, before the update; if asked
+    predictions: Tensor  # (M * B, T, dim) of the last group of masks, before the update
+    targets: Tensor  # (M * B, T, dim), likewise
 
 
 class Trainer:
@@ -62,13 +54,9 @@ class Trainer:
     def step(
         self, step: int, images: Tensor, groups: list[Masks], *, with_norm: bool = True
     ) -> Outcome:
-        """Forward, backward, AdamW, EMA.
+        """Forward, backward, AdamW, EMA; with the schedules at `step`, counted from 0.
 
-        Args:
-            step: counted from 0; sets learning rate, weight decay and EMA momentum.
-            images: (B, 3, height, width) float, normalised.
-            groups: masks of these images, in their order.
-            with_norm: whether to measure the gradients.
+        Images are (B, 3, height, width) float, normalised, the groups their masks, in their order.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedules.lr(step)

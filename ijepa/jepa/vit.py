@@ -38,9 +38,7 @@ class Attention(nn.Module):
     def forward(self, qkv: Tensor, num_last: int | None = None) -> Tensor:
         """Attend from the last `num_last` tokens (None: from all) to all: (B, N or num_last, D).
 
-        Args:
-            qkv: (B, N, 3 * D), what `self.qkv` makes of the tokens.
-            num_last: how many tokens are wanted, from the end.
+        Queries, keys and values are (B, N, 3 * D), what `self.qkv` makes of the tokens.
         """
         batch, length, width = qkv.shape
         heads, dim = self.num_heads, width // 3
@@ -94,14 +92,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """Mix the tokens (B, N, D): (B, N or num_last, D).
 
-        The predictor gives the last two arguments: its first block need not project the same
-        context M times, nor a mask token of every image; after its last block nobody reads the
-        context. Both save work and change nothing.
-
-        Args:
-            tokens: (B, N, D).
-            qkv: (B, N, 3 * D) of `project`, where it is known already.
-            num_last: how many tokens are wanted, from the end; None for all.
+        The predictor gives `qkv` of `project`, for its first block need not project the same
+        context M times, nor a mask token of every image; and the number of tokens that are wanted,
+        from the end, for after its last block nobody reads the context. Both change nothing.
         """
         attended = self.attn(self.project(tokens) if qkv is None else qkv, num_last)
         tokens = tokens if num_last is None else tokens[:, -num_last:]
@@ -148,11 +141,7 @@ class Encoder(nn.Module):
         self.pos_embed = nn.Parameter(table, requires_grad=False)
 
     def resize(self, image_size: Size) -> None:
-        """Take images of another (height, width) from now on; positions are interpolated as timm's.
-
-        Args:
-            image_size: multiples of the patch's side.
-        """
+        """Take images of another (height, width) from now on; positions are interpolated."""
         grid, table = self.patch_embed.grid_size, self.pos_embed.data
         self.patch_embed.resize(image_size)
         if grid != self.patch_embed.grid_size:

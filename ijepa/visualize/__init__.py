@@ -1,7 +1,7 @@
 """Draw what the method does: its masks, what encoders see, what is predicted."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,6 +47,10 @@ KINDS: dict[type[PictureConfig], str] = {
 }
 
 
+# The drawing, or the text of a page, and the last fields of `Picture`.
+Drawn = tuple["Figure | str", dict[str, object]]
+
+
 class Given(NamedTuple):
     """What a picture is drawn from: `data` is None where there are no images to show."""
 
@@ -69,34 +73,20 @@ class Given(NamedTuple):
         return f"Data: {self.data.source}, split {config.split} ({fingerprint}), {drawn}."
 
 
-class Shows(NamedTuple):
-    """A drawn picture, or the text of a page, and what is on it, see `Picture`."""
-
-    drawn: "Figure | str"
-    encoders: Sequence[str]
-    images: int
-    keys: Sequence[str] = ()
-    figures: Mapping[str, float | tuple[int, ...] | None] = {}
-
-
 class Picture(Config):
-    """A finished picture.
-
-    Attributes:
-        out: the file.
-        cached: it was there already.
-        encoders: whose view it shows.
-        images: how many images are on it.
-        keys: of the images or queries, a row each; empty where it has no such rows.
-        figures: the numbers that it shows.
-    """
+    """A finished picture."""
 
     out: Path
     cached: bool
+    """It was there already."""
     encoders: tuple[str, ...]
+    """Whose view it shows."""
     images: int
-    keys: tuple[str, ...]
+    """How many images are on it."""
+    keys: tuple[str, ...] = ()
+    """Of the images or queries, a row each; empty where it has no such rows."""
     figures: dict[str, float | tuple[int, ...] | None]
+    """The numbers that it shows."""
 
 
 def visualize(
@@ -142,10 +132,9 @@ def visualize(
 
                 draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
                 with style(dark=config.dark):
-                    drawn, *shown = draw(config, given)
+                    drawn, facts = draw(config, given)
                     is_text = isinstance(drawn, str)
                     content = drawn.encode() if is_text else encoded(drawn, out.suffix)
-                facts = dict(zip(Shows._fields[1:], shown, strict=True))
                 write_bytes(work.folder / out.name, content)
                 work.publish({"picture": facts, "command": runtime.command})
     record = read_record(out)

@@ -13,9 +13,9 @@ from ijepa.data.shards import ShardSet
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features
 from ijepa.figures.draw import Floats, Ints, Pixels, sheet
-from ijepa.figures.embedding import embedding_figure, embedding_page, legend_of, project
+from ijepa.figures.embedding import embedding_figure, embedding_page, project
 from ijepa.figures.neighbors import NONE, TILE_PX, Nearest, neighbor_section
-from ijepa.visualize import PAGE, Given, Shows, places_of
+from ijepa.visualize import PAGE, Drawn, Given, places_of
 
 ROWS_AT_ONCE = 16_384  # that are searched for neighbours
 THUMBNAIL_PX = 112
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
         return f"{header.encoder}: block {header.layers[layer]}, {header.pooling}"
 
 
-def draw_neighbors(config: NeighborsConfig, given: Given) -> Shows:
+def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
     """The nearest images of some queries by cosine, never the query itself."""
     sections, figures, keys = [], {}, config.keys
     for number, store in enumerate(given.features, start=1):
@@ -84,10 +84,11 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Shows:
         f"{'chosen by key' if config.keys else chosen}.",
     )
     names = [store.header.encoder for store in given.features]
-    return Shows(sheet(sections, captions, TILE_PX), names, len(keys), keys, figures)
+    facts = {"encoders": names, "images": len(keys), "keys": keys, "figures": figures}
+    return sheet(sections, captions, TILE_PX), facts
 
 
-def draw_embedding(config: EmbeddingConfig, given: Given) -> Shows:
+def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawn:
     """A map of a feature file; a page or a still picture."""
     store = given.features[0]
     stored, header = _stored(store, config.label), store.header
@@ -97,7 +98,7 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Shows:
     order = np.random.default_rng(config.seed).permutation(len(stored.keys))[: config.images]
     vectors = stored.read(order, config.layer).astype(np.float32)
     places = project(vectors, config.method, config.perplexity, config.seed)
-    legend = legend_of([stored.classes[n] if stored.classes else "all images" for n in order])
+    names = [stored.classes[n] if stored.classes else "all images" for n in order]
     cut = _thumbnails(given.data, stored, order.tolist(), THUMBNAIL_PX // 2)
     how = f"t-SNE, perplexity {config.perplexity:g}" if config.method == "tsne" else "PCA"
     coloured = f", coloured by {config.label}" if config.label else ""
@@ -106,10 +107,12 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Shows:
         f"{how}, seed {config.seed}; {len(order):,} of {len(stored.keys):,} images{coloured}.",
         f"Data: {header.source}, split {header.split} ({header.data_fingerprint[:12]}).",
     )
+    facts: dict[str, object] = {"encoders": [header.encoder], "images": len(order), "figures": {}}
     if given.out.suffix == PAGE:
-        page = embedding_page(places, [stored.keys[n] for n in order], legend, cut, captions)
-        return Shows(page, [header.encoder], len(order))
-    return Shows(embedding_figure(places, legend, cut, captions), [header.encoder], len(order))
+        keys = [stored.keys[n] for n in order]
+        page = embedding_page(places, names, cut, captions, keys)
+        return page, facts
+    return embedding_figure(places, names, cut, captions), facts
 
 
 def _stored(store: Features, label: str | None) -> Stored:

@@ -17,12 +17,12 @@ from ijepa.figures.draw import Pixels, sheet
 from ijepa.figures.masks import mask_figure
 from ijepa.figures.pca import colour_figure, patch_colours
 from ijepa.jepa.augment import normalise
-from ijepa.visualize import Given, Shows, places_of
+from ijepa.visualize import Drawn, Given, places_of
 
 AT_ONCE = 16  # images in the device's memory
 
 
-def draw_masks(config: MasksConfig, given: Given) -> Shows:
+def draw_masks(config: MasksConfig, given: Given) -> Drawn:
     """Masks of step 0 on the images of step 0."""
     recipe, images = config.recipe, None
     count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
@@ -31,10 +31,10 @@ def draw_masks(config: MasksConfig, given: Given) -> Shows:
         plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
         images = as_pixels(RandomCropBatches(split, plan)[0].images)
     drawn, figures = mask_figure(recipe, config.batches, count, images)
-    return Shows(drawn, (), count, (), figures)
+    return drawn, {"encoders": (), "images": count, "figures": figures}
 
 
-def draw_attention(config: AttentionConfig, given: Given) -> Shows:
+def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
     """Attention of a block's heads for some queries, on each image."""
     split, device = given.split(config.split), pick_device(given.runtime.device)
     shown, sections = pick_images(split, config), []
@@ -55,10 +55,11 @@ def draw_attention(config: AttentionConfig, given: Given) -> Shows:
         sections.append(found._replace(title=title))
         names.append(encoder.name)
     drawn = sheet(sections, (given.source(config), HOW))
-    return Shows(drawn, names, len(shown), split.keys(shown))
+    facts = {"encoders": names, "images": len(shown), "keys": split.keys(shown)}
+    return drawn, {**facts, "figures": {}}
 
 
-def draw_pca(config: PcaConfig, given: Given) -> Shows:
+def draw_pca(config: PcaConfig, given: Given) -> Drawn:
     """Patch tokens as colours, an encoder and layer a column."""
     split, device = given.split(config.split), pick_device(given.runtime.device)
     shown = pick_images(split, config)
@@ -91,7 +92,8 @@ def draw_pca(config: PcaConfig, given: Given) -> Shows:
     )
     figures = {f"variance explained, {title}": explained for title, explained, _ in columns}
     drawn = colour_figure(images, columns, captions)
-    return Shows(drawn, names, len(shown), split.keys(shown), figures)
+    facts = {"encoders": names, "images": len(shown), "keys": split.keys(shown)}
+    return drawn, {**facts, "figures": figures}
 
 
 def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:

@@ -23,13 +23,13 @@ from ijepa.figures.retrieval import (
     retrieval_section,
     store_of,
 )
-from ijepa.visualize import Given, Shows
+from ijepa.visualize import Drawn, Given
 from ijepa.visualize.patches import as_pixels, draw_images, more_images, pick_images, views_of
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 
 
-def draw_retrieval(config: RetrievalConfig, given: Given) -> Shows:
+def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
     """Each token of a hidden block takes the look of the nearest real patch."""
     split, store_split = given.split(config.split), given.split(config.store_split)
     shown, device = pick_images(split, config), pick_device(given.runtime.device)
@@ -68,10 +68,11 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Shows:
         given.source(config),
     )
     drawn = sheet(sections, captions, 144)
-    return Shows(drawn, config.encoder, len(shown), split.keys(shown), figures)
+    facts = {"encoders": config.encoder, "images": len(shown), "keys": split.keys(shown)}
+    return drawn, {**facts, "figures": figures}
 
 
-def draw_predictions(config: PredictionsConfig, given: Given) -> Shows:
+def draw_predictions(config: PredictionsConfig, given: Given) -> Drawn:
     """Decoded samples in their place; sample k of prediction and truth begin with the same noise.
 
     Spread: standard deviation over the samples of one embedding, mean over pixels of the block, in
@@ -119,4 +120,5 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Shows:
         rows.append([Tile(pictures[number], (), [line], ORANGE) for pictures in columns])
     drawn = sheet([Section("", [[heading] for heading in headings], rows)], captions, 144)
     figures = {"spread_predicted": spreads[0], "spread_target": spreads[1]}
-    return Shows(drawn, [trained.name], len(numbers), split.keys(numbers), figures)
+    facts = {"encoders": [trained.name], "images": len(numbers), "keys": split.keys(numbers)}
+    return drawn, {**facts, "figures": figures}
