@@ -1,12 +1,16 @@
 """Small pictures, each different, and the folders and archives that hold them."""
 
 import io
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ijepa.data.sources.items import Request
+from ijepa.data.sources.kinds import open_source
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -55,3 +59,15 @@ def class_folders(num_images: int = 6, suffix: str = "png") -> dict[str, bytes]:
 def hash_of(*parts: object) -> int:
     """A seed that is the same in every process."""
     return int.from_bytes(repr(parts).encode()) % 2**32
+
+
+def read(source, work, *splits):
+    """Splits with their label names, and items, of a source of images."""
+    work.mkdir(exist_ok=True)
+    contents = open_source(str(source)).read(Request(work, splits))
+    return contents.splits, list(contents.items)
+
+
+def bytes_of(item) -> bytes:
+    with open(item.file, "rb") as file:  # noqa: PTH123  # a string, as sources give it
+        return os.pread(file.fileno(), item.size_bytes, item.offset)

@@ -10,20 +10,17 @@ from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.scenes import (
     AIM,
     CAMERA,
-    HALF_WIDTH,
+    LAMP,
     ScenesSpec,
-    Solid,
     draw_scene,
     look_at,
     parse_spec,
     render,
-    solid_of,
-)
+)  # fmt: skip
 from ijepa.errors import IjepaError
 from ijepa.progress import silent
 
-SPEC = ScenesSpec(train=6, val=3, image_px=32)
-numbers = st.integers(0, 10**6)
+VIEW = look_at(CAMERA, AIM)
 
 
 def read(work, workers=0, progress=silent):
@@ -61,7 +58,7 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
     assert read(tmp_path / "cut") == whole
 
 
-@given(number=numbers)
+@given(number=st.integers(0, 10**6))
 @settings(max_examples=10, deadline=None)
 def test_a_scene_is_what_its_annotations_say(number):
     spec = ScenesSpec(image_px=32)
@@ -80,52 +77,38 @@ def test_a_scene_is_what_its_annotations_say(number):
             assert gap > heights[one] + heights[other]
 
 
-def test_every_object_is_seen_and_alone_changes_the_image():
-    objects, _ = draw_scene(SPEC, "train", 0)
-    camera = look_at(CAMERA, AIM, HALF_WIDTH)
-    solids = [solid_of(thing) for thing in objects]
-    lamp = np.array([-2.5, -5.0, 8.0])
-    empty = render(camera, [], lamp, 32, min_seen=1)
-    for solid in solids:
-        image = render(camera, [solid], lamp, 32, min_seen=1)
-        assert (image != empty).any()
+def ball(x, y, radius):
+    return {"shape": "sphere", "3d_coords": [x, y, radius], "color": "red", "material": "rubber"}
+
+
+def test_every_object_alone_changes_the_image():
+    objects, _ = draw_scene(ScenesSpec(image_px=32), "train", 0)
+    empty = render(VIEW, [], LAMP, 32, min_seen=1)
+    for thing in objects:
+        assert (render(VIEW, [thing], LAMP, 32, min_seen=1) != empty).any()
 
 
 def test_a_scene_that_hides_an_object_is_not_drawn():
-    camera = look_at(CAMERA, AIM, HALF_WIDTH)
-    lamp, red = np.array([-2.5, -5.0, 8.0]), np.array([1.0, 0.0, 0.0])
-    small = Solid("sphere", np.array([0.0, 0.0, 0.35]), 0.35, 0.0, red, is_metal=False)
-    away = camera.position - small.centre
-    before = small.centre + 2.5 * away / np.linalg.norm(away)
-    large = Solid("sphere", before, 1.2, 0.0, red, is_metal=False)
-    assert render(camera, [small], lamp, 32, min_seen=5) is not None
-    assert render(camera, [small, large], lamp, 32, min_seen=5) is None
+    small, large = ball(0, 0, 0.35), ball(1.1, -1, 1.2)  # the large one stands before the small
+    assert render(VIEW, [small], LAMP, 32, min_seen=5) is not None
+    assert render(VIEW, [large], LAMP, 32, min_seen=5) is not None
+    assert render(VIEW, [small, large], LAMP, 32, min_seen=5) is None
 
 
 def test_depth_is_the_distance_along_the_optical_axis():
-    camera = look_at(CAMERA, AIM, HALF_WIDTH)
-    across, down, depth = camera.project(AIM, 64)
+    across, down, depth = VIEW.project(AIM, 64)
     assert (across, down) == pytest.approx((32, 32))
     assert depth == pytest.approx(np.linalg.norm(CAMERA - AIM))
-    nearer = AIM + 0.5 * camera.forward
-    assert camera.project(nearer, 64)[2] == pytest.approx(depth + 0.5)
-    assert camera.project(AIM + 0.5 * camera.right, 64)[0] > 32
-    assert camera.project(AIM + 0.5 * camera.up, 64)[1] < 32
+    assert VIEW.project(AIM + 0.5 * VIEW.forward, 64)[2] == pytest.approx(depth + 0.5)
+    assert VIEW.project(AIM + 0.5 * VIEW.right, 64)[0] > 32
+    assert VIEW.project(AIM + 0.5 * VIEW.up, 64)[1] < 32
 
 
 def test_annotated_pixels_show_the_objects_colour():
     """Where a lone red ball is annotated, the image is redder than anywhere on the floor."""
-    camera = look_at(CAMERA, AIM, HALF_WIDTH)
-    thing = {
-        "shape": "sphere",
-        "3d_coords": [0.5, -0.7, 0.7],
-        "rotation": 0.0,
-        "color": "red",
-        "material": "rubber",
-    }
-    lamp = np.array([-2.5, -5.0, 8.0])
-    image = render(camera, [solid_of(thing)], lamp, 64, min_seen=1)
-    across, down, _ = camera.project(np.array(thing["3d_coords"]), 64)
+    thing = ball(0.5, -0.7, 0.7)
+    image = render(VIEW, [thing], LAMP, 64, min_seen=1)
+    across, down, _ = VIEW.project(np.array(thing["3d_coords"]), 64)
     redness = image[..., 0].astype(int) - image[..., 2]
     assert redness[round(down), round(across)] > 50
     assert np.median(redness) < 5

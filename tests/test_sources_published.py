@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 import torchvision
-from pictures import encoded, write_files
+from pictures import bytes_of, encoded, read, write_files
 from scipy.io import savemat
 
 from ijepa.config import ShardConfig
@@ -21,12 +21,6 @@ from ijepa.shard import shard
 
 PICTURE = encoded(0)
 WNIDS = ("n01440764", "n01443537", "n01484850")  # sorted; other numbers in the development kit
-
-
-def read(source, work, *splits):
-    work.mkdir(exist_ok=True)
-    contents = open_source(str(source)).read(Request(work, splits))
-    return contents.splits, list(contents.items)
 
 
 def facts(items):
@@ -276,9 +270,7 @@ def test_sets_of_torchvision_keep_pixels_classes_and_splits(tmp_path):
         ("train", 9), ("train", 0), ("train", 4), ("test", 1), ("test", 2),
     ]  # fmt: skip
     for item, expected in zip(items, pixels, strict=True):
-        with open(item.file, "rb") as file:  # noqa: PTH123  # a string, as sources give it
-            file.seek(item.offset)
-            found = decode_rgb(file.read(item.size_bytes))
+        found = decode_rgb(bytes_of(item))
         np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))
 
 

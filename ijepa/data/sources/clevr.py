@@ -16,7 +16,11 @@ from ijepa.errors import IjepaError
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
 DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)  # upper bounds of the classes but the last, inclusive
-COLOURS = ("blue", "brown", "cyan", "gray", "green", "purple", "red", "yellow")
+COLOURS = {
+    "gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
+    "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}  # fmt: skip
 SHAPES = ("cube", "cylinder", "sphere")
 CLASSES = sorted(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 LABELS: Labels = {

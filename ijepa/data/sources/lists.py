@@ -131,9 +131,6 @@ def _json_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-# Lists that data sets come with
-
-
 def imagenet(where: Path) -> Source:
     """ImageNet-1K: `train/` in folders called by WordNet numbers, `val/` in such folders or flat.
 

@@ -19,22 +19,17 @@ from pydantic import Field, model_validator
 
 from ijepa.config import Config, validated
 from ijepa.data.processes import end_with_parent, processes
-from ijepa.data.sources.clevr import LABELS, label_scene
+from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
 from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Thing = dict[str, Any]  # an object with CLEVR's fields; it stands on the floor
 
-SHAPES = ("cube", "cylinder", "sphere")
 SIZES = {"large": 0.7, "small": 0.35}  # radius in CLEVR's units
 MATERIALS = ("metal", "rubber")
-COLOURS = {
-    "gray": (87, 87, 87), "red": (173, 35, 35), "blue": (42, 75, 215), "green": (29, 105, 20),
-    "brown": (129, 74, 25), "purple": (129, 38, 192), "cyan": (41, 208, 208),
-    "yellow": (255, 238, 51),
-}  # fmt: skip
 CAMERA, AIM = np.array([7.2, -6.5, 5.4]), np.array([0.0, 0.0, 0.4])
 JITTER = 0.5  # of the camera, each way; twice that of the lamp
 LAMP = np.array([-2.5, -5.0, 8.0])
@@ -127,9 +122,6 @@ def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> Packed:
     return split, name, f"images/{split}/{name}", *facts
 
 
-# Which objects there are, and where
-
-
 class Camera(NamedTuple):
     """A pinhole camera in the world."""
 
@@ -137,49 +129,44 @@ class Camera(NamedTuple):
     forward: Floats  # (3,) unit vector of the optical axis
     right: Floats
     up: Floats
-    half_width: float  # of the image plane at distance 1
 
     def project(self, point: Floats, image_px: int) -> tuple[float, float, float]:
         """Pixel column, pixel row and depth along the optical axis of a point (3,)."""
         offset = point - self.position
         depth = float(offset @ self.forward)
-        across = float(offset @ self.right) / (depth * self.half_width)
-        above = float(offset @ self.up) / (depth * self.half_width)
+        across = float(offset @ self.right) / (depth * HALF_WIDTH)
+        above = float(offset @ self.up) / (depth * HALF_WIDTH)
         return (across + 1) / 2 * image_px, (1 - above) / 2 * image_px, depth
 
 
-def look_at(position: Floats, target: Floats, half_width: float) -> Camera:
+def look_at(position: Floats, target: Floats) -> Camera:
     """A camera that looks from one point to another, its right side level."""
     forward = (target - position) / np.linalg.norm(target - position)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
-    return Camera(position, forward, right, np.cross(right, forward), half_width)
+    return Camera(position, forward, right, np.cross(right, forward))
 
 
-def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[dict[str, Any]], Pixels]:
-    """Draw one scene, whatever the others are; begun again until every object is well seen.
+def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], Pixels]:
+    """Objects with CLEVR's fields and the image (px, px, 3) uint8, whatever other scenes are.
 
-    Returns:
-        Objects with CLEVR's fields, and the image (px, px, 3) uint8.
+    The scene is begun again until every object is well seen.
     """
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), number])
     while True:
-        camera = look_at(CAMERA + rng.uniform(-JITTER, JITTER, 3), AIM, HALF_WIDTH)
+        camera = look_at(CAMERA + rng.uniform(-JITTER, JITTER, 3), AIM)
         lamp = LAMP + rng.uniform(-2 * JITTER, 2 * JITTER, 3)
         objects = _placed(spec, camera, rng)
         if objects is None:
             continue
-        solids = [solid_of(thing) for thing in objects]
-        image = render(camera, solids, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
+        image = render(camera, objects, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
         if image is not None:
             return objects, image
 
 
-def _placed(
-    spec: ScenesSpec, camera: Camera, rng: np.random.Generator
-) -> list[dict[str, Any]] | None:
+def _placed(spec: ScenesSpec, camera: Camera, rng: np.random.Generator) -> list[Thing] | None:
     """Objects at a distance from each other, with CLEVR's fields; None if they do not fit."""
-    objects: list[dict[str, Any]] = []
+    objects: list[Thing] = []
     for _ in range(rng.integers(spec.min_objects, spec.max_objects + 1)):
         size = str(rng.choice(list(SIZES)))
         radius = SIZES[size] * spec.object_scale
@@ -214,91 +201,57 @@ def _placed(
     return objects
 
 
-# How they are drawn
-
-
-class Solid(NamedTuple):
-    """One thing on the floor."""
-
-    shape: str
-    centre: Floats  # (3,) float32
-    half_height: float  # also the radius, or half a cube's side
-    turn: float  # of a cube about the vertical, radians
-    colour: Floats  # (3,) 0 to 1
-    is_metal: bool  # shiny, or matt
-
-
-def solid_of(thing: dict[str, Any]) -> Solid:
-    """What is rendered for an object with CLEVR's fields."""
-    return Solid(
-        shape=thing["shape"],
-        centre=np.array(thing["3d_coords"], np.float32),
-        half_height=float(thing["3d_coords"][2]),
-        turn=float(np.radians(thing["rotation"])),
-        colour=np.array(COLOURS[thing["color"]]) / 255,
-        is_metal=thing["material"] == "metal",
-    )
-
-
 def render(
-    camera: Camera, solids: list[Solid], lamp: Floats, image_px: int, min_seen: float
+    camera: Camera, objects: list[Thing], lamp: Floats, image_px: int, min_seen: float
 ) -> Pixels | None:
-    """Draw solids on a grey floor, lit by a lamp with shadows and by a weak fill light.
+    """Draw objects on a grey floor, lit by a lamp with shadows and by a weak fill light.
 
-    Args:
-        camera: where from.
-        solids: what; they must not touch each other.
-        lamp: (3,) position of the key light.
-        image_px: side of the image.
-        min_seen: pixels of each solid that must be seen.
-
-    Returns:
-        (image_px, image_px, 3) uint8, or None if a solid is hidden too far by others or the border.
+    Returns (image_px, image_px, 3) uint8; None if of an object fewer than `min_seen` pixels are
+    seen, for others or the border hide it. Objects must not touch; the lamp is at (3,).
     """
     side = image_px * SUPERSAMPLING
-    across = ((np.arange(side) + 0.5) / side * 2 - 1) * camera.half_width
+    across = ((np.arange(side) + 0.5) / side * 2 - 1) * HALF_WIDTH
     plane = across[None, :, None] * camera.right - across[:, None, None] * camera.up
     rays = _unit((camera.forward + plane).reshape(-1, 3)).astype(np.float32)  # row by row
     origin = camera.position.astype(np.float32)
     distance: Floats = -origin[2] / np.minimum(rays[:, 2], -1e-3)  # of the floor
     normal: Floats = np.tile(np.array([0, 0, 1], dtype=np.float32), (len(rays), 1))
-    owner = np.full(len(rays), -1)  # number of the first solid on each ray; -1 is the floor
-    for number, solid in enumerate(solids):
-        near, hit, direction = _hits(origin, rays, solid)
+    owner = np.full(len(rays), -1)  # number of the first object on each ray; -1 is the floor
+    for number, thing in enumerate(objects):
+        near, hit, direction = _hits(origin, rays, thing)
         first = hit < distance[near]
         chosen = near[first]
         distance[chosen], normal[chosen], owner[chosen] = hit[first], direction[first], number
-    seen = np.bincount(owner + 1, minlength=len(solids) + 1)[1:] / SUPERSAMPLING**2
+    seen = np.bincount(owner + 1, minlength=len(objects) + 1)[1:] / SUPERSAMPLING**2
     if seen.min(initial=np.inf) < min_seen:
         return None
     points = origin + rays * distance[:, None] + normal * NEAR
-    colour = _shade(points, normal, owner, rays, solids, lamp)
+    colour = _shade(points, normal, owner, rays, objects, lamp)
     blocks = np.clip(colour, 0, 1).reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3)
     pixels: Pixels = (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8)
     return pixels
 
 
 def _shade(
-    points: Floats, normal: Floats, owner: Ints, rays: Floats, solids: list[Solid], lamp: Floats
+    points: Floats, normal: Floats, owner: Ints, rays: Floats, objects: list[Thing], lamp: Floats
 ) -> Floats:
     """Lambert with ambient and fill light, Blinn's highlight, and a sky that metal mirrors."""
     to_lamp = _unit(lamp.astype(np.float32) - points)
     is_dark = np.zeros(len(points), dtype=bool)
-    for solid in solids:
-        near, hit, _ = _hits(points, to_lamp, solid)
+    for thing in objects:
+        near, hit, _ = _hits(points, to_lamp, thing)
         is_dark[near] |= hit < NEVER
     lit = np.where(is_dark, SHADOW, 1.0)
     key = np.maximum(_dot(normal, to_lamp), 0) * lit
     fill = np.maximum(_dot(normal, FILL_DIRECTION), 0)
     light = AMBIENT + KEY * key + FILL * fill
-    is_metal = np.append([solid.is_metal for solid in solids], False)[owner]
-
+    is_metal = np.append([thing["material"] == "metal" for thing in objects], False)[owner]
     away = np.sqrt(_dot(points[:, :2], points[:, :2]))
     floor = np.clip(FLOOR_GREY - FLOOR_FALLOFF * away, 0.3, FLOOR_GREY)
-    palette = np.array([*(solid.colour for solid in solids), np.zeros(3)], dtype=np.float32)
+    colours = [np.array(COLOURS[thing["color"]]) / 255 for thing in objects]
+    palette = np.array([*colours, np.zeros(3)], dtype=np.float32)
     base = np.where(owner[:, None] < 0, floor[:, None], palette[owner])
     colour: Floats = base * np.where(is_metal, 0.75, 1.0)[:, None] * light[:, None]
-
     on = np.flatnonzero(owner >= 0)  # the floor does not shine
     normal, rays, is_metal = normal[on], rays[on], is_metal[on]
     half = np.maximum(_dot(normal, _unit(to_lamp[on] - rays)), 0)
@@ -309,35 +262,39 @@ def _shade(
     return colour
 
 
-def _hits(origin: Floats, rays: Floats, solid: Solid) -> tuple[Ints, Floats, Floats]:
-    """Numbers of the rays that may hit a solid, and of these, distance (or NEVER) and normal.
+def _hits(origin: Floats, rays: Floats, thing: Thing) -> tuple[Ints, Floats, Floats]:
+    """Numbers of the rays that may hit an object, and of these, distance (or NEVER) and normal.
 
     Rays (n, 3) start at one `origin` (3,), or each at its own (n, 3). Those that miss the ball
-    around the solid cannot hit it; a cube's corner is the farthest from its centre.
+    around the object cannot hit it; a cube's corner is the farthest from its centre.
     """
-    start = origin - solid.centre
+    half = float(thing["3d_coords"][2])  # of the height; also the radius, or half a cube's side
+    start = origin - np.array(thing["3d_coords"], np.float32)
     away = _dot(start, start) - _dot(rays, start) ** 2
-    near: Ints = np.flatnonzero(away < 3 * solid.half_height**2)
+    near: Ints = np.flatnonzero(away < 3 * half**2)
     start = start if start.ndim == 1 else start[near]
-    return near, *INTERSECT[solid.shape](start, rays[near], solid)
+    if thing["shape"] == "cube":
+        return near, *_hit_cube(start, rays[near], half, np.radians(thing["rotation"]))
+    hit = {"sphere": _hit_sphere, "cylinder": _hit_cylinder}[thing["shape"]]
+    return near, *hit(start, rays[near], half)
 
 
-def _hit_sphere(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats]:
+def _hit_sphere(start: Floats, rays: Floats, half: float) -> tuple[Floats, Floats]:
     """Distance and normal; `start` (3,) or (n, 3) is relative to the centre, for all shapes."""
     toward = _dot(start, rays)
-    root = toward**2 - _dot(start, start) + solid.half_height**2
+    root = toward**2 - _dot(start, start) + half**2
     distance = _ahead(-toward - np.sqrt(np.maximum(root, 0)), root > 0)
-    return distance, _at(start, rays, distance) / solid.half_height
+    return distance, _at(start, rays, distance) / half
 
 
-def _hit_cube(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats]:
+def _hit_cube(start: Floats, rays: Floats, half: float, turn: float) -> tuple[Floats, Floats]:
     """The three slabs of the cube, in its own axes."""
-    cos, sin = np.cos(solid.turn), np.sin(solid.turn)
+    cos, sin = np.cos(turn), np.sin(turn)
     axes = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], dtype=np.float32)
     local_start, local_rays = _turned(start, axes), _turned(rays, axes)
     slope = 1 / np.where(np.abs(local_rays) < 1e-9, 1e-9, local_rays)
-    one = (-solid.half_height - local_start) * slope
-    other = (solid.half_height - local_start) * slope
+    one = (-half - local_start) * slope
+    other = (half - local_start) * slope
     enter, leave = np.minimum(one, other), np.maximum(one, other)
     face, rows = enter.argmax(axis=1), np.arange(len(rays))
     distance = _ahead(enter[rows, face], enter[rows, face] < leave.min(axis=1))
@@ -346,9 +303,8 @@ def _hit_cube(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats
     return distance, _turned(normal, axes.T)
 
 
-def _hit_cylinder(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Floats]:
+def _hit_cylinder(start: Floats, rays: Floats, half: float) -> tuple[Floats, Floats]:
     """The wall and the top; the bottom stands on the floor."""
-    half = solid.half_height
     level, flat = start[..., :2], rays[:, :2]
     square = _dot(flat, flat) + 1e-12
     toward = _dot(level, flat)
@@ -363,9 +319,6 @@ def _hit_cylinder(start: Floats, rays: Floats, solid: Solid) -> tuple[Floats, Fl
     normal[:, 2] = 0
     normal[top < wall] = (0, 0, 1)
     return np.minimum(wall, top), normal
-
-
-INTERSECT = {"sphere": _hit_sphere, "cube": _hit_cube, "cylinder": _hit_cylinder}
 
 
 def _ahead(distance: Floats, is_hit: np.ndarray[Any, Any]) -> Floats:
