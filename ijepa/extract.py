@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from ijepa.data.loader import Batch
-    from ijepa.encoders.base import Encoder
 
 VERSION = 11
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
@@ -110,135 +109,126 @@ def _encode(
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
     from ijepa.compute import computing, pick_linear
-    from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
+    from ijepa.distributed import device_name, from_rank_0, wait_for_all
     from ijepa.encoders.base import NOTHING, Transformer
 
-    device, total = pick_device(runtime.device), len(data.split(config.split))
-    encoder = EncoderSpec.of(config).load(device)
-    path, num_views = work.folder / work.plan.out.name, 1 + config.views
-    batch_size = max(1, BATCH_ROWS // num_views)
-    from_rank_0(world, lambda: _create(path, work.plan, config, data, encoder, device))
+    job, path = _Extraction(config, data, runtime), work.folder / work.plan.out.name
+    network, total, size = job.encoder.network, len(job.images), job.batch_size
+    from_rank_0(world, lambda: job.create(path, work.plan.fingerprint))
     writer = FeatureWriter(path)
     missing = from_rank_0(world, lambda: writer.missing)
-    done = total - sum(min(batch_size, total - batch * batch_size) for batch in missing)
+    done = total - sum(min(size, total - batch * size) for batch in missing)
     patches, dim = 196, 768  # of a ViT-B/16, for networks that do not say
-    if isinstance(encoder.network, Transformer):
-        patches, dim = encoder.network.patch_embed.num_patches, encoder.network.embed_dim
-    is_pixels = encoder.pooling == NOTHING
-    linear = "torch" if is_pixels else pick_linear(device, CPU_BATCH * patches, dim)
-    with computing(device, linear=linear):
-        todo = missing[world.rank :: world.size]
-        for batch, features in _encoded(encoder, data, config, runtime, todo, batch_size):
+    if isinstance(network, Transformer):
+        patches, dim = network.patch_embed.num_patches, network.embed_dim
+    is_pixels = job.encoder.pooling == NOTHING
+    linear = "torch" if is_pixels else pick_linear(job.device, CPU_BATCH * patches, dim)
+    with computing(job.device, linear=linear):
+        for batch, features in job.batches(missing[world.rank :: world.size]):
             assert batch.image_ids is not None  # as `ViewBatches` makes them
-            writer.write(batch.step, features, np.repeat(batch.image_ids.numpy(), num_views))
+            writer.write(batch.step, features, np.repeat(batch.image_ids.numpy(), 1 + config.views))
             done += len(batch.numbers) * world.size  # others are about as quick
             progress("extract images", min(done, total), total)
     wait_for_all(world)
 
     def publish() -> None:
         writer.finish()
-        name = device_name(device, world, linear)
+        name = device_name(job.device, world, linear)
         work.publish({"device": name, "command": runtime.command})
 
     from_rank_0(world, publish)
 
 
-def _create(
-    path: Path,
-    plan: StagePlan,
-    config: ExtractConfig,
-    data: ShardSet,
-    encoder: "Encoder",
-    device: "torch.device",
-) -> None:
-    """Make the file that features are written into, with the keys and labels of all images."""
-    import torch
+class _Extraction:
+    """One encoder, and the images of one split that it encodes."""
 
-    num_layers, cuts = min(config.layers, encoder.num_layers), encoder.data
-    if num_layers < config.layers:
-        log.info("%s has no more layers to store than %d", encoder.name, num_layers)
-    crop_fraction = None if config.crop == "squash" else cuts.eval_crop_fraction
-    crop = "squash" if crop_fraction is None else f"center-crop {crop_fraction:.4g}"
-    images, num_views = data.split(config.split), 1 + config.views
-    numbers = np.repeat(np.arange(len(images)), num_views)
-    blank = torch.zeros(1, 3, *height_width(cuts.image_px), device=device)
-    header = FeatureHeader(
-        encoder=encoder.name,
-        weights_sha256=encoder.weights_sha256,
-        which=encoder.which,
-        layers=tuple(range(encoder.num_layers - num_layers, encoder.num_layers)),
-        pooling=encoder.pooling,
-        image_px=cuts.image_px,
-        transform=(
-            f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, std {cuts.std}"
-        ),
-        data_fingerprint=data.fingerprint,
-        split=config.split,
-        class_names=images.label_names,
-        fingerprint=plan.fingerprint,
-        source=data.source,
-        provenance=encoder.provenance,
-        num_views=config.views,
-        augment=config.augment,
-        precision="bf16" if encoder.uses_bf16(config.precision, device) else "fp32",
-        interpolation=config.interpolation,
-        crop_fraction=crop_fraction,
-    )
-    create_features(
-        path,
-        header,
-        (len(numbers), num_layers, encoder.features(blank, 1).shape[-1]),
-        config.dtype,
-        keys=images.keys(numbers),
-        labels={name: images.labels(name, numbers) for name in images.label_names},
-        batch_rows=max(1, BATCH_ROWS // num_views) * num_views,
-    )
+    def __init__(self, config: ExtractConfig, data: ShardSet, runtime: Runtime) -> None:
+        from ijepa.distributed import pick_device
 
+        self.config, self.data, self.runtime = config, data, runtime
+        self.device, self.images = pick_device(runtime.device), data.split(config.split)
+        self.encoder = EncoderSpec.of(config).load(self.device)
+        self.num_layers = min(config.layers, self.encoder.num_layers)
+        fraction = self.encoder.data.eval_crop_fraction
+        self.crop_fraction = None if config.crop == "squash" else fraction
+        self.bf16 = self.encoder.uses_bf16(config.precision, self.device)
+        self.batch_size = max(1, BATCH_ROWS // (1 + config.views))  # images
 
-def _encoded(
-    encoder: "Encoder",
-    data: ShardSet,
-    config: ExtractConfig,
-    runtime: Runtime,
-    todo: Sequence[int],
-    batch_size: int,
-) -> "Iterator[tuple[Batch, Floats]]":
-    """Encode some batches of images, in order: number n begins with image n * `batch_size`.
+    def create(self, path: Path, fingerprint: str) -> None:
+        """Make the file that features are written into, with the keys and labels of all images."""
+        import torch
 
-    A GPU computes a batch while the caller has the one before it.
+        encoder, config, cuts = self.encoder, self.config, self.encoder.data
+        if self.num_layers < config.layers:
+            log.info("%s has no more layers to store than %d", encoder.name, self.num_layers)
+        squashed = self.crop_fraction is None
+        crop = "squash" if squashed else f"center-crop {self.crop_fraction:.4g}"
+        numbers = np.repeat(np.arange(len(self.images)), 1 + config.views)
+        blank = torch.zeros(1, 3, *height_width(cuts.image_px), device=self.device)
+        header = FeatureHeader(
+            encoder=encoder.name,
+            weights_sha256=encoder.weights_sha256,
+            which=encoder.which,
+            layers=tuple(range(encoder.num_layers))[-self.num_layers :],
+            pooling=encoder.pooling,
+            image_px=cuts.image_px,
+            transform=f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, "
+            f"std {cuts.std}",
+            data_fingerprint=self.data.fingerprint,
+            split=config.split,
+            class_names=self.images.label_names,
+            fingerprint=fingerprint,
+            source=self.data.source,
+            provenance=encoder.provenance,
+            num_views=config.views,
+            augment=config.augment,
+            precision="bf16" if self.bf16 else "fp32",
+            interpolation=config.interpolation,
+            crop_fraction=self.crop_fraction,
+        )
+        create_features(
+            path,
+            header,
+            (len(numbers), self.num_layers, encoder.features(blank, 1).shape[-1]),
+            config.dtype,
+            keys=self.images.keys(numbers),
+            labels={name: self.images.labels(name, numbers) for name in self.images.label_names},
+            batch_rows=self.batch_size * (1 + config.views),
+        )
 
-    Yields:
-        A batch of n images, and features of all their views (n * views, layers, dim) in
-        `config.dtype`: those of the first image, then of the second, and so on.
-    """
-    import torch
+    def batches(self, todo: Sequence[int]) -> "Iterator[tuple[Batch, Floats]]":
+        """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
-    from ijepa.data.loader import ViewBatches, ViewPlan, batches
-    from ijepa.distributed import num_workers, pick_device
-    from ijepa.jepa.augment import normalise
+        A GPU computes a batch while the caller has the one before it.
 
-    device, cuts = pick_device(runtime.device), encoder.data
-    dtype = torch.float16 if config.dtype == "float16" else torch.float32
-    crop_fraction = None if config.crop == "squash" else cuts.eval_crop_fraction
-    plan = ViewPlan(
-        cuts.image_px, crop_fraction, config.views, config.augment, config.seed,
-        config.interpolation,
-    )  # fmt: skip
-    views = ViewBatches(data.split(config.split), plan, batch_size)
-    num_layers = min(config.layers, encoder.num_layers)
-    bf16 = encoder.uses_bf16(config.precision, device)
-    begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
-    on_gpu = device.type == "cuda"
-    for batch in batches(views, todo, num_workers(runtime, device), pin_memory=on_gpu):
-        pixels = normalise(batch.images.to(device, non_blocking=True), cuts.mean, cuts.std)
-        parts = torch.split(pixels, CPU_BATCH if device.type == "cpu" else len(pixels))
-        features = torch.cat([encoder.features(part, num_layers, bf16=bf16) for part in parts])
-        begun.append((batch, _fetched(features.to(dtype))))
-        if len(begun) > IN_FLIGHT.get(device.type, 0):
-            done, values = begun.popleft()
+        Yields:
+            A batch of n images, and features of all their views (n * views, layers, dim) in
+            `config.dtype`: those of the first image, then of the second, and so on.
+        """
+        import torch
+
+        from ijepa.data.loader import ViewBatches, ViewPlan, batches
+        from ijepa.distributed import num_workers
+        from ijepa.jepa.augment import normalise
+
+        encoder, config, cuts = self.encoder, self.config, self.encoder.data
+        dtype = torch.float16 if config.dtype == "float16" else torch.float32
+        how = config.views, config.augment, config.seed, config.interpolation
+        plan = ViewPlan(cuts.image_px, self.crop_fraction, *how)
+        views = ViewBatches(self.images, plan, self.batch_size)
+        begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
+        workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
+        for batch in batches(views, todo, workers, pin_memory=on_gpu):
+            pixels = batch.images.to(self.device, non_blocking=True)
+            pixels = normalise(pixels, cuts.mean, cuts.std)
+            parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
+            found = [encoder.features(part, self.num_layers, bf16=self.bf16) for part in parts]
+            begun.append((batch, _fetched(torch.cat(found).to(dtype))))
+            if len(begun) > IN_FLIGHT.get(self.device.type, 0):
+                done, values = begun.popleft()
+                yield done, values()
+        for done, values in begun:
             yield done, values()
-    for done, values in begun:
-        yield done, values()
 
 
 def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":

@@ -76,11 +76,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
-    """Baselines are fitted and compared on the images of the first pair.
-
-    Raises:
-        IjepaError: naming the file with others.
-    """
+    """Baselines must be fitted and compared on the images of the first pair."""
     for other in others:
         for theirs, ours in ((other.train, first.train), (other.test, first.test)):
             same_data = theirs.store.header.data_fingerprint == ours.store.header.data_fingerprint
@@ -173,11 +169,7 @@ class Known(NamedTuple):
 
 
 def repeated_keys(train: Known | Images, test: Known | Images, test_images: int) -> tuple[str, ...]:
-    """Which test images are training images, too.
-
-    Raises:
-        IjepaError: they are many of all `test_images`, those that were not looked at included.
-    """
+    """Which test images are training images, too; many of all `test_images` are refused."""
     found = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
     if len(found) > MOST_REPEATS * test_images:
         same = dict(zip(train.image_ids.tolist(), train.keys, strict=True))

@@ -29,10 +29,8 @@ LOGITS_AT_ONCE = 2**24  # bounds memory; 64 MB
 class HeadGroup(nn.Module):
     """Heads that see the same input: H linear layers of C classes on D features.
 
-    Attributes:
-        numbers: of its heads in the protocol.
-        weight: (H, C, D), bias: (H, C).
-        scale, shift: (H, D) of batch norm, where it has any.
+    `numbers` are those of the heads in the protocol, `weight` is (H, C, D), `bias` (H, C), and
+    `scale` and `shift` of batch norm (H, D).
     """
 
     def __init__(
@@ -172,12 +170,9 @@ class Heads:
         )
 
     def step(self, inputs: dict[str, Tensor], labels: Tensor, factor: float) -> None:
-        """One update of every head.
+        """One update of every head, each with `factor` times its own learning rate.
 
-        Args:
-            inputs: (B, D) by `last` and `concat`.
-            labels: (B,) class numbers from 0.
-            factor: on each head's own learning rate.
+        Inputs are (B, D) by `last` and `concat`, labels (B,) class numbers from 0.
         """
         for group in self._groups:
             group.zero_grad()

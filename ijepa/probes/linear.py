@@ -123,17 +123,9 @@ def train_heads(
 ) -> Heads:
     """All heads of a protocol, trained on one view of each image an epoch.
 
-    Every two minutes and at the end their state is kept; started again, they go on from there, to
-    the same heads.
-
-    Args:
-        train: labels count from 0 without gaps.
-        protocol: which heads, trained how.
-        seed: of the heads' weights, of the order of images and of their views.
-        device: where they are trained.
-        progress: hears of every step.
-        kept: where their state is found and left; None keeps nothing.
-        purpose: names the state, and the task that progress hears of.
+    Labels count from 0 without gaps. The seed is of the heads' weights, of the order of images and
+    of their views. Every two minutes and at the end the state of the heads is left in `kept`, under
+    a name of their purpose; started again, they go on from there, to the same heads.
     """
     dim, kept = train.features.shape[2], {} if kept is None else kept
     dims = {"last": dim, "concat": dim * _layers(train.features)}

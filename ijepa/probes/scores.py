@@ -32,10 +32,7 @@ class Summary(NamedTuple):
 def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> Summary:
     """Accuracies of one encoder, and whether a rival on the same test images differs.
 
-    Args:
-        correct: (draws, n) whether each test image was classified rightly.
-        labels: (n,) true class numbers.
-        rival: (draws, n) the same of the encoder that this one is compared with.
+    `correct` is (draws, n): whether each test image of the (n,) labels was classified rightly.
     """
     accuracy = np.array([top1(draw) for draw in correct])  # (draws, 3)
     by_class = np.array([mean_class_accuracy(draw, labels) for draw in correct])
