@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, TextIO
 
 from ijepa.errors import IjepaError
 
-HALF_WRITTEN = re.compile(r".+\.\d+\.tmp")  # names that `whole_file` gives
 ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
 HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
 LONGEST = 400  # characters of it

@@ -19,15 +19,7 @@ from pydantic import BaseModel
 
 from ijepa.config import RUNTIME, Runtime, flat
 from ijepa.errors import IjepaError
-from ijepa.files import (
-    HALF_WRITTEN,
-    fingerprint_of,
-    lock,
-    naming,
-    read_json,
-    sibling,
-    write_json,
-)
+from ijepa.files import fingerprint_of, lock, naming, read_json, sibling, write_json
 from ijepa.records import (
     NOTES,
     changed_file,
@@ -313,9 +305,8 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
         remove(folder)
         note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}
     folder.mkdir(exist_ok=True)
-    for path in folder.rglob("*.tmp"):  # files that a killed process had not finished
-        if HALF_WRITTEN.fullmatch(path.name):
-            path.unlink()
+    for path in folder.rglob("*.tmp"):  # of `whole_file`, in a process that was killed
+        path.unlink()
     write_json(folder / "work.json", note)
 
 
