@@ -13,18 +13,17 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ijepa.config import PretrainConfig, StrPath
 from ijepa.errors import IjepaError
 from ijepa.files import whole_file
 
 SCHEMA = 2  # of our checkpoints
+PARTS = {"step": int, "config": dict, "model": dict, "optimizer": dict, "facts": dict}
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
 SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
 # What these make can be encoded again, and so grow without end.
@@ -65,50 +64,6 @@ HARMLESS: list[Any] = [
 ]
 
 
-class Checkpoint(NamedTuple):
-    """State after `step` optimizer steps.
-
-    Attributes:
-        step: how many steps are done.
-        config: of the run.
-        model: state dict with the parts `encoder.`, `predictor.` and `target_encoder.`.
-        optimizer: state dict, by the names of the parameters; empty where weights alone were kept,
-            from which no run goes on.
-        facts: small values the run keeps, such as the length of its metrics file.
-    """
-
-    step: int
-    config: PretrainConfig
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    facts: dict[str, Any]
-
-
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically; on a full disk the old file stays."""
-    save_state(path, checkpoint._asdict() | {"config": checkpoint.config.model_dump(mode="json")})
-
-
-def load_checkpoint(path: StrPath) -> Checkpoint:
-    """Read a checkpoint onto the CPU: the whole state or, as `IjepaError`, what is wrong."""
-    path = Path(path)
-    return checkpoint_of(path, load_state(path))
-
-
-def checkpoint_of(path: Path, state: dict[str, Any]) -> Checkpoint:
-    """What `load_state` or `state_of` read from `path` as a checkpoint, if it is one of ours."""
-    parts = ("config", "model", "optimizer", "facts")
-    if lacking := [part for part in parts if not isinstance(state.get(part), dict)]:
-        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(lacking)}).")
-    try:
-        config = PretrainConfig.model_validate(state["config"])
-    except ValidationError as error:
-        raise IjepaError(
-            f"{path} holds a configuration that this version does not know."
-        ) from error
-    return Checkpoint(int(state.get("step", 0)), config, *(state[part] for part in parts[1:]))
-
-
 def save_state(path: Path, body: dict[str, Any]) -> None:
     """Write tensors and plain values atomically; on a full disk the old file stays."""
     write_weights(path, {"schema": SCHEMA, **body})
@@ -129,6 +84,23 @@ def state_of(path: Path, body: dict[str, Any]) -> dict[str, Any]:
     if body.get("schema") != SCHEMA:
         raise IjepaError(f"{path} is not an ijepa checkpoint of schema {SCHEMA}.")
     return {name: value for name, value in body.items() if name != "schema"}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """State of a training loop, as `checkpoint_of` has it."""
+    return checkpoint_of(path, load_state(path))
+
+
+def checkpoint_of(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The state that was read from `path`, if it is that of a training loop.
+
+    Its `model` has the parts `encoder.`, `predictor.` and `target_encoder.` of a pretraining run;
+    `optimizer` is empty where weights alone were kept, from which no run goes on.
+    """
+    lacking = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
+    if lacking:
+        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(lacking)}).")
+    return state
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:

@@ -116,7 +116,7 @@ def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
     ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
     weight = "encoder.blocks.0.attn.qkv.weight"
-    torch.testing.assert_close(ours.model[weight], theirs.model[weight], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours["model"][weight], theirs["model"][weight], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -153,17 +153,17 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
     ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
-    assert ours.model.keys() == theirs.model.keys()
+    assert ours["model"].keys() == theirs["model"].keys()
     weight = "target_encoder.blocks.1.mlp.fc2.weight"
-    torch.testing.assert_close(ours.model[weight], theirs.model[weight], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours["model"][weight], theirs["model"][weight], rtol=0, atol=1e-4)
     moments = (
-        state.optimizer["state"]["predictor.mask_token"]["exp_avg"] for state in (ours, theirs)
+        state["optimizer"]["state"]["predictor.mask_token"]["exp_avg"] for state in (ours, theirs)
     )
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
-    for name, state in ours.optimizer["state"].items():  # copied when it was saved, not later
-        assert state["step"] == ours.step, name
+    for name, state in ours["optimizer"]["state"].items():  # copied when it was saved, not later
+        assert state["step"] == ours["step"], name
     kept = load_checkpoint(out / "checkpoints" / "epoch-0001.pt")
-    assert {float(state["step"]) for state in kept.optimizer["state"].values()} == {kept.step}
+    assert {float(state["step"]) for state in kept["optimizer"]["state"].values()} == {kept["step"]}
 
 
 @pytest.mark.slow

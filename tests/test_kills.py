@@ -121,7 +121,7 @@ def contents(folder):
         if path.is_dir() or "tensorboard" in name:
             continue
         if path.suffix == ".pt":
-            model = load_checkpoint(path).model
+            model = load_checkpoint(path)["model"]
             found[name] = {key: value.numpy().tobytes() for key, value in model.items()}
         else:
             found[name] = None if path.name.endswith("stage.json") else path.read_bytes()

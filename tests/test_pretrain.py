@@ -121,8 +121,8 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
     assert not pretrain(shards, out, tiny_config, CPU).cached
     assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
-    for name, weight in theirs.model.items():
-        assert torch.equal(ours.model[name], weight), name
+    for name, weight in theirs["model"].items():
+        assert torch.equal(ours["model"][name], weight), name
 
 
 def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_path):
@@ -241,9 +241,9 @@ def test_a_run_that_went_back_remembers_it_when_it_is_stopped(
     config = with_rollbacks(tiny_config, 1)
     with pytest.raises(StopError):
         pretrain(shards, tmp_path / "run", config, EAGER, stop_at(15 * 32))
-    before = load_checkpoint(last_of(tmp_path / "run.partial")).facts
+    before = load_checkpoint(last_of(tmp_path / "run.partial"))["facts"]
     pretrain(shards, tmp_path / "run", config, CPU)
-    after = load_checkpoint(last_of(tmp_path / "run")).facts
+    after = load_checkpoint(last_of(tmp_path / "run"))["facts"]
     assert before["left_out"] == after["left_out"] > 0
     assert before["rollbacks"] == after["rollbacks"] == 1
 
@@ -300,7 +300,7 @@ def test_the_plan_counts_what_the_run_does(run, shards, tiny_config):
     last = read_metrics(run / "metrics.jsonl")[-1]
     assert plan.steps == last["step"]
     assert plan.images_seen == last["images"]
-    weights = load_checkpoint(run / "checkpoints" / "last.pt").model
+    weights = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     count = sum(
         w.numel() for n, w in weights.items() if n.startswith("encoder.") and "pos" not in n
     )
@@ -387,7 +387,9 @@ def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
     assert pretrain(shards, run, other, CPU).cached
     pretrain(shards, tmp_path / "again", other, CPU)
     states = [load_checkpoint(out / "checkpoints" / "last.pt") for out in (run, tmp_path / "again")]
-    assert all((states[1].model[name] == value).all() for name, value in states[0].model.items())
+    assert all(
+        (states[1]["model"][name] == value).all() for name, value in states[0]["model"].items()
+    )
     limits = tiny_config.watch.model_copy(update={"rollbacks": 3})
     with pytest.raises(IjepaError, match=r"watch\.rollbacks was 0, now 3\. "):
         pretrain(shards, run, other.model_copy(update={"watch": limits}), CPU)

@@ -42,7 +42,7 @@ def test_a_run_starts_from_the_networks_of_given_weights(run, shards, still, tmp
         init = tmp_path / "published.pth.tar"
         convert(run, init, ConvertConfig(to="published"))
     pretrain(shards, tmp_path / "new", still, CPU, init=init)
-    given, found = (load_checkpoint(folder / LAST).model for folder in (run, tmp_path / "new"))
+    given, found = (load_checkpoint(folder / LAST)["model"] for folder in (run, tmp_path / "new"))
     assert given.keys() == found.keys()
     assert all(torch.equal(given[name], found[name]) for name in given)
 
@@ -51,13 +51,13 @@ def test_both_encoders_start_from_weights_of_one_and_the_predictor_is_random(
     run, shards, still, tmp_path, caplog
 ):
     init = tmp_path / "target.safetensors"
-    networks = load_checkpoint(run / LAST).model
+    networks = load_checkpoint(run / LAST)["model"]
     from safetensors.torch import save_file
 
     save_file({k.removeprefix("target_encoder."): v.clone() for k, v in networks.items()
                if k.startswith("target_encoder.")}, init)  # fmt: skip
     pretrain(shards, tmp_path / "new", still, CPU, init=init)
-    found = load_checkpoint(tmp_path / "new" / LAST).model
+    found = load_checkpoint(tmp_path / "new" / LAST)["model"]
     name = "blocks.1.mlp.fc2.weight"
     assert torch.equal(found[f"encoder.{name}"], networks[f"target_encoder.{name}"])
     assert torch.equal(found[f"target_encoder.{name}"], networks[f"target_encoder.{name}"])
@@ -133,7 +133,7 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
     assert min(steps) > 8 * 32  # the first epoch was not trained again
     whole = tmp_path / "whole"
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ours, theirs = (load_checkpoint(folder / LAST).model for folder in (out, whole))
+    ours, theirs = (load_checkpoint(folder / LAST)["model"] for folder in (out, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     names = {path.name for path in (out / "checkpoints").iterdir()}
     assert names == {path.name for path in (whole / "checkpoints").iterdir()}

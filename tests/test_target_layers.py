@@ -20,7 +20,7 @@ from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.train.watch import Watch
 from ijepa.visualize import visualize
-from ijepa.weights import load_checkpoint, save_checkpoint
+from ijepa.weights import load_checkpoint, save_state
 
 CPU = Runtime(device="cpu", workers=0)
 DIM = 32
@@ -94,8 +94,8 @@ def test_retrieval_is_that_of_a_predictor_of_the_last_layer_alone(
 ):
     state, alone = load_checkpoint(layers_run / "checkpoints" / "last.pt"), tmp_path / "alone.pt"
     for name in ("predictor.predictor_proj.weight", "predictor.predictor_proj.bias"):
-        state.model[name] = state.model[name][DIM:].clone()
-    save_checkpoint(alone, state._replace(config=tiny_config))
+        state["model"][name] = state["model"][name][DIM:].clone()
+    save_state(alone, state | {"config": tiny_config.model_dump(mode="json")})
     names = (str(layers_run), str(alone))
     config = RetrievalConfig(encoder=names, images=2, measured=16, store_images=64)
     figures = visualize(tmp_path / "r.png", config, shards, runtime=CPU).figures

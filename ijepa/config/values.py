@@ -127,7 +127,7 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def validated(kind: type[C], body: Mapping[str, Any], source: str) -> C:
+def validated(kind: type[C], body: object, source: str) -> C:
     """Check a mapping against a configuration; all faults of `source` are one error."""
     try:
         return kind.model_validate(body)

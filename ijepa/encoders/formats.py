@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from ijepa.config import (
@@ -23,6 +22,7 @@ from ijepa.config import (
     PretrainConfig,
     Rgb,
     architecture,
+    validated,
 )
 from ijepa.encoders.spec import LAST
 from ijepa.errors import IjepaError
@@ -152,21 +152,22 @@ def held_encoder(path: Path) -> str:
 
 def _ours(path: Path, body: dict[str, Any]) -> Networks:
     state = checkpoint_of(path, state_of(path, body))
+    config = validated(PretrainConfig, state["config"], str(path))
     parts: dict[str, Weights] = {}
-    for name, value in _weights(path, "model", state.model).items():
+    for name, value in _weights(path, "model", state["model"]).items():
         part, _, inside = name.partition(".")
         parts.setdefault(part, {})[inside] = value
-    if noted := state.facts.get("provenance"):
-        notes = {"config": state.config, "provenance": noted}
+    if noted := state["facts"].get("provenance"):
+        notes = {"config": config, "provenance": noted}
         return _described(path, parts, None, UNKNOWN, notes)
-    record, config = read_record(path.parent.parent) or {}, state.config
+    record = read_record(path.parent.parent) or {}
     data = pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
     known = run_provenance(
         config,
         origin="run",
         data=None if config.init else data,  # the given weights have seen what nobody knows
-        steps=state.step,
-        images=state.step * config.data.batch_size,
+        steps=state["step"],
+        images=state["step"] * config.data.batch_size,
         shards=record.get("inputs", {}).get("data"),
     )
     return Networks(str(path), config, parts, known)
@@ -249,11 +250,8 @@ def _described(
     source = str(path)
     if not isinstance(notes, Mapping):
         return Networks(source, inferred_config(parts, arch, source), parts, known)
-    try:
-        config = PretrainConfig.model_validate(notes.get("config"))
-        known = Provenance.model_validate(notes.get("provenance"))
-    except ValidationError as error:
-        raise IjepaError(f"{path} has notes of ijepa that this version does not know.") from error
+    config = validated(PretrainConfig, notes.get("config"), f"Notes of ijepa in {path}")
+    known = validated(Provenance, notes.get("provenance"), f"Notes of ijepa in {path}")
     return Networks(source, config, parts, known)
 
 
@@ -302,10 +300,7 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
     if embed is not None and embed.ndim:
         num_blocks = count_blocks(parts["predictor"], "predictor_blocks")
         body["predictor"] = {"dim": len(embed), "depth": num_blocks}
-    try:
-        return PretrainConfig.model_validate(body)
-    except ValidationError as error:
-        raise IjepaError(f"{source}: {error.errors()[0]['msg']}.") from error
+    return validated(PretrainConfig, body, source)
 
 
 class VitSize(NamedTuple):

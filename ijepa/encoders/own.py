@@ -17,7 +17,7 @@ from ijepa.files import fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.jepa.vit import build_encoder
 from ijepa.provenance import Provenance, paper_arch, run_provenance
-from ijepa.weights import load_checkpoint, load_weights
+from ijepa.weights import load_weights
 
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
@@ -139,8 +139,9 @@ def load_jepa(name: str) -> TrainedJepa:
         raise IjepaError(
             f"{name} has no predictor; name a run folder, a checkpoint of a run, or random:RUN."
         )
-    state = load_checkpoint(checkpoint_path(path))
-    jepa = build_ijepa(state.config)
+    networks = read_networks(checkpoint_path(path))
+    jepa, parts = build_ijepa(networks.config), networks.parts
     if not name.startswith("random:"):
-        load_weights(jepa, state.model, path)
-    return TrainedJepa(name, jepa.eval().requires_grad_(False), state.config)
+        weights = {f"{part}.{key}": parts[part][key] for part in parts for key in parts[part]}
+        load_weights(jepa, weights, path)
+    return TrainedJepa(name, jepa.eval().requires_grad_(False), networks.config)

@@ -29,7 +29,7 @@ from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
 from ijepa.recipes import dump_yaml
 from ijepa.text import one_line
-from ijepa.weights import Checkpoint, save_checkpoint, write_weights
+from ijepa.weights import save_state, write_weights
 
 BILINEAR = 2  # PIL's number
 TIMM_NAME = "vit_base_patch16_224"  # any: sizes stand beside it
@@ -72,9 +72,11 @@ def write_ours(networks: Networks, out: Path, which: str) -> None:
         for part, weights in networks.parts.items()
         for name, value in weights.items()
     }
-    facts = {"provenance": networks.provenance.model_dump(mode="json")}
+    notes = _notes(networks)
+    facts = {"provenance": notes["provenance"]}
     steps = networks.provenance.steps or 0
-    save_checkpoint(out, Checkpoint(steps, networks.config, model, {}, facts))
+    body = {"step": steps, "config": notes["config"], "model": model, "optimizer": {}}
+    save_state(out, body | {"facts": facts})
 
 
 def write_published(networks: Networks, out: Path, which: str) -> None:

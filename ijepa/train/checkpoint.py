@@ -27,10 +27,9 @@ from ijepa.errors import IjepaError
 from ijepa.jepa.schedules import Schedules
 from ijepa.records import read_record
 from ijepa.stage import Work, changes
-from ijepa.weights import check_weights, load_state, save_state
+from ijepa.weights import check_weights, load_checkpoint, save_state
 
 LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
-PARTS = {"step", "config", "model", "optimizer", "facts"}
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
 
 Tree = dict[str, Any]
@@ -55,9 +54,7 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> Tree:
     Raises:
         IjepaError: it is damaged, of other networks, or weights alone.
     """
-    body = load_state(path)
-    if missing := PARTS - body.keys():
-        raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(missing)}).")
+    body = load_checkpoint(path)
     if not body["optimizer"]:
         raise IjepaError(
             f"{path} holds weights alone, without the optimizer's state: a run cannot go on from "
