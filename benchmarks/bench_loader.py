@@ -20,7 +20,7 @@ from timing import emit, medians
 from torchvision.transforms.functional import to_tensor
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
-from ijepa.data.loader import CachedCropBatches, DecodedImages, RandomCropBatches, StepPlan
+from ijepa.data.loader import CachedCropBatches, RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.jepa.augment import CropDraws, draw_crops, fit_box, normalise
 from ijepa.jepa.rng import CROPS, stream
@@ -55,8 +55,7 @@ def _compare(images: SplitReader, files: list[Path], arguments: argparse.Namespa
     config = DataConfig(image_px=arguments.image_px, batch_size=batch_size)
     plan = StepPlan(len(images), config, seed=0)
     batches = RandomCropBatches(images, plan)
-    decoded = DecodedImages(images, torch.device("cpu"), workers=2)
-    cached = CachedCropBatches(decoded, plan)
+    cached = CachedCropBatches(images, plan, torch.device("cpu"), workers=2)
     steps = range(max(1, min(MOST, len(images)) // batch_size))
     numbers = [batches[step].numbers.tolist() for step in steps]
     ours, plain = medians(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
-from ijepa.data.names import Ints, listed, of_equal_size, read_ids
+from ijepa.data.names import Ints, listed, of_equal_size
 from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
@@ -226,7 +226,7 @@ def _repeats(
     sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
 
     def known(part: "Labelled", places: Ints) -> Known:
-        ids = over_ranks(world, part.chosen[places], lambda s: read_ids(part.images, s, progress))
+        ids = over_ranks(world, part.chosen[places], lambda s: part.images.read_ids(s, progress))
         return Known(ids, [part.keys[place] for place in places.tolist()])
 
     fitted, scored = map(known, (train, test), of_equal_size(*sizes))

@@ -11,7 +11,6 @@ from ijepa.config import DataConfig, Runtime
 from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import (
     CachedCropBatches,
-    DecodedImages,
     RandomCropBatches,
     StepPlan,
     ViewBatches,
@@ -169,7 +168,7 @@ def test_cached_crops_are_the_loaders_crops_within_a_level(image_px):
     pictures = Pictures()
     config = DataConfig(image_px=image_px, batch_size=4, flip=True, crop_scale=(0.2, 1.0))
     plan = StepPlan(len(pictures), config, 0)
-    cached = CachedCropBatches(DecodedImages(pictures, CPU, 2), plan)
+    cached = CachedCropBatches(pictures, plan, CPU, 2)
     differences = []
     for step in range(40):
         theirs, ours = RandomCropBatches(pictures, plan)[step], cached[step]
@@ -183,12 +182,11 @@ def test_cached_crops_are_the_loaders_crops_within_a_level(image_px):
 
 def test_cached_crops_of_a_part_are_the_part(images):
     plans = [StepPlan(len(images), CONFIG, 0, part) for part in (None, slice(8, 16))]
-    decoded = DecodedImages(images, CPU, 1)
-    whole, part = (CachedCropBatches(decoded, plan)[3] for plan in plans)
+    whole, part = (CachedCropBatches(images, plan, CPU, 1)[3] for plan in plans)
     assert torch.equal(whole.images[8:16], part.images)
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
     monkeypatch.setattr("ijepa.data.loader._memory_bytes", lambda device: 10_000)
     with pytest.raises(IjepaError, match=r"canvases of 90x64 pixels need 0\.0 GB.*--resize"):
-        DecodedImages(Pictures(), CPU, 1)
+        CachedCropBatches(Pictures(), StepPlan(4, CONFIG, 0), CPU, 1)

@@ -8,7 +8,7 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
-from ijepa.data.names import of_equal_size, read_ids
+from ijepa.data.names import of_equal_size
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -30,7 +30,7 @@ def with_copies(folder, copies):
 
 
 def by_content(images, numbers):
-    ids = read_ids(images, np.array(numbers))
+    ids = images.read_ids(np.array(numbers))
     return Known(ids, images.keys(list(numbers)))
 
 

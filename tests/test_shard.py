@@ -6,12 +6,8 @@ import io
 import json
 import os
 import resource
-import signal
 import struct
-import subprocess
-import sys
 import tarfile
-import time
 import unicodedata
 import zlib
 from functools import partial
@@ -485,76 +481,44 @@ def test_again_is_cached_until_a_file_or_an_option_changes(tmp_path):
     assert shard(folder, tmp_path / "set", other, ALONE).splits == {"train": 2}
 
 
-SCRIPT = """
-import sys
-import time
-from pathlib import Path
-from ijepa.config import Runtime, ShardConfig
-from ijepa.shard import shard
-
-source, out, workers, pause = sys.argv[1:]
-
-def progress(*_):
-    while pause == "pause" and list(Path(out + ".partial").glob("*.tar.json")):
-        time.sleep(0.01)
-
-config, runtime = ShardConfig(shard_bytes=100_000), Runtime(workers=int(workers))
-print(shard(source, Path(out), config, runtime, progress).shards)
-"""
-
-
-def start_script(folder, source, out, workers, pause="go"):
-    """A plain script, without a main guard; `pause` stops it once a shard is finished."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    arguments = [sys.executable, str(script), str(source), str(out), str(workers), pause]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.fixture(scope="module")
 def many_images(tmp_path_factory):
-    """Enough for a dozen shards of the script."""
+    """Enough for a dozen shards of 100 kB."""
     files = {f"{number:04d}.png": encoded(number, "png", 64, 64) for number in range(100)}
     return write_tar(tmp_path_factory.mktemp("many") / "many.tar", files)
 
 
-def test_after_a_kill_finished_shards_stay_and_the_result_is_the_same(tmp_path, many_images):
-    out, partial = tmp_path / "set", tmp_path / "set.partial"
-    process = start_script(tmp_path, many_images, out, 2, "pause")
-    while not list(partial.glob("*.tar.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    helpers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(helpers, timeout=10)
-    assert not any(helper.is_running() for helper in helpers)
-    assert not out.exists()
-    reports = list(partial.glob("*.tar.json"))
-    done = {path.stem: (partial / path.stem).stat().st_ino for path in reports}
+def stop():
+    raise KeyboardInterrupt
 
-    again = start_script(tmp_path, many_images, out, 2)
-    number = int(again.communicate()[0])
-    assert 1 <= len(done) <= number
+
+def kill_workers():
+    for helper in psutil.Process().children():
+        helper.kill()
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [(stop, KeyboardInterrupt, None), (kill_workers, IjepaError, "want of memory")],
+)
+def test_a_run_goes_on_with_the_shards_it_has_finished(tmp_path, many_images, act, error, message):
+    config, out, pair = ShardConfig(shard_bytes=100_000), tmp_path / "set", Runtime(workers=2)
+
+    def act_once(task, done, *_):
+        if task == "shard images" and done:
+            act()
+
+    with pytest.raises(error, match=message):
+        shard(many_images, out, config, pair, act_once)
+    assert not psutil.Process().children()
+    assert not out.exists()
+    reports = list((tmp_path / "set.partial").glob("*.tar.json"))
+    done = {path.stem: path.with_suffix("").stat().st_ino for path in reports}
+    assert 1 <= len(done) < shard(many_images, out, config, pair).shards
     assert {name: (out / name).stat().st_ino for name in done} == done
-    shard(many_images, tmp_path / "at-once", ShardConfig(shard_bytes=100_000), ALONE)
+    shard(many_images, tmp_path / "at-once", config, ALONE)
     assert digests(out) == digests(tmp_path / "at-once")
     assert not list(out.glob("*.tmp"))
-
-
-def test_a_killed_worker_is_told_and_the_run_can_go_on(tmp_path, many_images):
-    config = ShardConfig(shard_bytes=100_000)
-
-    def kill_one(task, done, *_):
-        if task == "shard images" and done:
-            for helper in psutil.Process().children():
-                os.kill(helper.pid, signal.SIGKILL)
-
-    with pytest.raises(IjepaError, match="want of memory"):
-        shard(many_images, tmp_path / "set", config, Runtime(workers=2), kill_one)
-    result = shard(many_images, tmp_path / "set", config, Runtime(workers=2))
-    assert result.splits == {"train": 100}
-    assert len(samples(tmp_path / "set")) == 100
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
 from ijepa.data.decode import decode_rgb
-from ijepa.data.loader import Batch, Images, StepPlan, random_crop
+from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.names import Ints
+from ijepa.data.shards import SplitReader
 from ijepa.jepa.rng import AUGMENTED, stream
 
 TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
@@ -27,7 +28,12 @@ class AugmentedBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self, images: Images, chosen: Ints, config: FinetuneConfig, data: DataConfig, part: slice
+        self,
+        images: SplitReader,
+        chosen: Ints,
+        config: FinetuneConfig,
+        data: DataConfig,
+        part: slice,
     ) -> None:
         self._images, self._chosen, self._seed = images, chosen, config.seed
         self.plan = StepPlan(len(chosen), data, config.seed, part)

@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ijepa.config import DataConfig, Interpolation, Size
 from ijepa.data.decode import decode_rgb, size_of
 from ijepa.data.names import Ints, image_ids
 from ijepa.data.processes import processes
+from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
     CropDraws,
@@ -37,30 +38,6 @@ from ijepa.progress import Progress, silent
 # Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
 MOST_OF_MEMORY = 0.7  # that decoded images may take; the networks need some, too
-
-
-class Images(Protocol):
-    """Random access to encoded images; a `SplitReader` is one."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def read_image(self, number: int) -> bytes:
-        """Bytes of one image file."""
-
-
-class ChosenImages:
-    """Some of other images, counted from 0; `chosen` are their numbers there."""
-
-    def __init__(self, images: Images, chosen: Sequence[int]) -> None:
-        self._images, self._chosen = images, chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def read_image(self, number: int) -> bytes:
-        """Bytes of one image file."""
-        return self._images.read_image(self._chosen[number])
 
 
 class Batch(NamedTuple):
@@ -119,7 +96,7 @@ class StepPlan:
 class RandomCropBatches(Dataset[Batch]):
     """Step -> the random-resized crops of that step's images."""
 
-    def __init__(self, images: Images, plan: StepPlan) -> None:
+    def __init__(self, images: SplitReader, plan: StepPlan) -> None:
         self._images, self._plan = images, plan
 
     def __getitem__(self, step: int) -> Batch:
@@ -145,27 +122,31 @@ def random_crop(
     return crop.flip(-1) if draws.flip[place] else crop
 
 
-class DecodedImages:
-    """A split decoded once and kept in memory, so that small images do not wait for the decoder.
+class CachedCropBatches:
+    """Step -> what `RandomCropBatches` makes, of images decoded once, cropped in one call.
 
-    Attributes:
-        pixels: (N, 3, H, W) uint8 on the device that crops them; each image in the upper left
-            corner of a canvas of one size.
-        sizes: (height, width) of each image.
+    All images stay in the device's memory, each in the upper left corner of a canvas of one size:
+    small ones need not wait for the decoder.
     """
 
     def __init__(
-        self, images: Images, device: torch.device, workers: int, progress: Progress = silent
+        self,
+        images: SplitReader,
+        plan: StepPlan,
+        device: torch.device,
+        workers: int,
+        progress: Progress = silent,
     ) -> None:
         """Decode everything.
 
         Raises:
             IjepaError: it would not fit into the device's memory.
         """
+        self._plan = plan
         with ThreadPoolExecutor(max(1, workers)) as pool:
             numbers = range(len(images))
-            self.sizes = list(pool.map(lambda n: size_of(images.read_image(n)), numbers))
-            height, width = (max(side) for side in zip(*self.sizes, strict=True))
+            self._sizes = list(pool.map(lambda n: size_of(images.read_image(n)), numbers))
+            height, width = (max(side) for side in zip(*self._sizes, strict=True))
             needed, available = len(images) * 3 * height * width, _memory_bytes(device)
             if needed > MOST_OF_MEMORY * available:
                 raise IjepaError(
@@ -181,7 +162,20 @@ class DecodedImages:
 
             for number, _ in enumerate(pool.map(fill, numbers)):
                 progress("decode images", number + 1, len(images))
-        self.pixels = pixels.to(device)
+        self._pixels = pixels.to(device)
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers, places, draws = self._plan.part(step)
+        rows = [
+            (number, draws.flip[place], *fit_box(draws, place, *self._sizes[number]))
+            for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
+        ]
+        drawn = torch.tensor(rows)
+        if self._pixels.is_cuda:
+            drawn = drawn.pin_memory().to(self._pixels.device, non_blocking=True)
+        chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
+        crops = crop_batch(self._pixels[chosen], boxes, flip, self._plan.config.image_px)
+        return Batch(step, crops, torch.from_numpy(numbers))
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -189,26 +183,6 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-class CachedCropBatches:
-    """Step -> what `RandomCropBatches` makes, cropped on the device in one call."""
-
-    def __init__(self, decoded: DecodedImages, plan: StepPlan) -> None:
-        self._decoded, self._plan = decoded, plan
-
-    def __getitem__(self, step: int) -> Batch:
-        numbers, places, draws = self._plan.part(step)
-        rows = [
-            (number, draws.flip[place], *fit_box(draws, place, *self._decoded.sizes[number]))
-            for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
-        ]
-        pixels, drawn = self._decoded.pixels, torch.tensor(rows)
-        if pixels.is_cuda:
-            drawn = drawn.pin_memory().to(pixels.device, non_blocking=True)
-        chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
-        crops = crop_batch(pixels[chosen], boxes, flip, self._plan.config.image_px)
-        return Batch(step, crops, torch.from_numpy(numbers))
 
 
 class ViewPlan(NamedTuple):
@@ -226,19 +200,26 @@ class ViewBatches(Dataset[Batch]):
     """Batch number -> all views of `batch_size` consecutive images; the last batch may be short.
 
     `Batch.images` holds the views of the first image, then those of the second, and so on; what is
-    drawn for an image depends on (seed, number of the image) alone.
+    drawn for an image depends on (seed, number of the image) alone. `chosen` are some images of the
+    split, which are then numbered from 0; None takes all.
     """
 
-    def __init__(self, images: Images, plan: ViewPlan, batch_size: int) -> None:
+    def __init__(
+        self,
+        images: SplitReader,
+        plan: ViewPlan,
+        batch_size: int,
+        chosen: Sequence[int] | None = None,
+    ) -> None:
         self._images, self._plan, self._batch_size = images, plan, batch_size
+        self._chosen = range(len(images)) if chosen is None else chosen
 
     def __len__(self) -> int:
-        return -(-len(self._images) // self._batch_size)
+        return -(-len(self._chosen) // self._batch_size)
 
     def __getitem__(self, batch: int) -> Batch:
-        first = batch * self._batch_size
-        numbers = range(first, min(first + self._batch_size, len(self._images)))
-        images = [self._images.read_image(number) for number in numbers]
+        numbers = range(len(self._chosen))[batch * self._batch_size :][: self._batch_size]
+        images = [self._images.read_image(self._chosen[number]) for number in numbers]
         views = [
             view
             for number, image in zip(numbers, images, strict=True)
@@ -268,7 +249,7 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
 
 
-def read_views(images: Images, numbers: Sequence[int], plan: ViewPlan) -> Tensor:
+def read_views(images: SplitReader, numbers: Sequence[int], plan: ViewPlan) -> Tensor:
     """Evaluation views of some images: (n, 3, height, width) uint8."""
     return torch.cat([evaluation_view(decode_rgb(images.read_image(n)), plan) for n in numbers])
 

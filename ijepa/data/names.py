@@ -5,18 +5,13 @@ import itertools
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from braceexpand import braceexpand
 
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from ijepa.data.loader import Images
 
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 SHOWN_LINES = 3  # in an error
@@ -132,17 +127,6 @@ def image_ids(images: Iterable[bytes]) -> ImageIds:
     """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
     digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
     return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it
-
-
-def read_ids(images: "Images", numbers: Ints, progress: Progress = silent) -> ImageIds:
-    """(n,) numbers by content of some images of a split; reads each."""
-
-    def read() -> Iterator[bytes]:
-        for done, number in enumerate(numbers.tolist(), start=1):
-            yield images.read_image(number)
-            progress("compare train and test images", done, len(numbers))
-
-    return image_ids(read())
 
 
 def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:

@@ -6,7 +6,7 @@ Labels and keys are columns of the index, which is memory-mapped; the tars are r
 import os
 import tokenize
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field
 from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.data.decode import decode_rgb
-from ijepa.data.names import Ints
+from ijepa.data.names import ImageIds, Ints, image_ids
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, naming, read_json
 from ijepa.progress import Progress, silent
@@ -251,6 +251,16 @@ class SplitReader:
                 )
             self._checked[number] = 1
         return image
+
+    def read_ids(self, numbers: Ints, progress: Progress = silent) -> ImageIds:
+        """(n,) numbers by content of some images, see `image_ids`; reads each."""
+
+        def read() -> Iterator[bytes]:
+            for done, number in enumerate(numbers.tolist(), start=1):
+                yield self.read_image(number)
+                progress("compare train and test images", done, len(numbers))
+
+        return image_ids(read())
 
     @cached_property
     def _rows(self) -> Rows:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
-from ijepa.data.loader import Batch, ChosenImages, ViewBatches, ViewPlan
+from ijepa.data.loader import Batch, ViewBatches, ViewPlan
 from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
@@ -180,7 +180,7 @@ class FinetuneTask(Task[Inputs]):
         """Places in `part` and their (n, classes) logits, on the CPU; of this process's share."""
         cuts = self.cuts
         plan = ViewPlan(cuts.image_px, cuts.eval_crop_fraction, interpolation="bicubic")  # as MAE
-        views = ViewBatches(ChosenImages(part.images, part.chosen.tolist()), plan, SCORED_AT_ONCE)
+        views = ViewBatches(part.images, plan, SCORED_AT_ONCE, part.chosen.tolist())
         mine = range(self.world.rank, len(views), self.world.size)
         self.model.eval()
         with contextlib.closing(self.loaded(views, mine)) as made:

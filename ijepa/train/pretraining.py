@@ -12,13 +12,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.data.loader import (
-    Batch,
-    CachedCropBatches,
-    DecodedImages,
-    RandomCropBatches,
-    StepPlan,
-)
+from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers
@@ -97,7 +91,7 @@ class PretrainTask(Task[StepInputs]):
                 f"leave --cache away."
             )
         self._images, self._progress, self.size = images, progress, config.data.batch_size
-        self._decoded: DecodedImages | None = None  # the cache
+        self._cached: CachedCropBatches | None = None
         self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
         repeat_every = config.masks.group_size if config.shared_draws else None
         share = world.share(self.size)
@@ -150,11 +144,11 @@ class PretrainTask(Task[StepInputs]):
         elif self.runtime.cache == "none":
             yield from self.loaded(RandomCropBatches(images, plan), numbers)
         else:
-            if self._decoded is None:  # a run that goes back begins its batches again
+            if self._cached is None:  # a run that goes back begins its batches again
                 workers = num_workers(self.runtime, self.device)
-                self._decoded = DecodedImages(images, self.device, workers, self._progress)
-            cached = CachedCropBatches(self._decoded, plan)
-            yield from (cached[number] for number in numbers)
+                made = CachedCropBatches(images, plan, self.device, workers, self._progress)
+                self._cached = made
+            yield from map(self._cached.__getitem__, numbers)
 
     def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
         """Shards read from start to end, shuffled a buffer at a time."""
