@@ -1,6 +1,7 @@
 """Linear heads trained together learn what each would learn alone, by published rules."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,6 +43,26 @@ def data(images=120, seed=0, views=1):
     )
     rows = np.arange(views * images).reshape(views, images).T
     return labelled(values.astype(np.float32), labels, rows)
+
+
+def trained(rule=None, *, train=None, seed=0, progress=silent, kept=None):
+    return train_heads(train or data(), rule or protocol(), seed, CPU, progress, kept)
+
+
+def group_of(heads, number):
+    return next(group for group in heads._groups if number in group.numbers)
+
+
+def states(heads):
+    return [group.state_dict() for group in heads._groups]
+
+
+def inputs_of(test):
+    values = torch.from_numpy(test.features.values)
+    return {"last": values[:, -1], "concat": values.flatten(1)}
+
+
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def trained_alone(head, number, rule, train, seed=0):
@@ -86,9 +107,7 @@ def test_heads_trained_together_are_those_trained_one_by_one(optimizer):
     rule, train, test = protocol(optimizer), data(), data(50, seed=1)
     if optimizer == "lars":  # moves by thousandths of the weights' length
         rule = protocol(optimizer, schedule=lambda done: 1000 * (1 - done))
-    together = train_heads(train, rule, 0, CPU, silent)
-    values = torch.from_numpy(test.features.values)
-    inputs = {"last": values[:, -1], "concat": values.flatten(1)}
+    together, inputs = trained(rule, train=train), inputs_of(test)
     for number, head in enumerate(rule.heads):
         alone, group = trained_alone(head, number, rule, train), group_of(together, number)
         place = group.numbers.index(number)
@@ -98,30 +117,23 @@ def test_heads_trained_together_are_those_trained_one_by_one(optimizer):
         torch.testing.assert_close(together.predict(inputs)[number], predicted)
 
 
-def group_of(heads, number):
-    return next(group for group in heads._groups if number in group.numbers)
-
-
 def test_a_head_does_not_depend_on_the_others():
-    train, rule = data(), protocol(heads=EVERY_KIND[:3])
-    group, fewer = (group_of(train_heads(train, r, 0, CPU, silent), 2) for r in (protocol(), rule))
+    rules = protocol(), protocol(heads=EVERY_KIND[:3])
+    group, fewer = (group_of(trained(rule), 2) for rule in rules)
     one, two = (found.weight[found.numbers.index(2)] for found in (group, fewer))
     torch.testing.assert_close(one, two)
 
 
 def test_batches_larger_than_memory_takes_at_once_give_the_same_gradients(monkeypatch):
-    whole = train_heads(data(), protocol(), 0, CPU, silent)
+    whole = trained()
     monkeypatch.setattr(heads_module, "LOGITS_AT_ONCE", 50)
-    parts = train_heads(data(), protocol(), 0, CPU, silent)
-    for one, two in zip(whole._groups, parts._groups, strict=True):
-        torch.testing.assert_close(one.weight, two.weight)
+    torch.testing.assert_close(states(whole), states(trained()))
 
 
 def test_a_convex_head_ends_at_the_optimum_of_scikit_learn():
-    train = data(300)
-    head = Head("last", "none", 0.5, 0.02)
+    train, head = data(300), Head("last", "none", 0.5, 0.02)
     rule = protocol("sgd-plain", heads=(head,), epochs=2000, batch=300, schedule=lambda _: 1)
-    found = train_heads(train, rule, 0, CPU, silent)._groups[0]
+    found = trained(rule, train=train)._groups[0]
     # decay / 2 |w|^2 on the mean loss: C = 1 / (decay n); biases decay as weights of a constant
     probe = LogisticRegression(C=1 / (0.02 * 300), tol=1e-8, max_iter=1000, fit_intercept=False)
     probe.fit(np.column_stack([train.last(), np.ones(300)]), train.labels)
@@ -164,25 +176,19 @@ class Kept(dict):
 @pytest.mark.parametrize("stop_after", [1, 9])
 def test_heads_that_were_stopped_end_as_those_that_were_not(optimizer, stop_after, monkeypatch):
     monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
-    train, rule, keep = data(), protocol(optimizer), Kept(stop_after)
-    whole = train_heads(train, rule, 0, CPU, silent)
+    rule, keep, seen = protocol(optimizer), Kept(stop_after), []
     with pytest.raises(KeyboardInterrupt):
-        train_heads(train, rule, 0, CPU, silent, keep)
-    seen = []
+        trained(rule, kept=keep)
     for _ in range(2):  # stopped, then finished
-        again = train_heads(train, rule, 0, CPU, lambda _, done, all: seen.append(done), keep)
-        for one, two in zip(whole._groups, again._groups, strict=True):
-            for name, value in one.state_dict().items():
-                assert torch.equal(value, two.state_dict()[name])
-    steps = _Plan(rule, len(train.labels)).steps
+        again = trained(rule, kept=keep, progress=lambda _, done, all: seen.append(done))
+        assert_same(states(again), states(trained(rule)))
+    steps = _Plan(rule, 120).steps
     assert seen == [*range(stop_after, steps + 1), steps]
 
 
 def test_heads_trained_in_bf16_are_nearly_those_trained_in_fp32_and_kept_in_fp32():
-    test = data(300, seed=1)
-    values = torch.from_numpy(test.features.values)
-    inputs = {"last": values[:, -1], "concat": values.flatten(1)}
-    exact, rounded = (train_heads(data(), protocol(bf16=b), 0, CPU, silent) for b in (False, True))
+    inputs = inputs_of(data(300, seed=1))
+    exact, rounded = (trained(protocol(bf16=bf16)) for bf16 in (False, True))
     for one, two in zip(exact._groups, rounded._groups, strict=True):
         assert two.weight.dtype == two.bias.dtype == torch.float32
         assert not torch.equal(one.weight, two.weight)
@@ -195,12 +201,9 @@ def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch):
     monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
     keep = Kept(stop_after=9)
     with pytest.raises(KeyboardInterrupt):
-        train_heads(data(), protocol(bf16=True), 0, CPU, silent, keep)
+        trained(protocol(bf16=True), kept=keep)
     keep.stop_after = None
-    whole = train_heads(data(), protocol(), 0, CPU, silent)
-    again = train_heads(data(), protocol(), 0, CPU, silent, keep)
-    for one, two in zip(whole._groups, again._groups, strict=True):
-        assert torch.equal(one.weight, two.weight)
+    assert_same(states(trained(kept=keep)), states(trained()))
 
 
 class CountedRows(ArrayRows):
@@ -244,8 +247,8 @@ def test_a_gpu_trains_in_bf16_nearly_the_heads_of_a_cpu(room_bytes, monkeypatch)
 
 
 def test_other_seeds_draw_other_heads_and_orders():
-    one, same, other = (train_heads(data(), protocol(), seed, CPU, silent) for seed in (0, 0, 1))
-    assert torch.equal(one._groups[0].weight, same._groups[0].weight)
+    one, same, other = (trained(seed=seed) for seed in (0, 0, 1))
+    assert_same(states(one), states(same))
     assert not torch.equal(one._groups[0].weight, other._groups[0].weight)
 
 

@@ -112,24 +112,22 @@ def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
     config = ProbeConfig(name=name, shots=(1, 5), draws=3)
-    result = probe(files, [], tmp_path / "r.json", config)
-    for score in result.scores:
+    scores = probe(files, [], tmp_path / "r.json", config).scores
+    for score in scores:
         low, high = score.top1_interval
         assert 0 <= low <= score.top1 <= high <= 1
         assert (score.draws_std is not None) == (name == "few-shot")
         assert (score.best_on_test is not None) == (name == "linear")
     body = json.loads((tmp_path / "r.json").read_text())
     assert body[0]["config"]["name"] == name
-    assert [row["top1"] for row in body] == [score.top1 for score in result.scores]
+    assert [row["top1"] for row in body] == [score.top1 for score in scores]
 
 
 def test_probing_again_answers_cached_and_other_features_do_not(tmp_path, files):
-    out = tmp_path / "r.json"
-    assert not probe(files, [], out, LOGISTIC).cached
-    assert probe(files, [], out, LOGISTIC).cached
-    assert not probe(files, [], out, LOGISTIC, Runtime(force=True)).cached
-    other = pair(tmp_path, "other", seed=3)
-    assert not probe(other, [], out, LOGISTIC).cached
+    out, other = tmp_path / "r.json", pair(tmp_path, "other", seed=3)
+    runs = [(files, {}), (files, {}), (files, {"force": True}), (other, {})]
+    cached = [probe(one, [], out, LOGISTIC, Runtime(**how)).cached for one, how in runs]
+    assert cached == [False, True, False, False]
 
 
 def test_an_image_in_train_and_test_is_refused(tmp_path, files, refused):

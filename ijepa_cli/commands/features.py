@@ -11,8 +11,7 @@ from ijepa_cli.show import show, shown_progress, table
 
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
 Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to be checked, too.")]
-Label = Annotated[str, typer.Option(help="By which classes are told apart.")]
-NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not look at labels.")]
+Label = Annotated[str, typer.Option(help="By which classes are told apart; '' for none.")]
 
 files = typer.Typer(
     help="Look into feature files: what they are, whether they are whole, what state they are in.",
@@ -56,14 +55,12 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
     if data is not None:
         with shown_progress() as progress:
             check_data(file, data, progress)
-    both = f" and so is {data}, which it was made from" if data else ""
+    both = f" and so is {data}" if data else ""
     show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged{both}")
 
 
 @files.command()
-def diagnose(
-    file: File, label: Label = "class", no_label: NoLabel = False, as_json: Json = False
-) -> None:
+def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
     """Measure each layer: effective dimensions, spectrum, spread, how far classes stand apart.
 
     Example: ijepa features diagnose train.h5 --label count
@@ -71,7 +68,7 @@ def diagnose(
     from ijepa.features.diagnose import diagnose as run
 
     with shown_progress() as progress:
-        state = run(file, None if no_label else label, progress)
+        state = run(file, label or None, progress)
     rows = Table(title=f"{state.encoder}, {state.images:,} images", title_justify="left")
     for name in type(state.layers[0]).model_fields:
         rows.add_column(name.replace("_", " "), justify="right")
