@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ijepa.data.sources.clevr import LABELS
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.scenes import (
@@ -40,6 +41,7 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
         "val", "CLEVR_val_000000.png", "images/val/CLEVR_val_000000.png",
     )  # fmt: skip
     assert whole[0][0][-1].keys() == {"nearest_depth"}
+    assert all(item[-2].keys() == LABELS.keys() for item in whole[0])
 
     class StopError(Exception):
         pass
@@ -123,6 +125,7 @@ def test_all_counts_distances_and_classes_occur():
 
 
 def test_a_specification_is_read_and_a_wrong_one_named():
+    assert open_source("scenes:").digest() != open_source("scenes:seed=1").digest()
     assert parse_spec("") == ScenesSpec()
     spec = parse_spec("train=10,px=32,objects=3-4,scale=1,area=3,seed=5")
     assert (spec.train, spec.image_px, spec.max_objects, spec.seed) == (10, 32, 4, 5)

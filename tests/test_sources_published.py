@@ -1,6 +1,5 @@
 """Data sets of the paper's evaluation, in the layouts in which they are handed out."""
 
-import csv
 import gzip
 import json
 import struct
@@ -50,10 +49,28 @@ def write_devkit(folder, truth="2\n3\n1\n3\n"):
     savemat(data / "meta.mat", {"synsets": synsets})
 
 
-def check_imagenet(folder, work, top=""):
-    splits, items = read(f"imagenet:{folder}", work)
-    assert splits["train"] == splits["val"]
-    assert splits["val"]["class"] == list(WNIDS)
+def as_kaggle(imagenet):
+    """The same images as Kaggle hands them out."""
+    folder = imagenet.with_name("kaggle")
+    (folder / "ILSVRC/Data").mkdir(parents=True)
+    imagenet.rename(folder / "ILSVRC/Data/CLS-LOC")
+    lines = ["ImageId,PredictionString"]
+    for number, wnid in ((4, 0), (2, 0), (3, 1), (1, 2)):
+        lines.append(f"ILSVRC2012_val_{number:08d},{WNIDS[wnid]} 111 108 1 2 ")
+    (folder / "LOC_val_solution.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("is_kaggles", [False, True])
+def test_imagenet_takes_validation_classes_from_the_devkit_or_from_kaggle(
+    tmp_path, imagenet, is_kaggles
+):
+    if is_kaggles:
+        imagenet = as_kaggle(imagenet)
+    else:
+        write_devkit(imagenet)
+    splits, items = read(f"imagenet:{imagenet}", tmp_path / "work")
+    assert splits["train"] == splits["val"] == {"class": list(WNIDS)}
     assert [row[2:] for row in facts(items) if row[0] == "val"] == [
         (f"val/ILSVRC2012_val_{number:08d}.JPEG", label)
         for number, label in zip((1, 2, 3, 4), (2, 0, 1, 0), strict=True)
@@ -63,33 +80,18 @@ def check_imagenet(folder, work, top=""):
     assert train[0][1] == "n01440764/n01440764_1.JPEG"
 
 
-def test_imagenet_takes_validation_classes_from_the_development_kit(imagenet, tmp_path):
-    write_devkit(imagenet)
-    check_imagenet(imagenet, tmp_path / "work")
-
-
-def test_imagenet_is_taken_as_kaggle_hands_it_out(tmp_path, imagenet):
-    folder = tmp_path / "kaggle"
-    (folder / "ILSVRC/Data").mkdir(parents=True)
-    imagenet.rename(folder / "ILSVRC/Data/CLS-LOC")
-    with (folder / "LOC_val_solution.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["ImageId", "PredictionString"])
-        for number, wnid in ((4, 0), (2, 0), (3, 1), (1, 2)):
-            rows.writerow([f"ILSVRC2012_val_{number:08d}", f"{WNIDS[wnid]} 111 108 1 2 "])
-    check_imagenet(folder, tmp_path / "work")
-
-
 def test_imagenet_in_class_folders_is_what_any_class_folders_are(imagenet, tmp_path):
     for path in (imagenet / "val").iterdir():
         path.unlink()
-    write_files(imagenet, pictures("val/n01443537/ILSVRC2012_val_00000001.JPEG"))
+    path = "n01443537/ILSVRC2012_val_00000001.JPEG"
+    write_files(imagenet, pictures(f"val/{path}"))
     splits, items = read(f"imagenet:{imagenet}", tmp_path / "work", "val")
     assert splits["val"]["class"] == list(WNIDS)
-    assert facts(items) == [
-        ("val", "n01443537/ILSVRC2012_val_00000001.JPEG",
-         "val/n01443537/ILSVRC2012_val_00000001.JPEG", 1),
-    ]  # fmt: skip
+    assert facts(items) == [("val", path, f"val/{path}", 1)]
+    write_files(tmp_path / "22k", pictures("n1/a.JPEG", "n2/b.JPEG", "train/c.JPEG"))
+    splits, items = read(f"imagenet22k:{tmp_path / '22k'}", tmp_path / "work2")
+    assert [row[3] for row in facts(items)] == [0, 1, 2]
+    assert splits["train"]["class"] == ["n1", "n2", "train"]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +120,6 @@ def test_published_lists_of_one_percent_are_matched_by_file_name(imagenet, tmp_p
         "train/n01440764/n01440764_10026",
         "train/n01484850/n01484850_1",
     ]
-
-
-def test_imagenet22k_is_one_split_of_class_folders(tmp_path):
-    folder = write_files(tmp_path / "22k", pictures("n1/a.JPEG", "n2/b.JPEG", "n2/c.JPEG"))
-    splits, items = read(f"imagenet22k:{folder}", tmp_path / "work")
-    assert [row[3] for row in facts(items)] == [0, 1, 1]
-    assert splits["train"]["class"] == ["n1", "n2"]
 
 
 INAT = {
@@ -194,15 +189,13 @@ def test_places205_is_read_from_its_lists(tmp_path):
     names = ["a/abbey/gsun_1.jpg", "c/chicken_coop/outdoor/gsun_2.jpg", "a/abbey/gsun_3.jpg"]
     folder = write_files(tmp_path / "places", pictures(*(f"{root}/{name}" for name in names)))
     lists = folder / "trainvalsplit_places205"
-    lists.mkdir()
-    (lists / "train_places205.csv").write_text(f"{names[0]} 0\n{names[1]} 1\n")
-    (lists / "val_places205.csv").write_text(f"{names[2]} 0\n")
+    train, val = f"{names[0]} 0\n{names[1]} 1\n", f"{names[2]} 0\n"
+    write_files(lists, {"train_places205.csv": train.encode(), "val_places205.csv": val.encode()})
     splits, items = read(f"places205:{folder}", tmp_path / "work")
     assert splits["val"]["class"] == ["abbey", "chicken_coop/outdoor"]
     assert facts(items) == [
-        ("train", names[0], f"{root}/{names[0]}", 0),
-        ("train", names[1], f"{root}/{names[1]}", 1),
-        ("val", names[2], f"{root}/{names[2]}", 0),
+        (split, name, f"{root}/{name}", label)
+        for split, name, label in zip(("train", "train", "val"), names, (0, 1, 0), strict=True)
     ]
     before = open_source(f"places205:{folder}").digest()
     (lists / "val_places205.csv").write_text(f"{names[2]} 1\n")
@@ -214,21 +207,17 @@ def test_places205_is_read_from_its_lists(tmp_path):
 )
 def test_places365_is_read_from_its_lists(tmp_path, train, val):
     paths = [f"{train}/a/airfield/1.jpg", f"{train}/b/bow_window/indoor/2.jpg", f"{val}/v_1.jpg"]
-    folder = write_files(tmp_path / "places", pictures(*paths))
     texts = {
-        "categories_places365.txt": "/a/airfield 0\n/b/bow_window/indoor 1\n",
-        "places365_train_standard.txt": "/a/airfield/1.jpg 0\n/b/bow_window/indoor/2.jpg 1\n",
-        "places365_val.txt": "v_1.jpg 1\n",
+        "categories_places365.txt": b"/a/airfield 0\n/b/bow_window/indoor 1\n",
+        "places365_train_standard.txt": b"/a/airfield/1.jpg 0\n/b/bow_window/indoor/2.jpg 1\n",
+        "places365_val.txt": b"v_1.jpg 1\n",
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text)
+    folder = write_files(tmp_path / "places", pictures(*paths) | texts)
     splits, items = read(f"places365:{folder}", tmp_path / "work")
     assert splits["train"]["class"] == ["airfield", "bow_window/indoor"]
-    assert [(item.split, item.path, item.labels["class"]) for item in items] == [
-        ("train", paths[0], 0),
-        ("train", paths[1], 1),
-        ("val", paths[2], 1),
-    ]
+    assert [(split, path, label) for split, _, path, label in facts(items)] == [
+        ("train", paths[0], 0), ("train", paths[1], 1), ("val", paths[2], 1),
+    ]  # fmt: skip
     (folder / "places365_val.txt").write_text("v_1.jpg\n")
     with pytest.raises(IjepaError, match=r"line 1: 'v_1.jpg' is not a path and a class number"):
         read(f"places365:{folder}", tmp_path / "again")

@@ -56,10 +56,8 @@ def read_clevr(tree: Tree, _: Request) -> Found:
     """
     wrapper, scenes = find_scenes(tree)
     if not any(scenes.values()):
-        raise IjepaError(
-            f"{tree.where} is not laid out as CLEVR; expected images/<split>/*.png and "
-            f"scenes/CLEVR_<split>_scenes.json."
-        )
+        expected = "images/<split>/*.png and scenes/CLEVR_<split>_scenes.json"
+        raise IjepaError(f"{tree.where} is not laid out as CLEVR; expected {expected}.")
     labels = {split: LABELS if file else {} for split, file in scenes.items()}
     left_out = Counter(tree.left_out)
     return labels, partial(_images, tree, f"{wrapper}images/", scenes, left_out), left_out
@@ -85,10 +83,8 @@ def _images(
             left_out[kind_of(entry.path)] += 1
     unused = [image for images in known.values() for image in images]
     if unused:
-        raise IjepaError(
-            f"{len(unused):,} scenes of {tree.where} have no image, such as {min(unused)}; "
-            f"copy the images again."
-        )
+        lost = f"{len(unused):,} scenes of {tree.where} have no image"
+        raise IjepaError(f"{lost}, such as {min(unused)}; copy the images again.")
 
 
 def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:

@@ -35,7 +35,6 @@ def listed_images(where: Path) -> Source:
     """
 
     def digest() -> str:
-        """From the list's bytes, and size and time of every image."""
         total = hashlib.sha256(where.read_bytes())
         for item, _, _ in _rows(where):
             facts = Path(item.file).stat()
@@ -86,14 +85,11 @@ def _rows(where: Path) -> Iterator[Valued]:
             if row.keys() != labels:
                 now, before = (", ".join(sorted(names)) or "none" for names in (row, labels))
                 raise IjepaError(
-                    f"{place}: labels are {now}, before they were {before}; give every image the "
-                    f"same labels."
+                    f"{place}: labels are {now}, before {before}; they must be the same."
                 )
             file = where.parent / path
             if not file.is_file():
-                raise IjepaError(
-                    f"{place}: there is no image {path}; paths are relative to the list's folder."
-                )
+                raise IjepaError(f"{place}: there is no image {path} beside or below the list.")
             name, size_bytes = str(PurePosixPath(path)).lstrip("/"), file.stat().st_size
             yield Item(split, name, path, str(file), 0, size_bytes), row, place
     except (ValueError, csv.Error) as error:
@@ -195,10 +191,7 @@ Listed = Iterator[tuple[str, str, int]]
 
 
 def places205(where: Path) -> Source:
-    """Places205: `train_places205.csv`, `val_places205.csv`, images of 256 pixels.
-
-    Source: http://places.csail.mit.edu/downloadData.html.
-    """
+    """Places205 of 256 pixels, as of http://places.csail.mit.edu/downloadData.html."""
     lists = _first(where, "trainvalsplit_places205", ".", file="train_places205.csv")
     images = _first(where, "data/vision/torralba/deeplearning/images256", "images256")
     files = {split: where / lists / f"{split}_places205.csv" for split in ("train", "val")}
@@ -209,11 +202,7 @@ def places205(where: Path) -> Source:
 
 
 def places365(where: Path) -> Source:
-    """Places365-Standard: `places365_train_standard.txt`, `places365_val.txt`, and the categories.
-
-    Images are those of 256 pixels or the large ones, under the names of the archives or of
-    torchvision, torchvision/datasets/places365.py.
-    """
+    """Places365-Standard, large or of 256 pixels, under names of its archives or of torchvision."""
     train = "places365_train_standard.txt"
     lists = where / _first(where, ".", "filelist_places365-standard", file=train)
     files = {"train": lists / train, "val": lists / "places365_val.txt"}
@@ -226,13 +215,10 @@ def places365(where: Path) -> Source:
 
 
 def inat18(where: Path) -> Source:
-    """INaturalist 2018: `train2018.json`, `val2018.json`, images in `train_val2018/`.
-
-    Source: visipedia/inat_comp 2018.
-    """
+    """INaturalist 2018 of visipedia/inat_comp: `train2018.json`, `val2018.json`, images."""
     files = {split: where / f"{split}2018.json" for split in ("train", "val")}
-    classes = {one["id"]: one["name"] for one in _annotations(files["train"])["categories"]}
-    return _published(where, files, lambda _, file: _annotated(file), classes)
+    classes, _ = _annotated(files["train"])
+    return _published(where, files, lambda _, file: _annotated(file)[1], classes)
 
 
 def _published(
@@ -307,22 +293,18 @@ def _below(root: str, file: Path) -> Listed:
         yield f"{root}/{path.lstrip('/')}", path.lstrip("/"), label
 
 
-def _annotations(file: Path) -> dict[str, Any]:
+def _annotated(file: Path) -> tuple[dict[int, str], Listed]:
+    """Names of the classes, and the images of a file of iNaturalist's."""
     try:
-        body: dict[str, Any] = parse_json(_text(file))
-    except ValueError as error:
-        raise IjepaError(f"{file} is not JSON ({error}); download it again.") from error
-    for key in ("images", "annotations", "categories"):
-        if key not in body:
-            raise IjepaError(f"{file} has no {key!r}; it is not a list of iNaturalist's.")
-    return body
-
-
-def _annotated(file: Path) -> Listed:
-    body = _annotations(file)
-    paths = {image["id"]: image["file_name"] for image in body["images"]}
-    for annotation in body["annotations"]:
-        if annotation["image_id"] not in paths:
-            raise IjepaError(f"{file} labels an image {annotation['image_id']} that it lacks.")
-        path = paths[annotation["image_id"]]
-        yield path, path.removeprefix("train_val2018/"), annotation["category_id"]
+        body = parse_json(_text(file))
+        names = {one["id"]: one["name"] for one in body["categories"]}
+        paths = {one["id"]: one["file_name"] for one in body["images"]}
+        labels = [(one["image_id"], one["category_id"]) for one in body["annotations"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise IjepaError(
+            f"{file} is no list of iNaturalist's ({error!r}); load it again."
+        ) from error
+    if lost := [image for image, _ in labels if image not in paths]:
+        raise IjepaError(f"{file} labels an image {lost[0]} that it lacks; download it again.")
+    rows = ((paths[image], label) for image, label in labels)
+    return names, ((path, path.removeprefix("train_val2018/"), label) for path, label in rows)

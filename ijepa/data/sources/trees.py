@@ -55,11 +55,7 @@ class Tree:
     Compressed archives are unpacked to `work` once, each as one plain tar; plain ones are read in
     place. Several archives, `parts` or those of a folder or within an archive, are one tree: each
     is a folder of its own name, or of the part of it that a numbered series has in common.
-
-    Attributes:
-        where: what to call it in messages.
-        is_packed: are these archives?
-        left_out: numbers of what is there and is no file of its own, such as links within a tar.
+    `left_out` counts what is no file of its own, such as links within a tar.
     """
 
     def __init__(
@@ -134,9 +130,6 @@ def walk(
     """Every file of a folder, each folder sorted by name; symbolic links are followed.
 
     A link to nothing is an empty file, and so counts as an image that does not decode.
-
-    Raises:
-        IjepaError: a link leads back to a folder that holds it, which would never end.
     """
     facts = folder.stat()
     identity = (facts.st_dev, facts.st_ino)

@@ -51,10 +51,8 @@ def read_webdataset(tree: Tree, _: Request) -> Found:
 
     splits, names, numbered = number_labels(lambda: rows(Counter()), tree.where)
     if not names:
-        raise IjepaError(
-            f"{tree.where} holds no label: no .cls and no .json with 'labels', 'label' or 'class' "
-            f"beside an image. Name its path alone to read class folders."
-        )
+        expected = "a .cls, or a .json with 'labels', 'label' or 'class', beside an image"
+        raise IjepaError(f"{tree.where} holds no label: expected {expected}.")
     left_out = Counter(tree.left_out)
     labels = dict(sorted(names.items()))
     return dict.fromkeys(sorted(splits), labels), lambda _: numbered(rows(left_out)), left_out
@@ -97,10 +95,8 @@ def _values(beside: Mapping[str, Entry]) -> Mapping[str, object]:
 
 def _text(entry: Entry) -> str:
     if entry.size_bytes > MAX_LABEL_BYTES:
-        raise IjepaError(
-            f"{entry.path} in {entry.file} has {entry.size_bytes:,} bytes; a label has at most "
-            f"{MAX_LABEL_BYTES:,}."
-        )
+        size = f"has {entry.size_bytes:,} bytes; a label has at most {MAX_LABEL_BYTES:,}"
+        raise IjepaError(f"{entry.path} in {entry.file} {size}.")
     try:
         return entry.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
