@@ -37,7 +37,7 @@ VERSION = 3
 STILL, PAGE = (".png", ".svg"), ".html"
 # Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
 KINDS: dict[type[PictureConfig], str] = {
-    MasksConfig: "patches:masks",
+    MasksConfig: "images:masks",
     AttentionConfig: "patches:attention",
     PcaConfig: "patches:pca",
     NeighborsConfig: "features:neighbors",

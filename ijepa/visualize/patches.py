@@ -1,37 +1,21 @@
-"""What encoders see of patches: a recipe's masks, attention, principal components of tokens."""
+"""What encoders make of patches: attention, principal components of tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.config import AttentionConfig, DataConfig, EncodersConfig, MasksConfig, PcaConfig
-from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
-from ijepa.data.shards import SplitReader
+from ijepa.config import AttentionConfig, DataConfig, PcaConfig
 from ijepa.distributed import pick_device
 from ijepa.encoders.spec import load_encoder
-from ijepa.errors import IjepaError
 from ijepa.figures.attention import HOW, attention_section, block_number, query_of
 from ijepa.figures.draw import Pixels, sheet
-from ijepa.figures.masks import mask_figure
 from ijepa.figures.pca import colour_figure, patch_colours
 from ijepa.jepa.augment import normalise
-from ijepa.visualize import Drawn, Given, places_of
+from ijepa.visualize import Drawn, Given
+from ijepa.visualize.images import as_pixels, more_images, pick_images, views_of
 
 AT_ONCE = 16  # images in the device's memory
-
-
-def draw_masks(config: MasksConfig, given: Given) -> Drawn:
-    """Masks of step 0 on the images of step 0."""
-    recipe, images = config.recipe, None
-    count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
-    if given.data:
-        split = given.split(recipe.data.split)
-        plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
-        images = as_pixels(RandomCropBatches(split, plan)[0].images)
-    drawn, figures = mask_figure(recipe, config.batches, count, images)
-    return drawn, {"encoders": (), "images": count, "figures": figures}
 
 
 def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
@@ -94,44 +78,3 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawn:
     drawn = colour_figure(images, columns, captions)
     facts = {"encoders": names, "images": len(shown), "keys": split.keys(shown)}
     return drawn, {**facts, "figures": figures}
-
-
-def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
-    """Places in the split of the images to show.
-
-    Raises:
-        IjepaError: a key that is not there, or fewer images than are to be drawn.
-    """
-    if not config.keys:
-        return draw_images(split, config.images, config.seed)
-    return places_of(config.keys, split.keys(), f"Split {split.name} of {split.folder}")
-
-
-def draw_images(
-    split: SplitReader, count: int, seed: int, without: Sequence[int] = ()
-) -> list[int]:
-    """Places of some images in ascending order, none of `without`; raises as `pick_images`."""
-    there = np.setdiff1d(np.arange(len(split)), np.asarray(without, np.int64))
-    if count > len(there):
-        other = f" besides the {len(without)} that are looked at" if len(without) else ""
-        raise IjepaError(
-            f"Split {split.name} of {split.folder} has {len(there):,} images{other}, not {count:,}."
-        )
-    return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
-
-
-def more_images(split: SplitReader, shown: list[int], count: int, seed: int) -> list[int]:
-    """The shown images and others, `count` in all or as many as there are."""
-    missing = min(count, len(split)) - len(shown)
-    return shown + draw_images(split, max(missing, 0), seed, without=shown)
-
-
-def views_of(split: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:
-    """(n, 3, height, width) uint8: the images as an encoder is evaluated on them."""
-    return read_views(split, numbers, ViewPlan(data.image_px, data.eval_crop_fraction))
-
-
-def as_pixels(views: Tensor) -> Pixels:
-    """(n, height, width, 3) uint8 of (n, 3, height, width)."""
-    found: Pixels = views.permute(0, 2, 3, 1).cpu().numpy()
-    return found

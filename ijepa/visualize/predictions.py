@@ -24,7 +24,7 @@ from ijepa.figures.retrieval import (
     store_of,
 )
 from ijepa.visualize import Drawn, Given
-from ijepa.visualize.patches import as_pixels, draw_images, more_images, pick_images, views_of
+from ijepa.visualize.images import as_pixels, draw_images, more_images, pick_images, views_of
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 

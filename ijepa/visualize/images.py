@@ -1,0 +1,67 @@
+"""Images of a split: which are shown, as encoders see them, and a recipe's masks on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ijepa.config import DataConfig, EncodersConfig, MasksConfig
+from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
+from ijepa.data.shards import SplitReader
+from ijepa.errors import IjepaError
+from ijepa.figures.draw import Pixels
+from ijepa.figures.masks import mask_figure
+from ijepa.visualize import Drawn, Given, places_of
+
+
+def draw_masks(config: MasksConfig, given: Given) -> Drawn:
+    """Masks of step 0 on the images of step 0."""
+    recipe, images = config.recipe, None
+    count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
+    if given.data:
+        split = given.split(recipe.data.split)
+        plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
+        images = as_pixels(RandomCropBatches(split, plan)[0].images)
+    drawn, figures = mask_figure(recipe, config.batches, count, images)
+    return drawn, {"encoders": (), "images": count, "figures": figures}
+
+
+def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
+    """Places in the split of the images to show.
+
+    Raises:
+        IjepaError: a key that is not there, or fewer images than are to be drawn.
+    """
+    if not config.keys:
+        return draw_images(split, config.images, config.seed)
+    return places_of(config.keys, split.keys(), f"Split {split.name} of {split.folder}")
+
+
+def draw_images(
+    split: SplitReader, count: int, seed: int, without: Sequence[int] = ()
+) -> list[int]:
+    """Places of some images in ascending order, none of `without`; raises as `pick_images`."""
+    there = np.setdiff1d(np.arange(len(split)), np.asarray(without, np.int64))
+    if count > len(there):
+        other = f" besides the {len(without)} that are looked at" if len(without) else ""
+        raise IjepaError(
+            f"Split {split.name} of {split.folder} has {len(there):,} images{other}, not {count:,}."
+        )
+    return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
+
+
+def more_images(split: SplitReader, shown: list[int], count: int, seed: int) -> list[int]:
+    """The shown images and others, `count` in all or as many as there are."""
+    missing = min(count, len(split)) - len(shown)
+    return shown + draw_images(split, max(missing, 0), seed, without=shown)
+
+
+def views_of(split: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:
+    """(n, 3, height, width) uint8: the images as an encoder is evaluated on them."""
+    return read_views(split, numbers, ViewPlan(data.image_px, data.eval_crop_fraction))
+
+
+def as_pixels(views: Tensor) -> Pixels:
+    """(n, height, width, 3) uint8 of (n, 3, height, width)."""
+    found: Pixels = views.permute(0, 2, 3, 1).cpu().numpy()
+    return found
