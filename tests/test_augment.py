@@ -11,14 +11,7 @@ from PIL import Image
 
 from ijepa.config import DataConfig
 from ijepa.data.decode import decode_rgb
-from ijepa.jepa.augment import (
-    draw_crops,
-    evaluation_crop,
-    fit_box,
-    normalise,
-    resize_box,
-    squash,
-)
+from ijepa.jepa.augment import draw_crops, evaluation_crop, fit_box, normalise, resize_box, squash
 
 side = st.integers(1, 300)
 
@@ -68,12 +61,9 @@ def test_resizing_gives_pillows_pixels(seed, px):
     assert np.mean((ours - theirs) ** 2) < 255**2 / 10**4.5  # 45 dB
 
 
-def test_an_image_of_the_right_size_passes_untouched():
+def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
     image = picture(32, 32)
     assert (evaluation_crop(image, 32, 1.0)[0].permute(1, 2, 0).numpy() == image).all()
-
-
-def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
     image = np.zeros((64, 96, 3), dtype=np.uint8)
     image[:, :14] = image[:, -14:] = 255  # the filter reaches 2 pixels over the edge
     assert evaluation_crop(image, 32, 1.0).max() == 0

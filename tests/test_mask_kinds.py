@@ -38,41 +38,38 @@ def test_rasterized_masks_are_quadrants_each_as_often_the_context():
     assert len({tuple(row) for row in masks.targets[:, 0].tolist()}) == 3
 
 
-def test_a_block_covers_its_share_of_the_grid():
-    sizes = [
-        sample_masks((14, 14), 2, BlockMasks(), np.random.default_rng(step))[0].targets.shape[2]
-        for step in range(50)
+def target_sizes(config, steps):
+    return [
+        sample_masks((14, 14), 2, config, np.random.default_rng(step))[0].targets.shape[2]
+        for step in range(steps)
     ]
-    assert np.mean(sizes) / 196 == pytest.approx(0.6, rel=0.05)
 
 
-def test_random_targets_are_anywhere_and_as_many_as_asked_for():
+def test_a_block_covers_its_share_of_the_grid():
+    assert np.mean(target_sizes(BlockMasks(), 50)) / 196 == pytest.approx(0.6, rel=0.05)
+
+
+def test_random_targets_are_anywhere_and_as_many_as_asked_for_in_a_range_once_a_batch():
     [masks] = sample_masks((14, 14), 64, RandomMasks(), np.random.default_rng(0))
     assert masks.context.shape == (64, 78)  # int(196 * 0.4), as in the released masks/random.py
     assert len(masks.targets.unique()) == 196
+    sizes = target_sizes(RandomMasks(target_ratio=(0.4, 0.6)), 40)
+    assert 78 <= min(sizes) <= max(sizes) <= 118
+    assert len(set(sizes)) > 10
 
 
-def test_a_ratio_in_a_range_is_drawn_once_a_batch():
-    config = RandomMasks(target_ratio=(0.4, 0.6))
-    sizes = {
-        sample_masks((14, 14), 4, config, np.random.default_rng(step))[0].targets.shape[2]
-        for step in range(40)
-    }
-    assert min(sizes) >= 78
-    assert max(sizes) <= 118
-    assert len(sizes) > 10
-
-
-@pytest.mark.parametrize("grid", [(7, 8), (8, 7)])
-def test_quadrants_of_an_odd_grid_are_refused(grid):
-    with pytest.raises(IjepaError, match="even number of rows and columns"):
-        check_masks(grid, RasterizedMasks())
-
-
-@pytest.mark.parametrize("config", [BlockMasks(min_keep=40), RandomMasks(min_keep=40)])
-def test_what_leaves_too_small_a_context_is_refused(config):
-    with pytest.raises(IjepaError, match="do not fit a grid of 8x8"):
-        check_masks((8, 8), config)
+@pytest.mark.parametrize(
+    ("grid", "config", "message"),
+    [
+        ((7, 8), RasterizedMasks(), "even number of rows and columns"),
+        ((8, 7), RasterizedMasks(), "even number of rows and columns"),
+        ((8, 8), BlockMasks(min_keep=40), "do not fit a grid of 8x8"),
+        ((8, 8), RandomMasks(min_keep=40), "do not fit a grid of 8x8"),
+    ],
+)
+def test_grids_with_unequal_quadrants_or_too_small_a_context_are_refused(grid, config, message):
+    with pytest.raises(IjepaError, match=message):
+        check_masks(grid, config)
 
 
 @given(
@@ -117,24 +114,18 @@ def test_a_context_length_keeps_the_first_patches_or_any_as_the_draw_says(draw, 
             assert torch.equal(after.context, before.context[:, :20])
 
 
-def test_the_imagenette_recipe_can_hold_one_context_length_in_all_steps():
-    free, held = (
-        load_recipe("imagenette-vits16", overrides)
-        for overrides in ([], ["masks.context_patches=61"])
-    )
-    assert len({context for _, context, _ in mask_statistics(free, 50).shapes}) > 10
-    assert {(images, context) for images, context, _ in mask_statistics(held, 200).shapes} == {
-        (128, 61)
-    }
-
-
-def test_mask_shapes_are_those_of_the_first_batches():
+def test_shapes_are_those_of_the_first_batches_and_one_context_length_holds_them_together():
     config = load_recipe("cifar10", ["masks.group_size=12"])
     drawn = [masks for step in range(3) for masks in batch_masks(config, step)]
-    assert mask_statistics(config, 3).shapes == {
-        (len(m.context), m.context.shape[1], m.targets.shape[2]) for m in drawn
-    }
-    assert {images for images, _, _ in mask_statistics(config, 3).shapes} == {12, 8}
+    shapes = mask_statistics(config, 3).shapes
+    assert shapes == {(*m.context.shape, m.targets.shape[2]) for m in drawn}
+    assert {images for images, _, _ in shapes} == {12, 8}
+    free, held = (
+        mask_statistics(load_recipe("imagenette-vits16", overrides), 50).shapes
+        for overrides in ([], ["masks.context_patches=61"])
+    )
+    assert len({context for _, context, _ in free}) > 10
+    assert {(images, context) for images, context, _ in held} == {(128, 61)}
 
 
 @pytest.mark.parametrize("draw", ["published", "symmetric"])
@@ -155,15 +146,10 @@ def test_published_targets_need_not_be_as_large_as_the_contexts():
 def test_groups_share_the_targets_of_the_batch_and_cut_for_themselves(size, batch, draw, seed):
     config = MultiblockMasks(draw=draw, group_size=size)
     groups = sample_masks((14, 14), batch, config, np.random.default_rng(seed))
-    assert [len(masks.context) for masks in groups] == [
-        min(size, batch - start) for start in range(0, batch, size)
-    ]
-    [whole] = sample_masks(
-        (14, 14),
-        batch,
-        config.model_copy(update={"group_size": batch}),
-        np.random.default_rng(seed),
-    )
+    sizes = [min(size, batch - start) for start in range(0, batch, size)]
+    assert [len(masks.context) for masks in groups] == sizes
+    together = config.model_copy(update={"group_size": batch})
+    [whole] = sample_masks((14, 14), batch, together, np.random.default_rng(seed))
     assert torch.equal(torch.cat([masks.targets for masks in groups], dim=1), whole.targets)
     assert min(masks.context.shape[1] for masks in groups) == whole.context.shape[1]
 
@@ -172,14 +158,10 @@ def test_groups_share_the_targets_of_the_batch_and_cut_for_themselves(size, batc
     ("group_size", "kept"), [(1, 0.418), (8, 0.32), (32, 0.29), (64, 0.28), (128, 0.264)]
 )
 def test_small_groups_keep_more_of_the_context(group_size, kept):
-    config = MultiblockMasks(group_size=group_size)
-    shares = [
-        np.mean([len(image) for masks in groups for image in masks.context]) / 196
-        for groups in (
-            sample_masks((14, 14), 128, config, np.random.default_rng([3, step]))
-            for step in range(150)
-        )
-    ]
+    config, shares = MultiblockMasks(group_size=group_size), []
+    for step in range(150):
+        groups = sample_masks((14, 14), 128, config, np.random.default_rng([3, step]))
+        shares.append(sum(masks.context.numel() for masks in groups) / 128 / 196)
     assert np.mean(shares) == pytest.approx(kept, rel=0.04)
 
 
@@ -193,10 +175,7 @@ def test_micro_batches_are_the_same_masks_in_the_same_order(group, micro, seed):
     assert len(sizes) == -(-20 // micro)
     assert max(sizes) <= micro
     assert max(sizes) - min(sizes) <= 1
-    assert all(
-        sum(len(masks.context) for masks in pieces) == part.stop - part.start
-        for part, pieces in parts
-    )
+    assert sizes == [sum(len(masks.context) for masks in pieces) for _, pieces in parts]
     images = [image.tolist() for _, pieces in parts for masks in pieces for image in masks.context]
     assert images == [image.tolist() for masks in groups for image in masks.context]
     targets = torch.cat([masks.targets for _, pieces in parts for masks in pieces], dim=1)

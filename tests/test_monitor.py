@@ -5,16 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.jepa.monitor import (
-    Health,
-    health,
-    lidar,
-    loss_vs_mean_target,
-    mean_cosine,
-    neighbour_accuracy,
-    rankme,
-    verdict,
-)
+from ijepa.jepa import monitor
 
 
 @given(rank=st.integers(1, 16))
@@ -24,37 +15,34 @@ def test_rankme_of_equal_singular_values_is_their_number(rank):
     left, _ = torch.linalg.qr(torch.randn(64, 16).double())
     right, _ = torch.linalg.qr(torch.randn(16, 16).double())
     features = left[:, :rank] @ right[:, :rank].T
-    assert rankme(features) == pytest.approx(rank, rel=1e-4)
+    assert monitor.rankme(features) == pytest.approx(rank, rel=1e-4)
 
 
 def test_mean_cosine_is_the_mean_over_all_pairs():
     features = torch.randn(20, 8).double()
     cosines = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=-1)
     pairs = cosines[~torch.eye(20, dtype=torch.bool)]
-    assert mean_cosine(features) == pytest.approx(float(pairs.mean()))
+    assert monitor.mean_cosine(features) == pytest.approx(float(pairs.mean()))
 
 
 def test_predicting_the_mean_target_has_no_skill_and_the_truth_has_all():
     targets = torch.randn(8, 4, 16)
     mean = targets.mean(dim=(0, 1), keepdim=True).expand_as(targets)
-    assert loss_vs_mean_target(mean, targets) == pytest.approx(1.0)
-    assert loss_vs_mean_target(targets, targets) == 0.0
+    assert monitor.loss_vs_mean_target(mean, targets) == pytest.approx(1.0)
+    assert monitor.loss_vs_mean_target(targets, targets) == 0.0
 
 
 def test_a_collapsed_encoder_is_called_so_and_a_healthy_one_is_not():
     torch.manual_seed(0)
-    healthy = health(torch.randn(128, 32))
-    collapsed = health(torch.ones(128, 32) + 1e-3 * torch.randn(128, 32))
-    flat = health(torch.randn(128, 2) @ torch.randn(2, 32))
-    assert verdict(healthy, healthy) is None
-    assert "all images look alike" in verdict(collapsed, healthy)
-    assert "losing dimensions" in verdict(flat, healthy)
-
-
-def test_images_that_looked_alike_from_the_start_are_no_collapse():
-    first = Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)
-    assert verdict(first._replace(mean_cosine=0.996), first) is None
-    assert verdict(first._replace(mean_cosine=0.9999), first) is not None
+    healthy = monitor.health(torch.randn(128, 32))
+    collapsed = monitor.health(torch.ones(128, 32) + 1e-3 * torch.randn(128, 32))
+    flat = monitor.health(torch.randn(128, 2) @ torch.randn(2, 32))
+    assert monitor.verdict(healthy, healthy) is None
+    assert "all images look alike" in monitor.verdict(collapsed, healthy)
+    assert "losing dimensions" in monitor.verdict(flat, healthy)
+    alike = monitor.Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)  # from the start
+    assert monitor.verdict(alike._replace(mean_cosine=0.996), alike) is None
+    assert monitor.verdict(alike._replace(mean_cosine=0.9999), alike) is not None
 
 
 @pytest.mark.parametrize("rank", [2, 5, 9])
@@ -63,7 +51,7 @@ def test_lidar_counts_the_dimensions_that_tell_images_apart(rank):
     means = torch.linalg.qr(torch.randn(40, rank).double())[0] @ torch.eye(rank, 16).double()
     means -= means.mean(dim=0)
     views = 100 * means.unsqueeze(1) + torch.randn(40, 200, 16).double()
-    assert lidar(views) == pytest.approx(rank, rel=0.15)
+    assert monitor.lidar(views) == pytest.approx(rank, rel=0.15)
 
 
 def test_lidar_does_not_count_what_differs_between_views_of_one_image():
@@ -72,16 +60,15 @@ def test_lidar_does_not_count_what_differs_between_views_of_one_image():
     noisy = torch.zeros(16)
     noisy[4:] = 100.0  # all but four dimensions are drowned
     views = means + noisy * torch.randn(40, 50, 16)
-    assert lidar(views) < 0.6 * lidar(means + 0.1 * torch.randn(40, 50, 16))
+    assert monitor.lidar(views) < 0.6 * monitor.lidar(means + 0.1 * torch.randn(40, 50, 16))
 
 
 def test_neighbours_of_separate_classes_agree_and_those_of_noise_do_not():
     torch.manual_seed(0)
     labels = torch.arange(4).repeat(25)
     features = torch.nn.functional.one_hot(labels, 8) + 0.1 * torch.randn(100, 8)
-    assert neighbour_accuracy(features, labels) == 1.0
-    assert neighbour_accuracy(features, labels - 1) == 1.0  # such as -1 for unknown
-    assert neighbour_accuracy(torch.randn(100, 8), labels) < 0.5
+    assert monitor.neighbour_accuracy(features, labels - 1) == 1.0  # such as -1 for unknown
+    assert monitor.neighbour_accuracy(torch.randn(100, 8), labels) < 0.5
 
 
 def test_neighbours_are_those_of_brute_force():
@@ -93,4 +80,4 @@ def test_neighbours_are_those_of_brute_force():
         cosines = torch.cosine_similarity(features[number][None], features[others])
         nearest = [int(labels[others[int(n)]]) for n in cosines.argsort(descending=True)[:10]]
         right += max(range(3), key=lambda c: (nearest.count(c), -c)) == labels[number]
-    assert neighbour_accuracy(features, labels) == pytest.approx(right / 60)
+    assert monitor.neighbour_accuracy(features, labels) == pytest.approx(right / 60)

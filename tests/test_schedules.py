@@ -39,14 +39,10 @@ def test_the_learning_rate_rises_then_falls_to_its_end(run):
 
 
 @given(runs)
-def test_weight_decay_never_falls_and_ends_at_its_end(run):
+def test_weight_decay_and_ema_momentum_never_fall_and_end_at_their_ends(run):
     values = [run.weight_decay(step) for step in range(run.total_steps)]
     assert values == sorted(values)
     assert abs(values[-1] - run.config.final_weight_decay) < 1e-12
-
-
-@given(runs)
-def test_ema_momentum_starts_at_its_start_and_stays_below_one(run):
     values = [run.ema(step) for step in range(run.total_steps)]
     assert values[0] == run.config.ema[0]
     assert values == sorted(values)
@@ -77,13 +73,9 @@ def test_the_cooling_is_a_straight_line_and_follows_the_warm_up(run):
 
 
 @given(cooled)
-def test_hold_then_cool_holds_the_weight_decay(run):
+def test_hold_then_cool_holds_the_weight_decay_and_cools_at_the_end_of_the_run(run):
     values = {run.weight_decay(step) for step in range(run.total_steps)}
     assert values == {run.config.weight_decay}
-
-
-@given(cooled)
-def test_a_stretched_schedule_leaves_the_cooling_at_the_end_of_the_run(run):
     longer = run.config.model_copy(update={"schedule_scale": 1.25})
     stretched = Schedules(longer, run.steps_per_epoch)
     assert stretched.lr(run.total_steps - 1) == run.config.final_lr

@@ -51,14 +51,11 @@ def masks_of(config):
     return sample_masks(config.grid, BATCH, config.masks, np.random.default_rng(0))
 
 
-def test_patches_are_cut_row_by_row():
+def test_patches_are_cut_row_by_row_and_standardised_to_mean_0_and_variance_1():
     picture = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12).float()
     patches = patchify(picture, 4)
     assert patches.shape == (2, 6, 48)
     torch.testing.assert_close(patches[1, 4].view(3, 4, 4), picture[1, :, 4:8, 4:8])
-
-
-def test_standardised_patches_have_mean_0_and_variance_1():
     patches = standardise(torch.rand(2, 5, 48) * 7 + 3)
     torch.testing.assert_close(patches.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(patches.var(-1), torch.ones(2, 5), atol=1e-4, rtol=0)

@@ -63,11 +63,9 @@ def test_sizes_are_the_published_ones(arch, patch_px, millions, predictor_millio
             data=DataConfig(image_px=224), encoder=config, predictor=PredictorConfig(depth=depth)
         )
         predictor = build_predictor(whole, torch.Generator())
-    count = [
-        sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6
-        for module in (encoder, predictor)
-    ]
-    assert count == pytest.approx([millions, predictor_millions], rel=5e-3)
+    for module, expected in ((encoder, millions), (predictor, predictor_millions)):
+        count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        assert count / 1e6 == pytest.approx(expected, rel=5e-3)
 
 
 def test_hidden_patches_do_not_reach_the_context():
@@ -97,30 +95,28 @@ def test_pooled_layers_end_with_the_pooled_output():
     torch.testing.assert_close(layers[:, -1], encoder(images).mean(dim=1))
 
 
-def test_the_published_init_has_its_spread_and_the_same_seed_its_weights():
+def test_an_init_has_its_spread_and_the_same_seed_its_weights():
     config = EncoderConfig(arch="vit_tiny", patch_px=16)
-    first = build_encoder(config, (224, 224), torch.Generator().manual_seed(3))
-    second = build_encoder(config, (224, 224), torch.Generator().manual_seed(3))
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    scaled = config.model_copy(update={"init": "depth-scaled"})
+    first, second, deep = (
+        build_encoder(one, (64, 64), torch.Generator().manual_seed(3))
+        for one in (config, config, scaled)
     )
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     block = first.blocks[-1]
     for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
         assert not layer.bias.any()
-
-
-def test_the_depth_scaled_init_divides_what_a_block_adds_by_the_root_of_twice_its_number():
-    config = EncoderConfig(arch="vit_tiny", patch_px=16)
-    scaled = config.model_copy(update={"init": "depth-scaled"})
-    plain, deep = (
-        build_encoder(c, (64, 64), torch.Generator().manual_seed(3)) for c in (config, scaled)
-    )
-    for number, (before, after) in enumerate(zip(plain.blocks, deep.blocks, strict=True), start=1):
+    # Depth-scaled: what a block adds is divided by the root of twice its number.
+    for number, (before, after) in enumerate(zip(first.blocks, deep.blocks, strict=True), start=1):
         for name in ("attn.proj", "mlp.fc2"):
             expected = before.get_submodule(name).weight / (2 * number) ** 0.5
             torch.testing.assert_close(after.get_submodule(name).weight, expected)
         assert torch.equal(before.attn.qkv.weight, after.attn.qkv.weight)
+    initialise(first, "xavier", torch.Generator().manual_seed(9))
+    for weight in (first.blocks[0].mlp.fc1.weight, first.patch_embed.proj.weight.flatten(1)):
+        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
 
 
 def test_images_need_not_be_square():
@@ -179,21 +175,6 @@ def test_compiled_blocks_are_not_compiled_again_for_masks_of_another_length():
         frames.append(counter.frame_count)
     assert len(lengths) > 4
     assert frames[-1] == frames[3], frames
-
-
-def test_xavier_init_keeps_the_variance_of_width_in_and_out():
-    encoder = small_encoder(init="xavier")
-    weight = encoder.blocks[0].mlp.fc1.weight
-    assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
-    patch = encoder.patch_embed.proj.weight.flatten(1)
-    assert patch.std().item() == pytest.approx((2 / sum(patch.shape)) ** 0.5, rel=0.1)
-
-
-def test_initialising_again_gives_other_weights():
-    encoder = small_encoder()
-    before = encoder.blocks[0].mlp.fc1.weight.clone()
-    initialise(encoder, "published", torch.Generator().manual_seed(9))
-    assert not torch.equal(before, encoder.blocks[0].mlp.fc1.weight)
 
 
 @pytest.mark.parametrize("name", ["vit_enormous", "128x4", "130x4x4", "126x4x4", "0x1x1"])
