@@ -163,6 +163,7 @@ def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path, zipped):
         read_weights(path)
 
 
+@pytest.mark.parametrize("length", [None, 2**62])
 @pytest.mark.parametrize(
     "header",
     [
@@ -173,15 +174,9 @@ def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path, zipped):
         {"w": 3},
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(tmp_path, header):
+def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, length):
     text = json.dumps(header).encode()
-    (tmp_path / "w").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
-    with pytest.raises(IjepaError, match="readable"):
-        read_weights(tmp_path / "w")
-
-
-def test_a_safetensors_header_without_an_end_is_refused(tmp_path):
-    (tmp_path / "w").write_bytes(struct.pack("<Q", 2**62) + b"{" + bytes(100))
+    (tmp_path / "w").write_bytes(struct.pack("<Q", length or len(text)) + text + bytes(12))
     with pytest.raises(IjepaError, match="readable"):
         read_weights(tmp_path / "w")
 
