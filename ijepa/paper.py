@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
 
 import yaml
 
@@ -12,22 +11,16 @@ IN1K_DATA, IN22K_DATA = "IN1k", "IN22k"
 IN22K_IMAGES = 13_000_000  # of some 14.2 million; what is left varies with the day of the download
 
 
-class TaskData(Config):
-    """The data set of a task, whole; numbers on any other are none of the column's."""
+class Column(Config):
+    """A task of a table, on a whole data set; numbers on any other are none of the column's."""
 
+    task: str
+    protocols: tuple[str, ...]  # by which its numbers were made; the first is the nearest
     kind: str  # of the source, as `ijepa shard KIND:PATH` has it
     label: str
     classes: int
     train_images: int  # likewise `test_images`: of the splits that the paper took
     test_images: int
-
-
-class Column(Config):
-    """A task of a table."""
-
-    task: str
-    protocols: tuple[str, ...]  # by which its numbers were made; the first is the nearest
-    data: TaskData
     few_images: int | None = None  # how many training images have labels; None where all have
 
 
@@ -55,19 +48,12 @@ class Table(Config):
     free: tuple[str, ...] = ()
 
 
-def _tables(body: Mapping[str, Any]) -> tuple[Table, ...]:
-    columns = {
-        task: Column(task=task, **one | {"data": body["data"][one["data"]]})
-        for task, one in body["columns"].items()
-    }
-    return tuple(
-        Table(**one | {"columns": [columns[task] for task in one["columns"]]})
-        for one in body["tables"]
-    )
-
-
 _BODY = yaml.safe_load(resources.files("ijepa").joinpath("paper.yaml").read_text())
-TABLES = _tables(_BODY)
+_COLUMNS = {task: Column(task=task, **facts) for task, facts in _BODY["columns"].items()}
+TABLES = tuple(
+    Table(**table | {"columns": [_COLUMNS[task] for task in table["columns"]]})
+    for table in _BODY["tables"]
+)
 FOREIGN: Mapping[str, str] = _BODY["foreign"]  # what `--encoder` calls files, by a row's method
 
 
@@ -95,7 +81,7 @@ def pretraining_set(source: str, images: int) -> str | None:
 
     `source` is what the shard set was made from, as the user typed it.
     """
-    kind, imagenet = source.partition(":")[0], TABLES[0].columns[0].data
+    kind, imagenet = source.partition(":")[0], TABLES[0].columns[0]
     if kind == imagenet.kind and images == imagenet.train_images:
         return IN1K_DATA
     return IN22K_DATA if kind == "imagenet22k" and images >= IN22K_IMAGES else None

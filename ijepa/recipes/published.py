@@ -10,31 +10,18 @@ GLOBAL_BATCH = 2048  # of the published runs; their files say only how many imag
 
 # published name -> ours
 SETTINGS = {
-    "seed": "seed",
-    "meta.seed": "seed",
-    "data.crop_size": "data.image_px",
-    "data.crop_scale": "data.crop_scale",
-    "data.use_horizontal_flip": "data.flip",
-    "data.batch_size": "masks.group_size",
-    "mask.patch_size": "encoder.patch_px",
-    "mask.num_pred_masks": "masks.num_targets",
-    "mask.pred_mask_scale": "masks.target_scale",
-    "mask.aspect_ratio": "masks.target_aspect",
-    "mask.enc_mask_scale": "masks.context_scale",
-    "mask.min_keep": "masks.min_keep",
-    "meta.model_name": "encoder.arch",
-    "meta.pred_depth": "predictor.depth",
-    "meta.pred_emb_dim": "predictor.dim",
-    "optimization.ema": "optimization.ema",
-    "optimization.epochs": "optimization.epochs",
-    "optimization.warmup": "optimization.warmup_epochs",
-    "optimization.start_lr": "optimization.start_lr",
-    "optimization.lr": "optimization.lr",
-    "optimization.final_lr": "optimization.final_lr",
-    "optimization.weight_decay": "optimization.weight_decay",
-    "optimization.final_weight_decay": "optimization.final_weight_decay",
+    "seed": "seed", "meta.seed": "seed",
+    "data.crop_size": "data.image_px", "data.crop_scale": "data.crop_scale",
+    "data.use_horizontal_flip": "data.flip", "data.batch_size": "masks.group_size",
+    "mask.patch_size": "encoder.patch_px", "mask.num_pred_masks": "masks.num_targets",
+    "mask.pred_mask_scale": "masks.target_scale", "mask.aspect_ratio": "masks.target_aspect",
+    "mask.enc_mask_scale": "masks.context_scale", "mask.min_keep": "masks.min_keep",
+    "meta.model_name": "encoder.arch", "meta.pred_depth": "predictor.depth",
+    "meta.pred_emb_dim": "predictor.dim", "optimization.warmup": "optimization.warmup_epochs",
     "optimization.ipe_scale": "optimization.schedule_scale",
-}
+}  # fmt: skip
+SAME = ("ema", "epochs", "start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay")
+SETTINGS |= {f"optimization.{name}": f"optimization.{name}" for name in SAME}
 # Where data lie, how many processes read them, where to log: not of the method.
 PLACES = {
     "data.image_folder", "data.num_workers", "data.pin_mem", "data.root_path", "logging.folder",

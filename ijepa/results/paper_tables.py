@@ -150,15 +150,15 @@ def _why_not(row: Row, column: Column, near: Sequence[Line]) -> str:
     if row.method in FOREIGN:
         return f"no weights: no result given of --encoder {FOREIGN[row.method]}FILE"
     by = column.protocols[0]
-    return f"no result given of recipe {row.recipe} on {column.data.kind}: by {by}"
+    return f"no result given of recipe {row.recipe} on {column.kind}: by {by}"
 
 
 def _is_task(score: Score, column: Column) -> bool:
     """Is it by a protocol of the column, on its data set, whole?"""
-    data, few = column.data, column.few_images
+    few = column.few_images
     if few is None:
-        has_labels = score.train_rows == data.train_images and not score.setting
-    elif score.train_rows == data.train_images:
+        has_labels = score.train_rows == column.train_images and not score.setting
+    elif score.train_rows == column.train_images:
         drawn = score.setting.partition(" (")[0]
         has_labels = drawn in ("1% of train", f"lists of {few:,} images")
     else:
@@ -166,9 +166,9 @@ def _is_task(score: Score, column: Column) -> bool:
     return (
         has_labels
         and score.protocol in column.protocols
-        and source_kinds(score.source) == {data.kind}
-        and (score.label, score.num_classes) == (data.label, data.classes)
-        and score.test_rows == data.test_images
+        and source_kinds(score.source) == {column.kind}
+        and (score.label, score.num_classes) == (column.label, column.classes)
+        and score.test_rows == column.test_images
     )
 
 
