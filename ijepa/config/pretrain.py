@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import (
-    Discriminator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
-    Tag,
     model_serializer,
     model_validator,
 )
@@ -79,13 +78,11 @@ def architecture(name: str) -> Architecture:
             f"(128x4x4)."
         )
     dim, depth, heads = (int(number) for number in numbers.groups())
-    if min(dim, depth, heads) < 1 or dim % heads or dim % 4:
+    is_whole = min(dim, depth, heads) > 0 and dim % heads == dim % 4 == 0
+    if not is_whole or dim > MOST_DIM or depth > MOST_DEPTH:
         raise IjepaError(
-            f"Architecture {name}: the width must be a multiple of 4 and of the heads."
-        )
-    if dim > MOST_DIM or depth > MOST_DEPTH:
-        raise IjepaError(
-            f"Architecture {name}: the width is at most {MOST_DIM:,}, the depth {MOST_DEPTH:,}."
+            f"Architecture {name}: the width must be a multiple of 4 and of the heads, and at most "
+            f"{MOST_DIM:,}; the depth at most {MOST_DEPTH:,}."
         )
     return Architecture(dim, depth, heads)
 
@@ -221,18 +218,14 @@ class RandomMasks(_Masks):
     """Smallest and largest fraction of patches that are targets; drawn once a batch."""
 
 
-def _mask_kind(body: object) -> str:
-    if isinstance(body, Mapping):
-        return str(body.get("kind", "multiblock"))
-    return str(getattr(body, "kind", ""))
+def _with_kind(body: object) -> object:
+    return {"kind": "multiblock"} | dict(body) if isinstance(body, Mapping) else body
 
 
 MaskConfig = Annotated[
-    Annotated[MultiblockMasks, Tag("multiblock")]
-    | Annotated[RasterizedMasks, Tag("rasterized")]
-    | Annotated[BlockMasks, Tag("block")]
-    | Annotated[RandomMasks, Tag("random")],
-    Discriminator(_mask_kind),
+    MultiblockMasks | RasterizedMasks | BlockMasks | RandomMasks,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]
 
 
