@@ -7,14 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import CPU, LAST, ask_at, metrics_of
 from typer.testing import CliRunner
 
-from ijepa.config import DecoderConfig, PredictionsConfig, Runtime, validated
+from ijepa.config import DecoderConfig, PredictionsConfig, validated
 from ijepa.decode import train_decoder
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
 from ijepa.decoder.model import (
@@ -33,25 +35,12 @@ from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
-from ijepa.train import loop
 from ijepa.visualize import visualize
 from ijepa.weights import load_state
 from ijepa_cli.main import app
 
-CPU = Runtime(device="cpu", workers=0)
-TINY = {
-    "image_px": 8,
-    "channels": (8, 16),
-    "batch_size": 16,
-    "steps": 12,
-    "statistics_images": 32,
-    "sampling_steps": 3,
-    "evaluated_images": 8,
-}
-
-
-class StopError(Exception):
-    """Raised by a progress callback, to stop in the middle."""
+TINY = {"image_px": 8, "channels": (8, 16), "batch_size": 16, "steps": 12,
+        "statistics_images": 32, "sampling_steps": 3, "evaluated_images": 8}  # fmt: skip
 
 
 def config(encoder, **settings):
@@ -146,47 +135,26 @@ def test_a_decoder_is_a_stage_that_is_made_once(run, shards, decoder):
 
 
 def same_as(decoder, other):
-    ours, theirs = (load_state(folder / "checkpoints" / "last.pt") for folder in (decoder, other))
+    ours, theirs = (load_state(folder / LAST) for folder in (decoder, other))
     assert all(torch.equal(ours["model"][name], value) for name, value in theirs["model"].items())
     results = [json.loads((folder / "result.json").read_text()) for folder in (decoder, other)]
     assert results[0] == results[1]
-    logs = [(folder / "metrics.jsonl").read_bytes() for folder in (decoder, other)]
-    return logs[0] == logs[1]
-
-
-@pytest.mark.slow
-def test_a_run_stopped_in_the_middle_goes_on_to_the_same_weights(run, shards, decoder, tmp_path):
-    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
-
-    def stop(task, done, *_):
-        if task.startswith("train") and done >= 8:
-            raise StopError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "FETCH_STEPS", 4)
-        with pytest.raises(StopError):
-            train_decoder(shards, tmp_path / "cut", config(run), eager, stop)
-    assert not (tmp_path / "cut").exists()
-    train_decoder(shards, tmp_path / "cut", config(run), CPU)
-    assert same_as(decoder, tmp_path / "cut")
+    return metrics_of(decoder) == metrics_of(other)
 
 
 KILLED = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
-from ijepa.config import DecoderConfig, Runtime
+from ijepa.config import DecoderConfig
 from ijepa.decode import train_decoder
 from ijepa.train import loop
-
-def kill(task, done, *_):
-    if task.startswith("train") and done >= 8:
-        os.kill(os.getpid(), signal.SIGKILL)
+from runs import EAGER, ask_at
 
 loop.FETCH_STEPS = 4
-runtime = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-9)
 shards, out, config = sys.argv[1:]
 config = DecoderConfig.model_validate_json(config)
-train_decoder(Path(shards), Path(out), config, runtime, kill)
+kill = ask_at(signal.SIGKILL, 8, "train")
+train_decoder(Path(shards), Path(out), config, EAGER, kill)
 """
 
 
@@ -195,22 +163,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, shards, decoder, tmp_path
     cut = tmp_path / "cut"
     words = [str(shards), str(cut), config(run).model_dump_json()]
     alike = os.environ | {"OMP_NUM_THREADS": "1"}  # as this process: sums round alike
+    alike["PYTHONPATH"] = f"{Path(__file__).parent}:{alike.get('PYTHONPATH', '')}"
     done = subprocess.run([sys.executable, "-c", KILLED, *words], env=alike, timeout=100)
     assert done.returncode == -signal.SIGKILL
     assert not cut.exists()
-    assert load_state(tmp_path / "cut.partial" / "checkpoints" / "last.pt")["step"] == 4
+    assert load_state(tmp_path / "cut.partial" / LAST)["step"] == 4
     train_decoder(shards, cut, config(run), CPU)
     assert same_as(decoder, cut)
 
 
 @pytest.mark.slow
 def test_sigterm_saves_first(run, shards, decoder, tmp_path):
-    def kill(task, done, *_):
-        if task.startswith("train") and done < 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    kill = ask_at(signal.SIGTERM, 10, "train")
     with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step 11 of 12, which is"):
         train_decoder(shards, tmp_path / "cut", config(run), CPU, kill)
+    assert not (tmp_path / "cut").exists()
     train_decoder(shards, tmp_path / "cut", config(run), CPU)
     assert same_as(decoder, tmp_path / "cut")
 

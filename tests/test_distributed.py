@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
 from typer.testing import CliRunner
 
-from ijepa.config import DataConfig, ExtractConfig, Runtime
+from ijepa.config import DataConfig, ExtractConfig
 from ijepa.data.loader import RandomCropBatches, StepPlan
 from ijepa.data.shards import open_shards
 from ijepa.distributed import World, device_name, pick_device
@@ -99,10 +100,6 @@ def together(size, words, script="ijepa_cli.main.main()", seconds=120):
         return json.loads(codes), [(Path(folder) / str(n)).read_text() for n in range(size)]
 
 
-def losses(run):
-    return [r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r]
-
-
 def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
     out = tmp_path / "two"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -114,7 +111,7 @@ def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
         timeout=150,
     )
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
-    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
+    ours, theirs = (load_checkpoint(p / LAST) for p in (out, run))
     weight = "encoder.blocks.0.attn.qkv.weight"
     torch.testing.assert_close(ours["model"][weight], theirs["model"][weight], rtol=0, atol=1e-4)
 
@@ -122,13 +119,8 @@ def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_config, tmp_path):
     out = tmp_path / "more"
-    eager = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)
-
-    def stop(task, done, *_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(shards, out, tiny_config, eager, stop)
+    with pytest.raises(StopError):
+        pretrain(shards, out, tiny_config, EAGER, stop_at(0, "pretrain"))
     codes, errors = together(2, command(run / "config.yaml", shards, out))
     assert codes == [0, 0], errors
     assert "began with 1 processes and goes on with 2" in errors[0]
@@ -141,18 +133,13 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
     run, shards, tiny_config, tmp_path
 ):
     out = tmp_path / "shared"
-    eager = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)
-
-    def stop(task, done, *_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(shards, out, tiny_config, eager, stop)
+    with pytest.raises(StopError):
+        pretrain(shards, out, tiny_config, EAGER, stop_at(0, "pretrain"))
     more = ("--parallel", "fsdp", "--micro-batch", "5", "--recompute")
     codes, errors = together(2, command(run / "config.yaml", shards, out, *more))
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
-    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
+    ours, theirs = (load_checkpoint(p / LAST) for p in (out, run))
     assert ours["model"].keys() == theirs["model"].keys()
     weight = "target_encoder.blocks.1.mlp.fc2.weight"
     torch.testing.assert_close(ours["model"][weight], theirs["model"][weight], rtol=0, atol=1e-4)
@@ -170,13 +157,11 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
 def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
     shards, tiny_config, tmp_path
 ):
-    recipe = tmp_path / "layers.yaml"
-    targets = tiny_config.targets.model_copy(update={"layers": (1, 2)})
-    config = tiny_config.model_copy(update={"targets": targets})
+    recipe, config = tmp_path / "layers.yaml", changed(tiny_config, "targets.layers=[1,2]")
     recipe.write_text(dump_yaml(config))
-    pretrain(shards, tmp_path / "one", config, Runtime(device="cpu", workers=0))
-    more = ("--parallel", "fsdp")
-    codes, errors = together(2, command(recipe, shards, tmp_path / "two", *more))
+    pretrain(shards, tmp_path / "one", config, CPU)
+    words = command(recipe, shards, tmp_path / "two", "--parallel", "fsdp")
+    codes, errors = together(2, words)
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
@@ -205,8 +190,7 @@ def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
     shards, tiny_config, tmp_path
 ):
     recipe = tmp_path / "back.yaml"
-    watch = tiny_config.watch.model_copy(update={"rollbacks": 1})
-    recipe.write_text(dump_yaml(tiny_config.model_copy(update={"watch": watch})))
+    recipe.write_text(dump_yaml(changed(tiny_config, "watch.rollbacks=1")))
     codes, errors = together(2, command(recipe, shards, tmp_path / "back"), GOES_BACK)
     assert codes == [0, 0], errors
     assert "Going back to step 8" in " ".join("".join(errors).split())
@@ -215,36 +199,32 @@ def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
     assert np.isfinite(losses(tmp_path / "back")).all()
 
 
-def test_a_broken_loss_ends_every_process_with_one_error(shards, tiny_config, tmp_path):
-    hot = tiny_config.optimization.model_copy(update={"lr": 1e9, "start_lr": 1e9})
-    recipe = tmp_path / "hot.yaml"
-    recipe.write_text(dump_yaml(tiny_config.model_copy(update={"optimization": hot})))
-    codes, errors = together(2, command(recipe, shards, tmp_path / "hot"))
+@pytest.mark.parametrize(
+    ("out", "settings", "message"),
+    [
+        ("hot", ["optimization.lr=1e9", "optimization.start_lr=1e9"], "error:"),
+        ("taken", [], "no record that ijepa made it"),
+    ],
+)
+def test_what_breaks_or_cannot_be_made_ends_every_process_with_one_error(
+    shards, tiny_config, tmp_path, out, settings, message
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_yaml(changed(tiny_config, *settings)))
+    codes, errors = together(2, command(recipe, shards, tmp_path / out))
     assert codes == [1, 1]
-    assert sum(error.count("error:") for error in errors) == 1, errors
+    assert sum(error.count(message) for error in errors) == 1, errors
     assert "Traceback" not in "".join(errors)
 
 
 def test_a_share_that_cuts_a_mask_group_is_refused_under_fsdp(tiny_config):
     # Ranks would pass through the networks 1 and 2 times, and wait for each other forever.
-    cut = tiny_config.model_copy(
-        update={
-            "data": tiny_config.data.model_copy(update={"batch_size": 6}),
-            "masks": tiny_config.masks.model_copy(update={"group_size": 4}),
-        }
-    )
+    cut = changed(tiny_config, "data.batch_size=6", "masks.group_size=4")
     with pytest.raises(IjepaError, match=r"Set masks\.group_size to 3, or to a divisor of it"):
         check_passes(cut, 2, None)
     check_passes(tiny_config, 2, None)
-
-
-def test_an_output_that_cannot_be_made_ends_every_process_with_one_error(run, shards, tmp_path):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").write_text("mine")
-    codes, errors = together(2, command(run / "config.yaml", shards, tmp_path / "taken"))
-    assert codes == [1, 1]
-    assert sum(error.count("no record that ijepa made it") for error in errors) == 1, errors
-    assert "Traceback" not in "".join(errors)
 
 
 @pytest.mark.slow
@@ -276,8 +256,8 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert f"Stopped by {asks.name} after step 7 of 16, which is saved." in ended.stderr
-    pretrain(shards, out, tiny_config, Runtime(device="cpu", workers=0))
-    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    pretrain(shards, out, tiny_config, CPU)
+    assert metrics_of(out) == metrics_of(run)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -348,18 +328,14 @@ def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
 def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
     one, two = tmp_path / "one.h5", tmp_path / "two.h5"
     choice = ExtractConfig(encoder=str(run), views=2, augment="flip")
-    extract(shards, one, choice, Runtime(device="cpu", workers=0))
+    extract(shards, one, choice, CPU)
     words = ["extract", "--encoder", run, "--data", shards, "--out", two]
     words += ["--views", "2", "--augment", "flip", "--device", "cpu", "--workers", "0"]
     codes, errors = together(2, words)
     assert codes == [0, 0], errors
     assert one.read_bytes() == two.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "one.h5",
-        "one.h5.stage.json",
-        "two.h5",
-        "two.h5.stage.json",
-    ]
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"one.h5", "one.h5.stage.json", "two.h5", "two.h5.stage.json"}
 
 
 def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fails(

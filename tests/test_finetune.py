@@ -1,7 +1,6 @@
 """Fine-tuning: published settings, exact resumes, nothing learned from the test split."""
 
 import json
-import os
 import random
 import signal
 
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import CPU, ask_at
 from test_distributed import together
 from typer.testing import CliRunner
 
-from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig, Runtime
+from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig
 from ijepa.data.augmented import AugmentedBatches, _randaugment
 from ijepa.data.loader import batches
 from ijepa.data.shards import open_shards
@@ -36,12 +36,7 @@ from ijepa.train.classifier import (
 from ijepa.train.finetuning import FinetuneTask
 from ijepa_cli.main import app
 
-CPU = Runtime(device="cpu", workers=0)
 QUICK = {"epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.5}
-
-
-class StopError(Exception):
-    """Raised by a progress callback, to stop in the middle."""
 
 
 def config(encoder, **settings):
@@ -64,27 +59,18 @@ def test_images_without_a_label_are_neither_trained_on_nor_scored(run, tmp_path)
     (tmp_path / "l.csv").write_text("\n".join(lines))
     shard(str(tmp_path / "l.csv"), tmp_path / "set", runtime=CPU)
     choice = config(run, label="kind", batch_size=8)
-    found = finetune(tmp_path / "set", tmp_path / "out", choice, CPU)
-    assert (found.scores[0].train_rows, found.scores[0].test_rows, found.scores[0].num_classes) == (
-        27,
-        9,
-        2,
-    )
+    (score,) = finetune(tmp_path / "set", tmp_path / "out", choice, CPU).scores
+    assert (score.train_rows, score.test_rows, score.num_classes) == (27, 9, 2)
 
 
 def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shards, tmp_path):
     choice = config(run, epochs=20, lr=3e-3, randaugment="", crop_scale=(0.8, 1.0))
-    found = finetune(shards, tmp_path / "out", choice, CPU)
-    (score,) = found.scores
-    assert score.top1_interval[0] > 2 * found.scores[0].chance
+    (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
+    assert score.top1_interval[0] > 2 * score.chance
     losses = [record["loss"] for record in read_metrics(tmp_path / "out" / "metrics.jsonl")]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    assert found.scores[0].protocol == "finetune-imagenet-1pct"
-    assert (found.scores[0].train_rows, found.scores[0].test_rows, found.scores[0].num_classes) == (
-        256,
-        64,
-        8,
-    )
+    assert score.protocol == "finetune-imagenet-1pct"
+    assert (score.train_rows, score.test_rows, score.num_classes) == (256, 64, 8)
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
     page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
     assert "finetune-imagenet-1pct" in page.read_text()
@@ -150,43 +136,6 @@ def test_the_position_table_stays_as_it_was():
     assert all(p.requires_grad for n, p in model.named_parameters() if n != "encoder.pos_embed")
 
 
-@pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_end(run, shards, tmp_path):
-    choice = config(run, drop_path=0.3, epochs=3)
-    whole = finetune(shards, tmp_path / "whole", choice, CPU)
-    quick = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
-
-    def stop(task, done, *_):
-        if task.startswith("finetune") and done >= 6 * 64:
-            raise StopError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "FETCH_STEPS", 5)
-        with pytest.raises(StopError):
-            finetune(shards, tmp_path / "cut", choice, quick, stop)
-    cut = finetune(shards, tmp_path / "cut", choice, CPU)
-    assert cut.scores == whole.scores
-    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
-    assert logs[0] == logs[1]
-
-
-def test_a_scheduler_that_asks_for_an_end_costs_nothing(run, shards, tmp_path):
-    choice = config(run)
-
-    def kill(task, done, *_):
-        if task.startswith("finetune") and done < 2 * 256:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "FETCH_STEPS", 2)
-        with pytest.raises(StoppedError, match=r"Stopped by SIGTERM after step \d of 8, which is"):
-            finetune(shards, tmp_path / "cut", choice, CPU, kill)
-    assert not (tmp_path / "cut").exists()
-    cut = finetune(shards, tmp_path / "cut", choice, CPU)
-    whole = finetune(shards, tmp_path / "whole", choice, CPU)
-    assert cut.scores == whole.scores
-
-
 def test_a_loss_that_is_not_finite_ends_a_fine_tuning_in_one_line(run, shards, tmp_path):
     message = r"^The (loss|held-out loss) is nan at step \d; there is no earlier state\. Lower lr"
     with pytest.raises(IjepaError, match=message):
@@ -205,41 +154,41 @@ def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path)
     choice = config(run, holdout=0.25, epochs=3, batch_size=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AugmentedBatches, "__getitem__", noted)
-        found = finetune(shards, tmp_path / "out", choice, CPU)
+        (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
     labels = open_shards(shards).split("train").labels("class").tolist()
     trained, held = hold_out(np.array(labels), 0.25, choice.seed)
     assert set(seen) == set(trained.tolist())
     assert not set(trained) & set(held)
-    assert found.scores[0].train_rows == len(trained)
+    assert score.train_rows == len(trained)
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     watched = [record for record in records if "held_out_accuracy" in record]
     assert [record["epoch"] for record in watched] == [1, 2, 3]
     names = ("held_out_loss", "held_out_accuracy")
-    assert found.scores[0].choices == {name: watched[-1][name] for name in names}
-    assert found.scores[0].departures[-1] == f"{len(held)} training images held out"
-    assert found.scores[0].test_rows == 64
+    assert score.choices == {name: watched[-1][name] for name in names}
+    assert score.departures[-1] == f"{len(held)} training images held out"
+    assert score.test_rows == 64
 
 
 def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
     choice = config(run, holdout=0.25, epochs=1, lr=3e-3, warmup_epochs=0)
     scored = {}
-    score = FinetuneTask.logits
+    logits_of = FinetuneTask.logits
 
     def noted(self, part):
-        for places, logits in score(self, part):
+        for places, logits in logits_of(self, part):
             scored.setdefault(len(scored), (part, places, logits))
             yield places, logits
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FinetuneTask, "logits", noted)
-        result = finetune(shards, tmp_path / "out", choice, CPU)
+        (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
     (held, places, logits), (test, _, _) = scored[0], scored[1]
     assert not set(held.keys) & set(test.keys)
     true = torch.from_numpy(held.labels[places.numpy()])
     accuracy = (logits.argmax(dim=1) == true).float().mean()
-    assert result.scores[0].choices["held_out_accuracy"] == pytest.approx(float(accuracy))
+    assert score.choices["held_out_accuracy"] == pytest.approx(float(accuracy))
     loss = torch.nn.functional.cross_entropy(logits, true)
-    assert result.scores[0].choices["held_out_loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert score.choices["held_out_loss"] == pytest.approx(float(loss), rel=1e-6)
 
 
 def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
@@ -251,14 +200,12 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
         patch.setattr(FinetuneTask, "watch", lambda *_: {})
         finetune(shards, tmp_path / "blind", choice, CPU)
 
-    def kill(task, done, *_):
-        if task.startswith("finetune") and done == 8 * 32:  # in the second epoch of six steps
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "FETCH_STEPS", 2)
-        with pytest.raises(StoppedError, match="after step 9 of 12"):
+        kill = ask_at(signal.SIGTERM, 8 * 32, "finetune")  # in the second epoch of six steps
+        with pytest.raises(StoppedError, match="Stopped by SIGTERM after step 9 of 12, which is"):
             finetune(shards, tmp_path / "cut", choice, CPU, kill)
+    assert not (tmp_path / "cut").exists()
     cut = finetune(shards, tmp_path / "cut", choice, CPU)
     assert cut.scores == whole.scores
     logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut", "blind")]
@@ -325,12 +272,12 @@ def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_pa
     keys = open_shards(shards).split("train").keys()[::6][:40]
     names.write_text("\n".join(keys))
     assert plan_finetune(shards, config(run), subset=names).train_images == 40
-    found = finetune(shards, tmp_path / "out", config(run, epochs=1), CPU, subset=names)
-    assert found.scores[0].train_rows == 40
-    changed = "epochs 1, not 50"
-    assert changed in found.scores[0].departures
-    assert found.scores[0].departures[-1] == "batches of all 40 images"
-    assert found.scores[0].config["subset"].startswith("list ")
+    choice = config(run, epochs=1)
+    (score,) = finetune(shards, tmp_path / "out", choice, CPU, subset=names).scores
+    assert score.train_rows == 40
+    assert "epochs 1, not 50" in score.departures
+    assert score.departures[-1] == "batches of all 40 images"
+    assert score.config["subset"].startswith("list ")
 
 
 def test_the_protocols_are_the_published_ones():

@@ -15,7 +15,8 @@ from foreign_weights import (
     simclr_names,
     vit_shapes,
 )
-from test_finetune import CPU, config
+from runs import CPU
+from test_finetune import config
 
 from ijepa.encoders.base import CLASS_TOKEN, PATCH_AVERAGE
 from ijepa.encoders.spec import EncoderSpec, load_encoder

@@ -13,36 +13,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import CPU, EAGER
 
+from ijepa import files
 from ijepa.config import ExtractConfig, ProbeConfig, Runtime, ShardConfig
+from ijepa.extract import extract
+from ijepa.pretrain import pretrain
+from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
+from ijepa.shard import shard
 from ijepa.weights import load_checkpoint
 
 KILLS = 20  # a stage; each at a moment drawn from the time that the stage takes undisturbed
-CPU = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step
 
 
 def run_stage(name, folder, out):
     """One stage on the images and shards in `folder`."""
     if name == "shard":
-        from ijepa.shard import shard
-
         several = ShardConfig(shard_bytes=100_000)  # for two workers
         shard(str(folder / "images"), out, several, Runtime(workers=2))
     elif name == "pretrain":
-        from ijepa.pretrain import pretrain
-
-        pretrain(folder / "shards", out, load_recipe(str(folder / "tiny.yaml")), CPU)
+        pretrain(folder / "shards", out, load_recipe(str(folder / "tiny.yaml")), EAGER)
     elif name == "extract":
-        from ijepa.extract import extract
-
         choice = ExtractConfig(encoder=str(folder / "run"), views=4, augment="rrc-flip")
         extract(folder / "shards", out, choice, CPU)
     else:
-        from ijepa.probe import FeaturePair, probe
-
         pair = FeaturePair(folder / "train.h5", folder / "val.h5")
-        probe(pair, [], out, ProbeConfig(name="linear"), CPU)
+        probe(pair, [], out, ProbeConfig(name="linear"), EAGER)
 
 
 def start(name, folder, out):
@@ -80,12 +77,7 @@ def main(name, folder, seed=0):
     A run that ends before it is killed is put aside, and the next one begins anew. Every other time
     the workers of `shard` are held back: they outlive it, and the next run waits for them in vain.
     """
-    import ijepa.extract
-    import ijepa.pretrain
-    import ijepa.probe
-    import ijepa.shard
-    import ijepa.train.loop  # noqa: F401 (forked children find it imported)
-    from ijepa import files
+    import ijepa.train.loop  # noqa: F401  # forked children find it imported
 
     torch.set_num_threads(1)
     rng, quiet, stormy = random.Random(seed), *(Path(folder, name, k) for k in ("quiet", "stormy"))
@@ -131,8 +123,6 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def material(shards, run, tmp_path_factory):
     """Images, shards, a recipe, a run and its features."""
-    from ijepa.extract import extract
-
     folder = tmp_path_factory.mktemp("kills")
     (folder / "images").symlink_to(shards.parent / "images")
     (folder / "shards").symlink_to(shards)

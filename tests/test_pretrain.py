@@ -2,21 +2,20 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gratings import gratings, write_gratings
+from runs import CPU, EAGER, LAST, StopError, ask_at, changed, losses, metrics_of, stop_at
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config import Runtime, StreamConfig
+from ijepa.config import Runtime
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
@@ -33,16 +32,19 @@ from ijepa.train import loop
 from ijepa.train.pretraining import PretrainTask
 from ijepa.weights import load_checkpoint
 
-CPU = Runtime(device="cpu", workers=0)
-EAGER = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-3)  # a checkpoint every step
+UNIT = "pretrain images"
 
 
-def test_a_run_leaves_config_metrics_checkpoints_and_tensorboard(run, tiny_config):
+def test_a_run_leaves_config_checkpoints_tensorboard_and_each_step_once(run, tiny_config):
     assert load_recipe(str(run / "config.yaml")) == tiny_config
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"last.pt", "epoch-0001.pt", "epoch-0002.pt"}
     assert list((run / "tensorboard").glob("events.*"))
     assert json.loads((run / "stage.json").read_text())["stage"] == "pretrain"
+    records = read_metrics(run / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(17))
+    assert [r["step"] for r in records if "rankme" in r] == [0, 5, 10, 15, 16]
+    assert all(np.isfinite(list(record.values())).all() for record in records)
 
 
 def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
@@ -58,30 +60,17 @@ def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
     monkeypatch.setattr(PretrainTask, "step", second_long)
     monkeypatch.setattr(PretrainTask, "speed", lambda _, per_second: {"rate": per_second})
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    config = tiny_config.model_copy(update={"checkpoint_epochs": 1})
-    pretrain(shards, tmp_path / "run", config, CPU, lambda *words: told.append(words))
+    pretrain(shards, tmp_path / "run", tiny_config, CPU, lambda *words: told.append(words))
     shown = [(done // 32, values["rate"]) for _, done, _, values in told if "rate" in values]
     assert shown == [(8, 32.0), (16, 32.0)]
 
 
-def test_every_step_is_recorded_once_and_the_watch_when_it_is_due(run):
-    records = read_metrics(run / "metrics.jsonl")
-    assert [record["step"] for record in records] == list(range(17))
-    assert [r["step"] for r in records if "rankme" in r] == [0, 5, 10, 15, 16]
-    assert all(np.isfinite(list(record.values())).all() for record in records)
-
-
-def test_a_second_run_is_cached(run, shards, tiny_config):
+def test_a_second_run_is_cached_and_another_never_replaces_it_unforced(run, shards, tiny_config):
     before = (run / "metrics.jsonl").stat().st_mtime_ns
+    with pytest.raises(IjepaError, match=r"seed was 0, now 7\. .* --force"):
+        pretrain(shards, run, changed(tiny_config, "seed=7"), CPU)
     assert pretrain(shards, run, tiny_config, CPU).cached
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
-
-
-def test_another_run_is_never_replaced_unforced(run, shards, tiny_config):
-    other = tiny_config.model_copy(update={"seed": 7})
-    with pytest.raises(IjepaError, match=r"seed was 0, now 7\. .* --force"):
-        pretrain(shards, run, other, CPU)
-    assert pretrain(shards, run, tiny_config, CPU).cached
 
 
 @pytest.mark.gpu
@@ -90,46 +79,27 @@ def test_bf16_on_a_gpu_trains_as_fp32_on_a_cpu_within_its_precision(
     run, shards, tiny_config, tmp_path
 ):
     pretrain(shards, tmp_path / "gpu", tiny_config, Runtime(device="cuda", workers=0))
-    losses = [
-        [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if record["step"]]
-        for folder in (run, tmp_path / "gpu")
-    ]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
-
-
-class StopError(Exception):
-    """Raised by a progress callback, to stop a run in the middle."""
-
-
-def stop_at(images):
-    def progress(task, done, *_):
-        if task == "pretrain images" and done >= images:
-            raise StopError
-
-    return progress
+    np.testing.assert_allclose(losses(tmp_path / "gpu"), losses(run), rtol=0.02)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
     run, shards, tiny_config, tmp_path, workers
 ):
-    out = tmp_path / "tiny"
-    runtime = EAGER.model_copy(update={"workers": workers})
+    out, runtime = tmp_path / "tiny", EAGER.model_copy(update={"workers": workers})
     with pytest.raises(StopError):
-        pretrain(shards, out, tiny_config, runtime, stop_at(320))
+        pretrain(shards, out, tiny_config, runtime, stop_at(320, UNIT))
     assert not out.exists()
     assert not pretrain(shards, out, tiny_config, CPU).cached
-    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
-    ours, theirs = (load_checkpoint(p / "checkpoints" / "last.pt") for p in (out, run))
-    for name, weight in theirs["model"].items():
-        assert torch.equal(ours["model"][name], weight), name
+    assert metrics_of(out) == metrics_of(run)
+    ours, theirs = (load_checkpoint(folder / LAST)["model"] for folder in (out, run))
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
 def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_path):
     out = tmp_path / "tiny"
-    recipe = run / "config.yaml"
-    command = [sys.executable, "-m", "ijepa_cli", "pretrain", "--recipe", str(recipe)]
-    command += ["--data", str(shards), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    words = ["pretrain", "--recipe", run / "config.yaml", "--data", shards, "--out", out]
+    words += ["--device", "cpu", "--workers", "0"]
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
         "from ijepa.train.checkpoint import CheckpointWriter as Writer\n"
@@ -137,68 +107,66 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_
         "def save_and_die(self, *body, **how):\n"
         "    save(self, *body, **how); self.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "Writer.save = save_and_die\n"
-        "sys.argv = sys.argv[1:]\n"
         "from ijepa_cli.main import main; main()\n"
     )
-    died = subprocess.run([sys.executable, "-c", script, *command[2:]], check=False)
+    died = subprocess.run([sys.executable, "-c", script, *map(str, words)], check=False)
     assert died.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert (tmp_path / "tiny.partial" / "checkpoints" / "last.pt").exists()
+    assert (tmp_path / "tiny.partial" / LAST).exists()
     pretrain(shards, out, tiny_config, CPU)
-    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert metrics_of(out) == metrics_of(run)
 
 
 @pytest.mark.parametrize("how", [{"cache": "decoded"}, {"recompute": True}, {"micro_batch": 12}])
 def test_how_a_run_is_computed_changes_it_by_rounding_only(run, shards, tiny_config, tmp_path, how):
     pretrain(shards, tmp_path / "other", tiny_config, CPU.model_copy(update=how))
-    ours, theirs = (
-        [r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
-        for folder in (tmp_path / "other", run)
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=2e-3 if "cache" in how else 1e-4)
+    rtol = 2e-3 if "cache" in how else 1e-4
+    np.testing.assert_allclose(losses(tmp_path / "other"), losses(run), rtol=rtol)
 
 
-def test_a_checkpoint_that_does_not_load_stops_the_run(shards, tiny_config, tmp_path):
-    out = tmp_path / "tiny"
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (None, "no readable file of weights"),
+        (lambda body: body.pop("optimizer"), r"lacks a part .*optimizer"),
+        (
+            lambda body: body["model"].update({"encoder.norm.weight": torch.ones(64)}),
+            r"another architecture: encoder\..* expected \(",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_load_stops_the_run(
+    shards, tiny_config, tmp_path, spoil, message
+):
+    last = tmp_path / "tiny.partial" / LAST
     with pytest.raises(StopError):
-        pretrain(shards, out, tiny_config, EAGER, stop_at(320))
-    last = tmp_path / "tiny.partial" / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(IjepaError, match="no readable file of weights"):
-        pretrain(shards, out, tiny_config, CPU)
-    assert not out.exists()
+        pretrain(shards, tmp_path / "tiny", tiny_config, EAGER, stop_at(320, UNIT))
+    body = torch.load(last, weights_only=True)
+    if spoil:
+        spoil(body)
+        torch.save(body, last)
+    else:
+        last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(IjepaError, match=message):
+        pretrain(shards, tmp_path / "tiny", tiny_config, CPU)
+    assert not (tmp_path / "tiny").exists()
 
 
-def test_a_checkpoint_that_lacks_a_part_is_refused(run, tmp_path):
-    body = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    del body["optimizer"]
-    torch.save(body, tmp_path / "odd.pt")
-    with pytest.raises(IjepaError, match=r"lacks a part .*optimizer"):
-        load_checkpoint(tmp_path / "odd.pt")
-
-
-def test_a_checkpoint_of_another_architecture_stops_the_run(shards, run, tiny_config, tmp_path):
-    wider = tiny_config.model_copy(
-        update={"encoder": tiny_config.encoder.model_copy(update={"arch": "64x2x2"})}
-    )
-    with pytest.raises(StopError):
-        pretrain(shards, tmp_path / "wide", wider, EAGER, stop_at(320))
-    last = Path("checkpoints") / "last.pt"
-    shutil.copy(run / last, tmp_path / "wide.partial" / last)
-    with pytest.raises(IjepaError, match=r"another architecture: encoder\..* expected \("):
-        pretrain(shards, tmp_path / "wide", wider, CPU)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(shards, tiny_config, tmp_path):
-    hot = tiny_config.model_copy(
-        update={
-            "optimization": tiny_config.optimization.model_copy(
-                update={"lr": 1e30, "start_lr": 1e30}
-            )
-        }
-    )
-    with pytest.raises(IjepaError, match=r"not finite at step \d+|loss is (nan|inf) at step \d+"):
-        pretrain(shards, tmp_path / "hot", hot, CPU)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["optimization.lr=1e9", "optimization.start_lr=1e9", "watch.loss_limit=1e9"],
+            r"not finite at step \d+|loss is (nan|inf) at step \d+",
+        ),
+        (["data.batch_size=500"], "256 images, fewer than one batch of 500"),
+        (["encoder.patch_px=16"], "do not fit a grid of 2x2"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(shards, tiny_config, tmp_path, overrides, message):
+    with pytest.raises(IjepaError, match=message):
+        pretrain(shards, tmp_path / "run", changed(tiny_config, *overrides), CPU)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
@@ -214,16 +182,11 @@ def broken_batches(monkeypatch):
     return broken
 
 
-def with_rollbacks(config, rollbacks):
-    watch = config.watch.model_copy(update={"rollbacks": rollbacks})
-    return config.model_copy(update={"watch": watch})
-
-
 def test_a_broken_batch_is_left_out_if_rollbacks_are_allowed(
     shards, tiny_config, tmp_path, broken_batches, caplog
 ):
     broken_batches.add(11)
-    config = with_rollbacks(tiny_config, 1)
+    config = changed(tiny_config, "watch.rollbacks=1")
     pretrain(shards, tmp_path / "run", config, CPU)  # with a checkpoint after step 8
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(17))
@@ -238,25 +201,21 @@ def test_a_run_that_went_back_remembers_it_when_it_is_stopped(
     shards, tiny_config, tmp_path, broken_batches
 ):
     broken_batches.add(11)
-    config = with_rollbacks(tiny_config, 1)
+    config = changed(tiny_config, "watch.rollbacks=1")
     with pytest.raises(StopError):
-        pretrain(shards, tmp_path / "run", config, EAGER, stop_at(15 * 32))
-    before = load_checkpoint(last_of(tmp_path / "run.partial"))["facts"]
+        pretrain(shards, tmp_path / "run", config, EAGER, stop_at(15 * 32, UNIT))
+    before = load_checkpoint(tmp_path / "run.partial" / LAST)["facts"]
     pretrain(shards, tmp_path / "run", config, CPU)
-    after = load_checkpoint(last_of(tmp_path / "run"))["facts"]
+    after = load_checkpoint(tmp_path / "run" / LAST)["facts"]
     assert before["left_out"] == after["left_out"] > 0
     assert before["rollbacks"] == after["rollbacks"] == 1
-
-
-def last_of(run):
-    return run / "checkpoints" / "last.pt"
 
 
 def test_more_broken_batches_than_rollbacks_stop_the_run(
     shards, tiny_config, tmp_path, broken_batches
 ):
     broken_batches.update((9, 15))
-    config = with_rollbacks(tiny_config, 1)
+    config = changed(tiny_config, "watch.rollbacks=1")
     with pytest.raises(IjepaError, match=r"not finite at step \d+ \(images .*last good state"):
         pretrain(shards, tmp_path / "run", config, CPU)
     with pytest.raises(IjepaError, match="not finite"):  # nor does starting again help
@@ -275,44 +234,22 @@ def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_pa
     monkeypatch.setattr(Trainer, "step", overflow)
     with pytest.raises(IjepaError, match="The weights are no longer finite at step"):
         pretrain(shards, tmp_path / "run", tiny_config, CPU)
-    assert not last_of(tmp_path / "run.partial").exists()
-
-
-def test_too_few_images_for_a_batch_are_refused(shards, tiny_config, tmp_path):
-    large = tiny_config.model_copy(
-        update={"data": tiny_config.data.model_copy(update={"batch_size": 500})}
-    )
-    with pytest.raises(IjepaError, match=r"256 images, fewer than one batch of 500"):
-        pretrain(shards, tmp_path / "large", large, CPU)
-
-
-def test_masks_that_do_not_fit_are_refused_before_anything_is_made(shards, tiny_config, tmp_path):
-    coarse = tiny_config.model_copy(
-        update={"encoder": tiny_config.encoder.model_copy(update={"patch_px": 16})}
-    )
-    with pytest.raises(IjepaError, match="do not fit a grid of 2x2"):
-        pretrain(shards, tmp_path / "coarse", coarse, CPU)
-    assert not (tmp_path / "coarse").exists()
+    assert not (tmp_path / "run.partial" / LAST).exists()
 
 
 def test_the_plan_counts_what_the_run_does(run, shards, tiny_config):
-    plan = plan_pretrain(shards, tiny_config)
-    last = read_metrics(run / "metrics.jsonl")[-1]
-    assert plan.steps == last["step"]
-    assert plan.images_seen == last["images"]
-    weights = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
-    count = sum(
-        w.numel() for n, w in weights.items() if n.startswith("encoder.") and "pos" not in n
-    )
-    assert plan.encoder_parameters == count
+    plan, last = plan_pretrain(shards, tiny_config), read_metrics(run / "metrics.jsonl")[-1]
+    assert (plan.steps, plan.images_seen) == (last["step"], last["images"])
+    weights = load_checkpoint(run / LAST)["model"].items()
+    trained = [w for name, w in weights if name.startswith("encoder.") and "pos" not in name]
+    assert plan.encoder_parameters == sum(weight.numel() for weight in trained)
 
 
 @pytest.mark.parametrize(
     ("group_size", "micro_batch"), [(32, None), (16, None), (32, 12), (12, 8), (12, 5)]
 )
 def test_the_plan_counts_the_passes_of_a_step(group_size, micro_batch, tiny_config):
-    masks = tiny_config.masks.model_copy(update={"group_size": group_size})
-    config = tiny_config.model_copy(update={"masks": masks})
+    config = changed(tiny_config, f"masks.group_size={group_size}")
     runtime = CPU.model_copy(update={"micro_batch": micro_batch})
     planned = plan_training(256, config, runtime, on_gpu=False).passes_per_step
     model, calls = build_ijepa(config), []
@@ -326,24 +263,17 @@ def test_the_plan_counts_the_passes_of_a_step(group_size, micro_batch, tiny_conf
 def test_the_plan_counts_the_shapes_of_the_masks(tiny_config):
     plan = plan_training(256, tiny_config, CPU, on_gpu=False)
     assert plan.mask_shapes > 4
-    masks = tiny_config.masks.model_copy(update={"context_patches": 24})
-    held = plan_training(256, tiny_config.model_copy(update={"masks": masks}), CPU, on_gpu=False)
+    held = plan_training(256, changed(tiny_config, "masks.context_patches=24"), CPU, on_gpu=False)
     assert held.mask_shapes < plan.mask_shapes
     assert held.context_patches == held.largest_context == 24
-    assert held.context_patches == 24
 
 
 def accuracy(encoder, train, test):
     """Of a logistic probe on frozen features."""
-    features = [
-        encoder.features(
-            normalise(
-                torch.from_numpy(images).permute(0, 3, 1, 2), encoder.data.mean, encoder.data.std
-            ),
-            1,
-        )[:, 0].numpy()
-        for images, _ in (train, test)
-    ]
+    cuts, features = encoder.data, []
+    for images, _ in (train, test):
+        pixels = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), cuts.mean, cuts.std)
+        features.append(encoder.features(pixels, 1)[:, 0].numpy())
     scaler = StandardScaler().fit(features[0])
     probe = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(features[0]), train[1])
     return probe.predict(scaler.transform(features[1])) == test[1]
@@ -354,19 +284,10 @@ def test_the_trained_encoder_beats_its_random_initialisation(tmp_path):
     shard(str(tmp_path / "images"), tmp_path / "shards", runtime=Runtime(workers=1))
     recipe = load_recipe(
         "cifar10",
-        [
-            "data.crop_scale=[0.6, 1.0]",
-            "data.flip=false",
-            "data.batch_size=32",
-            "encoder.arch=64x2x4",
-            "predictor.dim=32",
-            "predictor.depth=1",
-            "optimization.epochs=4",
-            "optimization.warmup_epochs=0.5",
-            "optimization.lr=2e-3",
-            "optimization.ema=[0.98, 1.0]",
-        ],
-    )
+        ["data.crop_scale=[0.6, 1.0]", "data.flip=false", "data.batch_size=32",
+         "encoder.arch=64x2x4", "predictor.dim=32", "predictor.depth=1", "optimization.epochs=4",
+         "optimization.warmup_epochs=0.5", "optimization.lr=2e-3", "optimization.ema=[0.98, 1.0]"],
+    )  # fmt: skip
     pretrain(tmp_path / "shards", tmp_path / "run", recipe, CPU)
     train, test = gratings(2000, seed=2), gratings(2000, seed=3)
     trained = accuracy(load_encoder(str(tmp_path / "run")), train, test)
@@ -380,19 +301,14 @@ def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
     run, shards, tiny_config, tmp_path
 ):
     """It leaves the weights as they are, and so is not part of what was asked for."""
-    watch = tiny_config.watch.model_copy(update={"every_steps": 7, "grad_norm_steps": 3})
-    other = tiny_config.model_copy(
-        update={"watch": watch, "checkpoint_epochs": 2, "stream": StreamConfig(buffer=5)}
-    )
+    free = ("watch.every_steps=7", "watch.grad_norm_steps=3", "checkpoint_epochs=2")
+    other = changed(tiny_config, *free, "stream.buffer=5")
     assert pretrain(shards, run, other, CPU).cached
     pretrain(shards, tmp_path / "again", other, CPU)
-    states = [load_checkpoint(out / "checkpoints" / "last.pt") for out in (run, tmp_path / "again")]
-    assert all(
-        (states[1]["model"][name] == value).all() for name, value in states[0]["model"].items()
-    )
-    limits = tiny_config.watch.model_copy(update={"rollbacks": 3})
+    ours, theirs = (load_checkpoint(out / LAST)["model"] for out in (tmp_path / "again", run))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     with pytest.raises(IjepaError, match=r"watch\.rollbacks was 0, now 3\. "):
-        pretrain(shards, run, other.model_copy(update={"watch": limits}), CPU)
+        pretrain(shards, run, changed(other, "watch.rollbacks=3"), CPU)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
@@ -400,15 +316,10 @@ def test_ctrl_c_saves_the_step_at_hand_as_a_schedulers_signal_does(
     run, shards, tiny_config, tmp_path, asked
 ):
     out = tmp_path / "tiny"
-
-    def ask(task, done, *_):
-        if task == "pretrain images" and done == 256:
-            os.kill(os.getpid(), asked)
-
     with pytest.raises(StoppedError, match=f"Stopped by {asked.name} after step 9 of 16"):
-        pretrain(shards, out, tiny_config, CPU, ask)
+        pretrain(shards, out, tiny_config, CPU, ask_at(asked, 256, UNIT))
     pretrain(shards, out, tiny_config, CPU)
-    assert (out / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert metrics_of(out) == metrics_of(run)
 
 
 def test_a_signal_after_the_last_step_leaves_a_finished_run(
@@ -420,10 +331,7 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(
         os.kill(os.getpid(), signal.SIGINT)
         return publish(*arguments)
 
-    def ask(task, done, *_):
-        if done == 512:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(Work, "publish", publish_while_asked_to_stop)
+    ask = ask_at(signal.SIGTERM, 512)
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU, ask).steps == 16
     assert pretrain(shards, tmp_path / "tiny", tiny_config, CPU).cached

@@ -1,13 +1,13 @@
 """Runs that start from given weights, and finished runs that go on for more epochs."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from runs import CPU, LAST, changed, metrics_of
 from typer.testing import CliRunner
 
-from ijepa.config import ConvertConfig, PretrainConfig, Runtime
+from ijepa.config import ConvertConfig
 from ijepa.convert import convert
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
@@ -17,22 +17,17 @@ from ijepa.records import read_record
 from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 
-CPU = Runtime(device="cpu", workers=0)
-LAST = Path("checkpoints") / "last.pt"
 
-
-def changed(config, **optimization):
-    body = config.model_dump()
-    body["optimization"] |= optimization
-    return PretrainConfig.model_validate(body)
+def optimized(config, **settings):
+    return changed(config, *(f"optimization.{name}={value}" for name, value in settings.items()))
 
 
 @pytest.fixture(scope="module")
 def still(tiny_config):
     """One epoch in which no weight moves, so that the end shows the start."""
     rates = {"lr": 1e-30, "start_lr": 1e-30, "final_lr": 1e-30}
-    return changed(tiny_config, epochs=1, ema=(1.0, 1.0), weight_decay=0.0, final_weight_decay=0.0,
-                   **rates)  # fmt: skip
+    return optimized(tiny_config, epochs=1, ema=[1.0, 1.0], weight_decay=0.0,
+                     final_weight_decay=0.0, **rates)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["run", "checkpoint", "published"])
@@ -107,10 +102,9 @@ def test_what_cannot_be_started_from_is_refused_in_one_line(run, shards, tmp_pat
 def held_runs(shards, tiny_config, tmp_path_factory):
     """Folder of a run of two epochs and one of three, and their configurations."""
     folder = tmp_path_factory.mktemp("held")
-    short = changed(
-        tiny_config, schedule="hold-then-cool", cool_fraction=0.4, ema=(0.99, 0.99), epochs=2
-    )
-    long = changed(short, epochs=3)
+    held = {"schedule": "hold-then-cool", "cool_fraction": 0.4, "ema": [0.99, 0.99]}
+    short = optimized(tiny_config, **held, epochs=2)
+    long = optimized(short, epochs=3)
     pretrain(shards, folder / "short", short, CPU)
     pretrain(shards, folder / "whole", long, CPU)
     return folder, short, long
@@ -132,7 +126,7 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
     assert not pretrain(shards, out, long, CPU, count, prolong=shorter).cached
     assert min(steps) > 8 * 32  # the first epoch was not trained again
     whole = tmp_path / "whole"
-    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert metrics_of(out) == metrics_of(whole)
     ours, theirs = (load_checkpoint(folder / LAST)["model"] for folder in (out, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     names = {path.name for path in (out / "checkpoints").iterdir()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ijepa.config import PretrainConfig
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
-from ijepa.decoder.model import Decoder, embed, sample_blocks
+from ijepa.decoder.model import Decoder, draw_flow, embed, sample_blocks
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import Masks
 from ijepa.jepa.model import IJepa
@@ -47,8 +47,7 @@ def hold(run: PretrainConfig, images: Tensor, seed: int) -> tuple[Masks, Tensor]
 def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
     """(count, 3, px, px) noise of sample `number` of each of `count` images."""
     drawn = int(stream(seed, NOISE, HELD_OUT + number).integers(2**62))
-    generator = torch.Generator().manual_seed(drawn)
-    return torch.randn(count, 3, image_px, image_px, generator=generator)
+    return draw_flow(count, image_px, drawn)[0]
 
 
 def measure_honesty(
