@@ -109,10 +109,11 @@ def _encode(
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
     from ijepa.compute import computing, pick_linear
-    from ijepa.distributed import device_name, from_rank_0, wait_for_all
+    from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
     from ijepa.encoders.base import NOTHING, Transformer
 
-    job, path = _Extraction(config, data, runtime), work.folder / work.plan.out.name
+    job = _Extraction(config, data, runtime, pick_device(runtime.device))
+    path = work.folder / work.plan.out.name
     network, total, size = job.encoder.network, len(job.images), job.batch_size
     from_rank_0(world, lambda: job.create(path, work.plan.fingerprint))
     writer = FeatureWriter(path)
@@ -142,11 +143,11 @@ def _encode(
 class _Extraction:
     """One encoder, and the images of one split that it encodes."""
 
-    def __init__(self, config: ExtractConfig, data: ShardSet, runtime: Runtime) -> None:
-        from ijepa.distributed import pick_device
-
-        self.config, self.data, self.runtime = config, data, runtime
-        self.device, self.images = pick_device(runtime.device), data.split(config.split)
+    def __init__(
+        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: "torch.device"
+    ) -> None:
+        self.config, self.data, self.runtime, self.device = config, data, runtime, device
+        self.images = data.split(config.split)
         self.encoder = EncoderSpec.of(config).load(self.device)
         self.num_layers = min(config.layers, self.encoder.num_layers)
         fraction = self.encoder.data.eval_crop_fraction
@@ -211,6 +212,21 @@ class _Extraction:
         from ijepa.distributed import num_workers
         from ijepa.jepa.augment import normalise
 
+        def fetched(tensor: torch.Tensor) -> Callable[[], Floats]:
+            """Begin to copy to the host, from a GPU without waiting; the call gives the values."""
+            if not on_gpu:
+                return tensor.numpy
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+            def values() -> Floats:
+                arrived.synchronize()
+                found: Floats = host.numpy()
+                return found
+
+            return values
+
         encoder, config, cuts = self.encoder, self.config, self.encoder.data
         dtype = torch.float16 if config.dtype == "float16" else torch.float32
         how = config.views, config.augment, config.seed, config.interpolation
@@ -223,27 +239,9 @@ class _Extraction:
             pixels = normalise(pixels, cuts.mean, cuts.std)
             parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
             found = [encoder.features(part, self.num_layers, bf16=self.bf16) for part in parts]
-            begun.append((batch, _fetched(torch.cat(found).to(dtype))))
+            begun.append((batch, fetched(torch.cat(found).to(dtype))))
             if len(begun) > IN_FLIGHT.get(self.device.type, 0):
                 done, values = begun.popleft()
                 yield done, values()
         for done, values in begun:
             yield done, values()
-
-
-def _fetched(tensor: "torch.Tensor") -> "Callable[[], Floats]":
-    """Begin to copy a tensor to the host, from a GPU without waiting; the call gives its values."""
-    import torch
-
-    if tensor.device.type != "cuda":
-        return tensor.numpy
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.current_stream(tensor.device).record_event()
-
-    def values() -> Floats:
-        arrived.synchronize()
-        found: Floats = host.numpy()
-        return found
-
-    return values

@@ -302,5 +302,5 @@ def _score(
         correct=pack_correct(correct, test.keys),
         precision="bf16" if task.bf16 else "fp32",
         departures=tuple(departures),
-        **summary(correct, test.labels)._asdict(),
+        **summary(correct, test.labels),
     )

@@ -191,17 +191,15 @@ class KeptStates(dict[str, dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         """Take up what an earlier start left in the file."""
-        from ijepa.weights import load_state  # behind the cached answer: it needs torch
+        from ijepa.weights import load_state, save_state  # behind the cached answer: needs torch
 
         super().__init__(load_state(path) if path.exists() else {})
-        self._path = path
+        self._path, self._save = path, save_state
 
     def __setitem__(self, name: str, state: dict[str, Any]) -> None:
-        from ijepa.weights import save_state
-
         super().__setitem__(name, state)
         try:
-            save_state(self._path, dict(self))
+            self._save(self._path, dict(self))
         except OSError as error:
             log.warning("%s is not kept (%s); a stop would cost it", self._path, error.strerror)
 
@@ -258,7 +256,7 @@ def _scores(
                     correct=pack_correct(correct[number], test.keys),
                     precision=found.precision,
                     departures=(*pair.departures, *deviations, *found.departures),
-                    **summary(correct[number], test.labels, rival)._asdict(),
+                    **summary(correct[number], test.labels, rival),
                 )
             )
     return tuple(scores)

@@ -1,6 +1,6 @@
 """Accuracies with their uncertainty, and whether one encoder beats another."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -18,19 +18,8 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Summary(NamedTuple):
-    """What a table says of one encoder in one setting, see `ijepa.results.record.Score`."""
-
-    top1: float
-    top1_interval: tuple[float, float]
-    mean_class: float
-    mean_class_interval: tuple[float, float]
-    draws_std: float | None
-    p_value: float | None
-
-
-def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> Summary:
-    """Accuracies of one encoder, and whether a rival on the same test images differs.
+def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> dict[str, Any]:
+    """Fields of a score: accuracies, and whether a rival on the same test images differs.
 
     `correct` is (draws, n): whether each test image of the (n,) labels was classified rightly.
     """
@@ -39,14 +28,15 @@ def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> Summary
     several = len(correct) > 1
     low, high = accuracy[:, 1:].mean(axis=0).tolist()
     class_low, class_high = by_class[:, 1:].mean(axis=0).tolist()
-    return Summary(
-        top1=float(accuracy[:, 0].mean()),
-        top1_interval=(low, high),
-        mean_class=float(by_class[:, 0].mean()),
-        mean_class_interval=(class_low, class_high),
-        draws_std=float(accuracy[:, 0].std(ddof=1)) if several else None,
-        p_value=None if rival is None or several else paired_p_value(correct[0], rival[0]),
-    )
+    p_value = None if rival is None or several else paired_p_value(correct[0], rival[0])
+    return {
+        "top1": float(accuracy[:, 0].mean()),
+        "top1_interval": (low, high),
+        "mean_class": float(by_class[:, 0].mean()),
+        "mean_class_interval": (class_low, class_high),
+        "draws_std": float(accuracy[:, 0].std(ddof=1)) if several else None,
+        "p_value": p_value,
+    }
 
 
 def top1(correct: Bools) -> Estimate:
