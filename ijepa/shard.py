@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
-from ijepa.data.names import ImageList, read_lines, readable, sample_key, without_suffix
-from ijepa.data.plan import planned_left_out, planned_shards, write_plan
+from ijepa.data.names import ImageList, read_lines, readable, sample_key
+from ijepa.data.plan import read_plan, write_plan
 from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
 from ijepa.data.sources.items import Contents, Item, Labels, Request
 from ijepa.data.sources.kinds import open_source
@@ -162,60 +162,49 @@ def _make(
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     source = open_source(name, folders_are_classes=config.folders_are_classes)
     contents = source.read(Request(folder / SOURCE, config.splits, workers, progress))
-    if config.val_fraction and set(contents.splits) == {DEFAULT_SPLIT}:
-        contents = _with_val(contents, config.val_fraction)
-    elif config.val_fraction:
-        there = ", ".join(sorted(contents.splits))
+    splits, fraction = dict(contents.splits), config.val_fraction
+    if fraction and set(splits) == {DEFAULT_SPLIT}:
+        splits["val"] = splits[DEFAULT_SPLIT]
+    elif fraction:
+        fraction = 0.0
+        there = ", ".join(sorted(splits))
         log.info("%s has splits, %s; a share for val changes nothing", name, there)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place. The list
     # of images is read once, and not again after a kill.
     plan = folder / f"plan-{fingerprint_of([SCHEMA, str(Path.cwd()), name])[:16]}.db"
     if not plan.exists():
-        items, left_out = _chosen(contents, subset, progress), contents.left_out
-        write_plan(plan, items, config.shard_bytes, left_out, shuffle=config.shuffle)
-    shards = planned_shards(plan)
+        items = _chosen(contents, fraction, subset, progress)
+        write_plan(plan, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
+    shards, left_out = read_plan(plan)
     if not shards:
         raise IjepaError(f"{name} holds no image in what was chosen.")
     reports = write_shards(shards, config, workers, progress)
     by_split: dict[str, list[ShardReport]] = {}
     for shard, report in zip(shards, reports, strict=True):
         by_split.setdefault(shard.split, []).append(report)
-    _write_index(name, contents.splits, by_split, planned_left_out(plan), folder)
+    _write_index(name, splits, by_split, left_out, folder)
 
 
-def _with_val(contents: Contents, fraction: float) -> Contents:
-    """Move a share of the images to `val`; which ones depends on their names alone."""
-
-    def moved(item: Item) -> Item:
-        digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
-        is_val = int.from_bytes(digest[:8]) < fraction * 2**64
-        return item._replace(split="val") if is_val else item
-
-    splits = {**contents.splits, "val": contents.splits[DEFAULT_SPLIT]}
-    return Contents(splits, map(moved, contents.items), contents.left_out)
-
-
-def _chosen(contents: Contents, subset: Path | None, progress: Progress) -> Iterator[Item]:
+def _chosen(
+    contents: Contents, val_fraction: float, subset: Path | None, progress: Progress
+) -> Iterator[Item]:
     """The images to write; counts those that are left out, and labels that are not known."""
     kept, left_out = ImageList(subset) if subset else None, contents.left_out
     for number, item in enumerate(contents.items, start=1):
         if number % REPORT_IMAGES == 0:
             progress("list images", number, None)
-        if kept and not kept.chooses(_names(item)):
+        digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
+        if int.from_bytes(digest[:8]) < val_fraction * 2**64:
+            item = item._replace(split="val")
+        key, _ = sample_key(item.split, item.name)
+        if kept and not kept.chooses(key, item.name, item.path):
             left_out["images that --subset does not list"] += 1
             continue
-        unknown = (label for label, number in item.labels.items() if number == UNKNOWN)
+        unknown = (label for label, known in item.labels.items() if known == UNKNOWN)
         left_out.update(f"labels {label} that are not known" for label in unknown)
         yield item
     if kept:
         kept.check("image of the source")
-
-
-def _names(item: Item) -> set[str]:
-    """Key, paths and file names of an image, with and without suffix."""
-    paths = (item.path, without_suffix(item.path)[0])
-    files = (path.rpartition("/")[2] for path in paths)
-    return {sample_key(item.split, item.name)[0], item.name, *paths, *files}
 
 
 def _write_index(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig
 from ijepa.data.augmented import AugmentedBatches, _randaugment
-from ijepa.data.loader import batches
+from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
@@ -240,7 +240,8 @@ def augmented(shards, workers, seed=0, name="rand-m9-mstd0.5-inc1"):
     images = open_shards(shards).split("train")
     choice = config("x", seed=seed, randaugment=name, batch_size=32)
     data = SQUARE
-    made = AugmentedBatches(images, np.arange(64), choice, data, slice(0, 32))
+    plan = StepPlan(64, data, choice.seed, slice(0, 32))
+    made = AugmentedBatches(images, np.arange(64), plan, choice)
     return torch.stack([batch.images for batch in batches(made, range(4), workers)])
 
 

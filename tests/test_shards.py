@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.decode import decode_rgb
 from ijepa.data.names import sample_key
-from ijepa.data.plan import planned_shards, write_plan
+from ijepa.data.plan import read_plan, write_plan
 from ijepa.data.shards import open_shards
 from ijepa.data.sources.items import Item
 from ijepa.data.write import ShardWriter, tar_header
@@ -169,7 +169,7 @@ def test_no_two_images_share_a_key_and_webdataset_understands_every_key(files, t
     images = [Item("train", name, name, f"file{i}", 0, 1) for i, name in enumerate(files)]
     plan = tmp_path_factory.mktemp("plan") / "plan.db"
     write_plan(plan, images, 10**6, Counter())
-    keys = [key for one in planned_shards(plan) for key, _ in one.images()]
+    keys = [key for one in read_plan(plan)[0] for key, _ in one.images()]
     assert len(set(keys)) == len(files)
     for key in keys:
         assert webdataset.tariterators.base_plus_ext(f"{key}.json") == (key, "json")

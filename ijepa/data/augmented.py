@@ -21,27 +21,20 @@ TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
 
 
 class AugmentedBatches(Dataset[Batch]):
-    """Step -> augmented images of some of a split, shuffled epoch by epoch.
+    """Step -> augmented images of those of a split whose numbers are `chosen`, as `plan` says.
 
-    What is drawn for an image depends on (seed, step, its place in the batch) alone. `chosen` are
-    the numbers of the images to train on, `part` the places of the batch that are made here.
+    What is drawn for an image depends on (seed, step, its place in the batch) alone.
     """
 
     def __init__(
-        self,
-        images: SplitReader,
-        chosen: Ints,
-        config: FinetuneConfig,
-        data: DataConfig,
-        part: slice,
+        self, images: SplitReader, chosen: Ints, plan: StepPlan, config: FinetuneConfig
     ) -> None:
-        self._images, self._chosen, self._seed = images, chosen, config.seed
-        self.plan = StepPlan(len(chosen), data, config.seed, part)
-        self._randaugment = _randaugment(config.randaugment, data)
+        self._images, self._chosen, self._plan, self._seed = images, chosen, plan, config.seed
+        self._randaugment = _randaugment(config.randaugment, plan.config)
 
     def __getitem__(self, step: int) -> Batch:
-        numbers, places, draws = self.plan.part(step)
-        chosen, config = self._chosen[numbers], self.plan.config
+        numbers, places, draws = self._plan.part(step)
+        chosen, config = self._chosen[numbers], self._plan.config
         made = []
         for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
             pixels = decode_rgb(self._images.read_image(number))

@@ -83,8 +83,10 @@ class ImageList:
             if drop_suffix:
                 self._by_name[without_suffix(line)[0]].add(line)
 
-    def chooses(self, names: Iterable[str]) -> bool:
-        """Is an image chosen, by one of its names?"""
+    def chooses(self, *paths: str) -> bool:
+        """Is an image chosen: its key or one of its paths, with or without folders and suffix?"""
+        names = {*paths, *(without_suffix(path)[0] for path in paths)}
+        names |= {name.rpartition("/")[2] for name in names}
         found = {line for name in names for line in self._by_name.get(name, ())}
         self._matched.update(found)
         return bool(found)
@@ -117,8 +119,8 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
         IjepaError: there is no such file, it is empty, or a line names no image.
     """
     images = ImageList(path, drop_suffix=True)
-    names = ({key, key.partition("/")[2], key.rpartition("/")[2]} for key in keys)
-    numbers = [number for number, called in enumerate(names) if images.chooses(called)]
+    chosen = (images.chooses(key, key.partition("/")[2]) for key in keys)
+    numbers = [number for number, is_chosen in enumerate(chosen) if is_chosen]
     images.check("training image")
     return np.array(numbers, dtype=np.int64)
 

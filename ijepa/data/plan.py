@@ -53,18 +53,17 @@ class PlannedShard(NamedTuple):
             yield key, Item(*json.loads(text))
 
 
-def planned_shards(plan: Path) -> list[PlannedShard]:
-    """All shards, split by split; any number of processes may read a plan."""
+def read_plan(path: Path) -> tuple[list[PlannedShard], dict[str, int]]:
+    """Shards, split by split; and numbers of files and images that did not come along, by reason.
+
+    Any number of processes may read a plan.
+    """
     query = (
         "SELECT split, shard, RANK() OVER (PARTITION BY split ORDER BY shard) - 1, COUNT(*)"
         " FROM images GROUP BY split, shard ORDER BY split, shard"
     )
-    return [PlannedShard(plan, *row) for row in _read(plan, query)]
-
-
-def planned_left_out(plan: Path) -> dict[str, int]:
-    """Numbers of files and images that did not come along, by reason."""
-    return dict(_read(plan, "SELECT reason, number FROM left_out"))
+    shards = [PlannedShard(path, *row) for row in _read(path, query)]
+    return shards, dict(_read(path, "SELECT reason, number FROM left_out"))
 
 
 def _read(path: Path, query: str, *values: object) -> Iterator[Any]:

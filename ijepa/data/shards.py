@@ -73,6 +73,13 @@ class SetIndex(Config):
     left_out: dict[str, int] = Field(default_factory=dict)  # files and images not taken, by reason
     changes: dict[str, int] = Field(default_factory=dict)  # images changed or cut, by reason
 
+    def split(self, name: str, where: StrPath) -> SplitIndex:
+        """One of the splits of the set at `where`, which the error names."""
+        if name not in self.splits:
+            there = ", ".join(sorted(self.splits))
+            raise IjepaError(f"{where} has no split {name!r}; its splits are {there}.")
+        return self.splits[name]
+
 
 class ShardCheck(Config):
     """A shard set that was found undamaged: what was read of it."""
@@ -119,12 +126,7 @@ class ShardSet:
         Raises:
             IjepaError: there is no such split.
         """
-        if name not in self.splits:
-            raise IjepaError(
-                f"{self.folder} has no split {name!r}; its splits are "
-                f"{', '.join(sorted(self.splits))}."
-            )
-        return SplitReader(self.folder, name, self.splits[name], transform)
+        return SplitReader(self.folder, name, self.index.split(name, self.folder), transform)
 
     def named_split(self, name: str, train: str = "train") -> str:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.

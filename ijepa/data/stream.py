@@ -120,18 +120,10 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
             index = parsed_index(parse_json(file.read()), url)
     except _breaks() as error:
         raise IjepaError(f"{url} cannot be read: {_explained(error)[0]}.") from error
-    if split not in index.splits:
-        raise IjepaError(
-            f"{data} has no split {split!r}; its splits are {', '.join(sorted(index.splits))}."
-        )
-    found = index.splits[split]
-    return RemoteSplit(
-        urls=tuple(_within(data, shard.name) for shard in found.shards),
-        counts=tuple(shard.samples for shard in found.shards),
-        counted=True,
-        label_names=found.labels,
-        fingerprint=index.fingerprint,
-    )
+    found = index.split(split, data)
+    urls = tuple(_within(data, shard.name) for shard in found.shards)
+    counts = tuple(shard.samples for shard in found.shards)
+    return RemoteSplit(urls, counts, True, found.labels, index.fingerprint)
 
 
 class Lanes:
@@ -214,7 +206,7 @@ def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
         raise IjepaError(f"stream.epoch_images is {epoch_images:,}, less than {len(urls):,} tars.")
     counts = tuple(share + (number < rest) for number in range(len(urls)))
     digest = hashlib.sha256("\n".join(urls).encode()).hexdigest()
-    return RemoteSplit(urls, counts, counted=False, label_names={}, fingerprint=digest)
+    return RemoteSplit(urls, counts, False, {}, digest)
 
 
 def _within(data: str, name: str) -> str:

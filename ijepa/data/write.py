@@ -56,13 +56,10 @@ class ShardReport(Config):
 def write_shards(
     shards: Sequence[PlannedShard], config: ShardConfig, workers: int, progress: Progress
 ) -> list[ShardReport]:
-    """Write shards, each by one of `workers` processes; those of an earlier run are kept.
+    """Write shards, each by one of `workers` processes; a report of each.
 
-    The processes are forked, so they hold the lock of the output until they end; none is left when
-    this returns or fails.
-
-    Returns:
-        A report of each shard.
+    Shards of an earlier run are kept. The processes are forked, so they hold the lock of the output
+    until they end; none is left when this returns or fails.
 
     Raises:
         IjepaError: a process was killed, or too many images do not decode.

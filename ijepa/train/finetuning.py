@@ -13,7 +13,7 @@ from torch import Tensor
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
-from ijepa.data.loader import Batch, ViewBatches, ViewPlan
+from ijepa.data.loader import Batch, StepPlan, ViewBatches, ViewPlan
 from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
@@ -74,9 +74,8 @@ class FinetuneTask(Task[Inputs]):
         super().__init__(config, runtime, world)
         self.cuts, device = cuts, self.device
         train, self._held = parts
-        self._crops = AugmentedBatches(
-            train.images, train.chosen, config, cuts, world.share(cuts.batch_size)
-        )
+        plan = StepPlan(len(train.chosen), cuts, config.seed, world.share(cuts.batch_size))
+        self._crops = AugmentedBatches(train.images, train.chosen, plan, config)
         self._labels = torch.zeros(len(train.images), dtype=torch.int64)
         self._labels[torch.from_numpy(train.chosen)] = torch.from_numpy(train.labels)
         self.model = model.to(device)
