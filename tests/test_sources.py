@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import (
-    add_member,
     bytes_of,
     class_folders,
     encoded,
@@ -55,9 +54,29 @@ def test_an_archive_reads_as_the_folder_that_it_packs(tmp_path, suffix):
     assert {item.path: bytes_of(item) for item in items_packed} == files
 
 
+USUAL_NAMES = (
+    {"Training": "train", "Test": "test"},
+    {"TRAIN": "train", "VALIDATION": "val"},
+    {"train_set": "train", "test_set": "test"},
+    {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
+    {"train.X1": "train", "train.X2": "train", "val.X": "val"},
+    {"train2017": "train", "val2017": "val"},
+    {"val": "val", "dev": "dev"},
+    {"wrapper/Train Images": "train", "wrapper/Test Images": "test"},
+)
+
+
 @pytest.mark.parametrize(
     ("paths", "asked", "found"),
     [
+        *(  # folders are splits by their usual names
+            (
+                [f"{folder}/{name}/1.png" for folder in folders for name in ("apple", "pear")], [],
+                [(folders[folder], f"{name}/1.png", number)
+                 for folder in sorted(folders) for number, name in enumerate(("apple", "pear"))],
+            )
+            for folders in USUAL_NAMES
+        ),
         (  # classes are numbered in sorted order over all splits
             ["train/b/1.png", "train/c/1.png", "val/a/1.png", "val/c/1.png"], ["val"],
             [("val", "a/1.png", 0), ("val", "c/1.png", 2)],
@@ -470,42 +489,6 @@ def test_real_clevr_has_the_labels_of_its_scenes(tmp_path, test_data):
                 expected[one["image_filename"]] = (len(one["objects"]) - 3, distance)
     assert {i.name: (i.labels["count"], i.labels["dist"]) for i in items} == expected
     assert len({value[0] for value in expected.values()}) == 8
-
-
-def test_of_two_members_of_one_name_both_are_listed_for_the_plan_to_choose(tmp_path):
-    with tarfile.open(tmp_path / "i.tar", "w") as archive:
-        for seed in (1, 2):
-            add_member(archive, "a.png", encoded(seed))
-    _, items = read(tmp_path / "i.tar", tmp_path / "work")
-    assert [bytes_of(item) for item in items] == [encoded(1), encoded(2)]
-
-
-# What names of splits look like
-
-
-@pytest.mark.parametrize(
-    "folders",
-    [
-        {"Training": "train", "Test": "test"},
-        {"TRAIN": "train", "VALIDATION": "val"},
-        {"train_set": "train", "test_set": "test"},
-        {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
-        {"train.X1": "train", "train.X2": "train", "val.X": "val"},
-        {"train2017": "train", "val2017": "val"},
-        {"val": "val", "dev": "dev"},
-        {"wrapper/Train Images": "train", "wrapper/Test Images": "test"},
-    ],
-)
-def test_the_usual_names_of_splits_are_understood(tmp_path, folders):
-    folders_of_classes = [f"{folder}/{name}" for folder in folders for name in ("apple", "pear")]
-    contents = {f"{path}/{number}.png": PICTURE for number, path in enumerate(folders_of_classes)}
-    found, items = read(write_files(tmp_path / "i", contents), tmp_path / "work")
-    assert set(found) == set(folders.values())
-    assert all(labels["class"] == ["apple", "pear"] for labels in found.values())
-    for item in items:
-        folder = next(one for one in folders if item.path.startswith(f"{one}/"))
-        assert item.split == folders[folder]
-        assert item.name.startswith(("apple/", "pear/"))
 
 
 def test_folders_of_equal_class_folders_are_never_taken_for_classes_in_silence(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Item, Request, Source, Valued, number_labels
 from ijepa.data.sources.names import DEFAULT_SPLIT, LABEL, check_split_name, is_image
-from ijepa.data.sources.trees import Tree, tree_digest, walk
+from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 
@@ -135,12 +135,13 @@ def imagenet(where: Path) -> Source:
     """
 
     def find(asked: Request) -> Found:
-        root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), where)
-        tree = Tree(root, asked.work, asked.progress)
-        if not any(is_image(path.name) for path in (root / "val").glob("*")):
+        root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), None)
+        tree = Tree(root or where, asked.work, asked.progress)
+        if root is None or not any(is_image(path.name) for path in (root / "val").glob("*")):
             return read_folders(tree, asked)
-        labels, images, left_out = read_folders(tree, asked._replace(splits=("train", "val")))
-        numbers = {wnid: number for number, wnid in enumerate(labels["train"][LABEL])}
+        found, images, left_out = read_folders(tree, asked._replace(splits=("train", "val")))
+        labels = {LABEL: found.get("train", {}).get(LABEL, [])}
+        numbers = {wnid: number for number, wnid in enumerate(labels[LABEL])}
         truth = _truth(where)
 
         def labelled(splits: AbstractSet[str]) -> Iterator[Item]:
@@ -155,7 +156,7 @@ def imagenet(where: Path) -> Source:
                     item = item._replace(labels={LABEL: numbers[wnid]})
                 yield item
 
-        return dict.fromkeys(("train", "val"), labels["train"]), labelled, left_out
+        return dict.fromkeys(("train", "val"), labels), labelled, left_out
 
     return Source(str(where), lambda: tree_digest(where), find, where)
 
@@ -168,7 +169,7 @@ def _truth(where: Path) -> dict[str, str]:
             rows = list(csv.DictReader(file))
         if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
             raise IjepaError(f"{kaggle} has no columns ImageId and PredictionString.")
-        return {row["ImageId"]: row["PredictionString"].partition(" ")[0] for row in rows}
+        return {row["ImageId"]: str(row["PredictionString"]).partition(" ")[0] for row in rows}
     if not ((devkit / TRUTH).is_file() and (devkit / META).is_file()):
         raise IjepaError(
             f"{where}/val holds images but no class folders; put {DEVKIT}/{TRUTH} with {META}, or "
@@ -209,9 +210,9 @@ def places365(where: Path) -> Source:
     small, large = ("data_256_standard", "data_256"), ("data_large_standard", "data_large")
     images = {"train": _first(where, *small, *large)}
     images["val"] = _first(where, "val_256" if images["train"] in small else "val_large")
-    more = lists / "categories_places365.txt"
-    classes = {number: "/".join(path.split("/")[2:]) for path, number in _numbered(more)}
-    return _published(where, files, lambda split, file: _below(images[split], file), classes, more)
+    categories = _numbered(lists / "categories_places365.txt")
+    classes = {number: "/".join(path.split("/")[2:]) for path, number in categories}
+    return _published(where, files, lambda split, file: _below(images[split], file), classes)
 
 
 def inat18(where: Path) -> Source:
@@ -226,16 +227,11 @@ def _published(
     files: Mapping[str, Path],
     read: Callable[[str, Path], Listed],
     classes: Mapping[int, str],
-    *more: Path,
 ) -> Source:
-    """A folder with a list a split; images in its order. `more` files say what is there, too."""
+    """A folder with a list a split, which `read` reads; images in its order."""
     names = [name for _, name in sorted(classes.items())]
     if sorted(classes) != list(range(len(names))):
         raise IjepaError(f"{where} does not number its {len(names):,} classes from 0 on.")
-
-    def digest() -> str:
-        texts = (file.read_bytes() for file in (*files.values(), *more))
-        return hashlib.sha256(b"".join([tree_digest(where).encode(), *texts])).hexdigest()
 
     def find(_: Request) -> Found:
         left_out = Counter[str]()
@@ -253,7 +249,7 @@ def _published(
 
         return {split: {LABEL: names} for split in files}, images, left_out
 
-    return Source(str(where), digest, find, where)
+    return Source(str(where), lambda: digest_of(walk(where)), find, where)
 
 
 def _checked_size(where: Path, path: str, label: int, num_classes: int) -> int:

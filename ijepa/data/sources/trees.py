@@ -195,13 +195,11 @@ def _part_folders(names: Sequence[str]) -> list[str]:
     """
     stems = [name[: -len(archive_suffix(name))] for name in names]
     matches = [SERIES.fullmatch(stem) for stem in stems]
-    numbers: dict[str, list[int]] = defaultdict(list)
+    numbers: dict[str, set[int]] = defaultdict(set)
     for match in filter(None, matches):
-        numbers[match["name"]].append(int(match["number"]))
+        numbers[match["name"]].add(int(match["number"]))
     series = {
-        name
-        for name, found in numbers.items()
-        if len(found) > 1 and sorted(found) == list(range(min(found), min(found) + len(found)))
+        name for name, found in numbers.items() if max(found) - min(found) + 1 == len(found) > 1
     }
     folders = [
         match["name"] if match and match["name"] in series else stem

@@ -52,7 +52,9 @@ def read_webdataset(tree: Tree, _: Request) -> Found:
     splits, names, numbered = number_labels(lambda: rows(Counter()), tree.where)
     if not names:
         expected = "a .cls, or a .json with 'labels', 'label' or 'class', beside an image"
-        raise IjepaError(f"{tree.where} holds no label: expected {expected}.")
+        raise IjepaError(
+            f"{tree.where} holds no label: expected {expected}. Its path alone reads class folders."
+        )
     left_out = Counter(tree.left_out)
     labels = dict(sorted(names.items()))
     return dict.fromkeys(sorted(splits), labels), lambda _: numbered(rows(left_out)), left_out
