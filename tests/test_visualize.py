@@ -132,8 +132,10 @@ def test_a_sheet_of_real_crops_decodes_what_it_shows_and_is_made_once(
         assert picture.width == 2 * (6 * 154 + 10)
 
 
-def test_masks_that_do_not_fit_leave_no_picture(tmp_path):
+def test_masks_that_do_not_fit_leave_no_picture(shards, tmp_path):
     recipe = load_recipe("cifar10", ["encoder.patch_px=16"])
     with pytest.raises(IjepaError, match="do not fit a grid of 2x2"):
         visualize(tmp_path / "m.png", MasksConfig(recipe=recipe))
+    with pytest.raises(IjepaError, match="has 256 images, fewer than one batch of 2,048"):
+        visualize(tmp_path / "m.png", MasksConfig(recipe=load_recipe("in1k_vitb16_ep300")), shards)
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,11 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawn:
     count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
     if given.data:
         split = given.split(recipe.data.split)
+        if len(split) < recipe.data.batch_size:
+            raise IjepaError(
+                f"Split {split.name} of {split.folder} has {len(split):,} images, fewer than one "
+                f"batch of {recipe.data.batch_size:,}; lower data.batch_size, or leave --data out."
+            )
         plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
         images = as_pixels(RandomCropBatches(split, plan)[0].images)
     drawn, figures = mask_figure(recipe, config.batches, count, images)
