@@ -103,10 +103,12 @@ def checkpoint_of(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def load_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
-    """Load a state dict exactly, or not at all."""
+def load_weights(
+    module: nn.Module, weights: dict[str, Any], source: object, *, assign: bool = False
+) -> None:
+    """Load a state dict exactly, or not at all; by `assign` without a copy, from a mapped file."""
     check_weights(module, weights, source)
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def check_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:

@@ -208,7 +208,8 @@ def without(weights, name):
     return {k: v for k, v in weights.items() if k != name}
 
 
-SIMCLR = drawn(resnet_shapes(simclr_names))
+SIMCLR, BEIT = drawn(resnet_shapes(simclr_names)), drawn(beit_shapes())
+TABLE = "rel_pos_bias.relative_position_bias_table"
 REFUSED = [  # kind, what its file holds, message
     ("mae", {"model": without(vit(), "norm.bias")}, "another architecture: norm.bias missing"),
     ("mae", {"model": vit() | {"fc_norm.bias": torch.ones(3)}}, "fc_norm.bias unexpected"),
@@ -225,7 +226,12 @@ REFUSED = [  # kind, what its file holds, message
     ("mae", {"model": vit() | {"patch_embed.proj.weight": torch.ones(3)}}, "no Vision Transf"),
     ("mae", {"model": {3: torch.ones(3)}}, "no Vision Transformer: .* it begins with 3"),
     ("mae", {"model": {}}, "holds no weights; expected facebookresearch/mae"),
-    ("data2vec", {"model": drawn(beit_shapes())}, r"rel_pos_bias\..* missing"),
+    ("data2vec", {"model": BEIT}, r"rel_pos_bias\..* missing"),
+    (
+        "data2vec",
+        {"model": without(BEIT, "pos_embed") | {TABLE: torch.ones(299**2 + 3, 2)}},
+        "expected a square grid",
+    ),
     ("byol", SIMCLR, "no such ResNet of four stages"),
     ("simclrv2", {"resnet": SIMCLR | {"a.mixing_conv.0.weight": torch.ones(1)}}, "selective kern"),
     ("simclrv2", {"resnet": SIMCLR | {"net.1.blocks.9999999.x": torch.ones(3)}}, "9999999.x unexp"),

@@ -20,7 +20,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models.beit import Beit
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ijepa.encoders.base import (
@@ -35,7 +35,7 @@ from ijepa.encoders.formats import SHARED_TABLE, VitSize, Weights, vit_size
 from ijepa.encoders.spec import KINDS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
-from ijepa.weights import check_weights, read_weights, unwrapped
+from ijepa.weights import load_weights, read_weights, unwrapped
 
 RESNET_PX = 224
 COUNTER = "num_batches_tracked"  # of batch norms; of no effect on features
@@ -52,7 +52,8 @@ def load(spec: EncoderSpec) -> Encoder:
     size = vit_size(weights, spec.text, prefix_tokens=1)
     network = vit_network(spec.kind, size, weights)
     wanted = {k: v for k, v in weights.items() if not k.endswith("relative_position_index")}
-    assign(network, wanted, spec.text)
+    load_weights(network, wanted, spec.text, assign=True)
+    network.float()
     own_px = size.side_patches * size.patch_px
     arch = paper_arch((size.dim, size.depth), size.patch_px, own_px)
     return Encoder(
@@ -113,13 +114,6 @@ def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Prov
         spec.text, method, arch, epochs,
     )  # fmt: skip
     return Provenance(method=method, arch=arch, epochs=epochs, data="IN1k")
-
-
-def assign(network: nn.Module, weights: Weights, source: str) -> None:
-    """Make these the weights of a network, exactly; mapped files are read when they are used."""
-    check_weights(network, weights, source)
-    network.load_state_dict(weights, assign=True)
-    network.float()
 
 
 def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer | Beit:
@@ -186,7 +180,9 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
             conv_layer=partial(create_conv2d, padding=RESNETS[spec.kind][-1]),
         )
     counters = (name for name in network.state_dict() if name.endswith(COUNTER))
-    assign(network, weights | {name: torch.tensor(0) for name in counters}, spec.text)
+    weights |= {name: torch.tensor(0) for name in counters}
+    load_weights(network, weights, spec.text, assign=True)
+    network.float()
 
     def features(images: Tensor, num_layers: int) -> Tensor:
         del num_layers  # layers differ in width: the last is all there is

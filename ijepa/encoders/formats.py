@@ -35,6 +35,7 @@ from ijepa.records import read_record
 from ijepa.weights import (
     check_weights,
     checkpoint_of,
+    load_weights,
     read_weights,
     safetensors_notes,
     state_of,
@@ -72,9 +73,9 @@ class Networks(NamedTuple):
 
     def encoder(self, which: str) -> Vit:
         """The `target` or `context` encoder, exactly or not at all; its weights are not copied."""
-        weights, encoder = self.encoder_weights(which), self._empty_encoder()
-        check_weights(encoder, weights, f"{self.source} ({which} encoder)")
-        encoder.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+        encoder = self._empty_encoder()
+        weights = {name: value.float() for name, value in self.encoder_weights(which).items()}
+        load_weights(encoder, weights, f"{self.source} ({which} encoder)", assign=True)
         return encoder
 
     def encoder_weights(self, which: str) -> Weights:
@@ -334,7 +335,8 @@ def vit_size(weights: Weights, source: str, prefix_tokens: int) -> VitSize:
     absolute = table.ndim == 3
     num_positions = table.shape[1] - prefix_tokens if absolute else table.shape[0] - 3
     root = isqrt(max(num_positions, 0))
-    if root < 1 or root**2 != num_positions:
+    # Relative positions take the square of what their table takes: 64 patches a side are many.
+    if root < 1 or root**2 != num_positions or (not absolute and root >= 2 * 64):
         raise IjepaError(
             f"{source} has positions of shape {tuple(table.shape)}; expected a square grid"
             f"{' and a class token' if prefix_tokens else ''}."
