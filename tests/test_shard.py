@@ -10,12 +10,10 @@ import struct
 import tarfile
 import unicodedata
 import zlib
-from functools import partial
 
 import numpy as np
 import psutil
 import pytest
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import add_member, class_folders, encoded, pixels, write_files, write_tar
@@ -27,7 +25,7 @@ from ijepa.data.decode import decode_rgb, take_in
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
-from ijepa_cli.commands import shard as command
+from ijepa_cli.main import app
 
 ALONE = Runtime(workers=1)
 SMALL = ShardConfig(shard_bytes=10_000)  # three images a shard
@@ -570,35 +568,29 @@ def test_cifar10_of_sixty_thousand_files(tmp_path, test_data):
 # The command
 
 
-@pytest.fixture
-def app():
-    made = typer.Typer()
-    made.callback()(lambda: None)
-    command.register(made)
-    return made
+def ijepa(*words):
+    """The command's output."""
+    return CliRunner().invoke(app, ["shard", *map(str, words)], catch_exceptions=False).stdout
 
 
-def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept(tmp_path, app):
+def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept(tmp_path):
     files = class_folders(2) | {"train/cat/a.xml": b"", "val/dog/cut.png": encoded(7)[:-80]}
     files["test/deep.tif"] = as_file(Image.fromarray(np.ones((4, 4), np.uint16)), "TIFF")
-    folder = write_files(tmp_path / "images", files)
-    arguments = ["shard", str(folder), str(tmp_path / "set"), "--workers", "1", "--max-bad", "1"]
+    write_files(tmp_path / "images", files)
+    words = [tmp_path / "images", tmp_path / "set", "--workers", "1", "--max-bad", "1"]
     for state in ("written", "cached"):  # the second time from what is stored
-        answer = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
-        text = " ".join(answer.split())
+        text = " ".join(ijepa(*words).split())
         assert f"{state}: test 1, train 4, val 4 in 3 shards" in text
         assert "label class: 2 classes, cat ... dog (train, val only)" in text
         assert "left out: 1 images that do not decode, see bad.jsonl" in text
         assert "left out: 1 .xml files" in text
         assert "changed: 1 images of 16 bits" in text
         assert "changed: 1 images of other formats encoded as PNG" in text
-    answer = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    body, index = json.loads(answer.stdout), json.loads((tmp_path / "set/index.json").read_text())
-    assert body["left_out"] == index["left_out"]
-    assert body["changes"] == index["changes"]
-    assert body["labels"]["class"] == {
-        "classes": 2, "first": "cat", "last": "dog", "splits": ["train", "val"],
-    }  # fmt: skip
+    body = json.loads(ijepa(*words, "--json"))
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    assert [body[name] for name in ("left_out", "changes")] == [index["left_out"], index["changes"]]
+    summary = {"classes": 2, "first": "cat", "last": "dog", "splits": ["train", "val"]}
+    assert body["labels"] == {"class": summary}
 
 
 def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
@@ -611,37 +603,31 @@ def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
     assert samples(tmp_path / "set")["train/a"].labels == {"kind": -1}
 
 
-def test_the_command_hands_every_option_on(tmp_path, app):
+def test_the_command_hands_every_option_on(tmp_path):
     levels = np.arange(64, dtype=np.float32).reshape(8, 8)
     files = {"train/a.tif": as_file(Image.fromarray(levels), "TIFF"), "test/text.jpg": b"text"}
-    folder = write_files(tmp_path / "images", files | {"test/b.png": encoded(0), "c/c.png": b""})
+    write_files(tmp_path / "images", files | {"test/b.png": encoded(0), "c/c.png": b""})
     (tmp_path / "subset.txt").write_text("a.tif\nb.png\ntext.jpg\n")
-    arguments = ["shard", str(folder), str(tmp_path / "set"), "--json", "--workers", "1"]
-    arguments += ["--split", "train", "--resize", "4", "--shard-bytes", "1", "--max-bad", "1"]
-    arguments += ["--subset", str(tmp_path / "subset.txt"), "--val-fraction", "0.1"]
-    arguments += ["--pixel-range", "0", "63", "--exif", "rotate", "--folders-are-classes"]
-    run = partial(CliRunner().invoke, app, catch_exceptions=False)
-    body = json.loads(run([*arguments, "--max-pixels", "64"]).stdout)
+    words = [tmp_path / "images", tmp_path / "set", "--json", "--workers", "1", "--split", "train"]
+    words += ["--resize", "4", "--shard-bytes", "1", "--max-bad", "1", "--val-fraction", "0.1"]
+    words += ["--subset", tmp_path / "subset.txt", "--pixel-range", "0", "63", "--exif", "rotate"]
+    words += ["--folders-are-classes"]
+    body = json.loads(ijepa(*words, "--max-pixels", "64"))
     assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)
     assert body["labels"]["class"]["last"] == "train"
     assert decode_rgb(samples(tmp_path / "set")["train/train/a"].image).shape == (4, 4, 3)
     with pytest.raises(IjepaError, match=r"pixel_range = .*two finite numbers, the lower one"):
-        run([*arguments, "--pixel-range", "1", "1"])
+        ijepa(*words, "--pixel-range", "1", "1")
     with pytest.raises(IjepaError, match=r"6 x 8 pixels, more than 47.*--max-pixels"):
-        run([*arguments, "--max-pixels", "47"])
+        ijepa(*words, "--max-pixels", "47")
 
 
-def test_a_labelled_tar_of_others_can_be_scored(tmp_path):
-    files = {}
-    for number in range(4):
-        files[f"{number:03d}.jpg"] = encoded(number, "jpg")
-        files[f"{number:03d}.cls"] = b"%d" % (10 * (number % 2))
-    shard(str(write_tar(tmp_path / "x.tar", files)), tmp_path / "set", runtime=ALONE)
+def test_a_labelled_tar_of_others_can_be_scored_and_ours_are_such_tars(tmp_path):
+    files = {f"{number:03d}.jpg": encoded(number, "jpg") for number in range(4)}
+    files |= {f"{number:03d}.cls": b"%d" % (10 * (number % 2)) for number in range(4)}
+    shard(write_tar(tmp_path / "x.tar", dict(sorted(files.items()))), tmp_path / "set")
     split = open_shards(tmp_path / "set").split("train")
     assert split.label_names == {"class": ["0", "10"]}
-    assert split.labels("class").tolist() == [0, 1, 0, 1]
-    # the tars that we write are such tars, too
-    shard(str(tmp_path / "set/train-000000.tar"), tmp_path / "again", runtime=ALONE)
-    assert [one.labels for one in samples(tmp_path / "again").values()] == [
-        one.labels for one in samples(tmp_path / "set").values()
-    ]
+    shard(tmp_path / "set/train-000000.tar", tmp_path / "again")
+    for name in ("set", "again"):
+        assert open_shards(tmp_path / name).split("train").labels("class").tolist() == [0, 1, 0, 1]
