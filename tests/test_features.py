@@ -107,14 +107,6 @@ def test_batches_written_in_any_order_by_any_writers_come_out_in_order(
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
 
 
-def test_what_was_begun_in_another_precision_is_begun_anew(tmp_path):
-    path = tmp_path / "f.h5"
-    add(begin(path), 0, numbers(10))
-    assert begin(path).missing == [1]
-    other = HEADER.model_copy(update={"precision": "bf16"})
-    assert begin(path, header=other).missing == [0, 1]
-
-
 def test_any_hdf5_reader_finds_the_columns_and_equal_content_gives_equal_bytes(tmp_path):
     first, second = (write(tmp_path / name, dtype="float16") for name in ("a.h5", "b.h5"))
     assert first.read_bytes() == second.read_bytes()

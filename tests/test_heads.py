@@ -14,7 +14,6 @@ import ijepa.probes.heads as heads_module
 import ijepa.probes.linear as linear_module
 from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Asked
-from ijepa.probes.heads import Heads
 from ijepa.probes.linear import _Plan, _steps, linear, train_heads
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
@@ -290,15 +289,3 @@ def test_steps_and_learning_rates_follow_the_images_only_where_a_protocol_says_s
     dinov2, lars = LINEAR_PROTOCOLS["dinov2-linear"], LINEAR_PROTOCOLS["paper-in1k-lars"]
     assert _Plan(dinov2, 5000).steps == _Plan(dinov2, 1_281_167).steps == 12500
     assert _Plan(lars, 1024).factor(0) == 1024 / 256  # of a batch that the images do not fill
-
-
-def test_predictions_come_in_the_order_of_the_protocol():
-    rule = protocol()
-    heads = Heads(rule, {"last": DIM, "concat": DIM * LAYERS}, CLASSES, 0, CPU)
-    for group in heads._groups:
-        for place, number in enumerate(group.numbers):
-            group.weight.data[place] = 0
-            group.bias.data[place] = F.one_hot(torch.tensor(number % CLASSES), CLASSES).float()
-    inputs = {"last": torch.randn(2, DIM), "concat": torch.randn(2, DIM * LAYERS)}
-    expected = torch.arange(len(rule.heads)) % CLASSES
-    assert torch.equal(heads.predict(inputs), expected[:, None].expand(-1, 2))
