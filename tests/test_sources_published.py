@@ -1,6 +1,5 @@
 """Data sets of the paper's evaluation, in the layouts in which they are handed out."""
 
-import gzip
 import json
 import struct
 
@@ -122,24 +121,16 @@ def test_published_lists_of_one_percent_are_matched_by_file_name(imagenet, tmp_p
     ]
 
 
-INAT = {
-    "train": [("train_val2018/Plantae/7477/aa.jpg", 1), ("train_val2018/Aves/2/bb.jpg", 0)],
-    "val": [("train_val2018/Aves/2/cc.jpg", 0)],
-}
-
-
 def write_inat(folder, changes=None):
-    images = [path for rows in INAT.values() for path, _ in rows]
-    write_files(folder, pictures(*images))
-    for split, rows in INAT.items():
-        body = {
-            "images": [{"id": 7 + n, "file_name": path} for n, (path, _) in enumerate(rows)],
-            "annotations": [
-                {"id": n, "image_id": 7 + n, "category_id": label}
-                for n, (_, label) in enumerate(rows)
-            ],
-            "categories": [{"id": 1, "name": "7477"}, {"id": 0, "name": "2"}],
-        }
+    """Two images for training, one for validation; 7 is the number of the first of each."""
+    paths = ["Plantae/7477/aa.jpg", "Aves/2/bb.jpg", "Aves/2/cc.jpg"]
+    write_files(folder / "train_val2018", pictures(*paths))
+    classes = [{"id": 1, "name": "7477"}, {"id": 0, "name": "2"}]
+    for split, rows in {"train": zip(paths, (1, 0), strict=False), "val": [(paths[2], 0)]}.items():
+        body = {"images": [], "annotations": [], "categories": classes}
+        for number, (path, label) in enumerate(rows, start=7):
+            body["images"].append({"id": number, "file_name": f"train_val2018/{path}"})
+            body["annotations"].append({"image_id": number, "category_id": label})
         (folder / f"{split}2018.json").write_text(json.dumps(body | (changes or {})))
     return folder
 
@@ -170,11 +161,8 @@ def test_images_that_no_list_of_a_published_set_names_are_counted(tmp_path, spli
         ({"annotations": [{"image_id": 7, "category_id": 9}]}, "is of class 9, but there are 2"),
         ({"categories": [{"id": 3, "name": "x"}]}, "does not number its 1 classes from 0 on"),
         (
-            {
-                "images": [{"id": 7, "file_name": "train_val2018/gone.jpg"}],
-                "annotations": [{"image_id": 7, "category_id": 0}],
-            },
-            r"has no train_val2018/gone\.jpg, which its lists name",
+            {"images": [{"id": i, "file_name": "gone.jpg"} for i in (7, 8)]},
+            r"has no gone\.jpg, which",
         ),
     ],
 )
@@ -232,22 +220,17 @@ def test_a_folder_without_the_lists_is_refused_with_their_name(tmp_path, kind):
         open_source(f"{kind}:{tmp_path / 'gone'}")
 
 
-def idx(values):
-    """MNIST's own format."""
-    head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-    return head + values.astype(np.uint8).tobytes()
-
-
 def write_fashion(root):
+    """Five images in MNIST's own format."""
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
     for prefix, rows in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
         parts = {"images-idx3": pixels[rows], "labels-idx1": np.array([9, 0, 4, 1, 2])[rows]}
         for name, values in parts.items():
-            (raw / f"{prefix}-{name}-ubyte").write_bytes(idx(values))
-            with gzip.open(raw / f"{prefix}-{name}-ubyte.gz", "wb") as file:
-                file.write(idx(values))
+            head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            content = head + values.astype(np.uint8).tobytes()
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(content)
     return pixels
 
 

@@ -36,17 +36,12 @@ Facts = tuple[dict[str, int], dict[str, float]]  # labels of an image, and its m
 
 
 def find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
-    """The folder around everything, and the file of scenes of each split of images."""
+    """The folder around everything, and the file of scenes of each split of CLEVR's images."""
     wrapper, outline = unwrap(tree.outline, ("images",))
     splits = sorted({parts[1] for parts in outline if parts[0] == "images" and len(parts) == 3})
     paths = {split: f"{wrapper}scenes/CLEVR_{split}{SCENES}" for split in splits}
     found = tree.find(*paths.values())
     return wrapper, {split: found.get(path) for split, path in paths.items()}
-
-
-def is_clevr(tree: Tree) -> bool:
-    """Do images and scenes lie where CLEVR has them, perhaps all in one folder?"""
-    return any(find_scenes(tree)[1].values())
 
 
 def read_clevr(tree: Tree, _: Request) -> Found:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ijepa.data.names import expanded
 from ijepa.data.sources import lists
 from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
-from ijepa.data.sources.clevr import is_clevr, read_clevr
+from ijepa.data.sources.clevr import find_scenes, read_clevr
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Request, Source
 from ijepa.data.sources.scenes import rendered_scenes
@@ -47,7 +47,7 @@ def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Foun
     for kind in CIFAR:
         if find_cifar(tree, kind) is not None:
             raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
-    if is_clevr(tree):
+    if any(find_scenes(tree)[1].values()):
         return read_clevr(tree, asked)
     if not folders_are_classes and tree.is_packed and is_labelled(tree):
         return read_webdataset(tree, asked)
