@@ -20,12 +20,8 @@ class BrokenGroupError(SharedError):
 
 
 class StoppedError(IjepaError):
-    """Asked to stop from outside, after saving: not a failure.
-
-    Attributes:
-        signal_name: such as `SIGTERM`; empty where another process was asked.
-    """
+    """Asked to stop from outside, after saving: not a failure."""
 
     def __init__(self, message: str, signal_name: str = "") -> None:
         super().__init__(message)
-        self.signal_name = signal_name
+        self.signal_name = signal_name  # such as `SIGTERM`; empty where another process was asked

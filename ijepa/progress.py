@@ -10,14 +10,10 @@ class Progress(Protocol):
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
-        """Report one task.
+        """Report how far a task has come, such as `extract images`, whose last word is the unit.
 
-        Args:
-            task: what is being done, such as `pretrain`; also names the unit: `extract images`.
-            done: how much of it is finished, counted from 0; less than before where the task
-                begins again.
-            total: how much there is; None while unknown.
-            values: numbers worth showing beside the bar, such as `{"loss": 0.14}`.
+        `done` of `total` (None while unknown) is finished; less than before where the task begins
+        again. `values` are numbers worth showing beside the bar, such as `{"loss": 0.14}`.
         """
 
 

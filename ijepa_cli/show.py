@@ -24,6 +24,8 @@ from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
 
+LINE_SECONDS = 10.0  # between two lines of progress of a task
+
 
 class Screen(Console):
     """Shows text as it is: no markup, no emoji codes, nothing that the terminal would obey."""
@@ -43,11 +45,20 @@ stderr = Screen(stderr=True)
 @contextlib.contextmanager
 def shown_progress() -> Iterator[Progress]:
     """Draw bars with rate and ETA on stderr; without a terminal, a line every ten seconds."""
-    if stderr.is_terminal:
-        with _Bars() as bars:
-            yield bars
-    else:
+    if not stderr.is_terminal:
         yield _Lines()
+        return
+    with rich_progress.Progress(
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=stderr,
+    ) as bars:
+        yield _Bars(bars)
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
@@ -145,26 +156,10 @@ class _Rates:
 class _Bars:
     """One bar a task: done of total, rate, values, elapsed and remaining time."""
 
-    def __init__(self) -> None:
-        self._rich = rich_progress.Progress(
-            rich_progress.SpinnerColumn(),
-            rich_progress.TextColumn("{task.description}", markup=False),
-            rich_progress.BarColumn(),
-            rich_progress.MofNCompleteColumn(),
-            rich_progress.TextColumn("{task.fields[note]}", markup=False),
-            rich_progress.TimeElapsedColumn(),
-            rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-            console=stderr,
-        )
+    def __init__(self, bars: rich_progress.Progress) -> None:
+        self._bars = bars
         self._tasks: dict[str, rich_progress.TaskID] = {}
         self._rates = _Rates()
-
-    def __enter__(self) -> "_Bars":
-        self._rich.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._rich.stop()
 
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
@@ -172,18 +167,17 @@ class _Bars:
         rate, begins = self._rates.per_second(task, done)
         if task not in self._tasks:
             name = printable(task)
-            self._tasks[task] = self._rich.add_task(name, total=total, completed=done, note="")
+            self._tasks[task] = self._bars.add_task(name, total=total, completed=done, note="")
         elif begins:
-            self._rich.reset(self._tasks[task], total=total)
+            self._bars.reset(self._tasks[task], total=total)
         note = "  ".join([f"{rate:,.1f}/s" if rate else "", *_shown(values)])
-        self._rich.update(self._tasks[task], completed=done, total=total, note=note)
+        self._bars.update(self._tasks[task], completed=done, total=total, note=note)
 
 
 class _Lines:
     """The same for logs: a line a task every ten seconds and when it ends."""
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
-        self._every = every_seconds
+    def __init__(self) -> None:
         self._told: dict[str, float] = {}
         self._rates = _Rates()
 
@@ -192,7 +186,7 @@ class _Lines:
     ) -> None:
         rate, _ = self._rates.per_second(task, done)
         now, finished = time.monotonic(), total is not None and done >= total
-        if not finished and now - self._told.get(task, 0.0) < self._every:
+        if not finished and now - self._told.get(task, 0.0) < LINE_SECONDS:
             return
         self._told[task] = now
         parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else "")]

@@ -14,16 +14,17 @@ from ijepa_cli import show
 
 @pytest.fixture
 def said(monkeypatch):
-    """Lines of progress, and a clock whose `now` is set by the test."""
+    """Lines of progress, a clock whose `now` is set by the test, and what reports progress."""
     clock, lines = SimpleNamespace(now=100.0), []
     monkeypatch.setattr(show.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(show.stderr, "print", lambda text, **_: lines.append(text))
-    return lines, clock
+    monkeypatch.setattr(show.stderr, "_force_terminal", False)
+    with show.shown_progress() as progress:
+        yield lines, clock, progress
 
 
 def test_what_a_resumed_task_had_done_is_not_counted_as_speed(said):
-    lines, clock = said
-    progress = show._Lines()
+    lines, clock, progress = said
     progress("train steps", 500, 1000)
     clock.now += 20
     progress("train steps", 510, 1000)
@@ -35,8 +36,7 @@ def test_what_a_resumed_task_had_done_is_not_counted_as_speed(said):
 
 
 def test_a_task_that_begins_again_is_timed_anew(said):
-    lines, clock = said
-    progress = show._Lines()
+    lines, clock, progress = said
     for done in (0, 100, 0, 50):
         progress("train steps", done, 100, {"loss": 0.25} if done else None)
         clock.now += 10
@@ -48,12 +48,13 @@ def test_a_task_that_begins_again_is_timed_anew(said):
     assert lines[-1] == "other steps: 3 of 4"
 
 
-def test_bars_begin_again_with_their_task():
-    with show._Bars() as bars:
+def test_bars_begin_again_with_their_task(monkeypatch):
+    monkeypatch.setattr(show.stderr, "_force_terminal", True)
+    with show.shown_progress() as progress:
         for done in (0, 10, 0, 4):
-            bars("train steps", done, 10)
-        [task] = bars._rich.tasks
-        assert (task.completed, task.total) == (4, 10)
+            progress("train steps", done, 10)
+        [task] = progress._bars.tasks
+        assert (task.completed, task.total, task.finished) == (4, 10, False)
 
 
 @pytest.fixture
@@ -78,9 +79,8 @@ def test_text_of_others_is_shown_and_never_obeyed(streams, monkeypatch, capsys, 
     show.screen.print(name, highlight=False)
     show.print_text(name)
     show.print_json({"name": name})
-    show._Lines(every_seconds=0)(name, 1, 2)
-    with show._Bars() as bars:
-        bars(name, 1, 2)
+    with show.shown_progress() as progress:
+        progress(name, 1, 2)
     assert out.getvalue().count(shown) == 5
     assert shown in err.getvalue()
     plain = capsys.readouterr().out
@@ -88,6 +88,10 @@ def test_text_of_others_is_shown_and_never_obeyed(streams, monkeypatch, capsys, 
     assert json.loads(plain.partition("{")[1] + plain.partition("{")[2])["name"] == name
     for text in (out.getvalue(), err.getvalue(), plain):
         assert printable(text) == text
+    monkeypatch.setattr(show.stderr, "_force_terminal", True)
+    with show.shown_progress() as progress:
+        progress(name, 1, 2)
+        assert [task.description for task in progress._bars.tasks] == [shown]
 
 
 @pytest.mark.parametrize("name", NAMES)

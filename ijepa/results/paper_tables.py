@@ -223,7 +223,10 @@ def _ablation_table(table: Table, group: Group, lines: Lines, known: Families) -
     differing = [name for name in names if any(o.get(name) != given[0].get(name) for o in given)]
     rows = []
     for (row, line), own in zip(places, settings, strict=True):
-        differs = ", ".join(f"{n} {_setting(own[n])}" for n in differing if n in own)
+        values = {
+            n: own[n] if isinstance(own[n], list) else [own[n]] for n in differing if n in own
+        }
+        differs = ", ".join(f"{n} {' to '.join(map(str, v))}" for n, v in values.items())
         ours = (
             (top1(line), Cell(text=line.score.encoder), Cell(text=seeds(line)))
             if line
@@ -268,7 +271,3 @@ def _trait(settings: Settings, name: str) -> object:
     if name in SHARES and {name, "encoder.arch"} <= settings.keys():
         return value / getattr(architecture(settings["encoder.arch"]), SHARES[name])
     return str(value).removeprefix("normalised-") if name == "targets.space" else value
-
-
-def _setting(value: object) -> str:
-    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
