@@ -51,7 +51,11 @@ def run_curves(records: Records) -> list[tuple[Markup, str]]:
     """Charts of a run's `metrics.jsonl` as SVG for a page, each with what to see in it."""
     charts = []
     for fields, label, caption in CURVES:
-        series = {field.replace("_", " "): _points(records, field) for field in fields}
+        series: dict[str, Points] = {}
+        for field in fields:
+            there = [record for record in records if field in record]
+            images, values = ([one.get(name, 0.0) for one in there] for name in ("images", field))
+            series[field.replace("_", " ")] = images, values
         if all(x for x, _ in series.values()):
             charts.append((line_chart(series, "images seen", label), caption))
     return charts
@@ -60,10 +64,7 @@ def run_curves(records: Records) -> list[tuple[Markup, str]]:
 def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Markup:
     """Draw lines over a common grid as an SVG element in the colours of the page around it.
 
-    Args:
-        series: name -> points, at least one point each; names stand there if there are several.
-        x_label: with its unit, if it has one.
-        y_label: likewise.
+    Each has a point at least; their names are shown if there are several.
     """
     with style():
         figure = Figure(figsize=(WIDTH_PX / PER_INCH, HEIGHT_PX / PER_INCH), facecolor="none")
@@ -93,8 +94,3 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Mark
     for colour in (INK[0], SOFT[0]):
         text = text.replace(colour, "currentColor")
     return Markup(text)  # escaped by matplotlib
-
-
-def _points(records: Records, field: str) -> Points:
-    found = [(record.get("images", 0.0), record[field]) for record in records if field in record]
-    return [x for x, _ in found], [y for _, y in found]

@@ -25,7 +25,6 @@ from PIL import Image
 
 from ijepa.text import printable
 
-FORMATS = (".png", ".svg")
 TEXT_PX, LINE_PX, GAP_PX, TILE_PX = 12, 17, 10, 128
 LEAST_PX = 420  # width of a figure, so that its captions can be read
 PNG_SCALE = 2  # pixels of a PNG for one of the figure
@@ -209,7 +208,7 @@ def heat(shares: Floats) -> Pixels:
 
 
 def encoded(figure: Figure, suffix: str) -> bytes:
-    """The file's bytes, without date and version; `suffix` is one of `FORMATS`.
+    """The file's bytes, without date and version; `suffix` is .png or .svg.
 
     Warns of letters that are boxes in a PNG. An SVG keeps its text, for the fonts of its reader.
     """

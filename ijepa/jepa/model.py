@@ -138,22 +138,19 @@ class IJepa(nn.Module):
         groups are masks of the same images, in their order.
         """
         patches = patchify(images, self.encoder.patch_embed.patch_size[0])
-        with self._teacher_precision(images.device):
+        precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._bf16_copy:  # the copy needs no autocast; the target encoder computes as all else
+            precision = torch.autocast(images.device.type, enabled=False)
+        with precision:
             targets = Targets(self.config, self.teacher, patches)
         answers, start = [], 0
         for masks in groups:
             chosen = slice(start, start + len(masks.context))
-            with self._teacher_precision(images.device):
+            with precision:
                 wanted = targets.of(chosen, masks.targets)
             answers.append((self.predictions(patches[chosen], masks), wanted))
             start = chosen.stop
         return answers
-
-    def _teacher_precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        """Without autocast for the copy in bfloat16; as all else for the target encoder itself."""
-        if not self._bf16_copy:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, enabled=False)
 
     def predictions(self, images: Tensor, masks: Masks) -> Tensor:
         """(M * B, T, target dim) from the context alone, of images or of their patches."""
