@@ -53,17 +53,10 @@ def train_decoder(
     runtime: Runtime = RUNTIME,
     progress: Progress = silent,
 ) -> DecoderOutcome:
-    """Train on blocks of `config.split`, and measure samples on `config.test_split`.
+    """Train on blocks of `config.split` of a shard set, and measure on `config.test_split`.
 
-    The folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
-    `result.json`. Until it is finished it is `<out>.partial`.
-
-    Args:
-        shards: of `ijepa shard`.
-        out: folder to make.
-        config: what to train, and how.
-        runtime: what leaves the result as it is.
-        progress: told of steps done.
+    The folder `out` gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
+    `result.json`. Until it is finished it is `<out>.partial`. `progress` is told of steps done.
 
     Raises:
         IjepaError: diffusers is missing, the encoder has no predictor or does not predict
@@ -87,8 +80,7 @@ def _train(
     work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
 ) -> None:
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
-    from ijepa.decoder.honesty import held_numbers, measure_honesty
-    from ijepa.decoder.training import DecoderTask
+    from ijepa.decoder import honesty, training
     from ijepa.encoders.base import weights_sha256
     from ijepa.encoders.own import load_jepa
     from ijepa.train.loop import fit
@@ -107,11 +99,13 @@ def _train(
         )
     cuts = run.data.model_copy(update={"batch_size": config.batch_size})
     crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
-    task = DecoderTask(config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime)
+    task = training.DecoderTask(
+        config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime
+    )
     fit(task, work.folder, progress)
-    numbers = held_numbers(len(test), config.evaluated_images, config.seed)
+    numbers = honesty.held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    found = measure_honesty(task.averaged, jepa, run, views.to(task.device), progress)
+    found = honesty.measure_honesty(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())

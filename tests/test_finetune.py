@@ -143,52 +143,42 @@ def test_a_loss_that_is_not_finite_ends_a_fine_tuning_in_one_line(run, shards, t
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_images_are_watched_and_never_trained_on(run, shards, tmp_path):
-    seen, make = [], AugmentedBatches.__getitem__
+def test_held_out_images_are_never_trained_on_and_scored_as_test_images(run, shards, tmp_path):
+    seen, make, scored, logits_of = [], AugmentedBatches.__getitem__, [], FinetuneTask.logits
 
     def noted(self, step):
         batch = make(self, step)
         seen.extend(batch.numbers.tolist())
         return batch
 
-    choice = config(run, holdout=0.25, epochs=3, batch_size=32)
+    def noted_logits(self, part):
+        for places, logits in logits_of(self, part):
+            scored.append((part, places, logits))
+            yield places, logits
+
+    choice = config(run, holdout=0.25, epochs=3, batch_size=32, lr=3e-3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AugmentedBatches, "__getitem__", noted)
+        patch.setattr(FinetuneTask, "logits", noted_logits)
         (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
     labels = open_shards(shards).split("train").labels("class").tolist()
     trained, held = hold_out(np.array(labels), 0.25, choice.seed)
     assert set(seen) == set(trained.tolist())
     assert not set(trained) & set(held)
-    assert score.train_rows == len(trained)
+    assert (score.train_rows, score.test_rows) == (len(trained), 64)
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     watched = [record for record in records if "held_out_accuracy" in record]
     assert [record["epoch"] for record in watched] == [1, 2, 3]
     names = ("held_out_loss", "held_out_accuracy")
     assert score.choices == {name: watched[-1][name] for name in names}
     assert score.departures[-1] == f"{len(held)} training images held out"
-    assert score.test_rows == 64
-
-
-def test_what_is_held_out_is_scored_by_the_same_rule_as_the_test_images(run, shards, tmp_path):
-    choice = config(run, holdout=0.25, epochs=1, lr=3e-3, warmup_epochs=0)
-    scored = {}
-    logits_of = FinetuneTask.logits
-
-    def noted(self, part):
-        for places, logits in logits_of(self, part):
-            scored.setdefault(len(scored), (part, places, logits))
-            yield places, logits
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FinetuneTask, "logits", noted)
-        (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
-    (held, places, logits), (test, _, _) = scored[0], scored[1]
-    assert not set(held.keys) & set(test.keys)
-    true = torch.from_numpy(held.labels[places.numpy()])
-    accuracy = (logits.argmax(dim=1) == true).float().mean()
-    assert score.choices["held_out_accuracy"] == pytest.approx(float(accuracy))
-    loss = torch.nn.functional.cross_entropy(logits, true)
-    assert score.choices["held_out_loss"] == pytest.approx(float(loss), rel=1e-6)
+    (part, places, logits), (test, _, _) = scored[-2:]
+    assert not set(part.keys) & set(test.keys)
+    true = torch.from_numpy(part.labels[places.numpy()])
+    accuracy = float((logits.argmax(dim=1) == true).float().mean())
+    loss = float(torch.nn.functional.cross_entropy(logits, true))
+    assert score.choices["held_out_accuracy"] == pytest.approx(accuracy)
+    assert score.choices["held_out_loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
