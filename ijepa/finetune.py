@@ -12,6 +12,7 @@ from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.files import file_sha256, write_bytes
+from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, silent
 from ijepa.recipes import dump_yaml
 from ijepa.records import library_versions
@@ -180,7 +181,6 @@ def _images(
     data: ShardSet, config: FinetuneConfig, subset: StrPath | None
 ) -> "tuple[Labelled, Labelled, Labelled]":
     """Images to train on, held out of these, and to test on; classes are counted from 0."""
-    from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
     from ijepa.train.finetuning import Labelled
 
     reader, test_reader = data.split(config.split), data.split(config.test_split)
@@ -243,7 +243,6 @@ def _score(
     repeats: tuple[str, ...],
 ) -> Score:
     """The score of the last state, and how the run deviates from the protocol it names."""
-    from ijepa.encoders.base import CLASS_TOKEN
     from ijepa.probes.scores import summary
 
     config, cuts, (train, held, test) = task.config, task.cuts, parts
@@ -287,7 +286,7 @@ def _score(
         weights_sha256=vit.weights_sha256,
         which=vit.which,
         layers=(len(vit.network.blocks) - 1,),
-        pooling=CLASS_TOKEN if vit.pooling == CLASS_TOKEN else averaged,
+        pooling=vit.pooling if task.model.class_token else averaged,
         image_px=cuts.image_px,
         transform=(
             f"center-crop {cuts.eval_crop_fraction:.4g}, bicubic to {cuts.image_px}, "

@@ -191,17 +191,15 @@ def plan_training(
     """The same for data of so many images, which need not be there yet."""
     import torch
 
-    from ijepa.jepa import flops, masks
-    from ijepa.jepa.model import build_ijepa
-    from ijepa.jepa.step import micro_batches
+    from ijepa.jepa import flops, masks, model, step
 
     per_epoch = steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     with torch.device("meta"):
-        model = build_ijepa(config)
+        networks = model.build_ijepa(config)
     encoder, predictor = (
         sum(p.numel() for p in network.parameters() if p.requires_grad)
-        for network in (model.encoder, model.predictor)
+        for network in (networks.encoder, networks.predictor)
     )
     lengths, drawn = masks.mask_statistics(config, PLANNED_BATCHES), masks.batch_masks(config, 0)
     cost = flops.step_flops(config, lengths.context_patches, lengths.target_patches)
@@ -229,7 +227,7 @@ def plan_training(
         target_patches=lengths.target_patches,
         gflops_per_image=cost.total / 1e9,
         largest_context=lengths.largest_context,
-        passes_per_step=sum(len(p) for _, p in micro_batches(drawn, at_a_time)),
+        passes_per_step=sum(len(p) for _, p in step.micro_batches(drawn, at_a_time)),
         mask_shapes=len({shape[1:] for shape in lengths.shapes}),
         images_at_a_time=at_a_time,
         bf16=bf16,

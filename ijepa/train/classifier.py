@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         class_token: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self._class_token = encoder, class_token
+        self.encoder, self.class_token = encoder, class_token
         if class_token:
             self.fc_norm = encoder.fc_norm
         else:
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
             branch.draws = None if draws is None else draws[:, number]
         tokens: Tensor = self.encoder.forward_features(images)
         patches = tokens[:, self.encoder.num_prefix_tokens :]
-        vectors = tokens[:, 0] if self._class_token else patches.mean(dim=1)
+        vectors = tokens[:, 0] if self.class_token else patches.mean(dim=1)
         logits: Tensor = self.head(self.fc_norm(vectors))
         return logits
 
