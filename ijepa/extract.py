@@ -12,13 +12,8 @@ from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath, heigh
 from ijepa.data.shards import ShardSet, check_shards, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.store import (
-    FeatureHeader,
-    FeatureWriter,
-    create_features,
-    open_features,
-    read_header,
-)
+from ijepa.features.diagnose import describe
+from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, read_header
 from ijepa.progress import Progress, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together
@@ -74,18 +69,10 @@ def extract(
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:
             _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
-    store = open_features(plan.out, check_numbers=False)  # its record has the digest of the file
-    rows, layers, dim = store.shape
-    return ExtractResult(
-        out=plan.out,
-        cached=work.cached,
-        encoder=store.header.encoder,
-        images=rows // (1 + config.views),
-        views=1 + config.views,
-        layers=layers,
-        dim=dim,
-        labels=tuple(store.labels),
-    )
+    found = describe(plan.out)  # without its numbers: its record has the digest of the file
+    same = found.model_dump(include={"images", "views", "layers", "dim"})
+    encoder, labels = found.header.encoder, tuple(found.classes)
+    return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, labels=labels, **same)
 
 
 def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
