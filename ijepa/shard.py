@@ -12,9 +12,9 @@ from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, Str
 from ijepa.data.names import ImageList, read_lines, readable, sample_key
 from ijepa.data.plan import read_plan, write_plan
 from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
-from ijepa.data.sources.items import Contents, Item, Labels, Request
+from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request
 from ijepa.data.sources.kinds import open_source
-from ijepa.data.sources.names import DEFAULT_SPLIT, UNKNOWN, class_name
+from ijepa.data.sources.names import UNKNOWN, class_name
 from ijepa.data.write import (
     REPORT,
     ROWS,

@@ -4,15 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from ijepa.data.sources.items import Found, Item, Request
-from ijepa.data.sources.names import (
-    DEFAULT_SPLIT,
-    LABEL,
-    class_name,
-    is_image,
-    kind_of,
-    split_folders,
-)
+from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request
+from ijepa.data.sources.names import LABEL, class_name, is_image, kind_of, split_folders
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
 

@@ -17,6 +17,7 @@ from ijepa.data.sources.names import SPLITS, UNKNOWN, check_split_name, class_na
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 
+DEFAULT_SPLIT = "train"  # of a source that has no splits
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 REPORT_IMAGES = 16

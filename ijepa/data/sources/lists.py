@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.items import Found, Item, Request, Source, Valued, number_labels
-from ijepa.data.sources.names import DEFAULT_SPLIT, LABEL, check_split_name, is_image
+from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request, Source, number_labels
+from ijepa.data.sources.names import LABEL, check_split_name, is_image
 from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
@@ -70,7 +70,7 @@ def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Co
     left_out["images that no list of the data set names"] += shown
 
 
-def _rows(where: Path) -> Iterator[Valued]:
+def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
     """The images of a user's list, each with the values of its labels and where these stand."""
     read = _json_rows if where.suffix.lower() == ".jsonl" else _csv_rows
     labels: AbstractSet[str] | None = None

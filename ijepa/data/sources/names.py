@@ -10,7 +10,6 @@ from ijepa.errors import IjepaError
 
 LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
-DEFAULT_SPLIT = "train"  # of a source that has no splits
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",

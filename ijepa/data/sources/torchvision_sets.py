@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ijepa.data.sources.items import Found, Labels, Packed, Request, Source, as_png, packed
-from ijepa.data.sources.names import DEFAULT_SPLIT, LABEL, UNKNOWN
+from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Packed, Request, Source, as_png, packed
+from ijepa.data.sources.names import LABEL, UNKNOWN
 from ijepa.data.sources.trees import digest_of, walk
 from ijepa.errors import IjepaError
 
@@ -85,7 +85,9 @@ def _opened(name: str, where: Path) -> dict[str, Data]:
     return found
 
 
-def _classes(name: str, data: Data) -> tuple[Labels, Callable[[int | None], dict[str, int]]]:
+def _classes(
+    name: str, data: Data
+) -> tuple[dict[str, list[str]], Callable[[int | None], dict[str, int]]]:
     """Names of the classes, and the label by target; no label without integer targets."""
     if _pair(name, data, 0)[1] is None:
         return {}, lambda _: {}

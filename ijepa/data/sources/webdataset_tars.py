@@ -5,15 +5,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from ijepa.data.sources.items import Found, Item, Request, Valued, number_labels
-from ijepa.data.sources.names import (
-    DEFAULT_SPLIT,
-    LABEL,
-    is_image,
-    kind_of,
-    split_folders,
-    suffix_of,
-)
+from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request, Valued, number_labels
+from ijepa.data.sources.names import LABEL, is_image, kind_of, split_folders, suffix_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
