@@ -17,7 +17,7 @@ RESULT = "result.json"
 
 
 class DecoderOutcome(Config):
-    """A finished decoder, and how honest it is.
+    """A finished decoder, and how closely its samples follow their condition.
 
     Attributes:
         loss: mean over the last tenth of the steps.
@@ -80,7 +80,7 @@ def _train(
     work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
 ) -> None:
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
-    from ijepa.decoder import honesty, training
+    from ijepa.decoder import evaluate, training
     from ijepa.encoders.base import weights_sha256
     from ijepa.encoders.own import load_jepa
     from ijepa.train.loop import fit
@@ -103,9 +103,9 @@ def _train(
         config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime
     )
     fit(task, work.folder, progress)
-    numbers = honesty.held_numbers(len(test), config.evaluated_images, config.seed)
+    numbers = evaluate.held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    found = honesty.measure_honesty(task.averaged, jepa, run, views.to(task.device), progress)
+    found = evaluate.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
     from ijepa.train.finetuning import FinetuneTask, Labelled
 
-VERSION = 9
+VERSION = 10
 
 ASIDE = {  # what a protocol leaves open, or what results say elsewhere
     "protocol", "encoder", "which", "label", "split", "test_split", "subset", "holdout", "image_px",
@@ -248,15 +248,15 @@ def _score(
     config, cuts, (train, held, test) = task.config, task.cuts, parts
     correct = (predicted == test.labels)[np.newaxis]
     own = FinetuneConfig(encoder=config.encoder, protocol=config.protocol)
-    departures = [
+    deviations = [
         f"{name} {chosen}, not {wanted}"
         for name, chosen in config
         if name not in ASIDE and chosen != (wanted := getattr(own, name))
     ]
     if cuts.batch_size != config.batch_size:
-        departures.append(f"batches of all {len(train.chosen):,} images")
+        deviations.append(f"batches of all {len(train.chosen):,} images")
     if len(held.chosen):
-        departures.append(f"{len(held.chosen):,} training images held out")
+        deviations.append(f"{len(held.chosen):,} training images held out")
     averaged = "average of patch tokens, then a norm of its own"
     return Score(
         probe="finetune",
@@ -300,6 +300,6 @@ def _score(
         choices=task.held_out,
         correct=pack_correct(correct, test.keys),
         precision="bf16" if task.bf16 else "fp32",
-        departures=tuple(departures),
+        deviations=tuple(deviations),
         **summary(correct, test.labels),
     )

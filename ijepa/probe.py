@@ -15,7 +15,7 @@ from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_othe
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled
-from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, departures
+from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, deviations
 from ijepa.progress import Progress, silent
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["PROTOCOLS", "FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 11
+VERSION = 12
 
 # Imported when chosen: scikit-learn, faiss and torch each take seconds.
 PROBES = {
@@ -245,7 +245,7 @@ def _scores(
             one, other = pair.train.store.header, pair.test.store.header
             crop = "squash" if other.transform.startswith("squash") else "center"
             view = View(crop, other.crop_fraction, other.interpolation, (other.image_px,))
-            deviations = departures(config, view, one.augment, one.num_views)
+            of_protocol = deviations(config, view, one.augment, one.num_views)
             scores.append(
                 Score(
                     **facts,
@@ -255,7 +255,7 @@ def _scores(
                     choices=found.choices,
                     correct=pack_correct(correct[number], test.keys),
                     precision=found.precision,
-                    departures=(*pair.departures, *deviations, *found.departures),
+                    deviations=(*pair.deviations, *of_protocol, *found.deviations),
                     **summary(correct[number], test.labels, rival),
                 )
             )

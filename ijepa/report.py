@@ -15,7 +15,7 @@ from ijepa.results.record import RESULT, Result, is_result, read_result, result_
 from ijepa.results.tables import Shown
 from ijepa.stage import StagePlan, exclusive_work
 
-VERSION = 6
+VERSION = 7
 METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
 

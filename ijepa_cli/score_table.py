@@ -60,8 +60,8 @@ def score_table(results: Sequence["Result"], *, cached: bool = False) -> Table:
             )
         table.add_section()
     scores = [score for result in results for score in result]
-    departures = dict.fromkeys(line for score in scores for line in score.departures)
-    notes = [f"Not of the protocol: {'; '.join(departures)}"] if departures else []
+    deviations = dict.fromkeys(line for score in scores for line in score.deviations)
+    notes = [f"Not of the protocol: {'; '.join(deviations)}"] if deviations else []
     notes += [
         f"{number:,} test images are training images, too, byte for byte under another name"
         for number in {len(score.repeats) for score in scores} - {0}

@@ -50,7 +50,7 @@ def test_a_comparison_is_what_the_paired_test_of_a_baseline_says(tmp_path, resul
         ({"test_images": "others"}, "test images is [0-9a-f]+ and others"),
         ({"train_images": "fewer"}, "train images is [0-9a-f]+ and fewer"),
         ({"setting": "5 a class"}, "settings is .* and 5 a class"),
-        ({"departures": ["epochs 1, not 50"]}, "departures is none and epochs 1, not 50"),
+        ({"deviations": ["epochs 1, not 50"]}, "deviations is none and epochs 1, not 50"),
     ],
 )
 def test_what_was_probed_otherwise_is_not_compared(tmp_path, results, changed, refused):

@@ -171,7 +171,7 @@ def test_held_out_images_are_never_trained_on_and_scored_as_test_images(run, sha
     assert [record["epoch"] for record in watched] == [1, 2, 3]
     names = ("held_out_loss", "held_out_accuracy")
     assert score.choices == {name: watched[-1][name] for name in names}
-    assert score.departures[-1] == f"{len(held)} training images held out"
+    assert score.deviations[-1] == f"{len(held)} training images held out"
     (part, places, logits), (test, _, _) = scored[-2:]
     assert not set(part.keys) & set(test.keys)
     true = torch.from_numpy(part.labels[places.numpy()])
@@ -266,8 +266,8 @@ def test_a_subset_is_drawn_class_by_class_or_named_by_a_list(run, shards, tmp_pa
     choice = config(run, epochs=1)
     (score,) = finetune(shards, tmp_path / "out", choice, CPU, subset=names).scores
     assert score.train_rows == 40
-    assert "epochs 1, not 50" in score.departures
-    assert score.departures[-1] == "batches of all 40 images"
+    assert "epochs 1, not 50" in score.deviations
+    assert score.deviations[-1] == "batches of all 40 images"
     assert score.config["subset"].startswith("list ")
 
 

@@ -88,11 +88,11 @@ def test_a_score_says_in_what_precision_it_was_computed(tmp_path, scored, config
     score = scored(*pair(tmp_path, precision="bf16"), config)
     assert (score.precision, score.features_precision) == (expected, "bf16")
     assert score.top1 > 0.9
-    assert not any("computed in" in line for line in score.departures)
+    assert not any("computed in" in line for line in score.deviations)
 
 
-def test_features_of_two_precisions_are_named_as_a_departure(tmp_path, files, scored):
-    found = scored(write(tmp_path / "train.h5", precision="bf16"), files.test).departures
+def test_features_of_two_precisions_are_named_as_a_deviation(tmp_path, files, scored):
+    found = scored(write(tmp_path / "train.h5", precision="bf16"), files.test).deviations
     assert found == ("features computed in bf16 to train on, in fp32 to test on",)
 
 
@@ -265,7 +265,7 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
     assert (theirs.protocol, ours.protocol) == ("vissl-cifar100", "linear")
     assert (theirs.best_on_test, ours.best_on_test) == (1.0, 0.0)
     assert theirs.train_rows == ours.train_rows == 600
-    assert "2 stored views of each image, not a new one an epoch" in theirs.departures
+    assert "2 stored views of each image, not a new one an epoch" in theirs.deviations
 
 
 def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path, refused):
@@ -281,7 +281,7 @@ def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path, refused):
 
 def test_what_is_not_of_a_protocol_is_said(tmp_path, files, scored):
     score = scored(*files, ProbeConfig(name="linear", protocol="vissl-clevr-count"))
-    assert score.departures == (
+    assert score.deviations == (
         "images cut by --crop center, not squash",
         "images of 32 pixels, not of 224",
         "label class, not count",
@@ -313,7 +313,7 @@ def test_a_score_tells_how_its_images_and_features_differ_from_the_protocols(
 ):
     files = pair(tmp_path, **{"image_px": 224, "crop_fraction": 0.875} | header)
     config = ProbeConfig(name=name, protocol=protocol, shots=(5,), draws=1)
-    said = scored(*files, config).departures
+    said = scored(*files, config).deviations
     assert [line for line in said if "train" not in line and "batches" not in line] == expected
 
 
@@ -323,7 +323,7 @@ def test_test_images_of_classes_that_train_lacks_are_counted_with_the_score(tmp_
     train = write(tmp_path / "train.h5", class_names=names)
     test = write(tmp_path / "test.h5", rows=60, classes=4, first=1000, class_names=names)
     score = scored(train, test, ProbeConfig(name=name, shots=(5,), draws=1))
-    assert "15 test images are of classes that train lacks: other" in score.departures
+    assert "15 test images are of classes that train lacks: other" in score.deviations
     assert score.top1 <= 0.75
 
 
@@ -333,7 +333,7 @@ def test_test_images_of_which_train_has_no_class_at_all_are_refused(tmp_path, fi
 
 
 def test_files_given_the_wrong_way_round_are_told(files, scored):
-    assert scored(files.test, files.train).departures == ("scored on the split train",)
+    assert scored(files.test, files.train).deviations == ("scored on the split train",)
 
 
 def test_an_unknown_protocol_is_refused_with_those_that_are_known(files, refused):
@@ -399,7 +399,7 @@ def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_
     relabel(files.test, {3: -1, 4: 3, 5: 3})
     score = scored(*files, ProbeConfig(name=name))
     assert (score.num_classes, score.train_rows, score.test_rows) == (3, 118, 119)
-    assert score.departures[:3] == (
+    assert score.deviations[:3] == (
         "2 test images are of classes that train lacks: 3",
         "2 images of train without a label left out",
         "1 images of test without a label left out",

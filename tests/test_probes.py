@@ -133,9 +133,9 @@ def test_draws_differ_and_each_is_a_row_of_predictions():
         train, test, asked("few-shot", shots=(1, 5, 10_000, 0.0001), draws=4)
     )
     classes = len(np.unique(train.labels))
-    assert one.departures == five.departures == ()
-    assert many.departures == (f"{classes} classes have fewer images than 10000",)
-    assert part.departures == (f"{classes} classes give one image, more than their part",)
+    assert one.deviations == five.deviations == ()
+    assert many.deviations == (f"{classes} classes have fewer images than 10000",)
+    assert part.deviations == (f"{classes} classes give one image, more than their part",)
     assert (one.setting, five.setting) == ("1 a class", "5 a class")
     assert one.predictions.shape == (4, 60)
     assert len(np.unique(one.predictions, axis=0)) > 1
@@ -253,7 +253,7 @@ def test_the_fit_of_msn_ends_at_its_optimum_however_long_that_takes():
     expected = exact.fit(rows[0], train.labels).predict(rows[1])
     assert exact.n_iter_ > 300
     assert np.mean(found.predictions[0] == expected) > 0.99
-    assert found.departures == ()
+    assert found.deviations == ()
 
 
 @pytest.mark.parametrize("name", ["logistic", "few-shot"])
@@ -263,7 +263,7 @@ def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
     monkeypatch.setitem(FEW_SHOT_PROTOCOLS, "msn", short)
     choices = {"protocol": "msn", "shots": (10,), "draws": 2}
     (found,) = PROBES[name](uneven(500, 0), uneven(100, 1), asked(name, **choices))
-    [said] = [line for line in found.departures if "converged" in line]
+    [said] = [line for line in found.deviations if "converged" in line]
     which = {"logistic": "the fit", "few-shot": "2 of 2 fits"}[name]
     assert said == f"{which} stopped within 20 iterations before it converged"
 
@@ -274,7 +274,7 @@ def test_features_are_scaled_as_asked_for_and_the_score_says_so():
     (same,) = logistic(train, test, asked("logistic", scale="columns"))
     (rows,) = logistic(train, test, asked("logistic", scale="rows"))
     np.testing.assert_array_equal(usual.predictions, same.predictions)
-    assert (usual.departures, rows.departures) == ((), ("scaled by rows, not columns",))
+    assert (usual.deviations, rows.deviations) == ((), ("scaled by rows, not columns",))
     wide = labelled(train.features.values * 1000, train.labels)
     (again,) = logistic(wide, labelled(test.features.values * 1000, test.labels), asked("logistic"))
     np.testing.assert_array_equal(usual.predictions, again.predictions)

@@ -45,7 +45,7 @@ class OpenPair(NamedTuple):
     train: Images
     test: Images
     repeats: tuple[str, ...]  # keys of test images that are training images, too
-    departures: tuple[str, ...]  # what a score must say of these files
+    deviations: tuple[str, ...]  # what a score must say of these files
 
 
 def open_pair(pair: FeaturePair, label: str) -> OpenPair:
@@ -72,7 +72,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
             f"{min(shared)}; a probe must not be scored on what it was fitted on."
         )
     repeats = repeated_keys(train, test, len(test.keys))
-    return OpenPair(train, test, repeats, _departures(train, test, label))
+    return OpenPair(train, test, repeats, _deviations(train, test, label))
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
@@ -140,7 +140,7 @@ def _check_classes(train: Images, test: Images, label: str) -> None:
         )
 
 
-def _departures(train: Images, test: Images, label: str) -> tuple[str, ...]:
+def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
     """Files the wrong way round, images that cannot be right, and features computed otherwise."""
     one, other, found = train.store.header, test.store.header, []
     if other.split == "train":  # which encoders have seen

@@ -72,7 +72,7 @@ class Fit(NamedTuple):
     predictions: Ints  # (draws, n) class numbers, one row a draw of the training subset
     choices: dict[str, Any]  # made on the held-out part of train, such as C
     best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
-    departures: tuple[str, ...] = ()  # from the protocol that it is named by
+    deviations: tuple[str, ...] = ()  # from the protocol that it is named by
     precision: str = "fp32"  # of products of matrices: or `fp64`, `bf16`
 
 

@@ -107,9 +107,9 @@ def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     on_test = (predictions == test.labels).mean(axis=1)
     choices = {"head": protocol.heads[best].name, "held_out_accuracy": accuracy[best]}
     said = f"batches of all {len(train.labels):,} images, not of {protocol.batch:,}"
-    departures = (said,) if len(train.labels) < protocol.batch else ()
+    deviations = (said,) if len(train.labels) < protocol.batch else ()
     found, precision = predictions[best][np.newaxis], "bf16" if bf16 else "fp32"
-    return [Fit("", found, choices, float(on_test.max()), departures, precision)]
+    return [Fit("", found, choices, float(on_test.max()), deviations, precision)]
 
 
 def train_heads(

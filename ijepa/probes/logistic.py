@@ -40,12 +40,12 @@ def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     probe = regression(protocol, strength, train.labels)
     converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
     found = predicted(probe, _precise(rescale(test.last()), protocol), device)
-    departures = unfinished(not converged, 1, protocol)
+    deviations = unfinished(not converged, 1, protocol)
     if protocol != named:
-        departures += (f"scaled by {protocol.scale}, not {named.scale}",)
+        deviations += (f"scaled by {protocol.scale}, not {named.scale}",)
     precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
     choices = {"C": strength} | choices
-    return [Fit("", found[np.newaxis], choices, departures=departures, precision=precision)]
+    return [Fit("", found[np.newaxis], choices, deviations=deviations, precision=precision)]
 
 
 def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
@@ -68,7 +68,7 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
             for shots in config.shots
         ]
     fits, scored = [], centred_unit(test.last())
-    for name, subsets, departures in settings:
+    for name, subsets, deviations in settings:
         probe, predictions, stopped = regression(protocol, protocol.strengths[0], labels), [], 0
         for subset in subsets:
             if len(np.unique(labels[subset])) < 2:
@@ -76,8 +76,8 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
             stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset], None)
             predictions.append(predicted(probe, scored, None))
         choices = {"C": probe.C, "draws": len(subsets)}
-        said = departures + unfinished(stopped, len(subsets), protocol)
-        fits.append(Fit(name, np.array(predictions), choices, departures=said))
+        said = deviations + unfinished(stopped, len(subsets), protocol)
+        fits.append(Fit(name, np.array(predictions), choices, deviations=said))
     return fits
 
 

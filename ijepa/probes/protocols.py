@@ -250,14 +250,14 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def departures(config: ProbeConfig, test: View, augment: str, num_views: int) -> tuple[str, ...]:
+def deviations(config: ProbeConfig, test: View, augment: str, num_views: int) -> tuple[str, ...]:
     """How stored features differ from what the protocol of `config` trains on and evaluates.
 
     These are the `test` view, and `num_views` views of each training image made by `augment`.
     """
     protocol, found = PROTOCOLS[config.name][config.protocol], []
     if protocol and protocol.view:
-        found += _view_departures(protocol.view, test)
+        found += _view_deviations(protocol.view, test)
     if config.name != "linear":
         return tuple(found)
     label = {name: label for label, name in LOW_LEVEL.items()}.get(config.protocol, config.label)
@@ -271,7 +271,7 @@ def departures(config: ProbeConfig, test: View, augment: str, num_views: int) ->
     return tuple(found)
 
 
-def _view_departures(wanted: View, found: View) -> list[str]:
+def _view_deviations(wanted: View, found: View) -> list[str]:
     sides, stored = (" or ".join(map(str, view.image_px)) for view in (wanted, found))
     kept = (found.crop_fraction or wanted.crop_fraction, wanted.crop_fraction)
     said = {

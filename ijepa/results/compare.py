@@ -56,7 +56,7 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     """
     first, second = Path(first), Path(second)
     one, other = (_of_first_encoder(read_result(path)) for path in (first, second))
-    for what in ("protocol", "label", "train_images", "test_images", "settings", "departures"):
+    for what in ("protocol", "label", "train_images", "test_images", "settings", "deviations"):
         ours, theirs = _said(one, what), _said(other, what)
         if ours != theirs:
             raise IjepaError(
@@ -85,8 +85,8 @@ def _said(scores: Sequence[Score], what: str) -> str:
     """What must be alike for numbers to say anything of each other, in words."""
     if what == "settings":
         return "; ".join(score.setting for score in scores) or "none"
-    if what == "departures":
-        return "; ".join(sorted({line for s in scores for line in s.departures})) or "none"
+    if what == "deviations":
+        return "; ".join(sorted({line for s in scores for line in s.deviations})) or "none"
     return str(getattr(scores[0], what))
 
 

@@ -135,7 +135,7 @@ def _paper_row(row: Row, paper: float, line: Line | None, why_not: str) -> tuple
     if line is None:
         return (*cells, Cell(), Cell(), Cell(text=f"not run: {why_not}"))
     difference, score = 100 * line.mean("top1") - paper, line.score
-    said = [score.protocol, *score.departures]
+    said = [score.protocol, *score.deviations]
     if score.best_on_test is not None:
         said.append(f"best head on test, as papers report: {percent(score.best_on_test, 1)}")
     difference_cell = Cell(text=f"{difference:+.2f}", value=difference)

@@ -20,7 +20,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, parse_json, write_json
 from ijepa.provenance import UNKNOWN, Provenance
 
-SCHEMA = 7
+SCHEMA = 8
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
 
@@ -65,7 +65,7 @@ class Score(Config):
             `pack_correct`.
         test_classes: class of each test image, see `pack_classes`.
         precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
-        departures: in what the score is not of the protocol that it is named by.
+        deviations: in what the score is not of the protocol that it is named by.
         command: that made it; empty if it was no command.
         fingerprint: of the stage that made it, and its inputs.
     """
@@ -112,7 +112,7 @@ class Score(Config):
     correct: tuple[str, ...]
     test_classes: str
     precision: str
-    departures: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
     libraries: dict[str, str]
     command: str
     fingerprint: str

@@ -21,7 +21,7 @@ GROUND = (
 # How an encoder is seen; scores of one line share it.
 VIEW = (
     "which", "layers", "pooling", "image_px", "transform", "features_precision", "precision",
-    "departures",
+    "deviations",
 )  # fmt: skip
 # Of a probe's configuration: what leaves numbers comparable, or is said elsewhere.
 SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label", "precision"}
@@ -154,7 +154,7 @@ def score_table(group: Group) -> Shown:
 
 def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
     score, several = line.score, len(line.members) > 1
-    notes = [f"not of the protocol: {'; '.join(score.departures)}"] if score.departures else []
+    notes = [f"not of the protocol: {'; '.join(score.deviations)}"] if score.deviations else []
     notes += [f"again, of the same seeds: {percent(one.score.top1)}" for one in line.again]
     name = score.encoder + (" and others" if several else "")
     of_again = tuple(one.result for one in line.again)

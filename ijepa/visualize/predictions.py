@@ -7,7 +7,7 @@ import torch
 
 from ijepa.config import PredictionsConfig, RetrievalConfig
 from ijepa.decoder.blocks import paste_blocks
-from ijepa.decoder.honesty import held_numbers, hold, noise_of
+from ijepa.decoder.evaluate import held_numbers, hold, noise_of
 from ijepa.decoder.model import embed, load_decoder, sample_blocks
 from ijepa.distributed import pick_device
 from ijepa.encoders.base import weights_sha256

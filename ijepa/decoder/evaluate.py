@@ -50,7 +50,7 @@ def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
     return draw_flow(count, image_px, drawn)[0]
 
 
-def measure_honesty(
+def evaluate_decoder(
     decoder: Decoder, jepa: IJepa, run: PretrainConfig, images: Tensor, progress: Progress
 ) -> dict[str, float | tuple[float, float]]:
     """Cosine distances to the target's embedding, means over images that it has not seen.
