@@ -1,15 +1,19 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath
+from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
+from ijepa.data.decode import size_of
 from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics, write_bytes
+from ijepa.files import read_metrics, sibling, write_bytes
 from ijepa.progress import Progress, silent
-from ijepa.recipes import dump_yaml
+from ijepa.recipes import dump_yaml, load_recipe
+from ijepa.recipes.choice import begun_with, choose, settings_for
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together
 
@@ -20,6 +24,7 @@ VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back.
 WATCHING = "every_steps", "grad_norm_steps", "num_images", "label"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
+MEASURED_IMAGES = 256  # whose size chooses a recipe
 
 
 class PretrainResult(Config):
@@ -173,6 +178,53 @@ def started(
             f"or set init=null for random ones."
         )
     return config.model_copy(update={"init": digest or config.init})
+
+
+class AutoRecipe(NamedTuple):
+    """A recipe that was chosen: its name, all settings, those added for the images, and why."""
+
+    recipe: str
+    config: PretrainConfig
+    added: list[str]  # as `a.b=c`
+    why: str
+
+
+def auto_recipe(
+    shards: StrPath,
+    out: StrPath,
+    overrides: Sequence[str] = (),
+    has_gpu: Callable[[], bool] = lambda: False,
+) -> AutoRecipe:
+    """Choose a recipe by the size and number of the images, and by the device.
+
+    A run that is at `out`, finished or not, keeps the recipe that it was begun with, on any device.
+
+    Raises:
+        IjepaError: the shards are not on this machine, or lack the split to train on.
+    """
+    if is_remote(shards):
+        raise IjepaError(
+            f"--recipe auto measures images on this machine, not those of {shards}; name a recipe "
+            f"of `ijepa recipes`."
+        )
+    named = [one.partition("=")[2] for one in overrides if one.startswith("data.split=")]
+    split = open_shards(Path(shards)).split([DataConfig().split, *named][-1])
+    count, step = len(split), -(-len(split) // MEASURED_IMAGES)
+    sides = [min(size_of(split.read_image(number))) for number in range(0, count, step)]
+    image_px = int(statistics.median(sides))
+    configs = [folder / "config.yaml" for folder in (Path(out), sibling(Path(out), ".partial"))]
+    found = [begun_with(path, count, overrides) for path in configs]
+    choice, why = next((one for one in found if one), None), f"{out} was begun with it"
+    if choice is None:
+        on_gpu = has_gpu()
+        choice, why = choose(image_px, on_gpu=on_gpu), "a GPU" if on_gpu else "no GPU"
+    added = settings_for(choice, count, overrides)
+    config = load_recipe(choice.recipe, [*added, *overrides])
+    enlarged = (
+        f", enlarged to {config.data.image_px}" if image_px < min(config.data.image_size) else ""
+    )
+    size = f"images are {image_px} px (median short side){enlarged}"
+    return AutoRecipe(choice.recipe, config, added, f"{size}, {why}")
 
 
 def plan_pretrain(

@@ -165,10 +165,11 @@ def _make(
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
         splits["val"] = splits[DEFAULT_SPLIT]
+        log.info("%s has no splits: %g%% of its images become val", name, 100 * fraction)
     elif fraction:
         fraction = 0.0
         there = ", ".join(sorted(splits))
-        log.info("%s has splits, %s; a share for val changes nothing", name, there)
+        log.info("%s has splits (%s): none of its images are held out as val", name, there)
     # The plan holds paths: begun elsewhere, it would look for images in the wrong place. The list
     # of images is read once, and not again after a kill.
     plan = folder / f"plan-{fingerprint_of([SCHEMA, str(Path.cwd()), name])[:16]}.db"

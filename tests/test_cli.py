@@ -118,7 +118,7 @@ UNREAD = [
     [
         ("shard nowhere out", "nowhere"),
         ("pretrain --recipe nothing --data x --out y", "no recipe 'nothing'"),
-        ("pretrain --recipe cifar10 --data x --out y", "x is not a shard set"),
+        ("pretrain --recipe cifar10 --data x --out y", "There is no data set at 'x'"),
         ("extract --encoder pixels --data x --out y", "x is not a shard set"),
         ("extract --encoder nothing --data SHARDS --out y", "random:RUN"),
         ("extract --encoder random:vit_odd --data SHARDS --out y", "vit_small"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gratings import write_gratings
 from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
 from typer.testing import CliRunner
 
@@ -114,6 +115,16 @@ def test_two_processes_of_torchrun_train_as_one(run, shards, tmp_path):
     ours, theirs = (load_checkpoint(p / LAST) for p in (out, run))
     weight = "encoder.blocks.0.attn.qkv.weight"
     torch.testing.assert_close(ours["model"][weight], theirs["model"][weight], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_rank_0_makes_the_shard_set_of_images_while_the_others_wait(run, tmp_path):
+    write_gratings(tmp_path, "images", 96, seed=0)
+    words = command(run / "config.yaml", tmp_path / "images", tmp_path / "run")
+    codes, errors = together(2, [*words, "--set", "optimization.epochs=1"])
+    assert codes == [0, 0], errors
+    assert "run.shards made of" in errors[0]
+    assert "run.shards" not in errors[1]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ijepa.config import PretrainConfig, flat
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import check_masks
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
+from ijepa.recipes.choice import CHOICES, choose, settings_for
 from ijepa_cli.main import app
 
 PUBLISHED = yaml.safe_load("""
@@ -64,7 +65,15 @@ def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change
     monkeypatch.setattr(ijepa.pretrain, "_open", lambda *_: (range(5000), {}))
     load(tmp_path, PUBLISHED)
     small = ("encoder.arch=32x2x2", "data.image_px=32", "encoder.patch_px=4", "masks.min_keep=2")
-    words = ["pretrain", "--recipe", str(tmp_path / "recipe.yaml"), "--data", "d", "--out", "o"]
+    words = [
+        "pretrain",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--data",
+        "s3://d",
+        "--out",
+        "o",
+    ]
     words += ["--dry-run", *(word for setting in small for word in ("--set", setting))]
     shown = " ".join(CliRunner().invoke(app, words).stdout.split())
     assert "data.batch_size is 2,048 images over all devices" in shown
@@ -203,3 +212,40 @@ def test_a_base_that_is_a_file_stands_beside_the_recipe(tmp_path, monkeypatch):
     config = load_recipe(str(tmp_path / "above.yaml"))
     assert (config.optimization.epochs, config.data.batch_size) == (9, 16)
     assert config.encoder == load_recipe("cifar10").encoder
+
+
+@pytest.mark.parametrize(
+    ("image_px", "on_gpu", "recipe"),
+    [
+        (16, False, "cifar10"),
+        (32, True, "cifar10"),
+        (64, False, "scenes-mini"),
+        (128, True, "scenes-mini"),
+        (500, False, "scenes-mini"),
+        (500, True, "imagenette-vits16"),
+    ],
+)
+def test_a_recipe_is_chosen_by_the_size_of_the_images_and_the_device(image_px, on_gpu, recipe):
+    assert choose(image_px, on_gpu=on_gpu).recipe == recipe
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.recipe)
+@pytest.mark.parametrize("num_images", [5, 300, 3_000, 10_000_000])
+def test_a_chosen_recipe_shows_as_many_images_as_of_its_own_data(choice, num_images):
+    recipe = load_recipe(choice.recipe)
+    config = load_recipe(choice.recipe, settings_for(choice, num_images))
+    assert config.data.batch_size <= max(num_images, 1)
+    epochs, warmup = config.optimization.epochs, config.optimization.warmup_epochs
+    assert epochs * num_images == pytest.approx(choice.images_seen, rel=0.1) or epochs == 1
+    fraction = recipe.optimization.warmup_epochs / recipe.optimization.epochs
+    assert warmup / epochs == pytest.approx(fraction, rel=1e-3)
+    assert epochs / config.checkpoint_epochs <= 1.1 * recipe.optimization.epochs
+    rate, whole = config.optimization.lr, recipe.optimization.lr
+    assert rate / config.data.batch_size == pytest.approx(whole / recipe.data.batch_size)
+
+
+def test_what_is_set_by_hand_is_not_fitted_to_the_number_of_images():
+    mini = choose(64, on_gpu=False)
+    typed = ["optimization.epochs=2", "checkpoint_epochs=1"]
+    assert settings_for(mini, 300, typed) == ["optimization.warmup_epochs=0.16"]
+    assert settings_for(mini, 10_000) == []

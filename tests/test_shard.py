@@ -459,7 +459,7 @@ def test_a_source_with_splits_keeps_them_and_says_so(tmp_path, caplog):
     with caplog.at_level("INFO", logger="ijepa"):
         result = made(tmp_path, class_folders(4), ShardConfig(val_fraction=0.5))
     assert result.splits == {"train": 8, "val": 8}
-    assert "has splits, train, val; a share for val changes nothing" in caplog.text
+    assert "has splits (train, val): none of its images" in caplog.text
 
 
 # Again, and after a kill

@@ -1,24 +1,51 @@
 """`ijepa pretrain`."""
 
 import logging
+import shlex
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ijepa.config import Runtime
+from ijepa.config import Config, PretrainConfig, Runtime, ShardConfig
+from ijepa.errors import IjepaError
+from ijepa.files import sibling
 from ijepa.recipes import load_recipe, recipe_note
+from ijepa.records import read_record
+from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
+from ijepa.world import current_world
 from ijepa_cli.options import Set, stage
-from ijepa_cli.show import outlook_shown, print_json, print_text, show, shown_progress, table
+from ijepa_cli.show import (
+    is_main_process,
+    outlook_shown,
+    print_json,
+    print_text,
+    show,
+    shown_progress,
+    stderr,
+    table,
+)
 from ijepa_cli.slurm import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
 
 log = logging.getLogger(__name__)
 
-Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
+OWN = ShardConfig(val_fraction=0.1, resize_px=512)  # how a shard set is made of your own images
+OWN_OPTIONS = "--val-fraction 0.1 --resize 512"
+WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
+
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="A name from `ijepa recipes`, or a YAML file; auto chooses by the images' size and "
+        "the device."
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
-        help="Shard set of `ijepa shard`: a folder, or an address (s3://, https://, ...)."
+        help="Images, as a source of `ijepa shard` (a folder, a tar, cifar10:PATH, ...), of which "
+        "OUT.shards is made; a shard set; or the address of one (s3://, https://, ...)."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder to make.")]
@@ -39,11 +66,11 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain(
-    recipe: Recipe,
     data: Data,
     out: Out,
     runtime: Runtime,
     as_json: bool,
+    recipe: Recipe = "auto",
     overrides: Set = None,
     init: Init = None,
     prolong: Prolong = None,
@@ -53,11 +80,20 @@ def pretrain(
     minutes: Minutes = 3 * 24 * 60,
     slurm: Slurm = None,
 ) -> None:
-    """Pretrain I-JEPA on a shard set; started again, it goes on where it stopped.
+    """Pretrain I-JEPA on images or a shard set; started again, it goes on where it stopped.
+
+    Example: ijepa pretrain --data photos --out runs/photos
 
     Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
     """
-    config = load_recipe(recipe, overrides or ())
+    # A mistake in a recipe is said before images are read.
+    config = None if recipe == "auto" else load_recipe(recipe, overrides or ())
+    shards = _shard_set(data, out, runtime)
+    if config is None:
+        recipe, config, added = _chosen(shards, out, overrides or [], prolong, runtime, launcher)
+        typed = ["--recipe", recipe, *(word for one in added for word in ("--set", one))]
+        command = f"{runtime.command} {shlex.join(typed)}"
+        runtime = runtime.model_copy(update={"command": command})
     if note := recipe_note(recipe, config):
         log.warning(note)  # now, and below the summary when all is done
     from ijepa.pretrain import plan_pretrain, started
@@ -65,11 +101,96 @@ def pretrain(
 
     cost = None
     if runtime.dry_run or launcher != "here":  # what cannot run is not submitted
-        cost = plan_pretrain(data, started(config, init, prolong), runtime)
+        cost = plan_pretrain(shards, started(config, init, prolong), runtime)
     if launcher != "here" and not runtime.dry_run:
         told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
         print_json({"out": str(out), "job": told}) if as_json else print_text(told + "\n")
         return
     with outlook_shown(as_json, cost, note), shown_progress() as progress:
-        result = run(data, out, config, runtime, progress, init=init, prolong=prolong)
+        result = run(shards, out, config, runtime, progress, init=init, prolong=prolong)
         show(result, as_json, table(result, "cached" if result.cached else "pretrained", note=note))
+
+
+def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
+    """The shard set to train on: `data` if it is one, else `OUT.shards`, made of it if need be.
+
+    Where torchrun started several processes, rank 0 makes it and the others wait; torchrun ends
+    them if it fails.
+    """
+    from ijepa.data.shards import INDEX, is_remote
+
+    if is_remote(data) or (Path(data) / INDEX).is_file():
+        return data
+    if Path(data).is_dir() and Path(data).resolve() in (out.resolve(), *out.resolve().parents):
+        raise IjepaError(f"--out {out} is in the folder of the images; choose one outside {data}.")
+    from ijepa.shard import plan_shard
+
+    plan = plan_shard(data, sibling(out, ".shards"), OWN)
+    state, why = outlook(plan)
+    if state == CACHED:
+        _say(f"{plan.out} holds the images of {data} (cached)")
+    elif runtime.dry_run:
+        later = StagePlan("pretrain", 0, Config(), {}, out, is_folder=True)
+        unknown = f"its cost is known when {plan.out} is made"
+        raise ExceptionGroup("", [DryRun(plan, state, why), DryRun(later, WOULD_RUN, unknown)])
+    elif current_world().is_rank_0:
+        _make_shards(data, plan.out, out, runtime)
+    else:
+        while outlook(plan)[0] != CACHED:
+            time.sleep(WAIT_SECONDS)
+    return str(plan.out)
+
+
+def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
+    """Make the shard set; refuse to replace the images that a run at `out` has seen."""
+    from ijepa.shard import shard
+
+    is_begun = out.exists() or sibling(out, ".partial").exists()
+    if is_begun and read_record(shards) and not runtime.replace:
+        raise IjepaError(
+            f"{data} is not as it was when {shards} was made of it for {out}. Go on with the "
+            f"images as they were with --data {shards}, choose another --out, or train again on "
+            f"the new images with --replace."
+        )
+    try:
+        with shown_progress() as progress:
+            made = shard(data, shards, OWN, runtime.model_copy(update={"force": False}), progress)
+    except IjepaError as error:
+        if type(error) is not IjepaError:  # asked to stop
+            raise
+        options = shlex.join(["ijepa", "shard", data, str(shards)])
+        raise IjepaError(f"{error} The options are those of `{options} {OWN_OPTIONS}`.") from error
+    counts = ", ".join(f"{name} {samples:,}" for name, samples in made.splits.items())
+    left_out = sum(made.left_out.values())
+    _say(f"{shards} made of {data}: {counts}{f'; {left_out:,} left out' if left_out else ''}")
+
+
+def _chosen(
+    shards: str,
+    out: Path,
+    overrides: list[str],
+    prolong: Path | None,
+    runtime: Runtime,
+    launcher: str,
+) -> tuple[str, PretrainConfig, list[str]]:
+    """For `--recipe auto`: a recipe, all settings, and those that the number of images added."""
+    if prolong:
+        begun = str(prolong / "config.yaml")
+        return begun, load_recipe(begun, overrides), []
+    from ijepa.pretrain import auto_recipe
+
+    def has_gpu() -> bool:
+        from ijepa.distributed import pick_device
+
+        return launcher == "slurm" or pick_device(runtime.device).type == "cuda"
+
+    found = auto_recipe(shards, out, overrides, has_gpu)
+    epochs, batch = found.config.optimization.epochs, found.config.data.batch_size
+    _say(f"recipe {found.recipe}: {found.why}; {epochs:,} epochs in batches of {batch:,}")
+    return found.recipe, found.config, found.added
+
+
+def _say(line: str) -> None:
+    """Tell what was decided for the user, once."""
+    if is_main_process():
+        stderr.print(line, highlight=False, soft_wrap=True)

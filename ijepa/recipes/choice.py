@@ -1,0 +1,72 @@
+"""`--recipe auto`: the recipe for images of some size, and its settings for their number."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ijepa.config import PretrainConfig, flat, validated
+from ijepa.errors import IjepaError
+from ijepa.recipes import apply_override, load_recipe
+
+
+class Choice(NamedTuple):
+    """A recipe that may be chosen, and for what."""
+
+    recipe: str
+    from_px: int  # smallest median short side of the images
+    needs_gpu: bool
+    images_seen: int  # images that the recipe shows in all, on the data that it was made for
+
+
+CHOICES = (  # the first one that fits is taken
+    Choice("imagenette-vits16", from_px=160, needs_gpu=True, images_seen=200 * 9_469),
+    Choice("scenes-mini", from_px=48, needs_gpu=False, images_seen=8 * 10_000),
+    Choice("cifar10", from_px=0, needs_gpu=False, images_seen=6 * 50_000),
+)
+
+
+def choose(image_px: int, *, on_gpu: bool) -> Choice:
+    """The recipe for images of this median short side on this device."""
+    return next(one for one in CHOICES if image_px >= one.from_px and (on_gpu or not one.needs_gpu))
+
+
+def begun_with(config: Path, num_images: int, overrides: Sequence[str] = ()) -> Choice | None:
+    """The choice that gave a run's `config.yaml`; None if no choice gives it, or there is none."""
+    begun = load_recipe(config).model_copy(update={"init": None}) if config.is_file() else None
+    for choice in CHOICES if begun else ():
+        body = load_recipe(choice.recipe).model_dump(mode="json")
+        with contextlib.suppress(IjepaError):  # overrides that do not fit this recipe
+            for override in [*settings_for(choice, num_images, overrides), *overrides]:
+                apply_override(body, override)
+            if begun == validated(PretrainConfig, body, choice.recipe):
+                return choice
+    return None
+
+
+def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ()) -> list[str]:
+    """Settings, as `a.b=c`, that fit a chosen recipe to a number of images.
+
+    The epochs show as many images as the recipe shows of its own data; warm-up and checkpoints stay
+    in proportion to them. A batch that is larger than the data is halved until it fits, with the
+    learning rate. What `overrides` set is left out.
+    """
+    recipe = load_recipe(choice.recipe)
+    given = {one.partition("=")[0].strip(): one for one in overrides}
+    epochs, batch = max(1, round(choice.images_seen / max(num_images, 1))), recipe.data.batch_size
+    if "optimization.epochs" in given:
+        epochs = load_recipe(choice.recipe, [given["optimization.epochs"]]).optimization.epochs
+    while batch > max(num_images, 1):
+        batch //= 2
+    part, smaller = epochs / recipe.optimization.epochs, batch / recipe.data.batch_size
+    settings = {
+        "optimization.epochs": epochs,
+        "optimization.warmup_epochs": round(recipe.optimization.warmup_epochs * part, 4),
+        "checkpoint_epochs": max(1, round(recipe.checkpoint_epochs * part)),
+        "data.batch_size": batch,
+        "optimization.lr": recipe.optimization.lr * smaller,
+        "optimization.start_lr": recipe.optimization.start_lr * smaller,
+    }
+    own = flat(recipe.model_dump())
+    changed = {name: value for name, value in settings.items() if value != own[name]}
+    return [f"{name}={value}" for name, value in changed.items() if name not in given]
