@@ -7,7 +7,7 @@ from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.spec import LAST, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
 from ijepa.results.record import Result, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
@@ -46,7 +46,7 @@ def convert(
     out: StrPath,
     config: ConvertConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     scores: Sequence[StrPath] = (),
 ) -> ConvertResult:
     """Write the weights of `source` in another format; the numbers stay the same.

@@ -7,7 +7,7 @@ from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, read_metrics, write_bytes, write_json
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 from ijepa.recipes import dump_yaml
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import current_world
@@ -51,7 +51,7 @@ def train_decoder(
     out: StrPath,
     config: DecoderConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> DecoderOutcome:
     """Train on blocks of `config.split` of a shard set, and measure on `config.test_split`.
 

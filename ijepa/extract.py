@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath, height_width
+from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.data.shards import ShardSet, check_shards, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.diagnose import describe
 from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, read_header
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together
 
@@ -52,7 +52,7 @@ def extract(
     out: StrPath,
     config: ExtractConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> ExtractResult:
     """Write pooled features of the last layers of `config.encoder` to `out`.
 
@@ -75,7 +75,7 @@ def extract(
     return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, labels=labels, **same)
 
 
-def check_data(path: StrPath, shards: StrPath, progress: Progress = silent) -> None:
+def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:
     """See that a feature file was made from this shard set, and that the set is undamaged.
 
     Raises:
@@ -95,22 +95,17 @@ def _encode(
     world: World,
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    from ijepa.compute import computing, pick_linear
+    from ijepa.compute import computing
     from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
-    from ijepa.encoders.base import NOTHING, Transformer
 
     job = _Extraction(config, data, runtime, pick_device(runtime.device))
     path = work.folder / work.plan.out.name
-    network, total, size = job.encoder.network, len(job.images), job.batch_size
+    total, size = len(job.images), job.batch_size
     from_rank_0(world, lambda: job.create(path, work.plan.fingerprint))
     writer = FeatureWriter(path)
     missing = from_rank_0(world, lambda: writer.missing)
     done = total - sum(min(size, total - batch * size) for batch in missing)
-    patches, dim = 196, 768  # of a ViT-B/16, for networks that do not say
-    if isinstance(network, Transformer):
-        patches, dim = network.patch_embed.num_patches, network.embed_dim
-    is_pixels = job.encoder.pooling == NOTHING
-    linear = "torch" if is_pixels else pick_linear(job.device, CPU_BATCH * patches, dim)
+    linear = job.encoder.pick_linear(job.device, CPU_BATCH)
     with computing(job.device, linear=linear):
         for batch, features in job.batches(missing[world.rank :: world.size]):
             assert batch.image_ids is not None  # as `ViewBatches` makes them
@@ -144,15 +139,12 @@ class _Extraction:
 
     def create(self, path: Path, fingerprint: str) -> None:
         """Make the file that features are written into, with the keys and labels of all images."""
-        import torch
-
         encoder, config, cuts = self.encoder, self.config, self.encoder.data
         if self.num_layers < config.layers:
             log.info("%s has no more layers to store than %d", encoder.name, self.num_layers)
         squashed = self.crop_fraction is None
         crop = "squash" if squashed else f"center-crop {self.crop_fraction:.4g}"
         numbers = np.repeat(np.arange(len(self.images)), 1 + config.views)
-        blank = torch.zeros(1, 3, *height_width(cuts.image_px), device=self.device)
         header = FeatureHeader(
             encoder=encoder.name,
             weights_sha256=encoder.weights_sha256,
@@ -177,7 +169,7 @@ class _Extraction:
         create_features(
             path,
             header,
-            (len(numbers), self.num_layers, encoder.features(blank, 1).shape[-1]),
+            (len(numbers), self.num_layers, encoder.dim),
             config.dtype,
             keys=self.images.keys(numbers),
             labels={name: self.images.labels(name, numbers) for name in self.images.label_names},

@@ -19,6 +19,11 @@ HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
 LONGEST = 400  # characters of it
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of all that lies in a folder; none if it is not there."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
 def sibling(path: Path, suffix: str) -> Path:
     """The path with a suffix behind its whole name: `F.h5` and `.lock` give `F.h5.lock`."""
     return path.with_name(path.name + suffix)

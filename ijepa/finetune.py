@@ -13,7 +13,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -67,7 +67,7 @@ def finetune(
     out: StrPath,
     config: FinetuneConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     subset: StrPath | None = None,
 ) -> FinetuneOutcome:
     """Train on `config.split`, or a part of it, and score the last state on `config.test_split`.

@@ -11,7 +11,7 @@ from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import read_metrics, sibling, write_bytes
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.recipes.choice import begun_with, choose, settings_for
 from ijepa.stage import StagePlan, Work, exclusive_work
@@ -69,7 +69,7 @@ def pretrain(
     out: StrPath,
     config: PretrainConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     *,
     init: StrPath | None = None,
     prolong: StrPath | None = None,

@@ -16,7 +16,7 @@ from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled
 from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, deviations
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 from ijepa.records import library_versions
 from ijepa.results.record import (
     Result,
@@ -82,7 +82,7 @@ def probe(
     out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     subsets: Sequence[StrPath] = (),
 ) -> ProbeOutcome:
     """Fit `config.name` on each pair and score it on the same test images.
@@ -137,7 +137,7 @@ def low_level(
     out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> LowLevelOutcome:
     """Count and distance on CLEVR, each by the protocol of the paper's evaluation.
 

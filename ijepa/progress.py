@@ -1,7 +1,12 @@
-"""How the library tells whoever called it how far a long piece of work has come."""
+"""How the library tells whoever called it how far a long piece of work has come.
 
+Stages called in a notebook (or IPython) draw bars without being asked; called in a script they are
+silent. `progress=Bars()` draws bars anywhere, `progress=silent` nowhere.
+"""
+
+import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -21,3 +26,63 @@ def silent(
     task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
 ) -> None:
     """Show nothing."""
+
+
+class Bars:
+    """Progress as one bar of tqdm a task: widgets in Jupyter, text on stderr elsewhere.
+
+    Shows nothing where tqdm is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+
+    def __call__(
+        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
+    ) -> None:
+        """Draw it; the bar of a finished task stays as it is."""
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            return
+        bar = self._bars.get(task)
+        if bar is None or done < bar.n:
+            self._close(task)
+            name, _, unit = task.rpartition(" ")
+            bar = tqdm(desc=name or task, unit=f" {unit}", initial=done, total=total)
+            self._bars[task] = bar
+        bar.total = total
+        if values:
+            bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+        bar.update(done - bar.n)
+        if total is not None and done >= total:
+            self._close(task)
+
+    def close(self) -> None:
+        """End all bars, such as those of a stage that was interrupted."""
+        for task in list(self._bars):
+            self._close(task)
+
+    def _close(self, task: str) -> None:
+        if task in self._bars:
+            self._bars.pop(task).close()
+
+
+_bars_of: dict[int, Bars] = {}  # by number of the notebook's cell; the newest alone
+
+
+def automatic(
+    task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
+) -> None:
+    """Draw bars in a notebook or IPython, show nothing in a script."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None:
+        return
+    cell = shell.execution_count
+    if cell not in _bars_of:  # what an interrupted cell left must not be drawn on
+        for bars in _bars_of.values():
+            bars.close()
+        _bars_of.clear()
+        _bars_of[cell] = Bars()
+    _bars_of[cell](task, done, total, values)

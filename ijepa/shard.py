@@ -26,7 +26,7 @@ from ijepa.data.write import (
 )
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes, write_json
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, exclusive_work
 
 VERSION = 3
@@ -68,7 +68,7 @@ def shard(
     out: StrPath,
     config: ShardConfig = SHARD,
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     *,
     subset: StrPath | None = None,
 ) -> ShardResult:

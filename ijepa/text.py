@@ -1,6 +1,8 @@
 """Text of others (names, keys, paths, messages), made fit to be shown."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Controls apart from tab and newline, marks that turn the direction of writing, halves of a
 # character (bytes of a path that are not UTF-8), and what XML allows in no document.
@@ -24,3 +26,9 @@ def one_line(message: str) -> str:
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - TAIL]} ... {message[-TAIL:]}"
     return printable(" ".join(message.split()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'val'?)` with the known name nearest to a mistyped one; else nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

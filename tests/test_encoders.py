@@ -26,6 +26,7 @@ from foreign_weights import (
     vit_shapes,
 )
 from PIL import Image
+from runs import CPU
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -45,6 +46,7 @@ from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.paper import TABLES, pretraining_data, pretraining_epochs
 from ijepa.provenance import paper_arch
+from ijepa.shard import shard
 from ijepa.weights import check_weights
 from ijepa_cli.main import app
 
@@ -548,3 +550,104 @@ def test_the_command_lists_them_for_people_and_machines():
     assert mae["paper"][0] == {
         "table": 1, "arch": "ViT-B/16", "epochs": 1600, "values": {"ImageNet-1K": 68.0},
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Image files of several kinds and sizes, in one class folder of a split."""
+    folder = tmp_path_factory.mktemp("pictures") / "train" / "things"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    kinds = {"a.jpg": "RGB", "b.png": "RGB", "c.png": "RGBA", "d.webp": "RGB", "e.jpg": "CMYK"}
+    for number, (name, mode) in enumerate(kinds.items()):
+        pixels = rng.integers(0, 256, (40 + 9 * number, 70 - 5 * number, 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / name)
+    deep = rng.integers(0, 2**16, (50, 41), np.uint16)
+    Image.fromarray(deep).save(folder / "f.png")
+    return sorted(folder.iterdir())
+
+
+def test_features_of_image_files_are_those_that_extract_writes(pictures, tmp_path):
+    shard(pictures[0].parent.parent.parent, tmp_path / "shards", runtime=Runtime(workers=1))
+    name = "random:48x3x3/8@32"
+    config = ExtractConfig(encoder=name, split="train", layers=2, dtype="float32")
+    extract(str(tmp_path / "shards"), str(tmp_path / "f.h5"), config, CPU)
+    encoder = load_encoder(name)
+    with open_features(tmp_path / "f.h5") as stored:
+        keys = [f"train/things/{path.stem}" for path in pictures]
+        assert [key.partition(".")[0] for key in stored.keys] == keys
+        last, two = encoder.encode(pictures), encoder.encode(map(str, pictures), layers=2)
+        np.testing.assert_allclose(last, stored.numpy(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(two, stored.last(2), rtol=1e-6, atol=1e-6)
+    assert (last.dtype, last.shape) == (np.float32, (len(pictures), encoder.dim))
+    opened = [Image.open(path) for path in pictures]
+    opened.pop(4)  # of CMYK, two decoders differ by one level of 255
+    same = np.delete(last, 4, axis=0)
+    twice = encoder.encode(opened + opened, batch_size=4)
+    np.testing.assert_allclose(twice, np.concatenate([same, same]), rtol=1e-5, atol=1e-5)
+
+
+def test_one_image_is_a_batch_of_one_and_patch_tokens_average_to_its_features(pictures):
+    encoder = load_encoder("random:48x3x3/8@32", image_px=40)
+    found = encoder.encode(pictures[0])
+    assert found.shape == (1, 48)
+    np.testing.assert_array_equal(encoder.encode(np.asarray(Image.open(pictures[0]))), found)
+    patches = encoder.encode_patches(Image.open(pictures[0]))
+    assert patches.shape == (1, 25, 48)
+    assert encoder.grid == (5, 5)
+    np.testing.assert_allclose(patches.mean(1), found, rtol=1e-5, atol=1e-6)
+    view = encoder.transform(pictures[0])[None]
+    assert torch.equal(encoder.patch_tokens(view), encoder.patch_tokens(view, 2))
+    with pytest.raises(IjepaError, match="layers 0 to 2, not 3"):
+        encoder.patch_tokens(view, 3)
+
+
+def test_an_encoder_computes_where_and_in_what_its_weights_are(pictures):
+    encoder = load_encoder("random:48x3x3/8@32", device="cpu")
+    before = encoder.encode(pictures)
+    half = encoder.to(torch.bfloat16).encode(pictures)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - before).max() < 0.1
+    on_meta = encoder.to("meta")
+    with pytest.raises(RuntimeError, match="meta"):  # which holds no values
+        on_meta.encode(pictures)
+
+
+@pytest.mark.parametrize("name", ["random:48x3x3/8@32", "pixels"])
+def test_an_encoder_shows_in_one_line_what_it_is(name):
+    encoder = load_encoder(name)
+    assert encoder.dim == len(encoder.encode(np.zeros((9, 9, 3), np.uint8))[0])
+    shown = repr(encoder)
+    for words in (encoder.name, f"dim={encoder.dim}", f"num_layers={encoder.num_layers}", "cpu"):
+        assert words in shown
+    assert "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "no images to encode"),
+        ([torch.zeros(3, 32, 32)], "not a Tensor; for tensors of normalised images"),
+        (np.zeros((2, 32, 32)), r"not an array of shape \(2, 32, 32\) and type float64"),
+        ("b.jpg", "no image file .*b.jpg .did you mean 'a.jpg'"),
+        ("", "is a folder; give its image files"),
+        ("broken.jpg", "broken.jpg: not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(tmp_path, images, words):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg")
+    (tmp_path / "broken.jpg").write_text("text")
+    images = tmp_path / images if isinstance(images, str) else images
+    with pytest.raises(IjepaError, match=words) as error:
+        load_encoder("pixels").encode(images)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("mine.p", "mine.pt"), ("dyno:x", "dino:x"), ("pixel", "pixels")]
+)
+def test_a_mistyped_encoder_is_answered_with_the_nearest_one(tmp_path, monkeypatch, name, near):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pt").touch()
+    with pytest.raises(IjepaError, match=f"did you mean '{near}'"):
+        load_encoder(name)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -326,3 +327,33 @@ def test_a_store_cut_short_or_changed_anywhere_is_refused_or_unharmed(
         assert not cut
         np.testing.assert_array_equal(store.last(2), expected)
         assert len(store.keys) == len(keys)
+
+
+def test_opened_features_say_what_they_are_and_how_many(tmp_path):
+    features = open_features(write(tmp_path / "f.h5"))
+    assert len(features) == len(features.numpy()) == len(features.keys) == 10
+    assert features.class_names["class"][features.labels["class"][1]] == "dog"
+    shown = repr(features)
+    for words in ("f.h5", "tiny", "train", "10 rows of 2 layers x 3", "class (2 classes), count"):
+        assert words in shown
+
+
+def test_a_mistyped_label_layer_or_file_is_answered_in_one_line(tmp_path):
+    features = open_features(write(tmp_path / "val.h5"))
+    with pytest.raises(IjepaError, match=r"no label 'clas' \(did you mean 'class'\?\); its"):
+        features.labels["clas"]
+    with pytest.raises(IjepaError, match="stores 2 layers, 0 to 1, not 2"):
+        features.numpy(2)
+    with pytest.raises(IjepaError, match=r"no feature file .*vel.h5 \(did you mean 'val.h5'\?\)"):
+        open_features(tmp_path / "vel.h5")
+
+
+def test_keys_and_labels_become_a_table_of_pandas_where_it_is_installed(tmp_path, monkeypatch):
+    features = open_features(write(tmp_path / "f.h5"))
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    table = features.to_pandas()
+    assert list(table) == ["key", "class", "count"]
+    assert table["key"] == names(10)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(IjepaError, match="pip install pandas"):
+        features.to_pandas()

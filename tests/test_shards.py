@@ -55,6 +55,31 @@ def test_a_split_is_a_data_set_for_pytorch(made):
     assert np.array_equal(loaded[1][0][2], image)
 
 
+def test_with_a_label_a_split_gives_what_torchvisions_data_sets_give(made):
+    folder, _ = made
+    split = open_shards(str(folder)).split("train", transform=np.asarray, label="class")
+    loader = torch.utils.data.DataLoader(split, batch_size=5, num_workers=2)
+    images, targets = zip(*loader, strict=True)
+    assert torch.cat(targets).tolist() == split.targets == [0] * 6 + [1] * 6
+    assert torch.cat(images).dtype == torch.uint8
+    assert split.classes == ["cat", "dog"]
+    assert split.class_to_idx == {"cat": 0, "dog": 1}
+    assert split[-1][1] == 1
+    for words in ("train", "12 images", "class (2 classes)"):
+        assert words in repr(split)
+    assert repr(open_shards(folder)).startswith(f"ShardSet('{folder}': train 12, val 12; made from")
+
+
+def test_a_mistyped_split_label_or_set_is_answered_with_the_nearest_one(made):
+    folder, _ = made
+    with pytest.raises(IjepaError, match=r"no split 'vel' \(did you mean 'val'\?\)"):
+        open_shards(folder).split("vel")
+    with pytest.raises(IjepaError, match=r"no label 'clas' \(did you mean 'class'\?\)"):
+        open_shards(folder).split("train", label="clas")
+    with pytest.raises(IjepaError, match=r"did you mean 'set'\?"):
+        open_shards(folder.with_name("sett"))
+
+
 def test_samples_are_the_files_they_were_made_of_for_us_and_for_webdataset(made):
     folder, files = made
     split = open_shards(folder).split("train")

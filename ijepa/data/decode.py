@@ -64,7 +64,12 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB")
             return pixels  # else it is CMYK, or broken: Pillow finds out which
     with _opened(content, max_pixels) as image:
-        return np.array(_as_eight_bits(image).convert("RGB"))
+        return rgb_pixels(image)
+
+
+def rgb_pixels(image: Image.Image) -> Pixels:
+    """(height, width, 3) uint8 of a PIL image; of 16 bits the upper 8, see `decode_rgb`."""
+    return np.array(_as_eight_bits(image).convert("RGB"))
 
 
 def size_of(content: bytes) -> tuple[int, int]:

@@ -21,9 +21,10 @@ from ijepa.config.values import FileName
 from ijepa.data.decode import decode_rgb
 from ijepa.data.names import ImageIds, Ints, image_ids
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, naming, read_json
-from ijepa.progress import Progress, silent
+from ijepa.files import file_sha256, names_in, naming, read_json
+from ijepa.progress import Progress, automatic, silent
 from ijepa.records import read_record, refuse_changed
+from ijepa.text import did_you_mean
 
 SCHEMA = 2
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
@@ -76,8 +77,8 @@ class SetIndex(Config):
     def split(self, name: str, where: StrPath) -> SplitIndex:
         """One of the splits of the set at `where`, which the error names."""
         if name not in self.splits:
-            there = ", ".join(sorted(self.splits))
-            raise IjepaError(f"{where} has no split {name!r}; its splits are {there}.")
+            near, there = did_you_mean(name, self.splits), ", ".join(sorted(self.splits))
+            raise IjepaError(f"{where} has no split {name!r}{near}; its splits are {there}.")
         return self.splits[name]
 
 
@@ -120,13 +121,26 @@ class ShardSet:
         """The splits by name."""
         return self.index.splits
 
-    def split(self, name: str, transform: Transform | None = None) -> "SplitReader":
-        """Open one split, a map-style data set for PyTorch; `transform` makes its images.
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {one.samples:,}" for name, one in self.splits.items())
+        return f"ShardSet('{self.folder}': {splits}; made from {self.source})"
+
+    def split(
+        self, name: str, transform: Transform | None = None, *, label: str | None = None
+    ) -> "SplitReader":
+        """Open one split, a map-style data set for PyTorch.
+
+        Args:
+            name: of the split.
+            transform: what makes of an image what the data set gives, as in torchvision.
+            label: give the class number of this label with each image, as torchvision's
+                ImageFolder, in place of all labels by name.
 
         Raises:
-            IjepaError: there is no such split.
+            IjepaError: there is no such split or label.
         """
-        return SplitReader(self.folder, name, self.index.split(name, self.folder), transform)
+        split = self.index.split(name, self.folder)
+        return SplitReader(self.folder, name, split, transform, label)
 
     def named_split(self, name: str, train: str = "train") -> str:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.
@@ -167,29 +181,80 @@ class ShardSet:
 
 
 class SplitReader:
-    """Samples of a split by number; may be pickled, forked and read from several threads.
+    """Samples of a split by number, a map-style data set for PyTorch's DataLoader.
 
-    An item is (image, labels): a PIL image in RGB, or what `transform` makes of it, and the class
-    number by label, -1 where it is not known.
+    May be pickled, forked and read from several threads. An item is (image, labels): a PIL image in
+    RGB, or what `transform` makes of it, and the class number by label, -1 where it is not known;
+    with `label`, the class number of that label alone.
     """
 
     def __init__(
-        self, folder: Path, name: str, index: SplitIndex, transform: Transform | None = None
+        self,
+        folder: Path,
+        name: str,
+        index: SplitIndex,
+        transform: Transform | None = None,
+        label: str | None = None,
     ) -> None:
-        self.folder, self.name, self.index, self.transform = folder, name, index, transform
+        self.folder, self.name, self.index = folder, name, index
+        self.transform, self.label = transform, label
+        if label is not None:
+            self._refuse_unknown(label)
         self._checked = bytearray(len(self))  # is the image of a sample undamaged?
         paths = [folder / shard.name for shard in index.shards]
         self._tar = lru_cache(OPEN_TARS)(lambda shard: _Tar(paths[shard]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitReader, (self.folder, self.name, self.index, self.transform)
+        return SplitReader, (self.folder, self.name, self.index, self.transform, self.label)
 
     def __len__(self) -> int:
         return self.index.samples
 
-    def __getitem__(self, number: int) -> tuple[Any, dict[str, int]]:
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        number = range(len(self))[number]  # counted as in a list
         image: Any = Image.fromarray(decode_rgb(self.read_image(number)))
-        return self.transform(image) if self.transform else image, self.read_labels(number)
+        labels = self.read_labels(number)
+        image = self.transform(image) if self.transform else image
+        return image, labels[self.label] if self.label is not None else labels
+
+    def __repr__(self) -> str:
+        known = [f"{name} ({len(names):,} classes)" for name, names in self.label_names.items()]
+        return (
+            f"SplitReader('{self.folder}', {self.name!r}: {len(self):,} images, labels: "
+            f"{', '.join(known) or 'none'})"
+        )
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of classes 0, 1, ... of `label`, or where none was named of the only one."""
+        return self.label_names[self._one_label]
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class numbers by name, as torchvision has them."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """(len,) class numbers of all samples, as torchvision has them; -1 is not known."""
+        targets: list[int] = self.labels(self._one_label).tolist()
+        return targets
+
+    @property
+    def _one_label(self) -> str:
+        if self.label is None and len(self.label_names) != 1:
+            there = ", ".join(self.label_names) or "none"
+            raise IjepaError(
+                f"{self.folder}: images of {self.name} have several labels or none ({there}); "
+                f"name one, as in split({self.name!r}, label='class')."
+            )
+        return self.label or next(iter(self.label_names))
+
+    def _refuse_unknown(self, label: str) -> None:
+        if label not in self.label_names:
+            near = did_you_mean(label, self.label_names)
+            there = ", ".join(self.label_names) or "none"
+            raise IjepaError(f"{self.name} has no label {label!r}{near}; its labels are: {there}.")
 
     @property
     def label_names(self) -> dict[str, list[str]]:
@@ -207,9 +272,7 @@ class SplitReader:
         Raises:
             IjepaError: there is no such label, or the index is damaged.
         """
-        if name not in self.label_names:
-            there = ", ".join(self.label_names) or "none"
-            raise IjepaError(f"{self.name} has no label {name!r}; its labels are: {there}.")
+        self._refuse_unknown(name)
         return self._columns[LABEL + name][numbers].astype(np.int64)
 
     def keys(self, numbers: Numbers = EVERY) -> list[str]:
@@ -301,7 +364,10 @@ def open_shards(folder: StrPath) -> ShardSet:
     folder = Path(folder)
     path = folder / INDEX
     if not path.is_file():
-        raise IjepaError(f"{folder} is not a shard set (no {INDEX}); make one with `ijepa shard`.")
+        near = "" if folder.exists() else did_you_mean(folder.name, names_in(folder.parent))
+        raise IjepaError(
+            f"{folder} is not a shard set (no {INDEX}){near}; make one with `ijepa shard`."
+        )
     index = parsed_index(read_json(path), path)
     for name, split in index.splits.items():
         for shard in split.shards:
@@ -333,7 +399,7 @@ def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any 
     return validated(SetIndex, body, str(where))
 
 
-def check_shards(folder: StrPath, progress: Progress = silent) -> ShardCheck:
+def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
     """Compare every file of a shard set with the sha256 that was taken when it was written.
 
     Raises:

@@ -1,7 +1,10 @@
 """What every encoder is: images in, features of its last layers out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +15,17 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ijepa.config import DataConfig, Precision, Size, height_width
+from ijepa.compute import LinearKernel, computing, pick_linear
+from ijepa.config import DataConfig, Precision, Size, StrPath, height_width
+from ijepa.data.decode import decode_rgb, rgb_pixels
 from ijepa.distributed import uses_bf16
 from ijepa.errors import IjepaError
+from ijepa.files import names_in
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
+from ijepa.progress import Progress, automatic
 from ijepa.provenance import Provenance
+from ijepa.text import did_you_mean
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 CLASS_TOKEN = "class token after the final norm"
@@ -32,6 +40,8 @@ TUNABLE = (
 
 Transformer = Vit | VisionTransformer | Beit
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Picture = Image.Image | StrPath | Pixels  # what `encode` takes for one image
 
 
 class Pooled(NamedTuple):
@@ -131,21 +141,111 @@ class Encoder(nn.Module):
         """Features of the last layer: (B, dim) float32; images as for `features`."""
         return self.features(images)[:, 0]
 
-    def transform(self, image: Image.Image | str | Path) -> Tensor:
-        """The evaluation view of an image or image file: (3, height, width) float, normalised."""
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        pixels = np.asarray(opened.convert("RGB"))
-        view = evaluation_crop(pixels, self.data.image_px, self.data.eval_crop_fraction)
+    def transform(self, image: Picture) -> Tensor:
+        """The evaluation view of one image: (3, height, width) float32, resized, cut, normalised.
+
+        Args:
+            image: a PIL image, the path of an image file, or (height, width, 3) uint8 RGB.
+
+        Raises:
+            IjepaError: it is none of these, or the file is not there or does not decode.
+        """
+        view = evaluation_crop(_rgb_pixels(image), self.data.image_px, self.data.eval_crop_fraction)
         return normalise(view, self.data.mean, self.data.std)[0]
 
-    def encode(self, images: Iterable[Image.Image | str | Path], batch_size: int = 32) -> Floats:
-        """(n, dim) features of the last layer of images or image files."""
+    def encode(
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int = 32,
+        layers: int = 1,
+        progress: Progress = automatic,
+    ) -> Floats:
+        """Features of images, (n, layers * dim) float32: for image files, those of `ijepa extract`.
+
+        They are computed where the encoder is (`encoder.to("cuda")`), in the precision of its
+        weights. Images are read while they are needed, so `images` may be a generator.
+
+        Args:
+            images: one image, or any number: PIL images, paths of image files, or arrays of
+                (height, width, 3) uint8 RGB.
+            batch_size: how many are computed at a time.
+            layers: how many of the last layers, side by side, the last one last.
+            progress: hears how many images are done; by default a bar in a notebook.
+
+        Raises:
+            IjepaError: there is no image, one cannot be read, or there are not so many layers.
+        """
+        if not 1 <= layers <= self.num_layers:
+            raise IjepaError(f"{self.name} gives 1 to {self.num_layers} layers, not {layers}.")
+        return self._encoded(
+            images, batch_size, progress, lambda batch: self.features(batch, layers).flatten(1)
+        )
+
+    def encode_patches(
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int = 32,
+        layer: int = -1,
+        progress: Progress = automatic,
+    ) -> Floats:
+        """Patch tokens of images, (n, patches, dim) float32; patches row by row, see `grid`.
+
+        Arguments and errors are those of `encode`, but for `layer`, see `patch_tokens`.
+        """
+        return self._encoded(
+            images, batch_size, progress, lambda batch: self.patch_tokens(batch, layer)
+        )
+
+    def _encoded(
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int,
+        progress: Progress,
+        compute: Callable[[Tensor], Tensor],
+    ) -> Floats:
+        """What `compute` gives for the views of images, batch by batch, on the CPU."""
         weight = next(self.parameters(), torch.empty(0))
-        views = [self.transform(image) for image in images]
-        if not views:
+        single = isinstance(images, Image.Image | str | os.PathLike)
+        single = single or (isinstance(images, np.ndarray) and images.ndim == 3)
+        queue: Iterator[Any] = iter([images] if single else images)  # type: ignore[arg-type]  # told apart above
+        total = 1 if single else len(images) if isinstance(images, Sized) else None
+        parts: list[Tensor] = []
+        done, linear = 0, self.pick_linear(weight.device, batch_size)
+        with ThreadPoolExecutor() as readers, computing(weight.device, linear=linear):
+            while batch := list(islice(queue, batch_size)):
+                # A PIL image may stand there twice, and two threads must not load one file.
+                batch = [rgb_pixels(x) if isinstance(x, Image.Image) else x for x in batch]
+                views = torch.stack(list(readers.map(self.transform, batch)))
+                parts.append(compute(views.to(weight)).cpu())
+                done += len(batch)
+                progress("encode images", done, total)
+        if not parts:
             raise IjepaError("There are no images to encode; give at least one.")
-        parts = torch.split(torch.stack(views), batch_size)
-        return torch.cat([self(part.to(weight.device)).cpu() for part in parts]).numpy()
+        return torch.cat(parts).numpy()
+
+    def pick_linear(self, device: torch.device, batch_size: int) -> LinearKernel:
+        """The faster library for its linear layers on a CPU, see `ijepa.compute.pick_linear`."""
+        if self.network is None:
+            return "torch"
+        patches, dim = 196, 768  # of a ViT-B/16, for networks that do not say
+        if isinstance(self.network, Transformer):
+            patches, dim = self.network.patch_embed.num_patches, self.network.embed_dim
+        return pick_linear(device, batch_size * patches, dim)
+
+    @property
+    def dim(self) -> int:
+        """Width of the features of one layer."""
+        if isinstance(self.network, Transformer):
+            return int(self.network.embed_dim)
+        blank = torch.zeros(1, 3, *self.data.image_size)
+        return int(self(blank.to(next(self.parameters(), blank))).shape[-1])
+
+    def __repr__(self) -> str:
+        device = next(self.parameters(), torch.empty(0)).device
+        return (
+            f"Encoder({self.name!r}, image_px={self.data.image_px}, dim={self.dim}, "
+            f"num_layers={self.num_layers}, pooling={self.pooling!r}, device='{device}')"
+        )
 
     def uses_bf16(self, precision: Precision, device: torch.device) -> bool:
         """Whether features are computed in bfloat16; pixels are not computed at all."""
@@ -156,7 +256,7 @@ class Encoder(nn.Module):
         """The Vision Transformer behind it, ours or timm's; an `IjepaError` if there is none."""
         if not isinstance(self.network, Vit | VisionTransformer):
             raise IjepaError(
-                f"{self.name} is no Vision Transformer of timm's, so there is no looking into it."
+                f"{self.name} is no Vision Transformer of ijepa or timm, so it has no patch tokens."
             )
         return self.network
 
@@ -167,17 +267,20 @@ class Encoder(nn.Module):
         return rows, columns
 
     @torch.inference_mode()
-    def patch_tokens(self, images: Tensor, layer: int) -> Tensor:
+    def patch_tokens(self, images: Tensor, layer: int = -1) -> Tensor:
         """Patch tokens after one block and the final norm, without class token or registers.
 
         Args:
             images: as for `features`.
-            layer: number of the block in [0, num_layers).
+            layer: number of the block, counted as in a list; -1 is the last.
 
         Returns:
             (B, N, dim) float32; N patches, row-major.
         """
         vit = self.vit
+        if not -self.num_layers <= layer < self.num_layers:
+            raise IjepaError(f"{self.name} has layers 0 to {self.num_layers - 1}, not {layer}.")
+        layer %= self.num_layers
         if isinstance(vit, Vit):
             [tokens] = vit.forward_layers(images, [layer + 1])
             return (tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)).float()
@@ -193,6 +296,36 @@ class Encoder(nn.Module):
         if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
             raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")
         return self
+
+
+def _rgb_pixels(image: Picture) -> Pixels:
+    """(height, width, 3) uint8 of an image, as `ijepa extract` decodes it."""
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return image
+        kind = f"an array of shape {image.shape} and type {image.dtype}"
+    elif isinstance(image, str | os.PathLike):
+        path = Path(image)
+        if path.is_file():
+            try:
+                return decode_rgb(path.read_bytes())
+            except IjepaError as error:
+                raise IjepaError(f"{path}: {error}.") from error
+        if path.is_dir():
+            raise IjepaError(
+                f"{path} is a folder; give its image files, such as "
+                f"sorted(Path({str(path)!r}).glob('*.jpg'))."
+            )
+        near = did_you_mean(path.name, names_in(path.parent))
+        raise IjepaError(f"There is no image file {path}{near}.")
+    else:
+        kind = f"a {type(image).__name__}"
+    raise IjepaError(
+        f"encode takes PIL images, paths of image files and (height, width, 3) uint8 arrays, not "
+        f"{kind}; for tensors of normalised images, call `encoder.features(images)`."
+    )
 
 
 def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:

@@ -15,10 +15,11 @@ from pydantic import Field
 
 from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, fingerprint_of
+from ijepa.files import file_sha256, fingerprint_of, names_in
 from ijepa.paper import TABLES
 from ijepa.provenance import Provenance
 from ijepa.records import read_record, record_path
+from ijepa.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -175,16 +176,14 @@ class EncoderSpec(NamedTuple):
         assert self.file is not None
         if self.kind in KINDS:
             if not self.file.is_file():
+                near = did_you_mean(self.file.name, names_in(self.file.parent))
                 raise IjepaError(
-                    f"There is no file {self.name or self.text}; `ijepa encoders` says where from."
+                    f"There is no file {self.file}{near}; `ijepa encoders` lists download "
+                    f"locations."
                 )
             return fingerprint_of([self.kind, "", self.which, [file_sha256(self.file)]])
         if not self.file.exists():
-            raise IjepaError(
-                f"There is no encoder {self.text!r}; give a run folder, a checkpoint file, "
-                f"random:RUN, random:ARCH such as random:vit_small/16@224, pixels, or another kind "
-                f"of `ijepa encoders`."
-            )
+            raise _unknown(self.text)
         arch = [self.arch] if self.kind == "published" else []
         return fingerprint_of([self.which, weights_fingerprint(self.file), *arch])
 
@@ -219,9 +218,9 @@ def load_encoder(
     which: str = "target",
     image_px: int | Size | None = None,
     seed: int = 0,
-    device: "torch.device | None" = None,
+    device: "str | torch.device" = "cpu",
 ) -> "Encoder":
-    """Make an encoder from its name.
+    """Make an encoder from its name: an `nn.Module`, frozen, with `encode` and `transform`.
 
     Args:
         name: a run folder, a checkpoint file of a run, a published file (or
@@ -232,16 +231,23 @@ def load_encoder(
         image_px: another side, or (height, width), than the encoder's own; positions are
             interpolated.
         seed: of `random:ARCH`; a run has its own.
-        device: where it computes; the CPU by default.
+        device: where it computes, such as `cuda`, or `auto`, a GPU if there is one;
+            `encoder.to(device)` moves it later.
 
     Raises:
-        IjepaError: no such encoder, or weights that do not load. Never a partly loaded model.
+        IjepaError: no such encoder or device, or weights that do not load. Never a partly loaded
+            model.
     """
-    return EncoderSpec.parse(name, which=which, image_px=image_px, seed=seed).load(device)
+    from ijepa.distributed import pick_device
+
+    spec = EncoderSpec.parse(name, which=which, image_px=image_px, seed=seed)
+    return spec.load(pick_device(str(device)))
 
 
 def checkpoint_path(path: Path) -> Path:
     """The checkpoint that a run folder or file names; an `IjepaError` for an unfinished run."""
+    if not path.exists():
+        raise _unknown(str(path))
     if path.is_file():
         return path
     if not (path / LAST).is_file():
@@ -250,6 +256,19 @@ def checkpoint_path(path: Path) -> Path:
             f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
         )
     return path / LAST
+
+
+def _unknown(text: str) -> IjepaError:
+    """There is no such run or file; with the name or kind nearest to a mistyped one."""
+    _, colon, rest = text.partition(":")
+    if colon:
+        near = did_you_mean(text, [f"{one}:{rest}" for one in (*KINDS, "random", "published")])
+    else:
+        near = did_you_mean(Path(text).name, ["pixels", *names_in(Path(text).parent)])
+    return IjepaError(
+        f"There is no encoder {text!r}{near}; give a run folder, a checkpoint file, random:RUN, "
+        f"random:ARCH such as random:vit_small/16@224, pixels, or another kind of `ijepa encoders`."
+    )
 
 
 def weights_fingerprint(path: Path) -> str:

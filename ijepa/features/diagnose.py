@@ -7,7 +7,7 @@ import numpy as np
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.features.store import Array, FeatureHeader, Features, open_features
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 
 POWER_LAW = (5, 100)  # eigenvalues, counted from 1, to which the exponent is fitted
 DEAD = 1e-4  # of the largest standard deviation
@@ -87,7 +87,7 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
 
 
 def diagnose(
-    path: StrPath, label: str | None = "class", progress: Progress = silent
+    path: StrPath, label: str | None = "class", progress: Progress = automatic
 ) -> FeatureState:
     """Measure every stored layer of a feature file, in bounded memory; without a label if None.
 

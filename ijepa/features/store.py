@@ -19,7 +19,9 @@ from pydantic import ValidationError
 
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
+from ijepa.files import names_in
 from ijepa.provenance import UNKNOWN, Provenance
+from ijepa.text import did_you_mean
 
 if TYPE_CHECKING:
     import pandas
@@ -79,13 +81,26 @@ class FeatureHeader(Config):
     crop_fraction: float | None = None
 
 
+class Labels(dict[str, Array]):
+    """(rows,) int64 class numbers by label; -1 where the class is not known."""
+
+    path: Path
+
+    def __missing__(self, name: str) -> Array:
+        near, there = did_you_mean(name, self), ", ".join(self) or "none"
+        raise IjepaError(f"{self.path} has no label {name!r}{near}; its labels are: {there}.")
+
+
 class Features:
     """A store opened for reading: columns are in memory, numbers are read when asked for.
 
     Attributes:
+        path: the file.
+        header: where the features come from.
         shape: (rows, layers, dim).
         dtype: of the stored numbers.
-        labels: (rows,) int64 by label.
+        labels: (rows,) int64 class numbers by label.
+        class_names: names of classes 0, 1, ... by label; None where they are plain integers.
         image_ids: (rows,) uint64: equal for image files that are byte for byte the same.
         views: (rows,) int16: 0 is the evaluation view; None where each image is stored once.
     """
@@ -97,7 +112,8 @@ class Features:
         rows, layers, dim = self._numbers.shape
         self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
         labels = store.get("labels", {})
-        self.labels: dict[str, Array] = {name: labels[name][:] for name in labels}
+        self.labels = Labels((name, labels[name][:]) for name in labels)
+        self.labels.path, self.class_names = path, header.class_names
         self.image_ids: Array = store["image_id"][:]
         self.views: Array | None = store["view"][:] if "view" in store else None
         self._keys = store["keys"][:]
@@ -107,6 +123,21 @@ class Features:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        known = []
+        for name in self.labels:
+            classes = self.class_names.get(name)
+            known.append(f"{name} ({len(classes):,} classes)" if classes else name)
+        _, layers, dim = self.shape
+        return (
+            f"Features('{self.path}': {self.header.encoder}, split {self.header.split}, "
+            f"{len(self):,} rows of {layers} {'layer' if layers == 1 else 'layers'} x {dim} "
+            f"{self.dtype}, labels: {', '.join(known) or 'none'})"
+        )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -118,12 +149,15 @@ class Features:
         return [key.decode() for key in self._keys]
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A table with a row a stored view: `key`, each label, and `view` where there are several.
+        """A table with one row a stored view: `key`, each label, and `view` if there are several.
 
-        Needs pandas, which ijepa does not install.
+        Features are not in it; its rows are those of `numpy()`. Needs pandas, which ijepa does not
+        install.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ImportError as error:
+            raise IjepaError("to_pandas needs pandas: pip install pandas.") from error
         columns = {"key": self.keys, **self.labels}
         return pandas.DataFrame(columns if self.views is None else columns | {"view": self.views})
 
@@ -134,6 +168,10 @@ class Features:
 
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
+        if not -self.shape[1] <= layer < self.shape[1]:
+            raise IjepaError(
+                f"{self.path} stores {self.shape[1]} layers, 0 to {self.shape[1] - 1}, not {layer}."
+            )
         return self._numbers[:, layer].astype(np.float32)
 
     def last(self, layers: int = 1) -> Array:
@@ -171,7 +209,8 @@ def read_header(path: Path) -> FeatureHeader:
 def _readable(path: Path) -> Iterator[h5py.File]:
     """The open file; whatever HDF5 finds damaged becomes one line."""
     if not path.is_file():
-        raise IjepaError(f"There is no feature file {path}; make one with `ijepa extract`.")
+        near = did_you_mean(path.name, names_in(path.parent))
+        raise IjepaError(f"There is no feature file {path}{near}; make one with `ijepa extract`.")
     try:
         with h5py.File(path, "r") as store:
             yield store

@@ -26,7 +26,7 @@ from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features, open_features
 from ijepa.files import write_bytes
-from ijepa.progress import Progress, silent
+from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
 from ijepa.stage import StagePlan, exclusive_work
 
@@ -95,7 +95,7 @@ def visualize(
     data: StrPath | None = None,
     features: Sequence[StrPath] = (),
     runtime: Runtime = RUNTIME,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> Picture:
     """Draw a picture as PNG or SVG; a map of features also as a page to point at.
 
