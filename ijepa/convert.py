@@ -144,7 +144,7 @@ def _load_call(to: str, out: str, which: str) -> str:
 
 
 def _fingerprint(source: Path) -> str:
-    """Of a run or a file as for an encoder, of a folder of others by what it holds."""
+    """Fingerprint of the source: the weights of a run or file, all files of another folder."""
     if source.is_dir() and not (source / LAST).is_file():
         files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
         return fingerprint_of({path.name: file_sha256(path) for path in files})

@@ -31,7 +31,7 @@ from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
-    from ijepa.train.finetuning import FinetuneTask, Labelled
+    from ijepa.train.finetuning import FinetuneTask, LabelledImages
 
 VERSION = 10
 
@@ -179,9 +179,9 @@ def _train(
 
 def _images(
     data: ShardSet, config: FinetuneConfig, subset: StrPath | None
-) -> "tuple[Labelled, Labelled, Labelled]":
+) -> "tuple[LabelledImages, LabelledImages, LabelledImages]":
     """Images to train on, held out of these, and to test on; classes are counted from 0."""
-    from ijepa.train.finetuning import Labelled
+    from ijepa.train.finetuning import LabelledImages
 
     reader, test_reader = data.split(config.split), data.split(config.test_split)
     labels, test_labels = reader.labels(config.label), test_reader.labels(config.label)
@@ -211,21 +211,21 @@ def _images(
             raise IjepaError("No image can be held out: there is one of each class; drop holdout.")
     test_numbers = np.searchsorted(classes, test_labels[tested])
     return (
-        Labelled(reader, chosen[trained], numbers[trained], reader.keys(chosen[trained])),
-        Labelled(reader, chosen[held], numbers[held], reader.keys(chosen[held])),
-        Labelled(test_reader, tested, test_numbers, test_reader.keys(tested)),
+        LabelledImages(reader, chosen[trained], numbers[trained], reader.keys(chosen[trained])),
+        LabelledImages(reader, chosen[held], numbers[held], reader.keys(chosen[held])),
+        LabelledImages(test_reader, tested, test_numbers, test_reader.keys(tested)),
     )
 
 
 def _repeats(
-    train: "Labelled", test: "Labelled", world: World, progress: Progress
+    train: "LabelledImages", test: "LabelledImages", world: World, progress: Progress
 ) -> tuple[str, ...]:
     """Keys of test images that are training images, too; many are refused. Processes share it."""
     from ijepa.distributed import from_rank_0, over_ranks
 
     sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
 
-    def known(part: "Labelled", places: Ints) -> Known:
+    def known(part: "LabelledImages", places: Ints) -> Known:
         ids = over_ranks(world, part.chosen[places], lambda s: part.images.read_ids(s, progress))
         return Known(ids, [part.keys[place] for place in places.tolist()])
 
@@ -238,7 +238,7 @@ def _score(
     data: ShardSet,
     vit: "Encoder",
     task: "FinetuneTask",
-    parts: "tuple[Labelled, Labelled, Labelled]",
+    parts: "tuple[LabelledImages, LabelledImages, LabelledImages]",
     predicted: Ints,
     repeats: tuple[str, ...],
 ) -> Score:

@@ -100,13 +100,13 @@ def pretrain(
     config = started(config, init, prolong)
     in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
     plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
-    beside = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
-    beside["checkpoint_epochs"] = plain["checkpoint_epochs"]
+    ignored = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
+    ignored["checkpoint_epochs"] = plain["checkpoint_epochs"]
     if "read" not in inputs:
-        beside |= {f"stream.{name}": value for name, value in plain["stream"].items()}
+        ignored |= {f"stream.{name}": value for name, value in plain["stream"].items()}
     precious = not (runtime.replace or in_place)
     plan = StagePlan(
-        "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, beside=beside
+        "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, ignored=ignored
     )
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:

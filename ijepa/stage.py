@@ -48,15 +48,15 @@ class StagePlan:
     out: Path  # the final path, a folder or one file
     precious: bool = False  # an output or partial work of another plan is replaced by --force only
     is_folder: bool = False
-    # Settings of `config` that do not change the result, such as how often a run is watched, by
-    # dotted name; with the value that the fingerprint takes for each.
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    # Settings that do not change the result, such as how often health is checked, by dotted name;
+    # the fingerprint takes the value given here instead.
+    ignored: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits; equal plans, equal digits, whatever `out` and `beside` are."""
+        """64 hexadecimal digits, equal for equal plans, whatever `out` and the ignored settings."""
         body = self.described()
-        for name, value in self.beside.items():
+        for name, value in self.ignored.items():
             *groups, last = name.split(".")
             functools.reduce(operator.getitem, groups, body["config"])[last] = value
         return fingerprint_of(body)
@@ -205,7 +205,7 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     known, others = [], []
     for name in ours | theirs:
         words = name.removeprefix("config.")
-        if words in plan.beside:
+        if words in plan.ignored:
             continue
         if name not in theirs:  # the record is of an earlier version
             others.append(f"{words}, a new setting, is {ours[name]!r:.40}")

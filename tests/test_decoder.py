@@ -17,7 +17,6 @@ from runs import CPU, LAST, ask_at, metrics_of
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, PredictionsConfig, validated
-from ijepa.decode import train_decoder
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
 from ijepa.decoder.model import (
     build_decoder,
@@ -35,6 +34,7 @@ from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
+from ijepa.train_decoder import train_decoder
 from ijepa.visualize import visualize
 from ijepa.weights import load_state
 from ijepa_cli.main import app
@@ -146,7 +146,7 @@ KILLED = """
 import signal, sys
 from pathlib import Path
 from ijepa.config import DecoderConfig
-from ijepa.decode import train_decoder
+from ijepa.train_decoder import train_decoder
 from ijepa.train import loop
 from runs import EAGER, ask_at
 

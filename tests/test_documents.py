@@ -108,5 +108,12 @@ def test_both_lists_of_tested_versions_name_the_same_versions():
         assert {plain(re.match(r"[\w.-]+", need)[0]) for need in needs} <= known
 
 
+def test_functions_named_in_the_contributors_guide_are_there():
+    named = re.findall(r"`(ijepa/[\w/]+\.py):(\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 15
+    for file, name in named:
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), name
+
+
 def test_the_citation_names_the_version():
     assert f"\nversion: {ijepa.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -83,7 +83,7 @@ def test_the_stored_images_give_the_stored_accuracy_of_every_draw(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, r"r\.json is not a result of schema 7, but of another version"),
+        ({"schema_version": 1}, r"r\.json is not a result of schema 8, but of another version"),
         ({"probe": None}, r"r\.json"),
         ({"correct": ["?!"]}, r"r\.json: .* not base64"),
         ({"correct": []}, r"r\.json: .* not of the 120 test images"),

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from inspect import isclass
 from pathlib import Path
 
 import pytest
 import typer
 
+from ijepa.config import Settings
 from ijepa.probe import PROTOCOLS
 from ijepa_cli.main import COMMANDS, app
 
@@ -58,10 +60,20 @@ def test_every_command_has_a_page_with_all_its_options(hooks):
 
 def test_every_setting_is_described_on_one_page(hooks):
     page = hooks["settings"].settings_page()
-    for kind in hooks["settings"].STAGES.values():
+
+    def check(kind, prefix):
         for name, field in kind.model_fields.items():
-            assert field.description or f"`{name}." in page, name
-            assert f"`{name}" in page, name
+            group = field.annotation
+            if isclass(group) and issubclass(group, Settings):
+                check(group, f"{prefix}{name}.")
+            elif f"{prefix}{name}" != "masks":  # has kinds, each with a table of its own
+                assert field.description, f"{prefix}{name}"
+                assert f"`{prefix}{name}`" in page
+
+    for kind in hooks["settings"].STAGES.values():
+        check(kind, "")
+    for masks in hooks["settings"].MASKS:
+        check(masks, "masks.")
 
 
 def test_every_protocol_stands_in_the_tables(hooks):

@@ -83,7 +83,7 @@ class StepPlan:
         return newest[1][step * size : (step + 1) * size]
 
     def part(self, step: int) -> tuple[Ints, Ints, CropDraws]:
-        """The images of this part, the draw that is each one's, and all draws."""
+        """Numbers of this part's images, the place of each in the draws, and the batch's draws."""
         return self.numbers(step)[self._part], *self.crops(step)
 
     def crops(self, step: int) -> tuple[Ints, CropDraws]:
@@ -179,7 +179,7 @@ class CachedCropBatches:
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """Of a GPU what is free, of the machine all that it has."""
+    """Free memory of a GPU, or all RAM of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

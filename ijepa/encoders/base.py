@@ -45,12 +45,12 @@ Picture = Image.Image | StrPath | Pixels  # what `encode` takes for one image
 
 
 class Pooled(NamedTuple):
-    """How features come of images.
+    """How images become features.
 
     Attributes:
         features: (normalised images (B, 3, height, width), n) -> (B, n, dim), of the last n layers.
         num_layers: how many layers it can give.
-        how: one vector comes of each layer, in words.
+        how: in words, how the tokens of a layer become one vector.
     """
 
     features: Callable[[Tensor, int], Tensor]

@@ -96,10 +96,10 @@ def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
 
 
 def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Provenance:
-    """Of the paper's encoder of that method and size, unless the file says another epoch.
+    """Where a released file comes from: the paper's encoder of that method and size.
 
-    Files of weights alone do not say for how long, or on what, they were trained; the user is told
-    what they are taken for.
+    A file that names another epoch is not that encoder. Files of weights alone do not say on what
+    they were trained, or for how long; a log line says what they are taken for.
     """
     method = KINDS[spec.kind].method
     found = {row.epochs for row in KINDS[spec.kind].paper if row.arch == arch} - {None}

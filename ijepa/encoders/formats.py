@@ -44,7 +44,7 @@ from ijepa.weights import (
 
 ENCODERS = {"target": "target_encoder", "context": "encoder"}
 PARTS = ("encoder", "predictor", "target_encoder")
-NOTES = "ijepa"  # under which our own files of foreign formats say what those have no room for
+NOTES = "ijepa"  # metadata key under which converted files keep our config and provenance
 # What IJepaModel must be set to for its features to be ours.
 SAME_NETWORK = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
@@ -289,8 +289,8 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
             arch = name
     if not arch:
         raise IjepaError(
-            f"{source} is {dim} wide and {depth} blocks deep, no architecture with a name, and "
-            f"weights do not tell the number of heads. Say it: --encoder "
+            f"{source} is {dim} wide and {depth} blocks deep, no named architecture, and "
+            f"the number of heads cannot be read from the weights. Name it: --encoder "
             f"published:{dim}x{depth}xHEADS@FILE, or `ijepa convert --arch {dim}x{depth}xHEADS`."
         )
     body: dict[str, Any] = {

@@ -46,7 +46,7 @@ def load(spec: EncoderSpec) -> Encoder:
 
 
 def provenance_of(networks: Networks) -> Provenance:
-    """Of weights in whatever file: as recorded there, or of the released file of that name."""
+    """Where weights come from: as recorded in their file, or known from its released name."""
     known, config = networks.provenance, networks.config
     if known.settings:
         return known

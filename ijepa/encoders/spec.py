@@ -1,4 +1,4 @@
-"""The name of an encoder: parsed once, told apart by its files, loaded by the module of its kind.
+"""Names of encoders: parse one, fingerprint its files, load it by the module of its kind.
 
 Nothing here needs torch until weights are loaded: a stage whose output is there does not wait.
 """

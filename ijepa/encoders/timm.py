@@ -210,7 +210,7 @@ def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
 
 
 def provenance_of(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs
-    """Of a name whose training is known; of any other Vision Transformer its size alone."""
+    """What is known of a model's training by its name; its size alone for other transformers."""
     cfg = model.pretrained_cfg
     known = RELEASED["timm"].get(name if "." in name else f"{name}.{cfg.get('tag', '')}")
     if known or not isinstance(model, VisionTransformer):

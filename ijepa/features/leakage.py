@@ -1,7 +1,7 @@
 """Two feature files that a probe may be fitted and scored on, and whatever forbids it.
 
-Images that stand in train and in test, byte for byte and whatever their names, are a leak.
-Published data sets hold a few, so that few are told with the score; many are refused.
+Test images that are byte-identical to a training image are a leak. Published data sets hold a few:
+up to 5% of the test images are reported with the score; above that, the probe refuses.
 """
 
 import itertools

@@ -34,8 +34,8 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Drawn = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
 
-TRIES = 20  # contexts tried before the published sampler forgives one more target
-ROUNDS = 40  # redraws of an image's blocks before `symmetric` puts its targets on one place
+TRIES = 20  # contexts tried before one more target may overlap the context (published)
+ROUNDS = 40  # redraws of an image's blocks before all its targets share one place (symmetric)
 
 
 class Masks(NamedTuple):
@@ -176,6 +176,7 @@ def _multiblock(
         if number == 0 or not published:
             drawn = _place(grid, (num_targets, len(todo)), size, config.draw, rng)
             corners[:, :, todo] = drawn if published or number < ROUNDS else drawn[:, :1]
+        # Of so many targets the context must be free; after TRIES contexts, of one fewer.
         respected = num_targets - number // TRIES if published else num_targets
         hidden = _inside(grid, corners[:, :respected, todo], size).any(axis=0)
         context = _place(grid, (len(todo),), context_size, config.draw, rng)

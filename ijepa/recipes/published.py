@@ -63,7 +63,7 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name, only in ONLY.items():
         if settings.get(name, only) != only:
             raise IjepaError(
-                f"recipe {source}: {name} is {settings[name]!r}; only {only!r} is done."
+                f"recipe {source}: {name} is {settings[name]!r}, but only {only!r} is supported."
             )
     ours: dict[str, Any] = {}
     for name, value in settings.items():

@@ -65,7 +65,7 @@ class Score(Config):
             `pack_correct`.
         test_classes: class of each test image, see `pack_classes`.
         precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
-        deviations: in what the score is not of the protocol that it is named by.
+        deviations: from the protocol that it names, one line each.
         command: that made it; empty if it was no command.
         fingerprint: of the stage that made it, and its inputs.
     """

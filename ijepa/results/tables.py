@@ -14,7 +14,7 @@ from ijepa.paper import tables_by
 from ijepa.results.record import Result, Score, result_id
 
 # What scores must share to be compared.
-GROUND = (
+SETTING_FIELDS = (
     "protocol", "label", "setting", "source", "train_split", "test_split", "train_images",
     "test_images",
 )  # fmt: skip
@@ -23,7 +23,7 @@ VIEW = (
     "which", "layers", "pooling", "image_px", "transform", "features_precision", "precision",
     "deviations",
 )  # fmt: skip
-# Of a probe's configuration: what leaves numbers comparable, or is said elsewhere.
+# Settings of a probe that are ignored when scores are grouped.
 SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label", "precision"}
 
 
@@ -60,7 +60,7 @@ class Line(NamedTuple):
     """One encoder, seen in one way."""
 
     members: tuple[Member, ...]  # scores that are averaged, each of other seeds or weights
-    again: tuple[Member, ...]  # of the seeds and weights of a member, that came out otherwise
+    again: tuple[Member, ...]  # same seeds and weights as a member, but other numbers
 
     @property
     def score(self) -> Score:
@@ -78,7 +78,7 @@ class Line(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Lines on common ground; `score` is any of theirs, for all that they share."""
+    """Lines with the same evaluation setting; `score` is one of theirs."""
 
     score: Score
     lines: tuple[Line, ...]
@@ -95,7 +95,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
             family = families.setdefault(weights, score.provenance.family or weights)
             settings = {k: v for k, v in score.config.items() if k not in SAID_ELSEWHERE}
             view = [getattr(score, name) for name in VIEW]
-            ground = fingerprint_of([getattr(score, name) for name in GROUND])
+            ground = fingerprint_of([getattr(score, name) for name in SETTING_FIELDS])
             lines = grounds.setdefault(ground, {})
             way = fingerprint_of([family, view, settings])
             lines.setdefault(way, []).append(Member(score, of_result))

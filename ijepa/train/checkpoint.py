@@ -1,4 +1,8 @@
-"""A run's checkpoints: copied at once, written in a thread, read again to go on."""
+"""A run's checkpoints: copied at once, written in a thread, read again to go on.
+
+A checkpoint holds `schema`, `step`, `config` (settings as plain values), `model` and `optimizer`
+(state dicts), and `facts` (small values of `Task.state` and of the loop).
+"""
 
 import logging
 import os
@@ -41,7 +45,7 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
     """State of networks and optimizer, by the names of the parameters; all processes call it.
 
     It does not depend on how weights are sharded: a run may go on with another number of processes.
-    Sharded weights are gathered in rank 0's memory, and empty on other ranks; others are no copies.
+    Sharded weights are gathered on rank 0, other ranks get nothing; other weights are not copied.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=is_sharded(model))
     weights = get_model_state_dict(model, options=options)
@@ -164,7 +168,7 @@ def link_or_copy(first: Path, path: Path) -> None:
 
 
 def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
-    """Put the newest state of a finished run that a longer one passes through into its folder.
+    """Start a longer run from the newest checkpoint that it shares with a finished, shorter run.
 
     From there the longer run, of `work` and `config`, takes the very steps that it would take from
     its beginning. It may differ in its epochs, and in how it is watched and saved.

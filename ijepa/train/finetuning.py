@@ -35,7 +35,7 @@ SCORED_AT_ONCE = 64
 Inputs = tuple[Tensor, Tensor, Tensor]  # images, targets, draws of branches that are skipped
 
 
-class Labelled(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images of a split that take part."""
 
     images: SplitReader  # the whole split
@@ -55,7 +55,7 @@ class FinetuneTask(Task[Inputs]):
     def __init__(
         self,
         model: Classifier,
-        parts: Sequence[Labelled],
+        parts: Sequence[LabelledImages],
         config: FinetuneConfig,
         cuts: DataConfig,
         runtime: Runtime,
@@ -164,7 +164,7 @@ class FinetuneTask(Task[Inputs]):
         """See `state`."""
         self.held_out = state["held_out"]
 
-    def predictions(self, test: Labelled, progress: Progress) -> Ints:
+    def predictions(self, test: LabelledImages, progress: Progress) -> Ints:
         """(n,) class numbers of images by their evaluation views; all processes must call it."""
         found = torch.zeros(len(test.chosen), dtype=torch.int64)
         with computing(self.device, linear=self.linear):
@@ -175,7 +175,7 @@ class FinetuneTask(Task[Inputs]):
         return every
 
     @torch.inference_mode()
-    def logits(self, part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
+    def logits(self, part: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
         """Places in `part` and their (n, classes) logits, on the CPU; of this process's share."""
         cuts = self.cuts
         plan = ViewPlan(cuts.image_px, cuts.eval_crop_fraction, interpolation="bicubic")  # as MAE

@@ -61,7 +61,7 @@ class Given(NamedTuple):
     progress: Progress
 
     def split(self, name: str) -> SplitReader:
-        """Of a picture that cannot do without images."""
+        """Open a split; `data` must be set."""
         assert self.data is not None
         return self.data.split(name)
 
@@ -80,11 +80,11 @@ class Picture(Config):
     cached: bool
     """It was there already."""
     encoders: tuple[str, ...]
-    """Whose view it shows."""
+    """Names of the encoders that it shows."""
     images: int
     """How many images are on it."""
     keys: tuple[str, ...] = ()
-    """Of the images or queries, a row each; empty where it has no such rows."""
+    """Keys of the images or queries, one a row; empty if it has no such rows."""
     figures: dict[str, float | tuple[int, ...] | None]
     """The numbers that it shows."""
 

@@ -29,7 +29,7 @@ def train_decoder(
 
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """
-    from ijepa.decode import train_decoder as run
+    from ijepa.train_decoder import train_decoder as run
 
     with outlook_shown(as_json), shown_progress() as progress:
         outcome = run(data, out, config, runtime, progress)

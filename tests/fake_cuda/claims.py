@@ -50,7 +50,7 @@ from ijepa.provenance import UNKNOWN
 from ijepa.recipes import load_recipe
 from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
-from ijepa.train.finetuning import FinetuneTask, Labelled
+from ijepa.train.finetuning import FinetuneTask, LabelledImages
 from ijepa.train.loop import fit
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
@@ -253,7 +253,7 @@ def fine_tuning() -> int:
     pictures, numbers = Pictures(3 * BATCH, 40), np.arange(3 * BATCH)
     keys = [str(number) for number in numbers]
     train, rest = (
-        Labelled(pictures, chosen, chosen % 4, keys)
+        LabelledImages(pictures, chosen, chosen % 4, keys)
         for chosen in (numbers[: 2 * BATCH], numbers[2 * BATCH :])
     )
     data = DataConfig(image_px=size, batch_size=BATCH)
