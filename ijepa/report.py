@@ -4,39 +4,73 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, read_json, read_metrics, write_bytes
+from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
-from ijepa.results.page import PICTURES, Picture, RunView, file_picture, map_picture, page
+from ijepa.results.page import (
+    PICTURES,
+    Content,
+    Head,
+    Picture,
+    RunView,
+    file_picture,
+    map_picture,
+    page,
+)
 from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
-from ijepa.results.tables import Shown
+from ijepa.results.tables import Line, Shown, grouped, score_name
+from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work
+from ijepa.version import VERSION as IJEPA_VERSION
 
-VERSION = 7
+VERSION = 8
 METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
+MOST_STRIPS = 12  # probes on the first screen; the tables have all
+MOST_CURVES = 8  # runs in the health curve of the first screen
+KINDS = 6  # colours of encoders
+
+Records = list[dict[str, float]]
 
 
 class ReportConfig(Config):
-    """What the page says beside its inputs."""
+    """What the page says beside its inputs.
 
-    title: str = "ijepa report"
+    Attributes:
+        title: heading of the page; empty: made from the data and the run.
+        paper: show every table of the paper, also those that no result fills.
+        tables: numbers of tables of the paper to show, also if no result fills them.
+    """
+
+    title: str = ""
+    paper: bool = False
+    tables: tuple[int, ...] = ()
 
 
 class ReportOutcome(Config):
     """A finished page, and what is in it.
 
     Attributes:
-        tables: those of the paper, with ours beside it where it was made; its ablations at the
-            scale of other data; all scores, comparable ones together.
+        title: heading of the page.
+        verdict: what the scores say, in sentences.
+        tables: those of the paper that were chosen or hold a number of ours; its ablations at the
+            scale of other data; scores, one table a label, then one a probe with all numbers.
+        paper_cells: how many numbers of the paper have one of ours beside them, and how many
+            there are.
     """
 
     out: Path
     cached: bool = False
+    title: str
+    verdict: tuple[str, ...]
     tables: tuple[Shown, ...]
+    paper_cells: tuple[int, int]
     results: tuple[Result, ...]
     runs: tuple[Path, ...]
     pictures: tuple[Path, ...]
@@ -46,7 +80,10 @@ def report(
     sources: Sequence[StrPath],
     out: StrPath,
     runtime: Runtime = RUNTIME,
-    title: str = "ijepa report",
+    title: str = "",
+    *,
+    paper: bool = False,
+    paper_tables: Sequence[int] = (),
 ) -> ReportOutcome:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
@@ -54,35 +91,145 @@ def report(
         sources: result files of `ijepa probe`, and folders of them; folders of `ijepa pretrain`,
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
-        runtime: `force` makes it again.
-        title: of the page.
+        runtime: `force` rebuilds it.
+        title: of the page; empty: made from the data and the run.
+        paper: show every table of the paper; otherwise only those that hold a number of ours.
+        paper_tables: numbers of tables of the paper to show in any case.
 
     Raises:
-        IjepaError: nothing to show, or something that is none of these.
+        IjepaError: nothing to show, something that is none of these, or no such table.
     """
+    config = ReportConfig(title=title, paper=paper, tables=tuple(sorted({*paper_tables})))
+    if unknown := {*config.tables} - {table.number for table in TABLES}:
+        known = ", ".join(str(table.number) for table in TABLES)
+        raise IjepaError(f"The paper has no table {min(unknown)} of scores; choose from {known}.")
     out = Path(out)
     results, runs, pictures = _sorted(list(dict.fromkeys(map(Path, sources))))
     if not (results or runs or pictures):
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     configs = {run: _pretraining(run) for run in runs}
     shown = tables([*results.values()], [config for config in configs.values() if config])
+    made = [cell for one in shown if one.kind == "paper" for cell in one.made]
     outcome = ReportOutcome(
-        out=out, tables=shown, results=results.values(), runs=runs, pictures=pictures
+        out=out,
+        title=title or _title([*results.values()], runs, out),
+        verdict=tuple(verdict([*results.values()])),
+        tables=_chosen(shown, config),
+        paper_cells=(sum(made), len(made)),
+        results=tuple(results.values()),
+        runs=tuple(runs),
+        pictures=tuple(pictures),
     )
     inputs = {f"result {path}": result_id(result) for path, result in results.items()}
     inputs |= {f"run {path}": file_sha256(path / METRICS) for path in runs}
     files = [path for run in runs for path in (run / "config.yaml", run / "stage.json")]
     files += [file for path in pictures for file in (path, record_path(path))]
     inputs |= {f"file {path}": file_sha256(path) for path in files if path.is_file()}
-    plan = StagePlan("report", VERSION, ReportConfig(title=title), inputs, out)
+    plan = StagePlan("report", VERSION, config, inputs, out)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            views = [_view(run, config) for run, config in configs.items()]
-            shown_pictures = [file_picture(path, read_record(path)) for path in pictures]
-            text = page(title, outcome.tables, outcome.results, views, shown_pictures)
-            write_bytes(work.folder / out.name, text.encode())
+            write_bytes(work.folder / out.name, _page(outcome, configs).encode())
             work.publish({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
+
+
+def _chosen(shown: Sequence[Shown], config: ReportConfig) -> tuple[Shown, ...]:
+    """All tables but those of the paper that neither hold a number of ours nor were chosen."""
+    numbers = {one.number for one in shown if one.kind == "paper" and any(one.made)}
+    numbers |= {table.number for table in TABLES} if config.paper else {*config.tables}
+    return tuple(one for one in shown if one.kind != "paper" or one.number in numbers)
+
+
+def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
+    """Such as `cifar10 on cifar10:data`: the run and its data."""
+    sources = {str(_record(run).get("source", "")): None for run in runs}
+    sources |= {score.source: None for result in results for score in result}
+    data = next(filter(None, sources), "")
+    name = runs[0].name.removesuffix(".partial") if runs else ""
+    name += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    if not name:
+        name = "Scores" if results else out.stem
+    return f"{name} on {data}" if data else name
+
+
+def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
+    from ijepa.figures.curves import health_curve
+
+    metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
+    for run in outcome.runs:
+        refuse_changed(run, METRICS, "config.yaml")
+    names = {str(run.name).removesuffix(".partial"): m for run, m in metrics.items()}
+    health = health_curve(dict(list(names.items())[:MOST_CURVES]))
+    made, cells = outcome.paper_cells
+    chosen = {one.number for one in outcome.tables if one.kind == "paper"}
+    head = Head(
+        title=outcome.title,
+        facts=_facts(outcome),
+        verdict=outcome.verdict,
+        plot=_interval_plot(outcome.results),
+        health=Picture(health.title, health.html, health.caption) if health else None,
+    )
+    content = Content(
+        tables=outcome.tables,
+        paper=(
+            f"{made} of {cells} numbers in the paper's tables have a result of this page beside "
+            f"them. "
+            + ("" if len(chosen) == len(TABLES) else "`ijepa report --paper` shows all tables.")
+        ),
+        results=outcome.results,
+        runs=[_view(run, config, metrics[run]) for run, config in configs.items()],
+        pictures=[file_picture(path, read_record(path)) for path in outcome.pictures],
+    )
+    return page(head, content)
+
+
+def _facts(outcome: ReportOutcome) -> dict[str, str]:
+    """Data, run, date, version, device and duration, as far as they are known."""
+    records = [_record(run) for run in outcome.runs]
+    first: Mapping[str, Any] = records[0] if records else {}
+    scores = [score for result in outcome.results for score in result]
+    data = [str(record.get("source", "")) for record in records] + [s.source for s in scores]
+    version = first.get("libraries", {}).get("ijepa") or next(
+        (score.libraries["ijepa"] for score in scores if "ijepa" in score.libraries), IJEPA_VERSION
+    )
+    finished, seconds = str(first.get("finished", "")), first.get("seconds")
+    facts = {
+        "Data": ", ".join(filter(None, dict.fromkeys(data))),
+        "Run" if len(records) == 1 else "Runs": ", ".join(map(str, outcome.runs)),
+        "Date": f"{finished[:10]} {finished[11:16]}".strip(),
+        "Commit": str(first.get("commit", ""))[:12],
+        "Version": "" if first.get("commit") else f"ijepa {version}",
+        "Device": str(first.get("device", "")),
+        "Duration": _duration(seconds) if seconds else "",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _duration(seconds: float) -> str:
+    """Such as `2 h 5 min`; the two largest units."""
+    if seconds < 60:  # a minute
+        return f"{seconds:.0f} s"
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    return f"{hours[0]} h {hours[1]} min" if hours[0] else f"{minutes[0]} min {minutes[1]} s"
+
+
+def _interval_plot(results: Sequence[Result]) -> Markup:
+    """Every encoder on every probe; its interval, or the standard deviation over seeds."""
+    from ijepa.figures.intervals import Dot, Strip, interval_plot
+
+    kinds: dict[str, int] = {}
+
+    def dot(line: Line) -> Dot:
+        mean, std = line.mean("top1"), line.std("top1")
+        low, high = line.score.top1_interval if std is None else (mean - std, mean + std)
+        kind = kinds.setdefault(line.encoder, len(kinds) % KINDS + 1)
+        return Dot(short_name(line.score.encoder), mean, low, high, kind)
+
+    strips = [
+        Strip(score_name(group.score), group.score.chance, [dot(line) for line in group.lines])
+        for group in grouped(results)[:MOST_STRIPS]
+    ]
+    return interval_plot(strips) if strips else Markup()
 
 
 def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], list[Path]]:
@@ -143,32 +290,57 @@ def _record(run: Path) -> Mapping[str, Any]:
     return read_record(run) or (read_json(note) if note.is_file() else {})
 
 
-def _view(run: Path, config: PretrainConfig | None) -> RunView:
+def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView:
     from ijepa.figures.curves import run_curves
 
-    refuse_changed(run, METRICS, "config.yaml")
-    records, record = read_metrics(run / METRICS), _record(run)
-    last = records[-1]
-    seconds, device = record.get("seconds"), record.get("device", "unknown device")
+    record, last = _record(run), metrics[-1]
     path = run / "config.yaml"
     masks, maps = _masks(config) if config else ("", [])
+    charts, constant = run_curves(metrics)
     return RunView(
         name=str(run),
         summary=(
-            f"{int(last['step']):,} steps, {int(last.get('images', 0)):,} images seen; "
-            f"{f'{seconds:,.0f} s on {device}' if seconds else 'not finished'}; "
-            f"run {str(record.get('fingerprint', ''))[:12]}."
+            f"{int(last['step']):,} steps, {int(last.get('images', 0)):,} images seen"
+            + (f", {_duration(record['seconds'])}" if "seconds" in record else "")
+            + f"; fingerprint {str(record.get('fingerprint', 'unknown'))[:12]}."
         ),
+        running="" if "seconds" in record else _running(run, record, last),
         masks=masks,
         maps=maps,
-        charts=[Picture("", svg, caption) for svg, caption in run_curves(records)],
+        charts=[Picture(chart.title, chart.html, chart.caption) for chart in charts],
+        constant=constant,
         config=path.read_text() if path.is_file() else "",
         command=str(record.get("command", "")),
     )
 
 
+def _running(run: Path, record: Mapping[str, Any], last: Mapping[str, float]) -> str:
+    """How far an unfinished run is, as its last record and its newest rate say."""
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    path = run / "config.yaml"
+    config = record.get("config") or (parse_yaml(path.read_text()) if path.is_file() else {})
+    epochs, steps = config.get("optimization", config).get("epochs"), config.get("steps")
+    step, epoch = int(last["step"]), last.get("epoch", 0.0)
+    if epochs and epoch:
+        steps = round(step * epochs / epoch)
+    said = f"Step {step:,}" + (f" of {steps:,} ({100 * step / steps:.0f}%)" if steps else "")
+    if (run / "tensorboard").is_dir():
+        board = EventAccumulator(str(run / "tensorboard"))
+        board.Reload()
+        for name in [n for n in board.Tags()["scalars"] if n.endswith("_per_second")]:
+            rate = board.Scalars(name)[-1].value
+            said += f", {rate:,.0f} {name.removesuffix('_per_second')}/s"
+            if steps and step and rate:
+                left = last.get("images", 0.0) / step * (steps - step) / rate
+                said += f", {_duration(left)} left at that rate" if left else ""
+    return f"{said}. All numbers of this run are provisional; build the page again for newer ones."
+
+
 def _masks(config: PretrainConfig) -> tuple[str, list[Picture]]:
-    """What the masks of a run come to: in a sentence, and as maps of how often a patch is seen."""
+    """Sizes of a run's masks in a sentence, and maps of how often each patch is in a mask."""
     from ijepa.figures.masks import heat_map
     from ijepa.jepa.masks import mask_statistics
 
@@ -176,11 +348,12 @@ def _masks(config: PretrainConfig) -> tuple[str, list[Picture]]:
     found, (rows, columns) = mask_statistics(config, batches), config.grid
     patches = rows * columns
     summary = (
-        f"{config.masks.kind}, draw {config.masks.draw}, {rows}x{columns} patches: contexts of "
-        f"{found.context_patches:.1f} patches ({found.context_patches / patches:.3f} of all), "
-        f"target blocks of {found.target_patches:.1f} ({found.target_patches / patches:.3f}); "
-        f"{found.target_seen.mean():.3f} of all patches are in a target. First {batches:,} "
-        f"batches of {config.data.batch_size:,}, seed {config.seed}."
+        f"Masks ({config.masks.kind}, drawn {config.masks.draw}) on a grid of {rows}x{columns} "
+        f"patches: the context has {found.context_patches:.1f} patches on average "
+        f"({found.context_patches / patches:.0%}), a target block {found.target_patches:.1f} "
+        f"({found.target_patches / patches:.0%}); {found.target_seen.mean():.0%} of all patches "
+        f"are in a target. Counted over the first {batches:,} batches of "
+        f"{config.data.batch_size:,} images, seed {config.seed}."
     )
     named = {"in the context": found.context_seen, "in a target": found.target_seen}
     return summary, [

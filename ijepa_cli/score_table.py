@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
-    """Tables of the paper that hold a number of ours, ablations at scale, then every group."""
+    """Tables of the paper that hold a number of ours, ablations at scale, scores, the verdict."""
     for shown in outcome.tables:
-        if not any(shown.made):
+        if shown.kind == "details" or not any(shown.made):
             continue
         places = [n for n, head in enumerate(shown.columns) if not head.startswith("+")]
         number = f"Table {shown.number}: " if shown.number else ""
@@ -22,10 +22,12 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
         for row in shown.rows:
             cells = (row[place] for place in places)
             table.add_row(*(f"{c.text} ({c.note})" if c.note else c.text for c in cells))
-        table.caption = shown.caption
+        table.caption = "\n".join([shown.caption, *shown.notes])
         yield table
-    made = [one for shown in outcome.tables if shown.kind == "paper" for one in shown.made]
-    yield f"the paper's tables: {sum(made)} of {len(made)} cells made here; the page says why not"
+    yield from outcome.verdict
+    if outcome.results:
+        made, total = outcome.paper_cells
+        yield f"the paper's tables: {made} of {total} numbers have a result beside them (--paper)"
 
 
 def _table(title: str | None, *heads: str) -> Table:

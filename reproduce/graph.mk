@@ -129,7 +129,8 @@ $(REPORT).stage.json: $(foreach score,$(SCORES) $(TUNED),$(call record,$(score))
 
 $(OUT)/table%.html.stage.json: $$(foreach score,$$(call tabled,$$*),$$(call record,$$(score)))
 	@$(IJEPA) report $(foreach score,$(call tabled,$*),$(call made,$(score))) \
-	  --out $(@:.stage.json=) --title 'Table $* of the paper at the scale $(SCALE)'
+	  --out $(@:.stage.json=) --table $* \
+	  --title 'Table $* of the paper at the scale $(SCALE)'
 
 $(OUT)/shards/%/stage.json: $(SETTINGS)
 	@$(IJEPA) shard $(call quoted,$(SOURCE_$*)) $(@D) $(SHARD_$*) $(WORKERS:%=--workers %)

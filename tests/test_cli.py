@@ -65,7 +65,7 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "checkpoint-seconds replace",
     "train-decoder": "data out encoder condition steps test-split seed device workers "
     "checkpoint-seconds replace",
-    "report": "compare out title",
+    "report": "compare out title paper table",
     "convert": "to which arch scores",
 }
 

@@ -10,14 +10,18 @@ from test_probe import pair
 
 from ijepa.config import MasksConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.figures.curves import line_chart
+from ijepa.figures.curves import health_curve, line_chart, run_curves
+from ijepa.figures.intervals import Dot, Strip, interval_plot
 from ijepa.probe import probe
 from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
+from ijepa.records import read_record
 from ijepa.report import report
 from ijepa.results.page import breakable
+from ijepa.results.paper_tables import tables
 from ijepa.results.record import read_result, result_id, write_result
 from ijepa.results.tables import grouped
+from ijepa.results.verdict import verdict
 from ijepa.visualize import visualize
 from ijepa_cli.score_table import report_tables
 from ijepa_cli.show import Screen
@@ -91,7 +95,7 @@ def test_the_page_holds_every_score_and_curve_loads_nothing_and_names_stay_text(
     for curve in ("loss", "RankMe", "mean cosine", "learning rate", "EMA momentum"):
         assert curve in text
     assert page.tags.count("svg") >= 7
-    assert "2 results, 1 run,\n0 pictures." in content
+    assert "versions of 2 results" in content
     assert f"<code>{breakable(str(run))}</code></h3>" in content
     assert breakable("runs/a_<b>") == "runs/<wbr>a_<wbr>&lt;b&gt;"
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
@@ -152,24 +156,24 @@ def test_a_run_that_is_going_on_is_shown_by_either_name_up_to_its_last_whole_rec
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (going / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
     assert report([tmp_path / name], tmp_path / "r.html").runs == (going,)
-    assert "7 steps, 224 images seen; not finished" in (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.html").read_text()
+    assert f"{breakable('going.partial')} is not finished" in text
+    assert re.search(r"Step 7 of 16 \(44%\), [\d,]+ images/s.*All numbers .* provisional", text)
     (going / "metrics.jsonl").write_text("")
     with pytest.raises(IjepaError, match="has no record yet"):
         report([going], tmp_path / "other.html")
 
 
 def drawn_points(chart):
-    """(x, y) of the longest line of a chart, in its pixels."""
-    lines = re.findall(r'd="M (\S+ \S+) \n((?:L \S+ \S+ \n)+)"', chart)
-    first, rest = max(lines, key=lambda line: len(line[1]))
-    return [tuple(map(float, pair.split())) for pair in [first, *re.findall("L (.*?) \n", rest)]]
+    """(x, y) of each line of a chart, 0 to 1000 from its upper left corner."""
+    lines = re.findall(r'class="line c\d" d="M([^"]*)"', chart)
+    return [[tuple(map(float, p.split())) for p in line.split("L")] for line in lines]
 
 
 def test_a_chart_draws_each_point_where_its_numbers_say():
-    chart = line_chart({"a": ([0, 50, 100], [0, 1, 0])}, "x", "y")
-    (x0, y0), (x1, y1), (x2, y2) = drawn_points(chart)[:3]
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
-    assert x0 < x1
+    (line,) = drawn_points(line_chart({"a": ([0, 50, 100], [0, 1, 0])}, "x", "y"))
+    (x0, y0), (x1, y1), (x2, y2) = line[:3]
+    assert (x0, x1, x2) == (0, 500, 1000)
     assert y0 == y2 > y1
 
 
@@ -177,16 +181,134 @@ def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
     many = list(map(float, range(100_000)))
     zigzag = [float(number % 2) for number in range(0, 100_000, 1)]
     chart = line_chart({"a": (many, many), "b": (many, zigzag)}, "x", "y")
-    assert len(chart) < 60_000
-    assert len(drawn_points(chart)) <= 402
+    assert len(chart) < 30_000
+    assert all(len(line) <= 242 for line in drawn_points(chart))
+    assert {line[-1][0] for line in drawn_points(chart)} == {1000}
 
 
-def test_a_chart_takes_the_colours_of_the_page_and_shows_names_as_text():
+def test_a_chart_marks_its_start_and_shows_names_as_text():
     chart = line_chart({"<b>$x$": ([1.0], [2.0]), "other": ([1.0], [3.0])}, "images & more", "y")
-    assert "currentColor" in chart
+    assert chart.count('class="start') == 2
     assert "images &amp; more" in chart
     assert "&lt;b&gt;$x$" in chart
-    assert not re.search(r"<style|<b>| id=.figure|http://www.w3.org/2000/svg.*http://", chart)
+    assert "<b>" not in chart
+
+
+def test_what_never_changes_is_a_line_of_text_and_what_is_no_number_is_left_out():
+    records = [{"images": n, "loss": 1 / n, "lr": 0.1, "ema": 1.0} for n in (1, 2, 3)]
+    charts, constant = run_curves([*records, {"images": 4, "loss": float("nan")}])
+    assert [chart.title for chart in charts] == ["loss"]
+    assert charts[0].caption.startswith("From 1 to 0.3333. Bad: it jumps")
+    assert constant == "Constant over the run: lr 0.1, ema 1."
+
+
+def test_nearest_neighbours_are_the_health_curve_if_measured_else_rankme():
+    records = [{"images": n, "rankme": n} for n in (0, 1)]
+    assert health_curve({"a": records}).title == "RankMe"
+    found = health_curve(
+        {"a": records, "b": [one | {"neighbour_accuracy": 0.5} for one in records]}
+    )
+    assert found.title == "accuracy of nearest neighbours"
+    assert health_curve({"a": [{"loss": 1.0}]}) is None
+
+
+def test_intervals_and_chance_are_drawn_where_they_are():
+    dots = [Dot("<b>", 0.5, 0.4, 0.6, 1), Dot("b", 0.9, 0.8, 1.0, 2)]
+    plot = interval_plot([Strip("knn on class", 0.1, dots)])
+    assert "&lt;b&gt;: 50.00%, interval 40.0 to 60.0, chance 10.0" in plot
+    points = [float(found) for found in re.findall(r'class="point" style="left:(.*?)%', plot)]
+    bars = re.findall(r'class="bar" style="left:(.*?)%;right:(.*?)%', plot)
+    chance = float(re.search(r'class="chance" style="left:(.*?)%', plot)[1])
+    scale = (points[1] - points[0]) / 0.4
+    assert chance == pytest.approx(points[0] - 0.4 * scale, abs=0.1)
+    for (left, right), point in zip(bars, points, strict=True):
+        assert float(left) == pytest.approx(point - 0.1 * scale, abs=0.1)
+        assert 100 - float(right) == pytest.approx(point + 0.1 * scale, abs=0.1)
+
+
+def scored(result, p_values, **facts):
+    """A result whose scores after the first have these top-1s and p values."""
+    first = result[0].model_copy(update={"top1": 0.6, **facts})
+    others = [
+        first.model_copy(
+            update={"encoder": name, "top1": top1, "p_value": p, "weights_sha256": name}
+        )
+        for name, top1, p in p_values
+    ]
+    return (first, *others)
+
+
+def test_the_verdict_counts_clear_differences_only_and_says_where_others_are_better(results):
+    plain = read_result(results[0])
+    random, pixels = "random:runs/a", "pixels@16"
+    tested = [
+        scored(plain, [(random, 0.5, 1e-5), (pixels, 0.4, 0.004)], label="class"),
+        scored(plain, [(random, 0.5, 0.2), (pixels, 0.8, 1e-9)], label="dist"),
+    ]
+    first, limits = verdict(tested)
+    assert first == (
+        "The encoder ours beats random initialisation on 1 of 2 probes and raw pixels on 1 of 2; "
+        "raw pixels are better on dist (logistic) (McNemar's test, p < 0.01 each). No other "
+        "difference is clear."
+    )
+    assert "one seed" in limits
+    seeds = [
+        scored(plain, [(random, 0.5, p)], provenance=Provenance(family="f", seed=seed))
+        for seed, p in enumerate((0.001, 0.3))
+    ]
+    (unclear,) = verdict(seeds)  # a difference must be clear with every seed
+    assert "on 0 of 1 probe. No difference is clear" in unclear
+
+
+def test_the_verdict_is_honest_without_baselines_and_without_results(results):
+    plain = read_result(results[0])
+    assert "no scores yet" in verdict([])[0]
+    alone = verdict([plain[:1]])
+    assert "of always guessing the most frequent class" in alone[0]
+    assert "--baseline-train" in alone[1]
+
+
+def test_probes_of_one_label_are_columns_of_one_table(results, tmp_path):
+    plain = read_result(results[0])
+    other = tuple(score.model_copy(update={"protocol": "knn", "top1": 0.25}) for score in plain)
+    label = tuple(score.model_copy(update={"label": "count"}) for score in plain)
+    found = [t for t in tables([plain, other, label]) if t.kind == "scores"]
+    assert [table.columns for table in found] == [
+        ("encoder", "#logistic", "#knn"), ("encoder", "#logistic")
+    ]  # fmt: skip
+    assert [row[0].text for row in found[0].rows] == [score.encoder for score in plain]
+    for row, score in zip(found[0].rows, plain, strict=True):
+        assert [cell.value for cell in row[1:]] == [score.top1, 0.25]
+    assert f"p {plain[1].p_value:.2g}" in found[0].rows[1][1].note
+
+
+def test_a_table_of_the_paper_is_shown_if_a_result_fills_it_or_if_it_is_chosen(results, tmp_path):
+    def numbers(name, **options):
+        out = report(results, tmp_path / f"{name}.html", **options)
+        text = out.out.read_text().replace("<wbr>", "")
+        assert ("report --paper</code>" in text) == (name != "all")
+        return {int(n) for n in Page(text).values("data-table")}
+
+    assert numbers("none") == set()
+    assert numbers("two", paper_tables=(2, 6)) == {2, 6}
+    assert len(numbers("all", paper=True)) > 10
+    with pytest.raises(IjepaError, match="no table 99 of scores; choose from 1, 2"):
+        report(results, tmp_path / "r.html", paper_tables=(99,))
+
+
+def test_the_first_screen_names_data_run_date_version_device_and_duration(results, run, tmp_path):
+    outcome = report([*results, run], tmp_path / "r.html")
+    text = " ".join(" ".join(Page((tmp_path / "r.html").read_text()).text).split())
+    record = read_record(run)
+    assert outcome.title == f"tiny on {record['source']}"
+    for fact in (record["source"], record["device"], record["finished"][:10], "ijepa 0.1.0"):
+        assert fact in text
+    for sentence in outcome.verdict:
+        assert sentence in text
+    assert report([run], tmp_path / "r.html", title="<mine>").title == "<mine>"
+    content = (tmp_path / "r.html").read_text()
+    assert "<title>&lt;mine&gt;</title>" in content
+    assert '"\\00003cmine\\00003e"' in content  # the head of printed pages
 
 
 def seeded(folder, seed, probe_seed=0, **header):
@@ -221,12 +343,12 @@ def test_a_score_measured_again_is_not_averaged_and_if_it_differs_not_hidden(tmp
     assert line.mean("top1") == first[0].top1
     assert [member.result for member in line.members] == [result_id(first)]
     assert [member.result for member in line.again] == [result_id(other)]
-    assert "again, of the same seeds" in (tmp_path / "page.html").read_text()
+    assert "again, with the same seeds" in (tmp_path / "page.html").read_text()
     write_result(paths[0], other)
     assert not report(paths[:1], tmp_path / "page.html").cached
     write_result(paths[0], first)
     assert not report(paths[:1], tmp_path / "page.html").cached
-    assert "again, of the same seeds" in terminal(found)
+    assert "again, with the same seeds" in terminal(found)
 
 
 def test_what_may_not_be_compared_is_in_another_table_or_line(tmp_path):
@@ -263,12 +385,13 @@ def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
     page = Page((tmp_path / "report.html").read_text())
     text = " ".join(page.text)
     assert command.command in text
-    assert "contexts of" in text
-    assert "No record stands beside the file" in text
+    assert "the context has" in text
+    assert "The context encoder sees the context alone" in text
+    assert "There is no record beside the file" in text
     assert page.values("srcdoc") == [html.read_text()]
     images = page.values("src")
-    assert sum(address.startswith("data:image/png") for address in images) == 3
-    assert sum(address.startswith("data:image/svg") for address in images) == 1
+    assert sum(address.startswith("data:image/png") for address in images) == 4  # a preview
+    assert sum(address.startswith("data:image/svg") for address in images) == 2
 
 
 def test_encoders_that_carry_their_settings_are_shown_once(tmp_path):

@@ -1,96 +1,179 @@
-"""The curves of a run: its loss, its health, its schedules, over images seen."""
+"""The curves of a run over images seen, as HTML whose text keeps its size at any width."""
 
-import re
+import json
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from markupsafe import Markup, escape
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from ijepa.figures.draw import COLOURS, INK, PER_INCH, SOFT, encoded, style
+from ijepa.templating import templates
 
 Records = Sequence[dict[str, float]]
-Points = tuple[list[float], list[float]]  # x ascending, y
+Points = tuple[Sequence[float], Sequence[float]]  # x ascending, y
 
-WIDTH_PX, HEIGHT_PX = 460, 240
-MOST_POINTS = 400  # more than the chart has pixels to show
-CURVES = (  # fields of a record, label of the axis, what the reader should know
-    (("loss",), "loss", "Of pretraining it does not show progress: targets move, too."),
-    (("held_out_loss",), "held-out loss", "On images not trained on; labels not smoothed."),
-    (("held_out_accuracy",), "held-out accuracy", "On images not trained on, nor chosen by."),
-    (("rankme",), "RankMe", "Effective dimensions of the target encoder's pooled features."),
+THOUSAND = 1000
+MOST_POINTS = 240  # more than a narrow chart has pixels to show
+CURVES = (  # fields of a record, name of the chart, how to read it
+    (
+        ("neighbour_accuracy",),
+        "accuracy of nearest neighbours",
+        "Good: it rises above its start. Bad: it stays there or falls. Labels are used for this "
+        "check only, never for training.",
+    ),
+    (
+        ("rankme",),
+        "RankMe",
+        "Effective dimensions of the target encoder's pooled features. Good: it rises, or comes "
+        "back after an early dip. Bad: it stays below half of its start.",
+    ),
     (
         ("mean_cosine", "feature_std"),
         "mean cosine, feature std",
-        "Collapse: cosine between images goes to 1, standard deviation to 0.",
+        "Good: the cosine between images stays clearly below 1. Bad: it goes to 1 and the "
+        "standard deviation to 0. Then all images look alike (collapse).",
+    ),
+    (
+        ("lidar",),
+        "LiDAR",
+        "Effective dimensions that tell images apart whatever part is seen. Good: it rises. Bad: "
+        "it falls and stays low.",
     ),
     (
         ("loss_vs_mean_target",),
         "loss / loss of the mean target",
-        "1 is no better than always predicting the mean target.",
+        "Good: below 1. Bad: at 1 or above, where always predicting the mean target would do as "
+        "well.",
     ),
-    (("lidar",), "LiDAR", "Effective dimensions that tell images apart, whatever their context."),
     (
-        ("neighbour_accuracy",),
-        "accuracy of nearest neighbours",
-        "By labels that the training never sees, on the few images of the watch.",
+        ("held_out_accuracy",),
+        "held-out accuracy",
+        "Accuracy on held-out training images. Good: it rises. Bad: it falls while the loss does.",
     ),
-    (("lr",), "learning rate", "As used at each step."),
-    (("weight_decay",), "weight decay", "As used at each step; none on biases and norms."),
-    (("ema",), "EMA momentum", "Of the target encoder."),
-    (("grad_norm",), "gradient norm", "Of all trained parameters together."),
+    (
+        ("held_out_loss",),
+        "held-out loss",
+        "Loss on held-out training images, labels not smoothed. Good: it falls. Bad: it rises "
+        "while the loss falls (overfitting).",
+    ),
+    (
+        ("loss",),
+        "loss",
+        "Bad: it jumps, or stops being a number. In pretraining a low loss is not a measure of "
+        "progress, because the targets move too.",
+    ),
+    (
+        ("grad_norm",),
+        "gradient norm",
+        "Norm of the gradients of all trained parameters. Bad: it keeps growing, or jumps.",
+    ),
+    (("lr",), "learning rate", "The value used at each step."),
+    (("weight_decay",), "weight decay", "The value used at each step; biases and norms have none."),
+    (("ema",), "EMA momentum", "Momentum of the target encoder at each step."),
     (
         ("context_patches", "target_patches"),
         "patches",
-        "Seen by the context encoder, and in each target block.",
+        "Patches that the context encoder sees, and patches of each target block. They vary "
+        "because masks are random.",
     ),
 )
 
 
-def run_curves(records: Records) -> list[tuple[Markup, str]]:
-    """Charts of a run's `metrics.jsonl` as SVG for a page, each with what to see in it."""
-    charts = []
-    for fields, label, caption in CURVES:
-        series: dict[str, Points] = {}
-        for field in fields:
-            there = [record for record in records if field in record]
-            images, values = ([one.get(name, 0.0) for one in there] for name in ("images", field))
-            series[field.replace("_", " ")] = images, values
-        if all(x for x, _ in series.values()):
-            charts.append((line_chart(series, "images seen", label), caption))
-    return charts
+class Curve(NamedTuple):
+    """A chart of a run, and how to read it."""
+
+    html: Markup
+    title: str
+    caption: str
+
+
+def run_curves(records: Records) -> tuple[list[Curve], str]:
+    """Charts of a run's `metrics.jsonl`; values that never change are one line of text instead."""
+    charts, constant = [], []
+    has_images = any("images" in record for record in records)  # a decoder counts steps alone
+    x, x_label = ("images", "images seen") if has_images else ("step", "steps")
+    for fields, title, reading in CURVES:
+        series = {field.replace("_", " "): points(records, x, field) for field in fields}
+        if not all(x for x, _ in series.values()):
+            continue
+        if all(len(set(y)) == 1 for _, y in series.values()):
+            constant += [f"{name} {y[0]:.4g}" for name, (_, y) in series.items()]
+            continue
+        charts.append(_curve(series, x_label, title, reading))
+    return charts, f"Constant over the run: {', '.join(constant)}." if constant else ""
+
+
+def health_curve(runs: Mapping[str, Records]) -> Curve | None:
+    """The first chart for a reader: nearest neighbours of each run if measured, else RankMe."""
+    for (field, *_), title, reading in CURVES[:2]:
+        series = {name: points(records, "images", field) for name, records in runs.items()}
+        series = {name: curve for name, curve in series.items() if curve[0]}
+        if series:
+            return _curve(series, "images seen", title, reading)
+    return None
+
+
+def points(records: Records, x: str, y: str) -> Points:
+    """Values of two fields where a record has a number for the second; the first may be absent."""
+    there = [record for record in records if math.isfinite(record.get(y, math.nan))]
+    return [record.get(x, 0.0) for record in there], [record[y] for record in there]
+
+
+def _curve(series: Mapping[str, Points], x_label: str, title: str, reading: str) -> Curve:
+    ends = ", ".join(f"{y[0]:.4g} to {y[-1]:.4g}" for _, y in series.values())
+    return Curve(line_chart(series, x_label, title), title, f"From {ends}. {reading}")
 
 
 def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Markup:
-    """Draw lines over a common grid as an SVG element in the colours of the page around it.
+    """Draw lines on common axes in the colours of the page, with a dashed line at the first value.
 
-    Each has a point at least; their names are shown if there are several.
+    Each has a point at least; their names are shown if there are several. A script of the page
+    reads the values from `data-lines` and shows those under the pointer.
     """
-    with style():
-        figure = Figure(figsize=(WIDTH_PX / PER_INCH, HEIGHT_PX / PER_INCH), facecolor="none")
-        axes = figure.add_axes((0.15, 0.19, 0.82, 0.70))
-        for (name, (x, y)), colour in zip(series.items(), COLOURS, strict=False):
-            every = -(-len(x) // MOST_POINTS)
-            marker = "." if len(x) == 1 else ""
-            points = x[::every] + x[-1:], y[::every] + y[-1:]
-            axes.plot(*points, color=colour, linewidth=1.8, label=name, marker=marker)
-        axes.set(xlabel=x_label, ylabel=y_label)
-        axes.grid(color=SOFT[0], alpha=0.25, linewidth=0.8)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if len(series) > 1:
-            axes.legend(
-                frameon=False, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=len(series)
-            )
-        text = encoded(figure, ".svg").decode()
-    # A page has ids, styles and colours of its own; nothing in it may look like an address.
-    size = f'viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" aria-label="{escape(y_label)}"'
-    text = re.sub(r".*?<svg [^>]*>", f"<svg {size}>", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"<(metadata|style|clipPath).*?</\1>", "", text, flags=re.DOTALL)
-    text = re.sub(r' clip-path="[^"]*"|(?<=<g) id="[^"]*"', "", text)
-    for colour in (INK[0], SOFT[0]):
-        text = text.replace(colour, "currentColor")
-    return Markup(text)  # escaped by matplotlib
+    lines = {}
+    for name, (x, y) in series.items():
+        every = -(-len(x) // MOST_POINTS)
+        lines[name] = [*zip(x[::every], y[::every], strict=True), (x[-1], y[-1])]
+    (left, right), x_ticks = _axis([x for line in lines.values() for x, _ in line])
+    (low, high), y_ticks = _axis([y for line in lines.values() for _, y in line], room=0.06)
+    places = {
+        name: [(_place(x, left, right), 1000 - _place(y, low, high)) for x, y in line]
+        for name, line in lines.items()
+    }
+    values = [[name, [[_short(x), _short(y)] for x, y in line]] for name, line in lines.items()]
+    page = templates("figures").get_template("chart.html.j2")
+    html = page.render(
+        label=y_label,
+        x_label=x_label,
+        lines=places,
+        x_ticks=[(_place(value, left, right) / 10, _tick(value)) for value in x_ticks],
+        y_ticks=[(_place(value, low, high) / 10, _tick(value)) for value in y_ticks],
+        data=json.dumps({"x": [left, right], "unit": x_label.split()[0], "lines": values}),
+    )
+    return Markup(html)  # escaped by the template
+
+
+def _axis(values: Sequence[float], room: float = 0.0) -> tuple[tuple[float, float], list[float]]:
+    """The ends of an axis, with a share of room beyond the values, and its ticks."""
+    low, high = min(values), max(values)
+    room *= high - low
+    if low == high:
+        room = abs(low) / 2 or 1.0
+    low, high = low - room, high + room
+    ticks = [float(t) for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
+    return (low, high), ticks
+
+
+def _place(value: float, low: float, high: float) -> float:
+    """From 0 for `low` to 1000 for `high`, to a tenth."""
+    return round(1000 * (value - low) / (high - low), 1)
+
+
+def _tick(value: float) -> str:
+    """Such as `0.15` or `20k`."""
+    return EngFormatter(sep="")(value) if abs(value) >= THOUSAND else f"{value:.4g}"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

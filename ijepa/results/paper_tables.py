@@ -29,11 +29,12 @@ from ijepa.results.tables import (
     Group,
     Line,
     Shown,
+    details_table,
     grouped,
     percent,
     score_data,
     score_name,
-    score_table,
+    score_tables,
     seeds,
     top1,
 )
@@ -63,7 +64,8 @@ def tables(results: Sequence[Result], configs: Iterable[PretrainConfig] = ()) ->
             for part in _parts(t, column, groups, known)
         ),
         *(part for t in TABLES for group in groups for part in _ablations(t, group, known)),
-        *(score_table(group) for group in groups),
+        *score_tables(groups),
+        *(details_table(group) for group in groups),
     ]
 
 

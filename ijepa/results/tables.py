@@ -1,10 +1,11 @@
-"""Tables of scores: what may be compared in one table, means over seeds, how sure they are.
+"""Tables of scores: what may be compared in one column, means over seeds, how sure they are.
 
-Scores of different protocols, data, splits, labels or images never share a table. A line of a table
-is one encoder seen in one way, over all its seeds.
+Scores of different protocols, data, splits, labels or images never share a column. A line of a
+table is one encoder seen in one way, over all its seeds.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -18,11 +19,11 @@ SETTING_FIELDS = (
     "protocol", "label", "setting", "source", "train_split", "test_split", "train_images",
     "test_images",
 )  # fmt: skip
-# How an encoder is seen; scores of one line share it.
-VIEW = (
-    "which", "layers", "pooling", "image_px", "transform", "features_precision", "precision",
-    "deviations",
-)  # fmt: skip
+# What probes must share to be columns of one table.
+TEST_SET = ("label", "source", "train_split", "test_split", "test_images")
+# How an encoder is seen; scores of one line share it. Of a probe, its precision and deviations too.
+VIEW = ("which", "layers", "pooling", "image_px", "transform", "features_precision")
+OF_PROBE = ("precision", "deviations")
 # Settings of a probe that are ignored when scores are grouped.
 SAID_ELSEWHERE = {"seed", "encoder", "name", "protocol", "label", "precision"}
 
@@ -37,9 +38,12 @@ class Cell(Config):
 
 
 class Shown(Config):
-    """A table as it is shown: on the page, in the terminal, as JSON."""
+    """A table as it is shown: on the page, in the terminal, as JSON.
 
-    kind: Literal["paper", "ablation", "scores"]
+    Those of kind `scores` compare encoders by several probes; `details` hold all of one probe.
+    """
+
+    kind: Literal["paper", "ablation", "scores", "details"]
     number: int | None = None  # of the paper's table; None for scores
     title: str  # what is compared
     caption: str  # on what, and what to know of it
@@ -47,6 +51,7 @@ class Shown(Config):
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     made: tuple[bool, ...]  # for each row, whether it holds a number of ours
+    notes: tuple[str, ...] = ()  # what to know of its columns
 
 
 class Member(NamedTuple):
@@ -61,6 +66,7 @@ class Line(NamedTuple):
 
     members: tuple[Member, ...]  # scores that are averaged, each of other seeds or weights
     again: tuple[Member, ...]  # same seeds and weights as a member, but other numbers
+    encoder: str  # fingerprint of the encoder, whatever its seed, and of how it is seen
 
     @property
     def score(self) -> Score:
@@ -86,7 +92,7 @@ class Group(NamedTuple):
 
 def grouped(results: Sequence[Result]) -> list[Group]:
     """All scores, each in the group and line where it belongs, in the order in which they came."""
-    grounds: dict[str, dict[str, list[Member]]] = {}
+    grounds: dict[str, dict[tuple[str, str], list[Member]]] = {}
     families: dict[str, str] = {}  # equal weights are one encoder, whatever made them
     for result in results:
         of_result = result_id(result)
@@ -94,18 +100,22 @@ def grouped(results: Sequence[Result]) -> list[Group]:
             weights = score.weights_sha256
             family = families.setdefault(weights, score.provenance.family or weights)
             settings = {k: v for k, v in score.config.items() if k not in SAID_ELSEWHERE}
-            view = [getattr(score, name) for name in VIEW]
+            seen = fingerprint_of([family, [getattr(score, name) for name in VIEW]])
+            of_probe = [getattr(score, name) for name in OF_PROBE]
             ground = fingerprint_of([getattr(score, name) for name in SETTING_FIELDS])
             lines = grounds.setdefault(ground, {})
-            way = fingerprint_of([family, view, settings])
+            way = seen, fingerprint_of([of_probe, settings])
             lines.setdefault(way, []).append(Member(score, of_result))
     return [
-        Group(next(iter(lines.values()))[0].score, tuple(map(_line, lines.values())))
+        Group(
+            next(iter(lines.values()))[0].score,
+            tuple(_line(found, seen) for (seen, _), found in lines.items()),
+        )
         for lines in grounds.values()
     ]
 
 
-def _line(found: list[Member]) -> Line:
+def _line(found: list[Member], encoder: str) -> Line:
     """Scores of equal seeds and weights count once."""
     members: dict[tuple[object, ...], Member] = {}
     again = []
@@ -116,36 +126,109 @@ def _line(found: list[Member]) -> Line:
         numbers = [(s.top1, s.mean_class, s.best_on_test) for s in (score, first)]
         if numbers[0] != numbers[1]:
             again.append(member)
-    return Line(tuple(members.values()), tuple(again))
+    return Line(tuple(members.values()), tuple(again), encoder)
 
 
-def score_table(group: Group) -> Shown:
-    """All lines of a group."""
-    has_best = any(line.score.best_on_test is not None for line in group.lines)
-    best = ("#best on test % (optimistic)",) if has_best else ()
-    score, by = group.score, tables_by(group.score.protocol)
-    caption = [
-        f"{score_data(score)}. {score.description}. Chosen: {score.selection}. "
-        f"{score.train_rows:,} training and {score.test_rows:,} test images, "
-        f"{score.num_classes} classes, chance {percent(score.chance, 1)}%."
+def score_tables(groups: Sequence[Group]) -> list[Shown]:
+    """One table for each label and test set: encoders down, probes across."""
+    tables: dict[str, list[Group]] = {}
+    for group in groups:
+        same = fingerprint_of([getattr(group.score, name) for name in TEST_SET])
+        tables.setdefault(same, []).append(group)
+    return [_score_table(table) for table in tables.values()]
+
+
+def _score_table(groups: Sequence[Group]) -> Shown:
+    """`groups` share their test set; an encoder that has several lines in one has several rows."""
+    rows: dict[tuple[str, int], dict[int, Line]] = {}  # lines by the number of their column
+    for column, group in enumerate(groups):
+        seen: Counter[str] = Counter()
+        for line in group.lines:
+            rows.setdefault((line.encoder, seen[line.encoder]), {})[column] = line
+            seen[line.encoder] += 1
+    names = [probe_name(group.score) for group in groups]
+    names = [
+        f"{name}, {group.score.train_rows:,} images" if names.count(name) > 1 else name
+        for name, group in zip(names, groups, strict=True)
     ]
+    score = groups[0].score
+    return Shown(
+        kind="scores",
+        title=f"Label {score.label}",
+        caption=(
+            f"Top-1 in percent. {score_data(score)}: {score.test_rows:,} test images, "
+            f"{score.num_classes} classes; always guessing the most frequent class reaches "
+            f"{percent(score.chance, 1)}."
+        ),
+        columns=("encoder", *(f"#{name}" for name in names)),
+        rows=tuple(
+            (
+                Cell(text=encoder_name(next(iter(lines.values())))),
+                *(_probe_cell(lines.get(column)) for column in range(len(groups))),
+            )
+            for lines in rows.values()
+        ),
+        made=(True,) * len(rows),
+        notes=tuple(
+            f"{name}: {' '.join(_about(group))}" for name, group in zip(names, groups, strict=True)
+        ),
+    )
+
+
+def _probe_cell(line: Line | None) -> Cell:
+    """Top-1 with its interval, and the p value of the paired test if it was made."""
+    if line is None:
+        return Cell()
+    cell, score = top1(line), line.score
+    notes = [cell.note]
+    if len(line.members) == 1 and score.p_value is not None:
+        notes.append(f"p {score.p_value:.2g}")
+    if score.deviations:
+        notes.append("deviates from the protocol")
+    notes += [f"again, with the same seeds: {percent(one.score.top1)}" for one in line.again]
+    again = tuple(one.result for one in line.again)
+    return cell.model_copy(update={"note": "; ".join(notes), "results": (*cell.results, *again)})
+
+
+def _about(group: Group) -> list[str]:
+    """Sentences on a probe: how it is fitted and chosen, its deviations, its data."""
+    score, by = group.score, tables_by(group.score.protocol)
+    said = [
+        f"{score.description}. Chosen: {score.selection}. {score.train_rows:,} training images."
+    ]
+    deviations: dict[str, list[str]] = {}
+    for line in group.lines:
+        if line.score.deviations:
+            deviations.setdefault("; ".join(line.score.deviations), []).append(encoder_name(line))
+    if deviations and len(deviations) == 1 and len(*deviations.values()) == len(group.lines):
+        said.append(f"Deviates from the protocol: {next(iter(deviations))}.")
+    else:
+        said += [
+            f"{', '.join(names)} deviates from the protocol: {how}."
+            for how, names in deviations.items()
+        ]
     if score.repeats:
-        caption.append(
+        said.append(
             f"{len(score.repeats):,} test images are training images, too, byte for byte under "
             f"another name."
         )
     if by:
-        caption.append(
-            f"The paper's numbers by this protocol are in table{'s' if len(by) > 1 else ''} "
-            f"{', '.join(map(str, by))}."
-        )
+        tables = f"table{'s' if len(by) > 1 else ''} {', '.join(map(str, by))}"
+        said.append(f"The paper's numbers by this protocol are in {tables}.")
+    return said
+
+
+def details_table(group: Group) -> Shown:
+    """All numbers of one probe."""
+    has_best = any(line.score.best_on_test is not None for line in group.lines)
+    best = ("#best on test % (optimistic)",) if has_best else ()
     return Shown(
-        kind="scores",
-        title=score_name(score),
-        caption=" ".join(caption),
+        kind="details",
+        title=score_name(group.score),
+        caption=f"{score_data(group.score)}.",
         columns=(
-            "encoder", "#top-1 %", "#mean per class %", "#p", *best, "+seeds, encoder/probe",
-            "+chosen",
+            "encoder", "#top-1 %", "#mean per class %", "#p", *best, "seeds, encoder/probe",
+            "chosen",
         ),
         rows=tuple(_score_row(line, has_best) for line in group.lines),
         made=(True,) * len(group.lines),
@@ -154,14 +237,10 @@ def score_table(group: Group) -> Shown:
 
 def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
     score, several = line.score, len(line.members) > 1
-    notes = [f"not of the protocol: {'; '.join(score.deviations)}"] if score.deviations else []
-    notes += [f"again, of the same seeds: {percent(one.score.top1)}" for one in line.again]
-    name = score.encoder + (" and others" if several else "")
-    of_again = tuple(one.result for one in line.again)
     mean, std = line.mean("mean_class"), line.std("mean_class")
     p_value = None if several else score.p_value
     cells = [
-        Cell(text=name, note="; ".join(notes), results=of_again),
+        Cell(text=encoder_name(line)),
         top1(line),
         Cell(text=percent(mean), value=mean, note="" if std is None else f"± {percent(std)}"),
         Cell(text="" if p_value is None else f"{p_value:.2g}", value=p_value),
@@ -199,10 +278,20 @@ def top1(line: Line) -> Cell:
     return Cell(text=percent(mean), value=mean, note=note, results=results)
 
 
+def encoder_name(line: Line) -> str:
+    """As the user named it; of several seeds, the first."""
+    return line.score.encoder + (" and others" if len(line.members) > 1 else "")
+
+
 def seeds(line: Line) -> str:
     """Seeds of encoder and probe, such as `0/0, 1/0`."""
     pairs = ((one.score.provenance.seed, one.score.seed) for one in line.members)
     return ", ".join(f"{'-' if encoder is None else encoder}/{probe}" for encoder, probe in pairs)
+
+
+def probe_name(score: Score) -> str:
+    """Protocol and setting."""
+    return f"{score.protocol}, {score.setting}" if score.setting else score.protocol
 
 
 def score_name(score: Score) -> str:

@@ -24,7 +24,21 @@ Compare = Annotated[
         "image; makes no page."
     ),
 ]
-Title = Annotated[str, typer.Option(help="Heading of the page.")]
+Title = Annotated[
+    str, typer.Option(help="Heading of the page; otherwise made from the run and its data.")
+]
+Paper = Annotated[
+    bool,
+    typer.Option(
+        "--paper", help="Show all tables of the paper, not only those that a result fills."
+    ),
+]
+PaperTables = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--table", help="Show this table of the paper in any case, by its number; repeatable."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
 
 
@@ -39,12 +53,14 @@ def report(
     sources: Sources = None,
     compare: Compare = None,
     out: Out = Path("report.html"),
-    title: Title = "ijepa report",
+    title: Title = "",
+    paper: Paper = False,
+    table: PaperTables = None,
 ) -> None:
-    """Gather scores, the paper's tables, training curves and pictures in tables and a page.
+    """Gather scores, training curves and pictures in tables and one HTML page.
 
-    Numbers that may not be compared are never in one column; one of ours stands in a table of
-    the paper only where it is that very row.
+    Numbers that may not be compared are never in one column. A table of the paper is shown if a
+    result fills one of its rows exactly. A run that is still training is shown as far as it is.
 
     Example: ijepa report runs/scenes.probes/*.json runs/scenes --out report.html
 
@@ -58,10 +74,10 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime, title)
+    outcome = run(sources or [], out, runtime, title, paper=paper, paper_tables=table or ())
     show(outcome, as_json)
     if not as_json:
         for scores in report_tables(outcome):
             screen.print(scores, highlight=False)
-        state = "cached" if outcome.cached else "made"
-        screen.print(f"page, {state}: {outcome.out}", highlight=False)
+        state = "is up to date (cached)" if outcome.cached else "written"
+        screen.print(f"{outcome.out} {state}; open it in a browser", highlight=False)

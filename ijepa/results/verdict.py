@@ -1,0 +1,113 @@
+"""What the scores say in one sentence, by paired tests on the same test images."""
+
+from collections.abc import Mapping, Sequence
+
+from ijepa.results.record import Result, Score
+from ijepa.results.tables import percent, probe_name
+
+SURE = 0.05  # a difference with a larger p value is not called one
+STATED = (0.001, 0.01, SURE)  # bounds of p values that a sentence names
+MOST_ENCODERS = 3  # that get a sentence
+
+Tests = Mapping[str, Sequence[tuple[float, float]]]  # (gain, p value) of each seed, by probe
+
+
+def short_name(encoder: str) -> str:
+    """Such as `raw pixels`; a run by its last folder."""
+    if encoder.partition("@")[0] == "pixels":
+        return "raw pixels"
+    if encoder.startswith("random:"):
+        return "random initialisation"
+    kind, found, rest = encoder.partition(":")
+    return f"{kind}:{rest}" if found else encoder.rstrip("/").rpartition("/")[2]
+
+
+def verdict(results: Sequence[Result]) -> list[str]:
+    """How the first encoder of each result compares with its baselines, and what limits this.
+
+    Returns:
+        One sentence for each first encoder, then what cannot be said.
+    """
+    if not results:
+        return ["There are no scores yet, so nothing here says how good the features are."]
+    leads: dict[str, list[Score]] = {}
+    found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    for result in results:
+        first = {score.setting: score for score in reversed(result)}
+        for lead in first.values():
+            leads.setdefault(_family(lead), []).append(lead)
+        for score in result:
+            if score.p_value is None:  # the first encoder itself, or a mean over draws
+                continue
+            lead, probe = first[score.setting], f"{score.label} ({probe_name(score)})"
+            others = found.setdefault(_family(lead), {})
+            tests = others.setdefault(short_name(score.encoder), {})
+            tests.setdefault(probe, []).append((lead.top1 - score.top1, score.p_value))
+    said = []
+    for family, scores in list(leads.items())[:MOST_ENCODERS]:
+        is_ours = len(leads) == 1 and scores[0].provenance.method
+        name = f"The {'pretrained ' * bool(is_ours)}encoder"
+        name += "" if is_ours else f" {short_name(scores[0].encoder)}"
+        said.append(_compared(name, found[family]) if family in found else _alone(name, scores))
+    if len(leads) > MOST_ENCODERS:
+        said.append(f"The tables below have {len(leads) - MOST_ENCODERS} more encoders.")
+    return [*said, *_limits(leads, found)]
+
+
+def _family(score: Score) -> str:
+    return score.provenance.family or score.weights_sha256
+
+
+def _compared(name: str, tests_by_other: Mapping[str, Tests]) -> str:
+    """On how many probes an encoder beats each other one, and on which others beat it."""
+    wins: list[str] = []
+    losses: list[str] = []
+    used: list[float] = []
+    total = 0
+    for other, tests in tests_by_other.items():
+        won = [p for p, pairs in tests.items() if all(g > 0 and v < SURE for g, v in pairs)]
+        lost = [p for p, pairs in tests.items() if all(g < 0 and v < SURE for g, v in pairs)]
+        used += [max(value for _, value in tests[probe]) for probe in (*won, *lost)]
+        total += len(tests)
+        probes = "" if wins else " probe" if len(tests) == 1 else " probes"
+        wins.append(f"{other} on {len(won)} of {len(tests)}{probes}")
+        is_better = "are better" if other.endswith("pixels") else "is better"
+        losses += [f"{other} {is_better} on {_joined(lost)}"] if lost else []
+    text = "; ".join([f"{name} beats {_joined(wins)}", *losses])
+    if used:
+        bound = next(bound for bound in STATED if max(used) < bound)
+        text += f" (McNemar's test, p < {bound:g}{' each' * (len(used) > 1)})"
+    rest = total - len(used)
+    others = "No other difference is" if used else "No difference is"
+    return f"{text}." + (f" {others} clear." if rest else "")
+
+
+def _alone(name: str, scores: Sequence[Score]) -> str:
+    """Where no paired test was made."""
+    best = scores[0]
+    above = "above" if best.top1_interval[0] > best.chance else "not clearly above"
+    return (
+        f"{name} reaches {percent(best.top1, 1)}% on {best.label} ({probe_name(best)}), {above} "
+        f"the {percent(best.chance, 1)}% of always guessing the most frequent class."
+    )
+
+
+def _limits(leads: Mapping[str, Sequence[Score]], found: Mapping[str, object]) -> list[str]:
+    """What the sentences cannot say."""
+    said = []
+    if not found:
+        averaged = any(score.draws_std is not None for scores in leads.values() for score in scores)
+        said.append(
+            "Means over several draws have no paired test."
+            if averaged
+            else "Without a baseline this does not say what pretraining adds; give `ijepa probe` "
+            "features of random:RUN or of pixels as --baseline-train and --baseline-test."
+        )
+    trained = {f: {s.provenance.seed for s in scores} for f, scores in leads.items()}
+    if found and max(map(len, trained.values())) == 1:
+        said.append("Each encoder was trained with one seed; another seed may come out otherwise.")
+    return said
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
