@@ -9,9 +9,11 @@ IJEPA    := $(BIN)/ijepa
 WORKERS  =
 
 # The pipeline: one data set (DATA, called NAME), pretrained with one RECIPE, probed on LABELS.
-# Yours: make DATA=/path/to/images NAME=mine report
+# Yours: make DATA=/path/to/images report, which takes NAME from the last part of the path, the recipe
+# from the size of the images, and as LABELS `class`, else every label that the images have. Images
+# without labels get pictures and health checks in place of scores.
 # Images that have no splits get one, val, of a tenth. Without a TEST, scores are of val, else of test,
-# else of the only split beside TRAIN.
+# else of the only split beside TRAIN. Photographs are stored with a short side of RESIZE pixels.
 DATA     =  scenes:train=10000,val=6000
 NAME     =  scenes
 RECIPE   =  scenes-mini
@@ -24,8 +26,16 @@ SEED     =  0
 
 # An encoder to evaluate on DATA as it is, such as runs/cifar10; without one, DATA pretrains its own.
 ENCODER  =
+RESIZE   =
 
 include reproduce/names.mk
+ifeq ($(origin DATA),command line)
+  RECIPE =  auto
+  RESIZE =  $(if $(value ENCODER),,512)
+  ifneq ($(origin NAME),command line)
+    NAME := $(call name_of,$(value DATA))
+  endif
+endif
 ifeq ($(call is_name,$(value NAME)),)
   $(error NAME=$(value NAME) is to be letters, digits, '-', '_' and '.', the first a letter or digit)
 endif
@@ -36,6 +46,7 @@ RUN      := $(or $(value ENCODER),runs/$(NAME))
 SCORED   := $(or $(TEST),evaluation)
 FEATURES := runs/$(NAME).features
 PROBES   := runs/$(NAME).probes
+PICTURES := runs/$(NAME).pictures
 RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
 ENCODERS := target random pixels
 
@@ -45,12 +56,12 @@ ENCODER_random := random:$(RUN)
 ENCODER_pixels := pixels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools mini check fix test test-slow bench docs report shard pretrain extract probe clean \
-  evaluation low-level reproduce changed
+.PHONY: help setup tools mini check fix test test-slow bench docs report page shard pretrain extract probe clean \
+  pictures evaluation low-level reproduce changed
 .SECONDARY:
 # Ctrl-C must not remove a record, by which ijepa knows an output as its own.
 .PRECIOUS: $(foreach side,train test,$(FEATURES)/%.$(side).h5.stage.json \
-  $(FEATURES)/low-level/%.$(side).h5.stage.json) $(PROBES)/%.json.stage.json
+  $(FEATURES)/low-level/%.$(side).h5.stage.json) $(PROBES)/%.json.stage.json $(PICTURES)/%.png.stage.json
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -120,7 +131,7 @@ docs: tools ## Build the documents into site/.
 
 clean: ## Remove what stages made for NAME, and report.html; what has no record of theirs stays.
 	@$(BIN)/python -m ijepa_cli.clean shards/$(NAME) $(if $(value ENCODER),,runs/$(NAME)) \
-	  runs/$(NAME).features/ runs/$(NAME).probes/ runs/$(NAME).html report.html
+	  runs/$(NAME).features/ runs/$(NAME).probes/ runs/$(NAME).pictures/ runs/$(NAME).html report.html
 	@rm -f $(SETTINGS)
 
 # --- The pipeline: one stage a rule, to be copied for experiments of your own. shard, pretrain and
@@ -138,7 +149,7 @@ $(SETTINGS): $(if $(IS_SAME),,changed)
 	@mkdir -p runs && printf %s $(call quoted,$(GIVEN)) > $@
 
 shard: setup ## DATA -> shards/NAME.
-	@$(IJEPA) shard $(call quoted,$(value DATA)) $(SHARDS) --val-fraction 0.1 \
+	@$(IJEPA) shard $(call quoted,$(value DATA)) $(SHARDS) --val-fraction 0.1 $(RESIZE:%=--resize %) \
 	  $(WORKERS:%=--workers %) $(REQUIRED)
 
 pretrain: shard ## shards/NAME -> runs/NAME, with RECIPE; nothing to do for an ENCODER.
@@ -162,9 +173,13 @@ $(FEATURES)/%.test.h5.stage.json: $(MADE)
 	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) \
 	  --out $(@:.stage.json=) $(WORKERS:%=--workers %)
 
-# What a probe will need of the images is asked for before hours of pretraining.
-probe report: REQUIRED = $(TRAIN:%=--require-split %) $(SCORED:%=--require-split %) \
-  $(LABELS:%=--require-label %)
+# What a probe will need of the images is asked for before hours of pretraining. A report of images of
+# yours needs no labels, unless LABELS are named.
+IS_GIVEN := $(filter command line,$(origin LABELS))
+NEEDS_IT := $(or $(IS_GIVEN),$(filter file,$(origin DATA)))
+probe report: REQUIRED = $(TRAIN:%=--require-split %) $(SCORED:%=--require-split %)
+probe: REQUIRED += $(LABELS:%=--require-label %)
+report: REQUIRED += $(if $(NEEDS_IT),$(LABELS:%=--require-label %))
 
 probe: $(RESULTS:%=%.stage.json) ## runs/NAME.features -> runs/NAME.probes, a file a PROBE and label of LABELS.
 
@@ -177,8 +192,33 @@ $(PROBES)/%.json.stage.json: $(SETTINGS) $(STORED:%=$(FEATURES)/%)
 	@$(IJEPA) probe $(basename $*) --label $(subst .,,$(suffix $*)) --seed $(SEED) \
 	  --out $(@:.stage.json=) $(call compared,$(FEATURES))
 
-report: probe ## runs/NAME.probes and runs/NAME -> REPORT.
-	@$(IJEPA) report $(RESULTS) $(call quoted,$(RUN)) --out $(call quoted,$(REPORT))
+# A run's masks, what it and its random initialisation make of patches, and nearest neighbours by the
+# features of both. Of an ENCODER, the last alone: it may be of another kind.
+DRAWN    := $(if $(value ENCODER),,masks pca) neighbors
+
+pictures: $(DRAWN:%=$(PICTURES)/%.png.stage.json) ## runs/NAME -> runs/NAME.pictures: masks, patches, neighbours.
+
+$(PICTURES)/masks.png.stage.json: $(MADE)
+	@$(IJEPA) visualize masks --recipe $(RUN)/config.yaml --data $(SHARDS) --out $(@:.stage.json=)
+
+$(PICTURES)/pca.png.stage.json: $(MADE)
+	@$(IJEPA) visualize pca --encoder $(RUN) --encoder random:$(RUN) --data $(SHARDS) --split $(SCORED) \
+	  --out $(@:.stage.json=)
+
+$(PICTURES)/neighbors.png.stage.json: $(SETTINGS) \
+  $(foreach encoder,target random,$(FEATURES)/$(encoder).test.h5.stage.json)
+	@$(IJEPA) visualize neighbors --features $(FEATURES)/target.test.h5 --features $(FEATURES)/random.test.h5 \
+	  --data $(SHARDS) --out $(@:.stage.json=)
+
+# Which LABELS there are is known when the shard set is made: make reads this file again then.
+report: shard ## All of these -> REPORT, a page.
+	@$(MAKE) --no-print-directory --old-file=shard page \
+	  $(if $(NEEDS_IT),,LABELS="$$($(BIN)/python -m ijepa_cli.labels $(SHARDS) $(TRAIN) $(SCORED))")
+
+page: probe pictures
+	@$(if $(LABELS),,for of in target random; do $(IJEPA) features diagnose $(FEATURES)/$$of.test.h5 || exit 1; done)
+	@$(IJEPA) report $(RESULTS) $(call quoted,$(RUN)) $(DRAWN:%=$(PICTURES)/%.png) \
+	  --out $(call quoted,$(REPORT))
 
 # --- One encoder on several data sets. SETS is a folder with cifar10.tar.gz, imagenette128.tar (class
 # --- folders under train/ and val/) and clevr-mini.tar (CLEVR's layout).

@@ -10,3 +10,7 @@ is_name = $(shell LC_ALL=C; case $(call quoted,$1) in \
 # Stop unless each word of every variable named is such a text.
 check_words = $(foreach list,$1,$(if $(call is_name,x$(subst $(space),,$(value $(list)))),,\
   $(error $(list)=$(value $(list)) is to be letters, digits, '-', '_' and '.')))
+
+# A plain name for a path or source: its last part, without the suffix of an archive or a list.
+name_of = $(shell printf %s $(call quoted,$1) | LC_ALL=C sed -E 's:/+$$::; s:.*/::; \
+  s/\.(tar|tgz|zip|csv|tsv|jsonl)(\.[a-z0-9]+)?$$//; s/[^A-Za-z0-9_.-]+/-/g; s/^[^A-Za-z0-9]+//; s/-+$$//')

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ijepa.config import Config
 from ijepa.recipes import load_recipe
+from ijepa.shard import shard
 from ijepa.stage import StagePlan, exclusive_work
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +76,7 @@ def test_paths_with_spaces_and_quotes_reach_the_command_whole(make, tmp_path, pa
     done = make("report", f"DATA={path}", f"ENCODER={path}", "PROBE=knn", "REPORT=it's here.html")
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
-    assert words[:3] == ["shard", path, "shards/scenes"]
+    assert words[:2] == ["shard", path]
     assert {path, f"random:{path}", "it's here.html"} <= set(words[3:])
     assert not (tmp_path / "PWNED").exists()
 
@@ -93,6 +95,47 @@ def test_a_name_that_is_no_plain_file_name_is_refused_before_anything_runs(make,
 @pytest.mark.parametrize("variable", ["LABELS", "PROBE", "TRAIN", "TEST", "SEED", "WORKERS"])
 def test_words_that_become_names_of_files_are_checked(make, variable):
     assert f"{variable}=bob's is to be letters" in make("report", f"{variable}=bob's").stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("/home/me/my photos/", "my-photos"),
+        ("cifar10:sets/cifar-10-python.tar.gz", "cifar-10-python"),
+        ("birds.csv", "birds"),
+        ("scenes:train=10,val=5", "scenes-train-10-val-5"),
+    ],
+)
+def test_images_of_yours_give_a_name_and_let_the_recipe_be_chosen(make, data, name):
+    words = make("pretrain", f"DATA={data}").stdout.splitlines()
+    assert words[:3] == ["shard", data, f"shards/{name}"]
+    assert words[words.index("--recipe") + 1] == "auto"
+    assert words[-1] == f"runs/{name}"
+    words = make("pretrain", f"DATA={data}", "NAME=x", "RECIPE=cifar10").stdout.splitlines()
+    assert (words[2], words[words.index("--recipe") + 1]) == ("shards/x", "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("labels", "probed"),
+    [({}, ()), ({"class": "ab"}, ("class",)), ({"id": "abcdefgh", "colour": "ab"}, ("colour",))],
+)
+def test_images_are_scored_on_the_labels_that_they_have(make, folder, labels, probed):
+    listed = ["path,split" + "".join(f",{label}" for label in labels)]
+    for number in range(16):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+        values = "".join(f",{classes[number // 2 % len(classes)]}" for classes in labels.values())
+        listed.append(f"{number}.png,{('train', 'val')[number % 2]}{values}")
+    (folder / "list.csv").write_text("\n".join(listed))
+    shard(folder / "list.csv", folder / "shards/list")
+    done = make("report", "DATA=list.csv", "PROBE=knn")
+    assert done.returncode == 0, done.stderr
+    commands = asked(folder)
+    assert [one[3] for one in commands if one[0] == "probe"] == list(probed)
+    assert {one[0] for one in commands} >= {"extract", "visualize", "report"}
+    assert ("features" in {one[0] for one in commands}) == (not probed)
+    assert "--require-label" not in commands[0]
+    make("report", "DATA=list.csv", "LABELS=colour")
+    assert "--require-label" in asked(folder)[0]
 
 
 def test_clean_removes_what_stages_made_and_nothing_else(make, tmp_path):
@@ -142,7 +185,7 @@ def test_only_what_depends_on_a_change_is_asked_again(make, folder):
     assert make(*words).returncode == 0
     commands = asked(folder)
     assert [one[0] for one in commands] == [
-        "shard", "pretrain", *["extract"] * 6, "probe", "probe", "report",
+        "shard", "pretrain", *["extract"] * 6, "probe", "probe", *["visualize"] * 3, "report",
     ]  # fmt: skip
     always = ["shard", "pretrain", "report"]
     assert make(*words, "-j2").returncode == 0
@@ -152,6 +195,9 @@ def test_only_what_depends_on_a_change_is_asked_again(make, folder):
     (folder / "runs/scenes.features/pixels.test.h5.stage.json").touch()
     make(*words, "SEED=1")
     assert [one[0] for one in asked(folder)] == ["shard", "pretrain", "probe", "probe", "report"]
+    (folder / "runs/scenes.features/random.test.h5.stage.json").touch()
+    make(*words, "SEED=1")
+    assert [one[0] for one in asked(folder)][2:] == ["probe", "probe", "visualize", "report"]
     (folder / "runs/scenes/config.yaml").touch()
     make(*words, "SEED=1", "-B")
     assert sorted(one[0] for one in asked(folder)) == sorted(one[0] for one in commands)

@@ -37,8 +37,8 @@ class EncodersConfig(PictureConfig):
     """As of `ijepa extract`; repeat it to see several side by side."""
     which: Literal["target", "context"] = "target"
     """Which encoder of a run; the paper's: target."""
-    split: str = "val"
-    """Which split of the shard set."""
+    split: str = "evaluation"
+    """Which split; evaluation: val, else test, else the one beside train."""
     images: Sheet = 6
     """How many images to draw."""
     keys: tuple[str, ...] = ()
@@ -131,8 +131,8 @@ class PredictionsConfig(PictureConfig):
     """Run folder, checkpoint of a run, or random:RUN."""
     decoder: str
     """Decoder of `ijepa train-decoder`, trained on this run."""
-    split: str = "val"
-    """Which split of the shard set."""
+    split: str = "evaluation"
+    """Which split; evaluation: val, else test, else the one beside train."""
     images: Annotated[int, Field(ge=2, le=64)] = 6
     """How many images to draw."""
     samples: Annotated[int, Field(ge=1, le=32)] = 4

@@ -89,13 +89,16 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
 def diagnose(
     path: StrPath, label: str | None = "class", progress: Progress = automatic
 ) -> FeatureState:
-    """Measure every stored layer of a feature file, in bounded memory; without a label if None.
+    """Measure every stored layer of a feature file, in bounded memory.
+
+    Classes are not looked at if `label` is None, or if the file has no labels at all.
 
     Raises:
         IjepaError: it is not whole, has no such label, or holds less than two images.
     """
     path, classes, num_classes = Path(path), None, 0
     with open_features(path) as store:
+        label = label if store.labels else None
         if label is not None and label not in store.labels:
             there = ", ".join(store.labels) or "none"
             raise IjepaError(f"{path} has no label {label!r}; its labels are: {there}.")

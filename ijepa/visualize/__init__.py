@@ -125,6 +125,7 @@ def visualize(
         stores = [stack.enter_context(open_features(f, check_numbers=False)) for f in features]
         shards = None if data is None else open_shards(Path(data))
         given = Given(shards, stores, out, runtime, progress)
+        config = _fitted(config, given)
         plan = StagePlan(f"visualize {name}", VERSION, config, _inputs(config, given), out)
         with exclusive_work(plan, runtime) as work:
             if not work.cached:
@@ -140,6 +141,25 @@ def visualize(
     record = read_record(out)
     assert record is not None
     return Picture(out=out, cached=work.cached, **record["picture"])
+
+
+def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
+    """Name the split that `evaluation` stands for, and fit what nobody asked for to the data.
+
+    That is the number of images where there are fewer, and the label where there is none.
+    """
+    fitted: dict[str, object] = {}
+    if isinstance(config, EncodersConfig | PredictionsConfig) and given.data:
+        split = given.data.named_split(config.split)
+        config = config.model_copy(update={"split": split})
+        fitted["images"] = min(config.images, len(given.split(split)))
+    if not any(store.labels for store in given.features):
+        fitted["label"] = None
+    if isinstance(config, NeighborsConfig):
+        fewest = min(store.shape[0] for store in given.features)
+        fitted["queries"] = max(1, min(config.queries, fewest - 1))
+    free = type(config).model_fields.keys() - config.model_fields_set
+    return config.model_copy(update={name: fitted[name] for name in fitted.keys() & free})
 
 
 def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
