@@ -1,22 +1,30 @@
 """Weights from one format to another, bit for bit, with a model card beside them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.spec import LAST, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
-from ijepa.records import read_record
-from ijepa.results.record import Result, read_result
+from ijepa.records import read_record, record_path
+from ijepa.results.record import TRAINED_ON, Result, Score, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
 
-VERSION = 4
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+VERSION = 5
 CARD = "README.md"
 FOLDERS = ("hf", "timm")  # formats of more than one file
 WORDS = {
     "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
+}  # fmt: skip
+HUB_DATASETS = {  # by kind of source
+    "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "imagenet": "ILSVRC/imagenet-1k",
 }  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
@@ -30,6 +38,7 @@ class ConvertResult(Config):
         holds: which networks, in words; `left_out` had no room.
         load: a line of Python that loads them.
         arch: architecture, patch and image size.
+        url: where they were uploaded; empty without `push`.
     """
 
     out: Path
@@ -39,6 +48,7 @@ class ConvertResult(Config):
     left_out: tuple[str, ...]
     load: str
     arch: str
+    url: str = ""
 
 
 def convert(
@@ -48,6 +58,7 @@ def convert(
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
     scores: Sequence[StrPath] = (),
+    private: bool = False,
 ) -> ConvertResult:
     """Write the weights of `source` in another format; the numbers stay the same.
 
@@ -55,14 +66,15 @@ def convert(
         source: a run or checkpoint of ours, a published file, a timm file, or a folder of
             timm or of transformers' IJepaModel; which it is, is told by its content.
         out: file to make, or folder for `hf` and `timm`.
-        config: into which format, and which encoder where it has room for one.
+        config: into which format, which encoder where it has room for one, and where to upload it.
         runtime: `force` makes it again.
         progress: hears when it is done.
         scores: results of `ijepa probe` on this encoder, for the model card.
+        private: with `config.push`, make a new model on the hub private.
 
     Raises:
         IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
-            scores of another encoder.
+            scores of another encoder; a name, token or connection with which nothing is uploaded.
     """
     source, out = Path(source), Path(out)
     results = [Path(path) for path in scores]
@@ -74,6 +86,12 @@ def convert(
         )
     if not is_folder and out.suffix == ".safetensors":
         raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
+    if config.push:
+        from ijepa.encoders.hub import check_push, push_folder
+
+        if not is_folder:
+            raise IjepaError(f"--push takes the hub's formats, --to timm or hf, not {config.to}.")
+        check_push(config.push)
     # Beside a file the card has its name, since other weights may lie in the same folder.
     card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
     if not is_folder and card.exists() and read_record(out) is None:
@@ -88,14 +106,18 @@ def convert(
             _write(work, source, config, card, [read_result(path) for path in results])
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
-    load = _load_call(config.to, str(out), found.pop("which"))
-    return ConvertResult(out=out, card=card, cached=work.cached, load=load, **found)
+    load, url = _load_call(config.to, str(out), found.pop("which")), ""
+    if config.push:
+        record = record_path(out).name  # it names files of this machine
+        url = push_folder(out, config.push, private=private, leave_out=record)
+    return ConvertResult(out=out, card=card, cached=work.cached, load=load, url=url, **found)
 
 
 def _write(
     work: Work, source: Path, config: ConvertConfig, card: Path, results: Sequence[Result]
 ) -> None:
     from ijepa.encoders import base, formats, write
+    from ijepa.encoders.card import model_card
 
     networks, out = formats.read_networks(source, config.arch), work.plan.out
     networks.check()
@@ -123,8 +145,10 @@ def _write(
     ]
     kept, encoder = write.kept_parts(networks, config.to, which), networks.config.encoder
     holds = ", ".join(WORDS[part] for part in kept)
-    load = _load_call(config.to, out.name, which)
-    text = write.model_card(networks, config.to, out.name, holds, load, scores)
+    name = config.push or out.name
+    load = _load_call(config.to, name, which, on_hub=bool(config.push))
+    own = [score for result in results for score in result if score.weights_sha256 in ours]
+    text = model_card(networks, config, name, holds, load, scores, [*map(_eval_result, own)])
     facts = {
         "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],
@@ -135,9 +159,27 @@ def _write(
     work.publish({"converted": facts})
 
 
-def _load_call(to: str, out: str, which: str) -> str:
+def _eval_result(score: Score) -> "EvalResult":
+    """A score as the hub's `model-index` has it; a folder of this machine by its last name."""
+    from huggingface_hub import EvalResult
+
+    kind, _, rest = score.source.partition(TRAINED_ON)[0].partition(":")
+    data = kind if kind in HUB_DATASETS or "=" in rest else Path(rest or kind).name
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=HUB_DATASETS.get(kind) or re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-"),
+        dataset_name=data,
+        dataset_split=score.test_split,
+        metric_type="accuracy",
+        metric_value=round(score.top1, 4),
+        metric_name=f"top-1, {score.protocol} {score.setting}".strip() + f" on {score.label}",
+    )
+
+
+def _load_call(to: str, out: str, which: str, *, on_hub: bool = False) -> str:
     if to == "timm":
-        return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
+        place = f"{'hf-hub' if on_hub else 'local-dir'}:{out}"
+        return f"timm.create_model({place!r}, pretrained=True)"
     if to == "hf":
         return f"transformers.AutoModel.from_pretrained({out!r})"
     return f"ijepa.load_encoder({out!r}, which={which!r})"

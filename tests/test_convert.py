@@ -4,14 +4,17 @@ import io
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
+import ijepa
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
 from ijepa.data.decode import decode_rgb
@@ -23,7 +26,7 @@ from ijepa.encoders.write import TIMM_NAME, timm_settings
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.jepa.augment import normalise
+from ijepa.jepa.augment import normalise, resized_px
 from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
 from ijepa.probe import FeaturePair, probe
 from ijepa.provenance import Provenance
@@ -382,6 +385,75 @@ def test_the_card_shows_scores_of_this_encoder_beside_their_baselines(scores, tm
     result = read_result(scores)
     assert [row.split(" | ")[3] for row in rows] == [f"{100 * s.top1:.2f}" for s in result]
     assert [f"{TINY.name} (target)" in rows[0], "pixels@16" in rows[1]] == [True, True]
+
+
+def test_the_card_gives_the_hub_the_scores_of_this_encoder_alone(scores, tmp_path):
+    config = ConvertConfig(to="hf", arch=ARCH)
+    card = convert(TINY, tmp_path / "tiny", config, scores=[scores]).card
+    parsed = ModelCard.load(card).data
+    assert (parsed.library_name, parsed.license) == ("transformers", "cc-by-nc-4.0")
+    assert parsed.model_name == "tiny"
+    [own] = [score for score in read_result(scores) if "pixels" not in score.encoder]
+    [told] = parsed.eval_results
+    assert (told.task_type, told.metric_type) == ("image-classification", "accuracy")
+    assert (told.metric_value, told.metric_name) == (round(own.top1, 4), "top-1, knn on class")
+    assert (told.dataset_name, told.dataset_type, told.dataset_split) == ("images", "images", "val")
+    assert str(tmp_path.parent) not in card.read_text().partition("## Scores")[0]
+
+
+def test_weights_of_meta_keep_their_licence(tmp_path):
+    config = ConvertConfig(to="hf", arch=ARCH, license="mit")
+    with pytest.raises(
+        IjepaError, match=r"Meta published under cc-by-nc-4\.0; leave --license mit"
+    ):
+        convert(TINY, tmp_path / "tiny", config)
+    assert not (tmp_path / "tiny").exists()
+
+
+def relative_differences(ours, theirs):
+    """(n,) distance over length, and (n,) cosine, of two arrays of features."""
+    lengths = np.linalg.norm(ours, axis=1)
+    cosine = (ours * theirs).sum(1) / lengths / np.linalg.norm(theirs, axis=1)
+    return np.linalg.norm(theirs - ours, axis=1) / lengths, cosine
+
+
+def is_cut_elsewhere(image, data):
+    """Does transformers, which rounds the crop's corner down, cut one pixel beside torchvision?"""
+    edge = resized_px(data.image_px, data.eval_crop_fraction)[0]
+    margins = [edge * side // min(image.size) - data.image_px for side in image.size]
+    return any(round(margin / 2) != margin // 2 for margin in margins)
+
+
+def test_timm_and_transformers_give_the_same_features_of_photographs_in_their_own_way(
+    run, tmp_path, test_data
+):
+    transformers = pytest.importorskip("transformers")  # of extra hf
+    with tarfile.open(test_data / "imagenet-fullsize-200.tar") as tar:
+        files = [tar.extractfile(member) for member in tar if member.isfile()][:60]
+        images = [Image.open(file).convert("RGB") for file in files]
+    encoder = ijepa.load_encoder(run)
+    ours = encoder.encode(images)
+    for to in ("timm", "hf"):
+        convert_to(to, run, tmp_path / to)
+    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        theirs = model(torch.stack([transform(image) for image in images])).numpy()
+    differences, cosines = relative_differences(ours, theirs)
+    assert differences.max() < 0.005
+    assert cosines.min() > 0.9999
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.inference_mode():
+        seen = processor(images, return_tensors="pt")
+        theirs = model(**seen).last_hidden_state.mean(1).numpy()
+    differences, cosines = relative_differences(ours, theirs)
+    beside = np.array([is_cut_elsewhere(image, encoder.data) for image in images])
+    assert 0 < beside.sum() < len(images) / 4
+    assert differences[~beside].max() < 0.005
+    assert cosines[~beside].min() > 0.9999
+    assert differences[beside].max() < 0.3
+    assert cosines[beside].min() > 0.95
 
 
 def test_scores_of_other_weights_are_refused_and_nothing_is_written(

@@ -275,3 +275,7 @@ class ConvertConfig(Settings):
     """Encoder, for timm and hf, which have room for one; the paper's: target."""
     arch: str | None = None
     """DIMxDEPTHxHEADS of weights of no known architecture, such as 48x3x3."""
+    license: str | None = None
+    """Licence for the model card, by the hub's identifier, such as mit or apache-2.0."""
+    push: str | None = None
+    """USER/NAME: also upload the folder of timm or hf to the Hugging Face Hub, under this name."""

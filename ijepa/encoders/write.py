@@ -1,13 +1,12 @@
-"""Weights of I-JEPA written in four formats, and the model card beside them.
+"""Weights of I-JEPA written in four formats.
 
 Where a format has no room for configuration and provenance, our files carry them as notes.
 """
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +26,10 @@ from ijepa.encoders.formats import (
 from ijepa.errors import IjepaError
 from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
-from ijepa.recipes import dump_yaml
-from ijepa.text import one_line
 from ijepa.weights import save_state, write_weights
 
 BILINEAR = 2  # PIL's number
 TIMM_NAME = "vit_base_patch16_224"  # any: sizes stand beside it
-LICENCES = {
-    "run": "Trained with ijepa; whoever trained these weights says under which licence they stand.",
-    "published": (
-        "These are weights published by Meta at facebookresearch/ijepa, under CC BY-NC 4.0 (no "
-        "commercial use); so are all files converted from them."
-    ),
-}
-UNSURE = (
-    "The file that these weights came from does not say it. Weights published by Meta at "
-    "facebookresearch/ijepa, and whatever was converted from them (IJepaModel on the hub, the "
-    "`*_ijepa` names of timm), stand under CC BY-NC 4.0 (no commercial use)."
-)
-UNRECORDED = (
-    "How they were trained is not recorded in the file that they came from; architecture, patches "
-    "and image size were read from it."
-)
 
 log = logging.getLogger(__name__)
 
@@ -220,75 +201,3 @@ def _owned(value: Tensor) -> Tensor:
     """Contiguous, and alone in its storage: what is written is this tensor and no more."""
     value = value.detach().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
-
-
-def model_card(
-    networks: Networks, to: str, out: str, holds: str, load: str, scores: Sequence[Sequence[str]]
-) -> str:
-    """Markdown that says what weights are, how to load them, their scores, and their licence.
-
-    Args:
-        networks: of which some were written.
-        to: the format.
-        out: name of the file or folder.
-        holds: what it holds, in words.
-        load: a call in Python that loads it.
-        scores: of probes on this encoder: protocol, label, encoder, top-1 in percent, interval.
-    """
-    config, known = networks.config, networks.provenance
-    data = config.data
-    library = {"hf": "transformers", "timm": "timm"}.get(to, "ijepa")
-    front = [f"library_name: {library}", "pipeline_tag: image-feature-extraction"]
-    if known.origin == "published":
-        front.append("license: cc-by-nc-4.0")
-    code = {
-        "hf": (
-            "from transformers import AutoImageProcessor, AutoModel\n\n"
-            f"model = AutoModel.from_pretrained({out!r})\n"
-            f"processor = AutoImageProcessor.from_pretrained({out!r})\n"
-            "features = model(**processor(image, return_tensors='pt')).last_hidden_state.mean(1)"
-        ),
-        "timm": (
-            f"import timm\n\nmodel = {load}\n"
-            "data = timm.data.resolve_model_data_config(model)\n"
-            "transform = timm.data.create_transform(**data)\n"
-            "features = model(transform(image).unsqueeze(0))"
-        ),
-    }.get(
-        to,
-        f"import ijepa\n\nencoder = {load}\n"
-        f"# mean {data.mean}, std {data.std}, {data.image_px} pixels",
-    )
-    source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"
-    numbers = {"epochs": known.epochs, "steps": known.steps, "images seen": known.images}
-    facts = [
-        ("architecture", f"{config.encoder.arch}, patches of {config.encoder.patch_px} pixels"),
-        ("images", f"{data.image_px} pixels; mean {data.mean}, std {data.std}"),
-        ("evaluation view", f"centre crop of {data.eval_crop_fraction:.4g} of the short side"),
-        ("first read from", source),
-        *((name, f"{value:,}") for name, value in numbers.items() if value is not None),
-        *([("pretraining data", f"fingerprint `{known.shards}`")] if known.shards else []),
-    ]
-    head = ("protocol", "label", "encoder", "top-1 %", "95% interval")
-    sections = [
-        "\n".join(["---", *front, "---"]),
-        f"# {_plain(out)}\n\nI-JEPA ([Assran et al., CVPR 2023](https://arxiv.org/abs/2301.08243)) "
-        f"weights, {holds}.",
-        f"## Load\n\n```python\n{code}\n```",
-        f"## What they are\n\n{_table(('', ''), facts)}",
-        *([f"## Scores\n\n{_table(head, scores)}"] if scores else []),
-        f"## Licence\n\n{LICENCES.get(known.origin or '', UNSURE)}",
-        "## Configuration\n\n"
-        + (f"```yaml\n{dump_yaml(config)}```" if known.settings else UNRECORDED),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text of others that stays what it is in Markdown: in its cell, neither link nor element."""
-    return re.sub(r"[|<\[]", r"\\\g<0>", one_line(text))

@@ -24,11 +24,14 @@ Scores = Annotated[
     list[Path] | None,
     typer.Option(help="Result of `ijepa probe` for the model card; may be repeated."),
 ]
+Private = Annotated[
+    bool, typer.Option("--private", help="With --push: make a new model on the hub private.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    stage(app, ConvertConfig, "to which arch")(convert)
+    stage(app, ConvertConfig, "to which arch license push")(convert)
 
 
 def convert(
@@ -38,6 +41,7 @@ def convert(
     runtime: Runtime,
     as_json: bool,
     scores: Scores = None,
+    private: Private = False,
 ) -> None:
     """Write weights in another format, bit for bit, and a model card beside them.
 
@@ -46,14 +50,15 @@ def convert(
     from ijepa.convert import convert as run
 
     with shown_progress() as progress:
-        result = run(source, out, config, runtime, progress, scores or [])
+        result = run(source, out, config, runtime, progress, scores or [], private)
     show(result, as_json, _sentence(result))
 
 
 def _sentence(result: "ConvertResult") -> str:
     left_out = ", ".join(part.replace("_", " ") for part in result.left_out)
+    pushed = f"\nUploaded to {result.url}" if result.url else ""
     return (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
         f"{f' (no room for: {left_out})' if left_out else ''}. Model card: {result.card}\n"
-        f"Load it with: {result.load}"
+        f"Load it with: {result.load}{pushed}"
     )
