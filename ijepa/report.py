@@ -24,7 +24,7 @@ from ijepa.results.page import (
 )
 from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
-from ijepa.results.tables import Line, Shown, grouped, score_name
+from ijepa.results.tables import Group, Line, Shown, grouped, score_name
 from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work
 from ijepa.version import VERSION as IJEPA_VERSION
@@ -32,7 +32,7 @@ from ijepa.version import VERSION as IJEPA_VERSION
 VERSION = 8
 METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
-MOST_STRIPS = 12  # probes on the first screen; the tables have all
+MOST_STRIPS = 8  # probes on the first screen; the tables have all
 MOST_CURVES = 8  # runs in the health curve of the first screen
 KINDS = 6  # colours of encoders
 
@@ -128,7 +128,9 @@ def report(
     plan = StagePlan("report", VERSION, config, inputs, out)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            write_bytes(work.folder / out.name, _page(outcome, configs).encode())
+            paper_first = bool(config.tables or outcome.paper_cells[0])
+            text = _page(outcome, configs, paper_first)
+            write_bytes(work.folder / out.name, text.encode())
             work.publish({"command": runtime.command})
     return outcome.model_copy(update={"cached": work.cached})
 
@@ -152,7 +154,9 @@ def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
     return f"{name} on {data}" if data else name
 
 
-def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None]) -> str:
+def _page(
+    outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None], paper_first: bool
+) -> str:
     from ijepa.figures.curves import health_curve
 
     metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
@@ -160,13 +164,16 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
         refuse_changed(run, METRICS, "config.yaml")
     names = {str(run.name).removesuffix(".partial"): m for run, m in metrics.items()}
     health = health_curve(dict(list(names.items())[:MOST_CURVES]))
+    # A probe of many settings, such as few-shot, comes after those of one.
+    groups = sorted(grouped(outcome.results), key=lambda group: bool(group.score.setting))
     made, cells = outcome.paper_cells
     chosen = {one.number for one in outcome.tables if one.kind == "paper"}
     head = Head(
         title=outcome.title,
         facts=_facts(outcome),
         verdict=outcome.verdict,
-        plot=_interval_plot(outcome.results),
+        plot=_interval_plot(groups[:MOST_STRIPS]),
+        left_out=len(groups[MOST_STRIPS:]),
         health=Picture(health.title, health.html, health.caption) if health else None,
     )
     content = Content(
@@ -176,6 +183,7 @@ def _page(outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None])
             f"them. "
             + ("" if len(chosen) == len(TABLES) else "`ijepa report --paper` shows all tables.")
         ),
+        paper_first=paper_first,
         results=outcome.results,
         runs=[_view(run, config, metrics[run]) for run, config in configs.items()],
         pictures=[file_picture(path, read_record(path)) for path in outcome.pictures],
@@ -192,7 +200,8 @@ def _facts(outcome: ReportOutcome) -> dict[str, str]:
     version = first.get("libraries", {}).get("ijepa") or next(
         (score.libraries["ijepa"] for score in scores if "ijepa" in score.libraries), IJEPA_VERSION
     )
-    finished, seconds = str(first.get("finished", "")), first.get("seconds")
+    finished = str(first.get("finished", ""))
+    seconds = first.get("seconds") if len(records) == 1 else None
     facts = {
         "Data": ", ".join(filter(None, dict.fromkeys(data))),
         "Run" if len(records) == 1 else "Runs": ", ".join(map(str, outcome.runs)),
@@ -213,7 +222,7 @@ def _duration(seconds: float) -> str:
     return f"{hours[0]} h {hours[1]} min" if hours[0] else f"{minutes[0]} min {minutes[1]} s"
 
 
-def _interval_plot(results: Sequence[Result]) -> Markup:
+def _interval_plot(groups: Sequence[Group]) -> Markup:
     """Every encoder on every probe; its interval, or the standard deviation over seeds."""
     from ijepa.figures.intervals import Dot, Strip, interval_plot
 
@@ -227,7 +236,7 @@ def _interval_plot(results: Sequence[Result]) -> Markup:
 
     strips = [
         Strip(score_name(group.score), group.score.chance, [dot(line) for line in group.lines])
-        for group in grouped(results)[:MOST_STRIPS]
+        for group in groups
     ]
     return interval_plot(strips) if strips else Markup()
 

@@ -121,27 +121,35 @@ def points(records: Records, x: str, y: str) -> Points:
 
 
 def _curve(series: Mapping[str, Points], x_label: str, title: str, reading: str) -> Curve:
-    ends = ", ".join(f"{y[0]:.4g} to {y[-1]:.4g}" for _, y in series.values())
-    return Curve(line_chart(series, x_label, title), title, f"From {ends}. {reading}")
+    ends = [f"from {y[0]:.4g} to {y[-1]:.4g}" for _, y in series.values()]
+    if len(series) > 1:
+        ends = [f"{name} {end}" for name, end in zip(series, ends, strict=True)]
+    change = ", ".join(ends)
+    chart = line_chart(series, x_label, title, from_zero="accuracy" in title)
+    return Curve(chart, title, f"{change[0].upper()}{change[1:]}. {reading}")
 
 
-def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Markup:
+def line_chart(
+    series: Mapping[str, Points], x_label: str, y_label: str, *, from_zero: bool = False
+) -> Markup:
     """Draw lines on common axes in the colours of the page, with a dashed line at the first value.
 
-    Each has a point at least; their names are shown if there are several. A script of the page
-    reads the values from `data-lines` and shows those under the pointer.
+    Each has a point at least; their names are shown if there are several. `from_zero` begins the
+    axis at 0, so that noise does not look like a change. A script of the page reads the values from
+    `data-lines` and shows those under the pointer.
     """
     lines = {}
     for name, (x, y) in series.items():
         every = -(-len(x) // MOST_POINTS)
         lines[name] = [*zip(x[::every], y[::every], strict=True), (x[-1], y[-1])]
     (left, right), x_ticks = _axis([x for line in lines.values() for x, _ in line])
-    (low, high), y_ticks = _axis([y for line in lines.values() for _, y in line], room=0.06)
+    values = [y for line in lines.values() for _, y in line] + [0.0] * from_zero
+    (low, high), y_ticks = _axis(values, room=0.06)
     places = {
         name: [(_place(x, left, right), 1000 - _place(y, low, high)) for x, y in line]
         for name, line in lines.items()
     }
-    values = [[name, [[_short(x), _short(y)] for x, y in line]] for name, line in lines.items()]
+    shown = [[name, [[_short(x), _short(y)] for x, y in line]] for name, line in lines.items()]
     page = templates("figures").get_template("chart.html.j2")
     html = page.render(
         label=y_label,
@@ -149,7 +157,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> Mark
         lines=places,
         x_ticks=[(_place(value, left, right) / 10, _tick(value)) for value in x_ticks],
         y_ticks=[(_place(value, low, high) / 10, _tick(value)) for value in y_ticks],
-        data=json.dumps({"x": [left, right], "unit": x_label.split()[0], "lines": values}),
+        data=json.dumps({"x": [left, right], "unit": x_label.split()[0], "lines": shown}),
     )
     return Markup(html)  # escaped by the template
 

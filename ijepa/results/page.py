@@ -81,6 +81,7 @@ class Head(NamedTuple):
     facts: Mapping[str, str]  # data, run, date, version, device, duration
     verdict: Sequence[str]  # the first sentence is the largest
     plot: Markup  # dots and intervals; empty without scores
+    left_out: int  # how many probes the plot does not show
     health: Picture | None
 
 
@@ -89,18 +90,19 @@ class Content(NamedTuple):
 
     tables: Sequence[Shown]
     paper: str  # a sentence on the paper's tables
+    paper_first: bool  # show the paper's tables before the scores
     results: Sequence[Result]
     runs: Sequence[RunView]
     pictures: Sequence[Picture]
 
 
 def page(head: Head, content: Content) -> str:
-    """The whole HTML text; tables of the paper come first if there are any."""
+    """The whole HTML text."""
     environment = templates("results/templates")
     environment.globals.update(result_id=result_id, encoders=_encoders)
     environment.filters.update(breakable=breakable, prose=_prose, css_text=_css_text)
     tables = content.tables
-    kinds = sorted(SECTIONS, key=lambda kind: kind == "scores" and _leads(tables))
+    kinds = sorted(SECTIONS, key=lambda kind: kind == "scores" and content.paper_first)
     sections = [(k, SECTIONS[k], [t for t in tables if t.kind == k]) for k in kinds]
     return environment.get_template("page.html.j2").render(
         head=head,
@@ -108,10 +110,6 @@ def page(head: Head, content: Content) -> str:
         details=[table for table in tables if table.kind == "details"],
         **content._asdict(),
     )
-
-
-def _leads(tables: Sequence[Shown]) -> bool:
-    return any(table.kind == "paper" for table in tables)
 
 
 def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:

@@ -152,6 +152,9 @@ def _score_table(groups: Sequence[Group]) -> Shown:
         for name, group in zip(names, groups, strict=True)
     ]
     score = groups[0].score
+    about: dict[str, list[str]] = {}  # names of probes by what is said of them
+    for name, group in zip(names, groups, strict=True):
+        about.setdefault(" ".join(_about(group)), []).append(name)
     return Shown(
         kind="scores",
         title=f"Label {score.label}",
@@ -169,9 +172,7 @@ def _score_table(groups: Sequence[Group]) -> Shown:
             for lines in rows.values()
         ),
         made=(True,) * len(rows),
-        notes=tuple(
-            f"{name}: {' '.join(_about(group))}" for name, group in zip(names, groups, strict=True)
-        ),
+        notes=tuple(f"{'; '.join(named)}: {text}" for text, named in about.items()),
     )
 
 
