@@ -228,7 +228,7 @@ def test_intervals_and_chance_are_drawn_where_they_are():
 
 def scored(result, p_values, **facts):
     """A result whose scores after the first have these top-1s and p values."""
-    first = result[0].model_copy(update={"top1": 0.6, **facts})
+    first = result[0].model_copy(update={"top1": 0.6} | facts)
     others = [
         first.model_copy(
             update={"encoder": name, "top1": top1, "p_value": p, "weights_sha256": name}
@@ -266,6 +266,10 @@ def test_the_verdict_is_honest_without_baselines_and_without_results(results):
     alone = verdict([plain[:1]])
     assert "of always guessing the most frequent class" in alone[0]
     assert "--baseline-train" in alone[1]
+    two = [
+        scored(plain, [], top1=top1, provenance=Provenance(seed=top1 > 0.5)) for top1 in (0.5, 0.7)
+    ]
+    assert "reaches 60.0% on average over 2 scores on class (logistic), above" in verdict(two)[0]
 
 
 def test_probes_of_one_label_are_columns_of_one_table(results, tmp_path):

@@ -150,9 +150,9 @@ def _why_not(row: Row, column: Column, near: Sequence[Line]) -> str:
     if contexts:
         return f"{contexts[0]} is its context encoder, the paper's is the target encoder"
     if row.method in FOREIGN:
-        return f"no weights: no result given of --encoder {FOREIGN[row.method]}FILE"
+        return f"no result of --encoder {FOREIGN[row.method]}FILE was given"
     by = column.protocols[0]
-    return f"no result given of recipe {row.recipe} on {column.kind}: by {by}"
+    return f"no result of recipe {row.recipe} on {column.kind} by protocol {by} was given"
 
 
 def _is_task(score: Score, column: Column) -> bool:

@@ -1,5 +1,6 @@
 """What the scores say in one sentence, by paired tests on the same test images."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from ijepa.results.record import Result, Score
@@ -18,8 +19,8 @@ def short_name(encoder: str) -> str:
         return "raw pixels"
     if encoder.startswith("random:"):
         return "random initialisation"
-    kind, found, rest = encoder.partition(":")
-    return f"{kind}:{rest}" if found else encoder.rstrip("/").rpartition("/")[2]
+    name = encoder.removesuffix(" (target)")
+    return name if ":" in name else name.rstrip("/").rpartition("/")[2]
 
 
 def verdict(results: Sequence[Result]) -> list[str]:
@@ -83,12 +84,15 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests]) -> str:
 
 
 def _alone(name: str, scores: Sequence[Score]) -> str:
-    """Where no paired test was made."""
-    best = scores[0]
-    above = "above" if best.top1_interval[0] > best.chance else "not clearly above"
+    """What an encoder reaches on its first probe, where no paired test was made."""
+    first, probe = scores[0], (scores[0].label, probe_name(scores[0]))
+    seeds = [score for score in scores if (score.label, probe_name(score)) == probe]
+    top1 = statistics.mean(score.top1 for score in seeds)
+    over = f" on average over {len(seeds)} scores" if len(seeds) > 1 else ""
+    above = "above" if first.top1_interval[0] > first.chance else "not clearly above"
     return (
-        f"{name} reaches {percent(best.top1, 1)}% on {best.label} ({probe_name(best)}), {above} "
-        f"the {percent(best.chance, 1)}% of always guessing the most frequent class."
+        f"{name} reaches {percent(top1, 1)}%{over} on {first.label} ({probe[1]}), {above} the "
+        f"{percent(first.chance, 1)}% of always guessing the most frequent class."
     )
 
 
