@@ -24,7 +24,7 @@ from ijepa.results.page import (
 )
 from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
-from ijepa.results.tables import Group, Line, Shown, grouped, score_name
+from ijepa.results.tables import Group, Line, Shown, data_names, grouped, score_name
 from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work
 from ijepa.version import VERSION as IJEPA_VERSION
@@ -226,6 +226,8 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
     """Every encoder on every probe; its interval, or the standard deviation over seeds."""
     from ijepa.figures.intervals import Dot, Strip, interval_plot
 
+    if not groups:
+        return Markup()
     kinds: dict[str, int] = {}
 
     def dot(line: Line) -> Dot:
@@ -234,11 +236,16 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
         kind = kinds.setdefault(line.encoder, len(kinds) % KINDS + 1)
         return Dot(short_name(line.score.encoder), mean, low, high, kind)
 
+    data = data_names(group.score for group in groups)
     strips = [
-        Strip(score_name(group.score), group.score.chance, [dot(line) for line in group.lines])
+        Strip(
+            " of ".join(filter(None, [score_name(group.score), data[group.score.source]])),
+            group.score.chance,
+            [dot(line) for line in group.lines],
+        )
         for group in groups
     ]
-    return interval_plot(strips) if strips else Markup()
+    return interval_plot(strips)
 
 
 def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], list[Path]]:

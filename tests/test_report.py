@@ -260,6 +260,17 @@ def test_the_verdict_counts_clear_differences_only_and_says_where_others_are_bet
     assert "on 0 of 1 probe. No difference is clear" in unclear
 
 
+def test_probes_of_several_data_sets_are_told_apart(results):
+    plain = read_result(results[0])
+    sources = ("cifar10:a", "cifar100:b")
+    found = [scored(plain, [("pixels", 0.5, 0.001)], source=source) for source in sources]
+    assert "raw pixels on 2 of 2 probes" in verdict(found)[0]
+    titles = [table.title for table in tables(found) if table.kind == "scores"]
+    assert titles == ["Label class of cifar10", "Label class of cifar100"]
+    same = [scored(plain, [("pixels", 0.7, 0.001)], source=f"folder:{name}") for name in "ab"]
+    assert "better on class (logistic) of folder:a and class (logistic) of fold" in verdict(same)[0]
+
+
 def test_the_verdict_is_honest_without_baselines_and_without_results(results):
     plain = read_result(results[0])
     assert "no scores yet" in verdict([])[0]

@@ -6,13 +6,13 @@ table is one encoder seen in one way, over all its seeds.
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ijepa.config import Config
 from ijepa.files import fingerprint_of
 from ijepa.paper import tables_by
-from ijepa.results.record import Result, Score, result_id
+from ijepa.results.record import TRAINED_ON, Result, Score, result_id
 
 # What scores must share to be compared.
 SETTING_FIELDS = (
@@ -135,10 +135,11 @@ def score_tables(groups: Sequence[Group]) -> list[Shown]:
     for group in groups:
         same = fingerprint_of([getattr(group.score, name) for name in TEST_SET])
         tables.setdefault(same, []).append(group)
-    return [_score_table(table) for table in tables.values()]
+    data = data_names(group.score for group in groups)
+    return [_score_table(table, data) for table in tables.values()]
 
 
-def _score_table(groups: Sequence[Group]) -> Shown:
+def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> Shown:
     """`groups` share their test set; an encoder that has several lines in one has several rows."""
     rows: dict[tuple[str, int], dict[int, Line]] = {}  # lines by the number of their column
     for column, group in enumerate(groups):
@@ -157,7 +158,7 @@ def _score_table(groups: Sequence[Group]) -> Shown:
         about.setdefault(" ".join(_about(group)), []).append(name)
     return Shown(
         kind="scores",
-        title=f"Label {score.label}",
+        title=" of ".join(filter(None, [f"Label {score.label}", data[score.source]])),
         caption=(
             f"Top-1 in percent. {score_data(score)}: {score.test_rows:,} test images, "
             f"{score.num_classes} classes; always guessing the most frequent class reaches "
@@ -298,6 +299,16 @@ def probe_name(score: Score) -> str:
 def score_name(score: Score) -> str:
     """Protocol, label and setting."""
     return f"{score.protocol} on {score.label}" + (f", {score.setting}" if score.setting else "")
+
+
+def data_names(scores: Iterable[Score]) -> dict[str, str]:
+    """How to tell data sets apart, by their source: by kind if that is enough; empty for one."""
+    sources = list(dict.fromkeys(score.source for score in scores))
+    kinds = [source.partition(":")[0] for source in sources]
+    if len(sources) == 1:
+        return {sources[0]: ""}
+    is_enough = len({*kinds}) == len(kinds) and not any(TRAINED_ON in one for one in sources)
+    return dict(zip(sources, kinds if is_enough else sources, strict=True))
 
 
 def score_data(score: Score) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ijepa.results.record import Result, Score
-from ijepa.results.tables import percent, probe_name
+from ijepa.results.tables import data_names, percent, probe_name
 
 SURE = 0.05  # a difference with a larger p value is not called one
 STATED = (0.001, 0.01, SURE)  # bounds of p values that a sentence names
@@ -31,6 +31,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
     """
     if not results:
         return ["There are no scores yet, so nothing here says how good the features are."]
+    data = data_names(score for result in results for score in result)
     leads: dict[str, list[Score]] = {}
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for result in results:
@@ -41,6 +42,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
             if score.p_value is None:  # the first encoder itself, or a mean over draws
                 continue
             lead, probe = first[score.setting], f"{score.label} ({probe_name(score)})"
+            probe = " of ".join(filter(None, [probe, data[score.source]]))
             others = found.setdefault(_family(lead), {})
             tests = others.setdefault(short_name(score.encoder), {})
             tests.setdefault(probe, []).append((lead.top1 - score.top1, score.p_value))
@@ -56,7 +58,8 @@ def verdict(results: Sequence[Result]) -> list[str]:
 
 
 def _family(score: Score) -> str:
-    return score.provenance.family or score.weights_sha256
+    """Equal for encoders that differ in their seed only."""
+    return f"{score.which} {score.provenance.family or score.weights_sha256}"
 
 
 def _compared(name: str, tests_by_other: Mapping[str, Tests]) -> str:
