@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ijepa.data.shards import INDEX, ShardSet, open_shards
 from ijepa.errors import IjepaError
-from ijepa_cli.show import print_text
+from ijepa_cli.show import print_text, stderr
 
 
 def scored_labels(shards: ShardSet, train: str, test: str) -> list[str]:
@@ -24,6 +24,8 @@ if __name__ == "__main__":
         folder, train, test = sys.argv[1:]
         is_made = (Path(folder) / INDEX).is_file()  # not where `make -n` only prints commands
         found = scored_labels(open_shards(Path(folder)), train, test) if is_made else ["class"]
+        if not found:
+            stderr.print(f"{folder} has no labels to score by: the page shows health checks.")
         print_text(" ".join(found))
     except IjepaError as error:
         sys.exit(f"error: {error}")

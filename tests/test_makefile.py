@@ -142,7 +142,8 @@ def test_clean_removes_what_stages_made_and_nothing_else(make, tmp_path):
     for made in ("shards/x", "runs/x"):
         output(tmp_path / made)
     (tmp_path / "runs/x.features/low-level").mkdir(parents=True)
-    for made in ("runs/x.features/a.h5", "runs/x.features/low-level/a.h5", "runs/x.html"):
+    features = ("runs/x.features/a.h5", "runs/x.features/low-level/a.h5")
+    for made in (*features, "runs/x.pictures/pca.png", "runs/x.html"):
         output(tmp_path / made, is_folder=False)
     half = StagePlan("test", 1, Config(), {}, tmp_path / "runs/x.probes/knn.json")
     with exclusive_work(half) as work:

@@ -168,9 +168,15 @@ class ShardSet:
 
         Raises:
             IjepaError: naming the first of `splits` that is missing (`evaluation` is one as
-                `named_split` has it), or the first of `labels` that one of them lacks.
+                `named_split` has it) or has one image only, or the first of `labels` that one of
+                them lacks.
         """
         for split in (self.split(self.named_split(name)) for name in splits):
+            if len(split) < 2:
+                raise IjepaError(
+                    f"{self.folder}: split {split.name} has {len(split)} image; scores and "
+                    f"pictures need two or more."
+                )
             for label in labels:
                 if label not in split.label_names:
                     known = ", ".join(split.label_names) or "none"
