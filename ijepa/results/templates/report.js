@@ -77,7 +77,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // The values of a chart under the pointer.
 function number(value) {
-  return Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(value);
+  return Number.isInteger(value) ? value.toLocaleString("en") : String(value);
 }
 
 function point(plot, tip, event) {
