@@ -159,9 +159,9 @@ def _page(
 ) -> str:
     from ijepa.figures.curves import health_curve
 
-    metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
     for run in outcome.runs:
         refuse_changed(run, METRICS, "config.yaml")
+    metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
     names = {str(run.name).removesuffix(".partial"): m for run, m in metrics.items()}
     health = health_curve(dict(list(names.items())[:MOST_CURVES]))
     # A probe of many settings, such as few-shot, comes after those of one.
@@ -311,6 +311,7 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView
 
     record, last = _record(run), metrics[-1]
     path = run / "config.yaml"
+    settings = record.get("config") or (config.model_dump() if config else {})
     masks, maps = _masks(config) if config else ("", [])
     charts, constant = run_curves(metrics)
     return RunView(
@@ -320,7 +321,7 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView
             + (f", {_duration(record['seconds'])}" if "seconds" in record else "")
             + f"; fingerprint {str(record.get('fingerprint', 'unknown'))[:12]}."
         ),
-        running="" if "seconds" in record else _running(run, record, last),
+        running="" if read_record(run) else _running(run, settings, last),
         masks=masks,
         maps=maps,
         charts=[Picture(chart.title, chart.html, chart.caption) for chart in charts],
@@ -330,15 +331,14 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView
     )
 
 
-def _running(run: Path, record: Mapping[str, Any], last: Mapping[str, float]) -> str:
+def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
     """How far an unfinished run is, as its last record and its newest rate say."""
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,
     )
 
-    path = run / "config.yaml"
-    config = record.get("config") or (parse_yaml(path.read_text()) if path.is_file() else {})
-    epochs, steps = config.get("optimization", config).get("epochs"), config.get("steps")
+    epochs = settings.get("optimization", settings).get("epochs")
+    steps = settings.get("steps")  # of a decoder
     step, epoch = int(last["step"]), last.get("epoch", 0.0)
     if epochs and epoch:
         steps = round(step * epochs / epoch)
