@@ -1,8 +1,10 @@
 """The record of a finished output: what made it, and whether its files are still what was made."""
 
 import contextlib
+import functools
 import platform
 import shutil
+import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -82,6 +84,19 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
+
+
+@functools.cache
+def checkout_commit() -> str:
+    """The commit of the checkout that runs, with `-dirty` if files differ; empty if installed."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git
+        return ""
 
 
 def remove_output(out: Path) -> bool:

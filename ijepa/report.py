@@ -206,7 +206,7 @@ def _facts(outcome: ReportOutcome) -> dict[str, str]:
         "Data": ", ".join(filter(None, dict.fromkeys(data))),
         "Run" if len(records) == 1 else "Runs": ", ".join(map(str, outcome.runs)),
         "Date": f"{finished[:10]} {finished[11:16]}".strip(),
-        "Commit": str(first.get("commit", ""))[:12],
+        "Commit": str(first.get("commit", "")),
         "Version": "" if first.get("commit") else f"ijepa {version}",
         "Device": str(first.get("device", "")),
         "Duration": _duration(seconds) if seconds else "",

@@ -23,6 +23,7 @@ from ijepa.files import fingerprint_of, lock, naming, read_json, sibling, write_
 from ijepa.records import (
     NOTES,
     changed_file,
+    checkout_commit,
     file_facts,
     is_record,
     library_versions,
@@ -97,6 +98,7 @@ class Work:
             **self.plan.described(),
             "fingerprint": self.plan.fingerprint,
             "libraries": library_versions(),
+            "commit": checkout_commit(),
             "seconds": round(time.time() - self.started, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": {name: file_facts(self.folder / name, known.get(name)) for name in names},
