@@ -105,6 +105,7 @@ def _encode(
     writer = FeatureWriter(path)
     missing = from_rank_0(world, lambda: writer.missing)
     done = total - sum(min(size, total - batch * size) for batch in missing)
+    progress("extract images", done, total)
     linear = job.encoder.pick_linear(job.device, CPU_BATCH)
     with computing(job.device, linear=linear):
         for batch, features in job.batches(missing[world.rank :: world.size]):

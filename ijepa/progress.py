@@ -8,6 +8,21 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+# Numbers that stages report, in words; what matters most to someone watching comes first.
+WORDS = {
+    "loss": "loss {:.3g}",
+    "rankme": "RankMe {:.1f}",
+    "neighbour_accuracy": "neighbours {:.1%} right",
+    "held_out_accuracy": "held-out images {:.1%} right",
+    "lr": "learning rate {:.2g}",
+    "held_out_loss": "held-out loss {:.3g}",
+    "mean_cosine": "cosine between images {:.2f}",
+    "feature_std": "spread of features {:.2g}",
+    "flops_utilisation": "{:.0%} of the device's peak",
+    "tflops": "{:.2g} TFLOP/s",
+    "bad": "{:,.0f} images do not decode",
+}
+
 
 class Progress(Protocol):
     """Called now and then by a stage; the command line draws it, a script may ignore it."""
@@ -26,6 +41,14 @@ def silent(
     task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
 ) -> None:
     """Show nothing."""
+
+
+def in_words(values: Mapping[str, float] | None) -> list[str]:
+    """Reported numbers as short texts, the most important first: `loss 0.143`, `RankMe 41.2`."""
+    values = values or {}
+    known = [words.format(values[name]) for name, words in WORDS.items() if name in values]
+    others = [name for name in values if name not in WORDS]
+    return known + [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in others]
 
 
 class Bars:
@@ -53,7 +76,7 @@ class Bars:
             self._bars[task] = bar
         bar.total = total
         if values:
-            bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+            bar.set_postfix_str("  ".join(in_words(values)), refresh=False)
         bar.update(done - bar.n)
         if total is not None and done >= total:
             self._close(task)

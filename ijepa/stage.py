@@ -34,6 +34,7 @@ from ijepa.records import (
 )
 
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
+NEW = "nothing is there yet"  # and why, for most
 
 log = logging.getLogger(__name__)
 
@@ -146,10 +147,13 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with lock(plan.out):
         _finish_publishing(plan, folder)
-        if outlook(plan, force=runtime.force)[0] == CACHED:
+        state, why = outlook(plan, force=runtime.force)
+        if state == CACHED:
             record_path(plan.out).touch()
             yield Work(plan, folder, cached=True)
             return
+        if runtime.about:
+            log.info("%s", runtime.about if why == NEW else f"{runtime.about} ({why})")
         _open_folder(plan, folder, runtime.force)
         try:
             with naming(folder):
@@ -185,7 +189,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
     if is_begun and has_files:
         return GOES_ON, "it was begun before"
     if record is None:
-        return WOULD_RUN, "nothing is there yet"
+        return WOULD_RUN, NEW
     return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
 
 

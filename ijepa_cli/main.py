@@ -4,16 +4,17 @@ import errno
 import importlib
 import sys
 import time
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
 from ijepa.text import one_line
+from ijepa.version import VERSION
 from ijepa.world import current_world
-from ijepa_cli.show import is_main_process, log_to_stderr, print_json, stderr
+from ijepa_cli.options import PlainGroup
+from ijepa_cli.show import is_main_process, log_to_stderr, print_json, print_text, stderr
 
 USAGE = 2
 RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be ended
@@ -25,7 +26,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-class _PipelineOrder(TyperGroup):
+class _PipelineOrder(PlainGroup):
     """Typer lists commands that have commands of their own last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
@@ -36,12 +37,32 @@ class _PipelineOrder(TyperGroup):
 app = typer.Typer(
     name="ijepa",
     cls=_PipelineOrder,
-    help="Pretrain, evaluate and look into I-JEPA: shard, pretrain, extract, probe, report.",
+    help="""Pretrain, evaluate and inspect I-JEPA, step by step: shard, pretrain, extract, probe,
+    report. Every command ends with the next one to type.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print_text(f"ijepa {VERSION}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True,
+                     callback=_say_version),
+    ] = False,
+) -> None:  # fmt: skip
+    del version
+
+
 for _name in COMMANDS:
     importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}").register(app)
 

@@ -6,29 +6,50 @@ import shlex
 import sys
 from collections.abc import Callable
 from inspect import isclass
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 from ijepa.config import Runtime, Settings, validated
 from ijepa.recipes import apply_override
+from ijepa_cli import complete
 from ijepa_cli.show import outlook_shown
 
 # Names of options that are not those of their fields.
 FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
 SETTINGS, RUN = "Settings", "How to run"
+MAIN = "Options"  # typed first: required settings, and options that are a command's own
+FORMS = {  # what is typed behind an option, where its type does not say it
+    "encoder": "ENCODER", "decoder": "PATH", "recipe": "RECIPE", "split": "SPLIT",
+    "splits": "SPLIT", "store_split": "SPLIT", "test_split": "SPLIT", "require_split": "SPLIT",
+    "label": "LABEL", "require_label": "LABEL", "device": "DEVICE", "protocol": "PROTOCOL",
+    "keys": "KEY", "arch": "ARCH", "data": "PATH", "image_px": "PIXELS", "resize_px": "PIXELS",
+    "overrides": "NAME=VALUE", "slurm": "NAME=VALUE",
+}  # fmt: skip
+COMPLETED: dict[str, Callable[..., list[str]]] = {
+    "encoder": complete.encoder, "protocol": complete.protocol, "recipe": complete.recipe,
+    "split": complete.split, "test_split": complete.split, "store_split": complete.split,
+}  # fmt: skip
 ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
 NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
 
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN),
+    typer.Option(
+        "--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN, metavar=""
+    ),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Override a setting, as a.b=c; repeatable.", rich_help_panel=SETTINGS
+        "--set",
+        help="Change a setting of the recipe, such as optimization.lr=0.001; repeatable.",
+        rich_help_panel=SETTINGS,
+        metavar=FORMS["overrides"],
     ),
 ]
 
@@ -47,7 +68,8 @@ def stage(
 
     Args:
         app: gets the command.
-        settings: every field is an option; nested ones go through `--set` alone.
+        settings: every field is an option; nested ones go through `--set` alone. Those without
+            a default come first in `--help`.
         shown: fields that `--help` shows, in this order; the others are named by `--set`'s help.
         run: fields of `Runtime` that are options, beside `--force`, `--dry-run` and `--json`.
         how: of `typer.Typer.command`.
@@ -57,19 +79,26 @@ def stage(
         parameters = inspect.signature(function).parameters.values()
         own = [one for one in parameters if one.name not in ("config", "runtime", "as_json")]
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        options = [context.replace(annotation=typer.Context), *own]
+        options = [context.replace(annotation=typer.Context)]
         fields, of_run = shown.split(), [*run.split(), *ANY_STAGE]
         if settings:
-            options += [_option(settings, name, SETTINGS) for name in fields]
+            needed = [name for name in fields if settings.model_fields[name].is_required()]
+            options += [_option(settings, name, MAIN) for name in needed]
+            options += [_formed(one) for one in own]
+            options += [_option(settings, name, SETTINGS) for name in fields if name not in needed]
             taken = {*fields, *(one.name for one in own)}
             hidden = [name for name in _single(settings) if name not in taken]
             options += [_option(settings, name, SETTINGS, hidden=True) for name in hidden]
             others = f": {', '.join(hidden)}" if hidden else ""
             text = f"Any other setting, as NAME=VALUE; repeatable{others}."
-            override = typer.Option("--set", help=text, rich_help_panel=SETTINGS)
+            override = typer.Option(
+                "--set", help=text, rich_help_panel=SETTINGS, metavar=FORMS["overrides"]
+            )
             kind = Annotated[list[str] | None, override]
             options.append(_parameter("overrides", kind, None))
             fields = [*fields, *hidden]
+        else:
+            options += [_formed(one) for one in own]
         options += [_option(Runtime, name, RUN) for name in of_run]
         options.append(_parameter("as_json", Json, False))
 
@@ -89,10 +118,29 @@ def stage(
 
         command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what Typer reads
         command.__annotations__ = {one.name: one.annotation for one in options}
-        app.command(**how)(command)
+        app.command(**{"cls": PlainCommand, **how})(command)
         return function
 
     return register
+
+
+class _PlainFlags:
+    """Says nothing behind the name of a flag in `--help`, where Typer says `<bool>`."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the other base
+        for one in found:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return found
+
+
+class PlainCommand(_PlainFlags, TyperCommand):  # type: ignore[misc]  # types of another click
+    """A command whose `--help` is in words."""
+
+
+class PlainGroup(_PlainFlags, TyperGroup):  # type: ignore[misc]  # likewise
+    """A group of commands whose `--help` is in words."""
 
 
 def _is_given(ctx: typer.Context, option: str) -> bool:
@@ -119,9 +167,36 @@ def _option(
     if isinstance(default, tuple) and get_origin(kind) is list:
         default = list(default) or None
     text = " ".join((field.description or "").split())
-    option = typer.Option(flag, help=text, rich_help_panel=panel, hidden=hidden)
+    option = typer.Option(
+        flag,
+        help=text,
+        rich_help_panel=panel,
+        hidden=hidden,
+        metavar=_form(name, kind),
+        autocompletion=COMPLETED.get(name),
+    )
     kind = kind if default is not None else kind | None
     return _parameter(name, Annotated[kind, option], default)
+
+
+def _formed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option of a command itself, with the words for what is typed behind it."""
+    kind, option, *_ = get_args(parameter.annotation) or (None, None)
+    if isinstance(option, OptionInfo):
+        option.metavar = option.metavar or _form(parameter.name, _type(kind))
+        option.autocompletion = option.autocompletion or COMPLETED.get(parameter.name)
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+def _form(name: str, kind: Any) -> str:  # noqa: ANN401  # a type
+    """What is typed behind an option, in words: nothing, a choice, NUMBER, PATH, ..."""
+    if name in FORMS or kind is bool:
+        return FORMS.get(name, "")
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (list, tuple):
+        return " ".join(_form("", one) for one in get_args(kind))
+    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # annotations and defaults are of any type

@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
     from ijepa.report import ReportOutcome
     from ijepa.results.compare import Comparisons
-    from ijepa.results.record import Result
+    from ijepa.results.record import Result, Score
+
+UNEVEN = 0.005  # difference of top-1 and the mean of classes that is worth a column
+SIGNIFICANT = 0.05  # p-value of the paired test
 
 
 def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
@@ -32,44 +36,69 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
 
 def _table(title: str | None, *heads: str) -> Table:
     """An empty table; a column whose head begins with `#` holds numbers."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for head in heads:
         justify: Literal["left", "right"] = "right" if head.startswith("#") else "left"
-        table.add_column(head.lstrip("#"), justify=justify, overflow="fold")
+        number = head.startswith("#")
+        table.add_column(head.lstrip("#"), justify=justify, overflow="fold", no_wrap=number)
     return table
 
 
-def score_table(results: Sequence["Result"], *, cached: bool = False) -> Table:
-    """One row a score; p compares with the first encoder of the same result."""
-    table = _table(
-        "cached" if cached else None,
-        "probe", "label", "encoder", "#top-1 % (95% CI)", "#mean class %", "#best on test %", "#p",
-        "#chance %",
-    )  # fmt: skip
-    for result in results:
-        for score in result:
-            spread = f" ± {100 * score.draws_std:.1f}" if score.draws_std is not None else ""
-            low, high = score.top1_interval
-            table.add_row(
-                f"{score.protocol} {score.setting}".strip(),
-                score.label,
-                score.encoder,
-                f"{100 * score.top1:.2f}{spread} ({100 * low:.1f} to {100 * high:.1f})",
-                f"{100 * score.mean_class:.2f}",
-                "" if score.best_on_test is None else f"{100 * score.best_on_test:.2f}",
-                "" if score.p_value is None else f"{score.p_value:.2g}",
-                f"{100 * score.chance:.1f}",
-            )
-        table.add_section()
-    scores = [score for result in results for score in result]
+def score_table(result: "Result") -> Table:
+    """One row a score; the last column compares with the first encoder on the same images."""
+    first = result[0]
+    uneven = any(abs(score.mean_class - score.top1) > UNEVEN for score in result)
+    heads = ["setting"] if any(score.setting for score in result) else []
+    heads += ["encoder", "#top-1 % (95%)", *(["#mean of classes %"] if uneven else [])]
+    heads += ["compared with the first"] if len({score.encoder for score in result}) > 1 else []
+    table, leader = _table(None, *heads), first
+    for score in result:
+        leader = score if score.p_value is None and score.encoder == first.encoder else leader
+        low, high = score.top1_interval
+        spread = f" ± {100 * score.draws_std:.1f}" if score.draws_std is not None else ""
+        interval = f"({100 * low:.1f} to {100 * high:.1f})"
+        cells = {
+            "setting": score.setting,
+            "encoder": score.encoder,
+            "#top-1 % (95%)": f"{100 * score.top1:.2f}{spread} {interval}",
+            "#mean of classes %": f"{100 * score.mean_class:.2f}",
+            "compared with the first": _compared(score, leader),
+        }
+        table.add_row(*(cells[head] for head in heads))
+    return table
+
+
+def score_title(result: "Result") -> str:
+    """What a table of scores is about: protocol, label, images, and what a constant guess gives."""
+    first = result[0]
+    return (
+        f"{first.protocol}, label {first.label}, {first.test_rows:,} test images; always guessing "
+        f"the most frequent class gives {100 * first.chance:.1f}%"
+    )
+
+
+def _compared(score: "Score", first: "Score") -> str:
+    """The difference and its p-value, in words."""
+    if score is first:
+        return ""
+    points = 100 * (score.top1 - first.top1)
+    if score.p_value is None:
+        return f"{points:+.1f} points, not tested"
+    p = "p < 0.001" if score.p_value < 0.001 else f"p = {score.p_value:.2g}"
+    clear = score.p_value < SIGNIFICANT
+    return f"{points:+.1f} points, {p}" if clear else f"no clear difference, {p}"
+
+
+def score_notes(scores: Sequence["Score"]) -> list[str]:
+    """What must be said with scores: deviations from their protocol, duplicates in the data."""
     deviations = dict.fromkeys(line for score in scores for line in score.deviations)
-    notes = [f"Not of the protocol: {'; '.join(deviations)}"] if deviations else []
-    notes += [
-        f"{number:,} test images are training images, too, byte for byte under another name"
+    notes = [f"deviations from the protocol: {'; '.join(deviations)}"] if deviations else []
+    return notes + [
+        f"{number:,} test images are also training images, byte for byte, under another name"
         for number in {len(score.repeats) for score in scores} - {0}
     ]
-    table.caption = "\n".join(notes) or None
-    return table
 
 
 def comparison_table(found: "Comparisons") -> Table:

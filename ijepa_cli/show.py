@@ -7,14 +7,11 @@ import contextlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from rich import progress as rich_progress
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -23,8 +20,7 @@ from ijepa.progress import Progress
 from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
-
-LINE_SECONDS = 10.0  # between two lines of progress of a task
+from ijepa_cli.bars import progress_on
 
 
 class Screen(Console):
@@ -42,23 +38,9 @@ screen = Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need
 stderr = Screen(stderr=True)
 
 
-@contextlib.contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Draw bars with rate and ETA on stderr; without a terminal, a line every ten seconds."""
-    if not stderr.is_terminal:
-        yield _Lines()
-        return
-    with rich_progress.Progress(
-        rich_progress.SpinnerColumn(),
-        rich_progress.TextColumn("{task.description}", markup=False),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[note]}", markup=False),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-        console=stderr,
-    ) as bars:
-        yield _Bars(bars)
+def shown_progress() -> contextlib.AbstractContextManager[Progress]:
+    """Draw bars with rate and time left on stderr; without a terminal, a line every ten seconds."""
+    return progress_on(stderr)
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
@@ -68,7 +50,7 @@ def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> N
     if as_json:
         print_json(result.model_dump(mode="json"))
     elif text is not None:
-        screen.print(text)
+        screen.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
 
 @contextlib.contextmanager
@@ -100,16 +82,21 @@ def is_main_process() -> bool:
         return True
 
 
-class _Printable(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+class _ToStderr(logging.Handler):
+    """Notes as they are, warnings as such; a bar that is drawn stays below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = Text(printable(self.format(record)))
+        if record.levelno >= logging.WARNING:
+            line = Text.assemble((f"{record.levelname.lower()}:", "yellow"), " ", line)
+        stderr.print(line, highlight=False, soft_wrap=True)
 
 
 def log_to_stderr() -> None:
-    """Let the library's warnings reach the user, once."""
-    handler = RichHandler(console=stderr, show_path=False, show_time=False, markup=False)
-    handler.setFormatter(_Printable("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    """Let the library's notes and warnings reach the user, once."""
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[_ToStderr()], format="%(message)s", force=True
+    )
     logging.getLogger("ijepa").setLevel(logging.INFO)
 
 
@@ -134,66 +121,3 @@ def table(result: BaseModel, title: str, leave_out: Collection[str] = (), note: 
             digits = ",.4g" if isinstance(value, float) else ","
             rows.add_row(name.replace("_", " "), f"{value:{digits}}" if is_number else str(value))
     return rows
-
-
-class _Rates:
-    """Units a second of each task, since this process began it or began it again."""
-
-    def __init__(self) -> None:
-        self._began: dict[str, tuple[float, int]] = {}  # time, and what was done by then
-        self._last: dict[str, int] = {}
-
-    def per_second(self, task: str, done: int) -> tuple[float, bool]:
-        """The rate, and whether the task begins here; also the same again with less done."""
-        begins = done < self._last.get(task, done + 1)
-        if begins:
-            self._began[task] = time.monotonic(), done
-        self._last[task] = done
-        start, first = self._began[task]
-        return (done - first) / max(time.monotonic() - start, 1e-9), begins
-
-
-class _Bars:
-    """One bar a task: done of total, rate, values, elapsed and remaining time."""
-
-    def __init__(self, bars: rich_progress.Progress) -> None:
-        self._bars = bars
-        self._tasks: dict[str, rich_progress.TaskID] = {}
-        self._rates = _Rates()
-
-    def __call__(
-        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
-    ) -> None:
-        rate, begins = self._rates.per_second(task, done)
-        if task not in self._tasks:
-            name = printable(task)
-            self._tasks[task] = self._bars.add_task(name, total=total, completed=done, note="")
-        elif begins:
-            self._bars.reset(self._tasks[task], total=total)
-        note = "  ".join([f"{rate:,.1f}/s" if rate else "", *_shown(values)])
-        self._bars.update(self._tasks[task], completed=done, total=total, note=note)
-
-
-class _Lines:
-    """The same for logs: a line a task every ten seconds and when it ends."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, float] = {}
-        self._rates = _Rates()
-
-    def __call__(
-        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
-    ) -> None:
-        rate, _ = self._rates.per_second(task, done)
-        now, finished = time.monotonic(), total is not None and done >= total
-        if not finished and now - self._told.get(task, 0.0) < LINE_SECONDS:
-            return
-        self._told[task] = now
-        parts = [f"{task}: {done:,}" + (f" of {total:,}" if total else "")]
-        parts += [f"{rate:,.1f}/s"] if rate else []
-        parts += [f"{(total - done) / rate:,.0f} s left"] if rate and total and not finished else []
-        stderr.print("  ".join([*parts, *_shown(values)]), highlight=False, soft_wrap=True)
-
-
-def _shown(values: Mapping[str, float] | None) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in (values or {}).items()]

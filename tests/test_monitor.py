@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.jepa import monitor
+from ijepa.jepa import monitor, verdict
 
 
 @given(rank=st.integers(1, 16))
@@ -37,12 +37,12 @@ def test_a_collapsed_encoder_is_called_so_and_a_healthy_one_is_not():
     healthy = monitor.health(torch.randn(128, 32))
     collapsed = monitor.health(torch.ones(128, 32) + 1e-3 * torch.randn(128, 32))
     flat = monitor.health(torch.randn(128, 2) @ torch.randn(2, 32))
-    assert monitor.verdict(healthy, healthy) is None
-    assert "all images look alike" in monitor.verdict(collapsed, healthy)
-    assert "losing dimensions" in monitor.verdict(flat, healthy)
-    alike = monitor.Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)  # from the start
-    assert monitor.verdict(alike._replace(mean_cosine=0.996), alike) is None
-    assert monitor.verdict(alike._replace(mean_cosine=0.9999), alike) is not None
+    assert verdict.verdict(healthy, healthy) is None
+    assert "all images look alike" in verdict.verdict(collapsed, healthy)
+    assert "losing dimensions" in verdict.verdict(flat, healthy)
+    alike = verdict.Health(rankme=10.0, feature_std=0.2, mean_cosine=0.992)  # from the start
+    assert verdict.verdict(alike._replace(mean_cosine=0.996), alike) is None
+    assert verdict.verdict(alike._replace(mean_cosine=0.9999), alike) is not None
 
 
 @pytest.mark.parametrize("rank", [2, 5, 9])

@@ -50,7 +50,7 @@ def test_a_run_leaves_config_checkpoints_tensorboard_and_each_step_once(run, tin
 def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
     shards, tiny_config, tmp_path, monkeypatch
 ):
-    """A step takes a second here, and after the 8 steps of an epoch a checkpoint is kept."""
+    """A step takes a second here. After the 8 steps of an epoch a checkpoint is kept."""
     clock, told, step = [0.0], [], PretrainTask.step
 
     def second_long(*words):
@@ -62,7 +62,7 @@ def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     pretrain(shards, tmp_path / "run", tiny_config, CPU, lambda *words: told.append(words))
     shown = [(done // 32, values["rate"]) for _, done, _, values in told if "rate" in values]
-    assert shown == [(8, 32.0), (16, 32.0)]
+    assert shown == [(1, 32.0), (2, 32.0), (8, 32.0), (16, 32.0)]
 
 
 def test_a_second_run_is_cached_and_another_never_replaces_it_unforced(run, shards, tiny_config):

@@ -47,18 +47,20 @@ def _row(option: typer.core.TyperOption, context: typer.Context) -> str:
     """Name over form, default or range, and what it is."""
     typed, words = option.get_help_record(context)
     name, _, form = typed.partition(" <")
+    if form := option.metavar or form.rstrip(">"):
+        name = name.removesuffix(f" {form}")
     name = name if name.startswith("-") else name.upper()  # an argument, as the words call it
     words, _, bracket = words.partition("  [")
     default = bracket.rstrip("]").removeprefix("default: ").replace("required", "*required*")
-    lines = [f"`{name}`", *([_form(form.rstrip(">"))] if form else [])]
+    lines = [f"`{name}`", *([_form(form, option)] if form else [])]
     return f"| {'<br>'.join(lines)} | {default} | {words.replace('|', BAR)} |"
 
 
-def _form(form: str) -> str:
+def _form(form: str, option: typer.core.TyperOption) -> str:
     """What is to be typed behind the name: a kind of value, or one of some words."""
-    inner = form.removeprefix("list[").rstrip("]").removesuffix(" range").replace("|", ", ")
-    inner = {"str": "text", "Path": "path", "int": "number", "float": "number"}.get(inner, inner)
-    return f"<small>{inner}{', repeatable' if form.startswith('list[') else ''}</small>"
+    inner = form.removeprefix("list[").rstrip("]").replace("|", ", ")
+    inner = {"str": "text", "Path": "path"}.get(inner, inner.lower() if inner.isupper() else inner)
+    return f"<small>{inner}{', repeatable' if getattr(option, 'multiple', False) else ''}</small>"
 
 
 def _examples(command: typer.core.TyperCommand, level: str) -> str:

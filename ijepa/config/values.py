@@ -107,6 +107,8 @@ class Runtime(Settings):
     """Say whether the output is cached, or would be made and why; write nothing."""
     command: str = ""
     """What the user typed, written beside the result."""
+    about: str = ""
+    """What is about to run, in words; logged when it begins, and not if the output is cached."""
 
 
 RUNTIME = Runtime()

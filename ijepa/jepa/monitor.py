@@ -1,20 +1,11 @@
 """Is the encoder collapsing? The loss does not tell; these numbers do."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ijepa.jepa.model import prediction_loss
-
-
-class Health(NamedTuple):
-    """State of pooled features over many images."""
-
-    rankme: float  # effective number of dimensions, 1 to min(images, dim)
-    feature_std: float  # standard deviation over images, mean over dimensions
-    mean_cosine: float  # cosine between different images, mean over pairs, -1 to 1
+from ijepa.jepa.verdict import Health
 
 
 @torch.no_grad()
@@ -96,24 +87,3 @@ def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
     targets = targets.float()
     mean = targets.mean(dim=(0, 1), keepdim=True).expand_as(targets)
     return float(prediction_loss(predictions.float(), targets) / prediction_loss(mean, targets))
-
-
-def verdict(now: Health, first: Health) -> str | None:
-    """Say in plain words that the encoder collapses, or nothing.
-
-    `first` is the health of the freshly initialised encoder on the same images.
-    """
-    closer = (1 - now.mean_cosine) / (1 - first.mean_cosine + 1e-12)
-    if now.mean_cosine > 0.99 and closer < 0.1:  # some data looks alike at the start already
-        return (
-            f"the target encoder is collapsing: all images look alike to it (mean cosine "
-            f"{now.mean_cosine:.4f}). Lower the learning rate, raise the EMA momentum, or enlarge "
-            f"the context (masks.min_keep)."
-        )
-    if now.rankme < 0.5 * first.rankme:
-        return (
-            f"the target encoder is losing dimensions: RankMe {now.rankme:.1f}, at the start "
-            f"{first.rankme:.1f}. A dip early on is normal; if it stays, lower the learning rate "
-            f"or raise the EMA momentum."
-        )
-    return None

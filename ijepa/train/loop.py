@@ -43,6 +43,7 @@ from ijepa.train.stopping import StopRequest, stop_requests
 from ijepa.world import World
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
+SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: how long will it take?
 
 Inputs = TypeVar("Inputs")
 
@@ -199,14 +200,16 @@ class _Run:
 
     def take_steps(self, asked: StopRequest) -> None:
         """Take steps until the end, a signal or a broken number."""
-        task = self.task
-        if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
-            self.metrics.append({"step": 0, **numbers})
+        task, first = self.task, self.steps_done
+        self.begin()
         todo = range(self.steps_done + self.left_out, task.total_steps + self.left_out)
         made = prepared(task.batches(todo), task.prepare, task.device)
-        began, since = time.monotonic(), self.steps_done
+        began, since = time.monotonic(), first
         with contextlib.closing(made):  # else worker processes outlive an error
             for inputs in made:
+                if self.steps_done == first:
+                    self.report()  # what came before the first step is no measure of speed
+                    began = time.monotonic()
                 record = {"step": self.steps_done + 1, **task.step(self.steps_done, inputs)}
                 self.steps_done += 1
                 if self.left_out:
@@ -216,7 +219,9 @@ class _Run:
                 is_milestone = is_last or bool(task.kept_name(self.steps_done))  # saved anyway
                 # One process alone may stop at any step, several only when they all look.
                 stops_now = self.world.size == 1 and bool(asked)
-                if len(self.pending) < FETCH_STEPS and not (is_milestone or stops_now):
+                taken = self.steps_done - first
+                is_shown = taken <= SHOWN_AT_ONCE or taken % FETCH_STEPS == 0
+                if not (is_shown or is_milestone or stops_now):
                     continue
                 self.fetch()
                 rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
@@ -235,9 +240,20 @@ class _Run:
                 if self.metrics:
                     self.metrics.show(self.steps_done, speed)
                 self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
-                done, total = self.steps_done * task.size, task.total_steps * task.size
-                self.progress(task.unit, done, total, self.shown)
+                self.report()
                 began, since = time.monotonic(), self.steps_done
+
+    def begin(self) -> None:
+        """Report where the run stands, and check the networks before the first step."""
+        self.report()
+        if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
+            self.metrics.append({"step": 0, **numbers})
+            self.shown |= {n: v for n, v in numbers.items() if n in self.task.shown}
+
+    def report(self) -> None:
+        """Tell how many units are done, and the newest numbers."""
+        size, steps = self.task.size, self.task.total_steps
+        self.progress(self.task.unit, self.steps_done * size, steps * size, dict(self.shown))
 
     def watch(self) -> dict[str, float]:
         try:

@@ -27,9 +27,10 @@ from ijepa.jepa.masks import (
     part_of,
 )
 from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
-from ijepa.jepa.monitor import Health, loss_vs_mean_target
+from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer, check_passes
+from ijepa.jepa.verdict import Health
 from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch

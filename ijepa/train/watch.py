@@ -13,15 +13,9 @@ from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import sample_masks
 from ijepa.jepa.model import IJepa, last_layer
-from ijepa.jepa.monitor import (
-    Health,
-    health,
-    lidar,
-    mean_cosine_of_pairs,
-    neighbour_accuracy,
-    verdict,
-)
+from ijepa.jepa.monitor import health, lidar, mean_cosine_of_pairs, neighbour_accuracy
 from ijepa.jepa.rng import VIEWS, stream
+from ijepa.jepa.verdict import Health, verdict
 from ijepa.world import World
 
 BATCH = 32  # more fall out of the caches of a CPU

@@ -3,7 +3,7 @@
 import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json
+from ijepa_cli.options import Json, PlainCommand
 from ijepa_cli.show import show
 
 
@@ -30,4 +30,4 @@ def encoders(as_json: Json = False) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(encoders)
+    app.command(cls=PlainCommand)(encoders)

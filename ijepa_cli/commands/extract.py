@@ -4,10 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from ijepa.config import ExtractConfig, Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
+from ijepa_cli.summary import (
+    about,
+    headline,
+    images_of,
+    next_command,
+    other_split,
+    renamed,
+    retyped,
+)
 
 if TYPE_CHECKING:
     from ijepa.extract import ExtractResult
@@ -29,15 +39,36 @@ def extract(data: Data, out: Out, config: ExtractConfig, runtime: Runtime, as_js
     """
     from ijepa.extract import extract as run
 
+    where = images_of(data, config.split)
+    runtime = about(runtime, f"extract: {config.encoder} on {where}, last {config.layers} layers")
     with shown_progress() as progress:
         result = run(data, out, config, runtime, progress)
-    show(result, as_json, _sentence(result))
+    show(result, as_json, None if as_json else _summary(result, data, config, runtime.command))
 
 
-def _sentence(result: "ExtractResult") -> str:
-    state, layers = "cached" if result.cached else "written", "s" if result.layers > 1 else ""
-    return (
-        f"{result.out} {state}: {result.encoder}, {result.images:,} images"
-        f"{f' in {result.views} views' if result.views > 1 else ''}, {result.layers} "
-        f"layer{layers} of {result.dim:,}, labels {', '.join(result.labels) or 'none'}"
-    )
+def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command: str) -> str:
+    """What is in the file, and what to type next."""
+    views = f" in {result.views} views" if result.views > 1 else ""
+    numbers = f"{result.images:,} images{views}, {result.layers} layers of {result.dim:,} numbers"
+    labels = f"labels {', '.join(result.labels) or 'none'}"
+    words = f"{result.encoder}, {numbers}, {labels}, {decimal(result.out.stat().st_size)}"
+    return "\n".join([headline("extracted", result.out, result.cached, words),
+                      _next(result, data, config.split, command)])  # fmt: skip
+
+
+def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
+    """The same for the other split; a probe if that is there; a map where there is no other."""
+    out, labels = result.out, result.labels
+    label = "class" if "class" in labels else labels[0] if labels else None
+    named = ("--label", label) if label else ("--set", "label=null")
+    other = other_split(data, split)
+    if other is None or label is None:
+        page = out.with_suffix(".html")
+        return next_command("visualize", "embedding", "--features", out, *named, "--out", page)
+    beside = renamed(out, split, other)
+    if not beside.exists():
+        return next_command(*retyped(command, split=other, out=beside))
+    train, test = (beside, out) if other == "train" else (out, beside)
+    scores = renamed(out, split, "logistic").with_suffix(".json")
+    files = ("--train", train, "--test", test, *(named if label != "class" else ()))
+    return next_command("probe", "logistic", *files, "--out", scores)

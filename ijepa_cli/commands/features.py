@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json
+from ijepa_cli.options import Json, PlainCommand, PlainGroup
 from ijepa_cli.show import show, shown_progress, table
 
 File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
@@ -14,13 +14,14 @@ Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to be ch
 Label = Annotated[str, typer.Option(help="By which classes are told apart; '' for none.")]
 
 files = typer.Typer(
+    cls=PlainGroup,
     help="Look into feature files: what they are, whether they are whole, what state they are in.",
     no_args_is_help=True,
     epilog="Example: ijepa features diagnose train.h5",
 )
 
 
-@files.command()
+@files.command(cls=PlainCommand)
 def info(file: File, as_json: Json = False) -> None:
     """Say what a file holds, and where it comes from; reads no numbers.
 
@@ -42,7 +43,7 @@ def info(file: File, as_json: Json = False) -> None:
     show(found, as_json, rows)
 
 
-@files.command()
+@files.command(cls=PlainCommand)
 def check(file: File, data: Data = None, as_json: Json = False) -> None:
     """Read all of a file, to see that each number is what was written.
 
@@ -59,7 +60,7 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
     show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged{both}")
 
 
-@files.command()
+@files.command(cls=PlainCommand)
 def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
     """Measure each layer: effective dimensions, spectrum, spread, how far classes stand apart.
 

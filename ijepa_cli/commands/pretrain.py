@@ -4,13 +4,13 @@ import logging
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ijepa.config import Config, PretrainConfig, Runtime, ShardConfig
 from ijepa.errors import IjepaError
-from ijepa.files import sibling
+from ijepa.files import read_metrics, sibling
 from ijepa.recipes import load_recipe, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
@@ -24,9 +24,12 @@ from ijepa_cli.show import (
     show,
     shown_progress,
     stderr,
-    table,
 )
 from ijepa_cli.slurm import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
+from ijepa_cli.summary import about, headline, images_of, next_command
+
+if TYPE_CHECKING:
+    from ijepa.pretrain import PretrainResult
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +109,13 @@ def pretrain(
         told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
         print_json({"out": str(out), "job": told}) if as_json else print_text(told + "\n")
         return
-    with outlook_shown(as_json, cost, note), shown_progress() as progress:
-        result = run(shards, out, config, runtime, progress, init=init, prolong=prolong)
-        show(result, as_json, table(result, "cached" if result.cached else "pretrained", note=note))
+    if not runtime.dry_run:
+        runtime = about(runtime, _plan(recipe, shards, config))
+    with outlook_shown(as_json, cost, note):
+        with shown_progress() as progress:
+            result = run(shards, out, config, runtime, progress, init=init, prolong=prolong)
+        text = None if as_json else _summary(result, shards, config)
+        show(result, as_json, f"{text}\n{note}".rstrip())
 
 
 def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
@@ -194,3 +201,41 @@ def _say(line: str) -> None:
     """Tell what was decided for the user, once."""
     if is_main_process():
         stderr.print(line, highlight=False, soft_wrap=True)
+
+
+def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
+    """What will run, on what, how much."""
+    from ijepa.data.shards import is_remote, open_shards
+    from ijepa.pretrain import steps_per_epoch
+
+    split = config.data.split
+    if is_remote(data):
+        return f"pretrain: {recipe} on {data} ({split}), {config.optimization.epochs:,} epochs"
+    images = len(open_shards(data).split(split))
+    steps = steps_per_epoch(images, config) * config.optimization.epochs
+    seen = steps * config.data.batch_size
+    return f"pretrain: {recipe} on {images_of(data, split)}, {seen:,} images in {steps:,} steps"
+
+
+def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str:
+    """Health at the start and at the end, a word on it, and what to type next."""
+    from ijepa.data.shards import is_remote
+    from ijepa.jepa.verdict import outcome
+
+    checks = [record for record in read_metrics(result.out / "metrics.jsonl") if "rankme" in record]
+    first, last = checks[0], checks[-1]
+    done = f"{result.steps:,} steps, {result.images:,} images, loss {result.loss:.3g}"
+    lines = [headline("pretrained", result.out, result.cached, done)]
+    lines += [
+        f"  RankMe             {first['rankme']:.1f} -> {last['rankme']:.1f} dimensions in use"
+    ]
+    if "neighbour_accuracy" in first:
+        before, after = first["neighbour_accuracy"], last["neighbour_accuracy"]
+        lines += [f"  nearest neighbours {before:.1%} -> {after:.1%} right"]
+    lines += [f"  {outcome(first, last, config.watch.num_images)}"]
+    if not is_remote(data):
+        split = config.data.split
+        features = result.out.with_name(f"{result.out.name}-{split}.h5")
+        words = ("--encoder", result.out, "--data", data, "--split", split, "--out", features)
+        lines += [next_command("extract", *words)]
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """`ijepa probe`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +10,9 @@ import typer
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
-from ijepa_cli.score_table import score_table
-from ijepa_cli.show import show, shown_progress
+from ijepa_cli.score_table import score_notes, score_table, score_title
+from ijepa_cli.show import is_main_process, screen, show, shown_progress
+from ijepa_cli.summary import about, headline, report_command
 
 Name = Annotated[
     Literal["logistic", "linear", "knn", "few-shot", "low-level"],
@@ -69,11 +71,36 @@ def probe(
     from ijepa.probe import FeaturePair, low_level
     from ijepa.probe import probe as run
 
+    runtime = about(runtime, _plan(name, trains, tests, config.label))
     pairs = [FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
     how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
         both = low_level(*how, progress) if name == "low-level" else None
         outcomes = both.outcomes if both else (run(*how, progress, subset or []),)
     cached = all(one.cached for one in outcomes)
-    table = score_table([one.scores for one in outcomes], cached=cached)
-    show(both or outcomes[0], as_json, table)
+    show(both or outcomes[0], as_json)
+    if as_json or not is_main_process():
+        return
+    scores = [one.scores for one in outcomes]
+    encoders = ", ".join(dict.fromkeys(score.encoder for score in scores[0]))
+    screen.print(headline("fitted", both.out if both else out, cached, encoders), soft_wrap=True)
+    for result in scores:
+        screen.print(f"\n{score_title(result)}", highlight=False, soft_wrap=True)
+        screen.print(score_table(result), highlight=False)
+    page = (out if both else out.with_suffix("")).with_suffix(".html")
+    notes = score_notes([score for result in scores for score in result])
+    last = report_command([out], scores[0][0].encoder, page)
+    screen.print("\n".join([*notes, last]), highlight=False, soft_wrap=True)
+
+
+def _plan(name: str, trains: Sequence[Path], tests: Sequence[Path], label: str) -> str:
+    """What will be fitted and scored, on what."""
+    from ijepa.features.store import open_features
+
+    def described(path: Path) -> str:
+        with open_features(path, check_numbers=False) as store:
+            return f"{path} ({store.shape[0] // (1 + store.header.num_views):,} images)"
+
+    others = f", {len(trains) - 1} baselines" if len(trains) > 1 else ""
+    of = "" if name == "low-level" else f" of label {label}"
+    return f"probe: {name}{of} on {described(trains[0])}, tested on {described(tests[0])}{others}"

@@ -5,9 +5,16 @@ from typing import Annotated
 import typer
 
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
+from ijepa_cli import complete
+from ijepa_cli.options import PlainCommand
 from ijepa_cli.show import print_text
 
-Name = Annotated[str | None, typer.Argument(help="Show this one, complete; without, list all.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        help="Recipe to print; without it, all are listed.", autocompletion=complete.recipe
+    ),
+]
 
 
 def recipes(name: Name = None) -> None:
@@ -25,4 +32,4 @@ def recipes(name: Name = None) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(recipes)
+    app.command(cls=PlainCommand)(recipes)

@@ -9,6 +9,7 @@ from ijepa.config import Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import comparison_table, report_tables
 from ijepa_cli.show import screen, show
+from ijepa_cli.summary import headline
 
 Sources = Annotated[
     list[Path] | None,
@@ -79,5 +80,5 @@ def report(
     if not as_json:
         for scores in report_tables(outcome):
             screen.print(scores, highlight=False)
-        state = "is up to date (cached)" if outcome.cached else "written"
-        screen.print(f"{outcome.out} {state}; open it in a browser", highlight=False)
+        words = headline("made", outcome.out, outcome.cached, "open it in a browser")
+        screen.print(words, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
+from ijepa_cli.summary import headline, next_command
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path, of the kinds cifar10, clevr,
@@ -62,12 +63,13 @@ def shard(
         return
     if out is None:
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
+    runtime = runtime.model_copy(update={"about": f"shard: {source} to {out}"})
     with shown_progress() as progress:
         result = run(source, out, config, runtime, progress, subset=subset)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     shards = "shard" if result.shards == 1 else "shards"
-    state = "cached" if result.cached else "written"
-    lines = [f"{result.out} {state}: {counts} in {result.shards} {shards}, {decimal(result.bytes)}"]
+    words = f"{counts} in {result.shards} {shards}, {decimal(result.bytes)}"
+    lines = [headline("written", result.out, result.cached, words)]
     for label, facts in result.labels.items():
         names = f"{facts.first} ... {facts.last}" if facts.classes > 1 else facts.first
         where = "" if facts.splits == tuple(result.splits) else f" ({', '.join(facts.splits)} only)"
@@ -75,5 +77,7 @@ def shard(
     lines += ["no labels"] if not result.labels else []
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
+    run_folder = Path("runs") / result.out.name
+    lines += [next_command("pretrain", "--data", result.out, "--out", run_folder)]
     show(result, as_json, "\n".join(lines))
     open_shards(out).require(require_split or (), require_label or ())

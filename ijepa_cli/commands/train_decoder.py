@@ -7,7 +7,8 @@ import typer
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa_cli.options import stage
-from ijepa_cli.show import outlook_shown, show, shown_progress, table
+from ijepa_cli.show import show, shown_progress
+from ijepa_cli.summary import about, headline, images_of, next_command
 
 Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Folder to make.")]
@@ -29,8 +30,24 @@ def train_decoder(
 
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """
+    from ijepa.data.shards import open_shards
     from ijepa.train_decoder import train_decoder as run
 
-    with outlook_shown(as_json), shown_progress() as progress:
-        outcome = run(data, out, config, runtime, progress)
-        show(outcome, as_json, table(outcome, "cached" if outcome.cached else "trained"))
+    work = f"{config.steps:,} steps of {config.batch_size} blocks"
+    where = images_of(data, config.split)
+    runtime = about(runtime, f"train-decoder: {config.encoder} on {where}, {work}")
+    with shown_progress() as progress:
+        found = run(data, out, config, runtime, progress)
+    done = headline("trained", out, found.cached, f"{found.steps:,} steps, loss {found.loss:.3g}")
+    lines = [
+        done,
+        f"  distance of a sample to its embedding: {found.true:.3f}; of a sample of another "
+        f"image's: {found.shuffled:.3f}; of the prediction's: {found.predicted:.3f}",
+        f"  the own sample is closer in {found.closer:.0%} of {found.images:,} images; the true "
+        f"pixels at this size have {found.resized:.3f}",
+    ]
+    picture = out.with_name(f"{out.name}.png")
+    files = ("--encoder", config.encoder, "--decoder", out, "--data", data, "--out", picture)
+    split = open_shards(data).named_split(config.test_split, config.split)
+    lines += [next_command("visualize", "predictions", *files, "--split", split)]
+    show(found, as_json, "\n".join(lines))

@@ -9,7 +9,7 @@ import typer
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa_cli.options import Set, stage
+from ijepa_cli.options import PlainGroup, Set, stage
 from ijepa_cli.show import show, shown_progress
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
@@ -133,6 +133,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     start = "ijepa visualize"
     pictures = typer.Typer(
+        cls=PlainGroup,
         no_args_is_help=True,
         help=f"""Draw what the method does: its masks, what encoders see, what is predicted.
 
