@@ -64,7 +64,7 @@ def extract(
     """
     data = open_shards(Path(shards))
     config = config.model_copy(update={"split": data.named_split(config.split)})
-    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint()}
+    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
         if not work.cached:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from ijepa.errors import IjepaError
+from ijepa.progress import Progress, silent
 
+LARGE_BYTES, PART_BYTES = 2**28, 2**24  # of a file whose reading is worth a bar, and of its steps
 ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
 HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
 LONGEST = 400  # characters of it
@@ -116,10 +118,17 @@ def fingerprint_of(body: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal digits."""
+def file_sha256(path: Path, progress: Progress = silent) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits; `progress` hears of a large file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        if size < LARGE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while part := file.read(PART_BYTES):
+            digest.update(part)
+            progress(f"check {path.name} MB", file.tell() // 10**6, size // 10**6)
+        return digest.hexdigest()
 
 
 @contextlib.contextmanager

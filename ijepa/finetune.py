@@ -91,7 +91,7 @@ def finetune(
     data, config = _opened(shards, config)
     if subset is not None:
         config = config.model_copy(update={"subset": f"list {file_sha256(Path(subset))}"})
-    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint()}
+    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
     precious = not runtime.replace
     plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with together(exclusive_work(plan, runtime), runtime.device) as (work, world):

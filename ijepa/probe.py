@@ -29,6 +29,7 @@ from ijepa.results.record import (
     write_result,
 )
 from ijepa.stage import DryRun, StagePlan, exclusive_work, is_fresh
+from ijepa.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def probe(
         raise IjepaError(f"Lists of training images are for few-shot, not for {config.name}.")
     if config.protocol not in known:
         raise IjepaError(
-            f"{config.name} has no protocol {config.protocol!r}; it has {', '.join(known)}."
+            f"{config.name} has no protocol {config.protocol!r}"
+            f"{did_you_mean(config.protocol, known)}; it has {', '.join(known)}."
         )
     lists = [Path(path) for path in subsets]
     for path in lists:

@@ -67,7 +67,7 @@ def train_decoder(
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)
     config = config.model_copy(update={"test_split": test})
-    encoder = EncoderSpec.parse(config.encoder).fingerprint()
+    encoder = EncoderSpec.parse(config.encoder).fingerprint(progress)
     inputs, precious = {"data": data.fingerprint, "encoder": encoder}, not runtime.replace
     plan = StagePlan("train-decoder", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with exclusive_work(plan, runtime) as work:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress
+from ijepa.progress import Progress, silent
 from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
@@ -40,7 +40,7 @@ stderr = Screen(stderr=True)
 
 def shown_progress() -> contextlib.AbstractContextManager[Progress]:
     """Draw bars with rate and time left on stderr; without a terminal, a line every ten seconds."""
-    return progress_on(stderr)
+    return progress_on(stderr) if is_main_process() else contextlib.nullcontext(silent)
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:

@@ -37,6 +37,7 @@ from ijepa.config.values import (
     height_width,
 )
 from ijepa.errors import IjepaError
+from ijepa.text import did_you_mean
 
 MOST_PATCHES = 2**14  # of an image: attention grows with the square
 
@@ -74,8 +75,8 @@ def architecture(name: str) -> Architecture:
     if not numbers:
         known = ", ".join(ARCHITECTURES)
         raise IjepaError(
-            f"There is no architecture {name!r:.80}; there are {known}, and DIMxDEPTHxHEADS "
-            f"(128x4x4)."
+            f"There is no architecture {name!r:.80}{did_you_mean(name, ARCHITECTURES)}; there are "
+            f"{known}, and DIMxDEPTHxHEADS (128x4x4)."
         )
     dim, depth, heads = (int(number) for number in numbers.groups())
     is_whole = min(dim, depth, heads) > 0 and dim % heads == dim % 4 == 0

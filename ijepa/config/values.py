@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from inspect import isclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -129,6 +131,27 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _meanings(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str, str]]:
+    """Group, words and dotted name of every setting: once by its name, once by its description."""
+    for name, field in kind.model_fields.items():
+        yield group, name, f"{group}{name}"
+        words = re.sub(r"\W+", "_", (field.description or "").partition(".")[0].lower())
+        yield group, words, f"{group}{name}"
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isclass(inner) and issubclass(inner, BaseModel):
+                yield from _meanings(inner, f"{group}{name}.")
+
+
+def _meant(kind: type[BaseModel], where: str) -> str:
+    """The setting that a mistyped one is nearest to, in its own group first; empty if none is."""
+    group, dot, last = where.rpartition(".")
+    every = list(_meanings(kind))
+    for some in ([one for one in every if one[0] == group + dot], every):
+        if near := get_close_matches(last, [words for _, words, _ in some], n=1):
+            return f" (did you mean {next(name for _, words, name in some if words == near[0])}?)"
+    return ""
+
+
 def validated(kind: type[C], body: object, source: str) -> C:
     """Check a mapping against a configuration; all faults of `source` are one error."""
     try:
@@ -139,7 +162,7 @@ def validated(kind: type[C], body: object, source: str) -> C:
             where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
-                faults.append(f"{where} is not a known setting")
+                faults.append(f"{where} is not a known setting{_meant(kind, where)}")
             else:
                 value = f"{where} = {fault['input']!r:.200}: " if where else ""
                 faults.append(f"{value}{message}")

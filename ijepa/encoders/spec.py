@@ -4,6 +4,7 @@ Nothing here needs torch until weights are loaded: a stage whose output is there
 """
 
 import importlib
+import logging
 import os
 import re
 from importlib import resources
@@ -15,8 +16,9 @@ from pydantic import Field
 
 from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, fingerprint_of, names_in
+from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in
 from ijepa.paper import TABLES
+from ijepa.progress import Progress, silent
 from ijepa.provenance import Provenance
 from ijepa.records import read_record, record_path
 from ijepa.text import did_you_mean
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
 
 LAST = Path("checkpoints") / "last.pt"
+
+log = logging.getLogger(__name__)
 
 
 class PaperRow(Config):
@@ -161,16 +165,16 @@ class EncoderSpec(NamedTuple):
             config.encoder, which=config.which, image_px=config.image_px, seed=config.seed
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, progress: Progress = silent) -> str:
         """Equal for two names of the same frozen encoder, different for different weights."""
         if self.kind == "pixels":
             return fingerprint_of("pixels")
         if self.kind == "random":
             if self.file:
-                return fingerprint_of(["initial", weights_fingerprint(self.file)])
+                return fingerprint_of(["initial", weights_fingerprint(self.file, progress)])
             return fingerprint_of(["random", self.name, self.seed])
         if self.kind in ("timm", "hf"):
-            files = [file_sha256(path) for path in self._home().weight_files(self)]
+            files = [file_sha256(path, progress) for path in self._home().weight_files(self)]
             name = self.name if self.kind == "timm" else ""  # which reads the file in its way
             return fingerprint_of([self.kind, name, self.which, files])
         assert self.file is not None
@@ -181,21 +185,29 @@ class EncoderSpec(NamedTuple):
                     f"There is no file {self.file}{near}; `ijepa encoders` lists download "
                     f"locations."
                 )
-            return fingerprint_of([self.kind, "", self.which, [file_sha256(self.file)]])
+            return fingerprint_of([self.kind, "", self.which, [file_sha256(self.file, progress)]])
         if not self.file.exists():
             raise _unknown(self.text)
         arch = [self.arch] if self.kind == "published" else []
-        return fingerprint_of([self.which, weights_fingerprint(self.file), *arch])
+        return fingerprint_of([self.which, weights_fingerprint(self.file, progress), *arch])
 
     def load(self, device: "torch.device | None" = None) -> "Encoder":
         """Make the encoder, exactly or not at all, on the CPU by default."""
+        self._say_large()
         encoder = self._sized(self._home().load(self))
         return encoder.to(device) if device else encoder
 
     def trainable(self) -> "Encoder":
         """Make the encoder on the CPU, for `Encoder.network` to be trained."""
+        self._say_large()
         home = self._home()
         return self._sized(getattr(home, "load_trainable", home.load)(self)).checked_trainable()
+
+    def _say_large(self) -> None:
+        """Note that weights are being loaded, where that takes more than a moment."""
+        path = self.file / LAST if self.file and self.file.is_dir() else self.file
+        if path and path.is_file() and path.stat().st_size >= LARGE_BYTES:
+            log.info("loading %s, %.1f GB", path, path.stat().st_size / 1e9)
 
     def _sized(self, encoder: "Encoder") -> "Encoder":
         if self.image_px:
@@ -271,8 +283,8 @@ def _unknown(text: str) -> IjepaError:
     )
 
 
-def weights_fingerprint(path: Path) -> str:
+def weights_fingerprint(path: Path, progress: Progress = silent) -> str:
     """A finished run is known by its record, time included; any other file by its bytes."""
     if path.is_dir() and read_record(path):
         return file_sha256(record_path(path))
-    return file_sha256(checkpoint_path(path))
+    return file_sha256(checkpoint_path(path), progress)

@@ -1,9 +1,11 @@
 """Features on a plane: a dot an image, as a still picture or as a page to point at."""
 
 import base64
+import contextlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,10 +30,12 @@ from ijepa.figures.draw import (
     words,
 )
 from ijepa.figures.pca import principal_components
+from ijepa.progress import Progress, silent
 from ijepa.templating import templates
 from ijepa.text import printable
 
 FIRST_COMPONENTS = 50  # that t-SNE is given, as its authors do
+ITERATIONS = 1000  # of t-SNE, scikit-learn's default
 MOST_CLASSES = 40  # colours and shapes that can be told apart; rarer classes share `OTHER`
 OTHER = "other classes"
 SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}  # in matplotlib's letters
@@ -50,7 +54,22 @@ class Group(NamedTuple):
     shape: str
 
 
-def project(features: Floats, method: str, perplexity: float, seed: int) -> Floats:
+class _Iterations(io.StringIO):
+    """Takes what scikit-learn prints of its iterations, and reports them as progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"Iteration (\d+)", text):
+            self._progress("lay out t-SNE iterations", int(found[1]), ITERATIONS)
+        return len(text)
+
+
+def project(
+    features: Floats, method: str, perplexity: float, seed: int, progress: Progress = silent
+) -> Floats:
     """Bring features (n, dim) to a plane: (n, 2), both from 0, the longer axis to 1.
 
     `pca`, or `tsne` of the first 50 principal components, with at most the perplexity that n images
@@ -66,8 +85,11 @@ def project(features: Floats, method: str, perplexity: float, seed: int) -> Floa
         count = min(FIRST_COMPONENTS, num - 1, dim)
         first = PCA(count, svd_solver="full").fit_transform(features.astype(np.float64))
         most = min(perplexity, (num - 1) / 3)
-        tsne = TSNE(perplexity=most, init="pca", random_state=seed, n_jobs=1)
-        places = tsne.fit_transform(first.astype(np.float32))
+        tsne = TSNE(perplexity=most, init="pca", random_state=seed, n_jobs=1, verbose=2)
+        progress("lay out t-SNE iterations", 0, ITERATIONS)
+        with contextlib.redirect_stdout(_Iterations(progress)):  # it has no other way to tell
+            places = tsne.fit_transform(first.astype(np.float32))
+        progress("lay out t-SNE iterations", ITERATIONS, ITERATIONS)
     places = np.asarray(places, dtype=np.float64)
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()
     scaled: Floats = (places - low) / max(float(extent), 1e-12)

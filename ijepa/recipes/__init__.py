@@ -16,6 +16,7 @@ import yaml
 from ijepa.config import Config, PretrainConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.recipes.published import GLOBAL_BATCH, batch_note, is_published, translate
+from ijepa.text import did_you_mean
 
 MOST_BASES = 20  # one on top of the other
 MOST_VALUES = 10_000  # in one file; the largest recipe has a hundred
@@ -96,7 +97,8 @@ def _is_file(name_or_path: str) -> bool:
 def _text(name_or_path: str) -> str:
     if not _is_file(name_or_path):
         if name_or_path not in (known := recipe_names()):
-            raise IjepaError(f"There is no recipe {name_or_path!r}; there are {', '.join(known)}.")
+            near, there = did_you_mean(name_or_path, known), ", ".join(known)
+            raise IjepaError(f"There is no recipe {name_or_path!r}{near}; there are {there}.")
         return resources.files("ijepa.recipes").joinpath(f"{name_or_path}.yaml").read_text()
     path = Path(name_or_path)
     if not path.is_file():

@@ -176,9 +176,9 @@ def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
     if isinstance(config, EncodersConfig):
         for number, name in enumerate(config.encoder):
             spec = EncoderSpec.parse(name, which=config.which, seed=config.seed)
-            found[f"encoder {number}"] = spec.fingerprint()
+            found[f"encoder {number}"] = spec.fingerprint(given.progress)
     if isinstance(config, PredictionsConfig):
-        found["encoder"] = EncoderSpec.parse(config.encoder).fingerprint()
+        found["encoder"] = EncoderSpec.parse(config.encoder).fingerprint(given.progress)
         record = read_record(Path(config.decoder))
         if record is None or record.get("stage") != "train-decoder":
             raise IjepaError(

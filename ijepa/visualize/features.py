@@ -97,7 +97,7 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawn:
     # In random order, so that no class always lies on top.
     order = np.random.default_rng(config.seed).permutation(len(stored.keys))[: config.images]
     vectors = stored.read(order, config.layer).astype(np.float32)
-    places = project(vectors, config.method, config.perplexity, config.seed)
+    places = project(vectors, config.method, config.perplexity, config.seed, given.progress)
     names = [stored.classes[n] if stored.classes else "all images" for n in order]
     cut = _thumbnails(given.data, stored, order.tolist(), THUMBNAIL_PX // 2)
     how = f"t-SNE, perplexity {config.perplexity:g}" if config.method == "tsne" else "PCA"

@@ -15,6 +15,7 @@ from ijepa.data.sources.torchvision_sets import torchvision_set
 from ijepa.data.sources.trees import PACKED, PLAIN, Tree, archive_suffix, tree_digest
 from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
 from ijepa.errors import IjepaError
+from ijepa.text import did_you_mean
 
 MOST_PARTS = 100_000  # archives that braces name
 
@@ -36,7 +37,8 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     if colon and not Path(text).exists():
         kinds = ", ".join(sorted(KINDS))
         raise IjepaError(
-            f"There is no source {text!r}; name a path, or kind:path with one of {kinds}."
+            f"There is no source {text!r}{did_you_mean(kind, KINDS)}; name a path, or kind:path "
+            f"with one of {kinds}."
         )
     if is_list and Path(text).is_file():
         return lists.listed_images(Path(text))
