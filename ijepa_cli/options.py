@@ -90,7 +90,7 @@ def stage(
             hidden = [name for name in _single(settings) if name not in taken]
             options += [_option(settings, name, SETTINGS, hidden=True) for name in hidden]
             others = f": {', '.join(hidden)}" if hidden else ""
-            text = f"Any other setting, as NAME=VALUE; repeatable{others}."
+            text = f"Any other setting; repeatable{others}."
             override = typer.Option(
                 "--set", help=text, rich_help_panel=SETTINGS, metavar=FORMS["overrides"]
             )
@@ -124,22 +124,30 @@ def stage(
     return register
 
 
-class _PlainFlags:
-    """Says nothing behind the name of a flag in `--help`, where Typer says `<bool>`."""
+class _PlainForms:
+    """Says nothing behind a flag or an argument in `--help`, where Typer says `<bool>`, `<str>`."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:
         found: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the other base
         for one in found:
             if getattr(one, "is_flag", False):
                 one.metavar = ""
+            elif one.param_type_name == "argument" and hasattr(one, "display_type_rich"):
+                one.display_type_rich = functools.partial(_choices, one.display_type)
         return found
 
 
-class PlainCommand(_PlainFlags, TyperCommand):  # type: ignore[misc]  # types of another click
+def _choices(typers: Callable[[typer.Context], str | None], ctx: typer.Context) -> str | None:
+    """`a|b` of an argument that is one of some words; None for any other."""
+    words = (typers(ctx) or "").strip("<>")
+    return words if "|" in words else None
+
+
+class PlainCommand(_PlainForms, TyperCommand):  # type: ignore[misc]  # types of another click
     """A command whose `--help` is in words."""
 
 
-class PlainGroup(_PlainFlags, TyperGroup):  # type: ignore[misc]  # likewise
+class PlainGroup(_PlainForms, TyperGroup):  # type: ignore[misc]  # likewise
     """A group of commands whose `--help` is in words."""
 
 
@@ -173,7 +181,7 @@ def _option(
         rich_help_panel=panel,
         hidden=hidden,
         metavar=_form(name, kind),
-        autocompletion=COMPLETED.get(name),
+        autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )
     kind = kind if default is not None else kind | None
     return _parameter(name, Annotated[kind, option], default)
@@ -190,10 +198,10 @@ def _formed(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _form(name: str, kind: Any) -> str:  # noqa: ANN401  # a type
     """What is typed behind an option, in words: nothing, a choice, NUMBER, PATH, ..."""
-    if name in FORMS or kind is bool:
-        return FORMS.get(name, "")
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
+    if name in FORMS or kind is bool:
+        return FORMS.get(name, "")
     if get_origin(kind) in (list, tuple):
         return " ".join(_form("", one) for one in get_args(kind))
     return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")

@@ -21,12 +21,14 @@ def _option(text: str, least: int | None = None) -> Any:  # noqa: ANN401  # what
 
 Launcher = Annotated[
     Literal["here", "slurm", "local"],
-    _option("slurm: submit a job; local: the same on this machine, to try it."),
+    _option("slurm submits a job; local runs it the same way on this machine, to try it."),
 ]
-Nodes = Annotated[int, _option("Machines of the job.", 1)]
-GpusPerNode = Annotated[int, _option("GPUs, and so processes, of each machine.", 1)]
-Minutes = Annotated[int, _option("The job's time limit; it is requeued.", 1)]
-Slurm = Annotated[list[str] | None, _option("More for sbatch, as partition=gpu; repeatable.")]
+Nodes = Annotated[int, _option("Number of machines of the job.", 1)]
+GpusPerNode = Annotated[int, _option("Number of GPUs, and so of processes, on each machine.", 1)]
+Minutes = Annotated[int, _option("Time limit of the job; it is queued again and continues.", 1)]
+Slurm = Annotated[
+    list[str] | None, _option("Another option of sbatch, such as partition=gpu; repeatable.")
+]
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
 
 

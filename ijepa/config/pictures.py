@@ -16,7 +16,7 @@ class PictureConfig(Settings):
     """What all pictures have."""
 
     dark: bool = False
-    """Draw on a dark ground."""
+    """Draw on a dark background."""
 
 
 class MasksConfig(PictureConfig):
@@ -34,17 +34,17 @@ class EncodersConfig(PictureConfig):
     """Encoders side by side, looking at some images of a split."""
 
     encoder: Annotated[tuple[str, ...], Field(min_length=1)]
-    """As of `ijepa extract`; repeat it to see several side by side."""
+    """Encoder, named as for `ijepa extract`; repeat it to compare several side by side."""
     which: Literal["target", "context"] = "target"
-    """Which encoder of a run; the paper's: target."""
+    """Which encoder of a run; the paper evaluates the target encoder."""
     split: str = "evaluation"
-    """Which split; evaluation: val, else test, else the one beside train."""
+    """Which split. `evaluation` is val, else test, else the only other split than train."""
     images: Sheet = 6
     """How many images to draw."""
     keys: tuple[str, ...] = ()
-    """An image to draw, by its key, in place of random ones; repeatable."""
+    """Key of an image to draw, instead of random images; repeatable."""
     seed: Seed = 0
-    """Seed of everything that is drawn at random."""
+    """Seed of the random choice of images."""
 
     @field_validator("encoder")
     @classmethod
@@ -60,34 +60,34 @@ class AttentionConfig(EncodersConfig):
     images: Sheet = 4
     """How many images to draw."""
     layer: int = -1
-    """Number of the block whose heads are shown; -1 is the last."""
+    """Number of the block whose attention heads are shown; -1 is the last."""
     query: Annotated[tuple[str, ...], Field(min_length=1)] = ("center", "mean")
     """Whose attention: center (the middle patch), mean (over all patches, as the average-pooled
     feature reads them), class (the class token), or ROW,COL; repeatable."""
     rollout: bool = True
-    """Also attention rolled out through all blocks below."""
+    """Also show attention rolled out through all blocks up to this one."""
 
 
 class PcaConfig(EncodersConfig):
     """Patch tokens as colours."""
 
     layer: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
-    """Number of a block; repeatable. -1 is the last."""
+    """Number of a block to show; -1 is the last; repeatable."""
     batch: Count = 64
-    """Images, the shown ones among them, on whose patches the components are fitted."""
+    """Number of images, including those shown, on whose patches the components are fitted."""
     foreground: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Colour only patches above it on the first component, 0 to 1; try 0.5."""
+    """Colour only patches whose first component, from 0 to 1, is above this; try 0.5."""
 
 
 class RetrievalConfig(EncodersConfig):
     """Predictions shown by the real patches nearest to them; the encoders are runs."""
 
     measured: Count = 128
-    """Images, the shown ones among them, over which errors are taken."""
+    """Number of images, including those shown, over which errors are averaged."""
     store_split: str = "train"
-    """Split that real patches are taken from; never from an image that is predicted."""
+    """Split from which real patches are taken; never from the image that is predicted."""
     store_images: Count = 512
-    """Images whose patches may be retrieved."""
+    """Number of images whose patches may be retrieved."""
 
 
 class NeighborsConfig(PictureConfig):
@@ -96,13 +96,13 @@ class NeighborsConfig(PictureConfig):
     queries: Sheet = 6
     """How many queries to draw."""
     keys: tuple[str, ...] = ()
-    """A query, by its key, in place of random ones; repeatable."""
+    """Key of a query image, instead of random ones; repeatable."""
     neighbors: Annotated[int, Field(ge=1, le=32)] = 8
-    """How many neighbours of each."""
+    """Number of neighbours shown for each query."""
     label: str | None = "class"
-    """By whose classes images are named; null: by their keys."""
+    """Label that names the images; null shows their keys."""
     layer: int = -1
-    """A stored layer; -1 is the last."""
+    """Which stored layer; -1 is the last."""
     seed: Seed = 0
     """Seed of the queries."""
 
@@ -111,15 +111,15 @@ class EmbeddingConfig(PictureConfig):
     """Features on a plane."""
 
     label: str | None = "class"
-    """By whose classes points are coloured; null: all alike."""
+    """Label that colours the points; null colours all alike."""
     method: Literal["tsne", "pca"] = "tsne"
     """tsne keeps neighbours together; pca shows the two directions of largest variance."""
     perplexity: Annotated[float, Field(ge=1, le=10**6)] = 30.0
-    """Of t-SNE: about how many neighbours count."""
+    """Perplexity of t-SNE: about how many neighbours count for each point."""
     images: Annotated[int, Field(ge=3, le=10**6)] = 2000
-    """At most so many images, drawn at random."""
+    """Largest number of images, chosen at random."""
     layer: int = -1
-    """A stored layer; -1 is the last."""
+    """Which stored layer; -1 is the last."""
     seed: Seed = 0
     """Seed of the images and of t-SNE."""
 
@@ -132,12 +132,12 @@ class PredictionsConfig(PictureConfig):
     decoder: str
     """Decoder of `ijepa train-decoder`, trained on this run."""
     split: str = "evaluation"
-    """Which split; evaluation: val, else test, else the one beside train."""
+    """Which split. `evaluation` is val, else test, else the only other split than train."""
     images: Annotated[int, Field(ge=2, le=64)] = 6
     """How many images to draw."""
     samples: Annotated[int, Field(ge=1, le=32)] = 4
-    """Samples of each prediction."""
+    """Number of samples of each prediction."""
     target_samples: Annotated[int, Field(ge=0, le=32)] = 2
-    """Samples of each true embedding: what the decoder could draw at best."""
+    """Number of samples of each true embedding, the best that the decoder can draw."""
     seed: Seed = 0
     """Seed of images, blocks and samples."""

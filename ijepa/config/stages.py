@@ -45,22 +45,22 @@ class ShardConfig(Settings):
     """What `ijepa shard` writes."""
 
     splits: tuple[str, ...] = ()
-    """Only this split; repeatable. Without it, every split that the source has."""
+    """Read only this split; repeatable. Default: every split of the source."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction held out as `val`, by a hash of each image's name, if the source has no splits."""
     resize_px: Px | None = None
-    """Re-encode images so that the short side has this many pixels; never enlarges."""
+    """Shrink images so that the short side has this many pixels; smaller images are kept."""
     shuffle: bool = False
-    """Order images by a hash of their names, so that shards mix classes; for streaming."""
+    """Order images by a hash of their names, so that each shard mixes classes; for streaming."""
     shard_bytes: Annotated[int, Field(ge=1, le=2**50)] = 256 * 2**20
-    """Size at which a shard is closed."""
+    """Size in bytes at which a shard is closed and the next one begins."""
     # Not part of what the result depends on: raising it goes on with what was written.
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
-    """How many images may fail to decode."""
+    """Largest number of images that may fail to decode; they are left out and listed."""
     max_pixels: Annotated[int, Field(ge=1, le=2**32)] = MAX_PIXELS
-    """Images whose header claims more pixels are not decoded, and count as failed."""
+    """Images with more pixels than this are not decoded and count as failed."""
     pixel_range: tuple[float, float] | None = None
-    """Values of 16-bit, 32-bit and float pixels that become black and white."""
+    """The two values of 16-bit, 32-bit and float pixels that become black and white."""
     exif: Literal["ignore", "rotate"] = "ignore"
     """rotate: turn images as their EXIF orientation says; the released code ignores it."""
     folders_are_classes: bool = False
@@ -84,23 +84,23 @@ class ExtractConfig(Settings):
     which: Which = "target"
     """Which encoder of a run; the paper evaluates the target encoder."""
     split: str = "train"
-    """Which split; evaluation: val, else test, else the one beside train."""
+    """Which split. `evaluation` is val, else test, else the only other split than train."""
     layers: Few = 4
-    """How many of the last blocks to store, each after the final norm."""
+    """Number of last blocks whose features are stored, each after the final norm."""
     image_px: Px | tuple[Px, Px] | None = None
-    """Side of the square, or (height, width), if not the encoder's own."""
+    """Side of the image in pixels, or (height, width). Default: the encoder's own size."""
     crop: Literal["center", "squash"] = "center"
-    """Centre crop, or the whole image squashed into the square (VISSL's Clevr protocols)."""
+    """center crops the centre; squash squeezes the whole image into a square (VISSL, CLEVR)."""
     interpolation: Interpolation = "bilinear"
-    """How images are resized; VISSL, MAE and DINOv2 evaluate with bicubic."""
+    """Interpolation of the resize; VISSL, MAE and DINOv2 evaluate with bicubic."""
     views: Annotated[int, Field(ge=0, le=2**14)] = 0
-    """Augmented views of each image, stored beside its evaluation view."""
+    """Number of augmented views stored for each image, besides its evaluation view."""
     augment: Literal["none", "flip", "rrc-flip"] = "none"
-    """How views are made: random resized crop (8% to 100% of the area) and flip, or flip alone."""
+    """How views are made: rrc-flip is a random resized crop (8% to 100% of the area) and a flip."""
     precision: Precision = "auto"
-    """What the encoder computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    """Precision of the encoder. auto is bf16 on a GPU and fp32 on a CPU."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Type of the stored features."""
+    """Number type of the stored features."""
     seed: Seed = 0
     """Seed of a `random:` encoder, and of the augmented views."""
 
@@ -125,62 +125,62 @@ class ProbeConfig(Settings):
     name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
     """Which probe to fit."""
     protocol: str = "ijepa"
-    """Exact published settings: linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,
+    """A published protocol. linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,
     vissl-in1k-lars, paper-in1k-lars, vissl-clevr-count, vissl-clevr-dist, mae-lars, mae-lars-50,
-    dinov2-linear; logistic: msn, msn-5-shot, dinov2; few-shot: msn. ijepa is ours."""
+    dinov2-linear; logistic: msn, msn-5-shot, dinov2; few-shot: msn. `ijepa` is our own."""
     label: str = "class"
-    """Which stored label, such as class, count or dist."""
+    """Label to predict, such as class, count or dist."""
     shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
         0.01, 0.1, 1, 5, 10,
     )  # fmt: skip
-    """few-shot: images a class, or a fraction below 1 of train; repeatable."""
+    """few-shot: training images for each class, or a fraction of train below 1; repeatable."""
     draws: Annotated[int, Field(ge=1, le=10**5)] = 5
-    """few-shot: how many subsets to draw."""
+    """few-shot: number of random training subsets for each size."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Fraction of train on which C, k, learning rates and heads are chosen."""
+    """Fraction of train that is held out to choose C, k, learning rate or head."""
     scale: Literal["columns", "rows", "none"] | None = None
-    """logistic: how to scale features, in place of the protocol's way: columns to mean 0 and
-    variance 1, rows each centred and of length 1, or not at all."""
+    """logistic: how features are scaled, instead of the protocol's way. columns: each to mean 0 and
+    variance 1; rows: each centred and scaled to length 1; none: not at all."""
     precision: Precision = "auto"
-    """linear, low-level: what heads multiply matrices in; auto: bf16 on a GPU, fp32 on a CPU.
+    """linear, low-level: precision of matrix products. auto is bf16 on a GPU and fp32 on a CPU.
     Weights stay fp32; other probes compute in fp32 or fp64."""
     subsets: tuple[str, ...] = ()
     """sha256 of each list of training images for few-shot, which then draws none."""
     seed: Seed = 0
-    """Seed of the hold-out, the draws and the heads."""
+    """Seed of the held-out part, the few-shot subsets and the heads."""
 
 
 class FinetuneConfig(Settings):
     """One fine-tuning; the defaults are the paper's for 1% of ImageNet-1K and ViT-L/16 (A.2)."""
 
     encoder: str
-    """Run, checkpoint, published file, random:ARCH, mae:FILE, timm:NAME, ..."""
+    """A run, a checkpoint, or a kind of `ijepa encoders`, such as timm:NAME or random:ARCH."""
     protocol: Literal["imagenet-1pct", "imagenet-1pct-huge", "imagenet-full"] = "imagenet-1pct"
-    """Settings to start from: imagenet-1pct, imagenet-1pct-huge (ViT-H) or imagenet-full."""
+    """The paper's settings: for 1% of ImageNet, the same for ViT-H, or for all of ImageNet."""
     subset: str = ""
     """Training images: 1%, 10%, 5-per-class, or a list of images, one file name a line; default
     all. Drawn by the seed; a list is recorded by its sha256."""
     label: str = "class"
-    """Which label of the shard set."""
+    """Label to predict."""
     split: str = "train"
     """Split to train on."""
     test_split: str = "evaluation"
-    """Split to score on; evaluation: val, else test, else the one that is not trained on."""
+    """Split to score on. `evaluation` is val, else test, else the only split not trained on."""
     which: Which = "target"
     """Which encoder of a run; the paper fine-tunes the target encoder."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction of each class that is scored after every epoch and not trained on; no protocol has
     any, and nothing is chosen by it."""
     image_px: Px | tuple[Px, Px] | None = None
-    """Side of the square, or (height, width), if not the encoder's own."""
+    """Side of the image in pixels, or (height, width). Default: the encoder's own size."""
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
     """Passes over the training images."""
     warmup_epochs: NotNegative = 5.0
-    """Epochs in which the learning rate rises; MAE's, the paper names none."""
+    """Epochs in which the learning rate rises; as in MAE, because the paper gives none."""
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = 512
-    """Images of a step, over all processes; no more than there are."""
+    """Images of a step, over all processes; at most the number of training images."""
     lr: Positive = 3e-5
-    """Highest learning rate, for that batch and the last layer."""
+    """Highest learning rate, for this batch size and the last layer."""
     final_lr: NotNegative = 1e-6
     """Learning rate of the last step."""
     weight_decay: NotNegative = 5e-2
@@ -190,7 +190,7 @@ class FinetuneConfig(Settings):
     label_smoothing: Fraction = 0.1
     """Share of the target that is spread over all classes."""
     drop_path: Fraction = 0.0
-    """Chance to skip the last block; blocks below skip less, the first never."""
+    """Probability of skipping the last block; lower for earlier blocks, 0 for the first."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
     """timm's name of the augmentation, MAE's by default; empty for none."""
     crop_scale: Range = (0.08, 1.0)
@@ -200,7 +200,7 @@ class FinetuneConfig(Settings):
     cutmix: NotNegative = 0.0
     """Alpha of CutMix; 0 is none."""
     precision: Precision = "auto"
-    """What the network computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    """Precision of the network. auto is bf16 on a GPU and fp32 on a CPU."""
     seed: Seed = 0
     """Seed of the subset, the head and the augmentation."""
 
@@ -232,13 +232,13 @@ class DecoderConfig(Settings):
     split: str = "train"
     """Split to train on."""
     test_split: str = "evaluation"
-    """Split to measure samples on; evaluation: val, else test, else the one not trained on."""
+    """Split to evaluate on. `evaluation` is val, else test, else the only split not trained on."""
     image_px: Annotated[int, Field(ge=8, le=2**12)] = 32
     """Side of the square to which a block's pixels are resized."""
     channels: tuple[Width, ...] = (32, 64, 64)
     """Width of the U-Net at each resolution; each halves the one before."""
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = 32
-    """Blocks of a step, one an image."""
+    """Blocks of a step, one from each image."""
     lr: Positive = 1e-3
     """Highest learning rate."""
     weight_decay: NotNegative = 0.01
@@ -246,15 +246,15 @@ class DecoderConfig(Settings):
     warmup: Fraction = 0.05
     """Fraction of the steps in which the learning rate rises; it then falls to zero."""
     ema: Fraction = 0.995
-    """Momentum of the averaged weights, at most."""
+    """Largest momentum of the averaged weights."""
     statistics_images: Annotated[int, Field(ge=32, le=2**31)] = 1024
-    """Images over which conditions are standardised."""
+    """Number of images over which embeddings are standardised."""
     sampling_steps: Annotated[int, Field(ge=1, le=10**5)] = 25
-    """Steps of Euler's method, from noise to a sample."""
+    """Steps of Euler's method from noise to a sample."""
     evaluated_images: Annotated[int, Field(ge=2, le=2**31)] = 256
-    """Images of the test split over which samples are measured."""
+    """Number of test images on which samples are measured."""
     precision: Precision = "auto"
-    """What the network computes in; auto: bf16 on a GPU, fp32 on a CPU."""
+    """Precision of the network. auto is bf16 on a GPU and fp32 on a CPU."""
     seed: Seed = 0
     """Seed of the weights, the blocks and the noise."""
 
@@ -270,11 +270,11 @@ class ConvertConfig(Settings):
     """What `ijepa convert` writes."""
 
     to: Literal["published", "timm", "hf", "ours"]
-    """Format: facebookresearch/ijepa, timm, transformers, or a checkpoint of ours."""
+    """Format of facebookresearch/ijepa, of timm, of transformers (hf) or of our checkpoints."""
     which: Which = "target"
-    """Encoder, for timm and hf, which have room for one; the paper's: target."""
+    """Which encoder; timm and hf hold one. The paper evaluates the target encoder."""
     arch: str | None = None
-    """DIMxDEPTHxHEADS of weights of no known architecture, such as 48x3x3."""
+    """Architecture as DIMxDEPTHxHEADS, such as 48x3x3, if the weights do not tell it."""
     license: str | None = None
     """Licence for the model card, by the hub's identifier, such as mit or apache-2.0."""
     push: str | None = None

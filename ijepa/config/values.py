@@ -84,29 +84,29 @@ class Runtime(Settings):
     """How to run, not what to compute: leaves every result as it is."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ... or auto, a GPU if there is one."""
+    """cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Processes that read and decode images; default 2, for a GPU all cores but 2."""
+    """Number of processes that decode images. Default: 2; with a GPU, all cores but 2."""
     checkpoint_seconds: Positive = 60.0
-    """Save this often, or more rarely where saving would take over 2% of the time: the most work
-    that a kill may cost."""
+    """Seconds between two saves of the state, which is the most work that a kill can cost. Saves
+    are rarer where they would take more than 2% of the time."""
     micro_batch: Batch | None = None
-    """Images that a process computes at a time, gradients added up; fewer need less memory."""
+    """Images that a process computes at a time; gradients are summed. Fewer need less memory."""
     recompute: bool = False
-    """Compute blocks twice, to need less memory."""
+    """Compute each block again in the backward pass, which needs less memory and more time."""
     compile: bool = False
-    """torch.compile the blocks: slow start, then faster on a GPU; slower on AMD CPUs."""
+    """Use torch.compile: starts slowly, then is faster on a GPU; slower on AMD CPUs."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What several processes share: the batch; or the weights, too (ViT-g)."""
+    """With several processes, ddp splits the batch; fsdp also splits the weights (ViT-g)."""
     cache: Literal["none", "decoded"] = "none"
-    """decoded: all images in the device's memory, cropped there; for small data. A value may differ
-    by one level of 255."""
+    """decoded: keep all images decoded in the device's memory and crop them there, for small data.
+    A pixel may differ by one level of 255."""
     force: bool = False
-    """Rebuild the output even if it is up to date."""
+    """Rebuild the output even if it is up to date, and replace one that ijepa did not make."""
     replace: bool = False
-    """Rebuild a run only if the settings changed."""
+    """Rebuild an existing run if its settings changed; without it such a run is kept."""
     dry_run: bool = False
-    """Say whether the output is cached, or would be made and why; write nothing."""
+    """Say whether the output is up to date or would be made, and why; write nothing."""
     command: str = ""
     """What the user typed, written beside the result."""
     about: str = ""

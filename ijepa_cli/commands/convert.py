@@ -16,13 +16,15 @@ In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="Run, checkpoint, published .pth.tar, file or folder of timm, folder of IJepaModel.",
+        help="A run, a checkpoint, a published .pth.tar, or weights of timm or transformers.",
     ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="File to make; for hf and timm, folder.")]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="File to write; for hf and timm a folder.")
+]
 Scores = Annotated[
     list[Path] | None,
-    typer.Option(help="Result of `ijepa probe` for the model card; may be repeated."),
+    typer.Option(help="Result of `ijepa probe` to show in the model card; repeatable."),
 ]
 Private = Annotated[
     bool, typer.Option("--private", help="With --push: make a new model on the hub private.")
@@ -43,7 +45,7 @@ def convert(
     scores: Scores = None,
     private: Private = False,
 ) -> None:
-    """Write weights in another format, bit for bit, and a model card beside them.
+    """Write weights in another format, bit for bit, with a model card.
 
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """

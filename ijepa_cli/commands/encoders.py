@@ -8,7 +8,7 @@ from ijepa_cli.show import show
 
 
 def encoders(as_json: Json = False) -> None:
-    """List what --encoder takes, where weights are, and the paper's rows that they stand for.
+    """List what --encoder accepts, where to download weights, and their rows in the paper.
 
     Example: ijepa encoders --json
     """

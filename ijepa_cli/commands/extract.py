@@ -22,8 +22,8 @@ from ijepa_cli.summary import (
 if TYPE_CHECKING:
     from ijepa.extract import ExtractResult
 
-Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
-Out = Annotated[Path, typer.Option(help="Feature file to make, F.h5.")]
+Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
+Out = Annotated[Path, typer.Option(help="Feature file to write, such as val.h5.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -9,13 +9,13 @@ from rich.table import Table
 from ijepa_cli.options import Json, PlainCommand, PlainGroup
 from ijepa_cli.show import show, shown_progress, table
 
-File = Annotated[Path, typer.Argument(help="Feature file of `ijepa extract`, F.h5.")]
-Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to be checked, too.")]
-Label = Annotated[str, typer.Option(help="By which classes are told apart; '' for none.")]
+File = Annotated[Path, typer.Argument(help="Feature file written by `ijepa extract`.")]
+Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to check it too.")]
+Label = Annotated[str, typer.Option(help="Label whose classes are compared; '' for none.")]
 
 files = typer.Typer(
     cls=PlainGroup,
-    help="Look into feature files: what they are, whether they are whole, what state they are in.",
+    help="Inspect feature files: what they hold, whether they are undamaged, how good they are.",
     no_args_is_help=True,
     epilog="Example: ijepa features diagnose train.h5",
 )
@@ -23,7 +23,7 @@ files = typer.Typer(
 
 @files.command(cls=PlainCommand)
 def info(file: File, as_json: Json = False) -> None:
-    """Say what a file holds, and where it comes from; reads no numbers.
+    """Show what a file holds and where it comes from, without reading its numbers.
 
     Example: ijepa features info train.h5
     """
@@ -45,7 +45,7 @@ def info(file: File, as_json: Json = False) -> None:
 
 @files.command(cls=PlainCommand)
 def check(file: File, data: Data = None, as_json: Json = False) -> None:
-    """Read all of a file, to see that each number is what was written.
+    """Read a whole file and compare it with its checksums.
 
     Example: ijepa features check train.h5 --data shards/photos
     """
@@ -62,7 +62,7 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
 
 @files.command(cls=PlainCommand)
 def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
-    """Measure each layer: effective dimensions, spectrum, spread, how far classes stand apart.
+    """Measure each layer: effective dimensions, spectrum, spread, distance between classes.
 
     Example: ijepa features diagnose train.h5 --label count
     """

@@ -14,10 +14,13 @@ from ijepa_cli.summary import about, headline, images_of, next_command
 if TYPE_CHECKING:
     from ijepa.finetune import FinetuneOutcome
 
-Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
-Out = Annotated[Path, typer.Option(help="Folder to make.")]
+Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Subset = Annotated[
-    str, typer.Option(help="1%, 10%, 5-per-class, or a list of images, one file name a line.")
+    str,
+    typer.Option(
+        help="Training images: 1%, 10%, 5-per-class, or a file that lists images, one per line."
+    ),
 ]
 
 
@@ -35,7 +38,7 @@ def finetune(
     as_json: bool,
     subset: Subset = "",
 ) -> None:
-    """Train an encoder and a classifier on labelled images; started again, it goes on.
+    """Train an encoder and a classifier on labelled images; started again, it continues.
 
     Example: ijepa finetune --encoder runs/mine --data shards/mine --subset 1% --out runs/mine-1pct
     """

@@ -40,25 +40,24 @@ WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
 Recipe = Annotated[
     str,
     typer.Option(
-        help="A name from `ijepa recipes`, or a YAML file; auto chooses by the images' size and "
-        "the device."
+        help="A name from `ijepa recipes`, or a YAML file. auto chooses by image size and device."
     ),
 ]
 Data = Annotated[
     str,
     typer.Option(
-        help="Images, as a source of `ijepa shard` (a folder, a tar, cifar10:PATH, ...), of which "
-        "OUT.shards is made; a shard set; or the address of one (s3://, https://, ...)."
+        help="A folder of images, or another source of `ijepa shard`; they are written to "
+        "OUT.shards first. Or a shard set, also by its address (s3://, https://, ...)."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Run folder to make.")]
+Out = Annotated[Path, typer.Option(help="Run folder to write.")]
 Init = Annotated[
     Path | None,
-    typer.Option(help="Start from these weights: a run, a checkpoint, a published file."),
+    typer.Option(help="Start from these weights: a run, a checkpoint or a published file."),
 ]
 Prolong = Annotated[
     Path | None,
-    typer.Option(help="Go on with this finished run for more epochs; may be OUT itself."),
+    typer.Option(help="Continue this finished run for more epochs; may be OUT itself."),
 ]
 
 
@@ -83,7 +82,7 @@ def pretrain(
     minutes: Minutes = 3 * 24 * 60,
     slurm: Slurm = None,
 ) -> None:
-    """Pretrain I-JEPA on images or a shard set; started again, it goes on where it stopped.
+    """Pretrain I-JEPA on images or a shard set; started again, it continues where it stopped.
 
     Example: ijepa pretrain --data photos --out runs/photos
 

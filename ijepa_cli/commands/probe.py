@@ -16,16 +16,26 @@ from ijepa_cli.summary import about, headline, report_command
 
 Name = Annotated[
     Literal["logistic", "linear", "knn", "few-shot", "low-level"],
-    typer.Argument(help="Which to fit; low-level: count and distance on CLEVR, as published."),
+    typer.Argument(
+        help="Which probe to fit; low-level is count and distance on CLEVR, as published."
+    ),
 ]
-Train = Annotated[Path, typer.Option(help="Features to fit on, F.h5.")]
-Test = Annotated[Path, typer.Option(help="Features to score on, of the same encoder.")]
-BaselineTrain = Annotated[list[Path] | None, typer.Option(help="Another encoder's; repeatable.")]
-BaselineTest = Annotated[list[Path] | None, typer.Option(help="Its test features, in that order.")]
-Out = Annotated[Path, typer.Option(help="Result to make, R.json; low-level: a folder of two.")]
+Train = Annotated[Path, typer.Option(help="Feature file to fit on.")]
+Test = Annotated[Path, typer.Option(help="Feature file to score on, from the same encoder.")]
+BaselineTrain = Annotated[
+    list[Path] | None,
+    typer.Option(help="Training features of another encoder to compare with; repeatable."),
+]
+BaselineTest = Annotated[
+    list[Path] | None,
+    typer.Option(help="Test features of that encoder; as many, in the same order."),
+]
+Out = Annotated[
+    Path, typer.Option(help="Result to write, such as knn.json; for low-level a folder.")
+]
 Subset = Annotated[
     list[Path] | None,
-    typer.Option(help="few-shot: training images in place of a draw, a name a line; repeatable."),
+    typer.Option(help="few-shot: a file that lists the training images, one per line; repeatable."),
 ]
 PROBES = {"logistic", "linear", "knn", "few-shot"}
 READ_BY = {  # options that not every probe reads
@@ -51,7 +61,7 @@ def probe(
     baseline_test: BaselineTest = None,
     subset: Subset = None,
 ) -> None:
-    """Fit a probe on frozen features; baselines stand in the same table with a paired test.
+    """Fit a probe on frozen features and compare it with baselines by a paired test.
 
     Example: ijepa probe logistic --train train.h5 --test val.h5 --label count --out count.json
 

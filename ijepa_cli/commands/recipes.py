@@ -18,7 +18,7 @@ Name = Annotated[
 
 
 def recipes(name: Name = None) -> None:
-    """List the pretraining recipes, or show one with every default spelled out.
+    """List the pretraining recipes, or print one with all of its settings.
 
     Example: ijepa recipes cifar10 > mine.yaml
     """

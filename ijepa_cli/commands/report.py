@@ -14,15 +14,14 @@ from ijepa_cli.summary import headline
 Sources = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Results of `ijepa probe` or folders of them, run folders, pictures of "
-        "`ijepa visualize`."
+        help="Results of `ijepa probe` or folders of them, runs, pictures of `ijepa visualize`."
     ),
 ]
 Compare = Annotated[
     tuple[Path, Path] | None,
     typer.Option(
         help="Two results, or folders of `ijepa finetune`: compare their first encoders image by "
-        "image; makes no page."
+        "image. No page is written."
     ),
 ]
 Title = Annotated[
@@ -40,7 +39,7 @@ PaperTables = Annotated[
         "--table", help="Show this table of the paper in any case, by its number; repeatable."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Page to make, one self-contained HTML file.")]
+Out = Annotated[Path, typer.Option(help="Page to write, one self-contained HTML file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +57,7 @@ def report(
     paper: Paper = False,
     table: PaperTables = None,
 ) -> None:
-    """Gather scores, training curves and pictures in tables and one HTML page.
+    """Collect scores, training curves and pictures in tables and one HTML page.
 
     Numbers that may not be compared are never in one column. A table of the paper is shown if a
     result fills one of its rows exactly. A run that is still training is shown as far as it is.

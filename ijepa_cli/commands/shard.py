@@ -12,8 +12,8 @@ from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import headline, next_command
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
-these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path, of the kinds cifar10, clevr,
-cifar100, imagenet, imagenet22k, inat18, places205, places365, scenes, torchvision:NAME, webdataset.
+these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path. Kinds are cifar10, cifar100,
+clevr, imagenet, imagenet22k, inat18, places205, places365, scenes, torchvision:NAME, webdataset.
 
 Examples:
 
@@ -25,13 +25,18 @@ Examples:
 
   ijepa shard --check shards/scenes
 """
-Source = Annotated[str, typer.Argument(help="A folder, an archive, a list, or kind:path.")]
-Out = Annotated[Path | None, typer.Argument(help="The folder to make; not with --check.")]
-Subset = Annotated[Path | None, typer.Option(help="Keys or file names to keep, one a line.")]
-Check = Annotated[bool, typer.Option("--check", help="Only look for damage in SOURCE.")]
+Source = Annotated[str, typer.Argument(help="A folder, an archive, a list of files, or kind:path.")]
+Out = Annotated[Path | None, typer.Argument(help="Folder to write; not with --check.")]
+Subset = Annotated[
+    Path | None,
+    typer.Option(help="A file that lists the keys or file names to keep, one per line."),
+]
+Check = Annotated[bool, typer.Option("--check", help="Only check the shard set SOURCE for damage.")]
 Names = list[str] | None
-Split = Annotated[Names, typer.Option(help="Fail without this split (or `evaluation`).")]
-Label = Annotated[Names, typer.Option(help="Fail where a required split lacks this label.")]
+Split = Annotated[Names, typer.Option(help="Fail if this split is missing; repeatable.")]
+Label = Annotated[
+    Names, typer.Option(help="Fail if a required split has no such label; repeatable.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +56,7 @@ def shard(
     require_split: Split = None,
     require_label: Label = None,
 ) -> None:
-    """Write the images of SOURCE as WebDataset tars with an index for random access."""
+    """Write the images of SOURCE as a shard set: WebDataset tars with an index."""
     from ijepa.data.shards import check_shards, open_shards
     from ijepa.shard import shard as run
 

@@ -10,8 +10,8 @@ from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import about, headline, images_of, next_command
 
-Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
-Out = Annotated[Path, typer.Option(help="Folder to make.")]
+Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def train_decoder(
     data: Data, out: Out, config: DecoderConfig, runtime: Runtime, as_json: bool
 ) -> None:
-    """Train a decoder of target blocks, to see predictions; started again, it goes on.
+    """Train a decoder that draws what I-JEPA predicts; started again, it continues.
 
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """

@@ -13,18 +13,24 @@ from ijepa_cli.options import PlainGroup, Set, stage
 from ijepa_cli.show import show, shown_progress
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
-MaskData = Annotated[Path | None, typer.Option(help="Shard set to take images from; else plain.")]
+MaskData = Annotated[
+    Path | None, typer.Option(help="Shard set of the images to draw on. Default: plain grey.")
+]
 Rows = Annotated[int, typer.Option(help="How many images to draw.", min=1, max=64)]
-Batches = Annotated[int, typer.Option(help="Batches over which to count patches.", min=1)]
-Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")]
-Data = Annotated[Path, typer.Option(help="Shard set of `ijepa shard`.")]
+Batches = Annotated[
+    int, typer.Option(help="Number of batches over which patches are counted.", min=1)
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")]
+Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 Thumbnails = Annotated[
-    Path | None, typer.Option(help="Shard set that the features are of, to show its images.")
+    Path | None, typer.Option(help="Shard set of the features, to show its images.")
 ]
 Features = Annotated[
-    list[Path], typer.Option(help="Of `ijepa extract`; for neighbors, repeat it for several.")
+    list[Path], typer.Option(help="Feature file of `ijepa extract`; neighbors takes several.")
 ]
-Out = Annotated[Path, typer.Option(help="Picture to make: .png, .svg, or for embedding .html.")]
+Out = Annotated[
+    Path, typer.Option(help="Picture to write: .png or .svg; for embedding also .html.")
+]
 Kinds = dict[str, tuple[type[PictureConfig], str, str, str]]
 
 # Settings, the fields that --help shows, what is drawn, and what the example starts from.
@@ -32,25 +38,25 @@ OF_IMAGES: Kinds = {
     "attention": (
         configs.AttentionConfig,
         "encoder which split images keys layer query rollout dark",
-        "Draw what a patch attends to, head by head, and rolled out to the input.",
+        "Draw which patches attend to which, for each head and rolled out to the input.",
         "--encoder runs/scenes",
     ),
     "pca": (
         configs.PcaConfig,
         "encoder which split images keys layer foreground dark",
-        "Draw patch tokens as colours: their first three principal components over many images.",
+        "Draw patch tokens as colours: their first three principal components.",
         "--encoder runs/scenes",
     ),
     "retrieval": (
         configs.RetrievalConfig,
         "encoder split images keys store_split store_images dark",
-        "Draw what is predicted for a hidden block by the real patches nearest to it: no training.",
+        "Draw predictions of hidden blocks as the most similar real patches; needs no decoder.",
         "--encoder runs/scenes",
     ),
     "predictions": (
         configs.PredictionsConfig,
         "encoder decoder split images samples target_samples dark",
-        "Draw decoded samples of predictions: what stays is predicted, what varies is not.",
+        "Draw decoded samples of predictions: what they share is predicted, what varies is not.",
         "--encoder runs/scenes --decoder runs/decoder",
     ),
 }
@@ -58,13 +64,13 @@ OF_FEATURES: Kinds = {
     "neighbors": (
         configs.NeighborsConfig,
         "queries keys neighbors label layer dark",
-        "Draw the images whose features are nearest to those of some queries.",
+        "Draw the nearest neighbours of some images by their features.",
         "--features val.h5",
     ),
     "embedding": (
         configs.EmbeddingConfig,
         "label method perplexity images layer dark",
-        "Draw features on a map, coloured by label: a page to point at, or a still picture.",
+        "Draw features as a map coloured by label: an interactive page or a still picture.",
         "--features val.h5",
     ),
 }
@@ -81,7 +87,7 @@ def masks(
     dark: Dark = False,
     overrides: Set = None,
 ) -> None:
-    """Draw a recipe's context and target blocks, and how often each patch is seen.
+    """Draw the context and target blocks of a recipe, and how often each patch is in them.
 
     Example: ijepa visualize masks --recipe in1k_vith14_ep300 --out masks.png
     """
@@ -135,7 +141,7 @@ def register(app: typer.Typer) -> None:
     pictures = typer.Typer(
         cls=PlainGroup,
         no_args_is_help=True,
-        help=f"""Draw what the method does: its masks, what encoders see, what is predicted.
+        help=f"""Draw masks, attention, features, neighbours and predictions.
 
         Example: {start} masks --recipe scenes-mini --data shards/scenes --out masks.png
         """,
