@@ -25,7 +25,7 @@ def test_a_script_sees_nothing_unless_it_asks(capsys, monkeypatch):
     bars("train images", 50, 200, {"loss": 0.25})
     bars("train images", 200, 200, {"loss": 0.125})
     last = capsys.readouterr().err.split("\r")[-1]
-    for words in ("train: 100%", "200/200", "images", "loss=0.125"):
+    for words in ("train: 100%", "200/200", "images", "loss 0.125"):
         assert words in last
 
 

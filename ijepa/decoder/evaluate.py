@@ -62,6 +62,7 @@ def evaluate_decoder(
     masks, boxes = hold(run, images, config.seed)
     noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
     others = images.roll(1, dims=0)
+    progress("evaluate decoder images", 0, len(images))
     for start in range(0, len(images), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         seen, hidden = images[part], masks.images(part)
@@ -79,7 +80,7 @@ def evaluate_decoder(
         for name, drawn in blocks.items():
             again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
             found[name].append((1 - F.cosine_similarity(again, target)).double().cpu())
-        progress("measure decoder on images", min(part.stop, len(images)), len(images))
+        progress("evaluate decoder images", min(part.stop, len(images)), len(images))
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     gains = (joined["shuffled"] - joined["true"]).numpy()
     interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)

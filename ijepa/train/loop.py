@@ -220,8 +220,8 @@ class _Run:
                 # One process alone may stop at any step, several only when they all look.
                 stops_now = self.world.size == 1 and bool(asked)
                 taken = self.steps_done - first
-                is_shown = taken <= SHOWN_AT_ONCE or taken % FETCH_STEPS == 0
-                if not (is_shown or is_milestone or stops_now):
+                if taken % FETCH_STEPS and not (is_milestone or stops_now):
+                    self.report_early(taken)
                     continue
                 self.fetch()
                 rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
@@ -249,6 +249,12 @@ class _Run:
         if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
             self.metrics.append({"step": 0, **numbers})
             self.shown |= {n: v for n, v in numbers.items() if n in self.task.shown}
+
+    def report_early(self, taken: int) -> None:
+        """Report the first steps one by one: a step may take a minute."""
+        if taken <= SHOWN_AT_ONCE:
+            self.fetch()
+            self.report()
 
     def report(self) -> None:
         """Tell how many units are done, and the newest numbers."""

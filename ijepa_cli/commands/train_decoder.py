@@ -41,10 +41,11 @@ def train_decoder(
     done = headline("trained", out, found.cached, f"{found.steps:,} steps, loss {found.loss:.3g}")
     lines = [
         done,
-        f"  distance of a sample to its embedding: {found.true:.3f}; of a sample of another "
-        f"image's: {found.shuffled:.3f}; of the prediction's: {found.predicted:.3f}",
-        f"  the own sample is closer in {found.closer:.0%} of {found.images:,} images; the true "
-        f"pixels at this size have {found.resized:.3f}",
+        f"  cosine distance to a block's embedding, mean of {found.images:,} images (0 is best):",
+        f"    {found.true:.3f} for a sample drawn from it",
+        f"    {found.predicted:.3f} for a sample drawn from its prediction",
+        f"    {found.shuffled:.3f} for one drawn from another image: farther in {found.closer:.0%}",
+        f"    {found.resized:.3f} for the true pixels at the decoder's resolution",
     ]
     picture = out.with_name(f"{out.name}.png")
     files = ("--encoder", config.encoder, "--decoder", out, "--data", data, "--out", picture)

@@ -11,6 +11,7 @@ from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
 from ijepa_cli.options import PlainGroup, Set, stage
 from ijepa_cli.show import show, shown_progress
+from ijepa_cli.summary import headline, next_command
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 MaskData = Annotated[
@@ -124,14 +125,18 @@ def _draw(
 ) -> None:
     from ijepa.visualize import visualize
 
+    kind = type(config).__name__.removesuffix("Config").lower()
+    read = ", ".join(map(str, [*features, data] if data else features)) or "plain patches"
+    runtime = runtime.model_copy(update={"about": f"visualize {kind}: {read} to {out}"})
     with shown_progress() as progress:
         picture = visualize(out, config, data, features, runtime, progress)
-    of = "".join(f" {name};" for name in picture.encoders)
-    state = "cached" if picture.cached else "drawn"
-    lines = [f"{picture.out} {state}:{of} {picture.images:,} images"]
+    words = ", ".join([*picture.encoders, f"{picture.images:,} images"])
+    lines = [headline("drawn", picture.out, picture.cached, words)]
     for name, value in picture.figures.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         lines.append(f"  {name.replace('_', ' ')}: {shown}")
+    page = out.with_name(f"{out.stem}-report.html")
+    lines += [next_command("report", out, "--out", page)]
     show(picture, as_json, "\n".join(lines))
 
 
