@@ -131,7 +131,7 @@ def test_rank_0_makes_the_shard_set_of_images_while_the_others_wait(run, tmp_pat
 def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_config, tmp_path):
     out = tmp_path / "more"
     with pytest.raises(StopError):
-        pretrain(shards, out, tiny_config, EAGER, stop_at(32, "pretrain"))
+        pretrain(shards, out, tiny_config, EAGER, stop_at(256, "pretrain"))
     codes, errors = together(2, command(run / "config.yaml", shards, out))
     assert codes == [0, 0], errors
     assert "began with 1 processes and goes on with 2" in errors[0]
@@ -145,7 +145,7 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
 ):
     out = tmp_path / "shared"
     with pytest.raises(StopError):
-        pretrain(shards, out, tiny_config, EAGER, stop_at(32, "pretrain"))
+        pretrain(shards, out, tiny_config, EAGER, stop_at(256, "pretrain"))
     more = ("--parallel", "fsdp", "--micro-batch", "5", "--recompute")
     codes, errors = together(2, command(run / "config.yaml", shards, out, *more))
     assert codes == [0, 0], errors
