@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from ijepa.config import ConvertConfig, ExtractConfig, MasksConfig, ProbeConfig, Runtime
 from ijepa.convert import convert
@@ -14,6 +15,7 @@ from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.visualize import visualize
+from ijepa_cli.main import app
 
 CPU = Runtime(device="cpu", workers=0)
 SLOW_TO_IMPORT = ("torch", "scipy", "sklearn", "timm", "pandas", "matplotlib", "transformers")
@@ -32,12 +34,22 @@ def made(run, shards, tmp_path_factory):
     report([folder / "r.json", run], folder / "r.html", CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
     visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
+    small = (
+        "encoder.arch=32x2x2",
+        "predictor.dim=16",
+        "predictor.depth=1",
+        "optimization.epochs=1",
+    )
+    images = ["pretrain", "--data", str(shards.parent / "images"), "--out", str(folder / "own")]
+    images += [*common, *(word for setting in small for word in ("--set", setting))]
+    assert CliRunner().invoke(app, images).exit_code == 0
     features = ["--train", str(pair.train), "--test", str(pair.test)]
     where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
     recipe = ["--recipe", str(run / "config.yaml"), "--data", str(shards)]
     return folder, {
         "shard": ["shard", str(shards.parent / "images"), str(shards)],
         "pretrain": ["pretrain", *recipe, "--out", str(run), *common],
+        "images": images,
         "extract": ["extract", *where, "--out", str(pair.test), *common],
         "probe": ["probe", "knn", *features, "--out", str(folder / "r.json"), *common],
         "report": ["report", str(folder / "r.json"), str(run), "--out", str(folder / "r.html")],
@@ -47,7 +59,7 @@ def made(run, shards, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "stage", ["shard", "pretrain", "extract", "probe", "report", "convert", "masks"]
+    "stage", ["shard", "pretrain", "images", "extract", "probe", "report", "convert", "masks"]
 )
 def test_a_cached_answer_imports_nothing_that_is_slow(made, stage):
     script = (

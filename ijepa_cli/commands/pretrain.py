@@ -192,7 +192,8 @@ def _chosen(
 
     found = auto_recipe(shards, out, overrides, has_gpu)
     epochs, batch = found.config.optimization.epochs, found.config.data.batch_size
-    _say(f"recipe {found.recipe}: {found.why}; {epochs:,} epochs in batches of {batch:,}")
+    passes = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
+    _say(f"recipe {found.recipe}: {found.why}; {passes} in batches of {batch:,}")
     return found.recipe, found.config, found.added
 
 
