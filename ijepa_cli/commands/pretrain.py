@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN = ShardConfig(val_fraction=0.1, resize_px=512)  # how a shard set is made of your own images
-OWN_OPTIONS = "--val-fraction 0.1 --resize 512"
+OWN_OPTIONS = ("--val-fraction", "0.1", "--resize", "512")
 WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
 
 Recipe = Annotated[
@@ -162,10 +162,12 @@ def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
         with shown_progress() as progress:
             made = shard(data, shards, OWN, runtime.model_copy(update={"force": False}), progress)
     except IjepaError as error:
-        if type(error) is not IjepaError:  # asked to stop
+        if type(error) is not IjepaError or "--" not in str(error):  # stopped, or no option helps
             raise
-        options = shlex.join(["ijepa", "shard", data, str(shards)])
-        raise IjepaError(f"{error} The options are those of `{options} {OWN_OPTIONS}`.") from error
+        command = shlex.join(["ijepa", "shard", data, str(shards), *OWN_OPTIONS])
+        raise IjepaError(
+            f"{error} Give that option to `{command}`, then run this command again."
+        ) from error
     counts = ", ".join(f"{name} {samples:,}" for name, samples in made.splits.items())
     left_out = sum(made.left_out.values())
     _say(f"{shards} made of {data}: {counts}{f'; {left_out:,} left out' if left_out else ''}")
