@@ -152,7 +152,7 @@ def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
     from ijepa.shard import shard
 
     is_begun = out.exists() or sibling(out, ".partial").exists()
-    if is_begun and read_record(shards) and not runtime.replace:
+    if is_begun and read_record(shards) and not (runtime.replace or runtime.force):
         raise IjepaError(
             f"{data} is not as it was when {shards} was made of it for {out}. Go on with the "
             f"images as they were with --data {shards}, choose another --out, or train again on "
