@@ -203,7 +203,11 @@ class KeptStates(dict[str, dict[str, Any]]):
         try:
             self._save(self._path, dict(self))
         except OSError as error:
-            log.warning("%s is not kept (%s); a stop would cost it", self._path, error.strerror)
+            log.warning(
+                "%s cannot be saved (%s); if the probe is stopped, it begins again",
+                self._path,
+                error.strerror,
+            )
 
 
 def _scores(

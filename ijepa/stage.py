@@ -200,7 +200,7 @@ def is_fresh(plan: StagePlan) -> bool:
         return False
     changed = changed_file(plan.out, record)
     if changed:
-        log.warning("%s is not as `ijepa %s` made it.", changed, plan.stage)
+        log.warning("%s was changed after `ijepa %s` made it.", changed, plan.stage)
     return changed is None
 
 

@@ -34,6 +34,7 @@ class Task:
     values: list[str] = field(default_factory=list)  # in words
     told: float = 0.0  # when a line was last printed
     began: float = field(default_factory=time.monotonic)
+    now: float = 0.0  # when it was last reported
 
     def __post_init__(self) -> None:
         self.first = self.done  # done before: by an earlier process, or at the first report
@@ -41,7 +42,7 @@ class Task:
 
     def report(self, done: int, total: int | None, values: Mapping[str, float] | None) -> None:
         """Take note of what is done by now; less than before if the task begins again."""
-        now = time.monotonic()
+        self.now = now = time.monotonic()
         if done < self.done:
             self.first, self.began = done, now
         self.done, self.total, self.values = done, total, in_words(values)
@@ -86,7 +87,7 @@ class Task:
         """By the pace, less what has passed since the last report; None while unknown."""
         if not (self.total and self.per_second):
             return None
-        waited = time.monotonic() - self._reports[-1][0]
+        waited = time.monotonic() - self.now
         return max(0.0, (self.total - self.done) / self.per_second - waited)
 
 
@@ -164,7 +165,7 @@ def _bar_line(task: Task, width: int) -> Table:
     """Name, bar, per cent, done of total, rate, time left; what does not fit is left out."""
     left = task.seconds_left
     if task.is_finished:
-        time_left = f"in {clock(time.monotonic() - task.began)}"
+        time_left = f"in {clock(task.now - task.began)}"
     else:
         time_left = "ETA --:--" if left is None else f"ETA {clock(left)}"
     total, whole = short(task.total or 0), task.total is not None

@@ -77,16 +77,18 @@ def main() -> None:
         sys.exit(_told(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            _say("Stopped. The same command, without --force, goes on from what it kept.")
+            _say(
+                "Stopped; finished work is kept. To continue, run the same command without --force."
+            )
         elif ended.code == USAGE:
-            _tell_machines("This is no command of ijepa; stderr says why.")
+            _tell_machines("This command cannot be run as typed; see stderr for the reason.")
         raise
     except Exception as error:
         _end_workers()
         if isinstance(error, OSError) and error.errno is not None:
             _fail(_system_message(error))
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-            _fail(f"{error.object} is a name that is not UTF-8, which a library cannot take.")
+            _fail(f"{error.object} is not a UTF-8 name, which a library cannot read. Rename it.")
         _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
 
@@ -94,7 +96,7 @@ def main() -> None:
 def _told(error: IjepaError) -> int:
     """Tell the user, and say by which code to exit."""
     if isinstance(error, StoppedError):
-        _say(f"{error} The same command, without --force, goes on from here.")
+        _say(f"{error} To continue, run the same command without --force.")
         return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
     if isinstance(error, BrokenGroupError):
         _leave_it_to_rank_0()
@@ -114,7 +116,9 @@ def _end_workers() -> None:
 def _system_message(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full. Free some space; the same command goes on from here."
+        return (
+            f"{where}the disk is full. Free some space and run the same command again to continue."
+        )
     return f"{where}{error.strerror}."
 
 

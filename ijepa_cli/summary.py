@@ -15,7 +15,7 @@ GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, of CUDA und
 
 
 def about(runtime: Runtime, text: str) -> Runtime:
-    """The runtime of a stage that says `text`, its device and `ijepa`'s pace when it begins."""
+    """The runtime of a stage that says `text` and its device when it begins."""
     return runtime.model_copy(update={"about": f"{text}, {_device(runtime.device)}"})
 
 
@@ -35,6 +35,11 @@ def images_of(data: StrPath, split: str, train: str = "train") -> str:
     shards = open_shards(data)
     reader = shards.split(shards.named_split(split, train))
     return f"{data} ({reader.name}, {len(reader):,} images)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 epoch`, `50 epochs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def headline(state: str, out: StrPath, cached: bool, words: str) -> str:

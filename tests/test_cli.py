@@ -220,7 +220,7 @@ def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
     monkeypatch.setattr("ijepa.report.report", stopped)
     code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
     assert (code, out) == (130, "")
-    assert "goes on from what it kept" in err
+    assert "run the same command without --force" in err
 
 
 def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():

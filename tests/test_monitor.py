@@ -81,3 +81,30 @@ def test_neighbours_are_those_of_brute_force():
         nearest = [int(labels[others[int(n)]]) for n in cosines.argsort(descending=True)[:10]]
         right += max(range(3), key=lambda c: (nearest.count(c), -c)) == labels[number]
     assert monitor.neighbour_accuracy(features, labels) == pytest.approx(right / 60)
+
+
+def checked(neighbours=None, images=30_000, cosine=0.5, skill=0.8):
+    """The record of a health check."""
+    record = {"rankme": 20.0, "feature_std": 0.2, "mean_cosine": cosine, "images": images}
+    record |= {"loss_vs_mean_target": skill}
+    return record | ({} if neighbours is None else {"neighbour_accuracy": neighbours})
+
+
+@pytest.mark.parametrize(
+    ("last", "word"),
+    [
+        (checked(0.4), "learned"),
+        (checked(0.21), "undecided"),
+        (checked(0.1), "got worse"),
+        (checked(0.4, images=14_000), "too early to tell"),
+        (checked(0.4, cosine=0.999), "collapsed"),
+    ],
+)
+def test_a_run_is_judged_in_a_word(last, word):
+    assert verdict.outcome(checked(0.2, images=0), last, 512).startswith(word)
+
+
+def test_a_run_without_labels_is_judged_by_its_predictions():
+    first = checked(images=0)
+    assert verdict.outcome(first, checked(), 512).startswith("no collapse")
+    assert verdict.outcome(first, checked(skill=1.1), 512).startswith("not learned yet")

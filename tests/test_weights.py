@@ -219,5 +219,5 @@ def test_state_that_cannot_be_kept_is_told_and_the_one_before_stays(tmp_path, ca
     kept = KeptStates(tmp_path / "encoder-0.pt")
     kept["heads"] = SMALL
     kept["heads"] = LARGE
-    assert "encoder-0.pt is not kept (File too large); a stop would cost it" in caplog.text
+    assert "encoder-0.pt cannot be saved (File too large)" in caplog.text
     assert torch.equal(KeptStates(tmp_path / "encoder-0.pt")["heads"]["x"], SMALL["x"])

@@ -87,7 +87,9 @@ class RemoteSplit:
                 wait = None if is_for_good else next(waits, None)
                 if wait is None:
                     raise IjepaError(f"{url} cannot be read: {words}.") from error
-                log.warning("%s broke off (%s); going on in %d s", url, words, wait)
+                log.warning(
+                    "the connection to %s broke (%s); trying again in %d s", url, words, wait
+                )
                 time.sleep(wait)
             else:
                 return

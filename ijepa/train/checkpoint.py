@@ -217,4 +217,4 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
         link_or_copy(path, work.folder / LAST.parent / path.name)
     step, newest = usable[-1]
     link_or_copy(newest, work.folder / LAST)  # the last, for a run goes on from it
-    log.info("%s is prolonged from its state after step %d", finished, step)
+    log.info("continuing %s after its step %d", finished, step)

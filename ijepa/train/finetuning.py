@@ -170,7 +170,7 @@ class FinetuneTask(Task[Inputs]):
         with computing(self.device, linear=self.linear):
             for numbers, logits in self.logits(test):
                 found[numbers] = logits.argmax(dim=1)
-                progress("score images", int(numbers[-1]) + 1, None)
+                progress("score images", int(numbers[-1]) + 1, len(found))
         every: Ints = sum_over_ranks(found.to(self.device), self.world).cpu().numpy()
         return every
 

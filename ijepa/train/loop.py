@@ -187,11 +187,11 @@ class _Run:
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
             self.task.load_state(facts)
             if world.is_rank_0:
-                log.info("going on after step %d of %d", self.steps_done, self.task.total_steps)
+                log.info("continuing after step %d of %d", self.steps_done, self.task.total_steps)
             if world.is_rank_0 and facts["world_size"] != world.size:
                 log.warning(
                     "the run began with %d processes and goes on with %d: images, crops and masks "
-                    "of each step stay the same, sums are rounded otherwise.",
+                    "of each step stay the same, but sums are rounded differently.",
                     facts["world_size"],
                     world.size,
                 )

@@ -11,6 +11,7 @@ from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import (
     about,
+    counted,
     headline,
     images_of,
     next_command,
@@ -40,7 +41,9 @@ def extract(data: Data, out: Out, config: ExtractConfig, runtime: Runtime, as_js
     from ijepa.extract import extract as run
 
     where = images_of(data, config.split)
-    runtime = about(runtime, f"extract: {config.encoder} on {where}, last {config.layers} layers")
+    runtime = about(
+        runtime, f"extract: {config.encoder} on {where}, last {counted(config.layers, 'layer')}"
+    )
     with shown_progress() as progress:
         result = run(data, out, config, runtime, progress)
     show(result, as_json, None if as_json else _summary(result, data, config, runtime.command))
@@ -49,7 +52,8 @@ def extract(data: Data, out: Out, config: ExtractConfig, runtime: Runtime, as_js
 def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command: str) -> str:
     """What is in the file, and what to type next."""
     views = f" in {result.views} views" if result.views > 1 else ""
-    numbers = f"{result.images:,} images{views}, {result.layers} layers of {result.dim:,} numbers"
+    layers = counted(result.layers, "layer")
+    numbers = f"{result.images:,} images{views}, {layers} of {result.dim:,} numbers"
     labels = f"labels {', '.join(result.labels) or 'none'}"
     words = f"{result.encoder}, {numbers}, {labels}, {decimal(result.out.stat().st_size)}"
     return "\n".join([headline("extracted", result.out, result.cached, words),

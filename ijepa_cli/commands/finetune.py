@@ -9,7 +9,7 @@ from ijepa.config import FinetuneConfig, Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import score_notes
 from ijepa_cli.show import outlook_shown, show, shown_progress
-from ijepa_cli.summary import about, headline, images_of, next_command
+from ijepa_cli.summary import about, counted, headline, images_of, next_command
 
 if TYPE_CHECKING:
     from ijepa.finetune import FinetuneOutcome
@@ -62,7 +62,7 @@ def _plan(data: Path, config: FinetuneConfig, listed: Path | None) -> str:
     tested = images_of(data, config.test_split, config.split)
     return (
         f"finetune: {config.encoder} on {part}{images_of(data, config.split)}, tested on "
-        f"{tested}, {config.epochs:,} epochs"
+        f"{tested}, {counted(config.epochs, 'epoch')}"
     )
 
 

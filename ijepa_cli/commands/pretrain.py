@@ -26,7 +26,7 @@ from ijepa_cli.show import (
     stderr,
 )
 from ijepa_cli.slurm import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
-from ijepa_cli.summary import about, headline, images_of, next_command
+from ijepa_cli.summary import about, counted, headline, images_of, next_command
 
 if TYPE_CHECKING:
     from ijepa.pretrain import PretrainResult
@@ -212,7 +212,8 @@ def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
 
     split = config.data.split
     if is_remote(data):
-        return f"pretrain: {recipe} on {data} ({split}), {config.optimization.epochs:,} epochs"
+        epochs = counted(config.optimization.epochs, "epoch")
+        return f"pretrain: {recipe} on {data} ({split}), {epochs}"
     images = len(open_shards(data).split(split))
     steps = steps_per_epoch(images, config) * config.optimization.epochs
     seen = steps * config.data.batch_size
