@@ -7,6 +7,8 @@ stage is the function of its module, such as `ijepa.pretrain.pretrain`.
 import importlib
 from typing import TYPE_CHECKING
 
+from ijepa.errors import IjepaError
+from ijepa.progress import Bars, silent
 from ijepa.version import VERSION
 
 if TYPE_CHECKING:
@@ -15,13 +17,17 @@ if TYPE_CHECKING:
     from ijepa.features.store import open_features
 
 __version__ = VERSION
-__all__ = ["load_encoder", "open_features", "open_shards"]
+__all__ = ["Bars", "IjepaError", "load_encoder", "open_features", "open_shards", "silent"]
 
 _HOMES = {
     "load_encoder": "ijepa.encoders.spec",
     "open_features": "ijepa.features.store",
     "open_shards": "ijepa.data.shards",
 }
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> object:

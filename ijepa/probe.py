@@ -62,12 +62,30 @@ SAME = (  # fields of a feature file's header and of a score
 )  # fmt: skip
 
 
+Pair = tuple[StrPath, StrPath]  # feature files: fitted on, and scored on; also a `FeaturePair`
+
+
 class ProbeOutcome(Config):
     """A finished result and where it stands; setting by setting, the first encoder leads."""
 
     out: Path
     cached: bool
     scores: Result
+
+    def __repr__(self) -> str:
+        """A line a score, where pydantic would show each test image."""
+        lines = [f"{type(self).__name__}('{self.out}', cached={self.cached})"]
+        for score in self.scores:
+            low, high = score.top1_interval
+            named = " ".join(filter(None, (score.protocol, score.setting, score.label)))
+            lines.append(
+                f"  {named}: top-1 {100 * score.top1:.1f} ({100 * low:.1f} to {100 * high:.1f})  "
+                f"{score.encoder}"
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class LowLevelOutcome(Config):
@@ -78,8 +96,8 @@ class LowLevelOutcome(Config):
 
 
 def probe(
-    features: FeaturePair,
-    baselines: Sequence[FeaturePair],
+    features: Pair,
+    baselines: Sequence[Pair],
     out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
@@ -89,8 +107,8 @@ def probe(
     """Fit `config.name` on each pair and score it on the same test images.
 
     Args:
-        features: of the encoder that the result is about.
-        baselines: of others, such as its random initialisation and `pixels`.
+        features: files of the encoder that the result is about, of train and of test images.
+        baselines: files of others, such as its random initialisation and `pixels`.
         out: the JSON file to make.
         config: which probe, which label; its `subsets` is filled in from `subsets`.
         runtime: `force` fits again.
@@ -113,7 +131,7 @@ def probe(
     for path in lists:
         read_lines(path)
     config = config.model_copy(update={"subsets": tuple(file_sha256(path) for path in lists)})
-    pairs = [FeaturePair(Path(one.train), Path(one.test)) for one in (features, *baselines)]
+    pairs = [FeaturePair(Path(train), Path(test)) for train, test in (features, *baselines)]
     inputs = {
         f"{role} {number}": read_header(path).fingerprint
         for number, pair in enumerate(pairs)
@@ -134,8 +152,8 @@ def probe(
 
 
 def low_level(
-    features: FeaturePair,
-    baselines: Sequence[FeaturePair],
+    features: Pair,
+    baselines: Sequence[Pair],
     out: StrPath,
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,

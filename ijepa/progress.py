@@ -5,6 +5,7 @@ silent. `progress=Bars()` draws bars anywhere, `progress=silent` nowhere.
 """
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -52,10 +53,7 @@ def in_words(values: Mapping[str, float] | None) -> list[str]:
 
 
 class Bars:
-    """Progress as one bar of tqdm a task: widgets in Jupyter, text on stderr elsewhere.
-
-    Shows nothing where tqdm is not installed.
-    """
+    """Progress as one bar of tqdm a task: widgets in Jupyter, text on stderr elsewhere."""
 
     def __init__(self) -> None:
         self._bars: dict[str, Any] = {}
@@ -64,12 +62,13 @@ class Bars:
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
         """Draw it; the bar of a finished task stays as it is."""
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            return
         bar = self._bars.get(task)
+        if bar is None and total is not None and done >= total:
+            return  # it took no time worth a bar
         if bar is None or done < bar.n:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that without ipywidgets it draws text
+                from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
             self._close(task)
             name, _, unit = task.rpartition(" ")
             bar = tqdm(desc=name or task, unit=f" {unit}", initial=done, total=total)

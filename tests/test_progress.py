@@ -31,11 +31,14 @@ def test_a_script_sees_nothing_unless_it_asks(capsys, monkeypatch):
 
 def test_a_notebook_sees_a_bar_a_task_without_being_asked(shell, capsys):
     automatic("probe encoders", 0, 2)
+    automatic("fit heads", 1, 3)
     automatic("fit heads", 3, 3)
+    automatic("encode images", 6, 6)  # done before there was time for a bar
     automatic("probe encoders", 2, 2)
     shown = capsys.readouterr().err
     assert "probe: 100%" in shown
     assert "fit: 100%" in shown
+    assert "encode" not in shown
 
 
 def test_a_cell_run_again_after_an_interruption_draws_a_bar_of_its_own(shell, capsys):

@@ -4,6 +4,7 @@ from commands import command_page, commands
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from notebook import notebook_page
 from protocols import BLOCKS
 from recipes import recipes_page
 from settings import settings_page
@@ -17,9 +18,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page a command, one of recipes and one of settings."""
+    """Add a page for each command, and one each of recipes, settings and the notebook."""
     made = {f"commands/{name}.md": command_page(name) for name in commands()}
     made |= {"recipes.md": recipes_page(), "settings.md": settings_page()}
+    made["quickstart.md"] = notebook_page()
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     return files

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from ijepa.config.pretrain import PretrainConfig
-from ijepa.config.values import Count, Seed, Settings
+from ijepa.config.values import Count, EncoderName, Seed, Settings
 
 Sheet = Annotated[int, Field(ge=1, le=64)]  # how many rows or columns a sheet may have
 
@@ -33,7 +33,7 @@ class MasksConfig(PictureConfig):
 class EncodersConfig(PictureConfig):
     """Encoders side by side, looking at some images of a split."""
 
-    encoder: Annotated[tuple[str, ...], Field(min_length=1)]
+    encoder: Annotated[tuple[EncoderName, ...], Field(min_length=1)]
     """Encoder, named as for `ijepa extract`; repeat it to compare several side by side."""
     which: Literal["target", "context"] = "target"
     """Which encoder of a run; the paper evaluates the target encoder."""
@@ -127,7 +127,7 @@ class EmbeddingConfig(PictureConfig):
 class PredictionsConfig(PictureConfig):
     """Decoded samples of predictions, beside those of the true embedding."""
 
-    encoder: str
+    encoder: EncoderName
     """Run folder, checkpoint of a run, or random:RUN."""
     decoder: str
     """Decoder of `ijepa train-decoder`, trained on this run."""

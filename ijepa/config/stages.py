@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ijepa.config.values import (
     Count,
+    EncoderName,
     Few,
     Fraction,
     Interpolation,
@@ -78,7 +79,7 @@ class ShardConfig(Settings):
 class ExtractConfig(Settings):
     """What `ijepa extract` writes; the defaults serve both feature choices of the paper (A.2)."""
 
-    encoder: str
+    encoder: EncoderName
     """Run folder, checkpoint, random:RUN, random:ARCH[/PATCH][@PX], pixels, or a kind of
     `ijepa encoders`, such as timm:NAME or mae:FILE."""
     which: Which = "target"
@@ -153,7 +154,7 @@ class ProbeConfig(Settings):
 class FinetuneConfig(Settings):
     """One fine-tuning; the defaults are the paper's for 1% of ImageNet-1K and ViT-L/16 (A.2)."""
 
-    encoder: str
+    encoder: EncoderName
     """A run, a checkpoint, or a kind of `ijepa encoders`, such as timm:NAME or random:ARCH."""
     protocol: Literal["imagenet-1pct", "imagenet-1pct-huge", "imagenet-full"] = "imagenet-1pct"
     """The paper's settings: for 1% of ImageNet, the same for ViT-H, or for all of ImageNet."""
@@ -222,7 +223,7 @@ class DecoderConfig(Settings):
     Sized for about half an hour of a CPU; the paper's, RCDM, is far larger.
     """
 
-    encoder: str
+    encoder: EncoderName
     """Run folder, checkpoint of a run, or random:RUN: the decoder needs a predictor."""
     condition: Literal["targets", "predictions"] = "targets"
     """Decode the target encoder's embeddings, averaged over a block, or the predictor's output as

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from inspect import isclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ijepa.errors import IjepaError
 
@@ -62,7 +62,12 @@ def _file_name(text: str) -> str:
     return text
 
 
+def _as_text(name: object) -> object:
+    return os.fspath(name) if isinstance(name, os.PathLike) else name
+
+
 FileName = Annotated[str, AfterValidator(_file_name)]
+EncoderName = Annotated[str, BeforeValidator(_as_text)]  # or the path of a run
 AscendingRange = Annotated[Range, AfterValidator(_ascending)]
 AscendingFractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 AscendingNumbers = Annotated[tuple[Few, ...], Field(min_length=1), AfterValidator(_counting_up)]

@@ -59,18 +59,20 @@ class Pooled(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """A frozen encoder and the view that it takes.
+    """A frozen encoder: images or image files in, feature vectors out.
+
+    `encode` takes images and image files, `forward` batches of tensors from `transform`.
 
     Attributes:
-        network: behind it; None for pixels.
+        network: the module that computes; None for pixels.
         name: what it is, for people: `runs/mine (target)`.
-        data: how images are cut and normalised for it.
+        data: how images are resized, cut and normalised for it.
         weights_sha256: of all weights by name, before positions are interpolated; tells encoders
             apart even if their names agree.
         which: of two encoders; `target` also where a method has one alone.
         provenance: where the weights come from.
         num_layers: how many layers it can give.
-        pooling: how one vector came of each layer, in words.
+        pooling: how one vector is made from each layer, in words.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ class Encoder(nn.Module):
                 (height, width, 3) uint8 RGB.
             batch_size: how many are computed at a time.
             layers: how many of the last layers, side by side, the last one last.
-            progress: hears how many images are done; by default a bar in a notebook.
+            progress: told how many images are done; by default a bar in a notebook.
 
         Raises:
             IjepaError: there is no image, one cannot be read, or there are not so many layers.
@@ -213,7 +215,7 @@ class Encoder(nn.Module):
         done, linear = 0, self.pick_linear(weight.device, batch_size)
         with ThreadPoolExecutor() as readers, computing(weight.device, linear=linear):
             while batch := list(islice(queue, batch_size)):
-                # A PIL image may stand there twice, and two threads must not load one file.
+                # A PIL image may be in a batch twice, and two threads must not load its file.
                 batch = [rgb_pixels(x) if isinstance(x, Image.Image) else x for x in batch]
                 views = torch.stack(list(readers.map(self.transform, batch)))
                 parts.append(compute(views.to(weight)).cpu())

@@ -92,7 +92,7 @@ class Labels(dict[str, Array]):
 
 
 class Features:
-    """A store opened for reading: columns are in memory, numbers are read when asked for.
+    """A feature file opened for reading: labels and keys are in memory, features memory-mapped.
 
     Attributes:
         path: the file.

@@ -1,5 +1,6 @@
 """Draw what the method does: its masks, what encoders see, what is predicted."""
 
+import base64
 import importlib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -87,6 +88,15 @@ class Picture(Config):
     """Keys of the images or queries, one a row; empty if it has no such rows."""
     figures: dict[str, float | tuple[int, ...] | None]
     """The numbers that it shows."""
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        """The picture itself, where it is the last line of a notebook's cell."""
+        shown: dict[str, object] = {"text/plain": repr(self)}
+        if self.out.suffix == ".png":
+            shown["image/png"] = base64.b64encode(self.out.read_bytes()).decode()
+        elif self.out.suffix == ".svg":
+            shown["image/svg+xml"] = self.out.read_text()
+        return shown
 
 
 def visualize(
