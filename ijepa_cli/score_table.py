@@ -21,11 +21,21 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
         if shown.kind == "details" or not any(shown.made):
             continue
         places = [n for n, head in enumerate(shown.columns) if not head.startswith("+")]
+        heads = [shown.columns[place] for place in places]
+        rows = [
+            [f"{c.text} ({c.note})" if c.note else c.text for c in (row[place] for place in places)]
+            for row in shown.rows
+        ]
+        if shown.kind == "scores":  # a row a probe: few encoders and many probes fit the width
+            named = [head.lstrip("#") for head in heads]
+            (_, *encoders), *probes = zip(named, *rows, strict=True)
+            heads, rows = ["probe", *(f"#{name}" for name in encoders)], [*map(list, probes)]
         number = f"Table {shown.number}: " if shown.number else ""
-        table = _table(f"{number}{shown.title}", *(shown.columns[place] for place in places))
-        for row in shown.rows:
-            cells = (row[place] for place in places)
-            table.add_row(*(f"{c.text} ({c.note})" if c.note else c.text for c in cells))
+        table = _table(f"{number}{shown.title}", *heads)
+        for row in rows:
+            table.add_row(*row)
+        for column in table.columns:
+            column.no_wrap = False
         table.caption = "\n".join([shown.caption, *shown.notes])
         yield table
     yield from outcome.verdict
