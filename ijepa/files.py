@@ -19,11 +19,13 @@ LARGE_BYTES, PART_BYTES = 2**28, 2**24  # of a file whose reading is worth a bar
 ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
 HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
 LONGEST = 400  # characters of it
+BESIDE = (".stage.json", ".partial", ".lock", ".outdated")  # what stages keep beside an output
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of all that lies in a folder; none if it is not there."""
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    """Names in a folder, without those of locks, records and unfinished work; none if missing."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if not name.endswith(BESIDE)]
 
 
 def sibling(path: Path, suffix: str) -> Path:

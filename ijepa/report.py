@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, read_json, read_metrics, write_bytes
+from ijepa.files import BESIDE, file_sha256, read_json, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
@@ -275,7 +275,7 @@ def _named(path: Path) -> list[Path]:
     if not path.exists() and (going_on / METRICS).is_file():
         path = going_on
     is_run = (path / METRICS).is_file()
-    if path.name.endswith((".stage.json", ".partial", ".lock", ".outdated")) and not is_run:
+    if path.name.endswith(BESIDE) and not is_run:
         return []
     if not path.is_dir() or is_run:
         return [path]

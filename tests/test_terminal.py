@@ -89,7 +89,7 @@ def test_bar_per_cent_counts_rate_and_time_left_fit_the_terminal(trained, column
     bars = [line for line in trained[0][columns] if line.startswith("pretrain ━")]
     assert max(map(len, bars)) <= columns
     pattern = (
-        r"pretrain [━╸╺]+ +\d+% +\d+/512( +[\d.]+/(s|min))? +(ETA (--:--|\d+:\d\d)|in \d:\d\d)"
+        r"pretrain [━╸╺]+ +\d+% +\d+/512( +[\d.,]+/(s|min))? +(ETA (--:--|\d+:\d\d)|in \d:\d\d)"
     )
     assert all(re.fullmatch(pattern, bar) for bar in bars), bars
     assert re.search(r"100% +512/512 .* in \d:\d\d$", bars[-1])
