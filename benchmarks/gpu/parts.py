@@ -6,6 +6,7 @@ from results.jsonl, and has defaults for what is not there.
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,13 +125,14 @@ def _stop_and_resume(session: Session) -> None:
     """SIGTERM after the first steps; the same command goes on."""
     command = _tiny(session, "resumed", epochs=20 if session.rehearse else 60)
     process = session.start(command)
-    while "pretrain images" not in session.log(command.what).read_text(errors="replace"):
+    log, first_steps = session.log(command.what), re.compile(r"pretrain: +\d+% +[1-9]")
+    while not first_steps.search(log.read_text(errors="replace")):
         if process.poll() is not None or session.left < 0:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code = process.wait(max(session.left, 1.0))
-    said = last_line(session.log(command.what).read_text(errors="replace"))
+    said = last_line(log.read_text(errors="replace"))
     session.record("stopped", "ok" if code == TERMINATED else "failed", exit_code=code, last=said)
     session.ijepa(command)
 
