@@ -31,7 +31,7 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join the process group of torchrun for as long as the block lasts.
+    """Join torchrun's process group for the duration of the `with` block.
 
     Raises:
         BrokenGroupError: another process failed, so that this one cannot go on.

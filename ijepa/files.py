@@ -166,7 +166,7 @@ def _locked(path: Path, out: Path) -> TextIO:
             holder = file.read(LONGEST).strip()
         if not is_ours or (holder and not re.fullmatch(HOLDER, holder)):
             raise IjepaError(
-                f"{path} was not made by ijepa, which needs that name; move it elsewhere, or "
+                f"{path} was not made by ijepa, but ijepa needs that name; move it elsewhere, or "
                 f"choose another output."
             )
         try:

@@ -188,7 +188,7 @@ def test_a_few_images_in_train_and_test_under_two_names_are_told_and_many_refuse
 )
 def test_train_and_test_features_made_otherwise_are_refused(tmp_path, files, refused, name, other):
     test = write(tmp_path / "test.h5", first=500, **{name: other})
-    refused(files.train, test, f"not made alike: {name}")
+    refused(files.train, test, f"differ in {name}")
 
 
 @pytest.mark.parametrize(("part", "first"), [("train", 0), ("test", 1000)])

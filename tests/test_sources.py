@@ -224,7 +224,7 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
         ("l.csv", "path,split\na.png,../x\n", "line 2, names a split"),
         ("l.csv", "path\nz.png\n", "line 2: there is no image z.png"),
         ("l.jsonl", '{"label": 1}\n', 'line 1: expected an object with "path"'),
-        ("l.jsonl", '{"path": "a.png"\n', "not a list of images"),
+        ("l.jsonl", '{"path": "a.png"\n', "cannot be read as a UTF-8 list of images"),
         ("l.jsonl", '{"path": 3}\n', "line 1: 3 is not a path"),
         ("l.jsonl", '{"path": "a.png", "x": 0.5}\n', "0.5 is not a label"),
         ("l.jsonl", '{"path": "a.png", "x": 1}\n{"path": "b.png"}\n', "line 2: labels are none"),

@@ -75,8 +75,8 @@ def architecture(name: str) -> Architecture:
     if not numbers:
         known = ", ".join(ARCHITECTURES)
         raise IjepaError(
-            f"There is no architecture {name!r:.80}{did_you_mean(name, ARCHITECTURES)}; there are "
-            f"{known}, and DIMxDEPTHxHEADS (128x4x4)."
+            f"There is no architecture {name!r:.80}{did_you_mean(name, ARCHITECTURES)}; use one of "
+            f"{known}, or DIMxDEPTHxHEADS such as 128x4x4."
         )
     dim, depth, heads = (int(number) for number in numbers.groups())
     is_whole = min(dim, depth, heads) > 0 and dim % heads == dim % 4 == 0

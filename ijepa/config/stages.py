@@ -193,7 +193,7 @@ class FinetuneConfig(Settings):
     drop_path: Fraction = 0.0
     """Probability of skipping the last block; lower for earlier blocks, 0 for the first."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
-    """timm's name of the augmentation, MAE's by default; empty for none."""
+    """Augmentation, by its name in timm. The default is MAE's; an empty name means none."""
     crop_scale: Range = (0.08, 1.0)
     """Smallest and largest crop, as a fraction of the image's area."""
     mixup: NotNegative = 0.0
@@ -253,7 +253,7 @@ class DecoderConfig(Settings):
     sampling_steps: Annotated[int, Field(ge=1, le=10**5)] = 25
     """Steps of Euler's method from noise to a sample."""
     evaluated_images: Annotated[int, Field(ge=2, le=2**31)] = 256
-    """Number of test images on which samples are measured."""
+    """Number of test images used to evaluate the decoder's samples."""
     precision: Precision = "auto"
     """Precision of the network. auto is bf16 on a GPU and fp32 on a CPU."""
     seed: Seed = 0

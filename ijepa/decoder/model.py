@@ -1,6 +1,6 @@
 """A small flow-matching model that draws a block's pixels from the block's average embedding.
 
-What its samples of one embedding have in common, the embedding holds; what varies, it does not. The
+What the samples drawn from one embedding share is in the embedding; what varies is not. The
 decoder draws the block alone, where the paper's draws the whole image: nothing but the one vector
 can have shaped its pixels, and no sample is spent on what the context shows anyway. Blocks of
 several aspects are brought to one square; where a block lies, the vector may know, for positions

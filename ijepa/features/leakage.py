@@ -61,7 +61,7 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
         ours, theirs = getattr(one, what), getattr(other, what)
         if ours != theirs:
             raise IjepaError(
-                f"{pair.train} and {pair.test} were not made alike: {what} is {ours!r} and "
+                f"{pair.train} and {pair.test} differ in {what}: {ours!r} and "
                 f"{theirs!r}. Extract both with the same encoder and options."
             )
     _check_classes(train, test, label)

@@ -40,7 +40,7 @@ class Cell(Config):
 class Shown(Config):
     """A table as it is shown: on the page, in the terminal, as JSON.
 
-    Those of kind `scores` compare encoders by several probes; `details` hold all of one probe.
+    Kind `scores` compares encoders over several probes; `details` holds all of one probe.
     """
 
     kind: Literal["paper", "ablation", "scores", "details"]

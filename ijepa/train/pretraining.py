@@ -169,7 +169,7 @@ class PretrainTask(Task[StepInputs]):
             yield batch
 
     def keys(self, batch: int) -> list[str]:
-        """The first images of a batch; of streams those of this process."""
+        """Keys of the first images of a batch; of a streamed set, only those of this process."""
         if isinstance(self._images, RemoteSplit):
             return self._streamed_keys.get(batch, [])
         return self._images.keys(self._plan.numbers(batch)[:SHOWN_KEYS])

@@ -93,7 +93,7 @@ def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
             name, size_bytes = str(PurePosixPath(path)).lstrip("/"), file.stat().st_size
             yield Item(split, name, path, str(file), 0, size_bytes), row, place
     except (ValueError, csv.Error) as error:
-        raise IjepaError(f"{where} is not a list of images in UTF-8: {error}.") from error
+        raise IjepaError(f"{where} cannot be read as a UTF-8 list of images: {error}.") from error
 
 
 def _csv_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -172,8 +172,8 @@ def _truth(where: Path) -> dict[str, str]:
         return {row["ImageId"]: str(row["PredictionString"]).partition(" ")[0] for row in rows}
     if not ((devkit / TRUTH).is_file() and (devkit / META).is_file()):
         raise IjepaError(
-            f"{where}/val holds images but no class folders; put {DEVKIT}/{TRUTH} with {META}, or "
-            f"Kaggle's {KAGGLE}, into {where}."
+            f"{where}/val holds images but no class folders. To give their classes, put "
+            f"{DEVKIT}/{TRUTH} and {DEVKIT}/{META}, or Kaggle's {KAGGLE}, into {where}."
         )
     from scipy.io import loadmat  # slow to import, and no other data set needs it
 
@@ -256,7 +256,9 @@ def _checked_size(where: Path, path: str, label: int, num_classes: int) -> int:
     if not 0 <= label < num_classes:
         raise IjepaError(f"{where}: {path} is of class {label}, but there are {num_classes:,}.")
     if not (where / path).is_file():
-        raise IjepaError(f"{where} has no {path}, which its lists name; unpack all of its images.")
+        raise IjepaError(
+            f"{where}/{path} is in the data set's lists but missing; unpack all of the images."
+        )
     return (where / path).stat().st_size
 
 
