@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from timing import emit
 
-from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, open_features
+from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.write import FeatureWriter, create_features
 
 LAYERS, DIM, BATCH = 4, 768, 256
 ROUNDS = 5

@@ -31,7 +31,8 @@ from timing import emit, medians
 from torch import nn
 
 from ijepa.compute import computing, pick_linear
-from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, open_features
+from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import Labelled
 from ijepa.probes.linear import train_heads
 from ijepa.probes.logistic import fit, regression

@@ -18,7 +18,8 @@ import numpy as np
 from timing import emit
 
 from ijepa.data.names import image_ids
-from ijepa.features.store import FeatureHeader, FeatureWriter, create_features
+from ijepa.features.store import FeatureHeader
+from ijepa.features.write import FeatureWriter, create_features
 
 LAYERS, DIM, CLASSES = 4, 768, 10
 ROW_BYTES = LAYERS * DIM * 2

@@ -13,7 +13,8 @@ from ijepa.data.shards import ShardSet, check_shards, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.diagnose import describe
-from ijepa.features.store import FeatureHeader, FeatureWriter, create_features, read_header
+from ijepa.features.store import FeatureHeader, read_header
+from ijepa.features.write import FeatureWriter, create_features
 from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.world import World, together

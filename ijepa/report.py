@@ -333,7 +333,7 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView
 
 def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
     """How far an unfinished run is, as its last record and its newest rate say."""
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # it has no types
         EventAccumulator,
     )
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
+from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
 from ijepa.data.names import ImageList, read_lines, readable, sample_key
 from ijepa.data.plan import read_plan, write_plan
-from ijepa.data.shards import BAD, INDEX, SCHEMA, SetIndex, SplitIndex, open_shards
+from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request
 from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.names import UNKNOWN, class_name

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from ijepa.data.shards import INDEX, ShardSet, open_shards
+from ijepa.data.index import INDEX
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.errors import IjepaError
 from ijepa_cli.show import print_text, stderr
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ijepa.features.store import FeatureWriter, create_features
+from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import Labelled
 
 

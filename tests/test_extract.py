@@ -17,7 +17,8 @@ from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features.store import FeatureWriter, open_features
+from ijepa.features.store import open_features
+from ijepa.features.write import FeatureWriter
 from ijepa.jepa.augment import normalise
 from ijepa_cli.main import main
 

@@ -18,13 +18,8 @@ from hypothesis import strategies as st
 
 from ijepa.data.names import image_ids
 from ijepa.errors import IjepaError
-from ijepa.features.store import (
-    FeatureHeader,
-    FeatureWriter,
-    create_features,
-    is_finite,
-    open_features,
-)
+from ijepa.features.store import FeatureHeader, is_finite, open_features
+from ijepa.features.write import FeatureWriter, create_features
 
 HEADER = FeatureHeader(
     encoder="tiny", weights_sha256="0" * 64, which="target", layers=(0, 1), pooling="average",

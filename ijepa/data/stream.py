@@ -31,9 +31,10 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
 from ijepa.data.decode import decode_rgb
+from ijepa.data.index import INDEX, parsed_index
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.names import expanded
-from ijepa.data.shards import INDEX, Sample, parsed_index
+from ijepa.data.shards import Sample
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream

@@ -19,10 +19,10 @@ import numpy as np
 
 from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import take_in
+from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.names import readable
 from ijepa.data.plan import PlannedShard
 from ijepa.data.processes import end_with_parent, processes
-from ijepa.data.shards import Rows, ShardIndex, row_type, rows_path
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress

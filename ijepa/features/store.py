@@ -1,15 +1,12 @@
 """The feature store: frozen features of a split in one HDF5 file, with labels, keys and origin.
 
-Numbers stand in one piece, row after row, so that rows in any order are read through a memory map.
-All but the numbers is known before the first image is encoded: h5py makes the whole file first,
-then one process or several write batches in their final place, each with a checksum.
+The features are contiguous in the file, row after row, so that rows in any order are read through a
+memory map. `write.py` makes such files.
 """
 
 import contextlib
-import os
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 8
 IN_ONE_PIECE = "features", "image_id", "checksums"  # what is written batch by batch
-CHUNK_ROWS = 512  # of labels and keys, which have HDF5's checksums
-OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
@@ -108,7 +103,7 @@ class Features:
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take what `open_features` has checked."""
         self.path, self.header = path, header
-        self._numbers: Array = np.asarray(_mapped(path, store["features"]))
+        self._numbers: Array = np.asarray(mapped(path, store["features"]))
         rows, layers, dim = self._numbers.shape
         self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
         labels = store.get("labels", {})
@@ -253,10 +248,10 @@ def _check_columns(path: Path, store: h5py.File) -> None:
                 f"{path} holds {rows:,} features but {len(values):,} {name}; "
                 f"restore it, or make it again with --force."
             )
-    _refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
+    refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
 
 
-def _refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
+def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
     """Refuse a key (bytes) that stands twice with the same view."""
     views = np.zeros(len(keys), np.int16) if views is None else views
     order = np.lexsort([views, keys])
@@ -277,10 +272,10 @@ def _check_numbers(found: Features, checksums: Sequence[int], batch_rows: int) -
         if not is_finite(numbers):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
-                f"{_first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
+                f"{first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
                 f"look at the encoder."
             )
-        if _checksum(numbers, found.image_ids[batch]) != checksum:
+        if checksum_of(numbers, found.image_ids[batch]) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
                 f"restore it, or make it again with --force."
@@ -294,138 +289,19 @@ def is_finite(numbers: Array) -> bool:
     return bool(np.isfinite(numbers).all())
 
 
-def _first_bad(numbers: Array, keys: Sequence[str]) -> str:
+def first_bad(numbers: Array, keys: Sequence[str]) -> str:
+    """Key of the first row with a number that is not finite."""
     finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
     return keys[int(np.argmin(finite))]
 
 
-def _mapped(path: Path, data: h5py.Dataset) -> Array:
+def mapped(path: Path, data: h5py.Dataset) -> Array:
     """A data set that stands in one piece, as it is in the file."""
     if not data.size:
         return np.empty(data.shape, data.dtype)
     return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)
 
 
-def _checksum(features: Array, image_ids: Array) -> int:
+def checksum_of(features: Array, image_ids: Array) -> int:
     """CRC-32 of a batch; never 0, which stands for a batch that is not there."""
     return zlib.crc32(image_ids.data, zlib.crc32(features.data)) or 1
-
-
-def create_features(
-    path: Path,
-    header: FeatureHeader,
-    shape: tuple[int, int, int],
-    dtype: str,
-    *,
-    keys: Sequence[str],
-    labels: Mapping[str, Array],
-    batch_rows: int,
-) -> None:
-    """Make a file for `FeatureWriter` with all but its numbers, unless it is there already.
-
-    `shape` is (rows, layers, dim), `dtype` `float16` or `float32`; there is one key a row, and one
-    integer for each label of the header. With several views, the rows of an image's views stand
-    one behind the other, the evaluation view first, and share its key. What was begun for another
-    header or shape is begun anew: rows computed in different precisions must not be mixed.
-
-    Raises:
-        IjepaError: a key (with the same view) stands there twice.
-        OSError: the disk has no room for all rows.
-    """
-    rows, batches = shape[0], -(-shape[0] // batch_rows)
-    assert set(labels) == set(header.class_names)
-    assert {rows} == {len(keys), *map(len, labels.values())}
-    with contextlib.suppress(*DAMAGED), h5py.File(path, "r") as store:  # killed while it was made
-        numbers = store["features"]
-        same = str(store.attrs["header"]) == header.model_dump_json()
-        if same and numbers.shape == shape and numbers.dtype == dtype:
-            return
-    encoded = [key.encode() for key in keys]
-    key_bytes = max(1, *map(len, encoded)) if encoded else 1
-    columns: dict[str, Array] = {"keys": np.array(encoded, h5py.string_dtype("utf-8", key_bytes))}
-    columns |= {f"labels/{name}": np.asarray(values, np.int64) for name, values in labels.items()}
-    if header.num_views:
-        each = 1 + header.num_views
-        columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
-    _refuse_repeats(path, columns["keys"], columns.get("view"))
-    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-    row_bytes += 2 * (key_bytes + 8 * len(labels) + 10)
-    if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            os.posix_fallocate(file.fileno(), 0, rows * row_bytes + OVERHEAD_BYTES)
-    with h5py.File(path, "w") as store:
-        store.attrs["schema"] = SCHEMA
-        store.attrs["header"] = header.model_dump_json()
-        store.attrs["batch_rows"] = batch_rows
-        for name, values in columns.items():
-            chunks = (min(rows, CHUNK_ROWS),) if rows else None
-            store.create_dataset(name, data=values, chunks=chunks, fletcher32=bool(rows))
-        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # in one piece that has its place now
-        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        settings.set_obj_track_times(False)
-        sizes = {"checksums": (batches,), "image_id": (rows,), "features": shape}
-        for (name, size), kind in zip(sizes.items(), ("uint32", "uint64", dtype), strict=True):
-            kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
-            h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
-
-
-class FeatureWriter:
-    """Puts batches of numbers in their place in a file that `create_features` made.
-
-    Several processes may each have a writer of one file and add other batches. A batch that a kill
-    or a power failure took does not agree with its checksum, and is missing.
-
-    Attributes:
-        missing: numbers of the batches that were not there when the writer was made, ascending.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Take up a file, with the batches that are whole."""
-        self.path = path
-        with h5py.File(path, "r") as store:
-            found = [store[name] for name in IN_ONE_PIECE]
-            numbers, ids, checksums = (_mapped(path, data) for data in found)
-            self._starts = [data.id.get_offset() for data in found]
-            self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
-        self.missing = []
-        for batch, checksum in enumerate(checksums.tolist()):
-            rows = self._rows(batch)
-            if not checksum or checksum != _checksum(numbers[rows], ids[rows]):
-                self.missing.append(batch)
-
-    def write(self, batch: int, features: Array, image_ids: Array) -> None:
-        """Add a batch, which is rows `batch * batch_rows` and on.
-
-        (n, layers, dim) features, and (n,) uint64 of `ijepa.data.names.image_ids`.
-
-        Raises:
-            IjepaError: a number that is not finite, or too large for the type of the store.
-        """
-        assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
-        with np.errstate(over="ignore"):
-            numbers = np.ascontiguousarray(features, self._dtype)
-        if not is_finite(numbers):
-            with h5py.File(self.path, "r") as store:
-                keys = [key.decode() for key in store["keys"][self._rows(batch)]]
-            raise IjepaError(
-                f"Features of {_first_bad(numbers, keys)} are not finite as {self._dtype}; extract "
-                f"with --dtype float32, and if that fails, too, the encoder is broken."
-            )
-        ids = np.ascontiguousarray(image_ids)
-        first = batch * self._batch_rows
-        checksum = np.array([_checksum(numbers, ids)], np.uint32)
-        added = zip(self._starts, (first, first, batch), (numbers, ids, checksum), strict=True)
-        with self.path.open("r+b") as file:
-            for start, place, values in added:
-                file.seek(start + place * values[0].nbytes)
-                file.write(values.data)
-
-    def finish(self) -> None:
-        """Mark the file complete, with the batches of all processes."""
-        with h5py.File(self.path, "r+") as store:
-            assert store["checksums"][:].all()
-            store.attrs["complete"] = True
-
-    def _rows(self, batch: int) -> slice:
-        return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)

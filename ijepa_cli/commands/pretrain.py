@@ -123,7 +123,8 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
     Where torchrun started several processes, rank 0 makes it and the others wait; torchrun ends
     them if it fails.
     """
-    from ijepa.data.shards import INDEX, is_remote
+    from ijepa.data.index import INDEX
+    from ijepa.data.shards import is_remote
 
     if is_remote(data) or (Path(data) / INDEX).is_file():
         return data

@@ -1,0 +1,150 @@
+"""Write a feature file: made whole by h5py first, then filled in place by one process or several.
+
+All but the features is known before the first image is encoded. Each batch has a checksum.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ijepa.errors import IjepaError
+from ijepa.features.store import (
+    DAMAGED,
+    IN_ONE_PIECE,
+    SCHEMA,
+    Array,
+    FeatureHeader,
+    checksum_of,
+    first_bad,
+    is_finite,
+    mapped,
+    refuse_repeats,
+)
+
+CHUNK_ROWS = 512  # of labels and keys, which have HDF5's checksums
+OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
+
+
+def create_features(
+    path: Path,
+    header: FeatureHeader,
+    shape: tuple[int, int, int],
+    dtype: str,
+    *,
+    keys: Sequence[str],
+    labels: Mapping[str, Array],
+    batch_rows: int,
+) -> None:
+    """Make a file for `FeatureWriter` with all but its numbers, unless it is there already.
+
+    `shape` is (rows, layers, dim), `dtype` `float16` or `float32`; there is one key a row, and one
+    integer for each label of the header. With several views, the rows of an image's views stand
+    one behind the other, the evaluation view first, and share its key. What was begun for another
+    header or shape is begun anew: rows computed in different precisions must not be mixed.
+
+    Raises:
+        IjepaError: a key (with the same view) stands there twice.
+        OSError: the disk has no room for all rows.
+    """
+    rows, batches = shape[0], -(-shape[0] // batch_rows)
+    assert set(labels) == set(header.class_names)
+    assert {rows} == {len(keys), *map(len, labels.values())}
+    with contextlib.suppress(*DAMAGED), h5py.File(path, "r") as store:  # killed while it was made
+        numbers = store["features"]
+        same = str(store.attrs["header"]) == header.model_dump_json()
+        if same and numbers.shape == shape and numbers.dtype == dtype:
+            return
+    encoded = [key.encode() for key in keys]
+    key_bytes = max(1, *map(len, encoded)) if encoded else 1
+    columns: dict[str, Array] = {"keys": np.array(encoded, h5py.string_dtype("utf-8", key_bytes))}
+    columns |= {f"labels/{name}": np.asarray(values, np.int64) for name, values in labels.items()}
+    if header.num_views:
+        each = 1 + header.num_views
+        columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
+    refuse_repeats(path, columns["keys"], columns.get("view"))
+    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    row_bytes += 2 * (key_bytes + 8 * len(labels) + 10)
+    if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, rows * row_bytes + OVERHEAD_BYTES)
+    with h5py.File(path, "w") as store:
+        store.attrs["schema"] = SCHEMA
+        store.attrs["header"] = header.model_dump_json()
+        store.attrs["batch_rows"] = batch_rows
+        for name, values in columns.items():
+            chunks = (min(rows, CHUNK_ROWS),) if rows else None
+            store.create_dataset(name, data=values, chunks=chunks, fletcher32=bool(rows))
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # in one piece that has its place now
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        settings.set_obj_track_times(False)
+        sizes = {"checksums": (batches,), "image_id": (rows,), "features": shape}
+        for (name, size), kind in zip(sizes.items(), ("uint32", "uint64", dtype), strict=True):
+            kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
+            h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
+
+
+class FeatureWriter:
+    """Puts batches of numbers in their place in a file that `create_features` made.
+
+    Several processes may each have a writer of one file and add other batches. A batch that a kill
+    or a power failure took does not agree with its checksum, and is missing.
+
+    Attributes:
+        missing: numbers of the batches that were not there when the writer was made, ascending.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take up a file, with the batches that are whole."""
+        self.path = path
+        with h5py.File(path, "r") as store:
+            found = [store[name] for name in IN_ONE_PIECE]
+            numbers, ids, checksums = (mapped(path, data) for data in found)
+            self._starts = [data.id.get_offset() for data in found]
+            self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
+        self.missing = []
+        for batch, checksum in enumerate(checksums.tolist()):
+            rows = self._rows(batch)
+            if not checksum or checksum != checksum_of(numbers[rows], ids[rows]):
+                self.missing.append(batch)
+
+    def write(self, batch: int, features: Array, image_ids: Array) -> None:
+        """Add a batch, which is rows `batch * batch_rows` and on.
+
+        (n, layers, dim) features, and (n,) uint64 of `ijepa.data.names.image_ids`.
+
+        Raises:
+            IjepaError: a number that is not finite, or too large for the type of the store.
+        """
+        assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
+        with np.errstate(over="ignore"):
+            numbers = np.ascontiguousarray(features, self._dtype)
+        if not is_finite(numbers):
+            with h5py.File(self.path, "r") as store:
+                keys = [key.decode() for key in store["keys"][self._rows(batch)]]
+            raise IjepaError(
+                f"Features of {first_bad(numbers, keys)} are not finite as {self._dtype}; extract "
+                f"with --dtype float32, and if that fails, too, the encoder is broken."
+            )
+        ids = np.ascontiguousarray(image_ids)
+        first = batch * self._batch_rows
+        checksum = np.array([checksum_of(numbers, ids)], np.uint32)
+        added = zip(self._starts, (first, first, batch), (numbers, ids, checksum), strict=True)
+        with self.path.open("r+b") as file:
+            for start, place, values in added:
+                file.seek(start + place * values[0].nbytes)
+                file.write(values.data)
+
+    def finish(self) -> None:
+        """Mark the file complete, with the batches of all processes."""
+        with h5py.File(self.path, "r+") as store:
+            assert store["checksums"][:].all()
+            store.attrs["complete"] = True
+
+    def _rows(self, batch: int) -> slice:
+        return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)
