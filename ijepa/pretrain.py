@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back.
-WATCHING = "every_steps", "grad_norm_steps", "num_images", "label"
+WATCHING = "every_steps", "grad_norm_steps", "num_images", "label", "keep_best"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
@@ -100,7 +100,8 @@ def pretrain(
     config = started(config, init, prolong)
     in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
     plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
-    ignored = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
+    watching = [name for name in WATCHING if name != "num_images" or not config.watch.held_out]
+    ignored = {f"watch.{name}": plain["watch"][name] for name in watching}
     ignored["checkpoint_epochs"] = plain["checkpoint_epochs"]
     if "read" not in inputs:
         ignored |= {f"stream.{name}": value for name, value in plain["stream"].items()}
@@ -255,7 +256,8 @@ def plan_training(
     )
     lengths, drawn = masks.mask_statistics(config, PLANNED_BATCHES), masks.batch_masks(config, 0)
     cost = flops.step_flops(config, lengths.context_patches, lengths.target_patches)
-    at_a_time = min(runtime.micro_batch or config.data.batch_size, config.data.batch_size)
+    batch = config.data.batch_size
+    at_a_time = min(runtime.micro_batch or batch, batch)
     precision = config.optimization.precision
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     memory = flops.step_bytes(
@@ -268,10 +270,10 @@ def plan_training(
     )
     return PretrainPlan(
         images=images,
-        batch_size=config.data.batch_size,
+        batch_size=batch,
         steps_per_epoch=per_epoch,
         steps=steps,
-        images_seen=steps * config.data.batch_size,
+        images_seen=steps * batch,
         grid=config.grid,
         encoder_parameters=encoder,
         predictor_parameters=predictor,
@@ -279,7 +281,7 @@ def plan_training(
         target_patches=lengths.target_patches,
         gflops_per_image=cost.total / 1e9,
         largest_context=lengths.largest_context,
-        passes_per_step=sum(len(p) for _, p in step.micro_batches(drawn, at_a_time)),
+        passes_per_step=sum(len(p) for _, p in step.micro_batches(drawn, batch, at_a_time)),
         mask_shapes=len({shape[1:] for shape in lengths.shapes}),
         images_at_a_time=at_a_time,
         bf16=bf16,
@@ -289,13 +291,20 @@ def plan_training(
 
 def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
     """Full batches only, as published (drop_last); an `IjepaError` if there is not even one."""
-    batch_size = config.data.batch_size
-    if num_images < batch_size:
+    batch_size, held_out = config.data.batch_size, config.watch.num_images
+    num_trained = num_images - held_out if config.watch.held_out else num_images
+    if num_trained < batch_size and num_trained < num_images:
+        raise IjepaError(
+            f"The data holds {num_images:,} images, and watch.held_out leaves {held_out:,} of them "
+            f"out: fewer than one batch of {batch_size:,} are left. Lower watch.num_images or "
+            f"data.batch_size."
+        )
+    if num_trained < batch_size:
         raise IjepaError(
             f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "
             f"lower it with --set data.batch_size={max(1, num_images // 4)}."
         )
-    return num_images // batch_size
+    return num_trained // batch_size
 
 
 def _open(

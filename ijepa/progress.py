@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 # Numbers that stages report, in words; what matters most to someone watching comes first.
 WORDS = {
+    "neighbour_accuracy": "neighbours {:.1%} right",
     "loss": "loss {:.3g}",
     "rankme": "RankMe {:.1f}",
-    "neighbour_accuracy": "neighbours {:.1%} right",
     "held_out_accuracy": "held-out images {:.1%} right",
     "lr": "learning rate {:.2g}",
     "held_out_loss": "held-out loss {:.3g}",

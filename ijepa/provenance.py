@@ -24,6 +24,8 @@ class Provenance(Config):
         family: 64 hexadecimal digits; equal for encoders that differ in their seed only.
         seed: of the pretraining, or of the random weights.
         settings: of our own pretraining, all but the seed.
+        checkpoint: `best` for the state of the health check with the best nearest neighbours; None
+            for others, of which `steps` tells.
         origin: `run` for weights of ours; else the kind of file that they came in first.
         steps: of our own pretraining, likewise `images` seen.
         shards: fingerprint of the shard set that it saw.
@@ -36,6 +38,7 @@ class Provenance(Config):
     family: str | None = None
     seed: int | None = None
     settings: dict[str, JsonValue] | None = None
+    checkpoint: str | None = None
     origin: str | None = None
     steps: int | None = None
     images: int | None = None
@@ -45,7 +48,13 @@ class Provenance(Config):
 UNKNOWN = Provenance()
 
 
-def run_provenance(config: PretrainConfig, *, trained: bool = True, **facts: Any) -> Provenance:  # noqa: ANN401  # fields
+def run_provenance(
+    config: PretrainConfig,
+    *,
+    trained: bool = True,
+    checkpoint: str | None = None,
+    **facts: Any,  # noqa: ANN401  # fields
+) -> Provenance:
     """The encoder of a run of ours, or with `trained=False` the weights that it started from."""
     method = "I-JEPA" if trained else None
     settings = config.model_dump(mode="json", exclude={"seed"})
@@ -53,7 +62,8 @@ def run_provenance(config: PretrainConfig, *, trained: bool = True, **facts: Any
         method=method,
         arch=paper_arch(config.encoder.arch, config.encoder.patch_px, config.data.image_px),
         epochs=config.optimization.epochs if trained else 0,
-        family=run_family(method, settings),
+        family=run_family(method, settings | ({"checkpoint": checkpoint} if checkpoint else {})),
+        checkpoint=checkpoint,
         seed=config.seed,
         settings=settings if trained else None,
         **facts,

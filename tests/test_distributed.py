@@ -297,7 +297,7 @@ def test_shared_draws_repeat_masks_and_crops_as_the_released_code_does(shards):
 def test_a_part_of_the_masks_keeps_the_length_of_its_group():
     config = load_recipe("cifar10", ["masks.group_size=12"])
     groups = batch_masks(config, 0)
-    parts = [part for s in (0, 8, 16, 24) for part in part_of(groups, slice(s, s + 8))]
+    parts = [part for s in (0, 8, 16, 24) for part in part_of(groups, slice(s, s + 8), 32)]
     assert [tuple(part.context.shape) for part in parts] == [
         (count, groups[group].context.shape[1])
         for count, group in ((8, 0), (4, 0), (4, 1), (8, 1), (8, 2))

@@ -1,10 +1,13 @@
 """Masks of every kind, and the groups over which contexts are cut."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import changed
 
 from ijepa.config import BlockMasks, MultiblockMasks, RandomMasks, RasterizedMasks
 from ijepa.errors import IjepaError
@@ -170,7 +173,7 @@ def test_small_groups_keep_more_of_the_context(group_size, kept):
 def test_micro_batches_are_the_same_masks_in_the_same_order(group, micro, seed):
     config = MultiblockMasks(group_size=group)
     groups = sample_masks((14, 14), 20, config, np.random.default_rng(seed))
-    parts = list(micro_batches(groups, micro))
+    parts = list(micro_batches(groups, 20, micro))
     sizes = [part.stop - part.start for part, _ in parts]
     assert len(sizes) == -(-20 // micro)
     assert max(sizes) <= micro
@@ -180,3 +183,27 @@ def test_micro_batches_are_the_same_masks_in_the_same_order(group, micro, seed):
     assert images == [image.tolist() for masks in groups for image in masks.context]
     targets = torch.cat([masks.targets for _, pieces in parts for masks in pieces], dim=1)
     assert torch.equal(targets, torch.cat([masks.targets for masks in groups], dim=1))
+
+
+@given(draws=st.integers(1, 3), group=st.integers(1, 12), micro=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_each_draw_masks_all_images_anew_and_parts_of_a_batch_have_all_draws(draws, group, micro):
+    overrides = [f"masks.draws_per_image={draws}", f"masks.group_size={group}"]
+    config = load_recipe("cifar10", overrides)
+    groups = batch_masks(config, 3)
+    per_draw, batch = -(-32 // group), config.data.batch_size
+    assert len(groups) == draws * per_draw
+    assert [sum(len(m.context) for m in groups[n * per_draw : (n + 1) * per_draw])
+            for n in range(draws)] == [batch] * draws  # fmt: skip
+    once = batch_masks(changed(config, "masks.draws_per_image=1"), 3)
+    pairs = zip(once, groups[:per_draw], strict=True)
+    assert all(torch.equal(one.context, other.context) for one, other in pairs)
+    if draws > 1:
+        first, second = (torch.cat([m.targets[0, :, :1] for m in groups[n * per_draw :][:per_draw]])
+                         for n in range(2))  # fmt: skip
+        assert not torch.equal(first, second)
+    whole = [[tuple(image.tolist()) for image in masks.context] for masks in groups]
+    rows = [[*itertools.chain(*whole[n * per_draw :][:per_draw])] for n in range(draws)]
+    for images, pieces in micro_batches(groups, batch, micro):
+        found = [tuple(image.tolist()) for masks in pieces for image in masks.context]
+        assert found == [row for of_draw in rows for row in of_draw[images]]

@@ -38,7 +38,7 @@ UNIT = "pretrain images"
 def test_a_run_leaves_config_checkpoints_tensorboard_and_each_step_once(run, tiny_config):
     assert load_recipe(str(run / "config.yaml")) == tiny_config
     names = {path.name for path in (run / "checkpoints").iterdir()}
-    assert names == {"last.pt", "epoch-0001.pt", "epoch-0002.pt"}
+    assert names == {"last.pt", "best.pt", "epoch-0001.pt", "epoch-0002.pt"}
     assert list((run / "tensorboard").glob("events.*"))
     assert json.loads((run / "stage.json").read_text())["stage"] == "pretrain"
     records = read_metrics(run / "metrics.jsonl")
@@ -60,7 +60,8 @@ def test_the_speed_shown_is_of_the_steps_since_it_was_last_shown(
     monkeypatch.setattr(PretrainTask, "step", second_long)
     monkeypatch.setattr(PretrainTask, "speed", lambda _, per_second: {"rate": per_second})
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    pretrain(shards, tmp_path / "run", tiny_config, CPU, lambda *words: told.append(words))
+    config = changed(tiny_config, "watch.keep_best=false")
+    pretrain(shards, tmp_path / "run", config, CPU, lambda *words: told.append(words))
     shown = [(done // 32, values["rate"]) for _, done, _, values in told if "rate" in values]
     assert shown == [(step, 32.0) for step in (8, 10, 16)]
 
@@ -233,7 +234,7 @@ def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_pa
 
     monkeypatch.setattr(Trainer, "step", overflow)
     with pytest.raises(IjepaError, match="The weights are no longer finite at step"):
-        pretrain(shards, tmp_path / "run", tiny_config, CPU)
+        pretrain(shards, tmp_path / "run", changed(tiny_config, "watch.keep_best=false"), CPU)
     assert not (tmp_path / "run.partial" / LAST).exists()
 
 

@@ -1,6 +1,5 @@
 """Targets: pixels or embeddings, masked after the encoder or before."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from ijepa import config as configs
 from ijepa.config import DataConfig, EncoderConfig, MultiblockMasks, PretrainConfig, TargetConfig
 from ijepa.errors import IjepaError
-from ijepa.jepa.masks import sample_masks
+from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import (
     LOSSES,
     Targets,
@@ -27,7 +26,8 @@ GRID, BATCH = (8, 10), 6
 
 
 def config(**choices):
-    masks = MultiblockMasks(min_keep=3, draw="symmetric", group_size=choices.pop("group_size", 128))
+    named = {name: choices.pop(name) for name in ("group_size", "draws_per_image") & choices.keys()}
+    masks = MultiblockMasks(min_keep=3, draw="symmetric", **named)
     return PretrainConfig(
         data=DataConfig(image_px=(32, 40), batch_size=BATCH),
         encoder=EncoderConfig(arch=choices.pop("arch", "32x2x2"), patch_px=4),
@@ -42,7 +42,7 @@ def images(seed=0):
 
 
 def masks_of(config):
-    return sample_masks(config.grid, BATCH, config.masks, np.random.default_rng(0))
+    return batch_masks(config, 0)
 
 
 def test_patches_are_cut_row_by_row_and_standardised_to_mean_0_and_variance_1():
@@ -112,6 +112,41 @@ def test_targets_of_several_layers_are_each_normed_and_lie_side_by_side(masked):
     assert torch.equal(last, alone.of(slice(None), masks.targets))
 
 
+@pytest.mark.parametrize("layers", [None, (1, 2)])
+def test_the_norm_of_the_targets_is_layer_norm_half_a_tanh_or_none(layers):
+    found = {}
+    for norm in ("layer", "dyntanh", "none"):
+        chosen = config(norm=norm, layers=layers)
+        model = build_ijepa(chosen)
+        model.target_encoder.norm.weight.data.fill_(3.0)
+        [masks] = masks_of(chosen)
+        found[norm] = model(images(), [masks])[0][1]
+    torch.testing.assert_close(found["dyntanh"], torch.tanh(found["none"] / 2))
+    parts = found["none"].chunk(len(layers or (1,)), dim=-1)
+    torch.testing.assert_close(found["layer"], torch.cat([layer_norm(p) for p in parts], dim=-1))
+
+
+@pytest.mark.parametrize("masked", ["output", "input"])
+def test_draws_of_an_image_share_one_target_pass_and_are_each_worth_the_same(masked):
+    chosen = config(draws_per_image=3, group_size=4, masked=masked)
+    model, seen = build_ijepa(chosen), []
+    model.target_encoder.blocks[0].register_forward_hook(lambda *call: seen.append(call[2]))
+    groups = masks_of(chosen)
+    assert [len(masks.context) for masks in groups] == [4, 2] * 3
+    answers = model(images(), groups)
+    assert masked == "input" or len(seen) == 1
+    sums = [0.0] * 3
+    for number, (masks, (predicted, target)) in enumerate(zip(groups, answers, strict=True)):
+        alone = images()[:4] if number % 2 == 0 else images()[4:]
+        [(again, wanted)] = model(alone, [masks])
+        torch.testing.assert_close(again, predicted)
+        torch.testing.assert_close(wanted, target)
+        loss = float(prediction_loss(predicted.detach(), target))
+        sums[number // 2] += loss * len(masks.context) / BATCH
+    outcome = Trainer(model, chosen.optimization, 10).step(0, images(), groups)
+    assert float(outcome.loss) == pytest.approx(sum(sums) / 3, rel=1e-5)
+
+
 def test_blocks_beyond_the_last_target_layer_are_not_computed_and_must_be_there():
     chosen = config(layers=(1, 2), arch="32x3x2")
     model = build_ijepa(chosen)
@@ -137,6 +172,8 @@ def test_gathered_blocks_are_those_of_the_tokens_repeated(blocks, batch, length,
     [
         {"space": "pixels", "masked": "input"},
         {"space": "pixels", "layers": (1,)},
+        {"space": "pixels", "norm": "none"},
+        {"norm": "batch"},
         {"loss": "huber"},
         {"layers": (2, 1)},
         {"layers": (1, 1)},
@@ -157,7 +194,9 @@ def test_every_loss_is_zero_for_a_perfect_prediction_only(name):
 
 
 @pytest.mark.parametrize("group_size", [2, 128])
-@pytest.mark.parametrize("choice", [{}, {"layers": (1, 2)}, {"space": "pixels"}])
+@pytest.mark.parametrize(
+    "choice", [{}, {"layers": (1, 2)}, {"space": "pixels"}, {"draws_per_image": 2}]
+)
 def test_micro_batches_change_a_step_by_rounding_only(group_size, choice):
     chosen = config(**choice, group_size=group_size)
     ends = []

@@ -166,6 +166,9 @@ class _Masks(Settings):
     group_size: Batch = 128
     """Images over which contexts are cut to one length. The released code cuts over those of one
     GPU, 128 in configs/in1k_vith14_ep300.yaml."""
+    draws_per_image: Few = 1
+    """Contexts, each with its own target blocks, that are drawn for an image in a step; all are
+    predicted from one pass of the target encoder."""
 
     @property
     def fewest_context_patches(self) -> int:
@@ -244,14 +247,23 @@ class TargetConfig(Settings):
     """Blocks of the target encoder, counted from 1 and ascending, whose outputs are predicted side
     by side, each layer-normed (Bootleg, arXiv 2603.15553: a quarter, half, three quarters and all
     of the depth). Without it, the last block alone, as published."""
+    norm: Literal["layer", "dyntanh", "none"] = "layer"
+    """What the target encoder's tokens pass after its own last norm: `layer`, a layer norm without
+    weights, as published; `dyntanh`, tanh(x / 2), which bounds them and keeps their lengths apart
+    (arXiv 2508.02829, there with learned factors); or `none`."""
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     """The released code's `smooth_l1` (beta 1), the paper's `l2`, or `l1`."""
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
-        if self.space != "embeddings" and (self.masked == "input" or self.layers is not None):
-            setting = "masked is input" if self.masked == "input" else "layers names blocks"
-            raise ValueError(f"targets.{setting}, but {self.space} come from no encoder")
+        given = {
+            "masked is input": self.masked == "input",
+            "layers names blocks": self.layers is not None,
+            f"norm is {self.norm}": self.norm != "layer",
+        }
+        for setting in (name for name, is_given in given.items() if is_given):
+            if self.space != "embeddings":
+                raise ValueError(f"targets.{setting}, but {self.space} come from no encoder")
         return self
 
 
@@ -299,8 +311,15 @@ class WatchConfig(Settings):
     """Steps between two measurements of the gradient norm."""
     num_images: Annotated[int, Field(ge=8, le=2**20)] = 512
     """Images of a health check; always the same, drawn by the seed."""
+    held_out: bool = False
+    """Leave these images out of the training, so that their nearest neighbours say how the encoder
+    does on images that it has not seen. The paper trains on all."""
     label: str = "class"
-    """Label by which nearest neighbours are scored, where the data have it."""
+    """Label by which nearest neighbours are scored, where the data have it; no label reaches the
+    training."""
+    keep_best: bool = True
+    """Keep the state of the health check with the best nearest neighbours as
+    `checkpoints/best.pt`."""
     loss_limit: Annotated[float, Field(gt=1, le=MOST)] = 10.0
     """A loss this many times that of the first step stops the run, as one that is not finite."""
     rollbacks: Annotated[int, Field(ge=0, le=10**6)] = 0

@@ -40,6 +40,7 @@ FINETUNE_PROTOCOLS: dict[str, dict[str, float]] = {
 
 Width = Annotated[int, Field(ge=GROUPS, le=2**13, multiple_of=GROUPS)]
 Which = Literal["target", "context"]
+CheckpointName = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]  # of a file, without `.pt`
 
 
 class ShardConfig(Settings):
@@ -84,6 +85,9 @@ class ExtractConfig(Settings):
     `ijepa encoders`, such as timm:NAME or mae:FILE."""
     which: Which = "target"
     """Which encoder of a run; the paper evaluates the target encoder."""
+    checkpoint: CheckpointName = "last"
+    """Which checkpoint of a run folder: last, best (that of the health check with the best nearest
+    neighbours), or another of its `checkpoints`, such as epoch-0004."""
     split: str = "train"
     """Which split. `evaluation` is val, else test, else the only other split than train."""
     layers: Few = 4
@@ -169,6 +173,9 @@ class FinetuneConfig(Settings):
     """Split to score on. `evaluation` is val, else test, else the only split not trained on."""
     which: Which = "target"
     """Which encoder of a run; the paper fine-tunes the target encoder."""
+    checkpoint: CheckpointName = "last"
+    """Which checkpoint of a run folder: last, best (that of the health check with the best nearest
+    neighbours), or another of its `checkpoints`, such as epoch-0004."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Fraction of each class that is scored after every epoch and not trained on; no protocol has
     any, and nothing is chosen by it."""

@@ -53,22 +53,24 @@ class Batch(NamedTuple):
 class StepPlan:
     """Which images a step has, and what is drawn for their crops: a function of (seed, step).
 
+    `images` are how many there are in the split, or the places in it of those that are taken.
     `part` are the places of the batch that are made here; None makes all of it. Crops repeat after
     `repeat_every` places, as the released code's GPUs do.
     """
 
     def __init__(
         self,
-        num_images: int,
+        images: int | Ints,
         config: DataConfig,
         seed: int,
         part: slice | None = None,
         repeat_every: int | None = None,
     ) -> None:
         self.config = config
-        self._num_images, self._seed = num_images, seed
+        self._taken, self._seed = images, seed
         self._part = part or slice(0, config.batch_size)
         self._repeat_every = repeat_every or config.batch_size
+        num_images = images if isinstance(images, int) else len(images)
         self._steps_per_epoch = num_images // config.batch_size  # full batches only, as published
         self._newest = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
 
@@ -77,7 +79,7 @@ class StepPlan:
         epoch, step = divmod(step, self._steps_per_epoch)
         newest = self._newest  # read and replaced whole, for two threads may ask
         if newest[0] != epoch:
-            order = stream(self._seed, SHUFFLE, epoch).permutation(self._num_images)
+            order = stream(self._seed, SHUFFLE, epoch).permutation(self._taken)
             self._newest = newest = (epoch, order)
         size = self.config.batch_size
         return newest[1][step * size : (step + 1) * size]

@@ -24,7 +24,7 @@ from ijepa.config import (
     architecture,
     validated,
 )
-from ijepa.encoders.spec import LAST
+from ijepa.encoders.spec import BEST, LAST
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
 from ijepa.jepa.model import Predictor, target_dim
@@ -165,6 +165,7 @@ def _ours(path: Path, body: dict[str, Any]) -> Networks:
     data = pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
     known = run_provenance(
         config,
+        checkpoint="best" if path.name == BEST.name else None,
         origin="run",
         data=None if config.init else data,  # the given weights have seen what nobody knows
         steps=state["step"],

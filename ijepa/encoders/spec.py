@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from ijepa.encoders.base import Encoder
 
-LAST = Path("checkpoints") / "last.pt"
+CHECKPOINTS = Path("checkpoints")
+LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +132,14 @@ class EncoderSpec(NamedTuple):
         text: StrPath,
         *,
         which: str = "target",
+        checkpoint: str = "last",
         image_px: int | Size | None = None,
         seed: int = 0,
     ) -> Self:
-        """Take a name apart; files are not opened yet, but a file named by half is refused."""
+        """Take a name apart; files are not opened yet, but a file named by half is refused.
+
+        Of a run folder, `checkpoint` is a file in `checkpoints`, such as `best` or `epoch-0004`.
+        """
         text = os.fspath(text)
         kind, colon, rest = text.partition(":")
         name, file, arch = rest, None, None
@@ -156,13 +161,18 @@ class EncoderSpec(NamedTuple):
                 raise IjepaError(f"{text} names no file; it is published:[ARCH@]FILE.")
         else:
             kind, name, file = "run", "", Path(text)
+        file = _kept(text, file, checkpoint)
         return cls(text, kind, name, file, arch, which, image_px, seed)
 
     @classmethod
     def of(cls, config: ExtractConfig | FinetuneConfig) -> Self:
         """The encoder of a stage."""
         return cls.parse(
-            config.encoder, which=config.which, image_px=config.image_px, seed=config.seed
+            config.encoder,
+            which=config.which,
+            checkpoint=config.checkpoint,
+            image_px=config.image_px,
+            seed=config.seed,
         )
 
     def fingerprint(self, progress: Progress = silent) -> str:
@@ -228,6 +238,7 @@ def load_encoder(
     name: StrPath,
     *,
     which: str = "target",
+    checkpoint: str = "last",
     image_px: int | Size | None = None,
     seed: int = 0,
     device: "str | torch.device" = "cpu",
@@ -240,6 +251,8 @@ def load_encoder(
             initial weights of that run), `random:ARCH[/PATCH][@PX]` such as
             `random:vit_small/16@224`, `pixels`, or a kind of `ijepa encoders` such as `mae:FILE`.
         which: `target` or `context`, where there are two encoders.
+        checkpoint: of a run folder: `last`, `best` (of the health checks) or one such as
+            `epoch-0004`.
         image_px: another side, or (height, width), than the encoder's own; positions are
             interpolated.
         seed: of `random:ARCH`; a run has its own.
@@ -252,7 +265,7 @@ def load_encoder(
     """
     from ijepa.distributed import pick_device
 
-    spec = EncoderSpec.parse(name, which=which, image_px=image_px, seed=seed)
+    spec = EncoderSpec.parse(name, which=which, checkpoint=checkpoint, image_px=image_px, seed=seed)
     return spec.load(pick_device(str(device)))
 
 
@@ -268,6 +281,26 @@ def checkpoint_path(path: Path) -> Path:
             f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
         )
     return path / LAST
+
+
+def _kept(text: str, run: Path | None, checkpoint: str) -> Path | None:
+    """A checkpoint of a run folder by its name, without `.pt`; what is named if that is `last`."""
+    if checkpoint == LAST.stem:
+        return run
+    if not run or not (run / LAST).is_file():
+        raise IjepaError(
+            f"{text} is no finished run, so it has no checkpoint {checkpoint!r}; leave "
+            f"--checkpoint out."
+        )
+    path = run / CHECKPOINTS / f"{checkpoint}.pt"
+    if path.parent != run / CHECKPOINTS or not path.is_file():
+        names = sorted(file.stem for file in (run / CHECKPOINTS).glob("*.pt"))
+        why = " Without labels no health check is the best." if checkpoint == BEST.stem else ""
+        raise IjepaError(
+            f"{run} has no checkpoint {checkpoint!r}{did_you_mean(checkpoint, names)}; there are "
+            f"{', '.join(names)}.{why}"
+        )
+    return path
 
 
 def _unknown(text: str) -> IjepaError:

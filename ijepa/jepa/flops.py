@@ -33,17 +33,19 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     Patches are those that one image's context keeps, and those of one target block.
     """
     size, narrow, blocks = _networks(config)
-    patches = config.grid[0] * config.grid[1]
+    patches, draws = config.grid[0] * config.grid[1], config.masks.draws_per_image
     embed = 2.0 * 3 * config.encoder.patch_px**2 * size.dim  # of a patch
     ends = size.dim * context_patches + target_dim(config) * blocks * target_patches
     predictor = blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * ends
     teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
-    passes, seen = (1, patches) if config.targets.masked == "output" else (blocks, target_patches)
+    passes, seen = 1, float(patches)
+    if config.targets.masked == "input":
+        passes, seen = blocks * draws, target_patches
     target = passes * (embed * seen + _blocks(teacher, seen))
     return StepFlops(
         target=target if config.targets.space == "embeddings" else 0.0,
-        context=3 * (embed * context_patches + _blocks(size, context_patches)),
-        predictor=3 * predictor,
+        context=3 * draws * (embed * context_patches + _blocks(size, context_patches)),
+        predictor=3 * draws * predictor,
     )
 
 
@@ -117,7 +119,7 @@ def activation_bytes(
     outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
     height, width = config.data.image_size
     pictures = 2 * 3 * height * width * FP32_BYTES  # as an image and as patches
-    return images * (kept + outputs + pictures)
+    return images * (config.masks.draws_per_image * (kept + outputs) + pictures)
 
 
 def _networks(config: PretrainConfig) -> tuple[Architecture, Architecture, int]:

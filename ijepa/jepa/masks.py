@@ -8,7 +8,7 @@ reproduces a batch anywhere.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -92,24 +92,39 @@ def sample_masks(
 
 
 def batch_masks(config: PretrainConfig, step: int) -> list[Masks]:
-    """The masks of one step of a run, of all devices together."""
+    """The masks of one step of a run, of all devices together.
+
+    With `masks.draws_per_image`, the groups of a second draw of all images follow those of the
+    first; see `with_images`.
+    """
     rng, batch = stream(config.seed, MASKS, step), config.data.batch_size
-    if not config.shared_draws:
-        return sample_masks(config.grid, batch, config.masks, rng)
-    size = config.masks.group_size
-    [first] = sample_masks(config.grid, size, config.masks, rng)
-    return [first.images(slice(0, batch - start)) for start in range(0, batch, size)]
+    draws: list[Masks] = []
+    for _ in range(config.masks.draws_per_image):
+        if not config.shared_draws:
+            draws += sample_masks(config.grid, batch, config.masks, rng)
+            continue
+        size = config.masks.group_size
+        [first] = sample_masks(config.grid, size, config.masks, rng)
+        draws += [first.images(slice(0, batch - start)) for start in range(0, batch, size)]
+    return draws
 
 
-def part_of(groups: list[Masks], chosen: slice) -> list[Masks]:
-    """The masks of some of a batch's images: contexts keep the length of their whole group."""
-    parts, start = [], 0
+def with_images(groups: list[Masks], batch_size: int) -> Iterator[tuple[slice, Masks]]:
+    """Each group of masks with the images that it is of; draw by draw over the whole batch."""
+    start = 0
     for masks in groups:
-        size = len(masks.context)
-        wanted = slice(max(chosen.start - start, 0), max(min(chosen.stop - start, size), 0))
-        if wanted.start < wanted.stop:
-            parts.append(masks.images(wanted))
-        start += size
+        stop = start + len(masks.context)
+        yield slice(start, stop), masks
+        start = stop % batch_size
+
+
+def part_of(groups: list[Masks], chosen: slice, batch_size: int) -> list[Masks]:
+    """The masks of some of a batch's images: contexts keep the length of their whole group."""
+    parts = []
+    for images, masks in with_images(groups, batch_size):
+        start, stop = max(chosen.start, images.start), min(chosen.stop, images.stop)
+        if start < stop:
+            parts.append(masks.images(slice(start - images.start, stop - images.start)))
     return parts
 
 
@@ -317,7 +332,7 @@ def mask_statistics(config: PretrainConfig, num_batches: int) -> MaskStatistics:
                 has = np.zeros((len(patches), counts.size), dtype=bool)
                 np.put_along_axis(has, patches.numpy(), values=True, axis=1)
                 counts += has.sum(axis=0).reshape(config.grid)
-    images = num_batches * config.data.batch_size
+    images = num_batches * config.data.batch_size * config.masks.draws_per_image
     patches_of = [np.multiply(shape[1:], shape[0] * count) for shape, count in shapes.items()]
     context_patches, target_patches = (np.sum(patches_of, axis=0) / images).tolist()
     _, largest_context, largest_target = np.max(list(shapes), axis=0).tolist()

@@ -17,7 +17,7 @@ from ijepa.compute import recompute
 from ijepa.config import Architecture, PredictorConfig, PretrainConfig, TargetConfig, architecture
 from ijepa.distributed import local_shard
 from ijepa.errors import IjepaError
-from ijepa.jepa.masks import Masks
+from ijepa.jepa.masks import Masks, with_images
 from ijepa.jepa.vit import (
     Block,
     Encoder,
@@ -135,7 +135,7 @@ class IJepa(nn.Module):
         """Predictions and targets of each group of masks, both (M * images, T, target dim).
 
         Block 0 of all images comes first. Images are (B, 3, height, width) float, normalised; the
-        groups are masks of the same images, in their order.
+        groups are masks of the same images, in their order, draw by draw.
         """
         patches = patchify(images, self.encoder.patch_embed.patch_size[0])
         precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -143,13 +143,11 @@ class IJepa(nn.Module):
             precision = torch.autocast(images.device.type, enabled=False)
         with precision:
             targets = Targets(self.config, self.teacher, patches)
-        answers, start = [], 0
-        for masks in groups:
-            chosen = slice(start, start + len(masks.context))
+        answers = []
+        for chosen, masks in with_images(groups, len(images)):
             with precision:
                 wanted = targets.of(chosen, masks.targets)
             answers.append((self.predictions(patches[chosen], masks), wanted))
-            start = chosen.stop
         return answers
 
     def predictions(self, images: Tensor, masks: Masks) -> Tensor:
@@ -270,15 +268,15 @@ class Targets:
 def target_tokens(
     config: TargetConfig, encoder: Encoder, images: Tensor, index: Tensor | None = None
 ) -> Tensor:
-    """Layer-normed tokens of the target encoder: (B, K or N, target dim).
+    """Tokens of the target encoder after `config.norm`: (B, K or N, target dim).
 
     All layers of `config.layers` lie side by side, the last one last; `images` and `index` are as
     for `Encoder.forward`.
     """
     if config.layers is None:
-        return layer_norm(encoder(images, index))
+        return NORMS[config.norm](encoder(images, index))
     layers = encoder.forward_layers(images, config.layers, index)
-    return torch.cat([layer_norm(tokens) for tokens in layers], dim=-1)
+    return torch.cat([NORMS[config.norm](tokens) for tokens in layers], dim=-1)
 
 
 def last_layer(tokens: Tensor, config: TargetConfig) -> Tensor:
@@ -302,6 +300,19 @@ def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
 def layer_norm(tokens: Tensor) -> Tensor:
     """Over the features, without affine, with PyTorch's default eps, on the encoder's own norm."""
     return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def half_tanh(tokens: Tensor) -> Tensor:
+    """tanh(x / 2): a DyT layer at its initial values (Zhu et al., CVPR 2025), which stay."""
+    return torch.tanh(tokens / 2)
+
+
+# By `targets.norm`.
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer": layer_norm,
+    "dyntanh": half_tanh,
+    "none": lambda tokens: tokens,
+}
 
 
 def standardise(pixels: Tensor) -> Tensor:

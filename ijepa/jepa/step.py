@@ -56,18 +56,20 @@ class Trainer:
     ) -> Outcome:
         """Forward, backward, AdamW, EMA; with the schedules at `step`, counted from 0.
 
-        Images are (B, 3, height, width) float, normalised, the groups their masks, in their order.
+        Images are (B, 3, height, width) float, normalised; the groups their masks, in their order,
+        one draw of all images after the other.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedules.lr(step)
             group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
         total, answers, norm = images.new_zeros(()), [], None
-        for chosen, pieces in micro_batches(groups, self.micro_batch or len(images)):
+        size = len(images)
+        for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
             is_last = chosen.stop == len(images)  # processes exchange gradients with it alone
             with contextlib.nullcontext() if is_last else unshared_gradients(self.forward):
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                     answers = self.forward(images[chosen], pieces)
-                loss = self._loss(answers, pieces) * (_count(pieces) / len(images))
+                loss = self._loss(answers, pieces) * (_count(pieces) / _count(groups))
                 torch.autograd.backward(loss)
             total += loss.detach()
         if with_norm:
@@ -88,17 +90,18 @@ class Trainer:
         return torch.stack(losses).sum()
 
 
-def micro_batches(groups: list[Masks], size: int) -> Iterator[tuple[slice, list[Masks]]]:
+def micro_batches(
+    groups: list[Masks], batch: int, size: int
+) -> Iterator[tuple[slice, list[Masks]]]:
     """Parts of a batch of at most `size` images, as equal as can be, with their masks.
 
     A group that spans two parts is cut in two; its contexts keep their common length, so that the
     masks do not depend on how much fits into memory.
     """
-    batch = _count(groups)
     parts = -(-batch // size)
     ends = [batch * number // parts for number in range(parts + 1)]
     for chosen in itertools.starmap(slice, itertools.pairwise(ends)):
-        yield chosen, part_of(groups, chosen)
+        yield chosen, part_of(groups, chosen, batch)
 
 
 def _count(groups: list[Masks]) -> int:
@@ -120,8 +123,9 @@ def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | 
     groups = [Masks(torch.empty(size, 0), torch.empty(0, size, 0)) for size in sizes]
     passes = []
     for rank in range(num_processes):
-        mine = part_of(groups, slice(rank * share, (rank + 1) * share))
-        passes.append([len(pieces) for _, pieces in micro_batches(mine, micro_batch or share)])
+        mine = part_of(groups, slice(rank * share, (rank + 1) * share), batch)
+        parts = micro_batches(mine, share, micro_batch or share)
+        passes.append([len(pieces) for _, pieces in parts])
     if any(of_rank != passes[0] for of_rank in passes):
         raise IjepaError(
             f"With --parallel fsdp every process must see whole mask groups or an equal part of "

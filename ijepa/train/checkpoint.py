@@ -34,6 +34,7 @@ from ijepa.stage import Work, changes
 from ijepa.weights import check_weights, load_checkpoint, save_state
 
 LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
+BEST = Path("checkpoints") / "best.pt"  # that of the best health check, where there are labels
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
 
 Tree = dict[str, Any]
@@ -216,5 +217,17 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
     for _, path in usable:
         link_or_copy(path, work.folder / LAST.parent / path.name)
     step, newest = usable[-1]
-    link_or_copy(newest, work.folder / LAST)  # the last, for a run goes on from it
+    _take_best(finished, work.folder, newest)
     log.info("continuing %s after its step %d", finished, step)
+
+
+def _take_best(finished: Path, folder: Path, newest: Path) -> None:
+    """Take over the newest state, and the best one up to it; without that file, none is best."""
+    body = load_checkpoint(newest)
+    best = (body["facts"].get("best") or {}).get("step")
+    kept = {load_checkpoint(path)["step"]: path for path in finished.glob("checkpoints/*.pt")}
+    if best in kept:
+        link_or_copy(kept[best], folder / BEST)
+        link_or_copy(newest, folder / LAST)
+        return
+    save_state(folder / LAST, body | {"facts": body["facts"] | {"best": None}})

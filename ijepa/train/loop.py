@@ -104,9 +104,9 @@ class Task(ABC, Generic[Inputs]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned; networks and optimizer are restored already."""
 
-    def kept_name(self, step: int) -> str:  # noqa: ARG002  # for tasks that have it
-        """File name under which the checkpoint after `step` steps stays; empty for most."""
-        return ""
+    def kept_names(self, step: int) -> list[str]:  # noqa: ARG002  # for tasks that have it
+        """File names under which the checkpoint after `step` steps stays; none for most."""
+        return []
 
     def keys(self, batch: int) -> list[str]:  # noqa: ARG002  # for tasks that have it
         """The first keys of a recent batch, for messages."""
@@ -216,7 +216,7 @@ class _Run:
                     record["left_out_batches"] = self.left_out
                 self.pending.append(record | self.watch())
                 is_last = self.steps_done == task.total_steps
-                is_milestone = is_last or bool(task.kept_name(self.steps_done))  # saved anyway
+                is_milestone = is_last or bool(task.kept_names(self.steps_done))  # saved anyway
                 # One process alone may stop at any step, several only when they all look.
                 stops_now = self.world.size == 1 and bool(asked)
                 taken = self.steps_done - first
@@ -337,8 +337,8 @@ class _Run:
             "optimizer": optimizer,
             "facts": task.state() | facts,
         }
-        kept = task.kept_name(self.steps_done)
-        paths = [self.last.with_name(kept), self.last] if kept else [self.last]
+        kept = task.kept_names(self.steps_done)
+        paths = [*(self.last.with_name(name) for name in kept), self.last]
         self.last.parent.mkdir(exist_ok=True)
         # On a CPU a gathered state still shares the optimizer's counters with the training.
         is_copy = is_sharded(task.model) and task.device.type == "cuda"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepPlan
+from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers
@@ -32,6 +34,7 @@ from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.jepa.verdict import Health
 from ijepa.progress import Progress, silent
+from ijepa.train.checkpoint import BEST
 from ijepa.train.loop import Task
 from ijepa.train.watch import Watch
 from ijepa.weights import load_weights
@@ -94,18 +97,27 @@ class PretrainTask(Task[StepInputs]):
         self._images, self._progress, self.size = images, progress, config.data.batch_size
         self._cached: CachedCropBatches | None = None
         self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
-        repeat_every = config.masks.group_size if config.shared_draws else None
-        share = world.share(self.size)
-        self._plan = StepPlan(len(images), config.data, config.seed, share, repeat_every)
-        self._per_epoch = len(images) // self.size
-        self._make_networks(init)
         count = config.watch.num_images  # of a health check; always the same
+        taken: int | Ints = len(images)
         if isinstance(images, RemoteSplit):
+            if config.watch.held_out:
+                raise IjepaError(
+                    "watch.held_out needs a shard set on this machine; copy it here, or set "
+                    "watch.held_out=false."
+                )
             watched = images.first_samples(count)  # from the starts of shards: few bytes are read
         else:
             order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
             watched = [images.read_sample(int(number)) for number in order[:count]]
+            taken = np.sort(order[count:]) if config.watch.held_out else taken
+        repeat_every = config.masks.group_size if config.shared_draws else None
+        share = world.share(self.size)
+        self._plan = StepPlan(taken, config.data, config.seed, share, repeat_every)
+        held_out = count if config.watch.held_out else 0
+        self._per_epoch = (len(images) - held_out) // self.size
+        self._make_networks(init)
         self._watch = Watch(config, watched, self.device, world)
+        self._best: dict[str, float] = {}  # step and accuracy of the best health check
         self._outcome: Outcome | None = None  # of a step after which the encoders are checked
         self._lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         on_gpu = self.device.type == "cuda"
@@ -177,7 +189,7 @@ class PretrainTask(Task[StepInputs]):
     def prepare(self, batch: Batch) -> StepInputs:
         """Draw the batch's masks, and bring both to the device."""
         groups = batch_masks(self.config, batch.step)
-        masks = masks_on(part_of(groups, self.world.share(self.size)), self.device)
+        masks = masks_on(part_of(groups, self.world.share(self.size), self.size), self.device)
         pixels = batch.images.to(self.device, non_blocking=True)
         data = self.config.data
         return StepInputs(normalise(pixels, data.mean, data.std), masks, groups)
@@ -189,7 +201,10 @@ class PretrainTask(Task[StepInputs]):
         outcome = self._trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
         self._outcome = outcome if self._is_watched(done) else None
         seen = sum(masks.context.numel() for masks in inputs.groups)
-        self._lengths = seen / self.size, inputs.groups[0].targets.shape[2]
+        draws = self.config.masks.draws_per_image
+        of_draws = inputs.groups[:: len(inputs.groups) // draws]  # targets have one size in a draw
+        asked = sum(masks.targets.shape[2] for masks in of_draws)
+        self._lengths = seen / (self.size * draws), asked / draws
         record = {
             "epoch": done / self._per_epoch,
             "images": done * self.size,
@@ -213,22 +228,30 @@ class PretrainTask(Task[StepInputs]):
         if self._outcome:
             predictions, targets = self._outcome.predictions, self._outcome.targets
             numbers["loss_vs_mean_target"] = loss_vs_mean_target(predictions, targets)
+        accuracy = numbers.get("neighbour_accuracy", -1.0)
+        if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
+            self._best = {"step": step, "neighbour_accuracy": accuracy}
         return numbers
 
     def state(self) -> dict[str, Any]:
-        """Health at the start, which later checks are held against."""
-        return {"first_health": list(self._watch.first or ())}
+        """Health at the start, which later checks are held against, and the best check so far."""
+        return {"first_health": list(self._watch.first or ()), "best": self._best}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore it; the copy of the target encoder follows the restored one."""
         self._watch.first = Health(*state["first_health"])
+        self._best = state.get("best") or {}
         self.model.renew_teacher()
 
-    def kept_name(self, step: int) -> str:
-        """A checkpoint is kept every `checkpoint_epochs`."""
+    def kept_names(self, step: int) -> list[str]:
+        """A checkpoint is kept every `checkpoint_epochs`, and of the best health check."""
         epochs, rest = divmod(step, self._per_epoch)
-        is_kept = rest == 0 and epochs % self.config.checkpoint_epochs == 0
-        return f"epoch-{epochs:04d}.pt" if is_kept else ""
+        names = []
+        if rest == 0 and epochs % self.config.checkpoint_epochs == 0:
+            names.append(f"epoch-{epochs:04d}.pt")
+        if self.config.watch.keep_best and self._best.get("step") == step:
+            names.append(BEST.name)
+        return names
 
     def speed(self, per_second: float) -> dict[str, float]:
         """Adds achieved TFLOP/s of one process, and its share of what the device could do."""

@@ -29,7 +29,7 @@ Out = Annotated[Path, typer.Option(help="Feature file to write, such as val.h5."
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    shown = "encoder split which layers image_px crop views augment"
+    shown = "encoder split which checkpoint layers image_px crop views augment"
     stage(app, ExtractConfig, shown, "device workers")(extract)
 
 

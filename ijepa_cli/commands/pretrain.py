@@ -230,12 +230,17 @@ def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str
     first, last = checks[0], checks[-1]
     done = f"{result.steps:,} steps, {result.images:,} images, loss {result.loss:.3g}"
     lines = [headline("pretrained", result.out, result.cached, done)]
-    lines += [
-        f"  RankMe             {first['rankme']:.1f} -> {last['rankme']:.1f} dimensions in use"
-    ]
+    best = None
     if "neighbour_accuracy" in first:
         before, after = first["neighbour_accuracy"], last["neighbour_accuracy"]
         lines += [f"  nearest neighbours {before:.1%} -> {after:.1%} right"]
+        best = max(checks[1:], key=lambda check: check["neighbour_accuracy"])
+    if best and best is not last and config.watch.keep_best:
+        told = f"{best['neighbour_accuracy']:.1%} at step {best['step']:,}"
+        lines += [f"  best               {told}; to use it: --checkpoint best"]
+    lines += [
+        f"  RankMe             {first['rankme']:.1f} -> {last['rankme']:.1f} dimensions in use"
+    ]
     lines += [f"  {outcome(first, last, config.watch.num_images)}"]
     if not is_remote(data):
         split = config.data.split
