@@ -95,10 +95,10 @@ def test_a_run_keeps_the_recipe_that_it_was_begun_with_on_another_device(tmp_pat
     shard(tmp_path, tmp_path / "shards")
     chosen = [auto_recipe(tmp_path / "shards", tmp_path / "run", SMALL[3:], gpu)
               for gpu in (lambda: True, lambda: False)]  # fmt: skip
-    assert [one.recipe for one in chosen] == ["imagenette-vits16", "scenes-mini"]
+    assert [one.recipe for one in chosen] == ["own-224", "own-64"]
     assert [one.config.data.batch_size for one in chosen] == [32, 32]
     (tmp_path / "run.partial").mkdir()
     (tmp_path / "run.partial" / "config.yaml").write_text(dump_yaml(chosen[1].config))
     again = auto_recipe(tmp_path / "shards", tmp_path / "run", SMALL[3:], lambda: True)
-    assert again.recipe == "scenes-mini"
+    assert again.recipe == "own-64"
     assert "160 px" in again.why

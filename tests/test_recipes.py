@@ -54,7 +54,8 @@ def test_defaults_are_the_published_recipe_but_for_the_precision():
 
 def test_recipes_of_the_paper_compute_in_bf16_as_its_files_say_and_small_ones_choose():
     found = {name: load_recipe(name).optimization.precision for name in recipe_names()}
-    own = {"cifar10", "imagenette-vits16", "scenes-mini"}
+    own = {name for name in recipe_names() if not name.startswith(("in1k_", "in22k_", "table"))}
+    assert {"cifar10", "own-64", "imagenette-vits16", "scenes-mini"} < own
     assert {name for name, precision in found.items() if precision == "auto"} == own
     assert {precision for name, precision in found.items() if name not in own} == {"bf16"}
 
@@ -218,11 +219,12 @@ def test_a_base_that_is_a_file_stands_beside_the_recipe(tmp_path, monkeypatch):
     ("image_px", "on_gpu", "recipe"),
     [
         (16, False, "cifar10"),
-        (32, True, "cifar10"),
-        (64, False, "scenes-mini"),
-        (128, True, "scenes-mini"),
-        (500, False, "scenes-mini"),
-        (500, True, "imagenette-vits16"),
+        (32, True, "cifar10-gpu"),
+        (64, False, "own-64"),
+        (64, True, "own-64"),
+        (128, True, "own-128"),
+        (500, False, "own-64"),
+        (500, True, "own-224"),
     ],
 )
 def test_a_recipe_is_chosen_by_the_size_of_the_images_and_the_device(image_px, on_gpu, recipe):
@@ -234,9 +236,12 @@ def test_a_recipe_is_chosen_by_the_size_of_the_images_and_the_device(image_px, o
 def test_a_chosen_recipe_shows_as_many_images_as_of_its_own_data(choice, num_images):
     recipe = load_recipe(choice.recipe)
     config = load_recipe(choice.recipe, settings_for(choice, num_images))
-    assert config.data.batch_size <= max(num_images, 1)
+    held_out = config.watch.num_images if config.watch.held_out else 0
+    assert held_out <= num_images / 10
+    trained = num_images - held_out
+    assert config.data.batch_size <= trained
     epochs, warmup = config.optimization.epochs, config.optimization.warmup_epochs
-    assert epochs * num_images == pytest.approx(choice.images_seen, rel=0.1) or epochs == 1
+    assert epochs * trained == pytest.approx(choice.images_seen, rel=0.1) or epochs in (1, 10**6)
     fraction = recipe.optimization.warmup_epochs / recipe.optimization.epochs
     assert warmup / epochs == pytest.approx(fraction, rel=1e-3)
     assert epochs / config.checkpoint_epochs <= 1.1 * recipe.optimization.epochs
@@ -247,5 +252,6 @@ def test_a_chosen_recipe_shows_as_many_images_as_of_its_own_data(choice, num_ima
 def test_what_is_set_by_hand_is_not_fitted_to_the_number_of_images():
     mini = choose(64, on_gpu=False)
     typed = ["optimization.epochs=2", "checkpoint_epochs=1"]
-    assert settings_for(mini, 300, typed) == ["optimization.warmup_epochs=0.16"]
-    assert settings_for(mini, 10_000) == []
+    added = settings_for(mini, 300, typed)
+    assert added == ["optimization.warmup_epochs=0.16", "watch.num_images=30"]
+    assert settings_for(mini, 11_000) == []

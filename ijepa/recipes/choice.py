@@ -20,10 +20,14 @@ class Choice(NamedTuple):
 
 
 CHOICES = (  # the first one that fits is taken
-    Choice("imagenette-vits16", from_px=160, needs_gpu=True, images_seen=200 * 9_469),
-    Choice("scenes-mini", from_px=48, needs_gpu=False, images_seen=8 * 10_000),
+    Choice("own-224", from_px=160, needs_gpu=True, images_seen=200 * 9_469),
+    Choice("own-128", from_px=96, needs_gpu=True, images_seen=100 * 10_000),
+    Choice("own-64", from_px=48, needs_gpu=False, images_seen=8 * 10_000),
+    Choice("cifar10-gpu", from_px=0, needs_gpu=True, images_seen=200 * 50_000),
     Choice("cifar10", from_px=0, needs_gpu=False, images_seen=6 * 50_000),
 )
+MOST_EPOCHS = 10**6
+LEAST_HELD_OUT = 8  # images of a health check; of fewer than ten times that, none is held out
 
 
 def choose(image_px: int, *, on_gpu: bool) -> Choice:
@@ -48,15 +52,19 @@ def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ())
     """Settings, as `a.b=c`, that fit a chosen recipe to a number of images.
 
     The epochs show as many images as the recipe shows of its own data; warm-up and checkpoints stay
-    in proportion to them. A batch that is larger than the data is halved until it fits, with the
-    learning rate. What `overrides` set is left out.
+    in proportion to them. At most a tenth of the images is held out. A batch that is larger than
+    the rest is halved until it fits, with the learning rate. What `overrides` set is left out.
     """
     recipe = load_recipe(choice.recipe)
     given = {one.partition("=")[0].strip(): one for one in overrides}
-    epochs, batch = max(1, round(choice.images_seen / max(num_images, 1))), recipe.data.batch_size
+    batch, watch, tenth = recipe.data.batch_size, recipe.watch, num_images // 10
+    holds_out = watch.held_out and tenth >= LEAST_HELD_OUT
+    watched = min(watch.num_images, tenth) if holds_out else watch.num_images
+    trained = max(1, num_images - watched if holds_out else num_images)
+    epochs = min(max(1, round(choice.images_seen / trained)), MOST_EPOCHS)
     if "optimization.epochs" in given:
         epochs = load_recipe(choice.recipe, [given["optimization.epochs"]]).optimization.epochs
-    while batch > max(num_images, 1):
+    while batch > trained:
         batch //= 2
     part, smaller = epochs / recipe.optimization.epochs, batch / recipe.data.batch_size
     settings = {
@@ -64,6 +72,8 @@ def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ())
         "optimization.warmup_epochs": round(recipe.optimization.warmup_epochs * part, 4),
         "checkpoint_epochs": max(1, round(recipe.checkpoint_epochs * part)),
         "data.batch_size": batch,
+        "watch.held_out": holds_out,
+        "watch.num_images": watched,
         "optimization.lr": recipe.optimization.lr * smaller,
         "optimization.start_lr": recipe.optimization.start_lr * smaller,
     }
