@@ -67,7 +67,7 @@ def extract(
     config = config.model_copy(update={"split": data.named_split(config.split)})
     inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
-    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
+    with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
             _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
     found = describe(plan.out)  # without its numbers: its record has the digest of the file

@@ -107,8 +107,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
         records = [parse_json(line) for line in lines]
     except ValueError as error:
         raise IjepaError(f"{path} is damaged: {error}.") from error
-    if not all(isinstance(record, dict) for record in records):
-        raise IjepaError(f"{path} is damaged: a line is no object.")
+    for number, record in enumerate(records, 1):
+        known = record.values() if isinstance(record, dict) and "step" in record else [None]
+        if not all(isinstance(value, int | float) for value in known):
+            raise IjepaError(f"{path} is damaged: line {number} is not a step and its numbers.")
     if not records:
         raise IjepaError(f"{path} has no record yet; wait until the run has taken some steps.")
     return records
@@ -182,8 +184,9 @@ def _locked(path: Path, out: Path) -> TextIO:
                 f"{out} is being written by {who}; wait for it, or choose another output."
             ) from error
         # The holder before us may have removed the file between our open and our flock.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
         file.close()
 
 

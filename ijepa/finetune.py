@@ -94,7 +94,7 @@ def finetune(
     inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
     precious = not runtime.replace
     plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
-    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
+    with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
             told = progress if world.is_rank_0 else silent
             _train(work, data, config, runtime, told, world, subset)
@@ -108,7 +108,7 @@ def plan_finetune(
     data, config = _opened(shards, config)
     train, held, test = _images(data, config, subset)
     images, network = len(train.chosen), EncoderSpec.of(config).trainable().network
-    batch = min(config.batch_size, images)
+    batch = _batch(config, images)
     return FinetunePlan(
         protocol=config.protocol,
         train_images=images,
@@ -126,6 +126,21 @@ def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, Finetune
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)
     return data, config.model_copy(update={"test_split": test})
+
+
+def _batch(config: FinetuneConfig, images: int, num_processes: int = 1) -> int:
+    """Images of a step, of which each process takes as many."""
+    batch = min(config.batch_size, images)
+    share, rest = divmod(batch, num_processes)
+    if rest:
+        raise IjepaError(
+            f"Batches of {batch} cannot be shared evenly by {num_processes} processes."
+        )
+    if batch < 2:  # a pair
+        raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
+    if (config.mixup or config.cutmix) and share % 2:
+        raise IjepaError(f"Mixup pairs images, and {share} are odd; change batch_size.")
+    return batch
 
 
 def _train(
@@ -147,14 +162,7 @@ def _train(
     train, held, test = parts = _images(data, config, subset)
     repeats = _repeats(train, test, world, progress)
     vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)
-    batch = min(config.batch_size, images)
-    if batch % world.size:
-        raise IjepaError(f"Batches of {batch} cannot be shared evenly by {world.size} processes.")
-    if batch < 2:
-        raise IjepaError(f"There are {images} training images; fine-tuning needs two.")
-    share = batch // world.size
-    if (config.mixup or config.cutmix) and share % 2:
-        raise IjepaError(f"Mixup pairs images, and {share} are odd; change batch_size.")
+    batch = _batch(config, images, world.size)
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = classifier.Classifier(

@@ -14,15 +14,16 @@ from ijepa.files import read_metrics, sibling, write_bytes
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.recipes.choice import begun_with, choose, settings_for
-from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.stage import StagePlan, Work, exclusive_work, stage_of
 from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
 
 VERSION = 2
-# May change while a run is going. Not so the limits that end a run or take it back.
-WATCHING = "every_steps", "grad_norm_steps", "num_images", "label", "keep_best"
+# May change while a run is going. Not so the limits that end a run or take it back, and not the
+# images and the label of health checks, which are held against the first one.
+WATCHING = "every_steps", "grad_norm_steps", "keep_best"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
@@ -100,8 +101,7 @@ def pretrain(
     config = started(config, init, prolong)
     in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
     plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
-    watching = [name for name in WATCHING if name != "num_images" or not config.watch.held_out]
-    ignored = {f"watch.{name}": plain["watch"][name] for name in watching}
+    ignored = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
     ignored["checkpoint_epochs"] = plain["checkpoint_epochs"]
     if "read" not in inputs:
         ignored |= {f"stream.{name}": value for name, value in plain["stream"].items()}
@@ -109,7 +109,7 @@ def pretrain(
     plan = StagePlan(
         "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, ignored=ignored
     )
-    with together(exclusive_work(plan, runtime), runtime.device) as (work, world):
+    with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
             _train(work, config, images, runtime, world, (init, prolong), progress)
     last = read_metrics(plan.out / "metrics.jsonl")[-1]
@@ -213,8 +213,9 @@ def auto_recipe(
     count, step = len(split), -(-len(split) // MEASURED_IMAGES)
     sides = [min(size_of(split.read_image(number))) for number in range(0, count, step)]
     image_px = int(statistics.median(sides))
-    configs = [folder / "config.yaml" for folder in (Path(out), sibling(Path(out), ".partial"))]
-    found = [begun_with(path, count, overrides) for path in configs]
+    folders = [Path(out), sibling(Path(out), ".partial")]
+    runs = [folder for folder in folders if stage_of(folder) == "pretrain"]
+    found = [begun_with(folder / "config.yaml", count, overrides) for folder in runs]
     choice, why = next((one for one in found if one), None), f"{out} was begun with it"
     if choice is None:
         on_gpu = has_gpu()
@@ -244,6 +245,7 @@ def plan_training(
     """The same for data of so many images, which need not be there yet."""
     import torch
 
+    from ijepa.distributed import uses_bf16
     from ijepa.jepa import flops, masks, model, step
 
     per_epoch = steps_per_epoch(images, config)
@@ -258,8 +260,8 @@ def plan_training(
     cost = flops.step_flops(config, lengths.context_patches, lengths.target_patches)
     batch = config.data.batch_size
     at_a_time = min(runtime.micro_batch or batch, batch)
-    precision = config.optimization.precision
-    bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    bf16 = uses_bf16(config.optimization.precision, device)
     memory = flops.step_bytes(
         config,
         (encoder, predictor),

@@ -19,6 +19,9 @@ SMALL_BYTES = 2**20  # files up to this size are read again to see that they did
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
 
 
+FACTS = {"bytes", "modified_ns", "sha256"}  # of a file
+
+
 def read_record(out: Path) -> dict[str, Any] | None:
     """The `stage.json` of a finished output; None if there is no finished output at `out`."""
     path = record_path(out)
@@ -26,7 +29,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
         return None
     record = read_json(path)
     files = record.get("files", {})
-    if not (isinstance(files, dict) and all(isinstance(facts, dict) for facts in files.values())):
+    known = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(facts, dict) and facts.keys() >= FACTS for facts in known):
         raise IjepaError(
             f"{path} was changed or damaged after it was written. Restore it, or remove it and "
             f"rebuild {out} with --force."

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.files import BESIDE, file_sha256, read_json, read_metrics, write_bytes
+from ijepa.files import BESIDE, file_sha256, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
@@ -26,14 +26,14 @@ from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
 from ijepa.results.tables import Group, Line, Shown, data_names, grouped, score_name
 from ijepa.results.verdict import short_name, verdict
-from ijepa.stage import StagePlan, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work, work_note
 from ijepa.version import VERSION as IJEPA_VERSION
 
 VERSION = 8
 METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
 MOST_STRIPS = 8  # probes on the first screen; the tables have all
-MOST_CURVES = 8  # runs in the health curve of the first screen
+MOST_CURVES = 6  # runs in the health curve of the first screen, as many as the page has colours
 KINDS = 6  # colours of encoders
 
 Records = list[dict[str, float]]
@@ -162,8 +162,12 @@ def _page(
     for run in outcome.runs:
         refuse_changed(run, METRICS, "config.yaml")
     metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
-    names = {str(run.name).removesuffix(".partial"): m for run, m in metrics.items()}
-    health = health_curve(dict(list(names.items())[:MOST_CURVES]))
+    short = {run: run.name.removesuffix(".partial") for run in metrics}
+    told_apart = len({*short.values()}) == len(short)
+    named = {short[run] if told_apart else str(run): records for run, records in metrics.items()}
+    health = health_curve(dict(list(named.items())[:MOST_CURVES]))
+    more = len(named) - MOST_CURVES
+    not_drawn = f" Not drawn: {', '.join(list(named)[MOST_CURVES:])}." if more > 0 else ""
     # A probe of many settings, such as few-shot, comes after those of one.
     groups = sorted(grouped(outcome.results), key=lambda group: bool(group.score.setting))
     made, cells = outcome.paper_cells
@@ -174,7 +178,7 @@ def _page(
         verdict=outcome.verdict,
         plot=_interval_plot(groups[:MOST_STRIPS]),
         left_out=len(groups[MOST_STRIPS:]),
-        health=Picture(health.title, health.html, health.caption) if health else None,
+        health=Picture(health.title, health.html, health.caption + not_drawn) if health else None,
     )
     content = Content(
         tables=outcome.tables,
@@ -268,14 +272,17 @@ def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], li
 def _named(path: Path) -> list[Path]:
     """The run or file itself; of another folder the results in it.
 
-    A run that is going on may be called by its name or by that of its folder, `NAME.partial`. A
+    A run may be called by its name or by that of its folder while it goes on, `NAME.partial`. A
     shell's `*` also names records and other unfinished work beside outputs: they are no source.
     """
-    going_on = path.with_name(f"{path.name}.partial")
-    if not path.exists() and (going_on / METRICS).is_file():
-        path = going_on
+    others = (
+        path.with_name(f"{path.name}.partial"),
+        path.with_name(path.name.removesuffix(".partial")),
+    )
+    if not path.exists():
+        path = next((other for other in others if (other / METRICS).is_file()), path)
     is_run = (path / METRICS).is_file()
-    if path.name.endswith(BESIDE) and not is_run:
+    if path.name.endswith(BESIDE) and not is_run and path.exists():
         return []
     if not path.is_dir() or is_run:
         return [path]
@@ -302,8 +309,7 @@ def _pretraining(run: Path) -> PretrainConfig | None:
 
 def _record(run: Path) -> Mapping[str, Any]:
     """Of a run that is finished, or of one that is still going."""
-    note = run / "work.json"
-    return read_record(run) or (read_json(note) if note.is_file() else {})
+    return read_record(run) or work_note(run) or {}
 
 
 def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView:

@@ -171,7 +171,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
     """
     _refuse_place(plan)
     folder = sibling(plan.out, ".partial")
-    note, record = _note(folder), read_record(plan.out)
+    note, record = work_note(folder), read_record(plan.out)
     is_begun = note is not None and note.get("fingerprint") == plan.fingerprint
     is_forced = is_begun and bool(note and note.get("forced"))  # goes on without --force, too
     if not force and not is_forced and is_fresh(plan):
@@ -292,10 +292,19 @@ def _refuse_to_replace(
         )
 
 
-def _note(folder: Path) -> dict[str, Any] | None:
+def work_note(folder: Path) -> dict[str, Any] | None:
     """The plan that the partial work in `folder` was begun by; None without any."""
     note = folder / "work.json"
-    return read_json(note) if note.exists() else None
+    body = read_json(note) if note.exists() else None
+    if body is not None and not isinstance(body.get("config", {}), dict):
+        raise IjepaError(f"{note} is damaged: its config is no object. Remove {folder}.")
+    return body
+
+
+def stage_of(folder: Path) -> str | None:
+    """What made a finished output or partial work; None for neither."""
+    record = read_record(folder) or work_note(folder) or {}
+    return record.get("stage")
 
 
 def _files(folder: Path) -> list[str]:
@@ -306,7 +315,7 @@ def _files(folder: Path) -> list[str]:
 
 def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
     """Keep the partial work of the same plan; throw away that of any other."""
-    note = _note(folder)
+    note = work_note(folder)
     if force or note is None or note.get("fingerprint") != plan.fingerprint:
         remove(folder)
         note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}

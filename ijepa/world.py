@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ijepa.config import Runtime
 from ijepa.errors import IjepaError
 from ijepa.stage import Work
 
@@ -54,19 +55,20 @@ def current_world() -> World:
 
 @contextlib.contextmanager
 def together(
-    work: contextlib.AbstractContextManager[Work], device: str
+    work: contextlib.AbstractContextManager[Work], runtime: Runtime
 ) -> Iterator[tuple[Work, World]]:
     """Hold an output once for all processes: rank 0 enters `work`, every rank gets what it yields.
 
-    What `work` raises, rank 0 raises as it is, the others as a `SharedError`. One process alone
-    imports no torch here, so that a cached answer is quick.
+    What `work` raises, rank 0 raises as it is, the others as a `SharedError`; in a dry run, which
+    writes nothing, each enters it alone. One process alone imports no torch here, so that a cached
+    answer is quick.
     """
-    if current_world().size == 1:
+    if current_world().size == 1 or runtime.dry_run:
         with work as held:
             yield held, World()
         return
     from ijepa.distributed import from_rank_0, joined, pick_device, wait_for_all
 
-    with joined(pick_device(device)) as world, contextlib.ExitStack() as stack:
+    with joined(pick_device(runtime.device)) as world, contextlib.ExitStack() as stack:
         yield from_rank_0(world, lambda: stack.enter_context(work)), world
         wait_for_all(world)

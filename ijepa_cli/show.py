@@ -64,7 +64,7 @@ def outlook_shown(as_json: bool, cost: BaseModel | None = None, note: str = "") 
             {"stage": one.plan.stage, "out": str(one.plan.out), "state": one.state, "why": one.why}
             for one in runs
         ]
-        if as_json:
+        if as_json and is_main_process():
             counted = cost.model_dump(mode="json") if cost else {}
             print_json({"runs": facts} if len(facts) > 1 else facts[0] | counted)
         elif is_main_process():

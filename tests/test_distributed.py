@@ -128,6 +128,14 @@ def test_rank_0_makes_the_shard_set_of_images_while_the_others_wait(run, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_dry_run_of_two_processes_is_told_once(run, shards, tmp_path):
+    words = command(run / "config.yaml", shards, tmp_path / "run")
+    codes, errors = together(2, [*words, "--dry-run"])
+    assert codes == [0, 0], errors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_config, tmp_path):
     out = tmp_path / "more"
     with pytest.raises(StopError):

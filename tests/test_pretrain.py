@@ -312,6 +312,14 @@ def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
         pretrain(shards, run, changed(other, "watch.rollbacks=3"), CPU)
 
 
+@pytest.mark.parametrize("setting", ["watch.num_images=16", "watch.label=other"])
+def test_health_checks_of_one_run_are_of_the_same_images_and_label(
+    run, shards, tiny_config, setting
+):
+    with pytest.raises(IjepaError, match=f"{setting.partition('=')[0]} was"):
+        pretrain(shards, run, changed(tiny_config, setting), CPU)
+
+
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_the_step_at_hand_as_a_schedulers_signal_does(
     run, shards, tiny_config, tmp_path, asked

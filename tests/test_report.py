@@ -186,6 +186,34 @@ def test_a_chart_of_many_points_stays_small_and_keeps_the_last():
     assert {line[-1][0] for line in drawn_points(chart)} == {1000}
 
 
+def test_a_chart_of_many_points_keeps_a_spike():
+    losses = [1.0] * 10_000
+    losses[5_003], losses[7_001] = 100.0, 0.0
+    (line,) = drawn_points(line_chart({"a": ([float(n) for n in range(10_000)], losses)}, "x", "y"))
+    heights = sorted(y for _, y in line)
+    assert heights[0] < heights[1] - 500
+    assert heights[-1] > heights[-2]
+
+
+def test_runs_of_one_folder_name_are_each_drawn_and_those_not_drawn_are_named(run, tmp_path):
+    runs = [tmp_path / str(n) / "main" for n in range(7)]
+    for folder in runs:
+        shutil.copytree(run, folder)
+    report(runs, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    head = text[: text.index("<h2")]
+    assert all(breakable(str(folder)) in head or str(folder) in head for folder in runs)
+    assert f"Not drawn: {runs[-1]}." in head.replace("<wbr>", "").replace("\u200b", "")
+
+
+def test_a_run_that_has_finished_since_is_found_and_what_is_gone_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "main")
+    found = report([tmp_path / "main.partial"], tmp_path / "r.html")
+    assert found.runs == (tmp_path / "main",)
+    with pytest.raises(IjepaError, match=r"gone\.partial"):
+        report([tmp_path / "main", tmp_path / "gone.partial"], tmp_path / "r2.html")
+
+
 def test_a_chart_marks_its_start_and_shows_names_as_text():
     chart = line_chart({"<b>$x$": ([1.0], [2.0]), "other": ([1.0], [3.0])}, "images & more", "y")
     assert chart.count('class="start') == 2

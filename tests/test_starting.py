@@ -134,3 +134,13 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
     assert pretrain(shards, out, long, CPU, prolong=shorter).cached
     if not in_place:
         assert pretrain(shards, tmp_path / "short", short, CPU).cached
+
+
+def test_a_damaged_finished_run_is_not_gone_on_with(held_runs, shards, tmp_path):
+    folder, _, long = held_runs
+    shutil.copytree(folder / "short", tmp_path / "short")
+    path = tmp_path / "short" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 0', '"loss": 9', 1))
+    with pytest.raises(IjepaError, match=r"metrics.jsonl was changed or damaged"):
+        pretrain(shards, tmp_path / "long", long, CPU, prolong=tmp_path / "short")
+    assert not (tmp_path / "long").exists()

@@ -107,7 +107,7 @@ class DataConfig(Settings):
     """Part of the short side that the evaluation view keeps."""
     mean: Rgb = IMAGENET_MEAN
     """Mean of each channel, which is subtracted from pixels in [0, 1]."""
-    std: Rgb = IMAGENET_STD
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     """Standard deviation of each channel, by which pixels are then divided."""
 
     @property
@@ -287,7 +287,7 @@ class OptimizationConfig(Settings):
     ema: tuple[Fraction, Fraction] = (0.996, 1.0)
     """Momentum of the target encoder at the first and at the last step, linear between them; equal
     numbers hold it."""
-    schedule_scale: Positive = 1.0
+    schedule_scale: Annotated[float, Field(ge=1, le=MOST)] = 1.0
     """Length of the schedules over that of the training (published: ipe_scale)."""
     schedule: Literal["cosine", "hold-then-cool"] = "cosine"
     """After the warm-up, `cosine` takes the learning rate to `final_lr` and the weight decay to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -214,7 +214,9 @@ class FinetuneConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _rest_is_the_protocols(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _rest_is_the_protocols(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
         return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
 
     @model_validator(mode="after")

@@ -129,6 +129,18 @@ def _curve(series: Mapping[str, Points], x_label: str, title: str, reading: str)
     return Curve(chart, title, f"{change[0].upper()}{change[1:]}. {reading}")
 
 
+def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS`: the first, the last, the lowest and highest of each stretch."""
+    size = -(-2 * len(line) // (MOST_POINTS - 2))
+    if len(line) <= MOST_POINTS:
+        return line
+    kept = {0, len(line) - 1}
+    for start in range(0, len(line), size):
+        stretch = range(start, min(start + size, len(line)))
+        kept |= {min(stretch, key=lambda n: line[n][1]), max(stretch, key=lambda n: line[n][1])}
+    return [line[number] for number in sorted(kept)]
+
+
 def line_chart(
     series: Mapping[str, Points], x_label: str, y_label: str, *, from_zero: bool = False
 ) -> Markup:
@@ -140,8 +152,7 @@ def line_chart(
     """
     lines = {}
     for name, (x, y) in series.items():
-        every = -(-len(x) // MOST_POINTS)
-        lines[name] = [*zip(x[::every], y[::every], strict=True), (x[-1], y[-1])]
+        lines[name] = _thinned([*zip(x, y, strict=True)])
     (left, right), x_ticks = _axis([x for line in lines.values() for x, _ in line])
     values = [y for line in lines.values() for _, y in line] + [0.0] * from_zero
     (low, high), y_ticks = _axis(values, room=0.06)

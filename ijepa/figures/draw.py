@@ -30,7 +30,7 @@ LEAST_PX = 420  # width of a figure, so that its captions can be read
 PNG_SCALE = 2  # pixels of a PNG for one of the figure
 MOST_NAMED = 8  # letters that a warning names
 PER_INCH = 72  # at which one of matplotlib's points is one pixel
-INK, SOFT, SETTING_FIELDS = (  # light, dark
+INK, SOFT, GROUND = (  # light, dark
     ("#1b1f24", "#e6e9ec"),
     ("#5c6670", "#9aa4ae"),
     ("#ffffff", "#14171a"),
@@ -76,7 +76,7 @@ class Section(NamedTuple):
 @contextlib.contextmanager
 def style(*, dark: bool = False) -> Iterator[None]:
     """Make, and encode, figures inside: settings of the user's matplotlib have no effect there."""
-    ink, soft, ground = (pair[dark] for pair in (INK, SOFT, SETTING_FIELDS))
+    ink, soft, ground = (pair[dark] for pair in (INK, SOFT, GROUND))
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # `encoded` says it once
         mpl.rcdefaults()

@@ -10,8 +10,8 @@ from ijepa.config import Architecture, PretrainConfig, architecture
 from ijepa.jepa.model import PREDICTOR_MLP_RATIO, target_dim
 
 FP32_BYTES, BF16_BYTES = 4, 2
-# Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; a word of its name -> peak.
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
+# Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; words of its name -> peak.
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
 
 
 class StepFlops(NamedTuple):

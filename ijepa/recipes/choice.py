@@ -64,7 +64,7 @@ def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ())
     epochs = min(max(1, round(choice.images_seen / trained)), MOST_EPOCHS)
     if "optimization.epochs" in given:
         epochs = load_recipe(choice.recipe, [given["optimization.epochs"]]).optimization.epochs
-    while batch > trained:
+    while batch > trained and "data.batch_size" not in given:
         batch //= 2
     part, smaller = epochs / recipe.optimization.epochs, batch / recipe.data.batch_size
     settings = {

@@ -87,7 +87,7 @@ def _said(scores: Sequence[Score], what: str) -> str:
         return "; ".join(score.setting for score in scores) or "none"
     if what == "deviations":
         return "; ".join(sorted({line for s in scores for line in s.deviations})) or "none"
-    return str(getattr(scores[0], what))
+    return "; ".join(dict.fromkeys(str(getattr(score, what)) for score in scores))
 
 
 def _compared(first: Score, second: Score) -> Comparison:

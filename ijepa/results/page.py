@@ -127,7 +127,7 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
             preview = _preview(path)
     except UnicodeDecodeError as error:
         raise IjepaError(f"{path} is not UTF-8 text ({error.reason}). Rebuild it.") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise IjepaError(f"{path} cannot be read as a picture ({error}). Rebuild it.") from error
     if suffix == PAGE:
         frame = Markup('<iframe sandbox="allow-scripts" title="{}" srcdoc="{}"></iframe>')

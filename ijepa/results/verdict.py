@@ -23,6 +23,12 @@ def short_name(encoder: str) -> str:
     return name if ":" in name else name.rstrip("/").rpartition("/")[2]
 
 
+def told_apart(encoders: Sequence[str]) -> list[str]:
+    """Short names of encoders; the full ones where two have the same short one."""
+    short = [short_name(encoder) for encoder in encoders]
+    return short if len({*short}) == len(short) else list(encoders)
+
+
 def verdict(results: Sequence[Result]) -> list[str]:
     """How the first encoder of each result compares with its baselines, and what limits this.
 
@@ -33,6 +39,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
         return ["There are no scores yet, so nothing here says how good the features are."]
     data = data_names(score for result in results for score in result)
     leads: dict[str, list[Score]] = {}
+    names: dict[str, str] = {}  # of the baselines, by family
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for result in results:
         first = {score.setting: score for score in reversed(result)}
@@ -44,14 +51,18 @@ def verdict(results: Sequence[Result]) -> list[str]:
             lead, probe = first[score.setting], f"{score.label} ({probe_name(score)})"
             probe = " of ".join(filter(None, [probe, data[score.source]]))
             others = found.setdefault(_family(lead), {})
-            tests = others.setdefault(short_name(score.encoder), {})
+            tests = others.setdefault(_family(score), {})
+            names.setdefault(_family(score), score.encoder)
             tests.setdefault(probe, []).append((lead.top1 - score.top1, score.p_value))
     said = []
     for family, scores in list(leads.items())[:MOST_ENCODERS]:
         is_ours = len(leads) == 1 and scores[0].provenance.method
         name = f"The {'pretrained ' * bool(is_ours)}encoder"
         name += "" if is_ours else f" {short_name(scores[0].encoder)}"
-        said.append(_compared(name, found[family]) if family in found else _alone(name, scores))
+        pairs = found.get(family, {})
+        shown = told_apart([names[other] for other in pairs])
+        named = dict(zip(shown, pairs.values(), strict=True))
+        said.append(_compared(name, named) if pairs else _alone(name, scores))
     if len(leads) > MOST_ENCODERS:
         said.append(f"The tables below have {len(leads) - MOST_ENCODERS} more encoders.")
     return [*said, *_limits(leads, found)]

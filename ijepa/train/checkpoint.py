@@ -29,7 +29,7 @@ from ijepa.config import PretrainConfig
 from ijepa.distributed import is_sharded
 from ijepa.errors import IjepaError
 from ijepa.jepa.schedules import Schedules
-from ijepa.records import read_record
+from ijepa.records import read_record, refuse_changed
 from ijepa.stage import Work, changes
 from ijepa.weights import check_weights, load_checkpoint, save_state
 
@@ -177,6 +177,7 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
     record = read_record(finished) or {}
     if record.get("stage") != "pretrain":
         raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
+    refuse_changed(finished)
     before = PretrainConfig.model_validate(record["config"])
     epochs, longer = before.optimization.epochs, config.optimization.epochs
     optimization = before.optimization.model_copy(update={"epochs": longer})

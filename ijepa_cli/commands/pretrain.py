@@ -223,7 +223,7 @@ def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
 
 def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str:
     """Health at the start and at the end, a word on it, and what to type next."""
-    from ijepa.data.shards import is_remote
+    from ijepa.data.shards import is_remote, open_shards
     from ijepa.jepa.verdict import outcome
 
     checks = [record for record in read_metrics(result.out / "metrics.jsonl") if "rankme" in record]
@@ -241,9 +241,11 @@ def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str
     lines += [
         f"  RankMe             {first['rankme']:.1f} -> {last['rankme']:.1f} dimensions in use"
     ]
-    lines += [f"  {outcome(first, last, config.watch.num_images)}"]
+    checked, split = config.watch.num_images, config.data.split
     if not is_remote(data):
-        split = config.data.split
+        checked = min(checked, len(open_shards(data).split(split)))
+    lines += [f"  {outcome(first, last, checked)}"]
+    if not is_remote(data):
         features = result.out.with_name(f"{result.out.name}-{split}.h5")
         words = ("--encoder", result.out, "--data", data, "--split", split, "--out", features)
         lines += [next_command("extract", *words)]
