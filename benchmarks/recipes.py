@@ -29,7 +29,7 @@ from ijepa.recipes import load_recipe
 # Variant -> settings on top of the recipe.
 STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "levers": {
-        "as published": (),
+        "the recipe": (),
         "targets of all layers": ("targets.layers=[1,2,3,4]",),
         "EMA held at 0.996": ("optimization.ema=[0.996,0.996]",),
         "EMA held at 0.99": ("optimization.ema=[0.99,0.99]",),
@@ -37,6 +37,8 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         "learning rate 2e-3": ("optimization.lr=2e-3",),
         "batches of 128, learning rate 2e-3": ("data.batch_size=128", "optimization.lr=2e-3"),
         "contexts of 28 patches": ("masks.context_patches=28",),
+        "four draws an image": ("masks.draws_per_image=4",),
+        "tanh for the targets' layer norm": ("targets.norm=dyntanh",),
     },
     "masks": {
         "multiblock, embeddings": (),
@@ -73,19 +75,24 @@ class Study:
         self._folder = Path(arguments.out, arguments.study)
         self._images = len(open_shards(arguments.data).split("train"))
         self._recipe = load_recipe(arguments.recipe)
-        self.variants = STUDIES[arguments.study]
+        self.variants = dict(STUDIES[arguments.study])
+        if arguments.only:
+            self.variants = {name: self.variants[name] for name in arguments.only}
+        for one in arguments.variant:
+            name, _, settings = one.partition(":")
+            self.variants[name] = tuple(settings.split())
         self._gflops: dict[str, float] = {}
 
     def run(self) -> list[dict[str, Any]]:
         """Pretrain and probe what is missing; one record for each variant, seed and point."""
         given = self._given
-        if given.only:
-            self.variants = {name: self.variants[name] for name in given.only}
         if given.equal == "cost":
             self._gflops = {name: self._planned(name) for name in self.variants}
-        cells = list(itertools.product(range(given.seeds), [*self.variants, RANDOM]))
+        cells = [(variant, seed) for seed in range(given.seeds) for variant in self.variants]
         with ThreadPoolExecutor(given.jobs) as pool:
-            return list(itertools.chain(*pool.map(lambda cell: self._measured(*cell), cells)))
+            found = list(pool.map(lambda cell: self._measured(*cell), cells))
+            found += pool.map(self._untrained, range(given.seeds))
+        return list(itertools.chain(*found))
 
     def settings(self, variant: str, seed: int) -> list[str]:
         """All settings of a run, as options of the command."""
@@ -114,13 +121,17 @@ class Study:
         words = ["pretrain", "--recipe", given.recipe, "--data", given.data, "--out", out]
         return [*words, "--workers", 0, "--cache", "decoded", *self.settings(variant, seed)]
 
+    def _home(self, variant: str, seed: int) -> Path:
+        return self._folder / "".join(c if c.isalnum() else "-" for c in variant) / str(seed)
+
+    def _untrained(self, seed: int) -> list[dict[str, Any]]:
+        """What the first variant's runs started from."""
+        run = self._home(next(iter(self.variants)), seed) / "run"
+        scores = self._probed(RANDOM, seed, f"random:{run}", self._home(RANDOM, seed))
+        return [scores | {"images": 0}]
+
     def _measured(self, variant: str, seed: int) -> list[dict[str, Any]]:
-        folder = self._folder / "".join(c if c.isalnum() else "-" for c in variant) / str(seed)
-        if variant == RANDOM:
-            first = next(iter(self.variants))
-            run = self._folder / "".join(c if c.isalnum() else "-" for c in first) / "0" / "run"
-            ijepa(*self._pretrain(first, 0, run))
-            return [self._probed(variant, seed, f"random:{run}", folder) | {"images": 0}]
+        folder = self._home(variant, seed)
         run = folder / "run"
         ijepa(*self._pretrain(variant, seed, run))
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -133,8 +144,7 @@ class Study:
             scores["health kNN"] = 100 * near["neighbour_accuracy"]
             found.append(scores | {"images": epoch * self._images})
         curve = [(line.get("images", 0), 100 * line["neighbour_accuracy"]) for line in steps]
-        found[-1] |= {"curve": curve, "rankme": steps[-1]["rankme"]}
-        return found
+        return [*found[:-1], found[-1] | {"curve": curve} | misses(steps[1:])]
 
     def _probed(self, variant: str, seed: int, encoder: str, folder: Path) -> dict[str, Any]:
         given = self._given
@@ -150,8 +160,22 @@ class Study:
                 "probe", probe, "--label", label, "--seed", seed, "--out", out,
                 "--train", folder / "train.h5", "--test", folder / "test.h5",
             )  # fmt: skip
-            scores[f"{probe} {label}"] = 100 * json.loads(out.read_text())["scores"][0]["top1"]
+            scores[f"{probe} {label}"] = 100 * json.loads(out.read_text())[0]["top1"]
         return scores
+
+
+def misses(checks: list[dict[str, float]]) -> dict[str, float]:
+    """By how many points of kNN other ways to choose a health check miss the best one.
+
+    Each takes the check at which its number is best: the largest RankMe, the lowest loss, the last.
+    """
+    accuracy = [100 * check["neighbour_accuracy"] for check in checks]
+    chosen = {
+        "RankMe": max(range(len(checks)), key=lambda n: checks[n]["rankme"]),
+        "loss": min(range(len(checks)), key=lambda n: checks[n]["loss"]),
+        "last": len(checks) - 1,
+    }
+    return {f"missed by {name}": max(accuracy) - accuracy[n] for name, n in chosen.items()}
 
 
 def ijepa(*words: object) -> str:
@@ -167,7 +191,8 @@ def ijepa(*words: object) -> str:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds at the last point of each variant, in percent."""
-    columns = sorted({n for r in records for n in r} - {"variant", "seed", "images", "curve"})
+    columns = [*dict.fromkeys(name for record in records for name in record)]
+    columns = [name for name in columns if name not in ("variant", "seed", "images", "curve")]
     lines = [f"| variant | images | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for variant in dict.fromkeys(record["variant"] for record in records):
         mine = [record for record in records if record["variant"] == variant]
@@ -219,6 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("study", choices=tuple(STUDIES))
     parser.add_argument("--only", nargs="*", help="variants to run, instead of all")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME:SETTING SETTING ..."
+    )
     parser.add_argument("--data", type=Path, default=Path("shards/cifar10"))
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     parser.add_argument("--recipe", default="cifar10")
