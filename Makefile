@@ -94,6 +94,10 @@ $(VENV)/.dev: $(VENV)/.ready
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.decoder: $(VENV)/.ready
+	@$(PIP) --editable '.[decoder]'
+	@touch $@
+
 mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 14 minutes.
 	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
 
@@ -102,7 +106,7 @@ SCALE  = mini
 GPUS   = 1
 JOBS   = $(if $(filter mini,$(SCALE)),2,1)
 
-reproduce: setup ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
+reproduce: $(VENV)/.decoder ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
 	@$(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,--jobs=$(JOBS)) --no-print-directory \
 	  --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
 

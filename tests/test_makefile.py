@@ -310,3 +310,10 @@ def test_weights_of_others_become_encoders_of_the_tables(graph, tmp_path):
     tuned = {option(words, "--encoder") for words in commands if words[0] == "finetune"}
     assert f"{mae}.pth" in tuned
     assert f"{byol}.pth" not in tuned  # a ResNet is not fine-tuned
+
+
+def test_reproduce_installs_what_its_decoder_needs_before_it_begins(make, folder):
+    for name in ("pyproject.toml", "constraints.txt"):
+        (folder / name).touch()
+    told = make("-n", "reproduce").stdout
+    assert 0 < told.index(".[decoder]") < told.index("train-decoder")
