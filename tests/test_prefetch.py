@@ -31,6 +31,18 @@ def test_items_come_in_order_from_a_thread_that_is_only_so_far_ahead(ahead):
     assert {thread for _, thread in made}.isdisjoint({threading.current_thread()})
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_the_thread_works_ahead_while_an_item_is_used(ahead):
+    made = []
+    items = prefetched(numbers(20, made), ahead)
+    assert next(items) == 0
+    until = time.monotonic() + 30
+    while len(made) < 1 + ahead:
+        assert time.monotonic() < until, "the thread makes an item only when it is asked for"
+        time.sleep(0.001)
+    items.close()
+
+
 def test_what_fails_in_the_thread_fails_where_the_items_are_used():
     seen, closed = [], []
     with pytest.raises(ValueError, match="no such picture"):
