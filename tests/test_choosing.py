@@ -5,7 +5,7 @@ import torch
 from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
 from typer.testing import CliRunner
 
-from ijepa.config import ExtractConfig
+from ijepa.config import ExtractConfig, ProbeConfig
 from ijepa.data.shards import open_shards
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
@@ -13,6 +13,8 @@ from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.files import read_metrics
 from ijepa.pretrain import pretrain
+from ijepa.probe import probe
+from ijepa.report import report
 from ijepa.train.checkpoint import BEST
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
@@ -127,3 +129,15 @@ def test_a_run_with_held_out_images_goes_on_exactly(shards, tiny_config, tmp_pat
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(torch.isfinite(torch.tensor(list(record.values()))).all() for record in records)
+
+
+def test_the_page_says_how_the_checkpoint_of_a_score_was_chosen(run, shards, tmp_path):
+    for split in ("train", "val"):
+        taken = ExtractConfig(encoder=run, checkpoint="best", split=split)
+        extract(shards, tmp_path / f"{split}.h5", taken, CPU)
+    files = tmp_path / "train.h5", tmp_path / "val.h5"
+    probe(files, [], tmp_path / "knn.json", ProbeConfig(name="knn"))
+    report([tmp_path / "knn.json"], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    step = load_checkpoint(run / BEST)["step"]
+    assert f"best.pt (target) after {step} steps, the health check with the best nearest" in text
