@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
+from ijepa.text import did_you_mean
 
 LARGE_BYTES, PART_BYTES = 2**28, 2**24  # of a file whose reading is worth a bar, and of its steps
 ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
@@ -26,6 +27,13 @@ def names_in(folder: Path) -> list[str]:
     """Names in a folder, without those of locks, records and unfinished work; none if missing."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [name for name in names if not name.endswith(BESIDE)]
+
+
+def no_file(path: Path, what: str) -> str:
+    """Why there is no file of this name, such as a `feature file`; with the nearest name."""
+    if path.is_dir():
+        return f"{path} is a folder, not a {what}"
+    return f"There is no {what} {path}{did_you_mean(path.name, names_in(path.parent))}"
 
 
 def sibling(path: Path, suffix: str) -> Path:

@@ -107,12 +107,13 @@ def stage(
             arguments = {one.name: values[one.name] for one in own}
             if settings:
                 body = {name: values[name] for name in fields if _is_given(ctx, name)}
+                typed = {name: _flag(name) for name in body}
                 for override in values["overrides"] or ():
                     apply_override(body, override)
-                arguments["config"] = validated(settings, body, "options")
-            typed = shlex.join(["ijepa", *sys.argv[1:]])
-            chosen = NOT_ASKED | {name: values[name] for name in of_run} | {"command": typed}
-            runtime = validated(Runtime, chosen, "options")
+                arguments["config"] = validated(settings, body, "options", typed)
+            command_line = shlex.join(["ijepa", *sys.argv[1:]])
+            chosen = NOT_ASKED | {name: values[name] for name in of_run} | {"command": command_line}
+            runtime = validated(Runtime, chosen, "options", {name: _flag(name) for name in of_run})
             with outlook_shown(values["as_json"]):
                 function(**arguments, runtime=runtime, as_json=values["as_json"])
 
@@ -163,11 +164,15 @@ def _single(settings: type[Settings]) -> list[str]:
     return [n for n, kind in kinds.items() if not (isclass(kind) and issubclass(kind, Settings))]
 
 
+def _flag(name: str) -> str:
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
 def _option(
     settings: type[Settings], name: str, panel: str, *, hidden: bool = False
 ) -> inspect.Parameter:
     field = settings.model_fields[name]
-    flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    flag = _flag(name)
     kind = _type(field.annotation)
     default = ... if field.is_required() else field.default
     if default is True:

@@ -139,7 +139,13 @@ def test_overrides_reach_nested_settings_and_keep_types():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("cifar10", "optimization.lrate=1", "optimization.lrate is not a known setting"),
+        ("cifar10", "optimization.lrate=1", r"lrate is not a known .*mean optimization\.lr\?"),
+        (
+            "cifar10",
+            "data.image_px=0",
+            r": data\.image_px = 0: it should be greater than or equal to 1\.$",
+        ),
+        ("cifar10", "data.crop_scale=1", r"write a list, such as data\.crop_scale=\[1,1\]"),
         ("cifar10", "data.batch_size=0", "data.batch_size = 0"),
         ("cifar10", "data.image_px=30", "not a multiple of encoder.patch_px"),
         ("cifar10", "data.batch_size", "has no '='"),
@@ -196,6 +202,11 @@ def test_another_batch_warns_of_the_learning_rate_and_of_the_masks(caplog):
     load_recipe("in1k_vith14_ep300", ["data.batch_size=64"])
     assert "lr 0.001 is meant for batches of 2048; for 64 people take 3.1e-05" in caplog.text
     assert "over 64 images instead of 128: they become longer" in caplog.text
+
+
+def test_a_run_that_ends_in_its_warm_up_warns(caplog):
+    load_recipe("cifar10", ["optimization.epochs=1", "optimization.warmup_epochs=100"])
+    assert "rises to the end of training: optimization.warmup_epochs is 100 and" in caplog.text
 
 
 @pytest.mark.parametrize(

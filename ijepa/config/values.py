@@ -10,12 +10,14 @@ from inspect import isclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from ijepa.errors import IjepaError
 
 C = TypeVar("C", bound=BaseModel)
 SHOWN_FAULTS = 20
-MASK_KINDS = ("multiblock", "rasterized", "block", "random")
+# What pydantic puts between the names of settings: which of several types it tried.
+UNION_MEMBER = re.compile(r"multiblock|rasterized|block|random|int|str|constrained-\w+|.+\[.*\]")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Bounds keep a slip of the pen from filling memory or from never ending: each is far above any use.
@@ -151,26 +153,50 @@ def _meant(kind: type[BaseModel], where: str) -> str:
     """The setting that a mistyped one is nearest to, in its own group first; empty if none is."""
     group, dot, last = where.rpartition(".")
     every = list(_meanings(kind))
-    for some in ([one for one in every if one[0] == group + dot], every):
-        if near := get_close_matches(last, [words for _, words, _ in some], n=1):
+    within = [one for one in every if one[0] == group + dot]
+    for some, cutoff in (
+        (within, 0.5 if dot else 0.6),
+        (every, 0.6),
+    ):  # lrate: lr, not stream.lanes
+        if near := get_close_matches(last, [words for _, words, _ in some], 1, cutoff):
             return f" (did you mean {next(name for _, words, name in some if words == near[0])}?)"
     return ""
 
 
-def validated(kind: type[C], body: object, source: str) -> C:
-    """Check a mapping against a configuration; all faults of `source` are one error."""
+def validated(
+    kind: type[C], body: object, source: str, options: Mapping[str, str] | None = None
+) -> C:
+    """Check a mapping against a configuration; all faults of `source` are one error.
+
+    `options` are the options by which settings were typed, of those that were.
+    """
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors()[:SHOWN_FAULTS]:
-            where = ".".join(str(part) for part in fault["loc"] if part not in MASK_KINDS)
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                faults.append(f"{where} is not a known setting{_meant(kind, where)}")
-            else:
-                value = f"{where} = {fault['input']!r:.200}: " if where else ""
-                faults.append(f"{value}{message}")
-        if more := error.error_count() - len(faults):
-            faults.append(f"and {more:,} more")
-        raise IjepaError(f"{source}: {'; '.join(faults)}.") from error
+        faults: dict[str, ErrorDetails] = {}  # one a setting
+        for fault in error.errors():
+            parts = [str(part) for part in fault["loc"]]
+            where = ".".join(part for part in parts if not UNION_MEMBER.fullmatch(part))
+            if where not in faults or faults[where]["type"].endswith("_type"):  # not what was meant
+                faults[where] = fault
+        shown = [*faults.items()][:SHOWN_FAULTS]
+        said = [_fault(kind, where, fault, options or {}) for where, fault in shown]
+        if more := len(faults) - len(said):
+            said.append(f"and {more:,} more")
+        raise IjepaError(f"{source}: {'; '.join(said)}.") from error
+
+
+def _fault(
+    kind: type[BaseModel], where: str, fault: ErrorDetails, options: Mapping[str, str]
+) -> str:
+    if fault["type"] == "extra_forbidden":
+        return f"{where} is not a known setting{_meant(kind, where)}"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    first, given = where.partition(".")[0], fault["input"]
+    if fault["type"] == "tuple_type":
+        like = given if isinstance(given, str) else f"{given},{given}"
+        message = f"write a list, such as {where}=[{like}]"
+    if first in options:
+        words = " ".join(map(str, given if isinstance(given, list | tuple) else [given]))
+        return f"{options[first]} {words:.200}: {message}"
+    return f"{where} = {given!r:.200}: {message}" if where else message

@@ -15,6 +15,7 @@ import yaml
 
 from ijepa.config import Config, PretrainConfig, StrPath, validated
 from ijepa.errors import IjepaError
+from ijepa.files import no_file
 from ijepa.recipes.published import GLOBAL_BATCH, batch_note, is_published, translate
 from ijepa.text import did_you_mean
 
@@ -40,7 +41,7 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     for override in overrides:
         apply_override(body, override)
     config = validated(PretrainConfig, body, f"recipe {source}")
-    _warn_of_batch(before, config)
+    _warn(before, config)
     return config
 
 
@@ -102,7 +103,7 @@ def _text(name_or_path: str) -> str:
         return resources.files("ijepa.recipes").joinpath(f"{name_or_path}.yaml").read_text()
     path = Path(name_or_path)
     if not path.is_file():
-        raise IjepaError(f"There is no recipe file {path}.")
+        raise IjepaError(f"{no_file(path, 'recipe file')}.")
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
@@ -132,8 +133,14 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401  # whatever it holds
     return body
 
 
-def _warn_of_batch(recipe: PretrainConfig, config: PretrainConfig) -> None:
-    """A batch of another size asks for another learning rate, and may change the masks."""
+def _warn(recipe: PretrainConfig, config: PretrainConfig) -> None:
+    """A warm-up to the end has only rising learning rates; another batch asks for another one."""
+    meant_to, asked = recipe.optimization, config.optimization
+    if asked.warmup_epochs >= asked.epochs and meant_to.warmup_epochs < meant_to.epochs:
+        log.warning(
+            "the learning rate rises to the end of training: optimization.warmup_epochs is %g and "
+            "optimization.epochs %d; lower the first.", asked.warmup_epochs, asked.epochs,
+        )  # fmt: skip
     batch, meant = config.data.batch_size, recipe.data.batch_size
     if batch == meant:
         return

@@ -63,7 +63,8 @@ def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ())
     trained = max(1, num_images - watched if holds_out else num_images)
     epochs = min(max(1, round(choice.images_seen / trained)), MOST_EPOCHS)
     if "optimization.epochs" in given:
-        epochs = load_recipe(choice.recipe, [given["optimization.epochs"]]).optimization.epochs
+        asked = [given["optimization.epochs"], "optimization.warmup_epochs=0"]  # which follows them
+        epochs = load_recipe(choice.recipe, asked).optimization.epochs
     while batch > trained and "data.batch_size" not in given:
         batch //= 2
     part, smaller = epochs / recipe.optimization.epochs, batch / recipe.data.batch_size
