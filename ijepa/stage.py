@@ -9,6 +9,8 @@ import functools
 import logging
 import operator
 import os
+import re
+import reprlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +37,9 @@ from ijepa.records import (
 
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
 NEW = "nothing is there yet"  # and why, for most
+DIGEST = re.compile("[0-9a-f]{64}")
+SHORT = reprlib.Repr()  # of values that changed
+SHORT.maxstring = SHORT.maxother = 40
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +149,11 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
         raise DryRun(plan, *outlook(plan, force=runtime.force))
     _refuse_place(plan)
     folder = sibling(plan.out, ".partial")
+    if plan.out.parent.is_dir() and not os.access(plan.out.parent, os.W_OK):
+        if outlook(plan, force=runtime.force)[0] != CACHED:
+            raise IjepaError(f"{plan.out.parent} cannot be written to; choose another output.")
+        yield Work(plan, folder, cached=True)
+        return
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with lock(plan.out):
         _finish_publishing(plan, folder)
@@ -213,12 +223,17 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
         words = name.removeprefix("config.")
         if words in plan.ignored:
             continue
-        if name not in theirs:  # the record is of an earlier version
-            others.append(f"{words}, a new setting, is {ours[name]!r:.40}")
+        one, other = ours.get(name) or "", theirs.get(name) or ""
+        if name.startswith("inputs.") or DIGEST.search(f"{one} {other}"):  # never shown
+            word = "changed" if one and other else "is new" if one else "is left out"
+            known += [f"{words} {word}"] if one != other else []
+        elif name not in theirs:  # the record is of an earlier version
+            others.append(f"{words}, a new setting, is {SHORT.repr(ours[name])}")
         elif name not in ours:
-            others.append(f"{words} was {theirs[name]!r:.40}, now unset")
+            others.append(f"{words} was {SHORT.repr(theirs[name])}, now unset")
         elif ours[name] != theirs[name]:
-            known.append(f"{words} was {theirs[name]!r:.40}, now {ours[name]!r:.40}")
+            was, now = SHORT.repr(theirs[name]), SHORT.repr(ours[name])
+            known.append(f"{words} was {was}, now {now}")
     return "; ".join([*known, *others][:3])
 
 

@@ -112,6 +112,23 @@ def test_the_outlook_is_what_then_happens_and_writes_nothing(tmp_path):
     assert outlook(plan(out)) == (WOULD_RUN, "a file of it was changed or removed")
 
 
+def test_a_digest_that_changed_is_named_and_not_shown(tmp_path):
+    one, other = (plan(tmp_path / "out", data=fingerprint_of(body)) for body in "ab")
+    make(one)
+    assert outlook(other) == (WOULD_RUN, "inputs.data changed")
+    renamed = changed(one, inputs={"features": one.inputs["data"]})
+    assert outlook(renamed) == (WOULD_RUN, "inputs.features is new; inputs.data is left out")
+
+
+def test_a_finished_output_on_a_read_only_disk_is_cached(tmp_path, monkeypatch):
+    made = plan(tmp_path / "out")
+    make(made)
+
+    monkeypatch.setattr("ijepa.stage.os.access", lambda *_: False)
+    assert not make(made)
+    refuse(plan(tmp_path / "out", number=2), "cannot be written to; choose another")
+
+
 def test_what_a_kill_left_goes_on(tmp_path):
     begin(plan(tmp_path / "out"), "half")
     assert outlook(plan(tmp_path / "out"))[0] == GOES_ON

@@ -63,7 +63,7 @@ def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
     out = tmp_path / "new"
     pretrain(shards, out, still, CPU, init=run)
     assert pretrain(shards, out, still, CPU, init=run).cached
-    with pytest.raises(IjepaError, match="init was"):
+    with pytest.raises(IjepaError, match="init is left out"):
         pretrain(shards, out, still, CPU)
     assert read_record(out)["init"] == str(run)
     again = load_recipe(str(out / "config.yaml"))
