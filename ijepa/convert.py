@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.spec import LAST, weights_fingerprint
+from ijepa.encoders.spec import LAST, PARTS, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 VERSION = 5
 CARD = "README.md"
 FOLDERS = ("hf", "timm")  # formats of more than one file
-WORDS = {
-    "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
-}  # fmt: skip
 HUB_DATASETS = {  # by kind of source
     "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "imagenet": "ILSVRC/imagenet-1k",
 }  # fmt: skip
@@ -144,7 +141,7 @@ def _write(
         for score in result
     ]
     kept, encoder = write.kept_parts(networks, config.to, which), networks.config.encoder
-    holds = ", ".join(WORDS[part] for part in kept)
+    holds = ", ".join(PARTS[part] for part in kept)
     name = config.push or out.name
     load = _load_call(config.to, name, which, on_hub=bool(config.push))
     own = [score for result in results for score in result if score.weights_sha256 in ours]

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
 from ijepa.errors import IjepaError
-from ijepa.files import BESIDE, file_sha256, read_metrics, write_bytes
+from ijepa.files import BESIDE, file_sha256, no_file, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
@@ -265,7 +265,7 @@ def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], li
         results.setdefault(result_id(result), (path, result))
     for path in pictures:
         if not path.is_file():
-            raise IjepaError(f"There is no picture {path}; make one with `ijepa visualize`.")
+            raise IjepaError(f"{no_file(path, 'picture')}; make one with `ijepa visualize`.")
     return dict(results.values()), runs, pictures
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ijepa.errors import IjepaError
-from ijepa.files import whole_file
+from ijepa.files import no_file, whole_file
 
 SCHEMA = 2  # of our checkpoints
 PARTS = {"step": int, "config": dict, "model": dict, "optimizer": dict, "facts": dict}
@@ -160,7 +160,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             read. Nothing in the file is executed, and memory stays within some times its size.
     """
     if not path.is_file():
-        raise IjepaError(f"There is no file of weights {path}.")
+        raise IjepaError(f"{no_file(path, 'file of weights')}.")
     try:
         if _is_safetensors(path):
             with safe_open(path, framework="pt", device="cpu") as file:

@@ -1,5 +1,7 @@
 """Which state of a run is kept and taken: by nearest neighbours of images, held out or not."""
 
+import shutil
+
 import pytest
 import torch
 from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
@@ -15,6 +17,7 @@ from ijepa.files import read_metrics
 from ijepa.pretrain import pretrain
 from ijepa.probe import probe
 from ijepa.report import report
+from ijepa.shard import shard
 from ijepa.train.checkpoint import BEST
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
@@ -60,8 +63,13 @@ def test_a_resumed_run_keeps_the_best_check_of_both_its_parts(
 def test_no_best_state_is_kept_where_nobody_asks_or_there_is_no_label(
     shards, tiny_config, tmp_path
 ):
-    for name, setting in (("unasked", "watch.keep_best=false"), ("blind", "watch.label=none")):
-        pretrain(shards, tmp_path / name, changed(tiny_config, setting), CPU)
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted((shards.parent / "images" / "train").rglob("*.png"))):
+        shutil.copyfile(path, tmp_path / "flat" / f"{number}.png")
+    shard(tmp_path / "flat", tmp_path / "set")
+    unasked = changed(tiny_config, "watch.keep_best=false")
+    for name, data, config in (("un", shards, unasked), ("blind", tmp_path / "set", tiny_config)):
+        pretrain(data, tmp_path / name, config, CPU)
         assert not (tmp_path / name / BEST).exists()
         with pytest.raises(IjepaError, match="has no checkpoint 'best'; there are epoch-0001, "):
             load_encoder(tmp_path / name, checkpoint="best")
@@ -89,11 +97,13 @@ def test_features_of_a_chosen_checkpoint_are_those_of_its_file_and_say_so(run, s
         (["--checkpoint", "bets"], "has no checkpoint 'bets' (did you mean 'best'?)"),
         (["--checkpoint", "../config"], "String should match pattern"),
         (["--encoder", "pixels", "--checkpoint", "best"], "pixels is no finished run"),
+        (["--encoder", "SHARDS"], "is a shard set, no finished run"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_refused_in_one_line(
     run, shards, tmp_path, words, message
 ):
+    words = [str(shards) if word == "SHARDS" else word for word in words]
     words = words if "--encoder" in words else ["--encoder", str(run), *words]
     out = tmp_path / "features.h5"
     result = CliRunner().invoke(app, ["extract", "--data", str(shards), "--out", str(out), *words])

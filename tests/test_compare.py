@@ -61,6 +61,11 @@ def test_what_was_probed_otherwise_is_not_compared(tmp_path, results, changed, r
         compare(results[0], other)
 
 
+def test_a_folder_of_several_results_is_answered_with_their_names(tmp_path, results):
+    with pytest.raises(IjepaError, match=r"folder of results; name \S+good.json or \S+poor.json\."):
+        compare(results[0], tmp_path)
+
+
 def test_averages_of_draws_are_refused(tmp_path):
     out = tmp_path / "few.json"
     probe(pair(tmp_path), [], out, ProbeConfig(name="few-shot", shots=(1,)))

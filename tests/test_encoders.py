@@ -352,7 +352,7 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
     [
         ("vit_tiny_patch16_224.nobody", r"has no vit_tiny_patch16_224.nobody; it has vit_tiny_"),
         ("vit_tiny_patch16_224@", "vit_tiny_patch16_224@ names no file"),
-        ("vit_tiny_patch16_224@.", "There is no file"),
+        ("vit_tiny_patch16_224@.", "is a folder, not a file of weights"),
         ("@weights.pth", "has no model ''"),
     ],
 )

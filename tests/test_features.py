@@ -341,6 +341,8 @@ def test_a_mistyped_label_layer_or_file_is_answered_in_one_line(tmp_path):
         features.numpy(2)
     with pytest.raises(IjepaError, match=r"no feature file .*vel.h5 \(did you mean 'val.h5'\?\)"):
         open_features(tmp_path / "vel.h5")
+    with pytest.raises(IjepaError, match="is a folder, not a feature file; make one"):
+        open_features(tmp_path)
 
 
 def test_keys_and_labels_become_a_table_of_pandas_where_it_is_installed(tmp_path, monkeypatch):

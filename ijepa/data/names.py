@@ -12,6 +12,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from ijepa.errors import IjepaError
+from ijepa.files import no_file
 
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 SHOWN_LINES = 3  # in an error
@@ -60,7 +61,7 @@ def read_lines(path: Path) -> list[str]:
         IjepaError: there is no such file, or it is empty.
     """
     if not path.is_file():
-        raise IjepaError(f"There is no list {path}.")
+        raise IjepaError(f"{no_file(path, 'list')}.")
     lines = (line.strip() for line in path.read_text(errors="surrogateescape").splitlines())
     found = [line for line in dict.fromkeys(lines) if line]
     if not found:

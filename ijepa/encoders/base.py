@@ -20,12 +20,11 @@ from ijepa.config import DataConfig, Precision, Size, StrPath, height_width
 from ijepa.data.decode import decode_rgb, rgb_pixels
 from ijepa.distributed import uses_bf16
 from ijepa.errors import IjepaError
-from ijepa.files import names_in
+from ijepa.files import no_file
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.progress import Progress, automatic
 from ijepa.provenance import Provenance
-from ijepa.text import did_you_mean
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 CLASS_TOKEN = "class token after the final norm"
@@ -320,8 +319,7 @@ def _rgb_pixels(image: Picture) -> Pixels:
                 f"{path} is a folder; give its image files, such as "
                 f"sorted(Path({str(path)!r}).glob('*.jpg'))."
             )
-        near = did_you_mean(path.name, names_in(path.parent))
-        raise IjepaError(f"There is no image file {path}{near}.")
+        raise IjepaError(f"{no_file(path, 'image file')}.")
     else:
         kind = f"a {type(image).__name__}"
     raise IjepaError(

@@ -24,7 +24,7 @@ from ijepa.config import (
     architecture,
     validated,
 )
-from ijepa.encoders.spec import BEST, LAST
+from ijepa.encoders.spec import BEST, LAST, PARTS
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
 from ijepa.jepa.model import Predictor, target_dim
@@ -43,7 +43,6 @@ from ijepa.weights import (
 )
 
 ENCODERS = {"target": "target_encoder", "context": "encoder"}
-PARTS = ("encoder", "predictor", "target_encoder")
 NOTES = "ijepa"  # metadata key under which converted files keep our config and provenance
 # What IJepaModel must be set to for its features to be ours.
 SAME_NETWORK = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}

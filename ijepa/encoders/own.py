@@ -11,7 +11,7 @@ from torch import Tensor
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
 from ijepa.encoders.base import NOTHING, PATCH_AVERAGE, Encoder, Pooled, token_pool
 from ijepa.encoders.formats import Networks, read_networks
-from ijepa.encoders.spec import EncoderSpec, checkpoint_path, released
+from ijepa.encoders.spec import PARTS, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
@@ -142,6 +142,8 @@ def load_jepa(name: str) -> TrainedJepa:
     networks = read_networks(checkpoint_path(path))
     jepa, parts = build_ijepa(networks.config), networks.parts
     if not name.startswith("random:"):
+        if lost := next((words for part, words in PARTS.items() if part not in parts), None):
+            raise IjepaError(f"{name} holds no {lost}; name a run, or a checkpoint of one.")
         weights = {f"{part}.{key}": parts[part][key] for part in parts for key in parts[part]}
         load_weights(jepa, weights, path)
     return TrainedJepa(name, jepa.eval().requires_grad_(False), networks.config)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath
 from ijepa.errors import IjepaError
-from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in
+from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in, no_file, sibling
 from ijepa.paper import TABLES
 from ijepa.progress import Progress, silent
 from ijepa.provenance import Provenance
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
 
 CHECKPOINTS = Path("checkpoints")
+PARTS = {  # of weights by name, in words
+    "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
+}  # fmt: skip
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
+
+MADE = {"shard": "a shard set", "train-decoder": "a decoder"}  # folders by their stage
 
 log = logging.getLogger(__name__)
 
@@ -190,10 +195,8 @@ class EncoderSpec(NamedTuple):
         assert self.file is not None
         if self.kind in KINDS:
             if not self.file.is_file():
-                near = did_you_mean(self.file.name, names_in(self.file.parent))
                 raise IjepaError(
-                    f"There is no file {self.file}{near}; `ijepa encoders` lists download "
-                    f"locations."
+                    f"{no_file(self.file, 'file')}; `ijepa encoders` lists download locations."
                 )
             return fingerprint_of([self.kind, "", self.which, [file_sha256(self.file, progress)]])
         if not self.file.exists():
@@ -276,10 +279,10 @@ def checkpoint_path(path: Path) -> Path:
     if path.is_file():
         return path
     if not (path / LAST).is_file():
-        raise IjepaError(
-            f"{path} is no finished run: there is no {path / LAST}. "
-            f"Finish `ijepa pretrain`, or name a file in {path}.partial/checkpoints."
-        )
+        begun = sibling(path, ".partial") / CHECKPOINTS
+        kind = MADE.get((read_record(path) or {}).get("stage", ""), "a folder without a run")
+        hint = f"finish it, or name a file in {begun}" if begun.is_dir() else "name one"
+        raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; {hint}.")
     return path / LAST
 
 

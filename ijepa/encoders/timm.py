@@ -37,6 +37,7 @@ from ijepa.encoders.base import (
 from ijepa.encoders.formats import ENCODERS, held_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
+from ijepa.files import no_file
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
@@ -107,7 +108,7 @@ def weight_files(spec: EncoderSpec) -> list[Path]:
             f"timm:{name}@FILE."
         ) from error
     if not file.is_file():
-        raise IjepaError(f"There is no file {file}.")
+        raise IjepaError(f"{no_file(file, 'file of weights')}.")
     return [file]
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.files import names_in
+from ijepa.files import no_file
 from ijepa.provenance import UNKNOWN, Provenance
 from ijepa.text import did_you_mean
 
@@ -204,8 +204,7 @@ def read_header(path: Path) -> FeatureHeader:
 def _readable(path: Path) -> Iterator[h5py.File]:
     """The open file; whatever HDF5 finds damaged becomes one line."""
     if not path.is_file():
-        near = did_you_mean(path.name, names_in(path.parent))
-        raise IjepaError(f"There is no feature file {path}{near}; make one with `ijepa extract`.")
+        raise IjepaError(f"{no_file(path, 'feature file')}; make one with `ijepa extract`.")
     try:
         with h5py.File(path, "r") as store:
             yield store

@@ -219,8 +219,10 @@ def read_result(path: StrPath) -> Result:
     Raises:
         IjepaError: not there, not a result of this version, or damaged.
     """
-    path = Path(path)
-    path = path / RESULT if path.is_dir() else path
+    folder = path = Path(path)
+    path = folder / RESULT if folder.is_dir() else path
+    if not path.is_file() and (found := [f for f in sorted(folder.glob("*.json")) if is_result(f)]):
+        raise IjepaError(f"{folder} is a folder of results; name {' or '.join(map(str, found))}.")
     if not path.is_file():
         raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
     body = _read(path)

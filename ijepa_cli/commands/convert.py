@@ -57,7 +57,9 @@ def convert(
 
 
 def _sentence(result: "ConvertResult") -> str:
-    left_out = ", ".join(part.replace("_", " ") for part in result.left_out)
+    from ijepa.encoders.spec import PARTS
+
+    left_out = ", ".join(PARTS[part] for part in result.left_out)
     pushed = f"\nUploaded to {result.url}" if result.url else ""
     return (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
