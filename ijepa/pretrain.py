@@ -318,5 +318,8 @@ def _open(
 
         remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
         return remote, {"data": remote.fingerprint, "read": "streamed"}
-    data = open_shards(Path(shards))
-    return data.split(config.data.split), {"data": data.fingerprint}
+    data, label = open_shards(Path(shards)), config.watch.label
+    images = data.split(config.data.split)
+    if label != PretrainConfig().watch.label:  # the default stands for no label, too
+        images.refuse_unknown(label)
+    return images, {"data": data.fingerprint}

@@ -127,14 +127,21 @@ def plan_shard(
     """
     out = Path(out)
     opened = open_source(os.fspath(source), folders_are_classes=config.folders_are_classes)
-    if opened.where and out.resolve() in (opened.where.resolve(), *opened.where.resolve().parents):
-        raise IjepaError(f"{out} holds the images themselves; choose another output.")
+    if opened.where:
+        refuse_place(opened.where, out)
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
     inputs = {"source": opened.digest()}
     if subset is not None:
         read_lines(Path(subset))
         inputs["subset"] = file_sha256(Path(subset))
     return StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
+
+
+def refuse_place(images: Path, out: Path) -> None:
+    """Refuse an output that would replace the images, or be among them the next time."""
+    where, place = images.resolve(), out.resolve()
+    if where in (place, *place.parents) or place in where.parents:
+        raise IjepaError(f"{out} overlaps the folder of the images; choose one outside {images}.")
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:

@@ -55,7 +55,7 @@ def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
         with pytest.raises(IjepaError, match=r"train-000000\.tar is damaged at sample 0 of train"):
             read(0)
     assert reader.read_image(1)
-    with pytest.raises(IjepaError, match=r"train-000000\.tar of \d+ files are damaged"):
+    with pytest.raises(IjepaError, match=r"1 of \d+ files is damaged: train-000000\.tar\."):
         check_shards(folder)
 
 

@@ -292,7 +292,7 @@ def test_mixed_images_have_mixed_labels_and_train_alike_twice(run, shards, tmp_p
     ("settings", "message"),
     [
         ({"encoder": "pixels"}, "pixels.* can be extracted from, not fine-tuned"),
-        ({"label": "colour"}, "train has no label 'colour'; its labels are: class"),
+        ({"label": "colour"}, "train of .* has no label 'colour'; its labels are: class"),
         ({"subset": "1-per-class", "holdout": 0.1}, "No image can be held out"),
         ({"subset": "half"}, "'half' is no file, and not written as 1% or 5-per-class"),
         ({"mixup": 0.8, "batch_size": 63}, "Mixup pairs images, and 63 are odd"),

@@ -90,14 +90,16 @@ def test_an_image_that_does_not_decode_is_refused_with_the_command_that_leaves_i
 
 
 def test_a_run_keeps_the_recipe_that_it_was_begun_with_on_another_device(tmp_path):
+    (tmp_path / "own").mkdir()
     for number in range(40):
-        Image.new("RGB", (160, 200), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    shard(tmp_path, tmp_path / "shards")
+        Image.new("RGB", (160, 200), (number, 0, 0)).save(tmp_path / "own" / f"{number}.png")
+    shard(tmp_path / "own", tmp_path / "shards")
     chosen = [auto_recipe(tmp_path / "shards", tmp_path / "run", SMALL[3:], gpu)
               for gpu in (lambda: True, lambda: False)]  # fmt: skip
     assert [one.recipe for one in chosen] == ["own-224", "own-64"]
     assert [one.config.data.batch_size for one in chosen] == [32, 32]
     (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "work.json").write_text('{"stage": "pretrain"}')
     (tmp_path / "run.partial" / "config.yaml").write_text(dump_yaml(chosen[1].config))
     again = auto_recipe(tmp_path / "shards", tmp_path / "run", SMALL[3:], lambda: True)
     assert again.recipe == "own-64"

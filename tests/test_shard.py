@@ -183,7 +183,7 @@ def test_an_image_listed_twice_is_refused(tmp_path):
 def test_the_output_never_replaces_the_source(tmp_path):
     folder = write_files(tmp_path / "images", class_folders(1))
     for out in (folder, tmp_path, folder / ".." / "images"):
-        with pytest.raises(IjepaError, match="holds the images themselves"):
+        with pytest.raises(IjepaError, match="overlaps the folder of the images"):
             shard(folder, out, runtime=Runtime(workers=1, force=True))
     assert (folder / "train" / "cat" / "0000.png").exists()
 
@@ -617,10 +617,22 @@ def test_the_command_hands_every_option_on(tmp_path):
     assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)
     assert body["labels"]["class"]["last"] == "train"
     assert decode_rgb(samples(tmp_path / "set")["train/train/a"].image).shape == (4, 4, 3)
-    with pytest.raises(IjepaError, match=r"pixel_range = .*two finite numbers, the lower one"):
+    with pytest.raises(
+        IjepaError, match=r"--pixel-range 1\.0 1\.0: .*two finite numbers, the lower one"
+    ):
         ijepa(*words, "--pixel-range", "1", "1")
     with pytest.raises(IjepaError, match=r"6 x 8 pixels, more than 47.*--max-pixels"):
         ijepa(*words, "--max-pixels", "47")
+
+
+def test_an_output_among_the_images_and_a_shard_set_as_source_are_refused(tmp_path):
+    write_files(tmp_path / "images", {"a.png": encoded(0)})
+    with pytest.raises(IjepaError, match="overlaps the folder of the images; choose"):
+        shard(tmp_path / "images", tmp_path / "images" / "set")
+    shard(tmp_path / "images", tmp_path / "set")
+    for kind in ("", "webdataset:"):
+        with pytest.raises(IjepaError, match=r"is a shard set .* shard its source .*images again"):
+            shard(f"{kind}{tmp_path / 'set'}", tmp_path / "again")
 
 
 def test_a_labelled_tar_of_others_can_be_scored_and_ours_are_such_tars(tmp_path):

@@ -3,6 +3,7 @@
 A row says where the image of a sample lies, its class numbers and its key; files are memory-mapped.
 """
 
+import contextlib
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field
 from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.errors import IjepaError
+from ijepa.files import parse_json
 from ijepa.text import did_you_mean
 
 SCHEMA = 2
@@ -77,6 +79,17 @@ def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any 
             f"{where} has schema {schema!r}; this version of ijepa reads {SCHEMA}. Shard again."
         )
     return validated(SetIndex, body, str(where))
+
+
+def refuse_shard_set(folder: Path) -> None:
+    """Raise an `IjepaError` that names what a shard set was made from; pass any other folder."""
+    with contextlib.suppress(OSError, ValueError):
+        body = parse_json((folder / INDEX).read_bytes())
+        if isinstance(body, dict) and body.keys() >= {"schema_version", "source", "splits"}:
+            raise IjepaError(
+                f"{folder} is a shard set of ijepa already; to change how it was made, shard its "
+                f"source {body['source']} again."
+            )
 
 
 def row_type(labels: Iterable[str], key_bytes: int) -> np.dtype[np.void]:

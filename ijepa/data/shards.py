@@ -166,7 +166,7 @@ class SplitReader:
         self.folder, self.name, self.index = folder, name, index
         self.transform, self.label = transform, label
         if label is not None:
-            self._refuse_unknown(label)
+            self.refuse_unknown(label)
         self._checked = bytearray(len(self))  # is the image of a sample undamaged?
         paths = [folder / shard.name for shard in index.shards]
         self._tar = lru_cache(OPEN_TARS)(lambda shard: _Tar(paths[shard]))
@@ -217,11 +217,13 @@ class SplitReader:
             )
         return self.label or next(iter(self.label_names))
 
-    def _refuse_unknown(self, label: str) -> None:
+    def refuse_unknown(self, label: str) -> None:
+        """Raise an `IjepaError` that names the labels there are, if this is none of them."""
         if label not in self.label_names:
             near = did_you_mean(label, self.label_names)
             there = ", ".join(self.label_names) or "none"
-            raise IjepaError(f"{self.name} has no label {label!r}{near}; its labels are: {there}.")
+            where = f"Split {self.name} of {self.folder}"
+            raise IjepaError(f"{where} has no label {label!r}{near}; its labels are: {there}.")
 
     @property
     def label_names(self) -> dict[str, list[str]]:
@@ -239,7 +241,7 @@ class SplitReader:
         Raises:
             IjepaError: there is no such label, or the index is damaged.
         """
-        self._refuse_unknown(name)
+        self.refuse_unknown(name)
         return self._columns[LABEL + name][numbers].astype(np.int64)
 
     def keys(self, numbers: Numbers = EVERY) -> list[str]:
@@ -371,8 +373,9 @@ def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
     if damaged:
         more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
         raise IjepaError(
-            f"{folder}: {', '.join(damaged[:SHOWN_FILES])}{more} of {len(expected):,} files are "
-            f"damaged. Copy them again, or shard again with --force."
+            f"{folder}: {len(damaged):,} of {len(expected):,} files "
+            f"{'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged[:SHOWN_FILES])}"
+            f"{more}. Copy the shard set again, or shard again with --force."
         )
     size_bytes = sum((folder / name).stat().st_size for name in expected)
     samples = sum(split.samples for split in index.splits.values())

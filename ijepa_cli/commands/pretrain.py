@@ -128,10 +128,9 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
 
     if is_remote(data) or (Path(data) / INDEX).is_file():
         return data
-    if Path(data).is_dir() and Path(data).resolve() in (out.resolve(), *out.resolve().parents):
-        raise IjepaError(f"--out {out} is in the folder of the images; choose one outside {data}.")
-    from ijepa.shard import plan_shard
+    from ijepa.shard import plan_shard, refuse_place
 
+    refuse_place(Path(data), out)
     plan = plan_shard(data, sibling(out, ".shards"), OWN)
     state, why = outlook(plan)
     if state == CACHED:
@@ -184,6 +183,8 @@ def _chosen(
 ) -> tuple[str, PretrainConfig, list[str]]:
     """For `--recipe auto`: a recipe, all settings, and those that the number of images added."""
     if prolong:
+        if (read_record(prolong) or {}).get("stage") != "pretrain":
+            raise IjepaError(f"{prolong} is no finished run of `ijepa pretrain`; check --prolong.")
         begun = str(prolong / "config.yaml")
         return begun, load_recipe(begun, overrides), []
     from ijepa.pretrain import auto_recipe

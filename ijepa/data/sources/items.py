@@ -177,6 +177,7 @@ def packed(
             file.seek(sum(json.loads(kept[-1])[4:6]) if kept else 0)
             file.truncate()
             lines.writelines(kept)
+            request.progress(task, len(kept), total)  # the pace is counted from here
             for done, image in enumerate(new, start=len(kept) + 1):
                 split, name, path, content, *facts = image
                 item = Item(split, name, path, "", file.tell(), len(content), *facts)

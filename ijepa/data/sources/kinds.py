@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from ijepa.data.index import refuse_shard_set
 from ijepa.data.names import expanded
 from ijepa.data.sources import lists
 from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
@@ -32,6 +33,7 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     is_kind, is_list = bool(colon) and kind in KINDS, Path(text).suffix.lower() in lists.LISTS
     if folders_are_classes and (is_kind or is_list):
         raise IjepaError(f"--folders-are-classes is for folders and archives, not for {text}.")
+    refuse_shard_set(Path(rest if is_kind else text))
     if is_kind:
         return KINDS[kind](rest)
     if colon and not Path(text).exists():
