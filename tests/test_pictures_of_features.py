@@ -17,6 +17,7 @@ from ijepa.features.store import open_features
 from ijepa.figures import embedding, retrieval
 from ijepa.figures.neighbors import NONE, Nearest
 from ijepa.figures.retrieval import MEAN, PREDICTED, RANDOM, TRUE
+from ijepa.records import read_record
 from ijepa.visualize import visualize
 
 CPU = Runtime(device="cpu", workers=0)
@@ -73,7 +74,7 @@ def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
         ({"label": "colour"}, "no label 'colour'"),
         ({"layer": 7}, "no layer 7"),
         ({"keys": ("nobody",)}, "no image 'nobody'"),
-        ({"queries": 64}, "fewer queries"),
+        ({"queries": 64}, "64 images; lower --queries"),
     ],
 )
 def test_neighbours_that_cannot_be_found_leave_no_picture(features, tmp_path, choices, message):
@@ -149,7 +150,7 @@ def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path)
     [
         ("random:vit_tiny/16@32", "has no predictor"),
         ("pixels", "has no predictor"),
-        ("run", "48 images besides the 16"),  # which are asked about
+        ("run", "64 images, 16 of which are measured: --store-images can be 48 at most, not 49"),
     ],
 )
 def test_what_cannot_be_retrieved_is_refused(run, shards, tmp_path, encoder, message):
@@ -160,6 +161,15 @@ def test_what_cannot_be_retrieved_is_refused(run, shards, tmp_path, encoder, mes
             tmp_path / "r.png", RetrievalConfig(encoder=(name,), **choices), shards, runtime=CPU
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_defaults_of_a_retrieval_take_as_many_images_as_there_are(run, shards, tmp_path):
+    out = tmp_path / "r.png"
+    for split in ("train", "val"):
+        config = RetrievalConfig(encoder=(str(run),), images=2, store_split=split)
+        visualize(out, config, shards, runtime=CPU)
+        made = read_record(out)["config"]
+        assert made["store_images"] == {"train": 256, "val": 32}[split]
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])

@@ -156,20 +156,36 @@ def visualize(
 def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
     """Name the split that `evaluation` stands for, and fit what nobody asked for to the data.
 
-    That is the number of images where there are fewer, and the label where there is none.
+    That is the number of images where there are fewer, and the label where there is no such one.
     """
     fitted: dict[str, object] = {}
     if isinstance(config, EncodersConfig | PredictionsConfig) and given.data:
         split = given.data.named_split(config.split)
         config = config.model_copy(update={"split": split})
         fitted["images"] = min(config.images, len(given.split(split)))
-    if not any(store.labels for store in given.features):
-        fitted["label"] = None
+    if isinstance(config, RetrievalConfig) and given.data:
+        fitted |= _fitted_store(config, given)
+    if isinstance(config, NeighborsConfig | EmbeddingConfig):
+        labels = [store.labels for store in given.features]
+        if not all(config.label in known for known in labels):
+            both = (name for name in labels[0] if all(name in known for known in labels))
+            fitted["label"] = next(both, None)
     if isinstance(config, NeighborsConfig):
-        fewest = min(store.shape[0] for store in given.features)
+        fewest = min(store.shape[0] // (1 + store.header.num_views) for store in given.features)
         fitted["queries"] = max(1, min(config.queries, fewest - 1))
     free = type(config).model_fields.keys() - config.model_fields_set
     return config.model_copy(update={name: fitted[name] for name in fitted.keys() & free})
+
+
+def _fitted_store(config: RetrievalConfig, given: Given) -> dict[str, object]:
+    """How many images are measured, and how many others lend their patches."""
+    there, stored = (len(given.split(name)) for name in (config.split, config.store_split))
+    measured = config.measured
+    if config.split == config.store_split:
+        if "measured" not in config.model_fields_set:
+            measured = min(measured, max(1, there // 2))
+        stored -= max(min(measured, there), len(config.keys) or config.images)
+    return {"measured": measured, "store_images": max(1, min(config.store_images, stored))}
 
 
 def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:

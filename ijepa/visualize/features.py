@@ -52,7 +52,7 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
         count = len(stored.keys)
         if not keys:
             if config.queries >= count:
-                raise IjepaError(f"{store.path} holds {count} images; ask for fewer queries.")
+                raise IjepaError(f"{store.path} holds {count} images; lower --queries.")
             drawn = np.random.default_rng(config.seed).choice(count, config.queries, replace=False)
             keys = tuple(stored.keys[place] for place in np.sort(drawn))
         queries = np.array(places_of(keys, stored.keys, str(store.path)))
@@ -123,7 +123,8 @@ def _stored(store: Features, label: str | None) -> Stored:
         if label not in labels:
             raise IjepaError(
                 f"{store.path} has no label {label!r}; its labels are: "
-                f"{', '.join(labels) or 'none'}. --set label=null takes none."
+                f"{', '.join(labels) or 'none'}. Choose one with --label, or none with --set "
+                f"label=null."
             )
         names, values = store.header.class_names.get(label), labels[label][rows].tolist()
         classes = [UNLABELLED if v < 0 else names[v] if names else str(v) for v in values]

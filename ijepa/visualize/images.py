@@ -43,14 +43,15 @@ def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
 
 
 def draw_images(
-    split: SplitReader, count: int, seed: int, without: Sequence[int] = ()
+    split: SplitReader, count: int, seed: int, without: Sequence[int] = (), option: str = "--images"
 ) -> list[int]:
     """Places of some images in ascending order, none of `without`; raises as `pick_images`."""
     there = np.setdiff1d(np.arange(len(split)), np.asarray(without, np.int64))
     if count > len(there):
-        other = f" besides the {len(without)} that are looked at" if len(without) else ""
+        measured = f", {len(without):,} of which are measured" if len(without) else ""
         raise IjepaError(
-            f"Split {split.name} of {split.folder} has {len(there):,} images{other}, not {count:,}."
+            f"Split {split.name} of {split.folder} has {len(split):,} images{measured}: {option} "
+            f"can be {len(there):,} at most, not {count:,}."
         )
     return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
 

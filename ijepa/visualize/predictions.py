@@ -35,7 +35,7 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
     shown, device = pick_images(split, config), pick_device(given.runtime.device)
     numbers = more_images(split, shown, config.measured, config.seed)
     without = numbers if config.store_split == config.split else ()
-    stored = draw_images(store_split, config.store_images, config.seed, without)
+    stored = draw_images(store_split, config.store_images, config.seed, without, "--store-images")
     sections = []
     figures: dict[str, float] = {}
     for place, name in enumerate(config.encoder, start=1):
