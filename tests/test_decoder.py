@@ -36,7 +36,7 @@ from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.train_decoder import train_decoder
 from ijepa.visualize import visualize
-from ijepa.weights import load_state
+from ijepa.weights import load_checkpoint, load_state, save_state
 from ijepa_cli.main import app
 
 TINY = {"image_px": 8, "channels": (8, 16), "batch_size": 16, "steps": 12,
@@ -225,6 +225,14 @@ def test_what_cannot_be_decoded_is_refused(run, shards, tmp_path, settings, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_without_a_predictor_is_refused(run, shards, tmp_path):
+    body = load_checkpoint(run / "checkpoints" / "last.pt")
+    kept = {name: w for name, w in body["model"].items() if not name.startswith("predictor")}
+    save_state(tmp_path / "bare.pt", body | {"model": kept})
+    with pytest.raises(IjepaError, match=r"bare\.pt holds no predictor; name a run"):
+        train_decoder(shards, tmp_path / "out", config(encoder=tmp_path / "bare.pt"), CPU)
+
+
 def test_without_diffusers_one_line_says_what_to_install(run, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(IjepaError, match=r"pip install diffusers"):
@@ -258,6 +266,7 @@ def test_the_commands_say_what_would_run_and_what_was_drawn(run, shards, decoder
     found = CliRunner().invoke(app, [*map(str, words), "--dry-run", "--json", "--steps", "5"])
     plan = json.loads(found.stdout)
     assert (plan["stage"], plan["state"]) == ("train-decoder", "would run")
+    assert (plan["steps"], plan["batch_size"], plan["test_images"]) == (5, 32, 64)
     assert not (tmp_path / "d").exists()
     words = ["visualize", "predictions", "--encoder", run, "--decoder", decoder, "--data", shards]
     words += ["--out", tmp_path / "p.png", "--images", 2, "--samples", 1, "--json"]

@@ -7,7 +7,7 @@ import typer
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa_cli.options import stage
-from ijepa_cli.show import show, shown_progress
+from ijepa_cli.show import outlook_shown, show, shown_progress
 from ijepa_cli.summary import about, headline, images_of, next_command
 
 Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
@@ -31,8 +31,13 @@ def train_decoder(
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """
     from ijepa.data.shards import open_shards
+    from ijepa.train_decoder import plan_decoder
     from ijepa.train_decoder import train_decoder as run
 
+    if runtime.dry_run:
+        with outlook_shown(as_json, plan_decoder(data, config)):
+            run(data, out, config, runtime)
+        return
     work = f"{config.steps:,} steps of {config.batch_size} blocks"
     where = images_of(data, config.split)
     runtime = about(runtime, f"train-decoder: {config.encoder} on {where}, {work}")
