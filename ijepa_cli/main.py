@@ -2,8 +2,10 @@
 
 import errno
 import importlib
+import signal
 import sys
 import time
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -71,15 +73,16 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 failed with one line on stderr, 2 usage."""
     log_to_stderr()
     try:
-        current_world()
+        is_alone = current_world().size == 1  # torchrun ends the others of a group by SIGTERM
+        signal.signal(signal.SIGTERM, _stop if is_alone else signal.SIG_DFL)
         app()
     except IjepaError as error:
         sys.exit(_told(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            _say(
-                "Stopped; finished work is kept. To continue, run the same command without --force."
-            )
+            _say(f"Stopped; finished work is kept. {_to_continue()}")
+            is_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            sys.exit(TERMINATED if is_sigterm else INTERRUPTED)
         elif ended.code == USAGE:
             _tell_machines("This command cannot be run as typed; see stderr for the reason.")
         raise
@@ -93,10 +96,21 @@ def main() -> None:
         raise  # a mistake of ours: its traceback is what we need to see
 
 
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    """Let SIGTERM do what Ctrl-C does; a second one, as `timeout` sends, changes nothing."""
+    signal.signal(number, signal.SIG_IGN)  # by which `main` knows, too
+    raise KeyboardInterrupt
+
+
+def _to_continue() -> str:
+    forced = " without --force" if "--force" in sys.argv else ""
+    return f"To continue, run the same command{forced}."
+
+
 def _told(error: IjepaError) -> int:
     """Tell the user, and say by which code to exit."""
     if isinstance(error, StoppedError):
-        _say(f"{error} To continue, run the same command without --force.")
+        _say(f"{error} {_to_continue()}")
         return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
     if isinstance(error, BrokenGroupError):
         _leave_it_to_rank_0()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -59,7 +60,8 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
     "recompute compile parallel cache replace launcher nodes gpus-per-node minutes slurm",
-    "extract": "data out encoder split which layers image-size crop views augment device workers",
+    "extract": "data out encoder split which checkpoint layers image-size crop views augment "
+    "device workers",
     "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
     "finetune": "data out subset encoder protocol label test-split seed device workers "
     "checkpoint-seconds replace",
@@ -86,6 +88,13 @@ def test_a_setting_is_given_by_name_or_by_set(ijepa, shards, tmp_path):
     code, _, err = ijepa("extract", *arguments, "--set", "dtyp=float32")
     assert code == 1
     assert "dtyp is not a known setting" in err
+
+
+def test_a_wrong_value_is_named_by_the_option_that_was_typed(ijepa):
+    wrong = ("--resize", "0"), ("--set", "resize_px=0")
+    errors = [ijepa("shard", "photos", "out", *words)[2] for words in wrong]
+    assert errors[0].startswith("error: options: --resize 0: it should be")
+    assert errors[1].startswith("error: options: resize_px = 0: it should be")
 
 
 @pytest.mark.parametrize("how", [("--subset", "4-per-class"), ("--set", "subset=4-per-class")])
@@ -213,14 +222,15 @@ def test_recipes_are_listed_and_shown(ijepa):
     assert "batch_size: 2048" in ijepa("recipes", "in1k_vith14_ep300")[1]
 
 
-def test_ctrl_c_says_that_the_work_is_kept(ijepa, monkeypatch, tmp_path):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ijepa.report.report", stopped)
-    code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html")
-    assert (code, out) == (130, "")
-    assert "run the same command without --force" in err
+@pytest.mark.parametrize(("asked", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_stopped_says_that_the_work_is_kept(
+    ijepa, monkeypatch, tmp_path, asked, expected
+):
+    monkeypatch.setattr("ijepa.report.report", lambda *_, **__: signal.raise_signal(asked))
+    for force, words in ((), "command."), (("--force",), "command without --force."):
+        code, out, err = ijepa("report", "x.json", "--out", tmp_path / "report.html", *force)
+        assert (code, out) == (expected, "")
+        assert f"Stopped; finished work is kept. To continue, run the same {words}\n" == err
 
 
 def test_a_mistake_of_ours_ends_the_command_though_workers_ignore_sigterm():
