@@ -143,7 +143,8 @@ class _Extraction:
         """Make the file that features are written into, with the keys and labels of all images."""
         encoder, config, cuts = self.encoder, self.config, self.encoder.data
         if self.num_layers < config.layers:
-            log.info("%s has only %d layers to store", encoder.name, self.num_layers)
+            layers = "1 layer" if self.num_layers == 1 else f"{self.num_layers} layers"
+            log.info("%s has only %s to store", encoder.name, layers)
         squashed = self.crop_fraction is None
         crop = "squash" if squashed else f"center-crop {self.crop_fraction:.4g}"
         numbers = np.repeat(np.arange(len(self.images)), 1 + config.views)

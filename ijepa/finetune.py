@@ -160,8 +160,8 @@ def _train(
     from ijepa.train import classifier, finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
+    vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)  # what may be refused first
     repeats = _repeats(train, test, world, progress)
-    vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)
     batch = _batch(config, images, world.size)
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation

@@ -81,8 +81,8 @@ def other_split(data: StrPath, split: str) -> str | None:
 
 
 def renamed(out: Path, split: str, other: str) -> Path:
-    """A file beside `out` whose name says `other` in place of `split`."""
-    pattern = rf"(?<![a-zA-Z0-9]){re.escape(split)}(?![a-zA-Z0-9])"
+    """A file beside `out` whose name says `other` in place of `split`, or of `evaluation`."""
+    pattern = rf"(?<![a-zA-Z0-9])({re.escape(split)}|evaluation)(?![a-zA-Z0-9])"
     stem, found = re.subn(pattern, other, out.stem)
     return out.with_name((stem if found else f"{out.stem}-{other}") + out.suffix)
 

@@ -131,7 +131,7 @@ def test_probing_again_answers_cached_and_other_features_do_not(tmp_path, files)
 
 
 def test_an_image_in_train_and_test_is_refused(tmp_path, files, refused):
-    refused(files.train, write(tmp_path / "test.h5", first=119), "1 images .* too, such as 00119")
+    refused(files.train, write(tmp_path / "test.h5", first=119), "1 images , such as 00119")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,8 @@ def test_a_few_images_in_train_and_test_under_two_names_are_told_and_many_refuse
 )
 def test_train_and_test_features_made_otherwise_are_refused(tmp_path, files, refused, name, other):
     test = write(tmp_path / "test.h5", first=500, **{name: other})
-    refused(files.train, test, f"differ in {name}")
+    named = "encoder: ours and ours .other weights" if name == "weights_sha256" else name
+    refused(files.train, test, f"differ in {named}")
 
 
 @pytest.mark.parametrize(("part", "first"), [("train", 0), ("test", 1000)])

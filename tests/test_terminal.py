@@ -125,8 +125,12 @@ def test_what_will_run_is_said_before_torch_is_imported(shards, trained, tmp_pat
     assert "(val, 64 images), last 4 layers, on cpu" in "".join(lines[:torch])
 
 
+@pytest.mark.parametrize(
+    ("split", "file", "page"),
+    [("train", "train.h5", "logistic.html"), ("evaluation", "ev.h5", "ev-logistic.html")],
+)
 def test_each_summary_names_the_next_command_and_typing_them_leads_to_a_page(
-    shards, trained, tmp_path, monkeypatch, capsys
+    shards, trained, tmp_path, monkeypatch, capsys, split, file, page
 ):
     """From the run on, type what is said until there is a report."""
 
@@ -137,14 +141,14 @@ def test_each_summary_names_the_next_command_and_typing_them_leads_to_a_page(
         assert not ended.value.code
         return capsys.readouterr().out.splitlines()
 
-    words = ["extract", "--encoder", trained[1], "--data", shards, "--split", "train"]
-    lines, done = typed([*words, "--out", tmp_path / "train.h5", "--layers", "1"]), []
+    words = ["extract", "--encoder", trained[1], "--data", shards, "--split", split]
+    lines, done = typed([*words, "--out", tmp_path / file, "--layers", "1"]), []
     while found := next_commands(lines):
         assert_can_be_typed(found[0])
         done.append(found[0][1])
         lines = typed(found[0][1:])
     assert done == ["extract", "probe", "report"]
-    assert (tmp_path / "logistic.html").is_file()
+    assert (tmp_path / page).is_file()
 
 
 @pytest.mark.parametrize("command", ["shard", "pretrain"])

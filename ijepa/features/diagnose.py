@@ -99,17 +99,15 @@ def diagnose(
     path, classes, num_classes = Path(path), None, 0
     with open_features(path) as store:
         label = label if store.labels else None
-        if label is not None and label not in store.labels:
-            there = ", ".join(store.labels) or "none"
-            raise IjepaError(f"{path} has no label {label!r}; its labels are: {there}.")
+        numbered = None if label is None else store.labels[label]
         _, num_layers, dim = store.shape
         rows = (
             np.arange(store.shape[0]) if store.views is None else np.flatnonzero(store.views == 0)
         )
         if len(rows) < 2:
             raise IjepaError(f"{path} holds {len(rows)} images; a diagnosis needs two.")
-        if label is not None:
-            classes = store.labels[label][rows]
+        if numbered is not None:
+            classes = numbered[rows]
             known = classes >= 0
             classes[known] = np.unique(classes[known], return_inverse=True)[1]
             num_classes = int(classes.max()) + 1

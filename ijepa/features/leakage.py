@@ -60,16 +60,18 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
     for what in ALIKE:
         ours, theirs = getattr(one, what), getattr(other, what)
         if ours != theirs:
+            if what == "weights_sha256":
+                what, ours, theirs = "encoder", one.encoder, f"{other.encoder} (other weights)"
             raise IjepaError(
-                f"{pair.train} and {pair.test} differ in {what}: {ours!r} and "
-                f"{theirs!r}. Extract both with the same encoder and options."
+                f"{pair.train} and {pair.test} differ in {what}: {ours} and "
+                f"{theirs}. Extract both with the same encoder and options."
             )
     _check_classes(train, test, label)
     shared = set(train.keys) & set(test.keys)
     if shared and one.data_fingerprint == other.data_fingerprint:
         raise IjepaError(
-            f"{len(shared):,} images of {pair.test} are in {pair.train}, too, such as "
-            f"{min(shared)}; a probe must not be scored on what it was fitted on."
+            f"{pair.train} to train on and {pair.test} to test on share {len(shared):,} images, "
+            f"such as {min(shared)}; a probe must not be scored on what it was fitted on."
         )
     repeats = repeated_keys(train, test, len(test.keys))
     return OpenPair(train, test, repeats, _deviations(train, test, label))
@@ -88,9 +90,7 @@ def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
 
 
 def _images(store: Features, label: str) -> Images:
-    if label not in store.labels:
-        there = ", ".join(store.labels) or "none"
-        raise IjepaError(f"{store.path} has no label {label!r}; its labels are: {there}.")
+    numbered = store.labels[label]
     if not store.shape[0]:
         raise IjepaError(f"{store.path} holds no image.")
     each, all_keys = 1 + store.header.num_views, store.keys
@@ -102,7 +102,7 @@ def _images(store: Features, label: str) -> Images:
             f"{store.path} does not hold views 0 to {each - 1} of each image, one behind the "
             f"other; extract again."
         )
-    labels = store.labels[label][::each]
+    labels = numbered[::each]
     known = np.flatnonzero(labels >= 0)
     if not len(known):
         raise IjepaError(f"{store.path} has no image whose {label!r} is known.")

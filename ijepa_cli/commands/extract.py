@@ -38,8 +38,10 @@ def extract(data: Data, out: Out, config: ExtractConfig, runtime: Runtime, as_js
 
     Example: ijepa extract --encoder runs/scenes --data shards/scenes --split val --out val.h5
     """
+    from ijepa.data.shards import open_shards
     from ijepa.extract import extract as run
 
+    config = config.model_copy(update={"split": open_shards(data).named_split(config.split)})
     where = images_of(data, config.split)
     runtime = about(
         runtime, f"extract: {config.encoder} on {where}, last {counted(config.layers, 'layer')}"
@@ -69,7 +71,8 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     if other is None or label is None:
         page = out.with_suffix(".html")
         return next_command("visualize", "embedding", "--features", out, *named, "--out", page)
-    beside = renamed(out, split, other)
+    bare = out.with_name(out.stem.removesuffix(f"-{split}") + out.suffix)  # names no split
+    beside = bare if bare != out and bare.exists() else renamed(out, split, other)
     if not beside.exists():
         return next_command(*retyped(command, split=other, out=beside))
     train, test = (beside, out) if other == "train" else (out, beside)
