@@ -305,6 +305,15 @@ def test_what_cannot_be_fine_tuned_is_refused(run, shards, tmp_path, settings, m
         finetune(shards, tmp_path / "out", choice, CPU)
 
 
+def test_an_encoder_that_does_not_fit_is_refused_before_images_are_compared(run, shards, tmp_path):
+    told = []
+    with pytest.raises(IjepaError, match="63 is no multiple of the patch's 4"):
+        finetune(
+            shards, tmp_path / "out", config(run, image_px=63), CPU, lambda *one: told.append(one)
+        )
+    assert not told
+
+
 def test_the_command_says_what_would_run(run, shards, tmp_path):
     words = ["finetune", "--encoder", run, "--data", shards, "--out", tmp_path / "out", "--dry-run"]
     found = CliRunner().invoke(app, [*map(str, words), "--subset", "2-per-class", "--json"])

@@ -131,7 +131,9 @@ def test_probing_again_answers_cached_and_other_features_do_not(tmp_path, files)
 
 
 def test_an_image_in_train_and_test_is_refused(tmp_path, files, refused):
-    refused(files.train, write(tmp_path / "test.h5", first=119), "1 images , such as 00119")
+    refused(
+        files.train, write(tmp_path / "test.h5", first=119), "in common, 1 in all, such as 00119"
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ PARTS = {  # of weights by name, in words
 }  # fmt: skip
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 
-MADE = {"shard": "a shard set", "train-decoder": "a decoder"}  # folders by their stage
+MADE = {"shard": "a shard set", "extract": "a feature file", "train-decoder": "a decoder"}
 
 log = logging.getLogger(__name__)
 
@@ -276,11 +276,11 @@ def checkpoint_path(path: Path) -> Path:
     """The checkpoint that a run folder or file names; an `IjepaError` for an unfinished run."""
     if not path.exists():
         raise _unknown(str(path))
-    if path.is_file():
+    kind = MADE.get((read_record(path) or {}).get("stage", ""), "a folder")
+    if path.is_file() and kind == "a folder":
         return path
     if not (path / LAST).is_file():
         begun = sibling(path, ".partial") / CHECKPOINTS
-        kind = MADE.get((read_record(path) or {}).get("stage", ""), "a folder without a run")
         hint = f"finish it, or name a file in {begun}" if begun.is_dir() else "name one"
         raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; {hint}.")
     return path / LAST

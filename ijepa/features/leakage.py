@@ -70,8 +70,9 @@ def open_pair(pair: FeaturePair, label: str) -> OpenPair:
     shared = set(train.keys) & set(test.keys)
     if shared and one.data_fingerprint == other.data_fingerprint:
         raise IjepaError(
-            f"{pair.train} to train on and {pair.test} to test on share {len(shared):,} images, "
-            f"such as {min(shared)}; a probe must not be scored on what it was fitted on."
+            f"{pair.train} to train on and {pair.test} to test on have images in common, "
+            f"{len(shared):,} in all, such as {min(shared)}; a probe must not be scored on "
+            f"what it was fitted on."
         )
     repeats = repeated_keys(train, test, len(test.keys))
     return OpenPair(train, test, repeats, _deviations(train, test, label))
