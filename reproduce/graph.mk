@@ -109,7 +109,7 @@ IS_SAME  := $(shell printf %s $(call quoted,$(GIVEN)) | cmp -s - $(SETTINGS) && 
   tuned/%/ table%.html.,$(OUT)/$(place)stage.json)
 
 PICTURES := $(if $(filter $(MAIN),$(TRAINED)),$(addprefix $(OUT)/pictures/,masks.png attention.png \
-  pca.png retrieval.png neighbors.png embedding.html $(if $(DECODER),predictions.png)))
+  pca.png retrieval.png neighbors.png embedding.html embedding-random.html $(if $(DECODER),predictions.png)))
 made      = $(OUT)/$(if $(filter tuned/%,$1),$1,probes/$1.json)
 record    = $(OUT)/$(if $(filter tuned/%,$1),$1/stage.json,probes/$1.json.stage.json)
 tabled    = $(filter $(SCORES) $(TUNED),$(TABLE$1))
@@ -178,9 +178,13 @@ $(call PICTURE,masks.png): $(SETTINGS) $(call shards,$(HOME)) $(call recipes,$(M
 $(foreach name,attention pca retrieval,$(call PICTURE,$(name).png)): $(call PICTURE,%.png): $(MAIN_RUN)
 	@$(IJEPA) visualize $* $(BOTH) --split $(call test,$(HOME)) $(SHOWN) --out $(@:.stage.json=)
 
-$(call PICTURE,neighbors.png) $(call PICTURE,embedding.html): $(SEEN:%=%.stage.json)
-	@$(IJEPA) visualize $(basename $(notdir $(@:.stage.json=))) $(SHOWN) --out $(@:.stage.json=) \
-	  $(SEEN:%=--features %)
+$(call PICTURE,neighbors.png): $(SEEN:%=%.stage.json)
+	@$(IJEPA) visualize neighbors $(SHOWN) --out $(@:.stage.json=) $(SEEN:%=--features %)
+
+$(call PICTURE,embedding.html): $(OUT)/features/$(HOME)/$(MAIN).test.h5.stage.json
+$(call PICTURE,embedding-random.html): $(OUT)/features/$(HOME)/random.test.h5.stage.json
+$(foreach name,embedding embedding-random,$(call PICTURE,$(name).html)):
+	@$(IJEPA) visualize embedding $(SHOWN) --out $(@:.stage.json=) --features $(<:.stage.json=)
 
 $(OUT)/decoder/stage.json: $(MAIN_RUN)
 	@$(IJEPA) train-decoder --encoder $(OUT)/runs/$(MAIN) --test-split $(call test,$(HOME)) \

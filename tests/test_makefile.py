@@ -317,3 +317,31 @@ def test_reproduce_installs_what_its_decoder_needs_before_it_begins(make, folder
         (folder / name).touch()
     told = make("-n", "reproduce").stdout
     assert 0 < told.index(".[decoder]") < told.index("train-decoder")
+
+
+SMALL = (
+    "DATASETS=scenes", "RUNS=main", "SIZES=main", "TABLES=2 6",
+    "SOURCE_scenes=scenes:train=600,val=100",
+    "PRETRAIN=--set optimization.epochs=1 --set encoder.arch=32x4x2 --set predictor.dim=16"
+    " --set watch.num_images=32",
+    "TUNE=--set batch_size=8 --set epochs=1 --set warmup_epochs=0",
+    "DECODER=--steps 2 --set image_px=24",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_small_reproduction_runs_to_its_pages_and_is_then_all_cached(tmp_path):
+    """With the real commands: every kind of rule is there once."""
+    pytest.importorskip("diffusers")
+    for name in ("reproduce", "ijepa/recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    command = Path(sys.executable).with_name("ijepa")
+    words = ["make", "--file", "reproduce/graph.mk", "SCALE=mini", f"IJEPA={command}", *SMALL]
+    env = OUTSIDE | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = tmp_path / "runs" / "mini"
+    pages = {"report.html", "table2.html", "table6.html"}
+    assert pages <= {path.name for path in made.glob("*.html")}
+    again = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "Nothing to be done for 'all'" in again.stdout
