@@ -3,13 +3,14 @@
 import importlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
-from ijepa.data.names import listed, read_lines
+from ijepa.data.names import Ints, listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
@@ -138,12 +139,18 @@ def probe(
         for role, path in zip(("train", "test"), pair, strict=True)
     }
     plan = StagePlan("probe", VERSION, config, inputs, out)
-    if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
+
+    @cache
+    def checked() -> tuple[list[OpenPair], tuple[Ints, ...]]:
         opened = [open_pair(pair, config.label) for pair in pairs]
         refuse_other_images(opened[0], opened[1:])
-        chosen = tuple(listed(path, opened[0].train.keys) for path in lists)
+        return opened, tuple(listed(path, opened[0].train.keys) for path in lists)
+
+    if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
+        checked()
     with exclusive_work(plan, runtime) as work:
-        if not work.cached:
+        if not work.cached:  # also where a killed --force left its work beside a fresh output
+            opened, chosen = checked()
             fits = _fits(opened, Asked(config, runtime.device, progress, chosen), work.folder)
             facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))

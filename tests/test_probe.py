@@ -165,6 +165,17 @@ def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, afte
     assert not list(tmp_path.glob("r.json.partial"))
 
 
+def test_a_killed_force_is_gone_on_with_by_a_probe_without_it(tmp_path, files):
+    def stop(name, done, *_):
+        if name == "search strengths" and done == 3:
+            raise KeyboardInterrupt
+
+    whole = probe(files, [], tmp_path / "r.json", LOGISTIC)
+    with pytest.raises(KeyboardInterrupt):
+        probe(files, [], tmp_path / "r.json", LOGISTIC, Runtime(force=True), stop)
+    assert probe(files, [], tmp_path / "r.json", LOGISTIC).scores == whole.scores
+
+
 def test_a_few_images_in_train_and_test_under_two_names_are_told_and_many_refused(
     tmp_path, files, scored, refused
 ):
