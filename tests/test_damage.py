@@ -93,6 +93,16 @@ def test_a_set_without_its_record_is_read_as_before(made):
     check_shards(folder)
 
 
+def test_a_damaged_index_is_found_by_check_without_the_record_too(made):
+    folder, _ = made
+    (folder / "stage.json").unlink()
+    checked = [*folder.glob("*.tar"), *folder.glob("*.index.npy")]
+    assert check_shards(folder).files == len(checked)
+    flip(folder / "train.index.npy", (folder / "train.index.npy").stat().st_size - 3)
+    with pytest.raises(IjepaError, match=r": train\.index\.npy of \d+ files are damaged"):
+        check_shards(folder)
+
+
 def test_features_are_checked_together_with_their_data(made, tmp_path):
     folder, _ = made
     extract(folder, tmp_path / "train.h5", PIXELS, ALONE)
