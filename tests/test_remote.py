@@ -316,6 +316,27 @@ def test_foreign_tars_are_read_by_their_image_members(tmp_path):
         list(split.read_shard(2))
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tar, third: tar[:third], "no end mark, but empty header"),
+        (lambda tar, third: tar[: third + 100], "no end mark, but truncated header"),
+        (lambda tar, third: tar[:third] + b"\xff" + tar[third + 1 :], "no end mark, but bad check"),
+    ],
+)
+def test_a_tar_without_an_index_that_ends_early_is_an_error_not_a_shorter_one(
+    tmp_path, at_once, damage, message
+):
+    path = write_tar(tmp_path / "x-0.tar", {f"{n}.jpg": encoded(n, "jpg") for n in range(5)})
+    split = open_remote(f"file://{path}", "train", 5)
+    assert len(list(split.read_shard(0))) == 5
+    third = 2 * (512 + 1024)  # where the third member begins
+    path.write_bytes(damage(path.read_bytes(), third))
+    found = []
+    with pytest.raises(IjepaError, match=rf"x-0\.tar cannot be read: ReadError: {message}"):
+        found.extend(split.read_shard(0))
+
+
 def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, at_once):
     write_tar(tmp_path / "empty-0.tar", {})
     split = open_remote(f"file://{tmp_path}/empty-{{0..0}}.tar", "train", 4)

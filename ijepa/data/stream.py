@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO
+from functools import partial
+from typing import IO, Self
 
 import fsspec
 import torch
@@ -226,13 +227,27 @@ def _within(data: str, name: str) -> str:
 
 def _read_tar(url: str, labels: Sequence[str]) -> Iterator[Sample]:
     """Samples as WebDataset groups them: neighbours whose names agree up to the first dot."""
-    with closing(_open(url)) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+    opened = partial(tarfile.open, mode="r|*", tarinfo=_Header)
+    with closing(_open(url)) as file, opened(fileobj=file) as tar:
         for key, group in itertools.groupby(_members(tar), lambda member: member[0]):
             members = [(suffix, content) for _, suffix, content in group]
             files = dict(members)
             if len(files) < len(members):
                 raise IjepaError(f"{url}: sample {key!r} has two files of the same suffix.")
             yield _sample(url, key, files, labels)
+
+
+class _Header(tarfile.TarInfo):
+    """One that is damaged or missing is an error, where tarfile would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark, but {error}") from error
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
