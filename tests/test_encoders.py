@@ -1,7 +1,9 @@
 """Released files of the paper's baselines give the features of the published networks."""
 
 import argparse
+import copy
 import json
+import pickle
 import socket
 
 import numpy as np
@@ -613,6 +615,63 @@ def test_an_encoder_computes_where_and_in_what_its_weights_are(pictures):
         on_meta.encode(pictures)
 
 
+def a_small_one(kind, tmp_path):
+    """An encoder of each way to pool features."""
+    if kind == "byol":
+        names, _, file, _ = RESNETS["byol"]
+        return loaded(saved(tmp_path, file(drawn(resnet_shapes(names)))), "byol", image_px=64)
+    if kind == "mae":
+        return loaded(saved(tmp_path, FILES["mae"](vit())), "mae")
+    if kind == "timm":
+        return load_encoder(f"timm:resnet18.a1_in1k@{timm_file(tmp_path, 'resnet18.a1_in1k')[1]}")
+    return load_encoder(kind)
+
+
+@pytest.mark.parametrize("kind", ["random:48x3x3/8@32", "mae", "byol", "timm"])
+def test_a_copied_or_pickled_encoder_computes_with_its_own_weights(kind, tmp_path):
+    encoder = a_small_one(kind, tmp_path)
+    pixels = torch.randn(1, 3, *encoder.data.image_size, generator=torch.Generator().manual_seed(0))
+    copied, expected = copy.deepcopy(encoder), encoder(pixels)
+    for weight in copied.parameters():
+        weight.zero_()
+    assert not torch.equal(copied(pixels), expected)
+    again = pickle.loads(pickle.dumps(encoder))  # noqa: S301  # our own
+    assert torch.equal(again(pixels), expected)
+
+
+def test_the_width_of_features_is_computed_once_a_size(tmp_path, monkeypatch):
+    encoder, calls = a_small_one("byol", tmp_path), []
+    monkeypatch.setattr(encoder.network, "forward_head", calls.append, raising=True)
+    monkeypatch.setattr(encoder, "_pool", lambda *_: calls.append(1) or torch.zeros(1, 1, 7))
+    assert [encoder.dim, encoder.dim, f"{encoder}".count("dim=7")] == [7, 7, 1]
+    assert len(calls) == 1
+    pixels = load_encoder("pixels")
+    assert pixels.dim == 3 * 16**2
+    pixels.resize(8)
+    assert pixels.dim == 3 * 8**2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"which": "taget"}, "which is 'taget' .did you mean 'target'.*; give target or context"),
+        ({"image_px": 0}, "image_px is 0; give a side of 1 pixel or more"),
+        ({"image_px": (32, -8)}, r"image_px is \(32, -8\); give a side"),
+    ],
+)
+@pytest.mark.parametrize("name", ["random:48x3x3/8@32", "pixels"])
+def test_an_option_without_meaning_is_refused_in_one_line(name, options, words):
+    with pytest.raises(IjepaError, match=words) as error:
+        load_encoder(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_of_no_image_is_refused(pictures):
+    for batch_size in (0, -1):
+        with pytest.raises(IjepaError, match=f"batch_size is {batch_size}; give 1 or more"):
+            load_encoder("pixels").encode(pictures, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("name", ["random:48x3x3/8@32", "pixels"])
 def test_an_encoder_shows_in_one_line_what_it_is(name):
     encoder = load_encoder(name)
@@ -632,6 +691,8 @@ def test_an_encoder_shows_in_one_line_what_it_is(name):
         ("b.jpg", "no image file .*b.jpg .did you mean 'a.jpg'"),
         ("", "is a folder; give its image files"),
         ("broken.jpg", "broken.jpg: not an image"),
+        (3, "not a int;"),
+        (None, "not a NoneType;"),
     ],
 )
 def test_what_is_no_image_is_refused_in_one_line(tmp_path, images, words):

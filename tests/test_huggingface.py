@@ -1,6 +1,8 @@
 """Models of transformers, and their weights in the files of the methods, give the same features."""
 
+import copy
 import json
+import pickle
 import re
 import sys
 
@@ -72,6 +74,17 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(name, tmp_path):
     assert torch.equal(encoder.features(images(), DEPTH), found)  # nothing is drawn at random
     assert encoder.num_layers == DEPTH
     assert encoder.pooling.startswith("average" if MODELS[name][3] else "class token")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copied_or_pickled_encoder_computes_with_its_own_weights(name, tmp_path):
+    encoder = load_encoder(f"hf:{folder(tmp_path, name)}", image_px=SIDE_PX)
+    again = pickle.loads(pickle.dumps(encoder))  # noqa: S301  # our own; transformers hooks what ran
+    copied, expected = copy.deepcopy(encoder), encoder(images())
+    for weight in copied.parameters():
+        weight.zero_()
+    assert not torch.equal(copied(images()), expected)
+    assert torch.equal(again(images()), expected)
 
 
 def test_what_was_trained_beside_an_encoder_is_left_out(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +48,13 @@ class Pooled(NamedTuple):
     """How images become features.
 
     Attributes:
-        features: (normalised images (B, 3, height, width), n) -> (B, n, dim), of the last n layers.
+        features: (network, normalised images (B, 3, height, width), n) -> (B, n, dim), of the last
+            n layers; holds no network itself, so that an encoder can be copied and pickled.
         num_layers: how many layers it can give.
         how: in words, how the tokens of a layer become one vector.
     """
 
-    features: Callable[[Tensor, int], Tensor]
+    features: Callable[[Any, Tensor, int], Tensor]
     num_layers: int
     how: str
 
@@ -115,6 +117,7 @@ class Encoder(nn.Module):
             if timm_cfg and not isinstance(network, Transformer):
                 self._try(image_px)  # of other networks of timm, nobody says what they take
         self.data = self.data.model_copy(update={"image_px": image_px})
+        self.__dict__.pop("dim", None)  # that of pixels is another
         self.requires_grad_(False)  # also the new positions
 
     def _try(self, image_px: int | Size) -> None:
@@ -136,7 +139,7 @@ class Encoder(nn.Module):
             bf16: multiply matrices, convolve and attend in bfloat16 (`torch.autocast`).
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return self._pool(images, num_layers).float()
+            return self._pool(self.network, images, num_layers).float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of the last layer: (B, dim) float32; images as for `features`."""
@@ -174,7 +177,8 @@ class Encoder(nn.Module):
             progress: told how many images are done; by default a bar in a notebook.
 
         Raises:
-            IjepaError: there is no image, one cannot be read, or there are not so many layers.
+            IjepaError: there is no image, one cannot be read, there are not so many layers, or
+                `batch_size` is below 1.
         """
         if not 1 <= layers <= self.num_layers:
             raise IjepaError(f"{self.name} gives 1 to {self.num_layers} layers, not {layers}.")
@@ -206,7 +210,10 @@ class Encoder(nn.Module):
     ) -> Floats:
         """What `compute` gives for the views of images, batch by batch, on the CPU."""
         weight = next(self.parameters(), torch.empty(0))
+        if batch_size < 1:
+            raise IjepaError(f"batch_size is {batch_size}; give 1 or more.")
         single = isinstance(images, Image.Image | str | os.PathLike)
+        single = single or not isinstance(images, Iterable)  # which is told when it is decoded
         single = single or (isinstance(images, np.ndarray) and images.ndim == 3)
         queue: Iterator[Any] = iter([images] if single else images)  # type: ignore[arg-type]  # told apart above
         total = 1 if single else len(images) if isinstance(images, Sized) else None
@@ -233,7 +240,7 @@ class Encoder(nn.Module):
             patches, dim = self.network.patch_embed.num_patches, self.network.embed_dim
         return pick_linear(device, batch_size * patches, dim)
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Width of the features of one layer."""
         if isinstance(self.network, Transformer):
@@ -331,26 +338,26 @@ def _rgb_pixels(image: Picture) -> Pixels:
 def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:
     """Features of the last blocks, the final norm applied to each."""
     if isinstance(network, Vit):
-        return Pooled(network.pooled_layers, len(network.blocks), PATCH_AVERAGE)
+        return Pooled(Vit.pooled_layers, len(network.blocks), PATCH_AVERAGE)
+    return Pooled(partial(_pooled_layers, pooling), len(network.blocks), pooling)
 
-    def features(images: Tensor, num_layers: int) -> Tensor:
-        layers: Any = network.forward_intermediates(
-            images,
-            indices=num_layers,
-            return_prefix_tokens=True,
-            norm=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        if pooling == CLASS_TOKEN:
-            vectors = [prefix[:, 0] for _, prefix in layers]
-        else:  # without prefix tokens, timm gives the patch tokens alone
-            patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
-            vectors = [tokens.mean(dim=1) for tokens in patches]
-        pooled: Tensor = network.fc_norm(torch.stack(vectors, dim=1))  # where the norm comes last
-        return pooled
 
-    return Pooled(features, len(network.blocks), pooling)
+def _pooled_layers(pooling: str, network: Any, images: Tensor, num_layers: int) -> Tensor:  # noqa: ANN401  # VisionTransformer | Beit
+    layers: Any = network.forward_intermediates(
+        images,
+        indices=num_layers,
+        return_prefix_tokens=True,
+        norm=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+    )
+    if pooling == CLASS_TOKEN:
+        vectors = [prefix[:, 0] for _, prefix in layers]
+    else:  # without prefix tokens, timm gives the patch tokens alone
+        patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
+        vectors = [tokens.mean(dim=1) for tokens in patches]
+    pooled: Tensor = network.fc_norm(torch.stack(vectors, dim=1))  # where the norm comes last
+    return pooled
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -183,12 +183,6 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     weights |= {name: torch.tensor(0) for name in counters}
     load_weights(network, weights, spec.text, assign=True)
     network.float()
-
-    def features(images: Tensor, num_layers: int) -> Tensor:
-        del num_layers  # layers differ in width: the last is all there is
-        found: Tensor = network(images)
-        return found.unsqueeze(1)
-
     normalised = spec.kind == "byol"  # SimCLR v2 sees pixels from 0 to 1
     data = DataConfig(
         image_px=RESNET_PX,
@@ -198,11 +192,17 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     )
     return Encoder(
         network,
-        Pooled(features, 1, MAP_AVERAGE),
+        Pooled(_last_map, 1, MAP_AVERAGE),
         data,
         name=spec.text,
         provenance=released_provenance(spec, epoch, resnet_arch(depths, width)),
     )
+
+
+def _last_map(network: ResNetV2, images: Tensor, num_layers: int) -> Tensor:
+    del num_layers  # layers differ in width: the last is all there is
+    found: Tensor = network(images)
+    return found.unsqueeze(1)
 
 
 def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, list[int], float]:

@@ -1,6 +1,7 @@
 """Encoders in the format of transformers, from a folder or from what is in its cache."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,9 @@ def load(spec: EncoderSpec) -> Encoder:
         log.warning("%s: no preprocessor_config.json; ImageNet's mean and std are taken", spec.text)
     return Encoder(
         model,
-        _pooled(model, family, height_width(own_px)),
+        Pooled(
+            partial(_pooled, family, height_width(own_px)), config.num_hidden_layers, family.pooling
+        ),
         DataConfig(
             image_px=family.image_px or own_px, eval_crop_fraction=EVAL_CROP, mean=mean, std=std
         ),
@@ -188,20 +191,23 @@ def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of th
     return model
 
 
-def _pooled(model: Any, family: Family, own_size: Size) -> Pooled:  # noqa: ANN401  # any class of theirs
-    def features(images: Tensor, num_layers: int) -> Tensor:
-        wanted: dict[str, Any] = {}
-        if family.interpolates and images.shape[-2:] != own_size:
-            wanted["interpolate_pos_encoding"] = True
-        if family.method == "MAE":
-            # ViTMAE sorts patches by noise, though it drops none: this leaves them in their order.
-            patches = images[0, 0].numel() // model.config.patch_size**2
-            noise = torch.arange(patches, dtype=torch.float, device=images.device)
-            wanted["noise"] = noise.expand(len(images), -1)
-        found = model(pixel_values=images, output_hidden_states=True, **wanted)
-        layers = [model.layernorm(tokens) for tokens in found.hidden_states[-num_layers:]]
-        if family.pooling == CLASS_TOKEN:
-            return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
-        return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)
-
-    return Pooled(features, model.config.num_hidden_layers, family.pooling)
+def _pooled(
+    family: Family,
+    own_size: Size,
+    model: Any,  # noqa: ANN401  # any class of theirs
+    images: Tensor,
+    num_layers: int,
+) -> Tensor:
+    wanted: dict[str, Any] = {}
+    if family.interpolates and images.shape[-2:] != own_size:
+        wanted["interpolate_pos_encoding"] = True
+    if family.method == "MAE":
+        # ViTMAE sorts patches by noise, though it drops none: this leaves them in their order.
+        patches = images[0, 0].numel() // model.config.patch_size**2
+        noise = torch.arange(patches, dtype=torch.float, device=images.device)
+        wanted["noise"] = noise.expand(len(images), -1)
+    found = model(pixel_values=images, output_hidden_states=True, **wanted)
+    layers = [model.layernorm(tokens) for tokens in found.hidden_states[-num_layers:]]
+    if family.pooling == CLASS_TOKEN:
+        return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
+    return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)

@@ -105,18 +105,18 @@ def _random(spec: EncoderSpec) -> Encoder:
 def _pixels(spec: EncoderSpec) -> Encoder:
     """Raw pixels, shrunk: the baseline that knows no network."""
     side_px = spec.image_px or PIXELS_PX
-
-    def flatten(images: Tensor, num_layers: int) -> Tensor:
-        del num_layers  # there is one
-        return images.flatten(1).unsqueeze(1)
-
     return Encoder(
         None,
-        Pooled(flatten, 1, NOTHING),
+        Pooled(_flat, 1, NOTHING),
         DataConfig(image_px=side_px, eval_crop_fraction=1.0),
         name=f"pixels@{side_px}",
         provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
     )
+
+
+def _flat(_: None, images: Tensor, num_layers: int) -> Tensor:
+    del num_layers  # there is one
+    return images.flatten(1).unsqueeze(1)
 
 
 class TrainedJepa(NamedTuple):

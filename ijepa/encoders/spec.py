@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import yaml
 from pydantic import Field
 
-from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath
+from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath, height_width
 from ijepa.errors import IjepaError
 from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in, no_file, sibling
 from ijepa.paper import TABLES
@@ -32,6 +32,7 @@ CHECKPOINTS = Path("checkpoints")
 PARTS = {  # of weights by name, in words
     "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
 }  # fmt: skip
+WHICH = ("target", "context")
 LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 
 MADE = {"shard": "a shard set", "extract": "a feature file", "train-decoder": "a decoder"}
@@ -263,11 +264,15 @@ def load_encoder(
             `encoder.to(device)` moves it later.
 
     Raises:
-        IjepaError: no such encoder or device, or weights that do not load. Never a partly loaded
-            model.
+        IjepaError: no such encoder, device or side, or weights that do not load. Never a partly
+            loaded model.
     """
     from ijepa.distributed import pick_device
 
+    if which not in WHICH:
+        raise IjepaError(f"which is {which!r}{did_you_mean(which, WHICH)}; give target or context.")
+    if image_px is not None and min(height_width(image_px)) < 1:
+        raise IjepaError(f"image_px is {image_px}; give a side of 1 pixel or more.")
     spec = EncoderSpec.parse(name, which=which, checkpoint=checkpoint, image_px=image_px, seed=seed)
     return spec.load(pick_device(str(device)))
 

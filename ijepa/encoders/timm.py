@@ -201,13 +201,13 @@ def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
     is_vit = isinstance(model, VisionTransformer | Beit)
     if is_vit and own in POOLINGS and not getattr(model, "pool_include_prefix", False):
         return token_pool(model, POOLINGS[own])
+    return Pooled(_before_head, 1, f"the model's own: {own or 'before its head'}")
 
-    def features(images: Tensor, num_layers: int) -> Tensor:
-        del num_layers
-        found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-        return found.flatten(1).unsqueeze(1)
 
-    return Pooled(features, 1, f"the model's own: {own or 'before its head'}")
+def _before_head(model: Any, images: Tensor, num_layers: int) -> Tensor:  # noqa: ANN401  # any class of theirs
+    del num_layers
+    found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    return found.flatten(1).unsqueeze(1)
 
 
 def provenance_of(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs

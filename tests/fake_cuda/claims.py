@@ -215,7 +215,7 @@ def extraction() -> dict[str, Any]:
     """Features of a frozen encoder."""
     config = shallow("in1k_vith14_ep300")
     encoder = ijepa_on_gpu(config).target_encoder.eval()
-    pooled = Pooled(encoder.pooled_layers, 2, PATCH_AVERAGE)
+    pooled = Pooled(type(encoder).pooled_layers, 2, PATCH_AVERAGE)
     facts = {"name": "fake", "provenance": UNKNOWN}
     frozen = Encoder(encoder, pooled, config.data, **facts)
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
