@@ -223,6 +223,7 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
         ("l.csv", "path,\na.png,1\n", "needs a name of its own"),
         ("l.csv", "path,split\na.png,../x\n", "line 2, names a split"),
         ("l.csv", "path\nz.png\n", "line 2: there is no image z.png"),
+        ("l.jsonl", '{"path": "a.png", "split": null}\n', "line 1, names a split ''"),
         ("l.jsonl", '{"label": 1}\n', 'line 1: expected an object with "path"'),
         ("l.jsonl", '{"path": "a.png"\n', "cannot be read as a UTF-8 list of images"),
         ("l.jsonl", '{"path": 3}\n', "line 1: 3 is not a path"),
@@ -233,6 +234,15 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
 def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, message):
     path = write_list(tmp_path / name, text)
     refused(message, path, tmp_path / "work")
+
+
+@pytest.mark.parametrize("again", ["c/../a.png", "{here}/a.png"])
+def test_one_image_under_two_spellings_is_refused_but_may_be_in_two_splits(tmp_path, again):
+    again = again.format(here=tmp_path)
+    path = write_list(tmp_path / "l.csv", f"path,kind\na.png,cat\nb.png,dog\n{again},dog\n")
+    refused(f"l.csv: a.png and {again} are one image, listed twice", path, tmp_path / "work")
+    path = write_list(tmp_path / "l.csv", f"path,split\na.png,train\n{again},val\n")
+    assert len(read(path, tmp_path / "work")[1]) == 2
 
 
 def test_a_column_of_captions_is_no_label(tmp_path, monkeypatch):
@@ -643,3 +653,21 @@ def test_labels_that_are_not_known_and_far_apart_integers_are_numbered_from_0_on
     splits, items = read(write_list(tmp_path / "l.jsonl", lines), tmp_path / "b")
     assert splits["train"]["kind"] == ["-5"]
     assert [item.labels["kind"] for item in items] == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (("2", "10", "-5"), ["-5", "2", "10"]),
+        (("01", "1", "10"), ["01", "1", "10"]),
+        (("+1", "1", "2"), ["+1", "1", "2"]),
+        (("02", "10", "01"), ["01", "02", "10"]),
+        (("-0", "0", "7"), ["-0", "0", "7"]),
+    ],
+)
+def test_two_spellings_of_an_integer_stay_two_classes(tmp_path, values, names):
+    rows = zip(("a.png", "b.png", "c/d.png"), values, strict=True)
+    text = "path,kind\n" + "".join(f"{path},{value}\n" for path, value in rows)
+    splits, items = read(write_list(tmp_path / "l.csv", text), tmp_path / "work")
+    assert splits["train"]["kind"] == names
+    assert [names[item.labels["kind"]] for item in items] == list(values)

@@ -19,7 +19,7 @@ from ijepa.progress import Progress, silent
 
 DEFAULT_SPLIT = "train"  # of a source that has no splits
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
-INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # as Python writes it: 01 and 1 are texts
 REPORT_IMAGES = 16
 
 Labels = Mapping[str, list[str]]  # the names of classes 0, 1, ... by label
@@ -109,8 +109,9 @@ def number_labels(
 ) -> tuple[set[str], dict[str, list[str]], Callable[[Iterable[Valued]], Iterator[Item]]]:
     """Splits, names of the classes by label, and what numbers the labels of images.
 
-    Integers are numbered in ascending order, texts in that of their characters. None, an empty text
-    and -1 mean that the class is not known.
+    Integers are numbered in ascending order, texts in that of their characters; one value that is
+    no plain integer, such as 01, makes all of them texts. None, an empty text and -1 mean that the
+    class is not known.
     """
     splits: set[str] = set()
     texts: dict[str, set[str]] = {}

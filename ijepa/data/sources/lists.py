@@ -48,20 +48,30 @@ def listed_images(where: Path) -> Source:
         left_out = Counter[str]()
 
         def images(_: AbstractSet[str]) -> Iterator[Item]:
-            listed = set()
+            listed = dict[tuple[str, str], str]()  # paths as they are spelled, by split and file
             for item in numbered(_rows(where)):
-                listed.add(os.path.normpath(Path(item.file).absolute()))
+                file = os.path.normpath(Path(item.file).absolute())
+                _refuse_twice(where, listed.setdefault((item.split, file), item.path), item.path)
                 yield item
+            files = {file for _, file in listed}
             # Where images lie all over a disk, nobody means the rest of it: only the folder that
             # they have in common counts, if the list's own folder holds it.
-            common = os.path.commonpath({path.rpartition("/")[0] for path in listed})
+            common = os.path.commonpath({path.rpartition("/")[0] for path in files})
             if Path(common).is_relative_to(os.path.normpath(where.parent.absolute())):
-                files = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
-                _count_unlisted(files, listed, left_out)
+                there = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
+                _count_unlisted(there, files, left_out)
 
         return dict.fromkeys(sorted(splits), names), images, left_out
 
     return Source(str(where), digest, find, where)
+
+
+def _refuse_twice(where: Path, first: str, path: str) -> None:
+    """Two spellings of one file have two keys; one that is spelled alike is told by its key."""
+    if path != first:
+        raise IjepaError(
+            f"{where}: {first} and {path} are one image, listed twice; take one of them out."
+        )
 
 
 def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Counter[str]) -> None:
@@ -77,7 +87,8 @@ def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
     try:
         for number, row in read(where):
             place = f"{where}, line {number}"
-            path, split = row.pop(PATH), str(row.pop(SPLIT, DEFAULT_SPLIT))
+            path, split = row.pop(PATH), row.pop(SPLIT, DEFAULT_SPLIT)
+            split = "" if split is None else str(split)  # null is refused as an empty value is
             if not isinstance(path, str) or not path or "\0" in path:
                 raise IjepaError(f"{place}: {path!r} is not a path.")
             check_split_name(split, f"{place},")
