@@ -160,11 +160,19 @@ def _eval_result(score: Score) -> "EvalResult":
     """A score as the hub's `model-index` has it; a folder of this machine by its last name."""
     from huggingface_hub import EvalResult
 
-    kind, _, rest = score.source.partition(TRAINED_ON)[0].partition(":")
-    data = kind if kind in HUB_DATASETS or "=" in rest else Path(rest or kind).name
+    from ijepa.data.sources.kinds import KINDS
+
+    source = score.source.partition(TRAINED_ON)[0]
+    kind, _, rest = source.partition(":")
+    if kind not in KINDS:
+        kind, rest = "", source
+    name = rest.partition(":")[0] if kind == "torchvision" else Path(rest).name
+    data = kind if kind in (*HUB_DATASETS, "scenes") or not name else name
+    data = data or "images"  # such as "."
+    own = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or "imagefolder"  # the hub's word
     return EvalResult(
         task_type="image-classification",
-        dataset_type=HUB_DATASETS.get(kind) or re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-"),
+        dataset_type=HUB_DATASETS.get(kind, own),
         dataset_name=data,
         dataset_split=score.test_split,
         metric_type="accuracy",

@@ -6,6 +6,7 @@ import os
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 import ijepa
 from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
-from ijepa.convert import convert
+from ijepa.convert import _eval_result, convert
 from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
@@ -399,6 +400,29 @@ def test_the_card_gives_the_hub_the_scores_of_this_encoder_alone(scores, tmp_pat
     assert (told.metric_value, told.metric_name) == (round(own.top1, 4), "top-1, knn on class")
     assert (told.dataset_name, told.dataset_type, told.dataset_split) == ("images", "images", "val")
     assert str(tmp_path.parent) not in card.read_text().partition("## Scores")[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "kind"),
+    [
+        ("torchvision:FashionMNIST:/data/fm", "FashionMNIST", "fashionmnist"),
+        ("cifar10:/data/c.tar", "cifar10", "uoft-cs/cifar10"),
+        ("webdataset:/data/my set", "my set", "my-set"),
+        ("scenes:objects=3", "scenes", "scenes"),
+        ("scenes:", "scenes", "scenes"),
+        ("/data/photos/, trained on /data/others", "photos", "photos"),
+        ("/data/a:b", "a:b", "a-b"),
+        ("/data/a=b", "a=b", "a-b"),
+        ("图像/图片", "图片", "imagefolder"),
+        (".", "images", "images"),
+    ],
+)
+def test_the_card_names_the_data_of_a_score_for_the_hub(source, name, kind):
+    score = SimpleNamespace(
+        source=source, test_split="val", top1=0.5, protocol="knn", setting="", label="class"
+    )
+    found = _eval_result(score)
+    assert (found.dataset_name, found.dataset_type) == (name, kind)
 
 
 def test_weights_of_meta_keep_their_licence(tmp_path):
