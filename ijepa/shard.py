@@ -187,6 +187,13 @@ def _make(
     shards, left_out = read_plan(plan)
     if not shards:
         raise IjepaError(f"{name} holds no image in what was chosen.")
+    made = {shard.split for shard in shards}
+    if fraction and len(made) == 1:
+        log.warning(
+            "%s has so few images that at a fraction of %g all are %s and none are %s; choose one "
+            "nearer to 0.5 with `ijepa shard --val-fraction`",
+            name, fraction, *made, *{DEFAULT_SPLIT, "val"} - made,
+        )  # fmt: skip
     reports = write_shards(shards, config, workers, progress)
     by_split: dict[str, list[ShardReport]] = {}
     for shard, report in zip(shards, reports, strict=True):

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import struct
 import tarfile
 import unicodedata
@@ -262,14 +261,17 @@ def claiming(kind, width, height):
 @pytest.mark.parametrize("side", [9_460, 13_000, 65_000])
 @pytest.mark.parametrize("resize_px", [None, 4])
 def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_for_them(
-    kind, side, resize_px
+    kind, side, resize_px, monkeypatch
 ):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def decoded(*_, **__):
+        pytest.fail("pixels were decoded")
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     with pytest.raises(IjepaError, match="pixels, more than 89,478,485"):
         take_in(claiming(kind, side, side), ShardConfig(resize_px=resize_px))
     with pytest.raises(IjepaError):
         decode_rgb(claiming(kind, side, side))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
@@ -453,6 +455,18 @@ def test_a_source_without_splits_gives_a_share_to_val_whatever_else_it_holds(tmp
     assert whole.keys() - less.keys() <= {"train/0/0", "val/0/0"}
     assert less.keys() <= whole.keys()
     assert all(sample.labels["class"] == int(key.split("/")[1]) for key, sample in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "all_are", "none_are"), [(0.01, "train", "val"), (0.99, "val", "train")]
+)
+def test_a_fraction_that_leaves_a_split_empty_is_warned_of_with_the_option(
+    tmp_path, caplog, fraction, all_are, none_are
+):
+    files = {f"{n % 2}/{n}.png": encoded(n) for n in range(4)}
+    assert made(tmp_path, files, ShardConfig(val_fraction=fraction)).splits == {all_are: 4}
+    assert f"at a fraction of {fraction:g} all are {all_are} and none are {none_are}" in caplog.text
+    assert "--val-fraction" in caplog.text
 
 
 def test_a_source_with_splits_keeps_them_and_says_so(tmp_path, caplog):
