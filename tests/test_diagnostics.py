@@ -63,6 +63,13 @@ def test_dimensions_that_do_not_vary_are_dead():
     assert measured(rows).dead_dims == pytest.approx(3 / 8)
 
 
+@pytest.mark.filterwarnings("error")
+def test_features_that_are_all_zero_are_one_dimension_at_most_without_a_warning():
+    found = measured(np.zeros((20, 8)), np.arange(20) % 2)
+    assert found.rankme == pytest.approx(1.0, abs=1e-3)
+    assert (found.dead_dims, found.feature_std, found.mean_cosine) == (1.0, 0.0, 0.0)
+
+
 def test_a_file_is_diagnosed_layer_by_layer_by_its_evaluation_views(tmp_path):
     rows = [(image, view) for image in range(40) for view in range(4)]
     features = np.random.default_rng(0).standard_normal((160, 2, 8))

@@ -132,7 +132,7 @@ class Moments:
 
     def __init__(self, dim: int, num_classes: int) -> None:
         """Begin with no image; `num_classes` is 0 where there are no labels."""
-        self._count = 0
+        self._count = self._nonzero = 0
         self._sum, self._products = np.zeros(dim), np.zeros((dim, dim))
         self._unit_sums, self._per_class = np.zeros((num_classes, dim)), np.zeros(num_classes)
         self._unit_sum = np.zeros(dim)
@@ -142,6 +142,7 @@ class Moments:
         rows = features.astype(np.float64)
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         self._count += len(rows)
+        self._nonzero += int(rows.any(axis=1).sum())
         self._sum += rows.sum(axis=0)
         self._products += rows.T @ rows
         self._unit_sum += unit.sum(axis=0)
@@ -156,7 +157,7 @@ class Moments:
         covariance = (self._products - count * np.outer(mean, mean)) / (count - 1)
         std = np.sqrt(np.clip(np.diag(covariance), 0, None))
         singular = np.sqrt(_eigenvalues(self._products))
-        share = singular / singular.sum() + 1e-7
+        share = singular / max(singular.sum(), 1e-12) + 1e-7  # of zeros alone, RankMe is 1
         separation, there = None, self._per_class > 0
         if there.sum() >= 2:
             means = self._unit_sums[there] / self._per_class[there, np.newaxis]
@@ -168,7 +169,9 @@ class Moments:
             alpha_req=_power_law(_eigenvalues(covariance)),
             feature_std=float(std.mean()),
             dead_dims=float(np.mean(std <= DEAD * std.max())),
-            mean_cosine=float((self._unit_sum @ self._unit_sum - count) / (count * (count - 1))),
+            mean_cosine=float(
+                (self._unit_sum @ self._unit_sum - self._nonzero) / (count * (count - 1))
+            ),
             class_separation=separation,
             **more,
         )
