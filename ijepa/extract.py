@@ -197,7 +197,7 @@ class _Extraction:
         def fetched(tensor: torch.Tensor) -> Callable[[], Floats]:
             """Begin to copy to the host, from a GPU without waiting; the call gives the values."""
             if not on_gpu:
-                return tensor.numpy
+                return tensor.cpu().numpy
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
             arrived = torch.cuda.current_stream(tensor.device).record_event()

@@ -14,6 +14,7 @@ import torch
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import SplitReader, open_shards
+from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -228,6 +229,25 @@ def test_neither_a_batch_in_flight_nor_workers_change_numbers_or_order(
     monkeypatch.setattr(SplitReader, "read_image", read_in_a_worker)
     made("later.h5", config(run), Runtime(device="cpu", workers=2))
     assert (tmp_path / "later.h5").read_bytes() == (tmp_path / "at_once.h5").read_bytes()
+
+
+class Elsewhere(torch.Tensor):
+    """Lies on a device that is neither a CPU nor CUDA's, such as mps."""
+
+    def numpy(self, **_):
+        raise TypeError("can't convert mps:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_features_come_to_the_host_from_any_device(made, monkeypatch):
+    plain = made("plain.h5", config("pixels"))
+    compute = Encoder.features
+    monkeypatch.setattr(
+        Encoder, "features", lambda *a, **k: compute(*a, **k).as_subclass(Elsewhere)
+    )
+    assert np.array_equal(made("elsewhere.h5", config("pixels")).last(), plain.last())
 
 
 @pytest.mark.gpu
