@@ -320,7 +320,7 @@ def test_reproduce_installs_what_its_decoder_needs_before_it_begins(make, folder
 
 
 SMALL = (
-    "DATASETS=scenes", "RUNS=main", "SIZES=main", "TABLES=2 6",
+    "DATASETS=scenes", "RUNS=main", "SIZES=main", "MASKED=main", "TABLES=2 6",
     "SOURCE_scenes=scenes:train=600,val=100",
     "PRETRAIN=--set optimization.epochs=1 --set encoder.arch=32x4x2 --set predictor.dim=16"
     " --set watch.num_images=32",
