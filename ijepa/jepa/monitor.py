@@ -7,6 +7,8 @@ from torch import Tensor
 from ijepa.jepa.model import prediction_loss
 from ijepa.jepa.verdict import Health
 
+ROWS = 1024  # images whose similarity to all others is held at a time
+
 
 @torch.no_grad()
 def health(features: Tensor) -> Health:
@@ -72,11 +74,15 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -
     neighbours, a tie goes to the smallest class number.
     """
     labels = torch.unique(labels, return_inverse=True)[1]
-    unit = F.normalize(features.double(), dim=1)
-    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    nearest = similarity.topk(min(neighbours, len(labels) - 1), dim=1).indices
-    votes = F.one_hot(labels)[nearest].sum(dim=1)
-    return float((votes.argmax(dim=1) == labels).double().mean())
+    unit, classes = F.normalize(features.double(), dim=1), F.one_hot(labels)
+    num_right = 0
+    for rows in torch.split(torch.arange(len(unit), device=unit.device), ROWS):
+        similarity = unit[rows] @ unit.T
+        similarity.scatter_(1, rows.unsqueeze(1), -torch.inf)  # itself
+        nearest = similarity.topk(min(neighbours, len(labels) - 1), dim=1).indices
+        votes = classes[nearest].sum(dim=1)
+        num_right += int((votes.argmax(dim=1) == labels[rows]).sum())
+    return num_right / len(unit)
 
 
 def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:

@@ -218,15 +218,16 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
     for _, path in usable:
         link_or_copy(path, work.folder / LAST.parent / path.name)
     step, newest = usable[-1]
-    _take_best(finished, work.folder, newest)
+    _take_best(finished, work.folder, newest, {at: path for at, path in passed if at <= step})
     log.info("continuing %s after its step %d", finished, step)
 
 
-def _take_best(finished: Path, folder: Path, newest: Path) -> None:
+def _take_best(finished: Path, folder: Path, newest: Path, kept: dict[int, Path]) -> None:
     """Take over the newest state, and the best one up to it; without that file, none is best."""
     body = load_checkpoint(newest)
     best = (body["facts"].get("best") or {}).get("step")
-    kept = {load_checkpoint(path)["step"]: path for path in finished.glob("checkpoints/*.pt")}
+    if (finished / BEST).is_file():
+        kept = {load_checkpoint(finished / BEST)["step"]: finished / BEST, **kept}
     if best in kept:
         link_or_copy(kept[best], folder / BEST)
         link_or_copy(newest, folder / LAST)

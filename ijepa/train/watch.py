@@ -49,19 +49,18 @@ class Watch:
         what is not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            data = self._config.data
             if self._pixels is None:
+                data = self._config.data
                 plan = ViewPlan(data.image_px, data.eval_crop_fraction)
                 made = [evaluation_view(decode_rgb(one.image), plan) for one in self._samples]
                 self._pixels = torch.cat(made).to(self._device)
-            views = normalise(self._pixels, data.mean, data.std)
-            target = self._pooled(model, views, which="target_encoder")
+            target = self._pooled(model, self._pixels, which="target_encoder")
             if not target.isfinite().all():
                 raise FloatingPointError("The target encoder's features are not finite")
-            predicted = self._predicted_views(model, views)
+            predicted = self._predicted_views(model, self._pixels[:LIDAR_IMAGES])
             if not predicted.isfinite().all():
                 raise FloatingPointError("The predictions are not finite")
-            context = self._pooled(model, views, which="encoder")
+            context = self._pooled(model, self._pixels, which="encoder")
         now = health(target)
         self.first = self.first or now
         if step and (warning := verdict(now, self.first)):
@@ -75,18 +74,24 @@ class Watch:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
         return numbers
 
-    def _pooled(self, model: IJepa, views: Tensor, which: str) -> Tensor:
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self._config.data.mean, self._config.data.std)
+
+    def _pooled(self, model: IJepa, pixels: Tensor, which: str) -> Tensor:
         """(images, dim) float32 of all images; each process encodes as many, some twice."""
         encoder, size = getattr(model, which), self._world.size
-        share = -(-len(views) // size)
+        share = -(-len(pixels) // size)
         first = self._world.rank * share
-        mine = views[torch.arange(first, first + share, device=views.device) % len(views)]
-        found = [encoder.pooled_layers(part, 1)[:, -1].float() for part in torch.split(mine, BATCH)]
-        return gather_rows(torch.cat(found), self._world)[: len(views)]
+        mine = pixels[torch.arange(first, first + share, device=pixels.device) % len(pixels)]
+        found = [
+            encoder.pooled_layers(self._normalised(part), 1)[:, -1].float()
+            for part in torch.split(mine, BATCH)
+        ]
+        return gather_rows(torch.cat(found), self._world)[: len(pixels)]
 
-    def _predicted_views(self, model: IJepa, views: Tensor) -> Tensor:
+    def _predicted_views(self, model: IJepa, pixels: Tensor) -> Tensor:
         """(images, views, dim): what the predictor makes of each image from several contexts."""
-        images = views[:LIDAR_IMAGES]
+        images = self._normalised(pixels)
         masks = self._config.masks.model_copy(update={"group_size": len(images)})
         made = []
         for view in range(LIDAR_VIEWS):
