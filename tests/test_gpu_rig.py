@@ -83,7 +83,11 @@ def test_a_training_step_stays_on_the_gpu_in_bfloat16_with_a_fused_optimizer(rig
 @pytest.mark.parametrize("cache", ["none", "decoded"])
 def test_a_run_trains_checks_and_saves_on_a_gpu(rig, cache):
     found = seen(rig, f"whole run, cache {cache}")
-    assert found == {"steps": 2, "devices": [GPU], "files": ["checkpoints/last.pt"]}
+    assert found == {
+        "steps": 2,
+        "devices": [GPU],
+        "files": ["checkpoints/best.pt", "checkpoints/last.pt"],
+    }
 
 
 def test_the_decoded_cache_crops_on_the_gpu_without_pinning_or_waiting(rig):

@@ -261,3 +261,23 @@ def test_a_very_long_name_is_shortened_in_an_error(tmp_path):
     done = ijepa("shard", "x" * 10**5, "y", cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stderr) < 3000
+
+
+def test_ctrl_c_while_workers_start_stops_none_of_them_half_way(tmp_path):
+    """Each is signalled as soon as it is forked."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from ijepa.config import Runtime, ShardConfig\n"
+        "from ijepa.shard import shard\n"
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "config = ShardConfig(shard_bytes=40_000)\n"
+        "shard('scenes:train=80', Path('set'), config, Runtime(workers=2))\n"
+    )
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=ALONE | path, cwd=tmp_path, timeout=60,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "KeyboardInterrupt" not in done.stderr
+    assert len(open_shards(tmp_path / "set").split("train")) == 80

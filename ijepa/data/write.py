@@ -22,7 +22,7 @@ from ijepa.data.decode import take_in
 from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.names import readable
 from ijepa.data.plan import PlannedShard
-from ijepa.data.processes import end_with_parent, processes
+from ijepa.data.processes import end_with_parent, processes, starting
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
@@ -114,7 +114,8 @@ def _written(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)), processes(), initializer=end_with_parent)
     try:
-        futures = {pool.submit(_write_shard, shard, config): shard for shard in shards}
+        with starting():  # all processes are started by the first task
+            futures = {pool.submit(_write_shard, shard, config): shard for shard in shards}
         for future in as_completed(futures):
             report = future.result()
             count(futures[future].num_images)

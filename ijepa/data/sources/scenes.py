@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ijepa.config import Config, validated
-from ijepa.data.processes import end_with_parent, processes
+from ijepa.data.processes import end_with_parent, processes, starting
 from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
 from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
@@ -86,7 +86,9 @@ def rendered_scenes(text: str) -> Source:
             return
         pool = ProcessPoolExecutor(workers, processes(), initializer=end_with_parent)
         try:
-            yield from pool.map(partial(_drawn, spec), every[first:], chunksize=32)
+            with starting():  # all processes are started by the first task
+                drawn = pool.map(partial(_drawn, spec), every[first:], chunksize=32)
+            yield from drawn
         finally:
             pool.shutdown(cancel_futures=True)  # else all scenes are drawn before Ctrl-C ends it
 
