@@ -204,7 +204,7 @@ class PretrainTask(Task[StepInputs]):
         draws = self.config.masks.draws_per_image
         of_draws = inputs.groups[:: len(inputs.groups) // draws]  # targets have one size in a draw
         asked = sum(masks.targets.shape[2] for masks in of_draws)
-        self._lengths = seen / (self.size * draws), asked / draws
+        self._lengths = seen / (self.size * draws), asked / draws if draws > 1 else asked
         record = {
             "epoch": done / self._per_epoch,
             "images": done * self.size,
