@@ -128,7 +128,7 @@ def test_rank_0_makes_the_shard_set_of_images_while_the_others_wait(run, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_two_processes_is_told_once(run, shards, tmp_path):
+def test_a_dry_run_of_two_processes_ends_in_order_and_writes_nothing(run, shards, tmp_path):
     words = command(run / "config.yaml", shards, tmp_path / "run")
     codes, errors = together(2, [*words, "--dry-run"])
     assert codes == [0, 0], errors

@@ -154,10 +154,8 @@ def _meant(kind: type[BaseModel], where: str) -> str:
     group, dot, last = where.rpartition(".")
     every = list(_meanings(kind))
     within = [one for one in every if one[0] == group + dot]
-    for some, cutoff in (
-        (within, 0.5 if dot else 0.6),
-        (every, 0.6),
-    ):  # lrate: lr, not stream.lanes
+    # Of optimization.lrate, optimization.lr is meant, not the nearer stream.lanes.
+    for some, cutoff in ((within, 0.5 if dot else 0.6), (every, 0.6)):
         if near := get_close_matches(last, [words for _, words, _ in some], 1, cutoff):
             return f" (did you mean {next(name for _, words, name in some if words == near[0])}?)"
     return ""
