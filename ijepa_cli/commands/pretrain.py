@@ -218,8 +218,10 @@ def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
         return f"pretrain: {recipe} on {data} ({split}), {epochs}"
     images = len(open_shards(data).split(split))
     steps = steps_per_epoch(images, config) * config.optimization.epochs
-    seen = steps * config.data.batch_size
-    return f"pretrain: {recipe} on {images_of(data, split)}, {seen:,} images in {steps:,} steps"
+    seen, watch = steps * config.data.batch_size, config.watch
+    held_out = f", {watch.num_images:,} of them held out" if watch.held_out else ""
+    told = f"pretrain: {recipe} on {images_of(data, split)}{held_out}"
+    return f"{told}, {seen:,} images in {steps:,} steps"
 
 
 def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str:
