@@ -31,6 +31,7 @@ from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
+    from ijepa.train.classifier import Classifier
     from ijepa.train.finetuning import FinetuneTask, LabelledImages
 
 VERSION = 10
@@ -59,7 +60,10 @@ class FinetunePlan(Config):
     num_classes: int
     batch_size: int
     steps: int
-    parameters: int
+    linear_steps: int  # of these, the first ones, in which the linear layer is trained alone
+    parameters: int  # of the encoder
+    trained_parameters: int  # of encoder and classifier, after the linear steps
+    gflops_per_image: float  # of matrix products, forward and backward; mean over all steps
 
 
 def finetune(
@@ -105,19 +109,48 @@ def plan_finetune(
     shards: StrPath, config: FinetuneConfig, subset: StrPath | None = None
 ) -> FinetunePlan:
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
+    from ijepa.train.classifier import step_gflops
+
     data, config = _opened(shards, config)
     train, held, test = _images(data, config, subset)
-    images, network = len(train.chosen), EncoderSpec.of(config).trainable().network
-    batch = _batch(config, images)
+    images, vit = len(train.chosen), EncoderSpec.of(config).trainable()
+    batch, parameters = _batch(config, images), sum(p.numel() for p in vit.network.parameters())
+    num_classes = int(train.labels.max()) + 1
+    model = _classifier(config, vit, num_classes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    all_layers = step_gflops(model, vit.data.image_size)
+    head_alone = step_gflops(model.requires_grad_(False), vit.data.image_size)
+    epochs = config.linear_first + config.epochs
+    cost = (config.linear_first * head_alone + config.epochs * all_layers) / epochs
     return FinetunePlan(
         protocol=config.protocol,
         train_images=images,
         held_out_images=len(held.chosen),
         test_images=len(test.chosen),
-        num_classes=int(train.labels.max()) + 1,
+        num_classes=num_classes,
         batch_size=batch,
-        steps=config.epochs * (images // batch),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        steps=epochs * (images // batch),
+        linear_steps=config.linear_first * (images // batch),
+        parameters=parameters,
+        trained_parameters=trained,
+        gflops_per_image=cost,
+    )
+
+
+def _classifier(config: FinetuneConfig, vit: "Encoder", num_classes: int) -> "Classifier":
+    """The encoder with a fresh classifier on it; the encoder's network becomes part of it."""
+    import torch
+
+    from ijepa.encoders.base import CLASS_TOKEN
+    from ijepa.train import classifier
+
+    return classifier.Classifier(
+        vit.network,
+        num_classes,
+        config.drop_path,
+        torch.Generator().manual_seed(config.seed),
+        class_token=vit.pooling == CLASS_TOKEN,
+        freeze=config.freeze,
     )
 
 
@@ -153,11 +186,8 @@ def _train(
     subset: StrPath | None,
 ) -> None:
     """Take the steps that are left, score the test images, and let rank 0 publish."""
-    import torch
-
     from ijepa.distributed import from_rank_0
-    from ijepa.encoders.base import CLASS_TOKEN
-    from ijepa.train import classifier, finetuning, loop
+    from ijepa.train import finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
     vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)  # what may be refused first
@@ -165,13 +195,7 @@ def _train(
     batch = _batch(config, images, world.size)
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
-    model = classifier.Classifier(
-        vit.network,
-        int(train.labels.max()) + 1,
-        config.drop_path,
-        torch.Generator().manual_seed(config.seed),
-        class_token=vit.pooling == CLASS_TOKEN,
-    )
+    model = _classifier(config, vit, int(train.labels.max()) + 1)
     task = finetuning.FinetuneTask(model, (train, held), config, cuts, runtime, world)
     loop.fit(task, work.folder, progress)
     predicted = task.predictions(test, progress)

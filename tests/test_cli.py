@@ -63,8 +63,8 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "extract": "data out encoder split which checkpoint layers image-size crop views augment "
     "device workers",
     "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
-    "finetune": "data out subset encoder protocol label test-split seed device workers "
-    "checkpoint-seconds replace",
+    "finetune": "data out subset encoder protocol label test-split freeze linear-first seed device "
+    "workers checkpoint-seconds replace",
     "train-decoder": "data out encoder condition steps test-split seed device workers "
     "checkpoint-seconds replace",
     "report": "compare out title paper table",

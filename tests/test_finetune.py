@@ -6,9 +6,10 @@ import signal
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from runs import CPU, ask_at
+from runs import CPU, LAST, ask_at
 from test_distributed import together
 from typer.testing import CliRunner
 
@@ -32,8 +33,10 @@ from ijepa.train.classifier import (
     layer_of,
     learning_rate,
     parameter_groups,
+    step_gflops,
 )
 from ijepa.train.finetuning import FinetuneTask
+from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 
 QUICK = {"epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.5}
@@ -43,10 +46,10 @@ def config(encoder, **settings):
     return FinetuneConfig(encoder=str(encoder), **QUICK | settings)
 
 
-def classifier(depth=2, drop_path=0.0):
+def classifier(depth=2, drop_path=0.0, freeze=0):
     generator = torch.Generator().manual_seed(0)
     encoder = build_encoder(EncoderConfig(arch=f"32x{depth}x2", patch_px=8), (32, 32), generator)
-    return Classifier(encoder, 8, drop_path, generator)
+    return Classifier(encoder, 8, drop_path, generator, freeze=freeze)
 
 
 def test_images_without_a_label_are_neither_trained_on_nor_scored(run, tmp_path):
@@ -205,7 +208,14 @@ def test_watching_changes_no_step_and_a_stopped_watch_goes_on_to_the_same_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [{}, {"drop_path": 0.5}, {"mixup": 0.8}, {"cutmix": 1.0, "drop_path": 0.5}]
+    "how",
+    [
+        {},
+        {"drop_path": 0.5},
+        {"mixup": 0.8},
+        {"cutmix": 1.0, "drop_path": 0.5},
+        {"freeze": 1, "linear_first": 1, "linear_lr": 1e-2},
+    ],
 )
 def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
     words = ["finetune", "--encoder", run, "--data", shards, "--device", "cpu"]
@@ -217,7 +227,7 @@ def test_two_processes_fine_tune_as_one(run, shards, tmp_path, how):
     choice = config(run, epochs=1, warmup_epochs=5.0, holdout=0.25, **how)
     (score,) = finetune(shards, tmp_path / "one", choice, CPU).scores
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 3 * (1 + how.get("linear_first", 0))
     for alone, shared in zip(one, two, strict=True):
         assert shared == pytest.approx(alone, rel=1e-4)
     assert read_result(tmp_path / "two")[0].correct == score.correct
@@ -297,6 +307,7 @@ def test_mixed_images_have_mixed_labels_and_train_alike_twice(run, shards, tmp_p
         ({"subset": "half"}, "'half' is no file, and not written as 1% or 5-per-class"),
         ({"mixup": 0.8, "batch_size": 63}, "Mixup pairs images, and 63 are odd"),
         ({"test_split": "test"}, "has no split 'test'"),
+        ({"freeze": 3}, "--freeze 3: the encoder has 2 blocks; give 2 at most"),
     ],
 )
 def test_what_cannot_be_fine_tuned_is_refused(run, shards, tmp_path, settings, message):
@@ -319,6 +330,12 @@ def test_the_command_says_what_would_run(run, shards, tmp_path):
     found = CliRunner().invoke(app, [*map(str, words), "--subset", "2-per-class", "--json"])
     plan = json.loads(found.stdout)
     assert (plan["train_images"], plan["num_classes"], plan["steps"]) == (16, 8, 50)
+    words += ["--freeze", 2, "--linear-first", 10, "--subset", "2-per-class", "--json"]
+    less = json.loads(CliRunner().invoke(app, [*map(str, words)]).stdout)
+    assert (less["steps"], less["linear_steps"]) == (60, 10)
+    assert less["gflops_per_image"] < plan["gflops_per_image"] / 2.5
+    assert less["trained_parameters"] == 2 * 32 + 33 * 8  # norm and head
+    assert less["parameters"] == plan["parameters"]
     assert not (tmp_path / "out").exists()
 
 
@@ -330,3 +347,116 @@ def test_a_class_that_is_only_tested_is_refused_by_its_name(run, shards, tmp_pat
     expected = f"^2 classes of val are missing from the training images, such as {classes[3]};"
     with pytest.raises(IjepaError, match=expected):
         plan_finetune(shards, config(run), subset=names)
+
+
+def frozen_names(names, depth_frozen):
+    below = ("encoder.patch_embed", "encoder.pos_embed")
+    below += tuple(f"encoder.blocks.{n}." for n in range(depth_frozen))
+    return {name for name in names if name.startswith(below)}
+
+
+def test_frozen_blocks_end_bit_equal_without_gradient_or_optimizer_state(run, shards, tmp_path):
+    finetune(shards, tmp_path / "out", config(run, freeze=1, epochs=1), CPU)
+    state = load_checkpoint(tmp_path / "out" / LAST)
+    before = load_checkpoint(run / LAST)["model"]
+    names = {n for n in state["model"] if n.startswith("encoder.")}
+    frozen = frozen_names(names, 1)
+    assert len(frozen) == 3 + 12  # patch embedding, positions; a block
+    same = {n for n in names if torch.equal(state["model"][n], before[f"target_{n}"])}
+    assert same == frozen
+    assert not frozen & set(state["optimizer"]["state"])
+    held = {n for group in state["optimizer"]["param_groups"] for n in group["params"]}
+    assert held == set(state["optimizer"]["state"]) == set(state["model"]) - frozen
+
+
+def test_layer_decay_counts_frozen_blocks_and_the_rest_needs_no_more_work_than_its_own():
+    whole, part, none = (classifier(depth=3, freeze=freeze) for freeze in (0, 2, 3))
+    assert {g["lr_scale"] for g in parameter_groups(part, 0.5, 0.0)} == {0.5, 1.0}
+    assert {g["lr_scale"] for g in parameter_groups(none, 0.5, 0.0)} == {1.0}
+    assert len(parameter_groups(whole, 0.5, 0.0)) > len(parameter_groups(part, 0.5, 0.0))
+    tokens, dim = 16, 32
+    block = 2 * tokens * (12 * dim**2 + 2 * tokens * dim)  # forward, of matrix products
+    embedding, head = 2 * tokens * 3 * 8**2 * dim, 2 * dim * 8
+    forward = 3 * block + embedding + head
+    counted = [1e9 * step_gflops(model, (32, 32)) for model in (whole, part, none)]
+    # A backward pass costs twice its forward pass, without a gradient of the images or, in the
+    # first of the trained layers, of what comes from frozen ones.
+    assert counted[0] == 3 * forward - embedding
+    assert counted[1] == pytest.approx(forward + 2 * block + 2 * head, rel=0.1)
+    assert counted[2] == forward + 2 * head
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_frozen_blocks_compute_stays_though_positions_are_shared_by_all(is_shared):
+    encoder = timm.create_model(
+        "beit_base_patch16_224",
+        embed_dim=32, depth=2, num_heads=2, img_size=32, num_classes=0,
+        use_rel_pos_bias=not is_shared, use_shared_rel_pos_bias=is_shared,
+    )  # fmt: skip
+    model = Classifier(encoder, 4, 0.0, torch.Generator(), class_token=True, freeze=1)
+    below = ("cls_token", "pos_embed", "patch_embed", "rel_pos_bias", "blocks.0.")
+    for name, parameter in model.named_parameters():
+        is_below = name.removeprefix("encoder.").startswith(below)
+        assert parameter.requires_grad != (is_below and name.startswith("encoder.")), name
+
+
+def test_the_head_is_trained_alone_first_and_then_all_with_a_fresh_optimizer(run, shards, tmp_path):
+    states = []
+    step = FinetuneTask.step
+
+    def noted(self, number, inputs):
+        record = step(self, number, inputs)
+        weights = {n: one.detach().clone() for n, one in self.model.named_parameters()}
+        held = {int(s["step"]) for s in self.optimizer.state.values()}
+        states.append((weights, len(self.optimizer.state), held, record["lr"]))
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinetuneTask, "step", noted)
+        choice = config(run, linear_first=1, epochs=1, linear_lr=1e-2, drop_path=0.3)
+        (score,) = finetune(shards, tmp_path / "out", choice, CPU).scores
+    before = load_checkpoint(run / LAST)["model"]
+    encoder = [n for n in states[0][0] if n.startswith("encoder.") and "pos_embed" not in n]
+    encoder = [n for n in encoder if not n.startswith("encoder.norm")]
+    for weights, held, steps, _ in states[:4]:
+        assert all(torch.equal(weights[n], before[f"target_{n}"]) for n in encoder)
+        assert (held, len(steps)) == (2, 1)
+    weights, held, steps, _ = states[-1]
+    assert not any(torch.equal(weights[n], before[f"target_{n}"]) for n in encoder)
+    assert steps == {4}
+    rates = [rate for *_, rate in states]
+    assert rates[:4] == [learning_rate(n / 4, 1e-2, 1e-6, 0.0) for n in range(4)]
+    assert rates[4:] == [learning_rate(n / 4, 1e-3, 1e-6, 0.5) for n in range(4)]
+    assert {"linear_first 1, not 0", "linear_lr 0.01, not 0.001"} <= set(score.deviations)
+
+
+def test_the_head_alone_learns_what_the_frozen_features_tell(run, shards, tmp_path):
+    choice = config(run, linear_first=6, epochs=1, linear_lr=1e-1, randaugment="", lr=1e-6)
+    choice = choice.model_copy(update={"crop_scale": (0.8, 1.0)})
+    finetune(shards, tmp_path / "out", choice, CPU)
+    losses = [record["loss"] for record in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert np.mean(losses[20:24]) < 0.9 * np.mean(losses[:4])
+
+
+@pytest.mark.parametrize("cut_after", [2, 4, 6])
+def test_a_stopped_run_of_two_phases_goes_on_to_the_same_end(run, shards, tmp_path, cut_after):
+    choice = config(run, linear_first=1, epochs=1, freeze=1, drop_path=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "FETCH_STEPS", 1)
+        kill = ask_at(signal.SIGTERM, (cut_after - 1) * 64, "finetune")
+        with pytest.raises(StoppedError, match=f"after step {cut_after} of 8, which is"):
+            finetune(shards, tmp_path / "cut", choice, CPU, kill)
+    cut = finetune(shards, tmp_path / "cut", choice, CPU)
+    assert cut.scores == finetune(shards, tmp_path / "whole", choice, CPU).scores
+    one, two = (load_checkpoint(tmp_path / name / LAST) for name in ("cut", "whole"))
+    assert all(torch.equal(one["model"][n], two["model"][n]) for n in two["model"])
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert logs[0] == logs[1]
+
+
+def test_settings_that_are_not_used_leave_a_fine_tuning_what_it_was():
+    plain = FinetuneConfig(encoder="e").model_dump()
+    assert not {"freeze", "linear_first", "linear_lr"} & set(plain)
+    assert FinetuneConfig(encoder="e", freeze=2).model_dump() == plain | {"freeze": 2}
+    with pytest.raises(ValueError, match="linear_lr changes nothing without linear_first"):
+        FinetuneConfig(encoder="e", linear_lr=1e-2)

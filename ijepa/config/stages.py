@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ijepa.config.values import (
     Count,
@@ -195,6 +202,14 @@ class FinetuneConfig(Settings):
     """Weight decay of AdamW."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Factor on the learning rate from each block to the one below."""
+    freeze: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """Number of first blocks that are not trained, nor patch embedding and positions. Default: all
+    is trained."""
+    linear_first: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Epochs in which the linear layer is trained alone, before `epochs` of all layers
+    (LP-FT, arXiv 2202.10054)."""
+    linear_lr: Positive = 1e-3
+    """Highest learning rate of `linear_first`; falls to `final_lr` without a warm-up."""
     label_smoothing: Fraction = 0.1
     """Share of the target that is spread over all classes."""
     drop_path: Fraction = 0.0
@@ -218,6 +233,22 @@ class FinetuneConfig(Settings):
         if not isinstance(given, dict):
             return given
         return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Fine-tunings made before these settings existed are of the same settings."""
+        body: dict[str, object] = serialize(self)
+        fields = type(self).model_fields
+        new = [
+            n for n in ("freeze", "linear_first", "linear_lr") if body.get(n) == fields[n].default
+        ]
+        return {name: value for name, value in body.items() if name not in new}
+
+    @model_validator(mode="after")
+    def _linear_lr_is_used(self) -> Self:
+        if not self.linear_first and self.linear_lr != type(self).model_fields["linear_lr"].default:
+            raise ValueError("linear_lr changes nothing without linear_first")
+        return self
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -53,8 +53,15 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
     return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
 
 
-def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> Tree:
+def restore(
+    model: nn.Module,
+    optimizer: Optimizer,
+    path: Path,
+    enter: Callable[[int], None] = lambda step: None,  # noqa: ARG005  # called by position
+) -> Tree:
     """Put a checkpoint back into networks and optimizer, exactly or not at all; returns all of it.
+
+    `enter` is called with its last step first, which may choose what has an optimizer's state.
 
     Raises:
         IjepaError: it is damaged, of other networks, or weights alone.
@@ -66,6 +73,7 @@ def restore(model: nn.Module, optimizer: Optimizer, path: Path) -> Tree:
             f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
         )
     check_weights(model, body["model"], path)
+    enter(body["step"] - 1)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     set_model_state_dict(model, body["model"], options=options)
     try:

@@ -11,12 +11,16 @@ import torch
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from ijepa.config import Size
+from ijepa.errors import IjepaError
 from ijepa.jepa.vit import Encoder, LayerNorm
 
 HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change the encoder
 # Below the first block; all else that is in no block learns as fast as the head.
 INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+SHARED_POSITIONS = "encoder.rel_pos_bias"  # BEiT's, of all blocks: it learns as fast as the head
 
 Transformer = Encoder | VisionTransformer | Beit
 
@@ -29,7 +33,8 @@ class Classifier(nn.Module):
     looks like. I-JEPA's position tables stay fixed, those of others are trained.
 
     The encoder is changed in place. `drop_path` is the chance to skip the last block; the first is
-    never skipped. `generator` draws the linear layer's weights.
+    never skipped. `generator` draws the linear layer's weights. With `freeze`, so many first blocks
+    and all that is below them (patch embedding, tokens, positions) are not trained.
     """
 
     def __init__(
@@ -40,8 +45,14 @@ class Classifier(nn.Module):
         generator: torch.Generator,
         *,
         class_token: bool = False,
+        freeze: int = 0,
     ) -> None:
         super().__init__()
+        depth = len(encoder.blocks)
+        if freeze > depth:
+            raise IjepaError(
+                f"--freeze {freeze}: the encoder has {depth} blocks; give {depth} at most."
+            )
         self.encoder, self.class_token = encoder, class_token
         if class_token:
             self.fc_norm = encoder.fc_norm
@@ -51,11 +62,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, generator=generator)
         nn.init.zeros_(self.head.bias)
-        for parameter in encoder.parameters():
-            parameter.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            is_below = layer_of(name, depth) <= freeze or name.startswith(SHARED_POSITIONS)
+            parameter.requires_grad_(not (freeze and is_below))
         if isinstance(encoder, Encoder):
             encoder.pos_embed.requires_grad_(False)
-        last = max(1, len(encoder.blocks) - 1)
+        last = max(1, depth - 1)
         self._branches: list[DropBranch] = []
         for number, block in enumerate(encoder.blocks):
             pair = [DropBranch(drop_path * number / last) for _ in range(2)]
@@ -136,3 +148,16 @@ def learning_rate(done: float, lr: float, final_lr: float, warmup: float) -> flo
         return lr * done / warmup
     rest = (done - warmup) / max(1e-12, 1 - warmup)
     return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def step_gflops(model: Classifier, image_size: Size) -> float:
+    """Of matrix products for one image of a step, by what requires gradients; moves the model.
+
+    A classifier of which nothing does is counted as in the steps of its linear layer alone.
+    """
+    model, images = model.to("meta"), torch.zeros(1, 3, *image_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        logits = model(images)
+        if logits.requires_grad:
+            torch.autograd.backward(logits.sum())
+    return float(counter.get_total_flops()) / 1e9

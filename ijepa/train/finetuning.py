@@ -84,9 +84,13 @@ class FinetuneTask(Task[Inputs]):
         rows = cuts.batch_size // world.size * model.encoder.patch_embed.num_patches
         dim = model.encoder.embed_dim
         self.linear = from_rank_0(world, lambda: pick_linear(device, rows, dim))
-        self._forward = in_parallel(model, device, world)
         self._per_epoch = len(train.chosen) // cuts.batch_size
-        self.size, self.total_steps = cuts.batch_size, config.epochs * self._per_epoch
+        self._linear_steps = config.linear_first * self._per_epoch  # of the head alone
+        self.size = cuts.batch_size
+        self.total_steps = self._linear_steps + config.epochs * self._per_epoch
+        self._trained = {name for name, one in model.named_parameters() if one.requires_grad}
+        self._head_alone: bool | None = None
+        self.enter(0)
         self.bf16 = uses_bf16(config.precision, device)
         self._mixes = bool(config.mixup or config.cutmix)
         self._mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
@@ -97,6 +101,18 @@ class FinetuneTask(Task[Inputs]):
         )
         self.held_out: dict[str, float] = {}
         self.model.train()
+
+    def enter(self, step: int) -> None:
+        """Train the head alone in the first steps (LP-FT), then all, with a fresh optimizer."""
+        alone = step < self._linear_steps
+        if alone is self._head_alone:
+            return
+        self._head_alone = alone
+        self.optimizer.state.clear()
+        for name, parameter in self.model.named_parameters():
+            is_trained = name.startswith("head.") if alone else name in self._trained
+            parameter.requires_grad_(is_trained)
+        self._forward = in_parallel(self.model, self.device, self.world)
 
     def batches(self, numbers: range) -> Generator[Batch]:
         """Augmented images of each step, in order."""
@@ -119,15 +135,19 @@ class FinetuneTask(Task[Inputs]):
         return images, targets, self._moved(mine)
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
-        """One update of all layers, each at its own rate."""
+        """One update of all layers that are trained, each at its own rate."""
         config, done, (images, targets, draws) = self.config, step + 1, inputs
-        warmup = min(1.0, config.warmup_epochs / config.epochs)
-        lr = learning_rate(step / self.total_steps, config.lr, config.final_lr, warmup)
+        self.enter(step)
+        first, peak, warmup = self._linear_steps, config.lr, config.warmup_epochs / config.epochs
+        part = (step - first) / (self.total_steps - first)
+        if self._head_alone:
+            part, peak, warmup = step / first, config.linear_lr, 0.0
+        lr = learning_rate(part, peak, config.final_lr, min(1.0, warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()
         with self.autocast():
-            logits = self._forward(images, draws)
+            logits = self._forward(images, None if self._head_alone else draws)
         smoothing = 0.0 if self._mixes else config.label_smoothing  # mixed labels are smooth
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         torch.autograd.backward(loss)

@@ -90,6 +90,10 @@ class Task(ABC, Generic[Inputs]):
             The step's record; numbers that are still on the device are () tensors, `loss` is one.
         """
 
+    def enter(self, step: int) -> None:  # noqa: ARG002  # for tasks that have phases
+        """Choose what is trained in this step; also called before its checkpoint is restored."""
+        return
+
     def watch(self, step: int) -> dict[str, float]:  # noqa: ARG002  # for tasks that have it
         """Check the networks after `step` steps, where a check is due; changes no later step.
 
@@ -181,7 +185,7 @@ class _Run:
         """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
         metrics_bytes, world = 0, self.world
         if self.last.exists():
-            body = restore(self.task.model, self.task.optimizer, self.last)
+            body = restore(self.task.model, self.task.optimizer, self.last, self.task.enter)
             self.steps_done, facts = body["step"], body["facts"]
             self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]

@@ -27,7 +27,9 @@ Subset = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command."""
     run = "device workers checkpoint_seconds replace"
-    stage(app, FinetuneConfig, "encoder protocol label test_split seed", run)(finetune)
+    stage(app, FinetuneConfig, "encoder protocol label test_split freeze linear_first seed", run)(
+        finetune
+    )
 
 
 def finetune(
@@ -60,9 +62,12 @@ def _plan(data: Path, config: FinetuneConfig, listed: Path | None) -> str:
     """What will run, on what, how much."""
     part = f"{listed or config.subset} of " if listed or config.subset else ""
     tested = images_of(data, config.test_split, config.split)
+    linear = f"{counted(config.linear_first, 'epoch')} of the head, then " * bool(
+        config.linear_first
+    )
     return (
         f"finetune: {config.encoder} on {part}{images_of(data, config.split)}, tested on "
-        f"{tested}, {counted(config.epochs, 'epoch')}"
+        f"{tested}, {linear}{counted(config.epochs, 'epoch')}"
     )
 
 
