@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ijepa.features.diagnose import describe
 from ijepa.features.store import FeatureHeader, read_header
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.progress import Progress, automatic, silent
-from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.stage import CACHED, DryRun, StagePlan, Work, exclusive_work
 from ijepa.world import World, together
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class ExtractResult(Config):
     layers: int
     dim: int
     labels: tuple[str, ...]
+    tokens: tuple[int, int, int] | None = None  # rows and columns of patches, width of a token
 
 
 def extract(
@@ -67,13 +68,20 @@ def extract(
     config = config.model_copy(update={"split": data.named_split(config.split)})
     inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
-    with together(exclusive_work(plan, runtime), runtime) as (work, world):
-        if not work.cached:
-            _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
+    try:
+        with together(exclusive_work(plan, runtime), runtime) as (work, world):
+            if not work.cached:
+                _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
+    except DryRun as outlook:
+        if not config.tokens or outlook.state == CACHED:
+            raise
+        size = _Extraction(config, data, runtime, "cpu").size  # tells what --tokens costs
+        raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
     found = describe(plan.out)  # without its numbers: its record has the digest of the file
-    same = found.model_dump(include={"images", "views", "layers", "dim"})
+    same: dict[str, Any] = found.model_dump(include={"images", "views", "layers", "dim"})
     encoder, labels = found.header.encoder, tuple(found.classes)
-    return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, labels=labels, **same)
+    same |= {"labels": labels, "tokens": found.header.tokens}
+    return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, **same)
 
 
 def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:
@@ -102,6 +110,8 @@ def _encode(
     job = _Extraction(config, data, runtime, pick_device(runtime.device))
     path = work.folder / work.plan.out.name
     total, size = len(job.images), job.batch_size
+    if world.is_rank_0 and config.tokens:
+        log.info("writing %s", job.size)
     from_rank_0(world, lambda: job.create(path, work.plan.fingerprint))
     writer = FeatureWriter(path)
     missing = from_rank_0(world, lambda: writer.missing)
@@ -109,9 +119,10 @@ def _encode(
     progress("extract images", done, total)
     linear = job.encoder.pick_linear(job.device, CPU_BATCH)
     with computing(job.device, linear=linear):
-        for batch, features in job.batches(missing[world.rank :: world.size]):
+        for batch, numbers in job.batches(missing[world.rank :: world.size]):
             assert batch.image_ids is not None  # as `ViewBatches` makes them
-            writer.write(batch.step, features, np.repeat(batch.image_ids.numpy(), 1 + config.views))
+            ids = np.repeat(batch.image_ids.numpy(), 1 + config.views)
+            writer.write(batch.step, numbers[0], ids, *numbers[1:])
             done += len(batch.numbers) * world.size  # others are about as quick
             progress("extract images", min(done, total), total)
     wait_for_all(world)
@@ -128,9 +139,12 @@ class _Extraction:
     """One encoder, and the images of one split that it encodes."""
 
     def __init__(
-        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: "torch.device"
+        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: "torch.device | str"
     ) -> None:
-        self.config, self.data, self.runtime, self.device = config, data, runtime, device
+        import torch
+
+        self.config, self.data, self.runtime = config, data, runtime
+        self.device = torch.device(device)
         self.images = data.split(config.split)
         self.encoder = EncoderSpec.of(config).load(self.device)
         self.num_layers = min(config.layers, self.encoder.num_layers)
@@ -138,6 +152,18 @@ class _Extraction:
         self.crop_fraction = None if config.crop == "squash" else fraction
         self.bf16 = self.encoder.uses_bf16(config.precision, self.device)
         self.batch_size = max(1, BATCH_ROWS // (1 + config.views))  # images
+        self.tokens = self.encoder.token_shape() if config.tokens else None
+        self.shape = len(self.images) * (1 + config.views), self.num_layers, self.encoder.dim
+
+    @property
+    def size(self) -> str:
+        """What the file takes on disk, in words."""
+        rows, layers, dim = self.shape
+        height, width, token_dim = self.tokens or (0, 0, 0)
+        numbers = rows * (layers * dim + height * width * token_dim)
+        mb = numbers * np.dtype(self.config.dtype).itemsize / 1e6
+        said = f"{mb / 1e3:,.1f} GB" if mb >= 1e3 else f"{mb:.1f} MB"
+        return f"{said} on disk with {height} x {width} patch tokens of {token_dim:,} numbers a row"
 
     def create(self, path: Path, fingerprint: str) -> None:
         """Make the file that features are written into, with the keys and labels of all images."""
@@ -168,25 +194,27 @@ class _Extraction:
             precision="bf16" if self.bf16 else "fp32",
             interpolation=config.interpolation,
             crop_fraction=self.crop_fraction,
+            tokens=self.tokens,
         )
         create_features(
             path,
             header,
-            (len(numbers), self.num_layers, encoder.dim),
+            self.shape,
             config.dtype,
             keys=self.images.keys(numbers),
             labels={name: self.images.labels(name, numbers) for name in self.images.label_names},
             batch_rows=self.batch_size * (1 + config.views),
         )
 
-    def batches(self, todo: Sequence[int]) -> "Iterator[tuple[Batch, Floats]]":
+    def batches(self, todo: Sequence[int]) -> "Iterator[tuple[Batch, list[Floats]]]":
         """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
         A GPU computes a batch while the caller has the one before it.
 
         Yields:
             A batch of n images, and features of all their views (n * views, layers, dim) in
-            `config.dtype`: those of the first image, then of the second, and so on.
+            `config.dtype`: those of the first image, then of the second, and so on; with
+            `config.tokens` also their patch tokens (n * views, patches, dim).
         """
         import torch
 
@@ -209,21 +237,27 @@ class _Extraction:
 
             return values
 
-        encoder, config, cuts = self.encoder, self.config, self.encoder.data
+        config, cuts = self.config, self.encoder.data
         dtype = torch.float16 if config.dtype == "float16" else torch.float32
         how = config.views, config.augment, config.seed, config.interpolation
         plan = ViewPlan(cuts.image_px, self.crop_fraction, *how)
         views = ViewBatches(self.images, plan, self.batch_size)
-        begun: deque[tuple[Batch, Callable[[], Floats]]] = deque()
+        begun: deque[tuple[Batch, list[Callable[[], Floats]]]] = deque()
         workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
         for batch in batches(views, todo, workers, pin_memory=on_gpu):
             pixels = batch.images.to(self.device, non_blocking=True)
             pixels = normalise(pixels, cuts.mean, cuts.std)
             parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
-            found = [encoder.features(part, self.num_layers, bf16=self.bf16) for part in parts]
-            begun.append((batch, fetched(torch.cat(found).to(dtype))))
+            found = [[one.to(dtype) for one in self.encoded(part)] for part in parts]
+            begun.append((batch, [fetched(torch.cat(kind)) for kind in zip(*found, strict=True)]))
             if len(begun) > IN_FLIGHT.get(self.device.type, 0):
                 done, values = begun.popleft()
-                yield done, values()
+                yield done, [one() for one in values]
         for done, values in begun:
-            yield done, values()
+            yield done, [one() for one in values]
+
+    def encoded(self, images: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+        """Features of normalised images, and their patch tokens where these are stored."""
+        if self.tokens:
+            return self.encoder.features_and_tokens(images, self.num_layers, bf16=self.bf16)
+        return (self.encoder.features(images, self.num_layers, bf16=self.bf16),)

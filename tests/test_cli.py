@@ -60,8 +60,8 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
     "recompute compile parallel cache replace launcher nodes gpus-per-node minutes slurm",
-    "extract": "data out encoder split which checkpoint layers image-size crop views augment "
-    "device workers",
+    "extract": "data out encoder split which checkpoint layers tokens image-size crop views "
+    "augment device workers",
     "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
     "finetune": "data out subset encoder protocol label test-split freeze linear-first seed device "
     "workers checkpoint-seconds replace",

@@ -346,10 +346,10 @@ def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
 @pytest.mark.slow
 def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
     one, two = tmp_path / "one.h5", tmp_path / "two.h5"
-    choice = ExtractConfig(encoder=str(run), views=2, augment="flip")
+    choice = ExtractConfig(encoder=str(run), views=2, augment="flip", tokens=True)
     extract(shards, one, choice, CPU)
     words = ["extract", "--encoder", run, "--data", shards, "--out", two]
-    words += ["--views", "2", "--augment", "flip", "--device", "cpu", "--workers", "0"]
+    words += ["--views", "2", "--augment", "flip", "--device", "cpu", "--workers", "0", "--tokens"]
     codes, errors = together(2, words)
     assert codes == [0, 0], errors
     assert one.read_bytes() == two.read_bytes()

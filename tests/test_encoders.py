@@ -161,6 +161,8 @@ def test_a_converted_resnet_gives_the_published_forward_pass(kind, side_px, tmp_
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert encoder.num_layers == 1
     assert encoder.pooling == "average of the last feature map"
+    with pytest.raises(IjepaError, match="has no patch tokens; --tokens needs a Vision Transf"):
+        encoder.features_and_tokens(images(side_px=side_px))
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,10 @@ def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, tmp_path):
     cfg = model.pretrained_cfg
     assert (encoder.data.mean, encoder.data.eval_crop_fraction) == (cfg["mean"], cfg["crop_pct"])
     assert encoder.num_layers == (1 if name.startswith("resnet") else 12)
+    if encoder.num_layers == 12:
+        tokens = encoder.features_and_tokens(pixels)[1]
+        torch.testing.assert_close(tokens, model.forward_features(pixels)[:, 1:])
+        assert encoder.token_shape() == (14, 14, 192)
 
 
 @pytest.mark.parametrize("body", [{}, {"model": {}}, {"epoch": 3}])
@@ -642,7 +648,9 @@ def test_a_copied_or_pickled_encoder_computes_with_its_own_weights(kind, tmp_pat
 def test_the_width_of_features_is_computed_once_a_size(tmp_path, monkeypatch):
     encoder, calls = a_small_one("byol", tmp_path), []
     monkeypatch.setattr(encoder.network, "forward_head", calls.append, raising=True)
-    monkeypatch.setattr(encoder, "_pool", lambda *_: calls.append(1) or torch.zeros(1, 1, 7))
+    monkeypatch.setattr(
+        encoder, "_pool", lambda *_: calls.append(1) or (torch.zeros(1, 1, 7), None)
+    )
     assert [encoder.dim, encoder.dim, f"{encoder}".count("dim=7")] == [7, 7, 1]
     assert len(calls) == 1
     pixels = load_encoder("pixels")

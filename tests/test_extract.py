@@ -7,6 +7,7 @@ import shutil
 import sys
 from unittest.mock import Mock
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,11 @@ from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
+from ijepa.features.diagnose import describe
 from ijepa.features.store import open_features
 from ijepa.features.write import FeatureWriter
 from ijepa.jepa.augment import normalise
+from ijepa.stage import DryRun
 from ijepa_cli.main import main
 
 CPU = Runtime(device="cpu", workers=0)
@@ -281,3 +284,85 @@ def test_bicubic_views_are_another_extraction_and_the_file_says_so(made):
 def test_the_evaluation_split_is_stored_by_its_own_name(shards, tmp_path, made):
     assert made("f.h5", config("pixels", split="evaluation")).header.split == "val"
     assert extract(shards, tmp_path / "f.h5", config("pixels", split="val"), CPU).cached
+
+
+@pytest.mark.parametrize("views", [{}, {"views": 1, "augment": "flip"}])
+def test_patch_tokens_stand_beside_the_features_that_are_their_mean(run, images, made, views):
+    store, encoder = made("t.h5", config(run, layers=2, tokens=True, **views)), load_encoder(run)
+    assert store.header.tokens == (8, 8, 32)
+    assert store.tokens.shape == (store.shape[0], 64, 32)
+    assert store.tokens.dtype == np.float16
+    np.testing.assert_allclose(store.tokens.mean(1, np.float32), store.last(), atol=2e-3, rtol=1e-3)
+    rows, each = [200, 3, 200], 1 + len(views) // 2
+    for row, found in zip(rows, store.tokens[rows], strict=True):
+        if row % each == 0:
+            expected = encoder.encode_patches(decode_rgb(images.read_image(row // each)))[0]
+            np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
+    plain = made("plain.h5", config(run, layers=2, **views))
+    assert np.array_equal(plain.last(2), store.last(2))
+    with pytest.raises(IjepaError, match=r"plain.h5 has no patch tokens; .* --tokens"):
+        _ = plain.tokens
+    with pytest.raises(IjepaError, match="has no patch tokens"):
+        open_features(plain.path, check_tokens=True)
+
+
+def test_a_setting_that_is_left_alone_leaves_earlier_extractions_cached(run):
+    assert "tokens" not in config(run).model_dump(mode="json")
+    assert config(run, tokens=True).model_dump(mode="json")["tokens"] is True
+
+
+def test_patches_of_pixels_are_the_images_own(images, made):
+    choice = config("pixels/8", image_px=32, dtype="float32", tokens=True)
+    store = made("p.h5", choice)
+    assert (store.header.encoder, store.header.tokens) == ("pixels/8@32", (4, 4, 192))
+    image = pixels_of(load_encoder("pixels", image_px=32), images.read_image(5))[0]
+    patch = image[:, 8:16, 16:24].flatten()  # row 1, column 2
+    np.testing.assert_allclose(store.tokens[5, 1 * 4 + 2], patch.numpy(), atol=1e-6)
+    assert np.array_equal(store.last(), made("q.h5", choice.model_copy(
+        update={"encoder": "pixels", "tokens": False})).last())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoder", "image_px"), [("pixels", None), ("pixels/8", 20), ("pixels/16", 16)]
+)
+def test_what_has_no_patch_tokens_is_refused_in_one_line(encoder, image_px, made, tmp_path, shards):
+    with pytest.raises(IjepaError, match=r"has no patch tokens; .*pixels/8 with --image") as error:
+        made("f.h5", config(encoder, image_px=image_px, tokens=True))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_extraction_of_tokens_ends_the_same_and_damage_is_found(
+    run, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    choice, path = config(run, tokens=True), tmp_path / "cut.h5"
+    made("whole.h5", choice)
+    with pytest.raises(StopError):
+        made("cut.h5", choice, progress=stop_after(100))
+    with h5py.File(tmp_path / "cut.h5.partial" / "cut.h5", "r+") as store:  # by a power failure
+        store["tokens"][60, 3, 2] += 1
+    seen = []
+    made("cut.h5", choice, progress=lambda task, done, *_: seen.append(done))
+    assert seen == [50, 100, 150, 200, 250, 256]
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    describe(path, check=True)
+    with h5py.File(path, "r+") as store:
+        store["tokens"][60, 3, 2] += 1
+    open_features(path)  # pooled features are whole
+    with pytest.raises(IjepaError, match="rows from 50 on are damaged"):
+        describe(path, check=True)
+
+
+def test_a_dry_run_and_the_start_say_how_much_of_the_disk_tokens_take(
+    run, shards, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    choice = config(run, tokens=True, layers=2)
+    size = r"\d\.\d MB on disk with 8 x 8 patch tokens of 32 numbers a row"
+    with pytest.raises(DryRun, match=rf"would run \(nothing is there yet; {size}\)"):
+        extract(shards, tmp_path / "f.h5", choice, CPU.model_copy(update={"dry_run": True}))
+    assert not list(tmp_path.iterdir())
+    out = extract(shards, tmp_path / "f.h5", choice, CPU).out
+    [line] = [one.getMessage() for one in caplog.records if "on disk" in one.getMessage()]
+    assert abs(float(line.split()[1]) - out.stat().st_size / 1e6) < 0.1

@@ -44,10 +44,15 @@ def model(name, seed=0):
     return network.eval()
 
 
-@torch.inference_mode()
 def expected(name, pixels):
     """(B, depth, DIM), every patch seen in order."""
-    network, averaged = model(name), MODELS[name][3]
+    layers, averaged = expected_layers(name, pixels), MODELS[name][3]
+    return torch.stack([one.mean(1) if averaged else one[:, 0] for one in layers], dim=1)
+
+
+@torch.inference_mode()
+def expected_layers(name, pixels):
+    network = model(name)
     options = {}
     if name == "vit_mae":
         network.config.mask_ratio = 0.0
@@ -55,7 +60,7 @@ def expected(name, pixels):
     found = network(pixel_values=pixels, output_hidden_states=True, **options)
     layers = [network.layernorm(tokens) for tokens in found.hidden_states[1:]]
     torch.testing.assert_close(layers[-1], found.last_hidden_state)
-    return torch.stack([one.mean(1) if averaged else one[:, 0] for one in layers], dim=1)
+    return layers
 
 
 def folder(tmp_path, name, processor=None, seed=0):
@@ -74,6 +79,12 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(name, tmp_path):
     assert torch.equal(encoder.features(images(), DEPTH), found)  # nothing is drawn at random
     assert encoder.num_layers == DEPTH
     assert encoder.pooling.startswith("average" if MODELS[name][3] else "class token")
+    features, tokens = encoder.features_and_tokens(images(), DEPTH)
+    assert torch.equal(features, found)
+    whole = expected_layers(name, images())[-1]
+    side = SIDE_PX // PATCH_PX
+    assert encoder.token_shape() == (side, side, whole.shape[2])
+    torch.testing.assert_close(tokens, whole[:, -(side**2) :], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -113,8 +113,17 @@ class ExtractConfig(Settings):
     """Precision of the encoder. auto is bf16 on a GPU and fp32 on a CPU."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number type of the stored features."""
+    tokens: bool = False
+    """Also store the patch tokens of the last layer, for attentive and dense probes; the file is
+    larger by about the number of patches."""
     seed: Seed = 0
     """Seed of a `random:` encoder, and of the augmented views."""
+
+    @model_serializer(mode="wrap")
+    def _without_tokens_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Files made before this setting existed are of the same settings."""
+        body: dict[str, object] = serialize(self)
+        return {name: value for name, value in body.items() if (name, value) != ("tokens", False)}
 
     @model_validator(mode="after")
     def _views_are_augmented(self) -> Self:

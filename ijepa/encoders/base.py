@@ -48,13 +48,14 @@ class Pooled(NamedTuple):
     """How images become features.
 
     Attributes:
-        features: (network, normalised images (B, 3, height, width), n) -> (B, n, dim), of the last
-            n layers; holds no network itself, so that an encoder can be copied and pickled.
+        features: (network, normalised images (B, 3, height, width), n) -> features (B, n, dim) of
+            the last n layers, and patch tokens (B, N, dim) of the last one, None where there are
+            none; holds no network itself, so that an encoder can be copied and pickled.
         num_layers: how many layers it can give.
         how: in words, how the tokens of a layer become one vector.
     """
 
-    features: Callable[[Any, Tensor, int], Tensor]
+    features: Callable[[Any, Tensor, int], tuple[Tensor, Tensor | None]]
     num_layers: int
     how: str
 
@@ -139,7 +140,41 @@ class Encoder(nn.Module):
             bf16: multiply matrices, convolve and attend in bfloat16 (`torch.autocast`).
         """
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return self._pool(self.network, images, num_layers).float()
+            return self._pool(self.network, images, num_layers)[0].float()
+
+    @torch.inference_mode()
+    def features_and_tokens(
+        self, images: Tensor, num_layers: int = 1, *, bf16: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """What `features` gives, and the patch tokens of the last layer from the same pass.
+
+        The tokens are (B, N, dim) float32 after the final norm, row-major, without class token or
+        registers; an average of patch tokens is the average of these. Arguments as for `features`.
+
+        Raises:
+            IjepaError: the encoder has no patch tokens, as a ResNet, or one alone.
+        """
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            features, tokens = self._pool(self.network, images, num_layers)
+        if tokens is None or tokens.shape[1] < 2:
+            hint = ", such as pixels/8 with --image-size 64" if self.network is None else ""
+            raise IjepaError(
+                f"{self.name} has no patch tokens; --tokens needs a Vision Transformer, or pixels "
+                f"of several patches{hint}."
+            )
+        return features.float(), tokens.float()
+
+    def token_shape(self) -> tuple[int, int, int]:
+        """Rows of patches, columns of patches and width of its patch tokens.
+
+        Patches are square, so that their number and the image's shape tell the rows.
+        """
+        height, width = self.data.image_size
+        blank = torch.zeros(1, 3, height, width).to(next(self.parameters(), torch.empty(0)))
+        _, num_patches, dim = self.features_and_tokens(blank)[1].shape
+        rows = round((num_patches * height / width) ** 0.5)
+        assert num_patches % rows == 0, (self.name, num_patches, height, width)
+        return rows, num_patches // rows, dim
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of the last layer: (B, dim) float32; images as for `features`."""
@@ -338,11 +373,21 @@ def _rgb_pixels(image: Picture) -> Pixels:
 def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:
     """Features of the last blocks, the final norm applied to each."""
     if isinstance(network, Vit):
-        return Pooled(Vit.pooled_layers, len(network.blocks), PATCH_AVERAGE)
+        return Pooled(_own_layers, len(network.blocks), PATCH_AVERAGE)
     return Pooled(partial(_pooled_layers, pooling), len(network.blocks), pooling)
 
 
-def _pooled_layers(pooling: str, network: Any, images: Tensor, num_layers: int) -> Tensor:  # noqa: ANN401  # VisionTransformer | Beit
+def _own_layers(network: Vit, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
+    layers = network.last_layers(images, num_layers)
+    return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1), layers[-1]
+
+
+def _pooled_layers(
+    pooling: str,
+    network: Any,  # noqa: ANN401  # VisionTransformer | Beit
+    images: Tensor,
+    num_layers: int,
+) -> tuple[Tensor, Tensor]:
     layers: Any = network.forward_intermediates(
         images,
         indices=num_layers,
@@ -351,13 +396,14 @@ def _pooled_layers(pooling: str, network: Any, images: Tensor, num_layers: int) 
         output_fmt="NLC",
         intermediates_only=True,
     )
+    # Without prefix tokens, timm gives the patch tokens alone.
+    patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
     if pooling == CLASS_TOKEN:
         vectors = [prefix[:, 0] for _, prefix in layers]
-    else:  # without prefix tokens, timm gives the patch tokens alone
-        patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
+    else:
         vectors = [tokens.mean(dim=1) for tokens in patches]
-    pooled: Tensor = network.fc_norm(torch.stack(vectors, dim=1))  # where the norm comes last
-    return pooled
+    # Where the norm comes after pooling, tokens are those before it.
+    return network.fc_norm(torch.stack(vectors, dim=1)), patches[-1]
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -199,10 +199,10 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     )
 
 
-def _last_map(network: ResNetV2, images: Tensor, num_layers: int) -> Tensor:
+def _last_map(network: ResNetV2, images: Tensor, num_layers: int) -> tuple[Tensor, None]:
     del num_layers  # layers differ in width: the last is all there is
     found: Tensor = network(images)
-    return found.unsqueeze(1)
+    return found.unsqueeze(1), None
 
 
 def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, list[int], float]:

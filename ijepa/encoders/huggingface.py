@@ -197,17 +197,20 @@ def _pooled(
     model: Any,  # noqa: ANN401  # any class of theirs
     images: Tensor,
     num_layers: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     wanted: dict[str, Any] = {}
     if family.interpolates and images.shape[-2:] != own_size:
         wanted["interpolate_pos_encoding"] = True
+    patch = height_width(model.config.patch_size)
+    patches = (images.shape[-2] // patch[0]) * (images.shape[-1] // patch[1])
     if family.method == "MAE":
         # ViTMAE sorts patches by noise, though it drops none: this leaves them in their order.
-        patches = images[0, 0].numel() // model.config.patch_size**2
         noise = torch.arange(patches, dtype=torch.float, device=images.device)
         wanted["noise"] = noise.expand(len(images), -1)
     found = model(pixel_values=images, output_hidden_states=True, **wanted)
     layers = [model.layernorm(tokens) for tokens in found.hidden_states[-num_layers:]]
     if family.pooling == CLASS_TOKEN:
-        return torch.stack([tokens[:, 0] for tokens in layers], dim=1)
-    return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1)
+        vectors = [tokens[:, 0] for tokens in layers]
+    else:
+        vectors = [tokens.mean(dim=1) for tokens in layers]
+    return torch.stack(vectors, dim=1), layers[-1][:, -patches:]  # class token, registers go first

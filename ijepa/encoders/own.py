@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ from ijepa.encoders.spec import PARTS, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
-from ijepa.jepa.vit import build_encoder
+from ijepa.jepa.vit import build_encoder, patchify
 from ijepa.provenance import Provenance, paper_arch, run_provenance
 from ijepa.weights import load_weights
 
+PIXELS_PATCH_PX = 16  # side of the patches that are its tokens, unless it is named
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
 log = logging.getLogger(__name__)
@@ -105,18 +107,20 @@ def _random(spec: EncoderSpec) -> Encoder:
 def _pixels(spec: EncoderSpec) -> Encoder:
     """Raw pixels, shrunk: the baseline that knows no network."""
     side_px = spec.image_px or PIXELS_PX
+    patch = f"/{spec.name}" if spec.name else ""
     return Encoder(
         None,
-        Pooled(_flat, 1, NOTHING),
+        Pooled(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NOTHING),
         DataConfig(image_px=side_px, eval_crop_fraction=1.0),
-        name=f"pixels@{side_px}",
+        name=f"pixels{patch}@{side_px}",
         provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
     )
 
 
-def _flat(_: None, images: Tensor, num_layers: int) -> Tensor:
+def _flat(patch_px: int, _: None, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor | None]:
     del num_layers  # there is one
-    return images.flatten(1).unsqueeze(1)
+    divides = not any(side % patch_px for side in images.shape[-2:])
+    return images.flatten(1).unsqueeze(1), patchify(images, patch_px) if divides else None
 
 
 class TrainedJepa(NamedTuple):

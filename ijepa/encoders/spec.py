@@ -115,7 +115,8 @@ class EncoderSpec(NamedTuple):
     Attributes:
         text: as the user typed it.
         kind: `run`, `published`, `random`, `pixels`, or a key of `KINDS`.
-        name: of a model of timm or the hub, or `ARCH[/PATCH][@PX]` of random weights.
+        name: of a model of timm or the hub, `ARCH[/PATCH][@PX]` of random weights, or the side of
+            the patches of pixels.
         file: file or folder of weights; None where `name` says all.
         arch: of weights whose shapes do not tell it.
         which: `target` or `context`, where there are two.
@@ -149,8 +150,8 @@ class EncoderSpec(NamedTuple):
         text = os.fspath(text)
         kind, colon, rest = text.partition(":")
         name, file, arch = rest, None, None
-        if text == "pixels":
-            kind = "pixels"
+        if found := re.fullmatch(r"pixels(?:/([1-9]\d{0,3}))?", text):
+            kind, name = "pixels", found[1] or ""
         elif kind == "timm":
             name, at, path = rest.partition("@")
             if at and name and not path:
@@ -184,7 +185,7 @@ class EncoderSpec(NamedTuple):
     def fingerprint(self, progress: Progress = silent) -> str:
         """Equal for two names of the same frozen encoder, different for different weights."""
         if self.kind == "pixels":
-            return fingerprint_of("pixels")
+            return fingerprint_of(["pixels", self.name] if self.name else "pixels")
         if self.kind == "random":
             if self.file:
                 return fingerprint_of(["initial", weights_fingerprint(self.file, progress)])
@@ -253,7 +254,8 @@ def load_encoder(
         name: a run folder, a checkpoint file of a run, a published file (or
             `published:48x3x3@FILE`, where its shapes do not tell the heads), `random:RUN` (the
             initial weights of that run), `random:ARCH[/PATCH][@PX]` such as
-            `random:vit_small/16@224`, `pixels`, or a kind of `ijepa encoders` such as `mae:FILE`.
+            `random:vit_small/16@224`, `pixels[/PATCH]`, or a kind of `ijepa encoders` such as
+            `mae:FILE`.
         which: `target` or `context`, where there are two encoders.
         checkpoint: of a run folder: `last`, `best` (of the health checks) or one such as
             `epoch-0004`.

@@ -204,10 +204,17 @@ def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
     return Pooled(_before_head, 1, f"the model's own: {own or 'before its head'}")
 
 
-def _before_head(model: Any, images: Tensor, num_layers: int) -> Tensor:  # noqa: ANN401  # any class of theirs
+def _before_head(
+    model: Any,  # noqa: ANN401  # any class of theirs
+    images: Tensor,
+    num_layers: int,
+) -> tuple[Tensor, Tensor | None]:
     del num_layers
-    found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-    return found.flatten(1).unsqueeze(1)
+    tokens: Tensor = model.forward_features(images)
+    found: Tensor = model.forward_head(tokens, pre_logits=True)
+    num_prefix = getattr(model, "num_prefix_tokens", None)  # of Transformers alone
+    has_patches = num_prefix is not None and tokens.ndim == 3
+    return found.flatten(1).unsqueeze(1), tokens[:, num_prefix:] if has_patches else None
 
 
 def provenance_of(model: Any, name: str) -> Provenance:  # noqa: ANN401  # any class of theirs

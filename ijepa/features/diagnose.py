@@ -6,7 +6,7 @@ import numpy as np
 
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.features.store import Array, FeatureHeader, Features, open_features
+from ijepa.features.store import Array, FeatureHeader, Features, open_features, read_header
 from ijepa.progress import Progress, automatic
 
 POWER_LAW = (5, 100)  # eigenvalues, counted from 1, to which the exponent is fitted
@@ -70,7 +70,8 @@ def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
         IjepaError: it is not whole, or, with `check`, damaged.
     """
     path = Path(path)
-    with open_features(path, check_numbers=check) as store:
+    has_tokens = check and read_header(path).tokens is not None
+    with open_features(path, check_numbers=check, check_tokens=has_tokens) as store:
         rows, layers, dim = store.shape
         views, labels = 1 + store.header.num_views, store.labels
         return FeatureInfo(

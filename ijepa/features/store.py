@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 8
-IN_ONE_PIECE = "features", "image_id", "checksums"  # what is written batch by batch
+# What is written batch by batch, numbers before their checksums; the last two only with tokens.
+IN_ONE_PIECE = "features", "image_id", "checksums", "tokens", "token_checksums"
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
@@ -54,6 +55,8 @@ class FeatureHeader(Config):
         interpolation: by which images were resized: `bilinear` or `bicubic`.
         crop_fraction: of the short side that the evaluation view keeps; None where the whole image
             was squashed.
+        tokens: rows of patches, columns of patches and width of the stored patch tokens of the last
+            layer; None where they are not stored.
     """
 
     encoder: str
@@ -74,6 +77,7 @@ class FeatureHeader(Config):
     precision: str = "fp32"
     interpolation: str = "bilinear"
     crop_fraction: float | None = None
+    tokens: tuple[int, int, int] | None = None
 
 
 class Labels(dict[str, Array]):
@@ -104,6 +108,8 @@ class Features:
         """Take what `open_features` has checked."""
         self.path, self.header = path, header
         self._numbers: Array = np.asarray(mapped(path, store["features"]))
+        tokens = mapped(path, store["tokens"]) if header.tokens else np.empty((0, 0, 0))
+        self._tokens: Array = np.asarray(tokens)
         rows, layers, dim = self._numbers.shape
         self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
         labels = store.get("labels", {})
@@ -136,7 +142,7 @@ class Features:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._numbers = self._numbers[:0]
+        self._numbers, self._tokens = self._numbers[:0], self._tokens[:0]
 
     @property
     def keys(self) -> list[str]:
@@ -161,6 +167,17 @@ class Features:
         found: Array = self._numbers[rows, -layers:]
         return found
 
+    @property
+    def tokens(self) -> Array:
+        """(rows, patches, dim) as stored: patch tokens of the last layer, mapped, not in memory.
+
+        Patches are row-major; `header.tokens` has their rows and columns. `tokens[rows]` reads any
+        rows in any order. An `IjepaError` if the file has none.
+        """
+        if self.header.tokens is None:
+            raise IjepaError(f"{self.path} has no patch tokens; extract it with --tokens.")
+        return self._tokens
+
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
         if not -self.shape[1] <= layer < self.shape[1]:
@@ -175,10 +192,13 @@ class Features:
         return found.reshape(len(found), found.shape[1] * found.shape[2])
 
 
-def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
+def open_features(
+    path: StrPath, *, check_numbers: bool = True, check_tokens: bool = False
+) -> Features:
     """Open a store after checking that it is whole and sane.
 
-    With `check_numbers`, all numbers are read once, to see that they are finite and undamaged.
+    With `check_numbers`, all features are read once, to see that they are finite and undamaged;
+    with `check_tokens`, all patch tokens, which must be there.
 
     Raises:
         IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
@@ -189,8 +209,13 @@ def open_features(path: StrPath, *, check_numbers: bool = True) -> Features:
         header = _header(path, store)
         _check_columns(path, store)
         found = Features(path, store, header)
+        batch_rows = int(store.attrs["batch_rows"])
         if check_numbers:
-            _check_numbers(found, store["checksums"][:].tolist(), int(store.attrs["batch_rows"]))
+            columns = [found._numbers, found.image_ids]
+            _check_numbers(found, columns, store["checksums"][:].tolist(), batch_rows)
+        if check_tokens:
+            tokens = [found.tokens]  # refused here if there are none
+            _check_numbers(found, tokens, store["token_checksums"][:].tolist(), batch_rows)
     return found
 
 
@@ -236,6 +261,8 @@ def _check_columns(path: Path, store: h5py.File) -> None:
     rows, held = len(store["features"]), path.stat().st_size
     columns = [name for name in ("keys", "image_id", "view") if name in store or name != "view"]
     columns += [f"labels/{name}" for name in sorted(store.get("labels", {}))]
+    if "tokens" in store:
+        columns += ["tokens"]
     for name in ["features", *columns, "checksums"]:
         values = store[name]
         # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
@@ -260,21 +287,23 @@ def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
         raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
 
 
-def _check_numbers(found: Features, checksums: Sequence[int], batch_rows: int) -> None:
-    """Read all numbers once, batch by batch."""
+def _check_numbers(
+    found: Features, columns: Sequence[Array], checksums: Sequence[int], batch_rows: int
+) -> None:
+    """Read all numbers of the first column once, batch by batch; checksums are over all columns."""
     starts = range(0, found.shape[0], max(1, batch_rows))
     if len(checksums) != len(starts):
         raise IjepaError(f"{found.path} has lost its checksums; extract again.")
     for start, checksum in zip(starts, checksums, strict=True):
         batch = slice(start, start + batch_rows)
-        numbers = found._numbers[batch]
+        numbers, *beside = (column[batch] for column in columns)
         if not is_finite(numbers):
             raise IjepaError(
                 f"{found.path} holds numbers that are not finite, first for "
                 f"{first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
                 f"look at the encoder."
             )
-        if checksum_of(numbers, found.image_ids[batch]) != checksum:
+        if checksum_of(numbers, *beside) != checksum:
             raise IjepaError(
                 f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
                 f"restore it, or make it again with --force."
@@ -301,6 +330,9 @@ def mapped(path: Path, data: h5py.Dataset) -> Array:
     return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)
 
 
-def checksum_of(features: Array, image_ids: Array) -> int:
-    """CRC-32 of a batch; never 0, which stands for a batch that is not there."""
-    return zlib.crc32(image_ids.data, zlib.crc32(features.data)) or 1
+def checksum_of(*columns: Array) -> int:
+    """CRC-32 of a batch, column by column; never 0, which stands for a batch that is not there."""
+    found = 0
+    for column in columns:
+        found = zlib.crc32(column.data, found)
+    return found or 1

@@ -42,10 +42,11 @@ def create_features(
 ) -> None:
     """Make a file for `FeatureWriter` with all but its numbers, unless it is there already.
 
-    `shape` is (rows, layers, dim), `dtype` `float16` or `float32`; there is one key a row, and one
-    integer for each label of the header. With several views, the rows of an image's views stand
-    one behind the other, the evaluation view first, and share its key. What was begun for another
-    header or shape is begun anew: rows computed in different precisions must not be mixed.
+    `shape` is (rows, layers, dim), `dtype` `float16` or `float32`, also of patch tokens, where the
+    header has their shape; there is one key a row, and one integer for each label of the header.
+    With several views, the rows of an image's views stand one behind the other, the evaluation view
+    first, and share its key. What was begun for another header or shape is begun anew: rows
+    computed in different precisions must not be mixed.
 
     Raises:
         IjepaError: a key (with the same view) stands there twice.
@@ -67,7 +68,9 @@ def create_features(
         each = 1 + header.num_views
         columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
     refuse_repeats(path, columns["keys"], columns.get("view"))
-    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    rows_of_patches, columns_of_patches, token_dim = header.tokens or (0, 0, 0)
+    token_shape = rows, rows_of_patches * columns_of_patches, token_dim
+    row_bytes = int(np.prod(shape[1:]) + np.prod(token_shape[1:])) * np.dtype(dtype).itemsize
     row_bytes += 2 * (key_bytes + 8 * len(labels) + 10)
     if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
         with tempfile.TemporaryFile(dir=path.parent) as file:
@@ -83,8 +86,13 @@ def create_features(
         settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         settings.set_obj_track_times(False)
-        sizes = {"checksums": (batches,), "image_id": (rows,), "features": shape}
-        for (name, size), kind in zip(sizes.items(), ("uint32", "uint64", dtype), strict=True):
+        sizes: dict[str, tuple[tuple[int, ...], str]] = {
+            "checksums": ((batches,), "uint32"), "image_id": ((rows,), "uint64"),
+            "features": (shape, dtype),
+        }  # fmt: skip
+        if header.tokens:
+            sizes |= {"token_checksums": ((batches,), "uint32"), "tokens": (token_shape, dtype)}
+        for name, (size, kind) in sizes.items():
             kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
             h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
 
@@ -103,25 +111,51 @@ class FeatureWriter:
         """Take up a file, with the batches that are whole."""
         self.path = path
         with h5py.File(path, "r") as store:
-            found = [store[name] for name in IN_ONE_PIECE]
-            numbers, ids, checksums = (mapped(path, data) for data in found)
+            found = [store[name] for name in IN_ONE_PIECE if name in store]
+            numbers, ids, *others = (mapped(path, data) for data in found)
             self._starts = [data.id.get_offset() for data in found]
             self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
+        checksums, *tokens = others
         self.missing = []
         for batch, checksum in enumerate(checksums.tolist()):
             rows = self._rows(batch)
-            if not checksum or checksum != checksum_of(numbers[rows], ids[rows]):
+            is_whole = checksum and checksum == checksum_of(numbers[rows], ids[rows])
+            if tokens and is_whole:
+                is_whole = tokens[1][batch] == checksum_of(tokens[0][rows])
+            if not is_whole:
                 self.missing.append(batch)
 
-    def write(self, batch: int, features: Array, image_ids: Array) -> None:
+    def write(
+        self, batch: int, features: Array, image_ids: Array, tokens: Array | None = None
+    ) -> None:
         """Add a batch, which is rows `batch * batch_rows` and on.
 
-        (n, layers, dim) features, and (n,) uint64 of `ijepa.data.names.image_ids`.
+        (n, layers, dim) features, (n,) uint64 of `ijepa.data.names.image_ids`, and (n, patches,
+        token dim) patch tokens, if the header has their shape.
 
         Raises:
             IjepaError: a number that is not finite, or too large for the type of the store.
         """
         assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
+        numbers, ids = self._finite(batch, features), np.ascontiguousarray(image_ids)
+        first = batch * self._batch_rows
+        added = [(first, numbers), (first, ids), (batch, _checksum(numbers, ids))]
+        if tokens is not None:
+            patches = self._finite(batch, tokens)
+            added += [(first, patches), (batch, _checksum(patches))]
+        with self.path.open("r+b") as file:
+            for start, (place, values) in zip(self._starts, added, strict=True):
+                file.seek(start + place * values[0].nbytes)
+                file.write(values.data)
+
+    def finish(self) -> None:
+        """Mark the file complete, with the batches of all processes."""
+        with h5py.File(self.path, "r+") as store:
+            assert all(store[name][:].all() for name in store if name.endswith("checksums"))
+            store.attrs["complete"] = True
+
+    def _finite(self, batch: int, features: Array) -> Array:
+        """The numbers as they are stored, if they can be."""
         with np.errstate(over="ignore"):
             numbers = np.ascontiguousarray(features, self._dtype)
         if not is_finite(numbers):
@@ -131,20 +165,11 @@ class FeatureWriter:
                 f"Features of {first_bad(numbers, keys)} are not finite as {self._dtype}; extract "
                 f"with --dtype float32, and if that fails, too, the encoder is broken."
             )
-        ids = np.ascontiguousarray(image_ids)
-        first = batch * self._batch_rows
-        checksum = np.array([checksum_of(numbers, ids)], np.uint32)
-        added = zip(self._starts, (first, first, batch), (numbers, ids, checksum), strict=True)
-        with self.path.open("r+b") as file:
-            for start, place, values in added:
-                file.seek(start + place * values[0].nbytes)
-                file.write(values.data)
-
-    def finish(self) -> None:
-        """Mark the file complete, with the batches of all processes."""
-        with h5py.File(self.path, "r+") as store:
-            assert store["checksums"][:].all()
-            store.attrs["complete"] = True
+        return numbers
 
     def _rows(self, batch: int) -> slice:
         return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)
+
+
+def _checksum(*columns: Array) -> Array:
+    return np.array([checksum_of(*columns)], np.uint32)

@@ -217,10 +217,13 @@ class Encoder(nn.Module):
 
         Returns (B, num_layers, dim), the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
         """
-        depth = len(self.blocks)
-        layers = range(depth - num_layers + 1, depth + 1)
-        found = self.forward_layers(images, layers, norm=True)
+        found = self.last_layers(images, num_layers)
         return torch.stack([tokens.mean(dim=1) for tokens in found], dim=1)
+
+    def last_layers(self, images: Tensor, num_layers: int) -> list[Tensor]:
+        """Patch tokens (B, N, dim) of the last blocks, the final norm applied to each."""
+        depth = len(self.blocks)
+        return self.forward_layers(images, range(depth - num_layers + 1, depth + 1), norm=True)
 
 
 def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ Tests = Mapping[str, Sequence[tuple[float, float]]]  # (gain, p value) of each s
 
 def short_name(encoder: str) -> str:
     """Such as `raw pixels`; a run by its last folder."""
-    if encoder.partition("@")[0] == "pixels":
+    if encoder.startswith(("pixels@", "pixels/")):
         return "raw pixels"
     if encoder.startswith("random:"):
         return "random initialisation"

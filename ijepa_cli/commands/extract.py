@@ -29,7 +29,7 @@ Out = Annotated[Path, typer.Option(help="Feature file to write, such as val.h5."
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    shown = "encoder split which checkpoint layers image_px crop views augment"
+    shown = "encoder split which checkpoint layers tokens image_px crop views augment"
     stage(app, ExtractConfig, shown, "device workers")(extract)
 
 
@@ -56,6 +56,8 @@ def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command
     views = f" in {result.views} views" if result.views > 1 else ""
     layers = counted(result.layers, "layer")
     numbers = f"{result.images:,} images{views}, {layers} of {result.dim:,} numbers"
+    if result.tokens:
+        numbers += ", {} x {} patch tokens of {:,}".format(*result.tokens)
     labels = f"labels {', '.join(result.labels) or 'none'}"
     words = f"{result.encoder}, {numbers}, {labels}, {decimal(result.out.stat().st_size)}"
     return "\n".join([headline("extracted", result.out, result.cached, words),

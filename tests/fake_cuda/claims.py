@@ -37,7 +37,7 @@ from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
-from ijepa.encoders.base import PATCH_AVERAGE, Encoder, Pooled
+from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import save_memory
@@ -215,7 +215,7 @@ def extraction() -> dict[str, Any]:
     """Features of a frozen encoder."""
     config = shallow("in1k_vith14_ep300")
     encoder = ijepa_on_gpu(config).target_encoder.eval()
-    pooled = Pooled(type(encoder).pooled_layers, 2, PATCH_AVERAGE)
+    pooled = token_pool(encoder, PATCH_AVERAGE)
     facts = {"name": "fake", "provenance": UNKNOWN}
     frozen = Encoder(encoder, pooled, config.data, **facts)
     images = torch.empty(BATCH, 3, *config.data.image_size, dtype=torch.uint8, device=GPU)
