@@ -7,13 +7,16 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
+from ijepa.data.dense import DenseLabel
 from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
 from ijepa.data.names import ImageList, read_lines, readable, sample_key
 from ijepa.data.plan import read_plan, write_plan
 from ijepa.data.shards import BAD, open_shards
-from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request
+from ijepa.data.sources.dense import with_maps
+from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
 from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.names import UNKNOWN, class_name
 from ijepa.data.write import (
@@ -35,6 +38,7 @@ SOURCE = "source"  # in the work folder: what must be unpacked, rendered or enco
 REPORT_IMAGES = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
 SHARD = ShardConfig()
+NO_MAPS: Mapping[str, StrPath] = MappingProxyType({})
 UNDECODED = "images that do not decode, see bad.jsonl"
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ class ShardResult(Config):
     left_out: dict[str, int]  # files and images of the source that did not come along, by reason
     changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
     fingerprint: str  # of the contents
+    dense: dict[str, DenseLabel]  # maps beside the images, of every split
 
 
 def shard(
@@ -72,6 +77,7 @@ def shard(
     progress: Progress = automatic,
     *,
     subset: StrPath | None = None,
+    dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> ShardResult:
     """Write the images of `source` as a shard set; goes on after a kill where it was.
 
@@ -82,16 +88,17 @@ def shard(
         runtime: `workers` processes write, `force` makes it again.
         progress: hears of the images that are done.
         subset: a file that lists keys, paths or file names to keep, one a line.
+        dense: folders with a map for each image, by label: `depth`, or any other name for masks.
 
     Raises:
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
     name, listed = os.fspath(source), Path(subset) if subset is not None else None
-    plan = plan_shard(source, out, config, subset=subset)
+    plan = plan_shard(source, out, config, subset=subset, dense=dense)
     with exclusive_work(plan, runtime) as work:
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
-            _make(name, config, listed, runtime, progress, made)
+            _make((name, dense), config, listed, runtime, progress, made)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
@@ -114,11 +121,17 @@ def shard(
         left_out=index.left_out,
         changes=index.changes,
         fingerprint=index.fingerprint,
+        dense=next(iter(index.splits.values())).dense,
     )
 
 
 def plan_shard(
-    source: StrPath, out: StrPath, config: ShardConfig = SHARD, *, subset: StrPath | None = None
+    source: StrPath,
+    out: StrPath,
+    config: ShardConfig = SHARD,
+    *,
+    subset: StrPath | None = None,
+    dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> StagePlan:
     """What `shard` makes of the same arguments; lists the files of the source, reads no image.
 
@@ -126,7 +139,7 @@ def plan_shard(
         IjepaError: there is no such source or list, or making `out` would remove the source.
     """
     out = Path(out)
-    opened = open_source(os.fspath(source), folders_are_classes=config.folders_are_classes)
+    opened = _opened(os.fspath(source), dense, config)
     if opened.where:
         refuse_place(opened.where, out)
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
@@ -135,6 +148,11 @@ def plan_shard(
         read_lines(Path(subset))
         inputs["subset"] = file_sha256(Path(subset))
     return StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
+
+
+def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Source:
+    source = open_source(name, folders_are_classes=config.folders_are_classes)
+    return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
 
 
 def refuse_place(images: Path, out: Path) -> None:
@@ -156,19 +174,22 @@ def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary
 
 
 def _make(
-    name: str,
+    of: tuple[str, Mapping[str, StrPath]],
     config: ShardConfig,
     subset: Path | None,
     runtime: Runtime,
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Fill the work folder; what is there already was made by the same plan, and is kept."""
+    """Fill the work folder; what is there already was made by the same plan, and is kept.
+
+    `of` are the name of the source and folders of maps.
+    """
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
-    source = open_source(name, folders_are_classes=config.folders_are_classes)
+    name, source = of[0], _opened(*of, config)
     contents = source.read(Request(folder / SOURCE, config.splits, workers, progress))
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
@@ -194,11 +215,11 @@ def _make(
             "nearer to 0.5 with `ijepa shard --val-fraction`",
             name, fraction, *made, *{DEFAULT_SPLIT, "val"} - made,
         )  # fmt: skip
-    reports = write_shards(shards, config, workers, progress)
+    reports = write_shards(shards, config, workers, progress, source.dense)
     by_split: dict[str, list[ShardReport]] = {}
     for shard, report in zip(shards, reports, strict=True):
         by_split.setdefault(shard.split, []).append(report)
-    _write_index(name, splits, by_split, left_out, folder)
+    _write_index(source.dense, name, splits, by_split, left_out, folder)
 
 
 def _chosen(
@@ -224,6 +245,7 @@ def _chosen(
 
 
 def _write_index(
+    dense: Mapping[str, DenseLabel],
     name: str,
     labels: Mapping[str, Labels],
     reports: Mapping[str, list[ShardReport]],
@@ -232,6 +254,9 @@ def _write_index(
 ) -> None:
     """Rows of all splits, the images left out, and last `index.json`."""
     splits, bad, changes = {}, list[BadImage](), Counter[str]()
+    every = [report.classes for found in reports.values() for report in found]
+    counted = {label: max(classes[label] for classes in every) for label in dense}
+    dense = {label: one.with_names(counted[label]) for label, one in dense.items()}
     for split, found in reports.items():
         names = {
             label: [readable(class_name(name)) for name in known]
@@ -241,8 +266,9 @@ def _write_index(
         splits[split] = SplitIndex(
             samples=sum(shard.samples for shard in shards),
             labels=names,
-            index_crc32=join_rows(folder, split, tuple(names), shards),
+            index_crc32=join_rows(folder, split, tuple(names), shards, dense),
             shards=shards,
+            dense=dense,
         )
         for report in found:
             bad += report.bad
@@ -255,6 +281,7 @@ def _write_index(
     rest = sum(number for _, number in ordered[MOST_REASONS:])
     contents = {
         split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
+        | {label: one.model_dump() for label, one in dense.items()}
         for split, facts in splits.items()
     }
     index = SetIndex(

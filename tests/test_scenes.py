@@ -40,8 +40,8 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
     assert [item[:3] for item in whole[0]][24] == (
         "val", "CLEVR_val_000000.png", "images/val/CLEVR_val_000000.png",
     )  # fmt: skip
-    assert whole[0][0][-1].keys() == {"nearest_depth"}
-    assert all(item[-2].keys() == LABELS.keys() for item in whole[0])
+    assert whole[0][0][-2].keys() == {"nearest_depth"}
+    assert all(item[-3].keys() == LABELS.keys() for item in whole[0])
 
     class StopError(Exception):
         pass
@@ -65,7 +65,7 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
 @settings(max_examples=10, deadline=None)
 def test_a_scene_is_what_its_annotations_say(number):
     spec = ScenesSpec(image_px=32)
-    objects, image = draw_scene(spec, "train", number)
+    objects, image, _ = draw_scene(spec, "train", number)
     assert image.shape == (32, 32, 3)
     assert spec.min_objects <= len(objects) <= spec.max_objects
     places = np.array([thing["3d_coords"] for thing in objects])
@@ -85,7 +85,7 @@ def ball(x, y, radius):
 
 
 def test_every_object_alone_changes_the_image():
-    objects, _ = draw_scene(ScenesSpec(image_px=32), "train", 0)
+    objects, *_ = draw_scene(ScenesSpec(image_px=32), "train", 0)
     empty = render(VIEW, [], LAMP, 32, min_seen=1)
     for thing in objects:
         assert (render(VIEW, [thing], LAMP, 32, min_seen=1) != empty).any()

@@ -74,6 +74,11 @@ class ShardConfig(Settings):
     """rotate: turn images as their EXIF orientation says; the released code ignores it."""
     folders_are_classes: bool = False
     """The outermost folders are classes, also those called `train`, `test` and so on."""
+    # Both count through the folders of maps alone.
+    ignored_class: Annotated[int, Field(ge=-1, le=2**16 - 1, exclude=True)] = 255
+    """--masks: the value of pixels that are ignored."""
+    depth_scale: Annotated[float, Field(gt=0, exclude=True)] = 0.001
+    """--depth: metres in one level of a PNG; the floats of a .npy are metres."""
 
     @field_validator("pixel_range")
     @classmethod

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ijepa.config import Config, StrPath, validated
 from ijepa.config.values import FileName
+from ijepa.data.dense import DenseLabel
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.text import did_you_mean
@@ -21,6 +22,7 @@ from ijepa.text import did_you_mean
 SCHEMA = 2
 INDEX = "index.json"
 LABEL = "label "  # before the name of a label in the name of its column
+DENSE = "dense "  # before the name of a dense label in the names of its three columns
 # What numpy raises for a damaged header of an array, which is a literal of Python.
 UNREADABLE = (
     FileNotFoundError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError,
@@ -46,6 +48,7 @@ class SplitIndex(Config):
     labels: dict[str, list[str]]  # names of classes 0, 1, ... by label
     index_crc32: int  # of the rows of the binary index
     shards: list[ShardIndex]  # in the order of the samples
+    dense: dict[str, DenseLabel] = Field(default_factory=dict)  # maps beside every image
 
 
 class SetIndex(Config):
@@ -92,13 +95,14 @@ def refuse_shard_set(folder: Path) -> None:
             )
 
 
-def row_type(labels: Iterable[str], key_bytes: int) -> np.dtype[np.void]:
-    """A row of the index: where the image of a sample lies, its class numbers, and its key.
+def row_type(labels: Iterable[str], key_bytes: int, dense: Iterable[str] = ()) -> np.dtype[np.void]:
+    """A row of the index: where image and maps of a sample lie, its class numbers, and its key.
 
-    `key_bytes` is the length of the longest key in UTF-8.
+    `key_bytes` is the length of the longest key in UTF-8; `dense` are names of dense labels.
     """
     place = [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")]
     known = [(LABEL + name, "<i4") for name in sorted(labels)]
+    known += [(f"{DENSE}{name} {of}", t) for name in sorted(dense) for of, t in place[1:]]
     return np.dtype([*place, *known, ("key", f"S{max(1, key_bytes)}")])
 
 
@@ -107,7 +111,7 @@ def rows_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.index.npy"
 
 
-def load_rows(folder: Path, split: str, labels: Iterable[str]) -> Rows:
+def load_rows(folder: Path, split: str, labels: Iterable[str], dense: Iterable[str] = ()) -> Rows:
     """The index of a split's samples, mapped into memory: one row a sample, see `row_type`."""
     path = rows_path(folder, split)
     try:
@@ -116,6 +120,6 @@ def load_rows(folder: Path, split: str, labels: Iterable[str]) -> Rows:
     except UNREADABLE as error:
         raise IjepaError(f"{path} is missing or cut short, or damaged; shard again.") from error
     key_bytes = rows.dtype["key"].itemsize if "key" in (rows.dtype.names or ()) else 1
-    if rows.dtype != row_type(labels, key_bytes) or rows.ndim != 1:
+    if rows.dtype != row_type(labels, key_bytes, dense) or rows.ndim != 1:
         raise IjepaError(f"{path} holds {rows.dtype!s:.80}, not rows of samples; shard again.")
     return rows

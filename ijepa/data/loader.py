@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ijepa.config import DataConfig, Interpolation, Size
+from ijepa.config import DataConfig, Interpolation, Size, height_width
 from ijepa.data.decode import decode_rgb, size_of
+from ijepa.data.dense import Map
 from ijepa.data.names import Ints, image_ids
 from ijepa.data.processes import processes
 from ijepa.data.shards import SplitReader
@@ -27,6 +28,7 @@ from ijepa.jepa.augment import (
     Pixels,
     crop_batch,
     draw_crops,
+    evaluation_box,
     evaluation_crop,
     fit_box,
     resize_box,
@@ -249,6 +251,21 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     if plan.crop_fraction is None:
         return squash(pixels, plan.image_px, plan.interpolation)
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
+
+
+def dense_view(values: Map, plan: ViewPlan) -> Map:
+    """The part of a map (h, w) that the evaluation view of its image shows: (height, width).
+
+    By nearest neighbours; a map may be smaller or larger than its image.
+    """
+    (height, width), size = values.shape, height_width(plan.image_px)
+    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+    if plan.crop_fraction is not None:
+        left, top, right, bottom = evaluation_box(height, width, size, plan.crop_fraction)
+    down = (top + (np.arange(size[0]) + 0.5) * (bottom - top) / size[0]).astype(np.int64)
+    across = (left + (np.arange(size[1]) + 0.5) * (right - left) / size[1]).astype(np.int64)
+    view: Map = values[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]
+    return view
 
 
 def read_views(images: SplitReader, numbers: Sequence[int], plan: ViewPlan) -> Tensor:

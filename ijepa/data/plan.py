@@ -124,6 +124,8 @@ def _rows(items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[str, int, s
     opened: dict[str, tuple[int, int]] = {}  # by split: number and bytes of its last shard
     for item in items:
         size_bytes = -(-item.size_bytes // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES
+        for *_, map_bytes in item.dense.values():  # and a header each
+            size_bytes += (-(-map_bytes // BLOCK_BYTES) + 1) * BLOCK_BYTES
         shard, filled = opened.get(item.split, (-1, shard_bytes))
         if filled + size_bytes > shard_bytes:
             shard, filled = shard + 1, 0

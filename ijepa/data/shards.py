@@ -16,7 +16,9 @@ from PIL import Image
 
 from ijepa.config import Config, StrPath
 from ijepa.data.decode import decode_rgb
+from ijepa.data.dense import Map, decode_dense
 from ijepa.data.index import (
+    DENSE,
     INDEX,
     LABEL,
     Rows,
@@ -267,24 +269,34 @@ class SplitReader:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
-        shard, offset, size, crc32, *_ = self._rows[number].item()
+        image = self._read(number, *self._rows[number].item()[:4], check=not self._checked[number])
+        self._checked[number] = 1
+        return image
+
+    def read_map(self, number: int, name: str) -> Map:
+        """The map of one dense label of a sample, see `decode_dense`; raises as `read_image`."""
+        columns = ("shard", *(f"{DENSE}{name} {one}" for one in ("offset", "bytes", "crc32")))
+        place = (int(self._rows[number][column]) for column in columns)
+        return decode_dense(self._read(number, *place), self.index.dense[name])
+
+    def _read(
+        self, number: int, shard: int, offset: int, size: int, crc32: int, *, check: bool = True
+    ) -> bytes:
+        """Bytes of a member of a sample that lie there."""
         shards = self.index.shards
         if not (shard < len(shards) and size <= shards[shard].bytes - offset):
             raise self._damaged_index()
         tar = self._tar(shard)
         with naming(tar.path):
-            image = os.pread(tar.descriptor, size, offset)
-        if len(image) < size:
+            content = os.pread(tar.descriptor, size, offset)
+        if len(content) < size:
             raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
-        if not self._checked[number]:
-            if zlib.crc32(image) != crc32:
-                raise IjepaError(
-                    f"{tar.path} is damaged at sample {number:,} of {self.name}; `ijepa shard "
-                    f"--check {self.folder}` names all damaged files. Copy them again, or shard "
-                    f"again."
-                )
-            self._checked[number] = 1
-        return image
+        if check and zlib.crc32(content) != crc32:
+            raise IjepaError(
+                f"{tar.path} is damaged at sample {number:,} of {self.name}; `ijepa shard --check "
+                f"{self.folder}` names all damaged files. Copy them again, or shard again."
+            )
+        return content
 
     def read_ids(self, numbers: Ints, progress: Progress = silent) -> ImageIds:
         """(n,) numbers by content of some images, see `image_ids`; reads each."""
@@ -298,7 +310,7 @@ class SplitReader:
 
     @cached_property
     def _rows(self) -> Rows:
-        return load_rows(self.folder, self.name, self.label_names)
+        return load_rows(self.folder, self.name, self.label_names, self.index.dense)
 
     @cached_property
     def _columns(self) -> Rows:
@@ -348,7 +360,7 @@ def open_shards(folder: StrPath) -> ShardSet:
                     f"{tar} has {tar.stat().st_size:,} bytes, the index says {shard.bytes:,}; it "
                     f"was cut short or changed. Copy the shard set again, or shard again."
                 )
-        if len(load_rows(folder, name, split.labels)) != split.samples:
+        if len(load_rows(folder, name, split.labels, split.dense)) != split.samples:
             raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
     refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
     return ShardSet(folder, index)
@@ -371,7 +383,7 @@ def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
         is_whole = (folder / name).is_file()
         if is_whole and name in rows:
             split = index.splits[rows[name]]
-            found = load_rows(folder, rows[name], split.labels)
+            found = load_rows(folder, rows[name], split.labels, split.dense)
             is_whole = zlib.crc32(found.data) == split.index_crc32
         if not is_whole or sha256 not in (None, file_sha256(folder / name)):
             damaged.append(name)

@@ -9,20 +9,24 @@ import tarfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ijepa.config import Config, ShardConfig
-from ijepa.data.decode import take_in
+from ijepa.data.decode import Taken, size_of, take_in
+from ijepa.data.dense import DenseLabel, take_in_dense
 from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.names import readable
 from ijepa.data.plan import PlannedShard
 from ijepa.data.processes import end_with_parent, processes, starting
+from ijepa.data.sources.items import Item
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
@@ -51,15 +55,21 @@ class ShardReport(Config):
     index: ShardIndex
     bad: list[BadImage]
     changes: dict[str, int]  # numbers of images that were changed or lost something, by what
+    classes: dict[str, int]  # of each dense label, the largest class number that occurs, + 1
 
 
 def write_shards(
-    shards: Sequence[PlannedShard], config: ShardConfig, workers: int, progress: Progress
+    shards: Sequence[PlannedShard],
+    config: ShardConfig,
+    workers: int,
+    progress: Progress,
+    dense: Mapping[str, DenseLabel],
 ) -> list[ShardReport]:
     """Write shards, each by one of `workers` processes; a report of each.
 
-    Shards of an earlier run are kept. The processes are forked, so they hold the lock of the output
-    until they end; none is left when this returns or fails.
+    `dense` are the dense labels of their images. Shards of an earlier run are kept. The processes
+    are forked, so they hold the lock of the output until they end; none is left when this returns
+    or fails.
 
     Raises:
         IjepaError: a process was killed, or too many images do not decode.
@@ -76,7 +86,8 @@ def write_shards(
         progress("shard images", done, total, {"bad": len(bad)} if bad else None)
 
     count(0)
-    with contextlib.closing(_written(left, config, workers, count)) as written:
+    write = partial(_write_shard, config=config, dense=dense)
+    with contextlib.closing(_written(left, write, workers, count)) as written:
         for shard, report in written:
             reports[shard] = report
             bad += report.bad
@@ -106,16 +117,19 @@ def _finished(shard: PlannedShard) -> ShardReport | None:
 
 
 def _written(
-    shards: Sequence[PlannedShard], config: ShardConfig, workers: int, count: Callable[[int], None]
+    shards: Sequence[PlannedShard],
+    write: Callable[..., ShardReport],
+    workers: int,
+    count: Callable[[int], None],
 ) -> Generator[tuple[PlannedShard, ShardReport]]:
     if workers < 2 or len(shards) < 2:
-        yield from ((shard, _write_shard(shard, config, count)) for shard in shards)
+        yield from ((shard, write(shard, count=count)) for shard in shards)
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)), processes(), initializer=end_with_parent)
     try:
         with starting():  # all processes are started by the first task
-            futures = {pool.submit(_write_shard, shard, config): shard for shard in shards}
+            futures = {pool.submit(write, shard): shard for shard in shards}
         for future in as_completed(futures):
             report = future.result()
             count(futures[future].num_images)
@@ -132,10 +146,13 @@ def _written(
 
 
 def _write_shard(
-    shard: PlannedShard, config: ShardConfig, count: Callable[[int], None] = lambda _: None
+    shard: PlannedShard,
+    config: ShardConfig,
+    dense: Mapping[str, DenseLabel],
+    count: Callable[[int], None] = lambda _: None,
 ) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
-    bad, uncounted, changes = [], 0, Counter[str]()
+    bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
@@ -143,12 +160,15 @@ def _write_shard(
             path = readable(item.path)
             try:
                 taken = take_in(_read(item.file, item.offset, item.size_bytes), config)
+                maps = _take_in_maps(item, dense, taken, config)
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:
                 changes.update(taken.changes)
                 facts = {"file": path, **item.metadata}
-                writer.add(key, taken.content, taken.extension, item.labels, facts)
+                files = {f"{name}.{one.extension}": one.content for name, one in maps.items()}
+                writer.add(key, taken.content, taken.extension, item.labels, facts, files)
+                classes = {name: max(n, maps[name].classes) for name, n in classes.items()}
             uncounted += 1
             if uncounted == COUNT_EVERY:
                 count(uncounted)
@@ -156,9 +176,33 @@ def _write_shard(
         index, rows = writer.finish(shard.tar.name)
     count(uncounted)
     np.save(sibling(shard.tar, ROWS), rows)
-    report = ShardReport(index=index, bad=bad, changes=changes)
+    report = ShardReport(index=index, bad=bad, changes=changes, classes=classes)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
     return report
+
+
+class _TakenMap(NamedTuple):
+    content: bytes
+    extension: str
+    classes: int
+
+
+def _take_in_maps(
+    item: Item, dense: Mapping[str, DenseLabel], image: Taken, config: ShardConfig
+) -> dict[str, _TakenMap]:
+    """The file of each dense label of an image that was taken in."""
+    maps = {}
+    for name, label in dense.items():
+        path, _, size_bytes = item.dense[name]
+        if not size_bytes:
+            raise IjepaError(f"there is no {name} {readable(path)}")
+        content = _read(*item.dense[name])
+        try:
+            size, resized = size_of(image.content), config.resize_px is not None
+            maps[name] = _TakenMap(content, *take_in_dense(content, label, size, resized=resized))
+        except IjepaError as error:
+            raise IjepaError(f"its {name} {readable(path)} has {error}") from error
+    return maps
 
 
 def _read(path: str, offset: int, size_bytes: int) -> bytes:
@@ -185,7 +229,7 @@ class ShardWriter:
     def __init__(self, file: BinaryIO, number: int) -> None:
         """Write to `file` the shard of this number in its split."""
         self._file, self._number, self._labels = file, number, list[str]()
-        self._sha256, self._bytes = hashlib.sha256(), 0
+        self._sha256, self._bytes, self._dense = hashlib.sha256(), 0, list[str]()
         self._rows: list[tuple[Any, ...]] = []
 
     def add(
@@ -195,10 +239,12 @@ class ShardWriter:
         extension: str,
         labels: Mapping[str, int],
         metadata: Mapping[str, Any],
+        maps: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Write `key`'s image, its `.cls` if one label is the class, and a `.json` of all labels.
 
-        A class number of -1, which is not known, gets no `.cls`.
+        A class number of -1, which is not known, gets no `.cls`. `maps` are files of dense labels
+        by suffix, such as `seg.png`.
         """
         only = next(iter(labels.values())) if len(labels) == 1 else -1
         number = labels.get("class", only)
@@ -206,9 +252,17 @@ class ShardWriter:
         before += tar_header(f"{key}.{extension}", len(image))
         place = (self._number, self._bytes + len(before), len(image), zlib.crc32(image))
         self._labels = sorted(labels)  # those of every image of a split
-        self._rows.append((*place, *(labels[label] for label in self._labels), key.encode()))
+        self._dense = sorted(suffix.rpartition(".")[0] for suffix in maps)
+        after, found = image + bytes(-len(image) % BLOCK), list[int]()
+        for suffix, content in sorted(maps.items()):
+            header = tar_header(f"{key}.{suffix}", len(content))
+            start = self._bytes + len(before) + len(after) + len(header)
+            found += start, len(content), zlib.crc32(content)
+            after += header + content + bytes(-len(content) % BLOCK)
+        known = (labels[label] for label in self._labels)
+        self._rows.append((*place, *known, *found, key.encode()))
         body = json.dumps({"key": key, "labels": dict(labels), **metadata}).encode()
-        self._write(before + image + bytes(-len(image) % BLOCK) + _member(f"{key}.json", body))
+        self._write(before + after + _member(f"{key}.json", body))
 
     def finish(self, name: str) -> tuple[ShardIndex, Rows]:
         """Write the end of the tar, and return what the index says of the shard `name`."""
@@ -216,7 +270,7 @@ class ShardWriter:
         digest, samples = self._sha256.hexdigest(), len(self._rows)
         index = ShardIndex(name=name, samples=samples, bytes=self._bytes, sha256=digest)
         key_bytes = max((len(row[-1]) for row in self._rows), default=0)
-        return index, np.array(self._rows, dtype=row_type(self._labels, key_bytes))
+        return index, np.array(self._rows, dtype=row_type(self._labels, key_bytes, self._dense))
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)
@@ -243,14 +297,20 @@ def tar_header(name: str, size_bytes: int) -> bytes:
     return before + b"%06o\0 " % (sum(before) + _REST_SUM) + _REST
 
 
-def join_rows(folder: Path, split: str, labels: Sequence[str], shards: list[ShardIndex]) -> int:
+def join_rows(
+    folder: Path,
+    split: str,
+    labels: Sequence[str],
+    shards: list[ShardIndex],
+    dense: Iterable[str] = (),
+) -> int:
     """Make the index of a split of those of its shards, on disk; CRC-32 of its rows."""
     count = sum(shard.samples for shard in shards)
     if not count:
         raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
     parts = [(folder / f"{shard.name}{ROWS}", shard.samples) for shard in shards if shard.samples]
     key_bytes = max(np.load(path, mmap_mode="r").dtype["key"].itemsize for path, _ in parts)
-    kind = row_type(labels, key_bytes)
+    kind = row_type(labels, key_bytes, dense)
     rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", kind, (count,))
     first = 0
     for path, samples in parts:

@@ -132,21 +132,27 @@ def evaluation_crop(
     The image is (height, width, 3) uint8; of its short side, once resized, `crop_fraction` is kept.
     Returns (1, 3, *size) uint8, channels last in memory.
     """
-    height, width = image.shape[:2]
-    size = kept_height, kept_width = height_width(image_px)
+    (height, width), size = image.shape[:2], height_width(image_px)
+    return _resized(image, size, evaluation_box(height, width, size, crop_fraction), mode)
+
+
+def evaluation_box(
+    height: int, width: int, size: Size, crop_fraction: float
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of the part of an image that its centre crop shows."""
+    kept_height, kept_width = size
     whole_height, whole_width = resized_px(size, crop_fraction)
     if whole_height * width >= whole_width * height:  # then the width has some to spare
         whole_width = whole_height * width // height
     else:
         whole_height = whole_width * height // width
     top, left = round((whole_height - kept_height) / 2), round((whole_width - kept_width) / 2)
-    box = (
+    return (
         left * width / whole_width,
         top * height / whole_height,
         (left + kept_width) * width / whole_width,
         (top + kept_height) * height / whole_height,
     )
-    return _resized(image, size, box, mode)
 
 
 def resized_px(image_px: int | Size, crop_fraction: float) -> Size:

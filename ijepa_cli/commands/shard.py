@@ -12,8 +12,9 @@ from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import headline, next_command
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
-these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path. Kinds are cifar10, cifar100,
-clevr, imagenet, imagenet22k, inat18, places205, places365, scenes, torchvision:NAME, webdataset.
+these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path. Kinds are ade20k, cifar10,
+cifar100, clevr, imagenet, imagenet22k, inat18, nyu, places205, places365, scenes, torchvision:NAME,
+voc, webdataset.
 
 Examples:
 
@@ -30,6 +31,14 @@ Out = Annotated[Path | None, typer.Argument(help="Folder to write; not with --ch
 Subset = Annotated[
     Path | None,
     typer.Option(help="A file that lists the keys or file names to keep, one per line."),
+]
+Masks = Annotated[
+    Path | None,
+    typer.Option(help="A folder with a PNG of class numbers for each image, of the same name."),
+]
+Depth = Annotated[
+    Path | None,
+    typer.Option(help="A folder with a depth map for each image: a 16-bit PNG, or a .npy."),
 ]
 Check = Annotated[bool, typer.Option("--check", help="Only check the shard set SOURCE for damage.")]
 Names = list[str] | None
@@ -52,6 +61,8 @@ def shard(
     as_json: bool,
     out: Out = None,
     subset: Subset = None,
+    masks: Masks = None,
+    depth: Depth = None,
     check: Check = False,
     require_split: Split = None,
     require_label: Label = None,
@@ -70,7 +81,8 @@ def shard(
         raise typer.BadParameter("name the shard set to make", param_hint="OUT")
     runtime = runtime.model_copy(update={"about": f"shard: {source} to {out}"})
     with shown_progress() as progress:
-        result = run(source, out, config, runtime, progress, subset=subset)
+        maps = {name: folder for name, folder in (("seg", masks), ("depth", depth)) if folder}
+        result = run(source, out, config, runtime, progress, subset=subset, dense=maps)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     shards = "shard" if result.shards == 1 else "shards"
     words = f"{counts} in {result.shards} {shards}, {decimal(result.bytes)}"
@@ -79,6 +91,9 @@ def shard(
         names = f"{facts.first} ... {facts.last}" if facts.classes > 1 else facts.first
         where = "" if facts.splits == tuple(result.splits) else f" ({', '.join(facts.splits)} only)"
         lines.append(f"label {label}: {facts.classes:,} classes, {names}{where}")
+    for name, kind in result.dense.items():
+        what = f"{len(kind.names):,} classes" if kind.names else f"depth in {kind.unit}"
+        lines.append(f"dense label {name}: {what}")
     lines += ["no labels"] if not result.labels else []
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]

@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ijepa.data.dense import DenseLabel
 from ijepa.data.sources.names import SPLITS, UNKNOWN, check_split_name, class_name
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -23,6 +24,7 @@ INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # as Python writes it: 01 
 REPORT_IMAGES = 16
 
 Labels = Mapping[str, list[str]]  # the names of classes 0, 1, ... by label
+Place = tuple[str, int, int]  # where bytes lie: a file, an image or an archive; offset; size
 
 
 class Item(NamedTuple):
@@ -36,6 +38,7 @@ class Item(NamedTuple):
     size_bytes: int
     labels: dict[str, int] = {}  # noqa: RUF012  # class numbers or `UNKNOWN`; nobody changes it
     metadata: dict[str, Any] = {}  # noqa: RUF012  # what else is worth keeping; JSON
+    dense: dict[str, Place] = {}  # noqa: RUF012  # the map of each dense label
 
 
 class Contents(NamedTuple):
@@ -68,6 +71,7 @@ class Source:
     digest: Callable[[], str]  # changes when the source may have changed; reads no image
     find: Callable[[Request], Found]
     where: Path | None = None  # the user's file or folder; None for rendered images
+    dense: Mapping[str, DenseLabel] = field(default_factory=dict)  # what maps images have
 
     def read(self, request: Request) -> Contents:
         """List the images of the splits that are asked for.
@@ -153,10 +157,11 @@ def _label_text(value: object, place: str) -> str:
 
 # Split, name, path, bytes, labels and metadata, see `Item`, of an image that is no file yet.
 Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any]]
+PackedDense = tuple[*Packed, dict[str, bytes]]  # with the file of each dense label
 
 
 def packed(
-    images: Callable[[int], Generator[Packed]],
+    images: Callable[[int], Generator[Packed | PackedDense]],
     request: Request,
     task: str,
     total: int | None = None,
@@ -180,15 +185,22 @@ def packed(
             lines.writelines(kept)
             request.progress(task, len(kept), total)  # the pace is counted from here
             for done, image in enumerate(new, start=len(kept) + 1):
-                split, name, path, content, *facts = image
-                item = Item(split, name, path, "", file.tell(), len(content), *facts)
+                split, name, path, content, labels, metadata = image[:6]
+                dense, maps = {}, image[6] if len(image) == 7 else {}
+                for label, values in maps.items():  # the image ends what is written of an item
+                    dense[label] = "", file.tell(), len(values)
+                    file.write(values)
+                place = "", file.tell(), len(content)
+                item = Item(split, name, path, *place, labels, metadata, dense)
                 file.write(content)
                 lines.write(json.dumps(item) + "\n")
                 if done % REPORT_IMAGES == 0 or done == total:
                     request.progress(task, done, total)
         half.replace(listing)
     with listing.open() as lines:
-        yield from (Item(*json.loads(line))._replace(file=str(pack)) for line in lines)
+        for item in (Item(*json.loads(line)) for line in lines):
+            dense = {label: (str(pack), *place[1:]) for label, place in item.dense.items()}
+            yield item._replace(file=str(pack), dense=dense)
 
 
 def as_png(image: Image.Image) -> bytes:

@@ -1,6 +1,7 @@
 """Every kind of source by name: `kind:path`, or a path alone whose layout tells."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,20 @@ from ijepa.data.names import expanded
 from ijepa.data.sources import lists
 from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
 from ijepa.data.sources.clevr import find_scenes, read_clevr
+from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Request, Source
 from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.data.sources.torchvision_sets import torchvision_set
-from ijepa.data.sources.trees import PACKED, PLAIN, Tree, archive_suffix, tree_digest
+from ijepa.data.sources.trees import (
+    PACKED,
+    PLAIN,
+    Tree,
+    archive_suffix,
+    digest_of,
+    tree_digest,
+    walk,
+)
 from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
 from ijepa.errors import IjepaError
 from ijepa.text import did_you_mean
@@ -92,6 +102,14 @@ def _folder(text: str, read: Callable[[Path], Source]) -> Source:
     return read(Path(text))
 
 
+def _published(text: str, kind: str) -> Source:
+    """A data set with maps, of which the digest tells every file: lists in text choose images."""
+    source = _tree(text, partial(read_published, kind=kind))
+    if Path(text).is_dir():
+        source = replace(source, digest=lambda: digest_of(walk(Path(text))))
+    return replace(source, dense=published_labels(kind, Path(text)))
+
+
 KINDS: dict[str, Callable[[str], Source]] = {
     "cifar10": lambda text: _tree(text, partial(read_cifar, kind="cifar10")),
     "cifar100": lambda text: _tree(text, partial(read_cifar, kind="cifar100")),
@@ -104,4 +122,5 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "scenes": rendered_scenes,
     "torchvision": torchvision_set,
     "webdataset": lambda text: _tree(text, read_webdataset),
+    **{kind: partial(_published, kind=kind) for kind in LAYOUTS},
 }

@@ -11,23 +11,30 @@ from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
 from ijepa.config import Config, validated
+from ijepa.data.dense import DenseLabel
 from ijepa.data.processes import end_with_parent, processes, starting
 from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
-from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
+from ijepa.data.sources.items import Found, PackedDense, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Depths = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 Thing = dict[str, Any]  # an object with CLEVR's fields; it stands on the floor
 
+DENSE = {  # labels of the maps; class 0 is the floor
+    "shape": DenseLabel(names=("background", *SHAPES)),
+    "color": DenseLabel(names=("background", *COLOURS)),
+    "depth": DenseLabel(kind="depth", unit="CLEVR units"),
+}
 SIZES = {"large": 0.7, "small": 0.35}  # radius in CLEVR's units
 MATERIALS = ("metal", "rubber")
 CAMERA, AIM = np.array([7.2, -6.5, 5.4]), np.array([0.0, 0.0, 0.4])
@@ -60,6 +67,7 @@ class ScenesSpec(Config):
     object_scale: Annotated[float, Field(gt=0, le=2)] = 1.5  # factor on CLEVR's two radii
     area: Annotated[float, Field(gt=0, le=4)] = 3.2  # objects stand within, along both axes
     seed: Annotated[int, Field(ge=0)] = 0
+    dense: Literal["no", "yes"] = "no"  # maps of shape, colour and depth beside each image?
 
     @model_validator(mode="after")
     def _objects_fit(self) -> Self:
@@ -80,7 +88,7 @@ def rendered_scenes(text: str) -> Source:
     counts = {split: count for split in SPLITS if (count := getattr(spec, split))}
     every = [(split, number) for split in counts for number in range(counts[split])]
 
-    def images(workers: int, first: int) -> Generator[Packed]:
+    def images(workers: int, first: int) -> Generator[PackedDense]:
         if workers == 0:
             yield from map(partial(_drawn, spec), every[first:])
             return
@@ -96,12 +104,17 @@ def rendered_scenes(text: str) -> Source:
         items = packed(partial(images, asked.workers), asked, "render images", len(every))
         return dict.fromkeys(counts, LABELS), lambda _: items, Counter()
 
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
-    return Source(f"scenes:{text}", lambda: digest, find)
+    exclude = {"dense"} if spec.dense == "no" else None  # as if there were no such choice
+    digest = hashlib.sha256(spec.model_dump_json(exclude=exclude).encode()).hexdigest()
+    dense = {} if exclude else DENSE
+    return Source(f"scenes:{text}", lambda: digest, find, dense=dense)
 
 
 def parse_spec(text: str) -> ScenesSpec:
-    """Read `train=10000,val=6000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional."""
+    """Read `train=10000,val=6000,px=64,objects=3-5,scale=1.5,area=3.2,seed=0`; all optional.
+
+    With `dense=yes`, maps of shape, colour and depth are rendered, too.
+    """
     values: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
@@ -115,13 +128,15 @@ def parse_spec(text: str) -> ScenesSpec:
     return validated(ScenesSpec, values, f"scenes:{text}")
 
 
-def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> Packed:
+def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> PackedDense:
     split, number = place
-    objects, image = draw_scene(spec, split, number)
+    objects, image, camera = draw_scene(spec, split, number)
     labels, depth = label_scene({"objects": objects})
     name = f"CLEVR_{split}_{number:06d}.png"
     facts = (as_png(Image.fromarray(image)), labels, {"nearest_depth": depth})
-    return split, name, f"images/{split}/{name}", *facts
+    maps = draw_maps(camera, objects, spec.image_px) if spec.dense == "yes" else {}
+    dense = {label: as_png(Image.fromarray(values)) for label, values in maps.items()}
+    return split, name, f"images/{split}/{name}", *facts, dense
 
 
 class Camera(NamedTuple):
@@ -149,10 +164,10 @@ def look_at(position: Floats, target: Floats) -> Camera:
     return Camera(position, forward, right, np.cross(right, forward))
 
 
-def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], Pixels]:
-    """Objects with CLEVR's fields and the image (px, px, 3) uint8, whatever other scenes are.
+def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], Pixels, Camera]:
+    """Objects with CLEVR's fields, the image (px, px, 3) uint8 and what took it.
 
-    The scene is begun again until every object is well seen.
+    Whatever other scenes are. The scene is begun again until every object is well seen.
     """
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), number])
     while True:
@@ -163,7 +178,7 @@ def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], 
             continue
         image = render(camera, objects, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
         if image is not None:
-            return objects, image
+            return objects, image, camera
 
 
 def _placed(spec: ScenesSpec, camera: Camera, rng: np.random.Generator) -> list[Thing] | None:
@@ -211,27 +226,49 @@ def render(
     Returns (image_px, image_px, 3) uint8; None if of an object fewer than `min_seen` pixels are
     seen, for others or the border hide it. Objects must not touch; the lamp is at (3,).
     """
-    side = image_px * SUPERSAMPLING
+    rays, distance, normal, owner = _seen(camera, objects, image_px * SUPERSAMPLING)
+    seen = np.bincount(owner + 1, minlength=len(objects) + 1)[1:] / SUPERSAMPLING**2
+    if seen.min(initial=np.inf) < min_seen:
+        return None
+    points = camera.position.astype(np.float32) + rays * distance[:, None] + normal * NEAR
+    colour = _shade(points, normal, owner, rays, objects, lamp)
+    blocks = np.clip(colour, 0, 1).reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3)
+    pixels: Pixels = (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8)
+    return pixels
+
+
+def draw_maps(camera: Camera, objects: list[Thing], image_px: int) -> dict[str, Depths]:
+    """Maps (image_px, image_px) uint16 of the surface in the middle of each pixel, see `DENSE`.
+
+    Depth is along the optical axis, in thousandths of CLEVR's units.
+    """
+    rays, distance, _, owner = _seen(camera, objects, image_px)
+    depth = distance * _dot(rays, camera.forward.astype(np.float32)) / DENSE["depth"].scale
+    shapes = [1 + SHAPES.index(thing["shape"]) for thing in objects]
+    colours = [1 + list(COLOURS).index(thing["color"]) for thing in objects]
+    maps = {"shape": np.array([*shapes, 0])[owner], "color": np.array([*colours, 0])[owner]}
+    maps["depth"] = depth.round().clip(1, np.iinfo(np.uint16).max)
+    return {name: m.reshape(image_px, image_px).astype(np.uint16) for name, m in maps.items()}
+
+
+def _seen(camera: Camera, objects: list[Thing], side: int) -> tuple[Floats, Floats, Floats, Ints]:
+    """Rays through side x side pixels, row by row, and the first surface on each.
+
+    Unit vectors (n, 3), distances (n,), normals (n, 3), and numbers of objects, -1 for the floor.
+    """
     across = ((np.arange(side) + 0.5) / side * 2 - 1) * HALF_WIDTH
     plane = across[None, :, None] * camera.right - across[:, None, None] * camera.up
-    rays = _unit((camera.forward + plane).reshape(-1, 3)).astype(np.float32)  # row by row
+    rays = _unit((camera.forward + plane).reshape(-1, 3)).astype(np.float32)
     origin = camera.position.astype(np.float32)
     distance: Floats = -origin[2] / np.minimum(rays[:, 2], -1e-3)  # of the floor
     normal: Floats = np.tile(np.array([0, 0, 1], dtype=np.float32), (len(rays), 1))
-    owner = np.full(len(rays), -1)  # number of the first object on each ray; -1 is the floor
+    owner = np.full(len(rays), -1)
     for number, thing in enumerate(objects):
         near, hit, direction = _hits(origin, rays, thing)
         first = hit < distance[near]
         chosen = near[first]
         distance[chosen], normal[chosen], owner[chosen] = hit[first], direction[first], number
-    seen = np.bincount(owner + 1, minlength=len(objects) + 1)[1:] / SUPERSAMPLING**2
-    if seen.min(initial=np.inf) < min_seen:
-        return None
-    points = origin + rays * distance[:, None] + normal * NEAR
-    colour = _shade(points, normal, owner, rays, objects, lamp)
-    blocks = np.clip(colour, 0, 1).reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3)
-    pixels: Pixels = (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8)
-    return pixels
+    return rays, distance, normal, owner
 
 
 def _shade(

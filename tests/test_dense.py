@@ -1,0 +1,281 @@
+"""Dense labels: maps of classes and depth, from source files through shards to evaluation views."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ijepa.config import Runtime, ShardConfig
+from ijepa.data.loader import ViewPlan, dense_view, evaluation_view
+from ijepa.data.shards import open_shards
+from ijepa.data.sources.clevr import SHAPES
+from ijepa.data.sources.kinds import open_source
+from ijepa.data.sources.scenes import ScenesSpec, draw_maps, draw_scene
+from ijepa.errors import IjepaError
+from ijepa.shard import shard
+
+ONE = Runtime(workers=1)
+RNG = np.random.default_rng(0)
+
+
+def save(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(path)
+    return values
+
+
+def picture(path, height=12, width=16):
+    return save(path, RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def classes(path, high=5, height=12, width=16):
+    return save(path, RNG.integers(0, high, (height, width), dtype=np.uint8))
+
+
+def maps(out, split, name):
+    reader = open_shards(out).split(split)
+    return {key: reader.read_map(n, name) for n, key in enumerate(reader.keys())}
+
+
+def test_maps_of_folders_beside_the_images_come_along(tmp_path):
+    stems = ["train/a/1", "train/b/2", "val/a/3"]
+    for stem in stems:
+        picture(tmp_path / "images" / f"{stem}.jpg")
+    seg = {f"{stem}": classes(tmp_path / "masks" / f"{stem}.png") for stem in stems}
+    seg["val/a/3"][0, :3] = 255, 255, 4
+    save(tmp_path / "masks" / "val/a/3.png", seg["val/a/3"])
+    depth = {stem: RNG.integers(0, 9000, (12, 16), dtype=np.uint16) for stem in stems}
+    for stem, values in depth.items():  # of one split also without the folder of the split
+        save(tmp_path / "depth" / f"{stem.removeprefix('val/')}.png", values)
+    folders = {"seg": tmp_path / "masks", "depth": tmp_path / "depth"}
+    result = shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders)
+    assert result.dense["seg"].names == ("0", "1", "2", "3", "4")
+    assert result.labels["class"].classes == 2
+    for split in ("train", "val"):
+        for name, found in (("seg", maps(tmp_path / "out", split, "seg")),):
+            for key, values in found.items():
+                assert np.array_equal(values, seg[key]), name
+        for key, values in maps(tmp_path / "out", split, "depth").items():
+            assert values.dtype == np.float32
+            assert values == pytest.approx(depth[key] / 1000, rel=1e-6)
+    assert shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders).cached
+    classes(tmp_path / "masks" / "train/a/1.png", high=9)
+    other = shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders)
+    assert not other.cached
+    assert other.fingerprint != result.fingerprint
+
+
+def test_names_of_classes_ignored_values_and_floats_are_read(tmp_path):
+    picture(tmp_path / "images" / "1.png")
+    values = classes(tmp_path / "masks" / "1.png", high=3)
+    (tmp_path / "masks" / "classes.txt").write_text("sky\ntree\nroad\nnever\n")
+    depth = RNG.uniform(0.5, 4, (12, 16))
+    depth[0, :3] = np.nan, -1, np.inf
+    save(tmp_path / "depth" / "1.npy", depth)
+    folders = {"seg": tmp_path / "masks", "depth": tmp_path / "depth"}
+    shard(tmp_path / "images", tmp_path / "out", ShardConfig(ignored_class=2), ONE, dense=folders)
+    split = open_shards(tmp_path / "out").split("train")
+    assert split.index.dense["seg"].names == ("sky", "tree", "road", "never")
+    assert np.array_equal(split.read_map(0, "seg"), np.where(values == 2, 255, values))
+    found = split.read_map(0, "depth")
+    assert found.ravel()[:3].tolist() == [0, 0, 0]
+    assert found.ravel()[3:] == pytest.approx(depth.ravel()[3:])
+
+
+def test_maps_of_many_classes_are_of_sixteen_bits(tmp_path):
+    picture(tmp_path / "images" / "1.png")
+    values = save(tmp_path / "m" / "1.png", RNG.integers(0, 700, (12, 16), dtype=np.uint16))
+    values[0, 0] = 699
+    save(tmp_path / "m" / "1.png", values)
+    config = ShardConfig(ignored_class=-1)
+    shard(tmp_path / "images", tmp_path / "out", config, ONE, dense={"seg": tmp_path / "m"})
+    found = maps(tmp_path / "out", "train", "seg")["train/1"]
+    assert (found.dtype, found.tolist()) == (np.uint16, values.tolist())
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    root = tmp_path / "ADEChallengeData2016"
+    values = {}
+    for split, name in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
+        picture(root / "images" / split / f"{name}.jpg")
+        values[name] = classes(root / "annotations" / split / f"{name}.png", high=151)
+    return root, values
+
+
+def test_ade20k_counts_classes_from_one_and_ignores_zero(tmp_path, ade20k):
+    root, values = ade20k
+    rows = [f"{n + 1}\t0.1\t1\t1\t1\tthing {n}" for n in range(150)]
+    (root / "objectInfo150.txt").write_text(
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(rows)
+    )
+    assert shard(f"ade20k:{root}", tmp_path / "out", ShardConfig(), ONE).splits == {
+        "train": 1, "val": 1,
+    }  # fmt: skip
+    found = maps(tmp_path / "out", "val", "seg")["val/ADE_val_1"]
+    assert np.array_equal(found, (values["ADE_val_1"].astype(int) - 1) % 256)  # 0 becomes 255
+    names = open_shards(tmp_path / "out").split("val").index.dense["seg"].names
+    assert (len(names), names[149]) == (150, "thing 149")
+
+
+def test_voc_takes_the_images_of_its_lists_and_reads_palettes(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("2007_1", "2007_2", "2007_3"):
+        picture(root / "JPEGImages" / f"{name}.jpg")
+    values = {}
+    for name in ("2007_1", "2007_2"):
+        values[name] = RNG.integers(0, 21, (12, 16), dtype=np.uint8)
+        values[name][:2] = 255
+        indexed = Image.fromarray(values[name], "P")
+        indexed.putpalette(RNG.integers(0, 256, 768, dtype=np.uint8).tobytes())
+        save(root / "SegmentationClass" / f"{name}.png", indexed)
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    result = shard(f"voc:{tmp_path / 'VOCdevkit'}", tmp_path / "out", ShardConfig(), ONE)
+    assert result.splits == {"train": 1, "val": 1}
+    assert np.array_equal(maps(tmp_path / "out", "train", "seg")["train/2007_1"], values["2007_1"])
+    assert open_shards(tmp_path / "out").split("val").index.dense["seg"].names[15] == "person"
+    (lists / "val.txt").write_text("2007_2\n2007_3\n")  # an image without a map
+    with pytest.raises(
+        IjepaError, match=r"there is no seg .*VOC2012/SegmentationClass/2007_3\.png"
+    ):
+        shard(f"voc:{tmp_path / 'VOCdevkit'}", tmp_path / "out", ShardConfig(), ONE)
+
+
+def test_nyu_is_read_as_bts_lays_it_out(tmp_path):
+    root, values = tmp_path / "nyu_depth_v2", {}
+    for scene in ("sync/kitchen_0001", "official_splits/test/bath", "official_splits/train/again"):
+        picture(root / scene / "rgb_00045.jpg")
+        values[scene] = RNG.integers(1, 9999, (12, 16), dtype=np.uint16)
+        save(root / scene / "sync_depth_00045.png", values[scene])
+    assert shard(f"nyu:{root}", tmp_path / "out", ShardConfig(), ONE).splits == {
+        "test": 1, "train": 1,
+    }  # fmt: skip
+    [found] = maps(tmp_path / "out", "train", "depth").values()
+    assert found == pytest.approx(values["sync/kitchen_0001"] / 1000, rel=1e-6)
+
+
+def test_maps_of_scenes_are_what_the_image_shows():
+    spec = ScenesSpec(image_px=48, dense="yes")
+    for number in range(6):
+        objects, _, camera = draw_scene(spec, "train", number)
+        found = draw_maps(camera, objects, 48)
+        depth = found["depth"] / 1000
+        nearest = min(objects, key=lambda thing: thing["pixel_coords"][2])
+        across, down, centre = nearest["pixel_coords"]
+        place = min(down, 47), min(across, 47)
+        assert SHAPES[found["shape"][place] - 1] == nearest["shape"]
+        assert centre - 1.5 * nearest["radius"] < depth[place] < centre
+        assert len(np.unique(found["color"][found["shape"] > 0])) <= len(objects)
+        assert np.array_equal(found["shape"] == 0, found["color"] == 0)
+        row, column = np.argwhere(found["shape"] == 0)[-1]  # the floor: its height is zero
+        ray = camera.forward + 0.325 * (
+            ((column + 0.5) / 24 - 1) * camera.right - ((row + 0.5) / 24 - 1) * camera.up
+        )
+        assert (camera.position + depth[row, column] * ray)[2] == pytest.approx(0, abs=0.01)
+
+
+def test_maps_of_scenes_change_neither_their_images_nor_the_sets_without_maps(tmp_path):
+    for text in ("train=4,val=1,px=16", "train=4,val=1,px=16,dense=yes"):
+        shard(f"scenes:{text}", tmp_path / text[-3:], ShardConfig(), ONE)
+    plain, dense = (open_shards(tmp_path / name).split("train") for name in ("=16", "yes"))
+    assert [plain.read_image(n) for n in range(4)] == [dense.read_image(n) for n in range(4)]
+    digest = open_source("scenes:").digest()  # of the settings before there were maps
+    spec = ScenesSpec().model_dump_json(exclude={"dense"})
+    assert digest == hashlib.sha256(spec.encode()).hexdigest()
+    assert open_source("scenes:dense=yes").digest() != digest
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    image_px=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    fraction=st.sampled_from([None, 1.0, 224 / 256]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_view_of_a_map_shows_what_the_view_of_its_image_shows(size, image_px, fraction):
+    plan = ViewPlan(image_px, fraction)
+    ramp = np.add.outer(np.arange(size[0]) * 3, np.arange(size[1]) * 3).astype(np.uint8)
+    image = np.repeat(ramp[..., None], 3, axis=2)
+    seen = evaluation_view(image, plan)[0, 0].numpy().astype(int)
+    view = dense_view(ramp, plan)
+    assert view.shape == image_px
+    steps = [max(1, a / b) for a, b in zip(size, image_px, strict=True)]  # of a pixel of the view
+    assert np.abs(view.astype(int) - seen).max() <= 3 * sum(steps) + 1
+
+
+def test_a_damaged_map_is_named(tmp_path):
+    shard("scenes:train=2,val=1,px=16,dense=yes", tmp_path / "out", ShardConfig(), ONE)
+    tar = tmp_path / "out" / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    row = np.load(tmp_path / "out" / "train.index.npy")[1]
+    content[int(row["dense shape offset"]) + 40] ^= 1
+    tar.write_bytes(content)
+    split = open_shards(tmp_path / "out").split("train")
+    assert split.read_map(0, "shape").shape == (16, 16)
+    with pytest.raises(IjepaError, match="damaged at sample 1"):
+        split.read_map(1, "shape")
+
+
+BAD = {
+    "another size": (
+        np.zeros((6, 8), np.uint8),
+        r"its seg .*1\.png has 8 x 6 pixels, the image 16",
+    ),
+    "three channels": (np.zeros((12, 16, 3), np.uint8), r"uint8 of shape \(12, 16, 3\)"),
+    "an unknown class": (np.full((12, 16), 7, np.uint8), "the value 7, but classes end at 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_map_that_cannot_be_is_one_line_with_its_file(tmp_path, name):
+    values, message = BAD[name]
+    picture(tmp_path / "images" / "0.png")
+    picture(tmp_path / "images" / "1.png")
+    classes(tmp_path / "masks" / "0.png", high=2)
+    save(tmp_path / "masks" / "1.png", values)
+    (tmp_path / "masks" / "classes.txt").write_text("one\ntwo\n")
+    how = {"runtime": ONE, "dense": {"seg": tmp_path / "masks"}}
+    with pytest.raises(IjepaError, match=message):
+        shard(tmp_path / "images", tmp_path / "out", ShardConfig(), **how)
+    assert not (tmp_path / "out").exists()
+    result = shard(tmp_path / "images", tmp_path / "out", ShardConfig(max_bad=1), **how)
+    assert (result.splits, result.bad) == ({"train": 1}, 1)
+
+
+def test_missing_maps_and_folders_are_one_line(tmp_path, ade20k):
+    def refused(message, source=tmp_path / "images", **dense):
+        with pytest.raises(IjepaError, match=message):
+            shard(source, tmp_path / "out", ShardConfig(), ONE, dense=dense)
+
+    picture(tmp_path / "images" / "0.png")
+    (tmp_path / "masks").mkdir()
+    refused(r"\(0\.png: there is no seg .*masks/0\.png\)", seg=tmp_path / "masks")
+    refused("There is no folder", seg=tmp_path / "nothing")
+    (tmp_path / "images" / "m").mkdir()
+    refused("would be images, too", seg=tmp_path / "images" / "m")
+    (tmp_path / "masks" / "0.png").write_bytes(b"no picture")
+    refused("has not a PNG or .npy file", seg=tmp_path / "masks")
+    root, _ = ade20k
+    next(Path(root).glob("annotations/*/*val*")).unlink()
+    refused(r"there is no seg .*annotations/validation/ADE_val_1\.png", f"ade20k:{root}")
+    refused("not laid out as nyu", f"nyu:{root}")
+
+
+def test_maps_stay_as_they_are_where_images_shrink(tmp_path):
+    picture(tmp_path / "images" / "0.png", 30, 41)
+    values = classes(tmp_path / "masks" / "0.png", 5, 30, 41)
+    config = ShardConfig(resize_px=16)
+    shard(tmp_path / "images", tmp_path / "out", config, ONE, dense={"seg": tmp_path / "masks"})
+    assert np.array_equal(maps(tmp_path / "out", "train", "seg")["train/0"], values)
+    classes(tmp_path / "masks" / "0.png", 5, 20, 41)
+    with pytest.raises(IjepaError, match="41 x 20 pixels, the image 22 x 16"):
+        shard(tmp_path / "images", tmp_path / "o", config, ONE, dense={"seg": tmp_path / "masks"})
