@@ -163,13 +163,16 @@ def pick_device(name: str) -> torch.device:
 
     Without a number, each process of a machine takes a GPU of its own.
     """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        # Processes of one machine cannot share Apple's GPU: they have no collectives there.
+        alone = "mps" if has_mps and current_world().size == 1 else "cpu"
+        name = "cuda" if torch.cuda.is_available() else alone
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise IjepaError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1.") from error
-    if device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available()):
+        raise IjepaError(f"{name!r} is no device; use auto, cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cpu" or (device.type == "mps" and has_mps):
         return device
     if device.type != "cuda":
         raise IjepaError(f"There is no device {name} here; use auto, cpu, cuda or cuda:1.")
@@ -180,6 +183,14 @@ def pick_device(name: str) -> torch.device:
     if number >= count:
         raise IjepaError(f"There is no device cuda:{number}; the machine has {count} CUDA devices.")
     return torch.device("cuda", number)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same on the device; a CUDA device copies it while the program goes on.
+
+    Not so Apple's GPU, for which torch may free the source too early (pytorch/pytorch#189690).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

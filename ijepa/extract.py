@@ -219,7 +219,7 @@ class _Extraction:
         import torch
 
         from ijepa.data.loader import ViewBatches, ViewPlan, batches
-        from ijepa.distributed import num_workers
+        from ijepa.distributed import moved, num_workers
         from ijepa.jepa.augment import normalise
 
         def fetched(tensor: torch.Tensor) -> Callable[[], Floats]:
@@ -245,7 +245,7 @@ class _Extraction:
         begun: deque[tuple[Batch, list[Callable[[], Floats]]]] = deque()
         workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
         for batch in batches(views, todo, workers, pin_memory=on_gpu):
-            pixels = batch.images.to(self.device, non_blocking=True)
+            pixels = moved(batch.images, self.device)
             pixels = normalise(pixels, cuts.mean, cuts.std)
             parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
             found = [[one.to(dtype) for one in self.encoded(part)] for part in parts]

@@ -91,7 +91,7 @@ class Runtime(Settings):
     """How to run, not what to compute: leaves every result as it is."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."""
+    """cpu, cuda, cuda:1, mps, or auto: a CUDA GPU if there is one, else Apple's, else the CPU."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
     """Number of processes that decode images. Default: 2; with a GPU, all cores but 2."""
     checkpoint_seconds: Positive = 60.0

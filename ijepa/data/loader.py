@@ -22,6 +22,7 @@ from ijepa.data.dense import Map
 from ijepa.data.names import Ints, image_ids
 from ijepa.data.processes import processes
 from ijepa.data.shards import SplitReader
+from ijepa.distributed import moved
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
     CropDraws,
@@ -175,8 +176,7 @@ class CachedCropBatches:
             for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
         ]
         drawn = torch.tensor(rows)
-        if self._pixels.is_cuda:
-            drawn = drawn.pin_memory().to(self._pixels.device, non_blocking=True)
+        drawn = moved(drawn.pin_memory() if self._pixels.is_cuda else drawn, self._pixels.device)
         chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
         crops = crop_batch(self._pixels[chosen], boxes, flip, self._plan.config.image_px)
         return Batch(step, crops, torch.from_numpy(numbers))

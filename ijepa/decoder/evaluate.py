@@ -79,7 +79,7 @@ def evaluate_decoder(
         blocks["resized"] = cut_blocks(seen, boxes[part], config.image_px)
         for name, drawn in blocks.items():
             again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
-            found[name].append((1 - F.cosine_similarity(again, target)).double().cpu())
+            found[name].append((1 - F.cosine_similarity(again, target)).cpu().double())
         progress("evaluate decoder images", min(part.stop, len(images)), len(images))
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     gains = (joined["shuffled"] - joined["true"]).numpy()

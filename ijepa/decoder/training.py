@@ -13,7 +13,7 @@ from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
 from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks
 from ijepa.decoder.model import build_decoder, draw_flow, embed, flow_loss
-from ijepa.distributed import uses_bf16
+from ijepa.distributed import moved, uses_bf16
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, stream
@@ -83,7 +83,7 @@ class DecoderTask(Task[Inputs]):
         seed = int(stream(config.seed, NOISE, batch.step).integers(2**62))
         drawn = draw_flow(len(batch.images), config.image_px, seed)
         boxes, noise, share = (tensor.to(self.device) for tensor in (boxes, *drawn))
-        images = batch.images.to(self.device, non_blocking=True)
+        images = moved(batch.images, self.device)
         return images, masks.to(self.device), boxes, noise, share
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ijepa.config import (
     RandomMasks,
     RasterizedMasks,
 )
+from ijepa.distributed import moved
 from ijepa.errors import IjepaError
 from ijepa.jepa.rng import MASKS, stream
 
@@ -52,7 +53,7 @@ class Masks(NamedTuple):
 
     def to(self, device: torch.device) -> "Masks":
         """The same masks on another device."""
-        return Masks(*(patches.to(device, non_blocking=True) for patches in self))
+        return Masks(*(moved(patches, device) for patches in self))
 
     def images(self, chosen: slice) -> "Masks":
         """Those of some of the images."""

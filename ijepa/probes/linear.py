@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ijepa.compute import computing, pick_linear
-from ijepa.distributed import pick_device, uses_bf16
+from ijepa.distributed import moved, pick_device, uses_bf16
 from ijepa.probes.arrays import Asked, Fit, Ints, Kept, Labelled, Rows, Stored, blocks, hold_out
 from ijepa.probes.heads import Heads
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, RATE_BATCH, LinearProtocol
@@ -221,7 +221,7 @@ def _read_ahead(features: Rows, every: Iterable[Ints], device: torch.device) -> 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     """The same on the device, without waiting for the copy."""
-    return _pinned(values, device).to(device, non_blocking=True)
+    return moved(_pinned(values, device), device)
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:

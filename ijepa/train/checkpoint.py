@@ -156,7 +156,7 @@ class CheckpointWriter:
                 torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda) for t in tensors
             ]
         for buffer, tensor in zip(self._buffers, tensors, strict=True):
-            buffer.copy_(tensor.detach(), non_blocking=True)
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)  # which is waited for
         if any(tensor.is_cuda for tensor in tensors):
             torch.cuda.current_stream().synchronize()
         copies = iter(self._buffers)

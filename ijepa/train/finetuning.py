@@ -20,6 +20,7 @@ from ijepa.distributed import (
     from_rank_0,
     in_parallel,
     mean_over_ranks,
+    moved,
     sum_over_ranks,
     uses_bf16,
 )
@@ -169,7 +170,8 @@ class FinetuneTask(Task[Inputs]):
             true = labels[numbers]
             sums[0] += F.cross_entropy(logits, true, reduction="sum").double()
             sums[1] += (logits.argmax(dim=1) == true).sum()
-        means = mean_over_ranks(sums.to(self.device), world) * (world.size / len(labels))
+        sums = sums.to(self.device) if world.size > 1 else sums  # Apple's GPUs have no float64
+        means = mean_over_ranks(sums, world) * (world.size / len(labels))
         loss, accuracy = means.tolist()
         if not np.isfinite(loss):
             raise FloatingPointError(f"The held-out loss is {loss}")
@@ -227,8 +229,8 @@ class FinetuneTask(Task[Inputs]):
     def _moved(self, tensor: Tensor) -> Tensor:
         """On the device; from pinned memory, so that nothing waits for the copy."""
         pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return pinned.to(self.device, non_blocking=True)
+        return moved(pinned, self.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        on_device = images.to(self.device, non_blocking=True)
+        on_device = moved(images, self.device)
         return normalise(on_device, self.cuts.mean, self.cuts.std)

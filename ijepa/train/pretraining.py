@@ -17,7 +17,7 @@ from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepP
 from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
-from ijepa.distributed import device_name, from_rank_0, in_parallel, num_workers
+from ijepa.distributed import device_name, from_rank_0, in_parallel, moved, num_workers
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
@@ -190,7 +190,7 @@ class PretrainTask(Task[StepInputs]):
         """Draw the batch's masks, and bring both to the device."""
         groups = batch_masks(self.config, batch.step)
         masks = masks_on(part_of(groups, self.world.share(self.size), self.size), self.device)
-        pixels = batch.images.to(self.device, non_blocking=True)
+        pixels = moved(batch.images, self.device)
         data = self.config.data
         return StepInputs(normalise(pixels, data.mean, data.std), masks, groups)
 
@@ -307,9 +307,9 @@ def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
 def masks_on(groups: list[Masks], device: torch.device) -> list[Masks]:
     """Masks of several groups on the device; for a GPU in one copy from pinned memory."""
     if device.type != "cuda":
-        return groups
+        return [masks.to(device) for masks in groups]
     tensors = [tensor for masks in groups for tensor in masks]
     packed = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory()
-    parts = torch.split(packed.to(device, non_blocking=True), [t.numel() for t in tensors])
+    parts = torch.split(moved(packed, device), [t.numel() for t in tensors])
     shaped = iter([part.view(like.shape) for part, like in zip(parts, tensors, strict=True)])
     return [Masks(*pair) for pair in zip(shaped, shaped, strict=True)]
