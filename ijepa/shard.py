@@ -190,7 +190,8 @@ def _make(
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     name, source = of[0], _opened(*of, config)
-    contents = source.read(Request(folder / SOURCE, config.splits, workers, progress))
+    request = Request(folder / SOURCE, config.splits, workers, progress, config.member)
+    contents = source.read(request)
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
         splits["val"] = splits[DEFAULT_SPLIT]

@@ -225,6 +225,17 @@ def test_too_many_bad_images_fail_and_allowing_them_goes_on_from_there(tmp_path)
         shard(tmp_path / "images", tmp_path / "set", ShardConfig(max_bad=3), ALONE)
 
 
+def test_samples_whose_labels_cannot_be_read_count_as_bad_images(tmp_path):
+    files = {f"{n}.png": encoded(n) for n in range(4)} | {
+        f"{n}.json": b'{"label": 1}' for n in range(4)
+    }
+    path = write_tar(tmp_path / "x.tar", dict(sorted((files | {"2.json": b"{"}).items())))
+    with pytest.raises(IjepaError, match=r"2\.png: 2\.json in .* is not JSON.*--max-bad"):
+        shard(path, tmp_path / "set", SMALL, ALONE)
+    result = shard(path, tmp_path / "set", ShardConfig(max_bad=1), ALONE)
+    assert (result.bad, result.splits) == (1, {"train": 3})
+
+
 def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
     with pytest.raises(IjepaError, match="No image of split train decodes"):
         made(tmp_path, {"a.jpg": b"x"}, ShardConfig(max_bad=9))

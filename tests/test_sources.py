@@ -638,6 +638,51 @@ def test_labels_without_meaning_are_refused_with_their_file(tmp_path):
         refused(message, f"webdataset:{path}", tmp_path / f"work{number}")
 
 
+STEREO = {
+    f"{number:04d}.{name}": content
+    for number in range(2)
+    for name, content in {
+        "left.png": encoded(number),
+        "right.png": encoded(9 - number),
+        "cls": b"%d" % number,
+        "fine.cls": b"f",
+    }.items()
+}
+
+
+def test_a_member_chooses_an_image_of_samples_that_hold_several(tmp_path):
+    path = write_tar(tmp_path / "x.tar", STEREO | {"0003.left.png": encoded(5)})
+    message = (
+        r"sample 0000.png holds several images \(left\.png, right\.png\); choose one with --member"
+    )
+    for prefix in ("", "webdataset:"):
+        source = open_source(f"{prefix}{path}")
+        for member, seeds in (("right.png", [9, 8]), ("LEFT.png", [0, 1, 5])):
+            work = tmp_path / f"{prefix}{member}"
+            work.mkdir()
+            found = source.read(Request(work, member=member))
+            items = list(found.items)
+            assert [bytes_of(item) for item in items] == [encoded(seed) for seed in seeds]
+            assert [item.name for item in items][:2] == ["0000.png", "0001.png"]
+            assert found.splits["train"] == {"class": ["0", "1"], "fine": ["f"]}
+        assert found.left_out[".png files"] == 2
+        with pytest.raises(
+            IjepaError, match=r"no sample with up\.png; samples have left\.png, rig"
+        ):
+            source.read(Request(work, member="up.png"))
+        refused(message, f"{prefix}{path}", tmp_path / f"{prefix}work")
+    folder = write_files(tmp_path / "folder", {"a/1.png": PICTURE})
+    with pytest.raises(IjepaError, match="--member chooses an image of WebDataset samples"):
+        open_source(str(folder)).read(Request(work.parent, member="png"))
+
+
+def test_samples_without_labels_are_read_where_a_member_is_chosen(tmp_path):
+    files = {name: content for name, content in STEREO.items() if name.endswith("png")}
+    path = write_tar(tmp_path / "x.tar", files)
+    found = open_source(str(path)).read(Request(tmp_path, member="left.png"))
+    assert (found.splits, len(list(found.items))) == ({"train": {}}, 2)
+
+
 # Labels
 
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from ijepa.config.values import (
     IMAGENET_MEAN,
@@ -125,6 +119,14 @@ class StreamConfig(Settings):
     """Samples of a lane that are shuffled together, held in memory as encoded images."""
     epoch_images: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """How many images there are, for tars without an index that says it."""
+    member: str | None = None
+    """Which image of samples that hold several, such as left.png."""
+    # Not part of what the result depends on, as in `ShardConfig`.
+    max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
+    """Largest number of samples without an image that decodes; another of the batch takes the place
+    of each."""
+
+    later: ClassVar[tuple[str, ...]] = ("member",)
 
 
 class EncoderConfig(Settings):
@@ -348,11 +350,7 @@ class PretrainConfig(Settings):
     init: str | None = None
     """Digest of the weights that the run starts from, filled in from `--init`."""
 
-    @model_serializer(mode="wrap")
-    def _without_an_empty_init(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Runs made before this setting existed are of the same settings."""
-        body: dict[str, object] = serialize(self)
-        return {name: value for name, value in body.items() if (name, value) != ("init", None)}
+    later: ClassVar[tuple[str, ...]] = ("init",)
 
     @model_validator(mode="after")
     def _image_divides_into_patches_that_are_not_too_many(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -66,6 +66,9 @@ class ShardConfig(Settings):
     # Not part of what the result depends on: raising it goes on with what was written.
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     """Largest number of images that may fail to decode; they are left out and listed."""
+    member: str | None = None
+    """Which image of samples that hold several: a member of WebDataset samples, such as left.png,
+    or a column of a table."""
     max_pixels: Annotated[int, Field(ge=1, le=2**32)] = MAX_PIXELS
     """Images with more pixels than this are not decoded and count as failed."""
     pixel_range: tuple[float, float] | None = None
@@ -79,6 +82,8 @@ class ShardConfig(Settings):
     """--masks: the value of pixels that are ignored."""
     depth_scale: Annotated[float, Field(gt=0, exclude=True)] = 0.001
     """--depth: metres in one level of a PNG; the floats of a .npy are metres."""
+
+    later: ClassVar[tuple[str, ...]] = ("member",)
 
     @field_validator("pixel_range")
     @classmethod

@@ -7,9 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from inspect import isclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import ErrorDetails
 
 from ijepa.errors import IjepaError
@@ -79,6 +88,13 @@ class Config(BaseModel):
     """Base of all configurations and results: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    # Fields that are not written while they are None: what was made before they existed is the same
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        body: dict[str, object] = serialize(self)
+        return {k: value for k, value in body.items() if value is not None or k not in self.later}
 
 
 class Settings(Config):

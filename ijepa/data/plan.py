@@ -4,17 +4,20 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ijepa.data.names import sample_key
-from ijepa.data.sources.items import Item
+from ijepa.data.sources.items import REPORT_IMAGES, Item
+from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.errors import IjepaError
 from ijepa.files import sibling
+from ijepa.progress import Progress
 
 BLOCK_BYTES = 512
 # Besides its content a tar member takes a header, and its end is filled up to a whole block. A
@@ -131,6 +134,45 @@ def _rows(items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[str, int, s
             shard, filled = shard + 1, 0
         opened[item.split] = shard, filled + size_bytes
         yield item.split, shard, *sample_key(item.split, item.name), json.dumps(item)
+
+
+def gather(
+    shards: Sequence[PlannedShard], member: str | None, pack: Path, progress: Progress
+) -> list[PlannedShard]:
+    """Copy the images of shuffled Parquet files into the file `pack`, once, row after row.
+
+    Each shard has rows of all of these files, which would be decoded again for every shard. Any
+    other shards are returned as they are.
+    """
+    if not shards or not in_table(next(shards[0].images())[1]):
+        return list(shards)
+    plan, done = shards[0].plan, 0
+    gathered, half = plan.with_suffix(".gathered.db"), plan.with_suffix(".gathered.tmp")
+    if not gathered.exists():
+        shutil.copy(plan, half)
+        chosen, total = {one[1:3] for one in shards}, sum(one.num_images for one in shards)
+        place = "json_extract(item, '$[3]'), json_extract(item, '$[4]')"
+        images = _read(plan, f"SELECT id, split, shard, item FROM images ORDER BY {place}")
+        opened = sqlite3.connect(half, isolation_level=None)
+        with contextlib.closing(opened) as changed, pack.open("wb") as file:
+            changed.execute("BEGIN")
+            reader = RowReader(member)
+            for number, split, shard, text in images:
+                item = Item(*json.loads(text))
+                if (split, shard) in chosen and in_table(item):
+                    content = reader.read(item.file, item.offset)
+                    item = item._replace(
+                        file=str(pack), offset=file.tell(), size_bytes=len(content)
+                    )
+                    file.write(content)
+                    values = json.dumps(item), number
+                    changed.execute("UPDATE images SET item = ? WHERE id = ?", values)
+                    done += 1
+                    if done % REPORT_IMAGES == 0 or done == total:
+                        progress("unpack images", done, total)
+            changed.execute("COMMIT")
+        half.replace(gathered)
+    return [shard._replace(plan=gathered) for shard in shards]
 
 
 def _tell_apart(plan: sqlite3.Connection) -> int:

@@ -26,7 +26,8 @@ from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.names import readable
 from ijepa.data.plan import PlannedShard
 from ijepa.data.processes import end_with_parent, processes, starting
-from ijepa.data.sources.items import Item
+from ijepa.data.sources.items import FAULT, Item
+from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
@@ -96,7 +97,7 @@ def write_shards(
 
 
 def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
-    """Refuse more than `max_bad` images that do not decode."""
+    """Refuse more than `max_bad` images that do not decode, or whose labels cannot be read."""
     if len(bad) <= max_bad:
         return
     shown = "; ".join(f"{image.path}: {image.reason}" for image in bad[:SHOWN_BAD])
@@ -153,13 +154,18 @@ def _write_shard(
 ) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
     bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
+    tables = RowReader(config.member)
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
         for key, item in shard.images():
             path = readable(item.path)
+            row = tables.read(item.file, item.offset) if in_table(item) else None
             try:
-                taken = take_in(_read(item.file, item.offset, item.size_bytes), config)
+                if reason := item.metadata.get(FAULT):
+                    raise IjepaError(reason)
+                content = _read(item.file, item.offset, item.size_bytes) if row is None else row
+                taken = take_in(content, config)
                 maps = _take_in_maps(item, dense, taken, config)
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))

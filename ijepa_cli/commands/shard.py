@@ -12,9 +12,9 @@ from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import headline, next_command
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
-these, a .csv, .tsv or .jsonl list with a column `path`, or kind:path. Kinds are ade20k, cifar10,
-cifar100, clevr, imagenet, imagenet22k, inat18, nyu, places205, places365, scenes, torchvision:NAME,
-voc, webdataset.
+these, a .parquet file or a folder of them or of `datasets.save_to_disk`, a .csv, .tsv or .jsonl
+list with a column `path`, or kind:path. Kinds are ade20k, cifar10, cifar100, clevr, imagenet,
+imagenet22k, inat18, nyu, parquet, places205, places365, scenes, torchvision:NAME, voc, webdataset.
 
 Examples:
 
@@ -50,7 +50,7 @@ Label = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    fields = "splits val_fraction resize_px shuffle max_bad"
+    fields = "splits val_fraction resize_px shuffle member max_bad"
     stage(app, ShardConfig, fields, "workers", epilog=EXAMPLES)(shard)
 
 

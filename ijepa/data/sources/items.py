@@ -20,6 +20,7 @@ from ijepa.progress import Progress, silent
 
 DEFAULT_SPLIT = "train"  # of a source that has no splits
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
+FAULT = "fault"  # in the metadata of an item that counts as bad: why
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # as Python writes it: 01 and 1 are texts
 REPORT_IMAGES = 16
 
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     splits: tuple[str, ...] = ()  # to read; empty means all
     workers: int = 0
     progress: Progress = silent
+    member: str | None = None  # which image of a sample, see `ShardConfig`
 
 
 # What a source finds: its splits, their images for a choice of splits (it may give others, too),

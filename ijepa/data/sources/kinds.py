@@ -14,6 +14,7 @@ from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Request, Source
 from ijepa.data.sources.scenes import rendered_scenes
+from ijepa.data.sources.tables import PARQUET, is_table, read_tables, table_source
 from ijepa.data.sources.torchvision_sets import torchvision_set
 from ijepa.data.sources.trees import (
     PACKED,
@@ -52,6 +53,8 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
             f"There is no source {text!r}{did_you_mean(kind, KINDS)}; name a path, or kind:path "
             f"with one of {kinds}."
         )
+    if text.lower().endswith(PARQUET) and not Path(text).is_dir():
+        return _tables(text)
     if is_list and Path(text).is_file():
         return lists.listed_images(Path(text))
     return _tree(text, partial(_by_layout, folders_are_classes=folders_are_classes))
@@ -63,8 +66,16 @@ def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Foun
             raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
     if any(find_scenes(tree)[1].values()):
         return read_clevr(tree, asked)
-    if not folders_are_classes and tree.is_packed and is_labelled(tree):
+    tables = [] if tree.outline else [one for one in tree.entries() if is_table(one.path)]
+    if tables and not tree.is_packed:
+        return read_tables(tables, tree.where, asked)
+    if not folders_are_classes and tree.is_packed and (asked.member or is_labelled(tree)):
         return read_webdataset(tree, asked)
+    if asked.member:
+        raise IjepaError(
+            f"--member chooses an image of WebDataset samples or a column of tables; {tree.where} "
+            f"is neither. Name it webdataset:{tree.where} if it is one."
+        )
     return read_folders(tree, asked, folders_are_classes=folders_are_classes)
 
 
@@ -96,6 +107,14 @@ def _tree_path(text: str) -> Path:
     return where
 
 
+def _tables(text: str) -> Source:
+    """Parquet files, with braces if they are several, or a folder of tables."""
+    paths = [Path(one) for one in ([text] if Path(text).exists() else expanded(text, MOST_PARTS))]
+    if missing := next((path for path in paths if not text or not path.exists()), None):
+        raise IjepaError(f"There is no data set at '{missing}'.")
+    return table_source(text, paths)
+
+
 def _folder(text: str, read: Callable[[Path], Source]) -> Source:
     if not text or not Path(text).is_dir():
         raise IjepaError(f"There is no folder {text!r}; unpack the archives of the data set there.")
@@ -117,6 +136,7 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "imagenet": lambda text: lists.imagenet(_tree_path(text)),
     "imagenet22k": lambda text: _tree(text, partial(read_folders, folders_are_classes=True)),
     "inat18": lambda text: _folder(text, lists.inat18),
+    "parquet": _tables,
     "places205": lambda text: _folder(text, lists.places205),
     "places365": lambda text: _folder(text, lists.places365),
     "scenes": rendered_scenes,

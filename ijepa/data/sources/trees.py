@@ -156,7 +156,8 @@ def _is_hidden(name: str) -> bool:
 def _is_listed(path: str) -> bool:
     """Could a source want this file?"""
     name = path.rpartition("/")[2]
-    return is_image(name) or name.endswith((".json", ".cls")) or PICKLES.fullmatch(name) is not None
+    others = (".json", ".cls", ".parquet", ".arrow")
+    return is_image(name) or name.endswith(others) or PICKLES.fullmatch(name) is not None
 
 
 def _archives(where: Path) -> Sequence[Path]:
