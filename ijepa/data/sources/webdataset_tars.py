@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ijepa.data.sources.items import (
-    FAULT,
     DEFAULT_SPLIT,
+    FAULT,
     Found,
     Item,
     Request,
