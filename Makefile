@@ -49,6 +49,7 @@ PROBES   := runs/$(NAME).probes
 PICTURES := runs/$(NAME).pictures
 RESULTS  := $(foreach probe,$(PROBE),$(foreach label,$(LABELS),$(PROBES)/$(probe).$(label).json))
 ENCODERS := target random pixels
+TOKENS   := $(if $(filter attentive,$(PROBE)),--tokens)
 
 # What each name of ENCODERS is; `target` is the one that the others are baselines to.
 ENCODER_target := $(RUN)
@@ -144,7 +145,7 @@ clean: ## Remove what stages made for NAME, and report.html; what has no record 
 # --- when it answers; or if variables changed. `make -B` asks all.
 
 SETTINGS := runs/$(NAME).settings
-GIVEN    := $(foreach name,ENCODER TRAIN TEST SEED,$(name)=$(value $(name)))
+GIVEN    := $(foreach name,ENCODER TRAIN TEST SEED TOKENS,$(name)=$(value $(name)))
 IS_SAME  := $(shell printf %s $(call quoted,$(GIVEN)) | cmp -s - $(SETTINGS) && \
   [ ! $(call quoted,$(value ENCODER)) -nt $(SETTINGS) ] && echo yes)
 STORED   := $(foreach encoder,$(ENCODERS),$(encoder).train.h5.stage.json $(encoder).test.h5.stage.json)
@@ -171,11 +172,11 @@ extract: $(STORED:%=$(FEATURES)/%) ## runs/NAME -> runs/NAME.features, baselines
 
 $(FEATURES)/%.train.h5.stage.json: $(MADE)
 	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(TRAIN) \
-	  --out $(@:.stage.json=) $(WORKERS:%=--workers %)
+	  --out $(@:.stage.json=) $(TOKENS) $(WORKERS:%=--workers %)
 
 $(FEATURES)/%.test.h5.stage.json: $(MADE)
 	@$(IJEPA) extract --encoder $(call quoted,$(ENCODER_$*)) --data $(SHARDS) --split $(SCORED) \
-	  --out $(@:.stage.json=) $(WORKERS:%=--workers %)
+	  --out $(@:.stage.json=) $(TOKENS) $(WORKERS:%=--workers %)
 
 # What a probe will need of the images is asked for before hours of pretraining. A report of images of
 # yours needs no labels, unless LABELS are named.

@@ -15,7 +15,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
-from ijepa.probes.arrays import Asked, Fit, Labelled
+from ijepa.probes.arrays import Asked, Fit, Labelled, TokenRows
 from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, deviations
 from ijepa.progress import Progress, automatic
 from ijepa.records import library_versions
@@ -42,21 +42,25 @@ VERSION = 12
 PROBES = {
     "logistic": "ijepa.probes.logistic:logistic",
     "linear": "ijepa.probes.linear:linear",
+    "attentive": "ijepa.probes.linear:attentive",
     "knn": "ijepa.probes.knn:knn",
     "few-shot": "ijepa.probes.logistic:few_shot",
 }
 DESCRIPTIONS = {
     "logistic": "multinomial L-BFGS on the last layer",
     "linear": "linear heads on the last layer or the last four",
+    "attentive": "a cross-attention block and a linear layer on patch tokens of the last layer",
     "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
     "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
 }
 SELECTIONS = {
     "logistic": "C on a held-out part of train, then refitted on all of train",
     "linear": "head on a held-out part of train, then refitted on all of train",
+    "attentive": "head on a held-out part of train, then refitted on all of train",
     "knn": "k on a held-out part of train, then all of train votes",
     "few-shot": "nothing is chosen",
 }
+ON_TOKENS = {"attentive"}  # probes that see patch tokens
 SAME = (  # fields of a feature file's header and of a score
     "encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "transform",
     "provenance",
@@ -142,7 +146,7 @@ def probe(
 
     @cache
     def checked() -> tuple[list[OpenPair], tuple[Ints, ...]]:
-        opened = [open_pair(pair, config.label) for pair in pairs]
+        opened = [open_pair(pair, config.label, tokens=config.name in ON_TOKENS) for pair in pairs]
         refuse_other_images(opened[0], opened[1:])
         return opened, tuple(listed(path, opened[0].train.keys) for path in lists)
 
@@ -196,7 +200,14 @@ def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[F
         asked.progress(task, number, len(opened))
         kept = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in kept:
-            train, test = (Labelled(one.store, one.labels, one.views) for one in pair[:2])
+            train, test = (
+                Labelled(
+                    TokenRows(one.store.tokens) if asked.config.name in ON_TOKENS else one.store,
+                    one.labels,
+                    one.views,
+                )
+                for one in pair[:2]
+            )
             found = fit(train, test, asked._replace(kept=kept))
             kept.clear()
             tensors = [{"predictions": torch.from_numpy(one.predictions)} for one in found]

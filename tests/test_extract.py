@@ -323,7 +323,7 @@ def test_patches_of_pixels_are_the_images_own(images, made):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "image_px"), [("pixels", None), ("pixels/8", 20), ("pixels/16", 16)]
+    ("encoder", "image_px"), [("pixels", 18), ("pixels/8", 20), ("pixels/16", 16)]
 )
 def test_what_has_no_patch_tokens_is_refused_in_one_line(encoder, image_px, made, tmp_path, shards):
     with pytest.raises(IjepaError, match=r"has no patch tokens; .*pixels/8 with --image") as error:

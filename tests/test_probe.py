@@ -109,7 +109,9 @@ def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
     assert ours.top1_interval == pytest.approx((interval.low, interval.high))
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize(
+    "name", sorted(PROBES.keys() - {"attentive"})
+)  # on tokens, see test_attentive
 def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
     config = ProbeConfig(name=name, shots=(1, 5), draws=3)
     scores = probe(files, [], tmp_path / "r.json", config).scores

@@ -6,6 +6,7 @@ from functools import partial
 from ijepa.config import FINETUNE_PROTOCOLS, FinetuneConfig
 from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
 from ijepa.probes.protocols import (
+    ATTENTIVE_PROTOCOLS,
     FEW_SHOT_PROTOCOLS,
     LINEAR_PROTOCOLS,
     LOGISTIC_PROTOCOLS,
@@ -42,6 +43,26 @@ def few_shot() -> str:
     return _regressions(FEW_SHOT_PROTOCOLS)
 
 
+def attentive() -> str:
+    """How attentive heads are built and trained."""
+    return _table(
+        ("protocol", "blocks, attention heads", "AdamW: batch, epochs", "highest learning rates",
+         "decay", "images", "source"),
+        (
+            (
+                name,
+                f"{one.depth}, {one.num_heads}",
+                f"{one.batch:,}, {one.epochs}, cosine to 0",
+                _each(f"{head.lr:g}" for head in one.heads),
+                _each(f"{head.weight_decay:g}" for head in one.heads),
+                f"train: {one.augment}; test: {_view(one.view)}",
+                one.source,
+            )
+            for name, one in ATTENTIVE_PROTOCOLS.items()
+        ),
+    )  # fmt: skip
+
+
 def knn() -> str:
     """The vote of neighbours."""
     sizes = ", ".join(str(k) for k in NEIGHBOURS)
@@ -69,6 +90,7 @@ def finetuning() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "linear": linear,
+    "attentive": attentive,
     "logistic": logistic,
     "few-shot": few_shot,
     "knn": knn,

@@ -153,12 +153,13 @@ def _whole_or_part(shots: float) -> float:
 class ProbeConfig(Settings):
     """Which probe to fit on which label, and how its choices are made."""
 
-    name: Literal["logistic", "linear", "knn", "few-shot"] = "logistic"
+    name: Literal["logistic", "linear", "attentive", "knn", "few-shot"] = "logistic"
     """Which probe to fit."""
     protocol: str = "ijepa"
     """A published protocol. linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,
     vissl-in1k-lars, paper-in1k-lars, vissl-clevr-count, vissl-clevr-dist, mae-lars, mae-lars-50,
-    dinov2-linear; logistic: msn, msn-5-shot, dinov2; few-shot: msn. `ijepa` is our own."""
+    dinov2-linear; attentive: vjepa, vjepa2; logistic: msn, msn-5-shot, dinov2; few-shot: msn.
+    `ijepa` is our own."""
     label: str = "class"
     """Label to predict, such as class, count or dist."""
     shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
@@ -173,8 +174,8 @@ class ProbeConfig(Settings):
     """logistic: how features are scaled, instead of the protocol's way. columns: each to mean 0 and
     variance 1; rows: each centred and scaled to length 1; none: not at all."""
     precision: Precision = "auto"
-    """linear, low-level: precision of matrix products. auto is bf16 on a GPU and fp32 on a CPU.
-    Weights stay fp32; other probes compute in fp32 or fp64."""
+    """linear, attentive, low-level: precision of matrix products. auto is bf16 on a GPU and fp32
+    on a CPU. Weights stay fp32; other probes compute in fp32 or fp64."""
     subsets: tuple[str, ...] = ()
     """sha256 of each list of training images for few-shot, which then draws none."""
     seed: Seed = 0

@@ -20,7 +20,7 @@ from ijepa.jepa.vit import build_encoder, patchify
 from ijepa.provenance import Provenance, paper_arch, run_provenance
 from ijepa.weights import load_weights
 
-PIXELS_PATCH_PX = 16  # side of the patches that are its tokens, unless it is named
+PIXELS_PATCH_PX = 4  # side of the patches that are its tokens, unless it is named
 PIXELS_PX = 16  # side to which `pixels` shrinks an image: 768 numbers, no more than a ViT-B gives
 
 log = logging.getLogger(__name__)

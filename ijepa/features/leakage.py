@@ -48,16 +48,16 @@ class OpenPair(NamedTuple):
     deviations: tuple[str, ...]  # what a score must say of these files
 
 
-def open_pair(pair: FeaturePair, label: str) -> OpenPair:
-    """Open both files, and see that they belong together.
+def open_pair(pair: FeaturePair, label: str, *, tokens: bool = False) -> OpenPair:
+    """Open both files, and see that they belong together; with `tokens`, check these, too.
 
     Raises:
         IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
-            to choose on, images that are in both, or many that are under another name.
+            to choose on, images that are in both, or many that are under another name; no tokens.
     """
-    train, test = (_images(open_features(path), label) for path in pair)
+    train, test = (_images(open_features(path, check_tokens=tokens), label) for path in pair)
     one, other = train.store.header, test.store.header
-    for what in ALIKE:
+    for what in (*ALIKE, "tokens") if tokens else ALIKE:
         ours, theirs = getattr(one, what), getattr(other, what)
         if ours != theirs:
             if what == "weights_sha256":

@@ -19,9 +19,9 @@ Kept = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, 
 ROWS_AT_ONCE = 4096
 
 
-def blocks(rows: int) -> Iterator[slice]:
+def blocks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
     """Consecutive parts of rows, so that no more than one is copied at once."""
-    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, rows, ROWS_AT_ONCE))
+    return (slice(first, first + at_once) for first in range(0, rows, at_once))
 
 
 class Rows(Protocol):
@@ -33,6 +33,23 @@ class Rows(Protocol):
 
     def read(self, rows: Ints, layers: int) -> Stored:
         """(n, layers, dim) floats: the last `layers` layers of some rows, in their order."""
+
+
+class TokenRows(NamedTuple):
+    """Stored patch tokens, in the place of layers: `Rows` for probes that read tokens."""
+
+    tokens: Stored  # (rows, patches, dim), in memory or mapped
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, patches, dim)."""
+        rows, patches, dim = self.tokens.shape
+        return rows, patches, dim
+
+    def read(self, rows: Ints, layers: int) -> Stored:
+        """(n, patches, dim) as stored; `layers` is the number of patches."""
+        assert layers == self.tokens.shape[1]
+        return self.tokens[rows]
 
 
 class Labelled(NamedTuple):

@@ -1,4 +1,4 @@
-"""Published protocols of probes, as data: linear heads by SGD or LARS, logistic regression.
+"""Published protocols of probes, as data: linear and attentive heads, logistic regression.
 
 Where the paper (A.2) and the evaluation code that it used (facebookresearch/vissl at 04788de9)
 differ, both are here under names of their own. Learning rates are for batches of 256 and grow
@@ -191,6 +191,83 @@ LINEAR_PROTOCOLS = {
 
 
 @dataclass(frozen=True)
+class AttentiveSettings:
+    """How one attentive head is trained by AdamW."""
+
+    lr: float  # highest, whatever the batch
+    weight_decay: float  # at the start; it ends at `final_decay` along half a cosine
+    final_decay: float
+    start_lr: float | None = None  # of a linear warmup; without one, training starts at `lr`
+    warmup: float = 0.0  # as a share of the training
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"attentive, lr {self.lr:g}, decay {self.weight_decay:g}"
+
+    def at(self, done: float) -> tuple[float, float]:
+        """Learning rate and weight decay when a share of the training is done, in [0, 1)."""
+        decay = self.final_decay + (self.weight_decay - self.final_decay) * cosine(done)
+        if self.start_lr is not None and done < self.warmup:
+            return self.start_lr + (self.lr - self.start_lr) * done / self.warmup, decay
+        return self.lr * cosine((done - self.warmup) / (1 - self.warmup)), decay
+
+
+@dataclass(frozen=True)
+class AttentiveProtocol:
+    """How attentive heads on patch tokens are built and trained, all at once."""
+
+    heads: tuple[AttentiveSettings, ...]
+    source: str  # repo:path
+    depth: int = 1  # the cross-attention block, and self-attention blocks before it
+    num_heads: int = 16  # of the attention; fewer where they do not divide the tokens' width
+    projects: bool = True  # has the cross-attention an output projection?
+    decays_all: bool = False  # also biases, norms; else matrices and the query alone
+    clip: float | None = 1.0  # norm of a head's gradient
+    epochs: int = 20
+    steps: int = 0  # batches in all; 0: `epochs` counts
+    batch: int = 1024
+    augment: str = "none"  # of the training images
+    view: View | None = None  # of the test images; None takes any
+    bf16: bool = False  # as in `LinearProtocol`
+
+
+VJEPA_AUGMENT = "AutoAugment and random erasing"
+VJEPA2_RATES, VJEPA2_DECAYS = (5e-4, 1e-3, 1.5e-3, 2e-3), (8e-3, 4e-3, 2e-3, 1e-3, 5e-4)
+ATTENTIVE_PROTOCOLS = {
+    "ijepa": AttentiveProtocol(
+        heads=tuple(
+            AttentiveSettings(lr, decay, decay, 0.0, 0.1)
+            for lr, decay in product((3e-4, 1e-3, 3e-3), (1e-3, 1e-1))
+        ),
+        num_heads=12,
+        batch=128,
+        source="ours: V-JEPA's head, smaller batches, a sweep, evaluation views",
+    ),
+    "vjepa": AttentiveProtocol(
+        heads=(AttentiveSettings(1e-3, 1e-3, 1e-6),),
+        augment=VJEPA_AUGMENT,
+        view=View(interpolation="bilinear", image_px=(224, 384)),
+        source="jepa:configs/evals/vitl16_in1k.yaml (64 GPUs of 16)",
+    ),
+    "vjepa2": AttentiveProtocol(
+        heads=(
+            AttentiveSettings(1e-3, 1e-3, 0.0),
+            *(AttentiveSettings(lr, decay, decay, 2e-4, 5 / 20)
+              for lr, decay in product(VJEPA2_RATES, VJEPA2_DECAYS)),
+        ),
+        depth=4,
+        projects=False,
+        decays_all=True,
+        clip=None,
+        augment=VJEPA_AUGMENT,
+        view=View(interpolation="bilinear", image_px=(256, 384)),
+        source="vjepa2:configs/eval/vitl/in1k.yaml (64 GPUs of 16)",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LogisticProtocol:
     """How a logistic regression is fitted; the defaults are ours."""
 
@@ -245,6 +322,7 @@ FEW_SHOT_PROTOCOLS = {"ijepa": replace(MSN_5_SHOT, view=None), "msn": MSN}
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "logistic": LOGISTIC_PROTOCOLS,
     "linear": LINEAR_PROTOCOLS,
+    "attentive": ATTENTIVE_PROTOCOLS,
     "knn": {"ijepa": None},
     "few-shot": FEW_SHOT_PROTOCOLS,
 }
@@ -258,7 +336,7 @@ def deviations(config: ProbeConfig, test: View, augment: str, num_views: int) ->
     protocol, found = PROTOCOLS[config.name][config.protocol], []
     if protocol and protocol.view:
         found += _view_deviations(protocol.view, test)
-    if config.name != "linear":
+    if config.name not in ("linear", "attentive"):
         return tuple(found)
     label = {name: label for label, name in LOW_LEVEL.items()}.get(config.protocol, config.label)
     if config.label != label:

@@ -15,9 +15,10 @@ from ijepa_cli.show import is_main_process, screen, show, shown_progress
 from ijepa_cli.summary import about, headline, report_command
 
 Name = Annotated[
-    Literal["logistic", "linear", "knn", "few-shot", "low-level"],
+    Literal["logistic", "linear", "attentive", "knn", "few-shot", "low-level"],
     typer.Argument(
-        help="Which probe to fit; low-level is count and distance on CLEVR, as published."
+        help="Which probe to fit; attentive needs features of `extract --tokens`; low-level is "
+        "count and distance on CLEVR, as published."
     ),
 ]
 Train = Annotated[Path, typer.Option(help="Feature file to fit on.")]
@@ -37,10 +38,10 @@ Subset = Annotated[
     list[Path] | None,
     typer.Option(help="few-shot: a file that lists the training images, one per line; repeatable."),
 ]
-PROBES = {"logistic", "linear", "knn", "few-shot"}
+PROBES = {"logistic", "linear", "attentive", "knn", "few-shot"}
 READ_BY = {  # options that not every probe reads
     "shots": {"few-shot"}, "draws": {"few-shot"}, "subset": {"few-shot"}, "scale": {"logistic"},
-    "precision": {"linear", "low-level"}, "protocol": PROBES, "label": PROBES,
+    "precision": {"linear", "attentive", "low-level"}, "protocol": PROBES, "label": PROBES,
 }  # fmt: skip
 
 
