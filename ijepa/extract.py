@@ -146,7 +146,8 @@ class _Extraction:
         self.config, self.data, self.runtime = config, data, runtime
         self.device = torch.device(device)
         self.images = data.split(config.split)
-        self.encoder = EncoderSpec.of(config).load(self.device)
+        spec = EncoderSpec.of(config)._replace(pixels=data.pixels)
+        self.encoder = spec.load(self.device).fit_channels(data.pixels, data.folder)
         self.num_layers = min(config.layers, self.encoder.num_layers)
         fraction = self.encoder.data.eval_crop_fraction
         self.crop_fraction = None if config.crop == "squash" else fraction

@@ -1,5 +1,6 @@
 """Train a whole encoder and a classifier on labelled images, few or all."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from ijepa.train.finetuning import FinetuneTask, LabelledImages
 
 VERSION = 10
+
+log = logging.getLogger(__name__)
 
 ASIDE = {  # what a protocol leaves open, or what results say elsewhere
     "protocol", "encoder", "which", "label", "split", "test_split", "subset", "holdout", "image_px",
@@ -113,7 +116,7 @@ def plan_finetune(
 
     data, config = _opened(shards, config)
     train, held, test = _images(data, config, subset)
-    images, vit = len(train.chosen), EncoderSpec.of(config).trainable()
+    images, vit = len(train.chosen), _trainable(data, config)
     batch, parameters = _batch(config, images), sum(p.numel() for p in vit.network.parameters())
     num_classes = int(train.labels.max()) + 1
     model = _classifier(config, vit, num_classes)
@@ -158,7 +161,17 @@ def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, Finetune
     """The shard set, and the configuration with the name of the test split filled in."""
     data = open_shards(Path(shards))
     test = data.named_split(config.test_split, config.split)
-    return data, config.model_copy(update={"test_split": test})
+    fitted = {"test_split": test}
+    if data.pixels and config.randaugment:
+        log.warning("RandAugment is left out: it is made for 8-bit RGB images")
+        fitted["randaugment"] = ""
+    return data, config.model_copy(update=fitted)
+
+
+def _trainable(data: ShardSet, config: FinetuneConfig) -> "Encoder":
+    """The encoder, on the CPU, as it takes these images."""
+    spec = EncoderSpec.of(config)._replace(pixels=data.pixels)
+    return spec.trainable().fit_channels(data.pixels, data.folder)
 
 
 def _batch(config: FinetuneConfig, images: int, num_processes: int = 1) -> int:
@@ -190,7 +203,7 @@ def _train(
     from ijepa.train import finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
-    vit, images = EncoderSpec.of(config).trainable(), len(train.chosen)  # what may be refused first
+    vit, images = _trainable(data, config), len(train.chosen)  # what may be refused first
     repeats = _repeats(train, test, world, progress)
     batch = _batch(config, images, world.size)
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}

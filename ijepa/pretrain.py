@@ -1,12 +1,13 @@
 """Pretrain I-JEPA on a shard set; resumes by itself, exactly, at any step."""
 
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
-from ijepa.data.decode import size_of
+from ijepa.data.channels import image_size
 from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
@@ -26,6 +27,8 @@ VERSION = 2
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
 MEASURED_IMAGES = 256  # whose size chooses a recipe
+
+log = logging.getLogger(__name__)
 
 
 class PretrainResult(Config):
@@ -96,7 +99,10 @@ def pretrain(
         IjepaError: masks that do not fit, too few images, a checkpoint that does not load, a loss
             that is not finite, another run in that place, or weights that do not fit.
     """
-    images, inputs = _open(shards, config)
+    images, inputs, data = _open(shards, config)
+    if data.channels and not config.data.channels:
+        log.info("data.channels=%d, data.mean and data.std: those of %s", data.channels, shards)
+    config = config.model_copy(update={"data": data})
     steps_per_epoch(len(images), config)
     config = started(config, init, prolong)
     in_place = prolong is not None and Path(prolong).resolve() == Path(out).resolve()
@@ -133,7 +139,7 @@ def _train(
     from ijepa.train import checkpoint, loop, pretraining, stopping
 
     init, prolong = (Path(path) if path else None for path in started_from)
-    last, networks = work.folder / checkpoint.LAST, None
+    last, networks, adapted = work.folder / checkpoint.LAST, None, None
     told = progress if world.is_rank_0 else silent
 
     def begin() -> None:
@@ -146,8 +152,12 @@ def _train(
             checkpoint.take_over(prolong, work, config, steps_per_epoch(len(images), config))
 
     from_rank_0(world, begin)
-    if init and not last.exists():
-        networks = str(init), read_networks(init, config.encoder.arch).parts
+    if init:
+        found = read_networks(init, config.encoder.arch).parts
+        parts, adapted = pretraining.adapted_parts(found, config.data.num_channels)
+        networks = None if last.exists() else (str(init), parts)
+        if adapted and networks and world.is_rank_0:
+            log.warning("%s is adapted: %s", init, adapted)
     task = pretraining.PretrainTask(config, images, runtime, world, networks, told)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
@@ -160,6 +170,7 @@ def _train(
             "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
             "images": len(images),
             **{n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path},
+            **({"adapted": adapted} if adapted else {}),
         }
         from_rank_0(world, lambda: work.publish(facts))
 
@@ -211,7 +222,7 @@ def auto_recipe(
     named = [one.partition("=")[2] for one in overrides if one.startswith("data.split=")]
     split = open_shards(Path(shards)).split([DataConfig().split, *named][-1])
     count, step = len(split), -(-len(split) // MEASURED_IMAGES)
-    sides = [min(size_of(split.read_image(number))) for number in range(0, count, step)]
+    sides = [min(image_size(split.read_image(number))) for number in range(0, count, step)]
     image_px = int(statistics.median(sides))
     folders = [Path(out), sibling(Path(out), ".partial")]
     runs = [folder for folder in folders if stage_of(folder) == "pretrain"]
@@ -236,7 +247,9 @@ def plan_pretrain(
     from ijepa.distributed import pick_device
 
     on_gpu = pick_device(runtime.device).type == "cuda"
-    return plan_training(len(_open(shards, config)[0]), config, runtime, on_gpu=on_gpu)
+    images, _, data = _open(shards, config)
+    config = config.model_copy(update={"data": data})
+    return plan_training(len(images), config, runtime, on_gpu=on_gpu)
 
 
 def plan_training(
@@ -311,15 +324,20 @@ def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
 
 def _open(
     shards: StrPath, config: PretrainConfig
-) -> tuple["SplitReader | RemoteSplit", dict[str, str]]:
-    """The images, and fingerprints of what they are and of how they are read."""
+) -> tuple["SplitReader | RemoteSplit", dict[str, str], DataConfig]:
+    """The images, fingerprints of what they are and of how they are read, settings that fit them.
+
+    Raises:
+        IjepaError: there is no such set, split or label, or the channels are others.
+    """
     if is_remote(shards):
         from ijepa.data.stream import open_remote
 
         remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
-        return remote, {"data": remote.fingerprint, "read": "streamed"}
+        fitted = config.data.fitted(remote.pixels, shards)
+        return remote, {"data": remote.fingerprint, "read": "streamed"}, fitted
     data, label = open_shards(Path(shards)), config.watch.label
     images = data.split(config.data.split)
     if label != PretrainConfig().watch.label:  # the default stands for no label, too
         images.refuse_unknown(label)
-    return images, {"data": data.fingerprint}
+    return images, {"data": data.fingerprint}, config.data.fitted(data.pixels, shards)

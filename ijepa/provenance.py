@@ -1,7 +1,7 @@
 """Where an encoder comes from, in the words of the paper's tables."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import JsonValue
 
@@ -29,6 +29,7 @@ class Provenance(Config):
         origin: `run` for weights of ours; else the kind of file that they came in first.
         steps: of our own pretraining, likewise `images` seen.
         shards: fingerprint of the shard set that it saw.
+        adapted: how RGB weights were made to take other channels; None if they were not.
     """
 
     method: str | None = None
@@ -43,6 +44,9 @@ class Provenance(Config):
     steps: int | None = None
     images: int | None = None
     shards: str | None = None
+    adapted: str | None = None
+
+    later: ClassVar[tuple[str, ...]] = ("adapted",)
 
 
 UNKNOWN = Provenance()

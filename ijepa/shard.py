@@ -1,6 +1,7 @@
 """Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
 
 import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -9,7 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ijepa.config import CPU_WORKERS, RUNTIME, Config, Runtime, ShardConfig, StrPath
+from ijepa.config import (
+    CPU_WORKERS,
+    RUNTIME,
+    Config,
+    PixelStats,
+    Runtime,
+    ShardConfig,
+    StrPath,
+)
+from ijepa.data.channels import pixel_stats
 from ijepa.data.dense import DenseLabel
 from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
 from ijepa.data.names import ImageList, read_lines, readable, sample_key
@@ -26,6 +36,7 @@ from ijepa.data.write import (
     ShardReport,
     check_bad,
     join_rows,
+    measured_in,
     write_shards,
 )
 from ijepa.errors import IjepaError
@@ -65,6 +76,7 @@ class ShardResult(Config):
     bad: int  # images left out because they do not decode; `bad.jsonl` lists them
     left_out: dict[str, int]  # files and images of the source that did not come along, by reason
     changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
+    pixels: PixelStats | None  # of images that are not 8-bit RGB
     fingerprint: str  # of the contents
     dense: dict[str, DenseLabel]  # maps beside the images, of every split
 
@@ -120,6 +132,7 @@ def shard(
         bad=index.bad,
         left_out=index.left_out,
         changes=index.changes,
+        pixels=index.pixels,
         fingerprint=index.fingerprint,
         dense=next(iter(index.splits.values())).dense,
     )
@@ -190,7 +203,8 @@ def _make(
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     name, source = of[0], _opened(*of, config)
-    request = Request(folder / SOURCE, config.splits, workers, progress, config.member)
+    arrays = config.channels is not None
+    request = Request(folder / SOURCE, config.splits, workers, progress, config.member, arrays)
     contents = source.read(request)
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
@@ -280,6 +294,7 @@ def _write_index(
     ordered = Counter(left_out).most_common()  # files may have any number of suffixes
     shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
+    pixels = measured_in(reports.get(DEFAULT_SPLIT) or itertools.chain(*reports.values()))
     contents = {
         split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
         | {label: one.model_dump() for label, one in dense.items()}
@@ -293,5 +308,6 @@ def _write_index(
         splits=splits,
         left_out=shown | ({"files of other kinds": rest} if rest else {}),
         changes=changes,
+        pixels=pixel_stats(pixels) if pixels else None,
     )
     write_json(folder / INDEX, index.model_dump())

@@ -122,6 +122,10 @@ def _train(
             f"{config.encoder} predicts {run.targets.space}, which need no decoder; take a run "
             f"whose targets.space is embeddings."
         )
+    if data.pixels or run.data.channels:
+        raise IjepaError(
+            f"A decoder draws 8-bit RGB; {config.encoder} or {data.folder} is of other images."
+        )
     if len(images) < config.batch_size:
         raise IjepaError(
             f"{config.split} holds {len(images):,} images, fewer than one batch of "

@@ -63,7 +63,7 @@ def test_recipes_of_the_paper_compute_in_bf16_as_its_files_say_and_small_ones_ch
 def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change_it(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ijepa.pretrain, "_open", lambda *_: (range(5000), {}))
+    monkeypatch.setattr(ijepa.pretrain, "_open", lambda _, config: (range(5000), {}, config.data))
     load(tmp_path, PUBLISHED)
     small = ("encoder.arch=32x2x2", "data.image_px=32", "encoder.patch_px=4", "masks.min_keep=2")
     words = [

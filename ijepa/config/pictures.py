@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from ijepa.config.pretrain import PretrainConfig
-from ijepa.config.values import Count, EncoderName, Seed, Settings
+from ijepa.config.values import Channels, Count, EncoderName, Seed, Settings
 
 Sheet = Annotated[int, Field(ge=1, le=64)]  # how many rows or columns a sheet may have
 
@@ -17,6 +17,11 @@ class PictureConfig(Settings):
 
     dark: bool = False
     """Draw on a dark background."""
+    show_channels: tuple[Channels, Channels, Channels] | None = None
+    """Channels, counted from 1, to show as red, green and blue of images that are not 8-bit RGB;
+    one thrice is grey. Default: the first three; of one or two channels, the first."""
+
+    later: ClassVar[tuple[str, ...]] = ("show_channels",)
 
 
 class MasksConfig(PictureConfig):

@@ -16,15 +16,18 @@ from ijepa.config.values import (
     AscendingNumbers,
     AscendingRange,
     Batch,
+    Channels,
     Count,
     Few,
     Fraction,
     NotNegative,
+    PixelStats,
     Positive,
+    Positives,
     Precision,
     Px,
     Range,
-    Rgb,
+    Reals,
     Seed,
     Settings,
     Size,
@@ -99,10 +102,51 @@ class DataConfig(Settings):
     """Mirror half of the crops."""
     eval_crop_fraction: Annotated[float, Field(gt=0, le=1)] = 224 / 256
     """Part of the short side that the evaluation view keeps."""
-    mean: Rgb = IMAGENET_MEAN
+    mean: Reals = IMAGENET_MEAN
     """Mean of each channel, which is subtracted from pixels in [0, 1]."""
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    std: Positives = IMAGENET_STD
     """Standard deviation of each channel, by which pixels are then divided."""
+    channels: Channels | None = None
+    """Channels of images that are not 8-bit RGB. Default: those of the shard set, with the mean and
+    std that it records."""
+
+    later: ClassVar[tuple[str, ...]] = ("channels",)
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            is_default = self.channels is not None and name not in self.model_fields_set
+            if len(values) != self.num_channels and not is_default:
+                raise ValueError(
+                    f"data.{name} has {len(values)} numbers for {self.num_channels} channels"
+                )
+        return self
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images that the network takes."""
+        return self.channels or 3
+
+    def fitted(self, pixels: PixelStats | None, where: object = "the shard set") -> Self:
+        """These settings for images of the shard set `where`: its channels, mean and std.
+
+        With `channels` named, its own `mean` and `std` stay, where they are named.
+
+        Raises:
+            IjepaError: `channels` are not those of the images.
+        """
+        found = pixels.channels if pixels else 3
+        if self.channels not in (None, found):
+            raise IjepaError(
+                f"{where} holds images of {found} channels, and data.channels is {self.channels}; "
+                f"leave it out, or shard images of as many with `ijepa shard --channels`."
+            )
+        if pixels is None:
+            return self.model_copy(update={"channels": None})
+        given = self.model_fields_set if self.channels else set()
+        measured = {"mean": pixels.mean, "std": pixels.std}
+        own = {name: value for name, value in measured.items() if name not in given}
+        return self.model_copy(update={"channels": found, **own})
 
     @property
     def image_size(self) -> Size:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ijepa.config.values import (
+    Channels,
     Count,
     EncoderName,
     Few,
@@ -82,8 +76,13 @@ class ShardConfig(Settings):
     """--masks: the value of pixels that are ignored."""
     depth_scale: Annotated[float, Field(gt=0, exclude=True)] = 0.001
     """--depth: metres in one level of a PNG; the floats of a .npy are metres."""
+    channels: Channels | None = None
+    """Keep images of so many channels in their stored depth (TIFF, 16-bit PNG, .npy; also floats),
+    and measure mean and standard deviation of each channel."""
+    channel_axis: Literal["first", "last"] | None = None
+    """Which axis of a TIFF or .npy the channels are. Default: the one that has as many."""
 
-    later: ClassVar[tuple[str, ...]] = ("member",)
+    later: ClassVar[tuple[str, ...]] = ("channels", "channel_axis", "member")
 
     @field_validator("pixel_range")
     @classmethod
@@ -92,6 +91,14 @@ class ShardConfig(Settings):
         if low >= high:
             raise ValueError("expected two finite numbers, the lower one first")
         return pixel_range
+
+    @model_validator(mode="after")
+    def _depth_is_kept_or_not(self) -> Self:
+        if self.channel_axis and not self.channels:
+            raise ValueError("channel_axis is of no use without channels")
+        if self.channels and (self.pixel_range or self.exif == "rotate"):
+            raise ValueError("channels keeps pixels as they are; leave pixel_range and exif out")
+        return self
 
 
 class ExtractConfig(Settings):
@@ -129,11 +136,7 @@ class ExtractConfig(Settings):
     seed: Seed = 0
     """Seed of a `random:` encoder, and of the augmented views."""
 
-    @model_serializer(mode="wrap")
-    def _without_tokens_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Files made before this setting existed are of the same settings."""
-        body: dict[str, object] = serialize(self)
-        return {name: value for name, value in body.items() if (name, value) != ("tokens", False)}
+    later: ClassVar[tuple[str, ...]] = ("tokens",)
 
     @model_validator(mode="after")
     def _views_are_augmented(self) -> Self:
@@ -254,15 +257,7 @@ class FinetuneConfig(Settings):
             return given
         return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
 
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Fine-tunings made before these settings existed are of the same settings."""
-        body: dict[str, object] = serialize(self)
-        fields = type(self).model_fields
-        new = [
-            n for n in ("freeze", "linear_first", "linear_lr") if body.get(n) == fields[n].default
-        ]
-        return {name: value for name, value in body.items() if name not in new}
+    later: ClassVar[tuple[str, ...]] = ("freeze", "linear_first", "linear_lr")
 
     @model_validator(mode="after")
     def _linear_lr_is_used(self) -> Self:

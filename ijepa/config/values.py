@@ -42,9 +42,15 @@ Batch = Annotated[int, Field(ge=1, le=2**20)]
 Size = tuple[int, int]
 StrPath = str | os.PathLike[str]  # what public functions take for a path
 Rgb = tuple[Real, Real, Real]
+Channels = Annotated[int, Field(ge=1, le=16)]
+Reals = Annotated[tuple[Real, ...], Field(min_length=1, max_length=16)]  # one for each channel
+Positives = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU
+
+# What networks see of a pixel is its value divided by this; by the names of NumPy and torch.
+LEVELS = {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0, "float16": 1.0, "float32": 1.0}
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
@@ -88,13 +94,29 @@ class Config(BaseModel):
     """Base of all configurations and results: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    # Fields that are not written while they are None: what was made before they existed is the same
+    # Fields that are not written while they have their default: what was made before they existed
+    # is of the same settings.
     later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
     def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         body: dict[str, object] = serialize(self)
-        return {k: value for k, value in body.items() if value is not None or k not in self.later}
+        unset = {k for k in self.later if getattr(self, k) == type(self).model_fields[k].default}
+        return {name: value for name, value in body.items() if name not in unset}
+
+
+class PixelStats(Config):
+    """What images are that are not 8-bit RGB.
+
+    Mean and standard deviation are those of each channel, of pixels divided by `LEVELS` of `dtype`;
+    each of the `images` that were measured counts alike, whatever its size.
+    """
+
+    channels: Channels
+    dtype: Literal["uint8", "uint16", "int16", "float16", "float32"]
+    mean: Reals
+    std: Positives
+    images: int
 
 
 class Settings(Config):

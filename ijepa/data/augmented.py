@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
-from ijepa.data.decode import decode_rgb
+from ijepa.data.channels import decode_image
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
@@ -37,7 +37,7 @@ class AugmentedBatches(Dataset[Batch]):
         chosen, config = self._chosen[numbers], self._plan.config
         made = []
         for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
-            pixels = decode_rgb(self._images.read_image(number))
+            pixels = decode_image(self._images.read_image(number))
             crop = random_crop(pixels, draws, place, config.image_size, "bicubic")
             made.append(self._augmented(crop, step * config.batch_size + place))
         return Batch(step, torch.cat(made), torch.from_numpy(chosen))

@@ -4,8 +4,10 @@ import contextlib
 import io
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from tokenize import TokenError
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -16,10 +18,11 @@ from ijepa.errors import IjepaError
 
 # Pillow knows many more, some of which run other programs (EPS) or are files of several images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# What Pillow raises for damaged files.
+# What Pillow, NumPy, tifffile and imagecodecs raise for damaged files.
 BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
-    struct.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
+    AssertionError, AttributeError, RuntimeError, TokenError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
 JPEG_QUALITY = 95
@@ -40,11 +43,15 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Taken(NamedTuple):
-    """An image file that is ready for a shard: its bytes, `jpg`, `png` or `webp`, what changed."""
+    """An image file that is ready for a shard: its bytes, `jpg`, `png`, `webp` or `npy`.
+
+    `pixels` are (height, width, channels), of those with `channels` alone.
+    """
 
     content: bytes
     extension: str
     changes: tuple[str, ...] = ()
+    pixels: np.ndarray[Any, np.dtype[Any]] | None = None
 
 
 def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -59,11 +66,11 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             own (float or 32-bit).
     """
     if content[:2] == b"\xff\xd8":
-        with _as_reason(content), contextlib.suppress(ValueError):
+        with as_reason(content), contextlib.suppress(ValueError):
             _check_jpeg_size(content, max_pixels)
             pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB")
             return pixels  # else it is CMYK, or broken: Pillow finds out which
-    with _opened(content, max_pixels) as image:
+    with opened(content, max_pixels) as image:
         return rgb_pixels(image)
 
 
@@ -74,7 +81,7 @@ def rgb_pixels(image: Image.Image) -> Pixels:
 
 def size_of(content: bytes) -> tuple[int, int]:
     """(height, width) in pixels, from the header alone."""
-    with _opened(content, MAX_PIXELS) as image:
+    with opened(content, MAX_PIXELS) as image:
         return image.height, image.width
 
 
@@ -92,20 +99,20 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
     is_jpeg = content[:2] == b"\xff\xd8"
     if is_jpeg and config.resize_px is None and config.exif == "ignore":
         max_pixels = min(config.max_pixels, MAX_PIXELS)
-        with _as_reason(content):
+        with as_reason(content):
             try:  # at an eighth of the size, which reads the same bytes in less time
                 _check_jpeg_size(content, max_pixels)
                 simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
             except ValueError:
                 decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
         return Taken(content, "jpg")
-    with _opened(content, config.max_pixels) as image:
+    with opened(content, config.max_pixels) as image:
         kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
         changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
         if image.mode in DEEP_MODES and config.pixel_range is None:
             changes.append(DEEP)
         pixels, changed = _changed(image, config)
-        _check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
+        check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
         if kind in KEPT and not changed:
             return Taken(content, KEPT[kind], tuple(changes))
         changes += changed
@@ -120,10 +127,10 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
 
 def _check_jpeg_size(content: bytes, max_pixels: int) -> None:
     height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-    _check_size(height, width, max_pixels)
+    check_size(height, width, max_pixels)
 
 
-def _check_size(height: int, width: int, max_pixels: int) -> None:
+def check_size(height: int, width: int, max_pixels: int) -> None:
     """Refuse an image by what its header claims, before memory is taken for its pixels."""
     if height * width > max_pixels:
         raise IjepaError(
@@ -175,12 +182,12 @@ def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+def opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """An image of Pillow's, of whose pixels none is decoded yet; whatever fails has a short reason.
 
     Pillow's own limit of pixels, which warns at first, is lifted meanwhile.
     """
-    with _as_reason(content):
+    with as_reason(content):
         with _UNLIMITED:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
@@ -188,12 +195,12 @@ def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
             finally:
                 Image.MAX_IMAGE_PIXELS = before
         with opened as image:
-            _check_size(image.height, image.width, max_pixels)
+            check_size(image.height, image.width, max_pixels)
             yield image
 
 
 @contextlib.contextmanager
-def _as_reason(content: bytes) -> Iterator[None]:
+def as_reason(content: bytes) -> Iterator[None]:
     """Give whatever fails while an image is decoded a short reason."""
     try:
         yield

@@ -7,12 +7,12 @@ import contextlib
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from ijepa.config import Config, StrPath, validated
+from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.data.dense import DenseLabel
 from ijepa.errors import IjepaError
@@ -61,6 +61,9 @@ class SetIndex(Config):
     splits: dict[FileName, SplitIndex]
     left_out: dict[str, int] = Field(default_factory=dict)  # files and images not taken, by reason
     changes: dict[str, int] = Field(default_factory=dict)  # images changed or cut, by reason
+    pixels: PixelStats | None = None  # of images that are not 8-bit RGB
+
+    later: ClassVar[tuple[str, ...]] = ("pixels",)
 
     def split(self, name: str, where: StrPath) -> SplitIndex:
         """One of the splits of the set at `where`, which the error names."""

@@ -4,6 +4,7 @@ One item of a data set is one whole batch, a pure function of its step. So resum
 starting there, and processes share no hidden state.
 """
 
+import math
 import os
 import signal
 import traceback
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig, Interpolation, Size, height_width
-from ijepa.data.decode import decode_rgb, size_of
+from ijepa.data.channels import decode_image, image_size
 from ijepa.data.dense import Map
 from ijepa.data.names import Ints, image_ids
 from ijepa.data.processes import processes
@@ -32,6 +33,7 @@ from ijepa.jepa.augment import (
     evaluation_box,
     evaluation_crop,
     fit_box,
+    in_units,
     resize_box,
     squash,
 )
@@ -47,7 +49,8 @@ class Batch(NamedTuple):
     """Images of one step."""
 
     step: int
-    images: Tensor  # (B, 3, height, width) uint8, channels last in memory
+    # (B, C, height, width), channels last in memory: uint8, or float32 of `in_units`
+    images: Tensor
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
     image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
@@ -108,7 +111,7 @@ class RandomCropBatches(Dataset[Batch]):
         numbers, places, draws = self._plan.part(step)
         image_px = self._plan.config.image_px
         crops = [
-            random_crop(decode_rgb(self._images.read_image(number)), draws, place, image_px)
+            random_crop(decode_image(self._images.read_image(number)), draws, place, image_px)
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
         return Batch(step, torch.cat(crops), torch.from_numpy(numbers))
@@ -121,7 +124,7 @@ def random_crop(
     image_px: int | Size,
     mode: Interpolation = "bilinear",
 ) -> Tensor:
-    """An image cropped as draw number `place` says: (1, 3, height, width) uint8."""
+    """An image cropped as draw number `place` says: (1, C, height, width), see `resize_box`."""
     box = fit_box(draws, place, pixels.shape[0], pixels.shape[1])
     crop = resize_box(pixels, box, image_px, mode=mode)
     return crop.flip(-1) if draws.flip[place] else crop
@@ -150,19 +153,21 @@ class CachedCropBatches:
         self._plan = plan
         with ThreadPoolExecutor(max(1, workers)) as pool:
             numbers = range(len(images))
-            self._sizes = list(pool.map(lambda n: size_of(images.read_image(n)), numbers))
+            self._sizes = list(pool.map(lambda n: image_size(images.read_image(n)), numbers))
             height, width = (max(side) for side in zip(*self._sizes, strict=True))
-            needed, available = len(images) * 3 * height * width, _memory_bytes(device)
+            like = torch.from_numpy(in_units(decode_image(images.read_image(0))[:1, :1]))
+            shape = len(images), like.shape[-1], height, width
+            needed, available = math.prod(shape) * like.itemsize, _memory_bytes(device)
             if needed > MOST_OF_MEMORY * available:
                 raise IjepaError(
                     f"{len(images):,} images on canvases of {height}x{width} pixels need "
                     f"{needed / 1e9:.1f} GB; {device} has {available / 1e9:.1f} GB for everything. "
                     f"Shard them smaller (--resize), or leave --cache away."
                 )
-            pixels = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+            pixels = torch.zeros(shape, dtype=like.dtype)
 
             def fill(number: int) -> None:
-                image = torch.from_numpy(decode_rgb(images.read_image(number)))
+                image = torch.from_numpy(in_units(decode_image(images.read_image(number))))
                 pixels[number, :, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
 
             for number, _ in enumerate(pool.map(fill, numbers)):
@@ -227,7 +232,7 @@ class ViewBatches(Dataset[Batch]):
         views = [
             view
             for number, image in zip(numbers, images, strict=True)
-            for view in self._views(number, decode_rgb(image))
+            for view in self._views(number, decode_image(image))
         ]
         ids = torch.from_numpy(image_ids(images))
         return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids)
@@ -247,7 +252,7 @@ class ViewBatches(Dataset[Batch]):
 
 
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
-    """The view by which an image is scored: (1, 3, height, width) uint8."""
+    """The view by which an image is scored: (1, C, height, width), see `evaluation_crop`."""
     if plan.crop_fraction is None:
         return squash(pixels, plan.image_px, plan.interpolation)
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
@@ -269,8 +274,8 @@ def dense_view(values: Map, plan: ViewPlan) -> Map:
 
 
 def read_views(images: SplitReader, numbers: Sequence[int], plan: ViewPlan) -> Tensor:
-    """Evaluation views of some images: (n, 3, height, width) uint8."""
-    return torch.cat([evaluation_view(decode_rgb(images.read_image(n)), plan) for n in numbers])
+    """Evaluation views of some images: (n, C, height, width), see `evaluation_crop`."""
+    return torch.cat([evaluation_view(decode_image(images.read_image(n)), plan) for n in numbers])
 
 
 def batches(

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ijepa.config import Config, StrPath
-from ijepa.data.decode import decode_rgb
-from ijepa.data.dense import Map, decode_dense
+from ijepa.config import Config, PixelStats, StrPath
+from ijepa.data.channels import decode_image
+from ijepa.data.dense import NPY, Map, decode_dense
 from ijepa.data.index import (
     DENSE,
     INDEX,
@@ -42,7 +42,7 @@ OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 
 SHOWN_FILES = 5  # in an error
 
 Numbers = list[int] | Ints | slice
-Transform = Callable[[Image.Image], Any]  # such as those of torchvision
+Transform = Callable[[Any], Any]  # such as those of torchvision
 
 
 class ShardCheck(Config):
@@ -78,6 +78,19 @@ class ShardSet:
     def source(self) -> str:
         """What the user sharded."""
         return self.index.source
+
+    @property
+    def pixels(self) -> PixelStats | None:
+        """Channels, type, mean and std of images that are not 8-bit RGB; None of those that are."""
+        return self.index.pixels
+
+    def check_channels(self, channels: int, name: str) -> None:
+        """Raise an `IjepaError` if images have others than the `channels` that `name` takes."""
+        found = self.pixels.channels if self.pixels else 3
+        if channels != found:
+            raise IjepaError(
+                f"{name} takes images of {channels} channels; {self.folder} has {found}."
+            )
 
     @property
     def splits(self) -> dict[str, SplitIndex]:
@@ -154,7 +167,8 @@ class SplitReader:
 
     May be pickled, forked and read from several threads. An item is (image, labels): a PIL image in
     RGB, or what `transform` makes of it, and the class number by label, -1 where it is not known;
-    with `label`, the class number of that label alone.
+    with `label`, the class number of that label alone. Images that are not 8-bit RGB are arrays of
+    (height, width, channels) instead, in their stored depth.
     """
 
     def __init__(
@@ -181,7 +195,9 @@ class SplitReader:
 
     def __getitem__(self, number: int) -> tuple[Any, Any]:
         number = range(len(self))[number]  # counted as in a list
-        image: Any = Image.fromarray(decode_rgb(self.read_image(number)))
+        content = self.read_image(number)
+        image: Any = decode_image(content)
+        image = image if content.startswith(NPY) else Image.fromarray(image)
         labels = self.read_labels(number)
         image = self.transform(image) if self.transform else image
         return image, labels[self.label] if self.label is not None else labels

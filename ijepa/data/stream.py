@@ -31,7 +31,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
-from ijepa.data.decode import decode_rgb
+from ijepa.config import PixelStats
+from ijepa.data.channels import decode_image
 from ijepa.data.index import INDEX, parsed_index
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.names import expanded
@@ -40,7 +41,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "npy")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off
 BLOCK_BYTES = 8 * 2**20  # asked for at once
 FOR_GOOD: tuple[type[Exception], ...] = (
@@ -62,6 +63,7 @@ class RemoteSplit:
     counted: bool  # does an index tell `counts`, or are they a guess?
     label_names: dict[str, list[str]]  # as `SplitReader` has them; empty without an index
     fingerprint: str  # of the contents, as the index tells it; of the addresses without an index
+    pixels: PixelStats | None = None  # of images that are not 8-bit RGB
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -127,7 +129,7 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     found = index.split(split, data)
     urls = tuple(_within(data, shard.name) for shard in found.shards)
     counts = tuple(shard.samples for shard in found.shards)
-    return RemoteSplit(urls, counts, True, found.labels, index.fingerprint)
+    return RemoteSplit(urls, counts, True, found.labels, index.fingerprint, index.pixels)
 
 
 class Lanes:
@@ -186,7 +188,7 @@ class StreamedCropBatches(IterableDataset[Batch]):
                 open_lanes[lane] = self._lanes.samples(lane, turn * len(places))
             samples = list(itertools.islice(open_lanes[lane], len(places)))
             crops = [
-                random_crop(decode_rgb(sample.image), draws, place, image_px)
+                random_crop(decode_image(sample.image), draws, place, image_px)
                 for sample, place in zip(samples, places.tolist(), strict=True)
             ]
             keys = tuple(sample.key for sample in samples)

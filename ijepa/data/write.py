@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ijepa.config import Config, ShardConfig
-from ijepa.data.decode import Taken, size_of, take_in
+from ijepa.data.channels import Measured, image_size, measured, merged, take_channels
+from ijepa.data.decode import Taken, take_in
 from ijepa.data.dense import DenseLabel, take_in_dense
 from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.names import readable
@@ -57,6 +58,7 @@ class ShardReport(Config):
     bad: list[BadImage]
     changes: dict[str, int]  # numbers of images that were changed or lost something, by what
     classes: dict[str, int]  # of each dense label, the largest class number that occurs, + 1
+    pixels: Measured | None = None  # of images with `ShardConfig.channels`
 
 
 def write_shards(
@@ -93,7 +95,14 @@ def write_shards(
             reports[shard] = report
             bad += report.bad
             check_bad(bad, config.max_bad)
+            measured_in(reports.values())
     return [reports[shard] for shard in shards]
+
+
+def measured_in(reports: Iterable[ShardReport]) -> Measured | None:
+    """What was measured of the images of all shards; refuses pixels of two types."""
+    parts = [report.pixels for report in reports if report.pixels]
+    return merged(parts) if parts else None
 
 
 def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
@@ -155,6 +164,7 @@ def _write_shard(
     """Write one shard, then its rows of the index, then its report."""
     bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
     tables = RowReader(config.member)
+    pixels, take = None, take_channels if config.channels else take_in
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
@@ -165,8 +175,10 @@ def _write_shard(
                 if reason := item.metadata.get(FAULT):
                     raise IjepaError(reason)
                 content = _read(item.file, item.offset, item.size_bytes) if row is None else row
-                taken = take_in(content, config)
+                taken = take(content, config)
                 maps = _take_in_maps(item, dense, taken, config)
+                if taken.pixels is not None:
+                    pixels = measured(pixels, taken.pixels, path)
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:
@@ -182,7 +194,7 @@ def _write_shard(
         index, rows = writer.finish(shard.tar.name)
     count(uncounted)
     np.save(sibling(shard.tar, ROWS), rows)
-    report = ShardReport(index=index, bad=bad, changes=changes, classes=classes)
+    report = ShardReport(index=index, bad=bad, changes=changes, classes=classes, pixels=pixels)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
     return report
 
@@ -204,7 +216,7 @@ def _take_in_maps(
             raise IjepaError(f"there is no {name} {readable(path)}")
         content = _read(*item.dense[name])
         try:
-            size, resized = size_of(image.content), config.resize_px is not None
+            size, resized = image_size(image.content), config.resize_px is not None
             maps[name] = _TakenMap(content, *take_in_dense(content, label, size, resized=resized))
         except IjepaError as error:
             raise IjepaError(f"its {name} {readable(path)} has {error}") from error

@@ -1,6 +1,7 @@
 """What every encoder is: images in, features of its last layers out."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ijepa.compute import LinearKernel, computing, pick_linear
-from ijepa.config import DataConfig, Precision, Size, StrPath, height_width
+from ijepa.config import DataConfig, PixelStats, Precision, Size, StrPath, height_width
+from ijepa.data.channels import checked_pixels, read_pixels
 from ijepa.data.decode import decode_rgb, rgb_pixels
 from ijepa.distributed import uses_bf16
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
+from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, automatic
 from ijepa.provenance import Provenance
 
@@ -38,9 +41,11 @@ TUNABLE = (
     "hf: for I-JEPA alone"
 )
 
+log = logging.getLogger(__name__)
+
 Transformer = Vit | VisionTransformer | Beit
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Pixels = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Picture = Image.Image | StrPath | Pixels  # what `encode` takes for one image
 
 
@@ -48,7 +53,7 @@ class Pooled(NamedTuple):
     """How images become features.
 
     Attributes:
-        features: (network, normalised images (B, 3, height, width), n) -> features (B, n, dim) of
+        features: (network, normalised images (B, C, height, width), n) -> features (B, n, dim) of
             the last n layers, and patch tokens (B, N, dim) of the last one, None where there are
             none; holds no network itself, so that an encoder can be copied and pickled.
         num_layers: how many layers it can give.
@@ -123,19 +128,58 @@ class Encoder(nn.Module):
 
     def _try(self, image_px: int | Size) -> None:
         try:
-            self.features(torch.zeros(1, 3, *height_width(image_px)))
+            self.features(torch.zeros(1, self.data.num_channels, *height_width(image_px)))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise IjepaError(
                 f"{self.name} does not take --image-size {image_px} ({reason})."
             ) from error
 
+    def fit_channels(self, pixels: PixelStats | None, where: object = "the shard set") -> "Encoder":
+        """Itself, made to take the images of the shard set `where`; None of `pixels` is 8-bit RGB.
+
+        A network of RGB images is adapted to other channels (`adapt_channels`), and takes their
+        mean and standard deviation. It is logged, and `provenance` records it.
+
+        Raises:
+            IjepaError: it was trained on images of other channels, or has nothing to adapt.
+        """
+        found = pixels.channels if pixels else 3
+        if pixels is None or self.data.channels is not None:
+            if self.data.num_channels != found:
+                raise IjepaError(
+                    f"{self.name} takes images of {self.data.channels} channels, and {where} has "
+                    f"{found}; name an encoder of as many."
+                )
+            return self
+        self.data, how = self.data.fitted(pixels, where), ""
+        if found != 3:
+            modules = list(self.network.modules())
+            convolutions = (one for one in modules if isinstance(one, nn.Conv2d))
+            if (first := next(convolutions, None)) is None or first.in_channels != 3:
+                raise IjepaError(f"{self.name} has no projection of RGB to adapt to {where}.")
+            first.weight = nn.Parameter(adapt_channels(first.weight, found), requires_grad=False)
+            first.in_channels = found
+            for module in modules:  # which transformers compares with the images
+                if getattr(module, "num_channels", found) != found:
+                    module.num_channels = found
+            how = adaptation(found)
+            told = f"{self.weights_sha256} {how}".encode()
+            self.weights_sha256 = hashlib.sha256(told).hexdigest()
+            self.provenance = self.provenance.model_copy(update={"adapted": how})
+            self.__dict__.pop("dim", None)
+        log.warning(
+            "%s is made for 8-bit RGB images; it takes those of %s with their mean and std%s",
+            self.name, where, f", and {how}" if how else "",
+        )  # fmt: skip
+        return self
+
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int = 1, *, bf16: bool = False) -> Tensor:
         """Pooled features of the last layers: (B, num_layers, dim) float32, last layer last.
 
         Args:
-            images: (B, 3, height, width) float, normalised, on the encoder's device.
+            images: (B, C, height, width) float, normalised, on the encoder's device.
             num_layers: 1 to `self.num_layers`.
             bf16: multiply matrices, convolve and attend in bfloat16 (`torch.autocast`).
         """
@@ -170,7 +214,9 @@ class Encoder(nn.Module):
         Patches are square, so that their number and the image's shape tell the rows.
         """
         height, width = self.data.image_size
-        blank = torch.zeros(1, 3, height, width).to(next(self.parameters(), torch.empty(0)))
+        blank = torch.zeros(1, self.data.num_channels, height, width).to(
+            next(self.parameters(), torch.empty(0))
+        )
         _, num_patches, dim = self.features_and_tokens(blank)[1].shape
         rows = round((num_patches * height / width) ** 0.5)
         assert num_patches % rows == 0, (self.name, num_patches, height, width)
@@ -181,16 +227,19 @@ class Encoder(nn.Module):
         return self.features(images)[:, 0]
 
     def transform(self, image: Picture) -> Tensor:
-        """The evaluation view of one image: (3, height, width) float32, resized, cut, normalised.
+        """The evaluation view of one image: (C, height, width) float32, resized, cut, normalised.
 
         Args:
-            image: a PIL image, the path of an image file, or (height, width, 3) uint8 RGB.
+            image: a PIL image, the path of an image file, or (height, width, 3) uint8 RGB; for an
+                encoder of other images, (height, width, C) of their type.
 
         Raises:
             IjepaError: it is none of these, or the file is not there or does not decode.
         """
-        view = evaluation_crop(_rgb_pixels(image), self.data.image_px, self.data.eval_crop_fraction)
-        return normalise(view, self.data.mean, self.data.std)[0]
+        data = self.data
+        pixels = _pixels_of(image, data.channels)
+        view = evaluation_crop(pixels, data.image_px, data.eval_crop_fraction)
+        return normalise(view, data.mean, data.std)[0]
 
     def encode(
         self,
@@ -257,7 +306,8 @@ class Encoder(nn.Module):
         with ThreadPoolExecutor() as readers, computing(weight.device, linear=linear):
             while batch := list(islice(queue, batch_size)):
                 # A PIL image may be in a batch twice, and two threads must not load its file.
-                batch = [rgb_pixels(x) if isinstance(x, Image.Image) else x for x in batch]
+                own = self.data.channels
+                batch = [_pixels_of(x, own) if isinstance(x, Image.Image) else x for x in batch]
                 views = torch.stack(list(readers.map(self.transform, batch)))
                 parts.append(compute(views.to(weight)).cpu())
                 done += len(batch)
@@ -280,7 +330,7 @@ class Encoder(nn.Module):
         """Width of the features of one layer."""
         if isinstance(self.network, Transformer):
             return int(self.network.embed_dim)
-        blank = torch.zeros(1, 3, *self.data.image_size)
+        blank = torch.zeros(1, self.data.num_channels, *self.data.image_size)
         return int(self(blank.to(next(self.parameters(), blank))).shape[-1])
 
     def __repr__(self) -> str:
@@ -341,33 +391,38 @@ class Encoder(nn.Module):
         return self
 
 
-def _rgb_pixels(image: Picture) -> Pixels:
-    """(height, width, 3) uint8 of an image, as `ijepa extract` decodes it."""
+def _pixels_of(image: Picture, channels: int | None) -> Pixels:
+    """(height, width, channels) of an image, as `ijepa extract` decodes it; None: 8-bit RGB."""
+    if isinstance(image, str | os.PathLike):
+        return _pixels_in(Path(image), channels)
     if isinstance(image, Image.Image):
-        return rgb_pixels(image)
+        image = np.atleast_3d(np.asarray(image)) if channels else rgb_pixels(image)
+    kind = f"a {type(image).__name__}"
     if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return image
+        is_known = channels is not None or image.dtype == np.uint8
+        if is_known and image.ndim == 3 and image.shape[2] == (channels or 3) and image.size:
+            return checked_pixels(image)
         kind = f"an array of shape {image.shape} and type {image.dtype}"
-    elif isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if path.is_file():
-            try:
-                return decode_rgb(path.read_bytes())
-            except IjepaError as error:
-                raise IjepaError(f"{path}: {error}.") from error
-        if path.is_dir():
-            raise IjepaError(
-                f"{path} is a folder; give its image files, such as "
-                f"sorted(Path({str(path)!r}).glob('*.jpg'))."
-            )
-        raise IjepaError(f"{no_file(path, 'image file')}.")
-    else:
-        kind = f"a {type(image).__name__}"
+    arrays = f"(height, width, {channels or 3}) {'' if channels else 'uint8 '}arrays"
     raise IjepaError(
-        f"encode takes PIL images, paths of image files and (height, width, 3) uint8 arrays, not "
-        f"{kind}; for tensors of normalised images, call `encoder.features(images)`."
+        f"encode takes PIL images, paths of image files and {arrays}, not {kind}; for tensors of "
+        f"normalised images, call `encoder.features(images)`."
     )
+
+
+def _pixels_in(path: Path, channels: int | None) -> Pixels:
+    if path.is_file():
+        try:
+            content = path.read_bytes()
+            return read_pixels(content, channels)[0] if channels else decode_rgb(content)
+        except IjepaError as error:
+            raise IjepaError(f"{path}: {error}.") from error
+    if path.is_dir():
+        raise IjepaError(
+            f"{path} is a folder; give its image files, such as "
+            f"sorted(Path({str(path)!r}).glob('*.jpg'))."
+        )
+    raise IjepaError(f"{no_file(path, 'image file')}.")
 
 
 def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:

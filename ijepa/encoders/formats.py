@@ -100,7 +100,9 @@ class Networks(NamedTuple):
     def _empty_encoder(self) -> Vit:
         config = self.config.encoder
         with torch.device("meta"):  # nothing is allocated or drawn that the file has, too
-            return Vit(architecture(config.arch), self.config.data.image_size, config.patch_px)
+            data = self.config.data
+            size = architecture(config.arch)
+            return Vit(size, data.image_size, config.patch_px, data.num_channels)
 
 
 def read_networks(path: Path, arch: str | None = None) -> Networks:
@@ -170,6 +172,7 @@ def _ours(path: Path, body: dict[str, Any]) -> Networks:
         steps=state["step"],
         images=state["step"] * config.data.batch_size,
         shards=record.get("inputs", {}).get("data"),
+        adapted=record.get("adapted"),
     )
     return Networks(str(path), config, parts, known)
 
@@ -274,9 +277,13 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
             because no shape tells the number of heads.
         source: for messages.
     """
-    dim, depth, hidden, patch_px, side = vit_size(
-        parts.get("target_encoder") or parts["encoder"], source, prefix_tokens=0
-    )
+    weights = parts.get("target_encoder") or parts["encoder"]
+    dim, depth, hidden, patch_px, side = vit_size(weights, source, prefix_tokens=0)
+    if (channels := weights[PATCHES].shape[1]) != 3:
+        raise IjepaError(
+            f"{source} takes images of {channels} channels, and holds no notes of ijepa on their "
+            f"mean and std; take the run that it was converted from."
+        )
     given = architecture(arch) if arch else None
     if given and given[:2] != (dim, depth):
         raise IjepaError(

@@ -92,12 +92,15 @@ def _random(spec: EncoderSpec) -> Encoder:
             f"{spec.text}: {side_px} pixels are no multiple of the patch's {patch_px} pixels."
         )
     config, generator = EncoderConfig(arch=arch, patch_px=patch_px), torch.Generator()
-    vit = build_encoder(config, (side_px, side_px), generator.manual_seed(spec.seed))
-    family = fingerprint_of(["random", arch, patch_px, side_px])
+    data = DataConfig(image_px=side_px).fitted(spec.pixels)
+    seeded = generator.manual_seed(spec.seed)
+    vit = build_encoder(config, (side_px, side_px), seeded, data.num_channels)
+    channels = [data.channels] if data.channels else []
+    family = fingerprint_of(["random", arch, patch_px, side_px, *channels])
     return Encoder(
         vit,
         token_pool(vit, PATCH_AVERAGE),
-        DataConfig(image_px=side_px),
+        data,
         name=f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}",
         provenance=Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed),
         which=spec.which,
@@ -111,7 +114,7 @@ def _pixels(spec: EncoderSpec) -> Encoder:
     return Encoder(
         None,
         Pooled(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NOTHING),
-        DataConfig(image_px=side_px, eval_crop_fraction=1.0),
+        DataConfig(image_px=side_px, eval_crop_fraction=1.0).fitted(spec.pixels),
         name=f"pixels{patch}@{side_px}",
         provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
     )

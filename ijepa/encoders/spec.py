@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import yaml
 from pydantic import Field
 
-from ijepa.config import Config, ExtractConfig, FinetuneConfig, Size, StrPath, height_width
+from ijepa.config import (
+    Config,
+    ExtractConfig,
+    FinetuneConfig,
+    PixelStats,
+    Size,
+    StrPath,
+    height_width,
+)
 from ijepa.errors import IjepaError
 from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in, no_file, sibling
 from ijepa.paper import TABLES
@@ -122,6 +130,7 @@ class EncoderSpec(NamedTuple):
         which: `target` or `context`, where there are two.
         image_px: another side, or (height, width), than the encoder's own.
         seed: of random weights without a run.
+        pixels: of the images to encode, for what has no weights of its own; None for 8-bit RGB.
     """
 
     text: str
@@ -132,6 +141,7 @@ class EncoderSpec(NamedTuple):
     which: str = "target"
     image_px: int | Size | None = None
     seed: int = 0
+    pixels: PixelStats | None = None
 
     @classmethod
     def parse(
@@ -247,6 +257,7 @@ def load_encoder(
     image_px: int | Size | None = None,
     seed: int = 0,
     device: "str | torch.device" = "cpu",
+    pixels: PixelStats | None = None,
 ) -> "Encoder":
     """Make an encoder from its name: an `nn.Module`, frozen, with `encode` and `transform`.
 
@@ -264,6 +275,8 @@ def load_encoder(
         seed: of `random:ARCH`; a run has its own.
         device: where it computes, such as `cuda`, or `auto`, a GPU if there is one;
             `encoder.to(device)` moves it later.
+        pixels: of `ijepa.open_shards(...).pixels`, for images that are not 8-bit RGB; see
+            `Encoder.fit_channels`.
 
     Raises:
         IjepaError: no such encoder, device or side, or weights that do not load. Never a partly
@@ -276,7 +289,8 @@ def load_encoder(
     if image_px is not None and min(height_width(image_px)) < 1:
         raise IjepaError(f"image_px is {image_px}; give a side of 1 pixel or more.")
     spec = EncoderSpec.parse(name, which=which, checkpoint=checkpoint, image_px=image_px, seed=seed)
-    return spec.load(pick_device(str(device)))
+    encoder = spec._replace(pixels=pixels).load(pick_device(str(device)))
+    return encoder.fit_channels(pixels) if pixels else encoder
 
 
 def checkpoint_path(path: Path) -> Path:

@@ -90,7 +90,7 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
         "global_pool": "avg",
         "model_args": timm_settings(networks.config),
         "pretrained_cfg": {
-            "input_size": [3, *data.image_size],
+            "input_size": [data.num_channels, *data.image_size],
             "interpolation": "bilinear",
             "crop_pct": data.eval_crop_fraction,
             "crop_mode": "center",
@@ -110,6 +110,7 @@ def timm_settings(config: PretrainConfig) -> dict[str, Any]:
     size = architecture(config.encoder.arch)
     return {
         "img_size": config.data.image_px,
+        **({"in_chans": config.data.channels} if config.data.channels else {}),
         "patch_size": config.encoder.patch_px,
         "embed_dim": size.dim,
         "depth": size.depth,
@@ -131,6 +132,11 @@ def write_transformers(networks: Networks, out: Path, which: str) -> None:
         raise IjepaError(
             f"{networks.source} is of images of {data.image_px} pixels; the image processors of "
             f"transformers cut squares. Convert it to published, timm or ours."
+        )
+    if data.num_channels != 3:
+        raise IjepaError(
+            f"{networks.source} is of images of {data.channels} channels; the image processors of "
+            f"transformers take RGB. Convert it to published, timm or ours."
         )
     settings = {
         "architectures": ["IJepaModel"],

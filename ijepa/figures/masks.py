@@ -24,7 +24,7 @@ MOST_MASKED = 2**18  # images whose masks are counted, which takes about a secon
 
 
 def mask_figure(
-    recipe: PretrainConfig, batches: int, count: int, images: Pixels | None
+    recipe: PretrainConfig, batches: int, count: int, images: Pixels | None, note: str = ""
 ) -> tuple[Figure, Numbers]:
     """Draw the first masks of step 0, one row an image, and how often each patch is seen.
 
@@ -33,6 +33,7 @@ def mask_figure(
         batches: over which patches are counted.
         count: rows to draw.
         images: (count, height, width, 3) uint8; None draws plain patches.
+        note: on the images, a line below the picture.
 
     Raises:
         IjepaError: masks that do not fit the grid, or more than can be counted.
@@ -61,6 +62,7 @@ def mask_figure(
         f"Context {context:.1f} patches ({context / num_patches:.3f} of all), target block "
         f"{target:.1f} ({target / num_patches:.3f}); {batches} batches of "
         f"{recipe.data.batch_size}, seed {recipe.seed}.",
+        *([note] if note else []),
     )
     masks = batch_masks(recipe, 0)[0].images(slice(count))
     plain = np.full((rows, columns, 3), PLAIN, dtype=np.uint8)

@@ -50,10 +50,11 @@ class Filled(NamedTuple):
 
 
 @torch.inference_mode()
-def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, seed: int) -> Asked:
+def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels, seed: int) -> Asked:
     """Draw a context and a block for each image by the run's own masks, and predict the block.
 
-    Views are (n, 3, height, width) uint8; the seed is that of the masks.
+    Views are (n, C, height, width), shown as pixels (n, height, width, 3) uint8; the seed is that
+    of the masks.
     """
     device = next(jepa.parameters()).device
     groups = sample_masks(config.grid, len(views), config.masks, stream(seed, MASKS, 0))
@@ -71,18 +72,18 @@ def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, seed: int) -> Asked:
             truths.append(last_layer(true, config.targets).float().cpu().numpy())
             contexts += list(part.context.numpy())
     together = (np.concatenate(arrays) for arrays in (blocks, predictions, truths))
-    return Asked(views.permute(0, 2, 3, 1).numpy(), contexts, *together)
+    return Asked(pixels, contexts, *together)
 
 
 @torch.inference_mode()
-def store_of(jepa: IJepa, config: PretrainConfig, views: Tensor) -> PatchStore:
-    """Tokens and pixels of all patches of some images (n, 3, height, width) uint8."""
+def store_of(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels) -> PatchStore:
+    """Tokens and pixels of all patches of some images; views and pixels as for `ask`."""
     found, device = [], next(jepa.parameters()).device
     for some in torch.split(views, AT_ONCE):
         images = normalise(some.to(device), config.data.mean, config.data.std)
         tokens = target_tokens(config.targets, jepa.target_encoder, images)
         found.append(last_layer(tokens, config.targets).float().cpu())
-    patches = cut_patches(views.permute(0, 2, 3, 1).numpy(), config.encoder.patch_px)
+    patches = cut_patches(pixels, config.encoder.patch_px)
     return PatchStore(torch.cat(found).numpy(), patches)
 
 

@@ -1,11 +1,12 @@
 """From a decoded image to the square that a network sees.
 
-Crops happen on uint8; the float image is made once a batch, on the device that computes.
+Boxes are cut in the stored depth. Crops of 8 bits stay uint8, and the float image is made once a
+batch, on the device that computes; crops of other depths are float32, divided by their `LEVELS`.
 """
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ijepa.config import DataConfig, Interpolation, Rgb, Size, height_width
+from ijepa.config import LEVELS, DataConfig, Interpolation, Size, height_width
 
 TRIES = 10  # torchvision's RandomResizedCrop tries as often
 
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Pixels = np.ndarray[tuple[int, ...], np.dtype[Any]]  # of a type of `LEVELS`
 Box = tuple[int, int, int, int]
 
 
@@ -69,17 +70,25 @@ def resize_box(
     A value may differ from Pillow's by two levels of 255, for torch rounds the filter's weights to
     16 bits; with `bicubic` by more where hard edges are enlarged.
 
-    The image is (height, width, 3) uint8, the result (1, 3, *size) uint8, channels last in memory.
+    The image is (height, width, C), the result (1, C, *size) uint8 or float32 (see `in_units`),
+    channels last in memory.
     """
     top, left, height, width = box
     size = height_width(image_px)
-    cut = np.ascontiguousarray(image[top : top + height, left : left + width])
+    cut = in_units(np.ascontiguousarray(image[top : top + height, left : left + width]))
     # With the batch axis made before the permutation, torch sees channels-last memory and takes
     # its vectorised uint8 kernel; made after it, resizing is four times slower.
     pixels = torch.from_numpy(cut[np.newaxis]).permute(0, 3, 1, 2)
     if (height, width) == size:
         return pixels
     return F.interpolate(pixels, size, mode=mode, antialias=True)
+
+
+def in_units(pixels: Pixels) -> Pixels:
+    """Pixels of 8 bits as they are, others as float32 of the units that networks see."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(LEVELS[pixels.dtype.name])
 
 
 def crop_batch(images: Tensor, boxes: Tensor, flip: Tensor, image_px: int | Size) -> Tensor:
@@ -89,19 +98,21 @@ def crop_batch(images: Tensor, boxes: Tensor, flip: Tensor, image_px: int | Size
     value may differ by one level of 255.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (B, C, H, W) uint8, or float32 (see `in_units`), which is not rounded.
         boxes: (B, 4) int64 (top, left, height, width) in pixels, inside each image.
         flip: (B,) bool, whether to mirror.
         image_px: side of a square, or (height, width).
 
     Returns:
-        (B, 3, *size) uint8.
+        (B, C, *size) of that type.
     """
     height, width = height_width(image_px)
     top, left, box_height, box_width = boxes.unbind(1)
     across = _resampling(left, box_width, width, images.shape[3])
     across = torch.where(flip.view(-1, 1, 1), across.flip(1), across)
     down = _resampling(top, box_height, height, images.shape[2])
+    if images.dtype != torch.uint8:
+        return down.unsqueeze(1) @ (images @ across.transpose(1, 2).unsqueeze(1))
     rows = (images.float() @ across.transpose(1, 2).unsqueeze(1) + 0.5).floor()
     return (down.unsqueeze(1) @ rows + 0.5).floor().clamp(0, 255).to(torch.uint8)
 
@@ -129,8 +140,8 @@ def evaluation_crop(
     what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,
     one of 10,000 by more.
 
-    The image is (height, width, 3) uint8; of its short side, once resized, `crop_fraction` is kept.
-    Returns (1, 3, *size) uint8, channels last in memory.
+    The image is (height, width, C); of its short side, once resized, `crop_fraction` is kept.
+    Returns (1, C, *size) uint8 or float32 (see `in_units`), channels last in memory.
     """
     (height, width), size = image.shape[:2], height_width(image_px)
     return _resized(image, size, evaluation_box(height, width, size, crop_fraction), mode)
@@ -173,20 +184,25 @@ def squash(image: Pixels, image_px: int | Size, mode: Interpolation = "bilinear"
 def _resized(
     image: Pixels, size: Size, box: tuple[float, float, float, float], mode: Interpolation
 ) -> Tensor:
-    """Pillow's resampling of a (left, top, right, bottom) of an image: (1, 3, *size) uint8."""
+    """Pillow's resampling of a (left, top, right, bottom) of an image: (1, C, *size)."""
     resampling = Image.Resampling[mode.upper()]
-    view = Image.fromarray(image).resize((size[1], size[0]), resampling, box)
-    return torch.from_numpy(np.array(view)[np.newaxis]).permute(0, 3, 1, 2)
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        view = Image.fromarray(image).resize((size[1], size[0]), resampling, box)
+        return torch.from_numpy(np.array(view)[np.newaxis]).permute(0, 3, 1, 2)
+    channels = (Image.fromarray(one) for one in np.moveaxis(in_units(image), 2, 0))
+    views = [np.array(one.resize((size[1], size[0]), resampling, box)) for one in channels]
+    return torch.from_numpy(np.stack(views, axis=-1)[np.newaxis]).permute(0, 3, 1, 2)
 
 
-def normalise(images: Tensor, mean: Rgb, std: Rgb) -> Tensor:
-    """(B, 3, height, width) uint8 to float32 with the data set's mean and standard deviation."""
-    shift, scale = _levels(mean, images.device), _levels(std, images.device)
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, C, height, width) uint8, or float32 of `in_units`, to float32 of that mean and std."""
+    most = 255.0 if images.dtype == torch.uint8 else 1.0
+    shift, scale = (_levels(values, most, images.device) for values in (mean, std))
     return (images.float() - shift) / scale
 
 
 @cache
-def _levels(values: Rgb, device: torch.device) -> Tensor:
-    """(3, 1, 1) levels of 255; made once for a device, for a copy there makes it wait."""
+def _levels(values: tuple[float, ...], most: float, device: torch.device) -> Tensor:
+    """(C, 1, 1) levels of `most`; made once for a device, for a copy there makes it wait."""
     with torch.inference_mode(mode=False):
-        return (torch.tensor(values).view(3, 1, 1) * 255.0).to(device)
+        return (torch.tensor(values).view(-1, 1, 1) * most).to(device)

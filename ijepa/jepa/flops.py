@@ -34,7 +34,7 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     """
     size, narrow, blocks = _networks(config)
     patches, draws = config.grid[0] * config.grid[1], config.masks.draws_per_image
-    embed = 2.0 * 3 * config.encoder.patch_px**2 * size.dim  # of a patch
+    embed = 2.0 * config.data.num_channels * config.encoder.patch_px**2 * size.dim  # of a patch
     ends = size.dim * context_patches + target_dim(config) * blocks * target_patches
     predictor = blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * ends
     teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
@@ -118,7 +118,9 @@ def activation_bytes(
     # Of the loss: predictions, targets, both in fp32, and the gradient.
     outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
     height, width = config.data.image_size
-    pictures = 2 * 3 * height * width * FP32_BYTES  # as an image and as patches
+    pictures = (
+        2 * config.data.num_channels * height * width * FP32_BYTES
+    )  # as an image and as patches
     return images * (config.masks.draws_per_image * (kept + outputs) + pictures)
 
 

@@ -168,7 +168,8 @@ class IJepa(nn.Module):
 def build_ijepa(config: PretrainConfig) -> IJepa:
     """Make the networks of step 0; the target encoder starts as a copy of the context encoder."""
     generator = torch.Generator().manual_seed(config.seed)
-    encoder = build_encoder(config.encoder, config.data.image_size, generator)
+    data = config.data
+    encoder = build_encoder(config.encoder, data.image_size, generator, data.num_channels)
     predictor = build_predictor(config, generator)
     return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
 
@@ -191,7 +192,7 @@ def target_dim(config: PretrainConfig) -> int:
     """
     size, layers = architecture(config.encoder.arch), config.targets.layers
     if config.targets.space != "embeddings":
-        return 3 * config.encoder.patch_px**2
+        return config.data.num_channels * config.encoder.patch_px**2
     if layers is None:
         return size.dim
     if layers[-1] > size.depth:

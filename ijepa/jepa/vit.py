@@ -106,11 +106,11 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """The linear projection of patches, with the sizes that timm keeps beside it."""
 
-    def __init__(self, image_size: Size, patch_px: int, dim: int) -> None:
+    def __init__(self, image_size: Size, patch_px: int, dim: int, channels: int) -> None:
         super().__init__()
         self.patch_size = (patch_px, patch_px)
         self.resize(image_size)
-        self.proj = nn.Conv2d(3, dim, patch_px, patch_px)  # its weight is (dim, 3, px, px)
+        self.proj = nn.Conv2d(channels, dim, patch_px, patch_px)  # its weight is (dim, C, px, px)
 
     def resize(self, image_size: Size) -> None:
         """Expect images of that (height, width) from now on."""
@@ -127,11 +127,13 @@ class Encoder(nn.Module):
     num_prefix_tokens = 0
     cls_token = None
 
-    def __init__(self, size: Architecture, image_size: Size, patch_px: int) -> None:
+    def __init__(
+        self, size: Architecture, image_size: Size, patch_px: int, channels: int = 3
+    ) -> None:
         super().__init__()
         self.embed_dim = size.dim
         self.grad_checkpointing = False
-        self.patch_embed = PatchEmbed(image_size, patch_px, size.dim)
+        self.patch_embed = PatchEmbed(image_size, patch_px, size.dim, channels)
         self.blocks = nn.ModuleList(
             Block(size.dim, size.heads, size.mlp_ratio) for _ in range(size.depth)
         )
@@ -165,7 +167,7 @@ class Encoder(nn.Module):
         """Tokens (B, K or N, dim) after each of some blocks; images and index as for `forward`.
 
         Args:
-            images: (B, 3, height, width) float, normalised.
+            images: (B, C, height, width) float, normalised.
             layers: numbers of blocks, counted from 1, ascending; later blocks are not computed.
             index: (B, K) int64 patch numbers, row-major; None for all N.
             norm: whether the final norm is applied to each, not to the last block's alone.
@@ -182,8 +184,8 @@ class Encoder(nn.Module):
         """Encode all patches, or those that `index` names: (B, K or N, dim) after the final norm.
 
         Args:
-            images: (B, 3, height, width) float, normalised; or their patches by `patchify`,
-                (B, N, 3 * patch_px**2), which several encoders can share.
+            images: (B, C, height, width) float, normalised; or their patches by `patchify`,
+                (B, N, C * patch_px**2), which several encoders can share.
             index: (B, K) int64 patch numbers, row-major; None for all N.
         """
         tokens = self.embed(images, index)
@@ -235,10 +237,10 @@ def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def patchify(images: Tensor, patch_px: int) -> Tensor:
-    """Pixels of each patch: (B, N, 3 * patch_px**2), row-major, channels first within a patch.
+    """Pixels of each patch: (B, N, C * patch_px**2), row-major, channels first within a patch.
 
     Args:
-        images: (B, 3, height, width), multiples of `patch_px`.
+        images: (B, C, height, width), multiples of `patch_px`.
         patch_px: side of the square patches.
     """
     batch, channels, height, width = images.shape
@@ -260,9 +262,25 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat(parts, dim=-1).reshape(1, -1, dim).float()
 
 
-def build_encoder(config: EncoderConfig, image_size: Size, generator: torch.Generator) -> Encoder:
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Weights (dim, 3, h, w) that project RGB images, for images of other channels.
+
+    Each channel gets the mean over red, green and blue, times 3 / channels: channels that are equal
+    give the same tokens as grey RGB images. timm's `adapt_input_conv` repeats the three in turn.
+    """
+    return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (3 / channels)
+
+
+def adaptation(channels: int) -> str:
+    """What `adapt_channels` does, for logs and records."""
+    return f"RGB weights to {channels} channels, each the mean over R, G, B times 3/{channels}"
+
+
+def build_encoder(
+    config: EncoderConfig, image_size: Size, generator: torch.Generator, channels: int = 3
+) -> Encoder:
     """Make a freshly initialised encoder of (height, width) images."""
-    encoder = Encoder(architecture(config.arch), image_size, config.patch_px)
+    encoder = Encoder(architecture(config.arch), image_size, config.patch_px, channels)
     table = sincos_positions(encoder.embed_dim, encoder.patch_embed.grid_size)
     encoder.pos_embed.data.copy_(table * config.position_scale)
     initialise(encoder, config.init, generator)

@@ -43,6 +43,8 @@ def begun_with(config: Path, num_images: int, overrides: Sequence[str] = ()) -> 
         with contextlib.suppress(IjepaError):  # overrides that do not fit this recipe
             for override in [*settings_for(choice, num_images, overrides), *overrides]:
                 apply_override(body, override)
+            if begun and begun.data.channels:  # filled in from the shard set
+                body["data"] |= begun.data.model_dump(include={"channels", "mean", "std"})
             if begun == validated(PretrainConfig, body, choice.recipe):
                 return choice
     return None

@@ -155,7 +155,9 @@ def step_gflops(model: Classifier, image_size: Size) -> float:
 
     A classifier of which nothing does is counted as in the steps of its linear layer alone.
     """
-    model, images = model.to("meta"), torch.zeros(1, 3, *image_size, device="meta")
+    channels = model.encoder.patch_embed.proj.in_channels
+    images = torch.zeros(1, channels, *image_size, device="meta")
+    model = model.to("meta")
     with FlopCounterMode(display=False) as counter:
         logits = model(images)
         if logits.requires_grad:

@@ -33,6 +33,7 @@ from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.jepa.verdict import Health
+from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import BEST
 from ijepa.train.loop import Task
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 class StepInputs(NamedTuple):
     """Images and masks of one step."""
 
-    images: Tensor  # (B, 3, height, width) float, normalised, on the device; of this process
+    images: Tensor  # (B, C, height, width) float, normalised, on the device; of this process
     masks: list[Masks]  # of these images, on the device
     groups: list[Masks]  # of all processes, on the CPU
 
@@ -263,6 +264,21 @@ class PretrainTask(Task[StepInputs]):
 
     def _is_watched(self, step: int) -> bool:
         return step % self.config.watch.every_steps == 0 or step == self.total_steps
+
+
+def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:
+    """Encoders of RGB images for others, and in words how; those of as many as they are."""
+    name = "patch_embed.proj.weight"
+    widths = {weights[name].shape[1] for weights in parts.values() if name in weights}
+    if widths != {3} or channels == 3:
+        return parts, None
+    made = {
+        part: {**weights, name: adapt_channels(weights[name].float(), channels)}
+        if name in weights
+        else weights
+        for part, weights in parts.items()
+    }
+    return made, adaptation(channels)
 
 
 def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.data.decode import decode_rgb
+from ijepa.data.channels import decode_image
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import Sample
 from ijepa.distributed import gather_rows, uses_bf16
@@ -37,7 +37,7 @@ class Watch:
         self._config, self._samples, self._device, self._world = config, samples, device, world
         labels = [sample.labels.get(config.watch.label, -1) for sample in samples]
         self._labels = None if min(labels) < 0 else torch.tensor(labels, device=device)
-        self._pixels: Tensor | None = None  # (images, 3, height, width) uint8, on the device
+        self._pixels: Tensor | None = None  # (images, C, height, width), on the device
         self._bf16 = uses_bf16(config.optimization.precision, device)
         self.first: Health | None = None  # of the first check; set by it, or by a resumed run
 
@@ -52,7 +52,7 @@ class Watch:
             if self._pixels is None:
                 data = self._config.data
                 plan = ViewPlan(data.image_px, data.eval_crop_fraction)
-                made = [evaluation_view(decode_rgb(one.image), plan) for one in self._samples]
+                made = [evaluation_view(decode_image(one.image), plan) for one in self._samples]
                 self._pixels = torch.cat(made).to(self._device)
             target = self._pooled(model, self._pixels, which="target_encoder")
             if not target.isfinite().all():

@@ -60,6 +60,17 @@ class Given(NamedTuple):
     out: Path
     runtime: Runtime
     progress: Progress
+    channels: tuple[int, ...] | None = None  # shown of images that are not 8-bit RGB
+
+    @property
+    def note(self) -> str:
+        """A caption: which channels are shown, and how; empty for 8-bit RGB."""
+        if self.channels is None:
+            return ""
+        return (
+            f"Channels {', '.join(map(str, self.channels))} as red, green, blue, each from two "
+            f"standard deviations below its mean to two above."
+        )
 
     def split(self, name: str) -> SplitReader:
         """Open a split; `data` must be set."""
@@ -71,7 +82,8 @@ class Given(NamedTuple):
         assert self.data is not None
         drawn = "chosen by key" if config.keys else f"drawn with seed {config.seed}"
         fingerprint = self.data.fingerprint[:12]
-        return f"Data: {self.data.source}, split {config.split} ({fingerprint}), {drawn}."
+        told = f"Data: {self.data.source}, split {config.split} ({fingerprint}), {drawn}."
+        return f"{told} {self.note}".rstrip()
 
 
 class Picture(Config):
@@ -134,7 +146,8 @@ def visualize(
     with ExitStack() as stack:
         stores = [stack.enter_context(open_features(f, check_numbers=False)) for f in features]
         shards = None if data is None else open_shards(Path(data))
-        given = Given(shards, stores, out, runtime, progress)
+        channels = _shown_channels(config, shards)
+        given = Given(shards, stores, out, runtime, progress, channels)
         config = _fitted(config, given)
         plan = StagePlan(f"visualize {name}", VERSION, config, _inputs(config, given), out)
         with exclusive_work(plan, runtime) as work:
@@ -151,6 +164,19 @@ def visualize(
     record = read_record(out)
     assert record is not None
     return Picture(out=out, cached=work.cached, **record["picture"])
+
+
+def _shown_channels(config: PictureConfig, data: ShardSet | None) -> tuple[int, ...] | None:
+    """The three channels to show, counted from 1; None for 8-bit RGB, or without images."""
+    asked, pixels = config.show_channels, data.pixels if data else None
+    if asked and (pixels is None or max(asked) > pixels.channels):
+        there = f"images of {pixels.channels} channels" if pixels else "8-bit RGB or no images"
+        raise IjepaError(
+            f"--show-channels names {', '.join(map(str, asked))}, but there are {there}."
+        )
+    if pixels is None:
+        return None
+    return asked or ((1, 2, 3) if pixels.channels > 2 else (1, 1, 1))
 
 
 def _fitted(config: PictureConfig, given: Given) -> PictureConfig:

@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ijepa.config import EmbeddingConfig, NeighborsConfig
-from ijepa.data.decode import decode_rgb
-from ijepa.data.shards import ShardSet
+from ijepa.data.channels import decode_image
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features
 from ijepa.figures.draw import Floats, Ints, Pixels, sheet
 from ijepa.figures.embedding import embedding_figure, embedding_page, project
 from ijepa.figures.neighbors import NONE, TILE_PX, Nearest, neighbor_section
 from ijepa.visualize import PAGE, Drawn, Given, places_of
+from ijepa.visualize.images import shown
 
 ROWS_AT_ONCE = 16_384  # that are searched for neighbours
 THUMBNAIL_PX = 112
@@ -62,7 +62,7 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
             found.add(stored.read(places, config.layer), first)
             given.progress("search images", int(places[-1]) + 1, count)
         wanted = np.setdiff1d([*queries, *found.numbers.ravel()], NONE).tolist()
-        cut = _thumbnails(given.data, stored, wanted, THUMBNAIL_PX)
+        cut = _thumbnails(given, stored, wanted, THUMBNAIL_PX)
         section, share = neighbor_section(
             queries,
             found,
@@ -81,7 +81,7 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
     captions = (
         f"Nearest images by cosine of features, below each {named}.",
         f"Data: {header.source}, split {header.split} ({header.data_fingerprint[:12]}), queries "
-        f"{'chosen by key' if config.keys else chosen}.",
+        f"{'chosen by key' if config.keys else chosen}. {given.note}".rstrip(),
     )
     names = [store.header.encoder for store in given.features]
     facts = {"encoders": names, "images": len(keys), "keys": keys, "figures": figures}
@@ -99,13 +99,14 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawn:
     vectors = stored.read(order, config.layer).astype(np.float32)
     places = project(vectors, config.method, config.perplexity, config.seed, given.progress)
     names = [stored.classes[n] if stored.classes else "all images" for n in order]
-    cut = _thumbnails(given.data, stored, order.tolist(), THUMBNAIL_PX // 2)
+    cut = _thumbnails(given, stored, order.tolist(), THUMBNAIL_PX // 2)
     how = f"t-SNE, perplexity {config.perplexity:g}" if config.method == "tsne" else "PCA"
     coloured = f", coloured by {config.label}" if config.label else ""
     captions = (
         f"{stored.caption(config.layer)}.",
         f"{how}, seed {config.seed}; {len(order):,} of {len(stored.keys):,} images{coloured}.",
-        f"Data: {header.source}, split {header.split} ({header.data_fingerprint[:12]}).",
+        f"Data: {header.source}, split {header.split} ({header.data_fingerprint[:12]}). "
+        f"{given.note}".rstrip(),
     )
     facts: dict[str, object] = {"encoders": [header.encoder], "images": len(order), "figures": {}}
     if given.out.suffix == PAGE:
@@ -131,11 +132,9 @@ def _stored(store: Features, label: str | None) -> Stored:
     return Stored(store, rows, [keys[row] for row in rows], classes)
 
 
-def _thumbnails(
-    data: ShardSet | None, stored: Stored, places: Sequence[int], side_px: int
-) -> list[Pixels]:
+def _thumbnails(given: Given, stored: Stored, places: Sequence[int], side_px: int) -> list[Pixels]:
     """(side, side, 3) uint8 squares of some images, cut from their middle; none without `data`."""
-    if data is None:
+    if (data := given.data) is None:
         return []
     splits = [data.split(name) for name in stored.store.header.split.split("+")]
     starts = np.cumsum([0, *map(len, splits)])
@@ -144,7 +143,7 @@ def _thumbnails(
     for place in places_of([stored.keys[place] for place in places], there, str(data.folder)):
         which = int(np.searchsorted(starts, place, side="right")) - 1
         encoded = splits[which].read_image(place - int(starts[which]))
-        image = Image.fromarray(decode_rgb(encoded))
+        image = Image.fromarray(shown(decode_image(encoded), given))
         how = Image.Resampling.BILINEAR
         cut.append(np.asarray(ImageOps.fit(image, (side_px, side_px), how)))
     return cut

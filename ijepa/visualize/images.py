@@ -1,11 +1,12 @@
 """Images of a split: which are shown, as encoders see them, and a recipe's masks on them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ijepa.config import DataConfig, EncodersConfig, MasksConfig
+from ijepa.config import LEVELS, DataConfig, EncodersConfig, MasksConfig
 from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
 from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
@@ -26,8 +27,8 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawn:
                 f"batch of {recipe.data.batch_size:,}; lower data.batch_size, or leave --data out."
             )
         plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
-        images = as_pixels(RandomCropBatches(split, plan)[0].images)
-    drawn, figures = mask_figure(recipe, config.batches, count, images)
+        images = as_pixels(RandomCropBatches(split, plan)[0].images, given)
+    drawn, figures = mask_figure(recipe, config.batches, count, images, given.note)
     return drawn, {"encoders": (), "images": count, "figures": figures}
 
 
@@ -63,11 +64,23 @@ def more_images(split: SplitReader, shown: list[int], count: int, seed: int) -> 
 
 
 def views_of(split: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:
-    """(n, 3, height, width) uint8: the images as an encoder is evaluated on them."""
+    """(n, C, height, width): the images as an encoder is evaluated on them."""
     return read_views(split, numbers, ViewPlan(data.image_px, data.eval_crop_fraction))
 
 
-def as_pixels(views: Tensor) -> Pixels:
-    """(n, height, width, 3) uint8 of (n, 3, height, width)."""
-    found: Pixels = views.permute(0, 2, 3, 1).cpu().numpy()
+def as_pixels(views: Tensor, given: Given) -> Pixels:
+    """(n, height, width, 3) uint8 of (n, C, height, width), see `shown`."""
+    return shown(views.permute(0, 2, 3, 1).cpu().numpy(), given)
+
+
+def shown(pixels: np.ndarray[Any, np.dtype[Any]], given: Given) -> Pixels:
+    """(..., 3) uint8 to look at, of (..., C) of a type of `LEVELS`; see `Given.note`."""
+    assert given.data is not None
+    stats = given.data.pixels
+    if stats is None or given.channels is None:
+        return pixels  # already what to show
+    chosen = np.array(given.channels) - 1
+    mean, std = np.array(stats.mean)[chosen], np.array(stats.std)[chosen]
+    shares = (pixels[..., chosen] / LEVELS[pixels.dtype.name] - mean) / (4 * std) + 0.5
+    found: Pixels = np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
     return found

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ijepa.config import AttentionConfig, DataConfig, PcaConfig
+from ijepa.config import AttentionConfig, DataConfig, EncodersConfig, PcaConfig
 from ijepa.distributed import pick_device
-from ijepa.encoders.spec import load_encoder
+from ijepa.encoders.base import Encoder
+from ijepa.encoders.spec import EncoderSpec
 from ijepa.figures.attention import HOW, attention_section, block_number, query_of
 from ijepa.figures.draw import Pixels, sheet
 from ijepa.figures.pca import colour_figure, patch_colours
@@ -16,6 +17,13 @@ from ijepa.visualize import Drawn, Given
 from ijepa.visualize.images import as_pixels, more_images, pick_images, views_of
 
 AT_ONCE = 16  # images in the device's memory
+
+
+def _encoder(name: str, config: EncodersConfig, given: Given) -> Encoder:
+    assert given.data is not None
+    spec = EncoderSpec.parse(name, which=config.which, seed=config.seed)
+    loaded = spec._replace(pixels=given.data.pixels).load(pick_device(given.runtime.device))
+    return loaded.fit_channels(given.data.pixels, given.data.folder)
 
 
 def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
@@ -27,11 +35,11 @@ def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
     def images(data: DataConfig) -> Iterator[tuple[Tensor, Pixels]]:
         for done, number in enumerate(shown, start=1 + len(names) * len(shown)):
             views = views_of(split, [number], data)
-            yield normalise(views.to(device), data.mean, data.std), as_pixels(views)[0]
+            yield normalise(views.to(device), data.mean, data.std), as_pixels(views, given)[0]
             given.progress("draw attention of images", done, len(shown) * len(config.encoder))
 
     for name in config.encoder:
-        encoder = load_encoder(name, which=config.which, seed=config.seed, device=device)
+        encoder = _encoder(name, config, given)
         vit, layer = encoder.vit, block_number(config.layer, encoder.num_layers)
         queries = [query_of(text, vit, encoder.name) for text in config.query]
         title = f"{encoder.name}: block {layer} of 0 to {encoder.num_layers - 1}"
@@ -51,10 +59,10 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawn:
     images: list[Pixels] = []
     columns, names = [], []
     for place, name in enumerate(config.encoder, start=1):
-        encoder = load_encoder(name, which=config.which, seed=config.seed, device=device)
+        encoder = _encoder(name, config, given)
         layers = [block_number(layer, encoder.num_layers) for layer in config.layer]
         data, views = encoder.data, views_of(split, numbers, encoder.data)
-        images = images or list(as_pixels(views[: len(shown)]))
+        images = images or list(as_pixels(views[: len(shown)], given))
         for layer in layers:
             parts = [
                 encoder.patch_tokens(normalise(some.to(device), data.mean, data.std), layer).cpu()

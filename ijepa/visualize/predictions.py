@@ -42,6 +42,8 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
         _, jepa, run = load_jepa(name)
         if run.targets.space != "embeddings":
             raise IjepaError(f"{name} predicts {run.targets.space}, not embeddings.")
+        assert given.data is not None
+        given.data.check_channels(run.data.num_channels, name)
         (height, width), (rows, columns) = run.data.image_size, run.grid
         most = MOST_BYTES // (4 * rows * columns * jepa.encoder.embed_dim + 3 * height * width)
         if len(stored) > most:
@@ -50,8 +52,10 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
                 f"memory; --store-images {most} is the most for this encoder."
             )
         jepa.to(device)
-        asked = ask(jepa, run, views_of(split, numbers, run.data), config.seed)
-        store = store_of(jepa, run, views_of(store_split, stored, run.data))
+        views = views_of(split, numbers, run.data)
+        asked = ask(jepa, run, views, as_pixels(views, given), config.seed)
+        views = views_of(store_split, stored, run.data)
+        store = store_of(jepa, run, views, as_pixels(views, given))
         filled = fill_blocks(asked, store, np.random.default_rng(config.seed))
         title = f"{name}: context encoder ({len(jepa.encoder.blocks)} blocks) and predictor"
         sections.append(retrieval_section(asked, filled, len(shown))._replace(title=title))
@@ -87,7 +91,7 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawn:
     numbers = held_numbers(len(split), config.images, config.seed)
     images = views_of(split, numbers, run.data).to(device)
     masks, boxes = hold(run, images, config.seed)
-    whole, contexts = as_pixels(images), masks.context.cpu().numpy()
+    whole, contexts = as_pixels(images, given), masks.context.cpu().numpy()
     context = np.stack([keep_patches(w, c, run.grid) for w, c in zip(whole, contexts, strict=True)])
     seen = torch.from_numpy(context).permute(0, 3, 1, 2).to(device)
     columns, spreads = [whole, context], []
@@ -101,7 +105,7 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawn:
         for number in range(count):
             noise = noise_of(number, len(images), made.image_px, config.seed).to(device)
             samples.append(sample_blocks(decoder, condition, noise, made.sampling_steps))
-            columns.append(as_pixels(paste_blocks(seen, boxes, samples[-1])))
+            columns.append(as_pixels(paste_blocks(seen, boxes, samples[-1]), given))
             headings.append("" if number else title)
             given.progress("draw samples", len(columns) - 2, total)
         several = len(samples) > 1

@@ -1,5 +1,6 @@
 """`ijepa shard`: data set to shard set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ Examples:
   ijepa shard clevr:CLEVR_v1.0 shards/clevr --split train --split val
 
   ijepa shard scenes:train=10000,val=6000 shards/scenes
+
+  ijepa shard satellite shards/satellite --channels 8
 
   ijepa shard --check shards/scenes
 """
@@ -50,7 +53,7 @@ Label = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    fields = "splits val_fraction resize_px shuffle member max_bad"
+    fields = "splits val_fraction resize_px channels shuffle member max_bad"
     stage(app, ShardConfig, fields, "workers", epilog=EXAMPLES)(shard)
 
 
@@ -95,9 +98,17 @@ def shard(
         what = f"{len(kind.names):,} classes" if kind.names else f"depth in {kind.unit}"
         lines.append(f"dense label {name}: {what}")
     lines += ["no labels"] if not result.labels else []
+    if pixels := result.pixels:
+        measured = f"mean {_short(pixels.mean)}, std {_short(pixels.std)}"
+        stored = f"pixels: {pixels.channels} channels of {pixels.dtype}"
+        lines.append(f"{stored}, {measured} over {pixels.images:,} images")
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
     run_folder = Path("runs") / result.out.name
     lines += [next_command("pretrain", "--data", result.out, "--out", run_folder)]
     show(result, as_json, "\n".join(lines))
     open_shards(out).require(require_split or (), require_label or ())
+
+
+def _short(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)

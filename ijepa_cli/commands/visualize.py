@@ -21,6 +21,12 @@ Rows = Annotated[int, typer.Option(help="How many images to draw.", min=1, max=6
 Batches = Annotated[
     int, typer.Option(help="Number of batches over which patches are counted.", min=1)
 ]
+ShowChannels = Annotated[
+    tuple[int, int, int] | None,
+    typer.Option(
+        help=" ".join((PictureConfig.model_fields["show_channels"].description or "").split())
+    ),
+]
 Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")]
 Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 Thumbnails = Annotated[
@@ -38,19 +44,19 @@ Kinds = dict[str, tuple[type[PictureConfig], str, str, str]]
 OF_IMAGES: Kinds = {
     "attention": (
         configs.AttentionConfig,
-        "encoder which split images keys layer query rollout dark",
+        "encoder which split images keys layer query rollout show_channels dark",
         "Draw which patches attend to which, for each head and rolled out to the input.",
         "--encoder runs/scenes",
     ),
     "pca": (
         configs.PcaConfig,
-        "encoder which split images keys layer foreground dark",
+        "encoder which split images keys layer foreground show_channels dark",
         "Draw patch tokens as colours: their first three principal components.",
         "--encoder runs/scenes",
     ),
     "retrieval": (
         configs.RetrievalConfig,
-        "encoder split images keys store_split store_images dark",
+        "encoder split images keys store_split store_images show_channels dark",
         "Draw predictions of hidden blocks as the most similar real patches; needs no decoder.",
         "--encoder runs/scenes",
     ),
@@ -64,13 +70,13 @@ OF_IMAGES: Kinds = {
 OF_FEATURES: Kinds = {
     "neighbors": (
         configs.NeighborsConfig,
-        "queries keys neighbors label layer dark",
+        "queries keys neighbors label layer show_channels dark",
         "Draw the nearest neighbours of some images by their features.",
         "--features val.h5",
     ),
     "embedding": (
         configs.EmbeddingConfig,
-        "label method perplexity images layer dark",
+        "label method perplexity images layer show_channels dark",
         "Draw features as a map coloured by label: an interactive page or a still picture.",
         "--features val.h5",
     ),
@@ -85,6 +91,7 @@ def masks(
     data: MaskData = None,
     images: Rows = 4,
     batches: Batches = 100,
+    show_channels: ShowChannels = None,
     dark: Dark = False,
     overrides: Set = None,
 ) -> None:
@@ -93,7 +100,7 @@ def masks(
     Example: ijepa visualize masks --recipe in1k_vith14_ep300 --out masks.png
     """
     given = {"recipe": load_recipe(recipe, overrides or ()), "images": images}
-    given |= {"batches": batches, "dark": dark}
+    given |= {"batches": batches, "dark": dark, "show_channels": show_channels}
     config = configs.validated(configs.MasksConfig, given, "options")
     _draw(out, config, data, (), runtime, as_json)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request
-from ijepa.data.sources.names import LABEL, class_name, is_image, kind_of, split_folders
+from ijepa.data.sources.names import LABEL, class_name, kind_of, split_folders
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
 
@@ -23,7 +23,10 @@ def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = Fals
         kinds = Counter(kind_of(entry.path) for entry in tree.entries()).most_common(SHOWN)
         found = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
         what = f"no image but {found}" if found else "no image"
-        raise IjepaError(f"{tree.where} holds {what}; images end in .jpg, .png and the like.")
+        raise IjepaError(
+            f"{tree.where} holds {what}; images end in .jpg, .png and the like, "
+            f"or .npy with --channels."
+        )
     wrapper, outline = unwrap(tree.outline, asked.splits)
     splits = {} if folders_are_classes else _known_splits(outline, asked.splits, tree.where)
     starts, groups = _by_split(outline, wrapper, splits)
@@ -39,7 +42,7 @@ def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = Fals
     def items(_: AbstractSet[str]) -> Iterator[Item]:
         for entry in tree.entries():
             start = next((start for start in starts if entry.path.startswith(start)), None)
-            if not is_image(entry.path):
+            if not tree.is_image(entry.path):
                 left_out[kind_of(entry.path)] += 1
             elif start is None:
                 left_out["images outside of the chosen splits' folders"] += 1

@@ -58,6 +58,7 @@ class Request(NamedTuple):
     workers: int = 0
     progress: Progress = silent
     member: str | None = None  # which image of a sample, see `ShardConfig`
+    arrays: bool = False  # whether `.npy` files are images
 
 
 # What a source finds: its splits, their images for a choice of splits (it may give others, too),

@@ -90,7 +90,9 @@ def _tree(text: str, find: Callable[[Tree, Request], Found]) -> Source:
     return Source(
         name=str(where),
         digest=lambda: tree_digest(where, parts),
-        find=lambda asked: find(Tree(where, asked.work, asked.progress, parts), asked),
+        find=lambda asked: find(
+            Tree(where, asked.work, asked.progress, parts, arrays=asked.arrays), asked
+        ),
         where=where,
     )
 

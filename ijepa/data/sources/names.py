@@ -14,6 +14,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",
 )  # fmt: skip
+ARRAYS = (".npy",)  # images with `ijepa shard --channels`
 SPLITS = {  # the usual names, and what we call them
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -43,9 +44,9 @@ def suffix_of(path: str) -> str:
     return base[base.rfind(".") :].lower() if "." in base else ""
 
 
-def is_image(path: str) -> bool:
-    """Does the name look like an image's?"""
-    return suffix_of(path) in IMAGE_SUFFIXES
+def is_image(path: str, *, arrays: bool = False) -> bool:
+    """Does the name look like an image's; with `arrays`, also like one of NumPy's arrays?"""
+    return suffix_of(path) in (*IMAGE_SUFFIXES, *(ARRAYS if arrays else ()))
 
 
 def kind_of(path: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ijepa.data.sources.names import is_image, kind_of, split_folders
+from ijepa.data.sources.names import ARRAYS, is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
 from ijepa.files import write_json
 from ijepa.progress import Progress
@@ -55,16 +55,24 @@ class Tree:
     Compressed archives are unpacked to `work` once, each as one plain tar; plain ones are read in
     place. Several archives, `parts` or those of a folder or within an archive, are one tree: each
     is a folder of its own name, or of the part of it that a numbered series has in common.
-    `left_out` counts what is no file of its own, such as links within a tar.
+    `left_out` counts what is no file of its own, such as links within a tar; with `arrays`, `.npy`
+    files are images.
     """
 
     def __init__(
-        self, where: Path, work: Path, progress: Progress, parts: Sequence[Path] = ()
+        self,
+        where: Path,
+        work: Path,
+        progress: Progress,
+        parts: Sequence[Path] = (),
+        *,
+        arrays: bool = False,
     ) -> None:
         """List the files once, in a file in `work`: memory does not grow with their number."""
         parts = parts or _archives(where)
         tars = [_plain_tar(part, work / f"plain-{n}.tar", progress) for n, part in enumerate(parts)]
         self.where, self.is_packed = str(where), bool(parts)
+        self.is_image = functools.partial(is_image, arrays=arrays)
         self._tars, self._list = [str(tar) for tar in tars], work / "members.jsonl"
         summary, half = work / "members.left_out.json", work / "members.tmp"
         if not self._list.exists():
@@ -86,7 +94,7 @@ class Tree:
     @functools.cached_property
     def outline(self) -> Outline:
         """Folders that hold images, at most `OUTLINE_DEPTH` deep, with `IMAGE` for the images."""
-        paths = (entry.path for entry in self.entries() if is_image(entry.path))
+        paths = (entry.path for entry in self.entries() if self.is_image(entry.path))
         return {(*path.split("/")[:-1], IMAGE)[:OUTLINE_DEPTH] for path in paths}
 
     def find(self, *paths: str) -> dict[str, Entry]:
@@ -116,7 +124,8 @@ def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
         facts = [(part.name, part.stat()) for part in parts]
         text = "".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}" for name, one in facts)
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    return digest_of(entry for entry in walk(where) if _is_listed(entry.path))
+    wanted = (one for one in walk(where) if _is_listed(one.path) or one.path.endswith(ARRAYS))
+    return digest_of(wanted)
 
 
 def archive_suffix(name: str) -> str:

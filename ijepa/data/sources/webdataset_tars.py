@@ -14,7 +14,7 @@ from ijepa.data.sources.items import (
     Valued,
     number_labels,
 )
-from ijepa.data.sources.names import LABEL, is_image, kind_of, split_folders, suffix_of
+from ijepa.data.sources.names import LABEL, kind_of, split_folders, suffix_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
@@ -61,7 +61,7 @@ def read_webdataset(tree: Tree, asked: Request) -> Found:
 
     splits, names, numbered = number_labels(lambda: rows(Counter()), tree.where)
     if not splits and asked.member:
-        found = Counter(_member(one) for one in tree.entries() if is_image(one.path))
+        found = Counter(_member(one) for one in tree.entries() if tree.is_image(one.path))
         shown = ", ".join(name for name, _ in found.most_common(SHOWN)) or "no image"
         raise IjepaError(f"{tree.where} has no sample with {asked.member}; samples have {shown}.")
     if not names and not asked.member:
@@ -94,7 +94,7 @@ def _samples(
 
     for sample, group in itertools.groupby(tree.entries(), key):
         entries = list(group)
-        images = {_member(entry): entry for entry in entries if is_image(entry.path)}
+        images = {_member(entry): entry for entry in entries if tree.is_image(entry.path)}
         chosen = {k: one for k, one in images.items() if not member or k == member.lower()}
         files = [entry for entry in entries if suffix_of(entry.path) in LABEL_FILES]
         beside = {_member(entry): entry for entry in files} if chosen else {}
