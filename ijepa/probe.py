@@ -12,7 +12,13 @@ import numpy as np
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.names import Ints, listed, read_lines
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
+from ijepa.features.leakage import (
+    FeaturePair,
+    OpenPair,
+    is_one_file,
+    open_pair,
+    refuse_other_images,
+)
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled, TokenRows
@@ -44,6 +50,7 @@ PROBES = {
     "linear": "ijepa.probes.linear:linear",
     "attentive": "ijepa.probes.linear:attentive",
     "knn": "ijepa.probes.knn:knn",
+    "retrieval": "ijepa.probes.knn:retrieval",
     "few-shot": "ijepa.probes.logistic:few_shot",
 }
 DESCRIPTIONS = {
@@ -51,6 +58,8 @@ DESCRIPTIONS = {
     "linear": "linear heads on the last layer or the last four",
     "attentive": "a cross-attention block and a linear layer on patch tokens of the last layer",
     "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
+    "retrieval": "images of train ranked by cosine for each test image, last layer; top-1 is the "
+    "precision of the first",
     "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
 }
 SELECTIONS = {
@@ -58,6 +67,7 @@ SELECTIONS = {
     "linear": "head on a held-out part of train, then refitted on all of train",
     "attentive": "head on a held-out part of train, then refitted on all of train",
     "knn": "k on a held-out part of train, then all of train votes",
+    "retrieval": "nothing is chosen",
     "few-shot": "nothing is chosen",
 }
 ON_TOKENS = {"attentive"}  # probes that see patch tokens
@@ -146,7 +156,8 @@ def probe(
 
     @cache
     def checked() -> tuple[list[OpenPair], tuple[Ints, ...]]:
-        opened = [open_pair(pair, config.label, tokens=config.name in ON_TOKENS) for pair in pairs]
+        how = {"tokens": config.name in ON_TOKENS, "leave_one_out": config.name == "retrieval"}
+        opened = [open_pair(pair, config.label, **how) for pair in pairs]
         refuse_other_images(opened[0], opened[1:])
         return opened, tuple(listed(path, opened[0].train.keys) for path in lists)
 
@@ -208,6 +219,8 @@ def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[F
                 )
                 for one in pair[:2]
             )
+            if is_one_file(pair.train.store, pair.test.store):  # only retrieval gets here
+                test = train
             found = fit(train, test, asked._replace(kept=kept))
             kept.clear()
             tensors = [{"predictions": torch.from_numpy(one.predictions)} for one in found]
@@ -297,6 +310,7 @@ def _scores(
                     choices=found.choices,
                     correct=pack_correct(correct[number], test.keys),
                     precision=found.precision,
+                    metrics=found.metrics,
                     deviations=(*pair.deviations, *of_protocol, *found.deviations),
                     **summary(correct[number], test.labels, rival),
                 )

@@ -62,6 +62,7 @@ def score_table(result: "Result") -> Table:
     uneven = any(abs(score.mean_class - score.top1) > UNEVEN for score in result)
     heads = ["setting"] if any(score.setting for score in result) else []
     heads += ["encoder", "#top-1 % (95%)", *(["#mean of classes %"] if uneven else [])]
+    heads += [f"#{name} % (95%)" for name in first.metrics]
     heads += ["compared with the first"] if len({score.encoder for score in result}) > 1 else []
     table, leader = _table(None, *heads), first
     for score in result:
@@ -76,6 +77,9 @@ def score_table(result: "Result") -> Table:
             "#mean of classes %": f"{100 * score.mean_class:.2f}",
             "compared with the first": _compared(score, leader),
         }
+        for name, (value, *ends) in score.metrics.items():
+            between = " to ".join(f"{100 * end:.1f}" for end in ends)
+            cells[f"#{name} % (95%)"] = f"{100 * value:.2f} ({between})"
         table.add_row(*(cells[head] for head in heads))
     return table
 

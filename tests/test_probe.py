@@ -19,6 +19,7 @@ from ijepa.report import report
 from ijepa_cli.main import app
 
 LOGISTIC = ProbeConfig(name="logistic")
+ON_FEATURES = sorted(PROBES.keys() - {"attentive"})  # that is on tokens, see test_attentive
 HEADER = {
     "encoder": "ours", "weights_sha256": "0" * 64, "which": "target", "pooling": "average",
     "image_px": 32, "transform": "center-crop",
@@ -109,9 +110,7 @@ def test_baselines_stand_in_the_same_table_with_a_paired_test(tmp_path, files):
     assert ours.top1_interval == pytest.approx((interval.low, interval.high))
 
 
-@pytest.mark.parametrize(
-    "name", sorted(PROBES.keys() - {"attentive"})
-)  # on tokens, see test_attentive
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_every_probe_makes_a_table_that_reads_back(tmp_path, files, name):
     config = ProbeConfig(name=name, shots=(1, 5), draws=3)
     scores = probe(files, [], tmp_path / "r.json", config).scores
@@ -228,7 +227,7 @@ def test_a_label_that_is_not_there_is_refused_with_those_that_are(files, refused
     refused(*files, r"no label 'count'; its labels are: class", asked)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_a_few_images_are_enough_for_every_probe_but_not_any(tmp_path, scored, refused, name):
     for number, (rows, classes) in enumerate([(20, 1), (6, 6), (1, 1)]):
         few = pair(tmp_path, str(number), rows=rows, classes=classes)
@@ -335,7 +334,7 @@ def test_a_score_tells_how_its_images_and_features_differ_from_the_protocols(
     assert [line for line in said if "train" not in line and "batches" not in line] == expected
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_test_images_of_classes_that_train_lacks_are_counted_with_the_score(tmp_path, scored, name):
     names = {"class": ["apple", "pear", "Café", "other"]}
     train = write(tmp_path / "train.h5", class_names=names)
@@ -409,7 +408,7 @@ def relabel(path, labels):
             store["labels/class"][number] = label
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_train_lacks(
     files, scored, name
 ):
@@ -422,3 +421,21 @@ def test_no_probe_takes_unknown_labels_for_a_class_and_each_counts_classes_that_
         "2 images of train without a label left out",
         "1 images of test without a label left out",
     )
+
+
+def test_retrieval_from_one_file_leaves_each_image_out_and_other_probes_refuse_it(
+    tmp_path, files, refused
+):
+    config, out = ProbeConfig(name="retrieval"), tmp_path / "found.json"
+    noise = pair(tmp_path, "random", signal=0.0, encoder="random", weights_sha256="1" * 64)
+    one, two = (FeaturePair(found.train, found.train) for found in (files, noise))
+    ours, theirs = probe(one, [two], out, config).scores
+    low, high = ours.metrics["mAP"][1:]
+    assert 0.5 < low < ours.metrics["mAP"][0] < high <= 1
+    assert theirs.metrics["mAP"][2] < low
+    assert theirs.p_value < 1e-3
+    assert list(ours.metrics) == ["mAP", "precision at 5", "precision at 10"]
+    assert "scored on the split train" in ours.deviations
+    report([out], tmp_path / "r.html")
+    assert "mAP %" in (tmp_path / "r.html").read_text()
+    refused(*one, "have images in common")

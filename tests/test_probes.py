@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import binom, binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probes.arrays import Asked, draw_subset, hold_out
-from ijepa.probes.knn import knn, unit_length, vote
+from ijepa.probes.knn import average_precision, knn, retrieval, unit_length, vote
 from ijepa.probes.linear import linear
 from ijepa.probes.logistic import centred_unit, few_shot, logistic
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS
@@ -395,3 +397,46 @@ def test_a_class_that_train_lacks_counts_as_wrong():
     for name in PROBES:
         test = clusters(60, 0.3, 1)
         assert max(accuracies(name, train, test, shots=(5,))) == pytest.approx(2 / 3, abs=0.04)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_is_scikit_learns_also_with_equal_scores(ties):
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((20, 50))
+    scores = np.sort(scores.round(1) if ties else scores, axis=1)[:, ::-1].copy()
+    right = rng.random((20, 50)) < 0.2
+    right[3] = False
+    found = average_precision(torch.from_numpy(scores), torch.from_numpy(right)).numpy()
+    for one, of, expected in zip(found, right, scores, strict=True):
+        known = average_precision_score(of, expected) if of.any() else 0.0
+        assert one == pytest.approx(known, abs=1e-12)
+
+
+def test_retrieval_ranks_train_by_cosine_and_one_file_leaves_each_image_out(monkeypatch):
+    train, test = clusters(90, 2.0, 0), clusters(30, 2.0, 1)
+    whole = retrieval(train, test, asked("retrieval"))[0]
+    monkeypatch.setattr("ijepa.probes.knn.VOTES_AT_ONCE", 90 * 7)  # blocks of seven queries
+    [fit] = retrieval(train, test, asked("retrieval"))
+    for name, found in fit.metrics.items():
+        assert found == pytest.approx(whole.metrics[name])
+    gallery, queries = (data.last() for data in (train, test))
+    cosine = cosine_similarity(queries, gallery)
+    same = test.labels[:, None] == train.labels
+    expected = np.mean([average_precision_score(a, b) for a, b in zip(same, cosine, strict=True)])
+    assert fit.metrics["mAP"][0] == pytest.approx(expected, abs=1e-5)
+    assert fit.metrics["mAP"][1] < expected < fit.metrics["mAP"][2]
+    first = np.argsort(-cosine, axis=1)
+    np.testing.assert_array_equal(fit.predictions[0], train.labels[first[:, 0]])
+    at_5 = np.take_along_axis(same, first[:, :5], axis=1).mean()
+    assert fit.metrics["precision at 5"][0] == pytest.approx(at_5)
+    [alone] = retrieval(train, train, asked("retrieval"))
+    cosine = cosine_similarity(gallery, gallery)
+    np.fill_diagonal(cosine, -2)
+    nearest = train.labels[cosine.argmax(axis=1)]
+    np.testing.assert_array_equal(alone.predictions[0], nearest)
+    others = ~np.eye(90, dtype=bool)
+    same = train.labels[:, None] == train.labels
+    each = [average_precision_score(same[n][others[n]], cosine[n][others[n]]) for n in range(90)]
+    assert alone.metrics["mAP"][0] == pytest.approx(np.mean(each), abs=1e-5)
+    shuffled = train._replace(labels=np.random.default_rng(0).permutation(train.labels))
+    assert retrieval(shuffled, test, asked("retrieval"))[0].metrics["mAP"][2] < 0.5

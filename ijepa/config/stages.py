@@ -156,7 +156,7 @@ def _whole_or_part(shots: float) -> float:
 class ProbeConfig(Settings):
     """Which probe to fit on which label, and how its choices are made."""
 
-    name: Literal["logistic", "linear", "attentive", "knn", "few-shot"] = "logistic"
+    name: Literal["logistic", "linear", "attentive", "knn", "retrieval", "few-shot"] = "logistic"
     """Which probe to fit."""
     protocol: str = "ijepa"
     """A published protocol. linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,

@@ -48,8 +48,12 @@ class OpenPair(NamedTuple):
     deviations: tuple[str, ...]  # what a score must say of these files
 
 
-def open_pair(pair: FeaturePair, label: str, *, tokens: bool = False) -> OpenPair:
+def open_pair(
+    pair: FeaturePair, label: str, *, tokens: bool = False, leave_one_out: bool = False
+) -> OpenPair:
     """Open both files, and see that they belong together; with `tokens`, check these, too.
+
+    Both may be one file for a probe that leaves out each image while it is scored.
 
     Raises:
         IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
@@ -67,6 +71,8 @@ def open_pair(pair: FeaturePair, label: str, *, tokens: bool = False) -> OpenPai
                 f"{theirs}. Extract both with the same encoder and options."
             )
     _check_classes(train, test, label)
+    if leave_one_out and is_one_file(train.store, test.store):
+        return OpenPair(train, test, (), _deviations(train, test, label))
     shared = set(train.keys) & set(test.keys)
     if shared and one.data_fingerprint == other.data_fingerprint:
         raise IjepaError(
@@ -76,6 +82,11 @@ def open_pair(pair: FeaturePair, label: str, *, tokens: bool = False) -> OpenPai
         )
     repeats = repeated_keys(train, test, len(test.keys))
     return OpenPair(train, test, repeats, _deviations(train, test, label))
+
+
+def is_one_file(train: Features, test: Features) -> bool:
+    """Whether both hold the same features of the same images."""
+    return train.header.fingerprint == test.header.fingerprint
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:

@@ -1,7 +1,7 @@
 """What a probe is fitted on, and what it gives back."""
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -91,6 +91,7 @@ class Fit(NamedTuple):
     best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
     deviations: tuple[str, ...] = ()  # from the protocol that it is named by
     precision: str = "fp32"  # of products of matrices: or `fp64`, `bf16`
+    metrics: Mapping[str, tuple[float, float, float]] = {}  # beside accuracy, see `Score.metrics`
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:

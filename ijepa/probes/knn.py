@@ -1,14 +1,19 @@
-"""DINO's weighted nearest neighbours on the last layer, by cosine."""
+"""Nearest neighbours on the last layer, by cosine: DINO's weighted vote, and retrieval."""
 
 import faiss
 import numpy as np
+import torch
+from torch import Tensor
 
+from ijepa.distributed import pick_device
 from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
+from ijepa.probes.scores import mean_of
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 HELD_OUT_AT_MOST = 5000  # images to choose k on, or one a class: time grows with train, no faster
 VOTES_AT_ONCE = 2**24  # bounds memory
+SHOWN = (5, 10)  # images that are shown for a query; the first alone is top-1
 
 
 def knn(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
@@ -26,6 +31,49 @@ def knn(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
     best = max(scores, key=lambda k: (scores[k], -k))
     predictions = vote(features, labels, unit_length(test.last()), (best,))[best]
     return [Fit("", predictions[np.newaxis], {"k": best, "held_out_accuracy": scores[best]})]
+
+
+def retrieval(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+    """Rank all images of train for each of test; images of its class are right.
+
+    The prediction is the class of the first; mean average precision and precision at k are
+    `metrics`. Where `test` is `train` itself, an image is not ranked for itself.
+    """
+    device, same = pick_device(asked.device), test is train
+    gallery, queries = (
+        torch.from_numpy(unit_length(data.last())).to(device) for data in (train, test)
+    )
+    classes, wanted = (torch.from_numpy(data.labels).to(device) for data in (train, test))
+    nearest, found = [], []
+    at_once = max(1, VOTES_AT_ONCE // len(classes))
+    for first in range(0, len(wanted), at_once):
+        cosine = queries[first : first + at_once] @ gallery.T
+        own = torch.arange(len(cosine), device=device)
+        if same:
+            cosine[own, first + own] = -torch.inf  # the last one, and left out below
+        cosine, order = cosine.sort(dim=1, descending=True, stable=True)
+        cosine, order = cosine[:, : len(classes) - same], order[:, : len(classes) - same]
+        right = classes[order] == wanted[first : first + at_once, None]
+        nearest.append(classes[order[:, 0]])
+        at_k = [right[:, :k].double().mean(1) for k in SHOWN]
+        found.append(torch.stack([average_precision(cosine, right), *at_k]))
+        asked.progress("rank images", min(first + at_once, len(wanted)), len(wanted))
+    names = ("mAP", *(f"precision at {k}" for k in SHOWN))
+    values = torch.cat(found, dim=1).cpu().numpy()
+    metrics = {name: mean_of(one)[:] for name, one in zip(names, values, strict=True)}  # plain
+    return [Fit("", torch.cat(nearest).cpu().numpy()[np.newaxis], {}, metrics=metrics)]
+
+
+def average_precision(scores: Tensor, right: Tensor) -> Tensor:
+    """(m,) float64 average precision of m rankings; 0 where nothing is right.
+
+    Of (m, n) scores, descending, and whether each is right. Equal scores share the precision at
+    the last of them, as in scikit-learn's `average_precision_score`.
+    """
+    ends = torch.searchsorted(-scores, -scores, right=True)  # how many score as much, or more
+    precision = right.cumsum(dim=1).gather(1, ends - 1).double() / ends
+    found: Tensor = (precision * right).sum(dim=1) / right.sum(dim=1).clamp(min=1)
+    return found
 
 
 def vote(

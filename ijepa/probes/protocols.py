@@ -324,6 +324,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "linear": LINEAR_PROTOCOLS,
     "attentive": ATTENTIVE_PROTOCOLS,
     "knn": {"ijepa": None},
+    "retrieval": {"ijepa": None},
     "few-shot": FEW_SHOT_PROTOCOLS,
 }
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from ijepa.probes.arrays import Bools, Ints
+from ijepa.probes.arrays import Bools, Floats, Ints
 
 Z95 = float(norm.ppf(0.975))
 
@@ -37,6 +37,13 @@ def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> dict[st
         "draws_std": float(accuracy[:, 0].std(ddof=1)) if several else None,
         "p_value": p_value,
     }
+
+
+def mean_of(values: Floats) -> Estimate:
+    """Mean of (n,) values in [0, 1], one a test image, with the normal interval; n at least 1."""
+    value, images = float(values.mean()), len(values)
+    error = Z95 * float(values.std(ddof=1)) / images**0.5 if images > 1 else 1.0
+    return Estimate(value, max(0.0, value - error), min(1.0, value + error))
 
 
 def top1(correct: Bools) -> Estimate:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
@@ -64,6 +64,7 @@ class Score(Config):
         correct: which test images the chosen head classified rightly, one string a draw; see
             `pack_correct`.
         test_classes: class of each test image, see `pack_classes`.
+        metrics: further shares by name, such as mAP, each with the ends of its 95% interval.
         precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
         deviations: from the protocol that it names, one line each.
         command: that made it; empty if it was no command.
@@ -111,6 +112,7 @@ class Score(Config):
     choices: dict[str, float | int | str]
     correct: tuple[str, ...]
     test_classes: str
+    metrics: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     precision: str
     deviations: tuple[str, ...] = ()
     libraries: dict[str, str]

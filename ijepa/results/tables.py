@@ -152,6 +152,7 @@ def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> Shown:
         f"{name}, {group.score.train_rows:,} images" if names.count(name) > 1 else name
         for name, group in zip(names, groups, strict=True)
     ]
+    more = [(number, name) for number, group in enumerate(groups) for name in group.score.metrics]
     score = groups[0].score
     about: dict[str, list[str]] = {}  # names of probes by what is said of them
     for name, group in zip(names, groups, strict=True):
@@ -164,11 +165,16 @@ def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> Shown:
             f"{score.num_classes} classes; always guessing the most frequent class reaches "
             f"{percent(score.chance, 1)}."
         ),
-        columns=("encoder", *(f"#{name}" for name in names)),
+        columns=(
+            "encoder",
+            *(f"#{name}" for name in names),
+            *(f"#{names[number]}: {name} %" for number, name in more),
+        ),
         rows=tuple(
             (
                 Cell(text=encoder_name(next(iter(lines.values())))),
                 *(_probe_cell(lines.get(column)) for column in range(len(groups))),
+                *(_metric_cell(lines.get(column), name) for column, name in more),
             )
             for lines in rows.values()
         ),
@@ -190,6 +196,16 @@ def _probe_cell(line: Line | None) -> Cell:
     notes += [f"again, with the same seeds: {percent(one.score.top1)}" for one in line.again]
     again = tuple(one.result for one in line.again)
     return cell.model_copy(update={"note": "; ".join(notes), "results": (*cell.results, *again)})
+
+
+def _metric_cell(line: Line | None, name: str) -> Cell:
+    """One of `Score.metrics`, with its interval; the mean over seeds without."""
+    found = [one.score.metrics[name] for one in line.members] if line else []
+    if not found:
+        return Cell()
+    mean = statistics.mean(value for value, _, _ in found)
+    note = "{} to {}".format(*(percent(end, 1) for end in found[0][1:])) if len(found) == 1 else ""
+    return Cell(text=percent(mean), value=mean, note=note)
 
 
 def _about(group: Group) -> list[str]:
@@ -229,8 +245,8 @@ def details_table(group: Group) -> Shown:
         title=score_name(group.score),
         caption=f"{score_data(group.score)}.",
         columns=(
-            "encoder", "#top-1 %", "#mean per class %", "#p", *best, "seeds, encoder/probe",
-            "chosen",
+            "encoder", "#top-1 %", "#mean per class %", "#p", *best,
+            *(f"#{name} %" for name in group.score.metrics), "seeds, encoder/probe", "chosen",
         ),
         rows=tuple(_score_row(line, has_best) for line in group.lines),
         made=(True,) * len(group.lines),
@@ -250,6 +266,7 @@ def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
     if has_best:
         best = None if score.best_on_test is None else line.mean("best_on_test")
         cells.append(Cell(text=percent(best), value=best))
+    cells += [_metric_cell(line, name) for name in score.metrics]
     chosen = (
         ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in one.score.choices.items())
         for one in line.members

@@ -15,7 +15,7 @@ from ijepa_cli.show import is_main_process, screen, show, shown_progress
 from ijepa_cli.summary import about, headline, report_command
 
 Name = Annotated[
-    Literal["logistic", "linear", "attentive", "knn", "few-shot", "low-level"],
+    Literal["logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "low-level"],
     typer.Argument(
         help="Which probe to fit; attentive needs features of `extract --tokens`; low-level is "
         "count and distance on CLEVR, as published."
@@ -38,7 +38,7 @@ Subset = Annotated[
     list[Path] | None,
     typer.Option(help="few-shot: a file that lists the training images, one per line; repeatable."),
 ]
-PROBES = {"logistic", "linear", "attentive", "knn", "few-shot"}
+PROBES = {"logistic", "linear", "attentive", "knn", "retrieval", "few-shot"}
 READ_BY = {  # options that not every probe reads
     "shots": {"few-shot"}, "draws": {"few-shot"}, "subset": {"few-shot"}, "scale": {"logistic"},
     "precision": {"linear", "attentive", "low-level"}, "protocol": PROBES, "label": PROBES,
