@@ -13,7 +13,7 @@ from ijepa.data.shards import ShardSet, check_shards, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.diagnose import describe
-from ijepa.features.store import FeatureHeader, read_header
+from ijepa.features.store import DenseMaps, FeatureHeader, read_header
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import CACHED, DryRun, StagePlan, Work, exclusive_work
@@ -47,6 +47,7 @@ class ExtractResult(Config):
     dim: int
     labels: tuple[str, ...]
     tokens: tuple[int, int, int] | None = None  # rows and columns of patches, width of a token
+    dense: tuple[str, ...] = ()  # dense labels whose maps stand beside the tokens
 
 
 def extract(
@@ -80,7 +81,7 @@ def extract(
     found = describe(plan.out)  # without its numbers: its record has the digest of the file
     same: dict[str, Any] = found.model_dump(include={"images", "views", "layers", "dim"})
     encoder, labels = found.header.encoder, tuple(found.classes)
-    same |= {"labels": labels, "tokens": found.header.tokens}
+    same |= {"labels": labels, "tokens": found.header.tokens, "dense": tuple(found.header.dense)}
     return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, **same)
 
 
@@ -122,7 +123,8 @@ def _encode(
         for batch, numbers in job.batches(missing[world.rank :: world.size]):
             assert batch.image_ids is not None  # as `ViewBatches` makes them
             ids = np.repeat(batch.image_ids.numpy(), 1 + config.views)
-            writer.write(batch.step, numbers[0], ids, *numbers[1:])
+            maps = [one.numpy() for one in batch.maps]
+            writer.write(batch.step, numbers[0], ids, numbers[1] if job.tokens else None, maps)
             done += len(batch.numbers) * world.size  # others are about as quick
             progress("extract images", min(done, total), total)
     wait_for_all(world)
@@ -154,6 +156,10 @@ class _Extraction:
         self.bf16 = self.encoder.uses_bf16(config.precision, self.device)
         self.batch_size = max(1, BATCH_ROWS // (1 + config.views))  # images
         self.tokens = self.encoder.token_shape() if config.tokens else None
+        self.dense = sorted(self.images.index.dense) if self.tokens else []
+        if self.dense and config.views:
+            log.warning("maps of dense labels are not stored with augmented views")
+            self.dense = []
         self.shape = len(self.images) * (1 + config.views), self.num_layers, self.encoder.dim
 
     @property
@@ -196,6 +202,13 @@ class _Extraction:
             interpolation=config.interpolation,
             crop_fraction=self.crop_fraction,
             tokens=self.tokens,
+            dense={
+                name: DenseMaps(
+                    dtype=one.dtype, names=one.names, unit=one.unit if one.kind == "depth" else ""
+                )
+                for name, one in self.images.index.dense.items()
+                if name in self.dense
+            },
         )
         create_features(
             path,
@@ -242,7 +255,7 @@ class _Extraction:
         dtype = torch.float16 if config.dtype == "float16" else torch.float32
         how = config.views, config.augment, config.seed, config.interpolation
         plan = ViewPlan(cuts.image_px, self.crop_fraction, *how)
-        views = ViewBatches(self.images, plan, self.batch_size)
+        views = ViewBatches(self.images, plan, self.batch_size, dense=self.dense)
         begun: deque[tuple[Batch, list[Callable[[], Floats]]]] = deque()
         workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
         for batch in batches(views, todo, workers, pin_memory=on_gpu):

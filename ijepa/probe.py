@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ijepa.data.names import Ints, listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import (
     FeaturePair,
+    Images,
     OpenPair,
     is_one_file,
     open_pair,
@@ -38,6 +39,9 @@ from ijepa.results.record import (
 from ijepa.stage import DryRun, StagePlan, exclusive_work, is_fresh
 from ijepa.text import did_you_mean
 
+if TYPE_CHECKING:
+    from ijepa.probes.dense import Dense
+
 log = logging.getLogger(__name__)
 
 __all__ = ["PROTOCOLS", "FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
@@ -52,7 +56,10 @@ PROBES = {
     "knn": "ijepa.probes.knn:knn",
     "retrieval": "ijepa.probes.knn:retrieval",
     "few-shot": "ijepa.probes.logistic:few_shot",
+    "segmentation": "ijepa.probes.dense:dense",
+    "depth": "ijepa.probes.dense:dense",
 }
+DENSE = {"segmentation": "classes", "depth": "depth"}  # what the maps of their labels hold
 DESCRIPTIONS = {
     "logistic": "multinomial L-BFGS on the last layer",
     "linear": "linear heads on the last layer or the last four",
@@ -61,6 +68,8 @@ DESCRIPTIONS = {
     "retrieval": "images of train ranked by cosine for each test image, last layer; top-1 is the "
     "precision of the first",
     "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
+    "segmentation": "linear heads on patch tokens, upsampled to the map; intervals over images",
+    "depth": "linear heads on patch tokens, a mean of 256 bins, upsampled to the map",
 }
 SELECTIONS = {
     "logistic": "C on a held-out part of train, then refitted on all of train",
@@ -69,8 +78,10 @@ SELECTIONS = {
     "knn": "k on a held-out part of train, then all of train votes",
     "retrieval": "nothing is chosen",
     "few-shot": "nothing is chosen",
+    "segmentation": "head on a held-out part of train, then refitted on all of train",
+    "depth": "head on a held-out part of train, then refitted on all of train",
 }
-ON_TOKENS = {"attentive"}  # probes that see patch tokens
+ON_TOKENS = {"attentive", *DENSE}  # probes that see patch tokens
 SAME = (  # fields of a feature file's header and of a score
     "encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "transform",
     "provenance",
@@ -94,8 +105,8 @@ class ProbeOutcome(Config):
             low, high = score.top1_interval
             named = " ".join(filter(None, (score.protocol, score.setting, score.label)))
             lines.append(
-                f"  {named}: top-1 {100 * score.top1:.1f} ({100 * low:.1f} to {100 * high:.1f})  "
-                f"{score.encoder}"
+                f"  {named}: {score.headline} {100 * score.top1:.1f} ({100 * low:.1f} to "
+                f"{100 * high:.1f})  {score.encoder}"
             )
         return "\n".join(lines)
 
@@ -156,8 +167,9 @@ def probe(
 
     @cache
     def checked() -> tuple[list[OpenPair], tuple[Ints, ...]]:
-        how = {"tokens": config.name in ON_TOKENS, "leave_one_out": config.name == "retrieval"}
-        opened = [open_pair(pair, config.label, **how) for pair in pairs]
+        name = config.name
+        how = {"tokens": name in ON_TOKENS, "leave_one_out": name == "retrieval"}
+        opened = [open_pair(pair, config.label, **how, dense=name in DENSE) for pair in pairs]
         refuse_other_images(opened[0], opened[1:])
         return opened, tuple(listed(path, opened[0].train.keys) for path in lists)
 
@@ -212,7 +224,9 @@ def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[F
         kept = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in kept:
             train, test = (
-                Labelled(
+                _dense(one, asked.config)
+                if asked.config.name in DENSE
+                else Labelled(
                     TokenRows(one.store.tokens) if asked.config.name in ON_TOKENS else one.store,
                     one.labels,
                     one.views,
@@ -231,6 +245,20 @@ def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[F
         )
     asked.progress(task, len(opened), len(opened))
     return every
+
+
+def _dense(images: Images, config: ProbeConfig) -> "Dense":
+    from ijepa.probes.dense import Dense
+
+    header, label = images.store.header, config.label
+    if (header.dense[label].names is None) != (config.name == "depth"):
+        raise IjepaError(
+            f"{config.name} needs a label of {DENSE[config.name]}; {label!r} is none. The dense "
+            f"labels of {images.store.path} are: {', '.join(header.dense)}."
+        )
+    height, width, _ = header.tokens or (0, 0, 0)
+    maps, num_classes = images.store.maps(label), len(header.dense[label].names or ())
+    return Dense(images.store.tokens, maps, images.views[:, 0], (height, width), num_classes)
 
 
 class KeptStates(dict[str, dict[str, Any]]):
@@ -268,6 +296,7 @@ def _scores(
     """Setting by setting, the first encoder before the baselines; `facts` are of every score."""
     from ijepa.probes.scores import summary
 
+    is_dense = config.name in DENSE
     train, test = opened[0].train, opened[0].test  # baselines saw the same images
     one, other = train.store.header, test.store.header
     name = config.name if config.protocol == "ijepa" else f"{config.name}-{config.protocol}"
@@ -292,11 +321,22 @@ def _scores(
         "test_classes": pack_classes(test.labels, test.keys),
         "libraries": library_versions(),
     }
+    if is_dense:
+        from ijepa.probes.dense import constant_guess, dense_summary
+
+        classes = one.dense[config.label].names or ()
+        chance = constant_guess(_dense(train, config), _dense(test, config))
+        facts |= {"num_classes": len(classes), "chance": chance, "test_classes": ""}
     scores = []
     for setting in zip(*fits, strict=True):
-        correct = [found.predictions == test.labels for found in setting]
+        correct = [found.predictions == test.labels for found in setting if not is_dense]
         for number, (found, pair) in enumerate(zip(setting, opened, strict=True)):
-            rival = correct[0] if number else None
+            if is_dense:
+                first = setting[0].predictions if number else None
+                told = dense_summary(found.predictions, first, classes) | {"correct": ()}
+            else:
+                told = summary(correct[number], test.labels, correct[0] if number else None)
+                told["correct"] = pack_correct(correct[number], test.keys)
             one, other = pair.train.store.header, pair.test.store.header
             crop = "squash" if other.transform.startswith("squash") else "center"
             view = View(crop, other.crop_fraction, other.interpolation, (other.image_px,))
@@ -308,11 +348,10 @@ def _scores(
                     setting=found.setting,
                     best_on_test=found.best_on_test,
                     choices=found.choices,
-                    correct=pack_correct(correct[number], test.keys),
                     precision=found.precision,
                     metrics=found.metrics,
                     deviations=(*pair.deviations, *of_protocol, *found.deviations),
-                    **summary(correct[number], test.labels, rival),
+                    **told,
                 )
             )
     return tuple(scores)

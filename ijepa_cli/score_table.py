@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ijepa.results.record import Result, Score
 
 UNEVEN = 0.005  # difference of top-1 and the mean of classes that is worth a column
+NAMED = ("mIoU", "delta1", "mean accuracy")  # of measures, columns of their own
 SIGNIFICANT = 0.05  # p-value of the paired test
 
 
@@ -61,8 +62,10 @@ def score_table(result: "Result") -> Table:
     first = result[0]
     uneven = any(abs(score.mean_class - score.top1) > UNEVEN for score in result)
     heads = ["setting"] if any(score.setting for score in result) else []
-    heads += ["encoder", "#top-1 % (95%)", *(["#mean of classes %"] if uneven else [])]
+    main = f"#{first.headline} % (95%)"
+    heads += ["encoder", main, *(["#mean of classes %"] if uneven else [])]
     heads += [f"#{name} % (95%)" for name in first.metrics]
+    heads += [f"#{name} (95%)" for name in first.measures if name not in NAMED]
     heads += ["compared with the first"] if len({score.encoder for score in result}) > 1 else []
     table, leader = _table(None, *heads), first
     for score in result:
@@ -73,7 +76,11 @@ def score_table(result: "Result") -> Table:
         cells = {
             "setting": score.setting,
             "encoder": score.encoder,
-            "#top-1 % (95%)": f"{100 * score.top1:.2f}{spread} {interval}",
+            **{
+                f"#{n} (95%)": "{:.4g} ({:.3g} to {:.3g})".format(*m)
+                for n, m in score.measures.items()
+            },
+            main: f"{100 * score.top1:.2f}{spread} {interval}",
             "#mean of classes %": f"{100 * score.mean_class:.2f}",
             "compared with the first": _compared(score, leader),
         }
@@ -88,8 +95,8 @@ def score_title(result: "Result") -> str:
     """What a table of scores is about: protocol, label, images, and what a constant guess gives."""
     first = result[0]
     return (
-        f"{first.protocol}, label {first.label}, {first.test_rows:,} test images; always guessing "
-        f"the most frequent class gives {100 * first.chance:.1f}%"
+        f"{first.protocol}, label {first.label}, {first.test_rows:,} test images; {first.guess} "
+        f"gives {100 * first.chance:.1f}%"
     )
 
 

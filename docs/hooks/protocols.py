@@ -7,6 +7,7 @@ from ijepa.config import FINETUNE_PROTOCOLS, FinetuneConfig
 from ijepa.probes.knn import HELD_OUT_AT_MOST, NEIGHBOURS, TEMPERATURE
 from ijepa.probes.protocols import (
     ATTENTIVE_PROTOCOLS,
+    DENSE_PROTOCOLS,
     FEW_SHOT_PROTOCOLS,
     LINEAR_PROTOCOLS,
     LOGISTIC_PROTOCOLS,
@@ -88,7 +89,21 @@ def finetuning() -> str:
     )
 
 
+def dense() -> str:
+    """Heads on patch tokens, and what they lack of what is published."""
+    return _table(
+        ("probe", "protocol", "heads", "steps", "decay", "source", "differs"),
+        (
+            (probe, name, "; ".join(head.name for head in one.heads), f"{one.steps:,}",
+             f"{one.weight_decay:g}", one.source, "; ".join(one.lacks))
+            for probe, protocols in DENSE_PROTOCOLS.items()
+            for name, one in protocols.items()
+        ),
+    )  # fmt: skip
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "dense": dense,
     "linear": linear,
     "attentive": attentive,
     "logistic": logistic,

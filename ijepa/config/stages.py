@@ -156,15 +156,17 @@ def _whole_or_part(shots: float) -> float:
 class ProbeConfig(Settings):
     """Which probe to fit on which label, and how its choices are made."""
 
-    name: Literal["logistic", "linear", "attentive", "knn", "retrieval", "few-shot"] = "logistic"
+    name: Literal[
+        "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "segmentation", "depth"
+    ] = "logistic"
     """Which probe to fit."""
     protocol: str = "ijepa"
     """A published protocol. linear: vissl-cifar100, vissl-places205, vissl-inat18, vissl-in1k,
     vissl-in1k-lars, paper-in1k-lars, vissl-clevr-count, vissl-clevr-dist, mae-lars, mae-lars-50,
-    dinov2-linear; attentive: vjepa, vjepa2; logistic: msn, msn-5-shot, dinov2; few-shot: msn.
-    `ijepa` is our own."""
+    dinov2-linear; attentive: vjepa, vjepa2; logistic: msn, msn-5-shot, dinov2; few-shot: msn;
+    segmentation: dinov2, dinov3; depth: dinov2. `ijepa` is our own."""
     label: str = "class"
-    """Label to predict, such as class, count or dist."""
+    """Label to predict, such as class, count or dist; a dense label such as seg or depth."""
     shots: tuple[Annotated[float, Field(gt=0), AfterValidator(_whole_or_part)], ...] = (
         0.01, 0.1, 1, 5, 10,
     )  # fmt: skip

@@ -54,6 +54,7 @@ class Batch(NamedTuple):
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
     image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
+    maps: Sequence[Tensor] = ()  # (B, height, width) of each dense label asked for; likewise
 
 
 class StepPlan:
@@ -210,7 +211,8 @@ class ViewBatches(Dataset[Batch]):
 
     `Batch.images` holds the views of the first image, then those of the second, and so on; what is
     drawn for an image depends on (seed, number of the image) alone. `chosen` are some images of the
-    split, which are then numbered from 0; None takes all.
+    split, which are then numbered from 0; None takes all. `dense` are labels whose maps are read,
+    in the evaluation view.
     """
 
     def __init__(
@@ -219,8 +221,10 @@ class ViewBatches(Dataset[Batch]):
         plan: ViewPlan,
         batch_size: int,
         chosen: Sequence[int] | None = None,
+        dense: Sequence[str] = (),
     ) -> None:
         self._images, self._plan, self._batch_size = images, plan, batch_size
+        self._dense = dense
         self._chosen = range(len(images)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -235,7 +239,12 @@ class ViewBatches(Dataset[Batch]):
             for view in self._views(number, decode_image(image))
         ]
         ids = torch.from_numpy(image_ids(images))
-        return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids)
+        read, chosen = self._images.read_map, [self._chosen[number] for number in numbers]
+        maps = [
+            torch.from_numpy(np.stack([dense_view(read(n, label), self._plan) for n in chosen]))
+            for label in self._dense
+        ]
+        return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids, maps=maps)
 
     def _views(self, number: int, pixels: Pixels) -> Iterator[Tensor]:
         plan = self._plan

@@ -49,17 +49,24 @@ class OpenPair(NamedTuple):
 
 
 def open_pair(
-    pair: FeaturePair, label: str, *, tokens: bool = False, leave_one_out: bool = False
+    pair: FeaturePair,
+    label: str,
+    *,
+    tokens: bool = False,
+    leave_one_out: bool = False,
+    dense: bool = False,
 ) -> OpenPair:
     """Open both files, and see that they belong together; with `tokens`, check these, too.
 
-    Both may be one file for a probe that leaves out each image while it is scored.
+    Both may be one file for a probe that leaves out each image while it is scored. With `dense`,
+    the label is a dense one, and all images are of class 0.
 
     Raises:
         IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
             to choose on, images that are in both, or many that are under another name; no tokens.
     """
-    train, test = (_images(open_features(path, check_tokens=tokens), label) for path in pair)
+    opened = (open_features(path, check_tokens=tokens) for path in pair)
+    train, test = (_images(store, label, dense) for store in opened)
     one, other = train.store.header, test.store.header
     for what in (*ALIKE, "tokens") if tokens else ALIKE:
         ours, theirs = getattr(one, what), getattr(other, what)
@@ -70,7 +77,13 @@ def open_pair(
                 f"{pair.train} and {pair.test} differ in {what}: {ours} and "
                 f"{theirs}. Extract both with the same encoder and options."
             )
-    _check_classes(train, test, label)
+    if not dense:
+        _check_classes(train, test, label)
+    elif one.dense[label] != other.dense[label] or len(train.keys) < 2:
+        raise IjepaError(
+            f"{pair.train} and {pair.test} hold other classes of {label!r}, or one image alone; "
+            f"shard both splits together, with two training images or more."
+        )
     if leave_one_out and is_one_file(train.store, test.store):
         return OpenPair(train, test, (), _deviations(train, test, label))
     shared = set(train.keys) & set(test.keys)
@@ -101,8 +114,8 @@ def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
                 )
 
 
-def _images(store: Features, label: str) -> Images:
-    numbered = store.labels[label]
+def _images(store: Features, label: str, dense: bool) -> Images:
+    numbered = np.zeros(len(store.maps(label)), np.int64) if dense else store.labels[label]
     if not store.shape[0]:
         raise IjepaError(f"{store.path} holds no image.")
     each, all_keys = 1 + store.header.num_views, store.keys

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
@@ -25,12 +25,28 @@ if TYPE_CHECKING:
 
 SCHEMA = 8
 # What is written batch by batch, numbers before their checksums; the last two only with tokens.
+# Maps of dense labels, which tokens' checksums count, follow.
 IN_ONE_PIECE = "features", "image_id", "checksums", "tokens", "token_checksums"
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+class DenseMaps(Config):
+    """What the stored maps of a dense label hold.
+
+    Attributes:
+        dtype: `uint8` or `uint16` of classes, the largest value of ignored pixels; or `float32` of
+            depth, 0 where it is not known.
+        names: of classes 0, 1, ...; None for depth.
+        unit: of depth.
+    """
+
+    dtype: str
+    names: tuple[str, ...] | None = None
+    unit: str = ""
 
 
 class FeatureHeader(Config):
@@ -57,6 +73,7 @@ class FeatureHeader(Config):
             was squashed.
         tokens: rows of patches, columns of patches and width of the stored patch tokens of the last
             layer; None where they are not stored.
+        dense: dense labels whose maps are stored beside the tokens, in the evaluation view.
     """
 
     encoder: str
@@ -78,6 +95,12 @@ class FeatureHeader(Config):
     interpolation: str = "bilinear"
     crop_fraction: float | None = None
     tokens: tuple[int, int, int] | None = None
+    dense: dict[str, DenseMaps] = Field(default_factory=dict)
+
+    @property
+    def maps(self) -> list[str]:
+        """Names of the data sets of maps in the file."""
+        return [f"dense/{name}" for name in sorted(self.dense)]
 
 
 class Labels(dict[str, Array]):
@@ -110,6 +133,7 @@ class Features:
         self._numbers: Array = np.asarray(mapped(path, store["features"]))
         tokens = mapped(path, store["tokens"]) if header.tokens else np.empty((0, 0, 0))
         self._tokens: Array = np.asarray(tokens)
+        self._maps = {name: np.asarray(mapped(path, store[name])) for name in header.maps}
         rows, layers, dim = self._numbers.shape
         self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
         labels = store.get("labels", {})
@@ -142,7 +166,7 @@ class Features:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._numbers, self._tokens = self._numbers[:0], self._tokens[:0]
+        self._numbers, self._tokens, self._maps = self._numbers[:0], self._tokens[:0], {}
 
     @property
     def keys(self) -> list[str]:
@@ -177,6 +201,20 @@ class Features:
         if self.header.tokens is None:
             raise IjepaError(f"{self.path} has no patch tokens; extract it with --tokens.")
         return self._tokens
+
+    def maps(self, label: str) -> Array:
+        """(rows, height, width) of one dense label, see `DenseMaps`: mapped, not in memory.
+
+        Raises:
+            IjepaError: the file has no such dense label.
+        """
+        if label not in self.header.dense:
+            near, there = did_you_mean(label, self.header.dense), ", ".join(self.header.dense)
+            raise IjepaError(
+                f"{self.path} has no dense label {label!r}{near}; its dense labels are: "
+                f"{there or 'none. Shard with --masks or --depth, and extract with --tokens'}."
+            )
+        return self._maps[f"dense/{label}"]
 
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
@@ -214,7 +252,7 @@ def open_features(
             columns = [found._numbers, found.image_ids]
             _check_numbers(found, columns, store["checksums"][:].tolist(), batch_rows)
         if check_tokens:
-            tokens = [found.tokens]  # refused here if there are none
+            tokens = [found.tokens, *found._maps.values()]  # refused here if there are none
             _check_numbers(found, tokens, store["token_checksums"][:].tolist(), batch_rows)
     return found
 
@@ -262,11 +300,12 @@ def _check_columns(path: Path, store: h5py.File) -> None:
     columns = [name for name in ("keys", "image_id", "view") if name in store or name != "view"]
     columns += [f"labels/{name}" for name in sorted(store.get("labels", {}))]
     if "tokens" in store:
-        columns += ["tokens"]
+        columns += ["tokens", *(f"dense/{name}" for name in store.get("dense", {}))]
     for name in ["features", *columns, "checksums"]:
         values = store[name]
         # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
-        start = values.id.get_offset() if name in IN_ONE_PIECE and values.size else 0
+        in_one_piece = name in IN_ONE_PIECE or name.startswith("dense/")
+        start = values.id.get_offset() if in_one_piece and values.size else 0
         if start is None or start + values.nbytes > held:
             raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
         if name in columns and len(values) != rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ijepa.config import height_width
 from ijepa.errors import IjepaError
 from ijepa.features.store import (
     DAMAGED,
@@ -68,13 +69,12 @@ def create_features(
         each = 1 + header.num_views
         columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
     refuse_repeats(path, columns["keys"], columns.get("view"))
-    rows_of_patches, columns_of_patches, token_dim = header.tokens or (0, 0, 0)
-    token_shape = rows, rows_of_patches * columns_of_patches, token_dim
-    row_bytes = int(np.prod(shape[1:]) + np.prod(token_shape[1:])) * np.dtype(dtype).itemsize
-    row_bytes += 2 * (key_bytes + 8 * len(labels) + 10)
+    sizes = _in_one_piece(header, shape, dtype, batches)
+    held = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in sizes.values())
+    held += rows * 2 * (key_bytes + 8 * len(labels) + 10)
     if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
         with tempfile.TemporaryFile(dir=path.parent) as file:
-            os.posix_fallocate(file.fileno(), 0, rows * row_bytes + OVERHEAD_BYTES)
+            os.posix_fallocate(file.fileno(), 0, held + OVERHEAD_BYTES)
     with h5py.File(path, "w") as store:
         store.attrs["schema"] = SCHEMA
         store.attrs["header"] = header.model_dump_json()
@@ -86,15 +86,29 @@ def create_features(
         settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         settings.set_obj_track_times(False)
-        sizes: dict[str, tuple[tuple[int, ...], str]] = {
-            "checksums": ((batches,), "uint32"), "image_id": ((rows,), "uint64"),
-            "features": (shape, dtype),
-        }  # fmt: skip
-        if header.tokens:
-            sizes |= {"token_checksums": ((batches,), "uint32"), "tokens": (token_shape, dtype)}
+        if header.dense:
+            store.create_group("dense")
         for name, (size, kind) in sizes.items():
             kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
             h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
+
+
+def _in_one_piece(
+    header: FeatureHeader, shape: tuple[int, int, int], dtype: str, batches: int
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each data set that is written batch by batch."""
+    rows = shape[0]
+    sizes: dict[str, tuple[tuple[int, ...], str]] = {
+        "checksums": ((batches,), "uint32"), "image_id": ((rows,), "uint64"),
+        "features": (shape, dtype),
+    }  # fmt: skip
+    if header.tokens:
+        height, width, dim = header.tokens
+        tokens = (rows, height * width, dim), dtype
+        sizes |= {"token_checksums": ((batches,), "uint32"), "tokens": tokens}
+    for name, one in sorted(header.dense.items()):
+        sizes[f"dense/{name}"] = (rows, *height_width(header.image_px)), one.dtype
+    return sizes
 
 
 class FeatureWriter:
@@ -111,7 +125,8 @@ class FeatureWriter:
         """Take up a file, with the batches that are whole."""
         self.path = path
         with h5py.File(path, "r") as store:
-            found = [store[name] for name in IN_ONE_PIECE if name in store]
+            maps = [f"dense/{name}" for name in sorted(store.get("dense", {}))]
+            found = [store[name] for name in (*IN_ONE_PIECE, *maps) if name in store]
             numbers, ids, *others = (mapped(path, data) for data in found)
             self._starts = [data.id.get_offset() for data in found]
             self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
@@ -121,17 +136,24 @@ class FeatureWriter:
             rows = self._rows(batch)
             is_whole = checksum and checksum == checksum_of(numbers[rows], ids[rows])
             if tokens and is_whole:
-                is_whole = tokens[1][batch] == checksum_of(tokens[0][rows])
+                beside = (one[rows] for one in tokens[2:])
+                is_whole = tokens[1][batch] == checksum_of(tokens[0][rows], *beside)
             if not is_whole:
                 self.missing.append(batch)
 
     def write(
-        self, batch: int, features: Array, image_ids: Array, tokens: Array | None = None
+        self,
+        batch: int,
+        features: Array,
+        image_ids: Array,
+        tokens: Array | None = None,
+        maps: Sequence[Array] = (),
     ) -> None:
         """Add a batch, which is rows `batch * batch_rows` and on.
 
         (n, layers, dim) features, (n,) uint64 of `ijepa.data.names.image_ids`, and (n, patches,
-        token dim) patch tokens, if the header has their shape.
+        token dim) patch tokens, if the header has their shape; with (n, height, width) maps of its
+        dense labels, in the order of their names.
 
         Raises:
             IjepaError: a number that is not finite, or too large for the type of the store.
@@ -142,7 +164,8 @@ class FeatureWriter:
         added = [(first, numbers), (first, ids), (batch, _checksum(numbers, ids))]
         if tokens is not None:
             patches = self._finite(batch, tokens)
-            added += [(first, patches), (batch, _checksum(patches))]
+            added += [(first, patches), (batch, _checksum(patches, *maps))]
+            added += [(first, one) for one in maps]
         with self.path.open("r+b") as file:
             for start, (place, values) in zip(self._starts, added, strict=True):
                 file.seek(start + place * values[0].nbytes)

@@ -86,7 +86,8 @@ class Fit(NamedTuple):
     """One fitted probe, applied to the test set."""
 
     setting: str  # what sets it apart within one probe, such as `5 a class`; may be empty
-    predictions: Ints  # (draws, n) class numbers, one row a draw of the training subset
+    # (draws, n) class numbers, one row a draw of the training subset; of dense probes (n, m) sums.
+    predictions: Stored
     choices: dict[str, Any]  # made on the held-out part of train, such as C
     best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
     deviations: tuple[str, ...] = ()  # from the protocol that it is named by

@@ -319,7 +319,95 @@ LOGISTIC_PROTOCOLS = {
 # C is fixed, because a handful of images leaves nothing to choose on.
 FEW_SHOT_PROTOCOLS = {"ijepa": replace(MSN_5_SHOT, view=None), "msn": MSN}
 
+
+@dataclass(frozen=True)
+class DenseHead:
+    """One head on patch tokens, and how fast it learns."""
+
+    norm: Norm
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{'BN + ' * (self.norm == 'batch')}linear, lr {self.lr:g}"
+
+
+@dataclass(frozen=True)
+class DenseProtocol:
+    """How linear heads on patch tokens are trained by AdamW, all on the same batches."""
+
+    heads: tuple[DenseHead, ...]
+    steps: int
+    schedule: Schedule
+    weight_decay: float
+    source: str
+    batch: int = 16  # images
+    clip: float | None = None  # norm of a head's gradient
+    bins: int = 256  # of depth, which is their mean
+    depths: tuple[float, float] | None = None  # of the first and last bin; None: those of train
+    lacks: tuple[str, ...] = ()  # what the publication has and this does not
+
+
+def linearly(done: float, *, warmup: float) -> float:
+    """A linear rise over the share `warmup`, times a linear fall to 0."""
+    return min(1.0, (done + 1e-9) / warmup) * (1 - done)
+
+
+NORMS: tuple[Norm, ...] = ("batch", "none")
+OURS = DenseProtocol(
+    heads=tuple(DenseHead(norm, lr) for norm in NORMS for lr in (1e-3, 1e-2)),
+    steps=1000,
+    schedule=partial(cosine, warmup=0.05),
+    weight_decay=1e-3,
+    source="ours: a sweep and a short schedule, evaluation views",
+)
+NOT_WHOLE = "scored on the evaluation view, not on the whole image at its own size"
+NO_AUGMENTATION = "trained on the evaluation view alone, without random scale, crop and flip"
+DENSE_PROTOCOLS = {
+    "segmentation": {
+        "ijepa": OURS,
+        "dinov2": DenseProtocol(
+            heads=(DenseHead("batch", 1e-3),),
+            steps=40_000,
+            schedule=partial(linearly, warmup=1500 / 40_000),
+            weight_decay=1e-4,
+            source="dinov2: linear head on ADE20K (8 GPUs of 2)",
+            lacks=(NO_AUGMENTATION, NOT_WHOLE),
+        ),
+        "dinov3": DenseProtocol(
+            heads=(DenseHead("batch", 1e-3),),
+            steps=40_000,
+            schedule=partial(cosine, warmup=1500 / 40_000),
+            weight_decay=1e-2,
+            clip=35.0,
+            source="dinov3:dinov3/eval/segmentation/config.py (8 GPUs of 2)",
+            lacks=(
+                NO_AUGMENTATION, NOT_WHOLE, "no dropout of 0.1",
+                "a cosine after 1,500 steps of warmup, not its one-cycle schedule",
+            ),
+        ),
+    },
+    "depth": {
+        "ijepa": OURS,
+        "dinov2": DenseProtocol(
+            heads=(DenseHead("none", 1e-4),),
+            steps=38_400,
+            schedule=partial(cosine, warmup=12_800 / 38_400),
+            weight_decay=0.01,
+            clip=35.0,
+            depths=(1e-3, 10.0),
+            source="dinov2:dinov2/eval/depth (linear head, 256 bins; 8 GPUs of 2)",
+            lacks=(
+                NO_AUGMENTATION, NOT_WHOLE, "no class token beside each patch token",
+                "no gradient loss beside the scale-invariant one",
+            ),
+        ),
+    },
+}  # fmt: skip
+
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    **DENSE_PROTOCOLS,
     "logistic": LOGISTIC_PROTOCOLS,
     "linear": LINEAR_PROTOCOLS,
     "attentive": ATTENTIVE_PROTOCOLS,
@@ -335,6 +423,8 @@ def deviations(config: ProbeConfig, test: View, augment: str, num_views: int) ->
     These are the `test` view, and `num_views` views of each training image made by `augment`.
     """
     protocol, found = PROTOCOLS[config.name][config.protocol], []
+    if isinstance(protocol, DenseProtocol):
+        return protocol.lacks
     if protocol and protocol.view:
         found += _view_deviations(protocol.view, test)
     if config.name not in ("linear", "attentive"):

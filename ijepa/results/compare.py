@@ -66,7 +66,7 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     pairs = zip(one, other, strict=True)
     rows = tuple(_compared(a, b) for a, b in pairs if len(a.correct) == 1)
     if not rows:
-        raise IjepaError(f"{first} averages several draws; compare probes that are fitted once.")
+        raise IjepaError(f"{first} averages several draws or is dense; compare other probes.")
     lead = one[0]
     return Comparisons(
         protocol=lead.protocol, label=lead.label, test_rows=lead.test_rows, rows=rows

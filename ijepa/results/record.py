@@ -53,16 +53,22 @@ class Score(Config):
         chance: share of the most frequent class of the test set.
         repeats: keys of test images that are training images, too, byte for byte under another
             name.
+        headline: what `top1` is: `top-1`; `mIoU` or `delta1` of dense probes, also shares of 1 of
+            which more is better.
+        measures: further numbers of a dense probe by name, each with its 95% interval; of RMSE (in
+            units of depth) and absolute relative error less is better.
+        by_class: IoU of each class of a segmentation that occurs.
         top1: accuracy on the test set, its 95% interval in `top1_interval`; the mean over draws.
-        mean_class: mean of the classes' accuracies, likewise.
+        mean_class: mean of the classes' accuracies, likewise; of depth, `top1` again.
         draws_std: standard deviation over draws of the training subset; None for one draw.
         best_on_test: the best head chosen on the test set, as papers report it; optimistic.
-        p_value: exact McNemar test against the first encoder of the file on the same test images;
-            None for the first encoder itself, and where several draws were averaged.
+        p_value: exact McNemar test against the first encoder of the file on the same test images,
+            of dense probes a paired bootstrap over images; None for the first encoder itself, and
+            where several draws were averaged.
         choices: what was chosen on the held-out part of train, and how well it did there; for a
             fine-tuning, where nothing is chosen, how well the last state did there.
         correct: which test images the chosen head classified rightly, one string a draw; see
-            `pack_correct`.
+            `pack_correct`. Dense probes have none.
         test_classes: class of each test image, see `pack_classes`.
         metrics: further shares by name, such as mAP, each with the ends of its 95% interval.
         precision: what the probe or fine-tuning multiplied matrices in: `fp32`, `fp64` or `bf16`.
@@ -102,6 +108,9 @@ class Score(Config):
     train_rows: int
     test_rows: int
     repeats: tuple[str, ...]
+    headline: str = "top-1"
+    measures: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    by_class: dict[str, float] = Field(default_factory=dict)
     top1: float
     top1_interval: tuple[float, float]
     mean_class: float
@@ -118,6 +127,13 @@ class Score(Config):
     libraries: dict[str, str]
     command: str
     fingerprint: str
+
+    @property
+    def guess(self) -> str:
+        """What reaches `chance`, in words."""
+        if self.headline == "delta1":
+            return "always answering the median depth"
+        return "always guessing the most frequent class"
 
 
 Result = tuple[Score, ...]  # of one file: setting by setting, the first encoder before baselines
@@ -240,7 +256,7 @@ def read_result(path: StrPath) -> Result:
             f"made it again, or read it with that version."
         )
     scores = tuple(validated(Score, one, str(path)) for one in body)
-    for score in scores:
+    for score in (one for one in scores if one.headline == "top-1"):
         try:
             unpack_correct(score.correct, score.test_rows)
         except IjepaError as error:

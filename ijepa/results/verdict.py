@@ -62,7 +62,9 @@ def verdict(results: Sequence[Result]) -> list[str]:
         pairs = found.get(family, {})
         shown = told_apart([names[other] for other in pairs])
         named = dict(zip(shown, pairs.values(), strict=True))
-        said.append(_compared(name, named) if pairs else _alone(name, scores))
+        is_dense = any(score.headline != "top-1" for score in scores)
+        tested = "paired tests" if is_dense else "McNemar's test"
+        said.append(_compared(name, named, tested) if pairs else _alone(name, scores))
     if len(leads) > MOST_ENCODERS:
         said.append(f"The tables below have {len(leads) - MOST_ENCODERS} more encoders.")
     return [*said, *_limits(leads, found)]
@@ -73,7 +75,7 @@ def _family(score: Score) -> str:
     return f"{score.which} {score.provenance.family or score.weights_sha256}"
 
 
-def _compared(name: str, tests_by_other: Mapping[str, Tests]) -> str:
+def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> str:
     """On how many probes an encoder beats each other one, and on which others beat it."""
     wins: list[str] = []
     losses: list[str] = []
@@ -91,7 +93,7 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests]) -> str:
     text = "; ".join([f"{name} beats {_joined(wins)}", *losses])
     if used:
         bound = next(bound for bound in STATED if max(used) < bound)
-        text += f" (McNemar's test, p < {bound:g}{' each' * (len(used) > 1)})"
+        text += f" ({tested}, p < {bound:g}{' each' * (len(used) > 1)})"
     rest = total - len(used)
     others = "No other difference is" if used else "No difference is"
     return f"{text}." + (f" {others} clear." if rest else "")
@@ -106,7 +108,7 @@ def _alone(name: str, scores: Sequence[Score]) -> str:
     above = "above" if first.top1_interval[0] > first.chance else "not clearly above"
     return (
         f"{name} reaches {percent(top1, 1)}%{over} on {first.label} ({probe[1]}), {above} the "
-        f"{percent(first.chance, 1)}% of always guessing the most frequent class."
+        f"{percent(first.chance, 1)}% of {first.guess}."
     )
 
 

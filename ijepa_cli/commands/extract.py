@@ -58,6 +58,8 @@ def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command
     numbers = f"{result.images:,} images{views}, {layers} of {result.dim:,} numbers"
     if result.tokens:
         numbers += ", {} x {} patch tokens of {:,}".format(*result.tokens)
+    if result.dense:
+        numbers += f", dense labels {', '.join(result.dense)}"
     labels = f"labels {', '.join(result.labels) or 'none'}"
     words = f"{result.encoder}, {numbers}, {labels}, {decimal(result.out.stat().st_size)}"
     return "\n".join([headline("extracted", result.out, result.cached, words),

@@ -15,10 +15,21 @@ from ijepa_cli.show import is_main_process, screen, show, shown_progress
 from ijepa_cli.summary import about, headline, report_command
 
 Name = Annotated[
-    Literal["logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "low-level"],
+    Literal[
+        "logistic",
+        "linear",
+        "attentive",
+        "knn",
+        "retrieval",
+        "few-shot",
+        "low-level",
+        "segmentation",
+        "depth",
+    ],
     typer.Argument(
-        help="Which probe to fit; attentive needs features of `extract --tokens`; low-level is "
-        "count and distance on CLEVR, as published."
+        help="Which probe to fit; attentive, segmentation and depth need features of `extract "
+        "--tokens`, the last two of images with a dense label; low-level is count and distance on "
+        "CLEVR, as published."
     ),
 ]
 Train = Annotated[Path, typer.Option(help="Feature file to fit on.")]
@@ -38,7 +49,9 @@ Subset = Annotated[
     list[Path] | None,
     typer.Option(help="few-shot: a file that lists the training images, one per line; repeatable."),
 ]
-PROBES = {"logistic", "linear", "attentive", "knn", "retrieval", "few-shot"}
+PROBES = {
+    "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "segmentation", "depth",
+}  # fmt: skip
 READ_BY = {  # options that not every probe reads
     "shots": {"few-shot"}, "draws": {"few-shot"}, "subset": {"few-shot"}, "scale": {"logistic"},
     "precision": {"linear", "attentive", "low-level"}, "protocol": PROBES, "label": PROBES,

@@ -1,0 +1,277 @@
+"""Linear heads on patch tokens: the class of every pixel, or its depth.
+
+Logits of patches are upsampled bilinearly to the size of the maps. All heads see the same batches,
+read from files while they are trained; the best on a held-out part of train is reported.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ijepa.compute import computing
+from ijepa.distributed import pick_device
+from ijepa.probes.arrays import Asked, Fit, Ints, Stored, hold_out
+from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
+from ijepa.progress import Progress
+
+DRAWS, DRAWS_AT_ONCE = 1000, 100  # of the bootstrap over images
+ORDER = 3  # tells the draws of this file apart from others of the same seed
+EPS = 1e-3  # units of depth, in logarithms
+LOOKED_INTO = 256  # images of train, for a constant guess
+
+Sums = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Dense(NamedTuple):
+    """Images with patch tokens and a map each."""
+
+    tokens: Stored  # (rows, patches, dim), mapped
+    maps: Stored  # (rows, height, width), mapped: classes, or float32 depth, 0 where not known
+    rows: Ints  # (n,) of the images, in both
+    grid: tuple[int, int]  # rows and columns of patches
+    num_classes: int  # 0 for depth
+
+    def read(self, images: Ints, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tokens (n, patches, dim) float32 and maps (n, height, width) int64 or float32."""
+        rows = self.rows[images]
+        order = np.argsort(rows)  # files are read from start to end
+        back = np.argsort(order)
+        tokens, maps = self.tokens[rows[order]][back], self.maps[rows[order]][back]
+        values = torch.from_numpy(maps.astype(np.int64 if self.num_classes else np.float32))
+        return torch.from_numpy(tokens).to(device).float(), values.to(device)
+
+
+class Head(nn.Module):
+    """Batch norm or none, and a linear layer on each patch."""
+
+    def __init__(self, head: DenseHead, data: Dense, protocol: DenseProtocol, seed: int) -> None:
+        """Draw the weights; depth is a mean of bins over the depths of the training maps."""
+        super().__init__()
+        dim, self._grid, self._depth = data.tokens.shape[2], data.grid, not data.num_classes
+        self.norm = nn.BatchNorm1d(dim) if head.norm == "batch" else nn.Identity()
+        self.linear = nn.Linear(dim, data.num_classes or protocol.bins)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.linear.weight, 0, 0.01, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+        if self._depth:
+            deepest = max(float(data.maps[row].max()) for row in data.rows.tolist())
+            low, high = protocol.depths or (EPS, max(deepest, 2 * EPS))
+            self.bins: Tensor
+            self.register_buffer("bins", torch.linspace(low, high, protocol.bins))
+
+    def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits (n, classes, height, width), or depth (n, height, width)."""
+        found: Tensor = self.linear(self.norm(tokens.flatten(0, 1)))
+        found = found.view(len(tokens), *self._grid, -1).permute(0, 3, 1, 2)
+        if not self._depth:
+            logits: Tensor = F.interpolate(found, tuple(size), mode="bilinear")
+            return logits
+        # Upsampled by 4 before the layer, as DINOv2 does, is the same as after it.
+        found = F.interpolate(found, scale_factor=4, mode="bilinear")
+        weights = found.relu() + 0.1
+        depth = torch.einsum("nbhw,b->nhw", weights / weights.sum(1, keepdim=True), self.bins)
+        upsampled: Tensor = F.interpolate(depth[:, None], tuple(size), mode="bilinear")[:, 0]
+        return upsampled
+
+    def loss(self, tokens: Tensor, maps: Tensor) -> Tensor:
+        """Mean cross-entropy over known pixels, or the scale-invariant loss of known depths."""
+        found = self.forward(tokens, maps.shape[1:])
+        if not self._depth:
+            known = maps < found.shape[1]
+            each = F.cross_entropy(found, maps.where(known, 0), reduction="none")
+            mean_known: Tensor = (each * known).sum() / known.sum().clamp(min=1)
+            return mean_known
+        known = maps > 0
+        off = (found + EPS).log() - (maps.where(known, 1) + EPS).log()
+        count = known.sum().clamp(min=2)
+        mean = (off * known).sum() / count
+        variance = ((off - mean).square() * known).sum() / (count - 1)
+        return torch.sqrt(variance + 0.15 * mean.square() + 1e-12)
+
+
+def dense(train: Dense, test: Dense, asked: Asked) -> list[Fit]:
+    """Choose a head on a held-out part of train, then train all heads on all of train.
+
+    The predictions of the fit are sums over pixels, a row a test image, see `measure`.
+    """
+    config, progress, kept = asked.config, asked.progress, {} if asked.kept is None else asked.kept
+    device = pick_device(asked.device)
+    protocol = DENSE_PROTOCOLS[config.name][config.protocol]
+    if "choice" not in kept:
+        fitted, held = hold_out(np.zeros(len(train.rows), np.int64), config.holdout, config.seed)
+        some, rest = (train._replace(rows=train.rows[part]) for part in (fitted, held))
+        heads = _trained(some, protocol, config.seed, device, progress, "choose among")
+        kept["choice"] = {"values": _headlines(_sums(heads, rest, protocol.batch, device))}
+    values = kept["choice"]["values"]
+    best = int(np.argmax(values))
+    heads = _trained(train, protocol, config.seed, device, progress, "train")
+    sums = _sums(heads, test, protocol.batch, device)
+    choices = {"head": protocol.heads[best].name, "held_out": values[best]}
+    said = f"batches of all {len(train.rows):,} images, not of {protocol.batch:,}"
+    deviations = (said,) if len(train.rows) < protocol.batch else ()
+    return [Fit("", sums[best], choices, max(_headlines(sums)), deviations)]
+
+
+def _trained(
+    data: Dense,
+    protocol: DenseProtocol,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    purpose: str,
+) -> list[Head]:
+    """All heads of a protocol, each with its own optimizer, in evaluation mode."""
+    seeds = np.random.SeedSequence([seed, ORDER]).generate_state(len(protocol.heads)).tolist()
+    heads = [
+        Head(head, data, protocol, own).to(device)
+        for head, own in zip(protocol.heads, seeds, strict=True)
+    ]
+    optimizers = [
+        torch.optim.AdamW(head.parameters(), lr=of.lr, weight_decay=protocol.weight_decay)
+        for head, of in zip(heads, protocol.heads, strict=True)
+    ]
+    batch = min(protocol.batch, len(data.rows))
+    each = len(data.rows) // batch
+    order = np.empty(0, np.int64)
+    with computing(device):
+        for step in range(protocol.steps):
+            if step % each == 0:
+                order = np.random.default_rng([seed, ORDER, step // each]).permutation(
+                    len(data.rows)
+                )
+            tokens, maps = data.read(order[step % each * batch :][:batch], device)
+            factor = protocol.schedule(step / protocol.steps)
+            for head, of, optimizer in zip(heads, protocol.heads, optimizers, strict=True):
+                optimizer.zero_grad()
+                torch.autograd.backward(head.loss(tokens, maps))
+                if protocol.clip:
+                    nn.utils.clip_grad_norm_(head.parameters(), protocol.clip)
+                optimizer.param_groups[0]["lr"] = of.lr * factor
+                optimizer.step()
+            progress(f"{purpose} heads steps", step + 1, protocol.steps)
+    return [head.eval() for head in heads]
+
+
+@torch.inference_mode()
+def _sums(heads: Sequence[Head], data: Dense, batch: int, device: torch.device) -> list[Sums]:
+    """For each head (n, m): sums over the pixels of each image that `measure` adds up."""
+    found: list[list[Sums]] = [[] for _ in heads]
+    for first in range(0, len(data.rows), batch):
+        tokens, maps = data.read(np.arange(len(data.rows))[first : first + batch], device)
+        for sums, head in zip(found, heads, strict=True):
+            answer = head(tokens, maps.shape[1:])
+            for one, true in zip(answer, maps, strict=True):
+                sums.append(image_sums(one.cpu().numpy(), true.cpu().numpy(), data.num_classes))
+    return [np.stack(sums) for sums in found]
+
+
+def image_sums(answer: Stored, true: Stored, num_classes: int) -> Sums:
+    """What one image adds: (3 classes,) pixels rightly of each class, given to it, truly of it.
+
+    Of depth, RMSE, mean absolute relative error and the share within a factor of 1.25, and 1; or
+    zeros where no depth is known. `answer` are logits (classes, height, width) or depth.
+    """
+    if num_classes:
+        known = true < num_classes
+        pairs = true[known].astype(np.int64) * num_classes + answer.argmax(axis=0)[known]
+        table = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+        return np.concatenate([table.diagonal(), table.sum(axis=0), table.sum(axis=1)]).astype(
+            float
+        )
+    known = true > 0
+    if not known.any():
+        return np.zeros(4)
+    found, depth = answer[known].astype(float), true[known].astype(float)
+    ratio = np.maximum(found / depth, depth / np.maximum(found, EPS))
+    errors = np.sqrt(np.mean((found - depth) ** 2)), np.mean(np.abs(found - depth) / depth)
+    return np.array([*errors, np.mean(ratio < 1.25), 1.0])
+
+
+def measure(sums: Stored) -> dict[str, Any]:
+    """Numbers of (..., m) sums over images: the first is the headline; more is better for it.
+
+    Of classes: mIoU over the classes that occur in the truth or in an answer, mean accuracy over
+    those in the truth, pixel accuracy, and each class's IoU, NaN if it does not occur. Of depth,
+    where m is 4: delta1, RMSE and absolute relative error, means over images.
+    """
+    sums = np.asarray(sums, float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if sums.shape[-1] == 4:  # depth: never a multiple of 3
+            rmse, relative, delta = np.moveaxis(sums[..., :3] / sums[..., 3:], -1, 0)
+            return {"delta1": delta, "RMSE": rmse, "absolute relative error": relative}
+        right, given, true = np.split(sums, 3, axis=-1)
+        iou = right / (given + true - right)
+        occurs = given + true > 0
+        return {
+            "mIoU": np.where(occurs, iou, 0).sum(-1) / occurs.sum(-1),
+            "mean accuracy": np.where(true > 0, right / true, 0).sum(-1) / (true > 0).sum(-1),
+            "pixel accuracy": right.sum(-1) / true.sum(-1),
+            "IoU": iou,
+        }
+
+
+def _headlines(every: Sequence[Sums]) -> list[float]:
+    return [float(next(iter(measure(sums.sum(axis=0)).values()))) for sums in every]
+
+
+def dense_summary(sums: Sums, rival: Sums | None, names: Sequence[str]) -> dict[str, Any]:
+    """Fields of a score of (n, m) sums of test images, with bootstrap intervals over images.
+
+    The p-value is of a paired bootstrap against the sums of a rival on the same images, two-sided.
+    """
+    rng = np.random.default_rng(0)
+    drawn, differences = [], []
+    for _ in range(DRAWS // DRAWS_AT_ONCE):
+        counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS_AT_ONCE)
+        drawn.append(measure(counts @ sums))
+        if rival is not None:
+            differences.append(_first(drawn[-1]) - _first(measure(counts @ rival)))
+    found = measure(sums.sum(axis=0))
+    by_class = dict(zip(names, found.pop("IoU", np.empty(0)).tolist(), strict=True))
+    ends = {
+        name: np.nanquantile(np.concatenate([one[name] for one in drawn]), [0.025, 0.975]).tolist()
+        for name in found
+    }
+    headline, second = next(iter(found)), "mean accuracy" if names else "delta1"
+    p_value = None
+    if rival is not None:
+        difference = np.concatenate(differences)
+        tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
+        p_value = min(1.0, 2 * (tail + 1) / (DRAWS + 1))
+    return {
+        "headline": headline,
+        "measures": {name: (float(value), *ends[name]) for name, value in found.items()},
+        "by_class": {name: value for name, value in by_class.items() if np.isfinite(value)},
+        "top1": float(found[headline]),
+        "top1_interval": tuple(ends[headline]),
+        "mean_class": float(found[second]),
+        "mean_class_interval": tuple(ends[second]),
+        "draws_std": None,
+        "p_value": p_value,
+    }
+
+
+def constant_guess(train: Dense, test: Dense) -> float:
+    """Headline of the best constant: the most frequent class of train, or its median depth.
+
+    They are those of some 256 images of train.
+    """
+    some = train.rows[:: max(1, len(train.rows) // LOOKED_INTO)]
+    maps, num_classes = train.maps[some], train.num_classes
+    if num_classes:
+        common = np.bincount(maps[maps < num_classes], minlength=num_classes).argmax()
+        answer = np.broadcast_to(
+            np.eye(num_classes)[common, :, None, None], (num_classes, *maps.shape[1:])
+        )
+    else:
+        answer = np.broadcast_to(np.median(maps[maps > 0]), maps.shape[1:])
+    every = [image_sums(answer, test.maps[row], num_classes) for row in test.rows.tolist()]
+    return _headlines([np.stack(every)])[0]
+
+
+def _first(found: dict[str, Any]) -> Any:  # noqa: ANN401  # a number or an array of them
+    return next(iter(found.values()))
