@@ -23,7 +23,8 @@ from ijepa.data.channels import pixel_stats
 from ijepa.data.dense import DenseLabel
 from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
 from ijepa.data.names import ImageList, read_lines, readable, sample_key
-from ijepa.data.plan import read_plan, write_plan
+from ijepa.data.parts import link_parts, part_of, part_plan, remove_parts
+from ijepa.data.plan import PlannedShard, gather, read_plan, write_plan
 from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.dense import with_maps
 from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
@@ -40,9 +41,9 @@ from ijepa.data.write import (
     write_shards,
 )
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, fingerprint_of, write_bytes, write_json
+from ijepa.files import file_sha256, fingerprint_of, read_json, write_bytes, write_json
 from ijepa.progress import Progress, automatic
-from ijepa.stage import StagePlan, exclusive_work
+from ijepa.stage import StagePlan, Work, exclusive_work
 
 VERSION = 3
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
@@ -93,6 +94,9 @@ def shard(
 ) -> ShardResult:
     """Write the images of `source` as a shard set; goes on after a kill where it was.
 
+    With `config.part`, only some shards are written, to a folder beside `out`; with `config.merge`,
+    `out` is made of these. It is the same, to the byte, as if it had been written at once.
+
     Args:
         source: a path, or `kind:path`; see `ijepa.data.sources.kinds`.
         out: the folder to make.
@@ -110,7 +114,11 @@ def shard(
     with exclusive_work(plan, runtime) as work:
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
+            if config.merge:
+                link_parts(plan, made)
             _make((name, dense), config, listed, runtime, progress, made)
+        if config.part:
+            return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
@@ -122,6 +130,8 @@ def shard(
                     file.unlink()
             facts = {"source": name, "max_bad": config.max_bad}
             work.publish(facts, digests={shard.name: shard.sha256 for shard in shards})
+    if config.merge:
+        remove_parts(plan)
     return ShardResult(
         out=plan.out,
         cached=work.cached,
@@ -160,12 +170,42 @@ def plan_shard(
     if subset is not None:
         read_lines(Path(subset))
         inputs["subset"] = file_sha256(Path(subset))
-    return StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
+    whole = StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
+    return part_plan(whole, config.part) if config.part else whole
 
 
 def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Source:
     source = open_source(name, folders_are_classes=config.folders_are_classes)
     return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
+
+
+def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
+    """Keep tars, with the rows and the report of each, for the merge."""
+    reports = [ShardReport.model_validate(read_json(one)) for one in made.glob(f"*.tar{REPORT}")]
+    bad = [image for report in reports for image in report.bad]
+    check_bad(bad, max_bad)
+    shards, splits, changes = [report.index for report in reports], Counter[str](), Counter[str]()
+    for report in reports:
+        splits[report.index.name.rpartition("-")[0]] += report.index.samples
+        changes.update(report.changes)
+    if not work.cached:
+        shutil.rmtree(made / SOURCE, ignore_errors=True)
+        for file in made.glob("plan-*.db"):
+            file.unlink()
+        work.publish({"max_bad": max_bad}, digests={one.name: one.sha256 for one in shards})
+    return ShardResult(
+        out=work.plan.out,
+        cached=work.cached,
+        splits=dict(sorted(splits.items())),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        labels={},
+        bad=len(bad),
+        left_out={UNDECODED.partition(",")[0]: len(bad)} if bad else {},
+        changes=changes,
+        fingerprint="",
+        dense={},
+    )
 
 
 def refuse_place(images: Path, out: Path) -> None:
@@ -221,8 +261,6 @@ def _make(
         items = _chosen(contents, fraction, subset, progress)
         write_plan(plan, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
     shards, left_out = read_plan(plan)
-    if not shards:
-        raise IjepaError(f"{name} holds no image in what was chosen.")
     made = {shard.split for shard in shards}
     if fraction and len(made) == 1:
         log.warning(
@@ -230,11 +268,27 @@ def _make(
             "nearer to 0.5 with `ijepa shard --val-fraction`",
             name, fraction, *made, *{DEFAULT_SPLIT, "val"} - made,
         )  # fmt: skip
+    shards = _own_shards(name, shards, config, folder, progress)
     reports = write_shards(shards, config, workers, progress, source.dense)
+    if config.part:
+        return
     by_split: dict[str, list[ShardReport]] = {}
     for shard, report in zip(shards, reports, strict=True):
         by_split.setdefault(shard.split, []).append(report)
     _write_index(source.dense, name, splits, by_split, left_out, folder)
+
+
+def _own_shards(
+    name: str, shards: list[PlannedShard], config: ShardConfig, folder: Path, progress: Progress
+) -> list[PlannedShard]:
+    """Those to write: all, or those of a part; a merge finds all written."""
+    if not shards:
+        raise IjepaError(f"{name} holds no image in what was chosen.")
+    if config.part:
+        shards = part_of(shards, config.part)
+    if config.shuffle and not config.merge:
+        shards = gather(shards, config.member, folder / SOURCE / "gathered.images", progress)
+    return shards
 
 
 def _chosen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -82,7 +83,26 @@ class ShardConfig(Settings):
     channel_axis: Literal["first", "last"] | None = None
     """Which axis of a TIFF or .npy the channels are. Default: the one that has as many."""
 
+    part: Annotated[str | None, Field(exclude=True)] = None
+    """Write only this part of the shards, such as 3/16 in a job array, to `OUT.part-3-of-16`."""
+    merge: Annotated[bool, Field(exclude=True)] = False
+    """Make the set of all its parts, once `--part` has written each, and remove them."""
+
     later: ClassVar[tuple[str, ...]] = ("channels", "channel_axis", "member")
+
+    @field_validator("part")
+    @classmethod
+    def _is_one_of(cls, part: str | None) -> str | None:
+        numbers = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part or "1/1", re.ASCII)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError("expected NUMBER/PARTS, such as 3/16; the first part is 1")
+        return part
+
+    @model_validator(mode="after")
+    def _is_part_or_whole(self) -> Self:
+        if self.part and self.merge:
+            raise ValueError("part writes one part, merge puts all together; choose one")
+        return self
 
     @field_validator("pixel_range")
     @classmethod

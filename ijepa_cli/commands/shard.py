@@ -53,7 +53,7 @@ Label = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    fields = "splits val_fraction resize_px channels shuffle member max_bad"
+    fields = "splits val_fraction resize_px channels shuffle member max_bad part merge"
     stage(app, ShardConfig, fields, "workers", epilog=EXAMPLES)(shard)
 
 
@@ -90,6 +90,11 @@ def shard(
     shards = "shard" if result.shards == 1 else "shards"
     words = f"{counts} in {result.shards} {shards}, {decimal(result.bytes)}"
     lines = [headline("written", result.out, result.cached, words)]
+    if config.part:
+        lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
+        lines += ["when all parts are written, run the same command with --merge instead of --part"]
+        show(result, as_json, "\n".join(lines))
+        return
     for label, facts in result.labels.items():
         names = f"{facts.first} ... {facts.last}" if facts.classes > 1 else facts.first
         where = "" if facts.splits == tuple(result.splits) else f" ({', '.join(facts.splits)} only)"
