@@ -169,6 +169,7 @@ def _train(
             "command": runtime.command,
             "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
             "images": len(images),
+            **task.bad_samples(),
             **{n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path},
             **({"adapted": adapted} if adapted else {}),
         }
@@ -333,7 +334,9 @@ def _open(
     if is_remote(shards):
         from ijepa.data.stream import open_remote
 
-        remote = open_remote(str(shards), config.data.split, config.stream.epoch_images)
+        stream = config.stream
+        chosen = stream.epoch_images, stream.member, stream.max_bad
+        remote = open_remote(str(shards), config.data.split, *chosen)
         fitted = config.data.fitted(remote.pixels, shards)
         return remote, {"data": remote.fingerprint, "read": "streamed"}, fitted
     data, label = open_shards(Path(shards)), config.watch.label

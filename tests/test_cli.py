@@ -56,9 +56,8 @@ def test_the_command_line_imports_nothing_heavy():
 
 
 OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
-    "shard": "split val-fraction resize channels shuffle member max-bad part merge subset masks depth "
-    "check "
-    "require-split require-label workers",
+    "shard": "split val-fraction resize channels shuffle member max-bad part merge subset masks "
+    "depth check require-split require-label workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
     "recompute compile parallel cache replace launcher nodes gpus-per-node minutes slurm",
     "extract": "data out encoder split which checkpoint layers tokens image-size crop views "

@@ -316,6 +316,48 @@ def test_foreign_tars_are_read_by_their_image_members(tmp_path):
         list(split.read_shard(2))
 
 
+def test_a_member_chooses_an_image_of_streamed_samples_that_hold_several(tmp_path):
+    files = {"1.left.png": encoded(1), "1.right.png": encoded(2), "2.LEFT.png": encoded(3)}
+    address = f"file://{write_tar(tmp_path / 'stereo-0.tar', files)}"
+    split = open_remote(address, "train", 2, "left.png")
+    assert [sample.image for sample in split.read_shard(0)] == [encoded(1), encoded(3)]
+    with pytest.raises(
+        IjepaError, match=r"'1' has no image \(left\.png, right\.png\).*stream\.member"
+    ):
+        list(open_remote(address, "train", 2).read_shard(0))
+    with pytest.raises(IjepaError, match=r"'1' has no image.*expected up\.png"):
+        list(open_remote(address, "train", 2, "up.png").read_shard(0))
+    write_tar(tmp_path / "two-0.tar", {"1.jpg": encoded(1, "jpg"), "1.png": encoded(2)})
+    with pytest.raises(IjepaError, match=r"'1' has 2 images \(jpg, png\)"):
+        list(open_remote(f"file://{tmp_path}/two-0.tar", "train", 1).read_shard(0))
+
+
+def with_bad_samples(folder, good=40):
+    """A tar of small gratings in which three samples have no image that decodes."""
+    files = {}
+    for number in range(good):
+        files[f"{number:03d}.png"] = encoded(number, height=32, width=32)
+        if number in (3, 17):
+            files[f"{number:03d}.png"] = b"no image"
+    files["999.txt"] = b"no image either"
+    return f"file://{write_tar(folder / 'bad-0.tar', files)}"
+
+
+def test_bad_samples_of_a_stream_are_replaced_and_named_whoever_reads_and_wherever_it_resumes(
+    tmp_path,
+):
+    split = open_remote(with_bad_samples(tmp_path), "train", 41, max_bad=3)
+    alone = streamed(split, range(12), lanes=2)
+    assert {one.partition(":")[0] for batch in alone for one in batch.bad} == {"003", "017", "999"}
+    assert all(len(batch.images) == len(batch.keys) == 8 for batch in alone)
+    assert_same_batches(alone, streamed(split, range(12), workers=2, lanes=2))
+    assert_same_batches(alone[5:], streamed(split, range(5, 12), lanes=2))
+    assert not {"003", "017", "999"} & {sample.key for sample in split.first_samples(41)}
+    for batch in alone:
+        for one in batch.bad:  # another crop of an image of the batch, not an empty one
+            assert batch.images[batch.keys.index(one.partition(":")[0])].float().std() > 10
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -356,6 +398,24 @@ def streaming_config(tiny_config):
 
 class StopError(Exception):
     """Raised by a progress callback."""
+
+
+@pytest.mark.slow
+def test_a_run_replaces_as_many_bad_samples_as_it_may_and_says_so(
+    tmp_path, streaming_config, caplog
+):
+    data, out = with_bad_samples(tmp_path), tmp_path / "run"
+    config = changed(
+        changed(streaming_config, "stream", epoch_images=41, max_bad=3), "watch", num_images=8
+    )
+    pretrain(data, out, config, CPU)
+    record = json.loads((out / "stage.json").read_text())
+    assert record["bad_samples"] == 2
+    assert "2 samples have no image that decodes (003: not an image" in caplog.text
+    assert pretrain(data, out, changed(config, "stream", max_bad=9), CPU).cached
+    few = changed(config, "stream", max_bad=1)
+    with pytest.raises(IjepaError, match=r"2 samples have no image that decodes, 1 are allowed"):
+        pretrain(data, tmp_path / "other", few, CPU)
 
 
 @pytest.mark.slow

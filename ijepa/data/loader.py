@@ -53,6 +53,7 @@ class Batch(NamedTuple):
     images: Tensor
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
+    bad: Sequence[str] = ()  # keys and faults of samples of a stream that others took the place of
     image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
     maps: Sequence[Tensor] = ()  # (B, height, width) of each dense label asked for; likewise
 

@@ -60,6 +60,7 @@ class Sample(NamedTuple):
     key: str
     image: bytes
     labels: dict[str, int]
+    fault: str = ""  # why a streamed sample has no image; empty if it has one
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import shlex
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, Self
 
@@ -39,6 +39,7 @@ from ijepa.data.names import expanded
 from ijepa.data.shards import Sample
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
+from ijepa.jepa.augment import Pixels
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "npy")
@@ -64,6 +65,8 @@ class RemoteSplit:
     label_names: dict[str, list[str]]  # as `SplitReader` has them; empty without an index
     fingerprint: str  # of the contents, as the index tells it; of the addresses without an index
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
+    member: str | None = None  # which image of a sample, see `StreamConfig`
+    max_bad: int = 0  # samples that may be without an image that decodes
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -78,7 +81,7 @@ class RemoteSplit:
         expected = self.counts[number] if self.counted else None
         while True:
             try:
-                samples = _read_tar(url, labels=tuple(self.label_names))
+                samples = _read_tar(url, tuple(self.label_names), self.member, self.max_bad > 0)
                 for sample in itertools.islice(samples, skip, None):
                     yield sample
                     skip += 1
@@ -99,14 +102,27 @@ class RemoteSplit:
                 return
 
     def first_samples(self, count: int) -> list[Sample]:
-        """About equally many from the start of several shards, at most `count`."""
+        """About equally many from the start of several shards, at most `count`.
+
+        Where samples may be bad, those that do not decode are passed over.
+        """
         shards = range(0, len(self.urls), -(-len(self.urls) // FIRST_SHARDS))
         each = -(-count // len(shards))
-        starts = (itertools.islice(self.read_shard(shard), each) for shard in shards)
+        read = (filter(self._is_taken, self.read_shard(shard)) for shard in shards)
+        starts = (itertools.islice(samples, each) for samples in read)
         return list(itertools.islice(itertools.chain.from_iterable(starts), count))
 
+    def _is_taken(self, sample: Sample) -> bool:
+        return self.max_bad == 0 or not isinstance(_decoded(sample), str)
 
-def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
+
+def open_remote(
+    data: str,
+    split: str,
+    epoch_images: int | None,
+    member: str | None = None,
+    max_bad: int = 0,
+) -> RemoteSplit:
     """Find the shards of a split; reads the index, no sample.
 
     Args:
@@ -114,12 +130,14 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
             name; or of tars, with braces as in `train-{000000..000146}.tar`.
         split: of the shard set.
         epoch_images: of tars, how many images they hold together.
+        member: which image of samples that hold several, such as `left.png`.
+        max_bad: samples that may be without an image that decodes.
 
     Raises:
         IjepaError: no index there, no such split, or tars without `epoch_images`.
     """
     if ".tar" in data:
-        return _tars(data, epoch_images)
+        return replace(_tars(data, epoch_images), member=member, max_bad=max_bad)
     url = _within(data, INDEX)
     try:
         with closing(_open(url)) as file:
@@ -129,7 +147,8 @@ def open_remote(data: str, split: str, epoch_images: int | None) -> RemoteSplit:
     found = index.split(split, data)
     urls = tuple(_within(data, shard.name) for shard in found.shards)
     counts = tuple(shard.samples for shard in found.shards)
-    return RemoteSplit(urls, counts, True, found.labels, index.fingerprint, index.pixels)
+    pixels = index.pixels
+    return RemoteSplit(urls, counts, True, found.labels, index.fingerprint, pixels, member, max_bad)
 
 
 class Lanes:
@@ -171,7 +190,11 @@ class Lanes:
 
 
 class StreamedCropBatches(IterableDataset[Batch]):
-    """The random-resized crops of each step of `steps`, which must be consecutive."""
+    """The random-resized crops of each step of `steps`, which must be consecutive.
+
+    In place of a sample without an image that decodes stands another crop of one of its batch, so
+    that a batch is a function of (seed, step) whatever is bad; `Batch.bad` names it.
+    """
 
     def __init__(self, lanes: Lanes, plan: StepPlan, steps: range) -> None:
         self._lanes, self._plan, self._steps = lanes, plan, steps
@@ -179,7 +202,7 @@ class StreamedCropBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        image_px = self._plan.config.image_px
+        px = self._plan.config.image_px
         open_lanes: dict[int, Iterator[Sample]] = {}
         for step in self._steps[number::workers]:
             turn, lane = divmod(step, len(self._lanes.mine))
@@ -187,12 +210,27 @@ class StreamedCropBatches(IterableDataset[Batch]):
             if lane not in open_lanes:
                 open_lanes[lane] = self._lanes.samples(lane, turn * len(places))
             samples = list(itertools.islice(open_lanes[lane], len(places)))
+            found = [_decoded(sample) for sample in samples]
+            good = [one for one in found if not isinstance(one, str)]
+            pairs = zip(samples, found, strict=True)
+            bad = [f"{sample.key}: {one}" for sample, one in pairs if isinstance(one, str)]
+            if not good:
+                raise IjepaError(f"No sample of batch {step} has an image that decodes: {bad[0]}.")
             crops = [
-                random_crop(decode_image(sample.image), draws, place, image_px)
-                for sample, place in zip(samples, places.tolist(), strict=True)
+                random_crop(good[n % len(good)] if isinstance(one, str) else one, draws, place, px)
+                for n, (one, place) in enumerate(zip(found, places.tolist(), strict=True))
             ]
             keys = tuple(sample.key for sample in samples)
-            yield Batch(step, torch.cat(crops), torch.full((len(places),), -1), keys)
+            unknown = torch.full((len(places),), -1)
+            yield Batch(step, torch.cat(crops), unknown, keys, bad)
+
+
+def _decoded(sample: Sample) -> Pixels | str:
+    """The pixels of a sample, or why there are none."""
+    try:
+        return sample.fault or decode_image(sample.image)
+    except IjepaError as error:
+        return str(error)
 
 
 def workers_for(lanes: int, workers: int) -> int:
@@ -227,16 +265,24 @@ def _within(data: str, name: str) -> str:
     return data.replace("{}", shlex.quote(name))
 
 
-def _read_tar(url: str, labels: Sequence[str]) -> Iterator[Sample]:
-    """Samples as WebDataset groups them: neighbours whose names agree up to the first dot."""
+def _read_tar(
+    url: str, labels: Sequence[str], member: str | None, lenient: bool
+) -> Iterator[Sample]:
+    """Samples as WebDataset groups them: neighbours whose names agree up to the first dot.
+
+    With `lenient`, one without an image has a `fault`.
+    """
     opened = partial(tarfile.open, mode="r|*", tarinfo=_Header)
     with closing(_open(url)) as file, opened(fileobj=file) as tar:
-        for key, group in itertools.groupby(_members(tar), lambda member: member[0]):
-            members = [(suffix, content) for _, suffix, content in group]
-            files = dict(members)
-            if len(files) < len(members):
-                raise IjepaError(f"{url}: sample {key!r} has two files of the same suffix.")
-            yield _sample(url, key, files, labels)
+        members = _members(tar, (*IMAGE_SUFFIXES, "json", *([member.lower()] if member else [])))
+        for key, group in itertools.groupby(members, lambda one: one[0]):
+            try:
+                sample = _sample(url, key, [one[1:] for one in group], labels, member)
+            except IjepaError as error:
+                if not lenient:
+                    raise
+                sample = Sample(key, b"", dict.fromkeys(labels, -1), str(error))
+            yield sample
 
 
 class _Header(tarfile.TarInfo):
@@ -252,31 +298,44 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end mark, but {error}") from error
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and content of plain files; of what is neither image nor JSON no content."""
+def _members(tar: tarfile.TarFile, read: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and content of plain files; content only where the suffix is one of `read`."""
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # or it would remember them all
         key, suffix = base_plus_ext(member.name)
         file = tar.extractfile(member) if member.isreg() else None
         if file is None or key is None or META.match(member.name):
             continue
-        is_read = suffix.lower() in (*IMAGE_SUFFIXES, "json")
-        yield key, suffix.lower(), file.read() if is_read else b""
+        yield key, suffix.lower(), file.read() if suffix.lower() in read else b""
 
 
-def _sample(url: str, name: str, files: Mapping[str, bytes], labels: Sequence[str]) -> Sample:
-    """A sample of its files by suffix.
+def _sample(
+    url: str,
+    name: str,
+    members: Sequence[tuple[str, bytes]],
+    labels: Sequence[str],
+    member: str | None,
+) -> Sample:
+    """A sample of its files, each with its suffix.
 
     The JSON of others is ignored, unless an index promises `labels`.
 
     Raises:
-        IjepaError: there is no image, or one of `labels` is not there as a class number.
+        IjepaError: there is no image, or several, or two files of one suffix, or one of `labels` is
+            not there as a class number.
     """
-    image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
-    if image is None:
+    files = dict(members)
+    if len(files) < len(members):
+        raise IjepaError(f"{url}: sample {name!r} has two files of the same suffix.")
+    images = [s for s in files if (s == member.lower() if member else s in IMAGE_SUFFIXES)]
+    if len(images) != 1:
+        number = f"{len(images)} images" if images else "no image"
+        expected = (
+            f"expected {member}" if member else f"expected one of {', '.join(IMAGE_SUFFIXES)}"
+        )
         raise IjepaError(
-            f"{url}: sample {name!r} has no image ({', '.join(sorted(files))}); expected one of "
-            f"{', '.join(IMAGE_SUFFIXES)}."
+            f"{url}: sample {name!r} has {number} ({', '.join(sorted(files))}); {expected}. Choose "
+            f"one with --set stream.member=NAME, or allow N such samples with stream.max_bad=N."
         )
     notes, known = None, dict[str, int]()
     with contextlib.suppress(ValueError):
@@ -290,7 +349,7 @@ def _sample(url: str, name: str, files: Mapping[str, bytes], labels: Sequence[st
             f"{url}: the .json of sample {name!r} has no class number as label {missing[0]!r}, "
             f"which the index promises; shard this set again."
         )
-    return Sample(name, image, known)
+    return Sample(name, files[images[0]], known)
 
 
 def _open(url: str) -> IO[bytes]:

@@ -17,7 +17,14 @@ from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepP
 from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
-from ijepa.distributed import device_name, from_rank_0, in_parallel, moved, num_workers
+from ijepa.distributed import (
+    device_name,
+    from_rank_0,
+    in_parallel,
+    moved,
+    num_workers,
+    sum_over_ranks,
+)
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
@@ -98,6 +105,7 @@ class PretrainTask(Task[StepInputs]):
         self._images, self._progress, self.size = images, progress, config.data.batch_size
         self._cached: CachedCropBatches | None = None
         self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
+        self._bad = set[str]()  # samples of a stream without an image: keys and faults
         count = config.watch.num_images  # of a health check; always the same
         taken: int | Ints = len(images)
         if isinstance(images, RemoteSplit):
@@ -179,7 +187,25 @@ class PretrainTask(Task[StepInputs]):
         for batch in self.loaded(dataset, None, workers):
             self._streamed_keys[batch.step] = list(batch.keys[:SHOWN_KEYS])
             self._streamed_keys.pop(batch.step - REMEMBERED, None)
+            self._bad.update(batch.bad)
+            if len(self._bad) > config.stream.max_bad:
+                raise IjepaError(
+                    f"At least {len(self._bad):,} samples have no image that decodes, "
+                    f"{config.stream.max_bad:,} are allowed ({min(self._bad)}); mend them, or "
+                    f"allow more with --set stream.max_bad=N."
+                )
             yield batch
+
+    def bad_samples(self) -> dict[str, int]:
+        """How many samples of a stream had no image, if any; all processes call it."""
+        count = torch.tensor(len(self._bad), device=self.device)
+        total = int(sum_over_ranks(count, self.world))
+        if total and self.world.is_rank_0:
+            log.warning(
+                "%d samples have no image that decodes (%s); others of their batches took their "
+                "place.", total, min(self._bad, default="of another process"),
+            )  # fmt: skip
+        return {"bad_samples": total} if total else {}
 
     def keys(self, batch: int) -> list[str]:
         """Keys of the first images of a batch; of a streamed set, only those of this process."""
@@ -236,12 +262,14 @@ class PretrainTask(Task[StepInputs]):
 
     def state(self) -> dict[str, Any]:
         """Health at the start, which later checks are held against, and the best check so far."""
-        return {"first_health": list(self._watch.first or ()), "best": self._best}
+        found = {"first_health": list(self._watch.first or ()), "best": self._best}
+        return found | ({"bad": sorted(self._bad)} if self._bad else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore it; the copy of the target encoder follows the restored one."""
         self._watch.first = Health(*state["first_health"])
         self._best = state.get("best") or {}
+        self._bad = set(state.get("bad", ()))
         self.model.renew_teacher()
 
     def kept_names(self, step: int) -> list[str]:
