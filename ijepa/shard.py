@@ -205,6 +205,7 @@ def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
         changes=changes,
         fingerprint="",
         dense={},
+        pixels=None,
     )
 
 
