@@ -1,4 +1,4 @@
-"""Weights from one format to another, bit for bit, with a model card beside them."""
+"""Weights from one format to another, bit for bit or as ONNX, with a model card beside them."""
 
 import re
 from collections.abc import Sequence
@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.spec import LAST, PARTS, weights_fingerprint
+from ijepa.encoders.spec import KINDS, LAST, PARTS, EncoderSpec, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record, record_path
 from ijepa.results.record import TRAINED_ON, Result, Score, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.version import VERSION as VERSION_OF_IJEPA
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+    from ijepa.encoders.base import Encoder
+
 VERSION = 5
-CARD = "README.md"
+CARD, ONNX = "README.md", "model.onnx"
 FOLDERS = ("hf", "timm")  # formats of more than one file
+SUFFIX = {"safetensors": ".safetensors", "onnx": ".onnx"}  # of files that are known by it
 HUB_DATASETS = {  # by kind of source
     "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "imagenet": "ILSVRC/imagenet-1k",
 }  # fmt: skip
@@ -30,22 +34,25 @@ class ConvertResult(Config):
     """Converted weights.
 
     Attributes:
-        out: file, or folder for `hf` and `timm`; its model card is `card`.
+        out: file, or folder for `hf` and `timm`; its model card is `card`, None for ONNX files of
+            encoders that are not I-JEPA's.
         cached: they were there already.
         holds: which networks, in words; `left_out` had no room.
         load: a line of Python that loads them.
         arch: architecture, patch and image size.
         url: where they were uploaded; empty without `push`.
+        largest_difference: of the numbers that ONNX gives from the encoder's own; else None.
     """
 
     out: Path
-    card: Path
+    card: Path | None
     cached: bool
     holds: str
     left_out: tuple[str, ...]
     load: str
     arch: str
     url: str = ""
+    largest_difference: float | None = None
 
 
 def convert(
@@ -61,8 +68,9 @@ def convert(
 
     Args:
         source: a run or checkpoint of ours, a published file, a timm file, or a folder of
-            timm or of transformers' IJepaModel; which it is, is told by its content.
-        out: file to make, or folder for `hf` and `timm`.
+            timm or of transformers' IJepaModel; which it is, is told by its content. For ONNX also
+            any encoder of `ijepa encoders` with patch tokens, such as timm:NAME.
+        out: file to make, or folder for `hf` and `timm`; ONNX makes `OUT/model.onnx` in a folder.
         config: into which format, which encoder where it has room for one, and where to upload it.
         runtime: `force` makes it again.
         progress: hears when it is done.
@@ -75,45 +83,113 @@ def convert(
     """
     source, out = Path(source), Path(out)
     results = [Path(path) for path in scores]
-    is_folder = config.to in FOLDERS
-    if is_folder and out.suffix in WEIGHT_SUFFIXES:
-        raise IjepaError(
-            f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
-            f"such as {out.with_suffix('')}."
-        )
-    if not is_folder and out.suffix == ".safetensors":
-        raise IjepaError(f"{out} would be no safetensors file; name it .pth.tar or .pt.")
-    if config.push:
-        from ijepa.encoders.hub import check_push, push_folder
-
-        if not is_folder:
-            raise IjepaError(f"--push takes the hub's formats, --to timm or hf, not {config.to}.")
-        check_push(config.push)
+    is_folder = _makes_folder(out, config)
     # Beside a file the card has its name, since other weights may lie in the same folder.
     card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
-    if not is_folder and card.exists() and read_record(out) is None:
+    foreign = None if source.exists() or config.to != "onnx" else _foreign(str(source), config)
+    if foreign and scores:
+        raise IjepaError(f"--scores goes into a model card, and {source} gets none.")
+    if not is_folder and not foreign and card.exists() and read_record(out) is None:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     inputs = {
-        "source": _fingerprint(source),
+        "source": foreign.fingerprint(progress) if foreign else _fingerprint(source),
         "scores": fingerprint_of([file_sha256(path) for path in results]),
     }
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            _write(work, source, config, card, [read_result(path) for path in results])
+            made = [read_result(path) for path in results]
+            _write(work, foreign or source, config, card, made)
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
     load, url = _load_call(config.to, str(out), found.pop("which")), ""
     if config.push:
+        from ijepa.encoders.hub import push_folder
+
         record = record_path(out).name  # it names files of this machine
         url = push_folder(out, config.push, private=private, leave_out=record)
-    return ConvertResult(out=out, card=card, cached=work.cached, load=load, url=url, **found)
+    shown = None if foreign else card
+    return ConvertResult(out=out, card=shown, cached=work.cached, load=load, url=url, **found)
+
+
+def _makes_folder(out: Path, config: ConvertConfig) -> bool:
+    """Whether `out` becomes a folder; refuses a name or a `push` that does not fit the format."""
+    is_folder = config.to in FOLDERS or (config.to == "onnx" and out.suffix != SUFFIX["onnx"])
+    if is_folder and out.suffix in WEIGHT_SUFFIXES:
+        raise IjepaError(
+            f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
+            f"such as {out.with_suffix('')}."
+        )
+    if not is_folder and config.to not in SUFFIX and out.suffix in SUFFIX.values():
+        raise IjepaError(f"{out} would be no {out.suffix[1:]} file; name it .pth.tar or .pt.")
+    if config.to == "safetensors" and out.suffix != SUFFIX["safetensors"]:
+        raise IjepaError(f"{out} would be a safetensors file; name it {out.stem}.safetensors.")
+    if config.push:
+        from ijepa.encoders.hub import check_push
+
+        if config.to not in FOLDERS:
+            raise IjepaError(f"--push takes the hub's formats, --to timm or hf, not {config.to}.")
+        check_push(config.push)
+    return is_folder
+
+
+def _foreign(text: str, config: ConvertConfig) -> EncoderSpec:
+    """An encoder that no file or folder of this name holds; an `IjepaError` for a mistyped one."""
+    spec = EncoderSpec.parse(text, which=config.which)
+    if spec.kind == "run":
+        raise IjepaError(f"There is nothing to convert at {text}.")
+    return spec
+
+
+def _write_foreign(work: Work, spec: EncoderSpec, config: ConvertConfig) -> None:
+    """Any encoder as ONNX; what is known of it stands in the file."""
+    encoder = spec.load()
+    licence = KINDS[spec.kind].licence if spec.kind in KINDS else None
+    facts = {
+        "holds": "encoder",
+        "left_out": [],
+        "arch": encoder.provenance.arch or spec.text,
+        "which": spec.which,
+        **_write_onnx(work, encoder, spec.text, config.license or licence),
+    }
+    work.publish({"converted": facts})
+
+
+def _write_onnx(
+    work: Work, encoder: "Encoder", source: str, licence: str | None
+) -> dict[str, float]:
+    from ijepa.encoders import export
+    from ijepa.encoders.card import META
+
+    is_meta = encoder.provenance.origin == "published"
+    is_folder, size = work.plan.is_folder, export.weight_bytes(encoder)
+    if size > export.FILE_BYTES and not is_folder:
+        raise IjepaError(
+            f"An .onnx file holds 2 GB at most, and the weights are {size / 1e9:.1f} GB; name a "
+            f"folder, such as {work.plan.out.with_suffix('')}, which has them in a second file."
+        )
+    notes = {
+        "source": source,
+        "licence": META if is_meta else licence or "not stated",
+        "provenance": encoder.provenance.model_dump(mode="json"),
+        "weights_sha256": encoder.weights_sha256,
+        "made_by": f"ijepa {VERSION_OF_IJEPA}",
+    }
+    out = work.folder / (ONNX if is_folder else work.plan.out.name)
+    return {"largest_difference": export.write_onnx(encoder, out, notes)}
 
 
 def _write(
-    work: Work, source: Path, config: ConvertConfig, card: Path, results: Sequence[Result]
+    work: Work,
+    source: Path | EncoderSpec,
+    config: ConvertConfig,
+    card: Path,
+    results: Sequence[Result],
 ) -> None:
-    from ijepa.encoders import base, formats, write
+    if isinstance(source, EncoderSpec):
+        _write_foreign(work, source, config)
+        return
+    from ijepa.encoders import base, formats, own, write
     from ijepa.encoders.card import model_card
 
     networks, out = formats.read_networks(source, config.arch), work.plan.out
@@ -126,8 +202,13 @@ def _write(
                 f"The scores of {result[0].protocol} on {result[0].label} are of "
                 f"{result[0].encoder}, other weights than those of {networks.source}."
             )
-    target = work.folder if work.plan.is_folder else work.folder / out.name
-    write.WRITERS[config.to](networks, target, config.which)
+    checked: dict[str, float] = {}
+    if config.to == "onnx":
+        encoder = own.encoder_of(networks, config.which)
+        checked = _write_onnx(work, encoder, source.name, config.license)
+    else:
+        target = work.folder if work.plan.is_folder else work.folder / out.name
+        write.WRITERS[config.to](networks, target, config.which)
     which = config.which if config.which in held else held[0]
     scores = [
         (
@@ -140,17 +221,18 @@ def _write(
         for result in results
         for score in result
     ]
-    kept, encoder = write.kept_parts(networks, config.to, which), networks.config.encoder
+    kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
     holds = ", ".join(PARTS[part] for part in kept)
     name = config.push or out.name
     load = _load_call(config.to, name, which, on_hub=bool(config.push))
-    own = [score for result in results for score in result if score.weights_sha256 in ours]
-    text = model_card(networks, config, name, holds, load, scores, [*map(_eval_result, own)])
+    shown = [score for result in results for score in result if score.weights_sha256 in ours]
+    text = model_card(networks, config, name, holds, load, scores, [*map(_eval_result, shown)])
     facts = {
         "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],
-        "arch": f"{encoder.arch}/{encoder.patch_px}@{networks.config.data.image_px}",
+        "arch": f"{size.arch}/{size.patch_px}@{networks.config.data.image_px}",
         "which": which,
+        **checked,
     }
     write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
     work.publish({"converted": facts})
@@ -185,6 +267,9 @@ def _load_call(to: str, out: str, which: str, *, on_hub: bool = False) -> str:
     if to == "timm":
         place = f"{'hf-hub' if on_hub else 'local-dir'}:{out}"
         return f"timm.create_model({place!r}, pretrained=True)"
+    if to == "onnx":
+        path = out if out.endswith(SUFFIX["onnx"]) else f"{out}/{ONNX}"
+        return f"onnxruntime.InferenceSession({path!r})"
     if to == "hf":
         return f"transformers.AutoModel.from_pretrained({out!r})"
     return f"ijepa.load_encoder({out!r}, which={which!r})"

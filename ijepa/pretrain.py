@@ -2,7 +2,7 @@
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,12 +20,15 @@ from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
+    from ijepa.train.metrics import Picture
+    from ijepa.train.watch import Seen
 
 VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
 PLANNED_BATCHES = 50  # sampled to know how long contexts are
+BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
 log = logging.getLogger(__name__)
@@ -159,6 +162,8 @@ def _train(
         if adapted and networks and world.is_rank_0:
             log.warning("%s is adapted: %s", init, adapted)
     task = pretraining.PretrainTask(config, images, runtime, world, networks, told)
+    if runtime.pictures:
+        task.draw = _drawing(config)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     with stopping.stop_requests():  # a signal after the last step does not keep it from its end
@@ -174,6 +179,38 @@ def _train(
             **({"adapted": adapted} if adapted else {}),
         }
         from_rank_0(world, lambda: work.publish(facts))
+
+
+def _drawing(config: PretrainConfig) -> "Callable[[Seen], dict[str, Picture]]":
+    """Draws masks, principal components and neighbours of a few images, each as rows of tiles."""
+    import numpy as np
+
+    from ijepa.figures.draw import keep_patches
+    from ijepa.figures.pca import patch_colours
+    from ijepa.jepa.masks import batch_masks
+
+    grid, patch = config.grid, config.encoder.patch_px
+    masks = batch_masks(config, 0)[0]  # always the same: what the recipe hides
+
+    def rows(tiles: "Iterable[Iterable[Picture]]") -> "Picture":
+        step = max(1, min(config.data.image_size) // BOARD_TILE_PX)
+        return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])[::step, ::step]
+
+    def draw(seen: "Seen") -> "dict[str, Picture]":
+        parts = zip(seen.images, masks.context.numpy(), masks.targets.numpy().swapaxes(0, 1))  # noqa: B905  # a group may be smaller
+        colours = patch_colours(seen.tokens)[0].repeat(patch, axis=1).repeat(patch, axis=2)
+        return {
+            "masks": rows(
+                [image, *(keep_patches(image, part, grid) for part in (context, *targets))]
+                for image, context, targets in parts
+            ),
+            "components": rows(zip(seen.images, colours, strict=True)),
+            "neighbours": rows(
+                [image, *near] for image, near in zip(seen.images, seen.neighbours, strict=True)
+            ),
+        }
+
+    return draw
 
 
 def started(

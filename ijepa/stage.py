@@ -35,6 +35,7 @@ from ijepa.records import (
     remove,
 )
 
+TRACKING = "tracking"  # folder in that of a run, which trackers may change after it is finished
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
 NEW = "nothing is there yet"  # and why, for most
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -323,9 +324,10 @@ def stage_of(folder: Path) -> str | None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of all files in a folder but its notes."""
+    """Names of all files in a folder but its notes, and what a tracker may change later."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOTES)
-    return sorted(str(path.relative_to(folder)) for path in paths)
+    names = (path.relative_to(folder) for path in paths)
+    return sorted(str(name) for name in names if name.parts[0] != TRACKING)
 
 
 def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:

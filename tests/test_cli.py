@@ -59,12 +59,13 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "shard": "split val-fraction resize channels shuffle member max-bad part merge subset masks "
     "depth check require-split require-label workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
-    "recompute compile parallel cache replace launcher nodes gpus-per-node minutes slurm",
+    "recompute compile parallel cache track pictures replace launcher nodes gpus-per-node minutes "
+    "slurm",
     "extract": "data out encoder split which checkpoint layers tokens image-size crop views "
     "augment device workers",
     "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
     "finetune": "data out subset encoder protocol label test-split freeze linear-first seed device "
-    "workers checkpoint-seconds replace",
+    "workers checkpoint-seconds track replace",
     "train-decoder": "data out encoder condition steps test-split seed device workers "
     "checkpoint-seconds replace",
     "report": "compare out title paper table",

@@ -82,10 +82,13 @@ def test_the_predictor_of_the_published_file_predicts_what_was_recorded(recorded
     assert relative_error(predictor(seen, context, targets), recorded["predictions"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("way", [("ours", "published"), ("published", "ours"), ("ours", "ours")])
+WAYS = ("ours", "published"), ("published", "ours"), ("ours", "ours"), ("safetensors", "ours")
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_all_three_networks_come_back_bit_for_bit(tmp_path, way):
     source = read_networks(TINY, ARCH)
-    first = tmp_path / "first"
+    first = tmp_path / ("first.safetensors" if way[0] == "safetensors" else "first")
     convert_to(way[0], TINY, first, arch=ARCH)
     convert_to(way[1], first, tmp_path / "second")
     back = read_networks(tmp_path / "second")
@@ -174,9 +177,9 @@ def test_transformers_loads_its_folder_and_it_comes_back_bit_for_bit(tmp_path, r
     assert torch.equal(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("to", ["hf", "timm", "ours"])
+@pytest.mark.parametrize("to", ["hf", "timm", "ours", "safetensors"])
 def test_converted_files_may_be_read_by_whoever_the_umask_lets(tmp_path, to):
-    out = tmp_path / {"hf": "folder", "timm": "folder", "ours": "x.pt"}[to]
+    out = tmp_path / {"ours": "x.pt", "safetensors": "x.safetensors"}.get(to, "folder")
     before = os.umask(0o027)
     try:
         convert_to(to, TINY, out, arch=ARCH)
@@ -222,8 +225,9 @@ def test_the_processor_normalises_and_crops_as_the_run_did(tmp_path, run):
 
 def test_features_of_a_run_are_those_of_its_converted_files(run, shards, tmp_path):
     features = {}
-    for to in ("run", "ours", "published", "timm"):
-        path = run if to == "run" else tmp_path / (to if to == "timm" else f"{to}.pt")
+    names = {"timm": "timm", "safetensors": "x.safetensors"}
+    for to in ("run", "ours", "published", "timm", "safetensors"):
+        path = run if to == "run" else tmp_path / names.get(to, f"{to}.pt")
         if to != "run":
             convert_to(to, run, path)
         path = path / "model.safetensors" if to == "timm" else path
@@ -233,7 +237,8 @@ def test_features_of_a_run_are_those_of_its_converted_files(run, shards, tmp_pat
         features[to] = open_features(out)
     sums = {store.header.weights_sha256 for store in features.values()}
     assert len(sums) == 1
-    assert features["ours"].header.provenance == features["run"].header.provenance
+    for to in ("ours", "safetensors"):
+        assert features[to].header.provenance == features["run"].header.provenance
     first = features["run"]
     rows = np.arange(first.shape[0])
     for store in features.values():

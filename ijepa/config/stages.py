@@ -347,10 +347,11 @@ class DecoderConfig(Settings):
 class ConvertConfig(Settings):
     """What `ijepa convert` writes."""
 
-    to: Literal["published", "timm", "hf", "ours"]
-    """Format of facebookresearch/ijepa, of timm, of transformers (hf) or of our checkpoints."""
+    to: Literal["published", "timm", "hf", "ours", "safetensors", "onnx"]
+    """Format of facebookresearch/ijepa, of timm, of transformers (hf), of our checkpoints, all
+    weights in one safetensors file, or an encoder as ONNX, checked by onnxruntime."""
     which: Which = "target"
-    """Which encoder; timm and hf hold one. The paper evaluates the target encoder."""
+    """Which encoder; timm, hf and onnx hold one. The paper evaluates the target encoder."""
     arch: str | None = None
     """Architecture as DIMxDEPTHxHEADS, such as 48x3x3, if the weights do not tell it."""
     license: str | None = None

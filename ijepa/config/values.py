@@ -146,6 +146,11 @@ class Runtime(Settings):
     cache: Literal["none", "decoded"] = "none"
     """decoded: keep all images decoded in the device's memory and crop them there, for small data.
     A pixel may differ by one level of 255."""
+    track: Literal["none", "wandb", "trackio", "mlflow"] = "none"
+    """Also log to this tracker, in RUN/tracking; online only if its own environment variables say
+    so (WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI)."""
+    pictures: bool = True
+    """Put pictures of masks, components and neighbours into TensorBoard at health checks."""
     force: bool = False
     """Rebuild the output even if it is up to date, and replace one that ijepa did not make."""
     replace: bool = False

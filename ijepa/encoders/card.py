@@ -12,7 +12,7 @@ from ijepa.paper import IN1K_DATA, IN22K_DATA
 from ijepa.recipes import dump_yaml
 from ijepa.text import one_line
 
-LIBRARIES = {"hf": "transformers", "timm": "timm"}  # of other formats: ijepa
+LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}  # of other formats: ijepa
 TAGS = ["i-jepa", "self-supervised-learning", "vision-transformer"]
 PRETRAINED_ON = {IN1K_DATA: "ILSVRC/imagenet-1k", IN22K_DATA: "timm/imagenet-22k-wds"}  # on the hub
 META = "cc-by-nc-4.0"
@@ -119,6 +119,13 @@ def _code(to: str, name: str, load: str) -> str:
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
             "image = Image.open('image.jpg').convert('RGB')\n"
             "features = model(transform(image).unsqueeze(0))"
+        )
+    if to == "onnx":
+        return (
+            f"import onnxruntime\n\nsession = {load}\n"
+            "print(session.get_modelmeta().custom_metadata_map)  # size, mean, std, crop\n"
+            "# images: (n, 3, height, width) float32, cut and normalised\n"
+            "patch_tokens, features = session.run(None, {'images': images})"
         )
     return f"import ijepa\n\nencoder = {load}\nfeatures = encoder.encode('image.jpg')"
 

@@ -43,6 +43,7 @@ from ijepa.weights import (
 )
 
 ENCODERS = {"target": "target_encoder", "context": "encoder"}
+ALL_PARTS = "all"  # in notes: a file of ours with all parts, named `part.weight`
 NOTES = "ijepa"  # metadata key under which converted files keep our config and provenance
 # What IJepaModel must be set to for its features to be ours.
 SAME_NETWORK = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
@@ -134,8 +135,15 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
         epoch = body.get("epoch") if isinstance(body.get("epoch"), int) else None
         known = Provenance(origin="published", method="I-JEPA", epochs=epoch)
         return _described(path, parts, arch, known, body.get(NOTES))
+    return _of_tensors(path, body, arch)
+
+
+def _of_tensors(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
+    """Tensors by name alone: all parts, as our notes say, or one encoder by timm's names."""
+    part, notes = _notes_in(path)
+    if part == ALL_PARTS:
+        return _described(path, _by_part(_weights(path, "its body", body)), None, UNKNOWN, notes)
     if PATCHES in body:
-        part, notes = _notes_in(path)
         parts = {part: _weights(path, "its body", body)}
         return _described(path, parts, arch, Provenance(origin="timm"), notes)
     keys = ", ".join(str(key) for key in list(body)[:3])
@@ -149,16 +157,13 @@ def held_encoder(path: Path) -> str:
     """The encoder in a file of timm's form or folder of transformers': context, unless noted."""
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
     part = _notes_in(files[0])[0] if files else "encoder"
-    return next(which for which, name in ENCODERS.items() if name == part)
+    return next((which for which, name in ENCODERS.items() if name == part), "target")
 
 
 def _ours(path: Path, body: dict[str, Any]) -> Networks:
     state = checkpoint_of(path, state_of(path, body))
     config = validated(PretrainConfig, state["config"], str(path))
-    parts: dict[str, Weights] = {}
-    for name, value in _weights(path, "model", state["model"]).items():
-        part, _, inside = name.partition(".")
-        parts.setdefault(part, {})[inside] = value
+    parts = _by_part(_weights(path, "model", state["model"]))
     if noted := state["facts"].get("provenance"):
         notes = {"config": config, "provenance": noted}
         return _described(path, parts, None, UNKNOWN, notes)
@@ -242,7 +247,7 @@ def _notes_in(file: Path) -> tuple[str, object]:
     except ValueError as error:
         raise IjepaError(f"{file} has notes of ijepa that are no JSON ({error}).") from error
     part = body.pop("part", None) if isinstance(body, dict) else "encoder"
-    if part not in ENCODERS.values():
+    if part not in (*ENCODERS.values(), ALL_PARTS):
         raise IjepaError(f"{file} has notes of ijepa that do not say which encoder it is.")
     return part, body
 
@@ -257,6 +262,14 @@ def _described(
     config = validated(PretrainConfig, notes.get("config"), f"Notes of ijepa in {path}")
     known = validated(Provenance, notes.get("provenance"), f"Notes of ijepa in {path}")
     return Networks(source, config, parts, known)
+
+
+def _by_part(weights: Weights) -> dict[str, Weights]:
+    parts: dict[str, Weights] = {}
+    for name, value in weights.items():
+        part, _, inside = name.partition(".")
+        parts.setdefault(part, {})[inside] = value
+    return parts
 
 
 def _weights(path: Path, part: str, body: object) -> Weights:

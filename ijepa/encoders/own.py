@@ -34,17 +34,16 @@ def load(spec: EncoderSpec) -> Encoder:
         return _initial(spec, spec.file) if spec.file else _random(spec)
     assert spec.file is not None
     path = checkpoint_path(spec.file)
-    networks = read_networks(path, spec.arch)
+    return encoder_of(read_networks(path, spec.arch), spec.which)
+
+
+def encoder_of(networks: Networks, which: str) -> Encoder:
+    """The `target` or `context` encoder of weights that were read."""
+    path, vit = Path(networks.source), networks.encoder(which)
     name = path.parent.parent if path.name == "last.pt" else path
-    vit = networks.encoder(spec.which)
-    return Encoder(
-        vit,
-        token_pool(vit, PATCH_AVERAGE),
-        networks.config.data,
-        name=f"{name} ({spec.which})",
-        provenance=provenance_of(networks),
-        which=spec.which,
-    )
+    pooled, known = token_pool(vit, PATCH_AVERAGE), provenance_of(networks)
+    data = networks.config.data
+    return Encoder(vit, pooled, data, name=f"{name} ({which})", provenance=known, which=which)
 
 
 def provenance_of(networks: Networks) -> Provenance:

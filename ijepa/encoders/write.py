@@ -1,11 +1,10 @@
-"""Weights of I-JEPA written in four formats.
+"""Weights of I-JEPA written in five formats; `export` has ONNX.
 
 Where a format has no room for configuration and provenance, our files carry them as notes.
 """
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ijepa.config import PretrainConfig, architecture
 from ijepa.encoders.formats import (
+    ALL_PARTS,
     ENCODERS,
     NOTES,
     SAME_NETWORK,
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 def kept_parts(networks: Networks, to: str, which: str) -> list[str]:
     """Parts for which a file of format `to` has room, `which` encoder where it holds but one."""
-    if to in ("timm", "hf"):
+    if to in ("timm", "hf", "onnx"):
         return [ENCODERS[which]]
     last = architecture(networks.config.encoder.arch).depth
-    if to == "ours" or networks.config.targets.layers in (None, (last,)):
+    if to in ("ours", "safetensors") or networks.config.targets.layers in (None, (last,)):
         return list(networks.parts)
     # The published code's predictor predicts the last layer alone.
     return [part for part in networks.parts if part != "predictor"]
@@ -48,16 +48,17 @@ def kept_parts(networks: Networks, to: str, which: str) -> list[str]:
 def write_ours(networks: Networks, out: Path, which: str) -> None:
     """All parts, without optimizer: an encoder for every command, but no run goes on from it."""
     del which
-    model = {
-        f"{part}.{name}": _owned(value)
-        for part, weights in networks.parts.items()
-        for name, value in weights.items()
-    }
-    notes = _notes(networks)
+    model, notes = _all_parts(networks), _notes(networks)
     facts = {"provenance": notes["provenance"]}
     steps = networks.provenance.steps or 0
     body = {"step": steps, "config": notes["config"], "model": model, "optimizer": {}}
     save_state(out, body | {"facts": facts})
+
+
+def write_safetensors(networks: Networks, out: Path, which: str) -> None:
+    """All parts in one file of tensors alone, by the names of `IJepa`; an encoder as of `ours`."""
+    del which
+    _save(out, _all_parts(networks), {"part": ALL_PARTS, **_notes(networks)})
 
 
 def write_published(networks: Networks, out: Path, which: str) -> None:
@@ -178,7 +179,16 @@ WRITERS: dict[str, Callable[[Networks, Path, str], None]] = {
     "published": write_published,
     "timm": write_timm,
     "hf": write_transformers,
+    "safetensors": write_safetensors,
 }
+
+
+def _all_parts(networks: Networks) -> Weights:
+    return {
+        f"{part}.{name}": _owned(value)
+        for part, weights in networks.parts.items()
+        for name, value in weights.items()
+    }
 
 
 def _notes(networks: Networks) -> dict[str, Any]:
@@ -193,14 +203,18 @@ def _write_folder(
 ) -> None:
     out.mkdir(exist_ok=True)
     write_json(out / "config.json", config)
-    notes = json.dumps({"part": ENCODERS[which], **_notes(networks)})
     owned = {name: _owned(value) for name, value in weights.items()}
-    path = out / "model.safetensors"
+    _save(out / "model.safetensors", owned, {"part": ENCODERS[which], **_notes(networks)})
+
+
+def _save(path: Path, weights: Weights, notes: dict[str, Any]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(owned, path, metadata={"format": "pt", NOTES: notes})
+        save_file(weights, path, metadata={"format": "pt", NOTES: json.dumps(notes)})
     except SafetensorError as error:
         raise IjepaError(f"{path} could not be written: {error}.") from error
-    shutil.copymode(out / "config.json", path)  # safetensors lets nobody else read what it writes
+    path.chmod(mode)  # safetensors lets nobody else read what it writes
 
 
 def _owned(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -37,9 +37,10 @@ from ijepa.distributed import (
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
-from ijepa.train.metrics import MetricsLog
+from ijepa.train.metrics import MetricsLog, Picture
 from ijepa.train.prefetch import prepared
 from ijepa.train.stopping import StopRequest, stop_requests
+from ijepa.train.tracking import Tracker, refuse_missing
 from ijepa.world import World
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
@@ -101,6 +102,10 @@ class Task(ABC, Generic[Inputs]):
         """
         return {}
 
+    def pictures(self) -> Mapping[str, Picture]:
+        """Pictures of what `watch` just found, for TensorBoard; asked of rank 0 alone."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Small values that a checkpoint keeps beside networks and optimizer."""
         return {}
@@ -148,6 +153,7 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
         StoppedError: a signal asked for it; the state is saved.
         IjepaError: loss, gradients, weights or what is watched are broken, or a checkpoint is.
     """
+    refuse_missing(task.runtime.track)
     run = _Run(task, folder, progress)
     with (
         contextlib.closing(run.writer),
@@ -200,7 +206,9 @@ class _Run:
                     world.size,
                 )
         if world.is_rank_0:
-            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done)
+            kind, config = self.task.runtime.track, self.task.config.model_dump(mode="json")
+            tracker = None if kind == "none" else Tracker(kind, self.folder, config)
+            self.metrics = MetricsLog(self.folder, metrics_bytes, self.steps_done, tracker)
 
     def take_steps(self, asked: StopRequest) -> None:
         """Take steps until the end, a signal or a broken number."""
@@ -267,9 +275,12 @@ class _Run:
 
     def watch(self) -> dict[str, float]:
         try:
-            return self.task.watch(self.steps_done)
+            numbers = self.task.watch(self.steps_done)
         except FloatingPointError as error:
             raise _BrokenError(str(error), self.steps_done) from error
+        if numbers and self.metrics:
+            self.metrics.show_pictures(self.steps_done, self.task.pictures())
+        return numbers
 
     def fetch(self) -> None:
         """Fetch what is on the device, refuse a broken number, and write the records."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,8 @@ from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import BEST
 from ijepa.train.loop import Task
-from ijepa.train.watch import Watch
+from ijepa.train.metrics import Picture
+from ijepa.train.watch import Seen, Watch
 from ijepa.weights import load_weights
 from ijepa.world import World
 
@@ -75,6 +76,7 @@ class PretrainTask(Task[StepInputs]):
     unit = "pretrain images"
     shown = (*Health._fields, "neighbour_accuracy")
     advice = "Lower optimization.lr or lengthen the warm-up."
+    draw: Callable[[Seen], Mapping[str, Picture]] | None = None  # pictures of a health check
 
     def __init__(
         self,
@@ -251,7 +253,7 @@ class PretrainTask(Task[StepInputs]):
         with contextlib.ExitStack() as uncompiled:
             if self.runtime.compile:  # shapes and precision of a check would be compiled for it
                 uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
-            numbers = self._watch.look(self.model, step)
+            numbers = self._watch.look(self.model, step, draws=self.draw is not None)
         if self._outcome:
             predictions, targets = self._outcome.predictions, self._outcome.targets
             numbers["loss_vs_mean_target"] = loss_vs_mean_target(predictions, targets)
@@ -259,6 +261,11 @@ class PretrainTask(Task[StepInputs]):
         if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
             self._best = {"step": step, "neighbour_accuracy": accuracy}
         return numbers
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """What `draw` makes of the newest health check."""
+        seen = self._watch.seen
+        return self.draw(seen) if self.draw and seen else {}
 
     def state(self) -> dict[str, Any]:
         """Health at the start, which later checks are held against, and the best check so far."""

@@ -16,11 +16,13 @@ In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="A run, a checkpoint, a published .pth.tar, or weights of timm or transformers.",
+        help="A run, a checkpoint, a published .pth.tar, or weights of timm or transformers; for "
+        "onnx also an encoder such as timm:NAME.",
     ),
 ]
 Out = Annotated[
-    Path, typer.Argument(metavar="OUT", help="File to write; for hf and timm a folder.")
+    Path,
+    typer.Argument(metavar="OUT", help="File to write; for hf and timm a folder, for onnx either."),
 ]
 Scores = Annotated[
     list[Path] | None,
@@ -45,7 +47,7 @@ def convert(
     scores: Scores = None,
     private: Private = False,
 ) -> None:
-    """Write weights in another format, bit for bit, with a model card.
+    """Write weights in another format, bit for bit, with a model card; or an encoder as ONNX.
 
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """
@@ -61,8 +63,12 @@ def _sentence(result: "ConvertResult") -> str:
 
     left_out = ", ".join(PARTS[part] for part in result.left_out)
     pushed = f"\nUploaded to {result.url}" if result.url else ""
+    difference, checked = result.largest_difference, ""
+    if difference is not None:
+        checked = f" onnxruntime gives the same features to {difference:.1e}."
     return (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
-        f"{f' (no room for: {left_out})' if left_out else ''}. Model card: {result.card}\n"
+        f"{f' (no room for: {left_out})' if left_out else ''}.{checked}"
+        f"{f' Model card: {result.card}' if result.card else ''}\n"
         f"Load it with: {result.load}{pushed}"
     )

@@ -26,7 +26,7 @@ Subset = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    run = "device workers checkpoint_seconds replace"
+    run = "device workers checkpoint_seconds track replace"
     stage(app, FinetuneConfig, "encoder protocol label test_split freeze linear_first seed", run)(
         finetune
     )

@@ -64,7 +64,7 @@ Prolong = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command."""
     memory = "micro_batch recompute compile parallel cache"
-    stage(app, run=f"device workers checkpoint_seconds {memory} replace")(pretrain)
+    stage(app, run=f"device workers checkpoint_seconds {memory} track pictures replace")(pretrain)
 
 
 def pretrain(
