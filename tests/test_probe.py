@@ -19,7 +19,7 @@ from ijepa.report import report
 from ijepa_cli.main import app
 
 LOGISTIC = ProbeConfig(name="logistic")
-ON_FEATURES = sorted(PROBES.keys() - {"attentive"})  # that is on tokens, see test_attentive
+ON_FEATURES = sorted(PROBES.keys() - {"attentive", "segmentation", "depth"})  # those on tokens
 HEADER = {
     "encoder": "ours", "weights_sha256": "0" * 64, "which": "target", "pooling": "average",
     "image_px": 32, "transform": "center-crop",

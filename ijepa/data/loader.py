@@ -240,12 +240,12 @@ class ViewBatches(Dataset[Batch]):
             for view in self._views(number, decode_image(image))
         ]
         ids = torch.from_numpy(image_ids(images))
-        read, chosen = self._images.read_map, [self._chosen[number] for number in numbers]
-        maps = [
-            torch.from_numpy(np.stack([dense_view(read(n, label), self._plan) for n in chosen]))
-            for label in self._dense
-        ]
+        maps = [self._maps(numbers, label) for label in self._dense]
         return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids, maps=maps)
+
+    def _maps(self, numbers: Sequence[int], label: str) -> Tensor:
+        read = (self._images.read_map(self._chosen[number], label) for number in numbers)
+        return torch.from_numpy(np.stack([dense_view(values, self._plan) for values in read]))
 
     def _views(self, number: int, pixels: Pixels) -> Iterator[Tensor]:
         plan = self._plan

@@ -1,5 +1,6 @@
 """What the scores say in one sentence, by paired tests on the same test images."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,7 @@ Tests = Mapping[str, Sequence[tuple[float, float]]]  # (gain, p value) of each s
 
 def short_name(encoder: str) -> str:
     """Such as `raw pixels`; a run by its last folder."""
-    if encoder.startswith(("pixels@", "pixels/")):
+    if re.fullmatch(r"pixels(/\d+)?(@\S+)?", encoder):
         return "raw pixels"
     if encoder.startswith("random:"):
         return "random initialisation"
