@@ -54,6 +54,7 @@ TINY = (  # a run of 8 steps; each step has its masks, its schedules and, twice,
     "encoder.arch=32x4x2", "predictor.dim=16", "predictor.depth=1", "masks.min_keep=4",
     "data.batch_size=16", "optimization.epochs=2", "optimization.warmup_epochs=0.5",
     "watch.every_steps=4", "watch.num_images=32", "watch.label=count", "checkpoint_epochs=1",
+    "optimization.ema=[0.996,1]", "optimization.schedule=cosine",
 )  # fmt: skip
 MASKS = {
     f"{kind} {draw}": (f"masks.kind={kind}", f"masks.draw={draw}")

@@ -10,7 +10,7 @@ from ijepa.data.shards import open_shards
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(<!-- run first -->\n)?```python\n(.*?)```", re.DOTALL)
-SMALLER = {"train=2000,val=500": "train=128,val=32", "epochs=2": "epochs=1"}
+SMALLER = {"train=2000,val=500": "train=128,val=32"}
 
 
 def smaller(text, changes):

@@ -264,7 +264,7 @@ def test_what_is_set_by_hand_is_not_fitted_to_the_number_of_images():
     mini = choose(64, on_gpu=False)
     typed = ["optimization.epochs=2", "checkpoint_epochs=1"]
     added = settings_for(mini, 300, typed)
-    assert added == ["optimization.warmup_epochs=0.16", "watch.num_images=30"]
+    assert added == ["optimization.warmup_epochs=0.125", "watch.num_images=30"]
     assert settings_for(mini, 11_000) == []
     added = settings_for(choose(500, on_gpu=True), 100, ["data.batch_size=32"])
     assert not any(one.startswith(("optimization.lr", "optimization.start_lr")) for one in added)

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
 CHOICES = (  # the first one that fits is taken
     Choice("own-224", from_px=160, needs_gpu=True, images_seen=200 * 9_469),
     Choice("own-128", from_px=96, needs_gpu=True, images_seen=100 * 10_000),
-    Choice("own-64", from_px=48, needs_gpu=False, images_seen=8 * 10_000),
+    Choice("own-64", from_px=48, needs_gpu=False, images_seen=16 * 10_000),
     Choice("cifar10-gpu", from_px=0, needs_gpu=True, images_seen=200 * 50_000),
     Choice("cifar10", from_px=0, needs_gpu=False, images_seen=6 * 50_000),
 )
