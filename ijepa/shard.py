@@ -349,7 +349,8 @@ def _write_index(
     ordered = Counter(left_out).most_common()  # files may have any number of suffixes
     shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
-    pixels = measured_in(reports.get(DEFAULT_SPLIT) or itertools.chain(*reports.values()))
+    measured = measured_in(itertools.chain(*reports.values()))  # refuses pixels of two types
+    pixels = measured_in(reports.get(DEFAULT_SPLIT, ())) or measured
     contents = {
         split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
         | {label: one.model_dump() for label, one in dense.items()}

@@ -31,7 +31,7 @@ KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what WebDataset readers 
 
 # Reasons, counted over a data set; the first two tell what is lost.
 FRAMES = "images with further pages or frames: the first one is kept"
-DEEP = "images of 16 bits: the upper 8 are used (--pixel-range LOW HIGH chooses)"
+DEEP = "images of 16 bits: the upper 8 are used (see --pixel-range and --channels)"
 RANGED = "images scaled by --pixel-range"
 ROTATED = "images turned as EXIF says"
 SHRUNK = "images shrunk by --resize"

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import headline, next_command
+from ijepa_cli.summary import counted, headline, next_command
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .parquet file or a folder of them or of `datasets.save_to_disk`, a .csv, .tsv or .jsonl
@@ -105,7 +105,7 @@ def shard(
     lines += ["no labels"] if not result.labels else []
     if pixels := result.pixels:
         measured = f"mean {_short(pixels.mean)}, std {_short(pixels.std)}"
-        stored = f"pixels: {pixels.channels} channels of {pixels.dtype}"
+        stored = f"pixels: {counted(pixels.channels, 'channel')} of {pixels.dtype}"
         lines.append(f"{stored}, {measured} over {pixels.images:,} images")
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
     lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
