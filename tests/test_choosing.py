@@ -31,8 +31,8 @@ def scored(monkeypatch):
     look = Watch.look
 
     def of(accuracies):
-        def told(self, model, step=0):
-            return look(self, model, step) | {"neighbour_accuracy": accuracies[step]}
+        def told(self, model, step=0, **how):
+            return look(self, model, step, **how) | {"neighbour_accuracy": accuracies[step]}
 
         monkeypatch.setattr(Watch, "look", told)
 

@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 def refuse_missing(kind: str) -> None:
     """Raise an `IjepaError` if the tracker's package is not installed."""
     if kind != "none" and importlib.util.find_spec(kind) is None:
-        raise IjepaError(
-            f"--track {kind} needs {kind}; install it with pip install 'ijepa-toolkit[{kind}]'."
-        )
+        raise IjepaError(f"--track {kind} needs {kind}; install it with pip install {kind}.")
 
 
 class Tracker:
