@@ -95,6 +95,9 @@ class Pictures:
     def read_image(self, number: int) -> bytes:
         return self._files[number]
 
+    def read_map(self, number: int, label: str) -> Any:
+        raise AssertionError(f"picture {number} has no map {label}")
+
     def read_sample(self, number: int) -> Sample:
         return Sample(str(number), self._files[number], {"class": number % 4})
 
