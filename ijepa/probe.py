@@ -69,7 +69,7 @@ DESCRIPTIONS = {
     "precision of the first",
     "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
     "segmentation": "linear heads on patch tokens, upsampled to the map; intervals over images",
-    "depth": "linear heads on patch tokens, a mean of 256 bins, upsampled to the map",
+    "depth": "linear heads on patch tokens, a mean of depth bins, upsampled to the map",
 }
 SELECTIONS = {
     "logistic": "C on a held-out part of train, then refitted on all of train",

@@ -389,7 +389,7 @@ DENSE_PROTOCOLS = {
         ),
     },
     "depth": {
-        "ijepa": OURS,
+        "ijepa": replace(OURS, bins=64),  # four times as fast
         "dinov2": DenseProtocol(
             heads=(DenseHead("none", 1e-4),),
             steps=38_400,
