@@ -144,7 +144,7 @@ def _of_tiff(content: bytes, max_pixels: int) -> tuple[Array, bool]:
     try:
         import tifffile
     except ImportError as error:
-        raise IjepaError("TIFF needs tifffile: pip install 'ijepa-toolkit[channels]'") from error
+        raise IjepaError("TIFF needs tifffile: pip install tifffile imagecodecs") from error
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults are told once, below
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         first = file.series[0]
@@ -163,7 +163,7 @@ def _of_picture(content: bytes, max_pixels: int) -> Array:
                 import imagecodecs
             except ImportError as error:
                 raise IjepaError(
-                    "16-bit PNG in colour needs imagecodecs: pip install 'ijepa-toolkit[channels]'"
+                    "16-bit PNG in colour needs imagecodecs: pip install tifffile imagecodecs"
                 ) from error
             found: Array = imagecodecs.png_decode(content)
             return found

@@ -51,7 +51,7 @@ def write_onnx(encoder: Encoder, out: Path, notes: Mapping[str, object]) -> floa
     except ImportError as error:
         raise IjepaError(
             "--to onnx needs onnx, onnxruntime and onnxscript; install them with "
-            "pip install 'ijepa-toolkit[onnx]'."
+            "pip install onnx onnxruntime onnxscript."
         ) from error
     data = encoder.data
     channels = data.num_channels
