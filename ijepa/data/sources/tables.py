@@ -334,9 +334,7 @@ def _reading(path: str) -> Iterator[None]:
     try:
         import pyarrow as pa
     except ImportError as error:
-        raise IjepaError(
-            f"{path} needs pyarrow; install it with pip install 'ijepa[parquet]'."
-        ) from error
+        raise IjepaError(f"{path} needs pyarrow; install it with pip install pyarrow.") from error
     try:
         yield
     except (pa.ArrowException, OSError) as error:
