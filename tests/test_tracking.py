@@ -157,8 +157,9 @@ def test_trackio_keeps_a_run_in_files_beside_it(shards, tiny_config, tmp_path, m
 
 
 @pytest.mark.slow
-def test_of_several_processes_rank_0_alone_tracks(run, shards, tmp_path):
+def test_of_several_processes_rank_0_alone_tracks(run, shards, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for the client here
     words = ["pretrain", "--recipe", run / "config.yaml", "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--track", "mlflow", "--out", tmp_path / "two"]
     codes, errors = together(2, words)

@@ -76,8 +76,7 @@ def knn() -> str:
 def finetuning() -> str:
     """Settings of each protocol of fine-tuning; the encoder and the seed are no part of them."""
     settings = {
-        name: FinetuneConfig(encoder="any", protocol=name).model_dump()
-        for name in FINETUNE_PROTOCOLS
+        name: dict(FinetuneConfig(encoder="any", protocol=name)) for name in FINETUNE_PROTOCOLS
     }
     fields = [
         name for name in FinetuneConfig.model_fields
