@@ -289,7 +289,7 @@ def test_tables_that_cannot_be_understood_are_refused_in_one_line(tmp_path, monk
     refused("is not a whole arrow file", tmp_path / "cut", tmp_path / "work4")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(
-        r"needs pyarrow; install it with pip install 'ijepa\[parquet\]'",
+        r"needs pyarrow; install it with pip install pyarrow",
         tmp_path / "two",
         tmp_path / "w5",
     )
