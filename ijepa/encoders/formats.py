@@ -4,7 +4,6 @@
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
@@ -24,6 +23,7 @@ from ijepa.config import (
     architecture,
     validated,
 )
+from ijepa.encoders.name_map import count_blocks, ours_of_transformers
 from ijepa.encoders.spec import BEST, LAST, PARTS
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
@@ -364,48 +364,3 @@ def vit_size(weights: Weights, source: str, prefix_tokens: int) -> VitSize:
     side = root if absolute else (root + 1) // 2
     depth = count_blocks(weights, "blocks")
     return VitSize(len(patches), depth, len(hidden), patches.shape[-1], side)
-
-
-def count_blocks(weights: Weights, name: str) -> int:
-    """How many different numbers follow `name` in the names of weights."""
-    return len({found[0] for key in weights if (found := re.match(rf"{name}\.\d+\.", key))})
-
-
-def transformers_names(depth: int) -> dict[str, list[str]]:
-    """What IJepaModel calls each weight of ours; queries, keys and values are three matrices there.
-
-    Source: the files `facebook/ijepa_*`, whose names transformers reads and writes in all versions.
-    """
-    modules = {
-        "patch_embed.proj": ["embeddings.patch_embeddings.projection"],
-        "norm": ["layernorm"],
-    }
-    for n in range(depth):
-        ours, theirs = f"blocks.{n}", f"encoder.layer.{n}"
-        modules |= {
-            f"{ours}.norm1": [f"{theirs}.layernorm_before"],
-            f"{ours}.attn.qkv": [
-                f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value")
-            ],
-            f"{ours}.attn.proj": [f"{theirs}.attention.output.dense"],
-            f"{ours}.norm2": [f"{theirs}.layernorm_after"],
-            f"{ours}.mlp.fc1": [f"{theirs}.intermediate.dense"],
-            f"{ours}.mlp.fc2": [f"{theirs}.output.dense"],
-        }
-    names = {"pos_embed": ["embeddings.position_embeddings"]}
-    for ours, found in modules.items():
-        for kind in ("weight", "bias"):
-            names[f"{ours}.{kind}"] = [f"{theirs}.{kind}" for theirs in found]
-    return names
-
-
-def ours_of_transformers(weights: Weights, source: object) -> Weights:
-    """An encoder's state dict by our names; the same numbers."""
-    names = transformers_names(count_blocks(weights, r"encoder\.layer"))
-    if strange := weights.keys() - {one for theirs in names.values() for one in theirs}:
-        raise IjepaError(f"{source}: {min(strange)} is no weight of transformers' IJepaModel.")
-    return {
-        ours: weights[theirs[0]] if len(theirs) == 1 else torch.cat([weights[n] for n in theirs])
-        for ours, theirs in names.items()
-        if weights.keys() >= set(theirs)
-    }

@@ -21,8 +21,8 @@ from ijepa.encoders.formats import (
     SAME_NETWORK,
     Networks,
     Weights,
-    transformers_names,
 )
+from ijepa.encoders.name_map import transformers_names
 from ijepa.errors import IjepaError
 from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
