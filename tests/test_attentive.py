@@ -72,7 +72,7 @@ def test_a_head_computes_what_torchs_attention_does_with_its_weights(projects):
 
 
 def test_a_head_of_four_blocks_is_the_pooler_of_vjepa2_in_transformers():
-    vjepa2 = pytest.importorskip("transformers.models.vjepa2")
+    vjepa2 = pytest.importorskip("transformers.models.vjepa2")  # of extra hf
     pooler_of = vjepa2.modeling_vjepa2.VJEPA2AttentivePooler
     config = vjepa2.VJEPA2Config(
         hidden_size=DIM, num_attention_heads=8, num_pooler_layers=3, layer_norm_eps=1e-5,

@@ -53,8 +53,8 @@ from ijepa.recipes import apply_override, load_recipe
 from ijepa.shard import shard
 from ijepa.visualize import visualize
 
-tifffile = pytest.importorskip("tifffile")
-imagecodecs = pytest.importorskip("imagecodecs")
+tifffile = pytest.importorskip("tifffile")  # of extras channels and dev
+imagecodecs = pytest.importorskip("imagecodecs")  # likewise
 CHANNELS = 8
 AGAIN = Runtime(device="cpu", workers=0, force=True)
 TINY = ["encoder.arch=32x2x2", "predictor.dim=16", "predictor.depth=1", "data.batch_size=16",

@@ -332,7 +332,7 @@ SMALL = (
 @pytest.mark.slow
 def test_a_small_reproduction_runs_to_its_pages_and_is_then_all_cached(tmp_path):
     """With the real commands: every kind of rule is there once."""
-    pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers")  # of extras decoder and dev
     for name in ("reproduce", "ijepa/recipes"):
         shutil.copytree(ROOT / name, tmp_path / name)
     command = Path(sys.executable).with_name("ijepa")

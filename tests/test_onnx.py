@@ -16,7 +16,7 @@ from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa_cli.main import app
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")  # of extras onnx and dev
 OFFICIAL_TINY = Path(__file__).parent / "parity" / "official-tiny.pth.tar"
 
 

@@ -116,7 +116,7 @@ def test_a_tracker_that_is_not_installed_is_one_line(shards, tiny_config, tmp_pa
 def test_mlflow_has_one_run_with_settings_and_every_shown_step(
     run, shards, tiny_config, tmp_path, monkeypatch
 ):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow")  # of extras mlflow and dev
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     stopped_and_resumed(shards, tmp_path / "a", tiny_config, "mlflow")
     assert metrics_of(tmp_path / "a") == metrics_of(run)
@@ -136,7 +136,7 @@ def test_mlflow_has_one_run_with_settings_and_every_shown_step(
 def test_wandb_is_offline_and_goes_on_under_one_number(
     run, shards, tiny_config, tmp_path, monkeypatch
 ):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb")  # of extras wandb and dev
     monkeypatch.delenv("WANDB_MODE", raising=False)
     stopped_and_resumed(shards, tmp_path / "a", tiny_config, "wandb")
     assert metrics_of(tmp_path / "a") == metrics_of(run)
@@ -158,7 +158,7 @@ def test_trackio_keeps_a_run_in_files_beside_it(shards, tiny_config, tmp_path, m
 
 @pytest.mark.slow
 def test_of_several_processes_rank_0_alone_tracks(run, shards, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow")  # of extras mlflow and dev
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for the client here
     words = ["pretrain", "--recipe", run / "config.yaml", "--data", shards, "--device", "cpu"]
     words += ["--workers", "0", "--track", "mlflow", "--out", tmp_path / "two"]
