@@ -17,6 +17,7 @@ from ijepa.files import no_file
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 SHOWN_LINES = 3  # in an error
 BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
+MOST_BRACES = 10  # pairs in one name; each makes every name slower to expand
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
@@ -142,9 +143,11 @@ def expanded(text: str, most: int) -> tuple[str, ...]:
     """The names that `set-{000..009}.tar` stands for.
 
     Raises:
-        IjepaError: more than `most`, or braces that do not end.
+        IjepaError: more than `most`, too many pairs of braces, or some that do not end.
     """
     try:
+        if text.count("{") > MOST_BRACES:
+            raise ValueError(f"they are more than {MOST_BRACES} pairs")
         # braceexpand writes down a whole range before it gives the first name.
         ranges = BRACE_RANGE.findall(text)
         is_long = any(abs(int(end) - int(start)) >= most for start, end in ranges)
