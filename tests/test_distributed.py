@@ -218,6 +218,7 @@ def test_processes_go_back_to_one_checkpoint_though_it_is_still_being_written(
     assert np.isfinite(losses(tmp_path / "back")).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("out", "settings", "message"),
     [

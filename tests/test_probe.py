@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from ijepa.data.names import image_ids, listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.probe import PROBES, FeaturePair, low_level, probe
+from ijepa.probes.protocols import LOGISTIC_PROTOCOLS
 from ijepa.report import report
 from ijepa_cli.main import app
 
@@ -47,6 +49,15 @@ def pair(folder, name="ours", **options):
     train = write(folder / f"{name}.train.h5", **options)
     test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000, "split": "val"} | options)
     return FeaturePair(train, test)
+
+
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch):
+    """DINOv2's search of 45 strengths, shortened to every ninth: a test waits for each fit."""
+    whole = LOGISTIC_PROTOCOLS["dinov2"]
+    monkeypatch.setitem(
+        LOGISTIC_PROTOCOLS, "dinov2", replace(whole, strengths=whole.strengths[::9])
+    )
 
 
 @pytest.fixture
@@ -143,7 +154,7 @@ def test_an_image_in_train_and_test_is_refused(tmp_path, files, refused):
         (ProbeConfig(name="linear"), "choose among heads steps", 7),
         (ProbeConfig(name="linear"), "train heads steps", 7),
         (ProbeConfig(name="logistic"), "search strengths", 3),
-        (ProbeConfig(name="logistic", protocol="dinov2"), "search strengths", 20),
+        (ProbeConfig(name="logistic", protocol="dinov2"), "search strengths", 2),
     ],
 )
 def test_a_stopped_probe_goes_on_to_the_same_result(tmp_path, config, task, after, monkeypatch):
