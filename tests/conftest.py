@@ -1,17 +1,19 @@
 """Data that many tests read, made once a session."""
 
 import os
+
+# Two pytest workers share two cores, so each computes on one; and so do the processes they start.
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, OpenBLAS and scikit-learn when imported
+
 from pathlib import Path
 
 import pytest
-import torch
 from gratings import write_gratings
 
 from ijepa.config import Runtime
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 
-torch.set_num_threads(1)  # two pytest workers share two cores
 os.environ["IJEPA_CPU_LINEAR"] = "torch"  # else each CPU has its own numbers, found by timing
 
 
