@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 from gratings import write_gratings
+from hypothesis import HealthCheck, settings
 
 from ijepa.config import Runtime
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 
+settings.register_profile(  # no claim depends on how busy the machine is
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 os.environ["IJEPA_CPU_LINEAR"] = "torch"  # else each CPU has its own numbers, found by timing
 
 

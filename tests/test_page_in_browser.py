@@ -52,7 +52,7 @@ pytestmark = [
 
 def browse(path, folder, *flags):
     command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, complaints
 

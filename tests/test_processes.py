@@ -195,7 +195,7 @@ def test_workers_that_render_scenes_end_with_their_parent_at_once(tmp_path, ende
         os.killpg(first.pid, ended)  # as a terminal does
     else:
         first.kill()
-    assert first.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGKILL: -9}[ended]
+    assert first.wait(timeout=300) == {signal.SIGINT: 130, signal.SIGKILL: -9}[ended]
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
@@ -276,7 +276,7 @@ def test_ctrl_c_while_workers_start_stops_none_of_them_half_way(tmp_path):
         "shard('scenes:train=80', Path('set'), config, Runtime(workers=2))\n"
     )
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, script], env=ALONE | path, cwd=tmp_path, timeout=60,
+    done = subprocess.run([sys.executable, script], env=ALONE | path, cwd=tmp_path, timeout=300,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
