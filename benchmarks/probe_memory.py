@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from timing import emit
 
-from ijepa.data.names import image_ids
+from ijepa.data.shards import image_ids
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 

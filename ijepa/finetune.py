@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
-from ijepa.data.names import Ints, listed, of_equal_size
-from ijepa.data.shards import ShardSet, open_shards
+from ijepa.data.index import Ints
+from ijepa.data.shards import ShardSet, of_equal_size, open_shards
+from ijepa.data.sources.names import listed
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import Known, repeated_keys

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
-from ijepa.data.channels import image_size
+from ijepa.data.decode import image_size
 from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError

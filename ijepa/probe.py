@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
-from ijepa.data.names import Ints, listed, read_lines
+from ijepa.data.sources.names import Ints, listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import (
     FeaturePair,

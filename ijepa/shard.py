@@ -19,17 +19,31 @@ from ijepa.config import (
     ShardConfig,
     StrPath,
 )
-from ijepa.data.channels import pixel_stats
-from ijepa.data.dense import DenseLabel
+from ijepa.data.decode import DenseLabel
 from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
-from ijepa.data.names import ImageList, read_lines, readable, sample_key
-from ijepa.data.parts import link_parts, part_of, part_plan, remove_parts
-from ijepa.data.plan import PlannedShard, gather, read_plan, write_plan
+from ijepa.data.plan import (
+    PlannedShard,
+    gather,
+    link_parts,
+    part_of,
+    part_plan,
+    read_plan,
+    remove_parts,
+    write_plan,
+)
 from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.dense import with_maps
 from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
 from ijepa.data.sources.kinds import open_source
-from ijepa.data.sources.names import UNKNOWN, class_name
+from ijepa.data.sources.names import (
+    UNKNOWN,
+    ImageList,
+    class_name,
+    read_lines,
+    readable,
+    sample_key,
+)
+from ijepa.data.take import pixel_stats
 from ijepa.data.write import (
     REPORT,
     ROWS,

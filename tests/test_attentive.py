@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from ijepa.config import ProbeConfig, Runtime
-from ijepa.data.names import image_ids
+from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features

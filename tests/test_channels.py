@@ -35,7 +35,7 @@ from ijepa.config import (
     flat,
 )
 from ijepa.convert import convert
-from ijepa.data.channels import decode_image, read_pixels
+from ijepa.data.decode import decode_image, read_pixels
 from ijepa.data.loader import CachedCropBatches, RandomCropBatches, StepPlan, batches
 from ijepa.data.shards import open_shards
 from ijepa.encoders.formats import read_networks

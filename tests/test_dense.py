@@ -264,6 +264,11 @@ def test_missing_maps_and_folders_are_one_line(tmp_path, ade20k):
     refused("would be images, too", seg=tmp_path / "images" / "m")
     (tmp_path / "masks" / "0.png").write_bytes(b"no picture")
     refused("has not a PNG or .npy file", seg=tmp_path / "masks")
+    (tmp_path / "masks" / "0.png").unlink()
+    with (tmp_path / "masks" / "0.npy").open("wb") as file:  # of which nothing follows
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**7)}
+        np.lib.format.write_array_header_1_0(file, header)
+    refused("has not a PNG or .npy file", seg=tmp_path / "masks")
     root, _ = ade20k
     next(Path(root).glob("annotations/*/*val*")).unlink()
     refused(r"there is no seg .*annotations/validation/ADE_val_1\.png", f"ade20k:{root}")

@@ -16,7 +16,7 @@ from arrays import write_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.data.names import image_ids
+from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, is_finite, open_features
 from ijepa.features.write import FeatureWriter, create_features

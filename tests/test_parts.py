@@ -7,9 +7,8 @@ import pytest
 from pictures import class_folders, encoded, write_files
 
 from ijepa.config import Runtime, ShardConfig
-from ijepa.data import parts
-from ijepa.data.check import check_shards
-from ijepa.data.shards import open_shards
+from ijepa.data import plan as plans
+from ijepa.data.shards import check_shards, open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 
@@ -118,7 +117,7 @@ def test_a_part_goes_on_where_it_stopped_and_a_merge_links_again(images, tmp_pat
     assert {name: (part.out / name).stat().st_mtime_ns for name in written} == written
     assert [one.cached for one in write(images, out, 1, 2, count=2)] == [True, False]
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "sibling", lambda *_: (_ for _ in ()).throw(StopError))
+        patch.setattr(plans, "sibling", lambda *_: (_ for _ in ()).throw(StopError))
         with pytest.raises(StopError):
             merged(images, out)
     assert merged(images, out).shards == 12

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from ijepa.config import ProbeConfig, Runtime
-from ijepa.data.names import image_ids, listed
+from ijepa.data.shards import image_ids
+from ijepa.data.sources.names import listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.probe import PROBES, FeaturePair, low_level, probe

@@ -8,8 +8,7 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
-from ijepa.data.names import of_equal_size
-from ijepa.data.shards import open_shards
+from ijepa.data.shards import of_equal_size, open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.leakage import Known, repeated_keys

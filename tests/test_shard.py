@@ -20,8 +20,9 @@ from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
-from ijepa.data.decode import decode_rgb, take_in
+from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import open_shards
+from ijepa.data.take import take_in
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa_cli.main import app
@@ -286,7 +287,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_
 
 
 def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
-    monkeypatch.setattr("ijepa.data.decode.MAX_PIXELS", 200)
+    monkeypatch.setattr("ijepa.data.take.MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     for suffix in ("jpg", "png", "webp"):
         large = encoded(0, suffix, 30, 30)

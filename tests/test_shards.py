@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.decode import decode_rgb
-from ijepa.data.names import sample_key
 from ijepa.data.plan import read_plan, write_plan
 from ijepa.data.shards import open_shards
 from ijepa.data.sources.items import Item
+from ijepa.data.sources.names import sample_key
 from ijepa.data.write import ShardWriter, tar_header
 from ijepa.errors import IjepaError
 from ijepa.shard import shard

@@ -672,8 +672,11 @@ def test_a_member_chooses_an_image_of_samples_that_hold_several(tmp_path):
             source.read(Request(work, member="up.png"))
         refused(message, f"{prefix}{path}", tmp_path / f"{prefix}work")
     folder = write_files(tmp_path / "folder", {"a/1.png": PICTURE})
-    with pytest.raises(IjepaError, match="--member chooses an image of WebDataset samples"):
-        open_source(str(folder)).read(Request(work.parent, member="png"))
+    listing = tmp_path / "list.csv"
+    listing.write_text("path\n")
+    for source in (folder, listing, f"imagenet22k:{folder}", "scenes:train=1"):
+        with pytest.raises(IjepaError, match="--member chooses an image of WebDataset samples"):
+            open_source(str(source)).read(Request(work.parent, member="png"))
 
 
 def test_samples_without_labels_are_read_where_a_member_is_chosen(tmp_path):

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.config import DataConfig, FinetuneConfig, height_width
-from ijepa.data.channels import decode_image
+from ijepa.data.decode import decode_image
+from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, StepPlan, random_crop
-from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.jepa.rng import AUGMENTED, stream
 

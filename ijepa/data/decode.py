@@ -1,19 +1,21 @@
-"""Encoded image bytes to pixels; and image files of any source to what a shard takes."""
+"""Bytes to pixels: 8-bit RGB, images in their stored depth, and maps beside images."""
 
 import contextlib
 import io
+import logging
+import math
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
 from tokenize import TokenError
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ijepa.config import MAX_PIXELS, ShardConfig
+from ijepa.config import LEVELS, MAX_PIXELS, MOST, Config
 from ijepa.errors import IjepaError
 
 # Pillow knows many more, some of which run other programs (EPS) or are files of several images.
@@ -25,33 +27,18 @@ BROKEN = (
     Image.DecompressionBombError,
 )  # fmt: skip
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
-JPEG_QUALITY = 95
-PIXELS_AT_ONCE = 2**20
-KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what WebDataset readers expect, and suffixes
+JPEG, PNG, NPY = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG_HEADER = struct.Struct(">IIBB")  # width, height, bits and kind, at byte 16
 
-# Reasons, counted over a data set; the first two tell what is lost.
+# Reasons, counted over a data set.
 FRAMES = "images with further pages or frames: the first one is kept"
-DEEP = "images of 16 bits: the upper 8 are used (see --pixel-range and --channels)"
-RANGED = "images scaled by --pixel-range"
-ROTATED = "images turned as EXIF says"
-SHRUNK = "images shrunk by --resize"
-REENCODED = "images of other formats encoded as PNG"
+NARROWED = "images of float64 kept as float32"
 
 _UNLIMITED = threading.Lock()  # held while the limit of Pillow is lifted
 
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-
-class Taken(NamedTuple):
-    """An image file that is ready for a shard: its bytes, `jpg`, `png`, `webp` or `npy`.
-
-    `pixels` are (height, width, channels), of those with `channels` alone.
-    """
-
-    content: bytes
-    extension: str
-    changes: tuple[str, ...] = ()
-    pixels: np.ndarray[Any, np.dtype[Any]] | None = None
 
 
 def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -65,9 +52,9 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             than `max_pixels`, the pixels do not fit into memory, or they have no range of their
             own (float or 32-bit).
     """
-    if content[:2] == b"\xff\xd8":
+    if content.startswith(JPEG):
         with as_reason(content), contextlib.suppress(ValueError):
-            _check_jpeg_size(content, max_pixels)
+            check_jpeg_size(content, max_pixels)
             pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB")
             return pixels  # else it is CMYK, or broken: Pillow finds out which
     with opened(content, max_pixels) as image:
@@ -76,56 +63,11 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 def rgb_pixels(image: Image.Image) -> Pixels:
     """(height, width, 3) uint8 of a PIL image; of 16 bits the upper 8, see `decode_rgb`."""
-    return np.array(_as_eight_bits(image).convert("RGB"))
+    return np.array(as_eight_bits(image).convert("RGB"))
 
 
-def size_of(content: bytes) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone."""
-    with opened(content, MAX_PIXELS) as image:
-        return image.height, image.width
-
-
-def take_in(content: bytes, config: ShardConfig) -> Taken:
-    """Decode an image file to the end, and give its bytes and their extension.
-
-    The bytes stay as they are, unless the short side is longer than `resize_px`, an option asks for
-    other pixels, or the format is one that WebDataset readers do not expect (BMP, GIF, TIFF, ...):
-    that becomes PNG.
-
-    Raises:
-        IjepaError: these bytes are not a whole image, or claim too many pixels; the message is a
-            short reason.
-    """
-    is_jpeg = content[:2] == b"\xff\xd8"
-    if is_jpeg and config.resize_px is None and config.exif == "ignore":
-        max_pixels = min(config.max_pixels, MAX_PIXELS)
-        with as_reason(content):
-            try:  # at an eighth of the size, which reads the same bytes in less time
-                _check_jpeg_size(content, max_pixels)
-                simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
-            except ValueError:
-                decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
-        return Taken(content, "jpg")
-    with opened(content, config.max_pixels) as image:
-        kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
-        changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
-        if image.mode in DEEP_MODES and config.pixel_range is None:
-            changes.append(DEEP)
-        pixels, changed = _changed(image, config)
-        check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
-        if kind in KEPT and not changed:
-            return Taken(content, KEPT[kind], tuple(changes))
-        changes += changed
-        if kind not in KEPT:
-            kind = "PNG"
-            changes.append(REENCODED)
-        file = io.BytesIO()
-        pixels.info.clear()  # the EXIF orientation of a turned image, for one
-        pixels.save(file, kind, quality=JPEG_QUALITY)
-        return Taken(file.getvalue(), KEPT[kind], tuple(changes))
-
-
-def _check_jpeg_size(content: bytes, max_pixels: int) -> None:
+def check_jpeg_size(content: bytes, max_pixels: int) -> None:
+    """Refuse a JPEG as `check_size` does."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(content)
     check_size(height, width, max_pixels)
 
@@ -139,7 +81,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def _as_eight_bits(image: Image.Image) -> Image.Image:
+def as_eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16 bits by their range; Pillow's own conversion cuts off all above 255."""
     if image.mode not in DEEP_MODES:
         return image
@@ -149,36 +91,6 @@ def _as_eight_bits(image: Image.Image) -> Image.Image:
             f"{kind} pixels, whose range is not known; name it with `ijepa shard --pixel-range`"
         )
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-
-
-def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list[str]]:
-    """RGB pixels as the options want them, and which of these changed them."""
-    changes = []
-    if config.exif == "rotate" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
-        image = ImageOps.exif_transpose(image)
-        changes.append(ROTATED)
-    if config.pixel_range is not None and image.mode in DEEP_MODES:
-        image = _scaled(image, *config.pixel_range)
-        changes.append(RANGED)
-    pixels = _as_eight_bits(image).convert("RGB")
-    scale = (config.resize_px or np.inf) / min(pixels.size)
-    if scale < 1:
-        size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
-        pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
-        changes.append(SHRUNK)
-    return pixels, changes
-
-
-def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
-    """Of 8 bits, `low` black and `high` white; some rows at a time, which needs less memory."""
-    values = np.asarray(image)
-    levels = np.empty(values.shape, np.uint8)
-    step = max(1, PIXELS_AT_ONCE // image.width)
-    for first in range(0, image.height, step):
-        rows = slice(first, first + step)
-        shares = (values[rows].astype(np.float64) - low) / (high - low)
-        levels[rows] = np.rint(np.nan_to_num(shares).clip(0, 1) * 255)
-    return Image.fromarray(levels)
 
 
 @contextlib.contextmanager
@@ -210,3 +122,191 @@ def as_reason(content: bytes) -> Iterator[None]:
         raise IjepaError("image does not fit into memory") from error
     except BROKEN as error:
         raise IjepaError(f"image does not decode: {error}") from error
+
+
+def decode_image(content: bytes) -> Array:
+    """(height, width, channels) of a shard's image: `.npy` in its stored depth, or `decode_rgb`."""
+    if not content.startswith(NPY):
+        return decode_rgb(content)
+    with as_reason(content):
+        return _of_npy(content)
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of a shard's image."""
+    if content.startswith(NPY):
+        height, width, _ = decode_image(content).shape
+        return height, width
+    with opened(content, MAX_PIXELS) as image:  # whose header alone is read
+        return image.height, image.width
+
+
+def read_pixels(
+    content: bytes, channels: int, axis: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Array, list[str]]:
+    """Decode an image file in its stored depth: TIFF, `.npy`, 16-bit PNG, or what Pillow reads.
+
+    Args:
+        content: of the file.
+        channels: how many it must have.
+        axis: of them in a TIFF or `.npy`: first or last; None takes the one that has as many.
+        max_pixels: of height times width; what claims more is not decoded.
+
+    Returns:
+        What `checked_pixels` gives, and what is lost of the file.
+
+    Raises:
+        IjepaError: it does not decode, or as `checked_pixels`; the message is a short reason.
+    """
+    has_more = False
+    with as_reason(content):
+        if content.startswith(NPY):
+            found = _of_npy(content)
+        elif content.startswith(TIFF):
+            found, has_more = _of_tiff(content, max_pixels)
+        else:
+            found, axis = _of_picture(content, max_pixels), "last"
+        found = _channels_last(found, channels, axis)
+        check_size(found.shape[0], found.shape[1], max_pixels)
+        lost = [FRAMES] * has_more + [NARROWED] * (found.dtype == np.float64)
+        return checked_pixels(found), lost
+
+
+def checked_pixels(pixels: Array) -> Array:
+    """The same pixels, those of float64 as float32, if their type is one of `LEVELS`.
+
+    Raises:
+        IjepaError: it is not, or values are not finite or beyond `MOST`, which is no pixel's.
+    """
+    if pixels.dtype == np.float64:
+        pixels = pixels.astype(np.float32)
+    if pixels.dtype.name not in LEVELS:
+        raise IjepaError(f"pixels of {pixels.dtype.name}, expected {', '.join(LEVELS)}")
+    if pixels.dtype.kind == "f" and not float(np.abs(pixels).max()) <= MOST:  # NaN is not, either
+        raise IjepaError(f"values that are not finite or beyond {MOST:g}; replace them first")
+    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+
+
+def _channels_last(found: Array, channels: int, axis: str | None) -> Array:
+    """(height, width, channels) of an array that has them first, last, or none for one channel."""
+    shape = found.shape
+    if found.ndim > 3:
+        found = found.reshape([side for side in shape if side > 1])
+    if found.ndim == 2:
+        found = found[..., np.newaxis]
+    elif found.ndim == 3:
+        ends = {"first": found.shape[0], "last": found.shape[-1]}
+        fits = [end for end, side in ends.items() if side == channels]
+        if axis is None and len(fits) > 1:
+            raise IjepaError(
+                f"pixels of shape {shape}, whose first and last axis could both be the channels; "
+                f"say which with --set channel_axis=first or channel_axis=last"
+            )
+        if (axis or "".join(fits)) == "first":
+            found = np.moveaxis(found, 0, -1)
+    if found.ndim != 3 or found.shape[-1] != channels or not found.size:
+        raise IjepaError(f"pixels of shape {shape}, expected {channels} channels")
+    return found
+
+
+def _of_npy(content: bytes) -> Array:
+    """An array as its header says; no object is unpickled, no more memory taken than it has."""
+    file = io.BytesIO(content)
+    form = np.lib.format
+    is_first = form.read_magic(file) == (1, 0)
+    read_header = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(file)
+    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def _of_tiff(content: bytes, max_pixels: int) -> tuple[Array, bool]:
+    """The first image or stack of pages of a TIFF; does it hold others?"""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise IjepaError("TIFF needs tifffile: pip install tifffile imagecodecs") from error
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults are told once, below
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        first = file.series[0]
+        width, height = sorted((1, 1, *first.shape))[-2:]
+        check_size(height, width, max_pixels)
+        return first.asarray(), len(file.series) > 1
+
+
+def _of_picture(content: bytes, max_pixels: int) -> Array:
+    """(height, width) or (height, width, channels) of PNG, JPEG and the like."""
+    if content.startswith(PNG) and len(content) > 26:
+        width, height, bits, kind = PNG_HEADER.unpack_from(content, 16)
+        if bits == 16 and kind:  # of which Pillow keeps 8 bits
+            check_size(height, width, max_pixels)
+            try:
+                import imagecodecs
+            except ImportError as error:
+                raise IjepaError(
+                    "16-bit PNG in colour needs imagecodecs: pip install tifffile imagecodecs"
+                ) from error
+            found: Array = imagecodecs.png_decode(content)
+            return found
+    with opened(content, max_pixels) as image:
+        modes = {"P": "RGB", "PA": "RGBA", "1": "L"}
+        return np.asarray(image.convert(modes[image.mode]) if image.mode in modes else image)
+
+
+class DenseLabel(Config):
+    """What the maps of one dense label hold: for each pixel a class, or depth along the axis."""
+
+    kind: Literal["classes", "depth"] = "classes"
+    names: tuple[str, ...] | None = None  # of classes 0, 1, ...; None if not yet counted, or depth
+    first: int = 0  # the value of class 0 in a file; pixels of lower values are ignored
+    ignored: int = 255  # the value of further pixels that are ignored
+    scale: float = 0.001  # units of depth in one level of an integer file; floats are in units
+    unit: str = "m"  # of depth
+
+    def with_names(self, num_classes: int) -> "DenseLabel":
+        """The same, its classes called by their numbers if nothing has named them."""
+        if self.names is not None or self.kind == "depth":
+            return self
+        return self.model_copy(update={"names": tuple(map(str, range(num_classes)))})
+
+    @property
+    def dtype(self) -> str:
+        """Of maps in views: integers, whose largest value is of ignored pixels, or float32."""
+        if self.kind == "depth":
+            return "float32"
+        return "uint8" if self.names and len(self.names) <= np.iinfo(np.uint8).max else "uint16"
+
+
+def decode_dense(content: bytes, label: DenseLabel) -> Array:
+    """(height, width) of a PNG or `.npy` file: class numbers or depth, see `DenseLabel.dtype`.
+
+    Depth is 0 where it is not known.
+
+    Raises:
+        IjepaError: it is no such file, has several channels, or holds a class that is not named.
+    """
+    try:
+        if content.startswith(NPY):
+            values = _of_npy(content)
+        else:
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+                values = np.asarray(image)
+    except BROKEN as error:
+        raise IjepaError(f"not a PNG or .npy file: {error}") from error
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise IjepaError(f"{values.dtype} of shape {values.shape}, not (height, width) of numbers")
+    if label.kind == "depth":
+        depth: Array = values.astype(np.float32)
+        depth *= 1 if values.dtype.kind == "f" else np.float32(label.scale)
+        return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+    if values.dtype.kind == "f":
+        raise IjepaError("floats, where classes are integers")
+    numbers, largest = values.astype(np.int64) - label.first, np.iinfo(label.dtype).max
+    is_ignored = (numbers < 0) | (values == label.ignored)
+    highest = int(numbers[~is_ignored].max(initial=0))
+    if highest >= (largest if label.names is None else len(label.names)):
+        raise IjepaError(
+            f"the value {highest + label.first}, but classes end at "
+            f"{len(label.names or range(largest)) - 1 + label.first}"
+        )
+    return np.where(is_ignored, largest, numbers).astype(label.dtype)

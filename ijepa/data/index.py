@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
-from ijepa.data.dense import DenseLabel
+from ijepa.data.decode import DenseLabel
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.text import did_you_mean
@@ -29,6 +29,7 @@ UNREADABLE = (
     RecursionError, LookupError, AttributeError, tokenize.TokenError,
 )  # fmt: skip
 
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 

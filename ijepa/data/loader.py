@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ijepa.config import DataConfig, Interpolation, Size, height_width
-from ijepa.data.channels import decode_image, image_size
-from ijepa.data.dense import Map
-from ijepa.data.names import Ints, image_ids
-from ijepa.data.processes import processes
-from ijepa.data.shards import SplitReader
+from ijepa.data.decode import Array, decode_image, image_size
+from ijepa.data.index import Ints
+from ijepa.data.shards import SplitReader, image_ids
 from ijepa.distributed import moved
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
@@ -39,6 +37,7 @@ from ijepa.jepa.augment import (
 )
 from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.progress import Progress, silent
+from ijepa.world import processes
 
 # Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
@@ -268,7 +267,7 @@ def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
 
 
-def dense_view(values: Map, plan: ViewPlan) -> Map:
+def dense_view(values: Array, plan: ViewPlan) -> Array:
     """The part of a map (h, w) that the evaluation view of its image shows: (height, width).
 
     By nearest neighbours; a map may be smaller or larger than its image.
@@ -279,7 +278,7 @@ def dense_view(values: Map, plan: ViewPlan) -> Map:
         left, top, right, bottom = evaluation_box(height, width, size, plan.crop_fraction)
     down = (top + (np.arange(size[0]) + 0.5) * (bottom - top) / size[0]).astype(np.int64)
     across = (left + (np.arange(size[1]) + 0.5) * (right - left) / size[1]).astype(np.int64)
-    view: Map = values[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]
+    view: Array = values[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]
     return view
 
 

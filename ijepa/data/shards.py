@@ -3,6 +3,7 @@
 Labels and keys come from the index alone; the tars are read for images only.
 """
 
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ijepa.config import PixelStats, StrPath
-from ijepa.data.channels import decode_image
-from ijepa.data.dense import NPY, Map, decode_dense
+from ijepa.config import Config, PixelStats, StrPath
+from ijepa.data.decode import NPY, Array, decode_dense, decode_image
 from ijepa.data.index import (
     DENSE,
     INDEX,
     LABEL,
+    Ints,
     Rows,
     SetIndex,
     SplitIndex,
@@ -28,18 +29,19 @@ from ijepa.data.index import (
     parsed_index,
     rows_path,
 )
-from ijepa.data.names import ImageIds, Ints, image_ids
 from ijepa.errors import IjepaError
-from ijepa.files import names_in, naming, read_json
-from ijepa.progress import Progress, silent
-from ijepa.records import refuse_changed
+from ijepa.files import file_sha256, names_in, naming, read_json
+from ijepa.progress import Progress, automatic, silent
+from ijepa.records import read_record, refuse_changed
 from ijepa.text import did_you_mean
 
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
 BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 EVERY = slice(None)
+SHOWN_FILES = 5  # in an error
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 
+ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 Numbers = list[int] | Ints | slice
 Transform = Callable[[Any], Any]  # such as those of torchvision
 
@@ -280,7 +282,7 @@ class SplitReader:
         self._checked[number] = 1
         return image
 
-    def read_map(self, number: int, name: str) -> Map:
+    def read_map(self, number: int, name: str) -> Array:
         """The map of one dense label of a sample, see `decode_dense`; raises as `read_image`."""
         columns = ("shard", *(f"{DENSE}{name} {one}" for one in ("offset", "bytes", "crc32")))
         place = (int(self._rows[number][column]) for column in columns)
@@ -371,6 +373,61 @@ def open_shards(folder: StrPath) -> ShardSet:
             raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
     refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
     return ShardSet(folder, index)
+
+
+class ShardCheck(Config):
+    """A shard set that was found undamaged: what was read of it."""
+
+    out: Path
+    files: int
+    bytes: int
+    samples: int
+
+
+def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
+    """Compare every file of a shard set with the checksums that were taken when it was written.
+
+    Raises:
+        IjepaError: not a whole shard set, or files that are damaged, which are named.
+    """
+    folder = Path(folder)
+    index = open_shards(folder).index
+    recorded = (read_record(folder) or {}).get("files", {})  # nothing if it was not copied along
+    rows = {rows_path(folder, split).name: split for split in index.splits}
+    expected = dict.fromkeys(rows) | {name: facts["sha256"] for name, facts in recorded.items()}
+    expected |= {shard.name: shard.sha256 for one in index.splits.values() for shard in one.shards}
+    damaged = []
+    for number, (name, sha256) in enumerate(expected.items(), start=1):
+        is_whole = (folder / name).is_file()
+        if is_whole and name in rows:
+            split = index.splits[rows[name]]
+            found = load_rows(folder, rows[name], split.labels, split.dense)
+            is_whole = zlib.crc32(found.data) == split.index_crc32
+        if not is_whole or sha256 not in (None, file_sha256(folder / name)):
+            damaged.append(name)
+        progress("check files", number, len(expected))
+    if damaged:
+        more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
+        raise IjepaError(
+            f"{folder}: {len(damaged):,} of {len(expected):,} files "
+            f"{'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged[:SHOWN_FILES])}"
+            f"{more}. Copy the shard set again, or shard again with --force."
+        )
+    size_bytes = sum((folder / name).stat().st_size for name in expected)
+    samples = sum(split.samples for split in index.splits.values())
+    return ShardCheck(out=folder, files=len(expected), bytes=size_bytes, samples=samples)
+
+
+def image_ids(images: Iterable[bytes]) -> ImageIds:
+    """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
+    digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
+    return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it
+
+
+def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
+    """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
+    alike = np.intersect1d(train, test)
+    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))
 
 
 def is_remote(data: StrPath) -> bool:

@@ -32,14 +32,13 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
 from ijepa.config import PixelStats
-from ijepa.data.channels import decode_image
+from ijepa.data.decode import Pixels, decode_image
 from ijepa.data.index import INDEX, parsed_index
 from ijepa.data.loader import Batch, StepPlan, random_crop
-from ijepa.data.names import expanded
 from ijepa.data.shards import Sample
+from ijepa.data.sources.names import expanded
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
-from ijepa.jepa.augment import Pixels
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "npy")

@@ -20,18 +20,25 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ijepa.config import Config, ShardConfig
-from ijepa.data.channels import Measured, image_size, measured, merged, take_channels
-from ijepa.data.decode import Taken, take_in
-from ijepa.data.dense import DenseLabel, take_in_dense
+from ijepa.data.decode import DenseLabel, image_size
 from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
-from ijepa.data.names import readable
 from ijepa.data.plan import PlannedShard
-from ijepa.data.processes import end_with_parent, processes, starting
 from ijepa.data.sources.items import FAULT, Item
+from ijepa.data.sources.names import readable
 from ijepa.data.sources.tables import RowReader, in_table
+from ijepa.data.take import (
+    Measured,
+    Taken,
+    measured,
+    merged,
+    take_channels,
+    take_in,
+    take_in_dense,
+)
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
+from ijepa.world import end_with_parent, processes, starting
 
 ROWS, REPORT = ".npy", ".json"  # beside a tar until the set is published
 SHOWN_BAD = 5  # in an error
@@ -178,7 +185,8 @@ def _write_shard(
                 taken = take(content, config)
                 maps = _take_in_maps(item, dense, taken, config)
                 if taken.pixels is not None:
-                    pixels = measured(pixels, taken.pixels, path)
+                    now = measured(taken.pixels, path)
+                    pixels = merged([pixels, now]) if pixels else now
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ijepa.compute import LinearKernel, computing, pick_linear
 from ijepa.config import DataConfig, PixelStats, Precision, Size, StrPath, height_width
-from ijepa.data.channels import checked_pixels, read_pixels
-from ijepa.data.decode import decode_rgb, rgb_pixels
+from ijepa.data.decode import checked_pixels, decode_rgb, read_pixels, rgb_pixels
 from ijepa.distributed import uses_bf16
 from ijepa.errors import IjepaError
 from ijepa.files import no_file

@@ -13,8 +13,8 @@ from torch import Tensor
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
+from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, StepPlan, ViewBatches, ViewPlan
-from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
     from_rank_0,

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
+from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepPlan
-from ijepa.data.names import Ints
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import (

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.data.channels import decode_image
+from ijepa.data.decode import decode_image
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import Sample
 from ijepa.distributed import gather_rows, uses_bf16

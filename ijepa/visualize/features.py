@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ijepa.config import EmbeddingConfig, NeighborsConfig
-from ijepa.data.channels import decode_image
+from ijepa.data.decode import decode_image
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features
 from ijepa.figures.draw import Floats, Ints, Pixels, sheet

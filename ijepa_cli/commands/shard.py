@@ -71,8 +71,7 @@ def shard(
     require_label: Label = None,
 ) -> None:
     """Write the images of SOURCE as a shard set: WebDataset tars with an index."""
-    from ijepa.data.check import check_shards
-    from ijepa.data.shards import open_shards
+    from ijepa.data.shards import check_shards, open_shards
     from ijepa.shard import shard as run
 
     if check:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ijepa.data.decode import size_of
+from ijepa.data.decode import image_size
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Item, Labels, Packed, Request, as_png, packed
 from ijepa.data.sources.names import LABEL
@@ -115,7 +115,7 @@ def _as_cifar(found: Found, published: Cifar, where: str) -> Found:
             if not is_checked and not wrong and item.split in splits:
                 is_checked = True
                 with contextlib.suppress(IjepaError):  # a damaged image is told when it is decoded
-                    height, width = size_of(Entry(item.path, *item[3:6]).read())
+                    height, width = image_size(Entry(item.path, *item[3:6]).read())
                     if (height, width) != (SIDE_PX, SIDE_PX):
                         wrong = f"{item.path} of {width} x {height} pixels"
             if wrong:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ijepa.config import StrPath
-from ijepa.data.dense import DenseLabel
-from ijepa.data.names import read_lines, without_suffix
+from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.items import Found, Item, Place, Request, Source
-from ijepa.data.sources.names import SPLITS, kind_of
+from ijepa.data.sources.names import SPLITS, kind_of, read_lines, without_suffix
 from ijepa.data.sources.trees import Entry, Tree, digest_of, walk
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of

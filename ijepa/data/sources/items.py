@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ijepa.data.dense import DenseLabel
+from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.names import SPLITS, UNKNOWN, check_split_name, class_name
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
@@ -66,6 +66,14 @@ class Request(NamedTuple):
 Found = tuple[Mapping[str, Labels], Callable[[AbstractSet[str]], Iterable[Item]], Counter[str]]
 
 
+def no_members(where: str) -> IjepaError:
+    """The error that says where `--member` has a meaning."""
+    return IjepaError(
+        f"--member chooses an image of WebDataset samples or a column of tables; {where} is "
+        f"neither. Leave it out, or name webdataset:PATH or parquet:PATH if it is one."
+    )
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set that can be read image by image."""
@@ -74,6 +82,7 @@ class Source:
     digest: Callable[[], str]  # changes when the source may have changed; reads no image
     find: Callable[[Request], Found]
     where: Path | None = None  # the user's file or folder; None for rendered images
+    has_members: bool = False  # may a sample hold several images, of which `--member` chooses one?
     dense: Mapping[str, DenseLabel] = field(default_factory=dict)  # what maps images have
 
     def read(self, request: Request) -> Contents:
@@ -82,6 +91,8 @@ class Source:
         Raises:
             IjepaError: what is there cannot be understood, or lacks a split.
         """
+        if request.member and not self.has_members:
+            raise no_members(self.name)
         splits, items, left_out = self.find(request)
         # A split may be asked for by another usual name of its own.
         asked = {one if one in splits else SPLITS.get(one.lower(), one) for one in request.splits}

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from ijepa.data.index import refuse_shard_set
-from ijepa.data.names import expanded
 from ijepa.data.sources import lists
 from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
 from ijepa.data.sources.clevr import find_scenes, read_clevr
 from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.items import Found, Request, Source
+from ijepa.data.sources.items import Found, Request, Source, no_members
+from ijepa.data.sources.names import expanded
 from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.data.sources.tables import PARQUET, is_table, read_tables, table_source
 from ijepa.data.sources.torchvision_sets import torchvision_set
@@ -57,14 +57,15 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
         return _tables(text)
     if is_list and Path(text).is_file():
         return lists.listed_images(Path(text))
-    return _tree(text, partial(_by_layout, folders_are_classes=folders_are_classes))
+    find = partial(_by_layout, folders_are_classes=folders_are_classes)
+    return replace(_tree(text, find), has_members=True)
 
 
 def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Found:
     for kind in CIFAR:
         if find_cifar(tree, kind) is not None:
             raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
-    if any(find_scenes(tree)[1].values()):
+    if not asked.member and any(find_scenes(tree)[1].values()):
         return read_clevr(tree, asked)
     tables = [] if tree.outline else [one for one in tree.entries() if is_table(one.path)]
     if tables and not tree.is_packed:
@@ -72,10 +73,7 @@ def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Foun
     if not folders_are_classes and tree.is_packed and (asked.member or is_labelled(tree)):
         return read_webdataset(tree, asked)
     if asked.member:
-        raise IjepaError(
-            f"--member chooses an image of WebDataset samples or a column of tables; {tree.where} "
-            f"is neither. Name it webdataset:{tree.where} if it is one."
-        )
+        raise no_members(tree.where)
     return read_folders(tree, asked, folders_are_classes=folders_are_classes)
 
 
@@ -143,6 +141,6 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "places365": lambda text: _folder(text, lists.places365),
     "scenes": rendered_scenes,
     "torchvision": torchvision_set,
-    "webdataset": lambda text: _tree(text, read_webdataset),
+    "webdataset": lambda text: replace(_tree(text, read_webdataset), has_members=True),
     **{kind: partial(_published, kind=kind) for kind in LAYOUTS},
 }

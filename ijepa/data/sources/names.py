@@ -1,13 +1,24 @@
-"""What names of files, folders, splits and classes mean, for all sources."""
+"""Names of images, files, splits and classes; lists that choose images; braces for many files."""
 
+import itertools
+import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from braceexpand import braceexpand
 
 from ijepa.config.values import is_file_name
 from ijepa.errors import IjepaError
+from ijepa.files import no_file
 
+ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
+SHOWN_LINES = 3  # in an error
+BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
+MOST_BRACES = 10  # pairs in one name; each makes every name slower to expand
 LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
 IMAGE_SUFFIXES = (
@@ -27,6 +38,135 @@ SPLIT_NAME = re.compile(
     r"(?:[-_. ]?(?:set|images?|imgs?|data|split|folder|x\d*|part[-_. ]?\d*|\d+))*",
     re.ASCII | re.IGNORECASE,
 )
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+log = logging.getLogger(__name__)
+
+
+def sample_key(split: str, name: str) -> tuple[str, str]:
+    """Key and suffix of the image `name` of a split.
+
+    The key is `<split>/<name without suffix>`, percent-encoded where WebDataset readers or file
+    systems would stumble; `/`, spaces and letters of any script stay as they are.
+    """
+    stem, suffix = without_suffix(name)
+    return f"{split}/{_escaped(stem)}", _escaped(suffix)
+
+
+def without_suffix(name: str) -> tuple[str, str]:
+    """A path without the suffix of its file, and that suffix without its dot."""
+    stem, _, suffix = name.rpartition(".")
+    return (stem, suffix) if stem and suffix and "/" not in suffix else (name, "")
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
+        if letter in ESCAPED or not letter.isprintable()
+        else letter
+        for letter in text
+    )
+
+
+def readable(text: str) -> str:
+    """Escape bytes that are not UTF-8, so that a name can be hashed and printed."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list of images that are not blank, each once, in their order.
+
+    Raises:
+        IjepaError: there is no such file, or it is empty.
+    """
+    if not path.is_file():
+        raise IjepaError(f"{no_file(path, 'list')}.")
+    lines = (line.strip() for line in path.read_text(errors="surrogateescape").splitlines())
+    found = [line for line in dict.fromkeys(lines) if line]
+    if not found:
+        raise IjepaError(f"{path} lists nothing; write one key or file name a line.")
+    return found
+
+
+class ImageList:
+    """A list that chooses images: keys, paths or file names (of all images called so), one a line.
+
+    With `drop_suffix`, names without suffix match lines that have one, too.
+    """
+
+    def __init__(self, path: Path, *, drop_suffix: bool = False) -> None:
+        self._path, self._lines = path, read_lines(path)
+        self._matched = Counter[str]()  # images by line
+        self._by_name = defaultdict(set)
+        for line in self._lines:
+            self._by_name[line].add(line)
+            if drop_suffix:
+                self._by_name[without_suffix(line)[0]].add(line)
+
+    def chooses(self, *paths: str) -> bool:
+        """Is an image chosen: its key or one of its paths, with or without folders and suffix?"""
+        names = {*paths, *(without_suffix(path)[0] for path in paths)}
+        names |= {name.rpartition("/")[2] for name in names}
+        found = {line for name in names for line in self._by_name.get(name, ())}
+        self._matched.update(found)
+        return bool(found)
+
+    def check(self, what: str) -> None:
+        """Refuse lines that chose no `what`, such as `training image`; warn of several."""
+        count = len(self._lines)
+        lost = [line for line in self._lines if not self._matched[line]]
+        if lost:
+            raise IjepaError(
+                f"{self._path}: {len(lost):,} of {count:,} lines name no {what}, such as "
+                f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
+            )
+        several = [line for line in self._lines if self._matched[line] > 1]
+        if several:
+            log.warning(
+                "%s: %d of %d lines name several images each, such as %s; write keys or paths to "
+                "name one.", self._path, len(several), count, several[0],
+            )  # fmt: skip
+
+
+def listed(path: Path, keys: Sequence[str]) -> Ints:
+    """Numbers of the training images that a list names, ascending: the published 1% of ImageNet.
+
+    Args:
+        path: see `ImageList`; with or without suffixes.
+        keys: of the images, `<split>/<path without suffix>`.
+
+    Raises:
+        IjepaError: there is no such file, it is empty, or a line names no image.
+    """
+    images = ImageList(path, drop_suffix=True)
+    chosen = (images.chooses(key, key.partition("/")[2]) for key in keys)
+    numbers = [number for number, is_chosen in enumerate(chosen) if is_chosen]
+    images.check("training image")
+    return np.array(numbers, dtype=np.int64)
+
+
+def expanded(text: str, most: int) -> tuple[str, ...]:
+    """The names that `set-{000..009}.tar` stands for.
+
+    Raises:
+        IjepaError: more than `most`, too many pairs of braces, or some that do not end.
+    """
+    try:
+        if text.count("{") > MOST_BRACES:
+            raise ValueError(f"they are more than {MOST_BRACES} pairs")
+        # braceexpand writes down a whole range before it gives the first name.
+        ranges = BRACE_RANGE.findall(text)
+        is_long = any(abs(int(end) - int(start)) >= most for start, end in ranges)
+        names = () if is_long else tuple(itertools.islice(braceexpand(text), most + 1))
+        if is_long or len(names) > most:
+            raise ValueError(f"they stand for more than {most:,} names")
+    except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
+        raise IjepaError(
+            f"The braces of {text:.200} cannot be expanded: {error}; write braces as in "
+            f"set-{{000000..000146}}.tar."
+        ) from error
+    return names
 
 
 def check_split_name(split: str, where: str) -> str:

@@ -18,11 +18,11 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ijepa.config import Config, validated
-from ijepa.data.dense import DenseLabel
-from ijepa.data.processes import end_with_parent, processes, starting
+from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
 from ijepa.data.sources.items import Found, PackedDense, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
+from ijepa.world import end_with_parent, processes, starting
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]

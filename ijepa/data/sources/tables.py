@@ -76,7 +76,8 @@ def table_source(name: str, paths: Sequence[Path]) -> Source:
     if not files:
         raise IjepaError(f"{name} holds no {PARQUET} or {ARROW} file.")
     digest = digest_of(files)
-    return Source(name, lambda: digest, lambda asked: read_tables(files, name, asked), paths[0])
+    find = partial(read_tables, files, name)
+    return Source(name, lambda: digest, find, paths[0], has_members=True)
 
 
 def read_tables(files: Sequence[Entry], where: str, asked: Request) -> Found:
