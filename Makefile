@@ -135,7 +135,7 @@ docs: tools ## Build the documents into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## Remove what stages made for NAME, and report.html; what has no record of theirs stays.
-	@$(BIN)/python -m ijepa_cli.clean shards/$(NAME) $(if $(value ENCODER),,runs/$(NAME)) \
+	@$(BIN)/python -m ijepa_cli.make clean shards/$(NAME) $(if $(value ENCODER),,runs/$(NAME)) \
 	  runs/$(NAME).features/ runs/$(NAME).probes/ runs/$(NAME).pictures/ runs/$(NAME).html report.html
 	@rm -f $(SETTINGS)
 
@@ -218,7 +218,7 @@ $(PICTURES)/neighbors.png.stage.json: $(SETTINGS) \
 # Which LABELS there are is known when the shard set is made: make reads this file again then.
 report: shard ## All of these -> REPORT, a page.
 	@$(MAKE) --no-print-directory --old-file=shard page \
-	  $(if $(NEEDS_IT),,LABELS="$$($(BIN)/python -m ijepa_cli.labels $(SHARDS) $(TRAIN) $(SCORED))")
+	  $(if $(NEEDS_IT),,LABELS="$$($(BIN)/python -m ijepa_cli.make labels $(SHARDS) $(TRAIN) $(SCORED))")
 
 page: probe pictures
 	@$(if $(LABELS),,for of in target random; do $(IJEPA) features diagnose $(FEATURES)/$$of.test.h5 || exit 1; done)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ijepa.train.classifier import Classifier
     from ijepa.train.finetuning import FinetuneTask, LabelledImages
 
+    Parts = tuple[LabelledImages, LabelledImages, LabelledImages]  # to train on, held out, to test
+
 VERSION = 10
 
 log = logging.getLogger(__name__)
@@ -146,23 +148,17 @@ def _classifier(config: FinetuneConfig, vit: "Encoder", num_classes: int) -> "Cl
     import torch
 
     from ijepa.encoders.base import CLASS_TOKEN
-    from ijepa.train import classifier
+    from ijepa.train.classifier import Classifier
 
-    return classifier.Classifier(
-        vit.network,
-        num_classes,
-        config.drop_path,
-        torch.Generator().manual_seed(config.seed),
-        class_token=vit.pooling == CLASS_TOKEN,
-        freeze=config.freeze,
-    )
+    generator, has_token = torch.Generator().manual_seed(config.seed), vit.pooling == CLASS_TOKEN
+    sizes = vit.network, num_classes, config.drop_path
+    return Classifier(*sizes, generator, class_token=has_token, freeze=config.freeze)
 
 
 def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, FinetuneConfig]:
     """The shard set, and the configuration with the name of the test split filled in."""
     data = open_shards(Path(shards))
-    test = data.named_split(config.test_split, config.split)
-    fitted = {"test_split": test}
+    fitted = {"test_split": data.named_split(config.test_split, config.split)}
     if data.pixels and config.randaugment:
         log.warning("RandAugment is left out: it is made for 8-bit RGB images")
         fitted["randaugment"] = ""
@@ -204,9 +200,8 @@ def _train(
     from ijepa.train import finetuning, loop
 
     train, held, test = parts = _images(data, config, subset)
-    vit, images = _trainable(data, config), len(train.chosen)  # what may be refused first
-    repeats = _repeats(train, test, world, progress)
-    batch = _batch(config, images, world.size)
+    vit, batch = _trainable(data, config), _batch(config, len(train.chosen), world.size)
+    repeats = _repeats(train, test, world, progress)  # reads images, so all else is refused before
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = _classifier(config, vit, int(train.labels.max()) + 1)
@@ -223,9 +218,7 @@ def _train(
     from_rank_0(world, publish)
 
 
-def _images(
-    data: ShardSet, config: FinetuneConfig, subset: StrPath | None
-) -> "tuple[LabelledImages, LabelledImages, LabelledImages]":
+def _images(data: ShardSet, config: FinetuneConfig, subset: StrPath | None) -> "Parts":
     """Images to train on, held out of these, and to test on; classes are counted from 0."""
     from ijepa.train.finetuning import LabelledImages
 
@@ -284,7 +277,7 @@ def _score(
     data: ShardSet,
     vit: "Encoder",
     task: "FinetuneTask",
-    parts: "tuple[LabelledImages, LabelledImages, LabelledImages]",
+    parts: "Parts",
     predicted: Ints,
     repeats: tuple[str, ...],
 ) -> Score:
@@ -293,11 +286,11 @@ def _score(
 
     config, cuts, (train, held, test) = task.config, task.cuts, parts
     correct = (predicted == test.labels)[np.newaxis]
-    own = FinetuneConfig(encoder=config.encoder, protocol=config.protocol)
+    own = dict(FinetuneConfig(encoder=config.encoder, protocol=config.protocol))
     deviations = [
-        f"{name} {chosen}, not {wanted}"
+        f"{name} {chosen}, not {own[name]}"
         for name, chosen in config
-        if name not in ASIDE and chosen != (wanted := getattr(own, name))
+        if name not in ASIDE and chosen != own[name]
     ]
     if cuts.batch_size != config.batch_size:
         deviations.append(f"batches of all {len(train.chosen):,} images")

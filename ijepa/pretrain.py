@@ -12,6 +12,7 @@ from ijepa.data.shards import SplitReader, is_remote, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import read_metrics, sibling, write_bytes
+from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.recipes.choice import begun_with, choose, settings_for
@@ -118,9 +119,11 @@ def pretrain(
     plan = StagePlan(
         "pretrain", VERSION, config, inputs, Path(out), precious, is_folder=True, ignored=ignored
     )
+    start = tuple(Path(path) if path else None for path in (init, prolong))
     with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
-            _train(work, config, images, runtime, world, (init, prolong), progress)
+            told = progress if world.is_rank_0 else silent
+            _train(work, config, images, runtime, world, start, told)
     last = read_metrics(plan.out / "metrics.jsonl")[-1]
     numbers = {name: last[name] for name in PretrainResult.model_fields if name in last}
     size, steps = config.data.batch_size, last["step"]
@@ -133,17 +136,20 @@ def _train(
     images: "SplitReader | RemoteSplit",
     runtime: Runtime,
     world: World,
-    started_from: tuple[StrPath | None, StrPath | None],
+    start: tuple[Path | None, ...],
     progress: Progress,
 ) -> None:
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
-    from ijepa.train import checkpoint, loop, pretraining, stopping
+    from ijepa.train import checkpoint, loop, pretraining
+    from ijepa.train.prolong import take_over
 
-    init, prolong = (Path(path) if path else None for path in started_from)
-    last, networks, adapted = work.folder / checkpoint.LAST, None, None
-    told = progress if world.is_rank_0 else silent
+    (init, prolong), last = start, work.folder / checkpoint.LAST
+    source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
+    facts = {"seed": config.seed, "command": runtime.command, "source": source}
+    facts |= {"images": len(images)}
+    facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
 
     def begin() -> None:
         if config.data.batch_size % world.size:
@@ -152,32 +158,26 @@ def _train(
                 f"{world.size} processes."
             )
         if prolong and not last.exists():
-            checkpoint.take_over(prolong, work, config, steps_per_epoch(len(images), config))
+            take_over(prolong, work, config, steps_per_epoch(len(images), config))
 
     from_rank_0(world, begin)
+    networks = None
     if init:
         found = read_networks(init, config.encoder.arch).parts
         parts, adapted = pretraining.adapted_parts(found, config.data.num_channels)
         networks = None if last.exists() else (str(init), parts)
+        facts |= {"adapted": adapted} if adapted else {}
         if adapted and networks and world.is_rank_0:
             log.warning("%s is adapted: %s", init, adapted)
-    task = pretraining.PretrainTask(config, images, runtime, world, networks, told)
+    task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
     if runtime.pictures:
         task.draw = _drawing(config)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    with stopping.stop_requests():  # a signal after the last step does not keep it from its end
-        loop.fit(task, work.folder, told)
-        facts = {
-            "seed": config.seed,
-            "device": task.device_name(),
-            "command": runtime.command,
-            "source": open_shards(images.folder).source if isinstance(images, SplitReader) else "",
-            "images": len(images),
-            **task.bad_samples(),
-            **{n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path},
-            **({"adapted": adapted} if adapted else {}),
-        }
+        work.note({"source": source})  # for pages of a run that is still training
+    with loop.stop_requests():  # a signal after the last step does not keep it from its end
+        loop.fit(task, work.folder, progress)
+        facts |= {"device": task.device_name(), **task.bad_samples()}
         from_rank_0(world, lambda: work.publish(facts))
 
 
@@ -340,24 +340,6 @@ def plan_training(
         bf16=bf16,
         memory_gb=memory / 1e9,
     )
-
-
-def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
-    """Full batches only, as published (drop_last); an `IjepaError` if there is not even one."""
-    batch_size, held_out = config.data.batch_size, config.watch.num_images
-    num_trained = num_images - held_out if config.watch.held_out else num_images
-    if num_trained < batch_size and num_trained < num_images:
-        raise IjepaError(
-            f"The data holds {num_images:,} images, and watch.held_out leaves {held_out:,} of them "
-            f"out: fewer than one batch of {batch_size:,} are left. Lower watch.num_images or "
-            f"data.batch_size."
-        )
-    if num_trained < batch_size:
-        raise IjepaError(
-            f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "
-            f"lower it with --set data.batch_size={max(1, num_images // 4)}."
-        )
-    return num_trained // batch_size
 
 
 def _open(

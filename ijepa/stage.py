@@ -86,7 +86,12 @@ class Work:
     plan: StagePlan
     folder: Path  # `<out>.partial/`; may hold what an interrupted run left
     cached: bool  # the output is there already, made by the same plan: do nothing
-    started: float = field(default_factory=time.time)  # seconds since the epoch
+    # Seconds since the epoch, less those that earlier processes have worked.
+    started: float = field(default_factory=time.time)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Add to what is known of the output while it is being made, see `work_note`."""
+        write_json(self.folder / "work.json", {**(work_note(self.folder) or {}), **facts})
 
     def publish(self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
         """Make the whole folder the output, or the file of the output's name in it alone.
@@ -165,10 +170,10 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
             return
         if runtime.about:
             log.info("%s", runtime.about if why == NEW else f"{runtime.about} ({why})")
-        _open_folder(plan, folder, runtime.force)
+        earlier = _open_folder(plan, folder, runtime.force)
         try:
             with naming(folder):
-                yield Work(plan, folder, cached=False)
+                yield Work(plan, folder, cached=False, started=time.time() - earlier)
         finally:
             if folder.exists() and not _files(folder):  # it failed before it made anything
                 remove(folder)
@@ -330,16 +335,24 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(name) for name in names if name.parts[0] != TRACKING)
 
 
-def _open_folder(plan: StagePlan, folder: Path, force: bool) -> None:
-    """Keep the partial work of the same plan; throw away that of any other."""
-    note = work_note(folder)
+def _open_folder(plan: StagePlan, folder: Path, force: bool) -> float:
+    """Keep the partial work of the same plan, throw away that of any other.
+
+    Returns the seconds that earlier processes worked: each to the last file that it wrote.
+    """
+    note, earlier = work_note(folder), 0.0
     if force or note is None or note.get("fingerprint") != plan.fingerprint:
         remove(folder)
         note = {**plan.described(), "fingerprint": plan.fingerprint, "forced": force}
+    elif begun := note.get("began"):
+        written = [(folder / name).stat().st_mtime for name in _files(folder)]
+        earlier = note.get("worked_seconds", 0.0) + max([0.0, *(when - begun for when in written)])
     folder.mkdir(exist_ok=True)
     for path in folder.rglob("*.tmp"):  # of `whole_file`, in a process that was killed
         path.unlink()
-    write_json(folder / "work.json", note)
+    now = {"began": time.time(), "worked_seconds": earlier}
+    write_json(folder / "work.json", note | now)
+    return earlier
 
 
 def _finished(plan: StagePlan, folder: Path) -> Path:

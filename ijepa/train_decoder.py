@@ -133,9 +133,8 @@ def _train(
         )
     cuts = run.data.model_copy(update={"batch_size": config.batch_size})
     crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
-    task = training.DecoderTask(
-        config, jepa, run, weights_sha256(jepa.state_dict()), crops, runtime
-    )
+    sha256 = weights_sha256(jepa.state_dict())
+    task = training.DecoderTask(config, jepa, run, sha256, crops, runtime)
     fit(task, work.folder, progress)
     numbers = evaluate.held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))

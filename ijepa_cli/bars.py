@@ -1,10 +1,9 @@
 """Progress of tasks: bars in a terminal, else a line now and then."""
 
-import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ijepa.progress import Progress, in_words
+from ijepa.progress import in_words
 from ijepa.text import printable
 
 LINE_SECONDS = 10.0  # between two lines of a task, where there is no terminal
@@ -217,16 +216,3 @@ class Lines(_Tasks):
         parts = [one.percent, counts, one.rate if one.per_second else "", left, *one.values]
         line = "  ".join(part for part in parts if part)
         self._console.print(f"{one.name}: {line}", highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def progress_on(console: Console) -> Iterator[Progress]:
-    """Draw what is reported inside on a console, by what it is."""
-    if not console.is_terminal:
-        yield Lines(console)
-        return
-    bars = Bars(console)
-    try:
-        yield bars
-    finally:
-        bars.live.stop()

@@ -7,6 +7,7 @@ import typer
 
 from ijepa.errors import IjepaError
 from ijepa.recipes import recipe_names
+from ijepa_cli.summary import opened
 
 
 def recipe(incomplete: str) -> list[str]:
@@ -25,10 +26,8 @@ def protocol(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def split(ctx: typer.Context, incomplete: str) -> list[str]:
     """Splits of the shard set that `--data` names."""
-    from ijepa.data.shards import open_shards
-
     try:
-        names = [*open_shards(ctx.params.get("data") or "").splits, "evaluation"]
+        names = [*opened(ctx.params.get("data") or "").splits, "evaluation"]
     except (IjepaError, OSError):
         return []
     return _begin_with(incomplete, names)

@@ -22,6 +22,7 @@ USAGE = 2
 RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be ended
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
+DISK_FULL = "the disk is full. Free some space and run the same command again to continue."
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
     "report", "recipes", "encoders", "convert",
@@ -66,7 +67,9 @@ def _options(
 
 
 for _name in COMMANDS:
-    importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}").register(app)
+    _part = importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}").app
+    app.registered_commands += _part.registered_commands
+    app.registered_groups += _part.registered_groups
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def main() -> None:
         sys.exit(_told(error))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            _say(f"Stopped; finished work is kept. {_to_continue()}")
+            _say_stopped("Stopped; finished work is kept.")
             is_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
             sys.exit(TERMINATED if is_sigterm else INTERRUPTED)
         elif ended.code == USAGE:
@@ -89,7 +92,9 @@ def main() -> None:
     except Exception as error:
         _end_workers()
         if isinstance(error, OSError) and error.errno is not None:
-            _fail(_system_message(error))
+            where = f"{error.filename}: " if error.filename else ""
+            is_full = error.errno == errno.ENOSPC
+            _fail(f"{where}{DISK_FULL if is_full else f'{error.strerror}.'}")
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
             _fail(f"{error.object} is not a UTF-8 name, which a library cannot read. Rename it.")
         _tell_machines(f"{type(error).__name__}: {error}")
@@ -102,15 +107,15 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _to_continue() -> str:
+def _say_stopped(what: object) -> None:
     forced = " without --force" if "--force" in sys.argv else ""
-    return f"To continue, run the same command{forced}."
+    _say(f"{what} To continue, run the same command{forced}.")
 
 
 def _told(error: IjepaError) -> int:
     """Tell the user, and say by which code to exit."""
     if isinstance(error, StoppedError):
-        _say(f"{error} {_to_continue()}")
+        _say_stopped(error)
         return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
     if isinstance(error, BrokenGroupError):
         _leave_it_to_rank_0()
@@ -125,15 +130,6 @@ def _end_workers() -> None:
     started = sys.modules.get("multiprocessing")
     for child in started.active_children() if started else ():
         child.kill()
-
-
-def _system_message(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return (
-            f"{where}the disk is full. Free some space and run the same command again to continue."
-        )
-    return f"{where}{error.strerror}."
 
 
 def _fail(message: str) -> NoReturn:

@@ -37,6 +37,14 @@ COMPLETED: dict[str, Callable[..., list[str]]] = {
 ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
 NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
 
+
+def _set(text: str) -> OptionInfo:
+    made: OptionInfo = typer.Option(
+        "--set", help=text, rich_help_panel=SETTINGS, metavar=FORMS["overrides"]
+    )
+    return made
+
+
 Json = Annotated[
     bool,
     typer.Option(
@@ -45,18 +53,14 @@ Json = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change a setting of the recipe, such as optimization.lr=0.001; repeatable.",
-        rich_help_panel=SETTINGS,
-        metavar=FORMS["overrides"],
-    ),
+    _set("Change a setting of the recipe, such as optimization.lr=0.001; repeatable."),
 ]
+Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 
 
 def stage(
     app: typer.Typer,
-    settings: type[Settings] | None = None,
+    settings: type[Settings] = Settings,
     shown: str = "",
     run: str = "",
     **how: Any,  # noqa: ANN401  # of Typer's `command`
@@ -78,34 +82,29 @@ def stage(
     def register(function: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(function).parameters.values()
         own = [one for one in parameters if one.name not in ("config", "runtime", "as_json")]
-        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        options = [context.replace(annotation=typer.Context)]
         fields, of_run = shown.split(), [*run.split(), *ANY_STAGE]
-        if settings:
-            needed = [name for name in fields if settings.model_fields[name].is_required()]
-            options += [_option(settings, name, MAIN) for name in needed]
-            options += [_formed(one) for one in own]
-            options += [_option(settings, name, SETTINGS) for name in fields if name not in needed]
-            taken = {*fields, *(one.name for one in own)}
-            hidden = [name for name in _single(settings) if name not in taken]
-            options += [_option(settings, name, SETTINGS, hidden=True) for name in hidden]
+        needed = [name for name in fields if settings.model_fields[name].is_required()]
+        taken = {*fields, *(one.name for one in own)}
+        hidden = [name for name in _single(settings) if name not in taken]
+        options = [
+            _parameter("ctx", typer.Context, ...),
+            *(_option(settings, name, MAIN) for name in needed),
+            *map(_formed, own),
+            *(_option(settings, name, SETTINGS) for name in fields if name not in needed),
+            *(_option(settings, name, SETTINGS, hidden=True) for name in hidden),
+        ]
+        fields += hidden
+        if fields:
             others = f": {', '.join(hidden)}" if hidden else ""
-            text = f"Any other setting; repeatable{others}."
-            override = typer.Option(
-                "--set", help=text, rich_help_panel=SETTINGS, metavar=FORMS["overrides"]
-            )
-            kind = Annotated[list[str] | None, override]
-            options.append(_parameter("overrides", kind, None))
-            fields = [*fields, *hidden]
-        else:
-            options += [_formed(one) for one in own]
+            override = _set(f"Any other setting; repeatable{others}.")
+            options.append(_parameter("overrides", Annotated[list[str] | None, override], None))
         options += [_option(Runtime, name, RUN) for name in of_run]
         options.append(_parameter("as_json", Json, False))
 
         @functools.wraps(function)
         def command(ctx: typer.Context, **values: Any) -> None:  # noqa: ANN401  # of the options
             arguments = {one.name: values[one.name] for one in own}
-            if settings:
+            if fields:
                 body = {name: values[name] for name in fields if _is_given(ctx, name)}
                 typed = {name: _flag(name) for name in body}
                 for override in values["overrides"] or ():
@@ -171,25 +170,24 @@ def _flag(name: str) -> str:
 def _option(
     settings: type[Settings], name: str, panel: str, *, hidden: bool = False
 ) -> inspect.Parameter:
-    field = settings.model_fields[name]
-    flag = _flag(name)
+    field, flag = settings.model_fields[name], _flag(name)
     kind = _type(field.annotation)
     default = ... if field.is_required() else field.default
     if default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     if isinstance(default, tuple) and get_origin(kind) is list:
         default = list(default) or None
-    text = " ".join((field.description or "").split())
     option = typer.Option(
         flag,
-        help=text,
+        help=" ".join((field.description or "").split()),
         rich_help_panel=panel,
         hidden=hidden,
         metavar=_form(name, kind),
         autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )
-    kind = kind if default is not None else kind | None
-    return _parameter(name, Annotated[kind, option], default)
+    return _parameter(
+        name, Annotated[kind if default is not None else kind | None, option], default
+    )
 
 
 def _formed(parameter: inspect.Parameter) -> inspect.Parameter:

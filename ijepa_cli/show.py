@@ -20,7 +20,7 @@ from ijepa.progress import Progress, silent
 from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
-from ijepa_cli.bars import progress_on
+from ijepa_cli.bars import Bars, Lines
 
 
 class Screen(Console):
@@ -38,18 +38,26 @@ screen = Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need
 stderr = Screen(stderr=True)
 
 
-def shown_progress() -> contextlib.AbstractContextManager[Progress]:
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress]:
     """Draw bars with rate and time left on stderr; without a terminal, a line every ten seconds."""
-    return progress_on(stderr) if is_main_process() else contextlib.nullcontext(silent)
+    if not is_main_process():
+        yield silent
+    elif not stderr.is_terminal:
+        yield Lines(stderr)
+    else:
+        bars = Bars(stderr)
+        try:
+            yield bars
+        finally:
+            bars.live.stop()
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
     """Print a result: as JSON for machines, else as `text`; once, if torchrun started several."""
-    if not is_main_process():
-        return
-    if as_json:
+    if as_json and is_main_process():
         print_json(result.model_dump(mode="json"))
-    elif text is not None:
+    elif text is not None and is_main_process():
         screen.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
 

@@ -26,6 +26,8 @@ from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import Encoder
 from ijepa.pretrain import plan_pretrain, plan_training, pretrain
 from ijepa.recipes import load_recipe
+from ijepa.records import read_record
+from ijepa.report import report
 from ijepa.shard import shard
 from ijepa.stage import Work
 from ijepa.train import loop
@@ -91,6 +93,9 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
     with pytest.raises(StopError):
         pretrain(shards, out, tiny_config, runtime, stop_at(320, UNIT))
     assert not out.exists()
+    report([out], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text().replace("<wbr>", "")
+    assert f"<dd>{read_record(run)['source']}</dd>" in page
     assert not pretrain(shards, out, tiny_config, CPU).cached
     assert metrics_of(out) == metrics_of(run)
     ours, theirs = (load_checkpoint(folder / LAST)["model"] for folder in (out, run))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -252,6 +253,18 @@ def test_half_written_files_of_a_killed_process_are_not_published(tmp_path):
     with exclusive_work(ours) as work:
         work.publish({})
     assert names_in(ours.out) == {"content", "stage.json"}
+
+
+def test_the_seconds_of_an_output_are_those_of_every_process_that_worked_on_it(tmp_path):
+    ours = plan(tmp_path / "out", is_folder=True)
+    folder = begin(ours, "content")
+    for _ in range(2):  # each process worked for an hour, then was killed; a day later it goes on
+        begin(ours)
+        began = json.loads((folder / "work.json").read_text())["began"]
+        os.utime(folder / "content", (began + 3600, began + 3600))
+    with exclusive_work(ours) as work:
+        work.publish({})
+    assert 7200 <= read_record(ours.out)["seconds"] < 7260
 
 
 def test_a_removal_that_is_killed_leaves_what_is_known_as_ours(tmp_path, monkeypatch):

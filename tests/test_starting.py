@@ -84,6 +84,7 @@ def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
         (["--prolong", "SHARDS"], "is no finished run of `ijepa pretrain`"),
         (["--prolong", "RUN"], "has 2 epochs; prolong it to more"),
         (["--prolong", "RUN", "--set", "seed=3"], "seed was 0, now 3"),
+        (["--prolong", "RUN", "--set", "watch.num_images=9"], "watch.num_images was 32, now 9"),
         (["--prolong", "RUN", "--set", "optimization.epochs=3"],
          "EMA momentum depends on the number of epochs from step 2 on"),
     ],

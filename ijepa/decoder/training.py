@@ -48,13 +48,8 @@ class DecoderTask(Task[Inputs]):
     ) -> None:
         """Make the networks, on the device and ready to train.
 
-        Args:
-            config: what to do.
-            jepa: the frozen networks; moved to the device.
-            run: configuration of these.
-            encoder_sha256: of their weights, written beside the decoder's.
-            crops: step -> random crops of `config.batch_size` images.
-            runtime: how to run.
+        So are the frozen networks `jepa`, of configuration `run`; the digest of their weights is
+        written beside the decoder's. `crops` are batches of `config.batch_size` images.
         """
         check_masks(run.grid, run.masks)
         super().__init__(config, runtime, World())
@@ -107,8 +102,7 @@ class DecoderTask(Task[Inputs]):
         self.optimizer.step()
         kept = min(config.ema, (1 + done) / (10 + done))  # less in the first steps, to forget them
         with torch.no_grad():
-            average: list[Tensor] = list(self.averaged.parameters())
-            newest: list[Tensor] = list(self._decoder.parameters())
+            average, newest = map(tuple, (self.averaged.parameters(), self._decoder.parameters()))
             torch._foreach_lerp_(average, newest, 1.0 - kept)
         return {"lr": lr, "loss": loss.detach()}
 

@@ -80,10 +80,8 @@ def step_bytes(
         has_copy = config.targets.space == "embeddings" and config.optimization.teacher == "bf16"
         weights += BF16_BYTES * (trained + encoder * has_copy)
     kept = activation_bytes(config, images, *masks, bf16=bf16, recompute=recompute)
-    gradients = FP32_BYTES * trained
-    if images < config.data.batch_size:
-        return weights + gradients + kept
-    return weights + max(gradients, kept)  # these come while those go
+    gradients, adds_up = FP32_BYTES * trained, images < config.data.batch_size
+    return weights + (gradients + kept if adds_up else max(gradients, kept))  # else one goes first
 
 
 def activation_bytes(
@@ -95,12 +93,11 @@ def activation_bytes(
     bf16: bool,
     recompute: bool = False,
 ) -> float:
-    """What the backward pass keeps for `images` images; an estimate, attention being fused.
+    """What the backward pass keeps, as `step_bytes`; an estimate, attention being fused.
 
-    Of a token a block keeps in fp32 the residual stream before each norm; in the computing type
-    each norm's output, queries, keys, values, what attention makes of them, and the MLP before and
-    after GELU. If blocks are recomputed, only what enters them is kept, and one block is whole at a
-    time.
+    For each token a block keeps the residual stream before each norm in fp32; in the computing type
+    each norm's output, queries, keys, values, the output of attention, and the MLP before and after
+    GELU. If blocks are recomputed, only their inputs are kept, and one block is whole at a time.
     """
     size, narrow, blocks = _networks(config)
     together = blocks * (context_patches + target_patches)
@@ -118,10 +115,8 @@ def activation_bytes(
     # Of the loss: predictions, targets, both in fp32, and the gradient.
     outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
     height, width = config.data.image_size
-    pictures = (
-        2 * config.data.num_channels * height * width * FP32_BYTES
-    )  # as an image and as patches
-    return images * (config.masks.draws_per_image * (kept + outputs) + pictures)
+    pixels = 2 * config.data.num_channels * height * width  # of an image, and of its patches
+    return images * (config.masks.draws_per_image * (kept + outputs) + FP32_BYTES * pixels)
 
 
 def _networks(config: PretrainConfig) -> tuple[Architecture, Architecture, int]:

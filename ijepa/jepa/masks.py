@@ -337,11 +337,5 @@ def mask_statistics(config: PretrainConfig, num_batches: int) -> MaskStatistics:
     patches_of = [np.multiply(shape[1:], shape[0] * count) for shape, count in shapes.items()]
     context_patches, target_patches = (np.sum(patches_of, axis=0) / images).tolist()
     _, largest_context, largest_target = np.max(list(shapes), axis=0).tolist()
-    return MaskStatistics(
-        context_patches,
-        target_patches,
-        largest_context,
-        largest_target,
-        set(shapes),
-        *seen / images,
-    )
+    largest = largest_context, largest_target
+    return MaskStatistics(context_patches, target_patches, *largest, set(shapes), *seen / images)

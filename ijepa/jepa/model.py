@@ -127,9 +127,8 @@ class IJepa(nn.Module):
     def renew_teacher(self) -> None:
         """Bring the copy up to date after the target encoder has changed."""
         for encoder in self._bf16_copy:
-            copies: list[Tensor] = list(encoder.parameters())
-            newest: list[Tensor] = list(self.target_encoder.parameters())
-            torch._foreach_copy_(copies, newest)
+            newest = tuple(self.target_encoder.parameters())
+            torch._foreach_copy_(tuple(encoder.parameters()), newest)
 
     def forward(self, images: Tensor, groups: list[Masks]) -> list[tuple[Tensor, Tensor]]:
         """Predictions and targets of each group of masks, both (M * images, T, target dim).
@@ -167,8 +166,7 @@ class IJepa(nn.Module):
 
 def build_ijepa(config: PretrainConfig) -> IJepa:
     """Make the networks of step 0; the target encoder starts as a copy of the context encoder."""
-    generator = torch.Generator().manual_seed(config.seed)
-    data = config.data
+    generator, data = torch.Generator().manual_seed(config.seed), config.data
     encoder = build_encoder(config.encoder, data.image_size, generator, data.num_channels)
     predictor = build_predictor(config, generator)
     return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
@@ -210,11 +208,10 @@ def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     """
     decayed: list[Tensor] = []
     exempt: list[Tensor] = []
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                is_exempt = parameter.ndim == 1 or name.endswith("bias")
-                (exempt if is_exempt else decayed).append(parameter)
+    for name, parameter in (named for module in modules for named in module.named_parameters()):
+        if parameter.requires_grad:
+            is_exempt = parameter.ndim == 1 or name.endswith("bias")
+            (exempt if is_exempt else decayed).append(parameter)
     return [
         {"params": decayed, "decays": True},
         {"params": exempt, "decays": False, "weight_decay": 0.0},
@@ -293,8 +290,7 @@ def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
 
     Tokens (B, N, D) and patches (M, B, T) int64 make (M * B, T, D); block 0 of all images first.
     """
-    num_images, num_patches, _ = tokens.shape
-    first = torch.arange(num_images, device=tokens.device).unsqueeze(1) * num_patches
+    first = torch.arange(len(tokens), device=tokens.device).unsqueeze(1) * tokens.shape[1]
     return F.embedding((target_index + first).flatten(0, 1), tokens.flatten(0, 1))
 
 
@@ -303,15 +299,11 @@ def layer_norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def half_tanh(tokens: Tensor) -> Tensor:
-    """tanh(x / 2): a DyT layer at its initial values (Zhu et al., CVPR 2025), which stay."""
-    return torch.tanh(tokens / 2)
-
-
 # By `targets.norm`.
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer": layer_norm,
-    "dyntanh": half_tanh,
+    # A DyT layer at its initial values (Zhu et al., CVPR 2025), which stay.
+    "dyntanh": lambda tokens: torch.tanh(tokens / 2),
     "none": lambda tokens: tokens,
 }
 

@@ -13,7 +13,7 @@ ROWS = 1024  # images whose similarity to all others is held at a time
 @torch.no_grad()
 def health(features: Tensor) -> Health:
     """Measure pooled features (images, dim) of at least two images."""
-    features = _exact(features)
+    features = exact(features)
     std = features.std(dim=0).mean()
     return Health(rankme(features), float(std), mean_cosine(features))
 
@@ -23,10 +23,10 @@ def rankme(features: Tensor) -> float:
 
     Source: Garrido et al., RankMe, 2023, equation 1.
     """
-    return _effective_rank(torch.linalg.svdvals(_exact(features)))
+    return _effective_rank(torch.linalg.svdvals(exact(features)))
 
 
-def _exact(values: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
     """In float64; of Apple's GPU, which has none, on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
@@ -38,7 +38,7 @@ def _effective_rank(values: Tensor) -> float:
 
 def mean_cosine(features: Tensor) -> float:
     """Mean cosine similarity over all pairs of different rows, without making the pairs."""
-    unit = F.normalize(_exact(features), dim=1)
+    unit = F.normalize(exact(features), dim=1)
     count = len(unit)
     return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
@@ -53,7 +53,7 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
 
     Source: Thilak et al., LiDAR, 2023, section 4. At most min(images - 1, dim).
     """
-    views = _exact(views)
+    views = exact(views)
     num_images, num_views, dim = views.shape
     means = views.mean(dim=1)
     spread = (views - means.unsqueeze(1)).flatten(0, 1)
@@ -67,18 +67,13 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
     return _effective_rank(strength)
 
 
-def mean_cosine_of_pairs(first: Tensor, second: Tensor) -> float:
-    """Mean cosine similarity of row n of one with row n of the other: (images, dim) each."""
-    return float(F.cosine_similarity(_exact(first), _exact(second), dim=1).mean())
-
-
 def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -> float:
     """Share of images whose class is that of most of their nearest neighbours, itself left out.
 
     Features are (images, dim) float, labels any (images,) int64. In the vote of that many
     neighbours, a tie goes to the smallest class number.
     """
-    unit = F.normalize(_exact(features), dim=1)
+    unit = F.normalize(exact(features), dim=1)
     labels = torch.unique(labels.to(unit.device), return_inverse=True)[1]
     classes = F.one_hot(labels)
     num_right = 0

@@ -10,7 +10,8 @@ V-JEPA 2's warmup-constant-decay schedule (`WSDSchedule` of facebookresearch/vje
 import math
 from typing import NamedTuple
 
-from ijepa.config import OptimizationConfig
+from ijepa.config import OptimizationConfig, PretrainConfig
+from ijepa.errors import IjepaError
 
 
 class Schedules(NamedTuple):
@@ -67,3 +68,21 @@ class Schedules(NamedTuple):
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
+    """Full batches only, as published (drop_last); an `IjepaError` if there is not even one."""
+    batch_size, held_out = config.data.batch_size, config.watch.num_images
+    num_trained = num_images - held_out if config.watch.held_out else num_images
+    if num_trained < batch_size and num_trained < num_images:
+        raise IjepaError(
+            f"The data holds {num_images:,} images, and watch.held_out leaves {held_out:,} of them "
+            f"out: fewer than one batch of {batch_size:,} are left. Lower watch.num_images or "
+            f"data.batch_size."
+        )
+    if num_trained < batch_size:
+        raise IjepaError(
+            f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "
+            f"lower it with --set data.batch_size={max(1, num_images // 4)}."
+        )
+    return num_trained // batch_size

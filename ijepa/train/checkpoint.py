@@ -4,7 +4,6 @@ A checkpoint holds `schema`, `step`, `config` (settings as plain values), `model
 (state dicts), and `facts` (small values of `Task.state` and of the loop).
 """
 
-import logging
 import os
 import shutil
 import time
@@ -25,12 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ijepa.config import PretrainConfig
 from ijepa.distributed import is_sharded
 from ijepa.errors import IjepaError
-from ijepa.jepa.schedules import Schedules
-from ijepa.records import read_record, refuse_changed
-from ijepa.stage import Work, changes
 from ijepa.weights import check_weights, load_checkpoint, save_state
 
 LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
@@ -38,8 +33,6 @@ BEST = Path("checkpoints") / "best.pt"  # that of the best health check, where t
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
 
 Tree = dict[str, Any]
-
-log = logging.getLogger(__name__)
 
 
 def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
@@ -86,8 +79,8 @@ def restore(
 class CheckpointWriter:
     """Saves a run's state: copies it at once, writes the copy in a thread while training goes on.
 
-    The copy stays allocated for the next one; that of a GPU's tensors lies in pinned memory, so
-    that copying runs at the speed of the bus.
+    The copy stays allocated for the next one. For a GPU it is in pinned memory, which copies at the
+    speed of the bus.
     """
 
     def __init__(self, least_seconds: float, *, writes: bool = True) -> None:
@@ -106,7 +99,7 @@ class CheckpointWriter:
         least = max(self._least_seconds, self._cost_seconds / MOST_OF_TIME)
         return time.monotonic() - self._saved > least
 
-    def save(self, paths: Sequence[Path], body: dict[str, Any], *, is_copy: bool = False) -> None:
+    def save(self, paths: Sequence[Path], body: Tree, *, is_copy: bool = False) -> None:
         """Begin to write the same file to all `paths`, the last one last; atomic for each.
 
         Args:
@@ -142,13 +135,10 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """As `wait`; nothing can be saved afterwards."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-            self._buffers = []
+        self._thread.shutdown()
+        self.wait()
 
-    def _copied(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _copied(self, body: Tree) -> Tree:
         leaves, structure = pytree.tree_flatten(body)
         tensors = [leaf for leaf in leaves if torch.is_tensor(leaf)]
         if [(t.shape, t.dtype) for t in tensors] != [(b.shape, b.dtype) for b in self._buffers]:
@@ -161,8 +151,7 @@ class CheckpointWriter:
             torch.cuda.current_stream().synchronize()
         copies = iter(self._buffers)
         copied = [next(copies) if torch.is_tensor(leaf) else leaf for leaf in leaves]
-        tree: dict[str, Any] = pytree.tree_unflatten(copied, structure)
-        return tree
+        return cast(Tree, pytree.tree_unflatten(copied, structure))
 
 
 def link_or_copy(first: Path, path: Path) -> None:
@@ -174,70 +163,3 @@ def link_or_copy(first: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(first, neighbour)
     neighbour.replace(path)
-
-
-def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
-    """Start a longer run from the newest checkpoint that it shares with a finished, shorter run.
-
-    From there the longer run, of `work` and `config`, takes the very steps that it would take from
-    its beginning. It may differ in its epochs, and in how it is watched and saved.
-    """
-    record = read_record(finished) or {}
-    if record.get("stage") != "pretrain":
-        raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
-    refuse_changed(finished)
-    before = PretrainConfig.model_validate(record["config"])
-    epochs, longer = before.optimization.epochs, config.optimization.epochs
-    optimization = before.optimization.model_copy(update={"epochs": longer})
-    alike = before.model_copy(update={"optimization": optimization, "watch": config.watch})
-    if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
-        raise IjepaError(
-            f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
-        )
-    if longer <= epochs:
-        raise IjepaError(
-            f"{finished} has {epochs} epochs; prolong it to more, with --set optimization.epochs=N."
-        )
-    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
-    rates = {"learning rate": "lr", "weight decay": "weight_decay", "EMA momentum": "ema"}
-
-    def changing(step: int) -> list[str]:
-        return [n for n, f in rates.items() if getattr(ours, f)(step) != getattr(theirs, f)(step)]
-
-    total, folder = epochs * per_epoch, finished / LAST.parent
-    common = next((step for step in range(total) if changing(step)), total)
-    kept = folder.glob("epoch-[0-9]*.pt")
-    passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
-    passed = sorted([*passed, (total, finished / LAST)])
-    usable = [(step, path) for step, path in passed if step <= common]
-    if not usable:
-        raise IjepaError(
-            f"{finished} cannot be prolonged: its {' and '.join(changing(common))} depends on the "
-            f"number of epochs from step {common + 1:,} on, and its first checkpoint is of step "
-            f"{passed[0][0]:,}. Use a held schedule from the start "
-            f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
-            f"from its weights with --init {finished}."
-        )
-    (work.folder / LAST).parent.mkdir(exist_ok=True)
-    shutil.copyfile(finished / "metrics.jsonl", work.folder / "metrics.jsonl")
-    if (finished / "tensorboard").is_dir():
-        board = work.folder / "tensorboard"
-        shutil.copytree(finished / "tensorboard", board, dirs_exist_ok=True)
-    for _, path in usable:
-        link_or_copy(path, work.folder / LAST.parent / path.name)
-    step, newest = usable[-1]
-    _take_best(finished, work.folder, newest, {at: path for at, path in passed if at <= step})
-    log.info("continuing %s after its step %d", finished, step)
-
-
-def _take_best(finished: Path, folder: Path, newest: Path, kept: dict[int, Path]) -> None:
-    """Take over the newest state, and the best one up to it; without that file, none is best."""
-    body = load_checkpoint(newest)
-    best = (body["facts"].get("best") or {}).get("step")
-    if (finished / BEST).is_file():
-        kept = {load_checkpoint(finished / BEST)["step"]: finished / BEST, **kept}
-    if best in kept:
-        link_or_copy(kept[best], folder / BEST)
-        link_or_copy(newest, folder / LAST)
-        return
-    save_state(folder / LAST, body | {"facts": body["facts"] | {"best": None}})

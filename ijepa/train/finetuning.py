@@ -64,13 +64,8 @@ class FinetuneTask(Task[Inputs]):
     ) -> None:
         """Move the classifier to the device, ready to train.
 
-        Args:
-            model: freshly made; trained in place.
-            parts: images to train on, and images held out of these.
-            config: what to do.
-            cuts: how images are cut and normalised; its batch is that of all processes.
-            runtime: how to run.
-            world: this process among all.
+        `parts` are images to train on, and images held out of these; `cuts` says how they are cut
+        and normalised, in batches of all processes.
         """
         super().__init__(config, runtime, world)
         self.cuts, device = cuts, self.device
@@ -132,8 +127,7 @@ class FinetuneTask(Task[Inputs]):
             images, targets = self._mixed(batch.step, images, targets)
         shape = self.size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
-        mine = torch.from_numpy(drawn[self.world.share(self.size)])
-        return images, targets, self._moved(mine)
+        return images, targets, self._moved(torch.from_numpy(drawn[self.world.share(self.size)]))
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """One update of all layers that are trained, each at its own rate."""
@@ -221,8 +215,7 @@ class FinetuneTask(Task[Inputs]):
         np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
         order = torch.arange(len(images))
         order = torch.cat([order[::2], order[1::2].flip(0)])  # what timm pairs are now neighbours
-        back = self._moved(order.argsort())
-        order = self._moved(order)
+        back, order = self._moved(order.argsort()), self._moved(order)
         mixed, shares = self._mixup(images[order], labels[order])
         return mixed[back], shares[back]
 

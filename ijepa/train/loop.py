@@ -7,10 +7,12 @@ all else, so that every run resumes bit for bit and is stopped, saved and record
 import contextlib
 import logging
 import math
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -37,14 +39,13 @@ from ijepa.distributed import (
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
-from ijepa.train.metrics import MetricsLog, Picture
+from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
 from ijepa.train.prefetch import prepared
-from ijepa.train.stopping import StopRequest, stop_requests
-from ijepa.train.tracking import Tracker, refuse_missing
 from ijepa.world import World
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
-SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: how long will it take?
+SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: a step may take a minute
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 Inputs = TypeVar("Inputs")
 
@@ -156,7 +157,7 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
     refuse_missing(task.runtime.track)
     run = _Run(task, folder, progress)
     with (
-        contextlib.closing(run.writer),
+        contextlib.closing(run),
         computing(task.device, linear=task.linear, shapes_vary=task.shapes_vary),
         stop_requests() as asked,
     ):
@@ -165,7 +166,42 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
                 run.take_steps(asked)
             except _BrokenError as error:
                 run.go_back(*error.args)
-    run.close()
+
+
+class StopRequest:
+    """The signal that asked for an end; false as long as there was none."""
+
+    signal_name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal; a second Ctrl-C ends at once."""
+        name = signal.Signals(number).name
+        if name == self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = name
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note Ctrl-C and a scheduler's signals, instead of ending in the middle of a step.
+
+    A block inside another shares its request, so that no signal is lost between the two.
+    """
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, StopRequest):
+        yield outer
+        return
+    request, before = StopRequest(), {}
+    try:
+        with contextlib.suppress(ValueError):  # only the main thread may listen
+            before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _BrokenError(Exception):
@@ -233,7 +269,9 @@ class _Run:
                 stops_now = self.world.size == 1 and bool(asked)
                 taken = self.steps_done - first
                 if taken % FETCH_STEPS and not (is_milestone or stops_now):
-                    self.report_early(taken)
+                    if taken <= SHOWN_AT_ONCE:
+                        self.fetch()
+                        self.report()
                     continue
                 self.fetch()
                 rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
@@ -242,17 +280,13 @@ class _Run:
                 if stop or due or is_milestone:
                     self.save()
                 if stop and not is_last:
-                    self.close()
+                    self.writer.wait()
                     raise StoppedError(
                         f"Stopped by {asked.signal_name or 'a signal to another process'} after "
                         f"step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
                         asked.signal_name,
                     )
-                speed = task.speed(rate)
-                if self.metrics:
-                    self.metrics.show(self.steps_done, speed)
-                self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
-                self.report()
+                self.show_speed(task.speed(rate))
                 began, since = time.monotonic(), self.steps_done
 
     def begin(self) -> None:
@@ -262,11 +296,11 @@ class _Run:
             self.metrics.append({"step": 0, **numbers})
             self.shown |= {n: v for n, v in numbers.items() if n in self.task.shown}
 
-    def report_early(self, taken: int) -> None:
-        """Report the first steps one by one: a step may take a minute."""
-        if taken <= SHOWN_AT_ONCE:
-            self.fetch()
-            self.report()
+    def show_speed(self, speed: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.show(self.steps_done, speed)
+        self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
+        self.report()
 
     def report(self) -> None:
         """Tell how many units are done, and the newest numbers."""
@@ -317,7 +351,7 @@ class _Run:
         if self.rollbacks == self.task.rollbacks or not exists:
             raise (IjepaError if self.world.is_rank_0 else SharedError)(broken)
         seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
-        self.close()
+        self.close_metrics()
         self.resume()
         self.pending, self.rollbacks = [], rollbacks
         self.left_out = seen - self.steps_done
@@ -360,7 +394,13 @@ class _Run:
         self.writer.save(paths, body, is_copy=is_copy)
 
     def close(self) -> None:
-        """Put everything on disk."""
-        self.writer.wait()
-        if self.metrics:
-            self.metrics.close()
+        """Put everything on disk, and end the tracked run, also of a run that fails."""
+        try:
+            self.writer.close()
+        finally:
+            self.close_metrics()
+
+    def close_metrics(self) -> None:
+        metrics, self.metrics = self.metrics, None
+        if metrics:
+            metrics.close()

@@ -1,17 +1,17 @@
 """Batches made ready on the device while the step before them computes."""
 
 import contextlib
-import queue
-import threading
+import functools
+from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 
 AHEAD = 2  # batches that are made ready while one computes
-LAST: Any = object()
+END: Any = object()
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -28,14 +28,15 @@ def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device
             for item in made:
                 yield prepare(item)
         return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
     def work() -> Generator[tuple[U, torch.cuda.Event]]:
         with contextlib.closing(made):
             for item in made:
                 yield prepare(item), torch.cuda.current_stream(device).record_event()
 
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
-    with contextlib.closing(prefetched(work(), AHEAD, lambda: torch.cuda.stream(side))) as source:
+    begin = functools.partial(torch.cuda.set_stream, side)
+    with contextlib.closing(prefetched(work(), AHEAD, begin)) as source:
         for inputs, ready in source:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(ready)
@@ -46,34 +47,19 @@ def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device
 
 
 def prefetched(
-    items: Generator[T],
-    ahead: int,
-    context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    items: Generator[T], ahead: int, begin: Callable[[], object] | None = None
 ) -> Generator[T]:
     """The same items in the same order, made in a thread that is up to `ahead` (1, ...) in front.
 
-    Closing it ends the thread and closes `items`; what is raised there is raised here. `context` is
-    entered in the thread around all of its work.
+    The thread calls `begin` first. Closing the generator ends the thread, then closes `items`; what
+    is raised in the thread is raised here.
     """
-    made: queue.SimpleQueue[T] = queue.SimpleQueue()
-    room, stop = threading.Semaphore(ahead - 1), threading.Event()
-
-    def work() -> None:
-        with context(), contextlib.closing(items):
-            for item in items:
-                made.put(item)
-                room.acquire()
-                if stop.is_set():
-                    return
-
-    with ThreadPoolExecutor(1, "prefetch") as thread:
-        working = thread.submit(work)
-        working.add_done_callback(lambda _: made.put(LAST))
+    with contextlib.closing(items), ThreadPoolExecutor(1, "prefetch", begin) as thread:
+        waiting: deque[Future[T]] = deque()
         try:
-            while (item := made.get()) is not LAST:
-                room.release()
+            waiting.extend(thread.submit(next, items, END) for _ in range(ahead))
+            while (item := waiting.popleft().result()) is not END:
+                waiting.append(thread.submit(next, items, END))
                 yield item
-            working.result()  # raises what was raised there
         finally:
-            stop.set()
-            room.release()
+            thread.shutdown(cancel_futures=True)

@@ -16,7 +16,7 @@ from ijepa.distributed import gather_rows, uses_bf16
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import sample_masks
 from ijepa.jepa.model import IJepa, last_layer
-from ijepa.jepa.monitor import health, lidar, mean_cosine_of_pairs, neighbour_accuracy
+from ijepa.jepa.monitor import exact, health, lidar, neighbour_accuracy
 from ijepa.jepa.rng import VIEWS, stream
 from ijepa.jepa.verdict import Health, verdict
 from ijepa.world import World
@@ -88,7 +88,9 @@ class Watch:
         numbers = {
             **now._asdict(),
             "lidar": lidar(predicted),
-            "context_target_cosine": mean_cosine_of_pairs(context, target),
+            "context_target_cosine": float(
+                F.cosine_similarity(exact(context), exact(target), dim=1).mean()
+            ),
         }
         if self._labels is not None:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)

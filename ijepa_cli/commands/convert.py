@@ -1,16 +1,13 @@
 """`ijepa convert`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ijepa.config import ConvertConfig, Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
-
-if TYPE_CHECKING:
-    from ijepa.convert import ConvertResult
 
 In = Annotated[
     Path,
@@ -33,11 +30,10 @@ Private = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    stage(app, ConvertConfig, "to which arch license push")(convert)
+app = typer.Typer()
 
 
+@stage(app, ConvertConfig, "to which arch license push")
 def convert(
     source: In,
     out: Out,
@@ -52,23 +48,19 @@ def convert(
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """
     from ijepa.convert import convert as run
+    from ijepa.encoders.spec import PARTS
 
     with shown_progress() as progress:
         result = run(source, out, config, runtime, progress, scores or [], private)
-    show(result, as_json, _sentence(result))
-
-
-def _sentence(result: "ConvertResult") -> str:
-    from ijepa.encoders.spec import PARTS
-
-    left_out = ", ".join(PARTS[part] for part in result.left_out)
-    pushed = f"\nUploaded to {result.url}" if result.url else ""
-    difference, checked = result.largest_difference, ""
-    if difference is not None:
-        checked = f" onnxruntime gives the same features to {difference:.1e}."
-    return (
+    words = (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
-        f"{f' (no room for: {left_out})' if left_out else ''}.{checked}"
-        f"{f' Model card: {result.card}' if result.card else ''}\n"
-        f"Load it with: {result.load}{pushed}"
     )
+    if result.left_out:
+        words += f" (no room for: {', '.join(PARTS[part] for part in result.left_out)})"
+    words += "."
+    if result.largest_difference is not None:
+        words += f" onnxruntime gives the same features to {result.largest_difference:.1e}."
+    if result.card:
+        words += f" Model card: {result.card}"
+    words += f"\nLoad it with: {result.load}"
+    show(result, as_json, words + (f"\nUploaded to {result.url}" if result.url else ""))

@@ -6,7 +6,10 @@ from rich.table import Table
 from ijepa_cli.options import Json, PlainCommand
 from ijepa_cli.show import show
 
+app = typer.Typer()
 
+
+@app.command(cls=PlainCommand)
 def encoders(as_json: Json = False) -> None:
     """List what --encoder accepts, where to download weights, and their rows in the paper.
 
@@ -26,8 +29,3 @@ def encoders(as_json: Json = False) -> None:
         paper = "\n".join([entry.method or "", *rows]).strip()
         table.add_row(entry.encoder, entry.what, entry.pooling, weights, paper)
     show(CATALOGUE, as_json, table)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=PlainCommand)(encoders)

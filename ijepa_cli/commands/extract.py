@@ -1,51 +1,42 @@
 """`ijepa extract`."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 
-from ijepa.config import ExtractConfig, Runtime
-from ijepa_cli.options import stage
+from ijepa.config import ExtractConfig, Runtime, StrPath
+from ijepa.errors import IjepaError
+from ijepa_cli.options import Data, stage
 from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import (
-    about,
-    counted,
-    headline,
-    images_of,
-    next_command,
-    other_split,
-    renamed,
-    retyped,
-)
+from ijepa_cli.summary import about, counted, headline, images_of, next_command, opened
 
 if TYPE_CHECKING:
     from ijepa.extract import ExtractResult
 
-Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Feature file to write, such as val.h5.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    shown = "encoder split which checkpoint layers tokens image_px crop views augment"
-    stage(app, ExtractConfig, shown, "device workers")(extract)
+SHOWN = "encoder split which checkpoint layers tokens image_px crop views augment"
+
+app = typer.Typer()
 
 
+@stage(app, ExtractConfig, SHOWN, "device workers")
 def extract(data: Data, out: Out, config: ExtractConfig, runtime: Runtime, as_json: bool) -> None:
     """Store frozen features of every image of a split.
 
     Example: ijepa extract --encoder runs/scenes --data shards/scenes --split val --out val.h5
     """
-    from ijepa.data.shards import open_shards
     from ijepa.extract import extract as run
 
-    config = config.model_copy(update={"split": open_shards(data).named_split(config.split)})
+    config = config.model_copy(update={"split": opened(data).named_split(config.split)})
+    layers = f"last {counted(config.layers, 'layer')}"
     where = images_of(data, config.split)
-    runtime = about(
-        runtime, f"extract: {config.encoder} on {where}, last {counted(config.layers, 'layer')}"
-    )
+    runtime = about(runtime, f"extract: {config.encoder} on {where}, {layers}")
     with shown_progress() as progress:
         result = run(data, out, config, runtime, progress)
     show(result, as_json, None if as_json else _summary(result, data, config, runtime.command))
@@ -71,15 +62,41 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     out, labels = result.out, result.labels
     label = "class" if "class" in labels else labels[0] if labels else None
     named = ("--label", label) if label else ("--set", "label=null")
-    other = other_split(data, split)
+    other = _other_split(data, split)
     if other is None or label is None:
         page = out.with_suffix(".html")
         return next_command("visualize", "embedding", "--features", out, *named, "--out", page)
     bare = out.with_name(out.stem.removesuffix(f"-{split}") + out.suffix)  # names no split
-    beside = bare if bare != out and bare.exists() else renamed(out, split, other)
+    beside = bare if bare != out and bare.exists() else _renamed(out, split, other)
     if not beside.exists():
-        return next_command(*retyped(command, split=other, out=beside))
+        return next_command(*_retyped(command, split=other, out=beside))
     train, test = (beside, out) if other == "train" else (out, beside)
-    scores = renamed(out, split, "logistic").with_suffix(".json")
+    scores = _renamed(out, split, "logistic").with_suffix(".json")
     files = ("--train", train, "--test", test, *(named if label != "class" else ()))
     return next_command("probe", "logistic", *files, "--out", scores)
+
+
+def _retyped(command: str, **options: StrPath) -> list[str]:
+    """The words of a command behind `ijepa`, with other values of some options."""
+    typed = shlex.split(command)[1:]
+    for name in (*options, "json", "force", "dry-run"):
+        flag, takes_value = f"--{name}", name in options
+        for place in [n for n, word in enumerate(typed) if word.partition("=")[0] == flag][::-1]:
+            del typed[place : place + (2 if takes_value and typed[place] == flag else 1)]
+    return typed + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def _other_split(data: Path, split: str) -> str | None:
+    """The split to extract beside one: that to score on, or beside it `train`; None if alone."""
+    try:
+        scored = opened(data).named_split("evaluation")
+    except IjepaError:
+        return None
+    return scored if split != scored else "train" if "train" in opened(data).splits else None
+
+
+def _renamed(out: Path, split: str, other: str) -> Path:
+    """A file beside `out` whose name says `other` in place of `split`, or of `evaluation`."""
+    pattern = rf"(?<![a-zA-Z0-9])({re.escape(split)}|evaluation)(?![a-zA-Z0-9])"
+    stem, found = re.subn(pattern, other, out.stem)
+    return out.with_name((stem if found else f"{out.stem}-{other}") + out.suffix)

@@ -13,12 +13,15 @@ File = Annotated[Path, typer.Argument(help="Feature file written by `ijepa extra
 Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to check it too.")]
 Label = Annotated[str, typer.Option(help="Label whose classes are compared; '' for none.")]
 
+app = typer.Typer()
 files = typer.Typer(
+    name="features",
     cls=PlainGroup,
     help="Inspect feature files: what they hold, whether they are undamaged, how good they are.",
     no_args_is_help=True,
     epilog="Example: ijepa features diagnose train.h5",
 )
+app.add_typer(files)
 
 
 @files.command(cls=PlainCommand)
@@ -76,8 +79,3 @@ def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
     for layer in state.layers:
         rows.add_row(*("" if value is None else f"{value:.4g}" for _, value in layer))
     show(state, as_json, rows)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(files, name="features")

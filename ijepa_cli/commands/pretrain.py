@@ -11,6 +11,8 @@ import typer
 from ijepa.config import Config, PretrainConfig, Runtime, ShardConfig
 from ijepa.errors import IjepaError
 from ijepa.files import read_metrics, sibling
+from ijepa.jepa.schedules import steps_per_epoch
+from ijepa.jepa.verdict import outcome
 from ijepa.recipes import load_recipe, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
@@ -26,7 +28,7 @@ from ijepa_cli.show import (
     stderr,
 )
 from ijepa_cli.slurm import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
-from ijepa_cli.summary import about, counted, headline, images_of, next_command
+from ijepa_cli.summary import about, counted, headline, images_of, next_command, opened
 
 if TYPE_CHECKING:
     from ijepa.pretrain import PretrainResult
@@ -61,12 +63,12 @@ Prolong = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    memory = "micro_batch recompute compile parallel cache"
-    stage(app, run=f"device workers checkpoint_seconds {memory} track pictures replace")(pretrain)
+RUN = "device workers checkpoint_seconds micro_batch recompute compile parallel cache track"
+
+app = typer.Typer()
 
 
+@stage(app, run=f"{RUN} pictures replace")
 def pretrain(
     data: Data,
     out: Out,
@@ -98,21 +100,22 @@ def pretrain(
         runtime = runtime.model_copy(update={"command": command})
     if note := recipe_note(recipe, config):
         log.warning(note)  # now, and below the summary when all is done
-    from ijepa.pretrain import plan_pretrain, started
-    from ijepa.pretrain import pretrain as run
+    from ijepa import pretrain as library
 
     cost = None
     if runtime.dry_run or launcher != "here":  # what cannot run is not submitted
-        cost = plan_pretrain(shards, started(config, init, prolong), runtime)
+        cost = library.plan_pretrain(shards, library.started(config, init, prolong), runtime)
     if launcher != "here" and not runtime.dry_run:
         told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
         print_json({"out": str(out), "job": told}) if as_json else print_text(told + "\n")
         return
     if not runtime.dry_run:
         runtime = about(runtime, _plan(recipe, shards, config))
-    with outlook_shown(as_json, cost, note):
-        with shown_progress() as progress:
-            result = run(shards, out, config, runtime, progress, init=init, prolong=prolong)
+    with outlook_shown(as_json, cost, note), shown_progress() as progress:
+        result = library.pretrain(
+            shards, out, config, runtime, progress, init=init, prolong=prolong
+        )
+    if not runtime.dry_run:
         text = None if as_json else _summary(result, shards, config)
         show(result, as_json, f"{text}\n{note}".rstrip())
 
@@ -123,15 +126,13 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
     Where torchrun started several processes, rank 0 makes it and the others wait; torchrun ends
     them if it fails.
     """
+    from ijepa import shard as library
     from ijepa.data.index import INDEX
-    from ijepa.data.shards import is_remote
 
-    if is_remote(data) or (Path(data) / INDEX).is_file():
+    if _is_remote(data) or (Path(data) / INDEX).is_file():
         return data
-    from ijepa.shard import plan_shard, refuse_place
-
-    refuse_place(Path(data), out)
-    plan = plan_shard(data, sibling(out, ".shards"), OWN)
+    library.refuse_place(Path(data), out)
+    plan = library.plan_shard(data, sibling(out, ".shards"), OWN)
     state, why = outlook(plan)
     if state == CACHED:
         _say(f"{plan.out} holds the images of {data} (cached)")
@@ -145,6 +146,12 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
         while outlook(plan)[0] != CACHED:
             time.sleep(WAIT_SECONDS)
     return str(plan.out)
+
+
+def _is_remote(data: str) -> bool:
+    from ijepa.data.shards import is_remote
+
+    return is_remote(data)
 
 
 def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
@@ -195,8 +202,8 @@ def _chosen(
         return launcher == "slurm" or pick_device(runtime.device).type == "cuda"
 
     found = auto_recipe(shards, out, overrides, has_gpu)
-    epochs, batch = found.config.optimization.epochs, found.config.data.batch_size
-    passes = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
+    passes = counted(found.config.optimization.epochs, "epoch")
+    batch = found.config.data.batch_size
     _say(f"recipe {found.recipe}: {found.why}; {passes} in batches of {batch:,}")
     return found.recipe, found.config, found.added
 
@@ -209,14 +216,11 @@ def _say(line: str) -> None:
 
 def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
     """What will run, on what, how much."""
-    from ijepa.data.shards import is_remote, open_shards
-    from ijepa.pretrain import steps_per_epoch
-
     split = config.data.split
-    if is_remote(data):
+    if _is_remote(data):
         epochs = counted(config.optimization.epochs, "epoch")
         return f"pretrain: {recipe} on {data} ({split}), {epochs}"
-    images = len(open_shards(data).split(split))
+    images = len(opened(data).split(split))
     steps = steps_per_epoch(images, config) * config.optimization.epochs
     seen, watch = steps * config.data.batch_size, config.watch
     held_out = f", {watch.num_images:,} of them held out" if watch.held_out else ""
@@ -226,9 +230,6 @@ def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
 
 def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str:
     """Health at the start and at the end, a word on it, and what to type next."""
-    from ijepa.data.shards import is_remote, open_shards
-    from ijepa.jepa.verdict import outcome
-
     checks = [record for record in read_metrics(result.out / "metrics.jsonl") if "rankme" in record]
     first, last = checks[0], checks[-1]
     done = f"{result.steps:,} steps, {result.images:,} images, loss {result.loss:.3g}"
@@ -241,14 +242,11 @@ def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str
     if best and best is not last and config.watch.keep_best:
         told = f"{best['neighbour_accuracy']:.1%} at step {best['step']:,}"
         lines += [f"  best               {told}; to use it: --checkpoint best"]
-    lines += [
-        f"  RankMe             {first['rankme']:.1f} -> {last['rankme']:.1f} dimensions in use"
-    ]
-    checked, split = config.watch.num_images, config.data.split
-    if not is_remote(data):
-        checked = min(checked, len(open_shards(data).split(split)))
-    lines += [f"  {outcome(first, last, checked)}"]
-    if not is_remote(data):
+    ranks = f"{first['rankme']:.1f} -> {last['rankme']:.1f}"
+    lines += [f"  RankMe             {ranks} dimensions in use"]
+    images, split = (read_record(result.out) or {}).get("images", 2**63), config.data.split
+    lines += [f"  {outcome(first, last, min(config.watch.num_images, images))}"]
+    if not _is_remote(data):
         features = result.out.with_name(f"{result.out.name}-{split}.h5")
         words = ("--encoder", result.out, "--data", data, "--split", split, "--out", features)
         lines += [next_command("extract", *words)]

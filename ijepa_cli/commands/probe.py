@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -12,20 +12,14 @@ from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import score_notes, score_table, score_title
 from ijepa_cli.show import is_main_process, screen, show, shown_progress
-from ijepa_cli.summary import about, headline, report_command
+from ijepa_cli.summary import about, headline, next_command
 
+Probe = Literal[
+    "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "low-level", "segmentation",
+    "depth",
+]  # fmt: skip
 Name = Annotated[
-    Literal[
-        "logistic",
-        "linear",
-        "attentive",
-        "knn",
-        "retrieval",
-        "few-shot",
-        "low-level",
-        "segmentation",
-        "depth",
-    ],
+    Probe,
     typer.Argument(
         help="Which probe to fit; attentive, segmentation and depth need features of `extract "
         "--tokens`, the last two of images with a dense label; low-level is count and distance on "
@@ -49,20 +43,17 @@ Subset = Annotated[
     list[Path] | None,
     typer.Option(help="few-shot: a file that lists the training images, one per line; repeatable."),
 ]
-PROBES = {
-    "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "segmentation", "depth",
-}  # fmt: skip
+PROBES = {*get_args(Probe)} - {"low-level"}
 READ_BY = {  # options that not every probe reads
     "shots": {"few-shot"}, "draws": {"few-shot"}, "subset": {"few-shot"}, "scale": {"logistic"},
     "precision": {"linear", "attentive", "low-level"}, "protocol": PROBES, "label": PROBES,
 }  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    stage(app, ProbeConfig, "protocol label shots seed", "device")(probe)
+app = typer.Typer()
 
 
+@stage(app, ProbeConfig, "protocol label shots seed", "device")
 def probe(
     name: Name,
     train: Train,
@@ -92,15 +83,14 @@ def probe(
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
     if runtime.device != "cpu":  # scikit-learn on a GPU; SciPy reads it when it is imported
         os.environ.setdefault("SCIPY_ARRAY_API", "1")
-    from ijepa.probe import FeaturePair, low_level
-    from ijepa.probe import probe as run
+    from ijepa import probe as library
 
     runtime = about(runtime, _plan(name, trains, tests, config.label))
-    pairs = [FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
+    pairs = [library.FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
     how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
-        both = low_level(*how, progress) if name == "low-level" else None
-        outcomes = both.outcomes if both else (run(*how, progress, subset or []),)
+        both = library.low_level(*how, progress) if name == "low-level" else None
+        outcomes = both.outcomes if both else (library.probe(*how, progress, subset or []),)
     cached = all(one.cached for one in outcomes)
     show(both or outcomes[0], as_json)
     if as_json or not is_main_process():
@@ -113,7 +103,9 @@ def probe(
         screen.print(score_table(result), highlight=False)
     page = (out if both else out.with_suffix("")).with_suffix(".html")
     notes = score_notes([score for result in scores for score in result])
-    last = report_command([out], scores[0][0].encoder, page)
+    run = Path(scores[0][0].encoder.partition(" ")[0])  # that of the encoder is on the page, too
+    runs = [run] if (run / "metrics.jsonl").is_file() else []
+    last = next_command("report", out, *runs, "--out", page)
     screen.print("\n".join([*notes, last]), highlight=False, soft_wrap=True)
 
 

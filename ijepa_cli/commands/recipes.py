@@ -17,6 +17,10 @@ Name = Annotated[
 ]
 
 
+app = typer.Typer()
+
+
+@app.command(cls=PlainCommand)
 def recipes(name: Name = None) -> None:
     """List the pretraining recipes, or print one with all of its settings.
 
@@ -26,10 +30,5 @@ def recipes(name: Name = None) -> None:
         print_text(dump_yaml(load_recipe(name)))
         return
     width = max(len(known) for known in recipe_names())
-    lines = [f"{known:{width}}  {recipe_title(known)}\n" for known in recipe_names()]
-    print_text("".join(lines))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=PlainCommand)(recipes)
+    for known in recipe_names():
+        print_text(f"{known:{width}}  {recipe_title(known)}\n")

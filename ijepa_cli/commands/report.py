@@ -42,11 +42,10 @@ PaperTables = Annotated[
 Out = Annotated[Path, typer.Option(help="Page to write, one self-contained HTML file.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    stage(app)(report)
+app = typer.Typer()
 
 
+@stage(app)
 def report(
     runtime: Runtime,
     as_json: bool,

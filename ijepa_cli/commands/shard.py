@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
 from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import counted, headline, next_command
+from ijepa_cli.summary import counted, headline, next_command, opened
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .parquet file or a folder of them or of `datasets.save_to_disk`, a .csv, .tsv or .jsonl
@@ -51,12 +51,12 @@ Label = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    fields = "splits val_fraction resize_px channels shuffle member max_bad part merge"
-    stage(app, ShardConfig, fields, "workers", epilog=EXAMPLES)(shard)
+SHOWN = "splits val_fraction resize_px channels shuffle member max_bad part merge"
+
+app = typer.Typer()
 
 
+@stage(app, ShardConfig, SHOWN, "workers", epilog=EXAMPLES)
 def shard(
     source: Source,
     config: ShardConfig,
@@ -71,10 +71,11 @@ def shard(
     require_label: Label = None,
 ) -> None:
     """Write the images of SOURCE as a shard set: WebDataset tars with an index."""
-    from ijepa.data.shards import check_shards, open_shards
     from ijepa.shard import shard as run
 
     if check:
+        from ijepa.data.shards import check_shards
+
         with shown_progress() as progress:
             found = check_shards(source, progress)
         size = decimal(found.bytes)
@@ -112,7 +113,7 @@ def shard(
     run_folder = Path("runs") / result.out.name
     lines += [next_command("pretrain", "--data", result.out, "--out", run_folder)]
     show(result, as_json, "\n".join(lines))
-    open_shards(out).require(require_split or (), require_label or ())
+    opened(out).require(require_split or (), require_label or ())
 
 
 def _short(values: Sequence[float]) -> str:

@@ -6,23 +6,19 @@ from typing import Annotated
 import typer
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa_cli.options import stage
+from ijepa_cli.options import Data, stage
 from ijepa_cli.show import outlook_shown, show, shown_progress
-from ijepa_cli.summary import about, headline, images_of, next_command
+from ijepa_cli.summary import about, headline, images_of, next_command, opened
 
-Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    shown, run = (
-        "encoder condition steps test_split seed",
-        "device workers checkpoint_seconds replace",
-    )
-    stage(app, DecoderConfig, shown, run, name="train-decoder")(train_decoder)
+SHOWN = "encoder condition steps test_split seed"
+
+app = typer.Typer()
 
 
+@stage(app, DecoderConfig, SHOWN, "device workers checkpoint_seconds replace", name="train-decoder")
 def train_decoder(
     data: Data, out: Out, config: DecoderConfig, runtime: Runtime, as_json: bool
 ) -> None:
@@ -30,19 +26,17 @@ def train_decoder(
 
     Example: ijepa train-decoder --encoder runs/mine --data shards/mine --out runs/mine-decoder
     """
-    from ijepa.data.shards import open_shards
-    from ijepa.train_decoder import plan_decoder
-    from ijepa.train_decoder import train_decoder as run
+    from ijepa import train_decoder as library
 
     if runtime.dry_run:
-        with outlook_shown(as_json, plan_decoder(data, config)):
-            run(data, out, config, runtime)
+        with outlook_shown(as_json, library.plan_decoder(data, config)):
+            library.train_decoder(data, out, config, runtime)
         return
     work = f"{config.steps:,} steps of {config.batch_size} blocks"
     where = images_of(data, config.split)
     runtime = about(runtime, f"train-decoder: {config.encoder} on {where}, {work}")
     with shown_progress() as progress:
-        found = run(data, out, config, runtime, progress)
+        found = library.train_decoder(data, out, config, runtime, progress)
     done = headline("trained", out, found.cached, f"{found.steps:,} steps, loss {found.loss:.3g}")
     lines = [
         done,
@@ -54,6 +48,6 @@ def train_decoder(
     ]
     picture = out.with_name(f"{out.name}.png")
     files = ("--encoder", config.encoder, "--decoder", out, "--data", data, "--out", picture)
-    split = open_shards(data).named_split(config.test_split, config.split)
+    split = opened(data).named_split(config.test_split, config.split)
     lines += [next_command("visualize", "predictions", *files, "--split", split)]
     show(found, as_json, "\n".join(lines))

@@ -9,7 +9,7 @@ import typer
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa_cli.options import PlainGroup, Set, stage
+from ijepa_cli.options import Data, PlainGroup, Set, stage
 from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import headline, next_command
 
@@ -28,7 +28,6 @@ ShowChannels = Annotated[
     ),
 ]
 Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")]
-Data = Annotated[Path, typer.Option(help="Shard set made by `ijepa shard`.")]
 Thumbnails = Annotated[
     Path | None, typer.Option(help="Shard set of the features, to show its images.")
 ]
@@ -83,6 +82,20 @@ OF_FEATURES: Kinds = {
 }
 
 
+app = typer.Typer()
+pictures = typer.Typer(
+    name="visualize",
+    cls=PlainGroup,
+    no_args_is_help=True,
+    help="""Draw masks, attention, features, neighbours and predictions.
+
+    Example: ijepa visualize masks --recipe scenes-mini --data shards/scenes --out masks.png
+    """,
+)
+app.add_typer(pictures)
+
+
+@stage(pictures)
 def masks(
     runtime: Runtime,
     as_json: bool,
@@ -147,21 +160,8 @@ def _draw(
     show(picture, as_json, "\n".join(lines))
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    start = "ijepa visualize"
-    pictures = typer.Typer(
-        cls=PlainGroup,
-        no_args_is_help=True,
-        help=f"""Draw masks, attention, features, neighbours and predictions.
-
-        Example: {start} masks --recipe scenes-mini --data shards/scenes --out masks.png
-        """,
-    )
-    stage(pictures)(masks)
-    for kinds, function, run in ((OF_IMAGES, of_images, "device"), (OF_FEATURES, of_features, "")):
-        for name, (settings, shown, words, of) in kinds.items():
-            example = f"{start} {name} {of} --data shards/scenes --out {name}.png"
-            words = f"{words}\n\nExample: {example}"
-            stage(pictures, settings, shown, run, name=name, help=words)(function)
-    app.add_typer(pictures, name="visualize")
+for _kinds, _function, _run in ((OF_IMAGES, of_images, "device"), (OF_FEATURES, of_features, "")):
+    for _name, (_settings, _shown, _words, _of) in _kinds.items():
+        _example = f"ijepa visualize {_name} {_of} --data shards/scenes --out {_name}.png"
+        _help = f"{_words}\n\nExample: {_example}"
+        stage(pictures, _settings, _shown, _run, name=_name, help=_help)(_function)

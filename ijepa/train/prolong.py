@@ -1,0 +1,91 @@
+"""`--prolong`: a run of more epochs begins with the states that it shares with a finished run."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from ijepa.config import PretrainConfig
+from ijepa.errors import IjepaError
+from ijepa.jepa.schedules import Schedules
+from ijepa.records import read_record, refuse_changed
+from ijepa.stage import Work, changes
+from ijepa.train.checkpoint import BEST, LAST, link_or_copy
+from ijepa.weights import load_checkpoint, save_state
+
+RATES = {
+    "learning rate": Schedules.lr,
+    "weight decay": Schedules.weight_decay,
+    "EMA momentum": Schedules.ema,
+}
+
+log = logging.getLogger(__name__)
+
+
+def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
+    """Start a longer run from the newest checkpoint that it shares with a finished, shorter run.
+
+    From there the longer run, of `work` and `config`, takes the very steps that it would take from
+    its beginning. It may differ in its epochs, in how often it is checked and saved, and in the
+    limits of its loss.
+    """
+    before = _shorter_run(finished, work, config)
+    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
+
+    def changing(step: int) -> list[str]:
+        return [name for name, rate in RATES.items() if rate(ours, step) != rate(theirs, step)]
+
+    total = theirs.total_steps
+    common = next((step for step in range(total) if changing(step)), total)
+    kept = (finished / LAST).parent.glob("epoch-[0-9]*.pt")
+    passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
+    passed = sorted([*passed, (total, finished / LAST)])
+    usable = [(step, path) for step, path in passed if step <= common]
+    if not usable:
+        raise IjepaError(
+            f"{finished} cannot be prolonged: its {' and '.join(changing(common))} depends on the "
+            f"number of epochs from step {common + 1:,} on, and its first checkpoint is of step "
+            f"{passed[0][0]:,}. Use a held schedule from the start "
+            f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
+            f"from its weights with --init {finished}."
+        )
+    (work.folder / LAST).parent.mkdir(exist_ok=True)
+    shutil.copyfile(finished / "metrics.jsonl", work.folder / "metrics.jsonl")
+    if (finished / "tensorboard").is_dir():
+        board = work.folder / "tensorboard"
+        shutil.copytree(finished / "tensorboard", board, dirs_exist_ok=True)
+    for _, path in usable:
+        link_or_copy(path, work.folder / LAST.parent / path.name)
+    step, newest = usable[-1]
+    body, states = load_checkpoint(newest), dict(usable)
+    best = (body["facts"].get("best") or {}).get("step")
+    if (finished / BEST).is_file():
+        states.setdefault(load_checkpoint(finished / BEST)["step"], finished / BEST)
+    if best in states:
+        link_or_copy(states[best], work.folder / BEST)
+        link_or_copy(newest, work.folder / LAST)
+    else:  # its file is gone, so that the run has no best state
+        save_state(work.folder / LAST, body | {"facts": body["facts"] | {"best": None}})
+    log.info("continuing %s after its step %d", finished, step)
+
+
+def _shorter_run(finished: Path, work: Work, config: PretrainConfig) -> PretrainConfig:
+    """The configuration of the finished run; refuses one that differs in more than its epochs."""
+    record = read_record(finished) or {}
+    if record.get("stage") != "pretrain":
+        raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
+    refuse_changed(finished)
+    before = PretrainConfig.model_validate(record["config"])
+    epochs, longer = before.optimization.epochs, config.optimization.epochs
+    optimization = before.optimization.model_copy(update={"epochs": longer})
+    checked = before.watch.model_dump(include={"num_images", "held_out", "label"})
+    watch = config.watch.model_copy(update=checked)  # who is trained on, and who is not, stays
+    alike = before.model_copy(update={"optimization": optimization, "watch": watch})
+    if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
+        raise IjepaError(
+            f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
+        )
+    if longer <= epochs:
+        raise IjepaError(
+            f"{finished} has {epochs} epochs; prolong it to more, with --set optimization.epochs=N."
+        )
+    return before
