@@ -116,34 +116,48 @@ def in_minutes(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class _Tasks:
-    """Every task that was reported, by name."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
-
-    def reported(
-        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None
-    ) -> Task:
-        if task not in self.tasks:
-            name, _, unit = printable(task).rpartition(" ")
-            self.tasks[task] = Task(name or unit, unit, done, total)
-        self.tasks[task].report(done, total, values)
-        return self.tasks[task]
-
-
-class Bars(_Tasks):
-    """Two lines a task: its bar, per cent, counts, rate and time left; below it its numbers."""
+class Lines:
+    """For logs: a line at the start of a task, at its first step, every ten seconds, at its end."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.live = Live(get_renderable=lambda: self, console=console, redirect_stdout=False)
+        self.console = console
+        self.tasks: dict[str, Task] = {}  # by the name that is reported
 
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
         """Report, see `ijepa.progress.Progress`."""
-        self.reported(task, done, total, values)
+        if task not in self.tasks:
+            name, _, unit = printable(task).rpartition(" ")
+            self.tasks[task] = Task(name or unit, unit, done, total)
+        one = self.tasks[task]
+        before = one.done
+        one.report(done, total, values)
+        self.show(one, is_first_step=before == one.first < done)
+
+    def show(self, one: Task, *, is_first_step: bool) -> None:
+        """Print a line of a task that was reported, if one is due."""
+        if not (one.is_finished or is_first_step) and one.now - one.told < LINE_SECONDS:
+            return
+        one.told = one.now
+        total = f" of {one.total:,}" if one.total else ""
+        left = f"{in_minutes(one.seconds_left)} left" if one.seconds_left else ""
+        counts = f"{one.done:,}{total} {one.unit}"
+        parts = [one.percent, counts, one.rate if one.per_second else "", left, *one.values]
+        line = "  ".join(part for part in parts if part)
+        self.console.print(f"{one.name}: {line}", highlight=False, soft_wrap=True)
+
+
+class Bars(Lines):
+    """Two lines a task: its bar, per cent, counts, rate and time left; below it its numbers."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.live = Live(get_renderable=lambda: self, console=console, redirect_stdout=False)
+
+    def show(self, one: Task, *, is_first_step: bool) -> None:
+        """Draw all tasks, from the first report on."""
+        del one, is_first_step
         if not self.live.is_started:
             self.live.start(refresh=True)
 
@@ -192,27 +206,3 @@ def _bar_line(task: Task, width: int) -> Table:
     line = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
     line.add_row(Text(name), bar, *(Text(part, no_wrap=True) for part in parts.values() if part))
     return line
-
-
-class Lines(_Tasks):
-    """For logs: a line at the start of a task, at its first step, every ten seconds, at its end."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def __call__(
-        self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
-    ) -> None:
-        """Report, see `ijepa.progress.Progress`."""
-        before = self.tasks[task].done if task in self.tasks else done
-        now, one = time.monotonic(), self.reported(task, done, total, values)
-        is_first_step = before == one.first < done
-        if not (one.is_finished or is_first_step) and now - one.told < LINE_SECONDS:
-            return
-        one.told = now
-        counts = f"{done:,} of {total:,} {one.unit}" if total else f"{done:,} {one.unit}"
-        left = f"{in_minutes(one.seconds_left)} left" if one.seconds_left else ""
-        parts = [one.percent, counts, one.rate if one.per_second else "", left, *one.values]
-        line = "  ".join(part for part in parts if part)
-        self._console.print(f"{one.name}: {line}", highlight=False, soft_wrap=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -34,55 +33,8 @@ from ijepa.config.values import (
     height_width,
 )
 from ijepa.errors import IjepaError
-from ijepa.text import did_you_mean
 
 MOST_PATCHES = 2**14  # of an image: attention grows with the square
-
-
-class Architecture(NamedTuple):
-    """Size of a Vision Transformer; `mlp_ratio` times `dim` is the hidden width."""
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-
-
-ARCHITECTURES = {
-    "vit_tiny": Architecture(192, 12, 3),
-    "vit_small": Architecture(384, 12, 6),
-    "vit_base": Architecture(768, 12, 12),
-    "vit_large": Architecture(1024, 24, 16),
-    "vit_huge": Architecture(1280, 32, 16),
-    "vit_giant": Architecture(1408, 40, 16, 48 / 11),
-}
-
-MOST_DIM, MOST_DEPTH = 16_384, 1_024  # several times the largest Vision Transformers
-
-
-def architecture(name: str) -> Architecture:
-    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
-
-    Raises:
-        IjepaError: neither, or a width that the heads do not divide.
-    """
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", name, re.ASCII)
-    if not numbers:
-        known = ", ".join(ARCHITECTURES)
-        raise IjepaError(
-            f"There is no architecture {name!r:.80}{did_you_mean(name, ARCHITECTURES)}; use one of "
-            f"{known}, or DIMxDEPTHxHEADS such as 128x4x4."
-        )
-    dim, depth, heads = (int(number) for number in numbers.groups())
-    is_whole = min(dim, depth, heads) > 0 and dim % heads == dim % 4 == 0
-    if not is_whole or dim > MOST_DIM or depth > MOST_DEPTH:
-        raise IjepaError(
-            f"Architecture {name}: the width must be a multiple of 4 and of the heads, and at most "
-            f"{MOST_DIM:,}; the depth at most {MOST_DEPTH:,}."
-        )
-    return Architecture(dim, depth, heads)
 
 
 class DataConfig(Settings):
@@ -302,14 +254,15 @@ class TargetConfig(Settings):
 
     @model_validator(mode="after")
     def _pixels_have_no_encoder(self) -> Self:
+        if self.space == "embeddings":
+            return self
         given = {
             "masked is input": self.masked == "input",
             "layers names blocks": self.layers is not None,
             f"norm is {self.norm}": self.norm != "layer",
         }
         for setting in (name for name, is_given in given.items() if is_given):
-            if self.space != "embeddings":
-                raise ValueError(f"targets.{setting}, but {self.space} come from no encoder")
+            raise ValueError(f"targets.{setting}, but {self.space} come from no encoder")
         return self
 
 

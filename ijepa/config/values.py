@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from inspect import isclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from ijepa.errors import IjepaError
+from ijepa.text import did_you_mean
 
 C = TypeVar("C", bound=BaseModel)
 SHOWN_FAULTS = 20
@@ -165,6 +166,52 @@ class Runtime(Settings):
 
 RUNTIME = Runtime()
 CPU_WORKERS = 2  # where nobody says how many, and no GPU waits for them
+
+
+class Architecture(NamedTuple):
+    """Size of a Vision Transformer; `mlp_ratio` times `dim` is the hidden width."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+
+ARCHITECTURES = {
+    "vit_tiny": Architecture(192, 12, 3),
+    "vit_small": Architecture(384, 12, 6),
+    "vit_base": Architecture(768, 12, 12),
+    "vit_large": Architecture(1024, 24, 16),
+    "vit_huge": Architecture(1280, 32, 16),
+    "vit_giant": Architecture(1408, 40, 16, 48 / 11),
+}
+
+MOST_DIM, MOST_DEPTH = 16_384, 1_024  # several times the largest Vision Transformers
+
+
+def architecture(name: str) -> Architecture:
+    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
+
+    Raises:
+        IjepaError: neither, or a width that the heads do not divide.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", name, re.ASCII)
+    if not numbers:
+        known = ", ".join(ARCHITECTURES)
+        raise IjepaError(
+            f"There is no architecture {name!r:.80}{did_you_mean(name, ARCHITECTURES)}; use one of "
+            f"{known}, or DIMxDEPTHxHEADS such as 128x4x4."
+        )
+    dim, depth, heads = (int(number) for number in numbers.groups())
+    is_whole = min(dim, depth, heads) > 0 and dim % heads == dim % 4 == 0
+    if not is_whole or dim > MOST_DIM or depth > MOST_DEPTH:
+        raise IjepaError(
+            f"Architecture {name}: the width must be a multiple of 4 and of the heads, and at most "
+            f"{MOST_DIM:,}; the depth at most {MOST_DEPTH:,}."
+        )
+    return Architecture(dim, depth, heads)
 
 
 def height_width(image_px: int | Size) -> Size:

@@ -144,18 +144,18 @@ def _warn(recipe: PretrainConfig, config: PretrainConfig) -> None:
     batch, meant = config.data.batch_size, recipe.data.batch_size
     if batch == meant:
         return
-    lr = config.optimization.lr
-    if lr == recipe.optimization.lr:
+    lr = asked.lr
+    if lr == meant_to.lr:
         log.warning(
             "optimization.lr %g is meant for batches of %d; for %d people take %.2g (in proportion "
             "to the batch) or %.2g (to its square root).",
             lr, meant, batch, lr * batch / meant, lr * (batch / meant) ** 0.5,
         )  # fmt: skip
-    groups = [min(c.masks.group_size, c.data.batch_size) for c in (recipe, config)]
-    if groups[0] != groups[1]:
+    was, now = (min(c.masks.group_size, c.data.batch_size) for c in (recipe, config))
+    if now != was:
         log.warning(
             "contexts are cut to one length over %d images instead of %d: they become %s.",
-            groups[1], groups[0], "longer" if groups[1] < groups[0] else "shorter",
+            now, was, "longer" if now < was else "shorter",
         )  # fmt: skip
 
 

@@ -1,41 +1,17 @@
 """Configuration files of facebookresearch/ijepa (`configs/*.yaml`), in our words."""
 
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from ijepa.config import PretrainConfig, flat
 from ijepa.errors import IjepaError
 
 GLOBAL_BATCH = 2048  # of the published runs; their files say only how many images one GPU takes
 
-# published name -> ours
-SETTINGS = {
-    "seed": "seed", "meta.seed": "seed",
-    "data.crop_size": "data.image_px", "data.crop_scale": "data.crop_scale",
-    "data.use_horizontal_flip": "data.flip", "data.batch_size": "masks.group_size",
-    "mask.patch_size": "encoder.patch_px", "mask.num_pred_masks": "masks.num_targets",
-    "mask.pred_mask_scale": "masks.target_scale", "mask.aspect_ratio": "masks.target_aspect",
-    "mask.enc_mask_scale": "masks.context_scale", "mask.min_keep": "masks.min_keep",
-    "meta.model_name": "encoder.arch", "meta.pred_depth": "predictor.depth",
-    "meta.pred_emb_dim": "predictor.dim", "optimization.warmup": "optimization.warmup_epochs",
-    "optimization.ipe_scale": "optimization.schedule_scale",
-}  # fmt: skip
-SAME = ("ema", "epochs", "start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay")
-SETTINGS |= {f"optimization.{name}": f"optimization.{name}" for name in SAME}
-# Where data lie, how many processes read them, where to log: not of the method.
-PLACES = {
-    "data.image_folder", "data.num_workers", "data.pin_mem", "data.root_path", "logging.folder",
-    "logging.write_tag", "meta.copy_data", "meta.load_checkpoint", "meta.read_checkpoint",
-}  # fmt: skip
 BFLOAT16 = "meta.use_bfloat16"
-# What we do not do; every published file has these values.
-ONLY = {
-    "data.use_gaussian_blur": False,
-    "data.use_color_distortion": False,
-    "data.color_jitter_strength": 0.0,
-    "mask.allow_overlap": False,
-    "mask.num_enc_masks": 1,
-}
 
 
 def is_published(body: Mapping[str, Any]) -> bool:
@@ -53,22 +29,24 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
         IjepaError: settings that the released files do not have, or a value we cannot honour.
     """
     settings = {n: value for n, value in flat(body).items() if "." in n or value is not None}
-    unknown = [name for name in settings if name not in {*SETTINGS, *ONLY, *PLACES, BFLOAT16}]
+    theirs = yaml.safe_load(resources.files("ijepa").joinpath("released_settings.yaml").read_text())
+    known = {*theirs["ours"], *theirs["places"], *theirs["only"], BFLOAT16}
+    unknown = [name for name in settings if name not in known]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise IjepaError(
             f"recipe {source}: not settings of facebookresearch/ijepa: {', '.join(unknown[:5])}"
             f"{more}. Remove them; `ijepa recipes NAME` prints the settings of this package."
         )
-    for name, only in ONLY.items():
+    for name, only in theirs["only"].items():
         if settings.get(name, only) != only:
             raise IjepaError(
                 f"recipe {source}: {name} is {settings[name]!r}, but only {only!r} is supported."
             )
     ours: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in SETTINGS:
-            group, _, setting = SETTINGS[name].rpartition(".")
+        if name in theirs["ours"]:
+            group, _, setting = theirs["ours"][name].rpartition(".")
             (ours.setdefault(group, {}) if group else ours)[setting] = value
     if BFLOAT16 in settings:
         precision = "bf16" if settings[BFLOAT16] else "fp32"

@@ -28,13 +28,7 @@ from ijepa.distributed import (
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
-from ijepa.jepa.masks import (
-    Masks,
-    batch_masks,
-    check_masks,
-    mask_statistics,
-    part_of,
-)
+from ijepa.jepa.masks import Masks, batch_masks, check_masks, mask_statistics, part_of
 from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
 from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream

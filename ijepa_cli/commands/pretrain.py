@@ -58,8 +58,7 @@ Init = Annotated[
     typer.Option(help="Start from these weights: a run, a checkpoint or a published file."),
 ]
 Prolong = Annotated[
-    Path | None,
-    typer.Option(help="Continue this finished run for more epochs; may be OUT itself."),
+    Path | None, typer.Option(help="Continue this finished run for more epochs; may be OUT itself.")
 ]
 
 
