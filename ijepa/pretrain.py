@@ -248,9 +248,7 @@ def auto_recipe(
     """Choose a recipe by the size and number of the images, and by the device.
 
     A run that is at `out`, finished or not, keeps the recipe that it was begun with, on any device.
-
-    Raises:
-        IjepaError: the shards are not on this machine, or lack the split to train on.
+    An `IjepaError` refuses shards that are elsewhere, or lack the split to train on.
     """
     if is_remote(shards):
         raise IjepaError(
@@ -271,10 +269,9 @@ def auto_recipe(
         choice, why = choose(image_px, on_gpu=on_gpu), "a GPU" if on_gpu else "no GPU"
     added = settings_for(choice, count, overrides)
     config = load_recipe(choice.recipe, [*added, *overrides])
-    enlarged = (
-        f", enlarged to {config.data.image_px}" if image_px < min(config.data.image_size) else ""
-    )
-    size = f"images are {image_px} px (median short side){enlarged}"
+    size = f"images are {image_px} px (median short side)"
+    if image_px < min(config.data.image_size):
+        size += f", enlarged to {config.data.image_px}"
     return AutoRecipe(choice.recipe, config, added, f"{size}, {why}")
 
 
@@ -313,13 +310,10 @@ def plan_training(
     at_a_time = min(runtime.micro_batch or batch, batch)
     device = torch.device("cuda" if on_gpu else "cpu")
     bf16 = uses_bf16(config.optimization.precision, device)
+    parameters, largest = (encoder, predictor), (lengths.largest_context, lengths.largest_target)
+    again = runtime.recompute
     memory = flops.step_bytes(
-        config,
-        (encoder, predictor),
-        (lengths.largest_context, lengths.largest_target),
-        images=at_a_time,
-        bf16=bf16,
-        recompute=runtime.recompute,
+        config, parameters, largest, images=at_a_time, bf16=bf16, recompute=again
     )
     return PretrainPlan(
         images=images,

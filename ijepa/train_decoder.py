@@ -19,31 +19,22 @@ RESULT = "result.json"
 class DecoderOutcome(Config):
     """A finished decoder, and how closely its samples follow their condition.
 
-    Attributes:
-        loss: mean over the last tenth of the steps.
-        images: held-out images that the distances below are means over.
-        true: cosine distance, in the frozen encoder's features, from a block's embedding to that
-            of a sample of this embedding.
-        shuffled: likewise of a sample of another image's embedding of the same place.
-        predicted: likewise of a sample of the predictor's output.
-        resized: likewise of the true pixels at the decoder's resolution, which no sample can beat.
-        gain: shuffled less true.
-        gain_interval: its 95% interval (paired t).
-        closer: share of images whose true sample is closer than the shuffled one.
+    Distances are means, over held-out images, of the cosine distance from a block's embedding to
+    that of a sample, in the frozen encoder's features.
     """
 
     out: Path
     cached: bool
     steps: int
-    loss: float
-    images: int
-    true: float
-    shuffled: float
-    predicted: float
-    resized: float
-    gain: float
-    gain_interval: tuple[float, float]
-    closer: float
+    loss: float  # mean over the last tenth of the steps
+    images: int  # held-out images
+    true: float  # distance to a sample of this embedding
+    shuffled: float  # to a sample of another image's embedding of the same place
+    predicted: float  # to a sample of the predictor's output
+    resized: float  # to the true pixels at the decoder's resolution, which no sample can beat
+    gain: float  # shuffled less true
+    gain_interval: tuple[float, float]  # 95%, paired t
+    closer: float  # share of images whose true sample is closer than the shuffled one
 
 
 class DecoderPlan(Config):
@@ -142,7 +133,8 @@ def _train(
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    facts = {"steps": config.steps, "loss": sum(last) / len(last), **found}
-    write_json(work.folder / RESULT, facts)
-    device = task.device_name()
-    work.publish({"seed": config.seed, "device": device, "command": runtime.command})
+    write_json(
+        work.folder / RESULT, {"steps": config.steps, "loss": sum(last) / len(last), **found}
+    )
+    facts = {"seed": config.seed, "device": task.device_name(), "command": runtime.command}
+    work.publish(facts)

@@ -94,7 +94,8 @@ def stage(
             *(_option(settings, name, SETTINGS, hidden=True) for name in hidden),
         ]
         fields += hidden
-        if fields:
+        sets = bool(fields) and "overrides" not in taken  # `--set` is of these settings
+        if sets:
             others = f": {', '.join(hidden)}" if hidden else ""
             override = _set(f"Any other setting; repeatable{others}.")
             options.append(_parameter("overrides", Annotated[list[str] | None, override], None))
@@ -107,7 +108,7 @@ def stage(
             if fields:
                 body = {name: values[name] for name in fields if _is_given(ctx, name)}
                 typed = {name: _flag(name) for name in body}
-                for override in values["overrides"] or ():
+                for override in (values["overrides"] or ()) if sets else ():
                     apply_override(body, override)
                 arguments["config"] = validated(settings, body, "options", typed)
             command_line = shlex.join(["ijepa", *sys.argv[1:]])

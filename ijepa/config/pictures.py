@@ -27,7 +27,7 @@ class PictureConfig(Settings):
 class MasksConfig(PictureConfig):
     """A recipe's masks on images, and how often each patch is seen."""
 
-    recipe: PretrainConfig
+    recipe: PretrainConfig = PretrainConfig()
     """Its masks, grid, batch and crops."""
     images: Sheet = 4
     """How many images to draw."""

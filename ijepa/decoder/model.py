@@ -154,12 +154,9 @@ def embed(
 ) -> Tensor:
     """Average embedding, in the last target layer, of one block of each image: (B, dim) float32.
 
-    Args:
-        jepa: frozen, on the images' device; its targets are embeddings.
-        data: of that run; normalises the images.
-        images: (B, 3, H, W) uint8.
-        masks: of these images, with one target block.
-        of: `targets` of the target encoder, or the predictor's `predictions` of them.
+    The networks are frozen and predict embeddings; `data` is of their run. Images are (B, 3, H, W)
+    uint8, `masks` theirs with one target block. `of` is `targets`, those of the target encoder, or
+    the predictor's `predictions` of them.
     """
     seen = normalise(images, data.mean, data.std)
     if of == "predictions":

@@ -97,14 +97,9 @@ def crop_batch(images: Tensor, boxes: Tensor, flip: Tensor, image_px: int | Size
     The same filter as `resize_box`, as two products of matrices instead of a loop over images; a
     value may differ by one level of 255.
 
-    Args:
-        images: (B, C, H, W) uint8, or float32 (see `in_units`), which is not rounded.
-        boxes: (B, 4) int64 (top, left, height, width) in pixels, inside each image.
-        flip: (B,) bool, whether to mirror.
-        image_px: side of a square, or (height, width).
-
-    Returns:
-        (B, C, *size) of that type.
+    Images are (B, C, H, W) uint8, or float32 (see `in_units`), which is not rounded; boxes (B, 4)
+    int64 (top, left, height, width) in pixels, inside each image; `flip` (B,) bool, whether to
+    mirror. Returns (B, C, *size) of the images' type.
     """
     height, width = height_width(image_px)
     top, left, box_height, box_width = boxes.unbind(1)

@@ -40,16 +40,14 @@ ROUNDS = 40  # redraws of an image's blocks before all its targets share one pla
 
 
 class Masks(NamedTuple):
-    """What the context encoder sees and what the predictor has to predict.
+    """What the context encoder sees and what the predictor has to predict, as ascending patches.
 
-    Attributes:
-        context: (B, K) int64 patches, ascending; never one of the targets', except where the
-            published draw forgives (see `MultiblockMasks.min_keep`).
-        targets: (M, B, T) int64 patches of M blocks, ascending; blocks may overlap each other.
+    The context has none of the targets', except where the published draw forgives (see
+    `MultiblockMasks.min_keep`); target blocks may overlap each other.
     """
 
-    context: Tensor
-    targets: Tensor
+    context: Tensor  # (B, K) int64
+    targets: Tensor  # (M, B, T) int64, of M blocks
 
     def to(self, device: torch.device) -> "Masks":
         """The same masks on another device."""
@@ -69,11 +67,7 @@ def sample_masks(
     `config.context_patches`; the published draw keeps the first patches, the symmetric one any.
     Targets have one size in the whole batch. The last group may be smaller.
 
-    Args:
-        grid: patches (rows, columns); checked once by `check_masks`.
-        batch_size: images of all groups together.
-        config: which kind of masks, and its scales.
-        rng: the only source of randomness.
+    The grid was checked by `check_masks`; `rng` is the only source of randomness.
 
     Source: facebookresearch/ijepa cuts over the images of one GPU, 16 to 128 of them.
     """
@@ -301,23 +295,15 @@ def _patches(grid: Grid, corners: Ints, size: Grid) -> Ints:
 
 
 class MaskStatistics(NamedTuple):
-    """Means over sampled batches.
+    """Means over sampled batches."""
 
-    Attributes:
-        context_patches: of an image, after the cut; likewise of one target block.
-        largest_context: of any group, which decides how much memory is needed.
-        shapes: distinct (images, context patches, target patches) of the groups.
-        context_seen: (rows, columns) share of images in which a patch is in the context.
-        target_seen: (rows, columns) share of images in which it is in any target block.
-    """
-
-    context_patches: float
-    target_patches: float
-    largest_context: int
+    context_patches: float  # of an image, after the cut
+    target_patches: float  # of one target block
+    largest_context: int  # of any group, which decides how much memory is needed
     largest_target: int
-    shapes: set[tuple[int, int, int]]
-    context_seen: Floats
-    target_seen: Floats
+    shapes: set[tuple[int, int, int]]  # (images, context patches, target patches) of the groups
+    context_seen: Floats  # (rows, columns) share of images in which a patch is in the context
+    target_seen: Floats  # (rows, columns) share of images in which it is in any target block
 
 
 def mask_statistics(config: PretrainConfig, num_batches: int) -> MaskStatistics:

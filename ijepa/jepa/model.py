@@ -61,13 +61,8 @@ class Predictor(nn.Module):
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
         """Predict every target block, each as a sequence of its own: [context; its mask tokens].
 
-        Args:
-            context: (B, K, encoder dim) tokens of the context encoder.
-            context_index: (B, K) int64, their patches.
-            target_index: (M, B, T) int64, the patches of M target blocks.
-
-        Returns:
-            (M * B, T, target dim); block 0 of all images first.
+        Tokens of the context encoder are (B, K, encoder dim), their patches (B, K) int64, those of
+        M target blocks (M, B, T). Returns (M * B, T, target dim); block 0 of all images first.
         """
         positions, num_blocks = self.predictor_pos_embed, len(target_index)
 

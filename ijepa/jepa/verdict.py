@@ -43,10 +43,8 @@ def verdict(now: Health, first: Health) -> str | None:
 def outcome(first: Mapping[str, float], last: Mapping[str, float], num_images: int) -> str:
     """One sentence on a run: `learned`, `collapsed`, `too early to tell`, ..., and why.
 
-    Args:
-        first: the record of the health check at step 0, of the random initialisation.
-        last: the newest record of a health check.
-        num_images: on which nearest neighbours were counted.
+    The records are of the first health check, of random weights, and of the newest; nearest
+    neighbours were counted on `num_images`.
     """
     start, now = (Health(*(record[n] for n in Health._fields)) for record in (first, last))
     if is_collapsed(now, start):

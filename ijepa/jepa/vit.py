@@ -239,9 +239,7 @@ def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:
 def patchify(images: Tensor, patch_px: int) -> Tensor:
     """Pixels of each patch: (B, N, C * patch_px**2), row-major, channels first within a patch.
 
-    Args:
-        images: (B, C, height, width), multiples of `patch_px`.
-        patch_px: side of the square patches.
+    Images are (B, C, height, width), multiples of `patch_px`.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_px, width // patch_px
@@ -291,13 +289,10 @@ def build_encoder(
 def initialise(model: nn.Module, init: str, generator: torch.Generator) -> None:
     """Draw every Linear and the patch embedding in place; biases 0, norms 1 and 0.
 
-    Args:
-        model: changed in place.
-        init: `published` (normal of std 0.02), `depth-scaled` (then the last Linear of attention
-            and of MLP divided by sqrt(2 * number of the block): the released code's
-            `fix_init_weight`, which its own `init_model` undoes) or `xavier` (uniform, the patch
-            embedding as one matrix; MAE's).
-        generator: where the random weights come from.
+    `init` is `published` (normal of std 0.02), `depth-scaled` (then the last Linear of attention
+    and of MLP divided by sqrt(2 * number of the block): the released code's `fix_init_weight`,
+    which its own `init_model` undoes) or `xavier` (uniform, the patch embedding as one matrix;
+    MAE's).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

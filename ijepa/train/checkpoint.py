@@ -100,15 +100,10 @@ class CheckpointWriter:
         return time.monotonic() - self._saved > least
 
     def save(self, paths: Sequence[Path], body: Tree, *, is_copy: bool = False) -> None:
-        """Begin to write the same file to all `paths`, the last one last; atomic for each.
+        """Begin to write the same file to all `paths` of one folder, in order; atomic for each.
 
-        Args:
-            paths: in one folder, which exists.
-            body: tensors on any device, and plain values.
-            is_copy: nobody changes the tensors any more, so that they need not be copied.
-
-        Raises:
-            OSError: of the checkpoint before this one, such as a full disk.
+        `body` holds tensors on any device and plain values; with `is_copy`, nobody changes the
+        tensors any more. An `OSError` is that of the checkpoint before, such as a full disk.
         """
         start = time.monotonic()
         self.wait()

@@ -67,10 +67,9 @@ class Classifier(nn.Module):
             parameter.requires_grad_(not (freeze and is_below))
         if isinstance(encoder, Encoder):
             encoder.pos_embed.requires_grad_(False)
-        last = max(1, depth - 1)
         self._branches: list[DropBranch] = []
         for number, block in enumerate(encoder.blocks):
-            pair = [DropBranch(drop_path * number / last) for _ in range(2)]
+            pair = [DropBranch(drop_path * number / max(1, depth - 1)) for _ in range(2)]
             block.drop_path1, block.drop_path2 = pair
             self._branches += pair
 

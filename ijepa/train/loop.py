@@ -145,10 +145,7 @@ class Task(ABC, Generic[Inputs]):
 def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
     """Take all steps that are left: from the checkpoint in `folder`, or from the beginning.
 
-    Args:
-        task: trained in place.
-        folder: gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
-        progress: told of the units done and of the newest numbers.
+    The folder gets `checkpoints/last.pt`, `metrics.jsonl` and `tensorboard/`.
 
     Raises:
         StoppedError: a signal asked for it; the state is saved.
@@ -372,19 +369,19 @@ class _Run:
         weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:
             return
-        facts = {
-            "metrics_bytes": self.metrics.flush(),
-            "first_loss": self.first_loss,
-            "world_size": self.world.size,
-            "left_out": self.left_out,
-            "rollbacks": self.rollbacks,
-        }
         body = {
             "step": self.steps_done,
             "config": task.config.model_dump(mode="json"),
             "model": weights,
             "optimizer": optimizer,
-            "facts": task.state() | facts,
+            "facts": {
+                **task.state(),
+                "metrics_bytes": self.metrics.flush(),
+                "first_loss": self.first_loss,
+                "world_size": self.world.size,
+                "left_out": self.left_out,
+                "rollbacks": self.rollbacks,
+            },
         }
         kept = task.kept_names(self.steps_done)
         paths = [*(self.last.with_name(name) for name in kept), self.last]

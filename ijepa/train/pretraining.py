@@ -83,13 +83,9 @@ class PretrainTask(Task[StepInputs]):
     ) -> None:
         """Make the networks, on the device and ready to train.
 
-        Args:
-            config: of the run.
-            images: those of this machine make exact epochs; remote ones are streamed.
-            runtime: how to run.
-            world: this process among all.
-            init: name and weights to start from, see `load_initial_weights`; None: random ones.
-            progress: told of the images that are decoded for a cache.
+        Images of this machine make exact epochs; remote ones are streamed. `init` are name and
+        weights to start from, see `load_initial_weights`. `progress` is told of the images that are
+        decoded for a cache.
         """
         super().__init__(config, runtime, world)
         check_masks(config.grid, config.masks)
@@ -161,11 +157,11 @@ class PretrainTask(Task[StepInputs]):
             yield from self._streamed(images, numbers)
         elif self.runtime.cache == "none":
             yield from self.loaded(RandomCropBatches(images, plan), numbers)
-        else:
-            if self._cached is None:  # a run that goes back begins its batches again
-                workers = num_workers(self.runtime, self.device)
-                made = CachedCropBatches(images, plan, self.device, workers, self._progress)
-                self._cached = made
+        else:  # kept, for a run that goes back begins its batches again
+            workers = num_workers(self.runtime, self.device)
+            self._cached = self._cached or CachedCropBatches(
+                images, plan, self.device, workers, self._progress
+            )
             yield from map(self._cached.__getitem__, numbers)
 
     def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
@@ -228,7 +224,8 @@ class PretrainTask(Task[StepInputs]):
         of_draws = inputs.groups[:: len(inputs.groups) // draws]  # targets have one size in a draw
         asked = sum(masks.targets.shape[2] for masks in of_draws)
         self._lengths = seen / (self.size * draws), asked / draws if draws > 1 else asked
-        record = {
+        norm = {} if outcome.grad_norm is None else {"grad_norm": outcome.grad_norm}
+        return {
             "epoch": done / self._per_epoch,
             "images": done * self.size,
             "loss": outcome.loss,
@@ -237,8 +234,8 @@ class PretrainTask(Task[StepInputs]):
             "ema": schedules.ema(step),
             "context_patches": self._lengths[0],
             "target_patches": self._lengths[1],
+            **norm,
         }
-        return record if outcome.grad_norm is None else record | {"grad_norm": outcome.grad_norm}
 
     def watch(self, step: int) -> dict[str, float]:
         """Health of the encoders, and how much better than the mean target the step predicted."""
@@ -248,9 +245,8 @@ class PretrainTask(Task[StepInputs]):
             if self.runtime.compile:  # shapes and precision of a check would be compiled for it
                 uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
             numbers = self._watch.look(self.model, step, draws=self.draw is not None)
-        if self._outcome:
-            predictions, targets = self._outcome.predictions, self._outcome.targets
-            numbers["loss_vs_mean_target"] = loss_vs_mean_target(predictions, targets)
+        if one := self._outcome:
+            numbers["loss_vs_mean_target"] = loss_vs_mean_target(one.predictions, one.targets)
         accuracy = numbers.get("neighbour_accuracy", -1.0)
         if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
             self._best = {"step": step, "neighbour_accuracy": accuracy}
@@ -301,23 +297,17 @@ def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:
     widths = {weights[name].shape[1] for weights in parts.values() if name in weights}
     if widths != {3} or channels == 3:
         return parts, None
-    made = {
-        part: {**weights, name: adapt_channels(weights[name].float(), channels)}
-        if name in weights
-        else weights
-        for part, weights in parts.items()
-    }
+    made = {part: dict(weights) for part, weights in parts.items()}
+    for weights in (one for one in made.values() if name in one):
+        weights[name] = adapt_channels(weights[name].float(), channels)
     return made, adaptation(channels)
 
 
 def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
-    """Start networks from given weights; position tables stay their own.
+    """Start networks from the weights of `source`, in place; position tables stay their own.
 
-    Args:
-        model: changed in place.
-        source: where the weights come from, for messages.
-        parts: state dicts of `encoder`, `target_encoder` (one of them is enough) and `predictor`,
-            which starts from random weights where it is missing or of another size.
+    `parts` are state dicts of `encoder`, `target_encoder` (one of them is enough) and `predictor`,
+    which starts from random weights where it is missing or of another size.
     """
 
     def load(module: nn.Module, weights: Mapping[str, Any], name: str) -> None:

@@ -29,16 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
-    """What a health check saw of a few images, for pictures; on the CPU.
+    """What a health check saw of n images, for pictures; on the CPU."""
 
-    Attributes:
-        images: (n, height, width, 3) uint8.
-        tokens: (n, rows, columns, dim) float32 patch tokens of the target encoder.
-        neighbours: (n, k, height, width, 3) uint8, of the checked images the nearest by cosine.
-    """
-
-    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-    tokens: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]  # (n, height, width, 3)
+    tokens: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (n, rows, columns, dim), targets'
+    # (n, k, height, width, 3), the nearest of the checked images by cosine
     neighbours: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 

@@ -60,8 +60,6 @@ Init = Annotated[
 Prolong = Annotated[
     Path | None, typer.Option(help="Continue this finished run for more epochs; may be OUT itself.")
 ]
-
-
 RUN = "device workers checkpoint_seconds micro_batch recompute compile parallel cache track"
 
 app = typer.Typer()

@@ -17,17 +17,6 @@ Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAM
 MaskData = Annotated[
     Path | None, typer.Option(help="Shard set of the images to draw on. Default: plain grey.")
 ]
-Rows = Annotated[int, typer.Option(help="How many images to draw.", min=1, max=64)]
-Batches = Annotated[
-    int, typer.Option(help="Number of batches over which patches are counted.", min=1)
-]
-ShowChannels = Annotated[
-    tuple[int, int, int] | None,
-    typer.Option(
-        help=" ".join((PictureConfig.model_fields["show_channels"].description or "").split())
-    ),
-]
-Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark background.")]
 Thumbnails = Annotated[
     Path | None, typer.Option(help="Shard set of the features, to show its images.")
 ]
@@ -95,26 +84,21 @@ pictures = typer.Typer(
 app.add_typer(pictures)
 
 
-@stage(pictures)
+@stage(pictures, configs.MasksConfig, "images batches show_channels dark")
 def masks(
+    config: configs.MasksConfig,
     runtime: Runtime,
     as_json: bool,
     recipe: Recipe,
     out: Out,
     data: MaskData = None,
-    images: Rows = 4,
-    batches: Batches = 100,
-    show_channels: ShowChannels = None,
-    dark: Dark = False,
     overrides: Set = None,
 ) -> None:
     """Draw the context and target blocks of a recipe, and how often each patch is in them.
 
     Example: ijepa visualize masks --recipe in1k_vith14_ep300 --out masks.png
     """
-    given = {"recipe": load_recipe(recipe, overrides or ()), "images": images}
-    given |= {"batches": batches, "dark": dark, "show_channels": show_channels}
-    config = configs.validated(configs.MasksConfig, given, "options")
+    config = config.model_copy(update={"recipe": load_recipe(recipe, overrides or ())})
     _draw(out, config, data, (), runtime, as_json)
 
 
