@@ -60,7 +60,7 @@ class EncodersConfig(PictureConfig):
 
 
 class AttentionConfig(EncodersConfig):
-    """What queries attend to."""
+    """Draw which patches attend to which, for each head and rolled out to the input."""
 
     images: Sheet = 4
     """How many images to draw."""
@@ -74,7 +74,7 @@ class AttentionConfig(EncodersConfig):
 
 
 class PcaConfig(EncodersConfig):
-    """Patch tokens as colours."""
+    """Draw patch tokens as colours: their first three principal components."""
 
     layer: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     """Number of a block to show; -1 is the last; repeatable."""
@@ -85,7 +85,7 @@ class PcaConfig(EncodersConfig):
 
 
 class RetrievalConfig(EncodersConfig):
-    """Predictions shown by the real patches nearest to them; the encoders are runs."""
+    """Draw predictions of hidden blocks as the most similar real patches; needs no decoder."""
 
     measured: Count = 128
     """Number of images, including those shown, over which errors are averaged."""
@@ -96,7 +96,7 @@ class RetrievalConfig(EncodersConfig):
 
 
 class NeighborsConfig(PictureConfig):
-    """The images whose features are nearest to those of some queries."""
+    """Draw the nearest neighbours of some images by their features."""
 
     queries: Sheet = 6
     """How many queries to draw."""
@@ -113,7 +113,7 @@ class NeighborsConfig(PictureConfig):
 
 
 class EmbeddingConfig(PictureConfig):
-    """Features on a plane."""
+    """Draw features as a map coloured by label: an interactive page or a still picture."""
 
     label: str | None = "class"
     """Label that colours the points; null colours all alike."""
@@ -130,7 +130,7 @@ class EmbeddingConfig(PictureConfig):
 
 
 class PredictionsConfig(PictureConfig):
-    """Decoded samples of predictions, beside those of the true embedding."""
+    """Draw decoded samples of predictions: what they share is predicted, what varies is not."""
 
     encoder: EncoderName
     """Run folder, checkpoint of a run, or random:RUN."""

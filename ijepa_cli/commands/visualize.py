@@ -26,50 +26,17 @@ Features = Annotated[
 Out = Annotated[
     Path, typer.Option(help="Picture to write: .png or .svg; for embedding also .html.")
 ]
-Kinds = dict[str, tuple[type[PictureConfig], str, str, str]]
-
-# Settings, the fields that --help shows, what is drawn, and what the example starts from.
-OF_IMAGES: Kinds = {
-    "attention": (
-        configs.AttentionConfig,
-        "encoder which split images keys layer query rollout show_channels dark",
-        "Draw which patches attend to which, for each head and rolled out to the input.",
-        "--encoder runs/scenes",
-    ),
-    "pca": (
-        configs.PcaConfig,
-        "encoder which split images keys layer foreground show_channels dark",
-        "Draw patch tokens as colours: their first three principal components.",
-        "--encoder runs/scenes",
-    ),
-    "retrieval": (
-        configs.RetrievalConfig,
-        "encoder split images keys store_split store_images show_channels dark",
-        "Draw predictions of hidden blocks as the most similar real patches; needs no decoder.",
-        "--encoder runs/scenes",
-    ),
-    "predictions": (
-        configs.PredictionsConfig,
-        "encoder decoder split images samples target_samples dark",
-        "Draw decoded samples of predictions: what they share is predicted, what varies is not.",
-        "--encoder runs/scenes --decoder runs/decoder",
-    ),
+# Settings, whose docstring is the help, and the fields that --help shows.
+OF_IMAGES: dict[type[PictureConfig], str] = {
+    configs.AttentionConfig: "encoder which split images keys layer query rollout show_channels",
+    configs.PcaConfig: "encoder which split images keys layer foreground show_channels",
+    configs.RetrievalConfig: "encoder split images keys store_split store_images show_channels",
+    configs.PredictionsConfig: "encoder decoder split images samples target_samples",
 }
-OF_FEATURES: Kinds = {
-    "neighbors": (
-        configs.NeighborsConfig,
-        "queries keys neighbors label layer show_channels dark",
-        "Draw the nearest neighbours of some images by their features.",
-        "--features val.h5",
-    ),
-    "embedding": (
-        configs.EmbeddingConfig,
-        "label method perplexity images layer show_channels dark",
-        "Draw features as a map coloured by label: an interactive page or a still picture.",
-        "--features val.h5",
-    ),
+OF_FEATURES: dict[type[PictureConfig], str] = {
+    configs.NeighborsConfig: "queries keys neighbors label layer show_channels",
+    configs.EmbeddingConfig: "label method perplexity images layer show_channels",
 }
-
 
 app = typer.Typer()
 pictures = typer.Typer(
@@ -129,9 +96,10 @@ def _draw(
 ) -> None:
     from ijepa.visualize import visualize
 
-    kind = type(config).__name__.removesuffix("Config").lower()
     read = ", ".join(map(str, [*features, data] if data else features)) or "plain patches"
-    runtime = runtime.model_copy(update={"about": f"visualize {kind}: {read} to {out}"})
+    runtime = runtime.model_copy(
+        update={"about": f"visualize {_kind(type(config))}: {read} to {out}"}
+    )
     with shown_progress() as progress:
         picture = visualize(out, config, data, features, runtime, progress)
     words = ", ".join([*picture.encoders, f"{picture.images:,} images"])
@@ -144,8 +112,17 @@ def _draw(
     show(picture, as_json, "\n".join(lines))
 
 
-for _kinds, _function, _run in ((OF_IMAGES, of_images, "device"), (OF_FEATURES, of_features, "")):
-    for _name, (_settings, _shown, _words, _of) in _kinds.items():
-        _example = f"ijepa visualize {_name} {_of} --data shards/scenes --out {_name}.png"
-        _help = f"{_words}\n\nExample: {_example}"
-        stage(pictures, _settings, _shown, _run, name=_name, help=_help)(_function)
+def _kind(settings: type[PictureConfig]) -> str:
+    return settings.__name__.removesuffix("Config").lower()
+
+
+for _kinds, _function, _run, _of in (
+    (OF_IMAGES, of_images, "device", "--encoder runs/scenes"),
+    (OF_FEATURES, of_features, "", "--features val.h5"),
+):
+    for _settings, _shown in _kinds.items():
+        _name = _kind(_settings)
+        _typed = f"{_name} {_of}{' --decoder runs/decoder' * ('decoder' in _shown.split())}"
+        _example = f"Example: ijepa visualize {_typed} --data shards/scenes --out {_name}.png"
+        _help = f"{_settings.__doc__}\n\n{_example}"
+        stage(pictures, _settings, f"{_shown} dark", _run, name=_name, help=_help)(_function)
