@@ -339,11 +339,7 @@ def plan_training(
 def _open(
     shards: StrPath, config: PretrainConfig
 ) -> tuple["SplitReader | RemoteSplit", dict[str, str], DataConfig]:
-    """The images, fingerprints of what they are and of how they are read, settings that fit them.
-
-    Raises:
-        IjepaError: there is no such set, split or label, or the channels are others.
-    """
+    """The images, fingerprints of what and how they are read, and settings that fit them."""
     if is_remote(shards):
         from ijepa.data.stream import open_remote
 

@@ -66,10 +66,7 @@ def submit(
 ) -> str:
     """Submit the command that is running, to be run there, and say what to tell the user.
 
-    A local job has ended by then.
-
-    Raises:
-        IjepaError: submitit is not installed, there is no SLURM here, or a local job failed.
+    A local job has ended by then; an `IjepaError` says that it failed, or why none was submitted.
     """
     if importlib.util.find_spec("submitit") is None:
         raise IjepaError("--launcher needs submitit; install it with pip install submitit.")

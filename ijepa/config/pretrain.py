@@ -82,10 +82,8 @@ class DataConfig(Settings):
     def fitted(self, pixels: PixelStats | None, where: object = "the shard set") -> Self:
         """These settings for images of the shard set `where`: its channels, mean and std.
 
-        With `channels` named, its own `mean` and `std` stay, where they are named.
-
-        Raises:
-            IjepaError: `channels` are not those of the images.
+        With `channels` named, its own `mean` and `std` stay, where they are named. An `IjepaError`
+        refuses channels that are not those of the images.
         """
         found = pixels.channels if pixels else 3
         if self.channels not in (None, found):

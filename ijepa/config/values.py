@@ -190,11 +190,7 @@ MOST_DIM, MOST_DEPTH = 16_384, 1_024  # several times the largest Vision Transfo
 
 
 def architecture(name: str) -> Architecture:
-    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`.
-
-    Raises:
-        IjepaError: neither, or a width that the heads do not divide.
-    """
+    """Look up a name of `ARCHITECTURES`, or read `DIMxDEPTHxHEADS` such as `128x4x4`."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", name, re.ASCII)

@@ -124,11 +124,7 @@ def part_of(groups: list[Masks], chosen: slice, batch_size: int) -> list[Masks]:
 
 
 def check_masks(grid: Grid, config: MaskConfig) -> None:
-    """Refuse a grid on which masks cannot be drawn, before anything runs.
-
-    Raises:
-        IjepaError: a target block or what remains of the context may have too few patches.
-    """
+    """Refuse a grid on which a target block or the rest of the context may have too few patches."""
     smallest_target, smallest_context = _fewest(grid, config)
     if smallest_target < 1 or smallest_context < config.fewest_context_patches:
         even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
@@ -172,9 +168,6 @@ def _multiblock(
     Images whose context is too small are drawn again. The published draw keeps their targets, and
     after every 20 tries lets the context see one more of them. The symmetric one draws targets anew
     and puts them on one place in the last round: `check_masks` saw to it that this is enough.
-
-    Raises:
-        IjepaError: a grid that `check_masks` refuses.
     """
     published, num_targets = config.draw == "published", config.num_targets
     size = _draw_size(grid, config.target_scale, config.target_aspect, config.draw, rng)

@@ -180,8 +180,7 @@ def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predi
 def target_dim(config: PretrainConfig) -> int:
     """Numbers that the predictor outputs for a patch: its pixels, or all of `targets.layers`.
 
-    Raises:
-        IjepaError: a layer beyond the encoder's depth.
+    An `IjepaError` refuses a layer beyond the encoder's depth.
     """
     size, layers = architecture(config.encoder.arch), config.targets.layers
     if config.targets.space != "embeddings":

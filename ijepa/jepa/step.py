@@ -109,24 +109,21 @@ def _count(groups: list[Masks]) -> int:
 
 
 def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | None) -> None:
-    """Refuse a batch of which processes that share their weights would compute unequal parts.
+    """Refuse a batch for which one of the processes that share their weights would wait forever.
 
     A forward pass gathers the weights from all of them, so each must take as many passes: one for
     each group of masks that its images belong to.
-
-    Raises:
-        IjepaError: one process would wait for ever.
     """
     batch, group = config.data.batch_size, config.masks.group_size
     share = batch // num_processes
     sizes = [min(group, batch - start) for start in range(0, batch, group)]
     groups = [Masks(torch.empty(size, 0), torch.empty(0, size, 0)) for size in sizes]
-    passes = []
+    passes = set()
     for rank in range(num_processes):
         mine = part_of(groups, slice(rank * share, (rank + 1) * share), batch)
         parts = micro_batches(mine, share, micro_batch or share)
-        passes.append([len(pieces) for _, pieces in parts])
-    if any(of_rank != passes[0] for of_rank in passes):
+        passes.add(tuple(len(pieces) for _, pieces in parts))
+    if len(passes) > 1:
         raise IjepaError(
             f"With --parallel fsdp every process must see whole mask groups or an equal part of "
             f"one: {num_processes} processes take {share} images each, and masks.group_size is "

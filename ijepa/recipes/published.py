@@ -23,10 +23,8 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A released configuration as one of ours.
 
     The batch of one GPU becomes `masks.group_size`, over which the released code cuts contexts;
-    the batch of all GPUs, which no file states, becomes the published 2,048.
-
-    Raises:
-        IjepaError: settings that the released files do not have, or a value we cannot honour.
+    the batch of all GPUs, which no file states, becomes the published 2,048. An `IjepaError`
+    refuses settings that the released files do not have, and a value that is not supported.
     """
     settings = {n: value for n, value in flat(body).items() if "." in n or value is not None}
     theirs = yaml.safe_load(resources.files("ijepa").joinpath("released_settings.yaml").read_text())

@@ -54,10 +54,8 @@ def restore(
 ) -> Tree:
     """Put a checkpoint back into networks and optimizer, exactly or not at all; returns all of it.
 
-    `enter` is called with its last step first, which may choose what has an optimizer's state.
-
-    Raises:
-        IjepaError: it is damaged, of other networks, or weights alone.
+    `enter` is called with its last step first, which may choose what has an optimizer's state. An
+    `IjepaError` refuses what is damaged, of other networks, or weights alone.
     """
     body = load_checkpoint(path)
     if not body["optimizer"]:
