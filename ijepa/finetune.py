@@ -86,14 +86,7 @@ def finetune(
     `result.json`, which `ijepa report` shows beside probes. Nothing is chosen, on the test split or
     on the images that `config.holdout` keeps from training: loss and accuracy on these are recorded
     after every epoch, the last ones in the result. Under torchrun every process calls this.
-
-    Args:
-        shards: of `ijepa shard`.
-        out: folder to make.
-        config: what to train, and how; `subset` is filled in from `subset`.
-        runtime: what leaves the result as it is.
-        progress: told of images done.
-        subset: a list of training images, one key or file name a line.
+    `subset`, a list of training images, one key or file name a line, fills in `config.subset`.
 
     Raises:
         IjepaError: the encoder does not load, no such split or label, a list that names others.

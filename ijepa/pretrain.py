@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
 from ijepa.data.decode import image_size
 from ijepa.data.shards import SplitReader, is_remote, open_shards
@@ -21,6 +23,7 @@ from ijepa.world import World, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
+    from ijepa.jepa.flops import PretrainPlan
     from ijepa.train.metrics import Picture
     from ijepa.train.watch import Seen
 
@@ -28,7 +31,6 @@ VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
-PLANNED_BATCHES = 50  # sampled to know how long contexts are
 BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
@@ -48,28 +50,6 @@ class PretrainResult(Config):
     feature_std: float
     mean_cosine: float
     loss_vs_mean_target: float
-
-
-class PretrainPlan(Config):
-    """What a run would do, found out without doing it; lengths are of sampled batches."""
-
-    images: int  # in the split
-    batch_size: int  # images of a step, over all devices
-    steps_per_epoch: int
-    steps: int
-    images_seen: int
-    grid: tuple[int, int]
-    encoder_parameters: int  # trained ones, without positions
-    predictor_parameters: int
-    context_patches: float  # mean, after the cut
-    target_patches: float  # mean, of one target block
-    gflops_per_image: float  # of matrix products, forward and backward, at these mean lengths
-    largest_context: int
-    passes_per_step: int  # of each network: one for a group of masks in a micro-batch
-    mask_shapes: int  # pairs of context and target length; kernels planned for each gain if few
-    images_at_a_time: int
-    bf16: bool
-    memory_gb: float  # estimated, of one process: weights, gradients, optimizer, most activations
 
 
 def pretrain(
@@ -183,8 +163,6 @@ def _train(
 
 def _drawing(config: PretrainConfig) -> "Callable[[Seen], dict[str, Picture]]":
     """Draws masks, principal components and neighbours of a few images, each as rows of tiles."""
-    import numpy as np
-
     from ijepa.figures.draw import keep_patches
     from ijepa.figures.pca import patch_colours
     from ijepa.jepa.masks import batch_masks
@@ -277,63 +255,15 @@ def auto_recipe(
 
 def plan_pretrain(
     shards: StrPath, config: PretrainConfig, runtime: Runtime = RUNTIME
-) -> PretrainPlan:
+) -> "PretrainPlan":
     """Say what `pretrain` would do: sizes, steps, masks, cost; raises as it would."""
     from ijepa.distributed import pick_device
+    from ijepa.jepa.flops import plan_training
 
     on_gpu = pick_device(runtime.device).type == "cuda"
     images, _, data = _open(shards, config)
     config = config.model_copy(update={"data": data})
     return plan_training(len(images), config, runtime, on_gpu=on_gpu)
-
-
-def plan_training(
-    images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
-) -> PretrainPlan:
-    """The same for data of so many images, which need not be there yet."""
-    import torch
-
-    from ijepa.distributed import uses_bf16
-    from ijepa.jepa import flops, masks, model, step
-
-    per_epoch = steps_per_epoch(images, config)
-    steps = per_epoch * config.optimization.epochs
-    with torch.device("meta"):
-        networks = model.build_ijepa(config)
-    encoder, predictor = (
-        sum(p.numel() for p in network.parameters() if p.requires_grad)
-        for network in (networks.encoder, networks.predictor)
-    )
-    lengths, drawn = masks.mask_statistics(config, PLANNED_BATCHES), masks.batch_masks(config, 0)
-    cost = flops.step_flops(config, lengths.context_patches, lengths.target_patches)
-    batch = config.data.batch_size
-    at_a_time = min(runtime.micro_batch or batch, batch)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    bf16 = uses_bf16(config.optimization.precision, device)
-    parameters, largest = (encoder, predictor), (lengths.largest_context, lengths.largest_target)
-    again = runtime.recompute
-    memory = flops.step_bytes(
-        config, parameters, largest, images=at_a_time, bf16=bf16, recompute=again
-    )
-    return PretrainPlan(
-        images=images,
-        batch_size=batch,
-        steps_per_epoch=per_epoch,
-        steps=steps,
-        images_seen=steps * batch,
-        grid=config.grid,
-        encoder_parameters=encoder,
-        predictor_parameters=predictor,
-        context_patches=lengths.context_patches,
-        target_patches=lengths.target_patches,
-        gflops_per_image=cost.total / 1e9,
-        largest_context=lengths.largest_context,
-        passes_per_step=sum(len(p) for _, p in step.micro_batches(drawn, batch, at_a_time)),
-        mask_shapes=len({shape[1:] for shape in lengths.shapes}),
-        images_at_a_time=at_a_time,
-        bf16=bf16,
-        memory_gb=memory / 1e9,
-    )
 
 
 def _open(

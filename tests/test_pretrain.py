@@ -20,11 +20,12 @@ from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
 from ijepa.jepa.augment import normalise
+from ijepa.jepa.flops import plan_training
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import Predictor, build_ijepa
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import Encoder
-from ijepa.pretrain import plan_pretrain, plan_training, pretrain
+from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import load_recipe
 from ijepa.records import read_record
 from ijepa.report import report

@@ -88,11 +88,11 @@ def test_a_target_block_is_predicted_alone_whatever_the_others_are():
         torch.testing.assert_close(together[block], alone)
 
 
-def test_pooled_layers_end_with_the_pooled_output():
+def test_the_last_layers_end_with_the_output():
     encoder, images = small_encoder(), torch.randn(2, 3, 32, 32)
-    layers = encoder.pooled_layers(images, 3)
-    assert layers.shape == (2, 3, 32)
-    torch.testing.assert_close(layers[:, -1], encoder(images).mean(dim=1))
+    layers = encoder.last_layers(images, 3)
+    assert [tokens.shape for tokens in layers] == [(2, 64, 32)] * 3
+    torch.testing.assert_close(layers[-1], encoder(images))
 
 
 def test_an_init_has_its_spread_and_the_same_seed_its_weights():

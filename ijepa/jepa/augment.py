@@ -65,13 +65,11 @@ def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box
 def resize_box(
     image: Pixels, box: Box, image_px: int | Size, *, mode: Interpolation = "bilinear"
 ) -> Tensor:
-    """Cut a box and resize it, antialiased, as Pillow's crop and resize.
+    """Cut a box from (height, width, C) and resize it, antialiased, as Pillow's crop and resize.
 
     A value may differ from Pillow's by two levels of 255, for torch rounds the filter's weights to
-    16 bits; with `bicubic` by more where hard edges are enlarged.
-
-    The image is (height, width, C), the result (1, C, *size) uint8 or float32 (see `in_units`),
-    channels last in memory.
+    16 bits; with `bicubic` by more where hard edges are enlarged. The result is (1, C, *size) uint8
+    or float32 (see `in_units`), channels last in memory.
     """
     top, left, height, width = box
     size = height_width(image_px)
@@ -133,10 +131,8 @@ def evaluation_crop(
 
     With 224 and 224 / 256 these are Resize(256) and CenterCrop(224). Here Pillow resamples only
     what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,
-    one of 10,000 by more.
-
-    The image is (height, width, C); of its short side, once resized, `crop_fraction` is kept.
-    Returns (1, C, *size) uint8 or float32 (see `in_units`), channels last in memory.
+    one of 10,000 by more. Of the short side, once resized, `crop_fraction` is kept. The image is
+    (height, width, C), the result as that of `resize_box`.
     """
     (height, width), size = image.shape[:2], height_width(image_px)
     return _resized(image, size, evaluation_box(height, width, size, crop_fraction), mode)

@@ -1,4 +1,4 @@
-"""What a step costs: matrix-multiplication FLOPs and memory, counted from the configuration.
+"""What a run and its steps cost: matrix-multiplication FLOPs and memory, from the configuration.
 
 FLOPs are twice the multiply-adds of matrix products, as model FLOPs utilisation counts them;
 norms, GELU and the optimizer are left out (they move memory, they hardly compute).
@@ -6,9 +6,16 @@ norms, GELU and the optimizer are left out (they move memory, they hardly comput
 
 from typing import NamedTuple
 
-from ijepa.config import Architecture, PretrainConfig, architecture
-from ijepa.jepa.model import PREDICTOR_MLP_RATIO, target_dim
+import torch
 
+from ijepa.config import RUNTIME, Architecture, Config, PretrainConfig, Runtime, architecture
+from ijepa.distributed import uses_bf16
+from ijepa.jepa.masks import batch_masks, mask_statistics
+from ijepa.jepa.model import PREDICTOR_MLP_RATIO, build_ijepa, target_dim
+from ijepa.jepa.schedules import steps_per_epoch
+from ijepa.jepa.step import micro_batches
+
+PLANNED_BATCHES = 50  # sampled to know how long contexts are
 FP32_BYTES, BF16_BYTES = 4, 2
 # Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; words of its name -> peak.
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
@@ -55,33 +62,75 @@ def utilisation(tflops: float, device: str) -> float | None:
     return tflops / peaks[0] if peaks else None
 
 
-def step_bytes(
-    config: PretrainConfig,
-    parameters: tuple[int, int],
-    masks: tuple[int, int],
-    *,
-    images: int,
-    bf16: bool,
-    recompute: bool = False,
-) -> float:
-    """Memory that a training step needs at its peak.
+class PretrainPlan(Config):
+    """What a run would do, found out without doing it; lengths are of sampled batches."""
 
-    Args:
-        config: networks, targets and masks.
-        parameters: of the encoder and of the predictor, trained ones.
-        masks: patches of the longest context and of the largest target block.
-        images: computed at a time; gradients of parts of a batch add up.
-        bf16: whether networks compute in bfloat16.
-        recompute: whether blocks are computed again in the backward pass.
-    """
-    trained, encoder = sum(parameters), parameters[0]
+    images: int  # in the split
+    batch_size: int  # images of a step, over all devices
+    steps_per_epoch: int
+    steps: int
+    images_seen: int
+    grid: tuple[int, int]
+    encoder_parameters: int  # trained ones, without positions
+    predictor_parameters: int
+    context_patches: float  # mean, after the cut
+    target_patches: float  # mean, of one target block
+    gflops_per_image: float  # of matrix products, forward and backward, at these mean lengths
+    largest_context: int
+    passes_per_step: int  # of each network: one for a group of masks in a micro-batch
+    mask_shapes: int  # pairs of context and target length; kernels planned for each gain if few
+    images_at_a_time: int
+    bf16: bool
+    memory_gb: float  # estimated, of one process: weights, gradients, optimizer, most activations
+
+
+def plan_training(
+    images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
+) -> PretrainPlan:
+    """What `ijepa pretrain` would do with so many images, which need not be there yet."""
+    batch, per_epoch = config.data.batch_size, steps_per_epoch(images, config)
+    steps = per_epoch * config.optimization.epochs
+    with torch.device("meta"):
+        networks = build_ijepa(config)
+    encoder, predictor = (
+        sum(p.numel() for p in network.parameters() if p.requires_grad)
+        for network in (networks.encoder, networks.predictor)
+    )
+    lengths = mask_statistics(config, PLANNED_BATCHES)
+    cost = step_flops(config, lengths.context_patches, lengths.target_patches)
+    at_a_time = min(runtime.micro_batch or batch, batch)
+    parts = micro_batches(batch_masks(config, 0), batch, at_a_time)
+    bf16 = uses_bf16(config.optimization.precision, torch.device("cuda" if on_gpu else "cpu"))
+    trained = encoder + predictor
     weights = FP32_BYTES * (3 * trained + encoder)  # AdamW has two moments; the target encoder
     if bf16:  # weights as autocast has cast them, and the teacher's copy
         has_copy = config.targets.space == "embeddings" and config.optimization.teacher == "bf16"
         weights += BF16_BYTES * (trained + encoder * has_copy)
-    kept = activation_bytes(config, images, *masks, bf16=bf16, recompute=recompute)
-    gradients, adds_up = FP32_BYTES * trained, images < config.data.batch_size
-    return weights + (gradients + kept if adds_up else max(gradients, kept))  # else one goes first
+    largest, recompute = (lengths.largest_context, lengths.largest_target), runtime.recompute
+    kept = activation_bytes(config, at_a_time, *largest, bf16=bf16, recompute=recompute)
+    gradients = FP32_BYTES * trained
+    memory = weights + max(gradients, kept)  # these come while those go
+    if at_a_time < batch:  # those of parts add up
+        memory = weights + gradients + kept
+    return PretrainPlan(
+        images=images,
+        batch_size=batch,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        images_seen=steps * batch,
+        grid=config.grid,
+        encoder_parameters=encoder,
+        predictor_parameters=predictor,
+        context_patches=lengths.context_patches,
+        target_patches=lengths.target_patches,
+        gflops_per_image=cost.total / 1e9,
+        largest_context=lengths.largest_context,
+        passes_per_step=sum(len(pieces) for _, pieces in parts),
+        mask_shapes=len({shape[1:] for shape in lengths.shapes}),
+        images_at_a_time=at_a_time,
+        bf16=bf16,
+        memory_gb=memory / 1e9,
+    )
 
 
 def activation_bytes(
@@ -93,7 +142,7 @@ def activation_bytes(
     bf16: bool,
     recompute: bool = False,
 ) -> float:
-    """What the backward pass keeps, as `step_bytes`; an estimate, attention being fused.
+    """What the backward pass keeps at these largest lengths; an estimate, attention being fused.
 
     For each token a block keeps the residual stream before each norm in fp32; in the computing type
     each norm's output, queries, keys, values, the output of attention, and the MLP before and after

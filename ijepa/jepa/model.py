@@ -90,14 +90,10 @@ class IJepa(nn.Module):
     """The three networks; attribute names are the published checkpoint's."""
 
     def __init__(
-        self,
-        encoder: Encoder,
-        predictor: Predictor,
-        target_encoder: Encoder,
-        config: TargetConfig | None = None,
+        self, encoder: Encoder, predictor: Predictor, target_encoder: Encoder, config: TargetConfig
     ) -> None:
         super().__init__()
-        self.config = config or TargetConfig()
+        self.config = config
         self.encoder = encoder
         self.predictor = predictor
         self.target_encoder = target_encoder

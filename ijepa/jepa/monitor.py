@@ -46,10 +46,9 @@ def mean_cosine(features: Tensor) -> float:
 def lidar(views: Tensor, delta: float = 1e-4) -> float:
     """Effective rank of what tells images apart, relative to what tells views of one image apart.
 
-    Args:
-        views: (images, views, dim) float; here each view is what the predictor makes of an image
-            from another context, averaged over its target blocks.
-        delta: added to the within-image covariance, which need not have full rank.
+    Views are (images, views, dim) float; here each is what the predictor makes of an image from
+    another context, averaged over its target blocks. `delta` is added to the within-image
+    covariance, which need not have full rank.
 
     Source: Thilak et al., LiDAR, 2023, section 4. At most min(images - 1, dim).
     """

@@ -214,14 +214,6 @@ class Encoder(nn.Module):
         patches = patches.to(projection.weight.dtype)
         return F.linear(patches, projection.weight.flatten(1), projection.bias) + positions
 
-    def pooled_layers(self, images: Tensor, num_layers: int) -> Tensor:
-        """Average-pooled patch tokens of the last blocks, the final norm applied to each.
-
-        Returns (B, num_layers, dim), the last layer last. Source: paper A.2; VISSL `concatPOOL4`.
-        """
-        found = self.last_layers(images, num_layers)
-        return torch.stack([tokens.mean(dim=1) for tokens in found], dim=1)
-
     def last_layers(self, images: Tensor, num_layers: int) -> list[Tensor]:
         """Patch tokens (B, N, dim) of the last blocks, the final norm applied to each."""
         depth = len(self.blocks)

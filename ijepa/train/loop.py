@@ -73,6 +73,7 @@ class Task(ABC, Generic[Inputs]):
 
     def __init__(self, config: BaseModel, runtime: Runtime, world: World) -> None:
         """Remember `config`, which every checkpoint holds, and how to run."""
+        refuse_missing(runtime.track)
         self.config, self.runtime, self.world = config, runtime, world
         self.device = pick_device(runtime.device)
 
@@ -151,7 +152,6 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
         StoppedError: a signal asked for it; the state is saved.
         IjepaError: loss, gradients, weights or what is watched are broken, or a checkpoint is.
     """
-    refuse_missing(task.runtime.track)
     run = _Run(task, folder, progress)
     with (
         contextlib.closing(run),

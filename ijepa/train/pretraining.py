@@ -334,8 +334,7 @@ def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
         for block in encoder.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # the target has no backward
-        for method in ("pooled_layers", "forward_layers"):
-            register_fsdp_forward_method(encoder, method)
+        register_fsdp_forward_method(encoder, "forward_layers")
     fully_shard(model.predictor, mesh=mesh)
 
 

@@ -119,7 +119,7 @@ class Watch:
         first = self._world.rank * share
         mine = pixels[torch.arange(first, first + share, device=pixels.device) % len(pixels)]
         found = [
-            encoder.pooled_layers(self._normalised(part), 1)[:, -1].float()
+            encoder.forward_layers(self._normalised(part), [len(encoder.blocks)])[0].mean(1).float()
             for part in torch.split(mine, BATCH)
         ]
         return gather_rows(torch.cat(found), self._world)[: len(pixels)]

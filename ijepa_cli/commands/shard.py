@@ -1,6 +1,5 @@
 """`ijepa shard`: data set to shard set."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,11 +87,11 @@ def shard(
         maps = {name: folder for name, folder in (("seg", masks), ("depth", depth)) if folder}
         result = run(source, out, config, runtime, progress, subset=subset, dense=maps)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
-    shards = "shard" if result.shards == 1 else "shards"
-    words = f"{counts} in {result.shards} {shards}, {decimal(result.bytes)}"
+    words = f"{counts} in {counted(result.shards, 'shard')}, {decimal(result.bytes)}"
     lines = [headline("written", result.out, result.cached, words)]
+    changed = [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
     if config.part:
-        lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
+        lines += changed
         lines += ["when all parts are written, run the same command with --merge instead of --part"]
         show(result, as_json, "\n".join(lines))
         return
@@ -105,16 +104,11 @@ def shard(
         lines.append(f"dense label {name}: {what}")
     lines += ["no labels"] if not result.labels else []
     if pixels := result.pixels:
-        measured = f"mean {_short(pixels.mean)}, std {_short(pixels.std)}"
+        mean, std = (" ".join(f"{one:.3g}" for one in each) for each in (pixels.mean, pixels.std))
         stored = f"pixels: {counted(pixels.channels, 'channel')} of {pixels.dtype}"
-        lines.append(f"{stored}, {measured} over {pixels.images:,} images")
+        lines.append(f"{stored}, mean {mean}, std {std} over {pixels.images:,} images")
     lines += [f"left out: {number:,} {reason}" for reason, number in result.left_out.items()]
-    lines += [f"changed: {number:,} {reason}" for reason, number in result.changes.items()]
     run_folder = Path("runs") / result.out.name
-    lines += [next_command("pretrain", "--data", result.out, "--out", run_folder)]
+    lines += [*changed, next_command("pretrain", "--data", result.out, "--out", run_folder)]
     show(result, as_json, "\n".join(lines))
     opened(out).require(require_split or (), require_label or ())
-
-
-def _short(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3g}" for value in values)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ijepa.config import Runtime
+from ijepa.jepa.flops import PLANNED_BATCHES, plan_training
 from ijepa.jepa.masks import batch_masks, mask_statistics
 from ijepa.jepa.model import save_memory
 from ijepa.jepa.step import Trainer
-from ijepa.pretrain import PLANNED_BATCHES, plan_training
 
 from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config
 from .tensors import OperationMode, fake_tensors
@@ -67,7 +67,7 @@ class StepMemory(NamedTuple):
         networks: weights of all three networks.
         between_steps: networks and the optimizer's state.
         peak: the most at any time of a step.
-        predicted: the peak by `ijepa.pretrain.plan_training`.
+        predicted: the peak by `ijepa.jepa.flops.plan_training`.
     """
 
     networks: float
