@@ -51,9 +51,9 @@ def _table(title: str | None, *heads: str) -> Table:
         title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     for head in heads:
-        justify: Literal["left", "right"] = "right" if head.startswith("#") else "left"
         number = head.startswith("#")
-        table.add_column(head.lstrip("#"), justify=justify, overflow="fold", no_wrap=number)
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(head.lstrip("#"), justify=side, overflow="fold", no_wrap=number)
     return table
 
 
@@ -129,19 +129,17 @@ def comparison_table(found: "Comparisons") -> Table:
         "setting", "first", "second", "#top-1 %", "#difference (95% CI)", "#mean per class",
         "#right alone", "#p",
     )  # fmt: skip
+
+    def points(value: float, ends: tuple[float, float]) -> str:
+        return f"{100 * value:+.2f} ({100 * ends[0]:+.2f} to {100 * ends[1]:+.2f})"
+
     for row in found.rows:
-        differences = (
-            (row.difference, *row.interval),
-            (row.mean_class_difference, *row.mean_class_interval),
-        )
         table.add_row(
             row.setting,
             *row.encoders,
             f"{100 * row.top1[0]:.2f}, {100 * row.top1[1]:.2f}",
-            *(
-                f"{100 * v:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-                for v, low, high in differences
-            ),
+            points(row.difference, row.interval),
+            points(row.mean_class_difference, row.mean_class_interval),
             f"{row.only_first:,}, {row.only_second:,}",
             f"{row.p_value:.2g}",
         )

@@ -176,6 +176,15 @@ def test_what_cannot_be_trained_is_refused(shards, tiny_config, tmp_path, overri
     assert not (tmp_path / "run").exists()
 
 
+def test_one_image_alone_is_refused_for_nothing_can_be_compared_with_it(tiny_config, tmp_path):
+    write_gratings(tmp_path, "images", 1, seed=0)
+    shard(tmp_path / "images", tmp_path / "shards")
+    with pytest.raises(IjepaError, match="holds 1 image"):
+        pretrain(
+            tmp_path / "shards", tmp_path / "run", changed(tiny_config, "data.batch_size=1"), CPU
+        )
+
+
 @pytest.fixture
 def broken_batches(monkeypatch):
     """Numbers of batches whose images are not numbers."""

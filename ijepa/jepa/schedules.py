@@ -80,6 +80,8 @@ def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
             f"out: fewer than one batch of {batch_size:,} are left. Lower watch.num_images or "
             f"data.batch_size."
         )
+    if num_images == 1:
+        raise IjepaError("The data holds 1 image, and health checks compare images; take more.")
     if num_trained < batch_size:
         raise IjepaError(
             f"The data holds {num_images:,} images, fewer than one batch of {batch_size:,}; "

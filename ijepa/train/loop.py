@@ -235,9 +235,8 @@ class _Run:
                 log.warning(
                     "the run began with %d processes and goes on with %d: images, crops and masks "
                     "of each step stay the same, but sums are rounded differently.",
-                    facts["world_size"],
-                    world.size,
-                )
+                    facts["world_size"], world.size,
+                )  # fmt: skip
         if world.is_rank_0:
             kind, config = self.task.runtime.track, self.task.config.model_dump(mode="json")
             tracker = None if kind == "none" else Tracker(kind, self.folder, config)
