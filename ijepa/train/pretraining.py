@@ -32,6 +32,7 @@ from ijepa.jepa.masks import Masks, batch_masks, check_masks, mask_statistics, p
 from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
 from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
+from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.jepa.verdict import Health
 from ijepa.jepa.vit import adapt_channels, adaptation
@@ -114,8 +115,7 @@ class PretrainTask(Task[StepInputs]):
         repeat_every = config.masks.group_size if config.shared_draws else None
         share = world.share(self.size)
         self._plan = StepPlan(taken, config.data, config.seed, share, repeat_every)
-        held_out = count if config.watch.held_out else 0
-        self._per_epoch = (len(images) - held_out) // self.size
+        self._per_epoch = steps_per_epoch(len(images), config)
         self._make_networks(init)
         self._watch = Watch(config, watched, self.device, world)
         self._best: dict[str, float] = {}  # step and accuracy of the best health check
