@@ -190,6 +190,8 @@ def plan_shard(
 
 def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Source:
     source = open_source(name, folders_are_classes=config.folders_are_classes)
+    if (dense or source.dense) and config.exif == "rotate":
+        raise IjepaError("--set exif=rotate turns images, but not their maps; leave it out.")
     return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
 
 
@@ -340,6 +342,12 @@ def _write_index(
     splits, bad, changes = {}, list[BadImage](), Counter[str]()
     every = [report.classes for found in reports.values() for report in found]
     counted = {label: max(classes[label] for classes in every) for label in dense}
+    if empty := next((label for label, count in counted.items() if not count), None):
+        what = (
+            f"all have the value {dense[empty].ignored}, which is ignored, or less than any class"
+        )
+        what = "it is 0 or less everywhere" if dense[empty].kind == "depth" else what
+        raise IjepaError(f"{name}: no map of {empty} says anything of its image: {what}.")
     dense = {label: one.with_names(counted[label]) for label, one in dense.items()}
     for split, found in reports.items():
         names = {

@@ -228,7 +228,7 @@ def test_a_damaged_map_is_named(tmp_path):
 BAD = {
     "another size": (
         np.zeros((6, 8), np.uint8),
-        r"its seg .*1\.png has 8 x 6 pixels, the image 16",
+        r"its seg .*1\.png is refused: 8 x 6 pixels, the image 16",
     ),
     "three channels": (np.zeros((12, 16, 3), np.uint8), r"uint8 of shape \(12, 16, 3\)"),
     "an unknown class": (np.full((12, 16), 7, np.uint8), "the value 7, but classes end at 1"),
@@ -263,16 +263,44 @@ def test_missing_maps_and_folders_are_one_line(tmp_path, ade20k):
     (tmp_path / "images" / "m").mkdir()
     refused("would be images, too", seg=tmp_path / "images" / "m")
     (tmp_path / "masks" / "0.png").write_bytes(b"no picture")
-    refused("has not a PNG or .npy file", seg=tmp_path / "masks")
+    refused("is refused: not a PNG or .npy file", seg=tmp_path / "masks")
     (tmp_path / "masks" / "0.png").unlink()
     with (tmp_path / "masks" / "0.npy").open("wb") as file:  # of which nothing follows
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**7)}
         np.lib.format.write_array_header_1_0(file, header)
-    refused("has not a PNG or .npy file", seg=tmp_path / "masks")
+    refused("is refused: not a PNG or .npy file", seg=tmp_path / "masks")
+    save(tmp_path / "masks" / "0.npy", np.full((12, 16), 255))
+    refused(
+        "no map of seg says anything of its image: all have the value 255", seg=tmp_path / "masks"
+    )
+    depth = tmp_path / "depth"
+    save(depth / "0.png", np.zeros((12, 16), np.uint16))
+    refused("no map of depth says anything of its image: it is 0 or less", depth=depth)
+    classes(depth / "0.png")
+    refused("8 bits, in millimetres", depth=depth)
+    with pytest.raises(IjepaError, match="turns images, but not their maps"):
+        shard(tmp_path / "images", tmp_path / "out", ShardConfig(exif="rotate"), ONE,
+              dense={"seg": tmp_path / "masks"})  # fmt: skip
     root, _ = ade20k
     next(Path(root).glob("annotations/*/*val*")).unlink()
     refused(r"there is no seg .*annotations/validation/ADE_val_1\.png", f"ade20k:{root}")
     refused("not laid out as nyu", f"nyu:{root}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\n\nb\n", "line 2: .* class 1, found nothing"),
+        ("a\nb\na\n", "line 3: .* for the second time"),
+    ],
+)
+def test_the_line_of_a_name_is_the_number_of_its_class(tmp_path, text, message):
+    picture(tmp_path / "images" / "0.png")
+    classes(tmp_path / "masks" / "0.png", high=2)
+    (tmp_path / "masks" / "classes.txt").write_text(text)
+    with pytest.raises(IjepaError, match=message):
+        shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE,
+              dense={"seg": tmp_path / "masks"})  # fmt: skip
 
 
 def test_maps_stay_as_they_are_where_images_shrink(tmp_path):

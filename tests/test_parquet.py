@@ -3,10 +3,12 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from pictures import bytes_of, encoded, read, write_files, write_tar
 
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
+from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import open_shards
 from ijepa.data.sources import tables
 from ijepa.data.sources.tables import RowReader, in_table
@@ -193,7 +195,43 @@ def test_images_that_a_row_only_names_are_read_beside_the_table(tmp_path):
         assert [content(item) for item in items][:2] == [encoded(0), encoded(1)]
         assert items[1].name == "00000001/a.png"
     lost = write_parquet(tmp_path / "l.parquet", a_table([{"bytes": None, "path": "b.png"}]))
-    refused(r"l\.parquet, row 0 holds no bytes, and there is no file b\.png", lost, tmp_path / "w")
+    config = ShardConfig(max_bad=1)
+    with pytest.raises(IjepaError, match=r"row 0: the row has no bytes, and there is no .*b\.png"):
+        shard(lost, tmp_path / "out", runtime=Runtime(workers=1))
+    both = write_parquet(
+        tmp_path / "m.parquet", a_table([row(0), {"bytes": None, "path": "b.png"}])
+    )
+    assert shard(both, tmp_path / "out", config, Runtime(workers=1)).bad == 1
+
+
+def test_maps_of_rows_are_named_by_their_keys_and_asked_for_by_what_there_is(tmp_path):
+    source = write_parquet(tmp_path / "one.parquet", a_table([row(0), row(1)]))
+    write_files(tmp_path / "masks", {"one.png": encoded(0)})
+    how = {"runtime": ALONE, "dense": {"seg": tmp_path / "masks"}}
+    with pytest.raises(IjepaError, match=r"row 0: there is no seg .*masks/00000000\.png"):
+        shard(source, tmp_path / "out", ShardConfig(), **how)
+    height, width = decode_rgb(encoded(0)).shape[:2]
+    made = np.arange(2 * height * width, dtype=np.uint8).reshape(2, height, width) % 3
+    for number, values in enumerate(made):
+        np.save(tmp_path / f"masks/0000000{number}.npy", values)
+    shard(source, tmp_path / "out", ShardConfig(), **how)
+    split = open_shards(tmp_path / "out").split("train")
+    np.testing.assert_array_equal([split.read_map(n, "seg") for n in range(2)], made)
+    with pytest.raises(IjepaError, match="no dense label 'depth'; expected one of: seg"):
+        split.read_map(0, "depth")
+
+
+def test_a_folder_that_lacks_a_file_of_a_split_is_refused(tmp_path):
+    for number in (0, 2):
+        write_parquet(tmp_path / f"hub/data/train-0000{number}-of-00003.parquet", a_table([row(0)]))
+    refused(
+        r"hub lacks 1 of the 3 files of data/train, such as number 00001",
+        tmp_path / "hub",
+        tmp_path / "w",
+    )
+    folder = save_to_disk(tmp_path / "s", a_table([row(n) for n in range(6)]))
+    max(folder.glob("*.arrow")).unlink()
+    refused(r"state\.json names data-.*arrow, which is not beside it", folder, tmp_path / "w2")
 
 
 def test_keys_and_bytes_of_shards_depend_on_the_rows_alone(tmp_path):

@@ -86,14 +86,14 @@ def test_parts_that_are_missing_or_of_another_set_are_refused_in_one_line(images
     tar = next((tmp_path / "set.part-2-of-4").glob("*.tar"))
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1])
-    refused(r"part-2-of-4 is no part of this set: a file of it was changed\. Remove it")
+    refused(r"part-2-of-4 is no part of this set: a file of it was changed\. Give the options")
     shutil.rmtree(tmp_path / "set.part-2-of-4")
     list(write(images, out, 2, count=4))
     list(write(images, out, 1, count=2))
     refused("parts of several divisions, into 2, 4")
     shutil.rmtree(tmp_path / "set.part-1-of-2")
     assert merged(images, out).splits == {"train": 16, "val": 16}
-    with pytest.raises(IjepaError, match="99 parts, but the set has 12 shards"):
+    with pytest.raises(IjepaError, match="99 parts are more than the set has shards, 12"):
         list(write(images, tmp_path / "other", 1, count=99))
 
 

@@ -29,7 +29,8 @@ BROKEN = (
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # one channel of more than 8 bits
 JPEG, PNG, NPY = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PNG_HEADER = struct.Struct(">IIBB")  # width, height, bits and kind, at byte 16
+PNG_HEADER = struct.Struct(">IIBB")  # width, height, bits and colour type
+PNG_HEADER_AT = 16  # byte
 
 # Reasons, counted over a data set.
 FRAMES = "images with further pages or frames: the first one is kept"
@@ -117,7 +118,8 @@ def as_reason(content: bytes) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise IjepaError(f"not an image ({len(content):,} bytes)") from error
+        hint = ", or one for --channels" if content.startswith(TIFF) else ""
+        raise IjepaError(f"not an image{hint} ({len(content):,} bytes)") from error
     except MemoryError as error:
         raise IjepaError("image does not fit into memory") from error
     except BROKEN as error:
@@ -236,21 +238,28 @@ def _of_tiff(content: bytes, max_pixels: int) -> tuple[Array, bool]:
 
 def _of_picture(content: bytes, max_pixels: int) -> Array:
     """(height, width) or (height, width, channels) of PNG, JPEG and the like."""
-    if content.startswith(PNG) and len(content) > 26:
-        width, height, bits, kind = PNG_HEADER.unpack_from(content, 16)
-        if bits == 16 and kind:  # of which Pillow keeps 8 bits
-            check_size(height, width, max_pixels)
-            try:
-                import imagecodecs
-            except ImportError as error:
-                raise IjepaError(
-                    "16-bit PNG in colour needs imagecodecs: pip install tifffile imagecodecs"
-                ) from error
-            found: Array = imagecodecs.png_decode(content)
-            return found
+    if is_deep_colour(content):
+        width, height, *_ = PNG_HEADER.unpack_from(content, PNG_HEADER_AT)
+        check_size(height, width, max_pixels)
+        try:
+            import imagecodecs
+        except ImportError as error:
+            raise IjepaError(
+                "16-bit PNG in colour needs imagecodecs: pip install tifffile imagecodecs"
+            ) from error
+        found: Array = imagecodecs.png_decode(content)
+        return found
     with opened(content, max_pixels) as image:
         modes = {"P": "RGB", "PA": "RGBA", "1": "L"}
         return np.asarray(image.convert(modes[image.mode]) if image.mode in modes else image)
+
+
+def is_deep_colour(content: bytes) -> bool:
+    """Is it a PNG of 16 bits and several channels, of which Pillow keeps 8 bits?"""
+    if not content.startswith(PNG) or len(content) <= PNG_HEADER_AT + PNG_HEADER.size:
+        return False
+    *_, bits, colour_type = PNG_HEADER.unpack_from(content, PNG_HEADER_AT)
+    return bool(bits == 16 and colour_type)
 
 
 class DenseLabel(Config):
@@ -296,6 +305,8 @@ def decode_dense(content: bytes, label: DenseLabel) -> Array:
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise IjepaError(f"{values.dtype} of shape {values.shape}, not (height, width) of numbers")
     if label.kind == "depth":
+        if values.dtype.itemsize == 1 and label.scale == DenseLabel().scale:
+            raise IjepaError("8 bits, in millimetres at most 0.255 m; give its unit: depth_scale")
         depth: Array = values.astype(np.float32)
         depth *= 1 if values.dtype.kind == "f" else np.float32(label.scale)
         return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))

@@ -218,7 +218,7 @@ def part_of(shards: Sequence[PlannedShard], part: str) -> list[PlannedShard]:
     number, count = map(int, part.split("/"))
     if count > len(shards):
         raise IjepaError(
-            f"{count:,} parts, but the set has {len(shards):,} shards; make at most as many parts."
+            f"{count:,} parts are more than the set has shards, {len(shards):,}; make fewer parts."
         )
     first, last = ((place * len(shards)) // count for place in (number - 1, number))
     return list(shards[first:last])
@@ -238,8 +238,9 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
             record = read_record(plan.out)
             why = changes(plan, record) if record else "it is not of `ijepa shard --part`"
             raise IjepaError(
-                f"{plan.out} is no part of this set: {why or 'a file of it was changed'}. Remove "
-                f"it, and run the same command with --part {number}/{len(plans)}."
+                f"{plan.out} is no part of this set: {why or 'a file of it was changed'}. Give the "
+                f"options with which the parts were made; or remove it, and run this command with "
+                f"--part {number}/{len(plans)}."
             )
     missing = [n for n, plan in enumerate(plans, start=1) if not plan.out.is_dir()]
     if missing or not plans:

@@ -284,6 +284,11 @@ class SplitReader:
 
     def read_map(self, number: int, name: str) -> Array:
         """The map of one dense label of a sample, see `decode_dense`; raises as `read_image`."""
+        if name not in self.index.dense:
+            known = ", ".join(self.index.dense) or "none"
+            raise IjepaError(f"{self.folder}: no dense label {name!r}; expected one of: {known}.")
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
         columns = ("shard", *(f"{DENSE}{name} {one}" for one in ("offset", "bytes", "crc32")))
         place = (int(self._rows[number][column]) for column in columns)
         return decode_dense(self._read(number, *place), self.index.dense[name])

@@ -22,6 +22,7 @@ from ijepa.data.decode import (
     check_size,
     decode_dense,
     decode_rgb,
+    is_deep_colour,
     opened,
     read_pixels,
 )
@@ -75,7 +76,7 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
     with opened(content, config.max_pixels) as image:
         kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
         changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
-        if image.mode in DEEP_MODES and config.pixel_range is None:
+        if is_deep_colour(content) or (image.mode in DEEP_MODES and config.pixel_range is None):
             changes.append(DEEP)
         pixels, changed = _changed(image, config)
         check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
@@ -143,7 +144,9 @@ def take_channels(content: bytes, config: ShardConfig) -> Taken:
 def take_in_dense(
     content: bytes, label: DenseLabel, image_size: Size, *, resized: bool
 ) -> tuple[str, int]:
-    """Suffix and number of classes of a map that belongs to an image of (height, width).
+    """Suffix of a map that belongs to an image of (height, width), and its largest class + 1.
+
+    Of depth that is 1 if it is known anywhere; 0 is a map that tells nothing.
 
     Raises:
         IjepaError: as `decode_dense`, or it is of another size (another aspect, if the image was
@@ -154,7 +157,7 @@ def take_in_dense(
     off = abs(height * image_width - width * image_height)
     if off > max(height, width) if resized else values.shape != image_size:
         raise IjepaError(f"{width} x {height} pixels, the image {image_width} x {image_height}")
-    classes = 0
+    classes = int(values.any())
     if label.kind == "classes":
         known = values[values != np.iinfo(label.dtype).max]
         classes = int(known.max()) + 1 if known.size else 0

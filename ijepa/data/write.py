@@ -227,7 +227,7 @@ def _take_in_maps(
             size, resized = image_size(image.content), config.resize_px is not None
             maps[name] = _TakenMap(content, *take_in_dense(content, label, size, resized=resized))
         except IjepaError as error:
-            raise IjepaError(f"its {name} {readable(path)} has {error}") from error
+            raise IjepaError(f"its {name} {readable(path)} is refused: {error}") from error
     return maps
 
 
@@ -243,7 +243,8 @@ def _read(path: str, offset: int, size_bytes: int) -> bytes:
     except FileNotFoundError as error:
         if size_bytes:
             raise
-        raise IjepaError("a symbolic link to nothing") from error
+        what = "a symbolic link to nothing" if Path(path).is_symlink() else "no such file"
+        raise IjepaError(what) from error
     except OSError as error:
         error.filename = error.filename or path  # a failed read does not name its file
         raise

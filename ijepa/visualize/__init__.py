@@ -170,7 +170,7 @@ def _shown_channels(config: PictureConfig, data: ShardSet | None) -> tuple[int, 
     """The three channels to show, counted from 1; None for 8-bit RGB, or without images."""
     asked, pixels = config.show_channels, data.pixels if data else None
     if asked and (pixels is None or max(asked) > pixels.channels):
-        there = f"images of {pixels.channels} channels" if pixels else "8-bit RGB or no images"
+        there = f"images of {pixels.channels} channels" if pixels else "8-bit RGB images, or none"
         raise IjepaError(
             f"--show-channels names {', '.join(map(str, asked))}, but there are {there}."
         )

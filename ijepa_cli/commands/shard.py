@@ -111,4 +111,5 @@ def shard(
     run_folder = Path("runs") / result.out.name
     lines += [*changed, next_command("pretrain", "--data", result.out, "--out", run_folder)]
     show(result, as_json, "\n".join(lines))
-    opened(out).require(require_split or (), require_label or ())
+    everywhere = list(result.splits) if require_label else []
+    opened(out).require(require_split or everywhere, require_label or ())

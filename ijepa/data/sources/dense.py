@@ -11,6 +11,7 @@ from ijepa.config import StrPath
 from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.items import Found, Item, Place, Request, Source
 from ijepa.data.sources.names import SPLITS, kind_of, read_lines, without_suffix
+from ijepa.data.sources.tables import is_table
 from ijepa.data.sources.trees import Entry, Tree, digest_of, walk
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
@@ -34,8 +35,8 @@ VOC_NAMES = (
 def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scale: float) -> Source:
     """A source with a map for each image in folders by label: `depth`, or any other of classes.
 
-    A map has the name of its image, below the image's path or its path within the split. One that
-    is missing is an image that does not decode.
+    A map has the name of its image, below the image's path or its path within the split; that of a
+    row of a table, the name of the row's key. One that is missing is an image that does not decode.
 
     Raises:
         IjepaError: there is no such folder, or it is within that of the images.
@@ -74,14 +75,29 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
 def _label(name: str, folder: Path, ignored: int, scale: float) -> DenseLabel:
     if name == DEPTH:
         return DenseLabel(kind="depth", scale=scale)
-    names = tuple(read_lines(folder / NAMES)) if (folder / NAMES).is_file() else None
-    return DenseLabel(names=names, ignored=ignored)
+    return DenseLabel(names=_class_names(folder / NAMES), ignored=ignored)
+
+
+def _class_names(path: Path) -> tuple[str, ...] | None:
+    """Names of classes 0, 1, ..., one a line; None without such a file."""
+    if not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text(errors="surrogateescape").rstrip().split("\n")]
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            raise IjepaError(
+                f"{path}, line {number + 1}: expected the name of class {number}, found "
+                f"{f'{name!r} for the second time' if name else 'nothing'}."
+            )
+    return tuple(names)
 
 
 def _place(folder: Path, item: Item) -> Place:
     """Where the map of an image lies; of no bytes if it is missing."""
-    stems = dict.fromkeys(without_suffix(path)[0] for path in (item.path, item.name))
-    tried = [folder / f"{stem}{end}" for stem in stems for end in (".png", ".npy")]
+    table, row, _ = item.path.rpartition(", row ")
+    names = [item.name] if row and is_table(table) else [item.path, item.name]
+    stems = dict.fromkeys(without_suffix(name)[0] for name in names)
+    tried = [folder / f"{stem}{end}" for stem in stems for end in (".png", ".PNG", ".npy")]
     found = next((path for path in tried if path.is_file()), None)
     return str(found or tried[0]), 0, found.stat().st_size if found else 0
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
+    FAULT,
     Found,
     Item,
     Request,
@@ -25,7 +26,7 @@ from ijepa.data.sources.items import (
     Valued,
     number_labels,
 )
-from ijepa.data.sources.names import LABEL, check_split_name, split_folders, suffix_of
+from ijepa.data.sources.names import LABEL, check_split_name, readable, split_folders, suffix_of
 from ijepa.data.sources.trees import Entry, digest_of, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
@@ -34,7 +35,9 @@ PARQUET, ARROW = ".parquet", ".arrow"
 IMAGE_COLUMNS = ("image", "img")  # the first that is there, if several hold images
 CLASS_COLUMNS = (LABEL, "label", "labels", "cls")  # the first that is there is called `class`
 LABEL_COLUMN = re.compile(r"(.+_)?(class|cls|labels?)")
-PART = re.compile(r"(?P<name>.*?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")  # train-00000-of-00004
+PART = re.compile(
+    r"(?P<name>.*?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?"
+)  # train-00000-of-00004
 ROWS, ROWS_OF_IMAGES = 4096, 32  # at once; Parquet decodes pages of about 1,000 rows at most
 BUFFER_BYTES = 2**20
 
@@ -86,6 +89,7 @@ def read_tables(files: Sequence[Entry], where: str, asked: Request) -> Found:
     ClassLabel columns keep their numbers. Other columns of integers, texts or booleans are labels
     if they are called as one, such as `label` or `fine_label`.
     """
+    _refuse_missing(files, where)
     files = [entry for entry in files if _is_saved(entry)]
     splits = _splits([entry.path for entry in files], where, asked.splits)
     columns = _columns(_schema(files[0].file), asked.member, files[0].file)
@@ -123,14 +127,19 @@ def _valued(
         split = splits[entry.path]
         for row, (place, path, values) in enumerate(_rows(entry.file, columns)):
             at, file = f"{entry.path}, row {row}", entry.file
+            facts = {}
             if place is None and path:
-                file, place = _beside(entry.file, path, at)
+                beside = Path(file).parent / path
+                is_there = "\0" not in path and beside.is_file()
+                file, place = str(beside), (0, beside.stat().st_size if is_there else 0)
+                if not is_there:
+                    facts = {FAULT: f"the row has no bytes, and there is no {readable(file)}"}
             if place is None:
                 left_out["rows without an image"] += 1
             else:
                 base = re.split(r"[/\\]", path or "")[-1]
                 name = f"{numbers[split]:08d}{base and '/'}{base}"
-                yield Item(split, name, at, file, *place), values, at
+                yield Item(split, name, at, file, *place, metadata=facts), values, at
             numbers[split] += 1
 
 
@@ -177,8 +186,31 @@ def _is_saved(entry: Entry) -> bool:
     state = Path(entry.file).with_name("state.json")
     if suffix_of(entry.path) == PARQUET or not state.is_file():
         return True
-    files = read_json(state).get("_data_files", [])
-    return {"filename": Path(entry.file).name} in files
+    return Path(entry.file).name in _saved_files(state)
+
+
+def _saved_files(state: Path) -> set[str]:
+    return {str(one.get("filename")) for one in read_json(state).get("_data_files", [])}
+
+
+def _refuse_missing(files: Sequence[Entry], where: str) -> None:
+    """Refuse a folder that lacks some of the files over which a split is spread."""
+    numbers, counts = defaultdict[str, set[int]](set), dict[str, int]()
+    for entry in files:
+        if part := PART.fullmatch(entry.path.rpartition(".")[0]):
+            numbers[part["name"]].add(int(part["number"]))
+            counts[part["name"]] = int(part["count"])
+    for name, count in counts.items():
+        if missing := sorted(set(range(count)) - numbers[name]):
+            raise IjepaError(
+                f"{where} lacks {len(missing):,} of the {count:,} files of {name}, such as number "
+                f"{missing[0]:05d}; copy them too, or name the files that you want."
+            )
+    there = {Path(entry.file) for entry in files}
+    for state in {path.with_name("state.json") for path in there}:
+        lost = _saved_files(state) - {path.name for path in there} if state.is_file() else ()
+        if lost:
+            raise IjepaError(f"{state} names {min(lost)}, which is not beside it; copy it, too.")
 
 
 def _splits(paths: Sequence[str], where: str, asked: Sequence[str]) -> dict[str, str]:
@@ -239,17 +271,6 @@ def _columns(schema: Arrow, member: str | None, file: str) -> Columns:
             f"{', '.join(schema.names)}; choose one of images with --member."
         )
     return Columns(chosen[0], images[chosen[0]], labels, classes)
-
-
-def _beside(table: str, path: str, row: str) -> tuple[str, Place]:
-    """The file of an image that a row names without holding its bytes; its place there."""
-    file = Path(table).parent / path
-    if "\0" in path or not file.is_file():
-        raise IjepaError(
-            f"{row} holds no bytes, and there is no file {path} beside {table}; save the data set "
-            f"with its images embedded."
-        )
-    return str(file), (0, file.stat().st_size)
 
 
 def _rows(path: str, columns: Columns) -> Iterator[tuple[Place | None, str | None, dict[str, Any]]]:

@@ -27,9 +27,12 @@ LOOKED_INTO = 8  # samples, to find out whether JSON holds labels
 
 
 def is_labelled(tree: Tree) -> bool:
-    """Do label files stand beside the first images?"""
-    beside = (files for _, _, files in _samples(tree, Counter(), None))
-    return any(_values(files)[0] for files in itertools.islice(beside, LOOKED_INTO))
+    """Do label files stand beside the first images? In no folder, unreadable ones are some, too."""
+    for path, _, files in itertools.islice(_samples(tree, Counter(), None), LOOKED_INTO):
+        values, fault = _values(files)
+        if values or (fault and "/" not in path):
+            return True
+    return False
 
 
 def read_webdataset(tree: Tree, asked: Request) -> Found:
