@@ -16,7 +16,8 @@ import numpy as np
 from timing import emit
 
 from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Asked, Ints, Labelled, Stored
+from ijepa.arrays import Array, Ints
+from ijepa.probes.arrays import Asked, Labelled
 
 DIM, CLASSES, TEST_ROWS = 768, 100, 2000
 
@@ -28,7 +29,7 @@ class Noise:
         """Remember how many."""
         self.shape = (rows, 1, DIM)
 
-    def read(self, rows: Ints, layers: int) -> Stored:
+    def read(self, rows: Ints, layers: int) -> Array:
         """(n, layers, dim) float16, other numbers for other rows."""
         seed = int(rows[0]) if len(rows) else 0
         rng = np.random.default_rng(seed)

@@ -141,33 +141,17 @@ def _foreign(text: str, config: ConvertConfig) -> EncoderSpec:
     return spec
 
 
-def _write_foreign(work: Work, spec: EncoderSpec, config: ConvertConfig) -> None:
-    """Any encoder as ONNX; what is known of it stands in the file."""
-    encoder = spec.load()
-    licence = KINDS[spec.kind].licence if spec.kind in KINDS else None
-    facts = {
-        "holds": "encoder",
-        "left_out": [],
-        "arch": encoder.provenance.arch or spec.text,
-        "which": spec.which,
-        **_write_onnx(work, encoder, spec.text, config.license or licence),
-    }
-    work.publish({"converted": facts})
+def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None) -> float:
+    from ijepa.encoders import write
+    from ijepa.encoders.hub import META
 
-
-def _write_onnx(
-    work: Work, encoder: "Encoder", source: str, licence: str | None
-) -> dict[str, float]:
-    from ijepa.encoders import export
-    from ijepa.encoders.card import META
-
-    is_meta = encoder.provenance.origin == "published"
-    is_folder, size = work.plan.is_folder, export.weight_bytes(encoder)
-    if size > export.FILE_BYTES and not is_folder:
+    is_folder, size = work.plan.is_folder, write.weight_bytes(encoder)
+    if size > write.FILE_BYTES and not is_folder:
         raise IjepaError(
             f"An .onnx file holds 2 GB at most, and the weights are {size / 1e9:.1f} GB; name a "
             f"folder, such as {work.plan.out.with_suffix('')}, which has them in a second file."
         )
+    is_meta = encoder.provenance.origin == "published"
     notes = {
         "source": source,
         "licence": META if is_meta else licence or "not stated",
@@ -176,7 +160,7 @@ def _write_onnx(
         "made_by": f"ijepa {VERSION_OF_IJEPA}",
     }
     out = work.folder / (ONNX if is_folder else work.plan.out.name)
-    return {"largest_difference": export.write_onnx(encoder, out, notes)}
+    return write.write_onnx(encoder, out, notes)
 
 
 def _write(
@@ -186,26 +170,36 @@ def _write(
     card: Path,
     results: Sequence[Result],
 ) -> None:
-    if isinstance(source, EncoderSpec):
-        _write_foreign(work, source, config)
-        return
-    from ijepa.encoders import base, formats, own, write
-    from ijepa.encoders.card import model_card
+    from ijepa.encoders import formats, own, write
+    from ijepa.encoders.hub import model_card
+    from ijepa.weights import weights_sha256
 
+    if isinstance(source, EncoderSpec):  # what is known of it stands in the ONNX file
+        encoder, kind = source.load(), KINDS.get(source.kind)
+        licence = config.license or (kind.licence if kind else None)
+        facts: dict[str, object] = {
+            "holds": "encoder",
+            "left_out": [],
+            "arch": encoder.provenance.arch or source.text,
+            "which": source.which,
+            "largest_difference": _write_onnx(work, encoder, source.text, licence),
+        }
+        work.publish({"converted": facts})
+        return
     networks, out = formats.read_networks(source, config.arch), work.plan.out
     networks.check()
     held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
-    ours = {base.weights_sha256(networks.encoder(one).state_dict()) for one in held if results}
+    ours = {weights_sha256(networks.encoder(one).state_dict()) for one in held if results}
     for result in results:
         if not ours & {score.weights_sha256 for score in result}:
             raise IjepaError(
                 f"The scores of {result[0].protocol} on {result[0].label} are of "
                 f"{result[0].encoder}, other weights than those of {networks.source}."
             )
-    checked: dict[str, float] = {}
+    difference = None
     if config.to == "onnx":
         encoder = own.encoder_of(networks, config.which)
-        checked = _write_onnx(work, encoder, source.name, config.license)
+        difference = _write_onnx(work, encoder, source.name, config.license)
     else:
         target = work.folder if work.plan.is_folder else work.folder / out.name
         write.WRITERS[config.to](networks, target, config.which)
@@ -232,8 +226,9 @@ def _write(
         "left_out": [part for part in networks.parts if part not in kept],
         "arch": f"{size.arch}/{size.patch_px}@{networks.config.data.image_px}",
         "which": which,
-        **checked,
     }
+    if difference is not None:
+        facts["largest_difference"] = difference
     write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
     work.publish({"converted": facts})
 

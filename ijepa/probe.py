@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ijepa.arrays import Ints
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
-from ijepa.data.sources.names import Ints, listed, read_lines
+from ijepa.data.sources.names import listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import (
     FeaturePair,
@@ -23,7 +24,7 @@ from ijepa.features.leakage import (
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled, TokenRows
-from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS, View, deviations
+from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviations
 from ijepa.progress import Progress, automatic
 from ijepa.records import library_versions
 from ijepa.results.record import (
@@ -46,41 +47,9 @@ log = logging.getLogger(__name__)
 
 __all__ = ["PROTOCOLS", "FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
 
-VERSION = 12
+VERSION = 13
 
-# Imported when chosen: scikit-learn, faiss and torch each take seconds.
-PROBES = {
-    "logistic": "ijepa.probes.logistic:logistic",
-    "linear": "ijepa.probes.linear:linear",
-    "attentive": "ijepa.probes.linear:attentive",
-    "knn": "ijepa.probes.knn:knn",
-    "retrieval": "ijepa.probes.knn:retrieval",
-    "few-shot": "ijepa.probes.logistic:few_shot",
-    "segmentation": "ijepa.probes.dense:dense",
-    "depth": "ijepa.probes.dense:dense",
-}
 DENSE = {"segmentation": "classes", "depth": "depth"}  # what the maps of their labels hold
-DESCRIPTIONS = {
-    "logistic": "multinomial L-BFGS on the last layer",
-    "linear": "linear heads on the last layer or the last four",
-    "attentive": "a cross-attention block and a linear layer on patch tokens of the last layer",
-    "knn": "cosine, votes weighted by exp(similarity / 0.07), last layer",
-    "retrieval": "images of train ranked by cosine for each test image, last layer; top-1 is the "
-    "precision of the first",
-    "few-shot": "multinomial L-BFGS on small parts of train, last layer, each image centred",
-    "segmentation": "linear heads on patch tokens, upsampled to the map; intervals over images",
-    "depth": "linear heads on patch tokens, a mean of depth bins, upsampled to the map",
-}
-SELECTIONS = {
-    "logistic": "C on a held-out part of train, then refitted on all of train",
-    "linear": "head on a held-out part of train, then refitted on all of train",
-    "attentive": "head on a held-out part of train, then refitted on all of train",
-    "knn": "k on a held-out part of train, then all of train votes",
-    "retrieval": "nothing is chosen",
-    "few-shot": "nothing is chosen",
-    "segmentation": "head on a held-out part of train, then refitted on all of train",
-    "depth": "head on a held-out part of train, then refitted on all of train",
-}
 ON_TOKENS = {"attentive", *DENSE}  # probes that see patch tokens
 SAME = (  # fields of a feature file's header and of a score
     "encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "transform",
@@ -216,8 +185,9 @@ def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[F
     """What each encoder gives in each setting; unfinished work is kept in a folder."""
     import torch
 
-    module, _, name = PROBES[asked.config.name].partition(":")
-    fit: Callable[..., list[Fit]] = getattr(importlib.import_module(module), name)
+    # Imported when chosen: scikit-learn, faiss and torch each take seconds.
+    module, _, name = PROBES[asked.config.name].home.partition(":")
+    fit: Callable[..., list[Fit]] = getattr(importlib.import_module(f"ijepa.probes.{module}"), name)
     task, every = f"probe {asked.config.name} encoders", []
     for number, pair in enumerate(opened):
         asked.progress(task, number, len(opened))
@@ -303,8 +273,8 @@ def _scores(
     facts |= {
         "probe": config.name,
         "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
-        "description": DESCRIPTIONS[config.name],
-        "selection": SELECTIONS[config.name],
+        "description": PROBES[config.name].description,
+        "selection": PROBES[config.name].selection,
         "config": config.model_dump(mode="json"),
         "label": config.label,
         "seed": config.seed,
@@ -344,7 +314,11 @@ def _scores(
             scores.append(
                 Score(
                     **facts,
-                    **_encoder(pair),
+                    **{name: getattr(other, name) for name in SAME},
+                    features_precision=other.precision,
+                    train_features=one.fingerprint,
+                    test_features=other.fingerprint,
+                    data=other.data_fingerprint,
                     setting=found.setting,
                     best_on_test=found.best_on_test,
                     choices=found.choices,
@@ -355,14 +329,3 @@ def _scores(
                 )
             )
     return tuple(scores)
-
-
-def _encoder(pair: OpenPair) -> dict[str, Any]:
-    """Fields of a score that tell its encoder and features."""
-    train, test = pair.train.store.header, pair.test.store.header
-    return {name: getattr(test, name) for name in SAME} | {
-        "features_precision": test.precision,
-        "train_features": train.fingerprint,
-        "test_features": test.fingerprint,
-        "data": test.data_fingerprint,
-    }

@@ -12,16 +12,7 @@ from ijepa.files import BESIDE, file_sha256, no_file, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
-from ijepa.results.page import (
-    PICTURES,
-    Content,
-    Head,
-    Picture,
-    RunView,
-    file_picture,
-    map_picture,
-    page,
-)
+from ijepa.results.page import PICTURES, Picture, file_picture, map_picture, page
 from ijepa.results.paper_tables import tables
 from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
 from ijepa.results.tables import Group, Line, Shown, data_names, grouped, score_name
@@ -157,7 +148,7 @@ def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
 def _page(
     outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None], paper_first: bool
 ) -> str:
-    from ijepa.figures.curves import health_curve
+    from ijepa.figures.charts import health_curve
 
     for run in outcome.runs:
         refuse_changed(run, METRICS, "config.yaml")
@@ -165,34 +156,26 @@ def _page(
     short = {run: run.name.removesuffix(".partial") for run in metrics}
     told_apart = len({*short.values()}) == len(short)
     named = {short[run] if told_apart else str(run): records for run, records in metrics.items()}
-    health = health_curve(dict(list(named.items())[:MOST_CURVES]))
-    more = len(named) - MOST_CURVES
-    not_drawn = f" Not drawn: {', '.join(list(named)[MOST_CURVES:])}." if more > 0 else ""
     # A probe of many settings, such as few-shot, comes after those of one.
     groups = sorted(grouped(outcome.results), key=lambda group: bool(group.score.setting))
     made, cells = outcome.paper_cells
-    chosen = {one.number for one in outcome.tables if one.kind == "paper"}
-    head = Head(
+    is_whole = {t.number for t in outcome.tables if t.kind == "paper"} >= {t.number for t in TABLES}
+    return page(
+        outcome.tables,
+        paper_first=paper_first,
+        paper=f"{made} of {cells} numbers in the paper's tables have a result of this page beside "
+        f"them. {'' if is_whole else '`ijepa report --paper` shows all tables.'}",
         title=outcome.title,
         facts=_facts(outcome),
         verdict=outcome.verdict,
         plot=_interval_plot(groups[:MOST_STRIPS]),
         left_out=len(groups[MOST_STRIPS:]),
-        health=Picture(health.title, health.html, health.caption + not_drawn) if health else None,
-    )
-    content = Content(
-        tables=outcome.tables,
-        paper=(
-            f"{made} of {cells} numbers in the paper's tables have a result of this page beside "
-            f"them. "
-            + ("" if len(chosen) == len(TABLES) else "`ijepa report --paper` shows all tables.")
-        ),
-        paper_first=paper_first,
+        health=health_curve(dict(list(named.items())[:MOST_CURVES])),
+        not_drawn=", ".join(list(named)[MOST_CURVES:]),
         results=outcome.results,
         runs=[_view(run, config, metrics[run]) for run, config in configs.items()],
         pictures=[file_picture(path, read_record(path)) for path in outcome.pictures],
     )
-    return page(head, content)
 
 
 def _facts(outcome: ReportOutcome) -> dict[str, str]:
@@ -228,7 +211,7 @@ def _duration(seconds: float) -> str:
 
 def _interval_plot(groups: Sequence[Group]) -> Markup:
     """Every encoder on every probe; its interval, or the standard deviation over seeds."""
-    from ijepa.figures.intervals import Dot, Strip, interval_plot
+    from ijepa.figures.charts import Dot, Strip, interval_plot
 
     if not groups:
         return Markup()
@@ -312,29 +295,29 @@ def _record(run: Path) -> Mapping[str, Any]:
     return read_record(run) or work_note(run) or {}
 
 
-def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> RunView:
-    from ijepa.figures.curves import run_curves
+def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[str, object]:
+    """What the page shows of a run; `masks` is empty where no pretraining has any."""
+    from ijepa.figures.charts import run_curves
 
     record, last = _record(run), metrics[-1]
     path = run / "config.yaml"
     settings = record.get("config") or (config.model_dump() if config else {})
     masks, maps = _masks(config) if config else ("", [])
     charts, constant = run_curves(metrics)
-    return RunView(
-        name=str(run),
-        summary=(
-            f"{int(last['step']):,} steps, {int(last.get('images', 0)):,} images seen"
-            + (f", {_duration(record['seconds'])}" if "seconds" in record else "")
-            + f"; fingerprint {str(record.get('fingerprint', 'unknown'))[:12]}."
-        ),
-        running="" if read_record(run) else _running(run, settings, last),
-        masks=masks,
-        maps=maps,
-        charts=[Picture(chart.title, chart.html, chart.caption) for chart in charts],
-        constant=constant,
-        config=path.read_text() if path.is_file() else "",
-        command=str(record.get("command", "")),
-    )
+    return {
+        "name": str(run),
+        "steps": int(last["step"]),
+        "images": int(last.get("images", 0)),
+        "duration": _duration(record["seconds"]) if "seconds" in record else "",
+        "fingerprint": str(record.get("fingerprint", "unknown"))[:12],
+        "running": "" if read_record(run) else _running(run, settings, last),
+        "masks": masks,
+        "maps": maps,
+        "charts": charts,
+        "constant": constant,
+        "config": path.read_text() if path.is_file() else "",
+        "command": str(record.get("command", "")),
+    }
 
 
 def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) -> str:

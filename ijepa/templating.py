@@ -1,19 +1,20 @@
-"""Where pages are filled in: text of others is escaped, in HTML and for who reads the file."""
+"""Where pages are filled in: text of others is printable, and escaped in HTML."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ijepa.text import printable
 
 
-def templates(folder: str) -> Environment:
+def templates(folder: str, *, html: bool = True) -> Environment:
     """Templates of a folder of the package, such as `results/templates`."""
     return Environment(
         loader=PackageLoader("ijepa", folder),
-        autoescape=True,
+        autoescape=html,
         undefined=StrictUndefined,
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=not html,
     )
 
 

@@ -102,9 +102,9 @@ def _train(
 ) -> None:
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
     from ijepa.decoder import evaluate, training
-    from ijepa.encoders.base import weights_sha256
     from ijepa.encoders.own import load_jepa
     from ijepa.train.loop import fit
+    from ijepa.weights import weights_sha256
 
     _, jepa, run = load_jepa(config.encoder)
     images, test = data.split(config.split), data.split(config.test_split)

@@ -5,6 +5,7 @@ older PyTorch files are read whole.
 """
 
 import codecs
+import hashlib
 import io
 import pickle
 import pickletools
@@ -12,8 +13,9 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +31,8 @@ SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so m
 # What these make can be encoded again, and so grow without end.
 CHAINED_CODECS = {"base64", "bz2", "hex", "quopri", "rot-13", "uu", "zlib"}
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 ZIP = b"PK\x03\x04"
 LEGACY_PICKLES = 5  # magic number, protocol, system, the object, names of its storages
 UNREADABLE = (
@@ -185,6 +189,63 @@ def safetensors_notes(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except UNREADABLE as error:
         raise _broken(path, error) from error
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # not copied
+    return digest.hexdigest()
+
+
+class VitSize(NamedTuple):
+    """What the shapes of a Vision Transformer tell; `side_patches` of the square of patches."""
+
+    dim: int
+    depth: int
+    hidden: int
+    patch_px: int
+    side_patches: int
+
+
+def vit_size(weights: dict[str, Tensor], source: str, prefix_tokens: int) -> VitSize:
+    """Read a size off the shapes of weights, by timm's names.
+
+    Args:
+        weights: with a table of positions, or one of relative positions that all blocks share.
+        source: for messages.
+        prefix_tokens: that have positions before those of the patches.
+    """
+    patches, hidden = weights.get(PATCHES), weights.get(HIDDEN)
+    table = weights.get("pos_embed", weights.get(SHARED_TABLE))
+    wanted = {PATCHES: patches, HIDDEN: hidden, f"pos_embed or {SHARED_TABLE}": table}
+    missing = [name for name, value in wanted.items() if value is None or value.ndim < 2]
+    if patches is None or hidden is None or table is None or missing:
+        raise IjepaError(
+            f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with "
+            f"{', '.join(list(weights)[:3])}."
+        )
+    # The table is (1, tokens, dim), or ((2 side - 1)^2 + 3, heads) of relative positions.
+    absolute = table.ndim == 3
+    num_positions = table.shape[1] - prefix_tokens if absolute else table.shape[0] - 3
+    root = isqrt(max(num_positions, 0))
+    # Relative positions take the square of what their table takes: 64 patches a side are many.
+    if root < 1 or root**2 != num_positions or (not absolute and root >= 2 * 64):
+        raise IjepaError(
+            f"{source} has positions of shape {tuple(table.shape)}; expected a square grid"
+            f"{' and a class token' if prefix_tokens else ''}."
+        )
+    side = root if absolute else (root + 1) // 2
+    depth = count_blocks(weights, "blocks")
+    return VitSize(len(patches), depth, len(hidden), patches.shape[-1], side)
+
+
+def count_blocks(weights: dict[str, Tensor], name: str) -> int:
+    """How many different numbers follow `name` in the names of weights."""
+    return len({found[0] for key in weights if (found := re.match(rf"{name}\.\d+\.", key))})
 
 
 def unwrapped(tree: Mapping[str, Any], source: object) -> dict[str, Any]:

@@ -107,6 +107,14 @@ def test_a_head_of_four_blocks_is_the_pooler_of_vjepa2_in_transformers():
     torch.testing.assert_close(head(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_residual_branches_of_vjepa2_start_as_in_its_code():
+    protocol = replace(ATTENTIVE_PROTOCOLS["vjepa2"], num_heads=8)
+    torch.manual_seed(0)
+    head = AttentiveHead(protocol, 256, 5)
+    stds = [block.mlp.fc2.weight.std().item() / 0.02 for block in [*head.blocks, head]]
+    assert stds == pytest.approx([2**-0.5, 4**-0.5, 6**-0.5, 6**-0.5], rel=0.02)
+
+
 def test_learning_rates_and_decay_follow_the_published_schedules():
     plain = AttentiveSettings(1e-3, 1e-3, 1e-6)
     assert plain.at(0.0) == (1e-3, 1e-3)
@@ -249,7 +257,8 @@ def test_from_files_it_repeats_and_lists_what_vjepa_did_otherwise(short, tmp_pat
     assert score.protocol == "attentive-vjepa"
     said = "\n".join(score.deviations)
     for line in (
-        "not on AutoAugment and random erasing", "8 heads of attention, not 16: tokens are 24 wide",
+        "not on random crops, flips, AutoAugment and random erasing",
+        "8 heads of attention, not 16: tokens are 24 wide",
         "batches of all 90 images, not of 1,024", "images of 32 pixels, not of 224 or 384",
     ):  # fmt: skip
         assert line in said

@@ -22,8 +22,8 @@ from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
 from ijepa.encoders.formats import Networks, inferred_config, read_networks
-from ijepa.encoders.spec import load_encoder
-from ijepa.encoders.write import TIMM_NAME, timm_settings
+from ijepa.encoders.spec import WRITTEN, load_encoder
+from ijepa.encoders.write import timm_settings
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
@@ -275,7 +275,9 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
     found = Networks("it", config, parts, Provenance(origin="published"))
     found.check()
     with torch.device("meta"):
-        theirs = timm.create_model(TIMM_NAME, num_classes=0, **timm_settings(config))
+        theirs = timm.create_model(
+            WRITTEN["timm"]["architecture"], num_classes=0, **timm_settings(config)
+        )
     ours = {name: tuple(value.shape) for name, value in parts["encoder"].items()}
     assert {name: tuple(value.shape) for name, value in theirs.state_dict().items()} == ours
     assert theirs.blocks[0].attn.num_heads == networks.encoder.blocks[0].attn.num_heads
@@ -290,6 +292,15 @@ def test_heads_that_no_shape_tells_are_asked_for():
         load_encoder("published:48x3x3@nothing.pth.tar")
     with pytest.raises(IjepaError, match="HEADS"):
         load_encoder(f"random:{TINY}")
+
+
+def test_an_architecture_that_weights_contradict_is_refused(run, tmp_path):
+    for source in (run, tmp_path / "hf"):
+        with pytest.raises(IjepaError, match="records that it is 32x2x2, not vit_small"):
+            convert_to("ours", source, tmp_path / "x.pt", arch="vit_small")
+        if source == run:
+            convert_to("hf", run, tmp_path / "hf")
+    convert_to("ours", run, tmp_path / "x.pt", arch="32x2x2")
 
 
 def damaged(change):

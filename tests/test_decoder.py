@@ -26,7 +26,6 @@ from ijepa.decoder.model import (
     load_decoder,
     sample_blocks,
 )
-from ijepa.encoders.base import weights_sha256
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.draw import GAP_PX, PNG_SCALE
@@ -36,7 +35,7 @@ from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.train_decoder import train_decoder
 from ijepa.visualize import visualize
-from ijepa.weights import load_checkpoint, load_state, save_state
+from ijepa.weights import load_checkpoint, load_state, save_state, weights_sha256
 from ijepa_cli.main import app
 
 TINY = {"image_px": 8, "channels": (8, 16), "batch_size": 16, "steps": 12,

@@ -9,7 +9,7 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import ExtractConfig, extract
 from ijepa.features.store import open_features
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import FeaturePair, KeptStates, probe
 from ijepa.probes.arrays import Asked
 from ijepa.probes.dense import Dense, Head, dense, dense_summary, image_sums, measure
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
@@ -62,6 +62,52 @@ def test_a_head_learns_what_tokens_tell_and_nothing_from_others(name, least):
     noise = train._replace(tokens=np.random.default_rng(2).standard_normal((48, 16, 6), np.float32))
     [blind] = dense(noise, test, asked)
     assert next(iter(measure(blind.predictions.sum(axis=0)).values())) < headline - 0.08
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "rates"),
+    [  # factors after 1/4 of the warmup, at its end, after half of the training
+        ("segmentation", "dinov2", (0.25 * (1 - 375 / 40_000), 1 - 1500 / 40_000, 0.5)),
+        ("segmentation", "dinov3", (0.25 * (1 - 375 / 40_000), 0.99653, 0.5)),
+        ("depth", "dinov2", (0.25 * 0.98296, 0.75, 0.5)),  # the warmup is a third of the cosine
+    ],
+)
+def test_schedules_of_dinov2_and_dinov3_are_the_published_ones(name, protocol, rates):
+    found = DENSE_PROTOCOLS[name][protocol]
+    warmup = 12_800 / 38_400 if name == "depth" else 1500 / 40_000
+    assert [found.schedule(done) for done in (warmup / 4, warmup, 0.5)] == pytest.approx(
+        rates, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("stop", [20, 75])  # while choosing among heads, and while training them
+def test_a_stopped_training_goes_on_to_the_same_scores(stop, monkeypatch, tmp_path):
+    monkeypatch.setattr("ijepa.probes.dense.SAVE_SECONDS", 0.0)
+    train, test = tokens_that_tell(20, 0), tokens_that_tell(9, 1)
+    steps = []
+
+    def progress(*step):
+        steps.append(step)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+
+    asked = Asked(ProbeConfig(name="segmentation", label="seg"), progress=progress)
+    with pytest.raises(KeyboardInterrupt):
+        dense(train, test, asked._replace(kept=KeptStates(tmp_path / "kept.pt")))
+    [again] = dense(train, test, asked._replace(kept=KeptStates(tmp_path / "kept.pt")))
+    assert len(steps) == 2 * QUICK.steps + 1  # the stopped one twice
+    [whole] = dense(train, test, asked)
+    assert np.array_equal(again.predictions, whole.predictions)
+    assert again.choices == whole.choices
+
+
+def test_what_cannot_be_trained_or_scored_is_said_in_a_line():
+    train, test = tokens_that_tell(20, 0), tokens_that_tell(9, 1)
+    asked = Asked(ProbeConfig(name="segmentation", label="seg"))
+    with pytest.raises(IjepaError, match="needs two training images"):
+        dense(train._replace(rows=train.rows[:1]), test, asked)
+    with pytest.raises(IjepaError, match="No pixel of the test images has a known class"):
+        dense(train, test._replace(maps=np.full_like(test.maps, 255)), asked)
 
 
 def test_iou_and_accuracy_are_those_of_sklearn():

@@ -40,7 +40,6 @@ from ijepa.encoders.baselines import (
     timm_resnet,
     vit_network,
 )
-from ijepa.encoders.formats import vit_size
 from ijepa.encoders.spec import CATALOGUE, KINDS, RELEASED, EncoderSpec, load_encoder
 from ijepa.encoders.timm import provenance_of
 from ijepa.errors import IjepaError
@@ -49,7 +48,7 @@ from ijepa.features.store import open_features
 from ijepa.paper import TABLES, pretraining_data, pretraining_epochs
 from ijepa.provenance import paper_arch
 from ijepa.shard import shard
-from ijepa.weights import check_weights
+from ijepa.weights import check_weights, vit_size
 from ijepa_cli.main import app
 
 OPTIONS = argparse.Namespace(lr=1e-3)  # released training checkpoints keep theirs

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ijepa.config import ConvertConfig
 from ijepa.convert import convert
-from ijepa.encoders import export
+from ijepa.encoders import write
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa_cli.main import app
@@ -102,7 +102,7 @@ def test_a_file_that_gives_other_features_is_not_published(run, tmp_path, monkey
 
 
 def test_weights_that_no_onnx_file_holds_need_a_folder(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "FILE_BYTES", 1000)
+    monkeypatch.setattr(write, "FILE_BYTES", 1000)
     with pytest.raises(IjepaError, match=r"name a folder, such as .*/a, which has them in"):
         to_onnx(run, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +110,7 @@ def test_weights_that_no_onnx_file_holds_need_a_folder(run, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_large_weights_lie_beside_the_graph(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "FILE_BYTES", 1000)
+    monkeypatch.setattr(write, "FILE_BYTES", 1000)
     made = to_onnx(run, tmp_path / "a")
     names = {path.name for path in made.out.iterdir()}
     assert names == {"model.onnx", "model.onnx.data", "README.md", "stage.json"}

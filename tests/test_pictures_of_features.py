@@ -186,6 +186,14 @@ def test_a_projection_keeps_groups_apart_and_repeats_itself(method):
     np.testing.assert_array_equal(embedding.project(features, method, 10, seed=0), places)
 
 
+def test_a_perplexity_that_the_images_do_not_allow_is_said(features, tmp_path):
+    for perplexity, told in ((5, "5,"), (30, "5 (16 images allow no more),")):
+        config = EmbeddingConfig(images=16, perplexity=perplexity)
+        visualize(tmp_path / f"{perplexity}.html", config, features=[features], runtime=CPU)
+        page = (tmp_path / f"{perplexity}.html").read_text()
+        assert f"t-SNE, perplexity {told} seed 0; 16 of" in page
+
+
 def test_a_legend_counts_classes_and_gathers_the_rarest():
     names = [f"class {n:02d}" for n in range(embedding.MOST_CLASSES + 5) for _ in range(60 - n)]
     groups, of_points = embedding.legend_of(names)

@@ -10,8 +10,14 @@ from test_probe import pair
 
 from ijepa.config import MasksConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.figures.curves import health_curve, line_chart, run_curves
-from ijepa.figures.intervals import Dot, Strip, interval_plot
+from ijepa.figures.charts import (
+    Dot,
+    Strip,
+    health_curve,
+    interval_plot,
+    line_chart,
+    run_curves,
+)
 from ijepa.probe import probe
 from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe

@@ -3,6 +3,7 @@
 import pytest
 from test_probe import LOGISTIC, pair
 
+from ijepa.encoders.pooling import NOTHING
 from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.provenance import Provenance, run_family
@@ -55,6 +56,15 @@ def cifar100(result, provenance=PUBLISHED, **facts):
     whole = {"protocol": "vissl-cifar100", "source": "cifar100:somewhere", "num_classes": 100}
     whole |= {"train_rows": 50_000, "test_rows": 10_000}
     return of(result, provenance, **whole | facts)
+
+
+def test_pixels_of_two_patch_sizes_are_two_encoders(plain):
+    def pixels(patch_px):
+        facts = {"weights_sha256": "0" * 64, "pooling": NOTHING}
+        return of(plain, Provenance(family="ab" * 32), encoder=f"pixels/{patch_px}@64", **facts)
+
+    [shown] = tables_of("scores", [pixels(4), pixels(8)])
+    assert [row[0].text for row in shown.rows] == ["pixels/4@64", "pixels/8@64"]
 
 
 PLACES = [(number, "CIFAR100", "I-JEPA", "ViT-H/14") for number in (3, 5)]

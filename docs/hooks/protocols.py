@@ -120,7 +120,8 @@ def _training(one: LinearProtocol) -> str:
 def _schedule(one: LinearProtocol) -> str:
     """In words; a schedule of another kind must be given some."""
     changed = ", epoch by epoch" if one.per_epoch else ", step by step"
-    made = one.schedule if isinstance(one.schedule, partial) else partial(one.schedule)
+    made = one.schedule
+    assert isinstance(made, partial)
     if made.func is steps_down:
         epochs = ", ".join(f"{share * one.epochs:g}" for share in made.keywords["at"])
         return f"a tenth from each of epochs {epochs}"

@@ -5,22 +5,23 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ijepa.arrays import Array, Floats
 from ijepa.compute import LinearKernel, computing, pick_linear
 from ijepa.config import DataConfig, PixelStats, Precision, Size, StrPath, height_width
 from ijepa.data.decode import checked_pixels, decode_rgb, read_pixels, rgb_pixels
 from ijepa.distributed import uses_bf16
+from ijepa.encoders.pooling import CLASS_TOKEN, NOTHING, PATCH_AVERAGE, Pooled, Transformer
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
 from ijepa.jepa.augment import evaluation_crop, normalise
@@ -28,12 +29,9 @@ from ijepa.jepa.vit import Encoder as Vit
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, automatic
 from ijepa.provenance import Provenance
+from ijepa.weights import weights_sha256
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
-CLASS_TOKEN = "class token after the final norm"
-PATCH_AVERAGE = "average of patch tokens after the final norm"
-MAP_AVERAGE = "average of the last feature map"
-NOTHING = "none: every pixel"
 TUNABLE = (
     "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "
     "published files, random:ARCH, mae: dino: ibot: data2vec: cae: msn: and a file, timm:NAME, and "
@@ -42,26 +40,7 @@ TUNABLE = (
 
 log = logging.getLogger(__name__)
 
-Transformer = Vit | VisionTransformer | Beit
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-Pixels = np.ndarray[tuple[int, ...], np.dtype[Any]]
-Picture = Image.Image | StrPath | Pixels  # what `encode` takes for one image
-
-
-class Pooled(NamedTuple):
-    """How images become features.
-
-    Attributes:
-        features: (network, normalised images (B, C, height, width), n) -> features (B, n, dim) of
-            the last n layers, and patch tokens (B, N, dim) of the last one, None where there are
-            none; holds no network itself, so that an encoder can be copied and pickled.
-        num_layers: how many layers it can give.
-        how: in words, how the tokens of a layer become one vector.
-    """
-
-    features: Callable[[Any, Tensor, int], tuple[Tensor, Tensor | None]]
-    num_layers: int
-    how: str
+Picture = Image.Image | StrPath | Array  # what `encode` takes for one image
 
 
 class Encoder(nn.Module):
@@ -107,8 +86,8 @@ class Encoder(nn.Module):
         """
         network, size = self.network, height_width(image_px)
         setter = getattr(network, "resize" if isinstance(network, Vit) else "set_input_size", None)
+        timm_cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
         if size != self.data.image_size:
-            timm_cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
             if setter is None and timm_cfg.get("fixed_input_size"):
                 raise IjepaError(f"{self.name} takes no --image-size but its own.")
             sized = getattr(network, "patch_embed", getattr(network, "config", None))
@@ -119,20 +98,22 @@ class Encoder(nn.Module):
                 )
             if setter:
                 setter(size)
-            if timm_cfg and not isinstance(network, Transformer):
-                self._try(image_px)  # of other networks of timm, nobody says what they take
+        if size != self.data.image_size and timm_cfg and not isinstance(network, Transformer):
+            try:  # of other networks of timm, nobody says what they take
+                self(self._blank(size))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise IjepaError(
+                    f"{self.name} does not take --image-size {image_px} ({reason})."
+                ) from error
         self.data = self.data.model_copy(update={"image_px": image_px})
         self.__dict__.pop("dim", None)  # that of pixels is another
         self.requires_grad_(False)  # also the new positions
 
-    def _try(self, image_px: int | Size) -> None:
-        try:
-            self.features(torch.zeros(1, self.data.num_channels, *height_width(image_px)))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise IjepaError(
-                f"{self.name} does not take --image-size {image_px} ({reason})."
-            ) from error
+    def _blank(self, size: Size | None = None) -> Tensor:
+        """A grey image (1, C, height, width), where the encoder is."""
+        blank = torch.zeros(1, self.data.num_channels, *(size or self.data.image_size))
+        return blank.to(next(self.parameters(), blank))
 
     def fit_channels(self, pixels: PixelStats | None, where: object = "the shard set") -> "Encoder":
         """Itself, made to take the images of the shard set `where`; None of `pixels` is 8-bit RGB.
@@ -213,10 +194,7 @@ class Encoder(nn.Module):
         Patches are square, so that their number and the image's shape tell the rows.
         """
         height, width = self.data.image_size
-        blank = torch.zeros(1, self.data.num_channels, height, width).to(
-            next(self.parameters(), torch.empty(0))
-        )
-        _, num_patches, dim = self.features_and_tokens(blank)[1].shape
+        _, num_patches, dim = self.features_and_tokens(self._blank())[1].shape
         rows = round((num_patches * height / width) ** 0.5)
         assert num_patches % rows == 0, (self.name, num_patches, height, width)
         return rows, num_patches // rows, dim
@@ -235,8 +213,7 @@ class Encoder(nn.Module):
         Raises:
             IjepaError: it is none of these, or the file is not there or does not decode.
         """
-        data = self.data
-        pixels = _pixels_of(image, data.channels)
+        data, pixels = self.data, _pixels_of(image, self.data.channels)
         view = evaluation_crop(pixels, data.image_px, data.eval_crop_fraction)
         return normalise(view, data.mean, data.std)[0]
 
@@ -292,11 +269,12 @@ class Encoder(nn.Module):
         compute: Callable[[Tensor], Tensor],
     ) -> Floats:
         """What `compute` gives for the views of images, batch by batch, on the CPU."""
-        weight = next(self.parameters(), torch.empty(0))
+        weight, own = next(self.parameters(), torch.empty(0)), self.data.channels
         if batch_size < 1:
             raise IjepaError(f"batch_size is {batch_size}; give 1 or more.")
+        # What is no image at all is told when it is decoded.
         single = isinstance(images, Image.Image | str | os.PathLike)
-        single = single or not isinstance(images, Iterable)  # which is told when it is decoded
+        single = single or not isinstance(images, Iterable)
         single = single or (isinstance(images, np.ndarray) and images.ndim == 3)
         queue: Iterator[Any] = iter([images] if single else images)  # type: ignore[arg-type]  # told apart above
         total = 1 if single else len(images) if isinstance(images, Sized) else None
@@ -305,7 +283,6 @@ class Encoder(nn.Module):
         with ThreadPoolExecutor() as readers, computing(weight.device, linear=linear):
             while batch := list(islice(queue, batch_size)):
                 # A PIL image may be in a batch twice, and two threads must not load its file.
-                own = self.data.channels
                 batch = [_pixels_of(x, own) if isinstance(x, Image.Image) else x for x in batch]
                 views = torch.stack(list(readers.map(self.transform, batch)))
                 parts.append(compute(views.to(weight)).cpu())
@@ -329,8 +306,7 @@ class Encoder(nn.Module):
         """Width of the features of one layer."""
         if isinstance(self.network, Transformer):
             return int(self.network.embed_dim)
-        blank = torch.zeros(1, self.data.num_channels, *self.data.image_size)
-        return int(self(blank.to(next(self.parameters(), blank))).shape[-1])
+        return int(self(self._blank()).shape[-1])
 
     def __repr__(self) -> str:
         device = next(self.parameters(), torch.empty(0)).device
@@ -390,10 +366,22 @@ class Encoder(nn.Module):
         return self
 
 
-def _pixels_of(image: Picture, channels: int | None) -> Pixels:
+def _pixels_of(image: Picture, channels: int | None) -> Array:
     """(height, width, channels) of an image, as `ijepa extract` decodes it; None: 8-bit RGB."""
     if isinstance(image, str | os.PathLike):
-        return _pixels_in(Path(image), channels)
+        path = Path(image)
+        if path.is_dir():
+            raise IjepaError(
+                f"{path} is a folder; give its image files, such as "
+                f"sorted(Path({str(path)!r}).glob('*.jpg'))."
+            )
+        if not path.is_file():
+            raise IjepaError(f"{no_file(path, 'image file')}.")
+        try:
+            content = path.read_bytes()
+            return read_pixels(content, channels)[0] if channels else decode_rgb(content)
+        except IjepaError as error:
+            raise IjepaError(f"{path}: {error}.") from error
     if isinstance(image, Image.Image):
         image = np.atleast_3d(np.asarray(image)) if channels else rgb_pixels(image)
     kind = f"a {type(image).__name__}"
@@ -407,64 +395,3 @@ def _pixels_of(image: Picture, channels: int | None) -> Pixels:
         f"encode takes PIL images, paths of image files and {arrays}, not {kind}; for tensors of "
         f"normalised images, call `encoder.features(images)`."
     )
-
-
-def _pixels_in(path: Path, channels: int | None) -> Pixels:
-    if path.is_file():
-        try:
-            content = path.read_bytes()
-            return read_pixels(content, channels)[0] if channels else decode_rgb(content)
-        except IjepaError as error:
-            raise IjepaError(f"{path}: {error}.") from error
-    if path.is_dir():
-        raise IjepaError(
-            f"{path} is a folder; give its image files, such as "
-            f"sorted(Path({str(path)!r}).glob('*.jpg'))."
-        )
-    raise IjepaError(f"{no_file(path, 'image file')}.")
-
-
-def token_pool(network: VisionTransformer | Beit | Vit, pooling: str) -> Pooled:
-    """Features of the last blocks, the final norm applied to each."""
-    if isinstance(network, Vit):
-        return Pooled(_own_layers, len(network.blocks), PATCH_AVERAGE)
-    return Pooled(partial(_pooled_layers, pooling), len(network.blocks), pooling)
-
-
-def _own_layers(network: Vit, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-    layers = network.last_layers(images, num_layers)
-    return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1), layers[-1]
-
-
-def _pooled_layers(
-    pooling: str,
-    network: Any,  # noqa: ANN401  # VisionTransformer | Beit
-    images: Tensor,
-    num_layers: int,
-) -> tuple[Tensor, Tensor]:
-    layers: Any = network.forward_intermediates(
-        images,
-        indices=num_layers,
-        return_prefix_tokens=True,
-        norm=True,
-        output_fmt="NLC",
-        intermediates_only=True,
-    )
-    # Without prefix tokens, timm gives the patch tokens alone.
-    patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
-    if pooling == CLASS_TOKEN:
-        vectors = [prefix[:, 0] for _, prefix in layers]
-    else:
-        vectors = [tokens.mean(dim=1) for tokens in patches]
-    # Where the norm comes after pooling, tokens are those before it.
-    return network.fc_norm(torch.stack(vectors, dim=1)), patches[-1]
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values of a state dict, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # not copied
-    return digest.hexdigest()

@@ -23,19 +23,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ijepa.encoders.base import (
-    CLASS_TOKEN,
-    EVAL_CROP,
-    MAP_AVERAGE,
-    Encoder,
-    Pooled,
-    token_pool,
-)
-from ijepa.encoders.formats import SHARED_TABLE, VitSize, Weights, vit_size
-from ijepa.encoders.spec import KINDS, EncoderSpec
+from ijepa.encoders.base import EVAL_CROP, Encoder
+from ijepa.encoders.formats import Weights
+from ijepa.encoders.pooling import CLASS_TOKEN, MAP_AVERAGE, Pooled, token_pool
+from ijepa.encoders.spec import KINDS, RESNETS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
-from ijepa.weights import load_weights, read_weights, unwrapped
+from ijepa.weights import SHARED_TABLE, VitSize, load_weights, read_weights, unwrapped, vit_size
 
 RESNET_PX = 224
 COUNTER = "num_batches_tracked"  # of batch norms; of no effect on features
@@ -146,27 +140,6 @@ def vit_network(kind: str, size: VitSize, weights: Weights) -> VisionTransformer
         return VisionTransformer(num_heads=heads, weight_init="skip", **settings)
 
 
-# Names of (convolution, norm) in a converted file: in the stem, in a layer of a block, and in the
-# shortcut of a block; and how convolutions pad, as timm's `create_conv2d` takes it.
-RESNETS = {
-    "simclrv2": (
-        ("net.0.0", "net.0.1.0"),
-        ("net.{stage}.blocks.{block}.net.{even}", "net.{stage}.blocks.{block}.net.{odd}.0"),
-        (
-            "net.{stage}.blocks.{block}.projection.shortcut",
-            "net.{stage}.blocks.{block}.projection.bn.0",
-        ),
-        "",
-    ),
-    "byol": (
-        ("conv1", "bn1"),
-        ("layer{stage}.{block}.conv{layer}", "layer{stage}.{block}.bn{layer}"),
-        ("layer{stage}.{block}.downsample.0", "layer{stage}.{block}.downsample.1"),
-        "same",
-    ),
-}
-
-
 def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     weights, depths, width = timm_resnet(spec.kind, released, spec.text)
     with torch.device("meta"):
@@ -177,7 +150,7 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
             preact=False,
             num_classes=0,
             norm_layer=partial(BatchNormAct2d, eps=1e-5),
-            conv_layer=partial(create_conv2d, padding=RESNETS[spec.kind][-1]),
+            conv_layer=partial(create_conv2d, padding=RESNETS[spec.kind]["padding"]),
         )
     counters = (name for name in network.state_dict() if name.endswith(COUNTER))
     weights |= {name: torch.tensor(0) for name in counters}
@@ -212,7 +185,7 @@ def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, lis
     """
     if any("mixing_conv" in name for name in released):
         raise IjepaError(f"{source} has selective kernels; only the sk0 variants can be loaded.")
-    stem, modules = RESNETS[kind][0], {name.rpartition(".")[0] for name in released}
+    stem, modules = RESNETS[kind]["stem"], {name.rpartition(".")[0] for name in released}
     names, depths = dict(zip(stem, ("stem.conv", "stem.norm"), strict=True)), [0, 0, 0, 0]
     for stage in range(4):
         while modules & (block := _block_names(kind, stage, depths[stage])).keys():
@@ -238,7 +211,9 @@ def _block_names(kind: str, stage: int, block: int) -> dict[str, str]:
     for layer in range(4):  # 0 is the shortcut
         place = {"stage": stage + 1, "block": block, "layer": layer}
         place |= {"even": 2 * layer - 2, "odd": 2 * layer - 1}
-        conv, norm = (name.format(**place) for name in RESNETS[kind][1 if layer else 2])
+        conv, norm = (
+            name.format(**place) for name in RESNETS[kind]["layer" if layer else "shortcut"]
+        )
         ours = f"stages.{stage}.blocks.{block}"
         names[conv] = f"{ours}.conv{layer}" if layer else f"{ours}.downsample.conv"
         names[norm] = f"{ours}.norm{layer}" if layer else f"{ours}.downsample.norm"

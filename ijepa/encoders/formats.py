@@ -5,7 +5,6 @@
 
 import logging
 from collections.abc import Mapping
-from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from ijepa.config import (
     architecture,
     validated,
 )
-from ijepa.encoders.name_map import count_blocks, ours_of_transformers
 from ijepa.encoders.spec import BEST, LAST, PARTS
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
@@ -33,13 +31,16 @@ from ijepa.paper import pretraining_set
 from ijepa.provenance import UNKNOWN, Provenance, run_provenance
 from ijepa.records import read_record
 from ijepa.weights import (
+    PATCHES,
     check_weights,
     checkpoint_of,
+    count_blocks,
     load_weights,
     read_weights,
     safetensors_notes,
     state_of,
     unwrapped,
+    vit_size,
 )
 
 ENCODERS = {"target": "target_encoder", "context": "encoder"}
@@ -47,8 +48,14 @@ ALL_PARTS = "all"  # in notes: a file of ours with all parts, named `part.weight
 NOTES = "ijepa"  # metadata key under which converted files keep our config and provenance
 # What IJepaModel must be set to for its features to be ours.
 SAME_NETWORK = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
-PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
-SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+BLOCK = {  # modules of a block of ours, and of IJepaModel
+    "norm1": ["layernorm_before"],
+    "attn.qkv": [f"attention.attention.{part}" for part in ("query", "key", "value")],
+    "attn.proj": ["attention.output.dense"],
+    "norm2": ["layernorm_after"],
+    "mlp.fc1": ["intermediate.dense"],
+    "mlp.fc2": ["output.dense"],
+}
 
 Weights = dict[str, Tensor]
 
@@ -116,8 +123,19 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
         arch: for files that do not tell the number of heads, see `inferred_config`.
 
     Raises:
-        IjepaError: none of these, or not whole.
+        IjepaError: none of these, not whole, or recorded as another `arch`.
     """
+    networks = _read(path, arch)
+    held = architecture(networks.config.encoder.arch)
+    if arch and architecture(arch)[:3] != held[:3]:
+        raise IjepaError(
+            f"{networks.source} records that it is {networks.config.encoder.arch}, not {arch}; "
+            f"leave the architecture out."
+        )
+    return networks
+
+
+def _read(path: Path, arch: str | None) -> Networks:
     if (path / LAST).is_file():
         path = path / LAST
     elif (path / "config.json").is_file():
@@ -324,43 +342,32 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
     return validated(PretrainConfig, body, source)
 
 
-class VitSize(NamedTuple):
-    """What the shapes of a Vision Transformer tell; `side_patches` of the square of patches."""
+def transformers_names(depth: int) -> dict[str, list[str]]:
+    """What IJepaModel calls each weight of ours; queries, keys and values are three matrices there.
 
-    dim: int
-    depth: int
-    hidden: int
-    patch_px: int
-    side_patches: int
-
-
-def vit_size(weights: Weights, source: str, prefix_tokens: int) -> VitSize:
-    """Read a size off the shapes of weights, by timm's names.
-
-    Args:
-        weights: with a table of positions, or one of relative positions that all blocks share.
-        source: for messages.
-        prefix_tokens: that have positions before those of the patches.
+    Source: the files `facebook/ijepa_*`, whose names transformers reads and writes in all versions.
     """
-    patches, hidden = weights.get(PATCHES), weights.get(HIDDEN)
-    table = weights.get("pos_embed", weights.get(SHARED_TABLE))
-    wanted = {PATCHES: patches, HIDDEN: hidden, f"pos_embed or {SHARED_TABLE}": table}
-    missing = [name for name, value in wanted.items() if value is None or value.ndim < 2]
-    if patches is None or hidden is None or table is None or missing:
-        raise IjepaError(
-            f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with "
-            f"{', '.join(list(weights)[:3])}."
-        )
-    # The table is (1, tokens, dim), or ((2 side - 1)^2 + 3, heads) of relative positions.
-    absolute = table.ndim == 3
-    num_positions = table.shape[1] - prefix_tokens if absolute else table.shape[0] - 3
-    root = isqrt(max(num_positions, 0))
-    # Relative positions take the square of what their table takes: 64 patches a side are many.
-    if root < 1 or root**2 != num_positions or (not absolute and root >= 2 * 64):
-        raise IjepaError(
-            f"{source} has positions of shape {tuple(table.shape)}; expected a square grid"
-            f"{' and a class token' if prefix_tokens else ''}."
-        )
-    side = root if absolute else (root + 1) // 2
-    depth = count_blocks(weights, "blocks")
-    return VitSize(len(patches), depth, len(hidden), patches.shape[-1], side)
+    modules = {
+        "patch_embed.proj": ["embeddings.patch_embeddings.projection"],
+        "norm": ["layernorm"],
+    }
+    for n in range(depth):
+        for ours, theirs in BLOCK.items():
+            modules[f"blocks.{n}.{ours}"] = [f"encoder.layer.{n}.{one}" for one in theirs]
+    names = {"pos_embed": ["embeddings.position_embeddings"]}
+    for ours, found in modules.items():
+        for kind in ("weight", "bias"):
+            names[f"{ours}.{kind}"] = [f"{theirs}.{kind}" for theirs in found]
+    return names
+
+
+def ours_of_transformers(weights: dict[str, Tensor], source: object) -> dict[str, Tensor]:
+    """An encoder's state dict by our names; the same numbers."""
+    names = transformers_names(count_blocks(weights, r"encoder\.layer"))
+    if strange := weights.keys() - {one for theirs in names.values() for one in theirs}:
+        raise IjepaError(f"{source}: {min(strange)} is no weight of transformers' IJepaModel.")
+    return {
+        ours: weights[theirs[0]] if len(theirs) == 1 else torch.cat([weights[n] for n in theirs])
+        for ours, theirs in names.items()
+        if weights.keys() >= set(theirs)
+    }

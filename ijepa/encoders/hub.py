@@ -1,8 +1,11 @@
-"""Converted weights uploaded to the Hugging Face Hub."""
+"""The model card beside converted weights, and their upload to the Hugging Face Hub."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of its client
     HfHubHTTPError,
     HFValidationError,
@@ -10,8 +13,20 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
+from ijepa.config import ConvertConfig
 from ijepa.errors import IjepaError
+from ijepa.paper import IN1K_DATA, IN22K_DATA
+from ijepa.recipes import dump_yaml
+from ijepa.templating import templates
+from ijepa.text import one_line
 
+if TYPE_CHECKING:  # a push is refused before torch is there
+    from ijepa.encoders.formats import Networks
+
+LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}  # of other formats: ijepa
+TAGS = ["i-jepa", "self-supervised-learning", "vision-transformer"]
+PRETRAINED_ON = {IN1K_DATA: "ILSVRC/imagenet-1k", IN22K_DATA: "timm/imagenet-22k-wds"}  # on the hub
+META = "cc-by-nc-4.0"
 DENIED = {401: "the token is not valid", 403: "the token may not write there"}  # status of HTTP
 MEND = "Create one with write access at https://huggingface.co/settings/tokens"
 
@@ -66,3 +81,73 @@ def push_folder(folder: Path, name: str, *, private: bool, leave_out: str) -> st
             f"same command uploads them."
         ) from error
     return str(repo)
+
+
+def model_card(
+    networks: "Networks",
+    config: ConvertConfig,
+    name: str,
+    holds: str,
+    load: str,
+    scores: Sequence[Sequence[str]],
+    results: Sequence[EvalResult],
+) -> str:
+    """Markdown that says what weights are, how to load them, their scores, and their licence.
+
+    Args:
+        networks: of which some were written.
+        config: the format, and the licence that the user named.
+        name: what loads them: a file, a folder, or a name on the hub.
+        holds: what they are, in words.
+        load: a call in Python that loads them.
+        scores: of probes on this encoder and others: protocol, label, encoder, top-1, interval.
+        results: the scores of this encoder, for the hub.
+
+    Raises:
+        IjepaError: a licence other than the one under which Meta published the weights.
+    """
+    known, settings = networks.provenance, networks.config
+    data, licence = settings.data, config.license
+    if known.origin == "published" and licence not in (None, META):
+        raise IjepaError(
+            f"{networks.source} holds weights that Meta published under {META}; leave --license "
+            f"{licence} out."
+        )
+    front = ModelCardData(
+        library_name=LIBRARIES.get(config.to, "ijepa"),
+        pipeline_tag="image-feature-extraction",
+        license=META if known.origin == "published" else licence,
+        tags=TAGS,
+        datasets=[PRETRAINED_ON[known.data]] if known.data in PRETRAINED_ON else None,
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=list(results) or None,
+    )
+    source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"
+    numbers = {"epochs": known.epochs, "steps": known.steps, "images seen": known.images}
+    facts = [
+        ("architecture", f"{settings.encoder.arch}, patches of {settings.encoder.patch_px} pixels"),
+        ("images", f"{data.image_px} pixels; mean {data.mean}, std {data.std}"),
+        ("evaluation view", f"centre crop of {data.eval_crop_fraction:.4g} of the short side"),
+        ("first read from", source),
+        *((one, f"{value:,}") for one, value in numbers.items() if value is not None),
+        *([("pretraining data", f"fingerprint `{known.shards}`")] if known.shards else []),
+    ]
+    environment = templates("encoders", html=False)
+    environment.filters.update(plain=_plain, literal=repr)
+    return environment.get_template("card.md.j2").render(
+        front=front.to_yaml(),
+        name=name,
+        holds=holds,
+        to=config.to,
+        load=load,
+        facts=facts,
+        scores=scores,
+        origin=known.origin,
+        licence=licence,
+        configuration=dump_yaml(settings) if known.settings else "",
+    )
+
+
+def _plain(text: str) -> str:
+    """Text of others that stays what it is in Markdown: in its cell, neither link nor element."""
+    return re.sub(r"[|<\[]", r"\\\g<0>", one_line(text))

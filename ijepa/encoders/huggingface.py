@@ -10,15 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
-from ijepa.encoders.base import (
-    CLASS_TOKEN,
-    EVAL_CROP,
-    PATCH_AVERAGE,
-    TUNABLE,
-    Encoder,
-    Pooled,
-    token_pool,
-)
+from ijepa.encoders.base import EVAL_CROP, TUNABLE, Encoder
 from ijepa.encoders.formats import (
     held_encoder,
     processor_normalisation,
@@ -26,7 +18,8 @@ from ijepa.encoders.formats import (
     warn_of_processor,
 )
 from ijepa.encoders.own import provenance_of
-from ijepa.encoders.spec import RELEASED, EncoderSpec, released
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooled, token_pool
+from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
 from ijepa.provenance import Provenance, paper_arch
@@ -51,7 +44,7 @@ class Family(NamedTuple):
         options: of `from_pretrained`.
     """
 
-    method: str | None
+    method: str | None = None
     pooling: str = CLASS_TOKEN
     trained_alike: bool = True
     interpolates: bool = True
@@ -59,18 +52,7 @@ class Family(NamedTuple):
     options: dict[str, Any] | None = None
 
 
-FAMILIES = {
-    "ijepa": Family("I-JEPA", PATCH_AVERAGE),
-    "vit_mae": Family("MAE", options={"mask_ratio": 0.0}),  # it sees all patches
-    # The class token is taken, after the final norm.
-    "data2vec-vision": Family("data2vec", options={
-        "use_mean_pooling": False, "key_mapping": {r"pooler\.layernorm\.": "layernorm."},
-    }),
-    "vit_msn": Family("MSN"),
-    "dinov2": Family("DINOv2", interpolates=False, image_px=224),
-    "dinov2_with_registers": Family("DINOv2", interpolates=False, image_px=224),
-    "vit": Family(None, trained_alike=False),
-}  # fmt: skip
+FAMILIES = {kind: Family(**fields) for kind, fields in HUGGINGFACE.items()}
 
 
 def load(spec: EncoderSpec) -> Encoder:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
-from ijepa.encoders.base import NOTHING, PATCH_AVERAGE, Encoder, Pooled, token_pool
+from ijepa.encoders.base import Encoder
 from ijepa.encoders.formats import Networks, read_networks
+from ijepa.encoders.pooling import NOTHING, PATCH_AVERAGE, Pooled, token_pool
 from ijepa.encoders.spec import PARTS, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of

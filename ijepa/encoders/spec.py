@@ -101,8 +101,8 @@ _BODY: dict[str, Any] = yaml.safe_load(
 )
 KINDS = {name: _kind(fields) for name, fields in _BODY["kinds"].items()}  # by what is before `:`
 CATALOGUE = Catalogue(encoders=(*map(_kind, _BODY["own"]), *KINDS.values()))
-# By the names of files, of timm and of the hub.
-RELEASED = {
+RESNETS, HUGGINGFACE, WRITTEN = (_BODY[name] for name in ("resnets", "huggingface", "written"))
+RELEASED = {  # by the names of files, of timm and of the hub
     space: {
         name: Provenance(**dict(zip(("method", "arch", "epochs", "data"), row, strict=True)))
         for name, row in models.items()
@@ -218,23 +218,20 @@ class EncoderSpec(NamedTuple):
 
     def load(self, device: "torch.device | None" = None) -> "Encoder":
         """Make the encoder, exactly or not at all, on the CPU by default."""
-        self._say_large()
-        encoder = self._sized(self._home().load(self))
+        encoder = self._made("load")
         return encoder.to(device) if device else encoder
 
     def trainable(self) -> "Encoder":
         """Make the encoder on the CPU, for `Encoder.network` to be trained."""
-        self._say_large()
-        home = self._home()
-        return self._sized(getattr(home, "load_trainable", home.load)(self)).checked_trainable()
+        return self._made("load_trainable").checked_trainable()
 
-    def _say_large(self) -> None:
-        """Note that weights are being loaded, where that takes more than a moment."""
+    def _made(self, by: str) -> "Encoder":
+        """What a function of its home makes; `load` does where there is no other."""
         path = self.file / LAST if self.file and self.file.is_dir() else self.file
         if path and path.is_file() and path.stat().st_size >= LARGE_BYTES:
             log.info("loading %s, %.1f GB", path, path.stat().st_size / 1e9)
-
-    def _sized(self, encoder: "Encoder") -> "Encoder":
+        home = self._home()
+        encoder: Encoder = getattr(home, by, home.load)(self)
         if self.image_px:
             encoder.resize(self.image_px)
         return encoder

@@ -1,19 +1,22 @@
-"""Weights of I-JEPA written in five formats; `export` has ONNX.
+"""Weights of I-JEPA written in five formats, and any encoder as ONNX.
 
 Where a format has no room for configuration and provenance, our files carry them as notes.
 """
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ijepa.config import PretrainConfig, architecture
+from ijepa.encoders.base import Encoder
 from ijepa.encoders.formats import (
     ALL_PARTS,
     ENCODERS,
@@ -21,15 +24,18 @@ from ijepa.encoders.formats import (
     SAME_NETWORK,
     Networks,
     Weights,
+    transformers_names,
 )
-from ijepa.encoders.name_map import transformers_names
+from ijepa.encoders.spec import WRITTEN
 from ijepa.errors import IjepaError
 from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
 from ijepa.weights import save_state, write_weights
 
-BILINEAR = 2  # PIL's number
-TIMM_NAME = "vit_base_patch16_224"  # any: sizes stand beside it
+INPUT, OUTPUTS = "images", ("patch_tokens", "features")
+TOLERANCE = 1e-4  # of the largest difference, where numbers are above 1 in proportion to them
+CHECKED_BATCHES = (1, 3)
+FILE_BYTES = 2_000_000_000  # protobuf holds no more; larger weights get a file of their own
 
 log = logging.getLogger(__name__)
 
@@ -85,29 +91,22 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
     """
     data = networks.config.data
     body = {
-        "architecture": TIMM_NAME,
-        "num_classes": 0,
+        **WRITTEN["timm"],
         "num_features": architecture(networks.config.encoder.arch).dim,
-        "global_pool": "avg",
         "model_args": timm_settings(networks.config),
         "pretrained_cfg": {
+            **WRITTEN["timm_pretrained_cfg"],
             "input_size": [data.num_channels, *data.image_size],
-            "interpolation": "bilinear",
             "crop_pct": data.eval_crop_fraction,
-            "crop_mode": "center",
             "mean": list(data.mean),
             "std": list(data.std),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
         },
     }
     _write_folder(networks, out, which, networks.encoder_weights(which), body)
 
 
 def timm_settings(config: PretrainConfig) -> dict[str, Any]:
-    """What makes `TIMM_NAME` the encoder's very network."""
+    """What makes timm's network the encoder's very own."""
     size = architecture(config.encoder.arch)
     return {
         "img_size": config.data.image_px,
@@ -153,16 +152,9 @@ def write_transformers(networks: Networks, out: Path, which: str) -> None:
         **SAME_NETWORK,
     }
     processor = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
+        **WRITTEN["hf_processor"],
         "size": {"shortest_edge": resized_px(data.image_px, data.eval_crop_fraction)[0]},
-        "resample": BILINEAR,
-        "do_center_crop": True,
         "crop_size": {"height": data.image_px, "width": data.image_px},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
         "image_mean": list(data.mean),
         "image_std": list(data.std),
     }
@@ -221,3 +213,103 @@ def _owned(value: Tensor) -> Tensor:
     """Contiguous, and alone in its storage: what is written is this tensor and no more."""
     value = value.detach().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+class _Graph(nn.Module):
+    """Normalised images (n, C, height, width) -> patch tokens (n, N, dim), features (n, dim)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.network, self._pool = encoder.network, encoder._pool
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, tokens = self._pool(self.network, images, 1)
+        assert tokens is not None  # refused before
+        return tokens, features[:, 0]
+
+
+def write_onnx(encoder: Encoder, out: Path, notes: Mapping[str, object]) -> float:
+    """Write `out` with a dynamic batch, and compute some images by it and by the encoder.
+
+    Args:
+        encoder: on the CPU, with patch tokens.
+        out: file to make; weights above 2 GB are written beside it, as `OUT.data`.
+        notes: what the file's metadata says beside the encoder's view of images, by name.
+
+    Returns:
+        The largest difference of any number, relative to the largest number if that is above 1.
+
+    Raises:
+        IjepaError: the encoder has no patch tokens, cannot be exported, or differs by over 1e-4.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise IjepaError(
+            "--to onnx needs onnx, onnxruntime and onnxscript; install them with "
+            "pip install onnx onnxruntime onnxscript."
+        ) from error
+    data = encoder.data
+    channels = data.num_channels
+    images = torch.zeros(max(CHECKED_BATCHES), channels, *data.image_size)
+    _, tokens = encoder.features_and_tokens(images)
+    metadata: dict[str, object] = {
+        "input": f"float32 (n, {channels}, height, width): 0 to 1, minus mean, over std",
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "interpolation": "bilinear, antialiased",
+        "crop": f"center, {data.eval_crop_fraction:.6g} of the short side",
+        "patches": tokens.shape[1],
+        "pooling": encoder.pooling,
+        **notes,
+    }
+    program: Any
+    try:
+        program = torch.onnx.export(
+            _Graph(encoder).eval(),
+            (images,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=OUTPUTS,
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IjepaError(f"{encoder.name} cannot be exported to ONNX ({reason}).") from error
+    for name, value in metadata.items():
+        program.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
+    program.save(out, external_data=weight_bytes(encoder) > FILE_BYTES)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    difference = _largest_difference(encoder, session)
+    if not difference <= TOLERANCE:
+        out.unlink()
+        raise IjepaError(
+            f"The ONNX file of {encoder.name} gives other features than the encoder, by up to "
+            f"{difference:.1e}; more than {TOLERANCE:g} is not published. Try another version of "
+            f"torch or onnxruntime."
+        )
+    return difference
+
+
+def weight_bytes(encoder: Encoder) -> int:
+    """Bytes of all weights."""
+    return sum(value.nbytes for value in encoder.state_dict().values())
+
+
+def _largest_difference(encoder: Encoder, session: Any) -> float:  # noqa: ANN401  # onnxruntime has no types
+    rng, found = torch.Generator().manual_seed(0), []
+    for batch in CHECKED_BATCHES:
+        images = torch.randn(
+            batch, encoder.data.num_channels, *encoder.data.image_size, generator=rng
+        )
+        features, tokens = encoder.features_and_tokens(images)
+        for ours, theirs in zip(
+            (tokens.numpy(), features[:, 0].numpy()),
+            session.run(OUTPUTS, {INPUT: images.numpy()}),
+            strict=True,
+        ):
+            found.append(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
+    return float(np.max(found))  # nan if any is

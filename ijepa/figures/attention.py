@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa.arrays import Floats, Pixels
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import Floats, Pixels, Section, Tile, box, heat
+from ijepa.figures.draw import Section, Tile, box, heat
 
 FAINT = 0.45  # how much of the image's contrast stays under a map
 HOW = (

@@ -10,7 +10,7 @@ import logging
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -23,6 +23,7 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
+from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.text import printable
 
 TEXT_PX, LINE_PX, GAP_PX, TILE_PX = 12, 17, 10, 128
@@ -46,9 +47,6 @@ COLOURS = (
     "#8c6d4f", "#7a8793",
 )  # fmt: skip
 
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Numbers = dict[str, float | tuple[int, ...] | None]  # that a figure shows, by name
 Line = Sequence[tuple[float, float]]  # points (across, down), 0 to 1
 

@@ -16,12 +16,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ijepa.arrays import Floats, Pixels
 from ijepa.figures.draw import (
     COLOURS,
     GAP_PX,
     LINE_PX,
-    Floats,
-    Pixels,
     box,
     captioned,
     fitted,
@@ -72,8 +71,8 @@ def project(
 ) -> Floats:
     """Bring features (n, dim) to a plane: (n, 2), both from 0, the longer axis to 1.
 
-    `pca`, or `tsne` of the first 50 principal components, with at most the perplexity that n images
-    allow, (n - 1) / 3.
+    `pca`, or `tsne` of the first 50 principal components, with a perplexity of `most_perplexity` at
+    most.
     """
     num, dim = features.shape
     if method == "pca":
@@ -84,8 +83,7 @@ def project(
 
         count = min(FIRST_COMPONENTS, num - 1, dim)
         first = PCA(count, svd_solver="full").fit_transform(features.astype(np.float64))
-        most = min(perplexity, (num - 1) / 3)
-        tsne = TSNE(perplexity=most, init="pca", random_state=seed, n_jobs=1, verbose=2)
+        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1, verbose=2)
         progress("lay out t-SNE iterations", 0, ITERATIONS)
         with contextlib.redirect_stdout(_Iterations(progress)):  # it has no other way to tell
             places = tsne.fit_transform(first.astype(np.float32))
@@ -94,6 +92,11 @@ def project(
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()
     scaled: Floats = (places - low) / max(float(extent), 1e-12)
     return scaled
+
+
+def most_perplexity(num_images: int) -> float:
+    """The highest perplexity that t-SNE can give so many images, at least 3."""
+    return (num_images - 1) / 3
 
 
 def legend_of(names: Sequence[str]) -> tuple[list[Group], list[int]]:

@@ -4,19 +4,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ijepa.arrays import Floats, Pixels
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import (
-    Floats,
-    Line,
-    Numbers,
-    Pixels,
-    Section,
-    Tile,
-    heat,
-    keep_patches,
-    sheet,
-)
+from ijepa.figures.draw import Line, Numbers, Section, Tile, heat, keep_patches, sheet
 from ijepa.jepa.masks import batch_masks, mask_statistics
 
 PLAIN = (96, 125, 170)  # a patch, where no image is given

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import faiss
 import numpy as np
 
-from ijepa.figures.draw import BLUE, GREEN, ORANGE, SOFT, Floats, Ints, Pixels, Section, Tile, box
+from ijepa.arrays import Floats, Ints, Pixels
+from ijepa.figures.draw import BLUE, GREEN, ORANGE, SOFT, Section, Tile, box
 
 TILE_PX = 112
 NONE = -1  # number of a neighbour that there is not

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ijepa.arrays import Bools, Floats, Pixels
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import HIDDEN, Floats, Pixels, Section, Tile, sheet
+from ijepa.figures.draw import HIDDEN, Section, Tile, sheet
 
 TAILS = (1.0, 99.0)  # percentiles that become darkest and brightest
-
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 def principal_components(tokens: Floats, count: int = 3) -> tuple[Floats, Floats]:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import PretrainConfig
-from ijepa.figures.draw import ORANGE, Floats, Ints, Line, Pixels, Section, Tile, keep_patches
+from ijepa.figures.draw import ORANGE, Line, Section, Tile, keep_patches
 from ijepa.figures.neighbors import Nearest
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks, sample_masks

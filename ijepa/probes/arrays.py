@@ -6,17 +6,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ijepa.arrays import Array, Floats, Ints
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Stored = np.ndarray[tuple[int, ...], np.dtype[Any]]  # in the store's numbers
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Kept = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
 
 ROWS_AT_ONCE = 4096
+SAVE_SECONDS = 120.0  # between states of a training that are kept
 
 
 def blocks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
@@ -31,14 +29,14 @@ class Rows(Protocol):
     def shape(self) -> tuple[int, int, int]:
         """(rows, layers, dim)."""
 
-    def read(self, rows: Ints, layers: int) -> Stored:
+    def read(self, rows: Ints, layers: int) -> Array:
         """(n, layers, dim) floats: the last `layers` layers of some rows, in their order."""
 
 
 class TokenRows(NamedTuple):
     """Stored patch tokens, in the place of layers: `Rows` for probes that read tokens."""
 
-    tokens: Stored  # (rows, patches, dim), in memory or mapped
+    tokens: Array  # (rows, patches, dim), in memory or mapped
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,7 +44,7 @@ class TokenRows(NamedTuple):
         rows, patches, dim = self.tokens.shape
         return rows, patches, dim
 
-    def read(self, rows: Ints, layers: int) -> Stored:
+    def read(self, rows: Ints, layers: int) -> Array:
         """(n, patches, dim) as stored; `layers` is the number of patches."""
         assert layers == self.tokens.shape[1]
         return self.tokens[rows]
@@ -87,7 +85,7 @@ class Fit(NamedTuple):
 
     setting: str  # what sets it apart within one probe, such as `5 a class`; may be empty
     # (draws, n) class numbers, one row a draw of the training subset; of dense probes (n, m) sums.
-    predictions: Stored
+    predictions: Array
     choices: dict[str, Any]  # made on the held-out part of train, such as C
     best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
     deviations: tuple[str, ...] = ()  # from the protocol that it is named by

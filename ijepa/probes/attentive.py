@@ -6,6 +6,7 @@ Source: facebookresearch/jepa and facebookresearch/vjepa2, `src/models/attentive
 """
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -42,19 +43,21 @@ class AttentiveHead(nn.Module):
         )
         self.proj = nn.Linear(dim, dim) if protocol.projects else nn.Identity()
         self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, hidden_dim)
-        last = [self.proj, self.mlp.fc2]  # layers of residual branches, scaled down below
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.norm1.eps = block.norm2.eps = self.norm1.eps
-            last += [block.attn.proj, block.mlp.fc2]
         trunc_normal_(self.query, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 zeros_(module.bias)
                 trunc_normal_(module.weight, std=INIT_STD)
-        for number, module in enumerate(last):
-            if isinstance(module, nn.Linear):
-                module.weight.data /= math.sqrt(2 * (1 + number // 2))
+        # Residual branches are scaled down with their depth; `vjepa2` counts the last block twice.
+        branches = [(max(1, len(self.blocks)), [self.proj, self.mlp.fc2])]
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
+            block.norm1.eps = block.norm2.eps = self.norm1.eps
+            branches.append((number, [block.attn.proj, block.mlp.fc2]))
+        for number, layers in branches:
+            for layer in layers:
+                if isinstance(layer, nn.Linear):
+                    layer.weight.data /= math.sqrt(2 * number)
         self.linear = nn.Linear(dim, num_classes)  # as torch draws it
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -133,17 +136,11 @@ class AttentiveHeads:
 
     def state(self) -> dict[str, Any]:
         """All that further steps depend on, of tensors and plain values."""
-        return {
-            "heads": [head.state_dict() for head in self._heads],
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-        }
+        return kept_state(self._heads, self._optimizers)
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Become what `state` was asked of: heads of the same protocol, width and classes."""
-        for head, values in zip(self._heads, state["heads"], strict=True):
-            head.load_state_dict(values)
-        for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(deepcopy(values))  # of mapped files
+        restore(self._heads, self._optimizers, state)
 
     def _logits(self, head: AttentiveHead, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._protocol.bf16):
@@ -154,3 +151,22 @@ class AttentiveHeads:
         """Consecutive images; of `tokens` there are as many in memory as is allowed."""
         length = (values if tokens is None else tokens).shape[1]
         return torch.split(values, max(1, self._at_once // length))
+
+
+def kept_state(heads: Sequence[nn.Module], optimizers: Sequence[AdamW]) -> dict[str, Any]:
+    """All that further steps of heads depend on, of tensors and plain values."""
+    return {
+        "heads": [head.state_dict() for head in heads],
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def restore(
+    heads: Sequence[nn.Module], optimizers: Sequence[AdamW], state: dict[str, Any]
+) -> dict[str, Any]:
+    """Give heads and optimizers the values of `kept_state`, which is returned."""
+    for head, values in zip(heads, state["heads"], strict=True):
+        head.load_state_dict(values)
+    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(deepcopy(values))  # of mapped files
+    return state

@@ -4,6 +4,7 @@ Logits of patches are upsampled bilinearly to the size of the maps. All heads se
 read from files while they are trained; the best on a held-out part of train is reported.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ijepa.arrays import Array, Floats, Ints
 from ijepa.compute import computing
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Ints, Stored, hold_out
+from ijepa.errors import IjepaError
+from ijepa.probes.arrays import SAVE_SECONDS, Asked, Fit, Kept, hold_out
+from ijepa.probes.attentive import kept_state, restore
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
-from ijepa.progress import Progress
 
 DRAWS, DRAWS_AT_ONCE = 1000, 100  # of the bootstrap over images
 ORDER = 3  # tells the draws of this file apart from others of the same seed
 EPS = 1e-3  # units of depth, in logarithms
 LOOKED_INTO = 256  # images of train, for a constant guess
 
-Sums = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
 
 class Dense(NamedTuple):
     """Images with patch tokens and a map each."""
 
-    tokens: Stored  # (rows, patches, dim), mapped
-    maps: Stored  # (rows, height, width), mapped: classes, or float32 depth, 0 where not known
+    tokens: Array  # (rows, patches, dim), mapped
+    maps: Array  # (rows, height, width), mapped: classes, or float32 depth, 0 where not known
     rows: Ints  # (n,) of the images, in both
     grid: tuple[int, int]  # rows and columns of patches
     num_classes: int  # 0 for depth
@@ -98,18 +99,21 @@ def dense(train: Dense, test: Dense, asked: Asked) -> list[Fit]:
 
     The predictions of the fit are sums over pixels, a row a test image, see `measure`.
     """
-    config, progress, kept = asked.config, asked.progress, {} if asked.kept is None else asked.kept
-    device = pick_device(asked.device)
+    config, kept = asked.config, {} if asked.kept is None else asked.kept
     protocol = DENSE_PROTOCOLS[config.name][config.protocol]
+    if len(train.rows) < 2:
+        raise IjepaError("A dense probe needs two training images: one is held out to choose.")
     if "choice" not in kept:
         fitted, held = hold_out(np.zeros(len(train.rows), np.int64), config.holdout, config.seed)
         some, rest = (train._replace(rows=train.rows[part]) for part in (fitted, held))
-        heads = _trained(some, protocol, config.seed, device, progress, "choose among")
-        kept["choice"] = {"values": _headlines(_sums(heads, rest, protocol.batch, device))}
+        heads = _trained(some, protocol, asked, kept, "choose among")
+        values = _headlines(_sums(heads, rest, protocol.batch, "the held-out part of train"))
+        kept.pop("choose among heads", None)
+        kept["choice"] = {"values": values}
     values = kept["choice"]["values"]
     best = int(np.argmax(values))
-    heads = _trained(train, protocol, config.seed, device, progress, "train")
-    sums = _sums(heads, test, protocol.batch, device)
+    heads = _trained(train, protocol, asked, kept, "train")
+    sums = _sums(heads, test, protocol.batch, "the test images")
     choices = {"head": protocol.heads[best].name, "held_out": values[best]}
     said = f"batches of all {len(train.rows):,} images, not of {protocol.batch:,}"
     deviations = (said,) if len(train.rows) < protocol.batch else ()
@@ -117,33 +121,30 @@ def dense(train: Dense, test: Dense, asked: Asked) -> list[Fit]:
 
 
 def _trained(
-    data: Dense,
-    protocol: DenseProtocol,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-    purpose: str,
+    data: Dense, protocol: DenseProtocol, asked: Asked, kept: Kept, purpose: str
 ) -> list[Head]:
-    """All heads of a protocol, each with its own optimizer, in evaluation mode."""
-    seeds = np.random.SeedSequence([seed, ORDER]).generate_state(len(protocol.heads)).tolist()
+    """All heads of a protocol, each with its own optimizer, in evaluation mode.
+
+    Every two minutes their state is left in `kept`; started again, they go on to the same heads.
+    """
+    device, task = pick_device(asked.device), f"{purpose} heads"
+    seeds = np.random.SeedSequence([asked.config.seed, ORDER]).generate_state(len(protocol.heads))
     heads = [
         Head(head, data, protocol, own).to(device)
-        for head, own in zip(protocol.heads, seeds, strict=True)
+        for head, own in zip(protocol.heads, seeds.tolist(), strict=True)
     ]
     optimizers = [
         torch.optim.AdamW(head.parameters(), lr=of.lr, weight_decay=protocol.weight_decay)
         for head, of in zip(heads, protocol.heads, strict=True)
     ]
-    batch = min(protocol.batch, len(data.rows))
-    each = len(data.rows) // batch
-    order = np.empty(0, np.int64)
+    done = int(restore(heads, optimizers, kept[task])["steps"]) if task in kept else 0
+    batch, images, saved = min(protocol.batch, len(data.rows)), len(data.rows), time.monotonic()
     with computing(device):
-        for step in range(protocol.steps):
-            if step % each == 0:
-                order = np.random.default_rng([seed, ORDER, step // each]).permutation(
-                    len(data.rows)
-                )
-            tokens, maps = data.read(order[step % each * batch :][:batch], device)
+        for step in range(done, protocol.steps):
+            epoch, turn = divmod(step, images // batch)
+            if turn == 0 or step == done:
+                order = np.random.default_rng([asked.config.seed, ORDER, epoch]).permutation(images)
+            tokens, maps = data.read(order[turn * batch :][:batch], device)
             factor = protocol.schedule(step / protocol.steps)
             for head, of, optimizer in zip(heads, protocol.heads, optimizers, strict=True):
                 optimizer.zero_grad()
@@ -152,24 +153,34 @@ def _trained(
                     nn.utils.clip_grad_norm_(head.parameters(), protocol.clip)
                 optimizer.param_groups[0]["lr"] = of.lr * factor
                 optimizer.step()
-            progress(f"{purpose} heads steps", step + 1, protocol.steps)
+            asked.progress(f"{task} steps", step + 1, protocol.steps)
+            if step + 1 == protocol.steps or time.monotonic() - saved >= SAVE_SECONDS:
+                kept[task] = kept_state(heads, optimizers) | {"steps": step + 1}
+                saved = time.monotonic()
     return [head.eval() for head in heads]
 
 
 @torch.inference_mode()
-def _sums(heads: Sequence[Head], data: Dense, batch: int, device: torch.device) -> list[Sums]:
-    """For each head (n, m): sums over the pixels of each image that `measure` adds up."""
-    found: list[list[Sums]] = [[] for _ in heads]
+def _sums(heads: Sequence[Head], data: Dense, batch: int, what: str) -> list[Floats]:
+    """For each head (n, m): sums over the pixels of each image that `measure` adds up.
+
+    Raises:
+        IjepaError: no pixel of these images, `what` they are, has a known class or depth.
+    """
+    found: list[list[Floats]] = [[] for _ in heads]
     for first in range(0, len(data.rows), batch):
-        tokens, maps = data.read(np.arange(len(data.rows))[first : first + batch], device)
+        images = np.arange(len(data.rows))[first : first + batch]
+        tokens, maps = data.read(images, heads[0].linear.weight.device)
         for sums, head in zip(found, heads, strict=True):
             answer = head(tokens, maps.shape[1:])
             for one, true in zip(answer, maps, strict=True):
                 sums.append(image_sums(one.cpu().numpy(), true.cpu().numpy(), data.num_classes))
+    if not np.any(found[0]):
+        raise IjepaError(f"No pixel of {what} has a known class or depth; give other images.")
     return [np.stack(sums) for sums in found]
 
 
-def image_sums(answer: Stored, true: Stored, num_classes: int) -> Sums:
+def image_sums(answer: Array, true: Array, num_classes: int) -> Floats:
     """What one image adds: (3 classes,) pixels rightly of each class, given to it, truly of it.
 
     Of depth, RMSE, mean absolute relative error and the share within a factor of 1.25, and 1; or
@@ -191,7 +202,7 @@ def image_sums(answer: Stored, true: Stored, num_classes: int) -> Sums:
     return np.array([*errors, np.mean(ratio < 1.25), 1.0])
 
 
-def measure(sums: Stored) -> dict[str, Any]:
+def measure(sums: Array) -> dict[str, Any]:
     """Numbers of (..., m) sums over images: the first is the headline; more is better for it.
 
     Of classes: mIoU over the classes that occur in the truth or in an answer, mean accuracy over
@@ -214,11 +225,11 @@ def measure(sums: Stored) -> dict[str, Any]:
         }
 
 
-def _headlines(every: Sequence[Sums]) -> list[float]:
+def _headlines(every: Sequence[Floats]) -> list[float]:
     return [float(next(iter(measure(sums.sum(axis=0)).values()))) for sums in every]
 
 
-def dense_summary(sums: Sums, rival: Sums | None, names: Sequence[str]) -> dict[str, Any]:
+def dense_summary(sums: Floats, rival: Floats | None, names: Sequence[str]) -> dict[str, Any]:
     """Fields of a score of (n, m) sums of test images, with bootstrap intervals over images.
 
     The p-value is of a paired bootstrap against the sums of a rival on the same images, two-sided.

@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, hold_out
+from ijepa.probes.arrays import Asked, Fit, Labelled, hold_out
 from ijepa.probes.scores import mean_of
 
 NEIGHBOURS = (10, 20, 100, 200)

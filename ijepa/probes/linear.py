@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Array, Ints
 from ijepa.compute import computing, pick_linear
 from ijepa.distributed import moved, pick_device, uses_bf16
 from ijepa.probes.arrays import (
     ROWS_AT_ONCE,
+    SAVE_SECONDS,
     Asked,
     Fit,
-    Ints,
     Kept,
     Labelled,
     Rows,
-    Stored,
     blocks,
     hold_out,
 )
@@ -44,7 +44,6 @@ from ijepa.progress import Progress
 Trained = LinearProtocol | AttentiveProtocol  # protocols of heads that are trained together
 CONCATENATED = 4  # layers, paper A.2
 ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
-SAVE_SECONDS = 120.0
 ORDER = 2  # tells the draws of this file apart from others of the same seed
 
 
@@ -68,9 +67,9 @@ class DeviceRows:
         """(n, layers, dim) as stored, on the device: some rows, in their order."""
         return self._values[_sent(torch.from_numpy(rows), self._device)]
 
-    def read(self, rows: Ints, layers: int) -> Stored:
+    def read(self, rows: Ints, layers: int) -> Array:
         """See `Rows`."""
-        found: Stored = self.take(rows)[:, -layers:].cpu().numpy()
+        found: Array = self.take(rows)[:, -layers:].cpu().numpy()
         return found
 
 

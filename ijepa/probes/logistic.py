@@ -16,9 +16,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import Asked, Fit, Floats, Ints, Labelled, blocks, draw_subset, hold_out
+from ijepa.probes.arrays import Asked, Fit, Labelled, blocks, draw_subset, hold_out
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
 
 Rescale = Callable[[Floats], Floats]

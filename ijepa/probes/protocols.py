@@ -1,28 +1,75 @@
-"""Published protocols of probes, as data: linear and attentive heads, logistic regression.
-
-Where the paper (A.2) and the evaluation code that it used (facebookresearch/vissl at 04788de9)
-differ, both are here under names of their own. Learning rates are for batches of 256 and grow
-with the batch. Heads of I-JEPA see averages of patch tokens where MAE and DINOv2 see a class token.
-"""
+"""Published protocols of probes, and what each probe does; the data itself is `protocols.yaml`."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import resources
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import yaml
+from pydantic.dataclasses import dataclass
 
 from ijepa.config import ProbeConfig
 
-RATE_BATCH = 256  # to which learning rates refer
-RESIZE_256 = 224 / 256  # torchvision's Resize(256), CenterCrop(224)
+RATE_BATCH = 256  # to which learning rates of linear heads refer; they grow with the batch
 LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # by label; paper, table 4
 
-Schedule = Callable[[float], float]
+Schedule = Callable[[float], float]  # factor by the share of the training that is done, in [0, 1)
 Norm = Literal["none", "batch", "plain-batch"]
-Layers = Literal["last", "concat"]
+P = TypeVar("P")
+
+
+def steps_down(done: float, *, at: Sequence[float]) -> float:
+    """A tenth, and a tenth of that, from these shares of the training on."""
+    return 0.1 ** sum(done >= share - 1e-9 for share in at)
+
+
+def cosine(done: float, *, end: float = 0.0, warmup: float = 0.0) -> float:
+    """From 1 to `end` along half a cosine, after a linear rise over the share `warmup`."""
+    if done < warmup:
+        return done / warmup
+    rest = (done - warmup) / (1 - warmup)
+    return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
+
+
+def linearly(done: float, *, warmup: float) -> float:
+    """A linear rise over the share `warmup`, times a linear fall to 0."""
+    return min(1.0, (done + 1e-9) / warmup) * (1 - done)
+
+
+def whole_cosine(done: float, *, warmup: float) -> float:
+    """A linear rise over the share `warmup`, times half a cosine over all of the training.
+
+    Source: `CosineAnnealingLrUpdaterHook` of mmcv 1, with a linear warmup.
+    """
+    return min(1.0, (done + 1e-9) / warmup) * cosine(done)
+
+
+def one_cycle(done: float, *, warmup: float) -> float:
+    """As `linearly` over the share `warmup`, then half a cosine over all of the training.
+
+    Source: dinov3:dinov3/eval/segmentation/schedulers.py, `WarmupOneCycleLR`.
+    """
+    return linearly(done, warmup=warmup) if done < warmup else cosine(done)
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "steps": steps_down,
+    "cosine": cosine,
+    "line": linearly,
+    "whole-cosine": whole_cosine,
+    "one-cycle": one_cycle,
+}
+
+
+class Probe(NamedTuple):
+    """What a probe does, in words, and where: `module:function` in this folder."""
+
+    home: str
+    description: str
+    selection: str  # what is chosen, and on which images
 
 
 @dataclass(frozen=True)
@@ -30,7 +77,7 @@ class View:
     """What a protocol scores, or what a feature file holds of an image."""
 
     crop: str = "center"  # or `squash`, as `ijepa extract --crop` names it
-    crop_fraction: float | None = RESIZE_256  # of the resized short side that a centre crop keeps
+    crop_fraction: float | None = 224 / 256  # of the resized short side that a centre crop keeps
     interpolation: str | None = None  # by which images are resized; None for any
     image_px: tuple[int | tuple[int, int], ...] = (224,)  # sides that are published, or the file's
     features: str | None = None  # of an image, where they are none that `ijepa extract` stores
@@ -40,7 +87,7 @@ class View:
 class Head:
     """One way to put a linear classifier on features."""
 
-    features: Layers  # the last, or the last four side by side
+    features: Literal["last", "concat"]  # the last layer, or the last four side by side
     norm: Norm  # before the linear layer; `plain-batch` has no weights of its own
     lr: float  # at a batch of 256
     weight_decay: float  # of the linear layer, its bias included (VISSL: `regularize_bias: True`)
@@ -52,21 +99,12 @@ class Head:
         return f"{self.features}, {norm}linear, lr {self.lr:g}, decay {self.weight_decay:g}"
 
 
-def _heads(
-    norms: tuple[Norm, ...],
-    rates: tuple[float, ...],
-    decays: tuple[float, ...],
-    features: tuple[Layers, ...] = ("last", "concat"),
-) -> tuple[Head, ...]:
-    return tuple(Head(*choices) for choices in product(features, norms, rates, decays))
-
-
 @dataclass(frozen=True)
 class LinearProtocol:
     """How heads are trained; all of them at once, on the same batches."""
 
     heads: tuple[Head, ...]  # the best of which is reported
-    schedule: Schedule  # factor on learning rates by the share of training that is done, in [0, 1)
+    schedule: Schedule  # factor on learning rates
     source: str  # paper section, or repo:path
     epochs: int = 0  # over the training images; 0 if `steps` counts instead
     steps: int = 0  # batches in all, whatever the number of images; 0 if `epochs` counts
@@ -82,121 +120,13 @@ class LinearProtocol:
     bf16: bool = False  # are matrices multiplied in it? No publication says; the run does
 
 
-def steps_down(done: float, *, at: tuple[float, ...]) -> float:
-    """A tenth, and a tenth of that, from these shares of the training on."""
-    return 0.1 ** sum(done >= share - 1e-9 for share in at)
-
-
-def cosine(done: float, *, end: float = 0.0, warmup: float = 0.0) -> float:
-    """From 1 to `end` along half a cosine, after a linear rise over the share `warmup`."""
-    if done < warmup:
-        return done / warmup
-    rest = (done - warmup) / (1 - warmup)
-    return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
-
-
-VISSL = "vissl:configs/config/benchmark/linear_image_classification"
-BICUBIC = View(interpolation="bicubic", image_px=(224, 448))
-EITHER = replace(BICUBIC, interpolation=None)  # files that differ by network
-CIFAR100 = LinearProtocol(
-    heads=_heads(("batch", "none"), (0.01,), (5e-4,)),
-    epochs=28,
-    schedule=partial(steps_down, at=(8 / 28, 16 / 28, 24 / 28)),
-    view=BICUBIC,
-    source=f"{VISSL}/cifar100",
-)
-CLEVR_COUNT = replace(
-    CIFAR100,
-    epochs=50,
-    schedule=partial(cosine, end=0.01),
-    augment="flip",
-    view=View("squash", None, "bilinear"),
-    source=f"{VISSL}/clevr_count",
-)
-IN1K_LARS = LinearProtocol(
-    heads=_heads(("batch", "none"), (0.1, 0.01), (5e-4, 0.0)),
-    epochs=50,
-    schedule=partial(steps_down, at=(0.3, 0.6, 0.9)),
-    batch=16384,
-    optimizer="lars",
-    view=BICUBIC,
-    source=f"{VISSL}/imagenet1k/models/vit_h16_no_cls.yaml",
-)
-MAE = LinearProtocol(
-    heads=_heads(("plain-batch",), (0.1,), (0.0,), features=("last",)),
-    epochs=90,
-    schedule=partial(cosine, warmup=10 / 90),
-    per_epoch=False,
-    batch=16384,
-    optimizer="lars",
-    init="normal",
-    norm_eps=1e-6,
-    view=View(interpolation="bicubic"),
-    source="mae:FINETUNE.md, ViT-B",
-)
-DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-
-LINEAR_PROTOCOLS = {
-    "ijepa": replace(
-        CIFAR100,
-        heads=_heads(("none", "batch"), (0.1, 0.01, 0.001), (5e-4,)),
-        init="normal",
-        augment="none",
-        view=None,
-        source="ours: the schedule of vissl-cifar100, more learning rates, evaluation views",
-    ),
-    "vissl-cifar100": CIFAR100,
-    "vissl-places205": replace(
-        CIFAR100,
-        epochs=14,
-        schedule=partial(steps_down, at=(4 / 14, 8 / 14, 12 / 14)),
-        view=EITHER,
-        source=f"{VISSL}/places205",
-    ),
-    "vissl-inat18": replace(
-        CIFAR100,
-        epochs=84,
-        schedule=partial(steps_down, at=(24 / 84, 48 / 84, 72 / 84)),
-        view=EITHER,
-        source=f"{VISSL}/inaturalist18",
-    ),
-    "vissl-in1k": replace(CIFAR100, source=f"{VISSL}/imagenet1k"),
-    "vissl-clevr-count": CLEVR_COUNT,
-    "vissl-clevr-dist": replace(CLEVR_COUNT, epochs=100, source=f"{VISSL}/clevr_dist"),
-    "vissl-in1k-lars": IN1K_LARS,
-    "paper-in1k-lars": replace(
-        IN1K_LARS,
-        heads=_heads(("batch", "none"), (0.01, 0.05, 0.001), (5e-4, 0.0)),
-        source="paper, A.2",
-    ),
-    "mae-lars": MAE,
-    "mae-lars-50": replace(
-        MAE,
-        epochs=50,
-        schedule=partial(cosine, warmup=10 / 50),
-        source="mae:FINETUNE.md, ViT-L and ViT-H",
-    ),
-    "dinov2-linear": LinearProtocol(
-        heads=_heads(("none",), DINOV2_RATES, (0.0,)),
-        steps=12500,
-        schedule=cosine,
-        per_epoch=False,
-        batch=1024,
-        optimizer="sgd-plain",
-        init="normal",
-        view=View(interpolation="bicubic"),
-        source="dinov2:dinov2/eval/linear.py (8 GPUs of 128)",
-    ),
-}
-
-
 @dataclass(frozen=True)
 class AttentiveSettings:
     """How one attentive head is trained by AdamW."""
 
     lr: float  # highest, whatever the batch
-    weight_decay: float  # at the start; it ends at `final_decay` along half a cosine
-    final_decay: float
+    weight_decay: float  # at the start
+    final_decay: float | None = None  # to which it goes along half a cosine; None keeps it
     start_lr: float | None = None  # of a linear warmup; without one, training starts at `lr`
     warmup: float = 0.0  # as a share of the training
 
@@ -207,7 +137,8 @@ class AttentiveSettings:
 
     def at(self, done: float) -> tuple[float, float]:
         """Learning rate and weight decay when a share of the training is done, in [0, 1)."""
-        decay = self.final_decay + (self.weight_decay - self.final_decay) * cosine(done)
+        final = self.weight_decay if self.final_decay is None else self.final_decay
+        decay = final + (self.weight_decay - final) * cosine(done)
         if self.start_lr is not None and done < self.warmup:
             return self.start_lr + (self.lr - self.start_lr) * done / self.warmup, decay
         return self.lr * cosine((done - self.warmup) / (1 - self.warmup)), decay
@@ -232,41 +163,6 @@ class AttentiveProtocol:
     bf16: bool = False  # as in `LinearProtocol`
 
 
-VJEPA_AUGMENT = "AutoAugment and random erasing"
-VJEPA2_RATES, VJEPA2_DECAYS = (5e-4, 1e-3, 1.5e-3, 2e-3), (8e-3, 4e-3, 2e-3, 1e-3, 5e-4)
-ATTENTIVE_PROTOCOLS = {
-    "ijepa": AttentiveProtocol(
-        heads=tuple(
-            AttentiveSettings(lr, decay, decay, 0.0, 0.1)
-            for lr, decay in product((3e-4, 1e-3, 3e-3), (1e-3, 1e-1))
-        ),
-        num_heads=12,
-        batch=128,
-        source="ours: V-JEPA's head, smaller batches, a sweep, evaluation views",
-    ),
-    "vjepa": AttentiveProtocol(
-        heads=(AttentiveSettings(1e-3, 1e-3, 1e-6),),
-        augment=VJEPA_AUGMENT,
-        view=View(interpolation="bilinear", image_px=(224, 384)),
-        source="jepa:configs/evals/vitl16_in1k.yaml (64 GPUs of 16)",
-    ),
-    "vjepa2": AttentiveProtocol(
-        heads=(
-            AttentiveSettings(1e-3, 1e-3, 0.0),
-            *(AttentiveSettings(lr, decay, decay, 2e-4, 5 / 20)
-              for lr, decay in product(VJEPA2_RATES, VJEPA2_DECAYS)),
-        ),
-        depth=4,
-        projects=False,
-        decays_all=True,
-        clip=None,
-        augment=VJEPA_AUGMENT,
-        view=View(interpolation="bilinear", image_px=(256, 384)),
-        source="vjepa2:configs/eval/vitl/in1k.yaml (64 GPUs of 16)",
-    ),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class LogisticProtocol:
     """How a logistic regression is fitted; the defaults are ours."""
@@ -284,40 +180,6 @@ class LogisticProtocol:
     precision: str = "float32"  # of the sums
     source: str = "ours"  # repo:path
     view: View | None = None  # of the images; None takes any
-
-
-# Penalty lambda / (2 n) on the mean loss, as cyanure has it: C = 1 / lambda, whatever n is. Its 300
-# epochs reach the optimum; L-BFGS needs over 1,000 iterations to.
-MSN = LogisticProtocol(
-    strengths=(4000.0,),
-    scale="rows",
-    intercept=False,
-    tolerance=1e-5,
-    source="msn:logistic_eval.py, lambda 2.5e-4, its default; none is given for 1% of ImageNet",
-    view=View(interpolation="bilinear", features="the class token before the final norm"),
-)
-MSN_5_SHOT = replace(
-    MSN, strengths=(400.0,), source="msn:README.md, lambda 2.5e-3, for five images a class"
-)
-
-LOGISTIC_PROTOCOLS = {
-    "ijepa": LogisticProtocol(),
-    "msn": MSN,
-    "msn-5-shot": MSN_5_SHOT,
-    "dinov2": LogisticProtocol(
-        strengths=tuple((10.0 ** np.linspace(-6, 5, 45)).tolist()),
-        scale="none",
-        tolerance=1e-12,
-        iterations=1000,
-        search_iterations=1000,
-        precision="float64",
-        source="dinov2:dinov2/eval/log_regression.py",
-        view=View(crop_fraction=1.0, interpolation="bicubic"),
-    ),
-}
-
-# C is fixed, because a handful of images leaves nothing to choose on.
-FEW_SHOT_PROTOCOLS = {"ijepa": replace(MSN_5_SHOT, view=None), "msn": MSN}
 
 
 @dataclass(frozen=True)
@@ -346,66 +208,45 @@ class DenseProtocol:
     clip: float | None = None  # norm of a head's gradient
     bins: int = 256  # of depth, which is their mean
     depths: tuple[float, float] | None = None  # of the first and last bin; None: those of train
-    lacks: tuple[str, ...] = ()  # what the publication has and this does not
+    lacks: tuple[str, ...] = ()  # what the publication has and this does not, or does not tell
 
 
-def linearly(done: float, *, warmup: float) -> float:
-    """A linear rise over the share `warmup`, times a linear fall to 0."""
-    return min(1.0, (done + 1e-9) / warmup) * (1 - done)
-
-
-NORMS: tuple[Norm, ...] = ("batch", "none")
-OURS = DenseProtocol(
-    heads=tuple(DenseHead(norm, lr) for norm in NORMS for lr in (1e-3, 1e-2)),
-    steps=1000,
-    schedule=partial(cosine, warmup=0.05),
-    weight_decay=1e-3,
-    source="ours: a sweep and a short schedule, evaluation views",
+_BODY: dict[str, Any] = yaml.safe_load(
+    resources.files("ijepa.probes").joinpath("protocols.yaml").read_text()
 )
-NOT_WHOLE = "scored on the evaluation view, not on the whole image at its own size"
-NO_AUGMENTATION = "trained on the evaluation view alone, without random scale, crop and flip"
-DENSE_PROTOCOLS = {
-    "segmentation": {
-        "ijepa": OURS,
-        "dinov2": DenseProtocol(
-            heads=(DenseHead("batch", 1e-3),),
-            steps=40_000,
-            schedule=partial(linearly, warmup=1500 / 40_000),
-            weight_decay=1e-4,
-            source="dinov2: linear head on ADE20K (8 GPUs of 2)",
-            lacks=(NO_AUGMENTATION, NOT_WHOLE),
-        ),
-        "dinov3": DenseProtocol(
-            heads=(DenseHead("batch", 1e-3),),
-            steps=40_000,
-            schedule=partial(cosine, warmup=1500 / 40_000),
-            weight_decay=1e-2,
-            clip=35.0,
-            source="dinov3:dinov3/eval/segmentation/config.py (8 GPUs of 2)",
-            lacks=(
-                NO_AUGMENTATION, NOT_WHOLE, "no dropout of 0.1",
-                "a cosine after 1,500 steps of warmup, not its one-cycle schedule",
-            ),
-        ),
-    },
-    "depth": {
-        "ijepa": replace(OURS, bins=64),  # four times as fast
-        "dinov2": DenseProtocol(
-            heads=(DenseHead("none", 1e-4),),
-            steps=38_400,
-            schedule=partial(cosine, warmup=12_800 / 38_400),
-            weight_decay=0.01,
-            clip=35.0,
-            depths=(1e-3, 10.0),
-            source="dinov2:dinov2/eval/depth (linear head, 256 bins; 8 GPUs of 2)",
-            lacks=(
-                NO_AUGMENTATION, NOT_WHOLE, "no class token beside each patch token",
-                "no gradient loss beside the scale-invariant one",
-            ),
-        ),
-    },
-}  # fmt: skip
 
+
+def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
+    """The protocols of a probe, as arguments of their class."""
+    found = {}
+    for name, body in _BODY[probe].items():
+        fields = dict(body)
+        if "heads" in fields:
+            fields["heads"] = [head for choices in fields["heads"] for head in _grid(choices)]
+        if "schedule" in fields:
+            shape, length = dict(fields["schedule"]), fields.get("epochs") or fields["steps"]
+            schedule = SCHEDULES[shape.pop("kind")]
+            for counted in shape.keys() & {"at", "warmup"}:  # epochs or steps become shares
+                shape[counted] = np.divide(shape[counted], length).tolist()
+            fields["schedule"] = partial(schedule, **shape)
+        if isinstance(choices := fields.get("strengths"), dict):
+            fields["strengths"] = (10.0 ** np.linspace(*choices["decades"])).tolist()
+        found[name] = kind(**fields)
+    return found
+
+
+def _grid(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All combinations of the values of fields, each a list or one value."""
+    values = [one if isinstance(one, list) else [one] for one in choices.values()]
+    return [dict(zip(choices, combined, strict=True)) for combined in product(*values)]
+
+
+PROBES = {name: Probe(**fields) for name, fields in _BODY["probes"].items()}
+LINEAR_PROTOCOLS = _read(LinearProtocol, "linear")
+ATTENTIVE_PROTOCOLS = _read(AttentiveProtocol, "attentive")
+LOGISTIC_PROTOCOLS = _read(LogisticProtocol, "logistic")
+FEW_SHOT_PROTOCOLS = _read(LogisticProtocol, "few-shot")
+DENSE_PROTOCOLS = {name: _read(DenseProtocol, name) for name in ("segmentation", "depth")}
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     **DENSE_PROTOCOLS,
     "logistic": LOGISTIC_PROTOCOLS,

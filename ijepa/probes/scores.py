@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from ijepa.probes.arrays import Bools, Floats, Ints
+from ijepa.arrays import Bools, Floats, Ints
 
 Z95 = float(norm.ppf(0.975))
 

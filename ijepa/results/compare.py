@@ -7,17 +7,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.results.record import (
-    Bools,
-    Ints,
-    Result,
-    Score,
-    read_result,
-    unpack_classes,
-    unpack_correct,
-)
+from ijepa.results.record import Result, Score, read_result, unpack_classes, unpack_correct
 
 RESAMPLES = 20_000
 CLASS_RESAMPLES = 4_000  # of every class

@@ -4,9 +4,11 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -21,27 +23,9 @@ PICTURES = (*MEDIA, PAGE)  # what `ijepa visualize` makes
 PREVIEW_PX = (720, 540)  # of a picture on the first screen: its upper part
 # Facts of a picture's record that tell what it shows, in this order, where it has them.
 TELLING = ("encoder", "which", "layer", "layers", "data", "source", "split", "recipe", "seed")
-SEEN = {  # by the stage that made a picture: what to see in it
-    "visualize masks": "The context encoder sees the context alone; the predictor must fill in the "
-    "targets from it. The context should keep enough of the image to make that possible. The maps "
-    "below show how often each patch is used.",
-    "visualize attention": "Dark patches get most of a query's attention. In a useful encoder some "
-    "heads follow objects or borders, unlike those of its random initialisation; a head that "
-    "stays on one place in all images follows the position, not the content.",
-    "visualize pca": "Patches of similar features have similar colours. Parts of one object should "
-    "share a colour across images; smooth gradients alone show only the position of a patch.",
-    "visualize neighbors": "Each row starts with a query; the images after it have the most "
-    "similar features. Compare with the random initialisation or pixels: they find images of "
-    "similar colours, a useful encoder finds images of the same content.",
-    "visualize retrieval": "Hidden patches are drawn as the nearest real patches. The prediction "
-    "should look more like the true tokens than like the mean token, which knows nothing of the "
-    "image.",
-    "visualize embedding": "Each point is an image. Classes that stand apart can be told apart "
-    "from the features; the distances between groups mean nothing.",
-    "visualize predictions": "Samples of one prediction share what the embedding says and differ "
-    "in what it leaves open. The prediction is sure where its samples agree as well as those of "
-    "the true embedding do.",
-}
+SEEN = yaml.safe_load(
+    resources.files("ijepa.results").joinpath("templates/pictures.yaml").read_text()
+)  # what to see in a picture, by the stage that made it
 SECTIONS = {
     "scores": "Scores",
     "ablation": "The paper's ablations at other scales",
@@ -60,55 +44,22 @@ class Picture(NamedTuple):
     preview: Markup = Markup()  # a small version for the first screen; empty where there is none
 
 
-class RunView(NamedTuple):
-    """What the page shows of a run; `masks` is empty where no pretraining has any."""
-
-    name: str
-    summary: str
-    running: str  # how far an unfinished run is; empty for a finished one
-    masks: str
-    maps: Sequence[Picture]
-    charts: Sequence[Picture]
-    constant: str  # values that never change, in a sentence
-    config: str
-    command: str
-
-
-class Head(NamedTuple):
-    """The first screen."""
-
-    title: str
-    facts: Mapping[str, str]  # data, run, date, version, device, duration
-    verdict: Sequence[str]  # the first sentence is the largest
-    plot: Markup  # dots and intervals; empty without scores
-    left_out: int  # how many probes the plot does not show
-    health: Picture | None
-
-
-class Content(NamedTuple):
-    """All that is below the first screen."""
-
-    tables: Sequence[Shown]
-    paper: str  # a sentence on the paper's tables
-    paper_first: bool  # show the paper's tables before the scores
-    results: Sequence[Result]
-    runs: Sequence[RunView]
-    pictures: Sequence[Picture]
-
-
-def page(head: Head, content: Content) -> str:
-    """The whole HTML text."""
+def page(tables: Sequence[Shown], *, paper_first: bool, **shown: object) -> str:
+    """The whole HTML text of tables, those of the paper perhaps first, and what templates show."""
     environment = templates("results/templates")
     environment.globals.update(result_id=result_id, encoders=_encoders)
-    environment.filters.update(breakable=breakable, prose=_prose, css_text=_css_text)
-    tables = content.tables
-    kinds = sorted(SECTIONS, key=lambda kind: kind == "scores" and content.paper_first)
+    environment.filters.update(
+        breakable=breakable,
+        prose=lambda text: Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text)))),
+        # The content of a CSS string, whatever is in the text.
+        css_text=lambda text: re.sub(r"[^0-9A-Za-z]", lambda c: f"\\{ord(c[0]):06x}", text),
+    )
+    kinds = sorted(SECTIONS, key=lambda kind: kind == "scores" and paper_first)
     sections = [(k, SECTIONS[k], [t for t in tables if t.kind == k]) for k in kinds]
     return environment.get_template("page.html.j2").render(
-        head=head,
         sections=[section for section in sections if section[2]],
         details=[table for table in tables if table.kind == "details"],
-        **content._asdict(),
+        **shown,
     )
 
 
@@ -184,18 +135,8 @@ def breakable(path: str) -> Markup:
     return text
 
 
-def _prose(text: str) -> Markup:
-    """A sentence, what is between backticks as code."""
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
-
-
 def _encoders(result: Result) -> list[Score]:
     """A score of each encoder of a result."""
     views = ("encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "test_features")
     found = {str([getattr(score, name) for name in views]): score for score in reversed(result)}
     return list(reversed(found.values()))
-
-
-def _css_text(text: str) -> Markup:
-    """Text as the content of a CSS string, whatever is in it."""
-    return Markup("".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in text))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, JsonValue
 
+from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, parse_json, write_json
@@ -23,9 +24,7 @@ from ijepa.provenance import UNKNOWN, Provenance
 SCHEMA = 8
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
-
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
+NOTHING = "none: every pixel"  # pooling of pixels
 
 
 class Score(Config):
@@ -127,6 +126,17 @@ class Score(Config):
     libraries: dict[str, str]
     command: str
     fingerprint: str
+
+    @property
+    def weights(self) -> str:
+        """Equal for equal weights; pixels, which have none, are told apart by their name."""
+        return self.encoder if self.pooling == NOTHING else self.weights_sha256
+
+    @property
+    def family(self) -> str:
+        """Equal for encoders that differ in their seed only."""
+        known = None if self.pooling == NOTHING else self.provenance.family
+        return known or self.weights
 
     @property
     def guess(self) -> str:

@@ -97,8 +97,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     for result in results:
         of_result = result_id(result)
         for score in result:
-            weights = score.weights_sha256
-            family = families.setdefault(weights, score.provenance.family or weights)
+            family = families.setdefault(score.weights, score.family)
             settings = {k: v for k, v in score.config.items() if k not in SAID_ELSEWHERE}
             seen = fingerprint_of([family, [getattr(score, name) for name in VIEW]])
             of_probe = [getattr(score, name) for name in OF_PROBE]
@@ -121,7 +120,7 @@ def _line(found: list[Member], encoder: str) -> Line:
     again = []
     for member in found:
         score = member.score
-        same = (score.provenance.seed, score.seed, score.weights_sha256)
+        same = (score.provenance.seed, score.seed, score.weights)
         first = members.setdefault(same, member).score
         numbers = [(s.top1, s.mean_class, s.best_on_test) for s in (score, first)]
         if numbers[0] != numbers[1]:

@@ -73,7 +73,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
 
 def _family(score: Score) -> str:
     """Equal for encoders that differ in their seed only."""
-    return f"{score.which} {score.provenance.family or score.weights_sha256}"
+    return f"{score.which} {score.family}"
 
 
 def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> str:

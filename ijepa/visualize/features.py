@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import EmbeddingConfig, NeighborsConfig
 from ijepa.data.decode import decode_image
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features
-from ijepa.figures.draw import Floats, Ints, Pixels, sheet
-from ijepa.figures.embedding import embedding_figure, embedding_page, project
+from ijepa.figures.draw import sheet
+from ijepa.figures.embedding import embedding_figure, embedding_page, most_perplexity, project
 from ijepa.figures.neighbors import NONE, TILE_PX, Nearest, neighbor_section
 from ijepa.visualize import PAGE, Drawn, Given, places_of
 from ijepa.visualize.images import shown
@@ -97,10 +98,14 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawn:
     # In random order, so that no class always lies on top.
     order = np.random.default_rng(config.seed).permutation(len(stored.keys))[: config.images]
     vectors = stored.read(order, config.layer).astype(np.float32)
-    places = project(vectors, config.method, config.perplexity, config.seed, given.progress)
+    perplexity = min(config.perplexity, most_perplexity(len(order)))
+    places = project(vectors, config.method, perplexity, config.seed, given.progress)
     names = [stored.classes[n] if stored.classes else "all images" for n in order]
     cut = _thumbnails(given, stored, order.tolist(), THUMBNAIL_PX // 2)
-    how = f"t-SNE, perplexity {config.perplexity:g}" if config.method == "tsne" else "PCA"
+    how = "PCA"
+    if config.method == "tsne":
+        fewer = f" ({len(order):,} images allow no more)" if perplexity < config.perplexity else ""
+        how = f"t-SNE, perplexity {perplexity:.4g}{fewer}"
     coloured = f", coloured by {config.label}" if config.label else ""
     captions = (
         f"{stored.caption(config.layer)}.",

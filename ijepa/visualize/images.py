@@ -1,16 +1,15 @@
 """Images of a split: which are shown, as encoders see them, and a recipe's masks on them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ijepa.arrays import Array, Pixels
 from ijepa.config import LEVELS, DataConfig, EncodersConfig, MasksConfig
 from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
 from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import Pixels
 from ijepa.figures.masks import mask_figure
 from ijepa.visualize import Drawn, Given, places_of
 
@@ -73,7 +72,7 @@ def as_pixels(views: Tensor, given: Given) -> Pixels:
     return shown(views.permute(0, 2, 3, 1).cpu().numpy(), given)
 
 
-def shown(pixels: np.ndarray[Any, np.dtype[Any]], given: Given) -> Pixels:
+def shown(pixels: Array, given: Given) -> Pixels:
     """(..., 3) uint8 to look at, of (..., C) of a type of `LEVELS`; see `Given.note`."""
     assert given.data is not None
     stats = given.data.pixels

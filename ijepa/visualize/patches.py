@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Pixels
 from ijepa.config import AttentionConfig, DataConfig, EncodersConfig, PcaConfig
 from ijepa.distributed import pick_device
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.figures.attention import HOW, attention_section, block_number, query_of
-from ijepa.figures.draw import Pixels, sheet
+from ijepa.figures.draw import sheet
 from ijepa.figures.pca import colour_figure, patch_colours
 from ijepa.jepa.augment import normalise
 from ijepa.visualize import Drawn, Given

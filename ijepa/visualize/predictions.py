@@ -10,7 +10,6 @@ from ijepa.decoder.blocks import paste_blocks
 from ijepa.decoder.evaluate import held_numbers, hold, noise_of
 from ijepa.decoder.model import embed, load_decoder, sample_blocks
 from ijepa.distributed import pick_device
-from ijepa.encoders.base import weights_sha256
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import ORANGE, Section, Tile, box, keep_patches, sheet
@@ -25,6 +24,7 @@ from ijepa.figures.retrieval import (
 )
 from ijepa.visualize import Drawn, Given
 from ijepa.visualize.images import as_pixels, draw_images, more_images, pick_images, views_of
+from ijepa.weights import weights_sha256
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 

@@ -1,10 +1,12 @@
-"""The curves of a run over images seen, as HTML whose text keeps its size at any width."""
+"""Charts of the page, as HTML whose text keeps its size: a run's curves, dots with intervals."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import NamedTuple
 
+import yaml
 from markupsafe import Markup
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -15,69 +17,10 @@ Points = tuple[Sequence[float], Sequence[float]]  # x ascending, y
 
 THOUSAND = 1000
 MOST_POINTS = 240  # more than a narrow chart has pixels to show
-CURVES = (  # fields of a record, name of the chart, how to read it
-    (
-        ("neighbour_accuracy",),
-        "accuracy of nearest neighbours",
-        "Good: it rises above its start. Bad: it stays there or falls. Labels are used for this "
-        "check only, never for training.",
-    ),
-    (
-        ("rankme",),
-        "RankMe",
-        "Effective dimensions of the target encoder's pooled features. Good: it rises, or comes "
-        "back after an early dip. Bad: it stays below half of its start.",
-    ),
-    (
-        ("mean_cosine", "feature_std"),
-        "mean cosine, feature std",
-        "Good: the cosine between images stays clearly below 1. Bad: it goes to 1 and the "
-        "standard deviation to 0. Then all images look alike (collapse).",
-    ),
-    (
-        ("lidar",),
-        "LiDAR",
-        "Effective dimensions that tell images apart whatever part is seen. Good: it rises. Bad: "
-        "it falls and stays low.",
-    ),
-    (
-        ("loss_vs_mean_target",),
-        "loss / loss of the mean target",
-        "Good: below 1. Bad: at 1 or above, where always predicting the mean target would do as "
-        "well.",
-    ),
-    (
-        ("held_out_accuracy",),
-        "held-out accuracy",
-        "Accuracy on held-out training images. Good: it rises. Bad: it falls while the loss does.",
-    ),
-    (
-        ("held_out_loss",),
-        "held-out loss",
-        "Loss on held-out training images, labels not smoothed. Good: it falls. Bad: it rises "
-        "while the loss falls (overfitting).",
-    ),
-    (
-        ("loss",),
-        "loss",
-        "Bad: it jumps, or stops being a number. In pretraining a low loss is not a measure of "
-        "progress, because the targets move too.",
-    ),
-    (
-        ("grad_norm",),
-        "gradient norm",
-        "Norm of the gradients of all trained parameters. Bad: it keeps growing, or jumps.",
-    ),
-    (("lr",), "learning rate", "The value used at each step."),
-    (("weight_decay",), "weight decay", "The value used at each step; biases and norms have none."),
-    (("ema",), "EMA momentum", "Momentum of the target encoder at each step."),
-    (
-        ("context_patches", "target_patches"),
-        "patches",
-        "Patches that the context encoder sees, and patches of each target block. They vary "
-        "because masks are random.",
-    ),
-)
+CURVES = [
+    (one["fields"], one["title"], one["reading"])
+    for one in yaml.safe_load(resources.files("ijepa.figures").joinpath("curves.yaml").read_text())
+]
 
 
 class Curve(NamedTuple):
@@ -196,3 +139,36 @@ def _tick(value: float) -> str:
 
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+class Dot(NamedTuple):
+    """One encoder on one probe; numbers are shares, from 0 to 1."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    kind: int  # its colour, from 1; alike for one encoder on all probes
+
+
+class Strip(NamedTuple):
+    """One probe: what it asks, what guessing the most frequent class reaches, and its dots."""
+
+    title: str
+    chance: float
+    dots: Sequence[Dot]
+
+
+def interval_plot(strips: Sequence[Strip]) -> Markup:
+    """Draw all strips over one axis in percent, wide enough for every interval and for chance."""
+    ends = [end for s in strips for end in (s.chance, *(e for d in s.dots for e in d[2:4]))]
+    room = 0.03 * (max(ends) - min(ends)) or 0.05
+    low, high = max(0.0, min(ends) - room), min(1.0, max(ends) + room)
+    ticks = [t for t in MaxNLocator(4).tick_values(100 * low, 100 * high) if low <= t / 100 <= high]
+
+    def place(share: float) -> float:
+        return round(100 * (share - low) / (high - low), 2)
+
+    page = templates("figures").get_template("intervals.html.j2")
+    marks = [(place(tick / 100), f"{tick:g}") for tick in ticks]
+    return Markup(page.render(strips=strips, place=place, ticks=marks))  # escaped by the template
