@@ -15,8 +15,8 @@ import time
 import numpy as np
 from timing import emit
 
-from ijepa.config import ProbeConfig
 from ijepa.arrays import Array, Ints
+from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import Asked, Labelled
 
 DIM, CLASSES, TEST_ROWS = 768, 100, 2000
