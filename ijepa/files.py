@@ -23,6 +23,11 @@ LONGEST = 400  # characters of it
 BESIDE = (".stage.json", ".partial", ".lock", ".outdated")  # what stages keep beside an output
 
 
+def is_remote(data: str | os.PathLike[str]) -> bool:
+    """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
+    return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))
+
+
 def names_in(folder: Path) -> list[str]:
     """Names in a folder, without those of locks, records and unfinished work; none if missing."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

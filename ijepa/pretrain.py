@@ -10,10 +10,10 @@ import numpy as np
 
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
 from ijepa.data.decode import image_size
-from ijepa.data.shards import SplitReader, is_remote, open_shards
+from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics, sibling, write_bytes
+from ijepa.files import is_remote, read_metrics, sibling, write_bytes
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe

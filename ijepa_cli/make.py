@@ -10,10 +10,9 @@ from pathlib import Path
 from ijepa.data.index import INDEX
 from ijepa.data.shards import ShardSet, open_shards
 from ijepa.errors import IjepaError
+from ijepa.files import BESIDE
 from ijepa.records import remove_output
 from ijepa_cli.show import print_text, stderr
-
-BESIDE = r"(\.stage\.json|\.partial|\.outdated|\.lock)+$"  # what follows the name of an output
 
 
 def clean(path: Path) -> None:
@@ -26,7 +25,8 @@ def clean_folder(folder: Path) -> None:
     """Remove every output in a folder, then the folder if nothing is left in it."""
     if folder.is_symlink() or not folder.is_dir():
         return
-    found = {re.sub(BESIDE, "", path.name) for path in folder.iterdir()}
+    beside = rf"({'|'.join(map(re.escape, BESIDE))})+$"  # follows the name of an output
+    found = {re.sub(beside, "", path.name) for path in folder.iterdir()}
     for name in sorted(found):
         clean(folder / name)
         clean_folder(folder / name)

@@ -433,8 +433,3 @@ def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
     """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
     alike = np.intersect1d(train, test)
     return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))
-
-
-def is_remote(data: StrPath) -> bool:
-    """Is this an address (`s3://`, `https://`, `pipe:`), not a folder of this machine?"""
-    return isinstance(data, str) and ("://" in data or data.startswith("pipe:"))

@@ -37,8 +37,7 @@ def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
 def hold(run: PretrainConfig, images: Tensor, seed: int) -> tuple[Masks, Tensor]:
     """Draw one target block for each held-out image by the run's own masks.
 
-    Returns:
-        Masks on the images' device, and the blocks' boxes (n, 4); raises as `block_boxes`.
+    Returns masks on the images' device, and the blocks' boxes (n, 4); raises as `block_boxes`.
     """
     masks = draw_blocks(run, len(images), stream(seed, MASKS, HELD_OUT)).to(images.device)
     return masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)

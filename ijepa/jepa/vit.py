@@ -166,11 +166,8 @@ class Encoder(nn.Module):
     ) -> list[Tensor]:
         """Tokens (B, K or N, dim) after each of some blocks; images and index as for `forward`.
 
-        Args:
-            images: (B, C, height, width) float, normalised.
-            layers: numbers of blocks, counted from 1, ascending; later blocks are not computed.
-            index: (B, K) int64 patch numbers, row-major; None for all N.
-            norm: whether the final norm is applied to each, not to the last block's alone.
+        `layers` are numbers of blocks, counted from 1, ascending; later blocks are not computed.
+        With `norm`, the final norm is applied to each, not to the last block's alone.
         """
         tokens, found = self.embed(images, index), []
         for number, block in enumerate(self.blocks[: layers[-1]], start=1):
@@ -183,10 +180,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Encode all patches, or those that `index` names: (B, K or N, dim) after the final norm.
 
-        Args:
-            images: (B, C, height, width) float, normalised; or their patches by `patchify`,
-                (B, N, C * patch_px**2), which several encoders can share.
-            index: (B, K) int64 patch numbers, row-major; None for all N.
+        Images are (B, C, height, width) float, normalised; or their patches by `patchify`, (B, N, C
+        * patch_px**2), which several encoders can share. `index` (B, K) int64 are patch numbers,
+        row-major; None for all N.
         """
         tokens = self.embed(images, index)
         for block in self.blocks:

@@ -89,8 +89,7 @@ class Task(ABC, Generic[Inputs]):
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """Update the networks once by what `prepare` returned; steps count from 0.
 
-        Returns:
-            The step's record; numbers that are still on the device are () tensors, `loss` is one.
+        Returns the step's record; numbers still on the device are () tensors, `loss` is one.
         """
 
     def enter(self, step: int) -> None:  # noqa: ARG002  # for tasks that have phases

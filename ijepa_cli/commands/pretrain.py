@@ -10,7 +10,7 @@ import typer
 
 from ijepa.config import Config, PretrainConfig, Runtime, ShardConfig
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics, sibling
+from ijepa.files import is_remote, read_metrics, sibling
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.jepa.verdict import outcome
 from ijepa.recipes import load_recipe, recipe_note
@@ -126,7 +126,7 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
     from ijepa import shard as library
     from ijepa.data.index import INDEX
 
-    if _is_remote(data) or (Path(data) / INDEX).is_file():
+    if is_remote(data) or (Path(data) / INDEX).is_file():
         return data
     library.refuse_place(Path(data), out)
     plan = library.plan_shard(data, sibling(out, ".shards"), OWN)
@@ -143,12 +143,6 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
         while outlook(plan)[0] != CACHED:
             time.sleep(WAIT_SECONDS)
     return str(plan.out)
-
-
-def _is_remote(data: str) -> bool:
-    from ijepa.data.shards import is_remote
-
-    return is_remote(data)
 
 
 def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
@@ -214,7 +208,7 @@ def _say(line: str) -> None:
 def _plan(recipe: str, data: str, config: PretrainConfig) -> str:
     """What will run, on what, how much."""
     split = config.data.split
-    if _is_remote(data):
+    if is_remote(data):
         epochs = counted(config.optimization.epochs, "epoch")
         return f"pretrain: {recipe} on {data} ({split}), {epochs}"
     images = len(opened(data).split(split))
@@ -243,7 +237,7 @@ def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str
     lines += [f"  RankMe             {ranks} dimensions in use"]
     images, split = (read_record(result.out) or {}).get("images", 2**63), config.data.split
     lines += [f"  {outcome(first, last, min(config.watch.num_images, images))}"]
-    if not _is_remote(data):
+    if not is_remote(data):
         features = result.out.with_name(f"{result.out.name}-{split}.h5")
         words = ("--encoder", result.out, "--data", data, "--split", split, "--out", features)
         lines += [next_command("extract", *words)]
