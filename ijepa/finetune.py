@@ -281,7 +281,7 @@ def _score(
     correct = (predicted == test.labels)[np.newaxis]
     own = dict(FinetuneConfig(encoder=config.encoder, protocol=config.protocol))
     deviations = [
-        f"{name} {chosen}, not {own[name]}"
+        f"{name} {'none' if chosen == '' else chosen}, not {own[name]}"
         for name, chosen in config
         if name not in ASIDE and chosen != own[name]
     ]

@@ -354,5 +354,7 @@ def _check_tensors(path: Path, body: object) -> None:
 
 
 def _broken(path: Path, error: BaseException) -> IjepaError:
+    if path.suffix == ".onnx":
+        return IjepaError(f"{path}: ONNX is for other programs; name what it was converted from.")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return IjepaError(f"{path} is no readable file of weights ({reason}); get it again.")

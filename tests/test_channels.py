@@ -407,6 +407,8 @@ def test_encoders_go_to_timm_and_back_and_to_transformers_not_at_all(deep, deep_
     view = deep_gratings(2, seed=9)[0]
     ours = load_encoder(deep_run)
     images = torch.stack([ours.transform(one) for one in view])
+    side, card = ours.data.image_px, (tmp_path / "timm" / "README.md").read_text()
+    assert f"torch.randn(1, {CHANNELS}, {side}, {side})" in card
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     torch.testing.assert_close(theirs(images), ours(images), atol=1e-5, rtol=1e-4)
     back = read_networks(tmp_path / "timm").config.data

@@ -17,6 +17,7 @@ from ijepa.config import DataConfig, EncoderConfig, FinetuneConfig
 from ijepa.data.augmented import AugmentedBatches, _randaugment
 from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import open_shards
+from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
 from ijepa.finetune import finetune, plan_finetune
@@ -74,7 +75,10 @@ def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shard
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     assert score.protocol == "finetune-imagenet-1pct"
     assert (score.train_rows, score.test_rows, score.num_classes) == (256, 64, 8)
+    assert "randaugment none, not rand-m9-mstd0.5-inc1" in score.deviations
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
+    with pytest.raises(IjepaError, match=r"is not of `ijepa pretrain`.* that it began with, "):
+        load_encoder(tmp_path / "out")
     page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
     assert "finetune-imagenet-1pct" in page.read_text()
     assert compare(tmp_path / "out", tmp_path / "out" / "result.json").rows[0].difference == 0

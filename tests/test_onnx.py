@@ -101,6 +101,12 @@ def test_a_file_that_gives_other_features_is_not_published(run, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_onnx_file_is_no_encoder(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(IjepaError, match="ONNX is for other programs"):
+        load_encoder(str(tmp_path / "x.onnx"))
+
+
 def test_weights_that_no_onnx_file_holds_need_a_folder(run, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "FILE_BYTES", 1000)
     with pytest.raises(IjepaError, match=r"name a folder, such as .*/a, which has them in"):

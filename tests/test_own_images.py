@@ -47,7 +47,7 @@ def test_a_folder_of_images_is_enough_to_pretrain_and_answers_cached(from_images
     assert "run.shards holds the images" in again.stderr
     config = ShardConfig(val_fraction=0.1, resize_px=512)
     assert shard(tmp_path / "images", tmp_path / "run.shards", config).cached
-    recipe = load_recipe("cifar10", [*SMALL, "optimization.warmup_epochs=0.08"])
+    recipe = load_recipe("cifar10", [*SMALL, "optimization.warmup_epochs=0.0833"])
     assert pretrain(tmp_path / "run.shards", tmp_path / "run", recipe, CPU).cached
 
 

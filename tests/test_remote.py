@@ -358,6 +358,13 @@ def test_bad_samples_of_a_stream_are_replaced_and_named_whoever_reads_and_wherev
             assert batch.images[batch.keys.index(one.partition(":")[0])].float().std() > 10
 
 
+def test_a_stream_without_an_image_is_one_line(streaming_config, tmp_path):
+    path = write_tar(tmp_path / "x-0.tar", {f"{n}.left.jpg": encoded(n, "jpg") for n in range(20)})
+    asked = changed(streaming_config, "stream", epoch_images=20, max_bad=99, member="right.jpg")
+    with pytest.raises(IjepaError, match=r"hold no image that decodes; see stream\.member"):
+        pretrain(f"file://{path}", tmp_path / "run", asked, CPU)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -180,6 +180,12 @@ def held_encoder(path: Path) -> str:
 
 def _ours(path: Path, body: dict[str, Any]) -> Networks:
     state = checkpoint_of(path, state_of(path, body))
+    begun = state["config"].get("encoder")
+    if isinstance(begun, str):  # of fine-tuning or a decoder
+        raise IjepaError(
+            f"{path} is not of `ijepa pretrain`, and no other run's encoder can be loaded; name "
+            f"the encoder that it began with, {begun}."
+        )
     config = validated(PretrainConfig, state["config"], str(path))
     parts = _by_part(_weights(path, "model", state["model"]))
     if noted := state["facts"].get("provenance"):

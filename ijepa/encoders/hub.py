@@ -140,6 +140,8 @@ def model_card(
         holds=holds,
         to=config.to,
         load=load,
+        channels=data.num_channels,
+        size=data.image_size,
         facts=facts,
         scores=scores,
         origin=known.origin,

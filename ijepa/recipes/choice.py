@@ -24,7 +24,7 @@ CHOICES = (  # the first one that fits is taken
     Choice("own-128", from_px=96, needs_gpu=True, images_seen=100 * 10_000),
     Choice("own-64", from_px=48, needs_gpu=False, images_seen=16 * 10_000),
     Choice("cifar10-gpu", from_px=0, needs_gpu=True, images_seen=200 * 50_000),
-    Choice("cifar10", from_px=0, needs_gpu=False, images_seen=6 * 50_000),
+    Choice("cifar10", from_px=0, needs_gpu=False, images_seen=12 * 50_000),
 )
 MOST_EPOCHS = 10**6
 LEAST_HELD_OUT = 8  # images of a health check; of fewer than ten times that, none is held out

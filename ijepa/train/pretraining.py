@@ -108,6 +108,11 @@ class PretrainTask(Task[StepInputs]):
                     "watch.held_out=false."
                 )
             watched = images.first_samples(count)  # from the starts of shards: few bytes are read
+            if not watched:
+                raise IjepaError(
+                    f"{images.urls[0]} and the shards after it hold no image that decodes; see "
+                    f"stream.member, which names one, and `ijepa shard` without stream.max_bad."
+                )
         else:
             order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
             watched = [images.read_sample(int(number)) for number in order[:count]]
