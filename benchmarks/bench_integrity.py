@@ -15,8 +15,9 @@ import torch
 from timing import emit, medians
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
+from ijepa.data.index import check_shards
 from ijepa.data.loader import RandomCropBatches, StepPlan
-from ijepa.data.shards import SplitReader, check_shards, open_shards
+from ijepa.data.shards import SplitReader, open_shards
 from ijepa.shard import shard
 from ijepa.weights import read_weights
 

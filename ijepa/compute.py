@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ijepa.distributed import cpu_name
 from ijepa.errors import IjepaError
+from ijepa.files import write_json
 
 LinearKernel = Literal["torch", "onednn"]
 
@@ -116,9 +117,7 @@ def _known_or_timed(rows: int, dim: int, threads: int) -> LinearKernel:
         known[name] = _timed(rows, dim)
         with contextlib.suppress(OSError):  # nowhere to keep it: it is timed again
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            new.write_text(json.dumps(known, indent=1))
-            new.replace(path)
+            write_json(path, known)
     found: LinearKernel = known[name]
     return found
 

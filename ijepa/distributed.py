@@ -115,9 +115,7 @@ def any_rank(flag: bool, device: torch.device, world: World) -> bool:
     """Whether any rank raised the flag; the same answer on every rank."""
     if world.size == 1:
         return flag
-    raised = torch.tensor(int(flag), device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
+    return bool(sum_over_ranks(torch.tensor(int(flag), device=device), world).item())
 
 
 def in_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:

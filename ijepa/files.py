@@ -116,8 +116,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     if not path.is_file():
         raise IjepaError(f"There is no {path}; give a run folder of `ijepa pretrain`.")
     try:
-        lines = path.read_text().split("\n")[:-1]
-        records = [parse_json(line) for line in lines]
+        records = [parse_json(line) for line in path.read_text().split("\n")[:-1]]
     except ValueError as error:
         raise IjepaError(f"{path} is damaged: {error}.") from error
     for number, record in enumerate(records, 1):
@@ -153,10 +152,7 @@ def lock(out: Path) -> Iterator[None]:
     """Hold `<out>.lock` by an flock, which the kernel frees even after kill -9.
 
     Workers that a killed process forked hold it for seconds more, until they notice; these are
-    waited for.
-
-    Raises:
-        IjepaError: another process holds it, or the file of that name is not a lock.
+    waited for. An `IjepaError` if another process holds it, or the file of that name is no lock.
     """
     path = sibling(out, ".lock")
     file = _locked(path, out)

@@ -8,11 +8,11 @@ import numpy as np
 
 from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
 from ijepa.data.index import Ints
-from ijepa.data.shards import ShardSet, of_equal_size, open_shards
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.data.sources.names import listed
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import Known, repeated_keys
+from ijepa.features.leakage import Known, of_equal_size, repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, automatic, silent

@@ -15,36 +15,23 @@ class Provenance(Config):
     """What is known about an encoder beyond its weights; None where it is not known.
 
     Feature files, scores and converted weights hold this record.
-
-    Attributes:
-        method: such as `I-JEPA` or `MAE`, as the paper's tables have it.
-        arch: such as `ViT-H/14`, likewise; an image of 448 pixels makes it `ViT-H/16 448`.
-        epochs: of pretraining.
-        data: what it was pretrained on: `IN1k` or `IN22k` for those sets, whole.
-        family: 64 hexadecimal digits; equal for encoders that differ in their seed only.
-        seed: of the pretraining, or of the random weights.
-        settings: of our own pretraining, all but the seed.
-        checkpoint: `best` for the state of the health check with the best nearest neighbours; None
-            for others, of which `steps` tells.
-        origin: `run` for weights of ours; else the kind of file that they came in first.
-        steps: of our own pretraining, likewise `images` seen.
-        shards: fingerprint of the shard set that it saw.
-        adapted: how RGB weights were made to take other channels; None if they were not.
     """
 
-    method: str | None = None
-    arch: str | None = None
-    epochs: int | None = None
-    data: str | None = None
-    family: str | None = None
-    seed: int | None = None
-    settings: dict[str, JsonValue] | None = None
+    method: str | None = None  # such as `I-JEPA` or `MAE`, as the paper's tables have it
+    arch: str | None = None  # such as `ViT-H/14`, likewise; with images of 448 px `ViT-H/16 448`
+    epochs: int | None = None  # of pretraining
+    data: str | None = None  # what it was pretrained on: `IN1k` or `IN22k` for those sets, whole
+    family: str | None = None  # 64 hexadecimal digits; equal for encoders of different seeds
+    seed: int | None = None  # of the pretraining, or of the random weights
+    settings: dict[str, JsonValue] | None = None  # of our own pretraining, all but the seed
+    # `best` for the state of the health check with the best nearest neighbours; None for others,
+    # of which `steps` tells.
     checkpoint: str | None = None
-    origin: str | None = None
-    steps: int | None = None
-    images: int | None = None
-    shards: str | None = None
-    adapted: str | None = None
+    origin: str | None = None  # `run` for weights of ours; else the kind of file they came in first
+    steps: int | None = None  # of our own pretraining
+    images: int | None = None  # that it saw
+    shards: str | None = None  # fingerprint of the shard set that it saw
+    adapted: str | None = None  # how RGB weights were made to take other channels, if they were
 
     later: ClassVar[tuple[str, ...]] = ("adapted",)
 

@@ -17,8 +17,6 @@ from ijepa.version import VERSION
 NOTES = ("work.json", "stage.json")  # of a work folder: what it is for, and that it is finished
 SMALL_BYTES = 2**20  # files up to this size are read again to see that they did not change
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "h5py", "faiss-cpu", "pillow")
-
-
 FACTS = {"bytes", "modified_ns", "sha256"}  # of a file
 
 
@@ -49,10 +47,9 @@ def changed_file(out: Path, record: Mapping[str, Any], names: Collection[str] = 
     `names` are of a folder's files, to look at these alone. A large file of the recorded size and
     time is not read.
     """
-    for name, facts in record.get("files", {}).items():
+    files = record.get("files", {})
+    for name, facts in ((name, files[name]) for name in files if not names or name in names):
         path = out / name if out.is_dir() else out
-        if names and name not in names:
-            continue
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             return path
         now = path.stat()
@@ -64,8 +61,7 @@ def changed_file(out: Path, record: Mapping[str, Any], names: Collection[str] = 
 
 def refuse_changed(out: Path, *names: str) -> None:
     """Refuse a finished output if one of these files is not as its record says, if it has one."""
-    changed = changed_file(out, read_record(out) or {}, names)
-    if changed:
+    if changed := changed_file(out, read_record(out) or {}, names):
         raise IjepaError(
             f"{changed} was changed or damaged after it was made. Restore it, or rebuild {out}."
         )
@@ -73,12 +69,8 @@ def refuse_changed(out: Path, *names: str) -> None:
 
 def file_facts(path: Path, sha256: str | None = None) -> dict[str, int | str]:
     """Size, time and digest of a file, for the record of its output."""
-    stat = path.stat()
-    return {
-        "bytes": stat.st_size,
-        "modified_ns": stat.st_mtime_ns,
-        "sha256": sha256 or file_sha256(path),
-    }
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    return {"bytes": size, "modified_ns": time, "sha256": sha256 or file_sha256(path)}
 
 
 def library_versions() -> dict[str, str]:

@@ -6,9 +6,12 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+from pydantic import Field
 
 from ijepa.config import (
     CPU_WORKERS,
@@ -20,7 +23,7 @@ from ijepa.config import (
     StrPath,
 )
 from ijepa.data.decode import DenseLabel
-from ijepa.data.index import INDEX, SCHEMA, SetIndex, SplitIndex
+from ijepa.data.index import INDEX, SCHEMA, SetIndex, ShardIndex, SplitIndex
 from ijepa.data.plan import (
     PlannedShard,
     gather,
@@ -43,7 +46,7 @@ from ijepa.data.sources.names import (
     readable,
     sample_key,
 )
-from ijepa.data.take import pixel_stats
+from ijepa.data.take import merged, pixel_stats
 from ijepa.data.write import (
     REPORT,
     ROWS,
@@ -51,7 +54,6 @@ from ijepa.data.write import (
     ShardReport,
     check_bad,
     join_rows,
-    measured_in,
     write_shards,
 )
 from ijepa.errors import IjepaError
@@ -85,15 +87,16 @@ class ShardResult(Config):
     out: Path
     cached: bool
     splits: dict[str, int]  # samples of each
-    labels: dict[str, ClassSummary]
     shards: int
     bytes: int
     bad: int  # images left out because they do not decode; `bad.jsonl` lists them
     left_out: dict[str, int]  # files and images of the source that did not come along, by reason
     changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
-    pixels: PixelStats | None  # of images that are not 8-bit RGB
-    fingerprint: str  # of the contents
-    dense: dict[str, DenseLabel]  # maps beside the images, of every split
+    # The rest is not known of a part.
+    labels: dict[str, ClassSummary] = Field(default_factory=dict)
+    dense: dict[str, DenseLabel] = Field(default_factory=dict)  # maps beside images of every split
+    pixels: PixelStats | None = None  # of images that are not 8-bit RGB
+    fingerprint: str = ""  # of the contents
 
 
 def shard(
@@ -130,20 +133,16 @@ def shard(
         if not work.cached and not (made / INDEX).exists():
             if config.merge:
                 link_parts(plan, made)
-            _make((name, dense), config, listed, runtime, progress, made)
+            opened = _opened(name, dense, config)
+            _make(opened, name, config, listed, runtime, progress, made)
         if config.part:
             return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
         shards = [shard for split in index.splits.values() for shard in split.shards]
-        if not work.cached:
-            shutil.rmtree(made / SOURCE, ignore_errors=True)
-            for pattern in ("plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}"):
-                for file in made.glob(pattern):
-                    file.unlink()
-            facts = {"source": name, "max_bad": config.max_bad}
-            work.publish(facts, digests={shard.name: shard.sha256 for shard in shards})
+        facts = {"source": name, "max_bad": config.max_bad}
+        _publish(work, facts, shards, "plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}")
     if config.merge:
         remove_parts(plan)
     return ShardResult(
@@ -170,11 +169,7 @@ def plan_shard(
     subset: StrPath | None = None,
     dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> StagePlan:
-    """What `shard` makes of the same arguments; lists the files of the source, reads no image.
-
-    Raises:
-        IjepaError: there is no such source or list, or making `out` would remove the source.
-    """
+    """What `shard` makes of the same arguments; lists the files of the source, reads no image."""
     out = Path(out)
     opened = _opened(os.fspath(source), dense, config)
     if opened.where:
@@ -204,25 +199,29 @@ def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
     for report in reports:
         splits[report.index.name.rpartition("-")[0]] += report.index.samples
         changes.update(report.changes)
-    if not work.cached:
-        shutil.rmtree(made / SOURCE, ignore_errors=True)
-        for file in made.glob("plan-*.db"):
-            file.unlink()
-        work.publish({"max_bad": max_bad}, digests={one.name: one.sha256 for one in shards})
+    _publish(work, {"max_bad": max_bad}, shards, "plan-*.db")
     return ShardResult(
         out=work.plan.out,
         cached=work.cached,
         splits=dict(sorted(splits.items())),
         shards=len(shards),
         bytes=sum(shard.bytes for shard in shards),
-        labels={},
         bad=len(bad),
         left_out={UNDECODED.partition(",")[0]: len(bad)} if bad else {},
         changes=changes,
-        fingerprint="",
-        dense={},
-        pixels=None,
     )
+
+
+def _publish(
+    work: Work, facts: Mapping[str, Any], shards: Iterable[ShardIndex], *needless: str
+) -> None:
+    """Publish what was made, without the files of the patterns `needless`."""
+    if work.cached:
+        return
+    shutil.rmtree(work.folder / SOURCE, ignore_errors=True)
+    for file in [file for pattern in needless for file in work.folder.glob(pattern)]:
+        file.unlink()
+    work.publish(facts, digests={shard.name: shard.sha256 for shard in shards})
 
 
 def refuse_place(images: Path, out: Path) -> None:
@@ -235,31 +234,28 @@ def refuse_place(images: Path, out: Path) -> None:
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
     """By label; the classes of a label are the same in all splits that have it."""
     found = {}
-    for split in splits.values():
-        for label, names in split.labels.items():
-            having = tuple(name for name, other in splits.items() if label in other.labels)
-            first, last = (names[0], names[-1]) if names else ("none", "none")
-            found[label] = ClassSummary(classes=len(names), first=first, last=last, splits=having)
+    every = [named for split in splits.values() for named in split.labels.items()]
+    for label, names in dict(every).items():
+        having = tuple(name for name, split in splits.items() if label in split.labels)
+        first, last = (names[0], names[-1]) if names else ("none", "none")
+        found[label] = ClassSummary(classes=len(names), first=first, last=last, splits=having)
     return found
 
 
 def _make(
-    of: tuple[str, Mapping[str, StrPath]],
+    source: Source,
+    name: str,
     config: ShardConfig,
     subset: Path | None,
     runtime: Runtime,
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Fill the work folder; what is there already was made by the same plan, and is kept.
-
-    `of` are the name of the source and folders of maps.
-    """
+    """Fill the work folder; what is there already was made by the same plan, and is kept."""
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
-    name, source = of[0], _opened(*of, config)
     arrays = config.channels is not None
     request = Request(folder / SOURCE, config.splits, workers, progress, config.member, arrays)
     contents = source.read(request)
@@ -371,8 +367,9 @@ def _write_index(
     ordered = Counter(left_out).most_common()  # files may have any number of suffixes
     shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
-    measured = measured_in(itertools.chain(*reports.values()))  # refuses pixels of two types
-    pixels = measured_in(reports.get(DEFAULT_SPLIT, ())) or measured
+    measured = {k: [one.pixels for one in found if one.pixels] for k, found in reports.items()}
+    of_all = merged([*itertools.chain(*measured.values())])  # refuses pixels of two types
+    pixels = merged(measured.get(DEFAULT_SPLIT, [])) or of_all
     contents = {
         split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
         | {label: one.model_dump() for label, one in dense.items()}

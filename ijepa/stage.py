@@ -96,9 +96,8 @@ class Work:
     def publish(self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
         """Make the whole folder the output, or the file of the output's name in it alone.
 
-        Args:
-            facts: device, seed, ...; they go into the output's record.
-            digests: sha256 of files that need not be read again for it, by name.
+        `facts` (device, seed, ...) go into its record; `digests` are sha256 of files that need not
+        be read again for it, by name.
         """
         known, names = digests or {}, [self.plan.out.name]
         if self.plan.is_folder:
@@ -121,13 +120,7 @@ class Work:
 
 
 class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its work
-    """Raised in place of work where `Runtime.dry_run` is set.
-
-    Attributes:
-        plan: of the output.
-        state: `cached`, `goes on` or `would run`.
-        why: empty for `cached`.
-    """
+    """Raised in place of work where `Runtime.dry_run` is set; the state is one of `outlook`."""
 
     def __init__(self, plan: StagePlan, state: str, why: str) -> None:
         super().__init__(f"{plan.out}: {state}{why and f' ({why})'}")
@@ -180,10 +173,9 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
 
 
 def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
-    """Say what `exclusive_work` would find, and write nothing; refuse what it would refuse.
+    """`cached`, `goes on` or `would run`, and why (empty for `cached`); nothing is written.
 
-    Returns:
-        `cached`, `goes on` or `would run`, and why; the reason for `cached` is empty.
+    Refuses what `exclusive_work` would refuse.
     """
     _refuse_place(plan)
     folder = sibling(plan.out, ".partial")
@@ -214,8 +206,7 @@ def is_fresh(plan: StagePlan) -> bool:
     record = read_record(plan.out)
     if record is None or record.get("fingerprint") != plan.fingerprint:
         return False
-    changed = changed_file(plan.out, record)
-    if changed:
+    if changed := changed_file(plan.out, record):
         log.warning("%s was changed after `ijepa %s` made it.", changed, plan.stage)
     return changed is None
 
@@ -305,8 +296,8 @@ def _refuse_to_replace(
                 f"{found} was built with other settings: {changes(plan, made)}. Choose another "
                 "output, rebuild it with --replace, or discard it with --force."
             )
-    changed = changed_file(out, record) if record else None
-    if changed:  # do not train a run again because a file of it was removed
+    # A run is not trained again because a file of it was removed.
+    if record and (changed := changed_file(out, record)):
         raise IjepaError(
             f"{changed} was changed, damaged or removed after `ijepa {plan.stage}` made it. "
             f"Restore it, choose another output, or rebuild {out} with --force."

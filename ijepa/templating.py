@@ -11,12 +11,8 @@ def templates(folder: str, *, html: bool = True) -> Environment:
         loader=PackageLoader("ijepa", folder),
         autoescape=html,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=not html,
     )
-
-
-def _shown(value: object) -> object:
-    return type(value)(printable(value)) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """Text of others (names, keys, paths, messages), made fit to be shown."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 # Controls apart from tab and newline, marks that turn the direction of writing, halves of a
@@ -26,6 +26,11 @@ def one_line(message: str) -> str:
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - TAIL]} ... {message[-TAIL:]}"
     return printable(" ".join(message.split()))
+
+
+def some(things: Sequence[object], most: int = 3) -> str:
+    """The first of several things, with `...` for the others: `a, b, c, ...`."""
+    return ", ".join(map(str, things[:most])) + (", ..." if len(things) > most else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

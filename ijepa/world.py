@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
@@ -43,11 +44,7 @@ class World(NamedTuple):
 
 
 def current_world() -> World:
-    """What torchrun, or whatever sets all of its variables, says this process is; else alone.
-
-    Raises:
-        IjepaError: all are set, but not to numbers that fit together.
-    """
+    """What torchrun, or whatever sets all of its variables, says this process is; else alone."""
     if not all(os.environ.get(name) for name in SET_BY_TORCHRUN):
         return World()
     names = (*SET_BY_TORCHRUN[:3], "LOCAL_WORLD_SIZE")
@@ -93,19 +90,28 @@ def processes() -> BaseContext:
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """Start processes in here whose first call is `end_with_parent`: until it, Ctrl-C waits.
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that help this one; none is left when the block ends, whatever they are at.
 
-    A process that it stopped before would leave its parent waiting for it.
+    While they start, Ctrl-C waits: one that it stopped would leave its parent waiting for it.
     """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, processes(), initializer=_end_with_parent)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
-        yield
+        for _ in range(workers):
+            pool.submit(int)  # where processes are forked, the first call starts all
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield pool
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # what they are at would take long
+        pool.shutdown(cancel_futures=True)
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """End this process with its parent, also after kill -9; the parent alone obeys Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,8 +9,8 @@ import pytest
 from pictures import class_folders, write_files
 
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
-from ijepa.data.index import load_rows
-from ijepa.data.shards import check_shards, open_shards
+from ijepa.data.index import check_shards, load_rows
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import check_data, extract
 from ijepa.pretrain import pretrain

@@ -142,7 +142,7 @@ def test_another_image_size_interpolates_positions(run, made):
 
 
 def test_an_interrupted_extraction_goes_on_after_the_last_batch(run, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)
     with pytest.raises(StopError):
         made("cut.h5", config(run), progress=stop_after(100))
     assert not (tmp_path / "cut.h5").exists()
@@ -159,7 +159,7 @@ def test_an_interrupted_extraction_goes_on_after_the_last_batch(run, made, tmp_p
 def test_an_interrupted_extraction_ends_the_same(
     run, made, tmp_path, monkeypatch, options, batch_rows, bf16_at_first
 ):
-    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", batch_rows)
     made("whole.h5", config(run, **options))
     with monkeypatch.context() as patch:
         if bf16_at_first:
@@ -220,9 +220,9 @@ def test_features_in_bf16_are_close_to_those_in_fp32_and_the_file_says_so(
 def test_neither_a_batch_in_flight_nor_workers_change_numbers_or_order(
     run, made, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)
     made("at_once.h5", config(run))
-    monkeypatch.setattr("ijepa.extract.IN_FLIGHT", {"cpu": 1})
+    monkeypatch.setattr("ijepa.extract.encode.IN_FLIGHT", {"cpu": 1})
     main_process, read = os.getpid(), SplitReader.read_image
 
     def read_in_a_worker(*arguments):
@@ -256,7 +256,7 @@ def test_features_come_to_the_host_from_any_device(made, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_extracts_in_bf16_what_a_cpu_extracts_in_fp32(run, made, monkeypatch):
-    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)  # several batches, one in flight
+    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)  # several batches, one in flight
     cpu, gpu = made("cpu.h5", config(run)), made("gpu.h5", config(run), Runtime(device="cuda"))
     assert (gpu.header.precision, gpu.keys) == ("bf16", cpu.keys)
     assert np.array_equal(gpu.image_ids, cpu.image_ids)
@@ -335,7 +335,7 @@ def test_what_has_no_patch_tokens_is_refused_in_one_line(encoder, image_px, made
 def test_an_interrupted_extraction_of_tokens_ends_the_same_and_damage_is_found(
     run, made, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ijepa.extract.BATCH_ROWS", 50)
+    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)
     choice, path = config(run, tokens=True), tmp_path / "cut.h5"
     made("whole.h5", choice)
     with pytest.raises(StopError):

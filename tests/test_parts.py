@@ -8,7 +8,8 @@ from pictures import class_folders, encoded, write_files
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data import plan as plans
-from ijepa.data.shards import check_shards, open_shards
+from ijepa.data.index import check_shards
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 

@@ -8,10 +8,10 @@ from pictures import encoded, write_files
 from test_distributed import together
 
 from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
-from ijepa.data.shards import of_equal_size, open_shards
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features.leakage import Known, repeated_keys
+from ijepa.features.leakage import Known, of_equal_size, repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe

@@ -49,9 +49,8 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     orientation is ignored, as in torchvision's ImageFolder and the published code.
 
     Raises:
-        IjepaError: these bytes are not an image, or only a part of one, the header claims more
-            than `max_pixels`, the pixels do not fit into memory, or they have no range of their
-            own (float or 32-bit).
+        IjepaError: not a whole image, of more than `max_pixels` or than memory holds, or of pixels
+            without a range of their own (float or 32-bit).
     """
     if content.startswith(JPEG):
         with as_reason(content), contextlib.suppress(ValueError):
@@ -155,10 +154,7 @@ def read_pixels(
         max_pixels: of height times width; what claims more is not decoded.
 
     Returns:
-        What `checked_pixels` gives, and what is lost of the file.
-
-    Raises:
-        IjepaError: it does not decode, or as `checked_pixels`; the message is a short reason.
+        What `checked_pixels` gives (an `IjepaError` is a short reason), and what is lost.
     """
     has_more = False
     with as_reason(content):
@@ -175,10 +171,9 @@ def read_pixels(
 
 
 def checked_pixels(pixels: Array) -> Array:
-    """The same pixels, those of float64 as float32, if their type is one of `LEVELS`.
+    """The same pixels, those of float64 as float32.
 
-    Raises:
-        IjepaError: it is not, or values are not finite or beyond `MOST`, which is no pixel's.
+    An `IjepaError` if their type is none of `LEVELS`, or values are not finite or beyond `MOST`.
     """
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
@@ -287,12 +282,9 @@ class DenseLabel(Config):
 
 
 def decode_dense(content: bytes, label: DenseLabel) -> Array:
-    """(height, width) of a PNG or `.npy` file: class numbers or depth, see `DenseLabel.dtype`.
+    """(height, width) of a PNG or `.npy` file: class numbers, or depth (0 where it is not known).
 
-    Depth is 0 where it is not known.
-
-    Raises:
-        IjepaError: it is no such file, has several channels, or holds a class that is not named.
+    See `DenseLabel.dtype`. An `IjepaError` if it is another file, or holds a class without a name.
     """
     try:
         if content.startswith(NPY):

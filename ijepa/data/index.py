@@ -5,6 +5,7 @@ A row says where the image of a sample lies, its class numbers and its key; file
 
 import contextlib
 import tokenize
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +17,14 @@ from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.data.decode import DenseLabel
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json
+from ijepa.files import file_sha256, names_in, parse_json, read_json
+from ijepa.progress import Progress, automatic
+from ijepa.records import read_record, refuse_changed
 from ijepa.text import did_you_mean
 
 SCHEMA = 2
 INDEX = "index.json"
+SHOWN_FILES = 5  # in an error
 LABEL = "label "  # before the name of a label in the name of its column
 DENSE = "dense "  # before the name of a dense label in the names of its three columns
 # What numpy raises for a damaged header of an array, which is a literal of Python.
@@ -75,11 +79,7 @@ class SetIndex(Config):
 
 
 def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any JSON
-    """The index of a shard set that `where` holds.
-
-    Raises:
-        IjepaError: it is something else, or of another schema.
-    """
+    """The index of a shard set that `where` holds; an `IjepaError` if it is of another schema."""
     schema = body.get("schema_version") if isinstance(body, dict) else None
     if schema != SCHEMA:
         raise IjepaError(
@@ -127,3 +127,71 @@ def load_rows(folder: Path, split: str, labels: Iterable[str], dense: Iterable[s
     if rows.dtype != row_type(labels, key_bytes, dense) or rows.ndim != 1:
         raise IjepaError(f"{path} holds {rows.dtype!s:.80}, not rows of samples; shard again.")
     return rows
+
+
+def read_index(folder: Path) -> SetIndex:
+    """The index of a shard set, after the checks of `ijepa.data.shards.open_shards`."""
+    path = folder / INDEX
+    if not path.is_file():
+        near = "" if folder.exists() else did_you_mean(folder.name, names_in(folder.parent))
+        raise IjepaError(
+            f"{folder} is not a shard set (no {INDEX}){near}; make one with `ijepa shard`."
+        )
+    index = parsed_index(read_json(path), path)
+    for name, split in index.splits.items():
+        for shard in split.shards:
+            tar = folder / shard.name
+            if not tar.is_file():
+                raise IjepaError(f"{tar} is missing; copy the shard set again, or shard again.")
+            if tar.stat().st_size != shard.bytes:
+                raise IjepaError(
+                    f"{tar} has {tar.stat().st_size:,} bytes, the index says {shard.bytes:,}; it "
+                    f"was cut short or changed. Copy the shard set again, or shard again."
+                )
+        if len(load_rows(folder, name, split.labels, split.dense)) != split.samples:
+            raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
+    refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
+    return index
+
+
+class ShardCheck(Config):
+    """A shard set that was found undamaged: what was read of it."""
+
+    out: Path
+    files: int
+    bytes: int
+    samples: int
+
+
+def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
+    """Compare every file of a shard set with the checksums that were taken when it was written.
+
+    Raises:
+        IjepaError: as `read_index`, or files that are damaged, which are named.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    recorded = (read_record(folder) or {}).get("files", {})  # nothing if it was not copied along
+    rows = {rows_path(folder, split).name: split for split in index.splits}
+    expected = dict.fromkeys(rows) | {name: facts["sha256"] for name, facts in recorded.items()}
+    expected |= {shard.name: shard.sha256 for one in index.splits.values() for shard in one.shards}
+    damaged = []
+    for number, (name, sha256) in enumerate(expected.items(), start=1):
+        is_whole = (folder / name).is_file()
+        if is_whole and name in rows:
+            split = index.splits[rows[name]]
+            found = load_rows(folder, rows[name], split.labels, split.dense)
+            is_whole = zlib.crc32(found.data) == split.index_crc32
+        if not is_whole or sha256 not in (None, file_sha256(folder / name)):
+            damaged.append(name)
+        progress("check files", number, len(expected))
+    if damaged:
+        more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
+        raise IjepaError(
+            f"{folder}: {len(damaged):,} of {len(expected):,} files "
+            f"{'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged[:SHOWN_FILES])}"
+            f"{more}. Copy the shard set again, or shard again with --force."
+        )
+    size_bytes = sum((folder / name).stat().st_size for name in expected)
+    samples = sum(split.samples for split in index.splits.values())
+    return ShardCheck(out=folder, files=len(expected), bytes=size_bytes, samples=samples)

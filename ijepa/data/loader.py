@@ -48,8 +48,7 @@ class Batch(NamedTuple):
     """Images of one step."""
 
     step: int
-    # (B, C, height, width), channels last in memory: uint8, or float32 of `in_units`
-    images: Tensor
+    images: Tensor  # (B, C, height, width), channels last in memory: uint8, or `in_units`' float32
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
     bad: Sequence[str] = ()  # keys and faults of samples of a stream that others took the place of
@@ -73,8 +72,7 @@ class StepPlan:
         part: slice | None = None,
         repeat_every: int | None = None,
     ) -> None:
-        self.config = config
-        self._taken, self._seed = images, seed
+        self.config, self._taken, self._seed = config, images, seed
         self._part = part or slice(0, config.batch_size)
         self._repeat_every = repeat_every or config.batch_size
         num_images = images if isinstance(images, int) else len(images)
@@ -146,11 +144,7 @@ class CachedCropBatches:
         workers: int,
         progress: Progress = silent,
     ) -> None:
-        """Decode everything.
-
-        Raises:
-            IjepaError: it would not fit into the device's memory.
-        """
+        """Decode everything; an `IjepaError` if it would not fit into the device's memory."""
         self._plan = plan
         with ThreadPoolExecutor(max(1, workers)) as pool:
             numbers = range(len(images))
@@ -223,8 +217,7 @@ class ViewBatches(Dataset[Batch]):
         chosen: Sequence[int] | None = None,
         dense: Sequence[str] = (),
     ) -> None:
-        self._images, self._plan, self._batch_size = images, plan, batch_size
-        self._dense = dense
+        self._images, self._plan, self._batch_size, self._dense = images, plan, batch_size, dense
         self._chosen = range(len(images)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -296,10 +289,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
-    `numbers` are None for an iterable data set, which knows its order itself.
-
-    Raises:
-        IjepaError: as the data set does, in one line, also where a worker process did.
+    `numbers` are None for an iterable data set, which knows its order itself. An `IjepaError` of
+    the data set is one line, also where a worker process raised it.
     """
     loader = DataLoader(
         dataset,

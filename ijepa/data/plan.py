@@ -22,6 +22,7 @@ from ijepa.files import sibling
 from ijepa.progress import Progress
 from ijepa.records import read_record, remove_output
 from ijepa.stage import StagePlan, changes, is_fresh
+from ijepa.text import some
 
 BLOCK_BYTES = 512
 # Besides its content a tar member takes a header, and its end is filled up to a whole block. A
@@ -62,10 +63,7 @@ class PlannedShard(NamedTuple):
 
 
 def read_plan(path: Path) -> tuple[list[PlannedShard], dict[str, int]]:
-    """Shards, split by split; and numbers of files and images that did not come along, by reason.
-
-    Any number of processes may read a plan.
-    """
+    """Shards, split by split; and numbers of files and images that were left out, by reason."""
     query = (
         "SELECT split, shard, RANK() OVER (PARTITION BY split ORDER BY shard) - 1, COUNT(*)"
         " FROM images GROUP BY split, shard ORDER BY split, shard"
@@ -75,6 +73,7 @@ def read_plan(path: Path) -> tuple[list[PlannedShard], dict[str, int]]:
 
 
 def _read(path: Path, query: str, *values: object) -> Iterator[Any]:
+    """Rows of a query; any number of processes may read a plan."""
     uri = f"file:{urllib.parse.quote(os.fsencode(path.resolve()))}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as plan:
         yield from plan.execute(query, values)
@@ -92,9 +91,6 @@ def write_plan(
 
     `left_out` is complete once `items` is read, and kept with the plan. `shuffle` orders images by
     a hash of their names, so that shards mix classes: streams are shuffled a buffer at a time.
-
-    Raises:
-        IjepaError: two entries of a list name the same image, or the disk is full.
     """
     half = sibling(path, ".tmp")
     half.unlink(missing_ok=True)
@@ -164,17 +160,16 @@ def gather(
             reader = RowReader(member)
             for number, split, shard, text in images:
                 item = Item(*json.loads(text))
-                if (split, shard) in chosen and in_table(item):
-                    content = reader.read(item.file, item.offset)
-                    item = item._replace(
-                        file=str(pack), offset=file.tell(), size_bytes=len(content)
-                    )
-                    file.write(content)
-                    values = json.dumps(item), number
-                    changed.execute("UPDATE images SET item = ? WHERE id = ?", values)
-                    done += 1
-                    if done % REPORT_IMAGES == 0 or done == total:
-                        progress("unpack images", done, total)
+                if (split, shard) not in chosen or not in_table(item):
+                    continue
+                content, start = reader.read(item.file, item.offset), file.tell()
+                file.write(content)
+                item = item._replace(file=str(pack), offset=start, size_bytes=len(content))
+                update = "UPDATE images SET item = ? WHERE id = ?"
+                changed.execute(update, (json.dumps(item), number))
+                done += 1
+                if done % REPORT_IMAGES == 0 or done == total:
+                    progress("unpack images", done, total)
             changed.execute("COMMIT")
         half.replace(gathered)
     return [shard._replace(plan=gathered) for shard in shards]
@@ -227,10 +222,8 @@ def part_of(shards: Sequence[PlannedShard], part: str) -> list[PlannedShard]:
 def link_parts(whole: StagePlan, folder: Path) -> None:
     """Give the shards of all parts, and the reports on them, a second name in the work folder.
 
-    They are copied where the disk has no hard links.
-
-    Raises:
-        IjepaError: a part is missing, damaged, or of another source or other settings.
+    They are copied where the disk has no hard links. An `IjepaError` names a part that is missing,
+    damaged, or of another source or other settings.
     """
     plans = _found(whole)
     for number, plan in enumerate(plans, start=1):
@@ -244,27 +237,26 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
             )
     missing = [n for n, plan in enumerate(plans, start=1) if not plan.out.is_dir()]
     if missing or not plans:
-        which = f"parts {_some(missing)} of {len(plans):,} are" if plans else "every part is"
+        which = f"parts {some(missing, 5)} of {len(plans):,} are" if plans else "every part is"
         example = f"{missing[0]}/{len(plans)}" if plans else "1/16"
         raise IjepaError(
             f"{whole.out} cannot be merged: {which} missing; run the same command with --part "
             f"{example} in place of --merge, and so on."
         )
     for file in (file for plan in plans for file in plan.out.glob("*.tar*")):
-        link, half = folder / file.name, sibling(folder / file.name, ".tmp")
+        half = folder / f"{file.name}.tmp"
         half.unlink(missing_ok=True)
         try:
             os.link(file, half)
         except OSError:
             shutil.copyfile(file, half)
-        half.replace(link)
+        half.replace(folder / file.name)
 
 
 def remove_parts(whole: StagePlan) -> None:
     """Remove the parts of a set that is whole."""
-    for plan in _found(whole):
-        if is_fresh(plan):
-            remove_output(plan.out)
+    for plan in filter(is_fresh, _found(whole)):
+        remove_output(plan.out)
 
 
 def _found(whole: StagePlan) -> list[StagePlan]:
@@ -274,12 +266,8 @@ def _found(whole: StagePlan) -> list[StagePlan]:
     counts = {int(match["count"]) for match in map(PART.fullmatch, names) if match}
     if len(counts) > 1:
         raise IjepaError(
-            f"{whole.out} has parts of several divisions, into {_some(sorted(counts))}; remove "
+            f"{whole.out} has parts of several divisions, into {some(sorted(counts), 5)}; remove "
             f"those that you do not want."
         )
     count = max(counts, default=0)
     return [part_plan(whole, f"{number}/{count}") for number in range(1, count + 1)]
-
-
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

@@ -6,7 +6,7 @@ Labels and keys come from the index alone; the tars are read for images only.
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,30 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ijepa.config import Config, PixelStats, StrPath
+from ijepa.config import PixelStats, StrPath
 from ijepa.data.decode import NPY, Array, decode_dense, decode_image
 from ijepa.data.index import (
     DENSE,
-    INDEX,
     LABEL,
     Ints,
     Rows,
     SetIndex,
     SplitIndex,
     load_rows,
-    parsed_index,
+    read_index,
     rows_path,
 )
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, names_in, naming, read_json
-from ijepa.progress import Progress, automatic, silent
-from ijepa.records import read_record, refuse_changed
+from ijepa.files import naming
+from ijepa.progress import Progress, silent
 from ijepa.text import did_you_mean
 
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
 BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 EVERY = slice(None)
-SHOWN_FILES = 5  # in an error
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 
 ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
@@ -115,10 +112,7 @@ class ShardSet:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.
 
         Any other name, or a split that is really called so, is returned as it is; `train`, the
-        split to train on, is never the answer.
-
-        Raises:
-            IjepaError: `evaluation` is asked for, and there is no such split, or several.
+        split to train on, is never the answer. An `IjepaError` if there is none, or several.
         """
         if name != EVALUATION or name in self.splits:
             return name
@@ -135,10 +129,8 @@ class ShardSet:
     def require(self, splits: Iterable[str], labels: Iterable[str]) -> None:
         """Refuse a set on which later stages could not run to their end.
 
-        Raises:
-            IjepaError: naming the first of `splits` that is missing (`evaluation` is one as
-                `named_split` has it) or has one image only, or the first of `labels` that one of
-                them lacks.
+        An `IjepaError` names the first of `splits` (see `named_split`) that is missing or has one
+        image only, or the first of `labels` that one of them lacks.
         """
         for split in (self.split(self.named_split(name)) for name in splits):
             if len(split) < 2:
@@ -314,13 +306,11 @@ class SplitReader:
 
     def read_ids(self, numbers: Ints, progress: Progress = silent) -> ImageIds:
         """(n,) numbers by content of some images, see `image_ids`; reads each."""
-
-        def read() -> Iterator[bytes]:
-            for done, number in enumerate(numbers.tolist(), start=1):
-                yield self.read_image(number)
-                progress("compare train and test images", done, len(numbers))
-
-        return image_ids(read())
+        found = np.empty(len(numbers), np.uint64)
+        for done, number in enumerate(numbers.tolist(), start=1):
+            found[done - 1] = image_ids([self.read_image(number)])[0]
+            progress("compare train and test images", done, len(numbers))
+        return found
 
     @cached_property
     def _rows(self) -> Rows:
@@ -357,79 +347,10 @@ def open_shards(folder: StrPath) -> ShardSet:
         IjepaError: not a shard set, of another schema, or a file is missing or of the wrong size.
     """
     folder = Path(folder)
-    path = folder / INDEX
-    if not path.is_file():
-        near = "" if folder.exists() else did_you_mean(folder.name, names_in(folder.parent))
-        raise IjepaError(
-            f"{folder} is not a shard set (no {INDEX}){near}; make one with `ijepa shard`."
-        )
-    index = parsed_index(read_json(path), path)
-    for name, split in index.splits.items():
-        for shard in split.shards:
-            tar = folder / shard.name
-            if not tar.is_file():
-                raise IjepaError(f"{tar} is missing; copy the shard set again, or shard again.")
-            if tar.stat().st_size != shard.bytes:
-                raise IjepaError(
-                    f"{tar} has {tar.stat().st_size:,} bytes, the index says {shard.bytes:,}; it "
-                    f"was cut short or changed. Copy the shard set again, or shard again."
-                )
-        if len(load_rows(folder, name, split.labels, split.dense)) != split.samples:
-            raise IjepaError(f"{folder}: the index of split {name} is not whole; shard again.")
-    refuse_changed(folder, INDEX, *(rows_path(folder, name).name for name in index.splits))
-    return ShardSet(folder, index)
-
-
-class ShardCheck(Config):
-    """A shard set that was found undamaged: what was read of it."""
-
-    out: Path
-    files: int
-    bytes: int
-    samples: int
-
-
-def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
-    """Compare every file of a shard set with the checksums that were taken when it was written.
-
-    Raises:
-        IjepaError: not a whole shard set, or files that are damaged, which are named.
-    """
-    folder = Path(folder)
-    index = open_shards(folder).index
-    recorded = (read_record(folder) or {}).get("files", {})  # nothing if it was not copied along
-    rows = {rows_path(folder, split).name: split for split in index.splits}
-    expected = dict.fromkeys(rows) | {name: facts["sha256"] for name, facts in recorded.items()}
-    expected |= {shard.name: shard.sha256 for one in index.splits.values() for shard in one.shards}
-    damaged = []
-    for number, (name, sha256) in enumerate(expected.items(), start=1):
-        is_whole = (folder / name).is_file()
-        if is_whole and name in rows:
-            split = index.splits[rows[name]]
-            found = load_rows(folder, rows[name], split.labels, split.dense)
-            is_whole = zlib.crc32(found.data) == split.index_crc32
-        if not is_whole or sha256 not in (None, file_sha256(folder / name)):
-            damaged.append(name)
-        progress("check files", number, len(expected))
-    if damaged:
-        more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
-        raise IjepaError(
-            f"{folder}: {len(damaged):,} of {len(expected):,} files "
-            f"{'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged[:SHOWN_FILES])}"
-            f"{more}. Copy the shard set again, or shard again with --force."
-        )
-    size_bytes = sum((folder / name).stat().st_size for name in expected)
-    samples = sum(split.samples for split in index.splits.values())
-    return ShardCheck(out=folder, files=len(expected), bytes=size_bytes, samples=samples)
+    return ShardSet(folder, read_index(folder))
 
 
 def image_ids(images: Iterable[bytes]) -> ImageIds:
     """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
     digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
     return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it
-
-
-def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
-    """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
-    alike = np.intersect1d(train, test)
-    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))

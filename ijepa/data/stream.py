@@ -71,11 +71,7 @@ class RemoteSplit:
         return sum(self.counts)
 
     def read_shard(self, number: int, skip: int = 0) -> Iterator[Sample]:
-        """Samples of a shard from the `skip`-th on; taken up again where a connection breaks.
-
-        Raises:
-            IjepaError: not there, not allowed, not a tar of images, or broken again and again.
-        """
+        """Samples of a shard from the `skip`-th on; `RETRY_SECONDS` are for broken connections."""
         url, waits = self.urls[number], iter(RETRY_SECONDS)
         expected = self.counts[number] if self.counted else None
         while True:
@@ -124,13 +120,9 @@ def open_remote(
 ) -> RemoteSplit:
     """Find the shards of a split; reads the index, no sample.
 
-    Args:
-        data: address of a shard set of `ijepa shard`, for `pipe:` with `{}` in place of a file's
-            name; or of tars, with braces as in `train-{000000..000146}.tar`.
-        split: of the shard set.
-        epoch_images: of tars, how many images they hold together.
-        member: which image of samples that hold several, such as `left.png`.
-        max_bad: samples that may be without an image that decodes.
+    `data` is the address of a shard set, for `pipe:` with `{}` in place of a file's name; or of
+    tars, with braces as in `train-{000000..000146}.tar`, which hold `epoch_images` together.
+    `member` and `max_bad` are as in `RemoteSplit`.
 
     Raises:
         IjepaError: no index there, no such split, or tars without `epoch_images`.
@@ -315,13 +307,9 @@ def _sample(
     labels: Sequence[str],
     member: str | None,
 ) -> Sample:
-    """A sample of its files, each with its suffix.
+    """A sample of its files, each with its suffix; or an `IjepaError` that says what is wrong.
 
     The JSON of others is ignored, unless an index promises `labels`.
-
-    Raises:
-        IjepaError: there is no image, or several, or two files of one suffix, or one of `labels` is
-            not there as a class number.
     """
     files = dict(members)
     if len(files) < len(members):
@@ -329,12 +317,11 @@ def _sample(
     images = [s for s in files if (s == member.lower() if member else s in IMAGE_SUFFIXES)]
     if len(images) != 1:
         number = f"{len(images)} images" if images else "no image"
-        expected = (
-            f"expected {member}" if member else f"expected one of {', '.join(IMAGE_SUFFIXES)}"
-        )
+        expected = member or f"one of {', '.join(IMAGE_SUFFIXES)}"
         raise IjepaError(
-            f"{url}: sample {name!r} has {number} ({', '.join(sorted(files))}); {expected}. Choose "
-            f"one with --set stream.member=NAME, or allow N such samples with stream.max_bad=N."
+            f"{url}: sample {name!r} has {number} ({', '.join(sorted(files))}); expected "
+            f"{expected}. Choose one with --set stream.member=NAME, or allow N such samples with "
+            f"stream.max_bad=N."
         )
     notes, known = None, dict[str, int]()
     with contextlib.suppress(ValueError):

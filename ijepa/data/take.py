@@ -52,16 +52,20 @@ class Taken(NamedTuple):
     pixels: Array | None = None
 
 
+class TakenMap(NamedTuple):
+    """A map that is ready for a shard: its bytes, `npy` or `png`, and its largest class + 1."""
+
+    content: bytes
+    extension: str
+    classes: int
+
+
 def take_in(content: bytes, config: ShardConfig) -> Taken:
     """Decode an image file to the end, and give its bytes and their extension.
 
     The bytes stay as they are, unless the short side is longer than `resize_px`, an option asks for
     other pixels, or the format is one that WebDataset readers do not expect (BMP, GIF, TIFF, ...):
-    that becomes PNG.
-
-    Raises:
-        IjepaError: these bytes are not a whole image, or claim too many pixels; the message is a
-            short reason.
+    that becomes PNG. An `IjepaError`, a short reason, if it is not a whole image or too large.
     """
     is_jpeg = content.startswith(JPEG)
     if is_jpeg and config.resize_px is None and config.exif == "ignore":
@@ -143,14 +147,13 @@ def take_channels(content: bytes, config: ShardConfig) -> Taken:
 
 def take_in_dense(
     content: bytes, label: DenseLabel, image_size: Size, *, resized: bool
-) -> tuple[str, int]:
-    """Suffix of a map that belongs to an image of (height, width), and its largest class + 1.
+) -> TakenMap:
+    """Check a map that belongs to an image of (height, width).
 
-    Of depth that is 1 if it is known anywhere; 0 is a map that tells nothing.
+    The largest class + 1 of depth is 1 if it is known anywhere; 0 is a map that tells nothing.
 
-    Raises:
-        IjepaError: as `decode_dense`, or it is of another size (another aspect, if the image was
-            `resized`); the message is a short reason.
+    An `IjepaError`, a short reason, if it does not decode, or is of another size (another aspect,
+    if the image was `resized`).
     """
     values = decode_dense(content, label)
     (height, width), (image_height, image_width) = values.shape, image_size
@@ -161,7 +164,7 @@ def take_in_dense(
     if label.kind == "classes":
         known = values[values != np.iinfo(label.dtype).max]
         classes = int(known.max()) + 1 if known.size else 0
-    return "npy" if content.startswith(NPY) else "png", classes
+    return TakenMap(content, "npy" if content.startswith(NPY) else "png", classes)
 
 
 class Measured(Config):
@@ -184,8 +187,10 @@ def measured(pixels: Array, file: str) -> Measured:
     )
 
 
-def merged(parts: Sequence[Measured]) -> Measured:
+def merged(parts: Sequence[Measured]) -> Measured | None:
     """What was measured of all images together; an `IjepaError` if their types differ."""
+    if not parts:
+        return None
     first = parts[0]
     if other := next((one for one in parts if one.dtype != first.dtype), None):
         raise IjepaError(

@@ -2,20 +2,20 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
-import multiprocessing
 import os
 import tarfile
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.data.take import (
     Measured,
     Taken,
+    TakenMap,
     measured,
     merged,
     take_channels,
@@ -38,13 +39,12 @@ from ijepa.data.take import (
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
-from ijepa.world import end_with_parent, processes, starting
+from ijepa.world import process_pool
 
 ROWS, REPORT = ".npy", ".json"  # beside a tar until the set is published
 SHOWN_BAD = 5  # in an error
 MAX_BYTES = 2**30  # of an image file
 COUNT_EVERY = 64  # images between two reports of progress
-BLOCK = tarfile.BLOCKSIZE
 _MODE_OWNER = b"0000644\0" + b"0000000\0" * 2
 _REST = b"0" + bytes(100) + b"ustar\00000" + bytes(64 + 16 + 167)
 _REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum counts itself as spaces
@@ -77,9 +77,7 @@ def write_shards(
 ) -> list[ShardReport]:
     """Write shards, each by one of `workers` processes; a report of each.
 
-    `dense` are the dense labels of their images. Shards of an earlier run are kept. The processes
-    are forked, so they hold the lock of the output until they end; none is left when this returns
-    or fails.
+    `dense` are the dense labels of their images. Shards of an earlier run are kept.
 
     Raises:
         IjepaError: a process was killed, or too many images do not decode.
@@ -102,14 +100,8 @@ def write_shards(
             reports[shard] = report
             bad += report.bad
             check_bad(bad, config.max_bad)
-            measured_in(reports.values())
+            merged([one.pixels for one in reports.values() if one.pixels])  # refuses two types
     return [reports[shard] for shard in shards]
-
-
-def measured_in(reports: Iterable[ShardReport]) -> Measured | None:
-    """What was measured of the images of all shards; refuses pixels of two types."""
-    parts = [report.pixels for report in reports if report.pixels]
-    return merged(parts) if parts else None
 
 
 def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
@@ -142,24 +134,18 @@ def _written(
     if workers < 2 or len(shards) < 2:
         yield from ((shard, write(shard, count=count)) for shard in shards)
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(shards)), processes(), initializer=end_with_parent)
     try:
-        with starting():  # all processes are started by the first task
+        with process_pool(min(workers, len(shards))) as pool:
             futures = {pool.submit(write, shard): shard for shard in shards}
-        for future in as_completed(futures):
-            report = future.result()
-            count(futures[future].num_images)
-            yield futures[future], report
+            for future in as_completed(futures):
+                report = future.result()
+                count(futures[future].num_images)
+                yield futures[future], report
     except BrokenProcessPool as error:
         raise IjepaError(
             "A process that wrote shards was killed, most likely for want of memory; the same "
             "command goes on from here, and with --workers 1 needs the least."
         ) from error
-    finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # the shards that they are at would take long
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_shard(
@@ -186,7 +172,7 @@ def _write_shard(
                 maps = _take_in_maps(item, dense, taken, config)
                 if taken.pixels is not None:
                     now = measured(taken.pixels, path)
-                    pixels = merged([pixels, now]) if pixels else now
+                    pixels = merged([pixels, now] if pixels else [now])
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:
@@ -207,25 +193,18 @@ def _write_shard(
     return report
 
 
-class _TakenMap(NamedTuple):
-    content: bytes
-    extension: str
-    classes: int
-
-
 def _take_in_maps(
     item: Item, dense: Mapping[str, DenseLabel], image: Taken, config: ShardConfig
-) -> dict[str, _TakenMap]:
+) -> dict[str, TakenMap]:
     """The file of each dense label of an image that was taken in."""
     maps = {}
     for name, label in dense.items():
         path, _, size_bytes = item.dense[name]
         if not size_bytes:
             raise IjepaError(f"there is no {name} {readable(path)}")
-        content = _read(*item.dense[name])
+        content, size = _read(*item.dense[name]), image_size(image.content)
         try:
-            size, resized = image_size(image.content), config.resize_px is not None
-            maps[name] = _TakenMap(content, *take_in_dense(content, label, size, resized=resized))
+            maps[name] = take_in_dense(content, label, size, resized=config.resize_px is not None)
         except IjepaError as error:
             raise IjepaError(f"its {name} {readable(path)} is refused: {error}") from error
     return maps
@@ -275,38 +254,37 @@ class ShardWriter:
         """
         only = next(iter(labels.values())) if len(labels) == 1 else -1
         number = labels.get("class", only)
-        before = _member(f"{key}.cls", b"%d" % number) if number >= 0 else b""
-        before += tar_header(f"{key}.{extension}", len(image))
-        place = (self._number, self._bytes + len(before), len(image), zlib.crc32(image))
+        if number >= 0:
+            self._add_file(f"{key}.cls", b"%d" % number)
+        place = self._add_file(f"{key}.{extension}", image)
         self._labels = sorted(labels)  # those of every image of a split
         self._dense = sorted(suffix.rpartition(".")[0] for suffix in maps)
-        after, found = image + bytes(-len(image) % BLOCK), list[int]()
-        for suffix, content in sorted(maps.items()):
-            header = tar_header(f"{key}.{suffix}", len(content))
-            start = self._bytes + len(before) + len(after) + len(header)
-            found += start, len(content), zlib.crc32(content)
-            after += header + content + bytes(-len(content) % BLOCK)
         known = (labels[label] for label in self._labels)
-        self._rows.append((*place, *known, *found, key.encode()))
+        added = (self._add_file(f"{key}.{suffix}", maps[suffix]) for suffix in sorted(maps))
+        found = itertools.chain.from_iterable(added)
+        self._rows.append((self._number, *place, *known, *found, key.encode()))
         body = json.dumps({"key": key, "labels": dict(labels), **metadata}).encode()
-        self._write(before + after + _member(f"{key}.json", body))
+        self._add_file(f"{key}.json", body)
 
     def finish(self, name: str) -> tuple[ShardIndex, Rows]:
         """Write the end of the tar, and return what the index says of the shard `name`."""
-        self._write(bytes(2 * BLOCK))
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
         digest, samples = self._sha256.hexdigest(), len(self._rows)
         index = ShardIndex(name=name, samples=samples, bytes=self._bytes, sha256=digest)
         key_bytes = max((len(row[-1]) for row in self._rows), default=0)
         return index, np.array(self._rows, dtype=row_type(self._labels, key_bytes, self._dense))
 
+    def _add_file(self, name: str, content: bytes) -> tuple[int, int, int]:
+        """Write a file; where its content lies in the tar, its size and its CRC-32."""
+        header = tar_header(name, len(content))
+        start = self._bytes + len(header)
+        self._write(header + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+        return start, len(content), zlib.crc32(content)
+
     def _write(self, content: bytes) -> None:
         self._file.write(content)
         self._sha256.update(content)
         self._bytes += len(content)
-
-
-def _member(name: str, content: bytes) -> bytes:
-    return tar_header(name, len(content)) + content + bytes(-len(content) % BLOCK)
 
 
 def tar_header(name: str, size_bytes: int) -> bytes:

@@ -62,8 +62,8 @@ def open_pair(
     the label is a dense one, and all images are of class 0.
 
     Raises:
-        IjepaError: other encoders or options, no such label, classes numbered otherwise, nothing
-            to choose on, images that are in both, or many that are under another name; no tokens.
+        IjepaError: other encoders or options, no such label or tokens, classes numbered otherwise,
+            nothing to choose on, images that are in both, or many that are under another name.
     """
     opened = (open_features(path, check_tokens=tokens) for path in pair)
     train, test = (_images(store, label, dense) for store in opened)
@@ -205,3 +205,9 @@ def repeated_keys(train: Known | Images, test: Known | Images, test_images: int)
             f"score must not be of what was fitted on. Leave them out of one split."
         )
     return tuple(test.keys[place] for place in found)
+
+
+def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
+    """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
+    alike = np.intersect1d(train, test)
+    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))

@@ -35,18 +35,11 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class DenseMaps(Config):
-    """What the stored maps of a dense label hold.
+    """What the stored maps of a dense label hold."""
 
-    Attributes:
-        dtype: `uint8` or `uint16` of classes, the largest value of ignored pixels; or `float32` of
-            depth, 0 where it is not known.
-        names: of classes 0, 1, ...; None for depth.
-        unit: of depth.
-    """
-
-    dtype: str
-    names: tuple[str, ...] | None = None
-    unit: str = ""
+    dtype: str  # `uint8`, `uint16`: classes, the largest value is ignored; `float32`: depth or 0
+    names: tuple[str, ...] | None = None  # of classes 0, 1, ...; None for depth
+    unit: str = ""  # of depth
 
 
 class FeatureHeader(Config):
@@ -205,8 +198,7 @@ class Features:
     def maps(self, label: str) -> Array:
         """(rows, height, width) of one dense label, see `DenseMaps`: mapped, not in memory.
 
-        Raises:
-            IjepaError: the file has no such dense label.
+        An `IjepaError` if the file has no such label.
         """
         if label not in self.header.dense:
             near, there = did_you_mean(label, self.header.dense), ", ".join(self.header.dense)

@@ -115,10 +115,7 @@ class FeatureWriter:
     """Puts batches of numbers in their place in a file that `create_features` made.
 
     Several processes may each have a writer of one file and add other batches. A batch that a kill
-    or a power failure took does not agree with its checksum, and is missing.
-
-    Attributes:
-        missing: numbers of the batches that were not there when the writer was made, ascending.
+    or a power failure took does not agree with its checksum: its number is in `missing`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,8 +152,7 @@ class FeatureWriter:
         token dim) patch tokens, if the header has their shape; with (n, height, width) maps of its
         dense labels, in the order of their names.
 
-        Raises:
-            IjepaError: a number that is not finite, or too large for the type of the store.
+        An `IjepaError` if a number is not finite, or too large for the type of the store.
         """
         assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
         numbers, ids = self._finite(batch, features), np.ascontiguousarray(image_ids)

@@ -73,7 +73,7 @@ def shard(
     from ijepa.shard import shard as run
 
     if check:
-        from ijepa.data.shards import check_shards
+        from ijepa.data.index import check_shards
 
         with shown_progress() as progress:
             found = check_shards(source, progress)

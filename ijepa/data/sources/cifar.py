@@ -97,7 +97,7 @@ def read_cifar(tree: Tree, asked: Request, kind: str) -> Found:
     def images(first: int) -> Generator[Packed]:
         for split, number, path, pixels, known in islice(every(), first, None):
             name = f"{labels[LABEL][known[LABEL]]}/{number:05d}.png"
-            yield split, name, path, as_png(Image.fromarray(pixels)), known, {}
+            yield split, name, path, as_png(Image.fromarray(pixels)), known, {}, {}
 
     items = packed(images, asked, "encode CIFAR images")
     return dict.fromkeys(published.splits, labels), lambda _: items, Counter(tree.left_out)
@@ -159,18 +159,16 @@ def _rows(
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         raise _wrong(entry, "it has no array of bytes as 'data'")
     if pixels.shape != (len(names), 3 * SIDE_PX**2):
-        raise _wrong(
-            entry, f"it has pixels of shape {pixels.shape} for {len(names)} images of 3072"
-        )
+        shape = pixels.shape
+        raise _wrong(entry, f"it has pixels of shape {shape} for {len(names)} images of 3072")
     columns: dict[str, list[int]] = {}
     for label, (key, _) in published.labels.items():
         columns[label] = column = body.get(key, [])
         classes = range(len(labels[label]))
         is_whole = isinstance(column, list) and len(column) == len(names)
         if not is_whole or not all(isinstance(n, int) and n in classes for n in column):
-            raise _wrong(
-                entry, f"it has no list of {len(names)} classes of {published.meta} as {key}"
-            )
+            what = f"{len(names)} classes of {published.meta}"
+            raise _wrong(entry, f"it has no list of {what} as {key}")
     for number, row in enumerate(pixels.reshape(-1, 3, SIDE_PX, SIDE_PX).transpose(0, 2, 3, 1)):
         known = {label: int(column[number]) for label, column in columns.items()}
         yield f"{entry.path}/{names[number]}", row, known

@@ -76,8 +76,7 @@ def _images(
             yield Item(split, name, *entry[:4], *facts)
         elif not entry.path.endswith(SCENES):
             left_out[kind_of(entry.path)] += 1
-    unused = [image for images in known.values() for image in images]
-    if unused:
+    if unused := [image for images in known.values() for image in images]:
         lost = f"{len(unused):,} scenes of {tree.where} have no image"
         raise IjepaError(f"{lost}, such as {min(unused)}; copy the images again.")
 

@@ -37,9 +37,6 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
 
     A map has the name of its image, below the image's path or its path within the split; that of a
     row of a table, the name of the row's key. One that is missing is an image that does not decode.
-
-    Raises:
-        IjepaError: there is no such folder, or it is within that of the images.
     """
     paths = {name: Path(folder) for name, folder in folders.items()}
     labels = dict(source.dense)

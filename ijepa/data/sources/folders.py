@@ -8,6 +8,7 @@ from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request
 from ijepa.data.sources.names import LABEL, class_name, kind_of, split_folders
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
+from ijepa.text import some
 
 SHOWN = 3  # names in an error
 
@@ -81,7 +82,7 @@ def _known_splits(outline: Outline, asked: tuple[str, ...], where: str) -> dict[
     # One folder called as a split beside others, all of images alone: it is a class, too.
     if len(known) == 1 and all(group == {(IMAGE,)} for group in inside.values()):
         return {}
-    shown = _some(["loose images" if name == IMAGE else name for name in others])
+    shown = some(["loose images" if name == IMAGE else name for name in others])
     options = " ".join(f"--split {name}" for name in known)
     raise IjepaError(
         f"{where}: {', '.join(known)} look like splits, {shown} do not. To read the splits alone: "
@@ -98,7 +99,7 @@ def _refuse_equal_folders(inside: Mapping[str, Outline], where: str) -> None:
     tops = sorted(inside)
     options = " ".join(f"--split {name}" for name in tops[:SHOWN])
     raise IjepaError(
-        f"{where}: {_some(tops)} hold the same folders, {_some(sorted(shared))}. If they are "
+        f"{where}: {some(tops)} hold the same folders, {some(sorted(shared))}. If they are "
         f"splits, name them: {options}; if they are classes: --folders-are-classes."
     )
 
@@ -130,7 +131,3 @@ def _class_folders(outline: Outline, where: str) -> set[str]:
             f"beside them; move them apart, or list the images in a CSV."
         )
     return folders
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -86,11 +86,7 @@ class Source:
     dense: Mapping[str, DenseLabel] = field(default_factory=dict)  # what maps images have
 
     def read(self, request: Request) -> Contents:
-        """List the images of the splits that are asked for.
-
-        Raises:
-            IjepaError: what is there cannot be understood, or lacks a split.
-        """
+        """List the images of the splits that are asked for; an `IjepaError` if one is missing."""
         if request.member and not self.has_members:
             raise no_members(self.name)
         splits, items, left_out = self.find(request)
@@ -169,13 +165,13 @@ def _label_text(value: object, place: str) -> str:
     return "" if text == str(UNKNOWN) else text
 
 
-# Split, name, path, bytes, labels and metadata, see `Item`, of an image that is no file yet.
-Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any]]
-PackedDense = tuple[*Packed, dict[str, bytes]]  # with the file of each dense label
+# Split, name, path, bytes, labels and metadata, see `Item`, of an image that is no file yet; and
+# the file of each dense label.
+Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any], dict[str, bytes]]
 
 
 def packed(
-    images: Callable[[int], Generator[Packed | PackedDense]],
+    images: Callable[[int], Generator[Packed]],
     request: Request,
     task: str,
     total: int | None = None,
@@ -199,8 +195,8 @@ def packed(
             lines.writelines(kept)
             request.progress(task, len(kept), total)  # the pace is counted from here
             for done, image in enumerate(new, start=len(kept) + 1):
-                split, name, path, content, labels, metadata = image[:6]
-                dense, maps = {}, image[6] if len(image) == 7 else {}
+                split, name, path, content, labels, metadata, maps = image
+                dense = {}
                 for label, values in maps.items():  # the image ends what is written of an item
                     dense[label] = "", file.tell(), len(values)
                     file.write(values)

@@ -12,7 +12,7 @@ from ijepa.data.sources.clevr import find_scenes, read_clevr
 from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import Found, Request, Source, no_members
-from ijepa.data.sources.names import expanded
+from ijepa.data.sources.names import MOST_PARTS, expanded
 from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.data.sources.tables import PARQUET, is_table, read_tables, table_source
 from ijepa.data.sources.torchvision_sets import torchvision_set
@@ -29,16 +29,11 @@ from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
 from ijepa.errors import IjepaError
 from ijepa.text import did_you_mean
 
-MOST_PARTS = 100_000  # archives that braces name
-
 
 def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     """Understand a path, tars with braces as in `set-{000..009}.tar`, or `kind:path`.
 
     If `folders_are_classes`, the outermost folders of a path alone are classes, never splits.
-
-    Raises:
-        IjepaError: no such kind, or nothing there.
     """
     kind, colon, rest = text.partition(":")
     is_kind, is_list = bool(colon) and kind in KINDS, Path(text).suffix.lower() in lists.LISTS
@@ -54,7 +49,7 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
             f"with one of {kinds}."
         )
     if text.lower().endswith(PARQUET) and not Path(text).is_dir():
-        return _tables(text)
+        return table_source(text)
     if is_list and Path(text).is_file():
         return lists.listed_images(Path(text))
     find = partial(_by_layout, folders_are_classes=folders_are_classes)
@@ -85,14 +80,11 @@ def _tree(text: str, find: Callable[[Tree, Request], Found]) -> Source:
         if folder := next((path for path in parts if path.is_dir()), None):
             raise IjepaError(f"{text} names {folder}, a folder; braces name archives.")
     where = parts[0] if parts else _tree_path(text)
-    return Source(
-        name=str(where),
-        digest=lambda: tree_digest(where, parts),
-        find=lambda asked: find(
-            Tree(where, asked.work, asked.progress, parts, arrays=asked.arrays), asked
-        ),
-        where=where,
-    )
+
+    def found(asked: Request) -> Found:
+        return find(Tree(where, asked.work, asked.progress, parts, arrays=asked.arrays), asked)
+
+    return Source(str(where), lambda: tree_digest(where, parts), found, where)
 
 
 def _tree_path(text: str) -> Path:
@@ -105,14 +97,6 @@ def _tree_path(text: str) -> Path:
             f"{', '.join((PLAIN, *PACKED))}, of lists in {', '.join(lists.LISTS)}."
         )
     return where
-
-
-def _tables(text: str) -> Source:
-    """Parquet files, with braces if they are several, or a folder of tables."""
-    paths = [Path(one) for one in ([text] if Path(text).exists() else expanded(text, MOST_PARTS))]
-    if missing := next((path for path in paths if not text or not path.exists()), None):
-        raise IjepaError(f"There is no data set at '{missing}'.")
-    return table_source(text, paths)
 
 
 def _folder(text: str, read: Callable[[Path], Source]) -> Source:
@@ -136,7 +120,7 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "imagenet": lambda text: lists.imagenet(_tree_path(text)),
     "imagenet22k": lambda text: _tree(text, partial(read_folders, folders_are_classes=True)),
     "inat18": lambda text: _folder(text, lists.inat18),
-    "parquet": _tables,
+    "parquet": table_source,
     "places205": lambda text: _folder(text, lists.places205),
     "places365": lambda text: _folder(text, lists.places365),
     "scenes": rendered_scenes,

@@ -253,8 +253,7 @@ def _published(
                 for path, name, label in read(split, file):
                     listed.add(os.path.normpath(path))
                     if split in splits:
-                        size_bytes = _checked_size(where, path, label, len(names))
-                        place = str(where / path), 0, size_bytes
+                        place = str(where / path), 0, _checked_size(where, path, label, len(names))
                         yield Item(split, name, path, *place, {LABEL: label})
             _count_unlisted((entry.path for entry in walk(where)), listed, left_out)
 

@@ -18,6 +18,7 @@ from ijepa.files import no_file
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 SHOWN_LINES = 3  # in an error
 BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
+MOST_PARTS = 100_000  # archives or tables that braces name
 MOST_BRACES = 10  # pairs in one name; each makes every name slower to expand
 LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
@@ -75,11 +76,7 @@ def readable(text: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a list of images that are not blank, each once, in their order.
-
-    Raises:
-        IjepaError: there is no such file, or it is empty.
-    """
+    """Lines of a list of images that are not blank, each once, in their order; one or more."""
     if not path.is_file():
         raise IjepaError(f"{no_file(path, 'list')}.")
     lines = (line.strip() for line in path.read_text(errors="surrogateescape").splitlines())
@@ -132,12 +129,7 @@ class ImageList:
 def listed(path: Path, keys: Sequence[str]) -> Ints:
     """Numbers of the training images that a list names, ascending: the published 1% of ImageNet.
 
-    Args:
-        path: see `ImageList`; with or without suffixes.
-        keys: of the images, `<split>/<path without suffix>`.
-
-    Raises:
-        IjepaError: there is no such file, it is empty, or a line names no image.
+    `keys` are those of the images; for `path` see `ImageList`, whose errors it raises.
     """
     images = ImageList(path, drop_suffix=True)
     chosen = (images.chooses(key, key.partition("/")[2]) for key in keys)
@@ -147,11 +139,7 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
 
 
 def expanded(text: str, most: int) -> tuple[str, ...]:
-    """The names that `set-{000..009}.tar` stands for.
-
-    Raises:
-        IjepaError: more than `most`, too many pairs of braces, or some that do not end.
-    """
+    """The names that `set-{000..009}.tar` stands for, `most` at most."""
     try:
         if text.count("{") > MOST_BRACES:
             raise ValueError(f"they are more than {MOST_BRACES} pairs")

@@ -9,9 +9,8 @@ units are CLEVR's, z points up, the floor is z = 0; everything is vectorised ove
 import hashlib
 from collections import Counter
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -20,9 +19,9 @@ from pydantic import Field, model_validator
 from ijepa.config import Config, validated
 from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
-from ijepa.data.sources.items import Found, PackedDense, Request, Source, as_png, packed
+from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
-from ijepa.world import end_with_parent, processes, starting
+from ijepa.world import process_pool
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -69,6 +68,8 @@ class ScenesSpec(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     dense: Literal["no", "yes"] = "no"  # maps of shape, colour and depth beside each image?
 
+    later: ClassVar[tuple[str, ...]] = ("dense",)
+
     @model_validator(mode="after")
     def _objects_fit(self) -> Self:
         if self.min_objects > self.max_objects:
@@ -88,26 +89,21 @@ def rendered_scenes(text: str) -> Source:
     counts = {split: count for split in SPLITS if (count := getattr(spec, split))}
     every = [(split, number) for split in counts for number in range(counts[split])]
 
-    def images(workers: int, first: int) -> Generator[PackedDense]:
+    def images(workers: int, first: int) -> Generator[Packed]:
         if workers == 0:
             yield from map(partial(_drawn, spec), every[first:])
             return
-        pool = ProcessPoolExecutor(workers, processes(), initializer=end_with_parent)
-        try:
-            with starting():  # all processes are started by the first task
-                drawn = pool.map(partial(_drawn, spec), every[first:], chunksize=32)
-            yield from drawn
-        finally:
-            pool.shutdown(cancel_futures=True)  # else all scenes are drawn before Ctrl-C ends it
+        with process_pool(workers) as pool:
+            yield from pool.map(partial(_drawn, spec), every[first:], chunksize=32)
 
     def find(asked: Request) -> Found:
         items = packed(partial(images, asked.workers), asked, "render images", len(every))
         return dict.fromkeys(counts, LABELS), lambda _: items, Counter()
 
-    exclude = {"dense"} if spec.dense == "no" else None  # as if there were no such choice
-    digest = hashlib.sha256(spec.model_dump_json(exclude=exclude).encode()).hexdigest()
-    dense = {} if exclude else DENSE
-    return Source(f"scenes:{text}", lambda: digest, find, dense=dense)
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    return Source(
+        f"scenes:{text}", lambda: digest, find, dense=DENSE if spec.dense == "yes" else {}
+    )
 
 
 def parse_spec(text: str) -> ScenesSpec:
@@ -128,7 +124,7 @@ def parse_spec(text: str) -> ScenesSpec:
     return validated(ScenesSpec, values, f"scenes:{text}")
 
 
-def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> PackedDense:
+def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> Packed:
     split, number = place
     objects, image, camera = draw_scene(spec, split, number)
     labels, depth = label_scene({"objects": objects})

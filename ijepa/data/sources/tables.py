@@ -26,7 +26,15 @@ from ijepa.data.sources.items import (
     Valued,
     number_labels,
 )
-from ijepa.data.sources.names import LABEL, check_split_name, readable, split_folders, suffix_of
+from ijepa.data.sources.names import (
+    LABEL,
+    MOST_PARTS,
+    check_split_name,
+    expanded,
+    readable,
+    split_folders,
+    suffix_of,
+)
 from ijepa.data.sources.trees import Entry, digest_of, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json, read_json
@@ -69,8 +77,11 @@ def in_table(item: Item) -> bool:
     return item.file.lower().endswith(PARQUET)
 
 
-def table_source(name: str, paths: Sequence[Path]) -> Source:
-    """Parquet files, or a folder of tables, whatever else lies there."""
+def table_source(name: str) -> Source:
+    """Parquet files, with braces if they are several; or a folder of tables, whatever it holds."""
+    paths = [Path(one) for one in ([name] if Path(name).exists() else expanded(name, MOST_PARTS))]
+    if missing := next((path for path in paths if not name or not path.exists()), None):
+        raise IjepaError(f"There is no data set at '{missing}'.")
     if paths[0].is_dir():
         files = [entry for entry in walk(paths[0]) if is_table(entry.path)]
     else:
@@ -92,9 +103,9 @@ def read_tables(files: Sequence[Entry], where: str, asked: Request) -> Found:
     _refuse_missing(files, where)
     files = [entry for entry in files if _is_saved(entry)]
     splits = _splits([entry.path for entry in files], where, asked.splits)
-    columns = _columns(_schema(files[0].file), asked.member, files[0].file)
+    columns = _columns_of(files[0].file, asked.member)
     for entry in files[1:]:
-        if _columns(_schema(entry.file), asked.member, entry.file) != columns:
+        if _columns_of(entry.file, asked.member) != columns:
             raise IjepaError(
                 f"{entry.file} has other columns or classes than {files[0].file}; shard them apart."
             )
@@ -158,19 +169,19 @@ class RowReader:
 
     def read(self, path: str, row: int) -> bytes:
         """The image of a row of a file; an `IjepaError` if the file is damaged."""
-        with _reading(path):
+        with _reading(path) as pa:
             if path != self._path or row not in self._rows or row < self._first:
-                self._open(path, row)
+                self._open(pa, path, row)
             while row >= self._first + len(self._held):
                 self._first += len(self._held)
                 self._held = next(self._left)
             image: bytes = self._held[row - self._first].as_py()
         return image
 
-    def _open(self, path: str, row: int) -> None:
+    def _open(self, pa: Arrow, path: str, row: int) -> None:
         """Begin the row group that holds the row."""
-        file, first, self._path = _parquet(path), 0, ""
-        columns = _columns(file.schema_arrow, self._member, path)
+        file, first, self._path = _parquet(pa, path), 0, ""
+        columns = _columns(pa, file.schema_arrow, self._member, path)
         for group in range(file.metadata.num_row_groups):
             self._rows = range(first, first + file.metadata.row_group(group).num_rows)
             if row in self._rows:
@@ -241,11 +252,17 @@ def _splits(paths: Sequence[str], where: str, asked: Sequence[str]) -> dict[str,
     return splits
 
 
-def _columns(schema: Arrow, member: str | None, file: str) -> Columns:
-    """The image column and the labels; refuses a table without an image column to choose."""
-    from pyarrow import types
+def _columns_of(file: str, member: str | None) -> Columns:
+    with _reading(file) as pa:
+        if suffix_of(file) == PARQUET:
+            return _columns(pa, _parquet(pa, file).schema_arrow, member, file)
+        with pa.memory_map(file) as mapped, pa.ipc.open_stream(mapped) as stream:
+            return _columns(pa, stream.schema, member, file)
 
-    features: dict[str, Any] = {}
+
+def _columns(pa: Arrow, schema: Arrow, member: str | None, file: str) -> Columns:
+    """The image column and the labels; refuses a table without an image column to choose."""
+    types, features = pa.types, dict[str, Any]()
     with contextlib.suppress(ValueError, LookupError, TypeError):
         features = dict(parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"])
     images, labels, classes = {}, {}, {}
@@ -276,8 +293,8 @@ def _columns(schema: Arrow, member: str | None, file: str) -> Columns:
 def _rows(path: str, columns: Columns) -> Iterator[tuple[Place | None, str | None, dict[str, Any]]]:
     """The place of each image, None without bytes, its path, and values by label."""
     read = _parquet_batches if suffix_of(path) == PARQUET else _arrow_batches
-    with _reading(path):
-        for places, batch in read(path, columns):
+    with _reading(path) as pa:
+        for places, batch in read(pa, path, columns):
             named = columns.labels.items()
             known = {label: batch.column(column).to_pylist() for column, label in named}
             paths = [None] * len(places)
@@ -289,12 +306,14 @@ def _rows(path: str, columns: Columns) -> Iterator[tuple[Place | None, str | Non
                 yield place, paths[row], values | texts
 
 
-def _parquet_batches(path: str, columns: Columns) -> Iterator[tuple[list[Place | None], Arrow]]:
+def _parquet_batches(
+    pa: Arrow, path: str, columns: Columns
+) -> Iterator[tuple[list[Place | None], Arrow]]:
     """A place is the row's number in the file, and the mean size of images in the row group.
 
     No bytes of images are decoded, unless some rows of a group have none.
     """
-    file, first, leaf = _parquet(path), 0, _leaf(columns)
+    file, first, leaf = _parquet(pa, path), 0, _leaf(columns)
     others = [*columns.labels, *([f"{columns.image}.path"] if columns.is_struct else [])]
     for group in range(file.metadata.num_row_groups):
         facts = file.metadata.row_group(group)
@@ -310,10 +329,10 @@ def _parquet_batches(path: str, columns: Columns) -> Iterator[tuple[list[Place |
             first += batch.num_rows
 
 
-def _arrow_batches(path: str, columns: Columns) -> Iterator[tuple[list[Place | None], Arrow]]:
+def _arrow_batches(
+    pa: Arrow, path: str, columns: Columns
+) -> Iterator[tuple[list[Place | None], Arrow]]:
     """A place is that of the bytes in the file, which is mapped into memory."""
-    import pyarrow as pa
-
     with pa.memory_map(path) as file:
         mapped = file.read_buffer()
         file.seek(0)
@@ -334,32 +353,20 @@ def _leaf(columns: Columns) -> str:
     return f"{columns.image}.bytes" if columns.is_struct else columns.image
 
 
-def _schema(path: str) -> Arrow:
-    with _reading(path):
-        import pyarrow as pa
-
-        if suffix_of(path) == PARQUET:
-            return _parquet(path).schema_arrow
-        with pa.memory_map(path) as file, pa.ipc.open_stream(file) as stream:
-            return stream.schema
-
-
-def _parquet(path: str) -> Arrow:
-    from pyarrow import parquet
-
-    return parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+def _parquet(pa: Arrow, path: str) -> Arrow:
+    return pa.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Say in one line that a file is damaged, or that pyarrow is not installed."""
+def _reading(path: str) -> Iterator[Arrow]:
+    """Give pyarrow; say in one line that the file is damaged, or that pyarrow is not installed."""
     try:
-        import pyarrow as pa
+        import pyarrow.parquet
     except ImportError as error:
         raise IjepaError(f"{path} needs pyarrow; install it with pip install pyarrow.") from error
     try:
-        yield
-    except (pa.ArrowException, OSError) as error:
+        yield pyarrow
+    except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or ["unexpected end"])[0].rstrip(".")

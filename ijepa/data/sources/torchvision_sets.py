@@ -47,7 +47,7 @@ def torchvision_set(text: str) -> Source:
             for split, number in islice(places, first, None):
                 image, target = _pair(name, opened[split], number)
                 file, known = f"{number:07d}.png", classes[split][1](target)
-                yield split, file, f"{split}/{file}", as_png(image), known, {}
+                yield split, file, f"{split}/{file}", as_png(image), known, {}, {}
 
         items = packed(images, asked, f"encode {name} images")
         return {split: known[0] for split, known in classes.items()}, lambda _: items, Counter()

@@ -68,10 +68,10 @@ def read_webdataset(tree: Tree, asked: Request) -> Found:
         shown = ", ".join(name for name, _ in found.most_common(SHOWN)) or "no image"
         raise IjepaError(f"{tree.where} has no sample with {asked.member}; samples have {shown}.")
     if not names and not asked.member:
-        expected = "a .cls, or a .json with 'labels', 'label' or 'class', beside an image"
         raise IjepaError(
             f"{faults[0]}." if faults else
-            f"{tree.where} holds no label: expected {expected}. Its path alone reads class folders."
+            f"{tree.where} holds no label: expected a .cls, or a .json with 'labels', 'label' or "
+            f"'class', beside an image. Its path alone reads class folders."
         )  # fmt: skip
     left_out = Counter(tree.left_out)
     labels = dict(sorted(names.items()))

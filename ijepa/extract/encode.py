@@ -1,30 +1,33 @@
-"""Frozen features of every image of a split, in an HDF5 feature store."""
+"""Encode the images of a split, batch by batch, into a feature file."""
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
-from ijepa.data.shards import ShardSet, check_shards, open_shards
+from ijepa.compute import computing
+from ijepa.config import ExtractConfig, Runtime
+from ijepa.data.loader import Batch, ViewBatches, ViewPlan, batches
+from ijepa.data.shards import ShardSet
+from ijepa.distributed import (
+    device_name,
+    from_rank_0,
+    moved,
+    num_workers,
+    pick_device,
+    wait_for_all,
+)
 from ijepa.encoders.spec import EncoderSpec
-from ijepa.errors import IjepaError
-from ijepa.features.diagnose import describe
-from ijepa.features.store import DenseMaps, FeatureHeader, read_header
+from ijepa.features.store import DenseMaps, FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
-from ijepa.progress import Progress, automatic, silent
-from ijepa.stage import CACHED, DryRun, StagePlan, Work, exclusive_work
-from ijepa.world import World, together
+from ijepa.jepa.augment import normalise
+from ijepa.progress import Progress
+from ijepa.stage import Work
+from ijepa.world import World
 
-if TYPE_CHECKING:
-    import torch
-
-    from ijepa.data.loader import Batch
-
-VERSION = 11
 BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a resumed run starts
 
 CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
@@ -35,68 +38,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 log = logging.getLogger(__name__)
 
 
-class ExtractResult(Config):
-    """A finished feature file and what is in it."""
-
-    out: Path
-    cached: bool
-    encoder: str
-    images: int
-    views: int
-    layers: int
-    dim: int
-    labels: tuple[str, ...]
-    tokens: tuple[int, int, int] | None = None  # rows and columns of patches, width of a token
-    dense: tuple[str, ...] = ()  # dense labels whose maps stand beside the tokens
-
-
-def extract(
-    shards: StrPath,
-    out: StrPath,
-    config: ExtractConfig,
-    runtime: Runtime = RUNTIME,
-    progress: Progress = automatic,
-) -> ExtractResult:
-    """Write pooled features of the last layers of `config.encoder` to `out`.
-
-    Killed and started again, it goes on after the last whole batch. Under torchrun each process
-    encodes its share of the batches.
-
-    Raises:
-        IjepaError: the encoder does not load, the split is not there, an image does not decode.
-    """
-    data = open_shards(Path(shards))
-    config = config.model_copy(update={"split": data.named_split(config.split)})
-    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
-    plan = StagePlan("extract", VERSION, config, inputs, Path(out))
-    try:
-        with together(exclusive_work(plan, runtime), runtime) as (work, world):
-            if not work.cached:
-                _encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
-    except DryRun as outlook:
-        if not config.tokens or outlook.state == CACHED:
-            raise
-        size = _Extraction(config, data, runtime, "cpu").size  # tells what --tokens costs
-        raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
-    found = describe(plan.out)  # without its numbers: its record has the digest of the file
-    same: dict[str, Any] = found.model_dump(include={"images", "views", "layers", "dim"})
-    encoder, labels = found.header.encoder, tuple(found.classes)
-    same |= {"labels": labels, "tokens": found.header.tokens, "dense": tuple(found.header.dense)}
-    return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, **same)
-
-
-def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:
-    """See that a feature file was made from this shard set, and that the set is undamaged.
-
-    Raises:
-        IjepaError: it was made from other images, or files of the set are damaged.
-    """
-    if read_header(Path(path)).data_fingerprint != open_shards(Path(shards)).fingerprint:
-        raise IjepaError(f"{path} was made from other images than those of {shards}.")
-    check_shards(Path(shards), progress)
-
-
-def _encode(
+def encode(
     work: Work,
     config: ExtractConfig,
     data: ShardSet,
@@ -105,10 +47,7 @@ def _encode(
     world: World,
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    from ijepa.compute import computing
-    from ijepa.distributed import device_name, from_rank_0, pick_device, wait_for_all
-
-    job = _Extraction(config, data, runtime, pick_device(runtime.device))
+    job = Extraction(config, data, runtime, pick_device(runtime.device))
     path = work.folder / work.plan.out.name
     total, size = len(job.images), job.batch_size
     if world.is_rank_0 and config.tokens:
@@ -137,14 +76,13 @@ def _encode(
     from_rank_0(world, publish)
 
 
-class _Extraction:
+class Extraction:
     """One encoder, and the images of one split that it encodes."""
 
     def __init__(
-        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: "torch.device | str"
+        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: torch.device | str
     ) -> None:
-        import torch
-
+        """Load the encoder onto the device."""
         self.config, self.data, self.runtime = config, data, runtime
         self.device = torch.device(device)
         self.images = data.split(config.split)
@@ -220,7 +158,7 @@ class _Extraction:
             batch_rows=self.batch_size * (1 + config.views),
         )
 
-    def batches(self, todo: Sequence[int]) -> "Iterator[tuple[Batch, list[Floats]]]":
+    def batches(self, todo: Sequence[int]) -> Iterator[tuple[Batch, list[Floats]]]:
         """Encode some batches of images, in order: number n begins with image n * `batch_size`.
 
         A GPU computes a batch while the caller has the one before it.
@@ -230,27 +168,6 @@ class _Extraction:
             `config.dtype`: those of the first image, then of the second, and so on; with
             `config.tokens` also their patch tokens (n * views, patches, dim).
         """
-        import torch
-
-        from ijepa.data.loader import ViewBatches, ViewPlan, batches
-        from ijepa.distributed import moved, num_workers
-        from ijepa.jepa.augment import normalise
-
-        def fetched(tensor: torch.Tensor) -> Callable[[], Floats]:
-            """Begin to copy to the host, from a GPU without waiting; the call gives the values."""
-            if not on_gpu:
-                return tensor.cpu().numpy
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            host.copy_(tensor, non_blocking=True)
-            arrived = torch.cuda.current_stream(tensor.device).record_event()
-
-            def values() -> Floats:
-                arrived.synchronize()
-                found: Floats = host.numpy()
-                return found
-
-            return values
-
         config, cuts = self.config, self.encoder.data
         dtype = torch.float16 if config.dtype == "float16" else torch.float32
         how = config.views, config.augment, config.seed, config.interpolation
@@ -259,19 +176,34 @@ class _Extraction:
         begun: deque[tuple[Batch, list[Callable[[], Floats]]]] = deque()
         workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
         for batch in batches(views, todo, workers, pin_memory=on_gpu):
-            pixels = moved(batch.images, self.device)
-            pixels = normalise(pixels, cuts.mean, cuts.std)
+            pixels = normalise(moved(batch.images, self.device), cuts.mean, cuts.std)
             parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
-            found = [[one.to(dtype) for one in self.encoded(part)] for part in parts]
-            begun.append((batch, [fetched(torch.cat(kind)) for kind in zip(*found, strict=True)]))
+            found = [[one.to(dtype) for one in self._encoded(part)] for part in parts]
+            begun.append((batch, [_fetched(torch.cat(kind)) for kind in zip(*found, strict=True)]))
             if len(begun) > IN_FLIGHT.get(self.device.type, 0):
                 done, values = begun.popleft()
                 yield done, [one() for one in values]
         for done, values in begun:
             yield done, [one() for one in values]
 
-    def encoded(self, images: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+    def _encoded(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Features of normalised images, and their patch tokens where these are stored."""
         if self.tokens:
             return self.encoder.features_and_tokens(images, self.num_layers, bf16=self.bf16)
         return (self.encoder.features(images, self.num_layers, bf16=self.bf16),)
+
+
+def _fetched(tensor: torch.Tensor) -> Callable[[], Floats]:
+    """Begin to copy to the host, from a GPU without waiting; the call gives the values."""
+    if not tensor.is_cuda:
+        return tensor.cpu().numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def values() -> Floats:
+        arrived.synchronize()
+        found: Floats = host.numpy()
+        return found
+
+    return values
