@@ -80,7 +80,7 @@ def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
     [
         (["--init", "nowhere"], "There are no weights nowhere for --init"),
         (["--init", "RUN", "--prolong", "RUN"], "choose one of them"),
-        (["--init", "RUN", "--set", "encoder.arch=64x2x2"], "(encoder) is of another architecture"),
+        (["--init", "RUN", "--set", "encoder.arch=64x2x2"], "it is 32x2x2, not 64x2x2"),
         (["--prolong", "SHARDS"], "is no finished run of `ijepa pretrain`"),
         (["--prolong", "RUN"], "has 2 epochs; prolong it to more"),
         (["--prolong", "RUN", "--set", "seed=3"], "seed was 0, now 3"),

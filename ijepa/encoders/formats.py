@@ -130,7 +130,7 @@ def read_networks(path: Path, arch: str | None = None) -> Networks:
     if arch and architecture(arch)[:3] != held[:3]:
         raise IjepaError(
             f"{networks.source} records that it is {networks.config.encoder.arch}, not {arch}; "
-            f"leave the architecture out."
+            f"ask for the same architecture, or for none."
         )
     return networks
 
