@@ -46,8 +46,9 @@ def test_a_compiled_run_makes_few_graphs_in_its_first_steps_and_none_for_health_
         "cifar10",
         # Sizes that no length of a mask equals: equal ones get a graph.
         ["encoder.arch=80x3x2", "predictor.dim=72", "predictor.depth=3", "data.batch_size=13",
-         "masks.group_size=13", "optimization.precision=bf16", "optimization.epochs=2",
-         "optimization.warmup_epochs=1", "watch.every_steps=8", "watch.num_images=40"],
+         "masks.group_size=13", "masks.num_targets=4", "optimization.precision=bf16",
+         "optimization.epochs=2", "optimization.warmup_epochs=1",
+         "watch.every_steps=8", "watch.num_images=40"],
     )  # fmt: skip
     runtime = Runtime(device="cpu", workers=0, compile=True)
     pretrain(shards, tmp_path / "compiled", config, runtime)
