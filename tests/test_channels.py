@@ -122,6 +122,14 @@ def as_tiff(pixels, **how):
     return file.getvalue()
 
 
+def one_by_one(pages):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            writer.write(page)
+    return file.getvalue()
+
+
 def some(dtype, shape=(9, 12, 8)):
     rng = np.random.default_rng(0)
     values = rng.normal(0, 1, shape) if dtype.startswith("float") else rng.integers(0, 200, shape)
@@ -144,6 +152,7 @@ FILES = {
     "TIFF, interleaved": (as_tiff(WIDE, photometric="minisblack", planarconfig="contig"), WIDE),
     "TIFF, planes": (as_tiff(FIRST, photometric="minisblack", planarconfig="separate"), WIDE),
     "TIFF, pages": (as_tiff(FIRST, photometric="minisblack"), WIDE),
+    "TIFF, pages one by one": (one_by_one(FIRST), WIDE),
     "TIFF, big-endian": (as_tiff(FIRST, byteorder=">"), WIDE),
     "TIFF, LZW": (as_tiff(WIDE, photometric="minisblack", compression="lzw"), WIDE),
     "TIFF of floats": (as_tiff(some("float32", (8, 9, 12))), np.moveaxis(

@@ -1,6 +1,7 @@
 """Dense labels: maps of classes and depth, from source files through shards to evaluation views."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.loader import ViewPlan, dense_view, evaluation_view
@@ -17,6 +19,7 @@ from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.scenes import ScenesSpec, draw_maps, draw_scene
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
+from ijepa_cli.main import app
 
 ONE = Runtime(workers=1)
 RNG = np.random.default_rng(0)
@@ -301,6 +304,26 @@ def test_the_line_of_a_name_is_the_number_of_its_class(tmp_path, text, message):
     with pytest.raises(IjepaError, match=message):
         shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE,
               dense={"seg": tmp_path / "masks"})  # fmt: skip
+
+
+def test_maps_without_other_labels_lead_to_their_probe(tmp_path):
+    for split in ("train", "val"):
+        for number in range(2):
+            picture(tmp_path / "images" / split / f"{number}.png", 16, 16)
+            save(tmp_path / "depth" / split / f"{number}.npy", RNG.uniform(1, 2, (16, 16)))
+    shard(
+        tmp_path / "images",
+        tmp_path / "set",
+        ShardConfig(),
+        ONE,
+        dense={"depth": tmp_path / "depth"},
+    )
+    words = ["extract", "--encoder", "pixels/8", "--data", tmp_path / "set", "--tokens"]
+    words += ["--image-size", 16, "--device", "cpu", "--workers", 0]
+    for split in ("train", "val"):
+        split_words = [*words, "--split", split, "--out", tmp_path / f"{split}.h5"]
+        said = CliRunner().invoke(app, [*map(str, split_words)], catch_exceptions=False).stdout
+    assert re.search(r"next: ijepa probe depth --train .* --label depth --out .*depth\.json", said)
 
 
 def test_maps_stay_as_they_are_where_images_shrink(tmp_path):

@@ -161,7 +161,7 @@ def read_pixels(
         if content.startswith(NPY):
             found = _of_npy(content)
         elif content.startswith(TIFF):
-            found, has_more = _of_tiff(content, max_pixels)
+            found, has_more = _of_tiff(content, channels, max_pixels)
         else:
             found, axis = _of_picture(content, max_pixels), "last"
         found = _channels_last(found, channels, axis)
@@ -217,8 +217,8 @@ def _of_npy(content: bytes) -> Array:
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
-def _of_tiff(content: bytes, max_pixels: int) -> tuple[Array, bool]:
-    """The first image or stack of pages of a TIFF; does it hold others?"""
+def _of_tiff(content: bytes, channels: int, max_pixels: int) -> tuple[Array, bool]:
+    """The first image of a TIFF, or its pages if these are the channels; does it hold others?"""
     try:
         import tifffile
     except ImportError as error:
@@ -228,6 +228,9 @@ def _of_tiff(content: bytes, max_pixels: int) -> tuple[Array, bool]:
         first = file.series[0]
         width, height = sorted((1, 1, *first.shape))[-2:]
         check_size(height, width, max_pixels)
+        shapes = [one.shape for one in file.series]
+        if len(first.shape) == 2 and channels > 1 and shapes == [first.shape] * channels:
+            return np.stack([one.asarray() for one in file.series]), False
         return first.asarray(), len(file.series) > 1
 
 

@@ -59,21 +59,27 @@ def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command
 
 def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     """The same for the other split; a probe if that is there; a map where there is no other."""
-    out, labels = result.out, result.labels
+    out, labels, probe = result.out, result.labels, "logistic"
     label = "class" if "class" in labels else labels[0] if labels else None
-    named = ("--label", label) if label else ("--set", "label=null")
     other = _other_split(data, split)
-    if other is None or label is None:
-        page = out.with_suffix(".html")
+    if other is None or not (label or result.dense):
+        page, named = (
+            out.with_suffix(".html"),
+            ("--label", label) if label else ("--set", "label=null"),
+        )
         return next_command("visualize", "embedding", "--features", out, *named, "--out", page)
+    if label is None:  # tokens with maps
+        label, known = result.dense[0], opened(data)
+        kind = known.split(known.named_split(split)).index.dense[label].kind
+        probe = "depth" if kind == "depth" else "segmentation"
     bare = out.with_name(out.stem.removesuffix(f"-{split}") + out.suffix)  # names no split
     beside = bare if bare != out and bare.exists() else _renamed(out, split, other)
     if not beside.exists():
         return next_command(*_retyped(command, split=other, out=beside))
     train, test = (beside, out) if other == "train" else (out, beside)
-    scores = _renamed(out, split, "logistic").with_suffix(".json")
-    files = ("--train", train, "--test", test, *(named if label != "class" else ()))
-    return next_command("probe", "logistic", *files, "--out", scores)
+    scores = _renamed(out, split, probe).with_suffix(".json")
+    named = ("--label", label) if label != "class" else ()
+    return next_command("probe", probe, "--train", train, "--test", test, *named, "--out", scores)
 
 
 def _retyped(command: str, **options: StrPath) -> list[str]:
