@@ -99,7 +99,7 @@ $(VENV)/.decoder: $(VENV)/.ready
 	@$(PIP) --editable '.[decoder]'
 	@touch $@
 
-mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 14 minutes.
+mini: ## Data, shards, pretraining, features, probes, report: on a CPU, in about 13 minutes.
 	@$(MAKE) --no-print-directory report LABELS="class count dist" PROBE=logistic REPORT=report.html
 
 # Every table at one scale, see reproduce/graph.mk. `make -n reproduce` prints what would run.

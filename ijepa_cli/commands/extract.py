@@ -63,11 +63,9 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     label = "class" if "class" in labels else labels[0] if labels else None
     other = _other_split(data, split)
     if other is None or not (label or result.dense):
-        page, named = (
-            out.with_suffix(".html"),
-            ("--label", label) if label else ("--set", "label=null"),
-        )
-        return next_command("visualize", "embedding", "--features", out, *named, "--out", page)
+        shown = ("--label", label) if label else ("--set", "label=null")
+        files = ("--features", out, *shown, "--out", out.with_suffix(".html"))
+        return next_command("visualize", "embedding", *files)
     if label is None:  # tokens with maps
         label, known = result.dense[0], opened(data)
         kind = known.split(known.named_split(split)).index.dense[label].kind
