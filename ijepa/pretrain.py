@@ -19,7 +19,7 @@ from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.recipes.choice import begun_with, choose, settings_for
 from ijepa.stage import StagePlan, Work, exclusive_work, stage_of
-from ijepa.world import World, together
+from ijepa.world import World, stop_requests, together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
@@ -155,7 +155,7 @@ def _train(
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         work.note({"source": source})  # for pages of a run that is still training
-    with loop.stop_requests():  # a signal after the last step does not keep it from its end
+    with stop_requests():  # a signal after the last step does not keep it from its end
         loop.fit(task, work.folder, progress)
         facts |= {"device": task.device_name(), **task.bad_samples()}
         from_rank_0(world, lambda: work.publish(facts))

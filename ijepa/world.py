@@ -1,4 +1,4 @@
-"""Processes: one alone or one of many that torchrun started, and those that help it.
+"""Processes: one alone or one of many that torchrun started, its helpers, and what stops them.
 
 Imports no torch where one is alone.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from types import FrameType
 from typing import NamedTuple
 
 from ijepa.config import Runtime
@@ -22,6 +23,7 @@ from ijepa.stage import Work
 # Clusters set some of these for every job; only all together make this one process of many.
 SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 HELD_BACK = {signal.SIGINT, signal.SIGTERM}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class World(NamedTuple):
@@ -124,3 +126,39 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class StopRequest:
+    """The signal that asked for an end; false as long as there was none."""
+
+    signal_name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal; a second Ctrl-C ends at once."""
+        name = signal.Signals(number).name
+        if name == self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = name
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note Ctrl-C and a scheduler's signals, instead of ending in the middle of a step.
+
+    A block inside another shares its request, so that no signal is lost between the two.
+    """
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, StopRequest):
+        yield outer
+        return
+    request, before = StopRequest(), {}
+    try:
+        with contextlib.suppress(ValueError):  # only the main thread may listen
+            before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

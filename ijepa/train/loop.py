@@ -7,12 +7,10 @@ all else, so that every run resumes bit for bit and is stopped, saved and record
 import contextlib
 import logging
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -41,11 +39,10 @@ from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
 from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
 from ijepa.train.prefetch import prepared
-from ijepa.world import World
+from ijepa.world import StopRequest, World, stop_requests
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
 SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: a step may take a minute
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 Inputs = TypeVar("Inputs")
 
@@ -162,42 +159,6 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
                 run.take_steps(asked)
             except _BrokenError as error:
                 run.go_back(*error.args)
-
-
-class StopRequest:
-    """The signal that asked for an end; false as long as there was none."""
-
-    signal_name = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.signal_name)
-
-    def note(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal; a second Ctrl-C ends at once."""
-        name = signal.Signals(number).name
-        if name == self.signal_name == "SIGINT":
-            raise KeyboardInterrupt
-        self.signal_name = name
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Note Ctrl-C and a scheduler's signals, instead of ending in the middle of a step.
-
-    A block inside another shares its request, so that no signal is lost between the two.
-    """
-    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(outer, StopRequest):
-        yield outer
-        return
-    request, before = StopRequest(), {}
-    try:
-        with contextlib.suppress(ValueError):  # only the main thread may listen
-            before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _BrokenError(Exception):
