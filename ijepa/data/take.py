@@ -157,8 +157,9 @@ def take_in_dense(
     """
     values = decode_dense(content, label)
     (height, width), (image_height, image_width) = values.shape, image_size
-    off = abs(height * image_width - width * image_height)
-    if off > max(height, width) if resized else values.shape != image_size:
+    skew = abs(height * image_width - width * image_height)
+    fits = skew <= max(height, width) if resized else values.shape == image_size
+    if not fits:
         raise IjepaError(f"{width} x {height} pixels, the image {image_width} x {image_height}")
     classes = int(values.any())
     if label.kind == "classes":
