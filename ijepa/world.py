@@ -108,9 +108,13 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
-        for process in set(multiprocessing.active_children()) - others:
+        # The pool forgets what is waiting first: else it would answer it for the killed processes.
+        pool.shutdown(wait=False, cancel_futures=True)
+        helpers = set(multiprocessing.active_children()) - others
+        for process in helpers:
             process.kill()  # what they are at would take long
-        pool.shutdown(cancel_futures=True)
+        for process in helpers:
+            process.join()
 
 
 def _end_with_parent() -> None:

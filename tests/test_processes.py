@@ -1,12 +1,15 @@
 """Who is alone or one of many; and helping processes, which end with the one that they help."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
 from ijepa.recipes import dump_yaml
 from ijepa.shard import shard
-from ijepa.world import World, current_world
+from ijepa.world import World, current_world, process_pool
 from ijepa_cli import main
 
 TORCHRUN = {
@@ -281,3 +284,23 @@ def test_ctrl_c_while_workers_start_stops_none_of_them_half_way(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
     assert len(open_shards(tmp_path / "set").split("train")) == 80
+
+
+def test_helpers_that_are_ended_in_the_middle_say_nothing_and_are_gone(monkeypatch):
+    said, kill = [], BaseProcess.kill
+
+    def kill_and_wait(process):  # until it is noticed
+        kill(process)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    monkeypatch.setattr(BaseProcess, "kill", kill_and_wait)
+    before = set(threading.enumerate())
+    with process_pool(2) as pool:
+        results = pool.map(time.sleep, [0.2] * 100)
+        next(results)
+        results.close()  # as an error in the middle does
+    assert not multiprocessing.active_children()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)
+    assert said == []
