@@ -278,6 +278,10 @@ def _open(
         remote = open_remote(str(shards), config.data.split, *chosen)
         fitted = config.data.fitted(remote.pixels, shards)
         return remote, {"data": remote.fingerprint, "read": "streamed"}, fitted
+    without_effect = config.stream.model_dump(exclude={"lanes", "buffer"}, exclude_defaults=True)
+    without_effect |= {"max_bad": config.stream.max_bad} if config.stream.max_bad else {}
+    for name in without_effect:
+        log.warning("stream.%s has no effect: %s is not streamed", name, shards)
     data, label = open_shards(Path(shards)), config.watch.label
     images = data.split(config.data.split)
     if label != PretrainConfig().watch.label:  # the default stands for no label, too

@@ -158,6 +158,8 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
         _finish_publishing(plan, folder)
         state, why = outlook(plan, force=runtime.force)
         if state == CACHED:
+            if runtime.track != "none":
+                log.warning("--track has no effect: %s is finished already", plan.out)
             record_path(plan.out).touch()
             yield Work(plan, folder, cached=True)
             return

@@ -99,6 +99,8 @@ def main() -> None:
             _fail(f"{error.object} is not a UTF-8 name, which a library cannot read. Rename it.")
         _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C shows a traceback of Python's end
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

@@ -450,6 +450,16 @@ def test_rgb_weights_are_adapted_said_and_recorded(deep, rgb_run, tmp_path, capl
     assert load_encoder(tmp_path / "run").provenance.adapted == how
 
 
+def test_weights_of_other_channels_than_rgb_start_no_run_of_others(
+    deep, rgb_run, deep_run, tmp_path
+):
+    recipe = load_recipe("cifar10", TINY)
+    with pytest.raises(
+        IjepaError, match=r"weights are for images of 8 channels, and data\.channels"
+    ):
+        pretrain(deep / "rgb-shards", tmp_path / "run", recipe, CPU, init=deep_run)
+
+
 def test_an_encoder_of_other_channels_is_refused_in_one_line(deep, deep_run, rgb_run, tmp_path):
     choice = ExtractConfig(encoder=str(deep_run))
     with pytest.raises(IjepaError, match=r"takes images of 8 channels, and .*rgb-shards has 3; na"):

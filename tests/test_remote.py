@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import ssl
@@ -32,6 +33,7 @@ from ijepa.files import read_metrics
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import dump_yaml
 from ijepa.shard import shard
+from ijepa.stage import DryRun
 
 CPU = Runtime(device="cpu", workers=0)
 DATA = DataConfig(image_px=16, batch_size=8)
@@ -228,13 +230,14 @@ def test_a_shard_that_stays_broken_is_an_error_that_names_it(http, at_once, work
         Quiet.broken.clear()
 
 
-def test_a_shard_cut_short_where_it_lies_is_an_error_not_a_shorter_epoch(many, tmp_path, at_once):
+def test_a_shard_cut_short_where_it_lies_is_an_error_not_a_shorter_epoch(many, tmp_path, caplog):
     shutil.copytree(many, tmp_path, dirs_exist_ok=True)
     cut = tmp_path / "train-000001.tar"
     os.truncate(cut, cut.stat().st_size // 2 // 512 * 512)
     split = open_remote(f"file://{tmp_path}", "train", None)
     with pytest.raises(IjepaError, match=r"train-000001\.tar cannot be read"):
-        list(split.read_shard(1))
+        list(split.read_shard(1))  # the next try would find it as it is
+    assert "trying again" not in caplog.text
 
 
 def test_what_is_not_there_is_an_error_at_once(http, s3, many):
@@ -242,6 +245,7 @@ def test_what_is_not_there_is_an_error_at_once(http, s3, many):
     for address, message in (
         (f"{http}/nothing", missing),
         (f"{s3}/nothing", missing),
+        (f"file://{many}/train.parquet", "Shard sets can be streamed, by the address of their fo"),
         ("s3://no-such-bucket/set", missing),
         ("pipe:cat /nowhere/{}", r"index\.json"),
         ("pipe:echo [3]; true {}", "has schema None"),
@@ -356,6 +360,16 @@ def test_bad_samples_of_a_stream_are_replaced_and_named_whoever_reads_and_wherev
     for batch in alone:
         for one in batch.bad:  # another crop of an image of the batch, not an empty one
             assert batch.images[batch.keys.index(one.partition(":")[0])].float().std() > 10
+
+
+def test_settings_of_a_stream_are_said_to_have_no_effect_on_a_set_that_is_here(
+    many, streaming_config, tmp_path, caplog
+):
+    asked = changed(streaming_config, "stream", epoch_images=20, max_bad=9, member="right.jpg")
+    with pytest.raises(DryRun), caplog.at_level(logging.WARNING, "ijepa"):
+        pretrain(many, tmp_path / "run", asked, CPU.model_copy(update={"dry_run": True}))
+    for name in ("epoch_images", "max_bad", "member"):
+        assert f"stream.{name} has no effect: {many} is not streamed" in caplog.text
 
 
 def test_a_stream_without_an_image_is_one_line(streaming_config, tmp_path):

@@ -76,7 +76,9 @@ def test_a_tracker_gets_settings_and_numbers_and_changes_none(
     assert "images_per_second" in numbers[16]
 
 
-def test_a_run_that_goes_on_continues_the_tracked_run(stub, run, shards, tiny_config, tmp_path):
+def test_a_run_that_goes_on_continues_the_tracked_run(
+    stub, run, shards, tiny_config, tmp_path, caplog
+):
     stopped_and_resumed(shards, tmp_path / "a", tiny_config, "trackio")
     begun = [named["name"] for name, _, named in stub.calls if name == "init"]
     assert len(begun) == 2
@@ -85,6 +87,7 @@ def test_a_run_that_goes_on_continues_the_tracked_run(stub, run, shards, tiny_co
     (tmp_path / "a" / "tracking" / "synced").write_text("by the tracker's own tools")
     (tmp_path / "a" / "tracking" / "key").unlink()
     assert pretrain(shards, tmp_path / "a", tiny_config, tracked("trackio")).cached
+    assert "--track has no effect" in caplog.text
     assert pretrain(shards, tmp_path / "a", tiny_config, CPU).cached
 
 

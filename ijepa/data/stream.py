@@ -27,6 +27,7 @@ from typing import IO, Self
 
 import fsspec
 import torch
+from fsspec.utils import get_protocol
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
@@ -43,6 +44,7 @@ from ijepa.jepa.rng import BUFFERS, SHARDS, stream
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "npy")
 RETRY_SECONDS = (1, 4, 16, 64)  # before each new try to go on with a shard that broke off
+ON_THIS_MACHINE = ("file", "local")  # protocols, whose files do not break off
 BLOCK_BYTES = 8 * 2**20  # asked for at once
 FOR_GOOD: tuple[type[Exception], ...] = (
     FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError,
@@ -72,7 +74,8 @@ class RemoteSplit:
 
     def read_shard(self, number: int, skip: int = 0) -> Iterator[Sample]:
         """Samples of a shard from the `skip`-th on; `RETRY_SECONDS` are for broken connections."""
-        url, waits = self.urls[number], iter(RETRY_SECONDS)
+        url = self.urls[number]
+        waits = iter(() if get_protocol(url) in ON_THIS_MACHINE else RETRY_SECONDS)
         expected = self.counts[number] if self.counted else None
         while True:
             try:
@@ -134,7 +137,10 @@ def open_remote(
         with closing(_open(url)) as file:
             index = parsed_index(parse_json(file.read()), url)
     except _breaks() as error:
-        raise IjepaError(f"{url} cannot be read: {_explained(error)[0]}.") from error
+        raise IjepaError(
+            f"{url} cannot be read: {_explained(error)[0]}. Shard sets can be streamed, by the "
+            f"address of their folder, and tars, as in train-{{000000..000146}}.tar."
+        ) from error
     found = index.split(split, data)
     urls = tuple(_within(data, shard.name) for shard in found.shards)
     counts = tuple(shard.samples for shard in found.shards)

@@ -300,8 +300,13 @@ def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:
     """Encoders of RGB images for others, and in words how; those of as many as they are."""
     name = "patch_embed.proj.weight"
     widths = {weights[name].shape[1] for weights in parts.values() if name in weights}
-    if widths != {3} or channels == 3:
+    if channels in widths or not widths:
         return parts, None
+    if widths != {3}:
+        raise IjepaError(
+            f"These weights are for images of {min(widths)} channels, and data.channels is "
+            f"{channels}; only RGB weights can be adapted to other channels."
+        )
     made = {part: dict(weights) for part, weights in parts.items()}
     for weights in (one for one in made.values() if name in one):
         weights[name] = adapt_channels(weights[name].float(), channels)
