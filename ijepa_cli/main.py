@@ -1,5 +1,6 @@
 """The Typer app: commands in pipeline order, and the one place where errors become words."""
 
+import atexit
 import errno
 import importlib
 import signal
@@ -100,7 +101,8 @@ def main() -> None:
         _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C shows a traceback of Python's end
+        # Last to be registered, first to be called: Ctrl-C shows no traceback of Python's end.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

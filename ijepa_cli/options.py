@@ -97,7 +97,8 @@ def stage(
         sets = bool(fields) and "overrides" not in taken  # `--set` is of these settings
         if sets:
             others = f": {', '.join(hidden)}" if hidden else ""
-            override = _set(f"Any other setting; repeatable{others}.")
+            too = f" Each is also an option, such as {_flag(hidden[0])}." if hidden else ""
+            override = _set(f"Any other setting; repeatable{others}.{too}")
             options.append(_parameter("overrides", Annotated[list[str] | None, override], None))
         options += [_option(Runtime, name, RUN) for name in of_run]
         options.append(_parameter("as_json", Json, False))
