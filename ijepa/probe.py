@@ -26,7 +26,7 @@ from ijepa.files import file_sha256
 from ijepa.probes.arrays import Asked, Fit, Labelled, TokenRows
 from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviations
 from ijepa.progress import Progress, automatic
-from ijepa.records import library_versions
+from ijepa.records import library_versions, read_record
 from ijepa.results.record import (
     Result,
     Score,
@@ -37,7 +37,7 @@ from ijepa.results.record import (
     read_result,
     write_result,
 )
-from ijepa.stage import DryRun, StagePlan, exclusive_work, is_fresh
+from ijepa.stage import DryRun, StagePlan, exclusive_work
 from ijepa.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -142,8 +142,9 @@ def probe(
         refuse_other_images(opened[0], opened[1:])
         return opened, tuple(listed(path, opened[0].train.keys) for path in lists)
 
-    if runtime.force or not is_fresh(plan):  # what cannot run is refused before the output is held
-        checked()
+    made = read_record(out)
+    if runtime.force or made is None or made.get("fingerprint") != plan.fingerprint:
+        checked()  # what cannot run is refused before the output is held
     with exclusive_work(plan, runtime) as work:
         if not work.cached:  # also where a killed --force left its work beside a fresh output
             opened, chosen = checked()

@@ -19,13 +19,13 @@ class Provenance(Config):
 
     method: str | None = None  # such as `I-JEPA` or `MAE`, as the paper's tables have it
     arch: str | None = None  # such as `ViT-H/14`, likewise; with images of 448 px `ViT-H/16 448`
-    epochs: int | None = None  # of pretraining
+    epochs: int | None = None  # of pretraining, as planned, see `checkpoint`
     data: str | None = None  # what it was pretrained on: `IN1k` or `IN22k` for those sets, whole
     family: str | None = None  # 64 hexadecimal digits; equal for encoders of different seeds
     seed: int | None = None  # of the pretraining, or of the random weights
     settings: dict[str, JsonValue] | None = None  # of our own pretraining, all but the seed
-    # `best` for the state of the health check with the best nearest neighbours; None for others,
-    # of which `steps` tells.
+    # None for the end of a run; `best` for the state of the health check with the best nearest
+    # neighbours; `step 14 of 28` for any other state, which is not as far as `epochs`.
     checkpoint: str | None = None
     origin: str | None = None  # `run` for weights of ours; else the kind of file they came in first
     steps: int | None = None  # of our own pretraining

@@ -327,6 +327,8 @@ def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) 
     )
 
     epochs = settings.get("optimization", settings).get("epochs")
+    if epochs and settings.get("linear_first"):
+        epochs += settings["linear_first"]  # a fine-tuning counts those, too
     steps = settings.get("steps")  # of a decoder
     step, epoch = int(last["step"]), last.get("epoch", 0.0)
     if epochs and epoch:

@@ -48,6 +48,12 @@ def test_crops_are_distributed_as_torchvisions():
     np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.8)
 
 
+def test_a_crop_that_never_fits_has_an_aspect_that_was_asked_for():
+    config = DataConfig(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    draws = draw_crops(1, config, np.random.default_rng(0))
+    assert fit_box(draws, 0, 300, 400) == (0, 50, 300, 300)
+
+
 @given(seed=st.integers(0, 2**32 - 1), px=st.integers(8, 160))
 @settings(max_examples=40, deadline=None)
 def test_resizing_gives_pillows_pixels(seed, px):

@@ -86,9 +86,20 @@ def test_features_of_a_chosen_checkpoint_are_those_of_its_file_and_say_so(run, s
         ours, theirs = (open_features(tmp_path / f"{name}{end}.h5") for end in ("", "-file"))
         assert (ours.numpy() == theirs.numpy()).all()
         assert ours.header.provenance == theirs.header.provenance
-        assert ours.header.provenance.checkpoint == ("best" if name == "best" else None)
+        state = {"best": "best", "epoch-0001": "step 8 of 16", "last": None}[name]
+        assert ours.header.provenance.checkpoint == state
     families = {open_features(tmp_path / f"{n}.h5").header.provenance.family for n in files}
-    assert len(families) == 2  # the best is no other seed of the last
+    assert len(families) == 3  # no state is another seed of the last
+
+
+def test_the_state_of_an_unfinished_run_is_not_taken_for_a_finished_one(
+    run, shards, tiny_config, tmp_path
+):
+    with pytest.raises(StopError):
+        pretrain(shards, tmp_path / "run", tiny_config, EAGER, stop_at(10 * 32, "pretrain"))
+    going = load_encoder(tmp_path / "run.partial").provenance
+    assert going.checkpoint == f"step {going.steps} of 16"
+    assert going.family != load_encoder(run).provenance.family
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_depth_is_scored_image_by_image():
 def test_depth_of_a_head_is_that_of_upsampled_tokens():
     """Upsampling by 4 before the layer, as published, and after it are the same."""
     data = tokens_that_tell(5, 0, depth=True)
-    head = Head(DenseHead("none", 1e-3), data, QUICK, seed=3).eval()
+    head = Head(DenseHead("none", 1e-3), data, QUICK, (0.0, 1.0), seed=3).eval()
     torch.nn.init.normal_(head.linear.weight)
     tokens = torch.from_numpy(data.tokens)
     grid = tokens.view(5, 4, 4, 6).permute(0, 3, 1, 2)

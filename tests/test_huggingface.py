@@ -80,6 +80,9 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(name, tmp_path):
     assert encoder.num_layers == DEPTH
     assert encoder.pooling.startswith("average" if MODELS[name][3] else "class token")
     features, tokens = encoder.features_and_tokens(images(), DEPTH)
+    assert torch.equal(encoder.patch_tokens(images()), tokens)
+    with pytest.raises(IjepaError, match="patch tokens of the last layer are the most that"):
+        encoder.patch_tokens(images(), 0)
     assert torch.equal(features, found)
     whole = expected_layers(name, images())[-1]
     side = SIDE_PX // PATCH_PX

@@ -187,6 +187,6 @@ def test_cached_crops_of_a_part_are_the_part(images):
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("ijepa.data.loader._memory_bytes", lambda device: 10_000)
+    monkeypatch.setattr("ijepa.data.loader._memory_bytes", lambda device: {"a process": 10_000})
     with pytest.raises(IjepaError, match=r"canvases of 90x64 pixels need 0\.0 GB.*--resize"):
         CachedCropBatches(Pictures(), StepPlan(4, CONFIG, 0), CPU, 1)

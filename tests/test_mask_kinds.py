@@ -138,6 +138,21 @@ def test_a_context_length_that_does_not_fit_is_refused_by_its_name(kind, draw):
         check_masks((14, 14), kind(draw=draw, context_patches=170))
 
 
+def test_the_block_that_does_not_fit_is_the_one_that_is_named():
+    with pytest.raises(
+        IjepaError, match=r"a target may have only 9; masks\.draw=published asks fo"
+    ):
+        check_masks((8, 8), MultiblockMasks())
+    with pytest.raises(
+        IjepaError, match=r"the context may keep only 0; masks\.min_keep asks for a"
+    ):
+        check_masks((8, 8), MultiblockMasks(draw="symmetric", target_scale=(0.9, 0.9)))
+    with pytest.raises(
+        IjepaError, match=r"a target may have no patch.*even number of rows and col"
+    ):
+        check_masks((7, 7), RasterizedMasks())
+
+
 def test_published_targets_need_not_be_as_large_as_the_contexts():
     check_masks((14, 14), MultiblockMasks(context_patches=48))
     with pytest.raises(IjepaError, match=r"masks\.min_keep"):

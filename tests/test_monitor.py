@@ -32,6 +32,13 @@ def test_predicting_the_mean_target_has_no_skill_and_the_truth_has_all():
     assert monitor.loss_vs_mean_target(targets, targets) == 0.0
 
 
+def test_skill_is_told_by_the_loss_that_is_trained():
+    targets, predictions = torch.randn(2, 8, 4, 16)
+    mean = targets.mean(dim=(0, 1), keepdim=True)
+    expected = (predictions - targets).abs().mean() / (mean - targets).abs().mean()
+    assert monitor.loss_vs_mean_target(predictions, targets, "l1") == pytest.approx(float(expected))
+
+
 def test_a_collapsed_encoder_is_called_so_and_a_healthy_one_is_not():
     torch.manual_seed(0)
     healthy = monitor.health(torch.randn(128, 32))

@@ -333,6 +333,15 @@ def test_tables_that_cannot_be_understood_are_refused_in_one_line(tmp_path, monk
     )
 
 
+def test_a_file_that_lost_rows_since_it_was_listed_is_one_line(tmp_path):
+    path = write_parquet(tmp_path / "t.parquet", a_table([row(n) for n in range(9)]))
+    reader = RowReader(None)
+    assert reader.read(str(path), 8)
+    write_parquet(path, a_table([row(n) for n in range(4)]))
+    with pytest.raises(IjepaError, match=r"t\.parquet has no row 8 any more"):
+        RowReader(None).read(str(path), 8)
+
+
 def test_a_file_damaged_within_stops_the_run_and_leaves_nothing_behind(tmp_path):
     table = a_table([row(n) for n in range(9)])
     path = write_parquet(tmp_path / "t.parquet", table, compression="none", use_dictionary=False)

@@ -400,11 +400,12 @@ def test_a_tar_without_an_index_that_ends_early_is_an_error_not_a_shorter_one(
         found.extend(split.read_shard(0))
 
 
-def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, at_once):
+def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, caplog):
     write_tar(tmp_path / "empty-0.tar", {})
-    split = open_remote(f"file://{tmp_path}/empty-{{0..0}}.tar", "train", 4)
-    with pytest.raises(IjepaError, match=r"empty-0\.tar cannot be read: .*it holds no sample"):
+    split = open_remote(f"pipe:cat {tmp_path}/empty-{{0..0}}.tar", "train", 4)
+    with pytest.raises(IjepaError, match=r"empty-0\.tar cannot be read: it holds no sample"):
         list(split.read_shard(0))
+    assert "trying again" not in caplog.text
 
 
 def changed(config, group, **values):

@@ -1,5 +1,6 @@
 """The report: every number of the results, all curves of the runs, in a file that loads nothing."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -165,6 +166,11 @@ def test_a_run_that_is_going_on_is_shown_by_either_name_up_to_its_last_whole_rec
     text = (tmp_path / "r.html").read_text()
     assert f"{breakable('going.partial')} is not finished" in text
     assert re.search(r"Step 7 of 16 \(44%\), [\d,]+ images/s.*All numbers .* provisional", text)
+    epochs = 16 / 7 * json.loads(lines[7])["epoch"]
+    note = {"stage": "finetune", "config": {"epochs": epochs, "linear_first": epochs}}
+    (going / "work.json").write_text(json.dumps(note))
+    report([tmp_path / name], tmp_path / "tuned.html")  # it counts its linear epochs, too
+    assert "Step 7 of 32 (22%)" in (tmp_path / "tuned.html").read_text()
     (going / "metrics.jsonl").write_text("")
     with pytest.raises(IjepaError, match="has no record yet"):
         report([going], tmp_path / "other.html")

@@ -175,8 +175,8 @@ class _Masks(Settings):
 class MultiblockMasks(_Masks):
     """I-JEPA's own masks: several target blocks, and one context block less the targets.
 
-    The published sampler accepts fewer patches than `min_keep` after 20 tries by letting the last
-    target overlap; `symmetric` never does.
+    After 20 tries without a context of more than `min_keep` patches, the published sampler lets it
+    overlap the last target, then the last but one; `symmetric` never does.
     """
 
     kind: Literal["multiblock"] = "multiblock"

@@ -37,7 +37,7 @@ from ijepa.jepa.augment import (
 )
 from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.progress import Progress, silent
-from ijepa.world import processes
+from ijepa.world import current_world, processes
 
 # Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
@@ -152,13 +152,14 @@ class CachedCropBatches:
             height, width = (max(side) for side in zip(*self._sizes, strict=True))
             like = torch.from_numpy(in_units(decode_image(images.read_image(0))[:1, :1]))
             shape = len(images), like.shape[-1], height, width
-            needed, available = math.prod(shape) * like.itemsize, _memory_bytes(device)
-            if needed > MOST_OF_MEMORY * available:
-                raise IjepaError(
-                    f"{len(images):,} images on canvases of {height}x{width} pixels need "
-                    f"{needed / 1e9:.1f} GB; {device} has {available / 1e9:.1f} GB for everything. "
-                    f"Shard them smaller (--resize), or leave --cache away."
-                )
+            needed = math.prod(shape) * like.itemsize
+            for place, available in _memory_bytes(device).items():
+                if needed > MOST_OF_MEMORY * available:
+                    raise IjepaError(
+                        f"{len(images):,} images on canvases of {height}x{width} pixels need "
+                        f"{needed / 1e9:.1f} GB; {place} has {available / 1e9:.1f} GB for "
+                        f"everything. Shard them smaller (--resize), or leave --cache away."
+                    )
             pixels = torch.zeros(shape, dtype=like.dtype)
 
             def fill(number: int) -> None:
@@ -182,11 +183,13 @@ class CachedCropBatches:
         return Batch(step, crops, torch.from_numpy(numbers))
 
 
-def _memory_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or all RAM of the machine."""
+def _memory_bytes(device: torch.device) -> dict[str, int]:
+    """This process's share of the RAM, where images are decoded, and the free memory of a GPU."""
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    shares = {"a process": ram // current_world().local_size}
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        shares[str(device)] = torch.cuda.mem_get_info(device)[0]
+    return shares
 
 
 class ViewPlan(NamedTuple):

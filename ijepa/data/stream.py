@@ -86,7 +86,7 @@ class RemoteSplit:
                 if expected is not None and skip < expected:
                     raise EOFError(f"it ends after {skip:,} of {expected:,} samples")
                 if skip == 0:  # streams go round for ever, and would never find one
-                    raise EOFError("it holds no sample")
+                    raise IjepaError(f"{url} cannot be read: it holds no sample.")
             except _breaks() as error:
                 words, is_for_good = _explained(error)
                 wait = None if is_for_good else next(waits, None)

@@ -324,7 +324,8 @@ class Encoder(nn.Module):
         """The Vision Transformer behind it, ours or timm's; an `IjepaError` if there is none."""
         if not isinstance(self.network, Vit | VisionTransformer):
             raise IjepaError(
-                f"{self.name} is no Vision Transformer of ijepa or timm, so it has no patch tokens."
+                f"{self.name} is no Vision Transformer of ijepa or timm, which this needs; patch "
+                f"tokens of the last layer are the most that others give."
             )
         return self.network
 
@@ -340,15 +341,18 @@ class Encoder(nn.Module):
 
         Args:
             images: as for `features`.
-            layer: number of the block, counted as in a list; -1 is the last.
+            layer: number of the block, counted as in a list; -1 is the last, which is the only one
+                of encoders that are no Vision Transformer of ijepa or timm.
 
         Returns:
             (B, N, dim) float32; N patches, row-major.
         """
-        vit = self.vit
         if not -self.num_layers <= layer < self.num_layers:
             raise IjepaError(f"{self.name} has layers 0 to {self.num_layers - 1}, not {layer}.")
         layer %= self.num_layers
+        if layer == self.num_layers - 1 and not isinstance(self.network, Vit | VisionTransformer):
+            return self.features_and_tokens(images)[1]
+        vit = self.vit
         if isinstance(vit, Vit):
             [tokens] = vit.forward_layers(images, [layer + 1])
             return (tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)).float()

@@ -193,13 +193,16 @@ def _ours(path: Path, body: dict[str, Any]) -> Networks:
         return _described(path, parts, None, UNKNOWN, notes)
     record = read_record(path.parent.parent) or {}
     data = pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
+    done, checkpoint = state["step"], "best" if path.name == BEST.name else None
+    if checkpoint is None and done < (total := state["facts"].get("total_steps", done)):
+        checkpoint = f"step {done} of {total}"
     known = run_provenance(
         config,
-        checkpoint="best" if path.name == BEST.name else None,
+        checkpoint=checkpoint,
         origin="run",
         data=None if config.init else data,  # the given weights have seen what nobody knows
-        steps=state["step"],
-        images=state["step"] * config.data.batch_size,
+        steps=done,
+        images=done * config.data.batch_size,
         shards=record.get("inputs", {}).get("data"),
         adapted=record.get("adapted"),
     )

@@ -29,6 +29,7 @@ class CropDraws(NamedTuple):
     aspect: list[list[float]]  # (B, TRIES) width / height
     corner: list[list[float]]  # (B, 2) between top and bottom, left and right; 0 to 1
     flip: list[bool]  # (B,) whether to mirror
+    aspects: tuple[float, float]  # the least and the most
 
 
 def draw_crops(batch_size: int, config: DataConfig, rng: np.random.Generator) -> CropDraws:
@@ -40,13 +41,14 @@ def draw_crops(batch_size: int, config: DataConfig, rng: np.random.Generator) ->
         aspect=np.exp(rng.uniform(low, high, shape)).tolist(),
         corner=rng.random((batch_size, 2)).tolist(),
         flip=(rng.random(batch_size) < (0.5 if config.flip else 0.0)).tolist(),
+        aspects=config.crop_aspect,
     )
 
 
 def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box:
     """The first drawn crop that fits into an image: (top, left, height, width) in pixels.
 
-    If none of the tries fits, the largest centred crop with an aspect between 3/4 and 4/3.
+    If none of the tries fits, the largest centred crop with one of the aspects that are drawn.
     """
     area = height_px * width_px
     for fraction, aspect in zip(draws.area_fraction[number], draws.aspect[number], strict=True):
@@ -56,7 +58,8 @@ def fit_box(draws: CropDraws, number: int, height_px: int, width_px: int) -> Box
             down, across = draws.corner[number]
             top = int(down * (height_px - height + 1))
             return top, int(across * (width_px - width + 1)), height, width
-    ratio = min(max(width_px / height_px, 3 / 4), 4 / 3)
+    least, most = draws.aspects
+    ratio = min(max(width_px / height_px, least), most)
     width = min(width_px, max(1, round(height_px * ratio)))
     height = min(height_px, max(1, round(width_px / ratio)))
     return (height_px - height) // 2, (width_px - width) // 2, height, width

@@ -42,8 +42,8 @@ ROUNDS = 40  # redraws of an image's blocks before all its targets share one pla
 class Masks(NamedTuple):
     """What the context encoder sees and what the predictor has to predict, as ascending patches.
 
-    The context has none of the targets', except where the published draw forgives (see
-    `MultiblockMasks.min_keep`); target blocks may overlap each other.
+    The context has none of the targets', except where the published draw lets them
+    overlap (see `MultiblockMasks`); target blocks may overlap each other.
     """
 
     context: Tensor  # (B, K) int64
@@ -125,18 +125,29 @@ def part_of(groups: list[Masks], chosen: slice, batch_size: int) -> list[Masks]:
 
 def check_masks(grid: Grid, config: MaskConfig) -> None:
     """Refuse a grid on which a target block or the rest of the context may have too few patches."""
-    smallest_target, smallest_context = _fewest(grid, config)
-    if smallest_target < 1 or smallest_context < config.fewest_context_patches:
-        even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
-        setting, asked = "min_keep", f"more than {config.min_keep}"
-        if config.context_patches and smallest_context > config.min_keep:
-            setting, asked = "context_patches", f"at least {config.context_patches}"
-        raise IjepaError(
-            f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: "
-            f"the context may keep only {max(smallest_context, 0)}, a target "
-            f"{max(smallest_target, 0)}; masks.{setting} asks for a context of {asked}. Use "
-            f"smaller patches, larger images, other scales or a smaller masks.{setting}{even}."
+    target, context = _fewest(grid, config)
+    even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
+    setting, asked = "min_keep", f"more than {config.min_keep}"
+    if config.context_patches and context > config.min_keep:
+        setting, asked = "context_patches", f"at least {config.context_patches}"
+    if target < 1:
+        why = "a target may have no patch"
+    elif config.kind == "multiblock" and config.draw == "published" and target <= config.min_keep:
+        setting = "min_keep"  # by which this sampler draws targets, too
+        why = (
+            f"a target may have only {target}; masks.draw=published asks for more than "
+            f"{config.min_keep} (masks.min_keep) in targets, too"
         )
+    elif context < config.fewest_context_patches:
+        why = f"the context may keep only {max(context, 0)}"
+        why += f"; masks.{setting} asks for a context of {asked}"
+    else:
+        return
+    raise IjepaError(
+        f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: "
+        f"{why}. Use smaller patches, larger images, other scales or a smaller "
+        f"masks.{setting}{even}."
+    )
 
 
 def _fewest(grid: Grid, config: MaskConfig) -> tuple[int, int]:
@@ -154,10 +165,8 @@ def _fewest(grid: Grid, config: MaskConfig) -> tuple[int, int]:
         return min(areas), rows * columns - max(areas)
     contexts = possible_sizes(grid, config.context_scale, (1.0, 1.0), config.draw)
     smallest = min(height * width for height, width in contexts)
-    if config.draw == "symmetric":
-        return min(areas), smallest - max(areas)
-    # The published draw forgives all targets in the end, but asks min_keep of each.
-    return min(areas), smallest if min(areas) > config.min_keep else min(*areas, smallest)
+    # The published draw lets the context overlap all targets in the end.
+    return min(areas), smallest - max(areas) if config.draw == "symmetric" else smallest
 
 
 def _multiblock(

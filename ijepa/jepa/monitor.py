@@ -85,11 +85,12 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -
     return num_right / len(unit)
 
 
-def loss_vs_mean_target(predictions: Tensor, targets: Tensor) -> float:
+def loss_vs_mean_target(predictions: Tensor, targets: Tensor, loss: str = "smooth_l1") -> float:
     """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
 
-    Predictions and targets are (M * B, T, dim) each.
+    Predictions and targets are (M * B, T, dim) each; `loss` is as in `prediction_loss`.
     """
     targets = targets.float()
     mean = targets.mean(dim=(0, 1), keepdim=True).expand_as(targets)
-    return float(prediction_loss(predictions.float(), targets) / prediction_loss(mean, targets))
+    guess = prediction_loss(mean, targets, loss)
+    return float(prediction_loss(predictions.float(), targets, loss) / guess)

@@ -49,8 +49,15 @@ class Dense(NamedTuple):
 class Head(nn.Module):
     """Batch norm or none, and a linear layer on each patch."""
 
-    def __init__(self, head: DenseHead, data: Dense, protocol: DenseProtocol, seed: int) -> None:
-        """Draw the weights; depth is a mean of bins over the depths of the training maps."""
+    def __init__(
+        self,
+        head: DenseHead,
+        data: Dense,
+        protocol: DenseProtocol,
+        depths: tuple[float, float],
+        seed: int,
+    ) -> None:
+        """Draw the weights; depth is a mean of bins between the least and the most of `depths`."""
         super().__init__()
         dim, self._grid, self._depth = data.tokens.shape[2], data.grid, not data.num_classes
         self.norm = nn.BatchNorm1d(dim) if head.norm == "batch" else nn.Identity()
@@ -59,10 +66,8 @@ class Head(nn.Module):
         nn.init.normal_(self.linear.weight, 0, 0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
         if self._depth:
-            deepest = max(float(data.maps[row].max()) for row in data.rows.tolist())
-            low, high = protocol.depths or (EPS, max(deepest, 2 * EPS))
             self.bins: Tensor
-            self.register_buffer("bins", torch.linspace(low, high, protocol.bins))
+            self.register_buffer("bins", torch.linspace(*depths, protocol.bins))
 
     def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
         """Logits (n, classes, height, width), or depth (n, height, width)."""
@@ -129,8 +134,12 @@ def _trained(
     """
     device, task = pick_device(asked.device), f"{purpose} heads"
     seeds = np.random.SeedSequence([asked.config.seed, ORDER]).generate_state(len(protocol.heads))
+    depths = protocol.depths or (0.0, 0.0)
+    if not (data.num_classes or protocol.depths):
+        deepest = max(float(data.maps[row].max()) for row in data.rows.tolist())
+        depths = EPS, max(deepest, 2 * EPS)
     heads = [
-        Head(head, data, protocol, own).to(device)
+        Head(head, data, protocol, depths, own).to(device)
         for head, own in zip(protocol.heads, seeds.tolist(), strict=True)
     ]
     optimizers = [

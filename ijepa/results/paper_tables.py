@@ -46,6 +46,7 @@ ASIDE = ("seed", "watch.", "checkpoint_epochs", "stream.", "masks.min_keep")
 SHARES = {"predictor.depth": "depth", "predictor.dim": "dim"}
 
 Settings = Mapping[str, Any]  # of a pretraining, by dotted name
+OF_WHOLE_RUNS = (None, "best")  # checkpoints
 Families = Mapping[str, Settings]
 Lines = Mapping[Row, Sequence[Line]]  # of ours, by the row of the paper where they stand
 
@@ -79,7 +80,8 @@ def _known_settings(
         found[run_family("I-JEPA", body)] = flat(body)
     for score in (score for result in results for score in result):
         provenance = score.provenance
-        if provenance.method == "I-JEPA" and provenance.family and provenance.settings:
+        is_ours = provenance.method == "I-JEPA" and provenance.checkpoint in OF_WHOLE_RUNS
+        if is_ours and provenance.family and provenance.settings:
             found[provenance.family] = flat(provenance.settings)
     return found
 
@@ -177,7 +179,7 @@ def _is_task(score: Score, column: Column) -> bool:
 def _is_trained_as(score: Score, row: Row, table: Table, known: Families) -> bool:
     """Is it of a row's pretraining: in ablations by every setting, else by its provenance?"""
     provenance = score.provenance
-    if provenance.data != pretraining_data(row):
+    if provenance.data != pretraining_data(row) or provenance.checkpoint not in OF_WHOLE_RUNS:
         return False
     if table.varies:
         settings = known.get(provenance.family or "")

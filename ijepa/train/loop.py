@@ -338,6 +338,7 @@ class _Run:
                 "metrics_bytes": self.metrics.flush(),
                 "first_loss": self.first_loss,
                 "world_size": self.world.size,
+                "total_steps": task.total_steps,
                 "left_out": self.left_out,
                 "rollbacks": self.rollbacks,
             },

@@ -251,7 +251,9 @@ class PretrainTask(Task[StepInputs]):
                 uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
             numbers = self._watch.look(self.model, step, draws=self.draw is not None)
         if one := self._outcome:
-            numbers["loss_vs_mean_target"] = loss_vs_mean_target(one.predictions, one.targets)
+            numbers["loss_vs_mean_target"] = loss_vs_mean_target(
+                one.predictions, one.targets, self.config.targets.loss
+            )
         accuracy = numbers.get("neighbour_accuracy", -1.0)
         if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
             self._best = {"step": step, "neighbour_accuracy": accuracy}

@@ -174,7 +174,9 @@ class RowReader:
                 self._open(pa, path, row)
             while row >= self._first + len(self._held):
                 self._first += len(self._held)
-                self._held = next(self._left)
+                self._held = next(self._left, ())
+                if not len(self._held):
+                    raise IjepaError(f"{path} has no row {row:,} any more: it was changed.")
             image: bytes = self._held[row - self._first].as_py()
         return image
 
@@ -187,6 +189,8 @@ class RowReader:
             if row in self._rows:
                 break
             first = self._rows.stop
+        else:
+            raise IjepaError(f"{path} has no row {row:,} any more: it was changed.")
         batches = file.iter_batches(ROWS_OF_IMAGES, row_groups=[group], columns=[_leaf(columns)])
         self._left = map(columns.content, batches)
         self._path, self._first, self._held = path, first, ()
