@@ -115,7 +115,7 @@ def convert(
 def _makes_folder(out: Path, config: ConvertConfig) -> bool:
     """Whether `out` becomes a folder; refuses a name or a `push` that does not fit the format."""
     is_folder = config.to in FOLDERS or (config.to == "onnx" and out.suffix != SUFFIX["onnx"])
-    if is_folder and out.suffix in WEIGHT_SUFFIXES:
+    if is_folder and out.suffix in (*WEIGHT_SUFFIXES, SUFFIX["onnx"]):
         raise IjepaError(
             f"--to {config.to} makes a folder, and {out} is the name of a file; name a folder, "
             f"such as {out.with_suffix('')}."

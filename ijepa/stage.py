@@ -39,6 +39,7 @@ TRACKING = "tracking"  # folder in that of a run, which trackers may change afte
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
 NEW = "nothing is there yet"  # and why, for most
 DIGEST = re.compile("[0-9a-f]{64}")
+MOST_CHANGES = 3  # of settings that are told
 SHORT = reprlib.Repr()  # of values that changed
 SHORT.maxstring = SHORT.maxother = 40
 
@@ -214,7 +215,7 @@ def is_fresh(plan: StagePlan) -> bool:
 
 
 def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
-    """How a plan differs from that of a record, in words; the first three differences."""
+    """How a plan differs from that of a record, in words; the first three differences in full."""
     described = plan.described()
     ours, theirs = flat(described), flat({name: record.get(name) for name in described})
     known, others = [], []
@@ -233,7 +234,9 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
         elif ours[name] != theirs[name]:
             was, now = SHORT.repr(theirs[name]), SHORT.repr(ours[name])
             known.append(f"{words} was {was}, now {now}")
-    return "; ".join([*known, *others][:3])
+    found = [*known, *others]
+    more = [f"{len(found) - MOST_CHANGES:,} more"] if len(found) > MOST_CHANGES else []
+    return "; ".join([*found[:MOST_CHANGES], *more])
 
 
 def _refuse_place(plan: StagePlan) -> None:
@@ -294,9 +297,10 @@ def _refuse_to_replace(
         return
     for found, made in ((out, record), (sibling(out, ".partial"), note)):
         if made is not None and made.get("fingerprint") != plan.fingerprint:
+            more = "for more epochs go on with --prolong, " if plan.stage == "pretrain" else ""
             raise IjepaError(
                 f"{found} was built with other settings: {changes(plan, made)}. Choose another "
-                "output, rebuild it with --replace, or discard it with --force."
+                f"output, {more}rebuild it with --replace, or discard it with --force."
             )
     # A run is not trained again because a file of it was removed.
     if record and (changed := changed_file(out, record)):

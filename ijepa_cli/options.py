@@ -28,7 +28,7 @@ FORMS = {  # what is typed behind an option, where its type does not say it
     "splits": "SPLIT", "store_split": "SPLIT", "test_split": "SPLIT", "require_split": "SPLIT",
     "label": "LABEL", "require_label": "LABEL", "device": "DEVICE", "protocol": "PROTOCOL",
     "keys": "KEY", "arch": "ARCH", "data": "PATH", "image_px": "PIXELS", "resize_px": "PIXELS",
-    "overrides": "NAME=VALUE", "slurm": "NAME=VALUE",
+    "overrides": "NAME=VALUE", "slurm": "NAME=VALUE", "track": "TRACKER",
 }  # fmt: skip
 COMPLETED: dict[str, Callable[..., list[str]]] = {
     "encoder": complete.encoder, "protocol": complete.protocol, "recipe": complete.recipe,
@@ -176,7 +176,7 @@ def _option(
     kind = _type(field.annotation)
     default = ... if field.is_required() else field.default
     if default is True:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        flag = f" /--no-{flag.removeprefix('--')}"  # as Typer writes what only switches off
     if isinstance(default, tuple) and get_origin(kind) is list:
         default = list(default) or None
     option = typer.Option(
@@ -203,10 +203,10 @@ def _formed(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _form(name: str, kind: Any) -> str:  # noqa: ANN401  # a type
     """What is typed behind an option, in words: nothing, a choice, NUMBER, PATH, ..."""
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
     if name in FORMS or kind is bool:
         return FORMS.get(name, "")
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (list, tuple):
         return " ".join(_form("", one) for one in get_args(kind))
     return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")

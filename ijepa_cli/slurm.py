@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,6 +29,7 @@ Minutes = Annotated[int, _option("Time limit of the job; it is queued again and 
 Slurm = Annotated[
     list[str] | None, _option("Another option of sbatch, such as partition=gpu; repeatable.")
 ]
+FLAGS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
 
 
@@ -47,7 +48,7 @@ class Command:
         environment = TorchDistributedEnvironment()
         if environment.world_size > 1:
             environment.export(set_cuda_visible_devices=False, overwrite=True)
-        sys.argv = ["ijepa", *self.words, "--launcher", "here"]  # the last one counts
+        sys.argv = ["ijepa", *self.words]
         try:
             main()
         except SystemExit as ended:
@@ -91,7 +92,7 @@ def submit(
         )
     except (RuntimeError, NameError) as error:  # no SLURM here, or no such setting of it
         raise IjepaError(f"--launcher {launcher}: {str(error).splitlines()[0]}") from error
-    job = executor.submit(Command(tuple(sys.argv[1:])))
+    job = executor.submit(Command(tuple(_without_flags(sys.argv[1:]))))
     if launcher == "slurm":
         return f"job {job.job_id} submitted; logs in {logs}"
     failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them
@@ -99,3 +100,14 @@ def submit(
         tail = (job.stderr() or "").strip().splitlines()[-1:]
         raise IjepaError(f"The local job failed: {' '.join(tail)} Its logs are in {logs}.")
     return f"local job done; logs in {logs}"
+
+
+def _without_flags(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command without those that describe the job."""
+    left = iter(words)
+    for word in left:
+        flag, equals, _ = word.partition("=")
+        if flag not in FLAGS:
+            yield word
+        elif not equals:
+            next(left, None)  # its value

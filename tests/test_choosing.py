@@ -97,6 +97,10 @@ def test_the_state_of_an_unfinished_run_is_not_taken_for_a_finished_one(
 ):
     with pytest.raises(StopError):
         pretrain(shards, tmp_path / "run", tiny_config, EAGER, stop_at(10 * 32, "pretrain"))
+    with pytest.raises(
+        IjepaError, match=r"not finished yet; finish it, or name .*run\.partial for"
+    ):
+        load_encoder(tmp_path / "run")
     going = load_encoder(tmp_path / "run.partial").provenance
     assert going.checkpoint == f"step {going.steps} of 16"
     assert going.family != load_encoder(run).provenance.family
@@ -108,13 +112,16 @@ def test_the_state_of_an_unfinished_run_is_not_taken_for_a_finished_one(
         (["--checkpoint", "bets"], "has no checkpoint 'bets' (did you mean 'best'?)"),
         (["--checkpoint", "../config"], "String should match pattern"),
         (["--encoder", "pixels", "--checkpoint", "best"], "pixels is no finished run"),
+        (["--encoder", "random:RUN", "--checkpoint", "best"], "is no finished run, so it has no"),
+        (["--encoder", "pixels", "--which", "context"], "pixels is one encoder; leave --which"),
         (["--encoder", "SHARDS"], "is a shard set, no finished run"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_refused_in_one_line(
     run, shards, tmp_path, words, message
 ):
-    words = [str(shards) if word == "SHARDS" else word for word in words]
+    places = {"SHARDS": str(shards), "random:RUN": f"random:{run}"}
+    words = [places.get(word, word) for word in words]
     words = words if "--encoder" in words else ["--encoder", str(run), *words]
     out = tmp_path / "features.h5"
     result = CliRunner().invoke(app, ["extract", "--data", str(shards), "--out", str(out), *words])

@@ -59,8 +59,8 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "shard": "split val-fraction resize channels shuffle member max-bad part merge subset masks "
     "depth check require-split require-label workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
-    "recompute compile parallel cache track pictures replace launcher nodes gpus-per-node minutes "
-    "slurm",
+    "recompute compile parallel cache track no-pictures replace launcher nodes gpus-per-node "
+    "minutes slurm",
     "extract": "data out encoder split which checkpoint layers tokens image-size crop views "
     "augment device workers",
     "probe": "train test out baseline-train baseline-test subset protocol label shots seed device",
@@ -76,7 +76,9 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
 @pytest.mark.parametrize("command", OPTIONS)
 def test_the_options_of_a_stage_are_these(command):
     shown = [one for one in GROUP.commands[command].params if not getattr(one, "hidden", False)]
-    options = {name for one in shown for name in one.opts if name.startswith("--")}
+    options = {
+        name for one in shown for name in (*one.opts, *one.secondary_opts) if name.startswith("--")
+    }
     common = {"--force", "--dry-run", "--json"} | ({"--set"} if command != "report" else set())
     assert options - {"--help"} == {f"--{name}" for name in OPTIONS[command].split()} | common
 
@@ -129,7 +131,9 @@ UNREAD = [
         ("shard nowhere out", "nowhere"),
         ("pretrain --recipe nothing --data x --out y", "no recipe 'nothing'"),
         ("pretrain --recipe cifar10 --data x --out y", "There is no data set at 'x'"),
+        ("pretrain --recipe cifar10 --data x --out y --nodes 2", "describe a job: add --launcher"),
         ("extract --encoder pixels --data x --out y", "x is not a shard set"),
+        ("extract --encoder pixels --data http://h/x --out y", "elsewhere: `ijepa pretrain` alone"),
         ("extract --encoder nothing --data SHARDS --out y", "random:RUN"),
         ("extract --encoder random:vit_odd --data SHARDS --out y", "vit_small"),
         (f"{PROBE.format('few-shot')} --shots 1.5", "shots 1.5 is neither a number of images nor"),

@@ -333,6 +333,14 @@ def test_tables_that_cannot_be_understood_are_refused_in_one_line(tmp_path, monk
     )
 
 
+def test_one_of_several_files_may_be_named(tmp_path):
+    for number in range(2):
+        table = a_table([row(3 * number + n) for n in range(3)])
+        write_parquet(tmp_path / f"train-0000{number}-of-00002.parquet", table)
+    one = tmp_path / "train-00001-of-00002.parquet"
+    assert shard(one, tmp_path / "out", runtime=ALONE).splits == {"train": 3}
+
+
 def test_a_file_that_lost_rows_since_it_was_listed_is_one_line(tmp_path):
     path = write_parquet(tmp_path / "t.parquet", a_table([row(n) for n in range(9)]))
     reader = RowReader(None)

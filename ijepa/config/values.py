@@ -148,8 +148,8 @@ class Runtime(Settings):
     """decoded: keep all images decoded in the device's memory and crop them there, for small data.
     A pixel may differ by one level of 255."""
     track: Literal["none", "wandb", "trackio", "mlflow"] = "none"
-    """Also log to this tracker, in RUN/tracking; online only if its own environment variables say
-    so (WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI)."""
+    """Also log to wandb, trackio or mlflow, in RUN/tracking; online only if its own environment
+    variables say so (WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI)."""
     pictures: bool = True
     """Put pictures of masks, components and neighbours into TensorBoard at health checks."""
     force: bool = False

@@ -4,6 +4,7 @@ A row says where the image of a sample lies, its class numbers and its key; file
 """
 
 import contextlib
+import re
 import tokenize
 import zlib
 from collections.abc import Iterable
@@ -133,6 +134,10 @@ def read_index(folder: Path) -> SetIndex:
     """The index of a shard set, after the checks of `ijepa.data.shards.open_shards`."""
     path = folder / INDEX
     if not path.is_file():
+        if re.match(r"\w+:/", str(folder)):
+            raise IjepaError(
+                f"{folder} is elsewhere: `ijepa pretrain` alone streams; copy it here."
+            )
         near = "" if folder.exists() else did_you_mean(folder.name, names_in(folder.parent))
         raise IjepaError(
             f"{folder} is not a shard set (no {INDEX}){near}; make one with `ijepa shard`."

@@ -178,7 +178,7 @@ class EncoderSpec(NamedTuple):
                 raise IjepaError(f"{text} names no file; it is published:[ARCH@]FILE.")
         else:
             kind, name, file = "run", "", Path(text)
-        file = _kept(text, file, checkpoint)
+        file = _kept(text, kind, file, checkpoint)
         return cls(text, kind, name, file, arch, which, image_px, seed)
 
     @classmethod
@@ -195,6 +195,7 @@ class EncoderSpec(NamedTuple):
     def fingerprint(self, progress: Progress = silent) -> str:
         """Equal for two names of the same frozen encoder, different for different weights."""
         if self.kind == "pixels":
+            self.one_encoder()
             return fingerprint_of(["pixels", self.name] if self.name else "pixels")
         if self.kind == "random":
             if self.file:
@@ -237,9 +238,9 @@ class EncoderSpec(NamedTuple):
         return encoder
 
     def one_encoder(self) -> None:
-        """Refuse `--which context` for files of one encoder."""
+        """Refuse `--which context` for pixels and for files of one encoder."""
         if self.which == "context":
-            raise IjepaError(f"{self.text} holds one encoder; leave --which context out.")
+            raise IjepaError(f"{self.text} is one encoder; leave --which context out.")
 
     def _home(self) -> Any:  # noqa: ANN401  # a module
         name = KINDS[self.kind].home if self.kind in KINDS else "own"
@@ -304,11 +305,11 @@ def checkpoint_path(path: Path) -> Path:
     return path / LAST
 
 
-def _kept(text: str, run: Path | None, checkpoint: str) -> Path | None:
+def _kept(text: str, kind: str, run: Path | None, checkpoint: str) -> Path | None:
     """A checkpoint of a run folder by its name, without `.pt`; what is named if that is `last`."""
     if checkpoint == LAST.stem:
         return run
-    if not run or not (run / LAST).is_file():
+    if kind == "random" or not run or not (run / LAST).is_file():
         raise IjepaError(
             f"{text} is no finished run, so it has no checkpoint {checkpoint!r}; leave "
             f"--checkpoint out."
@@ -327,6 +328,11 @@ def _kept(text: str, run: Path | None, checkpoint: str) -> Path | None:
 def _unknown(text: str) -> IjepaError:
     """There is no such run or file; with the name or kind nearest to a mistyped one."""
     _, colon, rest = text.partition(":")
+    begun = sibling(Path(text), ".partial")
+    if (begun / LAST).is_file():
+        return IjepaError(
+            f"{text} is not finished yet; finish it, or name {begun} for its newest state."
+        )
     if colon:
         near = did_you_mean(text, [f"{one}:{rest}" for one in (*KINDS, "random", "published")])
     else:

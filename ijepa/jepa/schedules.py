@@ -78,7 +78,7 @@ def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
         raise IjepaError(
             f"The data holds {num_images:,} images, and watch.held_out leaves {held_out:,} of them "
             f"out: fewer than one batch of {batch_size:,} are left. Lower watch.num_images or "
-            f"data.batch_size."
+            f"data.batch_size, or take --recipe auto, which fits a recipe to its images."
         )
     if num_images == 1:
         raise IjepaError("The data holds 1 image, and health checks compare images; take more.")

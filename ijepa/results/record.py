@@ -252,7 +252,10 @@ def read_result(path: StrPath) -> Result:
     if not path.is_file() and (found := [f for f in sorted(folder.glob("*.json")) if is_result(f)]):
         raise IjepaError(f"{folder} is a folder of results; name {' or '.join(map(str, found))}.")
     if not path.is_file():
-        raise IjepaError(f"There is no result {path}; make one with `ijepa probe`.")
+        raise IjepaError(
+            f"There is no result {path}; `ijepa probe` and `ijepa finetune` make results, and "
+            f"`ijepa pretrain` a run."
+        )
     body = _read(path)
     if not _is_result(body):
         held = ", ".join(sorted(body)[:5]) if isinstance(body, dict) else type(body).__name__

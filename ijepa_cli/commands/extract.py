@@ -59,7 +59,7 @@ def _summary(result: "ExtractResult", data: Path, config: ExtractConfig, command
 
 def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     """The same for the other split; a probe if that is there; a map where there is no other."""
-    out, labels, probe = result.out, result.labels, "logistic"
+    out, labels, probe = result.out, result.labels, "attentive" if result.tokens else "logistic"
     label = "class" if "class" in labels else labels[0] if labels else None
     other = _other_split(data, split)
     if other is None or not (label or result.dense):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 OWN = ShardConfig(val_fraction=0.1, resize_px=512)  # how a shard set is made of your own images
 OWN_OPTIONS = ("--val-fraction", "0.1", "--resize", "512")
+THREE_DAYS = 3 * 24 * 60  # in minutes
 WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
 
 Recipe = Annotated[
@@ -78,7 +79,7 @@ def pretrain(
     launcher: Launcher = "here",
     nodes: Nodes = 1,
     gpus_per_node: GpusPerNode = 1,
-    minutes: Minutes = 3 * 24 * 60,
+    minutes: Minutes = THREE_DAYS,
     slurm: Slurm = None,
 ) -> None:
     """Pretrain I-JEPA on images or a shard set; started again, it continues where it stopped.
@@ -87,6 +88,11 @@ def pretrain(
 
     Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
     """
+    if launcher == "here" and (nodes, gpus_per_node, minutes, slurm) != (1, 1, THREE_DAYS, None):
+        raise IjepaError(
+            "--nodes, --gpus-per-node, --minutes and --slurm describe a job: add --launcher slurm, "
+            "or leave them out. On one machine, torchrun starts a process for each GPU."
+        )
     # A mistake in a recipe is said before images are read.
     config = None if recipe == "auto" else load_recipe(recipe, overrides or ())
     shards = _shard_set(data, out, runtime)

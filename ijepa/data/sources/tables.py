@@ -90,17 +90,22 @@ def table_source(name: str) -> Source:
     if not files:
         raise IjepaError(f"{name} holds no {PARQUET} or {ARROW} file.")
     digest = digest_of(files)
-    find = partial(read_tables, files, name)
+    find = partial(read_tables, files, name, is_whole=paths[0].is_dir())
     return Source(name, lambda: digest, find, paths[0], has_members=True)
 
 
-def read_tables(files: Sequence[Entry], where: str, asked: Request) -> Found:
+def read_tables(
+    files: Sequence[Entry], where: str, asked: Request, *, is_whole: bool = True
+) -> Found:
     """Rows in the order of the files; the key of an image has its number in the split.
+
+    With `is_whole`, files that are missing of those over which a split is spread are refused.
 
     ClassLabel columns keep their numbers. Other columns of integers, texts or booleans are labels
     if they are called as one, such as `label` or `fine_label`.
     """
-    _refuse_missing(files, where)
+    if is_whole:
+        _refuse_missing(files, where)
     files = [entry for entry in files if _is_saved(entry)]
     splits = _splits([entry.path for entry in files], where, asked.splits)
     columns = _columns_of(files[0].file, asked.member)
