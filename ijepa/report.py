@@ -135,6 +135,7 @@ def _chosen(shown: Sequence[Shown], config: ReportConfig) -> tuple[Shown, ...]:
 
 def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
     """Such as `cifar10 on cifar10:data`: the run and its data."""
+    runs = sorted(runs, key=lambda run: _record(run).get("stage", "pretrain") != "pretrain")
     sources = {str(_record(run).get("source", "")): None for run in runs}
     sources |= {score.source: None for result in results for score in result}
     data = next(filter(None, sources), "")

@@ -79,8 +79,10 @@ def test_fine_tuning_learns_what_the_initial_classifier_does_not_know(run, shard
     assert finetune(shards, tmp_path / "out", choice, CPU).cached
     with pytest.raises(IjepaError, match=r"is not of `ijepa pretrain`.* that it began with, "):
         load_encoder(tmp_path / "out")
-    page = report([tmp_path / "out" / "result.json"], tmp_path / "page.html").out
-    assert "finetune-imagenet-1pct" in page.read_text()
+    outcome = report([tmp_path / "out", run], tmp_path / "page.html")
+    assert "finetune-imagenet-1pct" in outcome.out.read_text()
+    assert "(target), fine-tuned<" in outcome.out.read_text().replace("<wbr>", "")
+    assert outcome.title.startswith(f"{run.name} and 1 more on")  # not named after the classifier
     assert compare(tmp_path / "out", tmp_path / "out" / "result.json").rows[0].difference == 0
 
 

@@ -317,6 +317,7 @@ def test_the_verdict_is_honest_without_baselines_and_without_results(results):
     alone = verdict([plain[:1]])
     assert "of always guessing the most frequent class" in alone[0]
     assert "--baseline-train" in alone[1]
+    assert "on average" not in verdict([plain[:1], plain[:1]])[0]
     two = [
         scored(plain, [], top1=top1, provenance=Provenance(seed=top1 > 0.5)) for top1 in (0.5, 0.7)
     ]

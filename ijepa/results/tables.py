@@ -307,8 +307,9 @@ def top1(line: Line) -> Cell:
 
 
 def encoder_name(line: Line) -> str:
-    """As the user named it; of several seeds, the first."""
-    return line.score.encoder + (" and others" if len(line.members) > 1 else "")
+    """As the user named it, and whether it was fine-tuned; of several seeds, the first."""
+    name = line.score.encoder + (" and others" if len(line.members) > 1 else "")
+    return f"{name}, fine-tuned" if line.score.probe == "finetune" else name
 
 
 def seeds(line: Line) -> str:

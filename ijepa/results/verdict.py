@@ -103,8 +103,10 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> st
 def _alone(name: str, scores: Sequence[Score]) -> str:
     """What an encoder reaches on its first probe, where no paired test was made."""
     first, probe = scores[0], (scores[0].label, probe_name(scores[0]))
-    seeds = [score for score in scores if (score.label, probe_name(score)) == probe]
-    top1 = statistics.mean(score.top1 for score in seeds)
+    alike = [score for score in scores if (score.label, probe_name(score)) == probe]
+    # Features that were stored twice are one encoder.
+    seeds = {(one.provenance.seed, one.seed, one.weights): one for one in alike}
+    top1 = statistics.mean(score.top1 for score in seeds.values())
     over = f" on average over {len(seeds)} scores" if len(seeds) > 1 else ""
     above = "above" if first.top1_interval[0] > first.chance else "not clearly above"
     return (
