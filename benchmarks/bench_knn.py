@@ -17,7 +17,7 @@ from timing import emit
 
 from ijepa.arrays import Array, Ints
 from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Asked, Labelled
+from ijepa.probes.arrays import LabelledFeatures, ProbeRequest
 
 DIM, CLASSES, TEST_ROWS = 768, 100, 2000
 
@@ -55,7 +55,7 @@ def measure(rows: int) -> None:
     train, test = (_labelled(count) for count in (rows, TEST_ROWS))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    knn(train, test, Asked(ProbeConfig(name="knn")))
+    knn(train, test, ProbeRequest(ProbeConfig(name="knn")))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     emit(
@@ -68,8 +68,8 @@ def measure(rows: int) -> None:
     )
 
 
-def _labelled(rows: int) -> Labelled:
-    return Labelled(Noise(rows), np.arange(rows) % CLASSES, np.arange(rows)[:, np.newaxis])
+def _labelled(rows: int) -> LabelledFeatures:
+    return LabelledFeatures(Noise(rows), np.arange(rows) % CLASSES, np.arange(rows)[:, np.newaxis])
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml
-from ijepa.records import library_versions
 from ijepa.results.record import (
     RESULT,
     Result,
     Score,
-    image_set,
-    pack_classes,
     pack_correct,
     read_result,
+    shared_fields,
     write_result,
 )
 from ijepa.stage import StagePlan, Work, exclusive_work
@@ -291,25 +289,15 @@ def _score(
         deviations.append(f"{len(held.chosen):,} training images held out")
     averaged = "average of patch tokens, then a norm of its own"
     return Score(
+        **shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)),
         probe="finetune",
         protocol=f"finetune-{config.protocol}",
         description="encoder and classifier trained together",
         selection="nothing is chosen; the last state is scored",
-        config=config.model_dump(mode="json"),
-        label=config.label,
-        seed=config.seed,
         data=data.fingerprint,
         source=data.source,
         train_split=config.split,
         test_split=config.test_split,
-        train_images=image_set(train.keys, train.labels),
-        test_images=image_set(test.keys, test.labels),
-        num_classes=int(train.labels.max()) + 1,
-        chance=float(np.bincount(test.labels).max() / len(test.labels)),
-        train_rows=len(train.chosen),
-        test_rows=len(test.labels),
-        test_classes=pack_classes(test.labels, test.keys),
-        libraries=library_versions(),
         fingerprint=plan.fingerprint,
         repeats=repeats,
         command=task.runtime.command,

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ijepa.arrays import Ints
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.sources.names import listed, read_lines
@@ -23,18 +21,17 @@ from ijepa.features.leakage import (
 )
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
-from ijepa.probes.arrays import Asked, Fit, Labelled, TokenRows
+from ijepa.probes.arrays import Fit, LabelledFeatures, ProbeRequest, TokenRows
 from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviations
 from ijepa.progress import Progress, automatic
-from ijepa.records import library_versions, read_record
+from ijepa.records import read_record
 from ijepa.results.record import (
     Result,
     Score,
-    image_set,
     joined_source,
-    pack_classes,
     pack_correct,
     read_result,
+    shared_fields,
     write_result,
 )
 from ijepa.stage import DryRun, StagePlan, exclusive_work
@@ -148,7 +145,9 @@ def probe(
     with exclusive_work(plan, runtime) as work:
         if not work.cached:  # also where a killed --force left its work beside a fresh output
             opened, chosen = checked()
-            fits = _fits(opened, Asked(config, runtime.device, progress, chosen), work.folder)
+            fits = _fits(
+                opened, ProbeRequest(config, runtime.device, progress, chosen), work.folder
+            )
             facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))
             work.publish({"seed": config.seed})
@@ -182,40 +181,43 @@ def low_level(
     return LowLevelOutcome(out=Path(out), outcomes=tuple(outcomes))
 
 
-def _fits(opened: Sequence[OpenPair], asked: Asked, folder: Path) -> list[list[Fit]]:
-    """What each encoder gives in each setting; unfinished work is kept in a folder."""
+def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> list[list[Fit]]:
+    """The fits of each encoder, one a setting; unfinished work is kept in a folder."""
     import torch
 
+    config = request.config
     # Imported when chosen: scikit-learn, faiss and torch each take seconds.
-    module, _, name = PROBES[asked.config.name].home.partition(":")
+    module, _, name = PROBES[config.name].home.partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(f"ijepa.probes.{module}"), name)
-    task, every = f"probe {asked.config.name} encoders", []
+    task, every = f"probe {config.name} encoders", []
     for number, pair in enumerate(opened):
-        asked.progress(task, number, len(opened))
-        kept = KeptStates(folder / f"encoder-{number}.pt")
-        if "fits" not in kept:
-            train, test = (
-                _dense(one, asked.config)
-                if asked.config.name in DENSE
-                else Labelled(
-                    TokenRows(one.store.tokens) if asked.config.name in ON_TOKENS else one.store,
-                    one.labels,
-                    one.views,
-                )
-                for one in pair[:2]
-            )
-            if is_one_file(pair.train.store, pair.test.store):  # only retrieval gets here
-                test = train
-            found = fit(train, test, asked._replace(kept=kept))
-            kept.clear()
-            tensors = [{"predictions": torch.from_numpy(one.predictions)} for one in found]
-            plain = [one._asdict() | own for one, own in zip(found, tensors, strict=True)]
-            kept["fits"] = {"fits": plain}
+        request.progress(task, number, len(opened))
+        states = KeptStates(folder / f"encoder-{number}.pt")
+        if "fits" not in states:
+            train = test = _probe_data(pair.train, config)
+            if not is_one_file(pair.train.store, pair.test.store):  # only retrieval takes one file
+                test = _probe_data(pair.test, config)
+            fits = fit(train, test, request._replace(states=states))
+            states.clear()
+            as_tensors = [{"predictions": torch.from_numpy(fit.predictions)} for fit in fits]
+            plain = [fit._asdict() | own for fit, own in zip(fits, as_tensors, strict=True)]
+            states["fits"] = {"fits": plain}
         every.append(
-            [Fit(**f | {"predictions": f["predictions"].numpy()}) for f in kept["fits"]["fits"]]
+            [
+                Fit(**fields | {"predictions": fields["predictions"].numpy()})
+                for fields in states["fits"]["fits"]
+            ]
         )
-    asked.progress(task, len(opened), len(opened))
+    request.progress(task, len(opened), len(opened))
     return every
+
+
+def _probe_data(images: Images, config: ProbeConfig) -> "Dense | LabelledFeatures":
+    """What a probe takes: tokens and maps, tokens and labels, or features and labels."""
+    if config.name in DENSE:
+        return _dense(images, config)
+    rows = TokenRows(images.store.tokens) if config.name in ON_TOKENS else images.store
+    return LabelledFeatures(rows, images.labels, images.views)
 
 
 def _dense(images: Images, config: ProbeConfig) -> "Dense":
@@ -233,14 +235,14 @@ def _dense(images: Images, config: ProbeConfig) -> "Dense":
 
 
 class KeptStates(dict[str, dict[str, Any]]):
-    """Unfinished work by name, in one file that is written anew whenever a state is set.
+    """Unfinished work by name, in one file that is rewritten whenever a state is set.
 
-    A file that cannot be read is an error, never a silent start from the beginning. One that cannot
-    be written is a warning: the work goes on, and a stop would cost more of it.
+    A file that cannot be read is an error, never a silent start from the beginning. If it cannot be
+    written, a warning says so and the work goes on; a stop then loses more of it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take up what an earlier start left in the file."""
+        """Read what an earlier start left in the file."""
         from ijepa.weights import load_state, save_state  # behind the cached answer: needs torch
 
         super().__init__(load_state(path) if path.exists() else {})
@@ -269,64 +271,54 @@ def _scores(
 
     is_dense = config.name in DENSE
     train, test = opened[0].train, opened[0].test  # baselines saw the same images
-    one, other = train.store.header, test.store.header
     name = config.name if config.protocol == "ijepa" else f"{config.name}-{config.protocol}"
-    facts |= {
+    facts |= shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)) | {
         "probe": config.name,
         "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
         "description": PROBES[config.name].description,
         "selection": PROBES[config.name].selection,
-        "config": config.model_dump(mode="json"),
-        "label": config.label,
-        "seed": config.seed,
-        "source": joined_source(one.source, other.source),
-        "train_split": one.split,
-        "test_split": other.split,
-        "train_images": image_set(train.keys, train.labels),
-        "test_images": image_set(test.keys, test.labels),
-        "num_classes": len(np.unique(train.labels)),
-        "chance": float(np.bincount(test.labels).max() / len(test.labels)),
-        "train_rows": len(train.labels),
-        "test_rows": len(test.labels),
+        "source": joined_source(train.store.header.source, test.store.header.source),
+        "train_split": train.store.header.split,
+        "test_split": test.store.header.split,
         "repeats": opened[0].repeats,
-        "test_classes": pack_classes(test.labels, test.keys),
-        "libraries": library_versions(),
     }
     if is_dense:
         from ijepa.probes.dense import constant_guess, dense_summary
 
-        classes = one.dense[config.label].names or ()
+        classes = train.store.header.dense[config.label].names or ()
         chance = constant_guess(_dense(train, config), _dense(test, config))
         facts |= {"num_classes": len(classes), "chance": chance, "test_classes": ""}
     scores = []
     for setting in zip(*fits, strict=True):
-        correct = [found.predictions == test.labels for found in setting if not is_dense]
-        for number, (found, pair) in enumerate(zip(setting, opened, strict=True)):
+        correct = [fit.predictions == test.labels for fit in setting if not is_dense]
+        for number, (fit, pair) in enumerate(zip(setting, opened, strict=True)):
             if is_dense:
                 first = setting[0].predictions if number else None
-                told = dense_summary(found.predictions, first, classes) | {"correct": ()}
+                measured = dense_summary(fit.predictions, first, classes) | {"correct": ()}
             else:
-                told = summary(correct[number], test.labels, correct[0] if number else None)
-                told["correct"] = pack_correct(correct[number], test.keys)
-            one, other = pair.train.store.header, pair.test.store.header
-            crop = "squash" if other.transform.startswith("squash") else "center"
-            view = View(crop, other.crop_fraction, other.interpolation, (other.image_px,))
-            of_protocol = deviations(config, view, one.augment, one.num_views)
+                measured = summary(correct[number], test.labels, correct[0] if number else None)
+                measured["correct"] = pack_correct(correct[number], test.keys)
+            fitted_on, scored_on = pair.train.store.header, pair.test.store.header
+            crop = "squash" if scored_on.transform.startswith("squash") else "center"
+            view = View(
+                crop, scored_on.crop_fraction, scored_on.interpolation, (scored_on.image_px,)
+            )
+            of_protocol = deviations(config, view, fitted_on.augment, fitted_on.num_views)
             scores.append(
                 Score(
                     **facts,
-                    **{name: getattr(other, name) for name in SAME},
-                    features_precision=other.precision,
-                    train_features=one.fingerprint,
-                    test_features=other.fingerprint,
-                    data=other.data_fingerprint,
-                    setting=found.setting,
-                    best_on_test=found.best_on_test,
-                    choices=found.choices,
-                    precision=found.precision,
-                    metrics=found.metrics,
-                    deviations=(*pair.deviations, *of_protocol, *found.deviations),
-                    **told,
+                    **{name: getattr(scored_on, name) for name in SAME},
+                    features_precision=scored_on.precision,
+                    train_features=fitted_on.fingerprint,
+                    test_features=scored_on.fingerprint,
+                    data=scored_on.data_fingerprint,
+                    setting=fit.setting,
+                    best_on_test=fit.best_on_test,
+                    choices=fit.choices,
+                    precision=fit.precision,
+                    metrics=fit.metrics,
+                    deviations=(*pair.deviations, *of_protocol, *fit.deviations),
+                    **measured,
                 )
             )
     return tuple(scores)

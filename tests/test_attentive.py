@@ -16,7 +16,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probe import FeaturePair, KeptStates, probe
-from ijepa.probes.arrays import Asked, Labelled, TokenRows
+from ijepa.probes.arrays import LabelledFeatures, ProbeRequest, TokenRows
 from ijepa.probes.attentive import AttentiveHead, AttentiveHeads
 from ijepa.probes.linear import attentive, linear, train_heads
 from ijepa.probes.protocols import ATTENTIVE_PROTOCOLS, AttentiveProtocol, AttentiveSettings
@@ -144,7 +144,7 @@ def places(images, seed, dim=DIM):
 
 
 def on_tokens(tokens, labels):
-    return Labelled(TokenRows(tokens), labels, np.arange(len(labels))[:, np.newaxis])
+    return LabelledFeatures(TokenRows(tokens), labels, np.arange(len(labels))[:, np.newaxis])
 
 
 def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(monkeypatch):
@@ -152,7 +152,7 @@ def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(mon
     monkeypatch.setitem(ATTENTIVE_PROTOCOLS, "ijepa", longer)
     (train, numbers), (test, answers) = places(300, 0), places(200, 1)
     config = ProbeConfig(name="attentive")
-    [fit] = attentive(on_tokens(train, numbers), on_tokens(test, answers), Asked(config))
+    [fit] = attentive(on_tokens(train, numbers), on_tokens(test, answers), ProbeRequest(config))
     assert np.mean(fit.predictions == answers) > 0.95
     assert fit.choices["head"] == "attentive, lr 0.003, decay 0.001"
     assert fit.choices["held_out_accuracy"] > 0.9
@@ -160,7 +160,7 @@ def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(mon
     assert fit.deviations == ()
     averages = (tokens.mean(1, keepdims=True, dtype=np.float32) for tokens in (train, test))
     pooled = [labelled(*pair) for pair in zip(averages, (numbers, answers), strict=True)]
-    [fit] = linear(*pooled, Asked(ProbeConfig(name="linear")))
+    [fit] = linear(*pooled, ProbeRequest(ProbeConfig(name="linear")))
     assert np.mean(fit.predictions == answers) < 0.4  # a quarter, and four deviations
 
 
@@ -168,7 +168,7 @@ def test_shuffled_labels_are_at_chance(short):
     (train, numbers), (test, answers) = places(200, 0), places(400, 1)
     shuffled = np.random.default_rng(0).permutation(numbers)
     config = ProbeConfig(name="attentive")
-    [fit] = attentive(on_tokens(train, shuffled), on_tokens(test, answers), Asked(config))
+    [fit] = attentive(on_tokens(train, shuffled), on_tokens(test, answers), ProbeRequest(config))
     assert np.mean(fit.predictions == answers) < 0.5
 
 
@@ -187,7 +187,7 @@ def test_a_stopped_training_goes_on_to_the_same_heads(monkeypatch, tmp_path):
     with pytest.raises(StopError):
         train_heads(data, protocol, 0, CPU, stop, KeptStates(tmp_path / "state.pt"))
     again = train_heads(data, protocol, 0, CPU, silent, KeptStates(tmp_path / "state.pt"))
-    for one, two in zip(whole.state()["heads"], again.state()["heads"], strict=True):
+    for one, two in zip(whole.state_dict()["heads"], again.state_dict()["heads"], strict=True):
         for name in one:
             assert torch.equal(one[name], two[name]), name
 
@@ -201,7 +201,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(monkeypatch):
         for _ in range(2):
             heads.step({"tokens": tokens}, labels, 0.0)
         states.append(heads)
-    one, two = (heads.state()["heads"][0] for heads in states)
+    one, two = (heads.state_dict()["heads"][0] for heads in states)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     assert torch.equal(*(heads.predict({"tokens": tokens}) for heads in states))

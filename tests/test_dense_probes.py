@@ -10,7 +10,7 @@ from ijepa.errors import IjepaError
 from ijepa.extract import ExtractConfig, extract
 from ijepa.features.store import open_features
 from ijepa.probe import FeaturePair, KeptStates, probe
-from ijepa.probes.arrays import Asked
+from ijepa.probes.arrays import ProbeRequest
 from ijepa.probes.dense import Dense, Head, dense, dense_summary, image_sums, measure
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
 from ijepa.report import report
@@ -50,17 +50,17 @@ def tokens_that_tell(num, seed, *, depth=False):
 def test_a_head_learns_what_tokens_tell_and_nothing_from_others(name, least):
     is_depth = name == "depth"
     train, test = (tokens_that_tell(n, s, depth=is_depth) for n, s in ((48, 0), (24, 1)))
-    asked = Asked(ProbeConfig(name=name, label="seg"))
-    [fit] = dense(train, test, asked)
+    request = ProbeRequest(ProbeConfig(name=name, label="seg"))
+    [fit] = dense(train, test, request)
     found = measure(fit.predictions.sum(axis=0))
     headline = next(iter(found.values()))
     assert headline > least
     assert fit.best_on_test >= headline
     assert set(fit.choices) == {"head", "held_out"}
-    [again] = dense(train, test, asked)
+    [again] = dense(train, test, request)
     assert np.array_equal(again.predictions, fit.predictions)
     noise = train._replace(tokens=np.random.default_rng(2).standard_normal((48, 16, 6), np.float32))
-    [blind] = dense(noise, test, asked)
+    [blind] = dense(noise, test, request)
     assert next(iter(measure(blind.predictions.sum(axis=0)).values())) < headline - 0.08
 
 
@@ -91,23 +91,23 @@ def test_a_stopped_training_goes_on_to_the_same_scores(stop, monkeypatch, tmp_pa
         if len(steps) == stop:
             raise KeyboardInterrupt
 
-    asked = Asked(ProbeConfig(name="segmentation", label="seg"), progress=progress)
+    request = ProbeRequest(ProbeConfig(name="segmentation", label="seg"), progress=progress)
     with pytest.raises(KeyboardInterrupt):
-        dense(train, test, asked._replace(kept=KeptStates(tmp_path / "kept.pt")))
-    [again] = dense(train, test, asked._replace(kept=KeptStates(tmp_path / "kept.pt")))
+        dense(train, test, request._replace(states=KeptStates(tmp_path / "kept.pt")))
+    [again] = dense(train, test, request._replace(states=KeptStates(tmp_path / "kept.pt")))
     assert len(steps) == 2 * QUICK.steps + 1  # the stopped one twice
-    [whole] = dense(train, test, asked)
+    [whole] = dense(train, test, request)
     assert np.array_equal(again.predictions, whole.predictions)
     assert again.choices == whole.choices
 
 
 def test_what_cannot_be_trained_or_scored_is_said_in_a_line():
     train, test = tokens_that_tell(20, 0), tokens_that_tell(9, 1)
-    asked = Asked(ProbeConfig(name="segmentation", label="seg"))
+    request = ProbeRequest(ProbeConfig(name="segmentation", label="seg"))
     with pytest.raises(IjepaError, match="needs two training images"):
-        dense(train._replace(rows=train.rows[:1]), test, asked)
+        dense(train._replace(rows=train.rows[:1]), test, request)
     with pytest.raises(IjepaError, match="No pixel of the test images has a known class"):
-        dense(train, test._replace(maps=np.full_like(test.maps, 255)), asked)
+        dense(train, test._replace(maps=np.full_like(test.maps, 255)), request)
 
 
 def test_iou_and_accuracy_are_those_of_sklearn():

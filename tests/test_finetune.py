@@ -21,6 +21,7 @@ from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import read_metrics
 from ijepa.finetune import finetune, plan_finetune
+from ijepa.jepa.schedules import warmup_cosine
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.arrays import hold_out
 from ijepa.report import report
@@ -32,7 +33,6 @@ from ijepa.train.classifier import (
     Classifier,
     DropBranch,
     layer_of,
-    learning_rate,
     parameter_groups,
     step_gflops,
 )
@@ -111,7 +111,7 @@ def test_layers_learn_as_mae_lets_them():
 
 
 def test_the_learning_rate_rises_from_nothing_and_ends_at_its_lowest():
-    rates = [learning_rate(done, 1e-3, 1e-6, 0.1) for done in np.linspace(0, 1, 101)]
+    rates = [warmup_cosine(done, 1e-3, 1e-6, 0.1) for done in np.linspace(0, 1, 101)]
     assert rates[0] == 0
     assert rates[10] == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-6)
@@ -431,8 +431,8 @@ def test_the_head_is_trained_alone_first_and_then_all_with_a_fresh_optimizer(run
     assert not any(torch.equal(weights[n], before[f"target_{n}"]) for n in encoder)
     assert steps == {4}
     rates = [rate for *_, rate in states]
-    assert rates[:4] == [learning_rate(n / 4, 1e-2, 1e-6, 0.0) for n in range(4)]
-    assert rates[4:] == [learning_rate(n / 4, 1e-3, 1e-6, 0.5) for n in range(4)]
+    assert rates[:4] == [warmup_cosine(n / 4, 1e-2, 1e-6, 0.0) for n in range(4)]
+    assert rates[4:] == [warmup_cosine(n / 4, 1e-3, 1e-6, 0.5) for n in range(4)]
     assert {"linear_first 1, not 0", "linear_lr 0.01, not 0.001"} <= set(score.deviations)
 
 

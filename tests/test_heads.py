@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 import ijepa.probes.heads as heads_module
 import ijepa.probes.linear as linear_module
 from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import Asked
-from ijepa.probes.linear import _Plan, _steps, linear, train_heads
+from ijepa.probes.arrays import ProbeRequest
+from ijepa.probes.linear import Batches, linear, train_heads
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
 
@@ -48,6 +48,10 @@ def trained(rule=None, *, train=None, seed=0, progress=silent, kept=None):
     return train_heads(train or data(), rule or protocol(), seed, CPU, progress, kept)
 
 
+def batches_of(rule, images):
+    return Batches(rule, np.zeros((images, 1), np.int64), 0)
+
+
 def group_of(heads, number):
     return next(group for group in heads._groups if number in group.numbers)
 
@@ -65,7 +69,7 @@ assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def trained_alone(head, number, rule, train, seed=0):
-    """The plain way: torch modules, autograd, one optimiser; same first weights, same batches."""
+    """The plain way: torch modules, autograd, one optimizer; same first weights, same batches."""
     dim = DIM * (LAYERS if head.features == "concat" else 1)
     group = heads_module.HeadGroup([number], head, dim, CLASSES, rule, seed)
     linear = torch.nn.Linear(group.weight.shape[2], CLASSES)
@@ -76,14 +80,17 @@ def trained_alone(head, number, rule, train, seed=0):
         modules.insert(0, norm)
     model = torch.nn.Sequential(*modules)
     buffers = {}
-    plan = _Plan(rule, len(train.labels))
-    for step, (images, rows) in enumerate(_steps(plan, train.views, seed)):
-        values = torch.from_numpy(train.features.values[rows])
+    batches = Batches(rule, train.views, seed)
+    for step in range(batches.steps):
+        values = torch.from_numpy(train.features.values[batches.rows(step)])
         inputs = values.flatten(1) if head.features == "concat" else values[:, -1]
         model.zero_grad()
-        F.cross_entropy(model(inputs), torch.from_numpy(train.labels[images])).backward()
+        F.cross_entropy(
+            model(inputs), torch.from_numpy(train.labels[batches.images(step)])
+        ).backward()
+        factor = rule.rate_factor(batches.share_done(step), batches.size)
         for name, parameter in model.named_parameters():
-            update(rule, head, name, parameter, buffers, head.lr * plan.factor(step))
+            update(rule, head, name, parameter, buffers, head.lr * factor)
     return model.eval()
 
 
@@ -142,15 +149,13 @@ def test_a_convex_head_ends_at_the_optimum_of_scikit_learn():
 
 def test_every_epoch_shows_every_image_once_and_its_views_in_turn():
     rule, train = protocol(epochs=6, batch=25), data(101, views=4)
-    steps = list(_steps(_Plan(rule, 101), train.views, 0))
-    per_epoch = _Plan(rule, 101).steps_per_epoch
-    assert per_epoch == 4  # a last batch of one image is left out
-    seen = {}
-    for number in range(6):
-        images = np.concatenate([i for i, _ in steps[number * per_epoch :][:per_epoch]])
+    batches, seen = Batches(rule, train.views, 0), {}
+    assert batches.steps_per_epoch == 4  # a last batch of one image is left out
+    for epoch in range(6):
+        images = np.concatenate([batches.images(4 * epoch + turn) for turn in range(4)])
         assert len(set(images)) == len(images) == 100
-    for images, rows in steps:
-        for image, row in zip(images, rows, strict=True):
+    for step in range(batches.steps):
+        for image, row in zip(batches.images(step), batches.rows(step), strict=True):
             assert row in train.views[image, 1:]  # never the evaluation view
             seen.setdefault(image, []).append(row)
     complete = [rows for rows in seen.values() if len(rows) == 6]
@@ -181,7 +186,7 @@ def test_heads_that_were_stopped_end_as_those_that_were_not(optimizer, stop_afte
     for _ in range(2):  # stopped, then finished
         again = trained(rule, kept=keep, progress=lambda _, done, all: seen.append(done))
         assert_same(states(again), states(trained(rule)))
-    steps = _Plan(rule, 120).steps
+    steps = Batches(rule, data().views, 0).steps
     assert seen == [*range(stop_after, steps + 1), steps]
 
 
@@ -219,12 +224,12 @@ def test_features_on_the_device_are_read_once_and_give_the_same_scores(monkeypat
     train, test = data(120, views=2), data(50, seed=1)
     rule = protocol(epochs=5, augment="rrc-flip")
     monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", rule)
-    asked = Asked(ProbeConfig(name="linear"))
-    [from_file] = linear(train, test, asked)
+    request = ProbeRequest(ProbeConfig(name="linear"))
+    [from_file] = linear(train, test, request)
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: 2**30)
     monkeypatch.setattr("ijepa.probes.arrays.ROWS_AT_ONCE", 50)
     counted = (one._replace(features=CountedRows(one.features.values)) for one in (train, test))
-    [from_device] = linear(*counted, asked)
+    [from_device] = linear(*counted, request)
     assert CountedRows.rows_read == 120 * 2 + 50
     assert np.array_equal(from_file.predictions, from_device.predictions)
     assert from_file.choices == from_device.choices
@@ -237,9 +242,9 @@ def test_a_gpu_trains_in_bf16_nearly_the_heads_of_a_cpu(room_bytes, monkeypatch)
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: room_bytes)
     monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
     train, test = data(), data(300, seed=1)
-    asked = Asked(ProbeConfig(name="linear"))
-    [on_gpu] = linear(train, test, asked._replace(device="cuda"))
-    [on_cpu] = linear(train, test, asked._replace(device="cpu"))
+    request = ProbeRequest(ProbeConfig(name="linear"))
+    [on_gpu] = linear(train, test, request._replace(device="cuda"))
+    [on_cpu] = linear(train, test, request._replace(device="cpu"))
     assert (on_gpu.precision, on_cpu.precision) == ("bf16", "fp32")
     accuracies = [float((fit.predictions == test.labels).mean()) for fit in (on_gpu, on_cpu)]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
@@ -269,13 +274,15 @@ def test_other_seeds_draw_other_heads_and_orders():
 )
 def test_learning_rates_are_the_published_ones(name, lrs):
     rule = LINEAR_PROTOCOLS[name]
-    plan = _Plan(rule, 4 * rule.batch)
+    batches = batches_of(rule, 4 * rule.batch)
     for epoch, lr in lrs.items():
-        first = plan.factor(epoch * plan.steps_per_epoch) * rule.heads[0].lr
+        steps = [(epoch + 1) * batches.steps_per_epoch - 1, epoch * batches.steps_per_epoch]
+        last, first = (
+            rule.rate_factor(batches.share_done(step), rule.batch) * rule.heads[0].lr
+            for step in steps
+        )
         assert first == pytest.approx(lr)
-        if rule.per_epoch:
-            last = plan.factor((epoch + 1) * plan.steps_per_epoch - 1) * rule.heads[0].lr
-            assert last == first
+        assert last == first or not rule.per_epoch
 
 
 def test_protocols_have_the_published_number_of_heads():
@@ -287,5 +294,6 @@ def test_protocols_have_the_published_number_of_heads():
 
 def test_steps_and_learning_rates_follow_the_images_only_where_a_protocol_says_so():
     dinov2, lars = LINEAR_PROTOCOLS["dinov2-linear"], LINEAR_PROTOCOLS["paper-in1k-lars"]
-    assert _Plan(dinov2, 5000).steps == _Plan(dinov2, 1_281_167).steps == 12500
-    assert _Plan(lars, 1024).factor(0) == 1024 / 256  # of a batch that the images do not fill
+    assert batches_of(dinov2, 5000).steps == batches_of(dinov2, 1_281_167).steps == 12500
+    size = batches_of(lars, 1024).size  # of a batch that the images do not fill
+    assert lars.rate_factor(0.0, size) == 1024 / 256

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ijepa.train.prefetch import prefetched
+from ijepa.prefetch import prefetched
 
 
 def numbers(count, made, closed=None, fails_at=None):

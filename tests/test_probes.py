@@ -22,7 +22,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import Asked, draw_subset, hold_out
+from ijepa.probes.arrays import ProbeRequest, draw_subset, hold_out
 from ijepa.probes.knn import average_precision, knn, retrieval, unit_length, vote
 from ijepa.probes.linear import linear
 from ijepa.probes.logistic import centred_unit, few_shot, logistic
@@ -45,12 +45,12 @@ def clusters(rows, spread, seed, *, shuffled=False):
     return labelled(np.stack([last[:, ::-1], last], axis=1), labels)
 
 
-def asked(name, **choices):
-    return Asked(ProbeConfig(name=name, **choices))
+def request(name, **choices):
+    return ProbeRequest(ProbeConfig(name=name, **choices))
 
 
 def accuracies(name, train, test, **choices):
-    fits = PROBES[name](train, test, asked(name, **choices))
+    fits = PROBES[name](train, test, request(name, **choices))
     return [float(np.mean(fit.predictions == test.labels)) for fit in fits]
 
 
@@ -86,7 +86,7 @@ def test_predictions_repeat_whatever_else_is_in_the_test_set_and_are_of_evaluati
         "other test labels": (train, test._replace(labels=test.labels[::-1].copy())),
         "augmented views beside": (labelled(values, train.labels, views), test),
     }
-    config = asked(name, seed=3, shots=(5, 0.5), draws=2)
+    config = request(name, seed=3, shots=(5, 0.5), draws=2)
     whole = PROBES[name](train, test, config)
     for what, (fitted, scored) in others.items():
         for one, two in zip(whole, PROBES[name](fitted, scored, config), strict=True):
@@ -97,7 +97,7 @@ def test_predictions_repeat_whatever_else_is_in_the_test_set_and_are_of_evaluati
 
 def test_the_best_head_on_the_test_set_is_no_worse_than_the_one_chosen_on_train():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    (found,) = linear(train, test, asked("linear"))
+    (found,) = linear(train, test, request("linear"))
     assert found.best_on_test >= np.mean(found.predictions == test.labels)
 
 
@@ -133,7 +133,7 @@ def test_a_drawn_subset_holds_so_many_of_each_class(shots, seed, draw):
 def test_draws_differ_and_each_is_a_row_of_predictions():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
     one, five, many, part = few_shot(
-        train, test, asked("few-shot", shots=(1, 5, 10_000, 0.0001), draws=4)
+        train, test, request("few-shot", shots=(1, 5, 10_000, 0.0001), draws=4)
     )
     classes = len(np.unique(train.labels))
     assert one.deviations == five.deviations == ()
@@ -169,7 +169,7 @@ def test_the_images_that_choose_k_are_bounded_and_all_others_vote(monkeypatch):
 
     monkeypatch.setattr("ijepa.probes.knn.vote", counting)
     monkeypatch.setattr("ijepa.probes.knn.HELD_OUT_AT_MOST", 30)
-    knn(clusters(900, 2.0, 0), clusters(50, 2.0, 1), asked("knn"))
+    knn(clusters(900, 2.0, 0), clusters(50, 2.0, 1), request("knn"))
     assert asked_of == [(870, 30), (900, 50)]
 
 
@@ -182,7 +182,7 @@ def test_a_probe_holds_one_copy_of_the_training_features(name):
     values[:, 0, 0] += 8 * labels.astype(np.float16)
     train, test = labelled(values, labels), labelled(values[:10], labels[:10])
     tracemalloc.start()
-    PROBES[name](train, test, asked(name))
+    PROBES[name](train, test, request(name))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.6 * 4 * values.size
@@ -208,20 +208,20 @@ def test_one_hot_features_are_read_without_a_fault(name):
 def test_lists_of_training_images_take_the_place_of_draws():
     train, test = clusters(200, 0.3, 0), clusters(60, 0.3, 1)
     lists = (np.array([0, 1, 2]), np.array([3, 4, 5, 6, 7, 8]))
-    (found,) = few_shot(train, test, asked("few-shot")._replace(subsets=lists))
+    (found,) = few_shot(train, test, request("few-shot")._replace(subsets=lists))
     one_class = [np.flatnonzero(train.labels == train.labels[0])]
     with pytest.raises(IjepaError, match=r"images of one class only; a probe needs two"):
-        few_shot(train, test, asked("few-shot")._replace(subsets=one_class))
+        few_shot(train, test, request("few-shot")._replace(subsets=one_class))
     assert found.setting == "lists of 3 or 6 images"
     assert found.predictions.shape == (2, 60)
-    (alone,) = few_shot(train.take(lists[0]), test, asked("few-shot", shots=(1,), draws=1))
+    (alone,) = few_shot(train.take(lists[0]), test, request("few-shot", shots=(1,), draws=1))
     np.testing.assert_array_equal(alone.predictions[0], found.predictions[0])
 
 
 def test_the_penalty_of_msn_is_that_of_its_own_code():
     """It adds lambda / n times half the squared weights to the mean loss."""
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    (found,) = logistic(train, test, asked("logistic", protocol="msn-5-shot"))
+    (found,) = logistic(train, test, request("logistic", protocol="msn-5-shot"))
     rows = [torch.from_numpy(centred_unit(data.last())).double() for data in (train, test)]
     truth = torch.from_numpy(np.searchsorted(CLASSES, train.labels))
 
@@ -250,7 +250,7 @@ def uneven(rows, seed, *, classes=10, dim=64):
 @pytest.mark.slow
 def test_the_fit_of_msn_ends_at_its_optimum_however_long_that_takes():
     train, test = uneven(2000, 0), uneven(1000, 1)
-    (found,) = logistic(train, test, asked("logistic", protocol="msn"))
+    (found,) = logistic(train, test, request("logistic", protocol="msn"))
     exact = LogisticRegression(C=4000.0, fit_intercept=False, tol=1e-9, max_iter=50_000)
     rows = [centred_unit(data.last()).astype(np.float64) for data in (train, test)]
     expected = exact.fit(rows[0], train.labels).predict(rows[1])
@@ -265,7 +265,7 @@ def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
     monkeypatch.setitem(LOGISTIC_PROTOCOLS, "msn", short)
     monkeypatch.setitem(FEW_SHOT_PROTOCOLS, "msn", short)
     choices = {"protocol": "msn", "shots": (10,), "draws": 2}
-    (found,) = PROBES[name](uneven(500, 0), uneven(100, 1), asked(name, **choices))
+    (found,) = PROBES[name](uneven(500, 0), uneven(100, 1), request(name, **choices))
     [said] = [line for line in found.deviations if "converged" in line]
     which = {"logistic": "the fit", "few-shot": "2 of 2 fits"}[name]
     assert said == f"{which} stopped within 20 iterations before it converged"
@@ -273,13 +273,15 @@ def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
 
 def test_features_are_scaled_as_asked_for_and_the_score_says_so():
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    (usual,) = logistic(train, test, asked("logistic"))
-    (same,) = logistic(train, test, asked("logistic", scale="columns"))
-    (rows,) = logistic(train, test, asked("logistic", scale="rows"))
+    (usual,) = logistic(train, test, request("logistic"))
+    (same,) = logistic(train, test, request("logistic", scale="columns"))
+    (rows,) = logistic(train, test, request("logistic", scale="rows"))
     np.testing.assert_array_equal(usual.predictions, same.predictions)
     assert (usual.deviations, rows.deviations) == ((), ("scaled by rows, not columns",))
     wide = labelled(train.features.values * 1000, train.labels)
-    (again,) = logistic(wide, labelled(test.features.values * 1000, test.labels), asked("logistic"))
+    (again,) = logistic(
+        wide, labelled(test.features.values * 1000, test.labels), request("logistic")
+    )
     np.testing.assert_array_equal(usual.predictions, again.predictions)
 
 
@@ -415,9 +417,9 @@ def test_average_precision_is_scikit_learns_also_with_equal_scores(ties):
 
 def test_retrieval_ranks_train_by_cosine_and_one_file_leaves_each_image_out(monkeypatch):
     train, test = clusters(90, 2.0, 0), clusters(30, 2.0, 1)
-    whole = retrieval(train, test, asked("retrieval"))[0]
+    whole = retrieval(train, test, request("retrieval"))[0]
     monkeypatch.setattr("ijepa.probes.knn.VOTES_AT_ONCE", 90 * 7)  # blocks of seven queries
-    [fit] = retrieval(train, test, asked("retrieval"))
+    [fit] = retrieval(train, test, request("retrieval"))
     for name, found in fit.metrics.items():
         assert found == pytest.approx(whole.metrics[name])
     gallery, queries = (data.last() for data in (train, test))
@@ -430,7 +432,7 @@ def test_retrieval_ranks_train_by_cosine_and_one_file_leaves_each_image_out(monk
     np.testing.assert_array_equal(fit.predictions[0], train.labels[first[:, 0]])
     at_5 = np.take_along_axis(same, first[:, :5], axis=1).mean()
     assert fit.metrics["precision at 5"][0] == pytest.approx(at_5)
-    [alone] = retrieval(train, train, asked("retrieval"))
+    [alone] = retrieval(train, train, request("retrieval"))
     cosine = cosine_similarity(gallery, gallery)
     np.fill_diagonal(cosine, -2)
     nearest = train.labels[cosine.argmax(axis=1)]
@@ -440,4 +442,4 @@ def test_retrieval_ranks_train_by_cosine_and_one_file_leaves_each_image_out(monk
     each = [average_precision_score(same[n][others[n]], cosine[n][others[n]]) for n in range(90)]
     assert alone.metrics["mAP"][0] == pytest.approx(np.mean(each), abs=1e-5)
     shuffled = train._replace(labels=np.random.default_rng(0).permutation(train.labels))
-    assert retrieval(shuffled, test, asked("retrieval"))[0].metrics["mAP"][2] < 0.5
+    assert retrieval(shuffled, test, request("retrieval"))[0].metrics["mAP"][2] < 0.5

@@ -17,7 +17,7 @@ from ijepa.distributed import moved, uses_bf16
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, stream
-from ijepa.train.classifier import learning_rate
+from ijepa.jepa.schedules import warmup_cosine
 from ijepa.train.loop import Batch, Task
 from ijepa.world import World
 
@@ -92,7 +92,7 @@ class DecoderTask(Task[Inputs]):
                 decoder.standardise(seen)
         pixels = cut_blocks(images, boxes, config.image_px)
         condition = self._condition(images, masks)
-        lr = learning_rate(step / config.steps, config.lr, 0.0, config.warmup)
+        lr = warmup_cosine(step / config.steps, config.lr, 0.0, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()

@@ -66,6 +66,16 @@ class Schedules(NamedTuple):
         return min(1.0, start + step * (end - start) / length)
 
 
+def warmup_cosine(done: float, peak: float, end: float, warmup: float) -> float:
+    """Linear from 0 to `peak` over the warm-up, then half a cosine down to `end`.
+
+    `done`, the steps that are taken, and `warmup` are fractions of all steps.
+    """
+    if done < warmup:
+        return peak * done / warmup
+    return _cosine(peak, end, (done - warmup) / max(1e-12, 1 - warmup))
+
+
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 

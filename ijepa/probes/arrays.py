@@ -11,19 +11,21 @@ from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 
-Kept = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
+States = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
+
+CHOOSE, TRAIN = "choose among heads", "train heads"  # names of the states of heads
 
 ROWS_AT_ONCE = 4096
-SAVE_SECONDS = 120.0  # between states of a training that are kept
+SAVE_SECONDS = 120.0  # between two saved states of a training
 
 
-def blocks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
-    """Consecutive parts of rows, so that no more than one is copied at once."""
+def chunks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
+    """Slices of consecutive rows, for code that copies one chunk at a time."""
     return (slice(first, first + at_once) for first in range(0, rows, at_once))
 
 
 class Rows(Protocol):
-    """Stored features, read when they are asked for; there may be more than memory holds."""
+    """Stored features, read when they are needed; there may be more than memory holds."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,54 +52,54 @@ class TokenRows(NamedTuple):
         return self.tokens[rows]
 
 
-class Labelled(NamedTuple):
-    """Images with one label, and where their features stand."""
+class LabelledFeatures(NamedTuple):
+    """Labels of images, and the rows of their features."""
 
     features: Rows  # of all views of all images
     labels: Ints  # (n,) class numbers
     views: Ints  # (n, 1 + K) rows: of each image's evaluation view, then of its augmented ones
 
-    def take(self, images: Ints) -> "Labelled":
+    def take(self, images: Ints) -> "LabelledFeatures":
         """Some of the images, in that order."""
         return self._replace(labels=self.labels[images], views=self.views[images])
 
     def last(self, images: Ints | None = None) -> Floats:
         """(n, dim) float32: the last layer of the evaluation views of some images, or of all."""
         rows = self.views[:, 0] if images is None else self.views[images, 0]
-        found: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
-        for some in blocks(len(rows)):
-            found[some] = self.features.read(rows[some], 1)[:, 0]
-        return found
+        vectors: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
+        for chunk in chunks(len(rows)):
+            vectors[chunk] = self.features.read(rows[chunk], 1)[:, 0]
+        return vectors
 
 
-class Asked(NamedTuple):
-    """What a probe is asked for."""
+class ProbeRequest(NamedTuple):
+    """Settings of a probe, and what it needs beside the features."""
 
     config: ProbeConfig
     device: str = "cpu"  # on which torch computes, where a probe uses it
     progress: Progress = silent
     subsets: tuple[Ints, ...] = ()  # (n,) image numbers of each list of training images given
-    kept: Kept | None = None  # what an earlier start left, and where to leave it for the next
+    states: States | None = None  # left by an earlier start; where to leave states for the next
 
 
 class Fit(NamedTuple):
     """One fitted probe, applied to the test set."""
 
-    setting: str  # what sets it apart within one probe, such as `5 a class`; may be empty
-    # (draws, n) class numbers, one row a draw of the training subset; of dense probes (n, m) sums.
+    setting: str  # tells the fits of one probe apart, such as `5 a class`; may be empty
+    # (draws, n) class numbers, a row for each training subset; of dense probes (n, m) sums.
     predictions: Array
     choices: dict[str, Any]  # made on the held-out part of train, such as C
     best_on_test: float | None = None  # accuracy of the head that is best there, as papers report
     deviations: tuple[str, ...] = ()  # from the protocol that it is named by
-    precision: str = "fp32"  # of products of matrices: or `fp64`, `bf16`
+    precision: str = "fp32"  # of matrix products: `fp32`, `fp64` or `bf16`
     metrics: Mapping[str, tuple[float, float, float]] = {}  # beside accuracy, see `Score.metrics`
 
 
 def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
-    """Split images at random into a part to fit on and a part to choose on, both ascending.
+    """Split images at random into (images to fit on, images to choose on), both ascending.
 
-    Of the (n,) class numbers, the fraction of each class is held out, rounded, at least one; a
-    class of one stays in the fit.
+    A fraction of each class is held out, rounded, at least one image; a class of one image is
+    fitted on. `labels` are (n,) class numbers.
     """
     rng = np.random.default_rng([seed, 0])
     held = np.zeros(len(labels), dtype=bool)
@@ -108,8 +110,13 @@ def hold_out(labels: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def smaller_batch(images: int, batch: int) -> tuple[str, ...]:
+    """The deviation of a training set that does not fill one batch of its protocol."""
+    return (f"batches of all {images:,} images, not of {batch:,}",) if images < batch else ()
+
+
 def draw_subset(labels: Ints, shots: float, seed: int, draw: int) -> Ints:
-    """Numbers of `shots` images a class; below 1, that fraction of each class, at least one."""
+    """Draw `shots` images a class; below 1, that fraction of each class, at least one image."""
     rng = np.random.default_rng([seed, 1, draw])
     chosen = []
     for label in np.unique(labels):
@@ -120,11 +127,7 @@ def draw_subset(labels: Ints, shots: float, seed: int, draw: int) -> Ints:
 
 
 def parse_shots(text: str) -> float:
-    """What `draw_subset` takes, of `1%`, `12.5%` or `5-per-class`.
-
-    Raises:
-        IjepaError: neither.
-    """
+    """The `shots` of `draw_subset` from text such as `12.5%` or `5-per-class`; or an error."""
     percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     if percent and 0 < float(percent[1]) < 100:
         return float(percent[1]) / 100

@@ -22,7 +22,7 @@ from ijepa.probes.protocols import AttentiveProtocol
 
 MLP_RATIO = 4
 INIT_STD = 0.02
-NUMBERS_AT_ONCE = 2**24  # of tokens; bounds memory; 64 MB
+NUMBERS_AT_ONCE = 2**24  # of tokens, 64 MB; bounds memory
 
 
 class AttentiveHead(nn.Module):
@@ -31,18 +31,17 @@ class AttentiveHead(nn.Module):
     def __init__(self, protocol: AttentiveProtocol, dim: int, num_classes: int) -> None:
         """Draw the weights with torch's global generator."""
         super().__init__()
-        self.num_heads, hidden_dim = math.gcd(dim, protocol.num_heads), MLP_RATIO * dim
+        self.num_heads = math.gcd(dim, protocol.num_heads)
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList(
             Block(dim, self.num_heads, MLP_RATIO) for _ in range(protocol.depth - 1)
         )
-        self.norm1, self.q, self.kv = (
-            nn.LayerNorm(dim),
-            nn.Linear(dim, dim),
-            nn.Linear(dim, 2 * dim),
-        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim) if protocol.projects else nn.Identity()
-        self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, hidden_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, MLP_RATIO * dim)
         trunc_normal_(self.query, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -63,9 +62,10 @@ class AttentiveHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, classes) of patch tokens (B, N, dim).
 
-        There is one query, so it is multiplied into the keys' weights, and what it gathers into the
-        values': no token is projected, which takes dim / heads times less than V-JEPA's order and
-        gives the same. The norm's scale goes along; what keys add for all tokens alike drops out.
+        With one query, the query can be multiplied by the keys' weights first, and the gathered
+        tokens by the values' weights last. No token is projected: the same result as in V-JEPA's
+        order, for dim / heads times less work. The norm's scale is applied with the weights; the
+        keys' bias drops out of the softmax.
         """
         for block in self.blocks:
             tokens = block(tokens)
@@ -84,7 +84,7 @@ class AttentiveHead(nn.Module):
 
 
 class AttentiveHeads:
-    """All heads of a protocol, each with its optimiser, trained on the same batches."""
+    """All heads of a protocol, each with its optimizer, trained on the same batches."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class AttentiveHeads:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Draw the heads on a device: all alike, so that they differ in their settings alone."""
+        """Make the heads on a device, all with the same weights: only their settings differ."""
         self._protocol, self._at_once = protocol, max(1, NUMBERS_AT_ONCE // dim)  # tokens
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -120,8 +120,8 @@ class AttentiveHeads:
             for group in optimizer.param_groups:
                 group |= {"lr": lr, "weight_decay": decay * group["decays"]}
             optimizer.zero_grad()
-            for some, true in zip(self._split(tokens), self._split(labels, tokens), strict=True):
-                loss = F.cross_entropy(self._logits(head, some), true, reduction="sum")
+            for part, true in zip(self._split(tokens), self._split(labels, tokens), strict=True):
+                loss = F.cross_entropy(self._logits(head, part), true, reduction="sum")
                 torch.autograd.backward(loss / len(labels))
             if self._protocol.clip:
                 clip_grad_norm_(head.parameters(), self._protocol.clip)
@@ -131,42 +131,44 @@ class AttentiveHeads:
     def predict(self, inputs: dict[str, Tensor]) -> Tensor:
         """(heads, B) class numbers, heads in the protocol's order."""
         parts = self._split(inputs["tokens"])
-        found = [[self._logits(head, some).argmax(1) for some in parts] for head in self._heads]
-        return torch.stack([torch.cat(of_head) for of_head in found])
+        answers = [
+            torch.cat([self._logits(head, part).argmax(1) for part in parts])
+            for head in self._heads
+        ]
+        return torch.stack(answers)
 
-    def state(self) -> dict[str, Any]:
-        """All that further steps depend on, of tensors and plain values."""
-        return kept_state(self._heads, self._optimizers)
+    def state_dict(self) -> dict[str, Any]:
+        """All that further steps depend on, in tensors and plain values."""
+        return state_of(self._heads, self._optimizers)
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        """Become what `state` was asked of: heads of the same protocol, width and classes."""
-        restore(self._heads, self._optimizers, state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned for heads of the same protocol, width and classes."""
+        load_state_of(self._heads, self._optimizers, state)
 
     def _logits(self, head: AttentiveHead, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._protocol.bf16):
-            found: Tensor = head(tokens.float())
-        return found.float()
+            logits: Tensor = head(tokens.float())
+        return logits.float()
 
     def _split(self, values: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Consecutive images; of `tokens` there are as many in memory as is allowed."""
+        """Parts of consecutive images, as large as memory allows for their `tokens`."""
         length = (values if tokens is None else tokens).shape[1]
         return torch.split(values, max(1, self._at_once // length))
 
 
-def kept_state(heads: Sequence[nn.Module], optimizers: Sequence[AdamW]) -> dict[str, Any]:
-    """All that further steps of heads depend on, of tensors and plain values."""
+def state_of(heads: Sequence[nn.Module], optimizers: Sequence[AdamW]) -> dict[str, Any]:
+    """All that further steps of heads depend on, in tensors and plain values."""
     return {
         "heads": [head.state_dict() for head in heads],
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
 
 
-def restore(
+def load_state_of(
     heads: Sequence[nn.Module], optimizers: Sequence[AdamW], state: dict[str, Any]
-) -> dict[str, Any]:
-    """Give heads and optimizers the values of `kept_state`, which is returned."""
+) -> None:
+    """Load what `state_of` returned."""
     for head, values in zip(heads, state["heads"], strict=True):
         head.load_state_dict(values)
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(deepcopy(values))  # of mapped files
-    return state
+        optimizer.load_state_dict(deepcopy(values))  # it may be a mapped file

@@ -17,14 +17,24 @@ from ijepa.arrays import Array, Floats, Ints
 from ijepa.compute import computing
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import SAVE_SECONDS, Asked, Fit, Kept, hold_out
-from ijepa.probes.attentive import kept_state, restore
+from ijepa.probes.arrays import (
+    CHOOSE,
+    SAVE_SECONDS,
+    TRAIN,
+    Fit,
+    ProbeRequest,
+    States,
+    chunks,
+    hold_out,
+    smaller_batch,
+)
+from ijepa.probes.attentive import load_state_of, state_of
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
 
 DRAWS, DRAWS_AT_ONCE = 1000, 100  # of the bootstrap over images
-ORDER = 3  # tells the draws of this file apart from others of the same seed
+ORDER = 3  # tells the random numbers of this file apart from others of the same seed
 EPS = 1e-3  # units of depth, in logarithms
-LOOKED_INTO = 256  # images of train, for a constant guess
+GUESS_IMAGES = 256  # images of train that a constant guess is made of
 
 
 class Dense(NamedTuple):
@@ -99,72 +109,76 @@ class Head(nn.Module):
         return torch.sqrt(variance + 0.15 * mean.square() + 1e-12)
 
 
-def dense(train: Dense, test: Dense, asked: Asked) -> list[Fit]:
+def dense(train: Dense, test: Dense, request: ProbeRequest) -> list[Fit]:
     """Choose a head on a held-out part of train, then train all heads on all of train.
 
     The predictions of the fit are sums over pixels, a row a test image, see `measure`.
     """
-    config, kept = asked.config, {} if asked.kept is None else asked.kept
+    config = request.config
+    states = {} if request.states is None else request.states
     protocol = DENSE_PROTOCOLS[config.name][config.protocol]
     if len(train.rows) < 2:
         raise IjepaError("A dense probe needs two training images: one is held out to choose.")
-    if "choice" not in kept:
+    if "choice" not in states:
         fitted, held = hold_out(np.zeros(len(train.rows), np.int64), config.holdout, config.seed)
         some, rest = (train._replace(rows=train.rows[part]) for part in (fitted, held))
-        heads = _trained(some, protocol, asked, kept, "choose among")
+        heads = _train_heads(some, protocol, request, states, CHOOSE)
         values = _headlines(_sums(heads, rest, protocol.batch, "the held-out part of train"))
-        kept.pop("choose among heads", None)
-        kept["choice"] = {"values": values}
-    values = kept["choice"]["values"]
+        states.pop(CHOOSE, None)
+        states["choice"] = {"values": values}
+    values = states["choice"]["values"]
     best = int(np.argmax(values))
-    heads = _trained(train, protocol, asked, kept, "train")
+    heads = _train_heads(train, protocol, request, states, TRAIN)
     sums = _sums(heads, test, protocol.batch, "the test images")
     choices = {"head": protocol.heads[best].name, "held_out": values[best]}
-    said = f"batches of all {len(train.rows):,} images, not of {protocol.batch:,}"
-    deviations = (said,) if len(train.rows) < protocol.batch else ()
+    deviations = smaller_batch(len(train.rows), protocol.batch)
     return [Fit("", sums[best], choices, max(_headlines(sums)), deviations)]
 
 
-def _trained(
-    data: Dense, protocol: DenseProtocol, asked: Asked, kept: Kept, purpose: str
+def _train_heads(
+    data: Dense, protocol: DenseProtocol, request: ProbeRequest, states: States, name: str
 ) -> list[Head]:
     """All heads of a protocol, each with its own optimizer, in evaluation mode.
 
-    Every two minutes their state is left in `kept`; started again, they go on to the same heads.
+    Their state is put into `states` under `name` and read from there, as `linear.train_heads` does.
     """
-    device, task = pick_device(asked.device), f"{purpose} heads"
-    seeds = np.random.SeedSequence([asked.config.seed, ORDER]).generate_state(len(protocol.heads))
+    device, seed = pick_device(request.device), request.config.seed
+    seeds = np.random.SeedSequence([seed, ORDER]).generate_state(len(protocol.heads))
     depths = protocol.depths or (0.0, 0.0)
     if not (data.num_classes or protocol.depths):
         deepest = max(float(data.maps[row].max()) for row in data.rows.tolist())
         depths = EPS, max(deepest, 2 * EPS)
     heads = [
-        Head(head, data, protocol, depths, own).to(device)
-        for head, own in zip(protocol.heads, seeds.tolist(), strict=True)
+        Head(settings, data, protocol, depths, own).to(device)
+        for settings, own in zip(protocol.heads, seeds.tolist(), strict=True)
     ]
     optimizers = [
-        torch.optim.AdamW(head.parameters(), lr=of.lr, weight_decay=protocol.weight_decay)
-        for head, of in zip(heads, protocol.heads, strict=True)
+        torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=protocol.weight_decay)
+        for head, settings in zip(heads, protocol.heads, strict=True)
     ]
-    done = int(restore(heads, optimizers, kept[task])["steps"]) if task in kept else 0
-    batch, images, saved = min(protocol.batch, len(data.rows)), len(data.rows), time.monotonic()
+    done = 0
+    if name in states:
+        load_state_of(heads, optimizers, states[name])
+        done = int(states[name]["steps"])
+    images, saved = len(data.rows), time.monotonic()
+    batch = min(protocol.batch, images)
     with computing(device):
         for step in range(done, protocol.steps):
             epoch, turn = divmod(step, images // batch)
             if turn == 0 or step == done:
-                order = np.random.default_rng([asked.config.seed, ORDER, epoch]).permutation(images)
+                order = np.random.default_rng([seed, ORDER, epoch]).permutation(images)
             tokens, maps = data.read(order[turn * batch :][:batch], device)
             factor = protocol.schedule(step / protocol.steps)
-            for head, of, optimizer in zip(heads, protocol.heads, optimizers, strict=True):
+            for head, settings, optimizer in zip(heads, protocol.heads, optimizers, strict=True):
                 optimizer.zero_grad()
                 torch.autograd.backward(head.loss(tokens, maps))
                 if protocol.clip:
                     nn.utils.clip_grad_norm_(head.parameters(), protocol.clip)
-                optimizer.param_groups[0]["lr"] = of.lr * factor
+                optimizer.param_groups[0]["lr"] = settings.lr * factor
                 optimizer.step()
-            asked.progress(f"{task} steps", step + 1, protocol.steps)
+            request.progress(f"{name} steps", step + 1, protocol.steps)
             if step + 1 == protocol.steps or time.monotonic() - saved >= SAVE_SECONDS:
-                kept[task] = kept_state(heads, optimizers) | {"steps": step + 1}
+                states[name] = state_of(heads, optimizers) | {"steps": step + 1}
                 saved = time.monotonic()
     return [head.eval() for head in heads]
 
@@ -174,19 +188,19 @@ def _sums(heads: Sequence[Head], data: Dense, batch: int, what: str) -> list[Flo
     """For each head (n, m): sums over the pixels of each image that `measure` adds up.
 
     Raises:
-        IjepaError: no pixel of these images, `what` they are, has a known class or depth.
+        IjepaError: no pixel of these images has a known class or depth; `what` describes them.
     """
-    found: list[list[Floats]] = [[] for _ in heads]
-    for first in range(0, len(data.rows), batch):
-        images = np.arange(len(data.rows))[first : first + batch]
+    by_head: list[list[Floats]] = [[] for _ in heads]
+    for chunk in chunks(len(data.rows), batch):
+        images = np.arange(len(data.rows))[chunk]
         tokens, maps = data.read(images, heads[0].linear.weight.device)
-        for sums, head in zip(found, heads, strict=True):
-            answer = head(tokens, maps.shape[1:])
-            for one, true in zip(answer, maps, strict=True):
-                sums.append(image_sums(one.cpu().numpy(), true.cpu().numpy(), data.num_classes))
-    if not np.any(found[0]):
+        for sums, head in zip(by_head, heads, strict=True):
+            answers = head(tokens, maps.shape[1:])
+            for answer, true in zip(answers, maps, strict=True):
+                sums.append(image_sums(answer.cpu().numpy(), true.cpu().numpy(), data.num_classes))
+    if not np.any(by_head[0]):
         raise IjepaError(f"No pixel of {what} has a known class or depth; give other images.")
-    return [np.stack(sums) for sums in found]
+    return [np.stack(sums) for sums in by_head]
 
 
 def image_sums(answer: Array, true: Array, num_classes: int) -> Floats:
@@ -280,7 +294,7 @@ def constant_guess(train: Dense, test: Dense) -> float:
 
     They are those of some 256 images of train.
     """
-    some = train.rows[:: max(1, len(train.rows) // LOOKED_INTO)]
+    some = train.rows[:: max(1, len(train.rows) // GUESS_IMAGES)]
     maps, num_classes = train.maps[some], train.num_classes
     if num_classes:
         common = np.bincount(maps[maps < num_classes], minlength=num_classes).argmax()

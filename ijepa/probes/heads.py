@@ -2,7 +2,7 @@
 
 Features have no gradient here. So a batch is normalised once for all heads, logits of all heads are
 one product of matrices, and the gradient of the cross-entropy is written down instead of traced.
-Each head's weights are a slice of one tensor, which torch's and timm's optimisers see as a
+Each head's weights are a slice of one tensor, which torch's and timm's optimizers see as a
 parameter of its own: a head learns what it would learn alone.
 """
 
@@ -68,7 +68,7 @@ class HeadGroup(nn.Module):
     def add_gradients(self, inputs: Tensor, labels: Tensor) -> None:
         """Put the gradient of each head's mean cross-entropy into `.grad`.
 
-        Of (B, D) features, before batch norm, and (B,) class numbers from 0.
+        Inputs are (B, D) features before batch norm, labels (B,) class numbers from 0.
         """
         if self.norm != "none":
             inputs = F.batch_norm(
@@ -79,14 +79,13 @@ class HeadGroup(nn.Module):
         flat, offset = weight.detach().view(-1, dim), bias.detach().view(-1)
         weight_gradient, bias_gradient = torch.zeros_like(flat), torch.zeros_like(offset)
         at_once = max(1, LOGITS_AT_ONCE // (count * num_classes))
-        for some, true in zip(
-            torch.split(inputs, at_once), torch.split(labels, at_once), strict=True
-        ):
-            errors = self._product(some, flat, offset).view(len(some), count, num_classes)
+        parts = zip(torch.split(inputs, at_once), torch.split(labels, at_once), strict=True)
+        for part, true in parts:
+            errors = self._product(part, flat, offset).view(len(part), count, num_classes)
             errors = errors.softmax(dim=2)
-            errors[torch.arange(len(some), device=true.device), :, true] -= 1
-            errors = errors.view(len(some), -1).div_(len(inputs))
-            weight_gradient += self._product(errors.T, some.T)
+            errors[torch.arange(len(part), device=true.device), :, true] -= 1
+            errors = errors.view(len(part), -1).div_(len(inputs))
+            weight_gradient += self._product(errors.T, part.T)
             bias_gradient += errors.sum(dim=0)
         torch.autograd.backward(
             [weight, bias], [weight_gradient.view_as(weight), bias_gradient.view_as(bias)]
@@ -94,9 +93,9 @@ class HeadGroup(nn.Module):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """(H, B) class numbers of (B, D) features, by the statistics of the training.
+        """(H, B) class numbers of (B, D) features, normalised by the statistics of the training.
 
-        Always in float32: rounded logits would tie.
+        Always in float32, because rounded logits would tie.
         """
         if self.norm != "none":
             inputs = (inputs - self.mean) * (self.variance + self._eps).rsqrt()
@@ -108,7 +107,7 @@ class HeadGroup(nn.Module):
     def _product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(n, out) float32 of inputs (n, in), weight (out, in) and bias (out,).
 
-        In bfloat16 what is multiplied and the product are rounded; it is added up in float32.
+        In bfloat16 factors and product are rounded; sums are accumulated in float32.
         """
         if not self._bf16:
             return F.linear(inputs, weight, bias)
@@ -116,7 +115,7 @@ class HeadGroup(nn.Module):
         return found if bias is None else found.add_(bias)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias with batch norm's own scale and shift taken into them."""
+        """Weight and bias, multiplied by batch norm's own scale and shift."""
         if self.norm != "batch":
             return self.weight, self.bias
         shifted = torch.einsum("hcd,hd->hc", self.weight, self.shift)
@@ -124,17 +123,22 @@ class HeadGroup(nn.Module):
 
 
 class Heads:
-    """All heads of a protocol, with their optimiser."""
+    """All heads of a protocol, with their optimizer."""
 
     def __init__(
         self,
         protocol: LinearProtocol,
         dims: dict[str, int],
         num_classes: int,
+        batch: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        """Draw the heads on a device; `dims` are those of the `last` layer and of `concat`."""
+        """Draw the heads on a device; `dims` are those of the `last` layer and of `concat`.
+
+        `batch` is the number of images in a step, with which learning rates grow.
+        """
+        self._protocol, self._batch = protocol, batch
         self._groups: list[HeadGroup] = []
         order = sorted(enumerate(protocol.heads), key=lambda item: _input(item[1]))
         for _, items in groupby(order, key=lambda item: _input(item[1])):
@@ -169,8 +173,8 @@ class Heads:
             else SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=nesterov, foreach=True)
         )
 
-    def step(self, inputs: dict[str, Tensor], labels: Tensor, factor: float) -> None:
-        """One update of every head, each with `factor` times its own learning rate.
+    def step(self, inputs: dict[str, Tensor], labels: Tensor, done: float) -> None:
+        """One update of every head, at its learning rate when this share of the training is done.
 
         Inputs are (B, D) by `last` and `concat`, labels (B,) class numbers from 0.
         """
@@ -183,6 +187,7 @@ class Heads:
             if decay:  # in the gradients, where LARS has it (mae:util/lars.py)
                 gradient.add_(part.data, alpha=decay)
             part.grad = gradient
+        factor = self._protocol.rate_factor(done, self._batch)
         for settings in self._optimizer.param_groups:
             settings["lr"] = settings["whole_lr"] * factor
         self._optimizer.step()
@@ -194,16 +199,16 @@ class Heads:
             found |= zip(group.numbers, group.predict(inputs[group.features]), strict=True)
         return torch.stack([found[number] for number in sorted(found)])
 
-    def state(self) -> dict[str, Any]:
-        """All that further steps depend on, of tensors and plain values."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that further steps depend on, in tensors and plain values."""
         groups = [group.state_dict() for group in self._groups]
         return {"groups": groups, "optimizer": self._optimizer.state_dict()}
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        """Become what `state` was asked of: heads of the same protocol, dims and classes."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned for heads of the same protocol, dims and classes."""
         for group, values in zip(self._groups, state["groups"], strict=True):
             group.load_state_dict(values)
-        self._optimizer.load_state_dict(deepcopy(state["optimizer"]))  # of mapped files
+        self._optimizer.load_state_dict(deepcopy(state["optimizer"]))  # it may be a mapped file
 
 
 def _input(head: Head) -> tuple[str, str]:

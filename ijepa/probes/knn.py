@@ -7,45 +7,46 @@ from torch import Tensor
 
 from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Asked, Fit, Labelled, hold_out
+from ijepa.probes.arrays import Fit, LabelledFeatures, ProbeRequest, chunks, hold_out
 from ijepa.probes.scores import mean_of
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-HELD_OUT_AT_MOST = 5000  # images to choose k on, or one a class: time grows with train, no faster
+# Caps the held-out set (at least one per class), so choosing k stays linear in the training set.
+HELD_OUT_AT_MOST = 5000
 VOTES_AT_ONCE = 2**24  # bounds memory
-SHOWN = (5, 10)  # images that are shown for a query; the first alone is top-1
+SHOWN = (5, 10)  # the k of precision at k; precision at 1 is top-1
 
 
-def knn(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+def knn(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
     """Choose k on a held-out part of train, then vote with all of train.
 
     Source: facebookresearch/dinov2 `dinov2/eval/knn.py`.
     """
-    share = min(asked.config.holdout, HELD_OUT_AT_MOST / len(train.labels))
-    fitted, held = hold_out(train.labels, share, asked.config.seed)
+    share = min(request.config.holdout, HELD_OUT_AT_MOST / len(train.labels))
+    fitted, held = hold_out(train.labels, share, request.config.seed)
     order = np.concatenate([fitted, held])
     features, labels, count = unit_length(train.last(order)), train.labels[order], len(fitted)
     sizes = tuple(k for k in NEIGHBOURS if k <= count) or (count,)
     votes = vote(features[:count], labels[:count], features[count:], sizes)
-    scores = {k: float(np.mean(found == labels[count:])) for k, found in votes.items()}
+    scores = {k: float(np.mean(winners == labels[count:])) for k, winners in votes.items()}
     best = max(scores, key=lambda k: (scores[k], -k))
     predictions = vote(features, labels, unit_length(test.last()), (best,))[best]
     return [Fit("", predictions[np.newaxis], {"k": best, "held_out_accuracy": scores[best]})]
 
 
-def retrieval(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
-    """Rank all images of train for each of test; images of its class are right.
+def retrieval(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+    """Rank all images of train by cosine for each image of test; those of its class are right.
 
     The prediction is the class of the first; mean average precision and precision at k are
-    `metrics`. Where `test` is `train` itself, an image is not ranked for itself.
+    `metrics`. Where `test` is `train`, an image is left out of its own ranking.
     """
-    device, same = pick_device(asked.device), test is train
+    device, same = pick_device(request.device), test is train
     gallery, queries = (
         torch.from_numpy(unit_length(data.last())).to(device) for data in (train, test)
     )
     classes, wanted = (torch.from_numpy(data.labels).to(device) for data in (train, test))
-    nearest, found = [], []
+    nearest, measured = [], []
     at_once = max(1, VOTES_AT_ONCE // len(classes))
     for first in range(0, len(wanted), at_once):
         cosine = queries[first : first + at_once] @ gallery.T
@@ -57,24 +58,26 @@ def retrieval(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
         right = classes[order] == wanted[first : first + at_once, None]
         nearest.append(classes[order[:, 0]])
         at_k = [right[:, :k].double().mean(1) for k in SHOWN]
-        found.append(torch.stack([average_precision(cosine, right), *at_k]))
-        asked.progress("rank images", min(first + at_once, len(wanted)), len(wanted))
+        measured.append(torch.stack([average_precision(cosine, right), *at_k]))
+        request.progress("rank images", min(first + at_once, len(wanted)), len(wanted))
     names = ("mAP", *(f"precision at {k}" for k in SHOWN))
-    values = torch.cat(found, dim=1).cpu().numpy()
-    metrics = {name: mean_of(one)[:] for name, one in zip(names, values, strict=True)}  # plain
+    values = torch.cat(measured, dim=1).cpu().numpy()
+    metrics = {
+        name: mean_of(row)[:] for name, row in zip(names, values, strict=True)
+    }  # plain tuples
     return [Fit("", torch.cat(nearest).cpu().numpy()[np.newaxis], {}, metrics=metrics)]
 
 
 def average_precision(scores: Tensor, right: Tensor) -> Tensor:
     """(m,) float64 average precision of m rankings; 0 where nothing is right.
 
-    Of (m, n) scores, descending, and whether each is right. Equal scores share the precision at
-    the last of them, as in scikit-learn's `average_precision_score`.
+    `scores` are (m, n), descending; `right` says which are right. Equal scores share the precision
+    at the last of them, as in scikit-learn's `average_precision_score`.
     """
-    ends = torch.searchsorted(-scores, -scores, right=True)  # how many score as much, or more
+    ends = torch.searchsorted(-scores, -scores, right=True)  # how many score as much or more
     precision = right.cumsum(dim=1).gather(1, ends - 1).double() / ends
-    found: Tensor = (precision * right).sum(dim=1) / right.sum(dim=1).clamp(min=1)
-    return found
+    average: Tensor = (precision * right).sum(dim=1) / right.sum(dim=1).clamp(min=1)
+    return average
 
 
 def vote(
@@ -82,26 +85,23 @@ def vote(
 ) -> dict[int, Ints]:
     """Class with the largest sum of exp(cosine / 0.07) over the k nearest, for several k.
 
-    (n, dim) float32 features of unit length vote for (m, dim) queries, likewise, by their (n,)
-    labels: (m,) class numbers for each k of `sizes`, which are at most n.
+    Features (n, dim) and queries (m, dim) are float32 of unit length, labels (n,). Returns (m,)
+    class numbers for each k of `sizes`, which are at most n.
     """
     cosine, neighbours = faiss.knn(queries, features, max(sizes), metric=faiss.METRIC_INNER_PRODUCT)
     classes, numbers = np.unique(labels, return_inverse=True)
-    weights, found = np.exp((cosine - 1.0) / TEMPERATURE), numbers[neighbours]
-    return {k: classes[_winners(weights[:, :k], found[:, :k], len(classes))] for k in sorted(sizes)}
+    weights, voted = np.exp((cosine - 1.0) / TEMPERATURE), numbers[neighbours]
+    return {k: classes[_winners(weights[:, :k], voted[:, :k], len(classes))] for k in sorted(sizes)}
 
 
-def _winners(weights: Floats, found: Ints, num_classes: int) -> Ints:
-    """(m,) class with the largest sum of (m, k) weights; the first of those that are equal."""
-    at_once = max(1, VOTES_AT_ONCE // num_classes)
+def _winners(weights: Floats, voted: Ints, num_classes: int) -> Ints:
+    """(m,) class with the largest sum of (m, k) weights; the smallest number wins a tie."""
     parts = []
-    for first in range(0, len(found), at_once):
-        some = found[first : first + at_once]
-        cells = some + num_classes * np.arange(len(some))[:, np.newaxis]
-        totals = np.bincount(
-            cells.ravel(), weights[first : first + at_once].ravel(), len(some) * num_classes
-        )
-        parts.append(totals.reshape(len(some), num_classes).argmax(axis=1))
+    for chunk in chunks(len(voted), max(1, VOTES_AT_ONCE // num_classes)):
+        numbers = voted[chunk]
+        cells = numbers + num_classes * np.arange(len(numbers))[:, np.newaxis]
+        totals = np.bincount(cells.ravel(), weights[chunk].ravel(), len(numbers) * num_classes)
+        parts.append(totals.reshape(len(numbers), num_classes).argmax(axis=1))
     winners: Ints = np.concatenate(parts)
     return winners
 

@@ -3,14 +3,11 @@
 Source: paper A.2, V-JEPA; the protocols themselves are data, in `protocols`.
 """
 
-import itertools
+import functools
 import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,36 +16,39 @@ from torch import Tensor
 from ijepa.arrays import Array, Ints
 from ijepa.compute import computing, pick_linear
 from ijepa.distributed import moved, pick_device, uses_bf16
+from ijepa.prefetch import prefetched
 from ijepa.probes.arrays import (
+    CHOOSE,
     ROWS_AT_ONCE,
     SAVE_SECONDS,
-    Asked,
+    TRAIN,
     Fit,
-    Kept,
-    Labelled,
+    LabelledFeatures,
+    ProbeRequest,
     Rows,
-    blocks,
+    States,
+    chunks,
     hold_out,
+    smaller_batch,
 )
 from ijepa.probes.attentive import AttentiveHeads
 from ijepa.probes.heads import Heads
 from ijepa.probes.protocols import (
     ATTENTIVE_PROTOCOLS,
     LINEAR_PROTOCOLS,
-    RATE_BATCH,
     AttentiveProtocol,
     LinearProtocol,
 )
 from ijepa.progress import Progress
 
-Trained = LinearProtocol | AttentiveProtocol  # protocols of heads that are trained together
+HeadProtocol = LinearProtocol | AttentiveProtocol
 CONCATENATED = 4  # layers, paper A.2
 ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
-ORDER = 2  # tells the draws of this file apart from others of the same seed
+ORDER = 2  # tells the random numbers of this file apart from others of the same seed
 
 
 class DeviceRows:
-    """Stored features that stand on a device as a whole, so that no step waits for a disk."""
+    """Stored features copied to a device as a whole, so that no step waits for a disk."""
 
     def __init__(
         self, features: Rows, layers: int, device: torch.device, progress: Progress
@@ -58,10 +58,10 @@ class DeviceRows:
         self.shape, self._device = (rows, layers, dim), device
         dtype = torch.from_numpy(features.read(np.arange(0), layers)).dtype
         self._values = torch.empty(self.shape, dtype=dtype, device=device)
-        for some in blocks(rows, _at_once(layers)):
-            block = features.read(np.arange(rows)[some], layers)
-            self._values[some].copy_(torch.from_numpy(block))
-            progress("load features", min(some.stop, rows), rows)
+        for chunk in chunks(rows, _rows_at_once(layers)):
+            values = features.read(np.arange(rows)[chunk], layers)
+            self._values[chunk].copy_(torch.from_numpy(values))
+            progress("load features", min(chunk.stop, rows), rows)
 
     def take(self, rows: Ints) -> Tensor:
         """(n, layers, dim) as stored, on the device: some rows, in their order."""
@@ -69,167 +69,182 @@ class DeviceRows:
 
     def read(self, rows: Ints, layers: int) -> Array:
         """See `Rows`."""
-        found: Array = self.take(rows)[:, -layers:].cpu().numpy()
-        return found
+        values: Array = self.take(rows)[:, -layers:].cpu().numpy()
+        return values
 
 
-class _Plan(NamedTuple):
-    """Which images each step sees."""
+class Batches:
+    """Which images each step sees, and which view of each: a function of seed and step."""
 
-    protocol: Trained
-    images: int
+    def __init__(self, protocol: HeadProtocol, views: Ints, seed: int) -> None:
+        """Plan steps on images with these (n, 1 + K) rows of views, see `LabelledFeatures`."""
+        images = len(views)
+        self._protocol = protocol
+        self.size = min(protocol.batch, images)
+        whole, rest = divmod(images, self.size)
+        # Batch norm needs two images, so a last batch of one is left out.
+        self.steps_per_epoch = whole + 1 if rest > 1 else whole
+        self.steps = protocol.steps or protocol.epochs * self.steps_per_epoch
+        is_augmented = protocol.augment != "none" and views.shape[1] > 1
+        self._views = views[:, 1:] if is_augmented else views[:, :1]
+        rng = np.random.default_rng([seed, ORDER])
+        self._first_view = rng.integers(self._views.shape[1], size=images)
 
-    @property
-    def batch(self) -> int:
-        return min(self.protocol.batch, self.images)
+        @functools.lru_cache(maxsize=2)  # rows are read ahead, perhaps of the next epoch
+        def order(epoch: int) -> Ints:
+            return np.random.default_rng([seed, ORDER, epoch]).permutation(images)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batch norm needs two images, so a last batch of one is left out."""
-        whole, rest = divmod(self.images, self.batch)
-        return whole + (rest > 1)
+        self._order = order
 
-    @property
-    def steps(self) -> int:
-        return self.protocol.steps or self.protocol.epochs * self.steps_per_epoch
+    def images(self, step: int) -> Ints:
+        """Numbers of the images of a step."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        numbers: Ints = self._order(epoch)[turn * self.size : (turn + 1) * self.size]
+        return numbers
 
-    def factor(self, step: int) -> float:
-        """On learning rates: the schedule's, and the batch's.
+    def rows(self, step: int) -> Ints:
+        """The row of the view that this epoch shows, for each image of a step."""
+        images, epoch = self.images(step), step // self.steps_per_epoch
+        views = (self._first_view[images] + epoch) % self._views.shape[1]
+        rows: Ints = self._views[images, views]
+        return rows
 
-        Attentive heads, which differ in their schedules, take the share of the training that is
-        done.
+    def share_done(self, step: int) -> float:
+        """Share of the training that is done before a step, as the protocol's schedule counts it.
+
+        In whole epochs where learning rates change between epochs only.
         """
-        if isinstance(self.protocol, AttentiveProtocol):
-            return step / self.steps
-        epoch, epochs = step // self.steps_per_epoch, self.steps / self.steps_per_epoch
-        done = epoch / epochs if self.protocol.per_epoch else step / self.steps
-        return self.protocol.schedule(done) * self.batch / RATE_BATCH
+        if isinstance(self._protocol, LinearProtocol) and self._protocol.per_epoch:
+            return step // self.steps_per_epoch / (self.steps / self.steps_per_epoch)
+        return step / self.steps
 
 
-def linear(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
-    """Linear heads on pooled features, see `_chosen`."""
-    return _chosen(LINEAR_PROTOCOLS[asked.config.protocol], train, test, asked)
+def linear(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+    """Linear heads on pooled features, see `_choose_and_train`."""
+    return _choose_and_train(LINEAR_PROTOCOLS[request.config.protocol], train, test, request)
 
 
-def attentive(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
-    """Attentive heads on patch tokens (`TokenRows`), see `_chosen`."""
-    protocol, dim = ATTENTIVE_PROTOCOLS[asked.config.protocol], train.features.shape[2]
-    [fit] = _chosen(protocol, train, test, asked)
+def attentive(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+    """Attentive heads on patch tokens (`TokenRows`), see `_choose_and_train`."""
+    protocol = ATTENTIVE_PROTOCOLS[request.config.protocol]
+    [fit] = _choose_and_train(protocol, train, test, request)
+    dim = train.features.shape[2]
     num_heads = math.gcd(dim, protocol.num_heads)
-    said = f"{num_heads} heads of attention, not {protocol.num_heads}: tokens are {dim:,} wide"
-    return [fit._replace(deviations=fit.deviations + (said,) * (num_heads < protocol.num_heads))]
+    if num_heads == protocol.num_heads:
+        return [fit]
+    deviation = f"{num_heads} heads of attention, not {protocol.num_heads}: tokens are {dim:,} wide"
+    return [fit._replace(deviations=(*fit.deviations, deviation))]
 
 
-def _chosen(named: Trained, train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+def _choose_and_train(
+    protocol: HeadProtocol, train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest
+) -> list[Fit]:
     """Choose a head on a held-out part of train, then train all heads on all of train.
 
     The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
     heads on the test set itself.
     """
-    config, progress, kept = asked.config, asked.progress, {} if asked.kept is None else asked.kept
-    device = pick_device(asked.device)
-    bf16 = uses_bf16(config.precision, device)
-    protocol = replace(named, bf16=bf16)
+    config, progress = request.config, request.progress
+    states = {} if request.states is None else request.states
+    device = pick_device(request.device)
+    protocol = replace(protocol, bf16=uses_bf16(config.precision, device))
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = train._replace(labels=numbered.astype(np.int64))
-    train, test = (_loaded(data, protocol, device, progress) for data in (train, test))
-    choice, purpose = _state_name("choice", protocol), "choose among"
-    if choice not in kept:
+    train, test = (_on_device(data, protocol, device, progress) for data in (train, test))
+    choice = _state_name("choice", protocol)
+    if choice not in states:
         fitted, held = hold_out(train.labels, config.holdout, config.seed)
-        some, rest = train.take(fitted), train.take(held)
-        heads = train_heads(some, protocol, config.seed, device, progress, kept, purpose)
-        right = (_predictions(heads, rest, protocol, device) == rest.labels).mean(axis=1)
-        kept.pop(_state_name(f"{purpose} heads", protocol), None)
-        kept[choice] = {"accuracy": right.tolist()}
-    accuracy = kept[choice]["accuracy"]
+        rest = train.take(held)
+        heads = train_heads(
+            train.take(fitted), protocol, config.seed, device, progress, states, CHOOSE
+        )
+        correct = _predictions(heads, rest, protocol, device) == rest.labels
+        states.pop(_state_name(CHOOSE, protocol), None)
+        states[choice] = {"accuracy": correct.mean(axis=1).tolist()}
+    accuracy = states[choice]["accuracy"]
     best = int(np.argmax(accuracy))
-    heads = train_heads(train, protocol, config.seed, device, progress, kept, "train")
+    heads = train_heads(train, protocol, config.seed, device, progress, states)
     predictions = classes[_predictions(heads, test, protocol, device)]
     on_test = (predictions == test.labels).mean(axis=1)
-    choices = {"head": protocol.heads[best].name, "held_out_accuracy": accuracy[best]}
-    said = f"batches of all {len(train.labels):,} images, not of {protocol.batch:,}"
-    deviations = (said,) if len(train.labels) < protocol.batch else ()
-    found, precision = predictions[best][np.newaxis], "bf16" if bf16 else "fp32"
-    return [Fit("", found, choices, float(on_test.max()), deviations, precision)]
+    return [
+        Fit(
+            setting="",
+            predictions=predictions[best][np.newaxis],
+            choices={"head": protocol.heads[best].name, "held_out_accuracy": accuracy[best]},
+            best_on_test=float(on_test.max()),
+            deviations=smaller_batch(len(train.labels), protocol.batch),
+            precision="bf16" if protocol.bf16 else "fp32",
+        )
+    ]
 
 
 def train_heads(
-    train: Labelled,
-    protocol: Trained,
+    train: LabelledFeatures,
+    protocol: HeadProtocol,
     seed: int,
     device: torch.device,
     progress: Progress,
-    kept: Kept | None = None,
-    purpose: str = "train",
+    states: States | None = None,
+    name: str = TRAIN,
 ) -> Heads | AttentiveHeads:
     """All heads of a protocol, trained on one view of each image an epoch.
 
-    Labels count from 0 without gaps. The seed is of the heads' weights, of the order of images and
-    of their views. Every two minutes and at the end the state of the heads is left in `kept`, under
-    a name of their purpose; started again, they go on from there, to the same heads.
+    Labels count from 0 without gaps. `seed` draws the heads' weights, the order of the images and
+    of their views. Every two minutes and at the end the heads' state is put into `states` under
+    `name`; a call that finds it there goes on from it, to the same heads.
     """
-    dim, kept = train.features.shape[2], {} if kept is None else kept
-    dims = {"last": dim, "concat": dim * _layers(train.features, protocol)}
-    classes = int(train.labels.max()) + 1
+    states = {} if states is None else states
+    dim, classes = train.features.shape[2], int(train.labels.max()) + 1
+    dims = {"last": dim, "concat": dim * _num_layers(train.features, protocol)}
+    batches = Batches(protocol, train.views, seed)
     heads: Heads | AttentiveHeads
     if isinstance(protocol, AttentiveProtocol):
         heads = AttentiveHeads(protocol, dim, classes, seed, device)
     else:
-        heads = Heads(protocol, dims, classes, seed, device)
-    labels, task = torch.from_numpy(train.labels).to(device), f"{purpose} heads"
-    plan, state, done = _Plan(protocol, len(labels)), _state_name(task, protocol), 0
-    if state in kept:
-        heads.take_up(kept[state])
-        done = int(kept[state]["steps"])
-    saved, task = time.monotonic(), f"{task} steps"
-    progress(task, done, plan.steps)
-    shown, seen = itertools.tee(itertools.islice(_steps(plan, train.views, seed), done, None))
-    read = _inputs(train.features, protocol, (rows for _, rows in seen), device)
-    with computing(device, linear=pick_linear(device, plan.batch, max(dims.values()))):
-        for step, ((images, _), inputs) in enumerate(zip(shown, read, strict=True), start=done):
-            true = labels[_sent(torch.from_numpy(images), device)]
-            heads.step(inputs, true, plan.factor(step))
-            progress(task, step + 1, plan.steps)
-            if step + 1 == plan.steps or time.monotonic() - saved >= SAVE_SECONDS:
-                kept[state] = {"steps": step + 1, **heads.state()}
+        heads = Heads(protocol, dims, classes, batches.size, seed, device)
+    state_name, task, done = _state_name(name, protocol), f"{name} steps", 0
+    if state_name in states:
+        heads.load_state_dict(states[state_name])
+        done = int(states[state_name]["steps"])
+    progress(task, done, batches.steps)
+    labels, saved = torch.from_numpy(train.labels).to(device), time.monotonic()
+    rows = (batches.rows(step) for step in range(done, batches.steps))
+    inputs_by_step = _inputs(train.features, protocol, rows, device)
+    with computing(device, linear=pick_linear(device, batches.size, max(dims.values()))):
+        for step, inputs in enumerate(inputs_by_step, start=done):
+            true = labels[_sent(torch.from_numpy(batches.images(step)), device)]
+            heads.step(inputs, true, batches.share_done(step))
+            progress(task, step + 1, batches.steps)
+            if step + 1 == batches.steps or time.monotonic() - saved >= SAVE_SECONDS:
+                states[state_name] = {"steps": step + 1, **heads.state_dict()}
                 saved = time.monotonic()
     return heads
 
 
-def _state_name(name: str, protocol: Trained) -> str:
-    """Name of a kept state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
+def _state_name(name: str, protocol: HeadProtocol) -> str:
+    """Name of a state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
     return f"{name} bf16" if protocol.bf16 else name
 
 
-def _steps(plan: _Plan, views: Ints, seed: int) -> Iterator[tuple[Ints, Ints]]:
-    """Images of each step, and the row of the view of each that this epoch shows."""
-    augmented = plan.protocol.augment != "none" and views.shape[1] > 1
-    shown = views[:, 1:] if augmented else views[:, :1]
-    first = np.random.default_rng([seed, ORDER]).integers(shown.shape[1], size=len(views))
-    for step in range(plan.steps):
-        epoch, turn = divmod(step, plan.steps_per_epoch)
-        if turn == 0:
-            order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(views))
-        images = order[turn * plan.batch : (turn + 1) * plan.batch]
-        yield images, shown[images, (first[images] + epoch) % shown.shape[1]]
-
-
 def _predictions(
-    heads: Heads | AttentiveHeads, data: Labelled, protocol: Trained, device: torch.device
+    heads: Heads | AttentiveHeads,
+    data: LabelledFeatures,
+    protocol: HeadProtocol,
+    device: torch.device,
 ) -> Ints:
     """(heads, n) class numbers by the evaluation views."""
-    rows, at_once = data.views[:, 0], _at_once(_layers(data.features, protocol))
-    every = (rows[some] for some in blocks(len(rows), at_once))
-    parts = [heads.predict(inputs) for inputs in _inputs(data.features, protocol, every, device)]
-    found: Ints = torch.cat(parts, dim=1).cpu().numpy()
-    return found
+    rows, at_once = data.views[:, 0], _rows_at_once(_num_layers(data.features, protocol))
+    parts = (rows[chunk] for chunk in chunks(len(rows), at_once))
+    answers = [heads.predict(inputs) for inputs in _inputs(data.features, protocol, parts, device)]
+    numbers: Ints = torch.cat(answers, dim=1).cpu().numpy()
+    return numbers
 
 
-def _loaded(
-    data: Labelled, protocol: Trained, device: torch.device, progress: Progress
-) -> Labelled:
+def _on_device(
+    data: LabelledFeatures, protocol: HeadProtocol, device: torch.device, progress: Progress
+) -> LabelledFeatures:
     """The same with its features on the device, if there is room for them."""
-    features, layers = data.features, _layers(data.features, protocol)
+    features, layers = data.features, _num_layers(data.features, protocol)
     itemsize = features.read(np.arange(0), layers).itemsize
     if features.shape[0] * layers * features.shape[2] * itemsize > _room_bytes(device):
         return data
@@ -237,45 +252,34 @@ def _loaded(
 
 
 def _room_bytes(device: torch.device) -> int:
-    """None on a CPU: there may be more features than memory holds, and they are read in time."""
+    """Memory for features; 0 on a CPU, which may hold fewer and reads them fast enough."""
     return int(ROOM * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def _inputs(
-    features: Rows, protocol: Trained, every: Iterable[Ints], device: torch.device
+    features: Rows, protocol: HeadProtocol, rows_by_step: Iterable[Ints], device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """What heads see of some rows after the others.
+    """What heads see of the rows of each step; on a CPU the next rows are read meanwhile.
 
     Linear heads see (B, D) by `last` and `concat`, attentive ones `tokens` (B, N, D), as stored.
     """
-    layers = _layers(features, protocol)
+    layers = _num_layers(features, protocol)
+
+    def read(rows: Ints) -> Tensor:
+        return _pinned(torch.from_numpy(features.read(rows, layers)), device)
+
+    batches: Iterator[Tensor]  # (B, layers, dim)
     if isinstance(features, DeviceRows):
-        found = (features.take(rows) for rows in every)
+        batches = map(features.take, rows_by_step)
     else:
-        found = (_sent(batch, device) for batch in _read_ahead(features, layers, every, device))
-    for batch in found:
+        read_ahead = prefetched((read(rows) for rows in rows_by_step), ahead=1)
+        batches = (moved(batch, device) for batch in read_ahead)
+    for batch in batches:
         if isinstance(protocol, AttentiveProtocol):
             yield {"tokens": batch}
             continue
         values = batch.float()
         yield {"last": values[:, -1].contiguous(), "concat": values.flatten(1)}
-
-
-def _read_ahead(
-    features: Rows, layers: int, every: Iterable[Ints], device: torch.device
-) -> Iterator[Tensor]:
-    """(B, layers, dim) on the host, of some rows after the others; the next are read meanwhile."""
-
-    def read(rows: Ints) -> Tensor:
-        return _pinned(torch.from_numpy(features.read(rows, layers)), device)
-
-    pending: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(1) as reader:
-        for rows in every:
-            pending.append(reader.submit(read, rows))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        yield from (last.result() for last in pending)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
@@ -284,16 +288,16 @@ def _sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Where a GPU can fetch it by itself; as it is for a CPU."""
+    """A copy in pinned memory, which a GPU fetches by itself; for a CPU as it is."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def _layers(features: Rows, protocol: Trained) -> int:
-    """How many of the last layers heads see; all patches."""
+def _num_layers(features: Rows, protocol: HeadProtocol) -> int:
+    """Layers that heads see, from the last; attentive heads see all patches in their place."""
     is_linear = isinstance(protocol, LinearProtocol)
     return min(CONCATENATED, features.shape[1]) if is_linear else features.shape[1]
 
 
-def _at_once(layers: int) -> int:
+def _rows_at_once(layers: int) -> int:
     """Rows that may be copied at once: fewer where a row is all tokens of an image."""
     return max(1, ROWS_AT_ONCE * CONCATENATED // max(CONCATENATED, layers))

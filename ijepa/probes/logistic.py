@@ -1,7 +1,8 @@
 """Multinomial logistic regression on the last layer, by scikit-learn's L-BFGS.
 
-On all of train with a chosen C, or on small parts of it: drawn several times, or named by lists.
-Source of the latter: facebookresearch/msn `logistic_eval.py`, by the paper's first author.
+Fitted on all of train with a chosen C, or on small parts of it, which are drawn several times or
+named by lists. Source of the small parts: facebookresearch/msn `logistic_eval.py`, by the paper's
+first author.
 """
 
 import warnings
@@ -19,46 +20,47 @@ from sklearn.preprocessing import StandardScaler
 from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import Asked, Fit, Labelled, blocks, draw_subset, hold_out
+from ijepa.probes.arrays import Fit, LabelledFeatures, ProbeRequest, chunks, draw_subset, hold_out
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
 
 Rescale = Callable[[Floats], Floats]
 
-FITTED = "coef_", "intercept_"  # where the next fit starts
+FITTED = "coef_", "intercept_"  # the solution, from which the next fit starts
 
 
-def logistic(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
+def logistic(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
     """Choose C on a held-out part of train, fit on all of train, predict the test set."""
-    named, device = LOGISTIC_PROTOCOLS[asked.config.protocol], _device(asked)
-    protocol = replace(named, scale=asked.config.scale or named.scale)
+    named, device = LOGISTIC_PROTOCOLS[request.config.protocol], _device(request)
+    protocol = replace(named, scale=request.config.scale or named.scale)
     strength, choices = protocol.strengths[0], {}
     if len(protocol.strengths) > 1:
-        scores = _held_out_scores(train, protocol, asked)
+        scores = _held_out_scores(train, protocol, request)
         strength = max(scores, key=lambda strength: (scores[strength], -strength))
         choices = {"held_out_accuracy": scores[strength]}
     features = train.last()
     rescale = rescaling(protocol.scale, features)
     probe = regression(protocol, strength, train.labels)
     converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
-    found = predicted(probe, _precise(rescale(test.last()), protocol), device)
+    predictions = predicted(probe, _precise(rescale(test.last()), protocol), device)
     deviations = unfinished(not converged, 1, protocol)
     if protocol != named:
         deviations += (f"scaled by {protocol.scale}, not {named.scale}",)
     precision = {"float32": "fp32", "float64": "fp64"}[protocol.precision]
     choices = {"C": strength} | choices
-    return [Fit("", found[np.newaxis], choices, deviations=deviations, precision=precision)]
+    return [Fit("", predictions[np.newaxis], choices, deviations=deviations, precision=precision)]
 
 
-def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
-    """One fit a setting of `config.shots`, each with `config.draws` draws; or one for all lists."""
-    protocol, config, labels = FEW_SHOT_PROTOCOLS[asked.config.protocol], asked.config, train.labels
+def few_shot(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+    """One fit for each of `config.shots`, with `config.draws` draws; or one for all lists."""
+    config, labels = request.config, train.labels
+    protocol = FEW_SHOT_PROTOCOLS[config.protocol]
     settings: list[tuple[str, Sequence[Ints], tuple[str, ...]]]
-    if asked.subsets:
-        sizes = sorted({len(subset) for subset in asked.subsets})
+    if request.subsets:
+        sizes = sorted({len(subset) for subset in request.subsets})
         name = f"lists of {' or '.join(f'{size:,}' for size in sizes)} images"
         if config.subsets:  # other lists of as many images are another setting
             name += f" (sha256 {', '.join(digest[:8] for digest in config.subsets)})"
-        settings = [(name, asked.subsets, ())]
+        settings = [(name, request.subsets, ())]
     else:
         settings = [
             (
@@ -77,13 +79,13 @@ def few_shot(train: Labelled, test: Labelled, asked: Asked) -> list[Fit]:
             stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset], None)
             predictions.append(predicted(probe, scored, None))
         choices = {"C": probe.C, "draws": len(subsets)}
-        said = deviations + unfinished(stopped, len(subsets), protocol)
-        fits.append(Fit(name, np.array(predictions), choices, deviations=said))
+        deviations += unfinished(stopped, len(subsets), protocol)
+        fits.append(Fit(name, np.array(predictions), choices, deviations=deviations))
     return fits
 
 
 def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
-    """Classes that do not have what a setting asks of each."""
+    """The deviation of a setting that asks for more images than some classes have."""
     counts = np.unique(labels, return_counts=True)[1]
     small = int((counts < shots if shots >= 1 else shots * counts < 0.5).sum())
     if not small:
@@ -94,20 +96,20 @@ def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:
-    """How to rescale features in place, learned from those of the training images where need be."""
+    """A function that rescales features in place; `columns` is learned from these features."""
     if scale != "columns":
         return centred_unit if scale == "rows" else np.asarray
     scaler = StandardScaler(copy=False)
-    for some in blocks(len(features)):  # at once, the squares would be a copy in float64
-        scaler.partial_fit(features[some])
+    for chunk in chunks(len(features)):  # at once, the squares would be a copy in float64
+        scaler.partial_fit(features[chunk])
     transform: Rescale = scaler.transform
     return transform
 
 
 def centred_unit(features: Floats) -> Floats:
     """Each row of (n, dim) float32 less its own mean, then of length 1; in place."""
-    for some in blocks(len(features)):
-        rows = features[some]
+    for chunk in chunks(len(features)):
+        rows = features[chunk]
         rows -= rows.mean(axis=1, keepdims=True)
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return features
@@ -124,10 +126,11 @@ def regression(protocol: LogisticProtocol, strength: float, labels: Ints) -> Log
 
 
 def unfinished(stopped: int, fits: int, protocol: LogisticProtocol) -> tuple[str, ...]:
-    """What a score says where some of the fits behind it stopped before they had converged."""
+    """The deviation of fits that stopped before they had converged."""
+    if not stopped:
+        return ()
     which = "the fit" if fits == 1 else f"{stopped} of {fits} fits"
-    said = f"{which} stopped within {protocol.iterations:,} iterations before it converged"
-    return (said,) if stopped else ()
+    return (f"{which} stopped within {protocol.iterations:,} iterations before it converged",)
 
 
 def fit(
@@ -139,8 +142,7 @@ def fit(
     been imported with SCIPY_ARRAY_API=1); None is plain NumPy.
 
     Returns:
-        Whether it converged; if not, it stopped at its cap of iterations, or where numbers of its
-        precision led no further.
+        Whether it converged; if not, it reached the most iterations, or the limit of its precision.
     """
     with (
         warnings.catch_warnings(record=True) as caught,
@@ -148,43 +150,44 @@ def fit(
     ):
         warnings.simplefilter("always")
         probe.fit(_on(device, features), _on(device, labels))
-    others = [one for one in caught if not issubclass(one.category, ConvergenceWarning)]
-    for one in others:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     return len(others) == len(caught)
 
 
 def predicted(probe: LogisticRegression, features: Floats, device: torch.device | None) -> Ints:
     """(n,) class numbers of (n, dim) features, by a probe fitted on the same device."""
     with config_context(array_api_dispatch=device is not None):
-        found = probe.predict(_on(device, features))
-    classes: Ints = found.cpu().numpy() if device is not None else found
+        answer = probe.predict(_on(device, features))
+    classes: Ints = answer if device is None else answer.cpu().numpy()
     return classes
 
 
 def _held_out_scores(
-    train: Labelled, protocol: LogisticProtocol, asked: Asked
+    train: LabelledFeatures, protocol: LogisticProtocol, request: ProbeRequest
 ) -> dict[float, float]:
-    """Accuracy on a held-out part by C; each fit starts where that of the one before ended."""
-    device, labels, kept = _device(asked), train.labels, {} if asked.kept is None else asked.kept
-    fitted, held = hold_out(labels, asked.config.holdout, asked.config.seed)
+    """Accuracy on a held-out part by C; each fit starts from the solution of the one before."""
+    device, labels = _device(request), train.labels
+    states = {} if request.states is None else request.states
+    fitted, held = hold_out(labels, request.config.holdout, request.config.seed)
     part = train.last(fitted)
     rescale = rescaling(protocol.scale, part)
     part, rest = (_precise(rescale(rows), protocol) for rows in (part, train.last(held)))
     probe = regression(protocol, protocol.strengths[0], labels[fitted])
     scores: dict[float, float] = {}
-    if "search" in kept:  # an earlier start has tried the first of them
+    if "search" in states:  # an earlier start has tried the first strengths
         for name in FITTED:
-            setattr(probe, name, _on(device, kept["search"][name].numpy().copy()))
-        scores |= zip(protocol.strengths, kept["search"]["accuracies"], strict=False)
-    asked.progress("search strengths", len(scores), len(protocol.strengths))
+            setattr(probe, name, _on(device, states["search"][name].numpy().copy()))
+        scores |= zip(protocol.strengths, states["search"]["accuracies"], strict=False)
+    request.progress("search strengths", len(scores), len(protocol.strengths))
     for strength in protocol.strengths[len(scores) :]:
         probe.set_params(C=strength, warm_start=True, max_iter=protocol.search_iterations)
         fit(probe, part, labels[fitted], device)
         scores[strength] = float(np.mean(predicted(probe, rest, device) == labels[held]))
-        asked.progress("search strengths", len(scores), len(protocol.strengths))
+        request.progress("search strengths", len(scores), len(protocol.strengths))
         fitted_to = {name: torch.as_tensor(getattr(probe, name)).cpu() for name in FITTED}
-        kept["search"] = {"accuracies": list(scores.values()), **fitted_to}
+        states["search"] = {"accuracies": list(scores.values()), **fitted_to}
     return scores
 
 
@@ -196,7 +199,7 @@ def _on(device: torch.device | None, values: Any) -> Any:  # noqa: ANN401  # arr
     return values if device is None else torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
-def _device(asked: Asked) -> torch.device | None:
+def _device(request: ProbeRequest) -> torch.device | None:
     """None on a CPU, where NumPy is no slower."""
-    device = pick_device(asked.device)
+    device = pick_device(request.device)
     return None if device.type == "cpu" else device

@@ -1,6 +1,5 @@
 """Published protocols of probes, and what each probe does; the data itself is `protocols.yaml`."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -12,6 +11,7 @@ import yaml
 from pydantic.dataclasses import dataclass
 
 from ijepa.config import ProbeConfig
+from ijepa.jepa.schedules import warmup_cosine
 
 RATE_BATCH = 256  # to which learning rates of linear heads refer; they grow with the batch
 LOW_LEVEL = {"count": "vissl-clevr-count", "dist": "vissl-clevr-dist"}  # by label; paper, table 4
@@ -22,16 +22,13 @@ P = TypeVar("P")
 
 
 def steps_down(done: float, *, at: Sequence[float]) -> float:
-    """A tenth, and a tenth of that, from these shares of the training on."""
+    """Divided by ten at each of these shares of the training."""
     return 0.1 ** sum(done >= share - 1e-9 for share in at)
 
 
 def cosine(done: float, *, end: float = 0.0, warmup: float = 0.0) -> float:
     """From 1 to `end` along half a cosine, after a linear rise over the share `warmup`."""
-    if done < warmup:
-        return done / warmup
-    rest = (done - warmup) / (1 - warmup)
-    return end + (1 - end) * (1 + math.cos(math.pi * rest)) / 2
+    return warmup_cosine(done, 1.0, end, warmup)
 
 
 def linearly(done: float, *, warmup: float) -> float:
@@ -74,13 +71,13 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """What a protocol scores, or what a feature file holds of an image."""
+    """How an image is cut and resized: published by a protocol, or stored in a feature file."""
 
     crop: str = "center"  # or `squash`, as `ijepa extract --crop` names it
     crop_fraction: float | None = 224 / 256  # of the resized short side that a centre crop keeps
     interpolation: str | None = None  # by which images are resized; None for any
     image_px: tuple[int | tuple[int, int], ...] = (224,)  # sides that are published, or the file's
-    features: str | None = None  # of an image, where they are none that `ijepa extract` stores
+    features: str | None = None  # if published ones are none that `ijepa extract` stores
 
 
 @dataclass(frozen=True)
@@ -101,14 +98,14 @@ class Head:
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """How heads are trained; all of them at once, on the same batches."""
+    """How linear heads are trained, all at once on the same batches."""
 
-    heads: tuple[Head, ...]  # the best of which is reported
+    heads: tuple[Head, ...]  # the best is reported
     schedule: Schedule  # factor on learning rates
     source: str  # paper section, or repo:path
     epochs: int = 0  # over the training images; 0 if `steps` counts instead
     steps: int = 0  # batches in all, whatever the number of images; 0 if `epochs` counts
-    per_epoch: bool = True  # does the factor change between epochs only?
+    per_epoch: bool = True  # the factor changes between epochs only
     batch: int = 256  # images
     # SGD with Nesterov momentum or (plain) without; LARS, which adapts matrices only.
     optimizer: Literal["sgd", "sgd-plain", "lars"] = "sgd"
@@ -117,7 +114,11 @@ class LinearProtocol:
     norm_eps: float = 1e-5  # of batch norm
     augment: Literal["none", "flip", "rrc-flip"] = "rrc-flip"  # of the training images
     view: View | None = None  # of the test images; None takes any
-    bf16: bool = False  # are matrices multiplied in it? No publication says; the run does
+    bf16: bool = False  # multiplies matrices in bfloat16; no publication says, the run decides
+
+    def rate_factor(self, done: float, batch: int) -> float:
+        """Factor on the learning rates of heads, when a share of the training is done."""
+        return self.schedule(done) * batch / RATE_BATCH
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class AttentiveProtocol:
     source: str  # repo:path
     depth: int = 1  # the cross-attention block, and self-attention blocks before it
     num_heads: int = 16  # of the attention; fewer where they do not divide the tokens' width
-    projects: bool = True  # has the cross-attention an output projection?
+    projects: bool = True  # the cross-attention has an output projection
     decays_all: bool = False  # also biases, norms; else matrices and the query alone
     clip: float | None = 1.0  # norm of a head's gradient
     epochs: int = 20
@@ -173,7 +174,7 @@ class LogisticProtocol:
     # columns: to mean 0 and variance 1 by the training images; rows: each less its mean and of
     # length 1; or none.
     scale: str = "columns"
-    intercept: bool = True  # is there a bias, unpenalised?
+    intercept: bool = True  # there is a bias, unpenalised
     tolerance: float = 1e-3  # of the gradient, times the number of classes, which share it
     iterations: int = 5000  # at most
     search_iterations: int = 200  # while C is chosen: weak penalties are slow, and seldom chosen
@@ -192,7 +193,8 @@ class DenseHead:
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{'BN + ' * (self.norm == 'batch')}linear, lr {self.lr:g}"
+        norm = "BN + " if self.norm == "batch" else ""
+        return f"{norm}linear, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class DenseProtocol:
     clip: float | None = None  # norm of a head's gradient
     bins: int = 256  # of depth, which is their mean
     depths: tuple[float, float] | None = None  # of the first and last bin; None: those of train
-    lacks: tuple[str, ...] = ()  # what the publication has and this does not, or does not tell
+    lacks: tuple[str, ...] = ()  # what the publication does and this does not, or leaves open
 
 
 _BODY: dict[str, Any] = yaml.safe_load(
@@ -217,8 +219,8 @@ _BODY: dict[str, Any] = yaml.safe_load(
 
 
 def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
-    """The protocols of a probe, as arguments of their class."""
-    found = {}
+    """The protocols of a probe in `protocols.yaml`, by name."""
+    protocols = {}
     for name, body in _BODY[probe].items():
         fields = dict(body)
         if "heads" in fields:
@@ -231,13 +233,13 @@ def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
             fields["schedule"] = partial(schedule, **shape)
         if isinstance(choices := fields.get("strengths"), dict):
             fields["strengths"] = (10.0 ** np.linspace(*choices["decades"])).tolist()
-        found[name] = kind(**fields)
-    return found
+        protocols[name] = kind(**fields)
+    return protocols
 
 
 def _grid(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All combinations of the values of fields, each a list or one value."""
-    values = [one if isinstance(one, list) else [one] for one in choices.values()]
+    values = [value if isinstance(value, list) else [value] for value in choices.values()]
     return [dict(zip(choices, combined, strict=True)) for combined in product(*values)]
 
 
@@ -248,12 +250,11 @@ LOGISTIC_PROTOCOLS = _read(LogisticProtocol, "logistic")
 FEW_SHOT_PROTOCOLS = _read(LogisticProtocol, "few-shot")
 DENSE_PROTOCOLS = {name: _read(DenseProtocol, name) for name in ("segmentation", "depth")}
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"ijepa": None} for name in PROBES},  # probes without settings that papers publish
     **DENSE_PROTOCOLS,
     "logistic": LOGISTIC_PROTOCOLS,
     "linear": LINEAR_PROTOCOLS,
     "attentive": ATTENTIVE_PROTOCOLS,
-    "knn": {"ijepa": None},
-    "retrieval": {"ijepa": None},
     "few-shot": FEW_SHOT_PROTOCOLS,
 }
 
@@ -261,38 +262,45 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 def deviations(config: ProbeConfig, test: View, augment: str, num_views: int) -> tuple[str, ...]:
     """How stored features differ from what the protocol of `config` trains on and evaluates.
 
-    These are the `test` view, and `num_views` views of each training image made by `augment`.
+    The features are of the `test` view, and of `num_views` views of each training image that
+    `augment` made.
     """
-    protocol, found = PROTOCOLS[config.name][config.protocol], []
+    protocol = PROTOCOLS[config.name][config.protocol]
+    if protocol is None:
+        return ()
     if isinstance(protocol, DenseProtocol):
         return protocol.lacks
-    if protocol and protocol.view:
-        found += _view_deviations(protocol.view, test)
-    if config.name not in ("linear", "attentive"):
-        return tuple(found)
+    lines = _view_deviations(protocol.view, test) if protocol.view else []
+    if isinstance(protocol, LogisticProtocol):
+        return tuple(lines)
     label = {name: label for label, name in LOW_LEVEL.items()}.get(config.protocol, config.label)
     if config.label != label:
-        found.append(f"label {config.label}, not {label}")
+        lines.append(f"label {config.label}, not {label}")
     if protocol.augment == augment != "none":
-        found.append(f"{num_views} stored views of each image, not a new one an epoch")
+        lines.append(f"{num_views} stored views of each image, not a new one an epoch")
     elif protocol.augment != "none":
         seen = augment if num_views else "the evaluation view alone"
-        found.append(f"trained on {seen}, not on {protocol.augment}")
-    return tuple(found)
+        lines.append(f"trained on {seen}, not on {protocol.augment}")
+    return tuple(lines)
 
 
-def _view_deviations(wanted: View, found: View) -> list[str]:
-    sides, stored = (" or ".join(map(str, view.image_px)) for view in (wanted, found))
-    kept = (found.crop_fraction or wanted.crop_fraction, wanted.crop_fraction)
-    said = {
-        f"images cut by --crop {found.crop}, not {wanted.crop}": found.crop != wanted.crop,
-        f"images of {stored} pixels, not of {sides}": found.image_px[0] not in wanted.image_px,
-        f"images resized by {found.interpolation}, not {wanted.interpolation} interpolation": (
-            wanted.interpolation not in (None, found.interpolation)
-        ),
-        f"a centre crop of {kept[0]} of the resized short side, not of {kept[1]}": (
-            found.crop == wanted.crop and kept[0] != kept[1]
-        ),
-        f"features are not {wanted.features}": wanted.features is not None,
-    }
-    return [line for line, applies in said.items() if applies]
+def _view_deviations(published: View, stored: View) -> list[str]:
+    """How the stored view differs from the published one, one line each."""
+    lines = []
+    if stored.crop != published.crop:
+        lines.append(f"images cut by --crop {stored.crop}, not {published.crop}")
+    if stored.image_px[0] not in published.image_px:
+        px, expected = (" or ".join(map(str, view.image_px)) for view in (stored, published))
+        lines.append(f"images of {px} pixels, not of {expected}")
+    if published.interpolation not in (None, stored.interpolation):
+        lines.append(
+            f"images resized by {stored.interpolation}, not {published.interpolation} interpolation"
+        )
+    kept = stored.crop_fraction or published.crop_fraction
+    if stored.crop == published.crop and kept != published.crop_fraction:
+        lines.append(
+            f"a centre crop of {kept} of the resized short side, not of {published.crop_fraction}"
+        )
+    if published.features is not None:
+        lines.append(f"features are not {published.features}")
+    return lines

@@ -16,10 +16,11 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from ijepa.arrays import Bools, Ints
-from ijepa.config import Config, StrPath, validated
+from ijepa.config import Config, FinetuneConfig, ProbeConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, parse_json, write_json
 from ijepa.provenance import UNKNOWN, Provenance
+from ijepa.records import library_versions
 
 SCHEMA = 8
 RESULT = "result.json"  # in the folder of a run
@@ -165,6 +166,29 @@ def joined_source(train: str, test: str) -> str:
 def source_kinds(source: str) -> set[str]:
     """Kinds of data set in a joined source, such as `cifar10`."""
     return {one.partition(":")[0] for one in source.split(TRAINED_ON)}
+
+
+LabelledKeys = tuple[Sequence[str], Ints]  # n keys and (n,) class numbers of images
+
+
+def shared_fields(
+    config: ProbeConfig | FinetuneConfig, train: LabelledKeys, test: LabelledKeys
+) -> dict[str, Any]:
+    """Fields of a score that follow from its settings, its images and their classes."""
+    (train_keys, train_labels), (test_keys, test_labels) = train, test
+    return {
+        "config": config.model_dump(mode="json"),
+        "label": config.label,
+        "seed": config.seed,
+        "train_images": image_set(train_keys, train_labels),
+        "test_images": image_set(test_keys, test_labels),
+        "num_classes": len(np.unique(train_labels)),
+        "chance": float(np.bincount(test_labels).max() / len(test_labels)),
+        "train_rows": len(train_labels),
+        "test_rows": len(test_labels),
+        "test_classes": pack_classes(test_labels, test_keys),
+        "libraries": library_versions(),
+    }
 
 
 def image_set(keys: Sequence[str], labels: Ints) -> str:

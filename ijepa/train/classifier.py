@@ -5,8 +5,6 @@ Source: paper A.2, which takes MAE's settings; facebookresearch/mae `models_vit.
 `beit/optim_factory.py`.
 """
 
-import math
-
 import torch
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
@@ -136,17 +134,6 @@ def parameter_groups(
         }
         for (layer, decays), parameters in grouped.items()
     ]
-
-
-def learning_rate(done: float, lr: float, final_lr: float, warmup: float) -> float:
-    """Linear from 0 to `lr` over the warm-up, then half a cosine down to `final_lr`.
-
-    `done`, the steps that are taken, and `warmup` are fractions of all steps.
-    """
-    if done < warmup:
-        return lr * done / warmup
-    rest = (done - warmup) / max(1e-12, 1 - warmup)
-    return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * rest))
 
 
 def step_gflops(model: Classifier, image_size: Size) -> float:

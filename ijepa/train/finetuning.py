@@ -26,8 +26,9 @@ from ijepa.distributed import (
 )
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.rng import MASKS, SKIPPED, stream
+from ijepa.jepa.schedules import warmup_cosine
 from ijepa.progress import Progress
-from ijepa.train.classifier import Classifier, learning_rate, parameter_groups
+from ijepa.train.classifier import Classifier, parameter_groups
 from ijepa.train.loop import Task
 from ijepa.world import World
 
@@ -137,7 +138,7 @@ class FinetuneTask(Task[Inputs]):
         part = (step - first) / (self.total_steps - first)
         if self._head_alone:
             part, peak, warmup = step / first, config.linear_lr, 0.0
-        lr = learning_rate(part, peak, config.final_lr, min(1.0, warmup))
+        lr = warmup_cosine(part, peak, config.final_lr, min(1.0, warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()

@@ -35,10 +35,10 @@ from ijepa.distributed import (
     wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
+from ijepa.prefetch import prepared
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
 from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
-from ijepa.train.prefetch import prepared
 from ijepa.world import StopRequest, World, stop_requests
 
 FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step

@@ -25,6 +25,7 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
+from ijepa import prefetch
 from ijepa.config import (
     DataConfig,
     DecoderConfig,
@@ -49,7 +50,6 @@ from ijepa.probes.protocols import LINEAR_PROTOCOLS
 from ijepa.progress import silent
 from ijepa.provenance import UNKNOWN
 from ijepa.recipes import load_recipe
-from ijepa.train import prefetch
 from ijepa.train.classifier import Classifier
 from ijepa.train.finetuning import FinetuneTask, LabelledImages
 from ijepa.train.loop import fit
@@ -239,11 +239,11 @@ def health_check() -> list[str]:
 def linear_heads(protocol: str) -> list[str]:
     """Where the weights of heads are after a step, and what they predict."""
     in_bf16 = replace(LINEAR_PROTOCOLS[protocol], bf16=True)  # as `ijepa probe` on a GPU
-    heads = Heads(in_bf16, {"last": 16, "concat": 64}, 10, 0, GPU)
+    heads = Heads(in_bf16, {"last": 16, "concat": 64}, 10, 256, 0, GPU)
     inputs = {"last": torch.empty(32, 16, device=GPU), "concat": torch.empty(32, 64, device=GPU)}
     labels = torch.zeros(32, dtype=torch.int64, device=GPU)
-    heads.step(inputs, labels, 1.0)
-    values = torch.utils._pytree.tree_leaves(heads.state()["groups"])
+    heads.step(inputs, labels, 0.0)
+    values = torch.utils._pytree.tree_leaves(heads.state_dict()["groups"])
     return devices([heads.predict(inputs), *values])
 
 
