@@ -17,7 +17,7 @@ from timing import emit
 
 from ijepa.arrays import Array, Ints
 from ijepa.config import ProbeConfig
-from ijepa.probes.arrays import LabelledFeatures, ProbeRequest
+from ijepa.probes.arrays import LabelledRows, ProbeRequest
 
 DIM, CLASSES, TEST_ROWS = 768, 100, 2000
 
@@ -68,8 +68,8 @@ def measure(rows: int) -> None:
     )
 
 
-def _labelled(rows: int) -> LabelledFeatures:
-    return LabelledFeatures(Noise(rows), np.arange(rows) % CLASSES, np.arange(rows)[:, np.newaxis])
+def _labelled(rows: int) -> LabelledRows:
+    return LabelledRows(Noise(rows), np.arange(rows) % CLASSES, np.arange(rows)[:, np.newaxis])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch import nn
 from ijepa.compute import computing, pick_linear
 from ijepa.features.store import FeatureHeader, open_features
 from ijepa.features.write import FeatureWriter, create_features
-from ijepa.probes.arrays import LabelledFeatures
+from ijepa.probes.arrays import LabelledRows
 from ijepa.probes.linear import train_heads
 from ijepa.probes.logistic import fit, regression
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, LOGISTIC_PROTOCOLS, Head, LinearProtocol
@@ -65,7 +65,7 @@ def heads(folder: Path, rows: int, classes: int, epochs: int) -> None:
     """16 heads, the largest head alone, and 16 plain modules."""
     labels = np.random.default_rng(0).integers(classes, size=rows)
     store = open_features(_store(folder / "f.h5", labels), check_numbers=False)
-    data = LabelledFeatures(store, labels, np.arange(rows)[:, np.newaxis])
+    data = LabelledRows(store, labels, np.arange(rows)[:, np.newaxis])
     whole = dataclasses.replace(LINEAR_PROTOCOLS["vissl-in1k-lars"], epochs=epochs)
     largest = next(head for head in whole.heads if head.features == "concat")
     one = dataclasses.replace(whole, heads=(largest,))
@@ -113,7 +113,7 @@ def _store(path: Path, labels: Array) -> Path:
     return path
 
 
-def _seconds(data: LabelledFeatures, rule: LinearProtocol) -> float:
+def _seconds(data: LabelledRows, rule: LinearProtocol) -> float:
     start = time.perf_counter()
     train_heads(data, rule, 0, DEVICE, silent)
     if DEVICE.type == "cuda":
@@ -137,7 +137,7 @@ def _gflops(classes: int) -> tuple[float, float]:
     return ours, plain
 
 
-def _plain_seconds(data: LabelledFeatures, rule: LinearProtocol, classes: int) -> float:
+def _plain_seconds(data: LabelledRows, rule: LinearProtocol, classes: int) -> float:
     """Each head a module with an optimiser of its own; features wholly in memory."""
     values = torch.from_numpy(data.features.read(np.arange(len(data.labels)), LAYERS)).to(DEVICE)
     labels = torch.from_numpy(data.labels).to(DEVICE)

@@ -194,9 +194,9 @@ def _train(
     vit, batch = _trainable(data, config), _batch(config, len(train.chosen), world.size)
     repeats = _repeats(train, test, world, progress)  # reads images, so all else is refused before
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
-    cuts = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
+    view = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = _classifier(config, vit, int(train.labels.max()) + 1)
-    task = finetuning.FinetuneTask(model, (train, held), config, cuts, runtime, world)
+    task = finetuning.FinetuneTask(model, (train, held), config, view, runtime, world)
     loop.fit(task, work.folder, progress)
     predicted = task.predictions(test, progress)
 
@@ -275,7 +275,7 @@ def _score(
     """The score of the last state, and how the run deviates from the protocol it names."""
     from ijepa.probes.scores import summary
 
-    config, cuts, (train, held, test) = task.config, task.cuts, parts
+    config, view, (train, held, test) = task.config, task.view, parts
     correct = (predicted == test.labels)[np.newaxis]
     own = dict(FinetuneConfig(encoder=config.encoder, protocol=config.protocol))
     deviations = [
@@ -283,7 +283,7 @@ def _score(
         for name, chosen in config
         if name not in ASIDE and chosen != own[name]
     ]
-    if cuts.batch_size != config.batch_size:
+    if view.batch_size != config.batch_size:
         deviations.append(f"batches of all {len(train.chosen):,} images")
     if len(held.chosen):
         deviations.append(f"{len(held.chosen):,} training images held out")
@@ -307,10 +307,10 @@ def _score(
         which=vit.which,
         layers=(len(vit.network.blocks) - 1,),
         pooling=vit.pooling if task.model.class_token else averaged,
-        image_px=cuts.image_px,
+        image_px=view.image_px,
         transform=(
-            f"center-crop {cuts.eval_crop_fraction:.4g}, bicubic to {cuts.image_px}, "
-            f"mean {cuts.mean}, std {cuts.std}"
+            f"center-crop {view.eval_crop_fraction:.4g}, bicubic to {view.image_px}, "
+            f"mean {view.mean}, std {view.std}"
         ),
         features_precision=None,
         train_features=None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
     from ijepa.jepa.flops import PretrainPlan
     from ijepa.train.metrics import Picture
-    from ijepa.train.watch import Seen
+    from ijepa.train.watch import CheckedImages
 
 VERSION = 2
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
@@ -123,7 +123,7 @@ def _train(
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
     from ijepa.train import checkpoint, loop, pretraining
-    from ijepa.train.prolong import take_over
+    from ijepa.train.prolong import resume_from
 
     (init, prolong), last = start, work.folder / checkpoint.LAST
     source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
@@ -138,7 +138,7 @@ def _train(
                 f"{world.size} processes."
             )
         if prolong and not last.exists():
-            take_over(prolong, work, config, steps_per_epoch(len(images), config))
+            resume_from(prolong, work, config, steps_per_epoch(len(images), config))
 
     from_rank_0(world, begin)
     networks = None
@@ -151,7 +151,7 @@ def _train(
             log.warning("%s is adapted: %s", init, adapted)
     task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
     if runtime.pictures:
-        task.draw = _drawing(config)
+        task.render = _drawing(config)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         work.note({"source": source})  # for pages of a run that is still training
@@ -161,7 +161,7 @@ def _train(
         from_rank_0(world, lambda: work.publish(facts))
 
 
-def _drawing(config: PretrainConfig) -> "Callable[[Seen], dict[str, Picture]]":
+def _drawing(config: PretrainConfig) -> "Callable[[CheckedImages], dict[str, Picture]]":
     """Draws masks, principal components and neighbours of a few images, each as rows of tiles."""
     from ijepa.figures.draw import keep_patches
     from ijepa.figures.pca import patch_colours
@@ -174,21 +174,22 @@ def _drawing(config: PretrainConfig) -> "Callable[[Seen], dict[str, Picture]]":
         step = max(1, min(config.data.image_size) // BOARD_TILE_PX)
         return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])[::step, ::step]
 
-    def draw(seen: "Seen") -> "dict[str, Picture]":
-        parts = zip(seen.images, masks.context.numpy(), masks.targets.numpy().swapaxes(0, 1))  # noqa: B905  # a group may be smaller
-        colours = patch_colours(seen.tokens)[0].repeat(patch, axis=1).repeat(patch, axis=2)
+    def render(checked: "CheckedImages") -> "dict[str, Picture]":
+        parts = zip(checked.images, masks.context.numpy(), masks.targets.numpy().swapaxes(0, 1))  # noqa: B905  # a group may be smaller
+        colours = patch_colours(checked.tokens)[0].repeat(patch, axis=1).repeat(patch, axis=2)
         return {
             "masks": rows(
                 [image, *(keep_patches(image, part, grid) for part in (context, *targets))]
                 for image, context, targets in parts
             ),
-            "components": rows(zip(seen.images, colours, strict=True)),
+            "components": rows(zip(checked.images, colours, strict=True)),
             "neighbours": rows(
-                [image, *near] for image, near in zip(seen.images, seen.neighbours, strict=True)
+                [image, *near]
+                for image, near in zip(checked.images, checked.neighbours, strict=True)
             ),
         }
 
-    return draw
+    return render
 
 
 def started(

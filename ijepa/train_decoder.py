@@ -122,19 +122,19 @@ def _train(
             f"{config.split} holds {len(images):,} images, fewer than one batch of "
             f"{config.batch_size}; lower it with --set batch_size={max(2, len(images) // 4)}."
         )
-    cuts = run.data.model_copy(update={"batch_size": config.batch_size})
-    crops = RandomCropBatches(images, StepPlan(len(images), cuts, config.seed))
+    view = run.data.model_copy(update={"batch_size": config.batch_size})
+    crops = RandomCropBatches(images, StepPlan(len(images), view, config.seed))
     sha256 = weights_sha256(jepa.state_dict())
     task = training.DecoderTask(config, jepa, run, sha256, crops, runtime)
     fit(task, work.folder, progress)
     numbers = evaluate.held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    found = evaluate.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
+    distances = evaluate.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     write_json(
-        work.folder / RESULT, {"steps": config.steps, "loss": sum(last) / len(last), **found}
+        work.folder / RESULT, {"steps": config.steps, "loss": sum(last) / len(last), **distances}
     )
     facts = {"seed": config.seed, "device": task.device_name(), "command": runtime.command}
     work.publish(facts)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ijepa.features.write import FeatureWriter, create_features
-from ijepa.probes.arrays import LabelledFeatures
+from ijepa.probes.arrays import LabelledRows
 
 
 class ArrayRows(NamedTuple):
@@ -24,7 +24,7 @@ class ArrayRows(NamedTuple):
 def labelled(values, labels, views=None):
     """Images of (rows, layers, dim) features, one row each unless `views` says otherwise."""
     rows = np.arange(len(labels))[:, np.newaxis] if views is None else views
-    return LabelledFeatures(ArrayRows(values), np.asarray(labels), rows)
+    return LabelledRows(ArrayRows(values), np.asarray(labels), rows)
 
 
 def write_features(path, header, features, *, keys, labels, image_ids, batch_rows=512):

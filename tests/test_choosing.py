@@ -28,13 +28,13 @@ from ijepa_cli.main import app
 @pytest.fixture
 def scored(monkeypatch):
     """Sets the accuracy that the health check after each step finds."""
-    look = Watch.look
+    check = Watch.check
 
     def of(accuracies):
         def told(self, model, step=0, **how):
-            return look(self, model, step, **how) | {"neighbour_accuracy": accuracies[step]}
+            return check(self, model, step, **how) | {"neighbour_accuracy": accuracies[step]}
 
-        monkeypatch.setattr(Watch, "look", told)
+        monkeypatch.setattr(Watch, "check", told)
 
     return of
 

@@ -32,7 +32,7 @@ from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
 from ijepa.probe import FeaturePair, probe
 from ijepa.provenance import Provenance
 from ijepa.results.record import read_result
-from ijepa.train.checkpoint import restore
+from ijepa.train.checkpoint import load_full_state
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
@@ -251,7 +251,7 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
     optimizer = torch.optim.AdamW(parameter_groups([model.encoder, model.predictor]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(IjepaError, match="weights alone"):
-        restore(model, optimizer, tmp_path / "weights.pt")
+        load_full_state(model, optimizer, tmp_path / "weights.pt")
     assert same(model.state_dict(), before)
 
 

@@ -146,7 +146,7 @@ def test_pretraining_health_checks_and_features_do_nothing_that_it_cannot(monkey
     config, pictures = load_recipe("cifar10", SMALL), Pictures(16, 40)
     model = build_ijepa(config).to(MPS)
     samples = [pictures.read_sample(number) for number in range(config.watch.num_images)]
-    numbers = Watch(config, samples, MPS).look(model)
+    numbers = Watch(config, samples, MPS).check(model)
     assert {"rankme", "lidar", "neighbour_accuracy"} <= set(numbers)
     images = torch.zeros(4, 3, *config.data.image_size).to(MPS)
     vit = model.target_encoder

@@ -62,10 +62,10 @@ def test_its_health_is_measured_by_predictions_of_the_last_layer(layers_run, sha
     images = open_shards(shards).split("train")
     samples = [images.read_sample(number) for number in range(16)]
     watch = Watch(config, samples, torch.device("cpu"))
-    lidars = [watch.look(jepa)["lidar"]]
+    lidars = [watch.check(jepa)["lidar"]]
     for rows in (slice(0, DIM), slice(DIM, 2 * DIM)):
         jepa.predictor.predictor_proj.weight[rows] = 0
-        lidars.append(watch.look(jepa)["lidar"])
+        lidars.append(watch.check(jepa)["lidar"])
     assert lidars[0] == lidars[1] != lidars[2]
 
 

@@ -33,8 +33,9 @@ class DecoderTask(Task[Inputs]):
     """
 
     config: DecoderConfig
-    unit = "train decoder steps"
-    size = 1
+    name = "train decoder"
+    unit = "steps"
+    units_per_step = 1
     shapes_vary = True
 
     def __init__(
@@ -46,10 +47,10 @@ class DecoderTask(Task[Inputs]):
         crops: Dataset[Batch],
         runtime: Runtime,
     ) -> None:
-        """Make the networks, on the device and ready to train.
+        """Make the decoder and move it and the frozen networks `jepa` to the device.
 
-        So are the frozen networks `jepa`, of configuration `run`; the digest of their weights is
-        written beside the decoder's. `crops` are batches of `config.batch_size` images.
+        `jepa` was trained by configuration `run`; every checkpoint holds the sha256 of its weights.
+        `crops` are batches of `config.batch_size` images.
         """
         check_masks(run.grid, run.masks)
         super().__init__(config, runtime, World())
@@ -82,7 +83,7 @@ class DecoderTask(Task[Inputs]):
         return images, masks.to(self.device), boxes, noise, share
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
-        """One update; the first one measures mean and spread of the first steps' conditions."""
+        """One update; the first one sets the decoder's mean and std, from the first steps."""
         config, done, (images, masks, boxes, noise, share) = self.config, step + 1, inputs
         if step == 0:
             count = -(-config.statistics_images // config.batch_size)
@@ -106,8 +107,8 @@ class DecoderTask(Task[Inputs]):
             torch._foreach_lerp_(average, newest, 1.0 - kept)
         return {"lr": lr, "loss": loss.detach()}
 
-    def state(self) -> dict[str, Any]:
-        """Which weights the decoder belongs to."""
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that the decoder was trained on."""
         return {"encoder_sha256": self._sha256}
 
     def _condition(self, images: Tensor, masks: Masks) -> Tensor:

@@ -52,14 +52,14 @@ class TokenRows(NamedTuple):
         return self.tokens[rows]
 
 
-class LabelledFeatures(NamedTuple):
+class LabelledRows(NamedTuple):
     """Labels of images, and the rows of their features."""
 
     features: Rows  # of all views of all images
     labels: Ints  # (n,) class numbers
     views: Ints  # (n, 1 + K) rows: of each image's evaluation view, then of its augmented ones
 
-    def take(self, images: Ints) -> "LabelledFeatures":
+    def take(self, images: Ints) -> "LabelledRows":
         """Some of the images, in that order."""
         return self._replace(labels=self.labels[images], views=self.views[images])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
-from ijepa.probes.arrays import Fit, LabelledFeatures, ProbeRequest, chunks, hold_out
+from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, chunks, hold_out
 from ijepa.probes.scores import mean_of
 
 NEIGHBOURS = (10, 20, 100, 200)
@@ -18,7 +18,7 @@ VOTES_AT_ONCE = 2**24  # bounds memory
 SHOWN = (5, 10)  # the k of precision at k; precision at 1 is top-1
 
 
-def knn(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def knn(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Choose k on a held-out part of train, then vote with all of train.
 
     Source: facebookresearch/dinov2 `dinov2/eval/knn.py`.
@@ -35,7 +35,7 @@ def knn(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) 
     return [Fit("", predictions[np.newaxis], {"k": best, "held_out_accuracy": scores[best]})]
 
 
-def retrieval(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def retrieval(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Rank all images of train by cosine for each image of test; those of its class are right.
 
     The prediction is the class of the first; mean average precision and precision at k are

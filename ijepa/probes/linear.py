@@ -23,7 +23,7 @@ from ijepa.probes.arrays import (
     SAVE_SECONDS,
     TRAIN,
     Fit,
-    LabelledFeatures,
+    LabelledRows,
     ProbeRequest,
     Rows,
     States,
@@ -77,7 +77,7 @@ class Batches:
     """Which images each step sees, and which view of each: a function of seed and step."""
 
     def __init__(self, protocol: HeadProtocol, views: Ints, seed: int) -> None:
-        """Plan steps on images with these (n, 1 + K) rows of views, see `LabelledFeatures`."""
+        """Plan steps on images with these (n, 1 + K) rows of views, see `LabelledRows`."""
         images = len(views)
         self._protocol = protocol
         self.size = min(protocol.batch, images)
@@ -119,12 +119,12 @@ class Batches:
         return step / self.steps
 
 
-def linear(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def linear(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Linear heads on pooled features, see `_choose_and_train`."""
     return _choose_and_train(LINEAR_PROTOCOLS[request.config.protocol], train, test, request)
 
 
-def attentive(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def attentive(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Attentive heads on patch tokens (`TokenRows`), see `_choose_and_train`."""
     protocol = ATTENTIVE_PROTOCOLS[request.config.protocol]
     [fit] = _choose_and_train(protocol, train, test, request)
@@ -137,7 +137,7 @@ def attentive(train: LabelledFeatures, test: LabelledFeatures, request: ProbeReq
 
 
 def _choose_and_train(
-    protocol: HeadProtocol, train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest
+    protocol: HeadProtocol, train: LabelledRows, test: LabelledRows, request: ProbeRequest
 ) -> list[Fit]:
     """Choose a head on a held-out part of train, then train all heads on all of train.
 
@@ -179,7 +179,7 @@ def _choose_and_train(
 
 
 def train_heads(
-    train: LabelledFeatures,
+    train: LabelledRows,
     protocol: HeadProtocol,
     seed: int,
     device: torch.device,
@@ -227,10 +227,7 @@ def _state_name(name: str, protocol: HeadProtocol) -> str:
 
 
 def _predictions(
-    heads: Heads | AttentiveHeads,
-    data: LabelledFeatures,
-    protocol: HeadProtocol,
-    device: torch.device,
+    heads: Heads | AttentiveHeads, data: LabelledRows, protocol: HeadProtocol, device: torch.device
 ) -> Ints:
     """(heads, n) class numbers by the evaluation views."""
     rows, at_once = data.views[:, 0], _rows_at_once(_num_layers(data.features, protocol))
@@ -241,8 +238,8 @@ def _predictions(
 
 
 def _on_device(
-    data: LabelledFeatures, protocol: HeadProtocol, device: torch.device, progress: Progress
-) -> LabelledFeatures:
+    data: LabelledRows, protocol: HeadProtocol, device: torch.device, progress: Progress
+) -> LabelledRows:
     """The same with its features on the device, if there is room for them."""
     features, layers = data.features, _num_layers(data.features, protocol)
     itemsize = features.read(np.arange(0), layers).itemsize

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from ijepa.arrays import Floats, Ints
 from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
-from ijepa.probes.arrays import Fit, LabelledFeatures, ProbeRequest, chunks, draw_subset, hold_out
+from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, chunks, draw_subset, hold_out
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
 
 Rescale = Callable[[Floats], Floats]
@@ -28,7 +28,7 @@ Rescale = Callable[[Floats], Floats]
 FITTED = "coef_", "intercept_"  # the solution, from which the next fit starts
 
 
-def logistic(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def logistic(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Choose C on a held-out part of train, fit on all of train, predict the test set."""
     named, device = LOGISTIC_PROTOCOLS[request.config.protocol], _device(request)
     protocol = replace(named, scale=request.config.scale or named.scale)
@@ -50,7 +50,7 @@ def logistic(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequ
     return [Fit("", predictions[np.newaxis], choices, deviations=deviations, precision=precision)]
 
 
-def few_shot(train: LabelledFeatures, test: LabelledFeatures, request: ProbeRequest) -> list[Fit]:
+def few_shot(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """One fit for each of `config.shots`, with `config.draws` draws; or one for all lists."""
     config, labels = request.config, train.labels
     protocol = FEW_SHOT_PROTOCOLS[config.protocol]
@@ -165,7 +165,7 @@ def predicted(probe: LogisticRegression, features: Floats, device: torch.device 
 
 
 def _held_out_scores(
-    train: LabelledFeatures, protocol: LogisticProtocol, request: ProbeRequest
+    train: LabelledRows, protocol: LogisticProtocol, request: ProbeRequest
 ) -> dict[float, float]:
     """Accuracy on a held-out part by C; each fit starts from the solution of the one before."""
     device, labels = _device(request), train.labels

@@ -1,7 +1,7 @@
-"""A run's checkpoints: copied at once, written in a thread, read again to go on.
+"""A run's checkpoints: copied at once, written in a thread, read again to resume.
 
 A checkpoint holds `schema`, `step`, `config` (settings as plain values), `model` and `optimizer`
-(state dicts), and `facts` (small values of `Task.state` and of the loop).
+(state dicts), and `facts` (small values of `Task.state_dict` and of the loop).
 """
 
 import os
@@ -36,26 +36,28 @@ Tree = dict[str, Any]
 
 
 def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
-    """State of networks and optimizer, by the names of the parameters; all processes call it.
+    """State of networks and optimizer by the names of the parameters; all processes call it.
 
-    It does not depend on how weights are sharded: a run may go on with another number of processes.
-    Sharded weights are gathered on rank 0, other ranks get nothing; other weights are not copied.
+    It does not depend on how weights are sharded, so a run may resume with another number of
+    processes. Sharded weights are gathered on rank 0, and other ranks get nothing; weights that are
+    not sharded are not copied.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=is_sharded(model))
     weights = get_model_state_dict(model, options=options)
     return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
 
 
-def restore(
+def load_full_state(
     model: nn.Module,
     optimizer: Optimizer,
     path: Path,
-    enter: Callable[[int], None] = lambda step: None,  # noqa: ARG005  # called by position
+    set_phase: Callable[[int], None] = lambda step: None,  # noqa: ARG005  # called by position
 ) -> Tree:
-    """Put a checkpoint back into networks and optimizer, exactly or not at all; returns all of it.
+    """Load a checkpoint into networks and optimizer, exactly or not at all; returns all of it.
 
-    `enter` is called with its last step first, which may choose what has an optimizer's state. An
-    `IjepaError` refuses what is damaged, of other networks, or weights alone.
+    `set_phase` is called first, with the checkpoint's last step: it may decide which parameters the
+    optimizer has a state of. An `IjepaError` refuses a file that is damaged, of other networks, or
+    of weights alone.
     """
     body = load_checkpoint(path)
     if not body["optimizer"]:
@@ -64,7 +66,7 @@ def restore(
             f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
         )
     check_weights(model, body["model"], path)
-    enter(body["step"] - 1)
+    set_phase(body["step"] - 1)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     set_model_state_dict(model, body["model"], options=options)
     try:
@@ -82,7 +84,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, least_seconds: float, *, writes: bool = True) -> None:
-        """Prepare to save every `least_seconds` at most; never in a process that writes nothing."""
+        """Save every `least_seconds` at most; never, unless this process `writes`."""
         self._least_seconds, self._saved = least_seconds, time.monotonic()
         self._writes = writes
         self._cost_seconds = 0.0  # of the newest checkpoint, to the training
@@ -91,7 +93,7 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def is_due(self) -> bool:
-        """Whether so much time passed that saving takes at most `MOST_OF_TIME` of it."""
+        """Whether enough time has passed for saving to take at most `MOST_OF_TIME` of it."""
         if not self._writes or (self._writing and not self._writing.done()):
             return False
         least = max(self._least_seconds, self._cost_seconds / MOST_OF_TIME)
@@ -100,8 +102,8 @@ class CheckpointWriter:
     def save(self, paths: Sequence[Path], body: Tree, *, is_copy: bool = False) -> None:
         """Begin to write the same file to all `paths` of one folder, in order; atomic for each.
 
-        `body` holds tensors on any device and plain values; with `is_copy`, nobody changes the
-        tensors any more. An `OSError` is that of the checkpoint before, such as a full disk.
+        `body` holds tensors on any device and plain values; `is_copy` says that nobody changes the
+        tensors any more. An `OSError`, such as a full disk, is about the previous checkpoint.
         """
         start = time.monotonic()
         self.wait()
@@ -113,7 +115,7 @@ class CheckpointWriter:
             save_state(paths[0], state)
             for path in paths[1:]:
                 link_or_copy(paths[0], path)
-            if not on_gpu:  # it took time of the processor that trains
+            if not on_gpu:  # writing took time of the processor that trains
                 self._cost_seconds += time.monotonic() - began
 
         self._saved = time.monotonic()
@@ -127,7 +129,7 @@ class CheckpointWriter:
             writing.result()
 
     def close(self) -> None:
-        """As `wait`; nothing can be saved afterwards."""
+        """Wait, and end the thread: nothing can be saved afterwards."""
         self._thread.shutdown()
         self.wait()
 
@@ -139,7 +141,7 @@ class CheckpointWriter:
                 torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda) for t in tensors
             ]
         for buffer, tensor in zip(self._buffers, tensors, strict=True):
-            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)  # which is waited for
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)  # waited for below
         if any(tensor.is_cuda for tensor in tensors):
             torch.cuda.current_stream().synchronize()
         copies = iter(self._buffers)
@@ -148,7 +150,7 @@ class CheckpointWriter:
 
 
 def link_or_copy(first: Path, path: Path) -> None:
-    """Give a file, which is never changed but only replaced, another name; atomic."""
+    """Give a file another name, atomically; it must never be changed, only replaced."""
     neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     neighbour.unlink(missing_ok=True)
     try:

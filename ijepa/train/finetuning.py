@@ -1,4 +1,4 @@
-"""Fine-tuning as a task: mixed images, the optimizer step, held-out images watched, the score."""
+"""Fine-tuning as a task: mixed images, the optimizer step, checks on held-out images, the score."""
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
@@ -51,7 +51,8 @@ class FinetuneTask(Task[Inputs]):
 
     config: FinetuneConfig
     model: Classifier
-    unit = "finetune images"
+    name = "finetune"
+    unit = "images"
     shown = ("held_out_loss", "held_out_accuracy")
 
     def __init__(
@@ -59,35 +60,35 @@ class FinetuneTask(Task[Inputs]):
         model: Classifier,
         parts: Sequence[LabelledImages],
         config: FinetuneConfig,
-        cuts: DataConfig,
+        view: DataConfig,
         runtime: Runtime,
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
         """Move the classifier to the device, ready to train.
 
-        `parts` are images to train on, and images held out of these; `cuts` says how they are cut
-        and normalised, in batches of all processes.
+        `parts` are the images to train on and those held out; `view` has the crop and normalisation
+        settings, and the global batch size.
         """
         super().__init__(config, runtime, world)
-        self.cuts, device = cuts, self.device
+        self.view, device = view, self.device
         train, self._held = parts
-        plan = StepPlan(len(train.chosen), cuts, config.seed, world.share(cuts.batch_size))
+        plan = StepPlan(len(train.chosen), view, config.seed, world.share(view.batch_size))
         self._crops = AugmentedBatches(train.images, train.chosen, plan, config)
         self._labels = torch.zeros(len(train.images), dtype=torch.int64)
         self._labels[torch.from_numpy(train.chosen)] = torch.from_numpy(train.labels)
         self.model = model.to(device)
         groups = parameter_groups(model, config.layer_decay, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        rows = cuts.batch_size // world.size * model.encoder.patch_embed.num_patches
+        rows = view.batch_size // world.size * model.encoder.patch_embed.num_patches
         dim = model.encoder.embed_dim
         self.linear = from_rank_0(world, lambda: pick_linear(device, rows, dim))
-        self._per_epoch = len(train.chosen) // cuts.batch_size
+        self._per_epoch = len(train.chosen) // view.batch_size
         self._linear_steps = config.linear_first * self._per_epoch  # of the head alone
-        self.size = cuts.batch_size
+        self._batch_size = self.units_per_step = view.batch_size
         self.total_steps = self._linear_steps + config.epochs * self._per_epoch
-        self._trained = {name for name, one in model.named_parameters() if one.requires_grad}
+        self._trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         self._head_alone: bool | None = None
-        self.enter(0)
+        self.set_phase(0)
         self.bf16 = uses_bf16(config.precision, device)
         self._mixes = bool(config.mixup or config.cutmix)
         self._mixup = Mixup(  # type: ignore[no-untyped-call]  # timm's
@@ -99,7 +100,7 @@ class FinetuneTask(Task[Inputs]):
         self.held_out: dict[str, float] = {}
         self.model.train()
 
-    def enter(self, step: int) -> None:
+    def set_phase(self, step: int) -> None:
         """Train the head alone in the first steps (LP-FT), then all, with a fresh optimizer."""
         alone = step < self._linear_steps
         if alone is self._head_alone:
@@ -118,22 +119,25 @@ class FinetuneTask(Task[Inputs]):
     def prepare(self, batch: Batch) -> Inputs:
         """Normalise and mix images, and draw which branches of blocks they skip.
 
-        All is a function of (seed, step), drawn for the whole batch, whatever the number of
-        processes: (B, 3, height, width) images, (B,) class numbers or (B, classes) shares of mixed
-        ones, (B, 2 * blocks) draws.
+        All is a function of (seed, step), whatever the number of processes: (B, 3, height, width)
+        images, (B,) class numbers or (B, classes) shares of mixed ones, (B, 2 * blocks) draws.
         """
         images = self._normalised(batch.images)
         targets = self._moved(self._labels[batch.numbers])
         if self._mixes:
             images, targets = self._mixed(batch.step, images, targets)
-        shape = self.size, 2 * len(self.model.encoder.blocks)
+        shape = self._batch_size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
-        return images, targets, self._moved(torch.from_numpy(drawn[self.world.share(self.size)]))
+        return (
+            images,
+            targets,
+            self._moved(torch.from_numpy(drawn[self.world.share(self._batch_size)])),
+        )
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """One update of all layers that are trained, each at its own rate."""
         config, done, (images, targets, draws) = self.config, step + 1, inputs
-        self.enter(step)
+        self.set_phase(step)
         first, peak, warmup = self._linear_steps, config.lr, config.warmup_epochs / config.epochs
         part = (step - first) / (self.total_steps - first)
         if self._head_alone:
@@ -151,12 +155,12 @@ class FinetuneTask(Task[Inputs]):
         return {
             "epoch": done / self._per_epoch,
             "lr": lr,
-            "images": done * self.size,
+            "images": done * self._batch_size,
             "loss": loss.detach(),
         }
 
     def watch(self, step: int) -> dict[str, float]:
-        """Score the held-out images after each epoch, every process some; loss is not smoothed."""
+        """Score the held-out images after each epoch, without label smoothing."""
         held, world = self._held, self.world
         if not (len(held.chosen) and step) or step % self._per_epoch:
             return {}
@@ -173,34 +177,34 @@ class FinetuneTask(Task[Inputs]):
         self.held_out = {"held_out_loss": loss, "held_out_accuracy": accuracy}
         return self.held_out
 
-    def state(self) -> dict[str, Any]:
-        """What the last check of the held-out images found."""
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers of the last check of the held-out images."""
         return {"held_out": self.held_out}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """See `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
         self.held_out = state["held_out"]
 
     def predictions(self, test: LabelledImages, progress: Progress) -> Ints:
         """(n,) class numbers of images by their evaluation views; all processes must call it."""
-        found = torch.zeros(len(test.chosen), dtype=torch.int64)
+        predicted = torch.zeros(len(test.chosen), dtype=torch.int64)
         with computing(self.device, linear=self.linear):
             for numbers, logits in self.logits(test):
-                found[numbers] = logits.argmax(dim=1)
-                progress("score images", int(numbers[-1]) + 1, len(found))
-        every: Ints = sum_over_ranks(found.to(self.device), self.world).cpu().numpy()
+                predicted[numbers] = logits.argmax(dim=1)
+                progress("score images", int(numbers[-1]) + 1, len(predicted))
+        every: Ints = sum_over_ranks(predicted.to(self.device), self.world).cpu().numpy()
         return every
 
     @torch.inference_mode()
     def logits(self, part: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places in `part` and their (n, classes) logits, on the CPU; of this process's share."""
-        cuts = self.cuts
-        plan = ViewPlan(cuts.image_px, cuts.eval_crop_fraction, interpolation="bicubic")  # as MAE
+        """Places in `part` and their (n, classes) logits, on the CPU; some for each process."""
+        view = self.view
+        plan = ViewPlan(view.image_px, view.eval_crop_fraction, interpolation="bicubic")  # as MAE
         views = ViewBatches(part.images, plan, SCORED_AT_ONCE, part.chosen.tolist())
         mine = range(self.world.rank, len(views), self.world.size)
         self.model.eval()
-        with contextlib.closing(self.loaded(views, mine)) as made:
-            for batch in made:
+        with contextlib.closing(self.loaded(views, mine)) as batches:
+            for batch in batches:
                 with self.autocast():
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
@@ -209,8 +213,8 @@ class FinetuneTask(Task[Inputs]):
     def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup and CutMix; labels become (B, classes) shares.
 
-        Neighbours in the batch are mixed, where timm mixes the first image with the last: a pair
-        then lies on one process, whatever their number.
+        Neighbours in the batch are mixed, where timm mixes the first image with the last. So both
+        images of a pair are on one process, however many processes there are.
         """
         seed = stream(self.config.seed, MASKS, step).integers(2**32, size=2)[1]
         np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
@@ -227,4 +231,4 @@ class FinetuneTask(Task[Inputs]):
 
     def _normalised(self, images: Tensor) -> Tensor:
         on_device = moved(images, self.device)
-        return normalise(on_device, self.cuts.mean, self.cuts.std)
+        return normalise(on_device, self.view.mean, self.view.std)

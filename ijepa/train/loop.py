@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import LinearKernel, computing
 from ijepa.config import Runtime
-from ijepa.data.loader import Batch as Batch  # for tasks of rooms that do not know data
+from ijepa.data.loader import Batch as Batch  # also for `decoder`, which may not import `data`
 from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
@@ -37,11 +37,11 @@ from ijepa.distributed import (
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.prefetch import prepared
 from ijepa.progress import Progress, silent
-from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, restore
+from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, load_full_state
 from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
 from ijepa.world import StopRequest, World, stop_requests
 
-FETCH_STEPS = 10  # losses are fetched from the device together, so that it need not wait each step
+FETCH_STEPS = 10  # losses of so many steps are fetched at once: a fetch makes the device wait
 SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: a step may take a minute
 
 Inputs = TypeVar("Inputs")
@@ -50,26 +50,27 @@ log = logging.getLogger(__name__)
 
 
 class Task(ABC, Generic[Inputs]):
-    """What is trained, and what one step of it does; an instance belongs to one call of `fit`.
+    """What is trained, and what one step does; an instance belongs to one call of `fit`.
 
-    A subclass sets what has no default here.
+    A subclass sets the attributes that have no default here.
     """
 
     model: nn.Module  # all networks; a checkpoint holds their state dict
     optimizer: Optimizer  # of the networks that are trained
     total_steps: int
-    size: int  # how many images, or other units of the progress bar, a step takes
-    unit: str  # task and unit of the progress bar, such as `pretrain images`
+    name: str  # in the progress bar, such as `pretrain`
+    unit: str  # of the progress bar, such as `images`
+    units_per_step: int
     bf16 = False  # whether `autocast` computes in bfloat16
     linear: LinearKernel = "torch"  # what multiplies matrices on a CPU, see `pick_linear`
     shapes_vary = False  # whether attention meets new sequence lengths all the time
-    shown: tuple[str, ...] = ()  # numbers of `watch` that stand beside the progress bar
-    loss_limit = math.inf  # a loss of so many times the first is broken
-    rollbacks = 0  # how often a broken step is answered by going back instead of stopping
-    advice = "Lower lr, or lengthen the warm-up."  # what to do about a broken loss
+    shown: tuple[str, ...] = ()  # numbers of `watch` that are shown beside the progress bar
+    loss_limit = math.inf  # a loss of so many times the first one is broken
+    rollbacks = 0  # how often a broken step leads back to the last checkpoint, not to an error
+    advice = "Lower lr, or lengthen the warm-up."  # against a broken loss
 
     def __init__(self, config: BaseModel, runtime: Runtime, world: World) -> None:
-        """Remember `config`, which every checkpoint holds, and how to run."""
+        """Keep `config`, which every checkpoint holds, and how to run."""
         refuse_missing(runtime.track)
         self.config, self.runtime, self.world = config, runtime, world
         self.device = pick_device(runtime.device)
@@ -80,7 +81,7 @@ class Task(ABC, Generic[Inputs]):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Inputs:
-        """Bring a batch to the device; called in a thread that works ahead where that is a GPU."""
+        """Bring a batch to the device; for a GPU, a thread calls this ahead of the step."""
 
     @abstractmethod
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
@@ -89,8 +90,8 @@ class Task(ABC, Generic[Inputs]):
         Returns the step's record; numbers still on the device are () tensors, `loss` is one.
         """
 
-    def enter(self, step: int) -> None:  # noqa: ARG002  # for tasks that have phases
-        """Choose what is trained in this step; also called before its checkpoint is restored."""
+    def set_phase(self, step: int) -> None:  # noqa: ARG002  # for tasks that have phases
+        """Choose what is trained in this step; also called before a checkpoint is loaded."""
         return
 
     def watch(self, step: int) -> dict[str, float]:  # noqa: ARG002  # for tasks that have it
@@ -101,18 +102,18 @@ class Task(ABC, Generic[Inputs]):
         return {}
 
     def pictures(self) -> Mapping[str, Picture]:
-        """Pictures of what `watch` just found, for TensorBoard; asked of rank 0 alone."""
+        """Pictures of the newest `watch`, for TensorBoard; called on rank 0 alone."""
         return {}
 
-    def state(self) -> dict[str, Any]:
-        """Small values that a checkpoint keeps beside networks and optimizer."""
+    def state_dict(self) -> dict[str, Any]:
+        """Small values that a checkpoint holds besides networks and optimizer."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned; networks and optimizer are restored already."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; networks and optimizer are loaded already."""
 
     def kept_names(self, step: int) -> list[str]:  # noqa: ARG002  # for tasks that have it
-        """File names under which the checkpoint after `step` steps stays; none for most."""
+        """File names under which the checkpoint after `step` steps is kept; for most steps none."""
         return []
 
     def keys(self, batch: int) -> list[str]:  # noqa: ARG002  # for tasks that have it
@@ -120,8 +121,8 @@ class Task(ABC, Generic[Inputs]):
         return []
 
     def speed(self, per_second: float) -> dict[str, float]:
-        """What TensorBoard shows of the speed, given how many units are done in a second."""
-        return {f"{self.unit.split()[-1]}_per_second": per_second}
+        """What TensorBoard shows of the speed, given the units done in a second."""
+        return {f"{self.unit}_per_second": per_second}
 
     def loaded(
         self, dataset: Dataset[Batch], numbers: range | None, workers: int | None = None
@@ -135,7 +136,7 @@ class Task(ABC, Generic[Inputs]):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def device_name(self) -> str:
-        """What computes, for the record."""
+        """The device and its kernels, for records."""
         return device_name(self.device, self.world, self.linear)
 
 
@@ -146,7 +147,8 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
 
     Raises:
         StoppedError: a signal asked for it; the state is saved.
-        IjepaError: loss, gradients, weights or what is watched are broken, or a checkpoint is.
+        IjepaError: loss, gradients, weights or a health check are not finite, the loss exploded, or
+            a checkpoint is damaged.
     """
     run = _Run(task, folder, progress)
     with (
@@ -173,7 +175,8 @@ class _Run:
         self.last = folder / LAST
         self.steps_done, self.first_loss = 0, math.nan
         self.left_out = self.rollbacks = 0  # batches; times that the run went back
-        self.pending: list[dict[str, Any]] = []  # records with numbers that are on the device
+        self.pending: list[dict[str, Any]] = []  # records with numbers still on the device
+        self.clock_began, self.clock_step = time.monotonic(), 0  # since when speed is measured
         self.shown: dict[str, float] = {}
         self.metrics: MetricsLog | None = None  # of rank 0
         seconds = task.runtime.checkpoint_seconds
@@ -181,14 +184,15 @@ class _Run:
         self.resume()
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one, and cut the metrics to its length."""
+        """Load the last checkpoint, if there is one, and cut the metrics to its length."""
         metrics_bytes, world = 0, self.world
         if self.last.exists():
-            body = restore(self.task.model, self.task.optimizer, self.last, self.task.enter)
+            networks = self.task.model, self.task.optimizer
+            body = load_full_state(*networks, self.last, self.task.set_phase)
             self.steps_done, facts = body["step"], body["facts"]
             self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
             self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
-            self.task.load_state(facts)
+            self.task.load_state_dict(facts)
             if world.is_rank_0:
                 log.info("continuing after step %d of %d", self.steps_done, self.task.total_steps)
             if world.is_rank_0 and facts["world_size"] != world.size:
@@ -208,42 +212,59 @@ class _Run:
         self.begin()
         todo = range(self.steps_done + self.left_out, task.total_steps + self.left_out)
         made = prepared(task.batches(todo), task.prepare, task.device)
-        began, since = time.monotonic(), first
         with contextlib.closing(made):  # else worker processes outlive an error
             for inputs in made:
                 if self.steps_done == first:
                     self.report()  # what came before the first step is no measure of speed
-                    began = time.monotonic()
-                record = {"step": self.steps_done + 1, **task.step(self.steps_done, inputs)}
-                self.steps_done += 1
-                if self.left_out:
-                    record["left_out_batches"] = self.left_out
-                self.pending.append(record | self.watch())
-                is_last = self.steps_done == task.total_steps
-                is_milestone = is_last or bool(task.kept_names(self.steps_done))  # saved anyway
-                # One process alone may stop at any step, several only when they all look.
-                stops_now = self.world.size == 1 and bool(asked)
+                    self.restart_clock()
+                self.take_step(inputs)
                 taken = self.steps_done - first
-                if taken % FETCH_STEPS and not (is_milestone or stops_now):
-                    if taken <= SHOWN_AT_ONCE:
-                        self.fetch()
-                        self.report()
-                    continue
-                self.fetch()
-                rate = (self.steps_done - since) * task.size / (time.monotonic() - began)
-                stop = any_rank(bool(asked), task.device, self.world)
-                due = any_rank(self.writer.is_due(), task.device, self.world)
-                if stop or due or is_milestone:
-                    self.save()
-                if stop and not is_last:
-                    self.writer.wait()
-                    raise StoppedError(
-                        f"Stopped by {asked.signal_name or 'a signal to another process'} after "
-                        f"step {self.steps_done:,} of {task.total_steps:,}, which is saved.",
-                        asked.signal_name,
-                    )
-                self.show_speed(task.speed(rate))
-                began, since = time.monotonic(), self.steps_done
+                # One process alone may stop at any step, several only when they all check.
+                stops_now = self.world.size == 1 and bool(asked)
+                if taken % FETCH_STEPS == 0 or self.is_milestone() or stops_now:
+                    self.catch_up(asked)
+                elif taken <= SHOWN_AT_ONCE:
+                    self.fetch()
+                    self.report()
+
+    def take_step(self, inputs: object) -> None:
+        """Take one step, check the networks if it is time, and keep its record for `fetch`."""
+        record = {"step": self.steps_done + 1, **self.task.step(self.steps_done, inputs)}
+        self.steps_done += 1
+        if self.left_out:
+            record["left_out_batches"] = self.left_out
+        self.pending.append(record | self.watch())
+
+    def is_milestone(self) -> bool:
+        """Whether this step is saved whatever the time: the last one, or one that is kept."""
+        is_last = self.steps_done == self.task.total_steps
+        return is_last or bool(self.task.kept_names(self.steps_done))
+
+    def catch_up(self, asked: StopRequest) -> None:
+        """Write the records, save if it is due, stop if it is asked for, and show the speed."""
+        task = self.task
+        self.fetch()
+        units = (self.steps_done - self.clock_step) * task.units_per_step
+        speed = task.speed(units / (time.monotonic() - self.clock_began))
+        stop = any_rank(bool(asked), task.device, self.world)
+        due = any_rank(self.writer.is_due(), task.device, self.world)
+        if stop or due or self.is_milestone():
+            self.save()
+        if stop and self.steps_done < task.total_steps:
+            self.writer.wait()
+            raise StoppedError(
+                f"Stopped by {asked.signal_name or 'a signal to another process'} after step "
+                f"{self.steps_done:,} of {task.total_steps:,}, which is saved.",
+                asked.signal_name,
+            )
+        if self.metrics:
+            self.metrics.show(self.steps_done, speed)
+        self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
+        self.report()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.clock_began, self.clock_step = time.monotonic(), self.steps_done
 
     def begin(self) -> None:
         """Report where the run stands, and check the networks before the first step."""
@@ -252,16 +273,11 @@ class _Run:
             self.metrics.append({"step": 0, **numbers})
             self.shown |= {n: v for n, v in numbers.items() if n in self.task.shown}
 
-    def show_speed(self, speed: dict[str, float]) -> None:
-        if self.metrics:
-            self.metrics.show(self.steps_done, speed)
-        self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
-        self.report()
-
     def report(self) -> None:
         """Tell how many units are done, and the newest numbers."""
-        size, steps = self.task.size, self.task.total_steps
-        self.progress(self.task.unit, self.steps_done * size, steps * size, dict(self.shown))
+        task, size = self.task, self.task.units_per_step
+        done, total = self.steps_done * size, task.total_steps * size
+        self.progress(f"{task.name} {task.unit}", done, total, dict(self.shown))
 
     def watch(self) -> dict[str, float]:
         try:
@@ -320,7 +336,10 @@ class _Run:
         wait_for_all(self.world)
 
     def save(self) -> None:
-        """Begin to write a checkpoint, unless weights are broken by a gradient not measured."""
+        """Begin to write a checkpoint; refuse weights that are not finite.
+
+        Most steps do not measure the gradient's norm, so these may be the first to show it.
+        """
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
@@ -334,7 +353,7 @@ class _Run:
             "model": weights,
             "optimizer": optimizer,
             "facts": {
-                **task.state(),
+                **task.state_dict(),
                 "metrics_bytes": self.metrics.flush(),
                 "first_loss": self.first_loss,
                 "world_size": self.world.size,

@@ -20,19 +20,18 @@ from ijepa.stage import TRACKING
 PROJECT = "ijepa"  # in trackers
 
 Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]  # (height, width, 3)
-# What opening a tracker gives: log numbers of a step; end.
-Opened = tuple[Callable[[Mapping[str, float], int], object], Callable[[], object]]
+# What opening a tracker returns: a function that logs numbers of a step, one that ends the run.
+TrackerCalls = tuple[Callable[[Mapping[str, float], int], object], Callable[[], object]]
 
 log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Append-only records; a resumed run cuts off what its checkpoint does not know.
+    """Append-only records; a resumed run cuts off those after its checkpoint.
 
     `metrics.jsonl` holds nothing that depends on the clock, so that a resumed run writes the same
-    bytes as one that was never stopped. Speed goes to TensorBoard and `tracker` alone, which get
-    every so many steps the newest value of each number: a scalar costs as much time as a small
-    step.
+    bytes as one that was never stopped. Speed goes to TensorBoard and `tracker` alone: these get
+    the newest values every few steps, because a scalar costs as much time as a small step.
     """
 
     def __init__(
@@ -59,8 +58,11 @@ class MetricsLog:
         self._newest |= {name: (value, step) for name, value in record.items() if name != "step"}
 
     def show(self, step: int, speed: Mapping[str, float]) -> None:
-        """Put the newest value of each number on the board, and how fast it went."""
+        """Put the newest value of each number on the board, and the speed at this step."""
         self._newest |= {name: (value, step) for name, value in speed.items()}
+        self._show_newest()
+
+    def _show_newest(self) -> None:
         by_step: dict[int, dict[str, float]] = {}
         for name, (value, at_step) in self._newest.items():
             self._board.add_scalar(name, value, at_step)
@@ -76,10 +78,10 @@ class MetricsLog:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> int:
-        """Put everything on disk; returns the length in bytes to hand to the next opening."""
+        """Put everything on disk; returns the length to give to a resumed run's log."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.show(0, {})
+        self._show_newest()
         self._board.flush()
         return self._file.tell()
 
@@ -101,8 +103,8 @@ def refuse_missing(kind: str) -> None:
 class Tracker:
     """An experiment tracker, on this machine unless the tracker's own variables say otherwise.
 
-    Its first failure is a warning, and the last that it is asked. A run that goes on continues the
-    tracked run that it began.
+    At its first failure it warns, and is never called again. A resumed run continues its tracked
+    run.
     """
 
     def __init__(self, kind: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -113,17 +115,17 @@ class Tracker:
         if not key.exists():
             key.write_text(uuid.uuid4().hex)
         self._kind, self._works = kind, True
-        self._opened: Opened = self._try(OPENERS[kind], place, name, key.read_text(), config)
+        self._calls: TrackerCalls = self._try(OPENERS[kind], place, name, key.read_text(), config)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Hand over numbers that belong to a step."""
         if self._works:
-            self._try(self._opened[0], numbers, step)
+            self._try(self._calls[0], numbers, step)
 
     def close(self) -> None:
         """End the tracked run, or this part of it."""
         if self._works:
-            self._try(self._opened[1])
+            self._try(self._calls[1])
 
     def _try(self, work: Callable[..., Any], *given: object) -> Any:  # noqa: ANN401  # whatever it returns
         try:
@@ -138,7 +140,7 @@ class Tracker:
             )
 
 
-def _wandb(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Opened:
+def _wandb(place: Path, name: str, key: str, config: Mapping[str, Any]) -> TrackerCalls:
     """Offline, unless WANDB_MODE says otherwise."""
     import wandb
 
@@ -152,11 +154,11 @@ def _wandb(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Opene
         config=dict(config),
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
     )
-    run.define_metric("*", step_metric="step")  # one that goes on takes some steps again
+    run.define_metric("*", step_metric="step")  # a resumed run logs some steps again
     return lambda numbers, step: run.log({"step": step, **numbers}), run.finish
 
 
-def _trackio(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Opened:
+def _trackio(place: Path, name: str, key: str, config: Mapping[str, Any]) -> TrackerCalls:
     """In files beside the run, unless TRACKIO_DIR or TRACKIO_SPACE_ID says otherwise."""
     os.environ.setdefault("TRACKIO_DIR", str(place / "trackio"))  # read when it is imported
     import trackio
@@ -165,7 +167,7 @@ def _trackio(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Ope
     return lambda numbers, step: trackio.log(dict(numbers), step=step), trackio.finish
 
 
-def _mlflow(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Opened:
+def _mlflow(place: Path, name: str, key: str, config: Mapping[str, Any]) -> TrackerCalls:
     """In a file store beside the run, unless MLFLOW_TRACKING_URI says otherwise."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else it takes databases alone
     from mlflow import MlflowClient
@@ -180,18 +182,18 @@ def _mlflow(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Open
         number = begun[0].info.run_id
     else:
         number = client.create_run(experiment, run_name=name, tags={"ijepa_key": key}).info.run_id
-        params = [Param(one, json.dumps(value)[:500]) for one, value in flat(config).items()]
+        params = [Param(key, json.dumps(value)[:500]) for key, value in flat(config).items()]
         client.log_batch(number, params=params)
 
     def log_numbers(numbers: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
-        metrics = [Metric(one, value, now, step) for one, value in numbers.items()]
+        metrics = [Metric(key, value, now, step) for key, value in numbers.items()]
         client.log_batch(number, metrics=metrics)
 
     return log_numbers, lambda: client.set_terminated(number)
 
 
-OPENERS: dict[str, Callable[[Path, str, str, Mapping[str, Any]], Opened]] = {
+OPENERS: dict[str, Callable[[Path, str, str, Mapping[str, Any]], TrackerCalls]] = {
     "wandb": _wandb,
     "trackio": _trackio,
     "mlflow": _mlflow,

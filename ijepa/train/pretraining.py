@@ -40,12 +40,12 @@ from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import BEST
 from ijepa.train.loop import Task
 from ijepa.train.metrics import Picture
-from ijepa.train.watch import Seen, Watch
+from ijepa.train.watch import CheckedImages, Watch
 from ijepa.weights import load_weights
 from ijepa.world import World
 
-SAMPLED = 50  # batches whose masks are drawn to see how many shapes there are
-FEW_SHAPES = 16  # of masks; with more, kernels that are planned for each shape cost more than gain
+SAMPLED = 50  # batches whose masks are drawn to count their shapes
+FEW_SHAPES = 16  # of masks; with more, planning a kernel for each shape costs more than it gains
 POSITIONS = ("pos_embed", "predictor_pos_embed")  # fixed tables, which belong to the run's grid
 SHOWN_KEYS = 3  # of a batch whose loss is broken
 REMEMBERED = 100  # batches of a stream; losses are fetched a few steps later
@@ -68,10 +68,11 @@ class PretrainTask(Task[StepInputs]):
 
     config: PretrainConfig
     model: IJepa
-    unit = "pretrain images"
+    name = "pretrain"
+    unit = "images"
     shown = (*Health._fields, "neighbour_accuracy")
     advice = "Lower optimization.lr or lengthen the warm-up."
-    draw: Callable[[Seen], Mapping[str, Picture]] | None = None  # pictures of a health check
+    render: Callable[[CheckedImages], Mapping[str, Picture]] | None = None  # of a health check
 
     def __init__(
         self,
@@ -84,8 +85,8 @@ class PretrainTask(Task[StepInputs]):
     ) -> None:
         """Make the networks, on the device and ready to train.
 
-        Images of this machine make exact epochs; remote ones are streamed. `init` are name and
-        weights to start from, see `load_initial_weights`. `progress` is told of the images that are
+        A split on this machine gives exact epochs; a remote one is streamed. `init` is the name and
+        the weights to start from, see `load_initial_weights`. `progress` counts the images that are
         decoded for a cache.
         """
         super().__init__(config, runtime, world)
@@ -95,7 +96,8 @@ class PretrainTask(Task[StepInputs]):
                 f"--cache {runtime.cache} needs a shard set on this machine; copy it here, or "
                 f"leave --cache away."
             )
-        self._images, self._progress, self.size = images, progress, config.data.batch_size
+        self._images, self._progress = images, progress
+        self._batch_size = self.units_per_step = config.data.batch_size
         self._cached: CachedCropBatches | None = None
         self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
         self._bad = set[str]()  # samples of a stream without an image: keys and faults
@@ -118,7 +120,7 @@ class PretrainTask(Task[StepInputs]):
             watched = [images.read_sample(int(number)) for number in order[:count]]
             taken = np.sort(order[count:]) if config.watch.held_out else taken
         repeat_every = config.masks.group_size if config.shared_draws else None
-        share = world.share(self.size)
+        share = world.share(self._batch_size)
         self._plan = StepPlan(taken, config.data, config.seed, share, repeat_every)
         self._per_epoch = steps_per_epoch(len(images), config)
         self._make_networks(init)
@@ -149,7 +151,7 @@ class PretrainTask(Task[StepInputs]):
         if runtime.compile:  # the compiler has its own matrix products
             compile_blocks((model.encoder, model.teacher), model.predictor)
         else:
-            images = runtime.micro_batch or self.size // world.size
+            images = runtime.micro_batch or self._batch_size // world.size
             tokens, dim = images * config.grid[0] * config.grid[1], model.encoder.embed_dim
             self.linear = from_rank_0(world, lambda: pick_linear(self.device, tokens, dim))
         if not shards_weights:
@@ -162,7 +164,7 @@ class PretrainTask(Task[StepInputs]):
             yield from self._streamed(images, numbers)
         elif self.runtime.cache == "none":
             yield from self.loaded(RandomCropBatches(images, plan), numbers)
-        else:  # kept, for a run that goes back begins its batches again
+        else:  # the cache is kept, because a run that goes back begins its batches again
             workers = num_workers(self.runtime, self.device)
             self._cached = self._cached or CachedCropBatches(
                 images, plan, self.device, workers, self._progress
@@ -194,7 +196,7 @@ class PretrainTask(Task[StepInputs]):
             yield batch
 
     def bad_samples(self) -> dict[str, int]:
-        """How many samples of a stream had no image, if any; all processes call it."""
+        """The number of samples of a stream without an image, if any; all processes call it."""
         count = torch.tensor(len(self._bad), device=self.device)
         total = int(sum_over_ranks(count, self.world))
         if total and self.world.is_rank_0:
@@ -205,7 +207,7 @@ class PretrainTask(Task[StepInputs]):
         return {"bad_samples": total} if total else {}
 
     def keys(self, batch: int) -> list[str]:
-        """Keys of the first images of a batch; of a streamed set, only those of this process."""
+        """Keys of the first images of a batch; of a stream, only this process's."""
         if isinstance(self._images, RemoteSplit):
             return self._streamed_keys.get(batch, [])
         return self._images.keys(self._plan.numbers(batch)[:SHOWN_KEYS])
@@ -213,7 +215,9 @@ class PretrainTask(Task[StepInputs]):
     def prepare(self, batch: Batch) -> StepInputs:
         """Draw the batch's masks, and bring both to the device."""
         groups = batch_masks(self.config, batch.step)
-        masks = masks_on(part_of(groups, self.world.share(self.size), self.size), self.device)
+        masks = masks_on(
+            part_of(groups, self.world.share(self._batch_size), self._batch_size), self.device
+        )
         pixels = moved(batch.images, self.device)
         data = self.config.data
         return StepInputs(normalise(pixels, data.mean, data.std), masks, groups)
@@ -224,15 +228,18 @@ class PretrainTask(Task[StepInputs]):
         with_norm = step == 0 or done % self.config.watch.grad_norm_steps == 0
         outcome = self._trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
         self._outcome = outcome if self._is_watched(done) else None
-        seen = sum(masks.context.numel() for masks in inputs.groups)
+        context_patches = sum(masks.context.numel() for masks in inputs.groups)
         draws = self.config.masks.draws_per_image
         of_draws = inputs.groups[:: len(inputs.groups) // draws]  # targets have one size in a draw
-        asked = sum(masks.targets.shape[2] for masks in of_draws)
-        self._lengths = seen / (self.size * draws), asked / draws if draws > 1 else asked
+        target_patches = sum(masks.targets.shape[2] for masks in of_draws)
+        self._lengths = (
+            context_patches / (self._batch_size * draws),
+            target_patches / draws if draws > 1 else target_patches,
+        )
         norm = {} if outcome.grad_norm is None else {"grad_norm": outcome.grad_norm}
         return {
             "epoch": done / self._per_epoch,
-            "images": done * self.size,
+            "images": done * self._batch_size,
             "loss": outcome.loss,
             "lr": schedules.lr(step),
             "weight_decay": schedules.weight_decay(step),
@@ -249,10 +256,10 @@ class PretrainTask(Task[StepInputs]):
         with contextlib.ExitStack() as uncompiled:
             if self.runtime.compile:  # shapes and precision of a check would be compiled for it
                 uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
-            numbers = self._watch.look(self.model, step, draws=self.draw is not None)
-        if one := self._outcome:
+            numbers = self._watch.check(self.model, step, with_pictures=self.render is not None)
+        if newest := self._outcome:
             numbers["loss_vs_mean_target"] = loss_vs_mean_target(
-                one.predictions, one.targets, self.config.targets.loss
+                newest.predictions, newest.targets, self.config.targets.loss
             )
         accuracy = numbers.get("neighbour_accuracy", -1.0)
         if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
@@ -260,17 +267,17 @@ class PretrainTask(Task[StepInputs]):
         return numbers
 
     def pictures(self) -> Mapping[str, Picture]:
-        """What `draw` makes of the newest health check."""
-        seen = self._watch.seen
-        return self.draw(seen) if self.draw and seen else {}
+        """What `render` makes of the newest health check."""
+        checked = self._watch.checked
+        return self.render(checked) if self.render and checked else {}
 
-    def state(self) -> dict[str, Any]:
-        """Health at the start, which later checks are held against, and the best check so far."""
-        found = {"first_health": list(self._watch.first or ()), "best": self._best}
-        return found | ({"bad": sorted(self._bad)} if self._bad else {})
+    def state_dict(self) -> dict[str, Any]:
+        """Health at the start, with which later checks are compared, and the best check so far."""
+        state = {"first_health": list(self._watch.first or ()), "best": self._best}
+        return state | ({"bad": sorted(self._bad)} if self._bad else {})
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore it; the copy of the target encoder follows the restored one."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Also renews the bfloat16 copy of the target encoder from the loaded weights."""
         self._watch.first = Health(*state["first_health"])
         self._best = state.get("best") or {}
         self._bad = set(state.get("bad", ()))
@@ -291,15 +298,15 @@ class PretrainTask(Task[StepInputs]):
         flops = step_flops(self.config, *self._lengths).total
         tflops = flops * per_second / self.world.size / 1e12
         share = utilisation(tflops, device_name(self.device))
-        found = super().speed(per_second) | {"tflops": tflops}
-        return found | ({} if share is None else {"flops_utilisation": share})
+        numbers = super().speed(per_second) | {"tflops": tflops}
+        return numbers | ({} if share is None else {"flops_utilisation": share})
 
     def _is_watched(self, step: int) -> bool:
         return step % self.config.watch.every_steps == 0 or step == self.total_steps
 
 
 def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:
-    """Encoders of RGB images for others, and in words how; those of as many as they are."""
+    """Weights for images of so many channels, and in words how RGB weights were adapted, if so."""
     name = "patch_embed.proj.weight"
     widths = {weights[name].shape[1] for weights in parts.values() if name in weights}
     if channels in widths or not widths:
@@ -309,17 +316,18 @@ def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:
             f"These weights are for images of {min(widths)} channels, and data.channels is "
             f"{channels}; only RGB weights can be adapted to other channels."
         )
-    made = {part: dict(weights) for part, weights in parts.items()}
-    for weights in (one for one in made.values() if name in one):
-        weights[name] = adapt_channels(weights[name].float(), channels)
-    return made, adaptation(channels)
+    adapted = {part: dict(weights) for part, weights in parts.items()}
+    for weights in adapted.values():
+        if name in weights:
+            weights[name] = adapt_channels(weights[name].float(), channels)
+    return adapted, adaptation(channels)
 
 
 def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
-    """Start networks from the weights of `source`, in place; position tables stay their own.
+    """Load the weights of `source` into the networks, except their position tables.
 
     `parts` are state dicts of `encoder`, `target_encoder` (one of them is enough) and `predictor`,
-    which starts from random weights where it is missing or of another size.
+    which keeps its random weights if that part is missing or of another size.
     """
 
     def load(module: nn.Module, weights: Mapping[str, Any], name: str) -> None:
@@ -337,9 +345,9 @@ def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
 
 
 def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
-    """FSDP2: each process keeps a shard of every weight, and gathers a block to compute it.
+    """FSDP2: each process keeps a shard of every weight, and gathers a block's to compute it.
 
-    The predictor is gathered at once: its first and last block are not computed as a whole.
+    The predictor is gathered as one, because parts of its first block are called on their own.
     """
     mesh = init_device_mesh(device.type, (world.size,))
     for encoder in (model.encoder, model.target_encoder):
@@ -351,7 +359,7 @@ def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
 
 
 def masks_on(groups: list[Masks], device: torch.device) -> list[Masks]:
-    """Masks of several groups on the device; for a GPU in one copy from pinned memory."""
+    """Several groups of masks on the device; for a GPU in one copy from pinned memory."""
     if device.type != "cuda":
         return [masks.to(device) for masks in groups]
     tensors = [tensor for masks in groups for tensor in masks]

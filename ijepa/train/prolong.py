@@ -21,12 +21,12 @@ RATES = {
 log = logging.getLogger(__name__)
 
 
-def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
+def resume_from(finished: Path, work: Work, config: PretrainConfig, per_epoch: int) -> None:
     """Start a longer run from the newest checkpoint that it shares with a finished, shorter run.
 
-    From there the longer run, of `work` and `config`, takes the very steps that it would take from
-    its beginning. It may differ in its epochs, in how often it is checked and saved, and in the
-    limits of its loss.
+    From there the longer run (`work` and `config`) takes the steps that it would take if it began
+    at step 0. It may differ from the shorter one in its epochs, in how often it is checked and
+    saved, and in the limits of its loss.
     """
     before = _shorter_run(finished, work, config)
     ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
@@ -63,7 +63,7 @@ def take_over(finished: Path, work: Work, config: PretrainConfig, per_epoch: int
     if best in states:
         link_or_copy(states[best], work.folder / BEST)
         link_or_copy(newest, work.folder / LAST)
-    else:  # its file is gone, so that the run has no best state
+    else:  # the file of the best state is gone, so the longer run begins without one
         save_state(work.folder / LAST, body | {"facts": body["facts"] | {"best": None}})
     log.info("continuing %s after its step %d", finished, step)
 
@@ -78,7 +78,7 @@ def _shorter_run(finished: Path, work: Work, config: PretrainConfig) -> Pretrain
     epochs, longer = before.optimization.epochs, config.optimization.epochs
     optimization = before.optimization.model_copy(update={"epochs": longer})
     checked = before.watch.model_dump(include={"num_images", "held_out", "label"})
-    watch = config.watch.model_copy(update=checked)  # who is trained on, and who is not, stays
+    watch = config.watch.model_copy(update=checked)  # the training images stay the same
     alike = before.model_copy(update={"optimization": optimization, "watch": watch})
     if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
         raise IjepaError(

@@ -1,4 +1,4 @@
-"""Checks the encoders now and then, always on the same images: do they learn, or collapse?"""
+"""Health checks of the encoders, always on the same images: do they learn, or collapse?"""
 
 import logging
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from ijepa.jepa.verdict import Health, verdict
 from ijepa.world import World
 
 SHOWN_IMAGES, SHOWN_NEIGHBOURS = 4, 5  # in pictures
-BATCH = 32  # more fall out of the caches of a CPU
-LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take: this is a watch
+BATCH = 32  # more do not fit into the caches of a CPU
+LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take, to be quick
 
 log = logging.getLogger(__name__)
 
 
-class Seen(NamedTuple):
-    """What a health check saw of n images, for pictures; on the CPU."""
+class CheckedImages(NamedTuple):
+    """Some images of a health check, for pictures; on the CPU."""
 
     images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]  # (n, height, width, 3)
     tokens: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (n, rows, columns, dim), targets'
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """The checked images, and the health of the fresh encoder on them."""
+    """The images of health checks, and the health of the fresh encoder on them."""
 
     def __init__(
         self,
@@ -53,21 +53,23 @@ class Watch:
         self._pixels: Tensor | None = None  # (images, C, height, width), on the device
         self._bf16 = uses_bf16(config.optimization.precision, device)
         self.first: Health | None = None  # of the first check; set by it, or by a resumed run
-        self.seen: Seen | None = None  # of the newest check that was asked for it
+        self.checked: CheckedImages | None = None  # of the newest check with pictures
 
     @torch.no_grad()
-    def look(self, model: IJepa, step: int = 0, *, draws: bool = False) -> dict[str, float]:
+    def check(
+        self, model: IJepa, step: int = 0, *, with_pictures: bool = False
+    ) -> dict[str, float]:
         """Measure both encoders, and warn if the target encoder collapses; changes no training.
 
-        With `draws`, `seen` is there afterwards. All processes must call it: each encodes some of
-        the images. A `FloatingPointError` says what is not finite.
+        `with_pictures` also sets `checked`. All processes must call it: each encodes some of the
+        images. A `FloatingPointError` says what is not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             if self._pixels is None:
                 data = self._config.data
                 plan = ViewPlan(data.image_px, data.eval_crop_fraction)
-                made = [evaluation_view(decode_image(one.image), plan) for one in self._samples]
-                self._pixels = torch.cat(made).to(self._device)
+                views = [evaluation_view(decode_image(s.image), plan) for s in self._samples]
+                self._pixels = torch.cat(views).to(self._device)
             target = self._pooled(model, self._pixels, which="target_encoder")
             if not target.isfinite().all():
                 raise FloatingPointError("The target encoder's features are not finite")
@@ -75,7 +77,7 @@ class Watch:
             if not predicted.isfinite().all():
                 raise FloatingPointError("The predictions are not finite")
             context = self._pooled(model, self._pixels, which="encoder")
-            self.seen = self._see(model, self._pixels, target) if draws else None
+            self.checked = self._shown(model, self._pixels, target) if with_pictures else None
         now = health(target)
         self.first = self.first or now
         if step and (warning := verdict(now, self.first)):
@@ -91,7 +93,7 @@ class Watch:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
         return numbers
 
-    def _see(self, model: IJepa, pixels: Tensor, features: Tensor) -> Seen:
+    def _shown(self, model: IJepa, pixels: Tensor, features: Tensor) -> CheckedImages:
         shown = pixels[:SHOWN_IMAGES]
         tokens = model.target_encoder(self._normalised(shown)).float().cpu()
         unit = F.normalize(features, dim=1)
@@ -99,10 +101,10 @@ class Watch:
         nearest = similarity.topk(min(SHOWN_NEIGHBOURS, len(unit) - 1), dim=1).indices
         neighbours = torch.unflatten(self._rgb(pixels[nearest.flatten()]), 0, nearest.shape)
         grid = tokens.unflatten(1, self._config.grid)
-        return Seen(self._rgb(shown).numpy(), grid.numpy(), neighbours.numpy())
+        return CheckedImages(self._rgb(shown).numpy(), grid.numpy(), neighbours.numpy())
 
     def _rgb(self, pixels: Tensor) -> Tensor:
-        """(n, height, width, 3) uint8; of other channels the first ones, around their mean."""
+        """(n, height, width, 3) uint8; for other than RGB images the first channels, normalised."""
         if channels := self._config.data.channels:
             chosen = [min(number, channels - 1) for number in range(3)]
             shares = self._normalised(pixels)[:, chosen] / 4 + 0.5
@@ -118,22 +120,21 @@ class Watch:
         share = -(-len(pixels) // size)
         first = self._world.rank * share
         mine = pixels[torch.arange(first, first + share, device=pixels.device) % len(pixels)]
-        found = [
-            encoder.forward_layers(self._normalised(part), [len(encoder.blocks)])[0].mean(1).float()
-            for part in torch.split(mine, BATCH)
+        pooled = [
+            encoder(self._normalised(part)).mean(1).float() for part in torch.split(mine, BATCH)
         ]
-        return gather_rows(torch.cat(found), self._world)[: len(pixels)]
+        return gather_rows(torch.cat(pooled), self._world)[: len(pixels)]
 
     def _predicted_views(self, model: IJepa, pixels: Tensor) -> Tensor:
-        """(images, views, dim): what the predictor makes of each image from several contexts."""
+        """(images, views, dim): average predictions for each image from several contexts."""
         images = self._normalised(pixels)
         masks = self._config.masks.model_copy(update={"group_size": len(images)})
-        made = []
+        views = []
         for view in range(LIDAR_VIEWS):
             rng = stream(self._config.seed, VIEWS, view)
-            [drawn] = sample_masks(self._config.grid, len(images), masks, rng)
-            predicted = model.predictions(images, drawn.to(self._device)).float()
+            [group] = sample_masks(self._config.grid, len(images), masks, rng)
+            predicted = model.predictions(images, group.to(self._device)).float()
             predicted = last_layer(predicted, model.config)
             blocks = torch.unflatten(predicted, 0, (-1, len(images)))  # (M, images, T, dim)
-            made.append(blocks.mean(dim=(0, 2)))
-        return torch.stack(made, dim=1)
+            views.append(blocks.mean(dim=(0, 2)))
+        return torch.stack(views, dim=1)

@@ -233,7 +233,7 @@ def health_check() -> list[str]:
     config = shallow("imagenette-vits16")
     pictures = Pictures(config.watch.num_images, 40)
     samples = [pictures.read_sample(number) for number in range(len(pictures))]
-    return sorted(Watch(config, samples, GPU).look(ijepa_on_gpu(config)))
+    return sorted(Watch(config, samples, GPU).check(ijepa_on_gpu(config)))
 
 
 def linear_heads(protocol: str) -> list[str]:
