@@ -228,7 +228,7 @@ def refuse_place(images: Path, out: Path) -> None:
     """Refuse an output that would replace the images, or be among them the next time."""
     where, place = images.resolve(), out.resolve()
     if where in (place, *place.parents) or place in where.parents:
-        raise IjepaError(f"{out} overlaps the folder of the images; choose one outside {images}.")
+        raise IjepaError(f"{out} overlaps the folder of the images, {images}; choose another.")
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:

@@ -43,7 +43,7 @@ class EncodersConfig(PictureConfig):
     which: Literal["target", "context"] = "target"
     """Which encoder of a run; the paper evaluates the target encoder."""
     split: str = "evaluation"
-    """Which split. `evaluation` is val, else test, else the only other split than train."""
+    """Which split. `evaluation` stands for val, or test, or the only split besides train."""
     images: Sheet = 6
     """How many images to draw."""
     keys: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ class PredictionsConfig(PictureConfig):
     decoder: str
     """Decoder of `ijepa train-decoder`, trained on this run."""
     split: str = "evaluation"
-    """Which split. `evaluation` is val, else test, else the only other split than train."""
+    """Which split. `evaluation` stands for val, or test, or the only split besides train."""
     images: Annotated[int, Field(ge=2, le=64)] = 6
     """How many images to draw."""
     samples: Annotated[int, Field(ge=1, le=32)] = 4

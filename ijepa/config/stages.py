@@ -133,7 +133,7 @@ class ExtractConfig(Settings):
     """Which checkpoint of a run folder: last, best (that of the health check with the best nearest
     neighbours), or another of its `checkpoints`, such as epoch-0004."""
     split: str = "train"
-    """Which split. `evaluation` is val, else test, else the only other split than train."""
+    """Which split. `evaluation` stands for val, or test, or the only split besides train."""
     layers: Few = 4
     """Number of last blocks whose features are stored, each after the final norm."""
     image_px: Px | tuple[Px, Px] | None = None

@@ -115,7 +115,7 @@ class Extraction:
         encoder, config, cuts = self.encoder, self.config, self.encoder.data
         if self.num_layers < config.layers:
             layers = "1 layer" if self.num_layers == 1 else f"{self.num_layers} layers"
-            log.info("%s has only %s to store", encoder.name, layers)
+            log.info("%s has %s, all of which are stored", encoder.name, layers)
         squashed = self.crop_fraction is None
         crop = "squash" if squashed else f"center-crop {self.crop_fraction:.4g}"
         numbers = np.repeat(np.arange(len(self.images)), 1 + config.views)

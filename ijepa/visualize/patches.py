@@ -43,7 +43,7 @@ def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
         encoder = _encoder(name, config, given)
         vit, layer = encoder.vit, block_number(config.layer, encoder.num_layers)
         queries = [query_of(text, vit, encoder.name) for text in config.query]
-        title = f"{encoder.name}: block {layer} of 0 to {encoder.num_layers - 1}"
+        title = f"{encoder.name}: block {layer} (of blocks 0 to {encoder.num_layers - 1})"
         found = attention_section(vit, images(encoder.data), queries, layer, rollout=config.rollout)
         sections.append(found._replace(title=title))
         names.append(encoder.name)

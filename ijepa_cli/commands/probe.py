@@ -12,7 +12,7 @@ from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import score_notes, score_table, score_title
 from ijepa_cli.show import is_main_process, screen, show, shown_progress
-from ijepa_cli.summary import about, headline, next_command
+from ijepa_cli.summary import about, counted, headline, next_command
 
 Probe = Literal[
     "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "low-level", "segmentation",
@@ -117,6 +117,6 @@ def _plan(name: str, trains: Sequence[Path], tests: Sequence[Path], label: str) 
         with open_features(path, check_numbers=False) as store:
             return f"{path} ({store.shape[0] // (1 + store.header.num_views):,} images)"
 
-    others = f", {len(trains) - 1} baselines" if len(trains) > 1 else ""
+    others = f", with {counted(len(trains) - 1, 'baseline')}" if len(trains) > 1 else ""
     of = "" if name == "low-level" else f" of label {label}"
     return f"probe: {name}{of} on {described(trains[0])}, tested on {described(tests[0])}{others}"
