@@ -77,8 +77,8 @@ def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa:
 def pick_linear(device: torch.device, rows: int, dim: int) -> LinearKernel:
     """The faster library for the Linear layers of a Transformer on a CPU, found by timing both.
 
-    What was found is kept in `known_file`, because both round differently: the same work on the
-    same machine always takes the same library. The environment variable `IJEPA_CPU_LINEAR`
+    The choice is kept in `known_file`: both round differently, and the same work on the same
+    machine must always take the same library. The environment variable `IJEPA_CPU_LINEAR`
     (`torch`, `onednn`) decides instead where it is set.
 
     Args:
@@ -123,7 +123,7 @@ def _known_or_timed(rows: int, dim: int, threads: int) -> LinearKernel:
 
 
 def _timed(rows: int, dim: int) -> LinearKernel:
-    """The better one for a Transformer's widest layer, by the best time of each of both passes."""
+    """The faster one for a Transformer's widest layer, by the best time forward and backward."""
     weight, bias = torch.full((4 * dim, dim), 0.01), torch.zeros(4 * dim)
     inputs = torch.full((rows, dim), 0.5)
     for tensor in (weight, bias, inputs):

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.spec import KINDS, LAST, PARTS, EncoderSpec, weights_fingerprint
+from ijepa.encoders.spec import KINDS, PART_NAMES, EncoderSpec, weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, fingerprint_of, write_bytes
+from ijepa.files import LAST, file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record, record_path
-from ijepa.results.record import TRAINED_ON, Result, Score, read_result
+from ijepa.results.record import TRAINED_ON, Score, Scores, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.version import VERSION as VERSION_OF_IJEPA
 
@@ -31,28 +31,17 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 
 class ConvertResult(Config):
-    """Converted weights.
+    """Converted weights."""
 
-    Attributes:
-        out: file, or folder for `hf` and `timm`; its model card is `card`, None for ONNX files of
-            encoders that are not I-JEPA's.
-        cached: they were there already.
-        holds: which networks, in words; `left_out` had no room.
-        load: a line of Python that loads them.
-        arch: architecture, patch and image size.
-        url: where they were uploaded; empty without `push`.
-        largest_difference: of the numbers that ONNX gives from the encoder's own; else None.
-    """
-
-    out: Path
-    card: Path | None
+    out: Path  # file, or folder for `hf` and `timm`
+    card: Path | None  # the model card; None for ONNX files of encoders that are not I-JEPA's
     cached: bool
-    holds: str
-    left_out: tuple[str, ...]
-    load: str
-    arch: str
-    url: str = ""
-    largest_difference: float | None = None
+    holds: str  # which networks, in words
+    left_out: tuple[str, ...]  # parts for which the format has no room
+    load: str  # a line of Python that loads them
+    arch: str  # architecture, patch and image size
+    url: str = ""  # where they were uploaded; empty without `push`
+    largest_difference: float | None = None  # of ONNX's numbers from the encoder's own; else None
 
 
 def convert(
@@ -168,7 +157,7 @@ def _write(
     source: Path | EncoderSpec,
     config: ConvertConfig,
     card: Path,
-    results: Sequence[Result],
+    results: Sequence[Scores],
 ) -> None:
     from ijepa.encoders import formats, own, write
     from ijepa.encoders.hub import model_card
@@ -216,7 +205,7 @@ def _write(
         for score in result
     ]
     kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
-    holds = ", ".join(PARTS[part] for part in kept)
+    holds = ", ".join(PART_NAMES[part] for part in kept)
     name = config.push or out.name
     load = _load_call(config.to, name, which, on_hub=bool(config.push))
     shown = [score for result in results for score in result if score.weights_sha256 in ours]

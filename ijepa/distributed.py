@@ -31,11 +31,7 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join torchrun's process group for the duration of the `with` block.
-
-    Raises:
-        BrokenGroupError: another process failed, so that this one cannot go on.
-    """
+    """Join torchrun's process group in a `with` block; a `BrokenGroupError` if another failed."""
     world = current_world()
     if world.size == 1:
         yield world

@@ -2,7 +2,7 @@
 
 
 class IjepaError(Exception):
-    """What was found, what was expected and how to mend it, in one line.
+    """What is wrong and how to mend it, in one line.
 
     The command line prints it and exits with 1; `assert` is for our own mistakes.
     """

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 from ijepa.text import did_you_mean
 
-LARGE_BYTES, PART_BYTES = 2**28, 2**24  # of a file whose reading is worth a bar, and of its steps
+LARGE_BYTES, PART_BYTES = 2**28, 2**24  # from when on reading a file shows a bar, and its steps
 ORPHANS_SECONDS = 20  # torch's workers check every 5 whether the process that began them is alive
 HOLDER = r"process (\d+) on (.+)"  # what a lock file contains
 LONGEST = 400  # characters of it
+# In the folder of a run: its newest state, and that of the best health check, if there are labels.
+CHECKPOINTS = Path("checkpoints")
+LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 BESIDE = (".stage.json", ".partial", ".lock", ".outdated")  # what stages keep beside an output
 
 
@@ -75,6 +79,17 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file or none."""
     with whole_file(path) as file:
         file.write(content)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file, which is never changed but only replaced, another name; atomic."""
+    neighbour = sibling(path, f".{os.getpid()}.tmp")
+    neighbour.unlink(missing_ok=True)
+    try:
+        os.link(source, neighbour)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, neighbour)
+    neighbour.replace(path)
 
 
 def write_json(path: Path, body: object) -> None:

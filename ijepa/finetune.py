@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ijepa.arrays import Ints
 from ijepa.config import RUNTIME, Config, FinetuneConfig, Runtime, StrPath
-from ijepa.data.index import Ints
 from ijepa.data.shards import ShardSet, open_shards
 from ijepa.data.sources.names import listed
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import Known, of_equal_size, repeated_keys
+from ijepa.features.leakage import NamedImages, of_equal_size, repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml
 from ijepa.results.record import (
     RESULT,
-    Result,
     Score,
+    Scores,
     pack_correct,
     read_result,
     shared_fields,
@@ -46,12 +46,12 @@ ASIDE = {  # what a protocol leaves open, or what results say elsewhere
 }  # fmt: skip
 
 
-class FinetuneOutcome(Config):
+class FinetuneResult(Config):
     """A finished fine-tuning and its score."""
 
     out: Path
     cached: bool
-    scores: Result
+    scores: Scores
 
 
 class FinetunePlan(Config):
@@ -77,7 +77,7 @@ def finetune(
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
     subset: StrPath | None = None,
-) -> FinetuneOutcome:
+) -> FinetuneResult:
     """Train on `config.split`, or a part of it, and score the last state on `config.test_split`.
 
     The folder gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
@@ -99,7 +99,7 @@ def finetune(
         if not work.cached:
             told = progress if world.is_rank_0 else silent
             _train(work, data, config, runtime, told, world, subset)
-    return FinetuneOutcome(out=plan.out, cached=work.cached, scores=read_result(plan.out))
+    return FinetuneResult(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
 
 def plan_finetune(
@@ -255,9 +255,9 @@ def _repeats(
 
     sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
 
-    def known(part: "LabelledImages", places: Ints) -> Known:
+    def known(part: "LabelledImages", places: Ints) -> NamedImages:
         ids = over_ranks(world, part.chosen[places], lambda s: part.images.read_ids(s, progress))
-        return Known(ids, [part.keys[place] for place in places.tolist()])
+        return NamedImages(ids, [part.keys[place] for place in places.tolist()])
 
     fitted, scored = map(known, (train, test), of_equal_size(*sizes))
     return from_rank_0(world, lambda: repeated_keys(fitted, scored, len(test.chosen)))
@@ -308,10 +308,7 @@ def _score(
         layers=(len(vit.network.blocks) - 1,),
         pooling=vit.pooling if task.model.class_token else averaged,
         image_px=view.image_px,
-        transform=(
-            f"center-crop {view.eval_crop_fraction:.4g}, bicubic to {view.image_px}, "
-            f"mean {view.mean}, std {view.std}"
-        ),
+        transform=view.transform_text("bicubic", view.eval_crop_fraction),
         features_precision=None,
         train_features=None,
         test_features=None,

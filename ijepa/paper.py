@@ -1,4 +1,4 @@
-"""Tables of the paper (Assran et al., CVPR 2023) from `paper.yaml`: what results stand beside."""
+"""Tables of the paper (Assran et al., CVPR 2023) from `paper.yaml`, to compare results with."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -12,14 +12,14 @@ IN22K_IMAGES = 13_000_000  # of some 14.2 million; what is left varies with the 
 
 
 class Column(Config):
-    """A task of a table, on a whole data set; numbers on any other are none of the column's."""
+    """A task of a table; only scores on the same data set, whole, belong into its column."""
 
     task: str
     protocols: tuple[str, ...]  # by which its numbers were made; the first is the nearest
     kind: str  # of the source, as `ijepa shard KIND:PATH` has it
     label: str
     classes: int
-    train_images: int  # likewise `test_images`: of the splits that the paper took
+    train_images: int  # of the split that the paper trained on
     test_images: int
     few_images: int | None = None  # how many training images have labels; None where all have
 

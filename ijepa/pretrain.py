@@ -13,7 +13,7 @@ from ijepa.data.decode import image_size
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import is_remote, read_metrics, sibling, write_bytes
+from ijepa.files import LAST, is_remote, read_metrics, sibling, write_bytes
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
@@ -122,10 +122,10 @@ def _train(
     """Take the steps that are left, and let rank 0 publish; all processes call it."""
     from ijepa.distributed import from_rank_0
     from ijepa.encoders.formats import read_networks
-    from ijepa.train import checkpoint, loop, pretraining
+    from ijepa.train import loop, pretraining
     from ijepa.train.prolong import resume_from
 
-    (init, prolong), last = start, work.folder / checkpoint.LAST
+    (init, prolong), last = start, work.folder / LAST
     source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
     facts = {"seed": config.seed, "command": runtime.command, "source": source}
     facts |= {"images": len(images)}

@@ -26,8 +26,8 @@ from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviation
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
 from ijepa.results.record import (
-    Result,
     Score,
+    Scores,
     joined_source,
     pack_correct,
     read_result,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["PROTOCOLS", "FeaturePair", "LowLevelOutcome", "ProbeOutcome", "low_level", "probe"]
+__all__ = ["PROTOCOLS", "FeaturePair", "LowLevelResult", "ProbeResult", "low_level", "probe"]
 
 VERSION = 13
 
@@ -57,12 +57,12 @@ SAME = (  # fields of a feature file's header and of a score
 Pair = tuple[StrPath, StrPath]  # feature files: fitted on, and scored on; also a `FeaturePair`
 
 
-class ProbeOutcome(Config):
+class ProbeResult(Config):
     """A finished result and where it stands; setting by setting, the first encoder leads."""
 
     out: Path
     cached: bool
-    scores: Result
+    scores: Scores
 
     def __repr__(self) -> str:
         """A line a score, where pydantic would show each test image."""
@@ -80,11 +80,11 @@ class ProbeOutcome(Config):
         return repr(self)
 
 
-class LowLevelOutcome(Config):
+class LowLevelResult(Config):
     """Results of all low-level tasks."""
 
     out: Path
-    outcomes: tuple[ProbeOutcome, ...]
+    results: tuple[ProbeResult, ...]
 
 
 def probe(
@@ -95,7 +95,7 @@ def probe(
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
     subsets: Sequence[StrPath] = (),
-) -> ProbeOutcome:
+) -> ProbeResult:
     """Fit `config.name` on each pair and score it on the same test images.
 
     Args:
@@ -151,7 +151,7 @@ def probe(
             facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))
             work.publish({"seed": config.seed})
-        return ProbeOutcome(out=out, cached=work.cached, scores=read_result(out))
+        return ProbeResult(out=out, cached=work.cached, scores=read_result(out))
 
 
 def low_level(
@@ -161,24 +161,24 @@ def low_level(
     config: ProbeConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
-) -> LowLevelOutcome:
+) -> LowLevelResult:
     """Count and distance on CLEVR, each by the protocol of the paper's evaluation.
 
     As `probe` on features with the labels `count` and `dist`, into a folder of `count.json` and
     `dist.json`; probe, label and protocol of `config` are not read. A dry run raises an
     `ExceptionGroup` with the `DryRun` of each.
     """
-    outcomes, foreseen = [], []
+    results, foreseen = [], []
     for label, protocol in LOW_LEVEL.items():
         choices = {"name": "linear", "label": label, "protocol": protocol}
         task, path = config.model_copy(update=choices), Path(out) / f"{label}.json"
         try:
-            outcomes.append(probe(features, baselines, path, task, runtime, progress))
+            results.append(probe(features, baselines, path, task, runtime, progress))
         except DryRun as found:
             foreseen.append(found)
     if foreseen:
         raise ExceptionGroup("dry run of low-level", foreseen)
-    return LowLevelOutcome(out=Path(out), outcomes=tuple(outcomes))
+    return LowLevelResult(out=Path(out), results=tuple(results))
 
 
 def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> list[list[Fit]]:
@@ -265,7 +265,7 @@ def _scores(
     fits: Sequence[Sequence[Fit]],
     config: ProbeConfig,
     facts: dict[str, Any],
-) -> Result:
+) -> Scores:
     """Setting by setting, the first encoder before the baselines; `facts` are of every score."""
     from ijepa.probes.scores import summary
 

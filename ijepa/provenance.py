@@ -18,7 +18,7 @@ class Provenance(Config):
     """
 
     method: str | None = None  # such as `I-JEPA` or `MAE`, as the paper's tables have it
-    arch: str | None = None  # such as `ViT-H/14`, likewise; with images of 448 px `ViT-H/16 448`
+    arch: str | None = None  # such as `ViT-H/14`; with images of 448 px `ViT-H/16 448`
     epochs: int | None = None  # of pretraining, as planned, see `checkpoint`
     data: str | None = None  # what it was pretrained on: `IN1k` or `IN22k` for those sets, whole
     family: str | None = None  # 64 hexadecimal digits; equal for encoders of different seeds
@@ -37,6 +37,7 @@ class Provenance(Config):
 
 
 UNKNOWN = Provenance()
+NO_POOLING = "none: every pixel"  # pooling of raw pixels, which have no weights to know them by
 
 
 def run_provenance(
@@ -46,7 +47,7 @@ def run_provenance(
     checkpoint: str | None = None,
     **facts: Any,  # noqa: ANN401  # fields
 ) -> Provenance:
-    """The encoder of a run of ours, or with `trained=False` the weights that it started from."""
+    """Where the encoder of our run comes from, or with `trained=False` its initial weights."""
     method = "I-JEPA" if trained else None
     settings = config.model_dump(mode="json", exclude={"seed"})
     return Provenance(
@@ -69,7 +70,7 @@ def run_family(method: str | None, settings: Mapping[str, Any]) -> str:
 def paper_arch(arch: str | tuple[int, int], patch_px: int, image_px: object = None) -> str:
     """`vit_huge`, or its (width, depth), with patches of 14 pixels is the paper's `ViT-H/14`.
 
-    Others keep their numbers; of sides of images, the paper names 448 alone.
+    Other sizes keep their numbers. The paper names the image size only where it is 448 px.
     """
     if isinstance(arch, tuple):
         names = {(size.dim, size.depth): name for name, size in ARCHITECTURES.items()}

@@ -1,4 +1,4 @@
-"""The record of a finished output: what made it, and whether its files are still what was made."""
+"""The record of a finished output: what made it, and whether its files are unchanged."""
 
 import contextlib
 import functools
@@ -96,7 +96,7 @@ def checkout_commit() -> str:
 
 
 def remove_output(out: Path) -> bool:
-    """Remove what a stage made at `out`, its record and unfinished work; was there any of it?"""
+    """Remove what a stage made at `out`, its record and unfinished work; whether there was any."""
     beside = sibling(out, ".stage.json")
     work = (sibling(out, ".partial"), sibling(out, ".outdated"))
     found = [path for path in work if not path.is_symlink() and any(notes_in(path))]
@@ -123,7 +123,7 @@ def notes_in(folder: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, its note last: a kill leaves nothing that is not known as ours."""
+    """Remove a folder, its notes last: after a kill, what is left is still known as ours."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -13,9 +13,17 @@ from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
 from ijepa.results.page import PICTURES, Picture, file_picture, map_picture, page
-from ijepa.results.paper_tables import tables
-from ijepa.results.record import RESULT, Result, is_result, read_result, result_id
-from ijepa.results.tables import Group, Line, Shown, data_names, grouped, score_name
+from ijepa.results.paper_tables import tables_of_paper
+from ijepa.results.record import RESULT, Scores, is_result, read_result, result_id
+from ijepa.results.tables import (
+    Group,
+    Line,
+    TableView,
+    data_names,
+    grouped,
+    score_name,
+    score_tables,
+)
 from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work, work_note
 from ijepa.version import VERSION as IJEPA_VERSION
@@ -25,44 +33,31 @@ METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
 MOST_STRIPS = 8  # probes on the first screen; the tables have all
 MOST_CURVES = 6  # runs in the health curve of the first screen, as many as the page has colours
-KINDS = 6  # colours of encoders
+ENCODER_COLOURS = 6  # colours of encoders
 
 Records = list[dict[str, float]]
 
 
 class ReportConfig(Config):
-    """What the page says beside its inputs.
+    """What the page says beside its inputs."""
 
-    Attributes:
-        title: heading of the page; empty: made from the data and the run.
-        paper: show every table of the paper, also those that no result fills.
-        tables: numbers of tables of the paper to show, also if no result fills them.
-    """
-
-    title: str = ""
-    paper: bool = False
-    tables: tuple[int, ...] = ()
+    title: str = ""  # heading of the page; empty: made from the data and the run
+    paper: bool = False  # show every table of the paper, also those that no result fills
+    tables: tuple[int, ...] = ()  # numbers of tables of the paper to show in any case
 
 
-class ReportOutcome(Config):
-    """A finished page, and what is in it.
-
-    Attributes:
-        title: heading of the page.
-        verdict: what the scores say, in sentences.
-        tables: those of the paper that were chosen or hold a number of ours; its ablations at the
-            scale of other data; scores, one table a label, then one a probe with all numbers.
-        paper_cells: how many numbers of the paper have one of ours beside them, and how many
-            there are.
-    """
+class ReportResult(Config):
+    """A finished page, and what is in it."""
 
     out: Path
     cached: bool = False
     title: str
-    verdict: tuple[str, ...]
-    tables: tuple[Shown, ...]
-    paper_cells: tuple[int, int]
-    results: tuple[Result, ...]
+    verdict: tuple[str, ...]  # what the scores say, in sentences
+    # Those of the paper that were chosen or hold a number of ours; its ablations at the scale of
+    # other data; scores, one table a label, then one a probe with all numbers.
+    tables: tuple[TableView, ...]
+    paper_cells: tuple[int, int]  # numbers of the paper with one of ours beside them; all of them
+    results: tuple[Scores, ...]
     runs: tuple[Path, ...]
     pictures: tuple[Path, ...]
 
@@ -75,7 +70,7 @@ def report(
     *,
     paper: bool = False,
     paper_tables: Sequence[int] = (),
-) -> ReportOutcome:
+) -> ReportResult:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
     Args:
@@ -99,15 +94,18 @@ def report(
     if not (results or runs or pictures):
         raise IjepaError("There is nothing to report; name results of `ijepa probe`, or runs.")
     configs = {run: _pretraining(run) for run in runs}
-    shown = tables([*results.values()], [config for config in configs.values() if config])
+    scores = list(results.values())
+    groups = grouped(scores)
+    pretrained = [config for config in configs.values() if config]
+    shown = [*tables_of_paper(scores, groups, pretrained), *score_tables(groups)]
     made = [cell for one in shown if one.kind == "paper" for cell in one.made]
-    outcome = ReportOutcome(
+    summary = ReportResult(
         out=out,
-        title=title or _title([*results.values()], runs, out),
-        verdict=tuple(verdict([*results.values()])),
+        title=title or _title(scores, runs, out),
+        verdict=tuple(verdict(scores)),
         tables=_chosen(shown, config),
         paper_cells=(sum(made), len(made)),
-        results=tuple(results.values()),
+        results=tuple(scores),
         runs=tuple(runs),
         pictures=tuple(pictures),
     )
@@ -119,21 +117,21 @@ def report(
     plan = StagePlan("report", VERSION, config, inputs, out)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            paper_first = bool(config.tables or outcome.paper_cells[0])
-            text = _page(outcome, configs, paper_first)
+            paper_first = bool(config.tables or summary.paper_cells[0])
+            text = _page(summary, configs, paper_first)
             write_bytes(work.folder / out.name, text.encode())
             work.publish({"command": runtime.command})
-    return outcome.model_copy(update={"cached": work.cached})
+    return summary.model_copy(update={"cached": work.cached})
 
 
-def _chosen(shown: Sequence[Shown], config: ReportConfig) -> tuple[Shown, ...]:
+def _chosen(shown: Sequence[TableView], config: ReportConfig) -> tuple[TableView, ...]:
     """All tables but those of the paper that neither hold a number of ours nor were chosen."""
     numbers = {one.number for one in shown if one.kind == "paper" and any(one.made)}
     numbers |= {table.number for table in TABLES} if config.paper else {*config.tables}
     return tuple(one for one in shown if one.kind != "paper" or one.number in numbers)
 
 
-def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
+def _title(results: Sequence[Scores], runs: Sequence[Path], out: Path) -> str:
     """Such as `cifar10 on cifar10:data`: the run and its data."""
     runs = sorted(runs, key=lambda run: _record(run).get("stage", "pretrain") != "pretrain")
     sources = {str(_record(run).get("source", "")): None for run in runs}
@@ -147,43 +145,43 @@ def _title(results: Sequence[Result], runs: Sequence[Path], out: Path) -> str:
 
 
 def _page(
-    outcome: ReportOutcome, configs: Mapping[Path, PretrainConfig | None], paper_first: bool
+    summary: ReportResult, configs: Mapping[Path, PretrainConfig | None], paper_first: bool
 ) -> str:
     from ijepa.figures.charts import health_curve
 
-    for run in outcome.runs:
+    for run in summary.runs:
         refuse_changed(run, METRICS, "config.yaml")
-    metrics = {run: read_metrics(run / METRICS) for run in outcome.runs}
+    metrics = {run: read_metrics(run / METRICS) for run in summary.runs}
     short = {run: run.name.removesuffix(".partial") for run in metrics}
     told_apart = len({*short.values()}) == len(short)
     named = {short[run] if told_apart else str(run): records for run, records in metrics.items()}
     # A probe of many settings, such as few-shot, comes after those of one.
-    groups = sorted(grouped(outcome.results), key=lambda group: bool(group.score.setting))
-    made, cells = outcome.paper_cells
-    is_whole = {t.number for t in outcome.tables if t.kind == "paper"} >= {t.number for t in TABLES}
+    groups = sorted(grouped(summary.results), key=lambda group: bool(group.score.setting))
+    made, cells = summary.paper_cells
+    is_whole = {t.number for t in summary.tables if t.kind == "paper"} >= {t.number for t in TABLES}
     return page(
-        outcome.tables,
+        summary.tables,
         paper_first=paper_first,
         paper=f"{made} of {cells} numbers in the paper's tables have a result of this page beside "
         f"them. {'' if is_whole else '`ijepa report --paper` shows all tables.'}",
-        title=outcome.title,
-        facts=_facts(outcome),
-        verdict=outcome.verdict,
+        title=summary.title,
+        facts=_facts(summary),
+        verdict=summary.verdict,
         plot=_interval_plot(groups[:MOST_STRIPS]),
         left_out=len(groups[MOST_STRIPS:]),
         health=health_curve(dict(list(named.items())[:MOST_CURVES])),
         not_drawn=", ".join(list(named)[MOST_CURVES:]),
-        results=outcome.results,
+        results=summary.results,
         runs=[_view(run, config, metrics[run]) for run, config in configs.items()],
-        pictures=[file_picture(path, read_record(path)) for path in outcome.pictures],
+        pictures=[file_picture(path, read_record(path)) for path in summary.pictures],
     )
 
 
-def _facts(outcome: ReportOutcome) -> dict[str, str]:
+def _facts(summary: ReportResult) -> dict[str, str]:
     """Data, run, date, version, device and duration, as far as they are known."""
-    records = [_record(run) for run in outcome.runs]
+    records = [_record(run) for run in summary.runs]
     first: Mapping[str, Any] = records[0] if records else {}
-    scores = [score for result in outcome.results for score in result]
+    scores = [score for result in summary.results for score in result]
     data = [str(record.get("source", "")) for record in records] + [s.source for s in scores]
     version = first.get("libraries", {}).get("ijepa") or next(
         (score.libraries["ijepa"] for score in scores if "ijepa" in score.libraries), IJEPA_VERSION
@@ -192,7 +190,7 @@ def _facts(outcome: ReportOutcome) -> dict[str, str]:
     seconds = first.get("seconds") if len(records) == 1 else None
     facts = {
         "Data": ", ".join(filter(None, dict.fromkeys(data))),
-        "Run" if len(records) == 1 else "Runs": ", ".join(map(str, outcome.runs)),
+        "Run" if len(records) == 1 else "Runs": ", ".join(map(str, summary.runs)),
         "Date": f"{finished[:10]} {finished[11:16]}".strip(),
         "Commit": str(first.get("commit", "")),
         "Version": "" if first.get("commit") else f"ijepa {version}",
@@ -221,7 +219,7 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
     def dot(line: Line) -> Dot:
         mean, std = line.mean("top1"), line.std("top1")
         low, high = line.score.top1_interval if std is None else (mean - std, mean + std)
-        kind = kinds.setdefault(line.encoder, len(kinds) % KINDS + 1)
+        kind = kinds.setdefault(line.encoder, len(kinds) % ENCODER_COLOURS + 1)
         return Dot(short_name(line.score.encoder), mean, low, high, kind)
 
     data = data_names(group.score for group in groups)
@@ -236,14 +234,14 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
     return interval_plot(strips)
 
 
-def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Result], list[Path], list[Path]]:
+def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Scores], list[Path], list[Path]]:
     """Results, runs and pictures; a result that is named twice counts once."""
     named = [one for path in sources for one in _named(path)]
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]
     files += [run / RESULT for run in runs if is_result(run / RESULT)]
-    results: dict[str, tuple[Path, Result]] = {}
+    results: dict[str, tuple[Path, Scores]] = {}
     for path in files:
         result = read_result(path)
         results.setdefault(result_id(result), (path, result))

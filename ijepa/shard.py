@@ -13,27 +13,20 @@ from typing import Any
 
 from pydantic import Field
 
-from ijepa.config import (
-    CPU_WORKERS,
-    RUNTIME,
-    Config,
-    PixelStats,
-    Runtime,
-    ShardConfig,
-    StrPath,
-)
+from ijepa.config import CPU_WORKERS, RUNTIME, Config, PixelStats, Runtime, ShardConfig, StrPath
 from ijepa.data.decode import DenseLabel
 from ijepa.data.index import INDEX, SCHEMA, SetIndex, ShardIndex, SplitIndex
 from ijepa.data.plan import (
     PlannedShard,
     gather,
     link_parts,
-    part_of,
     part_plan,
     read_plan,
     remove_parts,
+    shards_of_part,
     write_plan,
 )
+from ijepa.data.prepare import merged_sums, pixel_stats
 from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.dense import with_maps
 from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
@@ -46,16 +39,7 @@ from ijepa.data.sources.names import (
     readable,
     sample_key,
 )
-from ijepa.data.take import merged, pixel_stats
-from ijepa.data.write import (
-    REPORT,
-    ROWS,
-    BadImage,
-    ShardReport,
-    check_bad,
-    join_rows,
-    write_shards,
-)
+from ijepa.data.write import REPORT, ROWS, BadImage, ShardReport, check_bad, join_rows, write_shards
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, fingerprint_of, read_json, write_bytes, write_json
 from ijepa.progress import Progress, automatic
@@ -63,7 +47,7 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 
 VERSION = 3
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
-REPORT_IMAGES = 10_000
+PROGRESS_EVERY = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
 SHARD = ShardConfig()
 NO_MAPS: Mapping[str, StrPath] = MappingProxyType({})
@@ -252,8 +236,6 @@ def _make(
     folder: Path,
 ) -> None:
     """Fill the work folder; what is there already was made by the same plan, and is kept."""
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     arrays = config.channels is not None
@@ -298,7 +280,7 @@ def _own_shards(
     if not shards:
         raise IjepaError(f"{name} holds no image in what was chosen.")
     if config.part:
-        shards = part_of(shards, config.part)
+        shards = shards_of_part(shards, config.part)
     if config.shuffle and not config.merge:
         shards = gather(shards, config.member, folder / SOURCE / "gathered.images", progress)
     return shards
@@ -310,7 +292,7 @@ def _chosen(
     """The images to write; counts those that are left out, and labels that are not known."""
     kept, left_out = ImageList(subset) if subset else None, contents.left_out
     for number, item in enumerate(contents.items, start=1):
-        if number % REPORT_IMAGES == 0:
+        if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
         digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
         if int.from_bytes(digest[:8]) < val_fraction * 2**64:
@@ -368,8 +350,8 @@ def _write_index(
     shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
     measured = {k: [one.pixels for one in found if one.pixels] for k, found in reports.items()}
-    of_all = merged([*itertools.chain(*measured.values())])  # refuses pixels of two types
-    pixels = merged(measured.get(DEFAULT_SPLIT, [])) or of_all
+    of_all = merged_sums([*itertools.chain(*measured.values())])  # refuses pixels of two types
+    pixels = merged_sums(measured.get(DEFAULT_SPLIT, [])) or of_all
     contents = {
         split: {"labels": facts.labels, "shards": [shard.sha256 for shard in facts.shards]}
         | {label: one.model_dump() for label, one in dense.items()}

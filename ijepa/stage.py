@@ -87,11 +87,11 @@ class Work:
     plan: StagePlan
     folder: Path  # `<out>.partial/`; may hold what an interrupted run left
     cached: bool  # the output is there already, made by the same plan: do nothing
-    # Seconds since the epoch, less those that earlier processes have worked.
+    # Start time, moved back by the time that earlier attempts already spent.
     started: float = field(default_factory=time.time)
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Add to what is known of the output while it is being made, see `work_note`."""
+        """Add facts to the note of this work, see `work_note`."""
         write_json(self.folder / "work.json", {**(work_note(self.folder) or {}), **facts})
 
     def publish(self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
@@ -116,7 +116,7 @@ class Work:
             "files": {name: file_facts(self.folder / name, known.get(name)) for name in names},
             **facts,
         }
-        write_json(_finished(self.plan, self.folder), record)
+        write_json(_record_when_finished(self.plan, self.folder), record)
         _move(self.plan, self.folder)
 
 
@@ -132,8 +132,8 @@ class DryRun(Exception):  # noqa: N818  # no error: it ends a stage before its w
 def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work]:
     """Hold `plan.out` alone while making it.
 
-    Of `runtime`, `force` rebuilds even if the output is up to date, and replaces what ijepa did not
-    make; `dry_run` says what would be done instead.
+    `runtime.force` rebuilds even if the output is up to date, and replaces what ijepa did not make;
+    `runtime.dry_run` only says what would be done.
 
     Yields:
         The work. If `work.cached`, return at once (the record's time is now, so that make sees an
@@ -311,7 +311,7 @@ def _refuse_to_replace(
 
 
 def work_note(folder: Path) -> dict[str, Any] | None:
-    """The plan that the partial work in `folder` was begun by; None without any."""
+    """The note of the partial work in `folder`, with its plan; None if there is no such work."""
     note = folder / "work.json"
     body = read_json(note) if note.exists() else None
     if body is not None and not isinstance(body.get("config", {}), dict):
@@ -352,14 +352,14 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> float:
     return earlier
 
 
-def _finished(plan: StagePlan, folder: Path) -> Path:
+def _record_when_finished(plan: StagePlan, folder: Path) -> Path:
     """The record in a work folder that says that the work is finished."""
     return folder / ("stage.json" if plan.is_folder else f"{plan.out.name}.stage.json")
 
 
 def _finish_publishing(plan: StagePlan, folder: Path) -> None:
     """Do what a kill in the middle of publishing left undone."""
-    record = _finished(plan, folder)
+    record = _record_when_finished(plan, folder)
     if record.exists() and read_json(record).get("fingerprint") == plan.fingerprint:
         _move(plan, folder)
     with contextlib.suppress(OSError):  # not there, or not empty

@@ -1,4 +1,4 @@
-"""Where pages are filled in: text of others is printable, and escaped in HTML."""
+"""Jinja templates whose values are made printable, and escaped in HTML."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 

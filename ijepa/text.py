@@ -1,4 +1,4 @@
-"""Text of others (names, keys, paths, messages), made fit to be shown."""
+"""Text from outside (names, keys, paths, messages), made safe to show."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 LONGEST = 2000  # characters of one message
-TAIL = 400  # of them, from its end
+TAIL = 400  # of these, kept from its end
 
 
 def printable(text: str) -> str:
-    r"""The text with every character that a terminal or a page would obey as `\u001b`.
+    r"""The text with each control character written as an escape, such as `\u001b`.
 
-    In JSON text this is the same text in other words.
+    JSON text stays JSON of the same value.
     """
     return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

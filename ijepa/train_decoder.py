@@ -16,7 +16,7 @@ VERSION = 4
 RESULT = "result.json"
 
 
-class DecoderOutcome(Config):
+class DecoderResult(Config):
     """A finished decoder, and how closely its samples follow their condition.
 
     Distances are means, over held-out images, of the cosine distance from a block's embedding to
@@ -53,7 +53,7 @@ def train_decoder(
     config: DecoderConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
-) -> DecoderOutcome:
+) -> DecoderResult:
     """Train on blocks of `config.split` of a shard set, and measure on `config.test_split`.
 
     The folder `out` gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last.pt` and
@@ -74,7 +74,7 @@ def train_decoder(
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
             _train(work, data, config, runtime, progress)
-        return DecoderOutcome(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
+        return DecoderResult(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
 
 
 def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:

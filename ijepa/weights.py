@@ -25,7 +25,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import no_file, whole_file
 
 SCHEMA = 2  # of our checkpoints
-PARTS = {"step": int, "config": dict, "model": dict, "optimizer": dict, "facts": dict}
+FIELDS = {"step": int, "config": dict, "model": dict, "optimizer": dict, "facts": dict}
 PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
 SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
 # What these make can be encoded again, and so grow without end.
@@ -43,7 +43,7 @@ UNREADABLE = (
 
 
 class Ignored:
-    """In place of settings that many released files hold beside the weights; nobody reads them."""
+    """Takes the place of settings beside the weights of many released files; nobody reads them."""
 
     def __init__(self, *_: object) -> None:
         """Keep nothing."""
@@ -101,7 +101,7 @@ def checkpoint_of(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     Its `model` has the parts `encoder.`, `predictor.` and `target_encoder.` of a pretraining run;
     `optimizer` is empty where weights alone were kept, from which no run goes on.
     """
-    lacking = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
+    lacking = [name for name, kind in FIELDS.items() if not isinstance(state.get(name), kind)]
     if lacking:
         raise IjepaError(f"{path} lacks a part of an ijepa checkpoint ({', '.join(lacking)}).")
     return state
@@ -281,7 +281,7 @@ def _unpickled(path: Path) -> object:
 def _check_zip(path: Path, archive: zipfile.ZipFile) -> None:
     """Refuse members that torch.save does not write, and damaged ones.
 
-    Torch looks at no checksum of a file that it maps. Members are read once, without keeping them.
+    Torch verifies no checksum of a file that it maps, so each member is read once here.
     """
     members, held = archive.infolist(), path.stat().st_size
     if any(one.compress_type or one.file_size > held for one in members):
@@ -297,7 +297,7 @@ def _check_zip(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
-    """Refuse pickles of which a few bytes make gigabytes, though torch lets them through."""
+    """Refuse pickles in which a few bytes become gigabytes, which torch lets through."""
     found: dict[str, set[Any]] = {"GLOBAL": set(), "BINUNICODE": set(), "SHORT_BINSTRING": set()}
     for _ in range(count):
         for code, argument, _ in pickletools.genops(file):

@@ -84,7 +84,7 @@ def together(
 
 
 def processes() -> BaseContext:
-    """Forked on Linux whatever a script chose: it needs no `if __name__ == "__main__"`.
+    """How helper processes start: forked on Linux, so that a script needs no `if __name__ == ...`.
 
     They hold the lock of the output that they help to make until they end.
     """

@@ -7,18 +7,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ijepa.report import ReportOutcome
+    from ijepa.report import ReportResult
     from ijepa.results.compare import Comparisons
-    from ijepa.results.record import Result, Score
+    from ijepa.results.record import Score, Scores
 
 UNEVEN = 0.005  # difference of top-1 and the mean of classes that is worth a column
 NAMED = ("mIoU", "delta1", "mean accuracy")  # of measures, columns of their own
 SIGNIFICANT = 0.05  # p-value of the paired test
 
 
-def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
+def report_tables(result: "ReportResult") -> Iterator[Table | str]:
     """Tables of the paper that hold a number of ours, ablations at scale, scores, the verdict."""
-    for shown in outcome.tables:
+    for shown in result.tables:
         if shown.kind == "details" or not any(shown.made):
             continue
         places = [n for n, head in enumerate(shown.columns) if not head.startswith("+")]
@@ -39,9 +39,9 @@ def report_tables(outcome: "ReportOutcome") -> Iterator[Table | str]:
             column.no_wrap = False
         table.caption = "\n".join([shown.caption, *shown.notes])
         yield table
-    yield from outcome.verdict
-    if outcome.results:
-        made, total = outcome.paper_cells
+    yield from result.verdict
+    if result.results:
+        made, total = result.paper_cells
         yield f"the paper's tables: {made} of {total} numbers have a result beside them (--paper)"
 
 
@@ -57,7 +57,7 @@ def _table(title: str | None, *heads: str) -> Table:
     return table
 
 
-def score_table(result: "Result") -> Table:
+def score_table(result: "Scores") -> Table:
     """One row a score; the last column compares with the first encoder on the same images."""
     first = result[0]
     uneven = any(abs(score.mean_class - score.top1) > UNEVEN for score in result)
@@ -91,7 +91,7 @@ def score_table(result: "Result") -> Table:
     return table
 
 
-def score_title(result: "Result") -> str:
+def score_title(result: "Scores") -> str:
     """What a table of scores is about: protocol, label, images, and what a constant guess gives."""
     first = result[0]
     return (

@@ -1,7 +1,6 @@
 """How tests run, stop and change training."""
 
 import os
-from pathlib import Path
 
 from ijepa.config import Runtime
 from ijepa.files import read_metrics
@@ -9,7 +8,6 @@ from ijepa.recipes import apply_override
 
 CPU = Runtime(device="cpu", workers=0)
 EAGER = Runtime(device="cpu", workers=0, checkpoint_seconds=1e-9)  # a checkpoint at every chance
-LAST = Path("checkpoints") / "last.pt"
 
 
 class StopError(Exception):

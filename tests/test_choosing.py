@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
+from runs import CPU, EAGER, StopError, changed, losses, metrics_of, stop_at
 from typer.testing import CliRunner
 
 from ijepa.config import ExtractConfig, ProbeConfig
@@ -13,12 +13,11 @@ from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.files import read_metrics
+from ijepa.files import BEST, LAST, read_metrics
 from ijepa.pretrain import pretrain
 from ijepa.probe import probe
 from ijepa.report import report
 from ijepa.shard import shard
-from ijepa.train.checkpoint import BEST
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
 from ijepa.weights import load_checkpoint

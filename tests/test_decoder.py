@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import CPU, LAST, ask_at, metrics_of
+from runs import CPU, ask_at, metrics_of
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, PredictionsConfig, validated
@@ -29,7 +29,7 @@ from ijepa.decoder.model import (
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.draw import GAP_PX, PNG_SCALE
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe

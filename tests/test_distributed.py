@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gratings import write_gratings
-from runs import CPU, EAGER, LAST, StopError, changed, losses, metrics_of, stop_at
+from runs import CPU, EAGER, StopError, changed, losses, metrics_of, stop_at
 from typer.testing import CliRunner
 
 from ijepa.config import DataConfig, ExtractConfig
@@ -25,7 +25,7 @@ from ijepa.data.shards import open_shards
 from ijepa.distributed import World, device_name, pick_device
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.jepa.masks import batch_masks, part_of
 from ijepa.jepa.step import check_passes
 from ijepa.pretrain import pretrain

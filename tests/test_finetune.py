@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from runs import CPU, LAST, ask_at
+from runs import CPU, ask_at
 from test_distributed import together
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import open_shards
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.finetune import finetune, plan_finetune
 from ijepa.jepa.schedules import warmup_cosine
 from ijepa.jepa.vit import build_encoder

@@ -97,7 +97,7 @@ def test_the_outline_of_a_block_goes_once_around_it():
     assert len(retrieval.outline(np.array([0, 5]), (4, 4))) == 8  # touching at a corner only
 
 
-def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.Asked]:
+def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.Query]:
     """Three images of 2x2 patches in the store; two of them, or two others, are asked about."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -106,7 +106,7 @@ def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.A
     blocks = np.array([[0, 1], [2, 3]])
     true = np.take_along_axis(tokens[asked], blocks[..., np.newaxis], axis=1)
     store = retrieval.PatchStore(tokens[:3], retrieval.cut_patches(pixels[:3], 4))
-    return store, retrieval.Asked(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
+    return store, retrieval.Query(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
 
 
 def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_very_patches():

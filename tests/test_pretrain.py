@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from gratings import gratings, write_gratings
-from runs import CPU, EAGER, LAST, StopError, ask_at, changed, losses, metrics_of, stop_at
+from runs import CPU, EAGER, StopError, ask_at, changed, losses, metrics_of, stop_at
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.config import Runtime
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import plan_training
 from ijepa.jepa.masks import batch_masks

@@ -380,12 +380,12 @@ def test_the_low_level_tasks_are_two_results_in_one_folder(tmp_path, tasks):
         return [one["state"] for one in runs]
 
     assert states() == ["would run", "would run"]
-    found = low_level(tasks, [], out, ProbeConfig()).outcomes
+    found = low_level(tasks, [], out, ProbeConfig()).results
     assert [one.out for one in found] == [out / "count.json", out / "dist.json"]
     assert [one.scores[0].protocol for one in found] == ["vissl-clevr-count", "vissl-clevr-dist"]
     assert [one.scores[0].label for one in found] == ["count", "dist"]
     assert all(one.scores[0].top1 > one.scores[0].chance for one in found)
-    assert all(one.cached for one in low_level(tasks, [], out, ProbeConfig()).outcomes)
+    assert all(one.cached for one in low_level(tasks, [], out, ProbeConfig()).results)
     found[1].out.unlink()
     assert states() == ["cached", "would run"]
 

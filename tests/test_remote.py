@@ -21,7 +21,6 @@ from gratings import write_gratings
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, write_tar
-from runs import LAST
 
 from ijepa.config import DataConfig, Runtime, ShardConfig
 from ijepa.data import stream
@@ -29,7 +28,7 @@ from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import Sample, open_shards
 from ijepa.data.stream import Lanes, StreamedCropBatches, open_remote, workers_for
 from ijepa.errors import IjepaError
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.recipes import dump_yaml
 from ijepa.shard import shard

@@ -11,7 +11,7 @@ from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features.leakage import Known, of_equal_size, repeated_keys
+from ijepa.features.leakage import NamedImages, of_equal_size, repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
@@ -30,7 +30,7 @@ def with_copies(folder, copies):
 
 def by_content(images, numbers):
     ids = images.read_ids(np.array(numbers))
-    return Known(ids, images.keys(list(numbers)))
+    return NamedImages(ids, images.keys(list(numbers)))
 
 
 def test_those_are_found_that_are_there(tmp_path):
@@ -104,7 +104,7 @@ def test_processes_that_fine_tune_together_look_at_all_images(run, tmp_path):
     ("copies", "images", "many"), [(1, 20, False), (2, 20, True), (1, 4, True)]
 )
 def test_more_than_one_in_twenty_are_many(copies, images, many):
-    some = Known(np.arange(copies, dtype=np.uint64), [f"train/{n}" for n in range(copies)])
+    some = NamedImages(np.arange(copies, dtype=np.uint64), [f"train/{n}" for n in range(copies)])
     same = some._replace(keys=[f"val/{n}" for n in range(copies)])
     if not many:
         assert repeated_keys(some, same, images) == ("val/0",)

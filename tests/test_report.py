@@ -25,9 +25,8 @@ from ijepa.recipes import load_recipe
 from ijepa.records import read_record
 from ijepa.report import report
 from ijepa.results.page import breakable
-from ijepa.results.paper_tables import tables
 from ijepa.results.record import read_result, result_id, write_result
-from ijepa.results.tables import grouped
+from ijepa.results.tables import grouped, score_tables
 from ijepa.results.verdict import verdict
 from ijepa.visualize import visualize
 from ijepa_cli.score_table import report_tables
@@ -255,7 +254,7 @@ def test_nearest_neighbours_are_the_health_curve_if_measured_else_rankme():
 def test_intervals_and_chance_are_drawn_where_they_are():
     dots = [Dot("<b>", 0.5, 0.4, 0.6, 1), Dot("b", 0.9, 0.8, 1.0, 2)]
     plot = interval_plot([Strip("knn on class", 0.1, dots)])
-    assert "&lt;b&gt;: 50.00%, interval 40.0 to 60.0, chance 10.0" in plot
+    assert "&lt;b&gt;: 50.00%, interval 40.0 to 60.0, constant guess 10.0" in plot
     points = [float(found) for found in re.findall(r'class="point" style="left:(.*?)%', plot)]
     bars = re.findall(r'class="bar" style="left:(.*?)%;right:(.*?)%', plot)
     chance = float(re.search(r'class="chance" style="left:(.*?)%', plot)[1])
@@ -305,7 +304,7 @@ def test_probes_of_several_data_sets_are_told_apart(results):
     sources = ("cifar10:a", "cifar100:b")
     found = [scored(plain, [("pixels", 0.5, 0.001)], source=source) for source in sources]
     assert "raw pixels on 2 of 2 probes" in verdict(found)[0]
-    titles = [table.title for table in tables(found) if table.kind == "scores"]
+    titles = [table.title for table in score_tables(grouped(found)) if table.kind == "scores"]
     assert titles == ["Label class of cifar10", "Label class of cifar100"]
     same = [scored(plain, [("pixels", 0.7, 0.001)], source=f"folder:{name}") for name in "ab"]
     assert "better on class (logistic) of folder:a and class (logistic) of fold" in verdict(same)[0]
@@ -328,7 +327,7 @@ def test_probes_of_one_label_are_columns_of_one_table(results, tmp_path):
     plain = read_result(results[0])
     other = tuple(score.model_copy(update={"protocol": "knn", "top1": 0.25}) for score in plain)
     label = tuple(score.model_copy(update={"label": "count"}) for score in plain)
-    found = [t for t in tables([plain, other, label]) if t.kind == "scores"]
+    found = [t for t in score_tables(grouped([plain, other, label])) if t.kind == "scores"]
     assert [table.columns for table in found] == [
         ("encoder", "#logistic", "#knn"), ("encoder", "#logistic")
     ]  # fmt: skip

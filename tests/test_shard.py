@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.decode import decode_rgb
+from ijepa.data.prepare import prepare_image
 from ijepa.data.shards import open_shards
-from ijepa.data.take import take_in
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa_cli.main import app
@@ -245,7 +245,7 @@ def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
 @given(cut=st.integers(2, len(WHOLE) - 3))
 def test_a_jpeg_cut_anywhere_is_found(cut):
     with pytest.raises(IjepaError):
-        take_in(WHOLE[:cut], ShardConfig())
+        prepare_image(WHOLE[:cut], ShardConfig())
 
 
 # Sizes, depths and turns
@@ -281,19 +281,19 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_memory_is_taken_
     monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     with pytest.raises(IjepaError, match="pixels, more than 89,478,485"):
-        take_in(claiming(kind, side, side), ShardConfig(resize_px=resize_px))
+        prepare_image(claiming(kind, side, side), ShardConfig(resize_px=resize_px))
     with pytest.raises(IjepaError):
         decode_rgb(claiming(kind, side, side))
 
 
 def test_images_above_the_limit_pass_with_a_higher_one_if_they_are_shrunk(monkeypatch):
-    monkeypatch.setattr("ijepa.data.take.MAX_PIXELS", 200)
+    monkeypatch.setattr("ijepa.data.prepare.MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     for suffix in ("jpg", "png", "webp"):
         large = encoded(0, suffix, 30, 30)
         with pytest.raises(IjepaError, match="30 x 30 pixels, more than 200"):
-            take_in(large, ShardConfig(max_pixels=1000))  # readers would refuse it
-        taken = take_in(large, ShardConfig(max_pixels=1000, resize_px=10))
+            prepare_image(large, ShardConfig(max_pixels=1000))  # readers would refuse it
+        taken = prepare_image(large, ShardConfig(max_pixels=1000, resize_px=10))
         assert decode_rgb(taken.content).shape == (10, 10, 3)
     assert Image.MAX_IMAGE_PIXELS == 200
 
@@ -304,7 +304,7 @@ def test_an_image_for_which_there_is_no_memory_is_a_bad_image(monkeypatch):
 
     monkeypatch.setattr("simplejpeg.decode_jpeg", no_memory)
     with pytest.raises(IjepaError, match="does not fit into memory"):
-        take_in(encoded(0, "jpg"), ShardConfig())
+        prepare_image(encoded(0, "jpg"), ShardConfig())
 
 
 def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
@@ -317,17 +317,17 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
 def test_only_formats_of_images_are_opened_whatever_a_file_is_called():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     with pytest.raises(IjepaError, match="not an image"):
-        take_in(postscript, ShardConfig())
+        prepare_image(postscript, ShardConfig())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_by_their_range_and_never_turn_white(kind):
     levels = np.full((8, 6), 200 * 256 + 7, np.uint16)
     content = as_file(Image.fromarray(levels), kind)
-    taken = take_in(content, ShardConfig())
+    taken = prepare_image(content, ShardConfig())
     assert (decode_rgb(taken.content) == 200).all()
     assert any("16 bits" in reason for reason in taken.changes)
-    ranged = take_in(content, ShardConfig(pixel_range=(0, 2 * int(levels[0, 0]))))
+    ranged = prepare_image(content, ShardConfig(pixel_range=(0, 2 * int(levels[0, 0]))))
     assert (decode_rgb(ranged.content) == 128).all()
 
 
@@ -336,8 +336,8 @@ def test_pixels_without_a_range_are_refused_with_the_option_that_gives_one(dtype
     levels = np.linspace(-1, 3, 48).reshape(8, 6).astype(dtype)
     content = as_file(Image.fromarray(levels), "TIFF")
     with pytest.raises(IjepaError, match="--pixel-range"):
-        take_in(content, ShardConfig())
-    taken = take_in(content, ShardConfig(pixel_range=(-1, 3)))
+        prepare_image(content, ShardConfig())
+    taken = prepare_image(content, ShardConfig(pixel_range=(-1, 3)))
     shown = decode_rgb(taken.content)[..., 0]
     assert (shown == np.rint((levels.astype(float) + 1) / 4 * 255)).all()
 
@@ -348,13 +348,13 @@ def test_exif_orientation_is_ignored_unless_asked_for(kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     content = as_file(picture, kind, exif=exif)
-    assert decode_rgb(take_in(content, ShardConfig()).content).shape == (32, 16, 3)
-    taken = take_in(content, ShardConfig(exif="rotate"))
+    assert decode_rgb(prepare_image(content, ShardConfig()).content).shape == (32, 16, 3)
+    taken = prepare_image(content, ShardConfig(exif="rotate"))
     assert "images turned as EXIF says" in taken.changes
     turned = decode_rgb(taken.content)
     assert turned.shape == (16, 32, 3)
     assert turned[0, 0, 0] > turned[0, -1, 0]  # the first row is now the last column
-    again = take_in(taken.content, ShardConfig(exif="rotate"))
+    again = prepare_image(taken.content, ShardConfig(exif="rotate"))
     assert again.content == taken.content
 
 
@@ -382,7 +382,7 @@ def test_a_damaged_image_is_refused_in_one_line_or_taken(content, changes, exif,
     for place, value in changes:
         damaged[place % len(damaged)] = value
     with contextlib.suppress(IjepaError):
-        taken = take_in(bytes(damaged), ShardConfig(exif=exif, resize_px=resize_px))
+        taken = prepare_image(bytes(damaged), ShardConfig(exif=exif, resize_px=resize_px))
         decode_rgb(taken.content)
 
 
@@ -396,7 +396,7 @@ def test_a_damaged_image_is_refused_in_one_line_or_taken(content, changes, exif,
 )
 def test_resizing_makes_the_short_side_and_never_enlarges(suffix, size, expected):
     content = encoded(0, suffix, *size)
-    taken = take_in(content, ShardConfig(resize_px=32))
+    taken = prepare_image(content, ShardConfig(resize_px=32))
     assert decode_rgb(taken.content).shape[:2] == expected
     assert (taken.content == content) == (size == expected)
     assert taken.extension == suffix
@@ -405,7 +405,7 @@ def test_resizing_makes_the_short_side_and_never_enlarges(suffix, size, expected
 def test_resizing_averages_fine_stripes_instead_of_picking_some():
     stripes = Image.new("L", (256, 256))
     stripes.putdata([255 * (column % 2) for _ in range(256) for column in range(256)])
-    small = decode_rgb(take_in(as_file(stripes, "PNG"), ShardConfig(resize_px=60)).content)
+    small = decode_rgb(prepare_image(as_file(stripes, "PNG"), ShardConfig(resize_px=60)).content)
     assert abs(small[4:-4, 4:-4].astype(float) - 127.5).max() < 12
 
 

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 import torch
-from runs import CPU, LAST, changed, metrics_of
+from runs import CPU, changed, metrics_of
 from typer.testing import CliRunner
 
 from ijepa.config import ConvertConfig
 from ijepa.convert import convert
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
+from ijepa.files import LAST
 from ijepa.pretrain import pretrain
 from ijepa.recipes import load_recipe
 from ijepa.records import read_record

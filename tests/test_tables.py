@@ -3,13 +3,13 @@
 import pytest
 from test_probe import LOGISTIC, pair
 
-from ijepa.encoders.pooling import NOTHING
 from ijepa.paper import TABLES
 from ijepa.probe import probe
-from ijepa.provenance import Provenance, run_family
+from ijepa.provenance import NO_POOLING, Provenance, run_family
 from ijepa.recipes import load_recipe
-from ijepa.results.paper_tables import tables
+from ijepa.results.paper_tables import tables_of_paper
 from ijepa.results.record import joined_source
+from ijepa.results.tables import grouped, score_tables
 
 PUBLISHED = Provenance(method="I-JEPA", arch="ViT-H/14", epochs=300, data="IN1k")
 
@@ -29,7 +29,9 @@ def of(result, provenance, which="target", **facts):
 
 
 def tables_of(kind, results, configs=()):
-    return [one for one in tables(results, configs) if one.kind == kind]
+    groups = grouped(results)
+    every = [*tables_of_paper(results, groups, configs), *score_tables(groups)]
+    return [one for one in every if one.kind == kind]
 
 
 def rows(shown):
@@ -60,7 +62,7 @@ def cifar100(result, provenance=PUBLISHED, **facts):
 
 def test_pixels_of_two_patch_sizes_are_two_encoders(plain):
     def pixels(patch_px):
-        facts = {"weights_sha256": "0" * 64, "pooling": NOTHING}
+        facts = {"weights_sha256": "0" * 64, "pooling": NO_POOLING}
         return of(plain, Provenance(family="ab" * 32), encoder=f"pixels/{patch_px}@64", **facts)
 
     [shown] = tables_of("scores", [pixels(4), pixels(8)])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from runs import LAST
 
 from ijepa.config import ConvertConfig, ExtractConfig, RetrievalConfig, Runtime
 from ijepa.convert import convert
@@ -14,7 +13,7 @@ from ijepa.encoders.formats import read_networks
 from ijepa.encoders.own import load_jepa
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import pretrain

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
-from runs import CPU, EAGER, LAST, ask_at, metrics_of
+from runs import CPU, EAGER, ask_at, metrics_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import together
 
 from ijepa.config import FinetuneConfig
 from ijepa.errors import IjepaError, StoppedError
-from ijepa.files import read_metrics
+from ijepa.files import LAST, read_metrics
 from ijepa.finetune import finetune
 from ijepa.pretrain import pretrain
 from ijepa.train import loop

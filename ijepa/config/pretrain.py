@@ -103,6 +103,11 @@ class DataConfig(Settings):
         """(height, width) in pixels."""
         return height_width(self.image_px)
 
+    def transform_text(self, interpolation: str, crop_fraction: float | None) -> str:
+        """The evaluation view in words, as feature files and scores record it; None: squashed."""
+        crop = "squash" if crop_fraction is None else f"center-crop {crop_fraction:.4g}"
+        return f"{crop}, {interpolation} to {self.image_px}, mean {self.mean}, std {self.std}"
+
 
 class StreamConfig(Settings):
     """How shards that are not on this machine are shuffled; of no effect on those that are."""

@@ -30,7 +30,7 @@ SHOWN_FAULTS = 20
 UNION_MEMBER = re.compile(r"multiblock|rasterized|block|random|int|str|constrained-\w+|.+\[.*\]")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-# Bounds keep a slip of the pen from filling memory or from never ending: each is far above any use.
+# Bounds, each far above any use: a typo must not fill memory, or run for ever.
 MOST = 1e9  # of a real number
 Real = Annotated[float, Field(ge=-MOST, le=MOST)]
 Positive = Annotated[float, Field(gt=0.0, le=MOST)]
@@ -95,8 +95,8 @@ class Config(BaseModel):
     """Base of all configurations and results: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    # Fields that are not written while they have their default: what was made before they existed
-    # is of the same settings.
+    # Fields that were added later. They are not written while they have their default, so that
+    # older outputs keep their fingerprints.
     later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -107,7 +107,7 @@ class Config(BaseModel):
 
 
 class PixelStats(Config):
-    """What images are that are not 8-bit RGB.
+    """Channels, type, mean and standard deviation of images that are not 8-bit RGB.
 
     Mean and standard deviation are those of each channel, of pixels divided by `LEVELS` of `dtype`;
     each of the `images` that were measured counts alike, whatever its size.
@@ -165,7 +165,7 @@ class Runtime(Settings):
 
 
 RUNTIME = Runtime()
-CPU_WORKERS = 2  # where nobody says how many, and no GPU waits for them
+CPU_WORKERS = 2  # by default, where no GPU waits for images
 
 
 class Architecture(NamedTuple):
@@ -252,7 +252,7 @@ def validated(
 ) -> C:
     """Check a mapping against a configuration; all faults of `source` are one error.
 
-    `options` are the options by which settings were typed, of those that were.
+    `options` are the command's options by setting, for those that were typed.
     """
     try:
         return kind.model_validate(body)

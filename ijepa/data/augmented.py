@@ -10,9 +10,9 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ijepa.arrays import Ints
 from ijepa.config import DataConfig, FinetuneConfig, height_width
 from ijepa.data.decode import decode_image
-from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import SplitReader
 from ijepa.jepa.rng import AUGMENTED, stream

@@ -9,12 +9,13 @@ import threading
 import zlib
 from collections.abc import Iterator
 from tokenize import TokenError
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from ijepa.arrays import Array, Pixels
 from ijepa.config import LEVELS, MAX_PIXELS, MOST, Config
 from ijepa.errors import IjepaError
 
@@ -37,9 +38,6 @@ FRAMES = "images with further pages or frames: the first one is kept"
 NARROWED = "images of float64 kept as float32"
 
 _UNLIMITED = threading.Lock()  # held while the limit of Pillow is lifted
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -95,7 +93,7 @@ def as_eight_bits(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """An image of Pillow's, of whose pixels none is decoded yet; whatever fails has a short reason.
+    """Open an image by Pillow, its pixels not decoded yet; any failure gets a short reason.
 
     Pillow's own limit of pixels, which warns at first, is lifted meanwhile.
     """
@@ -150,7 +148,7 @@ def read_pixels(
     Args:
         content: of the file.
         channels: how many it must have.
-        axis: of them in a TIFF or `.npy`: first or last; None takes the one that has as many.
+        axis: where a TIFF or `.npy` has them, first or last; None takes the one of that length.
         max_pixels: of height times width; what claims more is not decoded.
 
     Returns:
@@ -207,7 +205,7 @@ def _channels_last(found: Array, channels: int, axis: str | None) -> Array:
 
 
 def _of_npy(content: bytes) -> Array:
-    """An array as its header says; no object is unpickled, no more memory taken than it has."""
+    """An array as its header says; nothing is unpickled, and memory is as large as the file."""
     file = io.BytesIO(content)
     form = np.lib.format
     is_first = form.read_magic(file) == (1, 0)
@@ -218,7 +216,7 @@ def _of_npy(content: bytes) -> Array:
 
 
 def _of_tiff(content: bytes, channels: int, max_pixels: int) -> tuple[Array, bool]:
-    """The first image of a TIFF, or its pages if these are the channels; does it hold others?"""
+    """The first image of a TIFF, or its pages if these are the channels; whether it has more."""
     try:
         import tifffile
     except ImportError as error:

@@ -34,7 +34,6 @@ UNREADABLE = (
     RecursionError, LookupError, AttributeError, tokenize.TokenError,
 )  # fmt: skip
 
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 

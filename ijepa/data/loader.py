@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ijepa.arrays import Array, Ints
 from ijepa.config import DataConfig, Interpolation, Size, height_width
-from ijepa.data.decode import Array, decode_image, image_size
-from ijepa.data.index import Ints
+from ijepa.data.decode import decode_image, image_size
 from ijepa.data.shards import SplitReader, image_ids
 from ijepa.distributed import moved
 from ijepa.errors import IjepaError
@@ -39,7 +39,7 @@ from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.progress import Progress, silent
 from ijepa.world import current_world, processes
 
-# Of probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
+# Crops for probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
 MOST_OF_MEMORY = 0.7  # that decoded images may take; the networks need some, too
 
@@ -51,17 +51,17 @@ class Batch(NamedTuple):
     images: Tensor  # (B, C, height, width), channels last in memory: uint8, or `in_units`' float32
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
-    bad: Sequence[str] = ()  # keys and faults of samples of a stream that others took the place of
+    bad: Sequence[str] = ()  # `key: reason` of each undecodable streamed sample that was replaced
     image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
-    maps: Sequence[Tensor] = ()  # (B, height, width) of each dense label asked for; likewise
+    maps: Sequence[Tensor] = ()  # (B, height, width) of each dense label; of `ViewBatches` alone
 
 
 class StepPlan:
     """Which images a step has, and what is drawn for their crops: a function of (seed, step).
 
-    `images` are how many there are in the split, or the places in it of those that are taken.
-    `part` are the places of the batch that are made here; None makes all of it. Crops repeat after
-    `repeat_every` places, as the released code's GPUs do.
+    `images` is the size of the split, or the numbers of the images to train on. `part` is the slice
+    of the batch that this process makes; None makes all of it. Crops repeat after `repeat_every`
+    images of a batch, as on the GPUs of the released code.
     """
 
     def __init__(

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ijepa.data.sources.items import REPORT_IMAGES, Item
+from ijepa.data.sources.items import PROGRESS_EVERY, Item
 from ijepa.data.sources.names import sample_key
 from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.errors import IjepaError
-from ijepa.files import sibling
+from ijepa.files import link_or_copy, sibling
 from ijepa.progress import Progress
 from ijepa.records import read_record, remove_output
 from ijepa.stage import StagePlan, changes, is_fresh
@@ -168,7 +168,7 @@ def gather(
                 update = "UPDATE images SET item = ? WHERE id = ?"
                 changed.execute(update, (json.dumps(item), number))
                 done += 1
-                if done % REPORT_IMAGES == 0 or done == total:
+                if done % PROGRESS_EVERY == 0 or done == total:
                     progress("unpack images", done, total)
             changed.execute("COMMIT")
         half.replace(gathered)
@@ -208,7 +208,7 @@ def part_plan(whole: StagePlan, part: str) -> StagePlan:
     return replace(whole, out=out, inputs={**whole.inputs, "part": out.suffix})
 
 
-def part_of(shards: Sequence[PlannedShard], part: str) -> list[PlannedShard]:
+def shards_of_part(shards: Sequence[PlannedShard], part: str) -> list[PlannedShard]:
     """The shards of a part: consecutive ones, so that the rows of a table are read once."""
     number, count = map(int, part.split("/"))
     if count > len(shards):
@@ -244,13 +244,7 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
             f"{example} in place of --merge, and so on."
         )
     for file in (file for plan in plans for file in plan.out.glob("*.tar*")):
-        half = folder / f"{file.name}.tmp"
-        half.unlink(missing_ok=True)
-        try:
-            os.link(file, half)
-        except OSError:
-            shutil.copyfile(file, half)
-        half.replace(folder / file.name)
+        link_or_copy(file, folder / file.name)
 
 
 def remove_parts(whole: StagePlan) -> None:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ijepa.arrays import Array, Ints
 from ijepa.config import PixelStats, StrPath
-from ijepa.data.decode import NPY, Array, decode_dense, decode_image
+from ijepa.data.decode import NPY, decode_dense, decode_image
 from ijepa.data.index import (
     DENSE,
     LABEL,
-    Ints,
     Rows,
     SetIndex,
     SplitIndex,
@@ -239,11 +239,7 @@ class SplitReader:
         return self._columns["bytes"].astype(np.int64)
 
     def labels(self, name: str, numbers: Numbers = EVERY) -> Ints:
-        """(n,) class numbers of one label, of some samples or of all; -1 is not known.
-
-        Raises:
-            IjepaError: there is no such label, or the index is damaged.
-        """
+        """(n,) class numbers of one label, of some samples or of all; -1 is not known."""
         self.refuse_unknown(name)
         return self._columns[LABEL + name][numbers].astype(np.int64)
 

@@ -32,8 +32,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
+from ijepa.arrays import Pixels
 from ijepa.config import PixelStats
-from ijepa.data.decode import Pixels, decode_image
+from ijepa.data.decode import decode_image
 from ijepa.data.index import INDEX, parsed_index
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import Sample

@@ -23,19 +23,19 @@ from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import DenseLabel, image_size
 from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
 from ijepa.data.plan import PlannedShard
+from ijepa.data.prepare import (
+    PixelSums,
+    ReadyImage,
+    ReadyMap,
+    merged_sums,
+    pixel_sums,
+    prepare_channels,
+    prepare_image,
+    prepare_map,
+)
 from ijepa.data.sources.items import FAULT, Item
 from ijepa.data.sources.names import readable
 from ijepa.data.sources.tables import RowReader, in_table
-from ijepa.data.take import (
-    Measured,
-    Taken,
-    TakenMap,
-    measured,
-    merged,
-    take_channels,
-    take_in,
-    take_in_dense,
-)
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
@@ -65,7 +65,7 @@ class ShardReport(Config):
     bad: list[BadImage]
     changes: dict[str, int]  # numbers of images that were changed or lost something, by what
     classes: dict[str, int]  # of each dense label, the largest class number that occurs, + 1
-    pixels: Measured | None = None  # of images with `ShardConfig.channels`
+    pixels: PixelSums | None = None  # of images with `ShardConfig.channels`
 
 
 def write_shards(
@@ -83,7 +83,7 @@ def write_shards(
         IjepaError: a process was killed, or too many images do not decode.
         OSError: a file could not be read or written.
     """
-    reports = {shard: report for shard in shards if (report := _finished(shard))}
+    reports = {shard: report for shard in shards if (report := _report_of_finished(shard))}
     left = [shard for shard in shards if shard not in reports]
     done, total = (sum(one.num_images for one in some) for some in (reports, shards))
     bad = [image for report in reports.values() for image in report.bad]
@@ -100,7 +100,7 @@ def write_shards(
             reports[shard] = report
             bad += report.bad
             check_bad(bad, config.max_bad)
-            merged([one.pixels for one in reports.values() if one.pixels])  # refuses two types
+            merged_sums([one.pixels for one in reports.values() if one.pixels])  # refuses two types
     return [reports[shard] for shard in shards]
 
 
@@ -116,7 +116,7 @@ def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
     )
 
 
-def _finished(shard: PlannedShard) -> ShardReport | None:
+def _report_of_finished(shard: PlannedShard) -> ShardReport | None:
     """The report of a shard that an earlier run has finished; None if it did not."""
     report = sibling(shard.tar, REPORT)
     if not (report.exists() and shard.tar.exists() and sibling(shard.tar, ROWS).exists()):
@@ -157,7 +157,7 @@ def _write_shard(
     """Write one shard, then its rows of the index, then its report."""
     bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
     tables = RowReader(config.member)
-    pixels, take = None, take_channels if config.channels else take_in
+    pixels, take = None, prepare_channels if config.channels else prepare_image
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
@@ -169,10 +169,10 @@ def _write_shard(
                     raise IjepaError(reason)
                 content = _read(item.file, item.offset, item.size_bytes) if row is None else row
                 taken = take(content, config)
-                maps = _take_in_maps(item, dense, taken, config)
+                maps = _prepare_maps(item, dense, taken, config)
                 if taken.pixels is not None:
-                    now = measured(taken.pixels, path)
-                    pixels = merged([pixels, now] if pixels else [now])
+                    now = pixel_sums(taken.pixels, path)
+                    pixels = merged_sums([pixels, now] if pixels else [now])
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:
@@ -193,9 +193,9 @@ def _write_shard(
     return report
 
 
-def _take_in_maps(
-    item: Item, dense: Mapping[str, DenseLabel], image: Taken, config: ShardConfig
-) -> dict[str, TakenMap]:
+def _prepare_maps(
+    item: Item, dense: Mapping[str, DenseLabel], image: ReadyImage, config: ShardConfig
+) -> dict[str, ReadyMap]:
     """The file of each dense label of an image that was taken in."""
     maps = {}
     for name, label in dense.items():
@@ -204,7 +204,7 @@ def _take_in_maps(
             raise IjepaError(f"there is no {name} {readable(path)}")
         content, size = _read(*item.dense[name]), image_size(image.content)
         try:
-            maps[name] = take_in_dense(content, label, size, resized=config.resize_px is not None)
+            maps[name] = prepare_map(content, label, size, resized=config.resize_px is not None)
         except IjepaError as error:
             raise IjepaError(f"its {name} {readable(path)} is refused: {error}") from error
     return maps
@@ -234,8 +234,10 @@ class ShardWriter:
 
     def __init__(self, file: BinaryIO, number: int) -> None:
         """Write to `file` the shard of this number in its split."""
-        self._file, self._number, self._labels = file, number, list[str]()
-        self._sha256, self._bytes, self._dense = hashlib.sha256(), 0, list[str]()
+        self._file, self._number = file, number
+        self._sha256, self._bytes = hashlib.sha256(), 0
+        self._labels: list[str] = []
+        self._dense: list[str] = []
         self._rows: list[tuple[Any, ...]] = []
 
     def add(

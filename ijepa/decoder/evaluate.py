@@ -55,7 +55,7 @@ def evaluate_decoder(
     """Cosine distances to the target's embedding, means over images that it has not seen.
 
     `images` (n, 3, H, W) uint8, at least two, `decoder` and the frozen `jepa` of configuration
-    `run` are on one device. Returns what `ijepa.train_decoder.DecoderOutcome` says.
+    `run` are on one device. Returns what `ijepa.train_decoder.DecoderResult` says.
     """
     config, found = decoder.config, defaultdict(list)
     masks, boxes = hold(run, images, config.seed)

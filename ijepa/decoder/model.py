@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ijepa.config import DataConfig, DecoderConfig, validated
 from ijepa.config.stages import GROUPS
 from ijepa.errors import IjepaError
+from ijepa.files import LAST
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks
 from ijepa.jepa.model import IJepa, Targets, last_layer
@@ -86,7 +87,7 @@ def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> D
     An `IjepaError` refuses one that was trained on other weights than `jepa`, the run whose
     embeddings are to be decoded, of that name and digest.
     """
-    path = folder / "checkpoints" / "last.pt"
+    path = folder / LAST
     if not path.is_file():
         raise IjepaError(
             f"{folder} is no finished decoder: there is no {path}. Make one with "

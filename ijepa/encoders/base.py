@@ -21,14 +21,14 @@ from ijepa.compute import LinearKernel, computing, pick_linear
 from ijepa.config import DataConfig, PixelStats, Precision, Size, StrPath, height_width
 from ijepa.data.decode import checked_pixels, decode_rgb, read_pixels, rgb_pixels
 from ijepa.distributed import uses_bf16
-from ijepa.encoders.pooling import CLASS_TOKEN, NOTHING, PATCH_AVERAGE, Pooled, Transformer
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, Transformer
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, automatic
-from ijepa.provenance import Provenance
+from ijepa.provenance import NO_POOLING, Provenance
 from ijepa.weights import weights_sha256
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         network: Any,  # noqa: ANN401  # ours, timm's and transformers' have no common base but Module
-        pooled: Pooled,
+        pooling: Pooling,
         data: DataConfig,
         *,
         name: str,
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         self.data, self.name, self.which = data, name, which
         self.weights_sha256 = "0" * 64 if network is None else weights_sha256(network.state_dict())
         self.provenance = provenance
-        self._pool, self.num_layers, self.pooling = pooled
+        self._pool, self.num_layers, self.pooling = pooling
         self.eval().requires_grad_(False)
 
     def resize(self, image_px: int | Size) -> None:
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
                     f"{self.name} does not take --image-size {image_px} ({reason})."
                 ) from error
         self.data = self.data.model_copy(update={"image_px": image_px})
-        self.__dict__.pop("dim", None)  # that of pixels is another
+        self.__dict__.pop("dim", None)  # of raw pixels it depends on the size
         self.requires_grad_(False)  # also the new positions
 
     def _blank(self, size: Size | None = None) -> Tensor:
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         return blank.to(next(self.parameters(), blank))
 
     def fit_channels(self, pixels: PixelStats | None, where: object = "the shard set") -> "Encoder":
-        """Itself, made to take the images of the shard set `where`; None of `pixels` is 8-bit RGB.
+        """Adapt it to images of the shard set `where`, and return it; no `pixels` are 8-bit RGB.
 
         A network of RGB images is adapted to other channels (`adapt_channels`), and takes their
         mean and standard deviation. It is logged, and `provenance` records it.
@@ -156,7 +156,7 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int = 1, *, bf16: bool = False) -> Tensor:
-        """Pooled features of the last layers: (B, num_layers, dim) float32, last layer last.
+        """Pooling features of the last layers: (B, num_layers, dim) float32, last layer last.
 
         Args:
             images: (B, C, height, width) float, normalised, on the encoder's device.
@@ -272,7 +272,7 @@ class Encoder(nn.Module):
         weight, own = next(self.parameters(), torch.empty(0)), self.data.channels
         if batch_size < 1:
             raise IjepaError(f"batch_size is {batch_size}; give 1 or more.")
-        # What is no image at all is told when it is decoded.
+        # Anything that is no image is refused when it is decoded.
         single = isinstance(images, Image.Image | str | os.PathLike)
         single = single or not isinstance(images, Iterable)
         single = single or (isinstance(images, np.ndarray) and images.ndim == 3)
@@ -317,7 +317,7 @@ class Encoder(nn.Module):
 
     def uses_bf16(self, precision: Precision, device: torch.device) -> bool:
         """Whether features are computed in bfloat16; pixels are not computed at all."""
-        return self.pooling != NOTHING and uses_bf16(precision, device)
+        return self.pooling != NO_POOLING and uses_bf16(precision, device)
 
     @property
     def vit(self) -> Vit | VisionTransformer:
@@ -341,8 +341,8 @@ class Encoder(nn.Module):
 
         Args:
             images: as for `features`.
-            layer: number of the block, counted as in a list; -1 is the last, which is the only one
-                of encoders that are no Vision Transformer of ijepa or timm.
+            layer: number of the block, counted from 0 as in a list; -1 is the last, which is the
+                only one of encoders that are no Vision Transformer of ijepa or timm.
 
         Returns:
             (B, N, dim) float32; N patches, row-major.
@@ -354,8 +354,8 @@ class Encoder(nn.Module):
             return self.features_and_tokens(images)[1]
         vit = self.vit
         if isinstance(vit, Vit):
-            [tokens] = vit.forward_layers(images, [layer + 1])
-            return (tokens if layer + 1 == len(vit.blocks) else vit.norm(tokens)).float()
+            [tokens] = vit.forward_layers(images, [layer + 1], norm=True)  # counts from 1
+            return tokens.float()
         layers: Any = vit.forward_intermediates(
             images, indices=[layer], norm=True, output_fmt="NLC", intermediates_only=True
         )
@@ -363,7 +363,7 @@ class Encoder(nn.Module):
         return found
 
     def checked_trainable(self) -> "Encoder":
-        """Itself, if its network can be trained as a Vision Transformer, else an `IjepaError`."""
+        """Return it if it can be trained as a Vision Transformer; else raise an `IjepaError`."""
         is_vit = isinstance(self.network, Transformer)
         if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
             raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")

@@ -25,7 +25,7 @@ from torch import Tensor
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ijepa.encoders.base import EVAL_CROP, Encoder
 from ijepa.encoders.formats import Weights
-from ijepa.encoders.pooling import CLASS_TOKEN, MAP_AVERAGE, Pooled, token_pool
+from ijepa.encoders.pooling import CLASS_TOKEN, MAP_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import KINDS, RESNETS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
@@ -61,7 +61,7 @@ def load(spec: EncoderSpec) -> Encoder:
 
 
 def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
-    """Of all that a file holds, the encoder's own weights by the file's names; the file's epoch."""
+    """The encoder's weights in a file, by the file's names, and the epoch that it records."""
     assert spec.file is not None
     kind = KINDS[spec.kind]
     body = unwrapped(read_weights(spec.file), spec.file)
@@ -165,7 +165,7 @@ def _resnet(spec: EncoderSpec, released: Weights, epoch: int | None) -> Encoder:
     )
     return Encoder(
         network,
-        Pooled(_last_map, 1, MAP_AVERAGE),
+        Pooling(_last_map, 1, MAP_AVERAGE),
         data,
         name=spec.text,
         provenance=released_provenance(spec, epoch, resnet_arch(depths, width)),
@@ -181,7 +181,7 @@ def _last_map(network: ResNetV2, images: Tensor, num_layers: int) -> tuple[Tenso
 def timm_resnet(kind: str, released: Weights, source: str) -> tuple[Weights, list[int], float]:
     """A converted file's weights by timm's names, blocks of each stage, and width by 64 channels.
 
-    What has no name there keeps its own, to be named in an error.
+    Weights without a name there keep their own, so that an error can show it.
     """
     if any("mixing_conv" in name for name in released):
         raise IjepaError(f"{source} has selective kernels; only the sk0 variants can be loaded.")

@@ -22,9 +22,9 @@ from ijepa.config import (
     architecture,
     validated,
 )
-from ijepa.encoders.spec import BEST, LAST, PARTS
+from ijepa.encoders.spec import PART_NAMES
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json, read_json
+from ijepa.files import BEST, LAST, parse_json, read_json
 from ijepa.jepa.model import Predictor, target_dim
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.paper import pretraining_set
@@ -63,19 +63,13 @@ log = logging.getLogger(__name__)
 
 
 class Networks(NamedTuple):
-    """Weights by part, some of `PARTS`; tensors may be views of a mapped file.
+    """Weights by part, some of `PART_NAMES`; tensors may be views of a mapped file."""
 
-    Attributes:
-        source: the file or folder, for messages.
-        config: what they are weights of; without `provenance.settings`, only architecture, patches
-            and image size are known, and all else is the default.
-        parts: state dicts by the names of `IJepa`.
-        provenance: where they come from.
-    """
-
-    source: str
+    source: str  # the file or folder, for messages
+    # What they are weights of; without `provenance.settings`, only architecture, patches and image
+    # size are known, and all else is the default.
     config: PretrainConfig
-    parts: dict[str, Weights]
+    parts: dict[str, Weights]  # state dicts by the names of `IJepa`
     provenance: Provenance
 
     def encoder(self, which: str) -> Vit:
@@ -149,7 +143,7 @@ def _read(path: Path, arch: str | None) -> Networks:
     if "schema" in body:
         return _ours(path, body)
     if "encoder" in body or "target_encoder" in body:
-        parts = {part: _weights(path, part, body[part]) for part in PARTS if part in body}
+        parts = {part: _weights(path, part, body[part]) for part in PART_NAMES if part in body}
         epoch = body.get("epoch") if isinstance(body.get("epoch"), int) else None
         known = Provenance(origin="published", method="I-JEPA", epochs=epoch)
         return _described(path, parts, arch, known, body.get(NOTES))
@@ -172,7 +166,7 @@ def _of_tensors(path: Path, body: dict[str, Any], arch: str | None) -> Networks:
 
 
 def held_encoder(path: Path) -> str:
-    """The encoder in a file of timm's form or folder of transformers': context, unless noted."""
+    """Which encoder a file of timm or folder of transformers holds: context, unless noted."""
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
     part = _notes_in(files[0])[0] if files else "encoder"
     return next((which for which, name in ENCODERS.items() if name == part), "target")

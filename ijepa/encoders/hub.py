@@ -32,11 +32,7 @@ MEND = "Create one with write access at https://huggingface.co/settings/tokens"
 
 
 def check_push(name: str) -> None:
-    """Refuse a push that cannot succeed, before weights are converted.
-
-    Raises:
-        IjepaError: `name` is not USER/NAME, or there is no token.
-    """
+    """Refuse a push that cannot succeed: `name` is not USER/NAME, or there is no token."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -54,10 +50,7 @@ def push_folder(folder: Path, name: str, *, private: bool, leave_out: str) -> st
     """Upload a folder as the model `name`, made if it is not there; its address.
 
     A new model is public unless `private`, or as the account's settings have it. `leave_out` is a
-    file of the folder that stays here.
-
-    Raises:
-        IjepaError: no connection, or the hub refuses.
+    file of the folder that stays here. An `IjepaError` says why the hub cannot take it.
     """
     api = HfApi()
     try:

@@ -18,7 +18,7 @@ from ijepa.encoders.formats import (
     warn_of_processor,
 )
 from ijepa.encoders.own import provenance_of
-from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooled, token_pool
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
@@ -32,24 +32,14 @@ log = logging.getLogger(__name__)
 
 
 class Family(NamedTuple):
-    """An architecture of transformers, and how it was trained.
+    """An architecture of transformers, and how it was trained."""
 
-    Attributes:
-        method: as the paper's tables have it, or None where one architecture serves several.
-        pooling: as `Encoder` says it.
-        trained_alike: on images normalised with ImageNet's mean and standard deviation; if not,
-            the processor says how.
-        interpolates: positions, when it is told to; if not, it always does.
-        image_px: side that its evaluation takes, where the configuration has another.
-        options: of `from_pretrained`.
-    """
-
-    method: str | None = None
+    method: str | None = None  # as the paper names it; None where one architecture serves several
     pooling: str = CLASS_TOKEN
-    trained_alike: bool = True
-    interpolates: bool = True
-    image_px: int | None = None
-    options: dict[str, Any] | None = None
+    trained_alike: bool = True  # with ImageNet's mean and std; if not, the processor says how
+    interpolates: bool = True  # positions, when it is told to; if not, it always does
+    image_px: int | None = None  # side that its evaluation takes, if not the configuration's
+    options: dict[str, Any] | None = None  # of `from_pretrained`
 
 
 FAMILIES = {kind: Family(**fields) for kind, fields in HUGGINGFACE.items()}
@@ -79,7 +69,7 @@ def load(spec: EncoderSpec) -> Encoder:
         log.warning("%s: no preprocessor_config.json; ImageNet's mean and std are taken", spec.text)
     return Encoder(
         model,
-        Pooled(
+        Pooling(
             partial(_pooled, family, height_width(own_px)), config.num_hidden_layers, family.pooling
         ),
         DataConfig(
@@ -100,8 +90,8 @@ def load_trainable(spec: EncoderSpec) -> Encoder:
     networks, which = read_networks(folder), held_encoder(folder)
     provenance = released("hub", spec.name, provenance_of(networks))
     vit, data = networks.encoder(which), networks.config.data
-    pooled = token_pool(vit, PATCH_AVERAGE)
-    return Encoder(vit, pooled, data, name=spec.text, provenance=provenance, which=which)
+    pooling = token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooling, data, name=spec.text, provenance=provenance, which=which)
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:

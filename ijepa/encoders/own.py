@@ -12,13 +12,13 @@ from torch import Tensor
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.formats import Networks, read_networks
-from ijepa.encoders.pooling import NOTHING, PATCH_AVERAGE, Pooled, token_pool
-from ijepa.encoders.spec import PARTS, EncoderSpec, checkpoint_path, released
+from ijepa.encoders.pooling import PATCH_AVERAGE, Pooling, token_pool
+from ijepa.encoders.spec import PART_NAMES, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
-from ijepa.files import fingerprint_of
+from ijepa.files import LAST, fingerprint_of
 from ijepa.jepa.model import IJepa, build_ijepa
 from ijepa.jepa.vit import build_encoder, patchify
-from ijepa.provenance import Provenance, paper_arch, run_provenance
+from ijepa.provenance import NO_POOLING, Provenance, paper_arch, run_provenance
 from ijepa.weights import load_weights
 
 PIXELS_PATCH_PX = 4  # side of the patches that are its tokens, unless it is named
@@ -41,10 +41,10 @@ def load(spec: EncoderSpec) -> Encoder:
 def encoder_of(networks: Networks, which: str) -> Encoder:
     """The `target` or `context` encoder of weights that were read."""
     path, vit = Path(networks.source), networks.encoder(which)
-    name = path.parent.parent if path.name == "last.pt" else path
-    pooled, known = token_pool(vit, PATCH_AVERAGE), provenance_of(networks)
+    name = path.parent.parent if path.name == LAST.name else path
+    pooling, known = token_pool(vit, PATCH_AVERAGE), provenance_of(networks)
     data = networks.config.data
-    return Encoder(vit, pooled, data, name=f"{name} ({which})", provenance=known, which=which)
+    return Encoder(vit, pooling, data, name=f"{name} ({which})", provenance=known, which=which)
 
 
 def provenance_of(networks: Networks) -> Provenance:
@@ -75,8 +75,8 @@ def _initial(spec: EncoderSpec, run: Path) -> Encoder:
             f"{run} does not say from which seed it was trained; take random:{size} instead."
         )
     vit, known = build_ijepa(config).encoder, run_provenance(config, trained=False)
-    pooled = token_pool(vit, PATCH_AVERAGE)
-    return Encoder(vit, pooled, config.data, name=spec.text, provenance=known, which=spec.which)
+    pooling = token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooling, config.data, name=spec.text, provenance=known, which=spec.which)
 
 
 def _random(spec: EncoderSpec) -> Encoder:
@@ -113,7 +113,7 @@ def _pixels(spec: EncoderSpec) -> Encoder:
     patch = f"/{spec.name}" if spec.name else ""
     return Encoder(
         None,
-        Pooled(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NOTHING),
+        Pooling(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NO_POOLING),
         DataConfig(image_px=side_px, eval_crop_fraction=1.0).fitted(spec.pixels),
         name=f"pixels{patch}@{side_px}",
         provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
@@ -149,7 +149,7 @@ def load_jepa(name: str) -> TrainedJepa:
     networks = read_networks(checkpoint_path(path))
     jepa, parts = build_ijepa(networks.config), networks.parts
     if not name.startswith("random:"):
-        if lost := next((words for part, words in PARTS.items() if part not in parts), None):
+        if lost := next((words for part, words in PART_NAMES.items() if part not in parts), None):
             raise IjepaError(f"{name} holds no {lost}; name a run, or a checkpoint of one.")
         weights = {f"{part}.{key}": parts[part][key] for part in parts for key in parts[part]}
         load_weights(jepa, weights, path)

@@ -14,32 +14,26 @@ from ijepa.jepa.vit import Encoder as Vit
 CLASS_TOKEN = "class token after the final norm"
 PATCH_AVERAGE = "average of patch tokens after the final norm"
 MAP_AVERAGE = "average of the last feature map"
-NOTHING = "none: every pixel"
 
 Transformer = Vit | VisionTransformer | Beit
 
 
-class Pooled(NamedTuple):
-    """How images become features.
+class Pooling(NamedTuple):
+    """How one vector is made from each layer of a network."""
 
-    Attributes:
-        features: (network, normalised images (B, C, height, width), n) -> features (B, n, dim) of
-            the last n layers, and patch tokens (B, N, dim) of the last one, None where there are
-            none; holds no network itself, so that an encoder can be copied and pickled.
-        num_layers: how many layers it can give.
-        how: in words, how the tokens of a layer become one vector.
-    """
-
-    features: Callable[[Any, Tensor, int], tuple[Tensor, Tensor | None]]
-    num_layers: int
-    how: str
+    # (network, normalised images (B, C, height, width), n) -> features (B, n, dim) of the last n
+    # layers, and patch tokens (B, N, dim) of the last one, None where there are none. It holds no
+    # network itself, so that an encoder can be copied and pickled.
+    pool: Callable[[Any, Tensor, int], tuple[Tensor, Tensor | None]]
+    num_layers: int  # how many layers it can give
+    name: str  # in words, such as `PATCH_AVERAGE`
 
 
-def token_pool(network: Transformer, pooling: str) -> Pooled:
+def token_pool(network: Transformer, pooling: str) -> Pooling:
     """Features of the last blocks, the final norm applied to each."""
     if isinstance(network, Vit):
-        return Pooled(_own_layers, len(network.blocks), PATCH_AVERAGE)
-    return Pooled(partial(_pooled_layers, pooling), len(network.blocks), pooling)
+        return Pooling(_own_layers, len(network.blocks), PATCH_AVERAGE)
+    return Pooling(partial(_pooled_layers, pooling), len(network.blocks), pooling)
 
 
 def _own_layers(network: Vit, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:

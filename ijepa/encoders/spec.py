@@ -1,5 +1,7 @@
 """Names of encoders: parse one, fingerprint its files, load it by the module of its kind.
 
+The kinds are entries of `catalogue.yaml`: a new one begins there, see CONTRIBUTING.
+
 Nothing here needs torch until weights are loaded: a stage whose output is there does not wait.
 """
 
@@ -24,7 +26,17 @@ from ijepa.config import (
     height_width,
 )
 from ijepa.errors import IjepaError
-from ijepa.files import LARGE_BYTES, file_sha256, fingerprint_of, names_in, no_file, sibling
+from ijepa.files import (
+    BEST,
+    CHECKPOINTS,
+    LARGE_BYTES,
+    LAST,
+    file_sha256,
+    fingerprint_of,
+    names_in,
+    no_file,
+    sibling,
+)
 from ijepa.paper import TABLES
 from ijepa.progress import Progress, silent
 from ijepa.provenance import Provenance
@@ -36,12 +48,10 @@ if TYPE_CHECKING:
 
     from ijepa.encoders.base import Encoder
 
-CHECKPOINTS = Path("checkpoints")
-PARTS = {  # of weights by name, in words
+PART_NAMES = {  # of weights by name, in words
     "encoder": "context encoder", "predictor": "predictor", "target_encoder": "target encoder",
 }  # fmt: skip
 WHICH = ("target", "context")
-LAST, BEST = CHECKPOINTS / "last.pt", CHECKPOINTS / "best.pt"
 
 MADE = {"shard": "a shard set", "extract": "a feature file", "train-decoder": "a decoder"}
 
@@ -112,36 +122,24 @@ RELEASED = {  # by the names of files, of timm and of the hub
 
 
 def released(space: str, name: str, seen: Provenance) -> Provenance:
-    """What the encoder of a released name is known to be, if its network is that; else `seen`."""
+    """Where a released model comes from, by its name, if its architecture agrees; else `seen`."""
     known = RELEASED[space].get(name)
     return known if known and known.arch == seen.arch else seen
 
 
 class EncoderSpec(NamedTuple):
-    """An encoder, as `--encoder` names it.
+    """An encoder, as `--encoder` names it."""
 
-    Attributes:
-        text: as the user typed it.
-        kind: `run`, `published`, `random`, `pixels`, or a key of `KINDS`.
-        name: of a model of timm or the hub, `ARCH[/PATCH][@PX]` of random weights, or the side of
-            the patches of pixels.
-        file: file or folder of weights; None where `name` says all.
-        arch: of weights whose shapes do not tell it.
-        which: `target` or `context`, where there are two.
-        image_px: another side, or (height, width), than the encoder's own.
-        seed: of random weights without a run.
-        pixels: of the images to encode, for what has no weights of its own; None for 8-bit RGB.
-    """
-
-    text: str
-    kind: str
+    text: str  # as the user typed it
+    kind: str  # `run`, `published`, `random`, `pixels`, or a key of `KINDS`
+    # Of a model of timm or the hub; ARCH[/PATCH][@PX] of random weights; side of pixels' patches.
     name: str = ""
-    file: Path | None = None
-    arch: str | None = None
-    which: str = "target"
-    image_px: int | Size | None = None
-    seed: int = 0
-    pixels: PixelStats | None = None
+    file: Path | None = None  # file or folder of weights; None where `name` says all
+    arch: str | None = None  # of weights whose shapes do not tell it
+    which: str = "target"  # or `context`, where there are two
+    image_px: int | Size | None = None  # another side, or (height, width), than the encoder's own
+    seed: int = 0  # of random weights without a run
+    pixels: PixelStats | None = None  # of the images, for random weights; None for 8-bit RGB
 
     @classmethod
     def parse(
@@ -227,7 +225,7 @@ class EncoderSpec(NamedTuple):
         return self._made("load_trainable").checked_trainable()
 
     def _made(self, by: str) -> "Encoder":
-        """What a function of its home makes; `load` does where there is no other."""
+        """Call this function of the kind's module, or its `load` if there is no such function."""
         path = self.file / LAST if self.file and self.file.is_dir() else self.file
         if path and path.is_file() and path.stat().st_size >= LARGE_BYTES:
             log.info("loading %s, %.1f GB", path, path.stat().st_size / 1e9)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ijepa.config import DataConfig
 from ijepa.encoders.base import EVAL_CROP, Encoder
 from ijepa.encoders.formats import ENCODERS, held_encoder
-from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooled, token_pool
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
@@ -66,7 +66,7 @@ def load(spec: EncoderSpec) -> Encoder:
     )
     return Encoder(
         model,
-        _pooled(model),
+        _pooling(model),
         data,
         name=f"{spec.text} ({spec.which})" if holds_two else spec.text,
         provenance=provenance,
@@ -186,16 +186,16 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
     return model.float().eval()
 
 
-def _pooled(model: Any) -> Pooled:  # noqa: ANN401  # any class of theirs
-    """Of Vision Transformers whose features are simply made of tokens, all layers; else the last.
+def _pooling(model: Any) -> Pooling:  # noqa: ANN401  # any class of theirs
+    """All layers of Vision Transformers that pool tokens as we do; of others, what the head sees.
 
-    Layers of other networks differ in width: of these, what the head would see.
+    The layers of other networks differ in width.
     """
     own = getattr(model, "global_pool", None)
     is_vit = isinstance(model, VisionTransformer | Beit)
     if is_vit and own in POOLINGS and not getattr(model, "pool_include_prefix", False):
         return token_pool(model, POOLINGS[own])
-    return Pooled(_before_head, 1, f"the model's own: {own or 'before its head'}")
+    return Pooling(_before_head, 1, f"the model's own: {own or 'before its head'}")
 
 
 def _before_head(

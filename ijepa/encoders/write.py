@@ -106,7 +106,7 @@ def write_timm(networks: Networks, out: Path, which: str) -> None:
 
 
 def timm_settings(config: PretrainConfig) -> dict[str, Any]:
-    """What makes timm's network the encoder's very own."""
+    """Arguments with which timm builds the same network."""
     size = architecture(config.encoder.arch)
     return {
         "img_size": config.data.image_px,

@@ -1,7 +1,6 @@
 """Frozen features of every image of a split, in an HDF5 feature store."""
 
 from pathlib import Path
-from typing import Any
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.data.index import check_shards
@@ -49,26 +48,33 @@ def extract(
     """
     data = open_shards(Path(shards))
     config = config.model_copy(update={"split": data.named_split(config.split)})
-    inputs = {"data": data.fingerprint, "encoder": EncoderSpec.of(config).fingerprint(progress)}
+    spec = EncoderSpec.of(config)
+    inputs = {"data": data.fingerprint, "encoder": spec.fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
     try:
         with together(exclusive_work(plan, runtime), runtime) as (work, world):
             if not work.cached:
                 from ijepa.extract.encode import encode
 
-                encode(work, config, data, runtime, progress if world.is_rank_0 else silent, world)
+                told = progress if world.is_rank_0 else silent
+                encode(work, config, spec, data, runtime, told, world)
     except DryRun as outlook:
         if not config.tokens or outlook.state == CACHED:
             raise
         from ijepa.extract.encode import Extraction
 
-        size = Extraction(config, data, runtime, "cpu").size  # tells what --tokens costs
+        size = Extraction(config, spec, data, runtime, "cpu").size  # tells what --tokens costs
         raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
-    found = describe(plan.out)  # without its numbers: its record has the digest of the file
-    same: dict[str, Any] = found.model_dump(include={"images", "views", "layers", "dim"})
-    encoder, labels = found.header.encoder, tuple(found.classes)
-    same |= {"labels": labels, "tokens": found.header.tokens, "dense": tuple(found.header.dense)}
-    return ExtractResult(out=plan.out, cached=work.cached, encoder=encoder, **same)
+    made = describe(plan.out)  # without its numbers: its record has the digest of the file
+    return ExtractResult(
+        out=plan.out,
+        cached=work.cached,
+        encoder=made.header.encoder,
+        labels=tuple(made.classes),
+        tokens=made.header.tokens,
+        dense=tuple(made.header.dense),
+        **made.model_dump(include={"images", "views", "layers", "dim"}),
+    )
 
 
 def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:

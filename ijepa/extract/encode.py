@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ijepa.arrays import Floats
 from ijepa.compute import computing
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.data.loader import Batch, ViewBatches, ViewPlan, batches
@@ -33,21 +34,20 @@ BATCH_ROWS = 256  # fixed: a batch is what a kill loses at most, and where a res
 CPU_BATCH = 32  # activations of more images fall out of a CPU's caches
 IN_FLIGHT = {"cuda": 1}  # batches begun before the last is fetched; a CPU's are done at once
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-
 log = logging.getLogger(__name__)
 
 
 def encode(
     work: Work,
     config: ExtractConfig,
+    spec: EncoderSpec,
     data: ShardSet,
     runtime: Runtime,
     progress: Progress,
     world: World,
 ) -> None:
     """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    job = Extraction(config, data, runtime, pick_device(runtime.device))
+    job = Extraction(config, spec, data, runtime, pick_device(runtime.device))
     path = work.folder / work.plan.out.name
     total, size = len(job.images), job.batch_size
     if world.is_rank_0 and config.tokens:
@@ -80,14 +80,19 @@ class Extraction:
     """One encoder, and the images of one split that it encodes."""
 
     def __init__(
-        self, config: ExtractConfig, data: ShardSet, runtime: Runtime, device: torch.device | str
+        self,
+        config: ExtractConfig,
+        spec: EncoderSpec,
+        data: ShardSet,
+        runtime: Runtime,
+        device: torch.device | str,
     ) -> None:
         """Load the encoder onto the device."""
         self.config, self.data, self.runtime = config, data, runtime
         self.device = torch.device(device)
         self.images = data.split(config.split)
-        spec = EncoderSpec.of(config)._replace(pixels=data.pixels)
-        self.encoder = spec.load(self.device).fit_channels(data.pixels, data.folder)
+        encoder = spec._replace(pixels=data.pixels).load(self.device)
+        self.encoder = encoder.fit_channels(data.pixels, data.folder)
         self.num_layers = min(config.layers, self.encoder.num_layers)
         fraction = self.encoder.data.eval_crop_fraction
         self.crop_fraction = None if config.crop == "squash" else fraction
@@ -116,8 +121,6 @@ class Extraction:
         if self.num_layers < config.layers:
             layers = "1 layer" if self.num_layers == 1 else f"{self.num_layers} layers"
             log.info("%s has %s, all of which are stored", encoder.name, layers)
-        squashed = self.crop_fraction is None
-        crop = "squash" if squashed else f"center-crop {self.crop_fraction:.4g}"
         numbers = np.repeat(np.arange(len(self.images)), 1 + config.views)
         header = FeatureHeader(
             encoder=encoder.name,
@@ -126,8 +129,7 @@ class Extraction:
             layers=tuple(range(encoder.num_layers))[-self.num_layers :],
             pooling=encoder.pooling,
             image_px=cuts.image_px,
-            transform=f"{crop}, {config.interpolation} to {cuts.image_px}, mean {cuts.mean}, "
-            f"std {cuts.std}",
+            transform=cuts.transform_text(config.interpolation, self.crop_fraction),
             data_fingerprint=self.data.fingerprint,
             split=config.split,
             class_names=self.images.label_names,

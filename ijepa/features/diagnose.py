@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ijepa.arrays import Array, Floats
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.features.store import Array, FeatureHeader, Features, open_features, read_header
+from ijepa.features.store import FeatureHeader, Features, open_features, read_header
 from ijepa.progress import Progress, automatic
 
 POWER_LAW = (5, 100)  # eigenvalues, counted from 1, to which the exponent is fitted
@@ -14,8 +15,6 @@ DEAD = 1e-4  # of the largest standard deviation
 ROWS_AT_ONCE = 4096
 NEIGHBOUR_IMAGES = 5000  # drawn at random: each is compared with all others
 LIDAR_IMAGES = 2000
-
-Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class FeatureInfo(Config):
@@ -178,13 +177,13 @@ class Moments:
         )
 
 
-def _eigenvalues(matrix: Doubles) -> Doubles:
+def _eigenvalues(matrix: Floats) -> Floats:
     """Descending, without the negative ones that rounding makes."""
-    values: Doubles = np.clip(np.linalg.eigvalsh(matrix)[::-1], 0, None)
+    values: Floats = np.clip(np.linalg.eigvalsh(matrix)[::-1], 0, None)
     return values
 
 
-def _power_law(eigenvalues: Doubles) -> float:
+def _power_law(eigenvalues: Floats) -> float:
     first, last = POWER_LAW
     kept = eigenvalues[eigenvalues > 1e-9 * eigenvalues[0]][:last]
     first = first if len(kept) >= 2 * first else 1
@@ -197,7 +196,7 @@ def _power_law(eigenvalues: Doubles) -> float:
 def _compared(
     store: Features, place: int, rows: Array, classes: Array | None
 ) -> dict[str, float | None]:
-    """What is measured between images, and between the views of one, of a stored layer."""
+    """Measures of one stored layer that compare images, or the views of an image."""
     import torch  # here: `describe` answers without it
 
     from ijepa.jepa.monitor import lidar, neighbour_accuracy

@@ -7,18 +7,17 @@ up to 5% of the test images are reported with the score; above that, the probe r
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ijepa.arrays import Ints
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features, open_features
 
 MOST_REPEATS = 0.05  # of the test images
 SHOWN_REPEATS = 3  # of them, in an error
 ALIKE = ("weights_sha256", "which", "layers", "pooling", "image_px", "transform")
-
-Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class FeaturePair(NamedTuple):
@@ -166,7 +165,7 @@ def _check_classes(train: Images, test: Images, label: str) -> None:
 
 
 def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
-    """Files the wrong way round, images that cannot be right, and features computed otherwise."""
+    """What a score must say of these files: splits, classes without training images, precision."""
     one, other, found = train.store.header, test.store.header, []
     if other.split == "train":  # which encoders have seen
         found.append("scored on the split train")
@@ -186,14 +185,16 @@ def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Known(NamedTuple):
+class NamedImages(NamedTuple):
     """Images by content and name: (n,) numbers of their bytes, and n keys."""
 
     image_ids: Ints
     keys: Sequence[str]
 
 
-def repeated_keys(train: Known | Images, test: Known | Images, test_images: int) -> tuple[str, ...]:
+def repeated_keys(
+    train: NamedImages | Images, test: NamedImages | Images, test_images: int
+) -> tuple[str, ...]:
     """Which test images are training images, too; many of all `test_images` are refused."""
     found = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
     if len(found) > MOST_REPEATS * test_images:
@@ -208,6 +209,6 @@ def repeated_keys(train: Known | Images, test: Known | Images, test_images: int)
 
 
 def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
-    """Places of images that may be the same: the other has one of as many bytes, (n,) and (m,)."""
+    """Places (n,), (m,) of images that may be equal: the other set has one of as many bytes."""
     alike = np.intersect1d(train, test)
     return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))

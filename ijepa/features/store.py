@@ -8,12 +8,13 @@ import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import h5py
 import numpy as np
 from pydantic import Field, ValidationError
 
+from ijepa.arrays import Array
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 8
-# What is written batch by batch, numbers before their checksums; the last two only with tokens.
-# Maps of dense labels, which tokens' checksums count, follow.
+# Data sets in write order; `tokens` and `token_checksums` are optional. Dense maps come last and
+# share the token checksums.
 IN_ONE_PIECE = "features", "image_id", "checksums", "tokens", "token_checksums"
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class DenseMaps(Config):
@@ -289,10 +288,9 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
 def _check_columns(path: Path, store: h5py.File) -> None:
     """Refuse what claims more than the file holds, and columns of other lengths than `features`."""
     rows, held = len(store["features"]), path.stat().st_size
-    columns = [name for name in ("keys", "image_id", "view") if name in store or name != "view"]
-    columns += [f"labels/{name}" for name in sorted(store.get("labels", {}))]
-    if "tokens" in store:
-        columns += ["tokens", *(f"dense/{name}" for name in store.get("dense", {}))]
+    columns = ["keys", "image_id", *(name for name in ("view", "tokens") if name in store)]
+    for group in ("labels", "dense"):
+        columns += [f"{group}/{name}" for name in sorted(store.get(group, {}))]
     for name in ["features", *columns, "checksums"]:
         values = store[name]
         # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
@@ -355,7 +353,7 @@ def first_bad(numbers: Array, keys: Sequence[str]) -> str:
 
 
 def mapped(path: Path, data: h5py.Dataset) -> Array:
-    """A data set that stands in one piece, as it is in the file."""
+    """A contiguous data set, memory-mapped."""
     if not data.size:
         return np.empty(data.shape, data.dtype)
     return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)

@@ -1,4 +1,4 @@
-"""Write a feature file: made whole by h5py first, then filled in place by one process or several.
+"""Write a feature file: created in full size by h5py, then filled in place by any processes.
 
 All but the features is known before the first image is encoded. Each batch has a checksum.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ijepa.arrays import Array
 from ijepa.config import height_width
 from ijepa.errors import IjepaError
 from ijepa.features.store import (
     DAMAGED,
     IN_ONE_PIECE,
     SCHEMA,
-    Array,
     FeatureHeader,
     checksum_of,
     first_bad,

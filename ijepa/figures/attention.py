@@ -65,11 +65,7 @@ def attention_section(
 
 
 def query_of(text: str, network: Vit, encoder: str) -> Query:
-    """What `center`, `mean`, `class` or `ROW,COL` means for the network of that name.
-
-    Raises:
-        IjepaError: none of these, a patch outside the grid, or a class token that is not there.
-    """
+    """What `center`, `mean`, `class` or `ROW,COL` means for a network; refuses what it lacks."""
     (rows, columns), prefix = network.patch_embed.grid_size, network.num_prefix_tokens
     if text == "mean":
         return "mean", None, slice(prefix, None)
@@ -118,10 +114,8 @@ def attention_of(network: Vit, images: Tensor, layer: int = -1) -> tuple[Tensor,
 def attention_seen_by(network: Vit, see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call `see(block number, (B, heads, T, T))` whenever a block has shared out its attention.
 
-    Fused attention is off inside, and as it was afterwards.
-
-    Raises:
-        IjepaError: a block whose attention is not timm's.
+    Fused attention is off inside, and as it was afterwards. An `IjepaError` refuses a block whose
+    attention is not timm's.
     """
     with contextlib.ExitStack() as undo:
         for number, block in enumerate(network.blocks):
@@ -172,11 +166,7 @@ def overlay(image: Pixels, shares: Floats, ceiling: float) -> Pixels:
 
 
 def block_number(layer: int, depth: int) -> int:
-    """Place of a block in [0, depth); -1 is the last.
-
-    Raises:
-        IjepaError: there is no such block.
-    """
+    """Place of a block in [0, depth); -1 is the last. An `IjepaError` if there is none."""
     if not -depth <= layer < depth:
         raise IjepaError(
             f"There is no layer {layer}; this encoder has layers 0 to {depth - 1}, or -{depth} to "

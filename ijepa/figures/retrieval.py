@@ -32,7 +32,7 @@ class PatchStore(NamedTuple):
     patches: Pixels  # (images * N, patch, patch, 3)
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """One hidden block in each of n images, and what is known of it."""
 
     pixels: Pixels  # (n, height, width, 3)
@@ -51,7 +51,7 @@ class Filled(NamedTuple):
 
 
 @torch.inference_mode()
-def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels, seed: int) -> Asked:
+def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels, seed: int) -> Query:
     """Draw a context and a block for each image by the run's own masks, and predict the block.
 
     Views are (n, C, height, width), shown as pixels (n, height, width, 3) uint8; the seed is that
@@ -73,7 +73,7 @@ def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels, seed
             truths.append(last_layer(true, config.targets).float().cpu().numpy())
             contexts += list(part.context.numpy())
     together = (np.concatenate(arrays) for arrays in (blocks, predictions, truths))
-    return Asked(pixels, contexts, *together)
+    return Query(pixels, contexts, *together)
 
 
 @torch.inference_mode()
@@ -88,7 +88,7 @@ def store_of(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels)
     return PatchStore(torch.cat(found).numpy(), patches)
 
 
-def fill_blocks(asked: Asked, store: PatchStore, rng: np.random.Generator) -> dict[str, Filled]:
+def fill_blocks(asked: Query, store: PatchStore, rng: np.random.Generator) -> dict[str, Filled]:
     """Put real patches in place of each block, chosen in each of the four ways."""
     flat = store.tokens.reshape(-1, store.tokens.shape[-1])
     means = store.tokens.mean(axis=0)[asked.blocks]
@@ -133,7 +133,7 @@ def with_patches(image: Pixels, numbers: Ints, patches: Pixels) -> Pixels:
     return filled
 
 
-def retrieval_section(asked: Asked, filled: Mapping[str, Filled], shown: int) -> Section:
+def retrieval_section(asked: Query, filled: Mapping[str, Filled], shown: int) -> Section:
     """One row for each of the first `shown` images: image, context, and each way to fill it."""
     side = filled[PREDICTED].patches.shape[2]
     grid = asked.pixels.shape[1] // side, asked.pixels.shape[2] // side

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.results.record import Result, Score, read_result, unpack_classes, unpack_correct
+from ijepa.results.record import Score, Scores, read_result, unpack_classes, unpack_correct
 
 RESAMPLES = 20_000
 CLASS_RESAMPLES = 4_000  # of every class
@@ -66,7 +66,7 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     )
 
 
-def _of_first_encoder(result: Result) -> list[Score]:
+def _of_first_encoder(result: Scores) -> list[Score]:
     """The first score of each setting."""
     found: dict[str, Score] = {}
     for score in result:

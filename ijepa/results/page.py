@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from ijepa.errors import IjepaError
-from ijepa.results.record import Result, Score, result_id
-from ijepa.results.tables import Shown
+from ijepa.results.record import Score, Scores, result_id
+from ijepa.results.tables import TableView
 from ijepa.templating import templates
 
 MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
     preview: Markup = Markup()  # a small version for the first screen; empty where there is none
 
 
-def page(tables: Sequence[Shown], *, paper_first: bool, **shown: object) -> str:
+def page(tables: Sequence[TableView], *, paper_first: bool, **shown: object) -> str:
     """The whole HTML text of tables, those of the paper perhaps first, and what templates show."""
     environment = templates("results/templates")
     environment.globals.update(result_id=result_id, encoders=_encoders)
@@ -64,11 +64,7 @@ def page(tables: Sequence[Shown], *, paper_first: bool, **shown: object) -> str:
 
 
 def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
-    """Take a PNG, JPEG, SVG or HTML file into the page, with the record of what made it.
-
-    Raises:
-        IjepaError: an image that is none, or text that is not UTF-8.
-    """
+    """Take a PNG, JPEG, SVG or HTML file into the page, with the record of what made it."""
     facts, command = _facts(record), str((record or {}).get("command", ""))
     caption = SEEN.get(str((record or {}).get("stage")), "")
     suffix, preview = path.suffix.lower(), Markup()
@@ -135,7 +131,7 @@ def breakable(path: str) -> Markup:
     return text
 
 
-def _encoders(result: Result) -> list[Score]:
+def _encoders(result: Scores) -> list[Score]:
     """A score of each encoder of a result."""
     views = ("encoder", "weights_sha256", "which", "layers", "pooling", "image_px", "test_features")
     found = {str([getattr(score, name) for name in views]): score for score in reversed(result)}

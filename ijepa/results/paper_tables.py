@@ -12,29 +12,18 @@ from typing import Any
 
 from ijepa.config import PretrainConfig, architecture, flat
 from ijepa.files import fingerprint_of
-from ijepa.paper import (
-    FOREIGN,
-    TABLES,
-    Column,
-    Row,
-    Table,
-    pretraining_data,
-    pretraining_epochs,
-)
+from ijepa.paper import FOREIGN, TABLES, Column, Row, Table, pretraining_data, pretraining_epochs
 from ijepa.provenance import run_family
 from ijepa.recipes import load_recipe
-from ijepa.results.record import Result, Score, source_kinds
+from ijepa.results.record import Score, Scores, source_kinds
 from ijepa.results.tables import (
     Cell,
     Group,
     Line,
-    Shown,
-    details_table,
-    grouped,
+    TableView,
     percent,
     score_data,
     score_name,
-    score_tables,
     seeds,
     top1,
 )
@@ -51,12 +40,15 @@ Families = Mapping[str, Settings]
 Lines = Mapping[Row, Sequence[Line]]  # of ours, by the row of the paper where they stand
 
 
-def tables(results: Sequence[Result], configs: Iterable[PretrainConfig] = ()) -> list[Shown]:
-    """Every table of the paper, its ablations at other scales, and all scores.
+def tables_of_paper(
+    results: Sequence[Scores], groups: Sequence[Group], configs: Iterable[PretrainConfig] = ()
+) -> list[TableView]:
+    """Every table of the paper, then its ablations at other scales.
 
-    `configs` are of pretraining runs, which tell the settings of encoders whose results do not.
+    `groups` are the scores of `results`; `configs` are of pretraining runs, which tell the settings
+    of encoders whose results do not.
     """
-    groups, known = grouped(results), _known_settings(results, configs)
+    known = _known_settings(results, configs)
     return [
         *(
             part
@@ -65,13 +57,11 @@ def tables(results: Sequence[Result], configs: Iterable[PretrainConfig] = ()) ->
             for part in _parts(t, column, groups, known)
         ),
         *(part for t in TABLES for group in groups for part in _ablations(t, group, known)),
-        *score_tables(groups),
-        *(details_table(group) for group in groups),
     ]
 
 
 def _known_settings(
-    results: Sequence[Result], configs: Iterable[PretrainConfig]
+    results: Sequence[Scores], configs: Iterable[PretrainConfig]
 ) -> dict[str, Settings]:
     """Settings of pretraining by family: as given runs have them, and as results carry them."""
     found: dict[str, Settings] = {}
@@ -88,7 +78,7 @@ def _known_settings(
 
 def _parts(
     table: Table, column: Column, groups: Sequence[Group], known: Families
-) -> Iterator[Shown]:
+) -> Iterator[TableView]:
     """A task of a table, once for each group of ours that fills a row of it, or once without."""
     near: dict[Row, list[Line]] = {row: [] for row in table.rows}  # of context encoders, too
     filled: list[tuple[str, Lines]] = []
@@ -106,7 +96,7 @@ def _parts(
     at = table.columns.index(column)
     for caption, by_row in filled or [(column.task, {})]:
         places = _places(table, by_row)
-        yield Shown(
+        yield TableView(
             kind="paper",
             number=table.number,
             title=table.title,
@@ -191,7 +181,7 @@ def _is_trained_as(score: Score, row: Row, table: Table, known: Families) -> boo
     )
 
 
-def _ablations(table: Table, group: Group, known: Families) -> Iterator[Shown]:
+def _ablations(table: Table, group: Group, known: Families) -> Iterator[TableView]:
     """An ablation of the paper for runs of other data that differ in what it varies alone."""
     if not table.varies or any(_is_task(group.score, column) for column in table.columns):
         return
@@ -217,7 +207,7 @@ def _row_of(table: Table, settings: Settings) -> Row | None:
     return None
 
 
-def _ablation_table(table: Table, group: Group, lines: Lines, known: Families) -> Shown:
+def _ablation_table(table: Table, group: Group, lines: Lines, known: Families) -> TableView:
     places = _places(table, lines)
     settings = [known[line.score.provenance.family or ""] if line else {} for _, line in places]
     given = [one for one in settings if one]
@@ -238,7 +228,7 @@ def _ablation_table(table: Table, group: Group, lines: Lines, known: Families) -
         )
         paper = Cell(text="; ".join(map(str, row.values)), value=row.values[0])
         rows.append((Cell(text=row.method), paper, *ours, Cell(text=differs)))
-    return Shown(
+    return TableView(
         kind="ablation",
         number=table.number,
         title=f"{table.title}, at the scale of {group.score.source or 'unknown data'}",
@@ -257,7 +247,7 @@ def _recipe_settings(name: str) -> Settings:
 
 
 def _rest(settings: Settings, without: Sequence[str] = ()) -> dict[str, Any]:
-    """All that must be equal for a comparison of nothing but `without`."""
+    """All settings that change the weights, but those in `without`."""
     return {
         name: value
         for name, value in settings.items()
@@ -266,7 +256,7 @@ def _rest(settings: Settings, without: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _trait(settings: Settings, name: str) -> object:
-    """What a setting comes to at any scale.
+    """A setting in a form that can be compared across scales.
 
     Depth and width of the predictor are shares of the encoder's. Pixels are pixels, normalised or
     not, for the paper does not say which it took.

@@ -19,13 +19,12 @@ from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, FinetuneConfig, ProbeConfig, StrPath, validated
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, parse_json, write_json
-from ijepa.provenance import UNKNOWN, Provenance
+from ijepa.provenance import NO_POOLING, UNKNOWN, Provenance
 from ijepa.records import library_versions
 
 SCHEMA = 8
 RESULT = "result.json"  # in the folder of a run
 TRAINED_ON = ", trained on "
-NOTHING = "none: every pixel"  # pooling of pixels
 
 
 class Score(Config):
@@ -50,7 +49,8 @@ class Score(Config):
         source: what the shard sets were made from, see `joined_source`.
         train_images: identity of the training set, see `image_set`; likewise `test_images`.
         num_classes: of the training images.
-        chance: share of the most frequent class of the test set.
+        chance: what a constant guess reaches: the share of the most frequent class in the test set
+            (not 1 / classes); of dense probes see `guess`.
         repeats: keys of test images that are training images, too, byte for byte under another
             name.
         headline: what `top1` is: `top-1`; `mIoU` or `delta1` of dense probes, also shares of 1 of
@@ -131,12 +131,12 @@ class Score(Config):
     @property
     def weights(self) -> str:
         """Equal for equal weights; pixels, which have none, are told apart by their name."""
-        return self.encoder if self.pooling == NOTHING else self.weights_sha256
+        return self.encoder if self.pooling == NO_POOLING else self.weights_sha256
 
     @property
     def family(self) -> str:
         """Equal for encoders that differ in their seed only."""
-        known = None if self.pooling == NOTHING else self.provenance.family
+        known = None if self.pooling == NO_POOLING else self.provenance.family
         return known or self.weights
 
     @property
@@ -147,10 +147,10 @@ class Score(Config):
         return "always guessing the most frequent class"
 
 
-Result = tuple[Score, ...]  # of one file: setting by setting, the first encoder before baselines
+Scores = tuple[Score, ...]  # of one file: setting by setting, the first encoder before baselines
 
 
-def result_id(scores: Result) -> str:
+def result_id(scores: Scores) -> str:
     """sha256 over all of a result; two results of one plan that differ have two."""
     return fingerprint_of([json.loads(score.model_dump_json()) for score in scores])
 
@@ -255,7 +255,7 @@ def unpack_correct(packed: Sequence[str], num_images: int) -> Bools:
     return np.unpackbits(np.stack(rows), axis=1, count=num_images).astype(np.bool_)
 
 
-def write_result(path: Path, scores: Result) -> None:
+def write_result(path: Path, scores: Scores) -> None:
     """Write a whole file or none."""
     write_json(path, [json.loads(score.model_dump_json()) for score in scores])
 
@@ -265,7 +265,7 @@ def is_result(path: Path) -> bool:
     return path.is_file() and _is_result(_read(path))
 
 
-def read_result(path: StrPath) -> Result:
+def read_result(path: StrPath) -> Scores:
     """Read what `ijepa probe` or `ijepa finetune` wrote, a file or the folder of a run.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from ijepa.config import Config
 from ijepa.files import fingerprint_of
 from ijepa.paper import tables_by
-from ijepa.results.record import TRAINED_ON, Result, Score, result_id
+from ijepa.results.record import TRAINED_ON, Score, Scores, result_id
 
 # What scores must share to be compared.
 SETTING_FIELDS = (
@@ -21,7 +21,7 @@ SETTING_FIELDS = (
 )  # fmt: skip
 # What probes must share to be columns of one table.
 TEST_SET = ("label", "source", "train_split", "test_split", "test_images")
-# How an encoder is seen; scores of one line share it. Of a probe, its precision and deviations too.
+# What scores of one line share: how the encoder was evaluated, then how the probe was fitted.
 VIEW = ("which", "layers", "pooling", "image_px", "transform", "features_precision")
 OF_PROBE = ("precision", "deviations")
 # Settings of a probe that are ignored when scores are grouped.
@@ -37,7 +37,7 @@ class Cell(Config):
     results: tuple[str, ...] = ()  # ids of the results that it comes from, see `result_id`
 
 
-class Shown(Config):
+class TableView(Config):
     """A table as it is shown: on the page, in the terminal, as JSON.
 
     Kind `scores` compares encoders over several probes; `details` holds all of one probe.
@@ -90,7 +90,7 @@ class Group(NamedTuple):
     lines: tuple[Line, ...]
 
 
-def grouped(results: Sequence[Result]) -> list[Group]:
+def grouped(results: Sequence[Scores]) -> list[Group]:
     """All scores, each in the group and line where it belongs, in the order in which they came."""
     grounds: dict[str, dict[tuple[str, str], list[Member]]] = {}
     families: dict[str, str] = {}  # equal weights are one encoder, whatever made them
@@ -128,17 +128,18 @@ def _line(found: list[Member], encoder: str) -> Line:
     return Line(tuple(members.values()), tuple(again), encoder)
 
 
-def score_tables(groups: Sequence[Group]) -> list[Shown]:
-    """One table for each label and test set: encoders down, probes across."""
+def score_tables(groups: Sequence[Group]) -> list[TableView]:
+    """One table for each label and test set, encoders down, probes across; then one a probe."""
     tables: dict[str, list[Group]] = {}
     for group in groups:
         same = fingerprint_of([getattr(group.score, name) for name in TEST_SET])
         tables.setdefault(same, []).append(group)
     data = data_names(group.score for group in groups)
-    return [_score_table(table, data) for table in tables.values()]
+    overview = [_score_table(table, data) for table in tables.values()]
+    return [*overview, *map(_details_table, groups)]
 
 
-def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> Shown:
+def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> TableView:
     """`groups` share their test set; an encoder that has several lines in one has several rows."""
     rows: dict[tuple[str, int], dict[int, Line]] = {}  # lines by the number of their column
     for column, group in enumerate(groups):
@@ -156,7 +157,7 @@ def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> Shown:
     about: dict[str, list[str]] = {}  # names of probes by what is said of them
     for name, group in zip(names, groups, strict=True):
         about.setdefault(" ".join(_about(group)), []).append(name)
-    return Shown(
+    return TableView(
         kind="scores",
         title=" of ".join(filter(None, [f"Label {score.label}", data[score.source]])),
         caption=(
@@ -235,11 +236,11 @@ def _about(group: Group) -> list[str]:
     return said
 
 
-def details_table(group: Group) -> Shown:
+def _details_table(group: Group) -> TableView:
     """All numbers of one probe."""
     has_best = any(line.score.best_on_test is not None for line in group.lines)
     best = ("#best on test % (optimistic)",) if has_best else ()
-    return Shown(
+    return TableView(
         kind="details",
         title=score_name(group.score),
         caption=f"{score_data(group.score)}.",
@@ -267,7 +268,10 @@ def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
         cells.append(Cell(text=percent(best), value=best))
     cells += [_metric_cell(line, name) for name in score.metrics]
     chosen = (
-        ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in one.score.choices.items())
+        ", ".join(
+            f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in one.score.choices.items()
+        )
         for one in line.members
     )
     told = "; ".join([*chosen, *measured(score)])
@@ -281,11 +285,6 @@ def measured(score: Score) -> list[str]:
         for name, (value, low, high) in score.measures.items()
         if name != score.headline
     ]
-
-
-def _short(value: object) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.4g}" if is_number else str(value)
 
 
 def percent(share: float | None, digits: int = 2) -> str:

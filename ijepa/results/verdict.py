@@ -4,7 +4,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ijepa.results.record import Result, Score
+from ijepa.results.record import Score, Scores
 from ijepa.results.tables import data_names, percent, probe_name
 
 SURE = 0.05  # a difference with a larger p value is not called one
@@ -30,12 +30,8 @@ def told_apart(encoders: Sequence[str]) -> list[str]:
     return short if len({*short}) == len(short) else list(encoders)
 
 
-def verdict(results: Sequence[Result]) -> list[str]:
-    """How the first encoder of each result compares with its baselines, and what limits this.
-
-    Returns:
-        One sentence for each first encoder, then what cannot be said.
-    """
+def verdict(results: Sequence[Scores]) -> list[str]:
+    """A sentence on the first encoder of each result and its baselines, then what limits this."""
     if not results:
         return ["There are no scores yet, so nothing here says how good the features are."]
     data = data_names(score for result in results for score in result)

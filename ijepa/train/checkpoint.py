@@ -4,8 +4,6 @@ A checkpoint holds `schema`, `step`, `config` (settings as plain values), `model
 (state dicts), and `facts` (small values of `Task.state_dict` and of the loop).
 """
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +24,9 @@ from torch.utils import _pytree as pytree
 
 from ijepa.distributed import is_sharded
 from ijepa.errors import IjepaError
+from ijepa.files import link_or_copy
 from ijepa.weights import check_weights, load_checkpoint, save_state
 
-LAST = Path("checkpoints") / "last.pt"  # the newest state, in a run's folder
-BEST = Path("checkpoints") / "best.pt"  # that of the best health check, where there are labels
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
 
 Tree = dict[str, Any]
@@ -147,14 +144,3 @@ class CheckpointWriter:
         copies = iter(self._buffers)
         copied = [next(copies) if torch.is_tensor(leaf) else leaf for leaf in leaves]
         return cast(Tree, pytree.tree_unflatten(copied, structure))
-
-
-def link_or_copy(first: Path, path: Path) -> None:
-    """Give a file another name, atomically; it must never be changed, only replaced."""
-    neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    neighbour.unlink(missing_ok=True)
-    try:
-        os.link(first, neighbour)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(first, neighbour)
-    neighbour.replace(path)

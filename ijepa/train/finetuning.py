@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from ijepa.arrays import Ints
 from ijepa.compute import computing, pick_linear
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.augmented import AugmentedBatches
-from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, StepPlan, ViewBatches, ViewPlan
 from ijepa.data.shards import SplitReader
 from ijepa.distributed import (

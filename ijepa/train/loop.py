@@ -35,9 +35,10 @@ from ijepa.distributed import (
     wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
+from ijepa.files import LAST
 from ijepa.prefetch import prepared
 from ijepa.progress import Progress, silent
-from ijepa.train.checkpoint import LAST, CheckpointWriter, full_state, load_full_state
+from ijepa.train.checkpoint import CheckpointWriter, full_state, load_full_state
 from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
 from ijepa.world import StopRequest, World, stop_requests
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from ijepa.arrays import Ints
 from ijepa.compute import pick_linear
 from ijepa.config import PretrainConfig, Runtime
-from ijepa.data.index import Ints
 from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
@@ -26,6 +26,7 @@ from ijepa.distributed import (
     sum_over_ranks,
 )
 from ijepa.errors import IjepaError
+from ijepa.files import BEST
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
 from ijepa.jepa.masks import Masks, batch_masks, check_masks, mask_statistics, part_of
@@ -37,7 +38,6 @@ from ijepa.jepa.step import Outcome, Trainer, check_passes
 from ijepa.jepa.verdict import Health
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, silent
-from ijepa.train.checkpoint import BEST
 from ijepa.train.loop import Task
 from ijepa.train.metrics import Picture
 from ijepa.train.watch import CheckedImages, Watch

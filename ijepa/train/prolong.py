@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
+from ijepa.files import BEST, LAST, link_or_copy
 from ijepa.jepa.schedules import Schedules
 from ijepa.records import read_record, refuse_changed
 from ijepa.stage import Work, changes
-from ijepa.train.checkpoint import BEST, LAST, link_or_copy
 from ijepa.weights import load_checkpoint, save_state
 
 RATES = {

@@ -49,7 +49,7 @@ KINDS: dict[type[PictureConfig], str] = {
 
 
 # The drawing, or the text of a page, and the last fields of `Picture`.
-Drawn = tuple["Figure | str", dict[str, object]]
+Drawing = tuple["Figure | str", dict[str, object]]
 
 
 class Given(NamedTuple):
@@ -241,11 +241,7 @@ def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
 
 
 def places_of(wanted: Sequence[str], keys: Sequence[str], where: str) -> list[int]:
-    """Places of images in a list of keys.
-
-    Raises:
-        IjepaError: a key that is not there.
-    """
+    """Places of images in a list of keys; an `IjepaError` names a key that is not there."""
     there = {key: place for place, key in enumerate(keys)}
     if missing := [key for key in wanted if key not in there]:
         raise IjepaError(f"{where} has no image {missing[0]!r}; its first is {keys[0]!r}.")

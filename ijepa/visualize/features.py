@@ -15,7 +15,7 @@ from ijepa.features.store import Features
 from ijepa.figures.draw import sheet
 from ijepa.figures.embedding import embedding_figure, embedding_page, most_perplexity, project
 from ijepa.figures.neighbors import NONE, TILE_PX, Nearest, neighbor_section
-from ijepa.visualize import PAGE, Drawn, Given, places_of
+from ijepa.visualize import PAGE, Drawing, Given, places_of
 from ijepa.visualize.images import shown
 
 ROWS_AT_ONCE = 16_384  # that are searched for neighbours
@@ -45,7 +45,7 @@ class Stored(NamedTuple):
         return f"{header.encoder}: block {header.layers[layer]}, {header.pooling}"
 
 
-def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
+def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawing:
     """The nearest images of some queries by cosine, never the query itself."""
     sections, figures, keys = [], {}, config.keys
     for number, store in enumerate(given.features, start=1):
@@ -89,7 +89,7 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawn:
     return sheet(sections, captions, TILE_PX), facts
 
 
-def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawn:
+def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawing:
     """A map of a feature file; a page or a still picture."""
     store = given.features[0]
     stored, header = _stored(store, config.label), store.header

@@ -11,10 +11,10 @@ from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
 from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
 from ijepa.figures.masks import mask_figure
-from ijepa.visualize import Drawn, Given, places_of
+from ijepa.visualize import Drawing, Given, places_of
 
 
-def draw_masks(config: MasksConfig, given: Given) -> Drawn:
+def draw_masks(config: MasksConfig, given: Given) -> Drawing:
     """Masks of step 0 on the images of step 0."""
     recipe, images = config.recipe, None
     count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
@@ -32,11 +32,7 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawn:
 
 
 def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
-    """Places in the split of the images to show.
-
-    Raises:
-        IjepaError: a key that is not there, or fewer images than are to be drawn.
-    """
+    """Places in the split of the images to show; refuses unknown keys and more than there are."""
     if not config.keys:
         return draw_images(split, config.images, config.seed)
     return places_of(config.keys, split.keys(), f"Split {split.name} of {split.folder}")

@@ -14,7 +14,7 @@ from ijepa.figures.attention import HOW, attention_section, block_number, query_
 from ijepa.figures.draw import sheet
 from ijepa.figures.pca import colour_figure, patch_colours
 from ijepa.jepa.augment import normalise
-from ijepa.visualize import Drawn, Given
+from ijepa.visualize import Drawing, Given
 from ijepa.visualize.images import as_pixels, more_images, pick_images, views_of
 
 AT_ONCE = 16  # images in the device's memory
@@ -27,7 +27,7 @@ def _encoder(name: str, config: EncodersConfig, given: Given) -> Encoder:
     return loaded.fit_channels(given.data.pixels, given.data.folder)
 
 
-def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
+def draw_attention(config: AttentionConfig, given: Given) -> Drawing:
     """Attention of a block's heads for some queries, on each image."""
     split, device = given.split(config.split), pick_device(given.runtime.device)
     shown, sections = pick_images(split, config), []
@@ -52,7 +52,7 @@ def draw_attention(config: AttentionConfig, given: Given) -> Drawn:
     return drawn, {**facts, "figures": {}}
 
 
-def draw_pca(config: PcaConfig, given: Given) -> Drawn:
+def draw_pca(config: PcaConfig, given: Given) -> Drawing:
     """Patch tokens as colours, an encoder and layer a column."""
     split, device = given.split(config.split), pick_device(given.runtime.device)
     shown = pick_images(split, config)

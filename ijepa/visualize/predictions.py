@@ -22,14 +22,14 @@ from ijepa.figures.retrieval import (
     retrieval_section,
     store_of,
 )
-from ijepa.visualize import Drawn, Given
+from ijepa.visualize import Drawing, Given
 from ijepa.visualize.images import as_pixels, draw_images, more_images, pick_images, views_of
 from ijepa.weights import weights_sha256
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 
 
-def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
+def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
     """Each token of a hidden block takes the look of the nearest real patch."""
     split, store_split = given.split(config.split), given.split(config.store_split)
     shown, device = pick_images(split, config), pick_device(given.runtime.device)
@@ -76,7 +76,7 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawn:
     return drawn, {**facts, "figures": figures}
 
 
-def draw_predictions(config: PredictionsConfig, given: Given) -> Drawn:
+def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
     """Decoded samples in their place; sample k of prediction and truth begin with the same noise.
 
     Spread: standard deviation over the samples of one embedding, mean over pixels of the block, in

@@ -48,7 +48,7 @@ def convert(
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """
     from ijepa.convert import convert as run
-    from ijepa.encoders.spec import PARTS
+    from ijepa.encoders.spec import PART_NAMES
 
     with shown_progress() as progress:
         result = run(source, out, config, runtime, progress, scores or [], private)
@@ -56,7 +56,7 @@ def convert(
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
     )
     if result.left_out:
-        words += f" (no room for: {', '.join(PARTS[part] for part in result.left_out)})"
+        words += f" (no room for: {', '.join(PART_NAMES[part] for part in result.left_out)})"
     words += "."
     if result.largest_difference is not None:
         words += f" onnxruntime gives the same features to {result.largest_difference:.1e}."

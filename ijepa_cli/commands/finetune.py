@@ -50,15 +50,15 @@ def finetune(
     what = f"{config.encoder} on {part}{images_of(data, config.split)}, tested on {tested}"
     runtime = about(runtime, f"finetune: {what}, {epochs}")
     with outlook_shown(as_json, cost), shown_progress() as progress:
-        outcome = library.finetune(data, out, config, runtime, progress, listed)
+        result = library.finetune(data, out, config, runtime, progress, listed)
     if runtime.dry_run:
         return
-    [score] = outcome.scores
+    [score] = result.scores
     low, high = score.top1_interval
     words = (
         f"top-1 {score.top1:.1%} ({100 * low:.1f} to {100 * high:.1f}) of {score.test_rows:,} "
         f"images of {score.test_split}; the most frequent class alone gives {score.chance:.1%}"
     )
-    page = outcome.out.with_name(f"{outcome.out.name}.html")
-    lines = [headline("fine-tuned", outcome.out, outcome.cached, words), *score_notes([score])]
-    show(outcome, as_json, "\n".join([*lines, next_command("report", outcome.out, "--out", page)]))
+    page = result.out.with_name(f"{result.out.name}.html")
+    lines = [headline("fine-tuned", result.out, result.cached, words), *score_notes([score])]
+    show(result, as_json, "\n".join([*lines, next_command("report", result.out, "--out", page)]))

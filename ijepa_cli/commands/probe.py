@@ -90,12 +90,12 @@ def probe(
     how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
         both = library.low_level(*how, progress) if name == "low-level" else None
-        outcomes = both.outcomes if both else (library.probe(*how, progress, subset or []),)
-    cached = all(one.cached for one in outcomes)
-    show(both or outcomes[0], as_json)
+        fits = both.results if both else (library.probe(*how, progress, subset or []),)
+    cached = all(one.cached for one in fits)
+    show(both or fits[0], as_json)
     if as_json or not is_main_process():
         return
-    scores = [one.scores for one in outcomes]
+    scores = [one.scores for one in fits]
     encoders = ", ".join(dict.fromkeys(score.encoder for score in scores[0]))
     screen.print(headline("fitted", both.out if both else out, cached, encoders), soft_wrap=True)
     for result in scores:

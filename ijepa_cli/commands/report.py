@@ -73,10 +73,10 @@ def report(
         return
     from ijepa.report import report as run
 
-    outcome = run(sources or [], out, runtime, title, paper=paper, paper_tables=table or ())
-    show(outcome, as_json)
+    result = run(sources or [], out, runtime, title, paper=paper, paper_tables=table or ())
+    show(result, as_json)
     if not as_json:
-        for scores in report_tables(outcome):
+        for scores in report_tables(result):
             screen.print(scores, highlight=False)
-        words = headline("made", outcome.out, outcome.cached, "open it in a browser")
+        words = headline("made", result.out, result.cached, "open it in a browser")
         screen.print(words, highlight=False, soft_wrap=True)

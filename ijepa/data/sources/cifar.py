@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ijepa.arrays import Pixels
 from ijepa.data.decode import image_size
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.items import Found, Item, Labels, Packed, Request, as_png, packed
+from ijepa.data.sources.items import Item, Labels, Listing, NewImage, Request, as_png, packed
 from ijepa.data.sources.names import LABEL
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
 
 SIDE_PX = 32
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Cifar(NamedTuple):
@@ -75,11 +75,11 @@ def find_cifar(tree: Tree, kind: str) -> str | None:
     return max(found, key=len).removesuffix(meta) if found else None
 
 
-def read_cifar(tree: Tree, asked: Request, kind: str) -> Found:
+def read_cifar(tree: Tree, request: Request, kind: str) -> Listing:
     """Pickled images as PNG in the published order, pixels kept; or CIFAR as class folders."""
     published, prefix = CIFAR[kind], find_cifar(tree, kind)
     if prefix is None:
-        return _as_cifar(read_folders(tree, asked), published, tree.where)
+        return _as_cifar(read_folders(tree, request), published, tree.where)
     names = [published.meta, *(name for parts in published.splits.values() for name in parts)]
     files = tree.find(*(prefix + name for name in names))
     if missing := [name for name in names if prefix + name not in files]:
@@ -94,16 +94,16 @@ def read_cifar(tree: Tree, asked: Request, kind: str) -> Found:
             for number, row in enumerate(chain.from_iterable(rows)):
                 yield split, number, *row
 
-    def images(first: int) -> Generator[Packed]:
+    def images(first: int) -> Generator[NewImage]:
         for split, number, path, pixels, known in islice(every(), first, None):
             name = f"{labels[LABEL][known[LABEL]]}/{number:05d}.png"
             yield split, name, path, as_png(Image.fromarray(pixels)), known, {}, {}
 
-    items = packed(images, asked, "encode CIFAR images")
+    items = packed(images, request, "encode CIFAR images")
     return dict.fromkeys(published.splits, labels), lambda _: items, Counter(tree.left_out)
 
 
-def _as_cifar(found: Found, published: Cifar, where: str) -> Found:
+def _as_cifar(found: Listing, published: Cifar, where: str) -> Listing:
     """Class folders, if they may be those of CIFAR: by their number, and the first image."""
     labels, items, left_out = found
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ijepa.data.sources.folders import unwrap
-from ijepa.data.sources.items import Found, Item, Labels, Request
+from ijepa.data.sources.items import Item, Labels, Listing, Request
 from ijepa.data.sources.names import is_image, kind_of
 from ijepa.data.sources.trees import Entry, Tree
 from ijepa.errors import IjepaError
@@ -44,7 +44,7 @@ def find_scenes(tree: Tree) -> tuple[str, dict[str, Entry | None]]:
     return wrapper, {split: found.get(path) for split, path in paths.items()}
 
 
-def read_clevr(tree: Tree, _: Request) -> Found:
+def read_clevr(tree: Tree, _: Request) -> Listing:
     """`images/<split>/*.png` with labels from `scenes/CLEVR_<split>_scenes.json`.
 
     A split without scenes, as CLEVR's test, has no labels.

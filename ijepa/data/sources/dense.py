@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ijepa.config import StrPath
 from ijepa.data.decode import DenseLabel
-from ijepa.data.sources.items import Found, Item, Place, Request, Source
+from ijepa.data.sources.items import Item, Listing, Place, Request, Source
 from ijepa.data.sources.names import SPLITS, kind_of, read_lines, without_suffix
 from ijepa.data.sources.tables import is_table
 from ijepa.data.sources.trees import Entry, Tree, digest_of, walk
@@ -49,10 +49,14 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
                 f"{folder} lies in {images}, so its maps would be images, too; name the folder of "
                 f"the images alone, such as {images}/images."
             )
-        labels[name] = _label(name, folder, ignored, scale)
+        labels[name] = (
+            DenseLabel(kind="depth", scale=scale)
+            if name == DEPTH
+            else DenseLabel(names=_class_names(folder / NAMES), ignored=ignored)
+        )
 
-    def find(asked: Request) -> Found:
-        splits, images, left_out = source.find(asked)
+    def find(request: Request) -> Listing:
+        splits, images, left_out = source.find(request)
 
         def mapped(chosen: AbstractSet[str]) -> Iterator[Item]:
             for item in images(chosen):
@@ -67,12 +71,6 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
         return fingerprint_of([source.digest(), files, facts])
 
     return replace(source, find=find, digest=digest, dense=labels)
-
-
-def _label(name: str, folder: Path, ignored: int, scale: float) -> DenseLabel:
-    if name == DEPTH:
-        return DenseLabel(kind="depth", scale=scale)
-    return DenseLabel(names=_class_names(folder / NAMES), ignored=ignored)
 
 
 def _class_names(path: Path) -> tuple[str, ...] | None:
@@ -114,7 +112,7 @@ def published_labels(kind: str, where: Path) -> dict[str, DenseLabel]:
     return {MASKS: DenseLabel(names=tuple(names), first=1, ignored=0)}
 
 
-def read_published(tree: Tree, _: Request, kind: str) -> Found:
+def read_published(tree: Tree, _: Request, kind: str) -> Listing:
     """ADE20K's `images/{training,validation}` with `annotations`; VOC's and NYU's layouts.
 
     VOC's splits are those of `ImageSets/Segmentation`. NYU depth v2 is laid out as BTS does:

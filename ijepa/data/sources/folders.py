@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
-from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request
+from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request
 from ijepa.data.sources.names import LABEL, class_name, kind_of, split_folders
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
@@ -13,11 +13,11 @@ from ijepa.text import some
 SHOWN = 3  # names in an error
 
 
-def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = False) -> Found:
+def read_folders(tree: Tree, request: Request, *, folders_are_classes: bool = False) -> Listing:
     """Images by class folder: `[split/]class/.../name.jpg`, or `[split/]name.jpg` unlabelled.
 
     As in torchvision's ImageFolder, classes are numbered in sorted order, over all splits together.
-    The folders that `asked` names as splits are splits, whatever their name; if
+    The folders that `request` names as splits are splits, whatever their name; if
     `folders_are_classes`, there are no splits, whatever the folders are called.
     """
     if not tree.outline:
@@ -28,8 +28,8 @@ def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = Fals
             f"{tree.where} holds {what}; images end in .jpg, .png and the like, "
             f"or .npy with --channels."
         )
-    wrapper, outline = unwrap(tree.outline, asked.splits)
-    splits = {} if folders_are_classes else _known_splits(outline, asked.splits, tree.where)
+    wrapper, outline = unwrap(tree.outline, request.splits)
+    splits = {} if folders_are_classes else _known_splits(outline, request.splits, tree.where)
     starts, groups = _by_split(outline, wrapper, splits)
     tops = {
         split: _class_folders(group, f"{tree.where}, split {split}")
@@ -57,7 +57,7 @@ def read_folders(tree: Tree, asked: Request, *, folders_are_classes: bool = Fals
 
 
 def unwrap(outline: Outline, splits: tuple[str, ...] = ()) -> tuple[str, Outline]:
-    """Take off one folder that holds all the others, as archives often have; no split folder."""
+    """Take off a single outer folder, as archives often have, unless it is a split."""
     tops = {parts[0] for parts in outline}
     deep = any(len(parts) > 2 for parts in outline)
     if len(tops) != 1 or tops & set(splits) or split_folders(tops) or not deep:

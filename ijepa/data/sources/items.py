@@ -22,7 +22,7 @@ DEFAULT_SPLIT = "train"  # of a source that has no splits
 MAX_CLASSES = 2**16  # of one label of a list; what has more is a number or a text of its own
 FAULT = "fault"  # in the metadata of an item that counts as bad: why
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # as Python writes it: 01 and 1 are texts
-REPORT_IMAGES = 16
+PROGRESS_EVERY = 16
 
 Labels = Mapping[str, list[str]]  # the names of classes 0, 1, ... by label
 Place = tuple[str, int, int]  # where bytes lie: a file, an image or an archive; offset; size
@@ -61,9 +61,9 @@ class Request(NamedTuple):
     arrays: bool = False  # whether `.npy` files are images
 
 
-# What a source finds: its splits, their images for a choice of splits (it may give others, too),
-# and what it leaves out.
-Found = tuple[Mapping[str, Labels], Callable[[AbstractSet[str]], Iterable[Item]], Counter[str]]
+# What a source holds: labels by split; a function that lists the images of some splits (images of
+# others may be among them); and how many files and images are left out, by reason.
+Listing = tuple[Mapping[str, Labels], Callable[[AbstractSet[str]], Iterable[Item]], Counter[str]]
 
 
 def no_members(where: str) -> IjepaError:
@@ -80,7 +80,7 @@ class Source:
 
     name: str  # in messages
     digest: Callable[[], str]  # changes when the source may have changed; reads no image
-    find: Callable[[Request], Found]
+    find: Callable[[Request], Listing]
     where: Path | None = None  # the user's file or folder; None for rendered images
     has_members: bool = False  # may a sample hold several images, of which `--member` chooses one?
     dense: Mapping[str, DenseLabel] = field(default_factory=dict)  # what maps images have
@@ -114,13 +114,13 @@ class Source:
         return Contents(splits, chosen(), left_out)
 
 
-# An image, the values of its labels, and where these stand.
-Valued = tuple[Item, Mapping[str, object], str]
+# An image, the values of its labels, and where they were read.
+LabelledItem = tuple[Item, Mapping[str, object], str]
 
 
 def number_labels(
-    rows: Callable[[], Iterator[Valued]], where: str
-) -> tuple[set[str], dict[str, list[str]], Callable[[Iterable[Valued]], Iterator[Item]]]:
+    rows: Callable[[], Iterator[LabelledItem]], where: str
+) -> tuple[set[str], dict[str, list[str]], Callable[[Iterable[LabelledItem]], Iterator[Item]]]:
     """Splits, names of the classes by label, and what numbers the labels of images.
 
     Integers are numbered in ascending order, texts in that of their characters; one value that is
@@ -147,7 +147,7 @@ def number_labels(
         classes[label] = [str(value) for value in places]
         numbers[label] = {text: places[value_of(text)] for text in found} | {"": UNKNOWN}
 
-    def numbered(valued: Iterable[Valued]) -> Iterator[Item]:
+    def numbered(valued: Iterable[LabelledItem]) -> Iterator[Item]:
         for item, values, place in valued:
             known = {k: of[_label_text(values.get(k), place)] for k, of in numbers.items()}
             yield item._replace(labels=known)
@@ -165,13 +165,13 @@ def _label_text(value: object, place: str) -> str:
     return "" if text == str(UNKNOWN) else text
 
 
-# Split, name, path, bytes, labels and metadata, see `Item`, of an image that is no file yet; and
-# the file of each dense label.
-Packed = tuple[str, str, str, bytes, dict[str, int], dict[str, Any], dict[str, bytes]]
+# An image that is not a file yet: its split, name, path, bytes, labels and metadata, see `Item`,
+# and the map of each dense label.
+NewImage = tuple[str, str, str, bytes, dict[str, int], dict[str, Any], dict[str, bytes]]
 
 
 def packed(
-    images: Callable[[int], Generator[Packed]],
+    images: Callable[[int], Generator[NewImage]],
     request: Request,
     task: str,
     total: int | None = None,
@@ -204,7 +204,7 @@ def packed(
                 item = Item(split, name, path, *place, labels, metadata, dense)
                 file.write(content)
                 lines.write(json.dumps(item) + "\n")
-                if done % REPORT_IMAGES == 0 or done == total:
+                if done % PROGRESS_EVERY == 0 or done == total:
                     request.progress(task, done, total)
         half.replace(listing)
     with listing.open() as lines:

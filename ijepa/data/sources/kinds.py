@@ -11,13 +11,13 @@ from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
 from ijepa.data.sources.clevr import find_scenes, read_clevr
 from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.items import Found, Request, Source, no_members
+from ijepa.data.sources.items import Listing, Request, Source, no_members
 from ijepa.data.sources.names import MOST_PARTS, expanded
 from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.data.sources.tables import PARQUET, is_table, read_tables, table_source
 from ijepa.data.sources.torchvision_sets import torchvision_set
 from ijepa.data.sources.trees import (
-    PACKED,
+    COMPRESSED,
     PLAIN,
     Tree,
     archive_suffix,
@@ -56,23 +56,23 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     return replace(_tree(text, find), has_members=True)
 
 
-def _by_layout(tree: Tree, asked: Request, *, folders_are_classes: bool) -> Found:
+def _by_layout(tree: Tree, request: Request, *, folders_are_classes: bool) -> Listing:
     for kind in CIFAR:
         if find_cifar(tree, kind) is not None:
             raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
-    if not asked.member and any(find_scenes(tree)[1].values()):
-        return read_clevr(tree, asked)
+    if not request.member and any(find_scenes(tree)[1].values()):
+        return read_clevr(tree, request)
     tables = [] if tree.outline else [one for one in tree.entries() if is_table(one.path)]
     if tables and not tree.is_packed:
-        return read_tables(tables, tree.where, asked)
-    if not folders_are_classes and tree.is_packed and (asked.member or is_labelled(tree)):
-        return read_webdataset(tree, asked)
-    if asked.member:
+        return read_tables(tables, tree.where, request)
+    if not folders_are_classes and tree.is_packed and (request.member or is_labelled(tree)):
+        return read_webdataset(tree, request)
+    if request.member:
         raise no_members(tree.where)
-    return read_folders(tree, asked, folders_are_classes=folders_are_classes)
+    return read_folders(tree, request, folders_are_classes=folders_are_classes)
 
 
-def _tree(text: str, find: Callable[[Tree, Request], Found]) -> Source:
+def _tree(text: str, find: Callable[[Tree, Request], Listing]) -> Source:
     """Files in a folder or an archive, or in the archives of `set-{000..009}.tar`."""
     parts: Sequence[Path] = ()
     if "{" in text and not Path(text).exists():
@@ -81,8 +81,10 @@ def _tree(text: str, find: Callable[[Tree, Request], Found]) -> Source:
             raise IjepaError(f"{text} names {folder}, a folder; braces name archives.")
     where = parts[0] if parts else _tree_path(text)
 
-    def found(asked: Request) -> Found:
-        return find(Tree(where, asked.work, asked.progress, parts, arrays=asked.arrays), asked)
+    def found(request: Request) -> Listing:
+        return find(
+            Tree(where, request.work, request.progress, parts, arrays=request.arrays), request
+        )
 
     return Source(str(where), lambda: tree_digest(where, parts), found, where)
 
@@ -94,7 +96,7 @@ def _tree_path(text: str) -> Path:
     if not where.is_dir() and not archive_suffix(where.name):
         raise IjepaError(
             f"{text} is neither a folder nor an archive nor a list; names of archives end in "
-            f"{', '.join((PLAIN, *PACKED))}, of lists in {', '.join(lists.LISTS)}."
+            f"{', '.join((PLAIN, *COMPRESSED))}, of lists in {', '.join(lists.LISTS)}."
         )
     return where
 

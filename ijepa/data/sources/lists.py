@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ijepa.data.sources.folders import read_folders
-from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Item, Request, Source, number_labels
+from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request, Source, number_labels
 from ijepa.data.sources.names import LABEL, check_split_name, is_image
 from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError
@@ -41,7 +41,7 @@ def listed_images(where: Path) -> Source:
             total.update(b"%d %d\n" % (facts.st_size, facts.st_mtime_ns))
         return total.hexdigest()
 
-    def find(_: Request) -> Found:
+    def find(_: Request) -> Listing:
         splits, names, numbered = number_labels(lambda: _rows(where), str(where))
         if not splits:
             raise IjepaError(f"{where} lists no image.")
@@ -145,12 +145,12 @@ def imagenet(where: Path) -> Source:
     `ILSVRC2012_ID` of the development kit.
     """
 
-    def find(asked: Request) -> Found:
+    def find(request: Request) -> Listing:
         root = next((where / name for name in IMAGES if (where / name / "train").is_dir()), None)
-        tree = Tree(root or where, asked.work, asked.progress)
+        tree = Tree(root or where, request.work, request.progress)
         if root is None or not any(is_image(path.name) for path in (root / "val").glob("*")):
-            return read_folders(tree, asked)
-        found, images, left_out = read_folders(tree, asked._replace(splits=("train", "val")))
+            return read_folders(tree, request)
+        found, images, left_out = read_folders(tree, request._replace(splits=("train", "val")))
         labels = {LABEL: found.get("train", {}).get(LABEL, [])}
         numbers = {wnid: number for number, wnid in enumerate(labels[LABEL])}
         truth = _truth(where)
@@ -199,7 +199,7 @@ def _truth(where: Path) -> dict[str, str]:
 
 
 # Path within the data set, path below the folder of all images, and class number.
-Listed = Iterator[tuple[str, str, int]]
+ListedImages = Iterator[tuple[str, str, int]]
 
 
 def places205(where: Path) -> Source:
@@ -236,7 +236,7 @@ def inat18(where: Path) -> Source:
 def _published(
     where: Path,
     files: Mapping[str, Path],
-    read: Callable[[str, Path], Listed],
+    read: Callable[[str, Path], ListedImages],
     classes: Mapping[int, str],
 ) -> Source:
     """A folder with a list a split, which `read` reads; images in its order."""
@@ -244,7 +244,7 @@ def _published(
     if sorted(classes) != list(range(len(names))):
         raise IjepaError(f"{where} does not number its {len(names):,} classes from 0 on.")
 
-    def find(_: Request) -> Found:
+    def find(_: Request) -> Listing:
         left_out = Counter[str]()
 
         def images(splits: AbstractSet[str]) -> Iterator[Item]:
@@ -296,12 +296,12 @@ def _numbered(file: Path) -> Iterator[tuple[str, int]]:
         yield path, int(label)
 
 
-def _below(root: str, file: Path) -> Listed:
+def _below(root: str, file: Path) -> ListedImages:
     for path, label in _numbered(file):
         yield f"{root}/{path.lstrip('/')}", path.lstrip("/"), label
 
 
-def _annotated(file: Path) -> tuple[dict[int, str], Listed]:
+def _annotated(file: Path) -> tuple[dict[int, str], ListedImages]:
     """Names of the classes, and the images of a file of iNaturalist's."""
     try:
         body = parse_json(_text(file))

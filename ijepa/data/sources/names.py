@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from braceexpand import braceexpand
 
+from ijepa.arrays import Ints
 from ijepa.config.values import is_file_name
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
@@ -39,8 +40,6 @@ SPLIT_NAME = re.compile(
     r"(?:[-_. ]?(?:set|images?|imgs?|data|split|folder|x\d*|part[-_. ]?\d*|\d+))*",
     re.ASCII | re.IGNORECASE,
 )
-
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 log = logging.getLogger(__name__)
 

@@ -16,16 +16,14 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
+from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import Config, validated
 from ijepa.data.decode import DenseLabel
 from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
-from ijepa.data.sources.items import Found, Packed, Request, Source, as_png, packed
+from ijepa.data.sources.items import Listing, NewImage, Request, Source, as_png, packed
 from ijepa.errors import IjepaError
 from ijepa.world import process_pool
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Depths = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 Thing = dict[str, Any]  # an object with CLEVR's fields; it stands on the floor
 
@@ -89,15 +87,15 @@ def rendered_scenes(text: str) -> Source:
     counts = {split: count for split in SPLITS if (count := getattr(spec, split))}
     every = [(split, number) for split in counts for number in range(counts[split])]
 
-    def images(workers: int, first: int) -> Generator[Packed]:
+    def images(workers: int, first: int) -> Generator[NewImage]:
         if workers == 0:
             yield from map(partial(_drawn, spec), every[first:])
             return
         with process_pool(workers) as pool:
             yield from pool.map(partial(_drawn, spec), every[first:], chunksize=32)
 
-    def find(asked: Request) -> Found:
-        items = packed(partial(images, asked.workers), asked, "render images", len(every))
+    def find(request: Request) -> Listing:
+        items = packed(partial(images, request.workers), request, "render images", len(every))
         return dict.fromkeys(counts, LABELS), lambda _: items, Counter()
 
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
@@ -124,7 +122,7 @@ def parse_spec(text: str) -> ScenesSpec:
     return validated(ScenesSpec, values, f"scenes:{text}")
 
 
-def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> Packed:
+def _drawn(spec: ScenesSpec, place: tuple[str, int]) -> NewImage:
     split, number = place
     objects, image, camera = draw_scene(spec, split, number)
     labels, depth = label_scene({"objects": objects})

@@ -19,11 +19,11 @@ import numpy as np
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     FAULT,
-    Found,
     Item,
+    LabelledItem,
+    Listing,
     Request,
     Source,
-    Valued,
     number_labels,
 )
 from ijepa.data.sources.names import (
@@ -95,8 +95,8 @@ def table_source(name: str) -> Source:
 
 
 def read_tables(
-    files: Sequence[Entry], where: str, asked: Request, *, is_whole: bool = True
-) -> Found:
+    files: Sequence[Entry], where: str, request: Request, *, is_whole: bool = True
+) -> Listing:
     """Rows in the order of the files; the key of an image has its number in the split.
 
     With `is_whole`, files that are missing of those over which a split is spread are refused.
@@ -107,10 +107,10 @@ def read_tables(
     if is_whole:
         _refuse_missing(files, where)
     files = [entry for entry in files if _is_saved(entry)]
-    splits = _splits([entry.path for entry in files], where, asked.splits)
-    columns = _columns_of(files[0].file, asked.member)
+    splits = _splits([entry.path for entry in files], where, request.splits)
+    columns = _columns_of(files[0].file, request.member)
     for entry in files[1:]:
-        if _columns_of(entry.file, asked.member) != columns:
+        if _columns_of(entry.file, request.member) != columns:
             raise IjepaError(
                 f"{entry.file} has other columns or classes than {files[0].file}; shard them apart."
             )
@@ -136,7 +136,7 @@ def read_tables(
 
 def _valued(
     files: Sequence[Entry], splits: dict[str, str], columns: Columns, left_out: Counter[str]
-) -> Iterator[Valued]:
+) -> Iterator[LabelledItem]:
     """Every image with the values of its labels."""
     numbers = Counter[str]()
     for entry in files:
@@ -202,7 +202,7 @@ class RowReader:
 
 
 def _is_saved(entry: Entry) -> bool:
-    """Is it no file that `datasets` caches beside those that `state.json` names?"""
+    """Is it a file of the data set, not one that `datasets` caches beside those in `state.json`?"""
     state = Path(entry.file).with_name("state.json")
     if suffix_of(entry.path) == PARQUET or not state.is_file():
         return True

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ijepa.data.sources.items import DEFAULT_SPLIT, Found, Packed, Request, Source, as_png, packed
+from ijepa.data.sources.items import (
+    DEFAULT_SPLIT,
+    Listing,
+    NewImage,
+    Request,
+    Source,
+    as_png,
+    packed,
+)
 from ijepa.data.sources.names import LABEL, UNKNOWN
 from ijepa.data.sources.trees import digest_of, walk
 from ijepa.errors import IjepaError
@@ -38,18 +46,18 @@ def torchvision_set(text: str) -> Source:
     if not where.is_dir():
         raise IjepaError(f"There is no folder {path!r}; {name} is looked for there.")
 
-    def find(asked: Request) -> Found:
+    def find(request: Request) -> Listing:
         opened = _opened(name, where)
         classes = {split: _classes(name, data) for split, data in opened.items()}
 
-        def images(first: int) -> Generator[Packed]:
+        def images(first: int) -> Generator[NewImage]:
             places = ((split, n) for split, data in opened.items() for n in range(len(data)))
             for split, number in islice(places, first, None):
                 image, target = _pair(name, opened[split], number)
                 file, known = f"{number:07d}.png", classes[split][1](target)
                 yield split, file, f"{split}/{file}", as_png(image), known, {}, {}
 
-        items = packed(images, asked, f"encode {name} images")
+        items = packed(images, request, f"encode {name} images")
         return {split: known[0] for split, known in classes.items()}, lambda _: items, Counter()
 
     return Source(f"{name} in {where}", lambda: digest_of(walk(where), name.encode()), find, where)

@@ -27,7 +27,7 @@ CHUNK_BYTES = 4 * 2**20
 REPORT_FILES = 10_000
 SERIES = re.compile(r"(?P<name>.*?)[-_.]?(?P<number>\d+)", re.ASCII | re.DOTALL)
 PLAIN = ".tar"
-PACKED: dict[str, Callable[[Path], Any]] = {
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": lzma.open,
 }  # fmt: skip
 
@@ -119,7 +119,7 @@ def digest_of(files: Iterable[Entry], start: bytes = b"") -> str:
 
 
 def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
-    """Of a folder's files that a source could want, or of archives wherever they lie."""
+    """`digest_of` the files of a folder that a source could read, or of archives."""
     if parts := parts or _archives(where):
         facts = [(part.name, part.stat()) for part in parts]
         text = "".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}" for name, one in facts)
@@ -130,7 +130,7 @@ def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
 
 def archive_suffix(name: str) -> str:
     """`.tar.gz` and so on; empty if it is not an archive by its name."""
-    return next((end for end in (PLAIN, *PACKED) if name.lower().endswith(end)), "")
+    return next((end for end in (PLAIN, *COMPRESSED) if name.lower().endswith(end)), "")
 
 
 def walk(
@@ -186,7 +186,7 @@ def _plain_tar(archive: Path, plain: Path, progress: Progress) -> Path:
         return archive if suffix == PLAIN else plain
     half = plain.with_suffix(".tmp")
     try:
-        with PACKED[suffix](archive) as packed, half.open("wb") as file:
+        with COMPRESSED[suffix](archive) as packed, half.open("wb") as file:
             while chunk := packed.read(CHUNK_BYTES):
                 file.write(chunk)
                 progress(f"unpack {archive.name} MB", file.tell() // 10**6, None)
@@ -223,7 +223,7 @@ def _part_folders(names: Sequence[str]) -> list[str]:
 def _lines(
     where: Path, parts: Sequence[Path], tars: Sequence[Path], left_out: Counter[str]
 ) -> Iterator[tuple[str, int, int, int]]:
-    """Path, number of the tar, or -1, offset and size; of tars that hold tars alone, of these."""
+    """Path, number of its tar (-1: none), offset and size of each file; tars of tars are opened."""
     if not parts:
         yield from ((entry.path, -1, 0, entry.size_bytes) for entry in walk(where))
         return

@@ -8,10 +8,10 @@ from typing import Any
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     FAULT,
-    Found,
     Item,
+    LabelledItem,
+    Listing,
     Request,
-    Valued,
     number_labels,
 )
 from ijepa.data.sources.names import LABEL, kind_of, split_folders, suffix_of
@@ -35,7 +35,7 @@ def is_labelled(tree: Tree) -> bool:
     return False
 
 
-def read_webdataset(tree: Tree, asked: Request) -> Found:
+def read_webdataset(tree: Tree, request: Request) -> Listing:
     """Samples as WebDataset groups them: neighbours whose names agree up to the first dot.
 
     Labels are those of `labels` in the JSON object, else the first of its `label`, `class` and
@@ -46,8 +46,8 @@ def read_webdataset(tree: Tree, asked: Request) -> Found:
     folders = split_folders({parts[0] for parts in tree.outline if len(parts) > 1})
     faults = list[str]()
 
-    def rows(left_out: Counter[str]) -> Iterator[Valued]:
-        for path, images, beside in _samples(tree, left_out, asked.member):
+    def rows(left_out: Counter[str]) -> Iterator[LabelledItem]:
+        for path, images, beside in _samples(tree, left_out, request.member):
             if len(images) > 1:
                 raise IjepaError(
                     f"{tree.where}: sample {path} holds several images ({', '.join(images)}); "
@@ -63,11 +63,11 @@ def read_webdataset(tree: Tree, asked: Request) -> Found:
             yield Item(split, name, *image[:4], metadata=facts), values, place
 
     splits, names, numbered = number_labels(lambda: rows(Counter()), tree.where)
-    if not splits and asked.member:
+    if not splits and request.member:
         found = Counter(_member(one) for one in tree.entries() if tree.is_image(one.path))
         shown = ", ".join(name for name, _ in found.most_common(SHOWN)) or "no image"
-        raise IjepaError(f"{tree.where} has no sample with {asked.member}; samples have {shown}.")
-    if not names and not asked.member:
+        raise IjepaError(f"{tree.where} has no sample with {request.member}; samples have {shown}.")
+    if not names and not request.member:
         raise IjepaError(
             f"{faults[0]}." if faults else
             f"{tree.where} holds no label: expected a .cls, or a .json with 'labels', 'label' or "

@@ -8,13 +8,13 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
+from ijepa.arrays import Array
 from ijepa.config import LEVELS, MAX_PIXELS, Config, PixelStats, ShardConfig, Size
 from ijepa.data.decode import (
     DEEP_MODES,
     FRAMES,
     JPEG,
     NPY,
-    Array,
     DenseLabel,
     as_eight_bits,
     as_reason,
@@ -40,7 +40,7 @@ SHRUNK = "images shrunk by --resize"
 REENCODED = "images of other formats encoded as PNG"
 
 
-class Taken(NamedTuple):
+class ReadyImage(NamedTuple):
     """An image file that is ready for a shard: its bytes, `jpg`, `png`, `webp` or `npy`.
 
     `pixels` are (height, width, channels), of those with `channels` alone.
@@ -52,7 +52,7 @@ class Taken(NamedTuple):
     pixels: Array | None = None
 
 
-class TakenMap(NamedTuple):
+class ReadyMap(NamedTuple):
     """A map that is ready for a shard: its bytes, `npy` or `png`, and its largest class + 1."""
 
     content: bytes
@@ -60,7 +60,7 @@ class TakenMap(NamedTuple):
     classes: int
 
 
-def take_in(content: bytes, config: ShardConfig) -> Taken:
+def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
     """Decode an image file to the end, and give its bytes and their extension.
 
     The bytes stay as they are, unless the short side is longer than `resize_px`, an option asks for
@@ -76,7 +76,7 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
                 simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
             except ValueError:
                 decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
-        return Taken(content, "jpg")
+        return ReadyImage(content, "jpg")
     with opened(content, config.max_pixels) as image:
         kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
         changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
@@ -85,7 +85,7 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
         pixels, changed = _changed(image, config)
         check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
         if kind in KEPT and not changed:
-            return Taken(content, KEPT[kind], tuple(changes))
+            return ReadyImage(content, KEPT[kind], tuple(changes))
         changes += changed
         if kind not in KEPT:
             kind = "PNG"
@@ -93,7 +93,7 @@ def take_in(content: bytes, config: ShardConfig) -> Taken:
         file = io.BytesIO()
         pixels.info.clear()  # the EXIF orientation of a turned image, for one
         pixels.save(file, kind, quality=JPEG_QUALITY)
-        return Taken(file.getvalue(), KEPT[kind], tuple(changes))
+        return ReadyImage(file.getvalue(), KEPT[kind], tuple(changes))
 
 
 def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list[str]]:
@@ -126,7 +126,7 @@ def _smaller(width: int, height: int, config: ShardConfig) -> Size | None:
     return (max(1, round(width * scale)), max(1, round(height * scale))) if scale < 1 else None
 
 
-def take_channels(content: bytes, config: ShardConfig) -> Taken:
+def prepare_channels(content: bytes, config: ShardConfig) -> ReadyImage:
     """Decode an image file in its stored depth, and give it as `.npy`; raises as `read_pixels`."""
     assert config.channels is not None
     pixels, changes = read_pixels(content, config.channels, config.channel_axis, config.max_pixels)
@@ -142,15 +142,13 @@ def take_channels(content: bytes, config: ShardConfig) -> Taken:
     check_size(pixels.shape[0], pixels.shape[1], MAX_PIXELS)  # readers decode no more
     file = io.BytesIO()
     np.save(file, pixels, allow_pickle=False)
-    return Taken(file.getvalue(), "npy", tuple(changes), pixels)
+    return ReadyImage(file.getvalue(), "npy", tuple(changes), pixels)
 
 
-def take_in_dense(
-    content: bytes, label: DenseLabel, image_size: Size, *, resized: bool
-) -> TakenMap:
+def prepare_map(content: bytes, label: DenseLabel, image_size: Size, *, resized: bool) -> ReadyMap:
     """Check a map that belongs to an image of (height, width).
 
-    The largest class + 1 of depth is 1 if it is known anywhere; 0 is a map that tells nothing.
+    `classes` of a depth map is 1 if any depth is known; 0 means that a map tells nothing.
 
     An `IjepaError`, a short reason, if it does not decode, or is of another size (another aspect,
     if the image was `resized`).
@@ -165,10 +163,10 @@ def take_in_dense(
     if label.kind == "classes":
         known = values[values != np.iinfo(label.dtype).max]
         classes = int(known.max()) + 1 if known.size else 0
-    return TakenMap(content, "npy" if content.startswith(NPY) else "png", classes)
+    return ReadyMap(content, "npy" if content.startswith(NPY) else "png", classes)
 
 
-class Measured(Config):
+class PixelSums(Config):
     """Sums over images of one pixel type, from which `PixelStats` are made."""
 
     dtype: str
@@ -178,17 +176,17 @@ class Measured(Config):
     squares: tuple[float, ...]  # sum of their mean squared pixels
 
 
-def measured(pixels: Array, file: str) -> Measured:
+def pixel_sums(pixels: Array, file: str) -> PixelSums:
     """What is measured of one image."""
     flat, level = pixels.reshape(-1, pixels.shape[-1]), LEVELS[pixels.dtype.name]
     means = flat.mean(axis=0, dtype=np.float64) / level
     squares = np.einsum("nc,nc->c", flat, flat, dtype=np.float64) / len(flat) / level**2
-    return Measured(
+    return PixelSums(
         dtype=pixels.dtype.name, file=file, images=1, means=tuple(means), squares=tuple(squares)
     )
 
 
-def merged(parts: Sequence[Measured]) -> Measured | None:
+def merged_sums(parts: Sequence[PixelSums]) -> PixelSums | None:
     """What was measured of all images together; an `IjepaError` if their types differ."""
     if not parts:
         return None
@@ -206,7 +204,7 @@ def merged(parts: Sequence[Measured]) -> Measured | None:
     return first.model_copy(update={"images": images, "means": means, "squares": squares})
 
 
-def pixel_stats(found: Measured) -> PixelStats:
+def pixel_stats(found: PixelSums) -> PixelStats:
     """Mean and standard deviation of each channel; 1 for a channel of one value."""
     means, squares = np.array(found.means) / found.images, np.array(found.squares) / found.images
     std = np.sqrt(np.maximum(squares - means**2, 0))
