@@ -63,7 +63,7 @@ def test_where_files_can_have_one_name_alone_they_are_copied(writer, tmp_path, m
     def refuse(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    monkeypatch.setattr("os.link", refuse)
     paths = [tmp_path / "epoch-0001.pt", tmp_path / "last.pt"]
     writer.save(paths, {"w": torch.ones(3)})
     writer.wait()

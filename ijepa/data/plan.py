@@ -225,7 +225,7 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
     They are copied where the disk has no hard links. An `IjepaError` names a part that is missing,
     damaged, or of another source or other settings.
     """
-    plans = _found(whole)
+    plans = _part_plans(whole)
     for number, plan in enumerate(plans, start=1):
         if plan.out.is_dir() and not is_fresh(plan):
             record = read_record(plan.out)
@@ -249,11 +249,11 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
 
 def remove_parts(whole: StagePlan) -> None:
     """Remove the parts of a set that is whole."""
-    for plan in filter(is_fresh, _found(whole)):
+    for plan in filter(is_fresh, _part_plans(whole)):
         remove_output(plan.out)
 
 
-def _found(whole: StagePlan) -> list[StagePlan]:
+def _part_plans(whole: StagePlan) -> list[StagePlan]:
     """The plans of parts 1, 2, ..., as many as the names of those that are there say."""
     folder, name = whole.out.absolute().parent, whole.out.name
     names = [path.name.removeprefix(name) for path in folder.glob("*.part-*-of-*")]

@@ -28,6 +28,7 @@ from ijepa.data.index import (
     read_index,
     rows_path,
 )
+from ijepa.data.sources.names import class_numbers
 from ijepa.errors import IjepaError
 from ijepa.files import naming
 from ijepa.progress import Progress, silent
@@ -202,7 +203,7 @@ class SplitReader:
     @property
     def class_to_idx(self) -> dict[str, int]:
         """Class numbers by name, as torchvision has them."""
-        return {name: number for number, name in enumerate(self.classes)}
+        return class_numbers(self.classes)
 
     @property
     def targets(self) -> list[int]:

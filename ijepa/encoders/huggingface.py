@@ -47,7 +47,7 @@ FAMILIES = {kind: Family(**fields) for kind, fields in HUGGINGFACE.items()}
 
 def load(spec: EncoderSpec) -> Encoder:
     """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network."""
-    spec.one_encoder()
+    spec.refuse_context()
     folder = model_folder(spec.name)
     model = _model(folder, spec.text)
     config, family = model.config, FAMILIES[model.config.model_type]
@@ -83,7 +83,7 @@ def load(spec: EncoderSpec) -> Encoder:
 
 def load_trainable(spec: EncoderSpec) -> Encoder:
     """I-JEPA's, whose network is ours; others are refused, since their blocks are not timm's."""
-    spec.one_encoder()
+    spec.refuse_context()
     folder = model_folder(spec.name)
     if read_json(folder / "config.json").get("model_type") != "ijepa":
         raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")

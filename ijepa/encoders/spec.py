@@ -176,7 +176,7 @@ class EncoderSpec(NamedTuple):
                 raise IjepaError(f"{text} names no file; it is published:[ARCH@]FILE.")
         else:
             kind, name, file = "run", "", Path(text)
-        file = _kept(text, kind, file, checkpoint)
+        file = _checkpoint_file(text, kind, file, checkpoint)
         return cls(text, kind, name, file, arch, which, image_px, seed)
 
     @classmethod
@@ -193,7 +193,7 @@ class EncoderSpec(NamedTuple):
     def fingerprint(self, progress: Progress = silent) -> str:
         """Equal for two names of the same frozen encoder, different for different weights."""
         if self.kind == "pixels":
-            self.one_encoder()
+            self.refuse_context()
             return fingerprint_of(["pixels", self.name] if self.name else "pixels")
         if self.kind == "random":
             if self.file:
@@ -217,14 +217,14 @@ class EncoderSpec(NamedTuple):
 
     def load(self, device: "torch.device | None" = None) -> "Encoder":
         """Make the encoder, exactly or not at all, on the CPU by default."""
-        encoder = self._made("load")
+        encoder = self._build("load")
         return encoder.to(device) if device else encoder
 
     def trainable(self) -> "Encoder":
         """Make the encoder on the CPU, for `Encoder.network` to be trained."""
-        return self._made("load_trainable").checked_trainable()
+        return self._build("load_trainable").checked_trainable()
 
-    def _made(self, by: str) -> "Encoder":
+    def _build(self, by: str) -> "Encoder":
         """Call this function of the kind's module, or its `load` if there is no such function."""
         path = self.file / LAST if self.file and self.file.is_dir() else self.file
         if path and path.is_file() and path.stat().st_size >= LARGE_BYTES:
@@ -235,7 +235,7 @@ class EncoderSpec(NamedTuple):
             encoder.resize(self.image_px)
         return encoder
 
-    def one_encoder(self) -> None:
+    def refuse_context(self) -> None:
         """Refuse `--which context` for pixels and for files of one encoder."""
         if self.which == "context":
             raise IjepaError(f"{self.text} is one encoder; leave --which context out.")
@@ -303,7 +303,7 @@ def checkpoint_path(path: Path) -> Path:
     return path / LAST
 
 
-def _kept(text: str, kind: str, run: Path | None, checkpoint: str) -> Path | None:
+def _checkpoint_file(text: str, kind: str, run: Path | None, checkpoint: str) -> Path | None:
     """A checkpoint of a run folder by its name, without `.pt`; what is named if that is `last`."""
     if checkpoint == LAST.stem:
         return run

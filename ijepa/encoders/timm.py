@@ -50,7 +50,7 @@ def load(spec: EncoderSpec) -> Encoder:
     if holds_two:  # a published I-JEPA file, of which timm takes the context encoder
         weights = {"encoder": weights[ENCODERS[spec.which]]}
     else:
-        spec.one_encoder()
+        spec.refuse_context()
     model = _model(spec.name, weights, spec.text)
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # timm's
     height, width = cfg["input_size"][1:]

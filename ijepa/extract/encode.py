@@ -117,7 +117,7 @@ class Extraction:
 
     def create(self, path: Path, fingerprint: str) -> None:
         """Make the file that features are written into, with the keys and labels of all images."""
-        encoder, config, cuts = self.encoder, self.config, self.encoder.data
+        encoder, config, view = self.encoder, self.config, self.encoder.data
         if self.num_layers < config.layers:
             layers = "1 layer" if self.num_layers == 1 else f"{self.num_layers} layers"
             log.info("%s has %s, all of which are stored", encoder.name, layers)
@@ -128,8 +128,8 @@ class Extraction:
             which=encoder.which,
             layers=tuple(range(encoder.num_layers))[-self.num_layers :],
             pooling=encoder.pooling,
-            image_px=cuts.image_px,
-            transform=cuts.transform_text(config.interpolation, self.crop_fraction),
+            image_px=view.image_px,
+            transform=view.transform_text(config.interpolation, self.crop_fraction),
             data_fingerprint=self.data.fingerprint,
             split=config.split,
             class_names=self.images.label_names,
@@ -170,15 +170,15 @@ class Extraction:
             `config.dtype`: those of the first image, then of the second, and so on; with
             `config.tokens` also their patch tokens (n * views, patches, dim).
         """
-        config, cuts = self.config, self.encoder.data
+        config, view = self.config, self.encoder.data
         dtype = torch.float16 if config.dtype == "float16" else torch.float32
         how = config.views, config.augment, config.seed, config.interpolation
-        plan = ViewPlan(cuts.image_px, self.crop_fraction, *how)
+        plan = ViewPlan(view.image_px, self.crop_fraction, *how)
         views = ViewBatches(self.images, plan, self.batch_size, dense=self.dense)
         begun: deque[tuple[Batch, list[Callable[[], Floats]]]] = deque()
         workers, on_gpu = num_workers(self.runtime, self.device), self.device.type == "cuda"
         for batch in batches(views, todo, workers, pin_memory=on_gpu):
-            pixels = normalise(moved(batch.images, self.device), cuts.mean, cuts.std)
+            pixels = normalise(moved(batch.images, self.device), view.mean, view.std)
             parts = torch.split(pixels, CPU_BATCH if self.device.type == "cpu" else len(pixels))
             found = [[one.to(dtype) for one in self._encoded(part)] for part in parts]
             begun.append((batch, [_fetched(torch.cat(kind)) for kind in zip(*found, strict=True)]))

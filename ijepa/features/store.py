@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = 8
 # Data sets in write order; `tokens` and `token_checksums` are optional. Dense maps come last and
 # share the token checksums.
-IN_ONE_PIECE = "features", "image_id", "checksums", "tokens", "token_checksums"
+CONTIGUOUS = "features", "image_id", "checksums", "tokens", "token_checksums"
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
@@ -294,7 +294,7 @@ def _check_columns(path: Path, store: h5py.File) -> None:
     for name in ["features", *columns, "checksums"]:
         values = store[name]
         # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
-        in_one_piece = name in IN_ONE_PIECE or name.startswith("dense/")
+        in_one_piece = name in CONTIGUOUS or name.startswith("dense/")
         start = values.id.get_offset() if in_one_piece and values.size else 0
         if start is None or start + values.nbytes > held:
             raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")

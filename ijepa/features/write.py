@@ -16,8 +16,8 @@ from ijepa.arrays import Array
 from ijepa.config import height_width
 from ijepa.errors import IjepaError
 from ijepa.features.store import (
+    CONTIGUOUS,
     DAMAGED,
-    IN_ONE_PIECE,
     SCHEMA,
     FeatureHeader,
     checksum_of,
@@ -69,7 +69,7 @@ def create_features(
         each = 1 + header.num_views
         columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
     refuse_repeats(path, columns["keys"], columns.get("view"))
-    sizes = _in_one_piece(header, shape, dtype, batches)
+    sizes = _contiguous(header, shape, dtype, batches)
     held = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in sizes.values())
     held += rows * 2 * (key_bytes + 8 * len(labels) + 10)
     if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
@@ -93,7 +93,7 @@ def create_features(
             h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
 
 
-def _in_one_piece(
+def _contiguous(
     header: FeatureHeader, shape: tuple[int, int, int], dtype: str, batches: int
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of each data set that is written batch by batch."""
@@ -123,7 +123,7 @@ class FeatureWriter:
         self.path = path
         with h5py.File(path, "r") as store:
             maps = [f"dense/{name}" for name in sorted(store.get("dense", {}))]
-            found = [store[name] for name in (*IN_ONE_PIECE, *maps) if name in store]
+            found = [store[name] for name in (*CONTIGUOUS, *maps) if name in store]
             numbers, ids, *others = (mapped(path, data) for data in found)
             self._starts = [data.id.get_offset() for data in found]
             self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype

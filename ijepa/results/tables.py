@@ -92,33 +92,32 @@ class Group(NamedTuple):
 
 def grouped(results: Sequence[Scores]) -> list[Group]:
     """All scores, each in the group and line where it belongs, in the order in which they came."""
-    grounds: dict[str, dict[tuple[str, str], list[Member]]] = {}
+    by_setting: dict[str, dict[tuple[str, str], list[Member]]] = {}
     families: dict[str, str] = {}  # equal weights are one encoder, whatever made them
     for result in results:
         of_result = result_id(result)
         for score in result:
             family = families.setdefault(score.weights, score.family)
             settings = {k: v for k, v in score.config.items() if k not in SAID_ELSEWHERE}
-            seen = fingerprint_of([family, [getattr(score, name) for name in VIEW]])
-            of_probe = [getattr(score, name) for name in OF_PROBE]
-            ground = fingerprint_of([getattr(score, name) for name in SETTING_FIELDS])
-            lines = grounds.setdefault(ground, {})
-            way = seen, fingerprint_of([of_probe, settings])
-            lines.setdefault(way, []).append(Member(score, of_result))
+            encoder = fingerprint_of([family, [getattr(score, name) for name in VIEW]])
+            probe = fingerprint_of([[getattr(score, name) for name in OF_PROBE], settings])
+            setting = fingerprint_of([getattr(score, name) for name in SETTING_FIELDS])
+            lines = by_setting.setdefault(setting, {})
+            lines.setdefault((encoder, probe), []).append(Member(score, of_result))
     return [
         Group(
             next(iter(lines.values()))[0].score,
-            tuple(_line(found, seen) for (seen, _), found in lines.items()),
+            tuple(_line(members, encoder) for (encoder, _), members in lines.items()),
         )
-        for lines in grounds.values()
+        for lines in by_setting.values()
     ]
 
 
-def _line(found: list[Member], encoder: str) -> Line:
+def _line(every: list[Member], encoder: str) -> Line:
     """Scores of equal seeds and weights count once."""
     members: dict[tuple[object, ...], Member] = {}
     again = []
-    for member in found:
+    for member in every:
         score = member.score
         same = (score.provenance.seed, score.seed, score.weights)
         first = members.setdefault(same, member).score

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from ijepa.results.record import Score, Scores
 from ijepa.results.tables import data_names, percent, probe_name
 
-SURE = 0.05  # a difference with a larger p value is not called one
-STATED = (0.001, 0.01, SURE)  # bounds of p values that a sentence names
+SIGNIFICANT = 0.05  # a difference with a larger p value is not called one
+P_BOUNDS = (0.001, 0.01, SIGNIFICANT)  # bounds of p values that a sentence names
 MOST_ENCODERS = 3  # that get a sentence
 
 Tests = Mapping[str, Sequence[tuple[float, float]]]  # (gain, p value) of each seed, by probe
@@ -79,8 +79,8 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> st
     used: list[float] = []
     total = 0
     for other, tests in tests_by_other.items():
-        won = [p for p, pairs in tests.items() if all(g > 0 and v < SURE for g, v in pairs)]
-        lost = [p for p, pairs in tests.items() if all(g < 0 and v < SURE for g, v in pairs)]
+        won = [p for p, pairs in tests.items() if all(g > 0 and v < SIGNIFICANT for g, v in pairs)]
+        lost = [p for p, pairs in tests.items() if all(g < 0 and v < SIGNIFICANT for g, v in pairs)]
         used += [max(value for _, value in tests[probe]) for probe in (*won, *lost)]
         total += len(tests)
         probes = "" if wins else " probe" if len(tests) == 1 else " probes"
@@ -89,7 +89,7 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> st
         losses += [f"{other} {is_better} on {_joined(lost)}"] if lost else []
     text = "; ".join([f"{name} beats {_joined(wins)}", *losses])
     if used:
-        bound = next(bound for bound in STATED if max(used) < bound)
+        bound = next(bound for bound in P_BOUNDS if max(used) < bound)
         text += f" ({tested}, p < {bound:g}{' each' * (len(used) > 1)})"
     rest = total - len(used)
     others = "No other difference is" if used else "No difference is"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request
-from ijepa.data.sources.names import LABEL, class_name, kind_of, split_folders
+from ijepa.data.sources.names import LABEL, class_name, class_numbers, kind_of, split_folders
 from ijepa.data.sources.trees import IMAGE, Outline, Tree
 from ijepa.errors import IjepaError
 from ijepa.text import some
@@ -37,7 +37,7 @@ def read_folders(tree: Tree, request: Request, *, folders_are_classes: bool = Fa
     }
     classes = sorted({class_name(top) for found in tops.values() for top in found})
     labels = {split: {LABEL: classes} if found else {} for split, found in tops.items()}
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = class_numbers(classes)
     left_out = Counter(tree.left_out)
 
     def items(_: AbstractSet[str]) -> Iterator[Item]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ijepa.data.decode import DenseLabel
-from ijepa.data.sources.names import SPLITS, UNKNOWN, check_split_name, class_name
+from ijepa.data.sources.names import SPLITS, UNKNOWN, check_split_name, class_name, class_numbers
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
 
@@ -142,10 +142,9 @@ def number_labels(
                 )
     classes, numbers = {}, {}
     for label, found in texts.items():
-        value_of: Callable[[str], Any] = int if all(map(INTEGER.fullmatch, found)) else str
-        places = {value: n for n, value in enumerate(sorted({value_of(text) for text in found}))}
-        classes[label] = [str(value) for value in places]
-        numbers[label] = {text: places[value_of(text)] for text in found} | {"": UNKNOWN}
+        are_integers = all(map(INTEGER.fullmatch, found))
+        classes[label] = sorted(found, key=int if are_integers else None)
+        numbers[label] = class_numbers(classes[label]) | {"": UNKNOWN}
 
     def numbered(valued: Iterable[LabelledItem]) -> Iterator[Item]:
         for item, values, place in valued:

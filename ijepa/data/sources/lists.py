@@ -11,7 +11,7 @@ from typing import Any
 
 from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request, Source, number_labels
-from ijepa.data.sources.names import LABEL, check_split_name, is_image
+from ijepa.data.sources.names import LABEL, check_split_name, class_numbers, is_image
 from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
@@ -152,7 +152,7 @@ def imagenet(where: Path) -> Source:
             return read_folders(tree, request)
         found, images, left_out = read_folders(tree, request._replace(splits=("train", "val")))
         labels = {LABEL: found.get("train", {}).get(LABEL, [])}
-        numbers = {wnid: number for number, wnid in enumerate(labels[LABEL])}
+        numbers = class_numbers(labels[LABEL])
         truth = _truth(where)
 
         def labelled(splits: AbstractSet[str]) -> Iterator[Item]:

@@ -44,6 +44,11 @@ SPLIT_NAME = re.compile(
 log = logging.getLogger(__name__)
 
 
+def class_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Numbers of classes 0, 1, ... by name."""
+    return {name: number for number, name in enumerate(names)}
+
+
 def sample_key(split: str, name: str) -> tuple[str, str]:
     """Key and suffix of the image `name` of a split.
 
