@@ -161,7 +161,8 @@ def _score_table(groups: Sequence[Group], data: Mapping[str, str]) -> TableView:
         title=" of ".join(filter(None, [f"Label {score.label}", data[score.source]])),
         caption=(
             f"{score.headline.replace('top', 'Top')} in percent. "
-            f"{score_data(score)}: {score.test_rows:,} test images, {score.num_classes} classes; "
+            f"{score_data(score)}: {score.test_rows:,} test images"
+            f"{f', {score.num_classes} classes' if score.num_classes else ''}; "
             f"{score.guess} reaches {percent(score.chance, 1)}."
         ),
         columns=(
