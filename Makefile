@@ -218,7 +218,8 @@ $(PICTURES)/neighbors.png.stage.json: $(SETTINGS) \
 # Which LABELS there are is known when the shard set is made: make reads this file again then.
 report: shard ## All of these -> REPORT, a page.
 	@$(MAKE) --no-print-directory --old-file=shard page \
-	  $(if $(NEEDS_IT),,LABELS="$$($(BIN)/python -m ijepa_cli.make labels $(SHARDS) $(TRAIN) $(SCORED))")
+	  $(if $(NEEDS_IT),,LABELS="$$(test ! -x $(BIN)/python || \
+	  $(BIN)/python -m ijepa_cli.make labels $(SHARDS) $(TRAIN) $(SCORED))")
 
 page: probe pictures
 	@$(if $(LABELS),,for of in target random; do $(IJEPA) features diagnose $(FEATURES)/$$of.test.h5 || exit 1; done)
