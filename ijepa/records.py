@@ -99,16 +99,16 @@ def remove_output(out: Path) -> bool:
     """Remove what a stage made at `out`, its record and unfinished work; whether there was any."""
     beside = sibling(out, ".stage.json")
     work = (sibling(out, ".partial"), sibling(out, ".outdated"))
-    found = [path for path in work if not path.is_symlink() and any(notes_in(path))]
+    outputs = [path for path in work if not path.is_symlink() and any(notes_in(path))]
     if is_record(out / "stage.json"):
-        found.append(out)
+        outputs.append(out)
     elif not out.is_dir() and is_record(beside):
-        found += [out, beside]
-    if found or sibling(out, ".lock").is_file():
+        outputs += [out, beside]
+    if outputs or sibling(out, ".lock").is_file():
         with lock(out):  # refuses while a stage is making it
-            for path in found:
+            for path in outputs:
                 remove(path)
-    return bool(found)
+    return bool(outputs)
 
 
 def is_record(path: Path) -> bool:

@@ -187,15 +187,15 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
     is_forced = is_begun and bool(note and note.get("forced"))  # goes on without --force, too
     if not force and not is_forced and is_fresh(plan):
         return CACHED, ""
-    for found, made in ((plan.out, record), (folder, note)):
-        if made is not None and made.get("stage") != plan.stage:
+    for path, noted in ((plan.out, record), (folder, note)):
+        if noted is not None and noted.get("stage") != plan.stage:
             raise IjepaError(  # even with --force: features over a run are almost surely a mistake
-                f"{found} was made by `ijepa {made.get('stage')}`; choose another output, or "
+                f"{path} was noted by `ijepa {noted.get('stage')}`; choose another output, or "
                 f"remove it yourself."
             )
     if force:
         return WOULD_RUN, "--force"
-    has_files = bool(_files(folder))  # else it was refused before it made anything
+    has_files = bool(_files(folder))  # else it was refused before it noted anything
     _refuse_to_replace(plan, record, note if has_files else None, is_forced)
     if is_begun and has_files:
         return GOES_ON, "it was begun before"

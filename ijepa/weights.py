@@ -118,14 +118,14 @@ def load_weights(
 def check_weights(module: nn.Module, weights: dict[str, Any], source: object) -> None:
     """Raise an `IjepaError` with the first missing, unexpected or differently shaped keys."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+    given = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     shapes = [
-        f"{name} is {found[name]}, expected {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if expected[name] != found[name]
+        f"{name} is {given[name]}, expected {expected[name]}"
+        for name in expected.keys() & given.keys()
+        if expected[name] != given[name]
     ]
-    missing = [f"{name} missing" for name in expected.keys() - found.keys()]
-    extra = [f"{name} unexpected" for name in found.keys() - expected.keys()]
+    missing = [f"{name} missing" for name in expected.keys() - given.keys()]
+    extra = [f"{name} unexpected" for name in given.keys() - expected.keys()]
     refuse_faults(source, sorted(shapes) + sorted(missing) + sorted(extra))
 
 
@@ -250,13 +250,13 @@ def count_blocks(weights: dict[str, Tensor], name: str) -> int:
 
 def unwrapped(tree: Mapping[str, Any], source: object) -> dict[str, Any]:
     """A tree of `read_weights` without what torch.compile and DataParallel put before names."""
-    found: dict[str, Any] = {}
+    bare_tree: dict[str, Any] = {}
     for name, value in tree.items():
         bare = WRAPPERS.sub("", str(name))
-        if bare in found:
+        if bare in bare_tree:
             raise IjepaError(f"{source} holds {bare} twice, with a prefix and without; remove one.")
-        found[bare] = unwrapped(value, source) if isinstance(value, Mapping) else value
-    return found
+        bare_tree[bare] = unwrapped(value, source) if isinstance(value, Mapping) else value
+    return bare_tree
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -298,18 +298,22 @@ def _check_zip(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
     """Refuse pickles in which a few bytes become gigabytes, which torch lets through."""
-    found: dict[str, set[Any]] = {"GLOBAL": set(), "BINUNICODE": set(), "SHORT_BINSTRING": set()}
+    arguments: dict[str, set[Any]] = {
+        "GLOBAL": set(),
+        "BINUNICODE": set(),
+        "SHORT_BINSTRING": set(),
+    }
     for _ in range(count):
         for code, argument, _ in pickletools.genops(file):
-            if code.name in found:
-                found[code.name].add(argument)
+            if code.name in arguments:
+                arguments[code.name].add(argument)
     if file.tell() > PICKLE_LIMIT_BYTES:
         raise ValueError(f"its pickle has {file.tell():,} bytes beside the tensors")
-    if found["GLOBAL"] & {"builtins bytearray", "__builtin__ bytearray"}:
+    if arguments["GLOBAL"] & {"builtins bytearray", "__builtin__ bytearray"}:
         raise _needs_code(path, "builtins.bytearray")
     # NumPy's scalars are made of a text and "latin1", in pickles that have no byte strings.
-    if "_codecs encode" in found["GLOBAL"] and (
-        found["SHORT_BINSTRING"] or any(map(_is_chained_codec, found["BINUNICODE"]))
+    if "_codecs encode" in arguments["GLOBAL"] and (
+        arguments["SHORT_BINSTRING"] or any(map(_is_chained_codec, arguments["BINUNICODE"]))
     ):
         raise _needs_code(path, "_codecs.encode")
 

@@ -157,15 +157,15 @@ def read_pixels(
     has_more = False
     with as_reason(content):
         if content.startswith(NPY):
-            found = _of_npy(content)
+            pixels = _of_npy(content)
         elif content.startswith(TIFF):
-            found, has_more = _of_tiff(content, channels, max_pixels)
+            pixels, has_more = _of_tiff(content, channels, max_pixels)
         else:
-            found, axis = _of_picture(content, max_pixels), "last"
-        found = _channels_last(found, channels, axis)
-        check_size(found.shape[0], found.shape[1], max_pixels)
-        lost = [FRAMES] * has_more + [NARROWED] * (found.dtype == np.float64)
-        return checked_pixels(found), lost
+            pixels, axis = _of_picture(content, max_pixels), "last"
+        pixels = _channels_last(pixels, channels, axis)
+        check_size(pixels.shape[0], pixels.shape[1], max_pixels)
+        lost = [FRAMES] * has_more + [NARROWED] * (pixels.dtype == np.float64)
+        return checked_pixels(pixels), lost
 
 
 def checked_pixels(pixels: Array) -> Array:
@@ -182,15 +182,15 @@ def checked_pixels(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
-def _channels_last(found: Array, channels: int, axis: str | None) -> Array:
+def _channels_last(pixels: Array, channels: int, axis: str | None) -> Array:
     """(height, width, channels) of an array that has them first, last, or none for one channel."""
-    shape = found.shape
-    if found.ndim > 3:
-        found = found.reshape([side for side in shape if side > 1])
-    if found.ndim == 2:
-        found = found[..., np.newaxis]
-    elif found.ndim == 3:
-        ends = {"first": found.shape[0], "last": found.shape[-1]}
+    shape = pixels.shape
+    if pixels.ndim > 3:
+        pixels = pixels.reshape([side for side in shape if side > 1])
+    if pixels.ndim == 2:
+        pixels = pixels[..., np.newaxis]
+    elif pixels.ndim == 3:
+        ends = {"first": pixels.shape[0], "last": pixels.shape[-1]}
         fits = [end for end, side in ends.items() if side == channels]
         if axis is None and len(fits) > 1:
             raise IjepaError(
@@ -198,10 +198,10 @@ def _channels_last(found: Array, channels: int, axis: str | None) -> Array:
                 f"say which with --set channel_axis=first or channel_axis=last"
             )
         if (axis or "".join(fits)) == "first":
-            found = np.moveaxis(found, 0, -1)
-    if found.ndim != 3 or found.shape[-1] != channels or not found.size:
+            pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
         raise IjepaError(f"pixels of shape {shape}, expected {channels} channels")
-    return found
+    return pixels
 
 
 def _of_npy(content: bytes) -> Array:

@@ -124,26 +124,26 @@ class Encoder(nn.Module):
         Raises:
             IjepaError: it was trained on images of other channels, or has nothing to adapt.
         """
-        found = pixels.channels if pixels else 3
+        channels = pixels.channels if pixels else 3
         if pixels is None or self.data.channels is not None:
-            if self.data.num_channels != found:
+            if self.data.num_channels != channels:
                 raise IjepaError(
                     f"{self.name} takes images of {self.data.channels} channels, and {where} has "
-                    f"{found}; name an encoder of as many."
+                    f"{channels}; name an encoder of as many."
                 )
             return self
         self.data, how = self.data.fitted(pixels, where), ""
-        if found != 3:
+        if channels != 3:
             modules = list(self.network.modules())
             convolutions = (one for one in modules if isinstance(one, nn.Conv2d))
             if (first := next(convolutions, None)) is None or first.in_channels != 3:
                 raise IjepaError(f"{self.name} has no projection of RGB to adapt to {where}.")
-            first.weight = nn.Parameter(adapt_channels(first.weight, found), requires_grad=False)
-            first.in_channels = found
+            first.weight = nn.Parameter(adapt_channels(first.weight, channels), requires_grad=False)
+            first.in_channels = channels
             for module in modules:  # which transformers compares with the images
-                if getattr(module, "num_channels", found) != found:
-                    module.num_channels = found
-            how = adaptation(found)
+                if getattr(module, "num_channels", channels) != channels:
+                    module.num_channels = channels
+            how = adaptation(channels)
             told = f"{self.weights_sha256} {how}".encode()
             self.weights_sha256 = hashlib.sha256(told).hexdigest()
             self.provenance = self.provenance.model_copy(update={"adapted": how})

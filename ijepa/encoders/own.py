@@ -54,15 +54,15 @@ def provenance_of(networks: Networks) -> Provenance:
         return known
     arch = paper_arch(config.encoder.arch, config.encoder.patch_px, config.data.image_px)
     known = known.model_copy(update={"arch": arch})
-    found = released("files", Path(networks.source).name, known)
+    by_name = released("files", Path(networks.source).name, known)
     # On ImageNet-22K, names of files count in epochs of ImageNet-1K, which files may not.
-    if found is known or (found.data == "IN1k" and known.epochs not in (None, found.epochs)):
+    if by_name is known or (by_name.data == "IN1k" and known.epochs not in (None, by_name.epochs)):
         return known
     log.info(
         "%s is taken for the released weights: %s, %s epochs of %s",
-        networks.source, arch, found.epochs, found.data,
+        networks.source, arch, by_name.epochs, by_name.data,
     )  # fmt: skip
-    return found
+    return by_name
 
 
 def _initial(spec: EncoderSpec, run: Path) -> Encoder:

@@ -303,7 +303,7 @@ def weight_bytes(encoder: Encoder) -> int:
 
 
 def _largest_difference(encoder: Encoder, session: Any) -> float:  # noqa: ANN401  # onnxruntime has no types
-    rng, found = torch.Generator().manual_seed(0), []
+    rng, differences = torch.Generator().manual_seed(0), []
     for batch in CHECKED_BATCHES:
         images = torch.randn(
             batch, encoder.data.num_channels, *encoder.data.image_size, generator=rng
@@ -314,5 +314,5 @@ def _largest_difference(encoder: Encoder, session: Any) -> float:  # noqa: ANN40
             session.run(OUTPUTS, {INPUT: images.numpy()}),
             strict=True,
         ):
-            found.append(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
-    return float(np.max(found))  # nan if any is
+            differences.append(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
+    return float(np.max(differences))  # nan if any is

@@ -166,23 +166,25 @@ def _check_classes(train: Images, test: Images, label: str) -> None:
 
 def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
     """What a score must say of these files: splits, classes without training images, precision."""
-    one, other, found = train.store.header, test.store.header, []
+    one, other, deviations = train.store.header, test.store.header, []
     if other.split == "train":  # which encoders have seen
-        found.append("scored on the split train")
+        deviations.append("scored on the split train")
     unknown = test.labels[~np.isin(test.labels, train.labels)]
     if len(unknown):
         names, classes = other.class_names[label] or [], np.unique(unknown).tolist()
         said = ", ".join(names[n] if n < len(names) else str(n) for n in classes[:3])
         more = f" and {len(classes) - 3:,} more" if len(classes) > 3 else ""
-        found.append(f"{len(unknown):,} test images are of classes that train lacks: {said}{more}")
+        deviations.append(
+            f"{len(unknown):,} test images are of classes that train lacks: {said}{more}"
+        )
     for name, images in (("train", train), ("test", test)):
         if images.unlabelled:
-            found.append(f"{images.unlabelled:,} images of {name} without a label left out")
+            deviations.append(f"{images.unlabelled:,} images of {name} without a label left out")
     if one.precision != other.precision:
-        found.append(
+        deviations.append(
             f"features computed in {one.precision} to train on, in {other.precision} to test on"
         )
-    return tuple(found)
+    return tuple(deviations)
 
 
 class NamedImages(NamedTuple):
@@ -196,16 +198,16 @@ def repeated_keys(
     train: NamedImages | Images, test: NamedImages | Images, test_images: int
 ) -> tuple[str, ...]:
     """Which test images are training images, too; many of all `test_images` are refused."""
-    found = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
-    if len(found) > MOST_REPEATS * test_images:
+    repeated = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
+    if len(repeated) > MOST_REPEATS * test_images:
         same = dict(zip(train.image_ids.tolist(), train.keys, strict=True))
-        pairs = [(test.keys[n], same[int(test.image_ids[n])]) for n in found[:SHOWN_REPEATS]]
+        pairs = [(test.keys[n], same[int(test.image_ids[n])]) for n in repeated[:SHOWN_REPEATS]]
         raise IjepaError(
-            f"{len(found):,} of {test_images:,} test images are training images, too, byte for "
+            f"{len(repeated):,} of {test_images:,} test images are training images, too, byte for "
             f"byte, such as {', '.join(f'{one} ({other} in train)' for one, other in pairs)}; a "
             f"score must not be of what was fitted on. Leave them out of one split."
         )
-    return tuple(test.keys[place] for place in found)
+    return tuple(test.keys[place] for place in repeated)
 
 
 def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:

@@ -361,7 +361,7 @@ def mapped(path: Path, data: h5py.Dataset) -> Array:
 
 def checksum_of(*columns: Array) -> int:
     """CRC-32 of a batch, column by column; never 0, which stands for a batch that is not there."""
-    found = 0
+    checksum = 0
     for column in columns:
-        found = zlib.crc32(column.data, found)
-    return found or 1
+        checksum = zlib.crc32(column.data, checksum)
+    return checksum or 1

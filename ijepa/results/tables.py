@@ -200,11 +200,13 @@ def _probe_cell(line: Line | None) -> Cell:
 
 def _metric_cell(line: Line | None, name: str) -> Cell:
     """One of `Score.metrics`, with its interval; the mean over seeds without."""
-    found = [one.score.metrics[name] for one in line.members] if line else []
-    if not found:
+    values = [one.score.metrics[name] for one in line.members] if line else []
+    if not values:
         return Cell()
-    mean = statistics.mean(value for value, _, _ in found)
-    note = "{} to {}".format(*(percent(end, 1) for end in found[0][1:])) if len(found) == 1 else ""
+    mean = statistics.mean(value for value, _, _ in values)
+    note = (
+        "{} to {}".format(*(percent(end, 1) for end in values[0][1:])) if len(values) == 1 else ""
+    )
     return Cell(text=percent(mean), value=mean, note=note)
 
 

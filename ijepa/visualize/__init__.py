@@ -216,9 +216,9 @@ def _fitted_store(config: RetrievalConfig, given: Given) -> dict[str, object]:
 
 def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
     """Fingerprints of all that a picture shows."""
-    found = {f"features {n}": one.header.fingerprint for n, one in enumerate(given.features)}
+    fingerprints = {f"features {n}": one.header.fingerprint for n, one in enumerate(given.features)}
     if given.data:
-        found["data"] = given.data.fingerprint
+        fingerprints["data"] = given.data.fingerprint
         for store in given.features[:1]:
             if store.header.data_fingerprint != given.data.fingerprint:
                 raise IjepaError(
@@ -228,16 +228,16 @@ def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
     if isinstance(config, EncodersConfig):
         for number, name in enumerate(config.encoder):
             spec = EncoderSpec.parse(name, which=config.which, seed=config.seed)
-            found[f"encoder {number}"] = spec.fingerprint(given.progress)
+            fingerprints[f"encoder {number}"] = spec.fingerprint(given.progress)
     if isinstance(config, PredictionsConfig):
-        found["encoder"] = EncoderSpec.parse(config.encoder).fingerprint(given.progress)
+        fingerprints["encoder"] = EncoderSpec.parse(config.encoder).fingerprint(given.progress)
         record = read_record(Path(config.decoder))
         if record is None or record.get("stage") != "train-decoder":
             raise IjepaError(
                 f"{config.decoder} is no finished decoder; make one with `ijepa train-decoder`."
             )
-        found["decoder"] = f"{record['fingerprint']} {record['finished']}"
-    return found
+        fingerprints["decoder"] = f"{record['fingerprint']} {record['finished']}"
+    return fingerprints
 
 
 def places_of(wanted: Sequence[str], keys: Sequence[str], where: str) -> list[int]:

@@ -141,9 +141,9 @@ def number_labels(
                     f"no label; leave it out."
                 )
     classes, numbers = {}, {}
-    for label, found in texts.items():
-        are_integers = all(map(INTEGER.fullmatch, found))
-        classes[label] = sorted(found, key=int if are_integers else None)
+    for label, label_texts in texts.items():
+        are_integers = all(map(INTEGER.fullmatch, label_texts))
+        classes[label] = sorted(label_texts, key=int if are_integers else None)
         numbers[label] = class_numbers(classes[label]) | {"": UNKNOWN}
 
     def numbered(valued: Iterable[LabelledItem]) -> Iterator[Item]:

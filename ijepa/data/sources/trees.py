@@ -173,10 +173,12 @@ def _archives(where: Path) -> Sequence[Path]:
     """The archive itself, or those of a folder that holds nothing else that a source reads."""
     if not where.is_dir():
         return (where,)
-    found = sorted(path for path in where.iterdir() if archive_suffix(path.name) and path.is_file())
-    if not found or any(_is_listed(entry.path) for entry in walk(where)):
+    archives = sorted(
+        path for path in where.iterdir() if archive_suffix(path.name) and path.is_file()
+    )
+    if not archives or any(_is_listed(entry.path) for entry in walk(where)):
         return ()
-    return [path for path in found if not _is_hidden(path.name)]
+    return [path for path in archives if not _is_hidden(path.name)]
 
 
 def _plain_tar(archive: Path, plain: Path, progress: Progress) -> Path:
