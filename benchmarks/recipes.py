@@ -86,8 +86,10 @@ class Study:
     def run(self) -> list[dict[str, Any]]:
         """Pretrain and probe what is missing; one record for each variant, seed and point."""
         given = self._given
+        # Settings that do not fit are told at once, not when all other variants are trained.
+        planned = {name: self._planned(name) for name in self.variants}
         if given.equal == "cost":
-            self._gflops = {name: self._planned(name) for name in self.variants}
+            self._gflops = planned
         cells = [(variant, seed) for seed in range(given.seeds) for variant in self.variants]
         with ThreadPoolExecutor(given.jobs) as pool:
             found = list(pool.map(lambda cell: self._measured(*cell), cells))

@@ -1,5 +1,7 @@
 """Recipes: round trips, overrides, the paper's rows, files of the released code, faults."""
 
+import logging
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -150,7 +152,11 @@ def test_overrides_reach_nested_settings_and_keep_types():
         ("cifar10", "data.image_px=30", "not a multiple of encoder.patch_px"),
         ("cifar10", "data.batch_size", "has no '='"),
         ("cifar10", "masks.target_scale=[0.3, 0.2]", "must not exceed"),
-        ("table06_random", "masks.num_targets=2", r"masks\.num_targets is not a known setting"),
+        (
+            "table06_random",
+            "masks.num_targets=2",
+            r"masks\.num_targets is a setting of another masks\.kind",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(name, override, message):
@@ -196,6 +202,14 @@ def test_a_row_of_the_papers_tables_changes_what_its_table_varies(name, base, di
 def test_masks_of_another_kind_start_from_their_own_defaults(tmp_path):
     recipe = load(tmp_path, "base: cifar10\nmasks:\n  kind: random\n")
     assert (recipe.masks.kind, recipe.masks.min_keep, recipe.data.image_px) == ("random", 10, 32)
+
+
+@pytest.mark.parametrize("kind", ["rasterized", "block", "random"])
+def test_another_kind_of_masks_takes_what_it_has_in_common_from_the_recipe(kind, caplog):
+    with caplog.at_level(logging.INFO, "ijepa"):
+        masks = load_recipe("cifar10", [f"masks.kind={kind}", "masks.min_keep=10"]).masks
+    assert (masks.kind, masks.draw, masks.min_keep) == (kind, "symmetric", 10)
+    assert f"masks.num_targets of the recipe is left out: {kind} masks have none" in caplog.text
 
 
 def test_another_batch_warns_of_the_learning_rate_and_of_the_masks(caplog):

@@ -26,6 +26,7 @@ from ijepa.text import did_you_mean
 
 C = TypeVar("C", bound=BaseModel)
 SHOWN_FAULTS = 20
+MEANT = " (did you mean {}?)"
 # What pydantic puts between the names of settings: which of several types it tried.
 UNION_MEMBER = re.compile(r"multiblock|rasterized|block|random|int|str|constrained-\w+|.+\[.*\]")
 
@@ -243,7 +244,7 @@ def _meant(kind: type[BaseModel], where: str) -> str:
     # Of optimization.lrate, optimization.lr is meant, not the nearer stream.lanes.
     for some, cutoff in ((within, 0.5 if dot else 0.6), (every, 0.6)):
         if near := get_close_matches(last, [words for _, words, _ in some], 1, cutoff):
-            return f" (did you mean {next(name for _, words, name in some if words == near[0])}?)"
+            return MEANT.format(next(name for _, words, name in some if words == near[0]))
     return ""
 
 
@@ -274,7 +275,10 @@ def _fault(
     kind: type[BaseModel], where: str, fault: ErrorDetails, options: Mapping[str, str]
 ) -> str:
     if fault["type"] == "extra_forbidden":
-        return f"{where} is not a known setting{_meant(kind, where)}"
+        meant = _meant(kind, where)
+        if meant == MEANT.format(where):  # of masks of another kind
+            return f"{where} is a setting of another {where.rpartition('.')[0]}.kind"
+        return f"{where} is not a known setting{meant}"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     first, given = where.partition(".")[0], fault["input"]
     if fault["type"] == "tuple_type":

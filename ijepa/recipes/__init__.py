@@ -6,14 +6,15 @@ A recipe names only what differs from the defaults, or from another recipe that 
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from ijepa.config import Config, PretrainConfig, StrPath, validated
+from ijepa.config.pretrain import MaskConfig
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
 from ijepa.recipes.published import GLOBAL_BATCH, batch_note, is_published, translate
@@ -38,11 +39,27 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     if is_published(body):
         body = translate(body, source)
     before = validated(PretrainConfig, body, f"recipe {source}")
+    typed: dict[str, Any] = {}
     for override in overrides:
         apply_override(body, override)
+        apply_override(typed, override)
+    _fit_masks(body, before, typed)
     config = validated(PretrainConfig, body, f"recipe {source}")
     _warn(before, config)
     return config
+
+
+def _fit_masks(body: dict[str, Any], recipe: PretrainConfig, typed: Mapping[str, Any]) -> None:
+    """Where masks of another kind are asked for, leave out what the recipe says of its own kind."""
+    masks, asked = body.get("masks"), typed.get("masks")
+    if not isinstance(masks, dict) or not isinstance(asked, dict):
+        return
+    kinds = {kind().kind: kind for kind in get_args(get_args(MaskConfig)[0])}
+    if (kind := kinds.get(masks.get("kind", recipe.masks.kind))) in (None, type(recipe.masks)):
+        return
+    for name in [one for one in masks if one not in {**kind.model_fields, **asked}]:
+        del masks[name]
+        log.info("masks.%s of the recipe is left out: %s masks have none", name, masks["kind"])
 
 
 def recipe_note(name_or_path: str, config: PretrainConfig) -> str:
