@@ -15,7 +15,7 @@ from ijepa.jepa.model import PREDICTOR_MLP_RATIO, build_ijepa, target_dim
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.jepa.step import micro_batches
 
-PLANNED_BATCHES = 50  # sampled to know how long contexts are
+PLANNED_BATCHES = 50  # sampled for the lengths of contexts
 FP32_BYTES, BF16_BYTES = 4, 2
 # Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; words of its name -> peak.
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
@@ -39,19 +39,20 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
 
     Patches are those that one image's context keeps, and those of one target block.
     """
-    size, narrow, blocks = _networks(config)
+    size, narrow, num_targets = _networks(config)
     patches, draws = config.grid[0] * config.grid[1], config.masks.draws_per_image
     embed = 2.0 * config.data.num_channels * config.encoder.patch_px**2 * size.dim  # of a patch
-    ends = size.dim * context_patches + target_dim(config) * blocks * target_patches
-    predictor = blocks * _blocks(narrow, context_patches + target_patches) + 2.0 * narrow.dim * ends
+    ends = size.dim * context_patches + target_dim(config) * num_targets * target_patches
+    sequences = num_targets * _forward_flops(narrow, context_patches + target_patches)
+    predictor = sequences + 2.0 * narrow.dim * ends
     teacher = size._replace(depth=(config.targets.layers or (size.depth,))[-1])
     passes, seen = 1, float(patches)
     if config.targets.masked == "input":
-        passes, seen = blocks * draws, target_patches
-    target = passes * (embed * seen + _blocks(teacher, seen))
+        passes, seen = num_targets * draws, target_patches
+    target = passes * (embed * seen + _forward_flops(teacher, seen))
     return StepFlops(
         target=target if config.targets.space == "embeddings" else 0.0,
-        context=3 * draws * (embed * context_patches + _blocks(size, context_patches)),
+        context=3 * draws * (embed * context_patches + _forward_flops(size, context_patches)),
         predictor=3 * draws * predictor,
     )
 
@@ -63,7 +64,7 @@ def utilisation(tflops: float, device: str) -> float | None:
 
 
 class PretrainPlan(Config):
-    """What a run would do, found out without doing it; lengths are of sampled batches."""
+    """What a run would do; lengths are those of sampled batches."""
 
     images: int  # in the split
     batch_size: int  # images of a step, over all devices
@@ -87,7 +88,7 @@ class PretrainPlan(Config):
 def plan_training(
     images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
 ) -> PretrainPlan:
-    """What `ijepa pretrain` would do with so many images, which need not be there yet."""
+    """What `ijepa pretrain` would do with so many images."""
     batch, per_epoch = config.data.batch_size, steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     with torch.device("meta"):
@@ -109,8 +110,8 @@ def plan_training(
     largest, recompute = (lengths.largest_context, lengths.largest_target), runtime.recompute
     kept = activation_bytes(config, at_a_time, *largest, bf16=bf16, recompute=recompute)
     gradients = FP32_BYTES * trained
-    memory = weights + max(gradients, kept)  # these come while those go
-    if at_a_time < batch:  # those of parts add up
+    memory = weights + max(gradients, kept)  # gradients take the place of activations
+    if at_a_time < batch:  # gradients of all parts are summed up
         memory = weights + gradients + kept
     return PretrainPlan(
         images=images,
@@ -142,18 +143,18 @@ def activation_bytes(
     bf16: bool,
     recompute: bool = False,
 ) -> float:
-    """What the backward pass keeps at these largest lengths; an estimate, attention being fused.
+    """Estimated bytes that are kept for the backward pass, at these largest lengths.
 
     For each token a block keeps the residual stream before each norm in fp32; in the computing type
-    each norm's output, queries, keys, values, the output of attention, and the MLP before and after
-    GELU. If blocks are recomputed, only their inputs are kept, and one block is whole at a time.
+    each norm's output, queries, keys, values, the output of (fused) attention, and the MLP before
+    and after GELU. With `recompute`, only the inputs of blocks are kept, and all of one block.
     """
-    size, narrow, blocks = _networks(config)
-    together = blocks * (context_patches + target_patches)
+    size, narrow, num_targets = _networks(config)
+    together = num_targets * (context_patches + target_patches)
     computed = BF16_BYTES if bf16 else FP32_BYTES
     context_block, predictor_block = (
-        tokens * one.dim * (2 * FP32_BYTES + (7 + 2 * one.mlp_ratio) * computed)
-        for one, tokens in ((size, context_patches), (narrow, together))
+        tokens * network.dim * (2 * FP32_BYTES + (7 + 2 * network.mlp_ratio) * computed)
+        for network, tokens in ((size, context_patches), (narrow, together))
     )
     last = target_patches / (context_patches + target_patches)  # of the predictor: targets alone
     kept = size.depth * context_block + (narrow.depth - 1 + last) * predictor_block
@@ -162,24 +163,24 @@ def activation_bytes(
         kept += together * narrow.dim * narrow.depth * (FP32_BYTES + 3 * computed)
         kept += max(context_block, predictor_block)
     # Of the loss: predictions, targets, both in fp32, and the gradient.
-    outputs = blocks * target_patches * target_dim(config) * 4 * FP32_BYTES
+    outputs = num_targets * target_patches * target_dim(config) * 4 * FP32_BYTES
     height, width = config.data.image_size
     pixels = 2 * config.data.num_channels * height * width  # of an image, and of its patches
     return images * (config.masks.draws_per_image * (kept + outputs) + FP32_BYTES * pixels)
 
 
 def _networks(config: PretrainConfig) -> tuple[Architecture, Architecture, int]:
-    """Sizes of encoder and predictor, and how many blocks the predictor predicts of an image."""
+    """Sizes of encoder and predictor, and the number of target blocks of an image."""
     masks = config.masks
     narrow = Architecture(config.predictor.dim, config.predictor.depth, 1, PREDICTOR_MLP_RATIO)
-    blocks = 3 if masks.kind == "rasterized" else 1
+    num_targets = 3 if masks.kind == "rasterized" else 1
     if masks.kind == "multiblock":
-        blocks = masks.num_targets
-    return architecture(config.encoder.arch), narrow, blocks
+        num_targets = masks.num_targets
+    return architecture(config.encoder.arch), narrow, num_targets
 
 
-def _blocks(size: Architecture, tokens: float) -> float:
-    """Forward pass of all blocks over one sequence."""
+def _forward_flops(size: Architecture, tokens: float) -> float:
+    """FLOPs of all Transformer blocks over one sequence."""
     linear = 2.0 * (4 + 2 * size.mlp_ratio) * size.dim**2
     attention = 4.0 * tokens * size.dim
     return size.depth * tokens * (linear + attention)

@@ -54,7 +54,7 @@ class Masks(NamedTuple):
         return Masks(*(moved(patches, device) for patches in self))
 
     def images(self, chosen: slice) -> "Masks":
-        """Those of some of the images."""
+        """The masks of some of the images."""
         return Masks(self.context[chosen], self.targets[:, chosen])
 
 
@@ -105,7 +105,7 @@ def batch_masks(config: PretrainConfig, step: int) -> list[Masks]:
 
 
 def with_images(groups: list[Masks], batch_size: int) -> Iterator[tuple[slice, Masks]]:
-    """Each group of masks with the images that it is of; draw by draw over the whole batch."""
+    """Each group of masks and the slice of its images; draw by draw over the whole batch."""
     start = 0
     for masks in groups:
         stop = start + len(masks.context)
@@ -172,30 +172,38 @@ def _fewest(grid: Grid, config: MaskConfig) -> tuple[int, int]:
 def _multiblock(
     grid: Grid, batch_size: int, config: MultiblockMasks, rng: np.random.Generator
 ) -> Drawn:
-    """Several targets, and a large block less the targets as context; sizes are the batch's.
-
-    Images whose context is too small are drawn again. The published draw keeps their targets, and
-    after every 20 tries lets the context see one more of them. The symmetric one draws targets anew
-    and puts them on one place in the last round: `check_masks` saw to it that this is enough.
-    """
-    published, num_targets = config.draw == "published", config.num_targets
-    size = _draw_size(grid, config.target_scale, config.target_aspect, config.draw, rng)
-    context_size = _draw_size(grid, config.context_scale, (1.0, 1.0), config.draw, rng)
-    corners = np.zeros((2, num_targets, batch_size), dtype=np.int64)
+    """Several targets, and a large block less the targets as context; sizes are the batch's."""
+    draw, num_targets = config.draw, config.num_targets
+    size = _draw_size(grid, config.target_scale, config.target_aspect, draw, rng)
+    context_size = _draw_size(grid, config.context_scale, (1.0, 1.0), draw, rng)
     may_see = np.zeros((batch_size, *grid), dtype=bool)
-    todo = np.arange(batch_size)
-    for number in range(TRIES * (num_targets + 1) if published else ROUNDS + 1):
-        if number == 0 or not published:
-            drawn = _place(grid, (num_targets, len(todo)), size, config.draw, rng)
-            corners[:, :, todo] = drawn if published or number < ROUNDS else drawn[:, :1]
-        # Of so many targets the context must be free; after TRIES contexts, of one fewer.
-        respected = num_targets - number // TRIES if published else num_targets
-        hidden = _inside(grid, corners[:, :respected, todo], size).any(axis=0)
-        context = _place(grid, (len(todo),), context_size, config.draw, rng)
-        may_see[todo] = _inside(grid, context, context_size) & ~hidden
-        todo = todo[may_see[todo].sum(axis=(1, 2)) < config.fewest_context_patches]
-        if not len(todo):
-            return may_see.reshape(batch_size, -1), _patches(grid, corners, size)
+    corners: Ints = np.zeros((2, num_targets, batch_size), dtype=np.int64)
+
+    def draw_contexts(images: Ints, avoided: Ints) -> Ints:
+        """Draw contexts that avoid these targets (2, M, n); returns the images with too little."""
+        hidden = _inside(grid, avoided, size).any(axis=0)
+        context = _place(grid, (len(images),), context_size, draw, rng)
+        may_see[images] = _inside(grid, context, context_size) & ~hidden
+        too_few = may_see[images].sum(axis=(1, 2)) < config.fewest_context_patches
+        remaining: Ints = images[too_few]
+        return remaining
+
+    todo: Ints = np.arange(batch_size)
+    if draw == "published":  # targets stay; every 20 tries the context may overlap one more of them
+        corners = _place(grid, (num_targets, batch_size), size, draw, rng)
+        for number in range(TRIES * (num_targets + 1)):
+            todo = draw_contexts(todo, corners[:, : num_targets - number // TRIES, todo])
+            if not len(todo):
+                break
+    else:  # targets are drawn anew; in the last round on one place: enough, by `check_masks`
+        for number in range(ROUNDS + 1):
+            targets = _place(grid, (num_targets, len(todo)), size, draw, rng)
+            corners[:, :, todo] = targets if number < ROUNDS else targets[:, :1]
+            todo = draw_contexts(todo, corners[:, :, todo])
+            if not len(todo):
+                break
+    if not len(todo):
+        return may_see.reshape(batch_size, -1), _patches(grid, corners, size)
     raise IjepaError(
         f"Masks on a grid of {grid[0]}x{grid[1]} patches leave a context fewer than the "
         f"{config.fewest_context_patches} patches that masks.min_keep and masks.context_patches "

@@ -40,7 +40,7 @@ class Predictor(nn.Module):
     def __init__(
         self, size: Architecture, config: PredictorConfig, grid: tuple[int, int], target_dim: int
     ) -> None:
-        """Make it beside an encoder of that `size`, whose number of heads it has."""
+        """Make it for an encoder of this `size`, with as many heads."""
         super().__init__()
         dim = config.dim
         if dim % size.heads or dim % 4:
@@ -67,7 +67,10 @@ class Predictor(nn.Module):
         positions, num_blocks = self.predictor_pos_embed, len(target_index)
 
         def sequences(seen: Tensor, hidden: Tensor) -> Tensor:
-            """(M * B, K + T, D) of what stands for the context, and for each patch if hidden."""
+            """Concatenate, per target block, the context and the mask tokens at its patches.
+
+            `seen` is (B, K, D), `hidden` (N, D) for all patches; the result (M * B, K + T, D).
+            """
             targets = F.embedding(target_index.flatten(0, 1), hidden)
             return torch.cat([seen.repeat(num_blocks, 1, 1), targets], dim=1)
 
@@ -102,15 +105,15 @@ class IJepa(nn.Module):
 
     @property
     def teacher(self) -> Encoder:
-        """What computes targets: the target encoder, or its copy in bfloat16 where there is one."""
+        """The network that computes targets: the target encoder, or its bfloat16 copy if any."""
         return self._bf16_copy[0] if self._bf16_copy else self.target_encoder
 
     @torch.no_grad()
     def keep_bf16_teacher(self) -> None:
         """From now on compute targets wholly in bfloat16, residual stream included.
 
-        Nothing is trained through them, so they need no more. Autocast would cast all weights in
-        every step; the copy is renewed with the EMA, which itself stays in float32.
+        No gradient flows through targets, so this precision is enough. Autocast would cast all
+        weights in every step; the copy is renewed with the EMA, which itself stays in float32.
         """
         self._bf16_copy = [copy.deepcopy(self.target_encoder).bfloat16()]
 
@@ -124,12 +127,12 @@ class IJepa(nn.Module):
     def forward(self, images: Tensor, groups: list[Masks]) -> list[tuple[Tensor, Tensor]]:
         """Predictions and targets of each group of masks, both (M * images, T, target dim).
 
-        Block 0 of all images comes first. Images are (B, 3, height, width) float, normalised; the
-        groups are masks of the same images, in their order, draw by draw.
+        Block 0 of all images comes first. Images are (B, C, height, width) float, normalised; the
+        groups are masks of these images, in their order, draw by draw.
         """
         patches = patchify(images, self.encoder.patch_embed.patch_size[0])
         precision: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._bf16_copy:  # the copy needs no autocast; the target encoder computes as all else
+        if self._bf16_copy:  # the copy needs no autocast
             precision = torch.autocast(images.device.type, enabled=False)
         with precision:
             targets = Targets(self.config, self.teacher, patches)
@@ -164,7 +167,7 @@ def build_ijepa(config: PretrainConfig) -> IJepa:
 
 
 def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
-    """Make a freshly initialised predictor of that configuration's targets."""
+    """Make a freshly initialised predictor of the targets of a configuration."""
     encoder, size = config.encoder, architecture(config.encoder.arch)
     predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
     predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
@@ -209,7 +212,7 @@ def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
 
 
 def save_memory(encoder: Encoder, predictor: Predictor) -> None:
-    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    """Keep only the inputs of blocks, and compute the rest again in the backward pass."""
     encoder.grad_checkpointing = predictor.grad_checkpointing = True
 
 
@@ -226,11 +229,11 @@ def compile_blocks(
 
 
 class Targets:
-    """Targets of a batch of images; what all its masks share is computed once."""
+    """Targets of a batch of images; what all masks of an image share is computed once."""
 
     @torch.no_grad()
     def __init__(self, config: TargetConfig, encoder: Encoder, images: Tensor) -> None:
-        """Take what the target encoder says of images, or of their patches (`Encoder.forward`)."""
+        """Encode images, or their patches (`Encoder.forward`), unless targets see masked input."""
         self._config, self._encoder, self._images = config, encoder, images
         self._tokens: Tensor | None = None  # (B, N, target dim)
         if config.space != "embeddings":
@@ -285,7 +288,7 @@ def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
-    """Over the features, without affine, with PyTorch's default eps, on the encoder's own norm."""
+    """Normalise each token, without affine, with PyTorch's default eps."""
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 

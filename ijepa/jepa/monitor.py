@@ -27,7 +27,7 @@ def rankme(features: Tensor) -> float:
 
 
 def exact(values: Tensor) -> Tensor:
-    """In float64; of Apple's GPU, which has none, on the CPU."""
+    """Convert to float64; on the CPU if the device is Apple's GPU, which has no float64."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
@@ -67,10 +67,10 @@ def lidar(views: Tensor, delta: float = 1e-4) -> float:
 
 
 def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -> float:
-    """Share of images whose class is that of most of their nearest neighbours, itself left out.
+    """Share of images whose class is that of most of their nearest neighbours.
 
-    Features are (images, dim) float, labels any (images,) int64. In the vote of that many
-    neighbours, a tie goes to the smallest class number.
+    Features are (images, dim) float, labels any (images,) int64. An image is no neighbour of
+    itself; in a tie the smallest class number wins.
     """
     unit = F.normalize(exact(features), dim=1)
     labels = torch.unique(labels.to(unit.device), return_inverse=True)[1]

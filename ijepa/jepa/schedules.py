@@ -60,7 +60,7 @@ class Schedules(NamedTuple):
         return max(end, value) if end <= start else min(end, value)
 
     def ema(self, step: int) -> float:
-        """Linear between the two momenta, over a length that is not rounded here, as published."""
+        """Linear between the two momenta, over a length that is not rounded, as published."""
         start, end = self.config.ema
         length = self.config.schedule_scale * self.total_steps
         return min(1.0, start + step * (end - start) / length)
@@ -81,7 +81,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def steps_per_epoch(num_images: int, config: PretrainConfig) -> int:
-    """Full batches only, as published (drop_last); an `IjepaError` if there is not even one."""
+    """Full batches only, as published (drop_last); an `IjepaError` if there is none."""
     batch_size, held_out = config.data.batch_size, config.watch.num_images
     num_trained = num_images - held_out if config.watch.held_out else num_images
     if num_trained < batch_size and num_trained < num_images:

@@ -17,16 +17,16 @@ from ijepa.jepa.schedules import Schedules
 
 
 class Outcome(NamedTuple):
-    """What a step leaves behind, still on its device."""
+    """Results of a step, still on its device."""
 
     loss: Tensor  # () float32, mean over the images of the step that this process has
     grad_norm: Tensor | None  # () float32, of all trained parameters, before the update; if asked
     predictions: Tensor  # (M * B, T, dim) of the last group of masks, before the update
-    targets: Tensor  # (M * B, T, dim), likewise
+    targets: Tensor  # (M * B, T, dim) of the same group
 
 
 class Trainer:
-    """Networks, optimizer and schedules; `step` is all there is to training."""
+    """Networks, optimizer and schedules; `step` trains them."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Trainer:
         steps_per_epoch: int,
         micro_batch: int | None = None,
     ) -> None:
-        """Prepare to train `model` in place, `micro_batch` images at a time (None: all).
+        """Train `model` in place, `micro_batch` images at a time (None: all).
 
         `forward` may be set to a wrapper of the model that averages gradients over processes.
         """
@@ -56,8 +56,8 @@ class Trainer:
     ) -> Outcome:
         """Forward, backward, AdamW, EMA; with the schedules at `step`, counted from 0.
 
-        Images are (B, 3, height, width) float, normalised; the groups their masks, in their order,
-        one draw of all images after the other.
+        Images are (B, C, height, width) float, normalised; the groups are their masks, in their
+        order, draw by draw.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedules.lr(step)
@@ -65,7 +65,7 @@ class Trainer:
         total, answers, norm = images.new_zeros(()), [], None
         size = len(images)
         for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
-            is_last = chosen.stop == len(images)  # processes exchange gradients with it alone
+            is_last = chosen.stop == len(images)  # processes exchange gradients in the last part
             with contextlib.nullcontext() if is_last else unshared_gradients(self.forward):
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                     answers = self.forward(images[chosen], pieces)
@@ -109,10 +109,10 @@ def _count(groups: list[Masks]) -> int:
 
 
 def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | None) -> None:
-    """Refuse a batch for which one of the processes that share their weights would wait forever.
+    """Refuse a batch for which processes that share weights would wait for each other forever.
 
-    A forward pass gathers the weights from all of them, so each must take as many passes: one for
-    each group of masks that its images belong to.
+    Every forward pass gathers weights from all processes, so all must take equally many passes: one
+    for each group of masks that their images belong to.
     """
     batch, group = config.data.batch_size, config.masks.group_size
     share = batch // num_processes

@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.attn_drop = nn.Identity()  # as timm's, for those who look at the attention
+        self.attn_drop = nn.Identity()  # named as in timm, for code that hooks the attention
         self.fused_attn = True
 
     def forward(self, qkv: Tensor, num_last: int | None = None) -> Tensor:
@@ -92,9 +92,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """Mix the tokens (B, N, D): (B, N or num_last, D).
 
-        The predictor gives `qkv` of `project`, for its first block need not project the same
-        context M times, nor a mask token of every image; and the number of tokens that are wanted,
-        from the end, for after its last block nobody reads the context. Both change nothing.
+        Two optimizations for the predictor; neither changes the result: `qkv` reuses one projection
+        of the shared context and mask tokens; `num_last` skips the context after the last block.
         """
         attended = self.attn(self.project(tokens) if qkv is None else qkv, num_last)
         tokens = tokens if num_last is None else tokens[:, -num_last:]
@@ -119,7 +118,7 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A Vision Transformer that can look at some of the patches only.
+    """A Vision Transformer that can encode some of the patches only.
 
     Positions are a fixed sin-cos table; there is no class token and no head.
     """
@@ -138,12 +137,12 @@ class Encoder(nn.Module):
             Block(size.dim, size.heads, size.mlp_ratio) for _ in range(size.depth)
         )
         self.norm: nn.Module = LayerNorm(size.dim)
-        self.fc_norm: nn.Module = nn.Identity()  # of classifiers
+        self.fc_norm: nn.Module = nn.Identity()  # set by classifiers
         table = torch.zeros(1, self.patch_embed.num_patches, size.dim)
         self.pos_embed = nn.Parameter(table, requires_grad=False)
 
     def resize(self, image_size: Size) -> None:
-        """Take images of another (height, width) from now on; positions are interpolated."""
+        """Expect images of that (height, width) from now on; positions are interpolated."""
         grid, table = self.patch_embed.grid_size, self.pos_embed.data
         self.patch_embed.resize(image_size)
         if grid != self.patch_embed.grid_size:
@@ -153,7 +152,7 @@ class Encoder(nn.Module):
             self.pos_embed.data = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no optimizer decays, as timm's networks name theirs."""
+        """Parameters without weight decay; timm's networks have this method too."""
         return {"pos_embed"}
 
     def forward_layers(
@@ -169,13 +168,13 @@ class Encoder(nn.Module):
         `layers` are numbers of blocks, counted from 1, ascending; later blocks are not computed.
         With `norm`, the final norm is applied to each, not to the last block's alone.
         """
-        tokens, found = self.embed(images, index), []
+        tokens, chosen = self.embed(images, index), []
         for number, block in enumerate(self.blocks[: layers[-1]], start=1):
             tokens = block(tokens)
             if number in layers:
                 is_last = number == len(self.blocks)
-                found.append(self.norm(tokens) if norm or is_last else tokens)
-        return found
+                chosen.append(self.norm(tokens) if norm or is_last else tokens)
+        return chosen
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Encode all patches, or those that `index` names: (B, K or N, dim) after the final norm.
@@ -191,15 +190,15 @@ class Encoder(nn.Module):
         return encoded
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """As `forward` of whole images; classifiers on timm's networks ask for tokens so."""
+        """As `forward` of whole images, by the name that timm's networks have."""
         tokens: Tensor = self(images)
         return tokens
 
     def embed(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens that enter the first block: (B, K or N, dim); arguments as of `forward`.
 
-        Only the patches that `index` names are projected, and by a matrix product: a convolution
-        whose stride is its width is the same, and slower.
+        Only the patches that `index` names are projected, by a matrix product: the same as a
+        convolution whose stride is its width, and faster.
         """
         projection = self.patch_embed.proj
         patches = patchify(images, self.patch_embed.patch_size[0]) if images.ndim == 4 else images

@@ -16,9 +16,9 @@ from ijepa.errors import IjepaError
 from ijepa.jepa.vit import Encoder, LayerNorm
 
 HEAD_STD = 2e-5  # MAE's: the first steps find the classes before they change the encoder
-# Below the first block; all else that is in no block learns as fast as the head.
+# Parameters below the first block; others outside of blocks learn as fast as the head.
 INPUTS = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
-SHARED_POSITIONS = "encoder.rel_pos_bias"  # BEiT's, of all blocks: it learns as fast as the head
+SHARED_POSITIONS = "encoder.rel_pos_bias"  # BEiT's, shared by all blocks: as fast as the head
 
 Transformer = Encoder | VisionTransformer | Beit
 
@@ -26,13 +26,13 @@ Transformer = Encoder | VisionTransformer | Beit
 class Classifier(nn.Module):
     """Encoder, its average patch token or its class token, norm, linear layer.
 
-    As in MAE, with average pooling the encoder's own final norm gives way to one after the pooling,
-    which starts afresh; with a class token it stays. The paper does not say what its classifier
-    looks like. I-JEPA's position tables stay fixed, those of others are trained.
+    As in MAE, average pooling replaces the encoder's final norm with a new one after the pooling;
+    with a class token the final norm is kept. The paper does not describe its classifier. I-JEPA's
+    position tables stay fixed, those of others are trained.
 
     The encoder is changed in place. `drop_path` is the chance to skip the last block; the first is
-    never skipped. `generator` draws the linear layer's weights. With `freeze`, so many first blocks
-    and all that is below them (patch embedding, tokens, positions) are not trained.
+    never skipped. `generator` draws the linear layer's weights. `freeze` is the number of first
+    blocks that are not trained, nor is anything below them (patch embedding, tokens, positions).
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """(B, classes) logits of images (B, 3, height, width), normalised.
 
-        By `draws` (B, 2 * blocks), uniform in [0, 1), each image skips branches of blocks; None
+        `draws` (B, 2 * blocks), uniform in [0, 1), decide which branches each image skips; None
         skips none, as in evaluation.
         """
         for number, branch in enumerate(self._branches):
@@ -87,9 +87,9 @@ class Classifier(nn.Module):
 
 
 class DropBranch(nn.Module):
-    """Skip a branch of a block for some images; timm's `DropPath` with draws from outside.
+    """timm's `DropPath`, which skips a branch for some images, with random numbers from outside.
 
-    So the draws of an image need not depend on how a batch is shared out over processes.
+    So they do not depend on the number of processes that share a batch.
     """
 
     def __init__(self, drop_prob: float) -> None:
@@ -98,7 +98,7 @@ class DropBranch(nn.Module):
         self.draws: Tensor | None = None  # (B,) uniform in [0, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D): zero where an image skips the branch, else over the chance to keep it."""
+        """(B, N, D): zero where an image skips the branch, else divided by 1 - `drop_prob`."""
         if self.draws is None or not self.drop_prob:
             return tokens
         kept = (self.draws >= self.drop_prob).to(tokens.dtype) / (1 - self.drop_prob)
@@ -116,9 +116,9 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(
     model: Classifier, layer_decay: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """One group a layer and kind: matrices decay; biases, norms, tokens and positions do not.
+    """A group for each layer, with and without decay: only matrices decay.
 
-    Its `lr_scale` is `layer_decay` to the power of the layers above it.
+    `lr_scale` of a group is `layer_decay` to the power of the number of layers above it.
     """
     depth, spared = len(model.encoder.blocks), set(model.encoder.no_weight_decay())
     grouped: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -137,9 +137,10 @@ def parameter_groups(
 
 
 def step_gflops(model: Classifier, image_size: Size) -> float:
-    """Of matrix products for one image of a step, by what requires gradients; moves the model.
+    """GFLOPs of a step's matrix products for one image; leaves the model on the meta device.
 
-    A classifier of which nothing does is counted as in the steps of its linear layer alone.
+    Counts the backward pass of parameters that require gradients. If none does, the forward pass
+    alone is counted, as for steps that train the linear layer only.
     """
     channels = model.encoder.patch_embed.proj.in_channels
     images = torch.zeros(1, channels, *image_size, device="meta")
