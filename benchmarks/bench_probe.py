@@ -138,7 +138,7 @@ def _gflops(classes: int) -> tuple[float, float]:
 
 
 def _plain_seconds(data: LabelledRows, rule: LinearProtocol, classes: int) -> float:
-    """Each head a module with an optimiser of its own; features wholly in memory."""
+    """Each head a module with an optimizer of its own; features wholly in memory."""
     values = torch.from_numpy(data.features.read(np.arange(len(data.labels)), LAYERS)).to(DEVICE)
     labels = torch.from_numpy(data.labels).to(DEVICE)
     models = [_module(head, classes).to(DEVICE) for head in rule.heads]

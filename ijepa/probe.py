@@ -58,7 +58,7 @@ Pair = tuple[StrPath, StrPath]  # feature files: fitted on, and scored on; also 
 
 
 class ProbeResult(Config):
-    """A finished result and where it stands; setting by setting, the first encoder leads."""
+    """A finished result; in each setting, the score of the first encoder comes first."""
 
     out: Path
     cached: bool
@@ -76,8 +76,7 @@ class ProbeResult(Config):
             )
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        return repr(self)
+    __str__ = __repr__
 
 
 class LowLevelResult(Config):
@@ -168,16 +167,16 @@ def low_level(
     `dist.json`; probe, label and protocol of `config` are not read. A dry run raises an
     `ExceptionGroup` with the `DryRun` of each.
     """
-    results, foreseen = [], []
+    results, dry_runs = [], []
     for label, protocol in LOW_LEVEL.items():
         choices = {"name": "linear", "label": label, "protocol": protocol}
         task, path = config.model_copy(update=choices), Path(out) / f"{label}.json"
         try:
             results.append(probe(features, baselines, path, task, runtime, progress))
-        except DryRun as found:
-            foreseen.append(found)
-    if foreseen:
-        raise ExceptionGroup("dry run of low-level", foreseen)
+        except DryRun as dry_run:
+            dry_runs.append(dry_run)
+    if dry_runs:
+        raise ExceptionGroup("dry run of low-level", dry_runs)
     return LowLevelResult(out=Path(out), results=tuple(results))
 
 

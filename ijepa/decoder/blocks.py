@@ -1,7 +1,6 @@
 """The pixels of target blocks: cut out of images, and put back into them.
 
-A block is known by its patches, as masks give them; its box is (top, left, height, width) in
-pixels.
+Masks name the patches of a block; its box is (top, left, height, width) in pixels.
 """
 
 import numpy as np
@@ -44,17 +43,17 @@ def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
 def cut_blocks(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
     """Each block's pixels, brought to a square: (B, 3, image_px, image_px) float in [-1, 1].
 
-    Of images (B, 3, H, W) uint8 and boxes (B, 4) of `block_boxes`, on one device.
+    Images are (B, 3, H, W) uint8, boxes (B, 4) of `block_boxes`, on one device.
     """
     unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     return crop_batch(images, boxes, unflipped, image_px).float() / 127.5 - 1
 
 
 def paste_blocks(images: Tensor, boxes: Tensor, blocks: Tensor) -> Tensor:
-    """Images (B, 3, H, W) uint8 with these pixels in place of their blocks, as a copy.
+    """A copy of images (B, 3, H, W) uint8 with these pixels in their blocks.
 
-    `blocks` (B, 3, px, px) float in [-1, 1], cut where beyond, are brought to the size of the boxes
-    (B, 4) of `block_boxes`.
+    `blocks` (B, 3, px, px) float, clipped to [-1, 1], are resized to the boxes (B, 4) of
+    `block_boxes`.
     """
     height, width = boxes[0, 2:].tolist()
     fitted = F.interpolate(blocks.float(), (height, width), mode="bilinear", antialias=True)

@@ -1,9 +1,9 @@
 """Do a decoder's samples depend on its condition? They are encoded again, and compared.
 
 A block is drawn from the embedding of its true pixels, put back into its image, and encoded by the
-frozen target encoder; likewise one drawn, with the same noise, from the embedding that this place
-has in another image. Only the drawn pixels differ, so a decoder that ignores its condition, or
-knows of it no more than the place, shows no difference.
+frozen target encoder. The same is done with a block drawn, with the same noise, from the embedding
+of this place in another image. Only the drawn pixels differ, so a decoder that ignores its
+condition, or uses only the place in it, shows no difference.
 """
 
 from collections import defaultdict
@@ -52,12 +52,12 @@ def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
 def evaluate_decoder(
     decoder: Decoder, jepa: IJepa, run: PretrainConfig, images: Tensor, progress: Progress
 ) -> dict[str, float | tuple[float, float]]:
-    """Cosine distances to the target's embedding, means over images that it has not seen.
+    """Cosine distances to the target's embedding, means over held-out images.
 
     `images` (n, 3, H, W) uint8, at least two, `decoder` and the frozen `jepa` of configuration
-    `run` are on one device. Returns what `ijepa.train_decoder.DecoderResult` says.
+    `run` are on one device. Returns fields of `ijepa.train_decoder.DecoderResult`.
     """
-    config, found = decoder.config, defaultdict(list)
+    config, distances = decoder.config, defaultdict(list)
     masks, boxes = hold(run, images, config.seed)
     noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
     others = images.roll(1, dims=0)
@@ -78,9 +78,9 @@ def evaluate_decoder(
         blocks["resized"] = cut_blocks(seen, boxes[part], config.image_px)
         for name, drawn in blocks.items():
             again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
-            found[name].append((1 - F.cosine_similarity(again, target)).cpu().double())
+            distances[name].append((1 - F.cosine_similarity(again, target)).cpu().double())
         progress("evaluate decoder images", min(part.stop, len(images)), len(images))
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    joined = {name: torch.cat(parts) for name, parts in distances.items()}
     gains = (joined["shuffled"] - joined["true"]).numpy()
     interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)
     return {

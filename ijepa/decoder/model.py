@@ -1,10 +1,9 @@
 """A small flow-matching model that draws a block's pixels from the block's average embedding.
 
-What the samples drawn from one embedding share is in the embedding; what varies is not. The
-decoder draws the block alone, where the paper's draws the whole image: nothing but the one vector
-can have shaped its pixels, and no sample is spent on what the context shows anyway. Blocks of
-several aspects are brought to one square; where a block lies, the vector may know, for positions
-are part of embeddings.
+What samples drawn from one embedding have in common is in the embedding; what varies is not. The
+decoder draws only the block, where the paper's draws the whole image: its pixels depend on that one
+vector alone, not on the context. Blocks of all aspects are resized to one square. The vector may
+tell where a block lies, because embeddings include positions.
 
 Source: paper section 7 and figure 6, which train a diffusion model (RCDM, Bordes et al. 2022) on
 average-pooled predictions; flow matching is Lipman et al. 2023, network and sampler `diffusers`'.
@@ -32,14 +31,16 @@ TIMES = 1000  # the U-Net's time of pure noise
 class Decoder(nn.Module):
     """A U-Net conditioned on one vector and on the time; `config` says how it was trained."""
 
-    mean: Tensor  # (dim,) of the conditions that it learned from
+    mean: Tensor  # (dim,) of the conditions in training
     std: Tensor
 
-    def __init__(self, config: DecoderConfig, unet: nn.Module, dim: int, told_dim: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, unet: nn.Module, dim: int, condition_dim: int
+    ) -> None:
         super().__init__()
         self.config, self.unet = config, unet
         self.tell = nn.Sequential(
-            nn.Linear(dim, told_dim), nn.SiLU(), nn.Linear(told_dim, told_dim)
+            nn.Linear(dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
         )
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
@@ -47,11 +48,11 @@ class Decoder(nn.Module):
     def forward(self, noisy: Tensor, noise_share: Tensor, condition: Tensor) -> Tensor:
         """The direction from pixels to noise, (B, 3, px, px).
 
-        Of `noisy`, a mix of both, of which `noise_share` (B,), 0 to 1, is noise; `condition` (B,
-        dim) are average embeddings of blocks, not standardised.
+        `noisy` is a mix of both, with a share of noise of `noise_share` (B,), 0 to 1. `condition`
+        (B, dim) are average embeddings of blocks, not standardised.
         """
-        told = self.tell((condition - self.mean) / self.std)
-        velocity: Tensor = self.unet(noisy, noise_share * TIMES, class_labels=told).sample
+        embedded = self.tell((condition - self.mean) / self.std)
+        velocity: Tensor = self.unet(noisy, noise_share * TIMES, class_labels=embedded).sample
         return velocity
 
     def standardise(self, conditions: Tensor) -> None:
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
 def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
     """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`."""
     unet_class = _diffusers().UNet2DModel
-    depth, told_dim = len(config.channels), 4 * config.channels[0]
+    depth, condition_dim = len(config.channels), 4 * config.channels[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         unet = unet_class(
@@ -78,7 +79,7 @@ def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
             class_embed_type="identity",
             resnet_time_scale_shift="scale_shift",
         )
-        return Decoder(config, unet, dim, told_dim)
+        return Decoder(config, unet, dim, condition_dim)
 
 
 def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> Decoder:
@@ -94,14 +95,14 @@ def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> D
             f"`ijepa train-decoder`."
         )
     body = load_state(path)
-    found = body.get("facts", {}).get("encoder_sha256")
-    if not found:
+    trained_on = body.get("facts", {}).get("encoder_sha256")
+    if not trained_on:
         raise IjepaError(
             f"{path} is no checkpoint of a decoder; name one of `ijepa train-decoder`."
         )
-    if found != weights_sha256:
+    if trained_on != weights_sha256:
         raise IjepaError(
-            f"{folder} decodes embeddings of weights {found[:12]} "
+            f"{folder} decodes embeddings of weights {trained_on[:12]} "
             f"({body['config'].get('encoder')}), but {name} has weights {weights_sha256[:12]}; "
             f"train a decoder for it."
         )

@@ -33,7 +33,7 @@ Draw = Literal["published", "symmetric"]
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-Drawn = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
+MaskDraw = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
 
 TRIES = 20  # contexts tried before one more target may overlap the context (published)
 ROUNDS = 40  # redraws of an image's blocks before all its targets share one place (symmetric)
@@ -171,7 +171,7 @@ def _fewest(grid: Grid, config: MaskConfig) -> tuple[int, int]:
 
 def _multiblock(
     grid: Grid, batch_size: int, config: MultiblockMasks, rng: np.random.Generator
-) -> Drawn:
+) -> MaskDraw:
     """Several targets, and a large block less the targets as context; sizes are the batch's."""
     draw, num_targets = config.draw, config.num_targets
     size = _draw_size(grid, config.target_scale, config.target_aspect, draw, rng)
@@ -211,7 +211,9 @@ def _multiblock(
     )
 
 
-def _rasterized(grid: Grid, batch_size: int, _: RasterizedMasks, rng: np.random.Generator) -> Drawn:
+def _rasterized(
+    grid: Grid, batch_size: int, _: RasterizedMasks, rng: np.random.Generator
+) -> MaskDraw:
     """One quadrant is the context, the three others are the targets."""
     numbers = np.arange(grid[0] * grid[1]).reshape(2, grid[0] // 2, 2, grid[1] // 2)
     quadrants = numbers.transpose(0, 2, 1, 3).reshape(4, -1)
@@ -221,14 +223,14 @@ def _rasterized(grid: Grid, batch_size: int, _: RasterizedMasks, rng: np.random.
     return may_see, quadrants[(context + np.arange(1, 4)[:, np.newaxis]) % 4]
 
 
-def _block(grid: Grid, batch_size: int, config: BlockMasks, rng: np.random.Generator) -> Drawn:
+def _block(grid: Grid, batch_size: int, config: BlockMasks, rng: np.random.Generator) -> MaskDraw:
     """One large block is the target, all the rest the context."""
     size = _draw_size(grid, config.target_scale, config.target_aspect, config.draw, rng)
     target = _place(grid, (1, batch_size), size, config.draw, rng)
     return ~_inside(grid, target, size)[0].reshape(batch_size, -1), _patches(grid, target, size)
 
 
-def _random(grid: Grid, batch_size: int, config: RandomMasks, rng: np.random.Generator) -> Drawn:
+def _random(grid: Grid, batch_size: int, config: RandomMasks, rng: np.random.Generator) -> MaskDraw:
     """Any patches are the target, as many for the whole batch; the rest is the context."""
     num_patches = grid[0] * grid[1]
     num_kept = int(num_patches * (1.0 - _between(config.target_ratio, rng.random())))
@@ -239,7 +241,7 @@ def _random(grid: Grid, batch_size: int, config: RandomMasks, rng: np.random.Gen
 
 
 # Each takes a configuration of its own kind.
-DRAWS: dict[str, Callable[[Grid, int, Any, np.random.Generator], Drawn]] = {
+DRAWS: dict[str, Callable[[Grid, int, Any, np.random.Generator], MaskDraw]] = {
     "multiblock": _multiblock,
     "rasterized": _rasterized,
     "block": _block,

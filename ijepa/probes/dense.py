@@ -81,28 +81,28 @@ class Head(nn.Module):
 
     def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
         """Logits (n, classes, height, width), or depth (n, height, width)."""
-        found: Tensor = self.linear(self.norm(tokens.flatten(0, 1)))
-        found = found.view(len(tokens), *self._grid, -1).permute(0, 3, 1, 2)
+        outputs: Tensor = self.linear(self.norm(tokens.flatten(0, 1)))
+        outputs = outputs.view(len(tokens), *self._grid, -1).permute(0, 3, 1, 2)
         if not self._depth:
-            logits: Tensor = F.interpolate(found, tuple(size), mode="bilinear")
+            logits: Tensor = F.interpolate(outputs, tuple(size), mode="bilinear")
             return logits
-        # Upsampled by 4 before the layer, as DINOv2 does, is the same as after it.
-        found = F.interpolate(found, scale_factor=4, mode="bilinear")
-        weights = found.relu() + 0.1
+        # DINOv2 upsamples by 4 before the linear layer, which gives the same as after it.
+        outputs = F.interpolate(outputs, scale_factor=4, mode="bilinear")
+        weights = outputs.relu() + 0.1
         depth = torch.einsum("nbhw,b->nhw", weights / weights.sum(1, keepdim=True), self.bins)
         upsampled: Tensor = F.interpolate(depth[:, None], tuple(size), mode="bilinear")[:, 0]
         return upsampled
 
     def loss(self, tokens: Tensor, maps: Tensor) -> Tensor:
         """Mean cross-entropy over known pixels, or the scale-invariant loss of known depths."""
-        found = self.forward(tokens, maps.shape[1:])
+        answer = self.forward(tokens, maps.shape[1:])
         if not self._depth:
-            known = maps < found.shape[1]
-            each = F.cross_entropy(found, maps.where(known, 0), reduction="none")
+            known = maps < answer.shape[1]
+            each = F.cross_entropy(answer, maps.where(known, 0), reduction="none")
             mean_known: Tensor = (each * known).sum() / known.sum().clamp(min=1)
             return mean_known
         known = maps > 0
-        off = (found + EPS).log() - (maps.where(known, 1) + EPS).log()
+        off = (answer + EPS).log() - (maps.where(known, 1) + EPS).log()
         count = known.sum().clamp(min=2)
         mean = (off * known).sum() / count
         variance = ((off - mean).square() * known).sum() / (count - 1)
@@ -204,32 +204,31 @@ def _sums(heads: Sequence[Head], data: Dense, batch: int, what: str) -> list[Flo
 
 
 def image_sums(answer: Array, true: Array, num_classes: int) -> Floats:
-    """What one image adds: (3 classes,) pixels rightly of each class, given to it, truly of it.
+    """Sums over one image: (3 * classes,) pixels of each class that are right, predicted, true.
 
-    Of depth, RMSE, mean absolute relative error and the share within a factor of 1.25, and 1; or
+    For depth, RMSE, mean absolute relative error and the share within a factor of 1.25, and 1; or
     zeros where no depth is known. `answer` are logits (classes, height, width) or depth.
     """
     if num_classes:
         known = true < num_classes
         pairs = true[known].astype(np.int64) * num_classes + answer.argmax(axis=0)[known]
         table = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-        return np.concatenate([table.diagonal(), table.sum(axis=0), table.sum(axis=1)]).astype(
-            float
-        )
+        sums = [table.diagonal(), table.sum(axis=0), table.sum(axis=1)]
+        return np.concatenate(sums).astype(float)
     known = true > 0
     if not known.any():
         return np.zeros(4)
-    found, depth = answer[known].astype(float), true[known].astype(float)
-    ratio = np.maximum(found / depth, depth / np.maximum(found, EPS))
-    errors = np.sqrt(np.mean((found - depth) ** 2)), np.mean(np.abs(found - depth) / depth)
+    guess, depth = answer[known].astype(float), true[known].astype(float)
+    ratio = np.maximum(guess / depth, depth / np.maximum(guess, EPS))
+    errors = np.sqrt(np.mean((guess - depth) ** 2)), np.mean(np.abs(guess - depth) / depth)
     return np.array([*errors, np.mean(ratio < 1.25), 1.0])
 
 
 def measure(sums: Array) -> dict[str, Any]:
-    """Numbers of (..., m) sums over images: the first is the headline; more is better for it.
+    """Measures from (..., m) sums over images; the first is the headline, of which more is better.
 
-    Of classes: mIoU over the classes that occur in the truth or in an answer, mean accuracy over
-    those in the truth, pixel accuracy, and each class's IoU, NaN if it does not occur. Of depth,
+    For classes: mIoU over the classes that occur in the truth or in an answer, mean accuracy over
+    those in the truth, pixel accuracy, and each class's IoU, NaN if it does not occur. For depth,
     where m is 4: delta1, RMSE and absolute relative error, means over images.
     """
     sums = np.asarray(sums, float)
@@ -249,13 +248,13 @@ def measure(sums: Array) -> dict[str, Any]:
 
 
 def _headlines(every: Sequence[Floats]) -> list[float]:
-    return [float(next(iter(measure(sums.sum(axis=0)).values()))) for sums in every]
+    return [float(_headline(measure(sums.sum(axis=0)))) for sums in every]
 
 
 def dense_summary(sums: Floats, rival: Floats | None, names: Sequence[str]) -> dict[str, Any]:
-    """Fields of a score of (n, m) sums of test images, with bootstrap intervals over images.
+    """Fields of a score from (n, m) sums of test images, with bootstrap intervals over images.
 
-    The p-value is of a paired bootstrap against the sums of a rival on the same images, two-sided.
+    The p-value is two-sided, of a paired bootstrap against a rival's sums on the same images.
     """
     rng = np.random.default_rng(0)
     drawn, differences = [], []
@@ -263,14 +262,14 @@ def dense_summary(sums: Floats, rival: Floats | None, names: Sequence[str]) -> d
         counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS_AT_ONCE)
         drawn.append(measure(counts @ sums))
         if rival is not None:
-            differences.append(_first(drawn[-1]) - _first(measure(counts @ rival)))
-    found = measure(sums.sum(axis=0))
-    by_class = dict(zip(names, found.pop("IoU", np.empty(0)).tolist(), strict=True))
+            differences.append(_headline(drawn[-1]) - _headline(measure(counts @ rival)))
+    values = measure(sums.sum(axis=0))
+    by_class = dict(zip(names, values.pop("IoU", np.empty(0)).tolist(), strict=True))
     ends = {
-        name: np.nanquantile(np.concatenate([one[name] for one in drawn]), [0.025, 0.975]).tolist()
-        for name in found
+        name: np.nanquantile(np.concatenate([d[name] for d in drawn]), [0.025, 0.975]).tolist()
+        for name in values
     }
-    headline, second = next(iter(found)), "mean accuracy" if names else "delta1"
+    headline, second = next(iter(values)), "mean accuracy" if names else "delta1"
     p_value = None
     if rival is not None:
         difference = np.concatenate(differences)
@@ -278,11 +277,11 @@ def dense_summary(sums: Floats, rival: Floats | None, names: Sequence[str]) -> d
         p_value = min(1.0, 2 * (tail + 1) / (DRAWS + 1))
     return {
         "headline": headline,
-        "measures": {name: (float(value), *ends[name]) for name, value in found.items()},
+        "measures": {name: (float(value), *ends[name]) for name, value in values.items()},
         "by_class": {name: value for name, value in by_class.items() if np.isfinite(value)},
-        "top1": float(found[headline]),
+        "top1": float(values[headline]),
         "top1_interval": tuple(ends[headline]),
-        "mean_class": float(found[second]),
+        "mean_class": float(values[second]),
         "mean_class_interval": tuple(ends[second]),
         "draws_std": None,
         "p_value": p_value,
@@ -290,10 +289,7 @@ def dense_summary(sums: Floats, rival: Floats | None, names: Sequence[str]) -> d
 
 
 def constant_guess(train: Dense, test: Dense) -> float:
-    """Headline of the best constant: the most frequent class of train, or its median depth.
-
-    They are those of some 256 images of train.
-    """
+    """Headline of always answering the most frequent class, or median depth, of some of train."""
     some = train.rows[:: max(1, len(train.rows) // GUESS_IMAGES)]
     maps, num_classes = train.maps[some], train.num_classes
     if num_classes:
@@ -307,5 +303,5 @@ def constant_guess(train: Dense, test: Dense) -> float:
     return _headlines([np.stack(every)])[0]
 
 
-def _first(found: dict[str, Any]) -> Any:  # noqa: ANN401  # a number or an array of them
-    return next(iter(found.values()))
+def _headline(measures: dict[str, Any]) -> Any:  # noqa: ANN401  # a number or an array of them
+    return next(iter(measures.values()))

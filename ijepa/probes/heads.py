@@ -111,8 +111,8 @@ class HeadGroup(nn.Module):
         """
         if not self._bf16:
             return F.linear(inputs, weight, bias)
-        found = F.linear(inputs.bfloat16(), weight.bfloat16()).float()
-        return found if bias is None else found.add_(bias)
+        product = F.linear(inputs.bfloat16(), weight.bfloat16()).float()
+        return product if bias is None else product.add_(bias)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, multiplied by batch norm's own scale and shift."""
@@ -194,10 +194,10 @@ class Heads:
 
     def predict(self, inputs: dict[str, Tensor]) -> Tensor:
         """(heads, B) class numbers, heads in the protocol's order."""
-        found: dict[int, Tensor] = {}
+        by_number: dict[int, Tensor] = {}
         for group in self._groups:
-            found |= zip(group.numbers, group.predict(inputs[group.features]), strict=True)
-        return torch.stack([found[number] for number in sorted(found)])
+            by_number |= zip(group.numbers, group.predict(inputs[group.features]), strict=True)
+        return torch.stack([by_number[number] for number in sorted(by_number)])
 
     def state_dict(self) -> dict[str, Any]:
         """All that further steps depend on, in tensors and plain values."""
