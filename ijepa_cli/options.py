@@ -184,6 +184,7 @@ def _option(
         help=" ".join((field.description or "").split()),
         rich_help_panel=panel,
         hidden=hidden,
+        show_default=default is not True,
         metavar=_form(name, kind),
         autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )

@@ -53,7 +53,7 @@ def test_every_command_has_a_page_with_all_its_options(hooks):
             if option.name != "help" and not getattr(option, "hidden", False):
                 is_argument = option.param_type_name == "argument"
                 argument = (option.metavar or option.name).upper()
-                (typed, *_) = [argument] if is_argument else option.opts
+                (typed, *_) = [argument] if is_argument else (*option.opts, *option.secondary_opts)
                 assert f"`{typed}" in page, f"{name} {typed}"
                 assert option.help.split("|")[0].strip() in page
 

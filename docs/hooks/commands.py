@@ -46,7 +46,7 @@ def _usage(command: typer.core.TyperCommand, typed: str, level: str) -> str:
 def _row(option: typer.core.TyperOption, context: typer.Context) -> str:
     """Name over form, default or range, and what it is."""
     typed, words = option.get_help_record(context)
-    name, _, form = typed.partition(" <")
+    name, _, form = typed.removeprefix(" / ").partition(" <")  # which begins what only switches off
     if form := option.metavar or form.rstrip(">"):
         name = name.removesuffix(f" {form}")
     name = name if name.startswith("-") else name.upper()  # an argument, as the words call it
