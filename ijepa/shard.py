@@ -118,7 +118,14 @@ def shard(
             if config.merge:
                 link_parts(plan, made)
             opened = _opened(name, dense, config)
-            _make(opened, name, config, listed, runtime, progress, made)
+            try:
+                _make(opened, name, config, listed, runtime, progress, made)
+            except IjepaError:
+                if not any(made.glob("*.tar")):  # there is nothing to go on with
+                    shutil.rmtree(made / SOURCE, ignore_errors=True)
+                    for path in made.glob("plan-*"):
+                        path.unlink()
+                raise
         if config.part:
             return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []

@@ -178,6 +178,7 @@ def test_an_image_listed_twice_is_refused(tmp_path):
     write_files(tmp_path, {"a.png": encoded(0), "l.csv": b"path,kind\na.png,cat\na.png,dog\n"})
     with pytest.raises(IjepaError, match="listed twice"):
         shard(tmp_path / "l.csv", tmp_path / "set", runtime=ALONE)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []  # nor a set begun
 
 
 def test_the_output_never_replaces_the_source(tmp_path):
