@@ -190,7 +190,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
     for path, noted in ((plan.out, record), (folder, note)):
         if noted is not None and noted.get("stage") != plan.stage:
             raise IjepaError(  # even with --force: features over a run are almost surely a mistake
-                f"{path} was noted by `ijepa {noted.get('stage')}`; choose another output, or "
+                f"{path} was made by `ijepa {noted.get('stage')}`; choose another output, or "
                 f"remove it yourself."
             )
     if force:

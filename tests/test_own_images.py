@@ -74,7 +74,7 @@ def test_images_that_change_never_replace_those_that_a_run_has_seen(from_images,
 
 @pytest.mark.parametrize("out", ["images/run", "images"])
 def test_a_run_is_never_put_among_its_images(from_images, tmp_path, out):
-    assert "choose one outside" in str(from_images(out=out).exception)
+    assert "choose another" in str(from_images(out=out).exception)
     assert not list(tmp_path.rglob("*.shards"))
 
 

@@ -54,8 +54,9 @@ def _fit_masks(body: dict[str, Any], recipe: PretrainConfig, typed: Mapping[str,
     masks, asked = body.get("masks"), typed.get("masks")
     if not isinstance(masks, dict) or not isinstance(asked, dict):
         return
-    kinds = {kind().kind: kind for kind in get_args(get_args(MaskConfig)[0])}
-    if (kind := kinds.get(masks.get("kind", recipe.masks.kind))) in (None, type(recipe.masks)):
+    kinds = get_args(get_args(MaskConfig)[0])
+    kind = next((one for one in kinds if one().kind == masks.get("kind", recipe.masks.kind)), None)
+    if kind in (None, type(recipe.masks)):
         return
     for name in [one for one in masks if one not in {**kind.model_fields, **asked}]:
         del masks[name]
