@@ -195,7 +195,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
             )
     if force:
         return WOULD_RUN, "--force"
-    has_files = bool(_files(folder))  # else it was refused before it noted anything
+    has_files = bool(_files(folder))  # else it was refused before it made anything
     _refuse_to_replace(plan, record, note if has_files else None, is_forced)
     if is_begun and has_files:
         return GOES_ON, "it was begun before"
