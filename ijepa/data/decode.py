@@ -4,10 +4,12 @@ import contextlib
 import io
 import logging
 import math
+import os
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from tokenize import TokenError
 from typing import Literal
 
@@ -16,8 +18,11 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from ijepa.arrays import Array, Pixels
-from ijepa.config import LEVELS, MAX_PIXELS, MOST, Config
+from ijepa.config import LEVELS, MAX_PIXELS, MOST, Config, StrPath
 from ijepa.errors import IjepaError
+from ijepa.files import no_file
+
+Picture = Image.Image | StrPath | Array  # what `Encoder.encode` takes for one image
 
 # Pillow knows many more, some of which run other programs (EPS) or are files of several images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -314,3 +319,34 @@ def decode_dense(content: bytes, label: DenseLabel) -> Array:
             f"{len(label.names or range(largest)) - 1 + label.first}"
         )
     return np.where(is_ignored, largest, numbers).astype(label.dtype)
+
+
+def pixels_of(image: Picture, channels: int | None) -> Array:
+    """(height, width, channels) of a picture that a caller gives; channels None: 8-bit RGB."""
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        if path.is_dir():
+            raise IjepaError(
+                f"{path} is a folder; give its image files, such as "
+                f"sorted(Path({str(path)!r}).glob('*.jpg'))."
+            )
+        if not path.is_file():
+            raise IjepaError(f"{no_file(path, 'image file')}.")
+        try:
+            content = path.read_bytes()
+            return read_pixels(content, channels)[0] if channels else decode_rgb(content)
+        except IjepaError as error:
+            raise IjepaError(f"{path}: {error}.") from error
+    if isinstance(image, Image.Image):
+        image = np.atleast_3d(np.asarray(image)) if channels else rgb_pixels(image)
+    kind = f"a {type(image).__name__}"
+    if isinstance(image, np.ndarray):
+        is_known = channels is not None or image.dtype == np.uint8
+        if is_known and image.ndim == 3 and image.shape[2] == (channels or 3) and image.size:
+            return checked_pixels(image)
+        kind = f"an array of shape {image.shape} and type {image.dtype}"
+    arrays = f"(height, width, {channels or 3}) {'' if channels else 'uint8 '}arrays"
+    raise IjepaError(
+        f"encode takes PIL images, paths of image files and {arrays}, not {kind}; for tensors of "
+        f"normalised images, call `encoder.features(images)`."
+    )

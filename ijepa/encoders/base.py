@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ijepa.arrays import Array, Floats
+from ijepa.arrays import Floats
 from ijepa.compute import LinearKernel, computing, pick_linear
-from ijepa.config import DataConfig, PixelStats, Precision, Size, StrPath, height_width
-from ijepa.data.decode import checked_pixels, decode_rgb, read_pixels, rgb_pixels
+from ijepa.config import DataConfig, PixelStats, Precision, Size, height_width
+from ijepa.data.decode import Picture, pixels_of
 from ijepa.distributed import uses_bf16
 from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, Transformer
 from ijepa.errors import IjepaError
-from ijepa.files import no_file
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.jepa.vit import adapt_channels, adaptation
@@ -39,8 +37,6 @@ TUNABLE = (
 )
 
 log = logging.getLogger(__name__)
-
-Picture = Image.Image | StrPath | Array  # what `encode` takes for one image
 
 
 class Encoder(nn.Module):
@@ -116,7 +112,7 @@ class Encoder(nn.Module):
         return blank.to(next(self.parameters(), blank))
 
     def fit_channels(self, pixels: PixelStats | None, where: object = "the shard set") -> "Encoder":
-        """Adapt it to images of the shard set `where`, and return it; no `pixels` are 8-bit RGB.
+        """Adapt it to images of the shard set `where`, and return it; None: 8-bit RGB.
 
         A network of RGB images is adapted to other channels (`adapt_channels`), and takes their
         mean and standard deviation. It is logged, and `provenance` records it.
@@ -156,7 +152,7 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor, num_layers: int = 1, *, bf16: bool = False) -> Tensor:
-        """Pooling features of the last layers: (B, num_layers, dim) float32, last layer last.
+        """Pooled features of the last layers: (B, num_layers, dim) float32, last layer last.
 
         Args:
             images: (B, C, height, width) float, normalised, on the encoder's device.
@@ -213,7 +209,7 @@ class Encoder(nn.Module):
         Raises:
             IjepaError: it is none of these, or the file is not there or does not decode.
         """
-        data, pixels = self.data, _pixels_of(image, self.data.channels)
+        data, pixels = self.data, pixels_of(image, self.data.channels)
         view = evaluation_crop(pixels, data.image_px, data.eval_crop_fraction)
         return normalise(view, data.mean, data.std)[0]
 
@@ -283,7 +279,7 @@ class Encoder(nn.Module):
         with ThreadPoolExecutor() as readers, computing(weight.device, linear=linear):
             while batch := list(islice(queue, batch_size)):
                 # A PIL image may be in a batch twice, and two threads must not load its file.
-                batch = [_pixels_of(x, own) if isinstance(x, Image.Image) else x for x in batch]
+                batch = [pixels_of(x, own) if isinstance(x, Image.Image) else x for x in batch]
                 views = torch.stack(list(readers.map(self.transform, batch)))
                 parts.append(compute(views.to(weight)).cpu())
                 done += len(batch)
@@ -368,34 +364,3 @@ class Encoder(nn.Module):
         if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
             raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")
         return self
-
-
-def _pixels_of(image: Picture, channels: int | None) -> Array:
-    """(height, width, channels) of an image, as `ijepa extract` decodes it; None: 8-bit RGB."""
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if path.is_dir():
-            raise IjepaError(
-                f"{path} is a folder; give its image files, such as "
-                f"sorted(Path({str(path)!r}).glob('*.jpg'))."
-            )
-        if not path.is_file():
-            raise IjepaError(f"{no_file(path, 'image file')}.")
-        try:
-            content = path.read_bytes()
-            return read_pixels(content, channels)[0] if channels else decode_rgb(content)
-        except IjepaError as error:
-            raise IjepaError(f"{path}: {error}.") from error
-    if isinstance(image, Image.Image):
-        image = np.atleast_3d(np.asarray(image)) if channels else rgb_pixels(image)
-    kind = f"a {type(image).__name__}"
-    if isinstance(image, np.ndarray):
-        is_known = channels is not None or image.dtype == np.uint8
-        if is_known and image.ndim == 3 and image.shape[2] == (channels or 3) and image.size:
-            return checked_pixels(image)
-        kind = f"an array of shape {image.shape} and type {image.dtype}"
-    arrays = f"(height, width, {channels or 3}) {'' if channels else 'uint8 '}arrays"
-    raise IjepaError(
-        f"encode takes PIL images, paths of image files and {arrays}, not {kind}; for tensors of "
-        f"normalised images, call `encoder.features(images)`."
-    )
