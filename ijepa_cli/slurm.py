@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ijepa.errors import IjepaError
+from ijepa_cli.summary import without_options
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -92,7 +93,7 @@ def submit(
         )
     except (RuntimeError, NameError) as error:  # no SLURM here, or no such setting of it
         raise IjepaError(f"--launcher {launcher}: {str(error).splitlines()[0]}") from error
-    job = executor.submit(Command(tuple(_without_flags(sys.argv[1:]))))
+    job = executor.submit(Command(tuple(without_options(sys.argv[1:], FLAGS))))
     if launcher == "slurm":
         return f"job {job.job_id} submitted; logs in {logs}"
     failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them
@@ -100,14 +101,3 @@ def submit(
         tail = (job.stderr() or "").strip().splitlines()[-1:]
         raise IjepaError(f"The local job failed: {' '.join(tail)} Its logs are in {logs}.")
     return f"local job done; logs in {logs}"
-
-
-def _without_flags(words: Sequence[str]) -> Iterator[str]:
-    """The words of a command without those that describe the job."""
-    left = iter(words)
-    for word in left:
-        flag, equals, _ = word.partition("=")
-        if flag not in FLAGS:
-            yield word
-        elif not equals:
-            next(left, None)  # its value

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,3 +59,16 @@ def headline(state: str, out: StrPath, cached: bool, words: str) -> str:
 def next_command(*words: StrPath) -> str:
     """The line that shows the next command to type."""
     return f"next: {shlex.join(['ijepa', *map(str, words)])}"
+
+
+def without_options(
+    words: Iterable[str], valued: Container[str], switches: Container[str] = ()
+) -> Iterator[str]:
+    """The words of a command without some options: `valued` ones have a value, `switches` none."""
+    left = iter(words)
+    for word in left:
+        flag, equals, _ = word.partition("=")
+        if flag in valued and not equals:
+            next(left, None)
+        elif flag not in valued and flag not in switches:
+            yield word

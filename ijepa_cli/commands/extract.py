@@ -12,7 +12,15 @@ from ijepa.config import ExtractConfig, Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa_cli.options import Data, stage
 from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import about, counted, headline, images_of, next_command, opened
+from ijepa_cli.summary import (
+    about,
+    counted,
+    headline,
+    images_of,
+    next_command,
+    opened,
+    without_options,
+)
 
 if TYPE_CHECKING:
     from ijepa.extract import ExtractResult
@@ -82,12 +90,9 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
 
 def _retyped(command: str, **options: StrPath) -> list[str]:
     """The words of a command behind `ijepa`, with other values of some options."""
-    typed = shlex.split(command)[1:]
-    for name in (*options, "json", "force", "dry-run"):
-        flag, takes_value = f"--{name}", name in options
-        for place in [n for n, word in enumerate(typed) if word.partition("=")[0] == flag][::-1]:
-            del typed[place : place + (2 if takes_value and typed[place] == flag else 1)]
-    return typed + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    others = {f"--{name}": str(value) for name, value in options.items()}
+    kept = without_options(shlex.split(command)[1:], others, ("--json", "--force", "--dry-run"))
+    return [*kept, *(word for pair in others.items() for word in pair)]
 
 
 def _other_split(data: Path, split: str) -> str | None:
