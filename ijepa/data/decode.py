@@ -40,6 +40,7 @@ PNG_HEADER_AT = 16  # byte
 
 # Reasons, counted over a data set.
 FRAMES = "images with further pages or frames: the first one is kept"
+MOST_UNNAMED = 1024  # classes of masks whose classes nothing names
 NARROWED = "images of float64 kept as float32"
 
 _UNLIMITED = threading.Lock()  # held while the limit of Pillow is lifted
@@ -313,10 +314,11 @@ def decode_dense(content: bytes, label: DenseLabel) -> Array:
     numbers, largest = values.astype(np.int64) - label.first, np.iinfo(label.dtype).max
     is_ignored = (numbers < 0) | (values == label.ignored)
     highest = int(numbers[~is_ignored].max(initial=0))
-    if highest >= (largest if label.names is None else len(label.names)):
+    most = MOST_UNNAMED if label.names is None else len(label.names)
+    if highest >= most:
+        hint = "" if label.names else " where nothing names them: are these masks of objects?"
         raise IjepaError(
-            f"the value {highest + label.first}, but classes end at "
-            f"{len(label.names or range(largest)) - 1 + label.first}"
+            f"the value {highest + label.first}, but classes end at {most - 1 + label.first}{hint}"
         )
     return np.where(is_ignored, largest, numbers).astype(label.dtype)
 

@@ -83,8 +83,10 @@ def _compared(name: str, tests_by_other: Mapping[str, Tests], tested: str) -> st
         lost = [p for p, pairs in tests.items() if all(g < 0 and v < SIGNIFICANT for g, v in pairs)]
         used += [max(value for _, value in tests[probe]) for probe in (*won, *lost)]
         total += len(tests)
-        probes = "" if wins else " probe" if len(tests) == 1 else " probes"
-        wins.append(f"{other} on {len(won)} of {len(tests)}{probes}")
+        share = f"{len(won) or 'none'} of {len(tests)}{'' if wins else ' probes'}"
+        if len(tests) == 1:
+            share = "the one probe" if won else "no probe"
+        wins.append(f"{other} on {share}")
         is_better = "are better" if other.endswith("pixels") else "is better"
         losses += [f"{other} {is_better} on {_joined(lost)}"] if lost else []
     text = "; ".join([f"{name} beats {_joined(wins)}", *losses])
