@@ -10,7 +10,7 @@ from ijepa.encoders.spec import KINDS, PART_NAMES, EncoderSpec, weights_fingerpr
 from ijepa.errors import IjepaError
 from ijepa.files import LAST, file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
-from ijepa.records import read_record, record_path
+from ijepa.records import read_record
 from ijepa.results.record import TRAINED_ON, Score, Scores, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.version import VERSION as VERSION_OF_IJEPA
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ijepa.encoders.base import Encoder
 
-VERSION = 5
+VERSION = 6
 CARD, ONNX = "README.md", "model.onnx"
 FOLDERS = ("hf", "timm")  # formats of more than one file
 SUFFIX = {"safetensors": ".safetensors", "onnx": ".onnx"}  # of files that are known by it
@@ -40,7 +40,6 @@ class ConvertResult(Config):
     left_out: tuple[str, ...]  # parts for which the format has no room
     load: str  # a line of Python that loads them
     arch: str  # architecture, patch and image size
-    url: str = ""  # where they were uploaded; empty without `push`
     largest_difference: float | None = None  # of ONNX's numbers from the encoder's own; else None
 
 
@@ -51,7 +50,6 @@ def convert(
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
     scores: Sequence[StrPath] = (),
-    private: bool = False,
 ) -> ConvertResult:
     """Write the weights of `source` in another format; the numbers stay the same.
 
@@ -60,15 +58,14 @@ def convert(
             timm or of transformers' IJepaModel; which it is, is told by its content. For ONNX also
             any encoder of `ijepa encoders` with patch tokens, such as timm:NAME.
         out: file to make, or folder for `hf` and `timm`; ONNX makes `OUT/model.onnx` in a folder.
-        config: into which format, which encoder where it has room for one, and where to upload it.
+        config: into which format, and which encoder where it has room for one.
         runtime: `force` makes it again.
         progress: hears when it is done.
         scores: results of `ijepa probe` on this encoder, for the model card.
-        private: with `config.push`, make a new model on the hub private.
 
     Raises:
         IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
-            scores of another encoder; a name, token or connection with which nothing is uploaded.
+            scores of another encoder.
     """
     source, out = Path(source), Path(out)
     results = [Path(path) for path in scores]
@@ -91,18 +88,12 @@ def convert(
             _write(work, foreign or source, config, card, made)
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
-    load, url = _load_call(config.to, str(out), found.pop("which")), ""
-    if config.push:
-        from ijepa.encoders.hub import push_folder
-
-        record = record_path(out).name  # it names files of this machine
-        url = push_folder(out, config.push, private=private, leave_out=record)
-    shown = None if foreign else card
-    return ConvertResult(out=out, card=shown, cached=work.cached, load=load, url=url, **found)
+    load, shown = _load_call(config.to, str(out), found.pop("which")), None if foreign else card
+    return ConvertResult(out=out, card=shown, cached=work.cached, load=load, **found)
 
 
 def _makes_folder(out: Path, config: ConvertConfig) -> bool:
-    """Whether `out` becomes a folder; refuses a name or a `push` that does not fit the format."""
+    """Whether `out` becomes a folder; refuses a name that does not fit the format."""
     is_folder = config.to in FOLDERS or (config.to == "onnx" and out.suffix != SUFFIX["onnx"])
     if is_folder and out.suffix in (*WEIGHT_SUFFIXES, SUFFIX["onnx"]):
         raise IjepaError(
@@ -113,12 +104,6 @@ def _makes_folder(out: Path, config: ConvertConfig) -> bool:
         raise IjepaError(f"{out} would be no {out.suffix[1:]} file; name it .pth.tar or .pt.")
     if config.to == "safetensors" and out.suffix != SUFFIX["safetensors"]:
         raise IjepaError(f"{out} would be a safetensors file; name it {out.stem}.safetensors.")
-    if config.push:
-        from ijepa.encoders.hub import check_push
-
-        if config.to not in FOLDERS:
-            raise IjepaError(f"--push takes the hub's formats, --to timm or hf, not {config.to}.")
-        check_push(config.push)
     return is_folder
 
 
@@ -206,10 +191,9 @@ def _write(
     ]
     kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
     holds = ", ".join(PART_NAMES[part] for part in kept)
-    name = config.push or out.name
-    load = _load_call(config.to, name, which, on_hub=bool(config.push))
+    load = _load_call(config.to, out.name, which)
     shown = [score for result in results for score in result if score.weights_sha256 in ours]
-    text = model_card(networks, config, name, holds, load, scores, [*map(_eval_result, shown)])
+    text = model_card(networks, config, out.name, holds, load, scores, [*map(_eval_result, shown)])
     facts = {
         "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],
@@ -247,10 +231,9 @@ def _eval_result(score: Score) -> "EvalResult":
     )
 
 
-def _load_call(to: str, out: str, which: str, *, on_hub: bool = False) -> str:
+def _load_call(to: str, out: str, which: str) -> str:
     if to == "timm":
-        place = f"{'hf-hub' if on_hub else 'local-dir'}:{out}"
-        return f"timm.create_model({place!r}, pretrained=True)"
+        return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     if to == "onnx":
         path = out if out.endswith(SUFFIX["onnx"]) else f"{out}/{ONNX}"
         return f"onnxruntime.InferenceSession({path!r})"

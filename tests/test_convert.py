@@ -375,6 +375,9 @@ def test_the_command_converts_once_and_says_how_to_load(tmp_path, command, capsy
         said = json.loads(capsys.readouterr().out)
         assert said["cached"] is cached
         assert "timm.create_model" in said["load"]
+    assert command(run, tmp_path / "there", "--to", "timm") == 0
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert f"hf upload USER/NAME {tmp_path / 'there'} --exclude stage.json" in told
     card = Path(said["card"]).read_text()
     for words in ("images seen", "fingerprint", "image_px: 32", "timm.create_model", "licence"):
         assert words in card

@@ -356,5 +356,3 @@ class ConvertConfig(Settings):
     """Architecture as DIMxDEPTHxHEADS, such as 48x3x3, if the weights do not tell it."""
     license: str | None = None
     """Licence for the model card, by the hub's identifier, such as mit or apache-2.0."""
-    push: str | None = None
-    """USER/NAME: also upload the folder of timm or hf to the Hugging Face Hub, under this name."""

@@ -1,17 +1,10 @@
-"""The model card beside converted weights, and their upload to the Hugging Face Hub."""
+"""The model card beside converted weights, with metadata for the Hugging Face Hub."""
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of its client
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-)
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
+from huggingface_hub import EvalResult, ModelCardData
 
 from ijepa.config import ConvertConfig
 from ijepa.errors import IjepaError
@@ -20,60 +13,13 @@ from ijepa.recipes import dump_yaml
 from ijepa.templating import templates
 from ijepa.text import one_line
 
-if TYPE_CHECKING:  # a push is refused before torch is there
+if TYPE_CHECKING:
     from ijepa.encoders.formats import Networks
 
 LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}  # of other formats: ijepa
 TAGS = ["i-jepa", "self-supervised-learning", "vision-transformer"]
 PRETRAINED_ON = {IN1K_DATA: "ILSVRC/imagenet-1k", IN22K_DATA: "timm/imagenet-22k-wds"}  # on the hub
 META = "cc-by-nc-4.0"
-DENIED = {401: "the token is not valid", 403: "the token may not write there"}  # status of HTTP
-MEND = "Create one with write access at https://huggingface.co/settings/tokens"
-
-
-def check_push(name: str) -> None:
-    """Refuse a push that cannot succeed: `name` is not USER/NAME, or there is no token."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise IjepaError(f"--push {name} is not a name on the hub: {error}") from error
-    if name.count("/") != 1:
-        raise IjepaError(f"--push {name} does not say whose it is; write it as USER/{name}.")
-    if get_token() is None:
-        raise IjepaError(
-            f"--push {name} needs a token of the Hugging Face Hub. {MEND}, then run `hf auth "
-            f"login` or set HF_TOKEN."
-        )
-
-
-def push_folder(folder: Path, name: str, *, private: bool, leave_out: str) -> str:
-    """Upload a folder as the model `name`, made if it is not there; its address.
-
-    A new model is public unless `private`, or as the account's settings have it. `leave_out` is a
-    file of the folder that stays here. An `IjepaError` says why the hub cannot take it.
-    """
-    api = HfApi()
-    try:
-        repo = api.create_repo(name, private=private or None, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo.repo_id,
-            folder_path=folder,
-            ignore_patterns=[leave_out],
-            commit_message="Upload weights converted by ijepa",
-        )
-    except HfHubHTTPError as error:
-        why = DENIED.get(error.response.status_code, " ".join(str(error).split()))
-        mend = f" {MEND}." if error.response.status_code in DENIED else ""
-        raise IjepaError(
-            f"The hub refused --push {name} ({why}).{mend} The weights are in {folder}."
-        ) from error
-    except (HTTPError, OSError, ValueError) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise IjepaError(
-            f"--push {name} did not reach {api.endpoint} ({why}). The weights are in {folder}; the "
-            f"same command uploads them."
-        ) from error
-    return str(repo)
 
 
 def model_card(
@@ -90,7 +36,7 @@ def model_card(
     Args:
         networks: of which some were written.
         config: the format, and the licence that the user named.
-        name: what loads them: a file, a folder, or a name on the hub.
+        name: of the file or folder that loads them.
         holds: what they are, in words.
         load: a call in Python that loads them.
         scores: of probes on this encoder and others: protocol, label, encoder, top-1, interval.
@@ -112,7 +58,7 @@ def model_card(
         license=META if known.origin == "published" else licence,
         tags=TAGS,
         datasets=[PRETRAINED_ON[known.data]] if known.data in PRETRAINED_ON else None,
-        model_name=name.rpartition("/")[2] if results else None,
+        model_name=name if results else None,
         eval_results=list(results) or None,
     )
     source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"

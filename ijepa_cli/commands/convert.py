@@ -1,5 +1,6 @@
 """`ijepa convert`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -25,15 +26,12 @@ Scores = Annotated[
     list[Path] | None,
     typer.Option(help="Result of `ijepa probe` to show in the model card; repeatable."),
 ]
-Private = Annotated[
-    bool, typer.Option("--private", help="With --push: make a new model on the hub private.")
-]
 
 
 app = typer.Typer()
 
 
-@stage(app, ConvertConfig, "to which arch license push")
+@stage(app, ConvertConfig, "to which arch license")
 def convert(
     source: In,
     out: Out,
@@ -41,17 +39,17 @@ def convert(
     runtime: Runtime,
     as_json: bool,
     scores: Scores = None,
-    private: Private = False,
 ) -> None:
     """Write weights in another format, bit for bit, with a model card; or an encoder as ONNX.
 
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """
+    from ijepa.convert import FOLDERS
     from ijepa.convert import convert as run
     from ijepa.encoders.spec import PART_NAMES
 
     with shown_progress() as progress:
-        result = run(source, out, config, runtime, progress, scores or [], private)
+        result = run(source, out, config, runtime, progress, scores or [])
     words = (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
     )
@@ -63,4 +61,7 @@ def convert(
     if result.card:
         words += f" Model card: {result.card}"
     words += f"\nLoad it with: {result.load}"
-    show(result, as_json, words + (f"\nUploaded to {result.url}" if result.url else ""))
+    if config.to in FOLDERS:  # the record names files of this machine
+        upload = ["hf", "upload", "USER/NAME", str(result.out), "--exclude", "stage.json"]
+        words += f"\nUpload it with: {shlex.join(upload)}"
+    show(result, as_json, words)
