@@ -65,7 +65,7 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
 
 @files.command(cls=PlainCommand)
 def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
-    """Measure each layer: effective dimensions, spectrum, spread, distance between classes.
+    """Measure whether the encoder has collapsed, layer by layer: dimensions, spread, neighbours.
 
     Example: ijepa features diagnose train.h5 --label count
     """
