@@ -1,11 +1,7 @@
 """Probes on arrays: they find what is there, and choose without a look at the test set."""
 
-import os
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -283,28 +279,6 @@ def test_features_are_scaled_as_asked_for_and_the_score_says_so():
         wide, labelled(test.features.values * 1000, test.labels), request("logistic")
     )
     np.testing.assert_array_equal(usual.predictions, again.predictions)
-
-
-@pytest.mark.slow
-def test_the_array_api_finds_the_optimum_that_numpy_finds():
-    """What a GPU runs, on torch's CPU; SciPy must be told before it is imported."""
-    program = """
-        import numpy as np, torch
-        from ijepa.probes.logistic import fit, predicted, regression
-        from ijepa.probes.protocols import LOGISTIC_PROTOCOLS
-        rng = np.random.default_rng(0)
-        labels = rng.integers(5, size=600)
-        rows = rng.standard_normal((5, 16))[labels] + 2 * rng.standard_normal((600, 16))
-        found = []
-        for device in (None, torch.device("cpu")):
-            probe = regression(LOGISTIC_PROTOCOLS["dinov2"], 0.1, labels)
-            fit(probe, rows, labels, device)
-            found.append((np.asarray(probe.coef_), predicted(probe, rows, device)))
-        np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
-        np.testing.assert_array_equal(found[0][1], found[1][1])
-    """
-    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
-    subprocess.run([sys.executable, "-c", dedent(program)], check=True, env=environment)
 
 
 def test_accuracy_has_the_interval_of_wilson():

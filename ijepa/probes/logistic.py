@@ -8,17 +8,14 @@ first author.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.arrays import Floats, Ints
-from ijepa.distributed import pick_device
 from ijepa.errors import IjepaError
 from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, chunks, draw_subset, hold_out
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS, LogisticProtocol
@@ -30,7 +27,7 @@ FITTED = "coef_", "intercept_"  # the solution, from which the next fit starts
 
 def logistic(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Choose C on a held-out part of train, fit on all of train, predict the test set."""
-    named, device = LOGISTIC_PROTOCOLS[request.config.protocol], _device(request)
+    named = LOGISTIC_PROTOCOLS[request.config.protocol]
     protocol = replace(named, scale=request.config.scale or named.scale)
     strength, choices = protocol.strengths[0], {}
     if len(protocol.strengths) > 1:
@@ -40,8 +37,8 @@ def logistic(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> 
     features = train.last()
     rescale = rescaling(protocol.scale, features)
     probe = regression(protocol, strength, train.labels)
-    converged = fit(probe, _precise(rescale(features), protocol), train.labels, device)
-    predictions = predicted(probe, _precise(rescale(test.last()), protocol), device)
+    converged = fit(probe, _precise(rescale(features), protocol), train.labels)
+    predictions: Ints = probe.predict(_precise(rescale(test.last()), protocol))
     deviations = unfinished(not converged, 1, protocol)
     if protocol != named:
         deviations += (f"scaled by {protocol.scale}, not {named.scale}",)
@@ -76,8 +73,8 @@ def few_shot(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> 
         for subset in subsets:
             if len(np.unique(labels[subset])) < 2:
                 raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
-            stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset], None)
-            predictions.append(predicted(probe, scored, None))
+            stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset])
+            predictions.append(probe.predict(scored))
         choices = {"C": probe.C, "draws": len(subsets)}
         deviations += unfinished(stopped, len(subsets), protocol)
         fits.append(Fit(name, np.array(predictions), choices, deviations=deviations))
@@ -133,42 +130,26 @@ def unfinished(stopped: int, fits: int, protocol: LogisticProtocol) -> tuple[str
     return (f"{which} stopped within {protocol.iterations:,} iterations before it converged",)
 
 
-def fit(
-    probe: LogisticRegression, features: Floats, labels: Ints, device: torch.device | None
-) -> bool:
+def fit(probe: LogisticRegression, features: Floats, labels: Ints) -> bool:
     """Fit a probe of `regression` in place, on (n, dim) features and (n,) class numbers.
-
-    On a device, scikit-learn computes through its array API, to the same optimum (SciPy must have
-    been imported with SCIPY_ARRAY_API=1); None is plain NumPy.
 
     Returns:
         Whether it converged; if not, it reached the most iterations, or the limit of its precision.
     """
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        config_context(array_api_dispatch=device is not None),
-    ):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        probe.fit(_on(device, features), _on(device, labels))
+        probe.fit(features, labels)
     others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
     for w in others:
         warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     return len(others) == len(caught)
 
 
-def predicted(probe: LogisticRegression, features: Floats, device: torch.device | None) -> Ints:
-    """(n,) class numbers of (n, dim) features, by a probe fitted on the same device."""
-    with config_context(array_api_dispatch=device is not None):
-        answer = probe.predict(_on(device, features))
-    classes: Ints = answer if device is None else answer.cpu().numpy()
-    return classes
-
-
 def _held_out_scores(
     train: LabelledRows, protocol: LogisticProtocol, request: ProbeRequest
 ) -> dict[float, float]:
     """Accuracy on a held-out part by C; each fit starts from the solution of the one before."""
-    device, labels = _device(request), train.labels
+    labels = train.labels
     states = {} if request.states is None else request.states
     fitted, held = hold_out(labels, request.config.holdout, request.config.seed)
     part = train.last(fitted)
@@ -178,28 +159,18 @@ def _held_out_scores(
     scores: dict[float, float] = {}
     if "search" in states:  # an earlier start has tried the first strengths
         for name in FITTED:
-            setattr(probe, name, _on(device, states["search"][name].numpy().copy()))
+            setattr(probe, name, states["search"][name].numpy().copy())
         scores |= zip(protocol.strengths, states["search"]["accuracies"], strict=False)
     request.progress("search strengths", len(scores), len(protocol.strengths))
     for strength in protocol.strengths[len(scores) :]:
         probe.set_params(C=strength, warm_start=True, max_iter=protocol.search_iterations)
-        fit(probe, part, labels[fitted], device)
-        scores[strength] = float(np.mean(predicted(probe, rest, device) == labels[held]))
+        fit(probe, part, labels[fitted])
+        scores[strength] = float(np.mean(probe.predict(rest) == labels[held]))
         request.progress("search strengths", len(scores), len(protocol.strengths))
-        fitted_to = {name: torch.as_tensor(getattr(probe, name)).cpu() for name in FITTED}
+        fitted_to = {name: torch.as_tensor(getattr(probe, name)) for name in FITTED}
         states["search"] = {"accuracies": list(scores.values()), **fitted_to}
     return scores
 
 
 def _precise(features: Floats, protocol: LogisticProtocol) -> Floats:
     return features.astype(protocol.precision, copy=False)
-
-
-def _on(device: torch.device | None, values: Any) -> Any:  # noqa: ANN401  # arrays of either kind
-    return values if device is None else torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-
-def _device(request: ProbeRequest) -> torch.device | None:
-    """None on a CPU, where NumPy is no slower."""
-    device = pick_device(request.device)
-    return None if device.type == "cpu" else device

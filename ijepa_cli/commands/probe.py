@@ -1,6 +1,5 @@
 """`ijepa probe`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -81,8 +80,6 @@ def probe(
     trains, tests = [train, *(baseline_train or [])], [test, *(baseline_test or [])]
     if len(trains) != len(tests):
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
-    if runtime.device != "cpu":  # scikit-learn on a GPU; SciPy reads it when it is imported
-        os.environ.setdefault("SCIPY_ARRAY_API", "1")
     from ijepa import probe as library
 
     runtime = about(runtime, _plan(name, trains, tests, config.label))
