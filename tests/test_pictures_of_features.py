@@ -15,7 +15,7 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.figures import embedding, retrieval
-from ijepa.figures.neighbors import NONE, Nearest
+from ijepa.figures.neighbors import nearest
 from ijepa.figures.retrieval import MEAN, PREDICTED, RANDOM, TRUE
 from ijepa.records import read_record
 from ijepa.visualize import visualize
@@ -31,30 +31,18 @@ def features(shards, run, tmp_path_factory):
     return out
 
 
-def test_the_nearest_of_blocks_are_those_of_a_plain_search():
-    rng = np.random.default_rng(0)
-    vectors, queries = rng.normal(size=(50, 8)), rng.normal(size=(7, 8))
-    found = Nearest(queries, 5)
-    for first in range(0, 50, 13):
-        found.add(vectors[first : first + 13], first)
-    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
-    cosine = queries @ vectors.T / lengths
-    np.testing.assert_array_equal(found.numbers, np.argsort(-cosine, axis=1)[:, :5])
-    np.testing.assert_allclose(found.cosine, -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
-
-
-def test_the_neighbour_of_a_doubled_image_is_its_twin_and_never_itself_nor_one_too_many():
-    vectors = np.random.default_rng(0).normal(size=(20, 8))
+def test_the_nearest_are_those_of_a_plain_search_without_the_query_itself():
+    vectors = np.random.default_rng(0).normal(size=(50, 8))
     vectors[13] = 3 * vectors[4]  # length does not count
-    found = Nearest(vectors, 3, own=np.arange(20))
-    found.add(vectors)
-    assert found.numbers[4, 0] == 13
-    assert found.numbers[13, 0] == 4
-    assert found.cosine[4, 0] == pytest.approx(1)
-    assert not (found.numbers == np.arange(20)[:, np.newaxis]).any()
-    few = Nearest(np.eye(2), 4, own=np.arange(2))
-    few.add(np.eye(2))
-    assert few.numbers.tolist() == [[1, NONE, NONE, NONE], [0, NONE, NONE, NONE]]
+    own = np.arange(3, 10)
+    cosine, numbers = nearest(vectors[own], vectors, 5, own)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = unit[own] @ unit.T
+    expected[np.arange(7), own] = -np.inf
+    np.testing.assert_array_equal(numbers, np.argsort(-expected, axis=1)[:, :5])
+    np.testing.assert_allclose(cosine, -np.sort(-expected, axis=1)[:, :5], atol=1e-6)
+    assert numbers[1, 0] == 13
+    assert nearest(np.eye(2), np.eye(2), 4, np.arange(2))[1].tolist() == [[1], [0]]
 
 
 def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
@@ -72,7 +60,7 @@ def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
     ("choices", "message"),
     [
         ({"label": "colour"}, "no label 'colour'"),
-        ({"layer": 7}, "no layer 7"),
+        ({"layer": 7}, "stores 2 layers, 0 to 1, not 7"),
         ({"keys": ("nobody",)}, "no image 'nobody'"),
         ({"queries": 64}, "64 images; lower --queries"),
     ],

@@ -69,11 +69,10 @@ def some_images() -> torch.Tensor:
 @ALL_NETWORKS
 @pytest.mark.parametrize("layer", [0, -1])
 def test_every_query_shares_out_all_of_its_attention(network, layer):
-    heads, rollout = attention.attention_of(network, some_images(), layer)
+    heads = attention.attention_of(network, some_images(), layer)
     tokens = 16 + network.num_prefix_tokens
     assert heads.shape == (3, 2, tokens, tokens)
     torch.testing.assert_close(heads.sum(-1), torch.ones(3, 2, tokens))
-    torch.testing.assert_close(rollout.sum(-1), torch.ones(3, tokens))
     assert heads.min() >= 0
 
 
@@ -82,7 +81,7 @@ def test_attention_is_softmax_of_queries_and_keys(network):
     first = network.blocks[0]
     entering = []
     hook = first.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    found = attention.attention_of(network, some_images(), 0)[0]
+    found = attention.attention_of(network, some_images(), 0)
     hook.remove()
     with torch.no_grad():
         qkv = first.attn.qkv(first.norm1(entering[0])).unflatten(-1, (3, 2, 16))
@@ -104,17 +103,6 @@ def test_looking_changes_neither_features_nor_the_network(network):
         network(images)
     assert [block.attn.fused_attn for block in network.blocks] == fused
     assert not any(block.attn.attn_drop._forward_hooks for block in network.blocks)
-
-
-def test_the_rollout_is_the_product_of_blocks_with_their_residuals():
-    network, images = with_class_token(), some_images()
-    steps = []
-    for layer in (0, 1):
-        mean = attention.attention_of(network, images, layer)[0].mean(1)
-        steps.append(0.5 * mean + 0.5 * torch.eye(17))
-    torch.testing.assert_close(attention.attention_of(network, images, 1)[1], steps[1] @ steps[0])
-    to_itself = attention.rolled_out(torch.eye(5).expand(1, 2, 5, 5))
-    torch.testing.assert_close(to_itself[0], torch.eye(5))
 
 
 def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token():
@@ -250,7 +238,7 @@ def test_every_picture_explains_itself_with_an_example_that_is_understood():
 def test_the_command_line_draws_and_says_what(shards, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.png"
     words = ["visualize", "attention", "--encoder", RANDOM, "--data", shards, "--out", out]
-    words += ["--query", "mean", "--query", "0,3", "--no-rollout", "--images", 1, "--json"]
+    words += ["--query", "mean", "--query", "0,3", "--images", 1, "--json"]
     monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()

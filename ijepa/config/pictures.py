@@ -60,7 +60,7 @@ class EncodersConfig(PictureConfig):
 
 
 class AttentionConfig(EncodersConfig):
-    """Draw which patches attend to which, for each head and rolled out to the input."""
+    """Draw which patches attend to which, for each head of a block."""
 
     images: Sheet = 4
     """How many images to draw."""
@@ -69,8 +69,6 @@ class AttentionConfig(EncodersConfig):
     query: Annotated[tuple[str, ...], Field(min_length=1)] = ("center", "mean")
     """Whose attention: center (the middle patch), mean (over all patches, as the average-pooled
     feature reads them), class (the class token), or ROW,COL; repeatable."""
-    rollout: bool = True
-    """Also show attention rolled out through all blocks up to this one."""
 
 
 class PcaConfig(EncodersConfig):

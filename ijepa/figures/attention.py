@@ -1,4 +1,4 @@
-"""What each patch attends to in Vision Transformers, ours or timm's: per head and rolled out.
+"""What each patch attends to in Vision Transformers, ours or timm's, head by head.
 
 The networks compute as they always do, except that the fused kernel, which never writes attention
 down, is off while somebody looks.
@@ -36,21 +36,16 @@ def attention_section(
     images: Iterable[tuple[Tensor, Pixels]],
     queries: Sequence[Query],
     layer: int,
-    *,
-    rollout: bool,
 ) -> Section:
     """One row an image and query: the image, and over it each head of a block, and their mean.
 
-    An image comes as the network takes it, (1, 3, height, width), and as it is shown; `rollout`
-    adds the attention rolled out through all blocks below.
+    An image comes as the network takes it, (1, 3, height, width), and as it is shown.
     """
     rows, (high, wide) = [], network.patch_embed.grid_size
     for views, image in images:
-        heads, rolled = attention_of(network, views, layer)
+        heads = attention_of(network, views, layer)
         shares = {f"head {number}": head for number, head in enumerate(heads[0])}
         shares["mean of heads"] = heads[0].mean(dim=0)
-        if rollout:
-            shares["rollout"] = rolled[0]
         for name, patch, tokens in queries:
             frame = [box(patch[1] / wide, patch[0] / high, 1 / wide, 1 / high)] if patch else []
             row = [Tile(image, (f"query: {name}",), frame)]
@@ -87,8 +82,8 @@ def query_of(text: str, network: Vit, encoder: str) -> Query:
 
 
 @torch.no_grad()
-def attention_of(network: Vit, images: Tensor, layer: int = -1) -> tuple[Tensor, Tensor]:
-    """Attention of one block, (B, heads, T, T), and rolled out from the first to it, (B, T, T).
+def attention_of(network: Vit, images: Tensor, layer: int = -1) -> Tensor:
+    """Attention of one block, (B, heads, T, T).
 
     Row q says how query q shares its attention among all T tokens, prefix tokens (class, registers)
     first. Rows sum to 1. Images are (B, 3, height, width) float, normalised.
@@ -98,16 +93,14 @@ def attention_of(network: Vit, images: Tensor, layer: int = -1) -> tuple[Tensor,
     """
     number = block_number(layer, len(network.blocks))
     seen: list[Tensor] = []
-    rolled: list[Tensor] = []
 
     def see(block: int, shares: Tensor) -> None:
-        if block <= number:
-            seen[:] = [shares.float()]
-            rolled[:] = [rolled_out(shares.float(), *rolled)]
+        if block == number:
+            seen.append(shares.float())
 
     with attention_seen_by(network, see):
         network.eval()(images)
-    return seen[0], rolled[0]
+    return seen[0]
 
 
 @contextlib.contextmanager
@@ -132,18 +125,6 @@ def attention_seen_by(network: Vit, see: Callable[[int, Tensor], None]) -> Itera
             undo.callback(setattr, module, "fused_attn", module.fused_attn)
             module.fused_attn = False
         yield
-
-
-def rolled_out(heads: Tensor, before: Tensor | None = None) -> Tensor:
-    """Attention from the input through one more block: (B, T, T), rows sum to 1.
-
-    The mean of the block's heads is one half of where a token comes from, the token itself, by the
-    residual connection, the other. `before` is the same through all blocks below.
-    Source: Abnar and Zuidema, ACL 2020, section 3.
-    """
-    mean = heads.mean(dim=1)
-    step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
-    return step if before is None else step @ before
 
 
 def largest_elsewhere(shares: Floats, query: tuple[int, int] | None) -> float:

@@ -8,6 +8,7 @@ random.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import PretrainConfig
 from ijepa.figures.draw import ORANGE, Line, Section, Tile, keep_patches
-from ijepa.figures.neighbors import Nearest
+from ijepa.figures.neighbors import unit
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks, sample_masks
 from ijepa.jepa.model import IJepa, last_layer, target_tokens
@@ -111,9 +112,9 @@ def fill_blocks(asked: Query, store: PatchStore, rng: np.random.Generator) -> di
 
 def nearest_patches(queries: Floats, tokens: Floats) -> Ints:
     """Number of the token nearest to each query by cosine: (...) for (..., dim) queries."""
-    found = Nearest(queries.reshape(-1, queries.shape[-1]), 1)
-    found.add(tokens)
-    return found.numbers.reshape(queries.shape[:-1])
+    flat = unit(queries.reshape(-1, queries.shape[-1]))
+    numbers: Ints = faiss.knn(flat, unit(tokens), 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return numbers.reshape(queries.shape[:-1])
 
 
 def cut_patches(images: Pixels, patch_px: int) -> Pixels:

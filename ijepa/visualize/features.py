@@ -7,18 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ijepa.arrays import Floats, Ints, Pixels
+from ijepa.arrays import Ints, Pixels
 from ijepa.config import EmbeddingConfig, NeighborsConfig
 from ijepa.data.decode import decode_image
 from ijepa.errors import IjepaError
 from ijepa.features.store import Features
 from ijepa.figures.draw import sheet
 from ijepa.figures.embedding import embedding_figure, embedding_page, most_perplexity, project
-from ijepa.figures.neighbors import NONE, TILE_PX, Nearest, neighbor_section
+from ijepa.figures.neighbors import TILE_PX, nearest, neighbor_section
 from ijepa.visualize import PAGE, Drawing, Given, places_of
 from ijepa.visualize.images import shown
 
-ROWS_AT_ONCE = 16_384  # that are searched for neighbours
 THUMBNAIL_PX = 112
 UNLABELLED = "not labelled"  # of an image whose class is not known
 
@@ -30,14 +29,6 @@ class Stored(NamedTuple):
     rows: Ints
     keys: list[str]
     classes: list[str] | None
-
-    def read(self, places: Ints, layer: int) -> Floats:
-        """(len(places), dim): one stored layer of some images."""
-        _, layers, _ = self.store.shape
-        if not -layers <= layer < layers:
-            raise IjepaError(f"{self.store.path} holds {layers} layers; there is no layer {layer}.")
-        found: Floats = self.store.read(self.rows[places], layers - layer % layers)[:, 0]
-        return found
 
     def caption(self, layer: int) -> str:
         """Encoder, block and pooling."""
@@ -57,15 +48,14 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawing:
             drawn = np.random.default_rng(config.seed).choice(count, config.queries, replace=False)
             keys = tuple(stored.keys[place] for place in np.sort(drawn))
         queries = np.array(places_of(keys, stored.keys, str(store.path)))
-        found = Nearest(stored.read(queries, config.layer), config.neighbors, own=queries)
-        for first in range(0, count, ROWS_AT_ONCE):
-            places = np.arange(first, min(first + ROWS_AT_ONCE, count))
-            found.add(stored.read(places, config.layer), first)
-            given.progress("search images", int(places[-1]) + 1, count)
-        wanted = np.setdiff1d([*queries, *found.numbers.ravel()], NONE).tolist()
+        vectors = store.numpy(config.layer)[stored.rows]
+        cosine, found = nearest(vectors[queries], vectors, config.neighbors, queries)
+        given.progress("search feature files", number, len(given.features))
+        wanted = np.unique([*queries, *found.ravel()]).tolist()
         cut = _thumbnails(given, stored, wanted, THUMBNAIL_PX)
         section, share = neighbor_section(
             queries,
+            cosine,
             found,
             stored.classes or stored.keys,
             [None if c == UNLABELLED else c for c in stored.classes or [UNLABELLED] * count],
@@ -97,7 +87,7 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawing:
         raise IjepaError(f"{store.path} holds {len(stored.keys)} images; a map needs three.")
     # In random order, so that no class always lies on top.
     order = np.random.default_rng(config.seed).permutation(len(stored.keys))[: config.images]
-    vectors = stored.read(order, config.layer).astype(np.float32)
+    vectors = store.numpy(config.layer)[stored.rows[order]]
     perplexity = min(config.perplexity, most_perplexity(len(order)))
     places = project(vectors, config.method, perplexity, config.seed, given.progress)
     names = [stored.classes[n] if stored.classes else "all images" for n in order]

@@ -44,7 +44,7 @@ def draw_attention(config: AttentionConfig, given: Given) -> Drawing:
         vit, layer = encoder.vit, block_number(config.layer, encoder.num_layers)
         queries = [query_of(text, vit, encoder.name) for text in config.query]
         title = f"{encoder.name}: block {layer} (of blocks 0 to {encoder.num_layers - 1})"
-        found = attention_section(vit, images(encoder.data), queries, layer, rollout=config.rollout)
+        found = attention_section(vit, images(encoder.data), queries, layer)
         sections.append(found._replace(title=title))
         names.append(encoder.name)
     drawn = sheet(sections, (given.source(config), HOW))

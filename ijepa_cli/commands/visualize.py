@@ -28,7 +28,7 @@ Out = Annotated[
 ]
 # Settings, whose docstring is the help, and the fields that --help shows.
 OF_IMAGES: dict[type[PictureConfig], str] = {
-    configs.AttentionConfig: "encoder which split images keys layer query rollout show_channels",
+    configs.AttentionConfig: "encoder which split images keys layer query show_channels",
     configs.PcaConfig: "encoder which split images keys layer foreground show_channels",
     configs.RetrievalConfig: "encoder split images keys store_split store_images show_channels",
     configs.PredictionsConfig: "encoder decoder split images samples target_samples",
