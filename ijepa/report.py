@@ -12,7 +12,7 @@ from ijepa.files import BESIDE, file_sha256, no_file, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
-from ijepa.results.page import PICTURES, Picture, file_picture, map_picture, page
+from ijepa.results.page import PICTURES, file_picture, page
 from ijepa.results.paper_tables import tables_of_paper
 from ijepa.results.record import RESULT, Scores, is_result, read_result, result_id
 from ijepa.results.tables import (
@@ -26,9 +26,8 @@ from ijepa.results.tables import (
 )
 from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work, work_note
-from ijepa.version import VERSION as IJEPA_VERSION
 
-VERSION = 8
+VERSION = 9
 METRICS = "metrics.jsonl"  # of a run that has begun
 MASK_IMAGES = 2000  # over which the masks of a run are counted
 MOST_STRIPS = 8  # probes on the first screen; the tables have all
@@ -41,7 +40,7 @@ Records = list[dict[str, float]]
 class ReportConfig(Config):
     """What the page says beside its inputs."""
 
-    title: str = ""  # heading of the page; empty: made from the data and the run
+    title: str = ""  # heading of the page; empty: the name of the first run
     paper: bool = False  # show every table of the paper, also those that no result fills
     tables: tuple[int, ...] = ()  # numbers of tables of the paper to show in any case
 
@@ -78,7 +77,7 @@ def report(
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
         runtime: `force` rebuilds it.
-        title: of the page; empty: made from the data and the run.
+        title: of the page; empty: the name of the first run.
         paper: show every table of the paper; otherwise only those that hold a number of ours.
         paper_tables: numbers of tables of the paper to show in any case.
 
@@ -101,7 +100,7 @@ def report(
     made = [cell for one in shown if one.kind == "paper" for cell in one.made]
     summary = ReportResult(
         out=out,
-        title=title or _title(scores, runs, out),
+        title=title or (_short(runs[0]) if runs else "Scores"),
         verdict=tuple(verdict(scores)),
         tables=_chosen(shown, config),
         paper_cells=(sum(made), len(made)),
@@ -131,19 +130,6 @@ def _chosen(shown: Sequence[TableView], config: ReportConfig) -> tuple[TableView
     return tuple(one for one in shown if one.kind != "paper" or one.number in numbers)
 
 
-def _title(results: Sequence[Scores], runs: Sequence[Path], out: Path) -> str:
-    """Such as `cifar10 on cifar10:data`: the run and its data."""
-    runs = sorted(runs, key=lambda run: _record(run).get("stage", "pretrain") != "pretrain")
-    sources = {str(_record(run).get("source", "")): None for run in runs}
-    sources |= {score.source: None for result in results for score in result}
-    data = next(filter(None, sources), "")
-    name = runs[0].name.removesuffix(".partial") if runs else ""
-    name += f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    if not name:
-        name = "Scores" if results else out.stem
-    return f"{name} on {data}" if data else name
-
-
 def _page(
     summary: ReportResult, configs: Mapping[Path, PretrainConfig | None], paper_first: bool
 ) -> str:
@@ -152,7 +138,7 @@ def _page(
     for run in summary.runs:
         refuse_changed(run, METRICS, "config.yaml")
     metrics = {run: read_metrics(run / METRICS) for run in summary.runs}
-    short = {run: run.name.removesuffix(".partial") for run in metrics}
+    short = {run: _short(run) for run in metrics}
     told_apart = len({*short.values()}) == len(short)
     named = {short[run] if told_apart else str(run): records for run, records in metrics.items()}
     # A probe of many settings, such as few-shot, comes after those of one.
@@ -177,23 +163,25 @@ def _page(
     )
 
 
+def _short(run: Path) -> str:
+    """Name of a run, finished or not."""
+    return run.name.removesuffix(".partial")
+
+
 def _facts(summary: ReportResult) -> dict[str, str]:
-    """Data, run, date, version, device and duration, as far as they are known."""
+    """Data, runs, and of the first run date, version, device and duration; what is known of it."""
     records = [_record(run) for run in summary.runs]
     first: Mapping[str, Any] = records[0] if records else {}
     scores = [score for result in summary.results for score in result]
     data = [str(record.get("source", "")) for record in records] + [s.source for s in scores]
-    version = first.get("libraries", {}).get("ijepa") or next(
-        (score.libraries["ijepa"] for score in scores if "ijepa" in score.libraries), IJEPA_VERSION
-    )
     finished = str(first.get("finished", ""))
     seconds = first.get("seconds") if len(records) == 1 else None
     facts = {
         "Data": ", ".join(filter(None, dict.fromkeys(data))),
-        "Run" if len(records) == 1 else "Runs": ", ".join(map(str, summary.runs)),
+        "Runs": ", ".join(map(str, summary.runs)),
         "Date": f"{finished[:10]} {finished[11:16]}".strip(),
         "Commit": str(first.get("commit", "")),
-        "Version": "" if first.get("commit") else f"ijepa {version}",
+        "ijepa": first.get("libraries", {}).get("ijepa", ""),
         "Device": str(first.get("device", "")),
         "Duration": _duration(seconds) if seconds else "",
     }
@@ -301,7 +289,6 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
     record, last = _record(run), metrics[-1]
     path = run / "config.yaml"
     settings = record.get("config") or (config.model_dump() if config else {})
-    masks, maps = _masks(config) if config else ("", [])
     charts, constant = run_curves(metrics)
     return {
         "name": str(run),
@@ -309,9 +296,8 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
         "images": int(last.get("images", 0)),
         "duration": _duration(record["seconds"]) if "seconds" in record else "",
         "fingerprint": str(record.get("fingerprint", "unknown"))[:12],
-        "running": "" if read_record(run) else _running(run, settings, last),
-        "masks": masks,
-        "maps": maps,
+        "running": "" if read_record(run) else _running(settings, last),
+        "masks": _masks(config) if config else "",
         "charts": charts,
         "constant": constant,
         "config": path.read_text() if path.is_file() else "",
@@ -319,12 +305,8 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
     }
 
 
-def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
-    """How far an unfinished run is, as its last record and its newest rate say."""
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # it has no types
-        EventAccumulator,
-    )
-
+def _running(settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
+    """How far an unfinished run is, as its last record says."""
     epochs = settings.get("optimization", settings).get("epochs")
     if epochs and settings.get("linear_first"):
         epochs += settings["linear_first"]  # a fine-tuning counts those, too
@@ -333,27 +315,17 @@ def _running(run: Path, settings: Mapping[str, Any], last: Mapping[str, float]) 
     if epochs and epoch:
         steps = round(step * epochs / epoch)
     said = f"Step {step:,}" + (f" of {steps:,} ({100 * step / steps:.0f}%)" if steps else "")
-    if (run / "tensorboard").is_dir():
-        board = EventAccumulator(str(run / "tensorboard"))
-        board.Reload()
-        for name in [n for n in board.Tags()["scalars"] if n.endswith("_per_second")]:
-            rate = board.Scalars(name)[-1].value
-            said += f", {rate:,.0f} {name.removesuffix('_per_second')}/s"
-            if steps and step and rate:
-                left = last.get("images", 0.0) / step * (steps - step) / rate
-                said += f", {_duration(left)} left at that rate" if left else ""
     return f"{said}. All numbers of this run are provisional; build the page again for newer ones."
 
 
-def _masks(config: PretrainConfig) -> tuple[str, list[Picture]]:
-    """Sizes of a run's masks in a sentence, and maps of how often each patch is in a mask."""
-    from ijepa.figures.masks import heat_map
+def _masks(config: PretrainConfig) -> str:
+    """Sizes of a run's masks in a sentence."""
     from ijepa.jepa.masks import mask_statistics
 
     batches = max(1, MASK_IMAGES // config.data.batch_size)
     found, (rows, columns) = mask_statistics(config, batches), config.grid
     patches = rows * columns
-    summary = (
+    return (
         f"Masks ({config.masks.kind}, drawn {config.masks.draw}) on a grid of {rows}x{columns} "
         f"patches: the context has {found.context_patches:.1f} patches on average "
         f"({found.context_patches / patches:.0%}), a target block {found.target_patches:.1f} "
@@ -361,12 +333,3 @@ def _masks(config: PretrainConfig) -> tuple[str, list[Picture]]:
         f"are in a target. Counted over the first {batches:,} batches of "
         f"{config.data.batch_size:,} images, seed {config.seed}."
     )
-    named = {"in the context": found.context_seen, "in a target": found.target_seen}
-    return summary, [
-        map_picture(
-            heat_map(share),
-            f"Share of images in which a patch is {name}: {share.min():.2f} (white) to "
-            f"{share.max():.2f} (dark), mean {share.mean():.2f}.",
-        )
-        for name, share in named.items()
-    ]

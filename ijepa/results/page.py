@@ -97,16 +97,9 @@ def _preview(path: Path) -> Markup:
     return _img("image/png", buffer.getvalue(), f"upper part of {path.name}")
 
 
-def map_picture(image: Image.Image, caption: str) -> Picture:
-    """A small image whose pixels are shown large."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return Picture("", _img("image/png", buffer.getvalue(), caption, "map"), caption)
-
-
-def _img(media: str, content: bytes, alt: str, kind: str = "") -> Markup:
+def _img(media: str, content: bytes, alt: str) -> Markup:
     address = f"data:{media};base64,{base64.b64encode(content).decode()}"
-    return Markup('<img class="{}" src="{}" alt="{}">').format(kind, address, alt)
+    return Markup('<img src="{}" alt="{}">').format(address, alt)
 
 
 def _facts(record: Mapping[str, Any] | None) -> str:

@@ -25,7 +25,7 @@ Compare = Annotated[
     ),
 ]
 Title = Annotated[
-    str, typer.Option(help="Heading of the page; otherwise made from the run and its data.")
+    str, typer.Option(help="Heading of the page; otherwise the name of the first run.")
 ]
 Paper = Annotated[
     bool,
