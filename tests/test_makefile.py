@@ -101,7 +101,7 @@ def test_words_that_become_names_of_files_are_checked(make, variable):
     ("data", "name"),
     [
         ("/home/me/my photos/", "my-photos"),
-        ("cifar10:sets/cifar-10-python.tar.gz", "cifar-10-python"),
+        ("cifar10:sets/cifar-10.tar.gz", "cifar-10"),
         ("birds.csv", "birds"),
         ("scenes:train=10,val=5", "scenes-train-10-val-5"),
     ],

@@ -254,147 +254,47 @@ def test_a_column_of_captions_is_no_label(tmp_path, monkeypatch):
 # CIFAR
 
 
-def cifar_batch(seed, names, **labels):
-    rows = np.random.default_rng(seed).integers(0, 256, (len(names), 3072), dtype=np.uint8)
-    body = {b"data": rows, b"filenames": [name.encode() for name in names]}
-    return rows, pickle.dumps(body | {key.encode(): value for key, value in labels.items()}, 2)
-
-
-def write_cifar10(pack):
-    """Two images a file; rows of pixels by split, and where `pack` put the files."""
-    rows, files = {"train": [], "test": []}, {}
+def write_cifar10(root):
+    """Two images in each of the published files; their pixels, as (12, 32, 32, 3)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    files = {"batches.meta": {"label_names": ["airplane", "automobile", "bird"]}}
     for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
-        pixels, content = cifar_batch(number, [f"n{number}.png", "x.png"], labels=[number % 3, 2])
-        rows["test" if name == "test_batch" else "train"].append(pixels)
-        files[f"cifar-10-batches-py/{name}"] = content
-    meta = {b"label_names": [b"airplane", b"automobile", b"bird"]}
-    files["cifar-10-batches-py/batches.meta"] = pickle.dumps(meta, 2)
-    return {split: np.concatenate(parts) for split, parts in rows.items()}, pack(files)
+        rows = pixels[2 * number : 2 * number + 2].transpose(0, 3, 1, 2).reshape(2, 3072)
+        files[name] = {"data": rows, "labels": [number % 3, 2]}
+    packed = {f"cifar-10-batches-py/{name}": pickle.dumps(body) for name, body in files.items()}
+    write_files(root, packed)
+    return pixels, packed
 
 
-@pytest.fixture
-def cifar10(tmp_path):
-    return write_cifar10(lambda files: write_files(tmp_path / "cifar", files))[1]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_cifar10_keeps_every_pixel_and_the_published_order(tmp_path, packed):
-    def pack(files):
-        if packed:
-            return write_tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
-        return write_files(tmp_path / "cifar", files)
-
-    rows, where = write_cifar10(pack)
-    splits, items = read(f"cifar10:{where}", tmp_path / "work")
+@pytest.mark.parametrize("below", ["", "/cifar-10-batches-py"])
+def test_cifar10_keeps_every_pixel_and_the_published_order(tmp_path, monkeypatch, below):
+    pixels, _ = write_cifar10(tmp_path / "cifar")
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    splits, items = read(f"cifar10:{tmp_path / 'cifar'}{below}", tmp_path / "work")
     assert splits["test"]["class"] == ["airplane", "automobile", "bird"]
-    assert [item.name for item in items if item.split == "train"][:3] == [
-        "airplane/00000.png",
-        "bird/00001.png",
-        "automobile/00002.png",
-    ]
-    assert items[2].path == "cifar-10-batches-py/data_batch_2/n1.png"
-    for split, expected in rows.items():
-        found = [decode_rgb(bytes_of(item)) for item in items if item.split == split]
-        pixels = expected.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        np.testing.assert_array_equal(np.stack(found), pixels)
+    assert [item.split for item in items] == ["train"] * 10 + ["test"] * 2
+    np.testing.assert_array_equal([decode_rgb(bytes_of(item)) for item in items], pixels)
     assert [item.labels["class"] for item in items] == [0, 2, 1, 2, 2, 2, 0, 2, 1, 2, 2, 2]
 
 
-def test_cifar100_has_fine_and_coarse_classes(tmp_path):
-    files = {
-        name: cifar_batch(number, ["a.png"], fine_labels=[number], coarse_labels=[0])[1]
-        for number, name in enumerate(("test", "train"))
-    }
-    meta = {b"fine_label_names": [b"apple", b"bear"], b"coarse_label_names": [b"all"]}
-    folder = write_files(tmp_path / "c", files | {"meta": pickle.dumps(meta, 2)})
-    splits, [item] = read(f"cifar100:{folder}", tmp_path / "work", "train")
-    assert splits["train"]["coarse"] == ["all"]
-    assert (item.name, item.labels) == ("bear/00000.png", {"class": 1, "coarse": 0})
+def test_cifars_files_that_are_not_the_published_ones_are_refused_and_never_unpickled(tmp_path):
+    write_cifar10(tmp_path / "cifar")
+    refused("finds no CIFAR10 .*corrupted", f"cifar10:{tmp_path / 'cifar'}", tmp_path / "work")
 
 
-def test_cifar_as_class_folders_is_taken_where_they_are_asked_for(tmp_path):
-    image = encoded(0, "png", 32, 32)
-    train, test = ([f"{split}/{n}/x.png" for n in range(10)] for split in ("train", "test"))
-    folder = write_files(tmp_path / "images", dict.fromkeys([*train, *test], image))
+def test_cifar_as_class_folders_or_as_their_archive_is_taken(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders())
     assert read(f"cifar10:{folder}", tmp_path / "a") == read(folder, tmp_path / "b")
-    folder = write_files(tmp_path / "odd", dict.fromkeys([*train, "test/unlabelled.png"], image))
-    assert len(read(f"cifar10:{folder}", tmp_path / "c", "train")[1]) == 10
-    refused("but no classes", f"cifar10:{folder}", tmp_path / "c")
+    archive = write_tar(tmp_path / "images.tar.gz", class_folders(), "w:gz")
+    assert len(read(f"cifar100:{archive}", tmp_path / "c")[1]) == len(class_folders())
 
 
-@pytest.mark.parametrize(
-    ("files", "found"),
-    [
-        (class_folders(1), "2 classes"),
-        ({"train/x.png": encoded(0)}, "no classes"),
-        ({f"train/{n}/x.png": encoded(0) for n in range(10)}, "train/0/x.png of 6 x 8 pixels"),
-    ],
-)
-def test_what_has_not_the_classes_of_cifar_is_refused(tmp_path, files, found):
-    folder = write_files(tmp_path / "images", files)
-    refused(f"neither CIFAR's own .* but {found}", f"cifar10:{folder}", tmp_path / "work")
-
-
-ran = []
-
-
-class Command:
-    def __reduce__(self):
-        return ran.append, ("a pickle ran code",)
-
-
-class Huge:
-    """An array that claims a terabyte."""
-
-    def __reduce__(self):
-        return np.ndarray, ((10**12,), np.dtype("u1"))
-
-
-class HugeObjects:
-    def __reduce__(self):
-        maker, arguments, _ = np.empty(0).__reduce__()
-        return maker, arguments, (1, (10**12,), np.dtype("O"), False, [None])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (pickle.dumps(Command()), "asks for builtins.getattr"),
-        (pickle.dumps({b"label_names": [b"a"]}, 2)[:-3], "not a file of CIFAR's"),
-        (pickle.dumps([1]), "holds a list"),
-        (pickle.dumps({b"other": 1}), "has no 'label_names'"),
-        (b"<html>", "not a file of CIFAR's"),
-        *(
-            (pickle.dumps({b"label_names": names}, 2), "'label_names' is not a list of names")
-            for names in (None, 3, [1, 2], [b"\xff"])
-        ),
-    ],
-)
-def test_class_names_that_are_not_cifars_are_refused_and_never_run(
-    tmp_path, cifar10, content, message
-):
-    (cifar10 / "cifar-10-batches-py" / "batches.meta").write_bytes(content)
-    refused(rf"batches\.meta.*{message}", f"cifar10:{cifar10}", tmp_path / "work")
-    assert ran == []
-
-
-@pytest.mark.parametrize(
-    ("key", "values"),
-    [
-        (b"labels", [None, 3, [None] * 2, ["a", "b"], [0.5, 1], [[1], [2]], np.zeros((2, 1), int)]),
-        (b"data", [None, [[1, 2], [3]], np.zeros((2, 3072)), np.uint8(3), Huge(), HugeObjects()]),
-        (b"filenames", [None, [1, 2], [b"\xff", b"b"]]),
-    ],
-)
-def test_cifars_files_with_wrong_values_are_one_line(tmp_path, cifar10, key, values):
-    body = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1], b"filenames": [b"a", b"b"]}
-    for number, wrong in enumerate(values):
-        next(cifar10.rglob("data_batch_1")).write_bytes(pickle.dumps(body | {key: wrong}, 2))
-        refused("data_batch_1", f"cifar10:{cifar10}", tmp_path / f"work{number}")
-
-
-def test_cifars_own_files_without_the_kind_say_which_to_name(tmp_path, cifar10):
-    refused("name it cifar10:", cifar10, tmp_path / "work")
+@pytest.mark.parametrize("kind", ["", "cifar10:"])
+def test_cifars_packed_files_say_how_to_unpack_and_to_name_them(tmp_path, kind):
+    _, files = write_cifar10(tmp_path / "cifar")
+    archive = write_tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
+    refused(rf"unpack it \(tar -xf {archive}\) and name cifar10:PATH", f"{kind}{archive}", tmp_path)
+    refused("own files; name cifar10:PATH", tmp_path / "cifar", tmp_path / "work")
 
 
 # CLEVR

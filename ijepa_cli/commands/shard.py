@@ -18,7 +18,7 @@ imagenet22k, inat18, nyu, parquet, places205, places365, scenes, torchvision:NAM
 
 Examples:
 
-  ijepa shard cifar10:cifar-10-python.tar.gz shards/cifar10
+  ijepa shard cifar10:FOLDER shards/cifar10
 
   ijepa shard clevr:CLEVR_v1.0 shards/clevr --split train --split val
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ijepa.data.index import refuse_shard_set
 from ijepa.data.sources import lists
-from ijepa.data.sources.cifar import CIFAR, find_cifar, read_cifar
 from ijepa.data.sources.clevr import find_scenes, read_clevr
 from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.folders import read_folders
@@ -28,6 +27,12 @@ from ijepa.data.sources.trees import (
 from ijepa.data.sources.webdataset_tars import is_labelled, read_webdataset
 from ijepa.errors import IjepaError
 from ijepa.text import did_you_mean
+
+# What torchvision calls each CIFAR, the folder that its archive holds, and a file in there.
+CIFAR = {
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", "batches.meta"),
+    "cifar100": ("CIFAR100", "cifar-100-python", "meta"),
+}
 
 
 def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
@@ -57,9 +62,7 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
 
 
 def _by_layout(tree: Tree, request: Request, *, folders_are_classes: bool) -> Listing:
-    for kind in CIFAR:
-        if find_cifar(tree, kind) is not None:
-            raise IjepaError(f"{tree.where} holds CIFAR's own files; name it {kind}:{tree.where}.")
+    _refuse_pickles(tree)
     if not request.member and any(find_scenes(tree)[1].values()):
         return read_clevr(tree, request)
     tables = [] if tree.outline else [one for one in tree.entries() if is_table(one.path)]
@@ -70,6 +73,32 @@ def _by_layout(tree: Tree, request: Request, *, folders_are_classes: bool) -> Li
     if request.member:
         raise no_members(tree.where)
     return read_folders(tree, request, folders_are_classes=folders_are_classes)
+
+
+def _cifar(text: str, kind: str) -> Source:
+    """The published files as torchvision reads them once their checksums are right, or folders."""
+    name, folder, _ = CIFAR[kind]
+    where = Path(text).parent if Path(text).name == folder else Path(text)
+    if (where / folder).is_dir():
+        source = torchvision_set(f"{name}:{where}")
+        return replace(source, digest=lambda: digest_of(walk(where / folder)))
+
+    def find(tree: Tree, request: Request) -> Listing:
+        _refuse_pickles(tree)
+        return read_folders(tree, request)
+
+    return _tree(text, find)
+
+
+def _refuse_pickles(tree: Tree) -> None:
+    """Say how to name CIFAR's published files, which only `_cifar` reads, from a folder."""
+    for kind, (_, folder, file) in CIFAR.items():
+        if tree.find(f"{folder}/{file}"):
+            unpack = f"unpack it (tar -xf {tree.where}) and " if tree.is_packed else ""
+            raise IjepaError(
+                f"{tree.where} holds CIFAR's own files; {unpack}name {kind}:PATH, where PATH is "
+                f"the folder that holds {folder}."
+            )
 
 
 def _tree(text: str, find: Callable[[Tree, Request], Listing]) -> Source:
@@ -116,8 +145,7 @@ def _published(text: str, kind: str) -> Source:
 
 
 KINDS: dict[str, Callable[[str], Source]] = {
-    "cifar10": lambda text: _tree(text, partial(read_cifar, kind="cifar10")),
-    "cifar100": lambda text: _tree(text, partial(read_cifar, kind="cifar100")),
+    **{kind: partial(_cifar, kind=kind) for kind in CIFAR},
     "clevr": lambda text: _tree(text, read_clevr),
     "imagenet": lambda text: lists.imagenet(_tree_path(text)),
     "imagenet22k": lambda text: _tree(text, partial(read_folders, folders_are_classes=True)),

@@ -20,7 +20,6 @@ from ijepa.errors import IjepaError
 from ijepa.files import write_json
 from ijepa.progress import Progress
 
-PICKLES = re.compile(r"data_batch_[1-5]|test_batch|batches\.meta|train|test|meta")  # CIFAR's
 OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
 IMAGE = "*"  # stands for images in an outline
 CHUNK_BYTES = 4 * 2**20
@@ -166,7 +165,7 @@ def _is_listed(path: str) -> bool:
     """Could a source want this file?"""
     name = path.rpartition("/")[2]
     others = (".json", ".cls", ".parquet", ".arrow")
-    return is_image(name) or name.endswith(others) or PICKLES.fullmatch(name) is not None
+    return is_image(name) or name.endswith(others)
 
 
 def _archives(where: Path) -> Sequence[Path]:
