@@ -31,17 +31,10 @@ from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.dense import with_maps
 from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
 from ijepa.data.sources.kinds import open_source
-from ijepa.data.sources.names import (
-    UNKNOWN,
-    ImageList,
-    class_name,
-    read_lines,
-    readable,
-    sample_key,
-)
+from ijepa.data.sources.names import UNKNOWN, class_name, readable
 from ijepa.data.write import REPORT, ROWS, BadImage, ShardReport, check_bad, join_rows, write_shards
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, fingerprint_of, read_json, write_bytes, write_json
+from ijepa.files import fingerprint_of, read_json, write_bytes, write_json
 from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, Work, exclusive_work
 
@@ -90,7 +83,6 @@ def shard(
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
     *,
-    subset: StrPath | None = None,
     dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> ShardResult:
     """Write the images of `source` as a shard set; goes on after a kill where it was.
@@ -104,14 +96,13 @@ def shard(
         config: what to write.
         runtime: `workers` processes write, `force` makes it again.
         progress: hears of the images that are done.
-        subset: a file that lists keys, paths or file names to keep, one a line.
         dense: folders with a map for each image, by label: `depth`, or any other name for masks.
 
     Raises:
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
-    name, listed = os.fspath(source), Path(subset) if subset is not None else None
-    plan = plan_shard(source, out, config, subset=subset, dense=dense)
+    name = os.fspath(source)
+    plan = plan_shard(source, out, config, dense=dense)
     with exclusive_work(plan, runtime) as work:
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
@@ -119,7 +110,7 @@ def shard(
                 link_parts(plan, made)
             opened = _opened(name, dense, config)
             try:
-                _make(opened, name, config, listed, runtime, progress, made)
+                _make(opened, name, config, runtime, progress, made)
             except IjepaError:
                 if not any(made.glob("*.tar")):  # there is nothing to go on with
                     shutil.rmtree(made / SOURCE, ignore_errors=True)
@@ -157,7 +148,6 @@ def plan_shard(
     out: StrPath,
     config: ShardConfig = SHARD,
     *,
-    subset: StrPath | None = None,
     dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> StagePlan:
     """What `shard` makes of the same arguments; lists the files of the source, reads no image."""
@@ -167,9 +157,6 @@ def plan_shard(
         refuse_place(opened.where, out)
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
     inputs = {"source": opened.digest()}
-    if subset is not None:
-        read_lines(Path(subset))
-        inputs["subset"] = file_sha256(Path(subset))
     whole = StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
     return part_plan(whole, config.part) if config.part else whole
 
@@ -237,7 +224,6 @@ def _make(
     source: Source,
     name: str,
     config: ShardConfig,
-    subset: Path | None,
     runtime: Runtime,
     progress: Progress,
     folder: Path,
@@ -260,7 +246,7 @@ def _make(
     # of images is read once, and not again after a kill.
     plan = folder / f"plan-{fingerprint_of([SCHEMA, str(Path.cwd()), name])[:16]}.db"
     if not plan.exists():
-        items = _chosen(contents, fraction, subset, progress)
+        items = _chosen(contents, fraction, progress)
         write_plan(plan, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
     shards, left_out = read_plan(plan)
     made = {shard.split for shard in shards}
@@ -293,26 +279,17 @@ def _own_shards(
     return shards
 
 
-def _chosen(
-    contents: Contents, val_fraction: float, subset: Path | None, progress: Progress
-) -> Iterator[Item]:
-    """The images to write; counts those that are left out, and labels that are not known."""
-    kept, left_out = ImageList(subset) if subset else None, contents.left_out
+def _chosen(contents: Contents, val_fraction: float, progress: Progress) -> Iterator[Item]:
+    """The images to write; counts labels that are not known."""
     for number, item in enumerate(contents.items, start=1):
         if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
         digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
         if int.from_bytes(digest[:8]) < val_fraction * 2**64:
             item = item._replace(split="val")
-        key, _ = sample_key(item.split, item.name)
-        if kept and not kept.chooses(key, item.name, item.path):
-            left_out["images that --subset does not list"] += 1
-            continue
         unknown = (label for label, known in item.labels.items() if known == UNKNOWN)
-        left_out.update(f"labels {label} that are not known" for label in unknown)
+        contents.left_out.update(f"labels {label} that are not known" for label in unknown)
         yield item
-    if kept:
-        kept.check("image of the source")
 
 
 def _write_index(

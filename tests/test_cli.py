@@ -56,7 +56,7 @@ def test_the_command_line_imports_nothing_heavy():
 
 
 OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
-    "shard": "split val-fraction resize channels shuffle member max-bad part merge subset masks "
+    "shard": "split val-fraction resize channels shuffle member max-bad part merge masks "
     "depth check require-split require-label workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
     "recompute compile parallel cache track no-pictures replace launcher nodes gpus-per-node "

@@ -410,37 +410,6 @@ def test_resizing_averages_fine_stripes_instead_of_picking_some():
     assert abs(small[4:-4, 4:-4].astype(float) - 127.5).max() < 12
 
 
-# Subsets
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (["train/cat/0000", "val/dog/0001"], ["train/cat/0000", "val/dog/0001"]),
-        (["train/cat/0001.png", ""], ["train/cat/0001"]),
-        (["0000.png"], [f"{s}/{c}/0000" for s in ("train", "val") for c in ("cat", "dog")]),
-    ],
-)
-def test_a_subset_keeps_what_its_lines_name_under_the_same_class_numbers(tmp_path, lines, expected):
-    (tmp_path / "subset.txt").write_text("\n".join(lines))
-    made(tmp_path, class_folders(2), subset=tmp_path / "subset.txt")
-    found = samples(tmp_path / "set")
-    assert sorted(found) == expected
-    for key, sample in found.items():
-        assert sample.labels["class"] == ["cat", "dog"].index(key.split("/")[1])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("train/cat/0000\nfish.png\n", "1 of 2 lines .* such as fish.png"), ("\n", "lists nothing")],
-)
-def test_a_subset_that_names_nothing_is_refused(tmp_path, text, message):
-    (tmp_path / "subset.txt").write_text(text)
-    for _ in range(2):  # the second time it goes on with what the first one left
-        with pytest.raises(IjepaError, match=message):
-            made(tmp_path, class_folders(1), subset=tmp_path / "subset.txt")
-
-
 def test_shuffled_shards_hold_the_same_samples_mixed(tmp_path):
     write_files(tmp_path / "images", class_folders(num_images=30))
     mixed = ShardConfig(shard_bytes=30_000, shuffle=True)
@@ -634,12 +603,10 @@ def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
 def test_the_command_hands_every_option_on(tmp_path):
     levels = np.arange(64, dtype=np.float32).reshape(8, 8)
     files = {"train/a.tif": as_file(Image.fromarray(levels), "TIFF"), "test/text.jpg": b"text"}
-    write_files(tmp_path / "images", files | {"test/b.png": encoded(0), "c/c.png": b""})
-    (tmp_path / "subset.txt").write_text("a.tif\nb.png\ntext.jpg\n")
+    write_files(tmp_path / "images", files | {"test/b.png": encoded(0)})
     words = [tmp_path / "images", tmp_path / "set", "--json", "--workers", "1", "--split", "train"]
     words += ["--resize", "4", "--shard-bytes", "1", "--max-bad", "1", "--val-fraction", "0.1"]
-    words += ["--subset", tmp_path / "subset.txt", "--pixel-range", "0", "63", "--exif", "rotate"]
-    words += ["--folders-are-classes"]
+    words += ["--pixel-range", "0", "63", "--exif", "rotate", "--folders-are-classes"]
     body = json.loads(ijepa(*words, "--max-pixels", "64"))
     assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)
     assert body["labels"]["class"]["last"] == "train"

@@ -9,13 +9,10 @@ import torchvision
 from pictures import bytes_of, encoded, read, write_files
 from scipy.io import savemat
 
-from ijepa.config import ShardConfig
 from ijepa.data.decode import decode_rgb
-from ijepa.data.shards import open_shards
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
 from ijepa.errors import IjepaError
-from ijepa.shard import shard
 
 PICTURE = encoded(0)
 WNIDS = ("n01440764", "n01443537", "n01484850")  # sorted; other numbers in the development kit
@@ -110,18 +107,6 @@ def test_validation_images_without_a_class_are_refused(imagenet, tmp_path, truth
         write_devkit(imagenet, truth)
     with pytest.raises(IjepaError, match=message):
         read(f"imagenet:{imagenet}", tmp_path / "work")
-
-
-def test_published_lists_of_one_percent_are_matched_by_file_name(imagenet, tmp_path):
-    write_devkit(imagenet)
-    names = tmp_path / "1percent.txt"
-    names.write_text("n01440764_10026.JPEG\nn01484850_1.JPEG\n")
-    choice = ShardConfig(splits=("train",))
-    shard(f"imagenet:{imagenet}", tmp_path / "set", choice, subset=names)
-    assert open_shards(tmp_path / "set").split("train").keys() == [
-        "train/n01440764/n01440764_10026",
-        "train/n01484850/n01484850_1",
-    ]
 
 
 def write_inat(folder, changes=None):

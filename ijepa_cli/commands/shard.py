@@ -30,10 +30,6 @@ Examples:
 """
 Source = Annotated[str, typer.Argument(help="A folder, an archive, a list of files, or kind:path.")]
 Out = Annotated[Path | None, typer.Argument(help="Folder to write; not with --check.")]
-Subset = Annotated[
-    Path | None,
-    typer.Option(help="A file that lists the keys or file names to keep, one per line."),
-]
 Masks = Annotated[
     Path | None,
     typer.Option(help="A folder with a PNG of class numbers for each image, of the same name."),
@@ -62,7 +58,6 @@ def shard(
     runtime: Runtime,
     as_json: bool,
     out: Out = None,
-    subset: Subset = None,
     masks: Masks = None,
     depth: Depth = None,
     check: Check = False,
@@ -85,7 +80,7 @@ def shard(
     runtime = runtime.model_copy(update={"about": f"shard: {source} to {out}"})
     with shown_progress() as progress:
         maps = {name: folder for name, folder in (("seg", masks), ("depth", depth)) if folder}
-        result = run(source, out, config, runtime, progress, subset=subset, dense=maps)
+        result = run(source, out, config, runtime, progress, dense=maps)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     words = f"{counts} in {counted(result.shards, 'shard')}, {decimal(result.bytes)}"
     lines = [headline("written", result.out, result.cached, words)]

@@ -90,55 +90,33 @@ def read_lines(path: Path) -> list[str]:
     return found
 
 
-class ImageList:
-    """A list that chooses images: keys, paths or file names (of all images called so), one a line.
-
-    With `drop_suffix`, names without suffix match lines that have one, too.
-    """
-
-    def __init__(self, path: Path, *, drop_suffix: bool = False) -> None:
-        self._path, self._lines = path, read_lines(path)
-        self._matched = Counter[str]()  # images by line
-        self._by_name = defaultdict(set)
-        for line in self._lines:
-            self._by_name[line].add(line)
-            if drop_suffix:
-                self._by_name[without_suffix(line)[0]].add(line)
-
-    def chooses(self, *paths: str) -> bool:
-        """Is an image chosen: its key or one of its paths, with or without folders and suffix?"""
-        names = {*paths, *(without_suffix(path)[0] for path in paths)}
-        names |= {name.rpartition("/")[2] for name in names}
-        found = {line for name in names for line in self._by_name.get(name, ())}
-        self._matched.update(found)
-        return bool(found)
-
-    def check(self, what: str) -> None:
-        """Refuse lines that chose no `what`, such as `training image`; warn of several."""
-        count = len(self._lines)
-        lost = [line for line in self._lines if not self._matched[line]]
-        if lost:
-            raise IjepaError(
-                f"{self._path}: {len(lost):,} of {count:,} lines name no {what}, such as "
-                f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
-            )
-        several = [line for line in self._lines if self._matched[line] > 1]
-        if several:
-            log.warning(
-                "%s: %d of %d lines name several images each, such as %s; write keys or paths to "
-                "name one.", self._path, len(several), count, several[0],
-            )  # fmt: skip
-
-
 def listed(path: Path, keys: Sequence[str]) -> Ints:
     """Numbers of the training images that a list names, ascending: the published 1% of ImageNet.
 
-    `keys` are those of the images; for `path` see `ImageList`, whose errors it raises.
+    A line is the key of an image or its path within the split, or a file name, which stands for
+    all images called so; with or without suffix. Refuses lines that name no image.
     """
-    images = ImageList(path, drop_suffix=True)
-    chosen = (images.chooses(key, key.partition("/")[2]) for key in keys)
-    numbers = [number for number, is_chosen in enumerate(chosen) if is_chosen]
-    images.check("training image")
+    lines, by_name = read_lines(path), defaultdict(set)
+    for line in lines:
+        by_name[line].add(line)
+        by_name[without_suffix(line)[0]].add(line)
+    numbers, matched = [], Counter[str]()
+    for number, key in enumerate(keys):
+        names = {key, key.partition("/")[2], key.rpartition("/")[2]}
+        found = {line for name in names for line in by_name.get(name, ())}
+        matched.update(found)
+        if found:
+            numbers.append(number)
+    if lost := [line for line in lines if not matched[line]]:
+        raise IjepaError(
+            f"{path}: {len(lost):,} of {len(lines):,} lines name no training image, such as "
+            f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
+        )
+    if several := [line for line in lines if matched[line] > 1]:
+        log.warning(
+            "%s: %d of %d lines name several images each, such as %s; write keys or paths to name "
+            "one.", path, len(several), len(lines), several[0],
+        )  # fmt: skip
     return np.array(numbers, dtype=np.int64)
 
 
