@@ -125,7 +125,7 @@ def shards() -> Values:
         rows.writerows([name, name.split("/")[0], n % 3] for n, name in enumerate(names))
     sources: dict[str, tuple[object, tuple[str, ...]]] = {
         "folder": (folder, ()),
-        "resized": (folder, ("--resize", "16", "--exif", "rotate", "--pixel-range", "0", "40000")),
+        "resized": (folder, ("--resize", "16", "--exif", "rotate")),
         "one split": (folder / "train", ("--val-fraction", "0.25", "--shuffle")),
         "small shards": (folder, ("--shard-bytes", "20000", "--split", "train")),
         "archive": (archive, ()),

@@ -291,7 +291,7 @@ def test_a_constant_channel_has_a_deviation_of_one(tmp_path):
 
 
 @pytest.mark.parametrize("words", [
-    {"channels": 4, "pixel_range": (0, 1)}, {"channels": 4, "exif": "rotate"},
+    {"channels": 4, "exif": "rotate"},
     {"channel_axis": "first"}, {"channels": 17},
 ])  # fmt: skip
 def test_options_that_contradict_each_other_are_refused(words):

@@ -328,19 +328,14 @@ def test_sixteen_bits_are_scaled_by_their_range_and_never_turn_white(kind):
     taken = prepare_image(content, ShardConfig())
     assert (decode_rgb(taken.content) == 200).all()
     assert any("16 bits" in reason for reason in taken.changes)
-    ranged = prepare_image(content, ShardConfig(pixel_range=(0, 2 * int(levels[0, 0]))))
-    assert (decode_rgb(ranged.content) == 128).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_without_a_range_are_refused_with_the_option_that_gives_one(dtype):
+def test_pixels_without_a_range_are_refused_with_the_option_that_keeps_them(dtype):
     levels = np.linspace(-1, 3, 48).reshape(8, 6).astype(dtype)
     content = as_file(Image.fromarray(levels), "TIFF")
-    with pytest.raises(IjepaError, match="--pixel-range"):
+    with pytest.raises(IjepaError, match="--channels 1"):
         prepare_image(content, ShardConfig())
-    taken = prepare_image(content, ShardConfig(pixel_range=(-1, 3)))
-    shown = decode_rgb(taken.content)[..., 0]
-    assert (shown == np.rint((levels.astype(float) + 1) / 4 * 255)).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -601,20 +596,16 @@ def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
 
 
 def test_the_command_hands_every_option_on(tmp_path):
-    levels = np.arange(64, dtype=np.float32).reshape(8, 8)
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8)
     files = {"train/a.tif": as_file(Image.fromarray(levels), "TIFF"), "test/text.jpg": b"text"}
     write_files(tmp_path / "images", files | {"test/b.png": encoded(0)})
     words = [tmp_path / "images", tmp_path / "set", "--json", "--workers", "1", "--split", "train"]
     words += ["--resize", "4", "--shard-bytes", "1", "--max-bad", "1", "--val-fraction", "0.1"]
-    words += ["--pixel-range", "0", "63", "--exif", "rotate", "--folders-are-classes"]
+    words += ["--exif", "rotate", "--folders-are-classes"]
     body = json.loads(ijepa(*words, "--max-pixels", "64"))
     assert (body["splits"], body["bad"], body["shards"]) == ({"train": 2}, 1, 3)
     assert body["labels"]["class"]["last"] == "train"
     assert decode_rgb(samples(tmp_path / "set")["train/train/a"].image).shape == (4, 4, 3)
-    with pytest.raises(
-        IjepaError, match=r"--pixel-range 1\.0 1\.0: .*two finite numbers, the lower one"
-    ):
-        ijepa(*words, "--pixel-range", "1", "1")
     with pytest.raises(IjepaError, match=r"6 x 8 pixels, more than 47.*--max-pixels"):
         ijepa(*words, "--max-pixels", "47")
 

@@ -66,8 +66,6 @@ class ShardConfig(Settings):
     or a column of a table."""
     max_pixels: Annotated[int, Field(ge=1, le=2**32)] = MAX_PIXELS
     """Images with more pixels than this are not decoded and count as failed."""
-    pixel_range: tuple[float, float] | None = None
-    """The two values of 16-bit, 32-bit and float pixels that become black and white."""
     exif: Literal["ignore", "rotate"] = "ignore"
     """rotate: turn images as their EXIF orientation says; the released code ignores it."""
     folders_are_classes: bool = False
@@ -104,20 +102,12 @@ class ShardConfig(Settings):
             raise ValueError("part writes one part, merge puts all together; choose one")
         return self
 
-    @field_validator("pixel_range")
-    @classmethod
-    def _ascends(cls, pixel_range: tuple[float, float] | None) -> tuple[float, float] | None:
-        low, high = pixel_range or (0.0, 1.0)
-        if low >= high:
-            raise ValueError("expected two finite numbers, the lower one first")
-        return pixel_range
-
     @model_validator(mode="after")
     def _depth_is_kept_or_not(self) -> Self:
         if self.channel_axis and not self.channels:
             raise ValueError("channel_axis is of no use without channels")
-        if self.channels and (self.pixel_range or self.exif == "rotate"):
-            raise ValueError("channels keeps pixels as they are; leave pixel_range and exif out")
+        if self.channels and self.exif == "rotate":
+            raise ValueError("channels keeps pixels as they are; leave exif out")
         return self
 
 

@@ -92,7 +92,7 @@ def as_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
         kind = "float" if image.mode == "F" else "signed or 32-bit"
         raise IjepaError(
-            f"{kind} pixels, whose range is not known; name it with `ijepa shard --pixel-range`"
+            f"{kind} pixels, whose range is not known; keep them with `ijepa shard --channels 1`"
         )
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
 

@@ -29,12 +29,10 @@ from ijepa.data.decode import (
 from ijepa.errors import IjepaError
 
 JPEG_QUALITY = 95
-PIXELS_AT_ONCE = 2**20
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what WebDataset readers expect, and suffixes
 
 # Reasons, counted over a data set; the first one tells what is lost.
-DEEP = "images of 16 bits: the upper 8 are used (see --pixel-range and --channels)"
-RANGED = "images scaled by --pixel-range"
+DEEP = "images of 16 bits: the upper 8 are used (see --channels)"
 ROTATED = "images turned as EXIF says"
 SHRUNK = "images shrunk by --resize"
 REENCODED = "images of other formats encoded as PNG"
@@ -80,7 +78,7 @@ def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
     with opened(content, config.max_pixels) as image:
         kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO
         changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
-        if is_deep_colour(content) or (image.mode in DEEP_MODES and config.pixel_range is None):
+        if is_deep_colour(content) or image.mode in DEEP_MODES:
             changes.append(DEEP)
         pixels, changed = _changed(image, config)
         check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
@@ -102,17 +100,6 @@ def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list
     if config.exif == "rotate" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
         image = ImageOps.exif_transpose(image)
         changes.append(ROTATED)
-    if config.pixel_range is not None and image.mode in DEEP_MODES:
-        low, high = config.pixel_range
-        values = np.asarray(image)
-        levels = np.empty(values.shape, np.uint8)
-        step = max(1, PIXELS_AT_ONCE // image.width)  # some rows at a time, which needs less memory
-        for first in range(0, image.height, step):
-            rows = slice(first, first + step)
-            fractions = (values[rows].astype(np.float64) - low) / (high - low)
-            levels[rows] = np.rint(np.nan_to_num(fractions).clip(0, 1) * 255)
-        image = Image.fromarray(levels)
-        changes.append(RANGED)
     pixels = as_eight_bits(image).convert("RGB")
     if size := _smaller(pixels.width, pixels.height, config):
         pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
