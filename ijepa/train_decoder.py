@@ -37,16 +37,6 @@ class DecoderResult(Config):
     closer: float  # share of images whose true sample is closer than the shuffled one
 
 
-class DecoderPlan(Config):
-    """What would run."""
-
-    train_images: int
-    test_images: int  # to evaluate on
-    batch_size: int  # blocks of a step, one from each image
-    steps: int
-    parameters: int
-
-
 def train_decoder(
     shards: StrPath,
     out: StrPath,
@@ -75,26 +65,6 @@ def train_decoder(
         if not work.cached:
             _train(work, data, config, runtime, progress)
         return DecoderResult(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
-
-
-def plan_decoder(shards: StrPath, config: DecoderConfig) -> DecoderPlan:
-    """Count what `train_decoder` would do."""
-    import torch
-
-    from ijepa.decoder.model import build_decoder
-    from ijepa.encoders.own import load_jepa
-
-    data, trained = open_shards(Path(shards)), load_jepa(config.encoder)
-    test = data.split(data.named_split(config.test_split, config.split))
-    with torch.device("meta"):
-        decoder = build_decoder(config, trained.jepa.encoder.embed_dim)
-    return DecoderPlan(
-        train_images=len(data.split(config.split)),
-        test_images=min(len(test), config.evaluated_images),
-        batch_size=config.batch_size,
-        steps=config.steps,
-        parameters=sum(parameter.numel() for parameter in decoder.parameters()),
-    )
 
 
 def _train(

@@ -7,7 +7,7 @@ import typer
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa_cli.options import Data, stage
-from ijepa_cli.show import outlook_shown, show, shown_progress
+from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import about, headline, images_of, next_command, opened
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -28,10 +28,6 @@ def train_decoder(
     """
     from ijepa import train_decoder as library
 
-    if runtime.dry_run:
-        with outlook_shown(as_json, library.plan_decoder(data, config)):
-            library.train_decoder(data, out, config, runtime)
-        return
     work = f"{config.steps:,} steps of {config.batch_size} blocks"
     where = images_of(data, config.split)
     runtime = about(runtime, f"train-decoder: {config.encoder} on {where}, {work}")
