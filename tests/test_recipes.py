@@ -141,7 +141,7 @@ def test_overrides_reach_nested_settings_and_keep_types():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("cifar10", "optimization.lrate=1", r"lrate is not a known .*mean optimization\.lr\?"),
+        ("cifar10", "optimization.lrate=1", r"lrate is not a known .*mean 'optimization\.lr'"),
         (
             "cifar10",
             "data.image_px=0",

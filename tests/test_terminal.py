@@ -188,7 +188,7 @@ def test_the_shell_completes_names(shards, typed, answer):
     ("words", "near"),
     [
         ("pretrain --recipe cifr10", "cifar10"),
-        ("pretrain --recipe cifar10 --set optimization.leraning_rate=1", "optimization.lr"),
+        ("pretrain --recipe cifar10 --set optimisation.epochs=1", "optimization"),
         ("pretrain --recipe cifar10 --set lr=1", "optimization.lr"),
         ("pretrain --recipe cifar10 --set data.split=trian", "train"),
         ("pretrain --recipe cifar10 --set encoder.arch=vit_smal", "vit_small"),

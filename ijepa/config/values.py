@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from inspect import isclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -26,7 +25,6 @@ from ijepa.text import did_you_mean
 
 C = TypeVar("C", bound=BaseModel)
 SHOWN_FAULTS = 20
-MEANT = " (did you mean {}?)"
 # What pydantic puts between the names of settings: which of several types it tried.
 UNION_MEMBER = re.compile(r"multiblock|rasterized|block|random|int|str|constrained-\w+|.+\[.*\]")
 
@@ -226,27 +224,13 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _meanings(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str, str]]:
-    """Group, words and dotted name of every setting: once by its name, once by its description."""
+def _names(kind: type[BaseModel], group: str = "") -> Iterator[str]:
+    """The dotted name of every setting."""
     for name, field in kind.model_fields.items():
-        yield group, name, f"{group}{name}"
-        words = re.sub(r"\W+", "_", (field.description or "").partition(".")[0].lower())
-        yield group, words, f"{group}{name}"
+        yield f"{group}{name}"
         for inner in (field.annotation, *get_args(field.annotation)):
             if isclass(inner) and issubclass(inner, BaseModel):
-                yield from _meanings(inner, f"{group}{name}.")
-
-
-def _meant(kind: type[BaseModel], where: str) -> str:
-    """The setting that a mistyped one is nearest to, in its own group first; empty if none is."""
-    group, dot, last = where.rpartition(".")
-    every = list(_meanings(kind))
-    within = [one for one in every if one[0] == group + dot]
-    # Of optimization.lrate, optimization.lr is meant, not the nearer stream.lanes.
-    for some, cutoff in ((within, 0.5 if dot else 0.6), (every, 0.6)):
-        if near := get_close_matches(last, [words for _, words, _ in some], 1, cutoff):
-            return MEANT.format(next(name for _, words, name in some if words == near[0]))
-    return ""
+                yield from _names(inner, f"{group}{name}.")
 
 
 def validated(
@@ -276,10 +260,12 @@ def _fault(
     kind: type[BaseModel], where: str, fault: ErrorDetails, options: Mapping[str, str]
 ) -> str:
     if fault["type"] == "extra_forbidden":
-        meant = _meant(kind, where)
-        if meant == MEANT.format(where):  # of masks of another kind
+        names = [*_names(kind)]
+        if where in names:  # of masks of another kind
             return f"{where} is a setting of another {where.rpartition('.')[0]}.kind"
-        return f"{where} is not a known setting{meant}"
+        groups = {name.rpartition(".")[2]: name for name in names}  # `epochs` lacks its group
+        nearest = did_you_mean(groups.get(where.rpartition(".")[2], where), names)
+        return f"{where} is not a known setting{nearest}"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     first, given = where.partition(".")[0], fault["input"]
     if fault["type"] == "tuple_type":
