@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ijepa.config import EmbeddingConfig, ExtractConfig, NeighborsConfig, RetrievalConfig, Runtime
+from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
@@ -62,13 +63,17 @@ def test_neighbours_are_drawn_once_and_to_the_byte(features, shards, tmp_path):
         ({"label": "colour"}, "no label 'colour'"),
         ({"layer": 7}, "stores 2 layers, 0 to 1, not 7"),
         ({"keys": ("nobody",)}, "no image 'nobody'"),
-        ({"queries": 64}, "64 images; lower --queries"),
     ],
 )
 def test_neighbours_that_cannot_be_found_leave_no_picture(features, tmp_path, choices, message):
     with pytest.raises(IjepaError, match=message):
         visualize(tmp_path / "n.png", NeighborsConfig(**choices), None, [features])
     assert not list(tmp_path.iterdir())
+
+
+def test_as_many_queries_are_drawn_as_leave_another_image(features, tmp_path):
+    config = NeighborsConfig(queries=64, neighbors=1)
+    assert visualize(tmp_path / "n.png", config, None, [features]).images == 63
 
 
 def test_patches_come_apart_and_together_again():
@@ -138,26 +143,31 @@ def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path)
     [
         ("random:vit_tiny/16@32", "has no predictor"),
         ("pixels", "has no predictor"),
-        ("run", "64 images, 16 of which are measured: --store-images can be 48 at most, not 49"),
     ],
 )
-def test_what_cannot_be_retrieved_is_refused(run, shards, tmp_path, encoder, message):
-    name = str(run) if encoder == "run" else encoder
-    choices = {"store_split": "val", "measured": 16, "store_images": 49 if encoder == "run" else 9}
+def test_what_cannot_be_retrieved_is_refused(shards, tmp_path, encoder, message):
+    config = RetrievalConfig(encoder=(encoder,), measured=16, store_images=9)
     with pytest.raises(IjepaError, match=message):
-        visualize(
-            tmp_path / "r.png", RetrievalConfig(encoder=(name,), **choices), shards, runtime=CPU
-        )
+        visualize(tmp_path / "r.png", config, shards, runtime=CPU)
     assert not list(tmp_path.iterdir())
 
 
-def test_defaults_of_a_retrieval_take_as_many_images_as_there_are(run, shards, tmp_path):
+@pytest.mark.parametrize(("split", "stored"), [("train", 256), ("val", 32)])
+@pytest.mark.parametrize("choices", [{}, {"measured": 1000, "store_images": 1000}])
+def test_a_retrieval_takes_as_many_images_as_there_are(
+    run, shards, tmp_path, split, stored, choices
+):
     out = tmp_path / "r.png"
-    for split in ("train", "val"):
-        config = RetrievalConfig(encoder=(str(run),), images=2, store_split=split)
-        visualize(out, config, shards, runtime=CPU)
-        made = read_record(out)["config"]
-        assert made["store_images"] == {"train": 256, "val": 32}[split]
+    config = RetrievalConfig(encoder=(str(run),), images=2, store_split=split, **choices)
+    visualize(out, config, shards, runtime=CPU)
+    assert read_record(out)["config"]["store_images"] == stored
+
+
+def test_a_retrieval_of_all_images_from_themselves_is_refused(run, shards, tmp_path):
+    keys = tuple(open_shards(shards).split("val").keys())
+    config = RetrievalConfig(encoder=(str(run),), keys=keys, store_split="val")
+    with pytest.raises(IjepaError, match="No image of split val is left to take patches from"):
+        visualize(tmp_path / "r.png", config, shards, runtime=CPU)
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])

@@ -180,9 +180,9 @@ def _shown_channels(config: PictureConfig, data: ShardSet | None) -> tuple[int, 
 
 
 def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
-    """Name the split that `evaluation` stands for, and fit what nobody asked for to the data.
+    """Name the split that `evaluation` stands for, and draw what there is of what is asked for.
 
-    That is the number of images where there are fewer, and the label where there is no such one.
+    That is as many images as there are, and another label where the default is not among them.
     """
     fitted: dict[str, object] = {}
     if isinstance(config, EncodersConfig | PredictionsConfig) and given.data:
@@ -193,14 +193,14 @@ def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
         fitted |= _fitted_store(config, given)
     if isinstance(config, NeighborsConfig | EmbeddingConfig):
         labels = [store.labels for store in given.features]
-        if not all(config.label in known for known in labels):
+        is_typed = "label" in config.model_fields_set
+        if not is_typed and not all(config.label in known for known in labels):
             both = (name for name in labels[0] if all(name in known for known in labels))
             fitted["label"] = next(both, None)
     if isinstance(config, NeighborsConfig):
         fewest = min(store.shape[0] // (1 + store.header.num_views) for store in given.features)
         fitted["queries"] = max(1, min(config.queries, fewest - 1))
-    free = type(config).model_fields.keys() - config.model_fields_set
-    return config.model_copy(update={name: fitted[name] for name in fitted.keys() & free})
+    return config.model_copy(update=fitted)
 
 
 def _fitted_store(config: RetrievalConfig, given: Given) -> dict[str, object]:
@@ -208,9 +208,8 @@ def _fitted_store(config: RetrievalConfig, given: Given) -> dict[str, object]:
     there, stored = (len(given.split(name)) for name in (config.split, config.store_split))
     measured = config.measured
     if config.split == config.store_split:
-        if "measured" not in config.model_fields_set:
-            measured = min(measured, max(1, there // 2))
-        stored -= max(min(measured, there), len(config.keys) or config.images)
+        measured = min(measured, max(1, there // 2))
+        stored -= max(measured, len(config.keys) or min(config.images, there))
     return {"measured": measured, "store_images": max(1, min(config.store_images, stored))}
 
 

@@ -43,8 +43,6 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawing:
         stored = _stored(store, config.label)
         count = len(stored.keys)
         if not keys:
-            if config.queries >= count:
-                raise IjepaError(f"{store.path} holds {count} images; lower --queries.")
             drawn = np.random.default_rng(config.seed).choice(count, config.queries, replace=False)
             keys = tuple(stored.keys[place] for place in np.sort(drawn))
         queries = np.array(places_of(keys, stored.keys, str(store.path)))

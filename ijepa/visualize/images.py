@@ -32,30 +32,24 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawing:
 
 
 def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
-    """Places in the split of the images to show; refuses unknown keys and more than there are."""
+    """Places in the split of the images to show; refuses unknown keys."""
     if not config.keys:
         return draw_images(split, config.images, config.seed)
     return places_of(config.keys, split.keys(), f"Split {split.name} of {split.folder}")
 
 
 def draw_images(
-    split: SplitReader, count: int, seed: int, without: Sequence[int] = (), option: str = "--images"
+    split: SplitReader, count: int, seed: int, without: Sequence[int] = ()
 ) -> list[int]:
-    """Places of some images in ascending order, none of `without`; raises as `pick_images`."""
+    """Places of `count` images, or of all there are, in ascending order, none of `without`."""
     there = np.setdiff1d(np.arange(len(split)), np.asarray(without, np.int64))
-    if count > len(there):
-        measured = f", {len(without):,} of which are measured" if len(without) else ""
-        raise IjepaError(
-            f"Split {split.name} of {split.folder} has {len(split):,} images{measured}: {option} "
-            f"can be {len(there):,} at most, not {count:,}."
-        )
+    count = min(count, len(there))
     return sorted(np.random.default_rng(seed).choice(there, count, replace=False).tolist())
 
 
 def more_images(split: SplitReader, shown: list[int], count: int, seed: int) -> list[int]:
     """The shown images and others, `count` in all or as many as there are."""
-    missing = min(count, len(split)) - len(shown)
-    return shown + draw_images(split, max(missing, 0), seed, without=shown)
+    return shown + draw_images(split, max(count - len(shown), 0), seed, without=shown)
 
 
 def views_of(split: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:

@@ -35,7 +35,9 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
     shown, device = pick_images(split, config), pick_device(given.runtime.device)
     numbers = more_images(split, shown, config.measured, config.seed)
     without = numbers if config.store_split == config.split else ()
-    stored = draw_images(store_split, config.store_images, config.seed, without, "--store-images")
+    stored = draw_images(store_split, config.store_images, config.seed, without)
+    if not stored:
+        raise IjepaError(f"No image of split {store_split.name} is left to take patches from.")
     sections = []
     figures: dict[str, float] = {}
     for place, name in enumerate(config.encoder, start=1):
