@@ -1,7 +1,5 @@
 """Weights from one format to another, bit for bit or as ONNX, with a model card beside them."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,22 +9,16 @@ from ijepa.errors import IjepaError
 from ijepa.files import LAST, file_sha256, fingerprint_of, write_bytes
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
-from ijepa.results.record import TRAINED_ON, Score, Scores, read_result
 from ijepa.stage import StagePlan, Work, exclusive_work
 from ijepa.version import VERSION as VERSION_OF_IJEPA
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-
     from ijepa.encoders.base import Encoder
 
 VERSION = 6
 CARD, ONNX = "README.md", "model.onnx"
 FOLDERS = ("hf", "timm")  # formats of more than one file
 SUFFIX = {"safetensors": ".safetensors", "onnx": ".onnx"}  # of files that are known by it
-HUB_DATASETS = {  # by kind of source
-    "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "imagenet": "ILSVRC/imagenet-1k",
-}  # fmt: skip
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 
 
@@ -49,7 +41,6 @@ def convert(
     config: ConvertConfig,
     runtime: Runtime = RUNTIME,
     progress: Progress = automatic,
-    scores: Sequence[StrPath] = (),
 ) -> ConvertResult:
     """Write the weights of `source` in another format; the numbers stay the same.
 
@@ -61,31 +52,22 @@ def convert(
         config: into which format, and which encoder where it has room for one.
         runtime: `force` makes it again.
         progress: hears when it is done.
-        scores: results of `ijepa probe` on this encoder, for the model card.
 
     Raises:
-        IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for;
-            scores of another encoder.
+        IjepaError: weights that are not I-JEPA's, not whole, or without the encoder asked for.
     """
     source, out = Path(source), Path(out)
-    results = [Path(path) for path in scores]
     is_folder = _makes_folder(out, config)
     # Beside a file the card has its name, since other weights may lie in the same folder.
     card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
     foreign = None if source.exists() or config.to != "onnx" else _foreign(str(source), config)
-    if foreign and scores:
-        raise IjepaError(f"--scores goes into a model card, and {source} gets none.")
     if not is_folder and not foreign and card.exists() and read_record(out) is None:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
-    inputs = {
-        "source": foreign.fingerprint(progress) if foreign else _fingerprint(source),
-        "scores": fingerprint_of([file_sha256(path) for path in results]),
-    }
+    inputs = {"source": foreign.fingerprint(progress) if foreign else _fingerprint(source)}
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            made = [read_result(path) for path in results]
-            _write(work, foreign or source, config, card, made)
+            _write(work, foreign or source, config, card)
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
     load, shown = _load_call(config.to, str(out), found.pop("which")), None if foreign else card
@@ -117,7 +99,7 @@ def _foreign(text: str, config: ConvertConfig) -> EncoderSpec:
 
 def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None) -> float:
     from ijepa.encoders import write
-    from ijepa.encoders.hub import META
+    from ijepa.encoders.card import META
 
     is_folder, size = work.plan.is_folder, write.weight_bytes(encoder)
     if size > write.FILE_BYTES and not is_folder:
@@ -137,16 +119,9 @@ def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None
     return write.write_onnx(encoder, out, notes)
 
 
-def _write(
-    work: Work,
-    source: Path | EncoderSpec,
-    config: ConvertConfig,
-    card: Path,
-    results: Sequence[Scores],
-) -> None:
+def _write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: Path) -> None:
     from ijepa.encoders import formats, own, write
-    from ijepa.encoders.hub import model_card
-    from ijepa.weights import weights_sha256
+    from ijepa.encoders.card import model_card
 
     if isinstance(source, EncoderSpec):  # what is known of it stands in the ONNX file
         encoder, kind = source.load(), KINDS.get(source.kind)
@@ -163,13 +138,6 @@ def _write(
     networks, out = formats.read_networks(source, config.arch), work.plan.out
     networks.check()
     held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
-    ours = {weights_sha256(networks.encoder(one).state_dict()) for one in held if results}
-    for result in results:
-        if not ours & {score.weights_sha256 for score in result}:
-            raise IjepaError(
-                f"The scores of {result[0].protocol} on {result[0].label} are of "
-                f"{result[0].encoder}, other weights than those of {networks.source}."
-            )
     difference = None
     if config.to == "onnx":
         encoder = own.encoder_of(networks, config.which)
@@ -178,22 +146,10 @@ def _write(
         target = work.folder if work.plan.is_folder else work.folder / out.name
         write.WRITERS[config.to](networks, target, config.which)
     which = config.which if config.which in held else held[0]
-    scores = [
-        (
-            f"{score.protocol} {score.setting}".strip(),
-            score.label,
-            score.encoder,
-            f"{100 * score.top1:.2f}",
-            "{:.2f} to {:.2f}".format(*(100 * end for end in score.top1_interval)),
-        )
-        for result in results
-        for score in result
-    ]
     kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
     holds = ", ".join(PART_NAMES[part] for part in kept)
     load = _load_call(config.to, out.name, which)
-    shown = [score for result in results for score in result if score.weights_sha256 in ours]
-    text = model_card(networks, config, out.name, holds, load, scores, [*map(_eval_result, shown)])
+    text = model_card(networks, config, out.name, holds, load)
     facts = {
         "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],
@@ -204,31 +160,6 @@ def _write(
         facts["largest_difference"] = difference
     write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
     work.publish({"converted": facts})
-
-
-def _eval_result(score: Score) -> "EvalResult":
-    """A score as the hub's `model-index` has it; a folder of this machine by its last name."""
-    from huggingface_hub import EvalResult
-
-    from ijepa.data.sources.kinds import KINDS
-
-    source = score.source.partition(TRAINED_ON)[0]
-    kind, _, rest = source.partition(":")
-    if kind not in KINDS:
-        kind, rest = "", source
-    name = rest.partition(":")[0] if kind == "torchvision" else Path(rest).name
-    data = kind if kind in (*HUB_DATASETS, "scenes") or not name else name
-    data = data or "images"  # such as "."
-    own = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or "imagefolder"  # the hub's word
-    return EvalResult(
-        task_type="image-classification",
-        dataset_type=HUB_DATASETS.get(kind, own),
-        dataset_name=data,
-        dataset_split=score.test_split,
-        metric_type="accuracy",
-        metric_value=round(score.top1, 4),
-        metric_name=f"top-1, {score.protocol} {score.setting}".strip() + f" on {score.label}",
-    )
 
 
 def _load_call(to: str, out: str, which: str) -> str:

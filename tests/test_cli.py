@@ -69,7 +69,7 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "train-decoder": "data out encoder condition steps test-split seed device workers "
     "checkpoint-seconds replace",
     "report": "compare out title paper table",
-    "convert": "to which arch scores license",
+    "convert": "to which arch license",
 }
 
 

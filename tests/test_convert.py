@@ -6,7 +6,6 @@ import os
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import ijepa
-from ijepa.config import ConvertConfig, ExtractConfig, ProbeConfig, Runtime
-from ijepa.convert import _eval_result, convert
+from ijepa.config import ConvertConfig, ExtractConfig, Runtime
+from ijepa.convert import convert
 from ijepa.data.decode import decode_rgb
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import open_shards
@@ -29,9 +28,7 @@ from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.jepa.augment import normalise, resized_px
 from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
-from ijepa.probe import FeaturePair, probe
 from ijepa.provenance import Provenance
-from ijepa.results.record import read_result
 from ijepa.train.checkpoint import load_full_state
 
 FOLDER = Path(__file__).parent / "parity"
@@ -383,65 +380,17 @@ def test_the_command_converts_once_and_says_how_to_load(tmp_path, command, capsy
         assert words in card
 
 
-@pytest.fixture
-def scores(shards, tmp_path):
-    """Result of a probe on the target encoder of the published file, with a baseline beside it."""
-    pairs = []
-    for name in (f"published:{ARCH}@{TINY}", "pixels"):
-        folder = tmp_path / f"features-{len(pairs)}"
-        for split in ("train", "val"):
-            choice = ExtractConfig(encoder=name, split=split)
-            extract(shards, folder / f"{split}.h5", choice, Runtime(device="cpu", workers=0))
-        pairs.append(FeaturePair(folder / "train.h5", folder / "val.h5"))
-    probe(pairs[0], pairs[1:], tmp_path / "R.json", ProbeConfig(name="knn"))
-    return tmp_path / "R.json"
-
-
-def test_the_card_shows_scores_of_this_encoder_beside_their_baselines(scores, tmp_path, command):
-    out = tmp_path / "out.pth.tar"
-    assert command(TINY, out, "--to", "published", "--arch", ARCH, "--scores", scores) == 0
-    card = (tmp_path / "out.pth.tar.README.md").read_text()
-    rows = [line for line in card.splitlines() if line.startswith("| knn")]
-    result = read_result(scores)
-    assert [row.split(" | ")[3] for row in rows] == [f"{100 * s.top1:.2f}" for s in result]
-    assert [f"{TINY.name} (target)" in rows[0], "pixels@16" in rows[1]] == [True, True]
-
-
-def test_the_card_gives_the_hub_the_scores_of_this_encoder_alone(scores, tmp_path):
-    config = ConvertConfig(to="hf", arch=ARCH)
-    card = convert(TINY, tmp_path / "tiny", config, scores=[scores]).card
-    parsed = ModelCard.load(card).data
-    assert (parsed.library_name, parsed.license) == ("transformers", "cc-by-nc-4.0")
-    assert parsed.model_name == "tiny"
-    [own] = [score for score in read_result(scores) if "pixels" not in score.encoder]
-    [told] = parsed.eval_results
-    assert (told.task_type, told.metric_type) == ("image-classification", "accuracy")
-    assert (told.metric_value, told.metric_name) == (round(own.top1, 4), "top-1, knn on class")
-    assert (told.dataset_name, told.dataset_type, told.dataset_split) == ("images", "images", "val")
-    assert str(tmp_path.parent) not in card.read_text().partition("## Scores")[0]
-
-
-@pytest.mark.parametrize(
-    ("source", "name", "kind"),
-    [
-        ("torchvision:FashionMNIST:/data/fm", "FashionMNIST", "fashionmnist"),
-        ("cifar10:/data/c.tar", "cifar10", "uoft-cs/cifar10"),
-        ("webdataset:/data/my set", "my set", "my-set"),
-        ("scenes:objects=3", "scenes", "scenes"),
-        ("scenes:", "scenes", "scenes"),
-        ("/data/photos/, trained on /data/others", "photos", "photos"),
-        ("/data/a:b", "a:b", "a-b"),
-        ("/data/a=b", "a=b", "a-b"),
-        ("图像/图片", "图片", "imagefolder"),
-        (".", "images", "images"),
-    ],
-)
-def test_the_card_names_the_data_of_a_score_for_the_hub(source, name, kind):
-    score = SimpleNamespace(
-        source=source, test_split="val", top1=0.5, protocol="knn", setting="", label="class"
-    )
-    found = _eval_result(score)
-    assert (found.dataset_name, found.dataset_type) == (name, kind)
+def test_the_card_tells_the_hub_library_licence_and_tags(tmp_path, run):
+    config = ConvertConfig(to="timm", license="mit")
+    assert ModelCard.load(convert(run, tmp_path / "mine", config).card).data.to_dict() == {
+        "library_name": "timm",
+        "license": "mit",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["i-jepa", "self-supervised-learning", "vision-transformer"],
+    }
+    convert_to("hf", TINY, tmp_path / "metas", arch=ARCH)
+    card = ModelCard.load(tmp_path / "metas" / "README.md").data
+    assert (card.library_name, card.license) == ("transformers", "cc-by-nc-4.0")
 
 
 def test_weights_of_meta_keep_their_licence(tmp_path):
@@ -497,19 +446,6 @@ def test_timm_and_transformers_give_the_same_features_of_photographs_in_their_ow
     assert cosines[~beside].min() > 0.9999
     assert differences[beside].max() < 0.3
     assert cosines[beside].min() > 0.95
-
-
-def test_scores_of_other_weights_are_refused_and_nothing_is_written(
-    scores, run, tmp_path, command, capsys
-):
-    out = tmp_path / "other.pt"
-    assert command(run, out, "--to", "ours", "--scores", scores) == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "The scores of knn on class are of" in told
-    assert "other weights than those of" in told
-    assert command(run, out, "--to", "ours", "--scores", tmp_path / "no.json") == 1
-    assert "no.json" in capsys.readouterr().err.replace("\n", "")
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("to", ["timm", "hf"])

@@ -131,7 +131,6 @@ def test_large_weights_lie_beside_the_graph(run, tmp_path, monkeypatch):
         ("RUN", "a.pt", "onnx", "--to onnx makes a folder, and .*a.pt is the name of a file"),
         ("RUN", "a.onnx", "ours", "would be no onnx file"),
         ("RUN", "a.pt", "safetensors", "would be a safetensors file; name it a.safetensors"),
-        ("pixels", "a.onnx", "onnx --scores x.json", "--scores goes into a model card"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(run, tmp_path, source, out, to, message):

@@ -22,24 +22,13 @@ Out = Annotated[
     Path,
     typer.Argument(metavar="OUT", help="File to write; for hf and timm a folder, for onnx either."),
 ]
-Scores = Annotated[
-    list[Path] | None,
-    typer.Option(help="Result of `ijepa probe` to show in the model card; repeatable."),
-]
 
 
 app = typer.Typer()
 
 
 @stage(app, ConvertConfig, "to which arch license")
-def convert(
-    source: In,
-    out: Out,
-    config: ConvertConfig,
-    runtime: Runtime,
-    as_json: bool,
-    scores: Scores = None,
-) -> None:
+def convert(source: In, out: Out, config: ConvertConfig, runtime: Runtime, as_json: bool) -> None:
     """Write weights in another format, bit for bit, with a model card; or an encoder as ONNX.
 
     Example: ijepa convert runs/scenes scenes-hf --to hf
@@ -49,7 +38,7 @@ def convert(
     from ijepa.encoders.spec import PART_NAMES
 
     with shown_progress() as progress:
-        result = run(source, out, config, runtime, progress, scores or [])
+        result = run(source, out, config, runtime, progress)
     words = (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
     )

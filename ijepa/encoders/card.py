@@ -1,10 +1,9 @@
 """The model card beside converted weights, with metadata for the Hugging Face Hub."""
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
 from ijepa.config import ConvertConfig
 from ijepa.errors import IjepaError
@@ -23,15 +22,9 @@ META = "cc-by-nc-4.0"
 
 
 def model_card(
-    networks: "Networks",
-    config: ConvertConfig,
-    name: str,
-    holds: str,
-    load: str,
-    scores: Sequence[Sequence[str]],
-    results: Sequence[EvalResult],
+    networks: "Networks", config: ConvertConfig, name: str, holds: str, load: str
 ) -> str:
-    """Markdown that says what weights are, how to load them, their scores, and their licence.
+    """Markdown that says what weights are, how to load them, and under which licence.
 
     Args:
         networks: of which some were written.
@@ -39,8 +32,6 @@ def model_card(
         name: of the file or folder that loads them.
         holds: what they are, in words.
         load: a call in Python that loads them.
-        scores: of probes on this encoder and others: protocol, label, encoder, top-1, interval.
-        results: the scores of this encoder, for the hub.
 
     Raises:
         IjepaError: a licence other than the one under which Meta published the weights.
@@ -58,8 +49,6 @@ def model_card(
         license=META if known.origin == "published" else licence,
         tags=TAGS,
         datasets=[PRETRAINED_ON[known.data]] if known.data in PRETRAINED_ON else None,
-        model_name=name if results else None,
-        eval_results=list(results) or None,
     )
     source = "a run of ijepa" if known.origin == "run" else f"{known.origin} weights"
     numbers = {"epochs": known.epochs, "steps": known.steps, "images seen": known.images}
@@ -82,7 +71,6 @@ def model_card(
         channels=data.num_channels,
         size=data.image_size,
         facts=facts,
-        scores=scores,
         origin=known.origin,
         licence=licence,
         configuration=dump_yaml(settings) if known.settings else "",
