@@ -4,18 +4,15 @@ PyTorch's zip files and safetensors are mapped, so that a tensor takes memory wh
 older PyTorch files are read whole.
 """
 
-import codecs
 import hashlib
-import io
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,15 +23,10 @@ from ijepa.files import no_file, whole_file
 
 SCHEMA = 2  # of our checkpoints
 FIELDS = {"step": int, "config": dict, "model": dict, "optimizer": dict, "facts": dict}
-PICKLE_LIMIT_BYTES = 64 * 2**20  # of names, shapes and settings; ViT-g with its optimizer has 1 MB
-SHARED_LIMIT = 8  # a file's tensors may share storage, but be no more than so many times its size
-# What these make can be encoded again, and so grow without end.
-CHAINED_CODECS = {"base64", "bz2", "hex", "quopri", "rot-13", "uu", "zlib"}
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 PATCHES, HIDDEN = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 ZIP = b"PK\x03\x04"
-LEGACY_PICKLES = 5  # magic number, protocol, system, the object, names of its storages
 UNREADABLE = (
     RuntimeError, EOFError, OSError, MemoryError, ValueError, TypeError, AssertionError,
     AttributeError, LookupError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
@@ -160,8 +152,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         What was saved: tensors by name, or a tree of dicts, lists, tensors and plain values.
 
     Raises:
-        IjepaError: not there, cut short, claiming more than it holds, or in need of code to be
-            read. Nothing in the file is executed, and memory stays within some times its size.
+        IjepaError: not there, damaged, cut short, or in need of code to be read. Nothing in the
+            file is executed.
     """
     if not path.is_file():
         raise IjepaError(f"{no_file(path, 'file of weights')}.")
@@ -176,7 +168,6 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise _broken(path, error) from error
     if not isinstance(body, dict):
         raise IjepaError(f"{path} holds a {type(body).__name__}, not weights by name.")
-    _check_tensors(path, body)
     return dict(body)
 
 
@@ -268,61 +259,25 @@ def _is_safetensors(path: Path) -> bool:
 def _unpickled(path: Path) -> object:
     """What torch.load gives, after checks of what it lets through."""
     with path.open("rb") as file:
-        if not (zipped := file.read(4) == ZIP):
-            file.seek(0)
-            _check_pickles(path, file, LEGACY_PICKLES)
-        else:
+        if zipped := file.read(4) == ZIP:
             with zipfile.ZipFile(file) as archive:
-                _check_zip(path, archive)
+                _check_zip(archive)
     with torch.serialization.safe_globals(HARMLESS):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def _check_zip(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse members that torch.save does not write, and damaged ones.
+def _check_zip(archive: zipfile.ZipFile) -> None:
+    """Refuse compressed and damaged members.
 
-    Torch verifies no checksum of a file that it maps, so each member is read once here.
+    Of a file that it maps, torch takes compressed bytes for tensors and verifies no checksum, so
+    each member is read once here.
     """
-    members, held = archive.infolist(), path.stat().st_size
-    if any(one.compress_type or one.file_size > held for one in members):
-        raise ValueError("a member is compressed, or claims more than the file has")
-    pickles = [one for one in members if one.filename.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ValueError("a zip archive, but not one of torch.save")
-    for member in members:
+    for member in archive.infolist():
+        if member.compress_type:
+            raise ValueError(f"its member {member.filename} is compressed")
         with archive.open(member) as file:
             while member.CRC and file.read(2**20):  # some files of PyTorch have none, but 0
                 pass
-    _check_pickles(path, io.BytesIO(archive.read(pickles[0])), 1)
-
-
-def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
-    """Refuse pickles in which a few bytes become gigabytes, which torch lets through."""
-    arguments: dict[str, set[Any]] = {
-        "GLOBAL": set(),
-        "BINUNICODE": set(),
-        "SHORT_BINSTRING": set(),
-    }
-    for _ in range(count):
-        for code, argument, _ in pickletools.genops(file):
-            if code.name in arguments:
-                arguments[code.name].add(argument)
-    if file.tell() > PICKLE_LIMIT_BYTES:
-        raise ValueError(f"its pickle has {file.tell():,} bytes beside the tensors")
-    if arguments["GLOBAL"] & {"builtins bytearray", "__builtin__ bytearray"}:
-        raise _needs_code(path, "builtins.bytearray")
-    # NumPy's scalars are made of a text and "latin1", in pickles that have no byte strings.
-    if "_codecs encode" in arguments["GLOBAL"] and (
-        arguments["SHORT_BINSTRING"] or any(map(_is_chained_codec, arguments["BINUNICODE"]))
-    ):
-        raise _needs_code(path, "_codecs.encode")
-
-
-def _is_chained_codec(text: str) -> bool:
-    try:
-        return codecs.lookup(text).name in CHAINED_CODECS
-    except (LookupError, ValueError):
-        return False
 
 
 def _needs_code(path: Path, name: str) -> IjepaError:
@@ -331,30 +286,6 @@ def _needs_code(path: Path, name: str) -> IjepaError:
         f"anything. Ask for a file of tensors alone, such as safetensors, or torch.save the state "
         f"dict alone where the file was made."
     )
-
-
-def _check_tensors(path: Path, body: object) -> None:
-    """Refuse tensors that are not plain, and that claim more than their storage or the file has."""
-    held, total, seen, waiting = path.stat().st_size, 0, set(), [body]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            plain = value.layout is torch.strided and value.device.type == "cpu"
-            if not plain or value.is_quantized or value.is_nested:
-                raise IjepaError(f"{path} holds a tensor that is not a plain one ({value.layout}).")
-            stored = value.untyped_storage().nbytes()
-            total += value.nbytes
-            if value.nbytes > stored or stored > held or total > SHARED_LIMIT * held:
-                raise IjepaError(
-                    f"{path} claims a tensor of {tuple(value.shape)}, more than it holds in "
-                    f"{held:,} bytes; it is broken, or made to do harm."
-                )
-        elif id(value) not in seen:  # an object may stand in a tree twice, and in itself
-            seen.add(id(value))
-            if isinstance(value, Mapping):
-                waiting.extend(value.values())
-            elif isinstance(value, list | tuple | set):
-                waiting.extend(value)
 
 
 def _broken(path: Path, error: BaseException) -> IjepaError:

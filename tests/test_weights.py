@@ -58,13 +58,9 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [(bytearray(10), r"builtins\.bytearray"), (np.ones(3), r"numpy\..*_reconstruct")],
-)
-def test_what_needs_more_than_tensors_is_named(tmp_path, value, name, zipped):
-    torch.save({"w": value}, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(IjepaError, match=f"{name} would have to be run"):
+def test_what_needs_more_than_tensors_is_named(tmp_path, zipped):
+    torch.save({"w": np.ones(3)}, tmp_path / "w", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(IjepaError, match=r"numpy\..*_reconstruct would have to be run"):
         read_weights(tmp_path / "w")
 
 
@@ -77,36 +73,6 @@ def test_weights_beside_settings_of_numpy_and_pathlib_are_read(tmp_path, zipped)
     body = {"w": torch.arange(3), "args": settings, "best": np.float32(2.5), "437": "utf-8"}
     torch.save(body, tmp_path / "w", _use_new_zipfile_serialization=zipped)
     assert torch.equal(read_weights(tmp_path / "w")["w"], torch.arange(3))
-
-
-def pickled_calls(*calls):
-    """A pickle of calls of `_codecs.encode`, each with what the one before gave."""
-    text = b"\x80\x02c_codecs\nencode\nq\x00" + b"X" + struct.pack("<I", 4) + b"abcd"
-    for number, codec in enumerate(calls):
-        call = b"X" + struct.pack("<I", len(codec)) + codec + b"\x86R"
-        text += (b"" if number == 0 else b"q\x01h\x00h\x01") + call
-    return text + b"."
-
-
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        pickled_calls(b"latin1", b"hex"),
-        pickled_calls(b"latin1", b"-" * 30 + b"Base-64"),
-        pickled_calls(b"rot13"),
-        pickled_calls(b"latin1").replace(b"X\x06\0\0\0latin1", b"U\x05he\xc3\xa9x"),
-        b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
-    ],
-)
-def test_a_pickle_that_grows_when_it_is_read_is_refused(tmp_path, pickled):
-    torch.save({"w": torch.ones(3)}, tmp_path / "w")
-    with zipfile.ZipFile(tmp_path / "w") as archive:
-        members = {m.filename: archive.read(m) for m in archive.infolist()}
-    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
-    with pytest.raises(IjepaError, match=r"_codecs\.encode would|builtins\.bytearray would"):
-        read_weights(tmp_path / "w")
 
 
 @pytest.mark.parametrize("kept", [0, 2, 20, 0.3, 0.8, 0.999])
@@ -123,33 +89,17 @@ def test_a_file_cut_short_is_refused(tmp_path, kind, kept):
         read_weights(path)
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    path = tmp_path / "w"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("w/data.pkl", bytes(2**28))
-    with pytest.raises(IjepaError, match="compressed"):
-        read_weights(path)
-
-
-def test_members_that_claim_more_than_the_file_are_refused(tmp_path):
-    path = tmp_path / "w"
-    torch.save({"w": torch.ones(3)}, path)
-    with zipfile.ZipFile(path) as archive:
-        data = next(m for m in archive.infolist() if m.filename.endswith("/data/0"))
-    content, size = path.read_bytes(), struct.pack("<LL", data.compress_size, data.file_size)
-    at = content.rindex(size, content.index(b"PK\x01\x02"))
-    path.write_bytes(content[:at] + struct.pack("<LL", 2**31, 2**31) + content[at + 8 :])
-    with pytest.raises(IjepaError, match="claims"):
-        read_weights(path)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_that_repeats_one_number_many_times_is_refused(tmp_path, zipped):
-    path = tmp_path / "w"
-    huge = torch.ones(1).expand(2**40)
-    torch.save({"w": huge}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(IjepaError, match="more than it holds"):
-        read_weights(path)
+def test_a_checkpoint_that_was_compressed_is_refused(tmp_path):
+    weights = {"w": torch.arange(5000.0), "more": torch.randint(256, (60_000,), dtype=torch.uint8)}
+    torch.save(weights, tmp_path / "stored")
+    with (
+        zipfile.ZipFile(tmp_path / "stored") as stored,
+        zipfile.ZipFile(tmp_path / "w", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for member in stored.infolist():
+            compressed.writestr(member.filename, stored.read(member))
+    with pytest.raises(IjepaError, match=r"its member \S+ is compressed"):
+        read_weights(tmp_path / "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -186,6 +136,10 @@ def test_what_is_no_mapping_is_refused(tmp_path):
     with pytest.raises(IjepaError, match="list"):
         read_weights(tmp_path / "w")
     (tmp_path / "w").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(IjepaError, match="readable"):
+        read_weights(tmp_path / "w")
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        archive.writestr("photographs/a.txt", "no weights")
     with pytest.raises(IjepaError, match="readable"):
         read_weights(tmp_path / "w")
     with pytest.raises(IjepaError, match="no file"):
