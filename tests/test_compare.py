@@ -1,6 +1,5 @@
 """Two results are compared image by image, or not at all."""
 
-import math
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from test_probe import LOGISTIC, pair
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.probes.scores import paired_p_value
 from ijepa.results.compare import compare, paired_class_difference, paired_difference
 from ijepa.results.record import Score, read_result, write_result
 
@@ -108,12 +106,3 @@ def test_the_class_interval_is_that_of_drawing_images_again_within_each_class():
         np.mean([one[labels == k].mean() - other[labels == k].mean() for k in range(3)])
     )
     assert found[1:] == pytest.approx((low, high), abs=0.01)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_the_paired_test_is_the_sum_of_the_binomial_tails(pairs):
-    one, other = np.array(pairs).T
-    gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
-    tail = sum(math.comb(gains + losses, k) for k in range(min(gains, losses) + 1))
-    expected = min(1.0, 2 * tail / 2 ** (gains + losses))
-    assert paired_p_value(one, other) == pytest.approx(expected)

@@ -34,7 +34,6 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
-from ijepa.data.shards import open_shards
 from ijepa.encoders.baselines import (
     released_provenance,
     resnet_arch,
@@ -264,24 +263,6 @@ def test_another_image_size_interpolates_positions(tmp_path):
     assert encoder.weights_sha256 == loaded(path, "mae").weights_sha256
     with pytest.raises(IjepaError, match="no multiple of the patch's 8 pixels"):
         loaded(path, "mae", image_px=50)
-
-
-def test_images_and_files_are_encoded_as_extraction_does(run, shards, tmp_path):
-    encoder, extracted = load_encoder(run), tmp_path / "f.h5"
-    config = ExtractConfig(encoder=str(run), split="val", layers=1, dtype="float32")
-    extract(shards, extracted, config, Runtime(device="cpu", workers=0))
-    expected = open_features(extracted).last(1)[:3]
-    split = open_shards(shards).split("val")
-    files = [tmp_path / f"{number}.img" for number in range(3)]
-    for number, file in enumerate(files):
-        file.write_bytes(split.read_image(number))
-    opened = [Image.open(file) for file in files]
-    for images_or_paths in (files, opened, [str(file) for file in files]):
-        np.testing.assert_allclose(encoder.encode(images_or_paths), expected, atol=1e-5)
-    one = encoder(encoder.transform(files[0])[None])
-    np.testing.assert_allclose(one.numpy(), expected[:1], atol=1e-5)
-    with pytest.raises(IjepaError, match="no images to encode"):
-        encoder.encode([])
 
 
 def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_path):
@@ -580,6 +561,10 @@ def test_features_of_image_files_are_those_that_extract_writes(pictures, tmp_pat
     same = np.delete(last, 4, axis=0)
     twice = encoder.encode(opened + opened, batch_size=4)
     np.testing.assert_allclose(twice, np.concatenate([same, same]), rtol=1e-5, atol=1e-5)
+    one = encoder(encoder.transform(pictures[0])[None])
+    np.testing.assert_allclose(one.numpy(), last[:1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(IjepaError, match="no images to encode"):
+        encoder.encode([])
 
 
 def test_one_image_is_a_batch_of_one_and_patch_tokens_average_to_its_features(pictures):

@@ -179,16 +179,6 @@ def test_damaged_index_files(shards, tmp_path, place, value, cut):
         "--out", "f.h5", "--workers", "0", "--device", "cpu", "--force")  # fmt: skip
 
 
-@FEW
-@given(place=st.integers(0, 200_000), value=st.integers(0, 255))
-def test_damaged_feature_files(made, tmp_path, place, value):
-    path = tmp_path / "f.h5"
-    content = bytearray((made / "val.h5").read_bytes())
-    content[place % (4096 if value % 2 else len(content))] = value  # half of them in the head
-    path.write_bytes(content)
-    run("features", "check", "f.h5")
-
-
 @pytest.mark.parametrize("name", ["checksums", "keys", "image_id", "labels/class"])
 def test_columns_that_claim_more_than_the_file_holds_are_one_line(made, tmp_path, name):
     shutil.copy(made / "val.h5", tmp_path / "f.h5")

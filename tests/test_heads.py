@@ -1,6 +1,7 @@
 """Linear heads trained together learn what each would learn alone, by published rules."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from arrays import ArrayRows, labelled
 from sklearn.linear_model import LogisticRegression
+from test_attentive import SHORT, on_tokens, places
 
 import ijepa.probes.heads as heads_module
 import ijepa.probes.linear as linear_module
@@ -176,17 +178,23 @@ class Kept(dict):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("kind", ["sgd", "lars", "attentive"])
 @pytest.mark.parametrize("stop_after", [1, 9])
-def test_heads_that_were_stopped_end_as_those_that_were_not(optimizer, stop_after, monkeypatch):
+def test_heads_that_were_stopped_end_as_those_that_were_not(kind, stop_after, monkeypatch):
     monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
-    rule, keep, seen = protocol(optimizer), Kept(stop_after), []
+    if kind == "attentive":
+        rule, train, weights = replace(SHORT, epochs=3), on_tokens(*places(100, 0)), "heads"
+    else:
+        rule, train, weights = protocol(kind), data(), "groups"
+    whole, keep, seen = trained(rule, train=train), Kept(stop_after), []
     with pytest.raises(KeyboardInterrupt):
-        trained(rule, kept=keep)
+        trained(rule, train=train, kept=keep)
     for _ in range(2):  # stopped, then finished
-        again = trained(rule, kept=keep, progress=lambda _, done, all: seen.append(done))
-        assert_same(states(again), states(trained(rule)))
-    steps = Batches(rule, data().views, 0).steps
+        again = trained(
+            rule, train=train, kept=keep, progress=lambda _, done, all: seen.append(done)
+        )
+        assert_same(again.state_dict()[weights], whole.state_dict()[weights])
+    steps = Batches(rule, train.views, 0).steps
     assert seen == [*range(stop_after, steps + 1), steps]
 
 

@@ -362,12 +362,6 @@ def test_the_paired_test_is_the_sign_test_of_the_images_where_both_differ(pairs)
     assert found == pytest.approx(expected)
 
 
-def test_the_paired_test_equals_a_worked_example():
-    # 8 images only the one gets right, 1 only the other: 2 (C(9,0) + C(9,1)) / 2^9
-    one, other = (np.array([right] * 8 + [not right] + [True] * 50) for right in (True, False))
-    assert paired_p_value(one, other) == pytest.approx(2 * (1 + 9) / 2**9)
-
-
 def test_a_class_that_train_lacks_counts_as_wrong():
     train = clusters(200, 0.3, 0)
     train = train.take(np.flatnonzero(train.labels != CLASSES[2]))
