@@ -155,9 +155,8 @@ def _write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: 
         "left_out": [part for part in networks.parts if part not in kept],
         "arch": f"{size.arch}/{size.patch_px}@{networks.config.data.image_px}",
         "which": which,
+        "largest_difference": difference,
     }
-    if difference is not None:
-        facts["largest_difference"] = difference
     write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
     work.publish({"converted": facts})
 

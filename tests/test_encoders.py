@@ -227,9 +227,7 @@ REFUSED = [  # kind, what its file holds, message
     ("mae", {"model": vit() | {"pos_embed": torch.ones(1, 7, DIM)}}, "expected a square grid"),
     ("mae", {"optimizer": {}, "epoch": 3}, "holds optimizer, epoch; expected weights under model"),
     ("mae", {"model": vit() | {"norm.bias": 3}}, "holds norm.bias, which is no tensor"),
-    ("mae", {"model": vit() | {"blocks.9999999.x": torch.ones(3)}}, r"blocks\.3.* missing"),
     ("mae", {"model": vit() | {"patch_embed.proj.weight": torch.ones(3)}}, "no Vision Transf"),
-    ("mae", {"model": {3: torch.ones(3)}}, "no Vision Transformer: .* it begins with 3"),
     ("mae", {"model": {}}, "holds no weights; expected facebookresearch/mae"),
     ("data2vec", {"model": BEIT}, r"rel_pos_bias\..* missing"),
     (
@@ -239,7 +237,6 @@ REFUSED = [  # kind, what its file holds, message
     ),
     ("byol", SIMCLR, "no such ResNet of four stages"),
     ("simclrv2", {"resnet": SIMCLR | {"a.mixing_conv.0.weight": torch.ones(1)}}, "selective kern"),
-    ("simclrv2", {"resnet": SIMCLR | {"net.1.blocks.9999999.x": torch.ones(3)}}, "9999999.x unexp"),
     ("simclrv2", {"resnet": without(SIMCLR, "net.1.blocks.0.net.3.0.bias")}, "norm2.bias missing"),
 ]
 
@@ -556,6 +553,8 @@ def test_features_of_image_files_are_those_that_extract_writes(pictures, tmp_pat
         np.testing.assert_allclose(last, stored.numpy(), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(two, stored.last(2), rtol=1e-6, atol=1e-6)
     assert (last.dtype, last.shape) == (np.float32, (len(pictures), encoder.dim))
+    one = encoder(encoder.transform(pictures[0])[None])
+    np.testing.assert_allclose(one.numpy(), last[:1], rtol=1e-5, atol=1e-5)
     opened = [Image.open(path) for path in pictures]
     opened.pop(4)  # of CMYK, two decoders differ by one level of 255
     same = np.delete(last, 4, axis=0)

@@ -135,12 +135,6 @@ def test_random_encoders_come_by_architecture_and_seed(made):
     assert (first.seed, last.seed) == (0, 1)
 
 
-def test_another_image_size_interpolates_positions(run, made):
-    assert made("f.h5", config(run, image_px=64)).header.image_px == 64
-    with pytest.raises(IjepaError, match="no multiple of the patch"):
-        made("g.h5", config(run, image_px=63))
-
-
 def test_an_interrupted_extraction_goes_on_after_the_last_batch(run, made, tmp_path, monkeypatch):
     monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)
     with pytest.raises(StopError):
