@@ -12,12 +12,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from timing import emit
 
-from ijepa.data.shards import image_ids
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 
@@ -55,7 +55,8 @@ def _store(path: Path, rows: int) -> Path:
         class_names={"class": None}, fingerprint=path.stem,
     )  # fmt: skip
     rng, keys = np.random.default_rng(0), [f"{path.stem}/{number:08d}" for number in range(rows)]
-    labels, ids = {"class": np.arange(rows) % CLASSES}, image_ids([key.encode() for key in keys])
+    labels = {"class": np.arange(rows) % CLASSES}
+    ids = np.arange(rows, dtype=np.uint64) + np.uint64(zlib.crc32(path.stem.encode()) << 32)
     create_features(
         path, header, (rows, LAYERS, DIM), "float16", keys=keys, labels=labels, batch_rows=4096
     )

@@ -68,18 +68,6 @@ def from_rank_0(world: World, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # None only if `work` gave None
 
 
-def over_ranks(world: World, items: Ints, work: Callable[[Ints], Ints]) -> Ints:
-    """Split `items` (n,) over the ranks, and give every rank what `work` finds for each: (n,)."""
-    if world.size == 1:
-        return work(items)
-    parts: list[Ints] = [np.empty(0)] * world.size
-    dist.all_gather_object(parts, work(items[world.rank :: world.size]))
-    found = np.empty(len(items), parts[0].dtype)
-    for rank, part in enumerate(parts):
-        found[rank :: world.size] = part
-    return found
-
-
 def wait_for_all(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:

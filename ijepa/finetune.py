@@ -12,7 +12,7 @@ from ijepa.data.shards import ShardSet, open_shards
 from ijepa.data.sources.names import listed
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import NamedImages, of_equal_size, repeated_keys
+from ijepa.features.leakage import NamedImages, repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, automatic, silent
@@ -192,7 +192,7 @@ def _train(
 
     train, held, test = parts = _images(data, config, subset)
     vit, batch = _trainable(data, config), _batch(config, len(train.chosen), world.size)
-    repeats = _repeats(train, test, world, progress)  # reads images, so all else is refused before
+    repeats = from_rank_0(world, lambda: _repeats(train, test))
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     view = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = _classifier(config, vit, int(train.labels.max()) + 1)
@@ -247,20 +247,12 @@ def _images(data: ShardSet, config: FinetuneConfig, subset: StrPath | None) -> "
     )
 
 
-def _repeats(
-    train: "LabelledImages", test: "LabelledImages", world: World, progress: Progress
-) -> tuple[str, ...]:
-    """Keys of test images that are training images, too; many are refused. Processes share it."""
-    from ijepa.distributed import from_rank_0, over_ranks
-
-    sizes = [part.images.image_bytes[part.chosen] for part in (train, test)]
-
-    def known(part: "LabelledImages", places: Ints) -> NamedImages:
-        ids = over_ranks(world, part.chosen[places], lambda s: part.images.read_ids(s, progress))
-        return NamedImages(ids, [part.keys[place] for place in places.tolist()])
-
-    fitted, scored = map(known, (train, test), of_equal_size(*sizes))
-    return from_rank_0(world, lambda: repeated_keys(fitted, scored, len(test.chosen)))
+def _repeats(train: "LabelledImages", test: "LabelledImages") -> tuple[str, ...]:
+    """Keys of test images that are training images, too; many are refused."""
+    fitted, scored = (
+        NamedImages(part.images.image_ids(part.chosen), part.keys) for part in (train, test)
+    )
+    return repeated_keys(fitted, scored, len(test.chosen))
 
 
 def _score(

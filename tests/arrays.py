@@ -1,5 +1,6 @@
 """Features in memory, for probes that read them as they read stored ones, and stores of them."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,12 @@ def labelled(values, labels, views=None):
     """Images of (rows, layers, dim) features, one row each unless `views` says otherwise."""
     rows = np.arange(len(labels))[:, np.newaxis] if views is None else views
     return LabelledRows(ArrayRows(values), np.asarray(labels), rows)
+
+
+def image_ids(names):
+    """(n,) uint64, one for each name, as images of other bytes have them."""
+    digests = (hashlib.sha256(name.encode()).digest() for name in names)
+    return np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
 def write_features(path, header, features, *, keys, labels, image_ids, batch_rows=512):

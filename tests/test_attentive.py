@@ -6,12 +6,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from arrays import labelled, write_features
+from arrays import image_ids, labelled, write_features
 from torch import nn
 from torch.nn.functional import gelu
 
 from ijepa.config import ProbeConfig, Runtime
-from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
@@ -202,7 +201,7 @@ def stored(path, tokens, labels, first, grid=(4, 4)):
         class_names={"class": None}, fingerprint=path.stem, tokens=grid and (*grid, DIM),
     )  # fmt: skip
     keys = [f"{number:04}" for number in range(first, first + len(labels))]
-    features, ids = tokens.mean(1, keepdims=True), image_ids([key.encode() for key in keys])
+    features, ids = tokens.mean(1, keepdims=True), image_ids(keys)
     if grid is None:
         return write_features(path, header, features, keys=keys, labels={"class": labels},
                               image_ids=ids)  # fmt: skip

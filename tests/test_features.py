@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from arrays import write_features
+from arrays import image_ids, write_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.data.shards import image_ids
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, is_finite, open_features
 from ijepa.features.write import FeatureWriter, create_features
@@ -47,11 +46,6 @@ def names(rows, first=0):
     return [f"häuser/{number:03d}" for number in range(first, first + rows)]
 
 
-def ids(keys):
-    """Of images whose bytes are their keys."""
-    return image_ids([key.encode() for key in keys])
-
-
 def begin(path, rows=10, dtype="float32", batch_rows=7, header=HEADER):
     create_features(
         path, header, (rows, 2, 3), dtype, keys=names(rows), labels=labels(rows),
@@ -62,13 +56,15 @@ def begin(path, rows=10, dtype="float32", batch_rows=7, header=HEADER):
 
 def add(writer, batch, features, batch_rows=7):
     some = slice(batch * batch_rows, (batch + 1) * batch_rows)
-    writer.write(batch, features[some], ids(names(len(features)))[some])
+    writer.write(batch, features[some], image_ids(names(len(features)))[some])
 
 
 def write(path, rows=10, dtype="float32", header=HEADER, keys=None):
     keys = keys or names(rows)
     made = numbers(rows).astype(dtype)
-    return write_features(path, header, made, keys=keys, labels=labels(rows), image_ids=ids(keys))
+    return write_features(
+        path, header, made, keys=keys, labels=labels(rows), image_ids=image_ids(keys)
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,7 +90,7 @@ def test_batches_written_in_any_order_by_any_writers_come_out_in_order(
         expected = features.astype(dtype).astype(np.float32)
         assert store.header == HEADER
         assert store.keys == names(rows)
-        assert store.image_ids.tolist() == ids(names(rows)).tolist()
+        assert store.image_ids.tolist() == image_ids(names(rows)).tolist()
         assert store.views is None
         np.testing.assert_equal(store.labels, labels(rows))
         np.testing.assert_array_equal(store.last(2), expected.reshape(rows, 6))
@@ -163,7 +159,7 @@ print(own_kb() - before)
 def test_reading_all_rows_takes_the_memory_of_one_batch_beside_the_files_own_pages(tmp_path, check):
     path, rows = tmp_path / "f.h5", 10_000
     keys, every = names(rows), np.ones((rows, 2, 1280), np.float16)
-    write_features(path, HEADER, every, keys=keys, labels=labels(rows), image_ids=ids(keys))
+    write_features(path, HEADER, every, keys=keys, labels=labels(rows), image_ids=image_ids(keys))
     assert path.stat().st_size > 50_000_000
     command = [sys.executable, "-c", IMPORTED + READ_ALL, path, *["check"] * check]
     assert int(subprocess.run(command, check=True, capture_output=True).stdout) < 10_000

@@ -7,12 +7,11 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from arrays import write_features
+from arrays import image_ids, write_features
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from ijepa.config import ProbeConfig, Runtime
-from ijepa.data.shards import image_ids
 from ijepa.data.sources.names import listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
@@ -41,7 +40,7 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, c
     features = np.stack([rng.standard_normal((rows, 8)), last], axis=1).astype(np.float32)
     keys = [f"{number:05d}" for number in range(first, first + rows)]
     images = [*range(copies), *range(first + copies, first + rows)]
-    ids = image_ids([f"image {number}".encode() for number in images])
+    ids = image_ids([f"image {number}" for number in images])
     made, labels = FeatureHeader(**HEADER | own | header), {"class": lowest + which}
     return write_features(path, made, features, keys=keys, labels=labels, image_ids=ids)
 
@@ -256,7 +255,7 @@ def stored(path, features, rows, labels=("class",), **header):
     images, _ = np.array(rows).T
     numbers = {name: images % (3 - place) for place, name in enumerate(labels)}
     keys = [f"{path.stem}/{image}" for image in images]
-    ids = image_ids([key.encode() for key in keys])
+    ids = image_ids(keys)
     made, values = FeatureHeader(**HEADER | own | header), features.astype(np.float32)
     return write_features(path, made, values, keys=keys, labels=numbers, image_ids=ids)
 

@@ -1,6 +1,6 @@
 """Images in train and in test under two names are told, and many are refused."""
 
-import hashlib
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features.leakage import NamedImages, of_equal_size, repeated_keys
+from ijepa.features.leakage import NamedImages, repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
@@ -29,8 +29,7 @@ def with_copies(folder, copies):
 
 
 def by_content(images, numbers):
-    ids = images.read_ids(np.array(numbers))
-    return NamedImages(ids, images.keys(list(numbers)))
+    return NamedImages(images.image_ids(list(numbers)), images.keys(list(numbers)))
 
 
 def test_those_are_found_that_are_there(tmp_path):
@@ -45,15 +44,6 @@ def test_those_are_found_that_are_there(tmp_path):
     assert repeated_keys(by_content(train, others), every, 20) == ()
 
 
-def test_images_of_other_sizes_are_not_read(tmp_path):
-    data = open_shards(with_copies(tmp_path, 5))
-    train, val = (data.split(split).image_bytes for split in ("train", "val"))
-    places, others = of_equal_size(train, val)
-    assert {*train[places].tolist()} == {*val[others].tolist()} == {*train} & {*val}
-    places, others = of_equal_size(np.array([5, 7, 5, 9]), np.array([9, 1, 5]))
-    assert (places.tolist(), others.tolist()) == ([0, 2, 3], [0, 2])
-
-
 @pytest.mark.parametrize("views", [0, 2])
 def test_features_know_whose_image_they_are(tmp_path, views):
     data = with_copies(tmp_path, 5)
@@ -62,12 +52,11 @@ def test_features_know_whose_image_they_are(tmp_path, views):
         choice = ExtractConfig(encoder="pixels", split=split, views=views, augment=augment)
         extract(data, tmp_path / f"{split}.h5", choice, CPU)
         expected = [
-            int.from_bytes(hashlib.sha256(images.read_image(number)).digest()[:8], "little")
+            len(images.read_image(number)) << 32 | zlib.crc32(images.read_image(number))
             for images in [open_shards(data).split(split)]
             for number in range(len(images))
             for _ in range(1 + views)
         ]
-        assert min(expected) < 2**63 <= max(expected)
         assert open_features(tmp_path / f"{split}.h5").image_ids.tolist() == expected
 
 

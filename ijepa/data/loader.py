@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ijepa.arrays import Array, Ints
 from ijepa.config import DataConfig, Interpolation, Size, height_width
 from ijepa.data.decode import decode_image, image_size
-from ijepa.data.shards import SplitReader, image_ids
+from ijepa.data.shards import SplitReader
 from ijepa.distributed import moved
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import (
@@ -52,7 +52,6 @@ class Batch(NamedTuple):
     numbers: Tensor  # (B,) int64, their places in the split; -1 for streams, which know none
     keys: Sequence[str] = ()  # of streams alone
     bad: Sequence[str] = ()  # `key: reason` of each undecodable streamed sample that was replaced
-    image_ids: Tensor | None = None  # (B,) uint64, see `image_ids`; of `ViewBatches` alone
     maps: Sequence[Tensor] = ()  # (B, height, width) of each dense label; of `ViewBatches` alone
 
 
@@ -228,15 +227,15 @@ class ViewBatches(Dataset[Batch]):
 
     def __getitem__(self, batch: int) -> Batch:
         numbers = range(len(self._chosen))[batch * self._batch_size :][: self._batch_size]
-        images = [self._images.read_image(self._chosen[number]) for number in numbers]
         views = [
             view
-            for number, image in zip(numbers, images, strict=True)
-            for view in self._views(number, decode_image(image))
+            for number in numbers
+            for view in self._views(
+                number, decode_image(self._images.read_image(self._chosen[number]))
+            )
         ]
-        ids = torch.from_numpy(image_ids(images))
         maps = [self._maps(numbers, label) for label in self._dense]
-        return Batch(batch, torch.cat(views), torch.tensor(numbers), image_ids=ids, maps=maps)
+        return Batch(batch, torch.cat(views), torch.tensor(numbers), maps=maps)
 
     def _maps(self, numbers: Sequence[int], label: str) -> Tensor:
         read = (self._images.read_map(self._chosen[number], label) for number in numbers)

@@ -3,7 +3,6 @@
 Labels and keys come from the index alone; the tars are read for images only.
 """
 
-import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -31,7 +30,6 @@ from ijepa.data.index import (
 from ijepa.data.sources.names import class_numbers
 from ijepa.errors import IjepaError
 from ijepa.files import naming
-from ijepa.progress import Progress, silent
 from ijepa.text import did_you_mean
 
 EVALUATION = "evaluation"  # in place of a split's name, see `ShardSet.named_split`
@@ -39,7 +37,6 @@ BAD = "bad.jsonl"  # images left out, if any: key, path, reason
 EVERY = slice(None)
 OPEN_TARS = 256  # at most, in one reader; the usual limit of a process is 1024 files
 
-ImageIds = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 Numbers = list[int] | Ints | slice
 Transform = Callable[[Any], Any]  # such as those of torchvision
 
@@ -234,11 +231,6 @@ class SplitReader:
         """Names of classes 0, 1, ... by label."""
         return self.index.labels
 
-    @property
-    def image_bytes(self) -> Ints:
-        """(len,) sizes of the image files."""
-        return self._columns["bytes"].astype(np.int64)
-
     def labels(self, name: str, numbers: Numbers = EVERY) -> Ints:
         """(n,) class numbers of one label, of some samples or of all; -1 is not known."""
         self.refuse_unknown(name)
@@ -247,6 +239,12 @@ class SplitReader:
     def keys(self, numbers: Numbers = EVERY) -> list[str]:
         """(n,) keys of some samples, or of all."""
         return [key.decode() for key in self._columns["key"][numbers].tolist()]
+
+    def image_ids(self, numbers: Numbers = EVERY) -> Array:
+        """(n,) uint64 of the size and CRC-32 of each image file, equal for files of equal bytes."""
+        rows = self._columns[["bytes", "crc32"]][numbers]
+        ids: Array = rows["bytes"].astype(np.uint64) << np.uint64(32) | rows["crc32"]
+        return ids
 
     def read_labels(self, number: int) -> dict[str, int]:
         """Class numbers of one sample by label."""
@@ -301,14 +299,6 @@ class SplitReader:
             )
         return content
 
-    def read_ids(self, numbers: Ints, progress: Progress = silent) -> ImageIds:
-        """(n,) numbers by content of some images, see `image_ids`; reads each."""
-        found = np.empty(len(numbers), np.uint64)
-        for done, number in enumerate(numbers.tolist(), start=1):
-            found[done - 1] = image_ids([self.read_image(number)])[0]
-            progress("compare train and test images", done, len(numbers))
-        return found
-
     @cached_property
     def _rows(self) -> Rows:
         return load_rows(self.folder, self.name, self.label_names, self.index.dense)
@@ -345,9 +335,3 @@ def open_shards(folder: StrPath) -> ShardSet:
     """
     folder = Path(folder)
     return ShardSet(folder, read_index(folder))
-
-
-def image_ids(images: Iterable[bytes]) -> ImageIds:
-    """(n,) numbers of image files by their bytes: the first 8 of each sha256, little-endian."""
-    digests = b"".join(hashlib.sha256(image).digest()[:8] for image in images)
-    return np.frombuffer(bytearray(digests), "<u8")  # writable, as torch wants it

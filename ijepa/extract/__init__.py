@@ -13,7 +13,7 @@ from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import CACHED, DryRun, StagePlan, exclusive_work
 from ijepa.world import together
 
-VERSION = 11
+VERSION = 12
 
 
 class ExtractResult(Config):

@@ -60,8 +60,7 @@ def encode(
     linear = job.encoder.pick_linear(job.device, CPU_BATCH)
     with computing(job.device, linear=linear):
         for batch, numbers in job.batches(missing[world.rank :: world.size]):
-            assert batch.image_ids is not None  # as `ViewBatches` makes them
-            ids = np.repeat(batch.image_ids.numpy(), 1 + config.views)
+            ids = np.repeat(job.images.image_ids(batch.numbers.numpy()), 1 + config.views)
             maps = [one.numpy() for one in batch.maps]
             writer.write(batch.step, numbers[0], ids, numbers[1] if job.tokens else None, maps)
             done += len(batch.numbers) * world.size  # others are about as quick

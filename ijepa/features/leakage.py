@@ -188,7 +188,7 @@ def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
 
 
 class NamedImages(NamedTuple):
-    """Images by content and name: (n,) numbers of their bytes, and n keys."""
+    """Images by content and name: (n,) uint64 of `SplitReader.image_ids`, and n keys."""
 
     image_ids: Ints
     keys: Sequence[str]
@@ -208,9 +208,3 @@ def repeated_keys(
             f"score must not be of what was fitted on. Leave them out of one split."
         )
     return tuple(test.keys[place] for place in repeated)
-
-
-def of_equal_size(train: Ints, test: Ints) -> tuple[Ints, Ints]:
-    """Places (n,), (m,) of images that may be equal: the other set has one of as many bytes."""
-    alike = np.intersect1d(train, test)
-    return np.flatnonzero(np.isin(train, alike)), np.flatnonzero(np.isin(test, alike))

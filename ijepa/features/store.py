@@ -115,7 +115,7 @@ class Features:
         dtype: of the stored numbers.
         labels: (rows,) int64 class numbers by label.
         class_names: names of classes 0, 1, ... by label; None where they are plain integers.
-        image_ids: (rows,) uint64: equal for image files that are byte for byte the same.
+        image_ids: (rows,) uint64, size and CRC-32 of the image file: alike for equal files.
         views: (rows,) int16: 0 is the evaluation view; None where each image is stored once.
     """
 

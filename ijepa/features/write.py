@@ -148,7 +148,7 @@ class FeatureWriter:
     ) -> None:
         """Add a batch, which is rows `batch * batch_rows` and on.
 
-        (n, layers, dim) features, (n,) uint64 of `ijepa.data.shards.image_ids`, and (n, patches,
+        (n, layers, dim) features, (n,) uint64 of `SplitReader.image_ids`, and (n, patches,
         token dim) patch tokens, if the header has their shape; with (n, height, width) maps of its
         dense labels, in the order of their names.
 
