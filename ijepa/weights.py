@@ -8,6 +8,7 @@ import hashlib
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from math import isqrt
@@ -262,7 +263,7 @@ def _unpickled(path: Path) -> object:
         if zipped := file.read(4) == ZIP:
             with zipfile.ZipFile(file) as archive:
                 _check_zip(archive)
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
@@ -292,4 +293,6 @@ def _broken(path: Path, error: BaseException) -> IjepaError:
     if path.suffix == ".onnx":
         return IjepaError(f"{path}: ONNX is for other programs; name what it was converted from.")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+        reason = "it is damaged, or torch.save did not write it"
     return IjepaError(f"{path} is no readable file of weights ({reason}); get it again.")

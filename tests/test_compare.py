@@ -1,6 +1,5 @@
 """Two results are compared image by image, or not at all."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given
