@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ijepa.train.metrics import Picture
     from ijepa.train.watch import CheckedImages
 
-VERSION = 2
+VERSION = 3
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"

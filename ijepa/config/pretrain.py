@@ -324,9 +324,6 @@ class WatchConfig(Settings):
     `checkpoints/best.pt`."""
     loss_limit: Annotated[float, Field(gt=1, le=MOST)] = 10.0
     """A loss this many times that of the first step stops the run, as one that is not finite."""
-    rollbacks: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """How often to go on, instead of stopping, from the last checkpoint without the batches seen
-    since."""
 
 
 class PretrainConfig(Settings):

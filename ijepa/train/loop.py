@@ -1,4 +1,4 @@
-"""The training loop: steps, records, checkpoints, going back, and an orderly end.
+"""The training loop: steps, records, checkpoints, and an orderly end.
 
 Pretraining, fine-tuning and the decoder are each a `Task`, which says what one step is. `fit` does
 all else, so that every run resumes bit for bit and is stopped, saved and recorded alike.
@@ -26,13 +26,11 @@ from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
     device_name,
-    from_rank_0,
     full_tensor,
     is_sharded,
     mean_over_ranks,
     num_workers,
     pick_device,
-    wait_for_all,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.files import LAST
@@ -67,7 +65,6 @@ class Task(ABC, Generic[Inputs]):
     shapes_vary = False  # whether attention meets new sequence lengths all the time
     shown: tuple[str, ...] = ()  # numbers of `watch` that are shown beside the progress bar
     loss_limit = math.inf  # a loss of so many times the first one is broken
-    rollbacks = 0  # how often a broken step leads back to the last checkpoint, not to an error
     advice = "Lower lr, or lengthen the warm-up."  # against a broken loss
 
     def __init__(self, config: BaseModel, runtime: Runtime, world: World) -> None:
@@ -157,15 +154,8 @@ def fit(task: Task[Any], folder: Path, progress: Progress = silent) -> None:
         computing(task.device, linear=task.linear, shapes_vary=task.shapes_vary),
         stop_requests() as asked,
     ):
-        while run.steps_done < task.total_steps:
-            try:
-                run.take_steps(asked)
-            except _BrokenError as error:
-                run.go_back(*error.args)
-
-
-class _BrokenError(Exception):
-    """A number is not what it should be: what is wrong, and at which step."""
+        if run.steps_done < task.total_steps:
+            run.take_steps(asked)
 
 
 class _Run:
@@ -175,7 +165,6 @@ class _Run:
         self.task, self.folder, self.progress, self.world = task, folder, progress, task.world
         self.last = folder / LAST
         self.steps_done, self.first_loss = 0, math.nan
-        self.left_out = self.rollbacks = 0  # batches; times that the run went back
         self.pending: list[dict[str, Any]] = []  # records with numbers still on the device
         self.clock_began, self.clock_step = time.monotonic(), 0  # since when speed is measured
         self.shown: dict[str, float] = {}
@@ -192,7 +181,6 @@ class _Run:
             body = load_full_state(*networks, self.last, self.task.set_phase)
             self.steps_done, facts = body["step"], body["facts"]
             self.first_loss, metrics_bytes = facts["first_loss"], facts["metrics_bytes"]
-            self.left_out, self.rollbacks = facts["left_out"], facts["rollbacks"]
             self.task.load_state_dict(facts)
             if world.is_rank_0:
                 log.info("continuing after step %d of %d", self.steps_done, self.task.total_steps)
@@ -211,7 +199,7 @@ class _Run:
         """Take steps until the end, a signal or a broken number."""
         task, first = self.task, self.steps_done
         self.begin()
-        todo = range(self.steps_done + self.left_out, task.total_steps + self.left_out)
+        todo = range(self.steps_done, task.total_steps)
         made = prepared(task.batches(todo), task.prepare, task.device)
         with contextlib.closing(made):  # else worker processes outlive an error
             for inputs in made:
@@ -232,8 +220,6 @@ class _Run:
         """Take one step, check the networks if it is time, and keep its record for `fetch`."""
         record = {"step": self.steps_done + 1, **self.task.step(self.steps_done, inputs)}
         self.steps_done += 1
-        if self.left_out:
-            record["left_out_batches"] = self.left_out
         self.pending.append(record | self.watch())
 
     def is_milestone(self) -> bool:
@@ -284,7 +270,7 @@ class _Run:
         try:
             numbers = self.task.watch(self.steps_done)
         except FloatingPointError as error:
-            raise _BrokenError(str(error), self.steps_done) from error
+            raise self.broken(str(error), self.steps_done) from error
         if numbers and self.metrics:
             self.metrics.show_pictures(self.steps_done, self.task.pictures())
         return numbers
@@ -298,43 +284,29 @@ class _Run:
         for record in self.pending:
             step, loss, grad_norm = record["step"], record["loss"], record.get("grad_norm", 0.0)
             if not math.isfinite(loss):
-                raise _BrokenError(f"The loss is {loss}", step)
+                raise self.broken(f"The loss is {loss}", step)
             if not math.isfinite(grad_norm):
-                raise _BrokenError(f"The gradient norm is {grad_norm}", step)
+                raise self.broken(f"The gradient norm is {grad_norm}", step)
             if math.isnan(self.first_loss):  # about a sane run's largest
                 self.first_loss = loss
             if loss > self.task.loss_limit * self.first_loss:
                 grown = f"to {loss:.4g}, from {self.first_loss:.4g} at the start"
-                raise _BrokenError(f"The loss exploded {grown}", step)
+                raise self.broken(f"The loss exploded {grown}", step)
             if self.metrics:
                 self.metrics.append(record)
             self.shown |= {n: v for n, v in record.items() if n in ("loss", "lr", *self.task.shown)}
         self.pending = []
 
-    def go_back(self, what: str, step: int) -> None:
-        """Go on from the last checkpoint without the batches seen since, or refuse in one line."""
+    def broken(self, what: str, step: int) -> IjepaError | SharedError:
+        """The error that ends a run whose numbers are not what they should be."""
         self.writer.wait()
-        exists = from_rank_0(self.world, self.last.exists)  # all wait for what rank 0 writes
-        keys = ", ".join(self.task.keys(max(step - 1, 0) + self.left_out))
-        broken = (
+        keys = ", ".join(self.task.keys(max(step - 1, 0)))
+        last = f"the last good state is {self.last}"
+        message = (
             f"{what} at step {step}{f' (images {keys}, ...)' if keys else ''}; "
-            f"{f'the last good state is {self.last}' if exists else 'there is no earlier state'}. "
-            f"{self.task.advice}"
+            f"{last if self.last.exists() else 'there is no earlier state'}. {self.task.advice}"
         )
-        if self.rollbacks == self.task.rollbacks or not exists:
-            raise (IjepaError if self.world.is_rank_0 else SharedError)(broken)
-        seen, rollbacks = self.steps_done + self.left_out, self.rollbacks + 1
-        self.close_metrics()
-        self.resume()
-        self.pending, self.rollbacks = [], rollbacks
-        self.left_out = seen - self.steps_done
-        if self.world.is_rank_0:
-            told = f"{broken} Going back to step {self.steps_done} without the batches since"
-            log.warning("%s (rollback %d of %d).", told, rollbacks, self.task.rollbacks)
-        wait_for_all(self.world)  # nobody may read the checkpoint after this
-        self.save()
-        self.writer.wait()
-        wait_for_all(self.world)
+        return (IjepaError if self.world.is_rank_0 else SharedError)(message)
 
     def save(self) -> None:
         """Begin to write a checkpoint; refuse weights that are not finite.
@@ -344,7 +316,7 @@ class _Run:
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
-            raise _BrokenError("The weights are no longer finite", self.steps_done)
+            raise self.broken("The weights are no longer finite", self.steps_done)
         weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:
             return
@@ -359,8 +331,6 @@ class _Run:
                 "first_loss": self.first_loss,
                 "world_size": self.world.size,
                 "total_steps": task.total_steps,
-                "left_out": self.left_out,
-                "rollbacks": self.rollbacks,
             },
         }
         kept = task.kept_names(self.steps_done)
@@ -375,9 +345,5 @@ class _Run:
         try:
             self.writer.close()
         finally:
-            self.close_metrics()
-
-    def close_metrics(self) -> None:
-        metrics, self.metrics = self.metrics, None
-        if metrics:
-            metrics.close()
+            if self.metrics:
+                self.metrics.close()

@@ -98,7 +98,6 @@ class PretrainTask(Task[StepInputs]):
             )
         self._images, self._progress = images, progress
         self._batch_size = self.units_per_step = config.data.batch_size
-        self._cached: CachedCropBatches | None = None
         self._streamed_keys: dict[int, list[str]] = {}  # of recent batches, by number
         self._bad = set[str]()  # samples of a stream without an image: keys and faults
         count = config.watch.num_images  # of a health check; always the same
@@ -130,7 +129,7 @@ class PretrainTask(Task[StepInputs]):
         self._lengths = (0.0, 0.0)  # patches of a context and of a target, in the newest step
         on_gpu = self.device.type == "cuda"
         self.shapes_vary = on_gpu and len(mask_statistics(config, SAMPLED).shapes) > FEW_SHAPES
-        self.loss_limit, self.rollbacks = config.watch.loss_limit, config.watch.rollbacks
+        self.loss_limit = config.watch.loss_limit
 
     def _make_networks(self, init: tuple[str, Parts] | None) -> None:
         config, runtime, world = self.config, self.runtime, self.world
@@ -164,12 +163,10 @@ class PretrainTask(Task[StepInputs]):
             yield from self._streamed(images, numbers)
         elif self.runtime.cache == "none":
             yield from self.loaded(RandomCropBatches(images, plan), numbers)
-        else:  # the cache is kept, because a run that goes back begins its batches again
+        else:
             workers = num_workers(self.runtime, self.device)
-            self._cached = self._cached or CachedCropBatches(
-                images, plan, self.device, workers, self._progress
-            )
-            yield from map(self._cached.__getitem__, numbers)
+            cached = CachedCropBatches(images, plan, self.device, workers, self._progress)
+            yield from map(cached.__getitem__, numbers)
 
     def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
         """Shards read from start to end, shuffled a buffer at a time."""
