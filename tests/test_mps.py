@@ -24,7 +24,7 @@ from ijepa.jepa.model import build_ijepa
 from ijepa.progress import silent
 from ijepa.provenance import UNKNOWN
 from ijepa.recipes import load_recipe
-from ijepa.train.checkpoint import CheckpointWriter
+from ijepa.train.checkpoint import full_state
 from ijepa.train.classifier import Classifier
 from ijepa.train.finetuning import FinetuneTask, LabelledImages
 from ijepa.train.pretraining import PretrainTask
@@ -159,7 +159,8 @@ def test_pretraining_health_checks_and_features_do_nothing_that_it_cannot(monkey
     assert on_mps([inputs.images, *(tensor for masks in inputs.masks for tensor in masks)])
     assert len(inputs.groups) == len(batch_masks(config, 0))
     assert "grad_norm" in step_of(task, inputs, monkeypatch)
-    CheckpointWriter(1.0)._copied({"model": task.model.state_dict()})
+    weights, _ = full_state(task.model, task.optimizer)
+    assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
 
 
 @pytest.mark.usefixtures("apple")

@@ -111,8 +111,8 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
         "from ijepa.train.checkpoint import CheckpointWriter as Writer\n"
         "save = Writer.save\n"
-        "def save_and_die(self, *body, **how):\n"
-        "    save(self, *body, **how); self.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def save_and_die(self, *body):\n"
+        "    save(self, *body); os.kill(os.getpid(), signal.SIGKILL)\n"
         "Writer.save = save_and_die\n"
         "from ijepa_cli.main import main; main()\n"
     )

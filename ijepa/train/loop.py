@@ -27,7 +27,6 @@ from ijepa.distributed import (
     any_rank,
     device_name,
     full_tensor,
-    is_sharded,
     mean_over_ranks,
     num_workers,
     pick_device,
@@ -238,7 +237,6 @@ class _Run:
         if stop or due or self.is_milestone():
             self.save()
         if stop and self.steps_done < task.total_steps:
-            self.writer.wait()
             raise StoppedError(
                 f"Stopped by {asked.signal_name or 'a signal to another process'} after step "
                 f"{self.steps_done:,} of {task.total_steps:,}, which is saved.",
@@ -299,7 +297,6 @@ class _Run:
 
     def broken(self, what: str, step: int) -> IjepaError | SharedError:
         """The error that ends a run whose numbers are not what they should be."""
-        self.writer.wait()
         keys = ", ".join(self.task.keys(max(step - 1, 0)))
         last = f"the last good state is {self.last}"
         message = (
@@ -309,7 +306,7 @@ class _Run:
         return (IjepaError if self.world.is_rank_0 else SharedError)(message)
 
     def save(self) -> None:
-        """Begin to write a checkpoint; refuse weights that are not finite.
+        """Write a checkpoint; refuse weights that are not finite.
 
         Most steps do not measure the gradient's norm, so these may be the first to show it.
         """
@@ -336,14 +333,9 @@ class _Run:
         kept = task.kept_names(self.steps_done)
         paths = [*(self.last.with_name(name) for name in kept), self.last]
         self.last.parent.mkdir(exist_ok=True)
-        # On a CPU a gathered state still shares the optimizer's counters with the training.
-        is_copy = is_sharded(task.model) and task.device.type == "cuda"
-        self.writer.save(paths, body, is_copy=is_copy)
+        self.writer.save(paths, body)
 
     def close(self) -> None:
-        """Put everything on disk, and end the tracked run, also of a run that fails."""
-        try:
-            self.writer.close()
-        finally:
-            if self.metrics:
-                self.metrics.close()
+        """Put the metrics on disk, and end the tracked run, also of a run that fails."""
+        if self.metrics:
+            self.metrics.close()
