@@ -7,14 +7,16 @@ silent. `progress=Bars()` draws bars anywhere, `progress=silent` nowhere.
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
+
+from ijepa.text import printable
 
 # Numbers that stages report, in words; what matters most to someone watching comes first.
 WORDS = {
-    "neighbour_accuracy": "neighbours {:.1%} right",
+    "neighbour_accuracy": "neighbours {:.1%}",
     "loss": "loss {:.3g}",
     "rankme": "RankMe {:.1f}",
-    "held_out_accuracy": "held-out images {:.1%} right",
+    "held_out_accuracy": "held-out images {:.1%}",
     "lr": "learning rate {:.2g}",
     "held_out_loss": "held-out loss {:.3g}",
     "mean_cosine": "cosine between images {:.2f}",
@@ -52,42 +54,93 @@ def in_words(values: Mapping[str, float] | None) -> list[str]:
     return known + [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in others]
 
 
-class Bars:
-    """Progress as one bar of tqdm a task: widgets in Jupyter, text on stderr elsewhere."""
+LEFT = "ETA {remaining}"
+BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {rate_noinv_fmt} " + LEFT + "{postfix}"
+LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}, {rate_noinv_fmt}, " + LEFT + "{postfix}"
+LINE_SECONDS = 10.0  # between two lines of a task
+LONGEST_NAME, SHORTEST_BAR, USUAL_BAR = 24, 5, 10  # columns
+MANY = 100_000  # units, from which on counts are written short: 36.2k/384M
 
-    def __init__(self) -> None:
+
+class _Lines:
+    """A stream where each state of a bar is a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class Bars:
+    """Progress as one bar of tqdm a task: widgets in Jupyter, text on stderr elsewhere.
+
+    With `lines`, each task has a line at its start, every ten seconds, and at its end, for logs.
+    """
+
+    def __init__(self, *, lines: bool = False) -> None:
         self._bars: dict[str, Any] = {}
+        self._format, self._how = BAR, dict[str, Any](dynamic_ncols=True)
+        if lines:
+            every = {"mininterval": LINE_SECONDS, "position": 0}
+            self._format, self._how = LINE, {"file": _Lines(sys.stderr), **every}
 
     def __call__(
         self, task: str, done: int, total: int | None, values: Mapping[str, float] | None = None
     ) -> None:
         """Draw it; the bar of a finished task stays as it is."""
-        bar = self._bars.get(task)
-        if bar is None and total is not None and done >= total:
+        bar, is_done = self._bars.get(task), total is not None and done >= total
+        if bar is None and is_done:
             return  # it took no time worth a bar
         if bar is None or done < bar.n:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that without ipywidgets it draws text
-                from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
-            self._close(task)
-            name, _, unit = task.rpartition(" ")
-            bar = tqdm(desc=name or task, unit=f" {unit}", initial=done, total=total)
-            self._bars[task] = bar
+            unending = [name for name, one in self._bars.items() if one.total is None]
+            for name in (task, *unending):
+                self._close(name)
+            bar = self._bars[task] = self._begun(task, done, total)
         bar.total = total
-        if values:
-            bar.set_postfix_str("  ".join(in_words(values)), refresh=False)
+        bar.set_postfix_str(_fitting(bar, done, in_words(values)), refresh=False)
         bar.update(done - bar.n)
-        if total is not None and done >= total:
+        if is_done:
+            bar.bar_format = self._format.replace(LEFT, "in {elapsed}")
             self._close(task)
+
+    def _begun(self, task: str, done: int, total: int | None) -> Any:  # noqa: ANN401  # tqdm's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that without ipywidgets it draws text
+            from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
+        name, _, unit = printable(task).rpartition(" ")
+        name, unit = name or unit, f" {unit}"
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 1]}…"
+        how = self._how
+        if total is not None:
+            unit = "" if self._format == BAR else unit  # for which there is no room
+            how = {**how, "bar_format": self._format, "unit_scale": total >= MANY}
+        return tqdm(desc=name, unit=unit, initial=done, total=total, miniters=0, **how)
 
     def close(self) -> None:
         """End all bars, such as those of a stage that was interrupted."""
-        for task in list(self._bars):
+        for task in reversed(list(self._bars)):
             self._close(task)
 
     def _close(self, task: str) -> None:
         if task in self._bars:
             self._bars.pop(task).close()
+
+
+def _fitting(bar: Any, done: int, numbers: list[str]) -> str:  # noqa: ANN401  # tqdm's
+    """As many of the numbers as the terminal has room for beside the bar."""
+    facts = bar.format_dict
+    room = (facts["ncols"] or 10_000) + USUAL_BAR - SHORTEST_BAR
+    facts |= {"n": done, "rate": facts["rate"] or 1000.0, "ncols": None, "postfix": ""}
+    room -= len(bar.format_meter(**facts))
+    while numbers and len(", ".join(["", *numbers])) > room:
+        numbers = numbers[:-1]
+    return ", ".join(numbers)
 
 
 _bars_of: dict[int, Bars] = {}  # by number of the notebook's cell; the newest alone

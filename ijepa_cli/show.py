@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ijepa.errors import IjepaError
-from ijepa.progress import Progress, silent
+from ijepa.progress import Bars, Progress, silent
 from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
-from ijepa_cli.bars import Bars, Lines
 
 
 class Screen(Console):
@@ -43,14 +42,9 @@ def shown_progress() -> Iterator[Progress]:
     """Draw bars with rate and time left on stderr; without a terminal, a line every ten seconds."""
     if not is_main_process():
         yield silent
-    elif not stderr.is_terminal:
-        yield Lines(stderr)
-    else:
-        bars = Bars(stderr)
-        try:
-            yield bars
-        finally:
-            bars.live.stop()
+        return
+    with contextlib.closing(Bars(lines=not stderr.is_terminal)) as bars:
+        yield bars
 
 
 def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
@@ -94,10 +88,13 @@ class _ToStderr(logging.Handler):
     """Notes as they are, warnings as such; a bar that is drawn stays below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here, so that `--help` is quick
+
         line = Text(printable(self.format(record)))
         if record.levelno >= logging.WARNING:
             line = Text.assemble((f"{record.levelname.lower()}:", "yellow"), " ", line)
-        stderr.print(line, highlight=False, soft_wrap=True)
+        with tqdm.external_write_mode(sys.stderr):
+            stderr.print(line, highlight=False, soft_wrap=True)
 
 
 def log_to_stderr() -> None:

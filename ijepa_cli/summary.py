@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ijepa.config import Runtime, StrPath
 from ijepa.records import read_record
-from ijepa_cli.bars import in_minutes
 
 if TYPE_CHECKING:
     from ijepa.data.shards import ShardSet
@@ -54,6 +53,14 @@ def headline(state: str, out: StrPath, cached: bool, words: str) -> str:
         return f"{state} {out}: {words}"
     took = f"{seconds:.0f} s" if seconds < 60 else in_minutes(seconds)
     return f"{state} {out} in {took}: {words}"
+
+
+def in_minutes(seconds: float) -> str:
+    """A duration in words: under 1 min, 20 min, 3 h 12 min."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return "under 1 min"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def next_command(*words: StrPath) -> str:
