@@ -47,12 +47,14 @@ def shown_progress() -> Iterator[Progress]:
         yield bars
 
 
-def show(result: BaseModel, as_json: bool, text: str | Table | None = None) -> None:
-    """Print a result: as JSON for machines, else as `text`; once, if torchrun started several."""
+def show(result: BaseModel, as_json: bool, *parts: str | Table | None) -> None:
+    """Print a result: as JSON for machines, else its `parts`; once, if torchrun started several."""
     if as_json and is_main_process():
         print_json(result.model_dump(mode="json"))
-    elif text is not None and is_main_process():
-        screen.print(text, highlight=False, soft_wrap=isinstance(text, str))
+    elif is_main_process():
+        for part in parts:
+            if part is not None:
+                screen.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 @contextlib.contextmanager

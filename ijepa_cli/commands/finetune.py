@@ -7,7 +7,7 @@ import typer
 
 from ijepa.config import FinetuneConfig, Runtime
 from ijepa_cli.options import Data, stage
-from ijepa_cli.score_table import score_notes
+from ijepa_cli.score_table import result_tables
 from ijepa_cli.show import outlook_shown, show, shown_progress
 from ijepa_cli.summary import about, counted, headline, images_of, next_command
 
@@ -53,12 +53,8 @@ def finetune(
         result = library.finetune(data, out, config, runtime, progress, listed)
     if runtime.dry_run:
         return
-    [score] = result.scores
-    low, high = score.top1_interval
-    words = (
-        f"top-1 {score.top1:.1%} ({100 * low:.1f} to {100 * high:.1f}) of {score.test_rows:,} "
-        f"images of {score.test_split}; the most frequent class alone gives {score.chance:.1%}"
-    )
+    words = f"top-1 {result.scores[0].top1:.1%}"
     page = result.out.with_name(f"{result.out.name}.html")
-    lines = [headline("fine-tuned", result.out, result.cached, words), *score_notes([score])]
-    show(result, as_json, "\n".join([*lines, next_command("report", result.out, "--out", page)]))
+    first = headline("fine-tuned", result.out, result.cached, words)
+    last = next_command("report", result.out, "--out", page)
+    show(result, as_json, first, *result_tables([result.scores]), last)

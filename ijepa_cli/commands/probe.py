@@ -9,8 +9,8 @@ import typer
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
-from ijepa_cli.score_table import score_notes, score_table, score_title
-from ijepa_cli.show import is_main_process, screen, show, shown_progress
+from ijepa_cli.score_table import result_tables
+from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import about, counted, headline, next_command
 
 Probe = Literal[
@@ -89,21 +89,14 @@ def probe(
         both = library.low_level(*how, progress) if name == "low-level" else None
         fits = both.results if both else (library.probe(*how, progress, subset or []),)
     cached = all(one.cached for one in fits)
-    show(both or fits[0], as_json)
-    if as_json or not is_main_process():
-        return
     scores = [one.scores for one in fits]
     encoders = ", ".join(dict.fromkeys(score.encoder for score in scores[0]))
-    screen.print(headline("fitted", both.out if both else out, cached, encoders), soft_wrap=True)
-    for result in scores:
-        screen.print(f"\n{score_title(result)}", highlight=False, soft_wrap=True)
-        screen.print(score_table(result), highlight=False)
+    first = headline("fitted", both.out if both else out, cached, encoders)
     page = (out if both else out.with_suffix("")).with_suffix(".html")
-    notes = score_notes([score for result in scores for score in result])
     run = Path(scores[0][0].encoder.partition(" ")[0])  # that of the encoder is on the page, too
     runs = [run] if (run / "metrics.jsonl").is_file() else []
     last = next_command("report", out, *runs, "--out", page)
-    screen.print("\n".join([*notes, last]), highlight=False, soft_wrap=True)
+    show(both or fits[0], as_json, first, *result_tables(scores), last)
 
 
 def _plan(name: str, trains: Sequence[Path], tests: Sequence[Path], label: str) -> str:

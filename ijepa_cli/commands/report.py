@@ -8,7 +8,7 @@ import typer
 from ijepa.config import Runtime
 from ijepa_cli.options import stage
 from ijepa_cli.score_table import comparison_table, report_tables
-from ijepa_cli.show import screen, show
+from ijepa_cli.show import show
 from ijepa_cli.summary import headline
 
 Sources = Annotated[
@@ -74,9 +74,5 @@ def report(
     from ijepa.report import report as run
 
     result = run(sources or [], out, runtime, title, paper=paper, paper_tables=table or ())
-    show(result, as_json)
-    if not as_json:
-        for scores in report_tables(result):
-            screen.print(scores, highlight=False)
-        words = headline("made", result.out, result.cached, "open it in a browser")
-        screen.print(words, highlight=False, soft_wrap=True)
+    words = headline("made", result.out, result.cached, "open it in a browser")
+    show(result, as_json, *report_tables(result), words)
