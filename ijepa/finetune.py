@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Parts = tuple[LabelledImages, LabelledImages, LabelledImages]  # to train on, held out, to test
 
-VERSION = 10
+VERSION = 11
 
 log = logging.getLogger(__name__)
 

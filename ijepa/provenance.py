@@ -1,7 +1,7 @@
 """Where an encoder comes from, in the words of the paper's tables."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -32,8 +32,6 @@ class Provenance(Config):
     images: int | None = None  # that it saw
     shards: str | None = None  # fingerprint of the shard set that it saw
     adapted: str | None = None  # how RGB weights were made to take other channels, if they were
-
-    later: ClassVar[tuple[str, ...]] = ("adapted",)
 
 
 UNKNOWN = Provenance()

@@ -218,7 +218,7 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
     """How a plan differs from that of a record, in words; the first three differences in full."""
     described = plan.described()
     ours, theirs = flat(described), flat({name: record.get(name) for name in described})
-    known, others = [], []
+    found = []
     for name in ours | theirs:
         words = name.removeprefix("config.")
         if words in plan.ignored:
@@ -226,15 +226,10 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
         one, other = ours.get(name) or "", theirs.get(name) or ""
         if name.startswith("inputs.") or DIGEST.search(f"{one} {other}"):  # never shown
             word = "changed" if one and other else "is new" if one else "is left out"
-            known += [f"{words} {word}"] if one != other else []
-        elif name not in theirs:  # the record is of an earlier version
-            others.append(f"{words}, a new setting, is {SHORT.repr(ours[name])}")
-        elif name not in ours:
-            others.append(f"{words} was {SHORT.repr(theirs[name])}, now unset")
-        elif ours[name] != theirs[name]:
-            was, now = SHORT.repr(theirs[name]), SHORT.repr(ours[name])
-            known.append(f"{words} was {was}, now {now}")
-    found = [*known, *others]
+            found += [f"{words} {word}"] if one != other else []
+        elif ours.get(name) != theirs.get(name):
+            was, now = SHORT.repr(theirs.get(name)), SHORT.repr(ours.get(name))
+            found.append(f"{words} was {was}, now {now}")
     more = [f"{len(found) - MOST_CHANGES:,} more"] if len(found) > MOST_CHANGES else []
     return "; ".join([*found[:MOST_CHANGES], *more])
 

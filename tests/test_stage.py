@@ -161,7 +161,7 @@ def test_precious_output_of_another_plan_is_kept_unless_forced(tmp_path, place):
     )
     make(ours, "ten hours") if place == "finished" else begin(ours, "content")
     refuse(other, r"number was 1, now 2\. .*--force")
-    refuse(changed(ours, config=MoreChoices()), "settings: letter, a new setting, is 'a'")
+    refuse(changed(ours, config=MoreChoices()), "settings: letter was None, now 'a'")
     with exclusive_work(ours) as work:
         assert work.cached == (place == "finished")
         assert ((ours.out if work.cached else work.folder) / "content").exists()

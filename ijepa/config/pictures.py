@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,8 +20,6 @@ class PictureConfig(Settings):
     show_channels: tuple[Channels, Channels, Channels] | None = None
     """Channels, counted from 1, to show as red, green and blue of images that are not 8-bit RGB;
     one thrice is grey. Default: the first three; of one or two channels, the first."""
-
-    later: ClassVar[tuple[str, ...]] = ("show_channels",)
 
 
 class MasksConfig(PictureConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -61,8 +61,6 @@ class DataConfig(Settings):
     channels: Channels | None = None
     """Channels of images that are not 8-bit RGB. Default: those of the shard set, with the mean and
     std that it records."""
-
-    later: ClassVar[tuple[str, ...]] = ("channels",)
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Self:
@@ -124,8 +122,6 @@ class StreamConfig(Settings):
     max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
     """Largest number of samples without an image that decodes; another of the batch takes the place
     of each."""
-
-    later: ClassVar[tuple[str, ...]] = ("member",)
 
 
 class EncoderConfig(Settings):
@@ -346,8 +342,6 @@ class PretrainConfig(Settings):
     """Keep a checkpoint every so many epochs."""
     init: str | None = None
     """Digest of the weights that the run starts from, filled in from `--init`."""
-
-    later: ClassVar[tuple[str, ...]] = ("init",)
 
     @model_validator(mode="after")
     def _image_divides_into_patches_that_are_not_too_many(self) -> Self:

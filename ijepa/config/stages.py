@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -86,8 +86,6 @@ class ShardConfig(Settings):
     merge: Annotated[bool, Field(exclude=True)] = False
     """Make the set of all its parts, once `--part` has written each, and remove them."""
 
-    later: ClassVar[tuple[str, ...]] = ("channels", "channel_axis", "member")
-
     @field_validator("part")
     @classmethod
     def _is_one_of(cls, part: str | None) -> str | None:
@@ -145,8 +143,6 @@ class ExtractConfig(Settings):
     larger by about the number of patches."""
     seed: Seed = 0
     """Seed of a `random:` encoder, and of the augmented views."""
-
-    later: ClassVar[tuple[str, ...]] = ("tokens",)
 
     @model_validator(mode="after")
     def _views_are_augmented(self) -> Self:
@@ -268,8 +264,6 @@ class FinetuneConfig(Settings):
         if not isinstance(given, dict):
             return given
         return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
-
-    later: ClassVar[tuple[str, ...]] = ("freeze", "linear_first", "linear_lr")
 
     @model_validator(mode="after")
     def _linear_lr_is_used(self) -> Self:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from inspect import isclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -14,9 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
 )
 from pydantic_core import ErrorDetails
 
@@ -94,15 +92,6 @@ class Config(BaseModel):
     """Base of all configurations and results: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    # Fields that were added later. They are not written while they have their default, so that
-    # older outputs keep their fingerprints.
-    later: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        body: dict[str, object] = serialize(self)
-        unset = {k for k in self.later if getattr(self, k) == type(self).model_fields[k].default}
-        return {name: value for name, value in body.items() if name not in unset}
 
 
 class PixelStats(Config):

@@ -9,7 +9,7 @@ import tokenize
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -67,8 +67,6 @@ class SetIndex(Config):
     left_out: dict[str, int] = Field(default_factory=dict)  # files and images not taken, by reason
     changes: dict[str, int] = Field(default_factory=dict)  # images changed or cut, by reason
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
-
-    later: ClassVar[tuple[str, ...]] = ("pixels",)
 
     def split(self, name: str, where: StrPath) -> SplitIndex:
         """One of the splits of the set at `where`, which the error names."""

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Generator
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -65,8 +65,6 @@ class ScenesSpec(Config):
     area: Annotated[float, Field(gt=0, le=4)] = 3.2  # objects stand within, along both axes
     seed: Annotated[int, Field(ge=0)] = 0
     dense: Literal["no", "yes"] = "no"  # maps of shape, colour and depth beside each image?
-
-    later: ClassVar[tuple[str, ...]] = ("dense",)
 
     @model_validator(mode="after")
     def _objects_fit(self) -> Self:
