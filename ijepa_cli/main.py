@@ -11,12 +11,12 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
+from typer.core import TyperGroup
 
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
 from ijepa.text import one_line
 from ijepa.version import VERSION
 from ijepa.world import current_world
-from ijepa_cli.options import PlainGroup
 from ijepa_cli.show import is_main_process, log_to_stderr, print_json, print_text, stderr
 
 USAGE = 2
@@ -30,7 +30,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-class _PipelineOrder(PlainGroup):
+class _PipelineOrder(TyperGroup):
     """Typer lists commands that have commands of their own last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's

@@ -11,7 +11,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
 from ijepa.config import Runtime, Settings, validated
@@ -23,13 +22,6 @@ from ijepa_cli.show import outlook_shown
 FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
 SETTINGS, RUN = "Settings", "How to run"
 MAIN = "Options"  # typed first: required settings, and options that are a command's own
-FORMS = {  # what is typed behind an option, where its type does not say it
-    "encoder": "ENCODER", "decoder": "PATH", "recipe": "RECIPE", "split": "SPLIT",
-    "splits": "SPLIT", "store_split": "SPLIT", "test_split": "SPLIT", "require_split": "SPLIT",
-    "label": "LABEL", "require_label": "LABEL", "device": "DEVICE", "protocol": "PROTOCOL",
-    "keys": "KEY", "arch": "ARCH", "data": "PATH", "image_px": "PIXELS", "resize_px": "PIXELS",
-    "overrides": "NAME=VALUE", "slurm": "NAME=VALUE", "track": "TRACKER",
-}  # fmt: skip
 COMPLETED: dict[str, Callable[..., list[str]]] = {
     "encoder": complete.encoder, "protocol": complete.protocol, "recipe": complete.recipe,
     "split": complete.split, "test_split": complete.split, "store_split": complete.split,
@@ -40,16 +32,14 @@ NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
 
 def _set(text: str) -> OptionInfo:
     made: OptionInfo = typer.Option(
-        "--set", help=text, rich_help_panel=SETTINGS, metavar=FORMS["overrides"]
+        "--set", help=text, rich_help_panel=SETTINGS, metavar="NAME=VALUE"
     )
     return made
 
 
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN, metavar=""
-    ),
+    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN),
 ]
 Set = Annotated[
     list[str] | None,
@@ -89,7 +79,7 @@ def stage(
         options = [
             _parameter("ctx", typer.Context, ...),
             *(_option(settings, name, MAIN) for name in needed),
-            *map(_formed, own),
+            *map(_completed, own),
             *(_option(settings, name, SETTINGS) for name in fields if name not in needed),
             *(_option(settings, name, SETTINGS, hidden=True) for name in hidden),
         ]
@@ -120,37 +110,10 @@ def stage(
 
         command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what Typer reads
         command.__annotations__ = {one.name: one.annotation for one in options}
-        app.command(**{"cls": PlainCommand, **how})(command)
+        app.command(**how)(command)
         return function
 
     return register
-
-
-class _PlainForms:
-    """Says nothing behind a flag or an argument in `--help`, where Typer says `<bool>`, `<str>`."""
-
-    def get_params(self, ctx: typer.Context) -> list[Any]:
-        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the other base
-        for one in found:
-            if getattr(one, "is_flag", False):
-                one.metavar = ""
-            elif one.param_type_name == "argument" and hasattr(one, "display_type_rich"):
-                one.display_type_rich = functools.partial(_choices, one.display_type)
-        return found
-
-
-def _choices(typers: Callable[[typer.Context], str | None], ctx: typer.Context) -> str | None:
-    """`a|b` of an argument that is one of some words; None for any other."""
-    words = (typers(ctx) or "").strip("<>")
-    return words if "|" in words else None
-
-
-class PlainCommand(_PlainForms, TyperCommand):  # type: ignore[misc]  # types of another click
-    """A command whose `--help` is in words."""
-
-
-class PlainGroup(_PlainForms, TyperGroup):  # type: ignore[misc]  # likewise
-    """A group of commands whose `--help` is in words."""
 
 
 def _is_given(ctx: typer.Context, option: str) -> bool:
@@ -185,7 +148,6 @@ def _option(
         rich_help_panel=panel,
         hidden=hidden,
         show_default=default is not True,
-        metavar=_form(name, kind),
         autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )
     return _parameter(
@@ -193,24 +155,12 @@ def _option(
     )
 
 
-def _formed(parameter: inspect.Parameter) -> inspect.Parameter:
-    """An option of a command itself, with the words for what is typed behind it."""
-    kind, option, *_ = get_args(parameter.annotation) or (None, None)
+def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option of a command itself, whose values the shell completes."""
+    _, option, *_ = get_args(parameter.annotation) or (None, None)
     if isinstance(option, OptionInfo):
-        option.metavar = option.metavar or _form(parameter.name, _type(kind))
         option.autocompletion = option.autocompletion or COMPLETED.get(parameter.name)
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-
-
-def _form(name: str, kind: Any) -> str:  # noqa: ANN401  # a type
-    """What is typed behind an option, in words: nothing, a choice, NUMBER, PATH, ..."""
-    if name in FORMS or kind is bool:
-        return FORMS.get(name, "")
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) in (list, tuple):
-        return " ".join(_form("", one) for one in get_args(kind))
-    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # annotations and defaults are of any type

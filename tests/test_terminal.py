@@ -217,12 +217,3 @@ def test_the_version_is_told(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, capsys.readouterr().out) == (0, "ijepa 0.1.0\n")
-
-
-@pytest.mark.parametrize("command", sorted(ROOT.commands))
-def test_help_says_in_words_what_an_option_takes(command, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ijepa", command, "--help"])
-    with pytest.raises(SystemExit):
-        main()
-    shown = capsys.readouterr().out
-    assert not re.search(r"<(bool|str|int|float|path|list)", shown)

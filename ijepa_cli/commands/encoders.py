@@ -3,13 +3,13 @@
 import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json, PlainCommand
+from ijepa_cli.options import Json
 from ijepa_cli.show import show
 
 app = typer.Typer()
 
 
-@app.command(cls=PlainCommand)
+@app.command()
 def encoders(as_json: Json = False) -> None:
     """List what --encoder accepts, where to download weights, and their rows in the paper.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json, PlainCommand, PlainGroup
+from ijepa_cli.options import Json
 from ijepa_cli.show import show, shown_progress, table
 
 File = Annotated[Path, typer.Argument(help="Feature file written by `ijepa extract`.")]
@@ -16,7 +16,6 @@ Label = Annotated[str, typer.Option(help="Label whose classes are compared; '' f
 app = typer.Typer()
 files = typer.Typer(
     name="features",
-    cls=PlainGroup,
     help="Inspect feature files: what they hold, whether they are undamaged, how good they are.",
     no_args_is_help=True,
     epilog="Example: ijepa features diagnose train.h5",
@@ -24,7 +23,7 @@ files = typer.Typer(
 app.add_typer(files)
 
 
-@files.command(cls=PlainCommand)
+@files.command()
 def info(file: File, as_json: Json = False) -> None:
     """Show what a file holds and where it comes from, without reading its numbers.
 
@@ -46,7 +45,7 @@ def info(file: File, as_json: Json = False) -> None:
     show(found, as_json, rows)
 
 
-@files.command(cls=PlainCommand)
+@files.command()
 def check(file: File, data: Data = None, as_json: Json = False) -> None:
     """Read a whole file and compare it with its checksums.
 
@@ -63,7 +62,7 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
     show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged{both}")
 
 
-@files.command(cls=PlainCommand)
+@files.command()
 def diagnose(file: File, label: Label = "class", as_json: Json = False) -> None:
     """Measure whether the encoder has collapsed, layer by layer: dimensions, spread, neighbours.
 

@@ -6,7 +6,6 @@ import typer
 
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
 from ijepa_cli import complete
-from ijepa_cli.options import PlainCommand
 from ijepa_cli.show import print_text
 
 Name = Annotated[
@@ -20,7 +19,7 @@ Name = Annotated[
 app = typer.Typer()
 
 
-@app.command(cls=PlainCommand)
+@app.command()
 def recipes(name: Name = None) -> None:
     """List the pretraining recipes, or print one with all of its settings.
 

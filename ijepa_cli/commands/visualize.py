@@ -9,7 +9,7 @@ import typer
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa_cli.options import Data, PlainGroup, Set, stage
+from ijepa_cli.options import Data, Set, stage
 from ijepa_cli.show import show, shown_progress
 from ijepa_cli.summary import headline, next_command
 
@@ -41,7 +41,6 @@ OF_FEATURES: dict[type[PictureConfig], str] = {
 app = typer.Typer()
 pictures = typer.Typer(
     name="visualize",
-    cls=PlainGroup,
     no_args_is_help=True,
     help="""Draw masks, attention, features, neighbours and predictions.
 
