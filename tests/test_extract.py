@@ -300,11 +300,6 @@ def test_patch_tokens_stand_beside_the_features_that_are_their_mean(run, images,
         open_features(plain.path, check_tokens=True)
 
 
-def test_a_setting_that_is_left_alone_leaves_earlier_extractions_cached(run):
-    assert "tokens" not in config(run).model_dump(mode="json")
-    assert config(run, tokens=True).model_dump(mode="json")["tokens"] is True
-
-
 def test_patches_of_pixels_are_the_images_own(images, made):
     choice = config("pixels/8", image_px=32, dtype="float32", tokens=True)
     store = made("p.h5", choice)
