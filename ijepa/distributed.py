@@ -15,8 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config import CPU_WORKERS, Runtime
@@ -110,34 +108,11 @@ def in_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Modu
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
-@contextlib.contextmanager
-def unshared_gradients(forward: nn.Module) -> Iterator[None]:
+def unshared_gradients(forward: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Add gradients up in each process alone; the next backward pass outside exchanges them."""
     if isinstance(forward, DistributedDataParallel):
-        with forward.no_sync():
-            yield
-        return
-    sharded = [module for module in forward.children() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_requires_gradient_sync(False)
-    yield
-    for module in sharded:
-        module.set_requires_gradient_sync(True)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds only its shard of the weights (FSDP)."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """The shard of a tensor that this process holds; of a plain tensor, all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor gathered from its shards; all processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return forward.no_sync()
+    return contextlib.nullcontext()
 
 
 def pick_device(name: str) -> torch.device:

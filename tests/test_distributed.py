@@ -27,7 +27,6 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.files import LAST
 from ijepa.jepa.masks import batch_masks, part_of
-from ijepa.jepa.step import check_passes
 from ijepa.pretrain import pretrain
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.weights import load_checkpoint
@@ -148,13 +147,13 @@ def test_a_run_of_one_process_goes_on_with_two_and_says_so(run, shards, tiny_con
 
 
 @pytest.mark.slow
-def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
+def test_micro_batches_of_two_processes_go_on_with_the_run_of_one(
     run, shards, tiny_config, tmp_path
 ):
-    out = tmp_path / "shared"
+    out = tmp_path / "parts"
     with pytest.raises(StopError):
         pretrain(shards, out, tiny_config, EAGER, stop_at(256, "pretrain"))
-    more = ("--parallel", "fsdp", "--micro-batch", "5", "--recompute")
+    more = ("--micro-batch", "5", "--recompute")
     codes, errors = together(2, command(run / "config.yaml", shards, out, *more))
     assert codes == [0, 0], errors
     np.testing.assert_allclose(losses(out), losses(run), rtol=1e-4)
@@ -170,19 +169,6 @@ def test_weights_shared_out_train_as_one_process_and_its_run_goes_on_so(
         assert state["step"] == ours["step"], name
     kept = load_checkpoint(out / "checkpoints" / "epoch-0001.pt")
     assert {float(state["step"]) for state in kept["optimizer"]["state"].values()} == {kept["step"]}
-
-
-@pytest.mark.slow
-def test_several_target_layers_train_with_weights_shared_out_as_in_one_process(
-    shards, tiny_config, tmp_path
-):
-    recipe, config = tmp_path / "layers.yaml", changed(tiny_config, "targets.layers=[1,2]")
-    recipe.write_text(dump_yaml(config))
-    pretrain(shards, tmp_path / "one", config, CPU)
-    words = command(recipe, shards, tmp_path / "two", "--parallel", "fsdp")
-    codes, errors = together(2, words)
-    assert codes == [0, 0], errors
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -204,14 +190,6 @@ def test_what_breaks_or_cannot_be_made_ends_every_process_with_one_error(
     assert codes == [1, 1]
     assert sum(error.count(message) for error in errors) == 1, errors
     assert "Traceback" not in "".join(errors)
-
-
-def test_a_share_that_cuts_a_mask_group_is_refused_under_fsdp(tiny_config):
-    # Ranks would pass through the networks 1 and 2 times, and wait for each other forever.
-    cut = changed(tiny_config, "data.batch_size=6", "masks.group_size=4")
-    with pytest.raises(IjepaError, match=r"Set masks\.group_size to 3, or to a divisor of it"):
-        check_passes(cut, 2, None)
-    check_passes(tiny_config, 2, None)
 
 
 @pytest.mark.slow

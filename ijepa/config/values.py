@@ -130,8 +130,6 @@ class Runtime(Settings):
     """Compute each block again in the backward pass, which needs less memory and more time."""
     compile: bool = False
     """Use torch.compile: starts slowly, then is faster on a GPU; slower on AMD CPUs."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes, ddp splits the batch; fsdp also splits the weights (ViT-g)."""
     cache: Literal["none", "decoded"] = "none"
     """decoded: keep all images decoded in the device's memory and crop them there, for small data.
     A pixel may differ by one level of 255."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ijepa.compute import recompute
 from ijepa.config import Architecture, PredictorConfig, PretrainConfig, TargetConfig, architecture
-from ijepa.distributed import local_shard
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import Masks, with_images
 from ijepa.jepa.vit import (
@@ -152,8 +151,8 @@ class IJepa(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Move the target encoder towards the context encoder: p_k = m p_k + (1 - m) p_q."""
-        slow = [local_shard(parameter) for parameter in self.target_encoder.parameters()]
-        fast = [local_shard(parameter) for parameter in self.encoder.parameters()]
+        slow: list[Tensor] = [*self.target_encoder.parameters()]
+        fast: list[Tensor] = [*self.encoder.parameters()]
         torch._foreach_lerp_(slow, fast, 1.0 - momentum)
         self.renew_teacher()
 

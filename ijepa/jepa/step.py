@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ijepa.config import OptimizationConfig, PretrainConfig
-from ijepa.distributed import full_tensor, is_sharded, unshared_gradients, uses_bf16
-from ijepa.errors import IjepaError
+from ijepa.config import OptimizationConfig
+from ijepa.distributed import unshared_gradients, uses_bf16
 from ijepa.jepa.masks import Masks, part_of
 from ijepa.jepa.model import IJepa, parameter_groups, prediction_loss
 from ijepa.jepa.schedules import Schedules
@@ -48,7 +47,7 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._bf16 = uses_bf16(config.precision, self._device)
         encodes = model.config.space == "embeddings"
-        if encodes and self._bf16 and config.teacher == "bf16" and not is_sharded(model):
+        if encodes and self._bf16 and config.teacher == "bf16":
             model.keep_bf16_teacher()
 
     def step(
@@ -74,7 +73,7 @@ class Trainer:
             total += loss.detach()
         if with_norm:
             grads = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-            norm = full_tensor(torch.nn.utils.get_total_norm(grads))
+            norm = torch.nn.utils.get_total_norm(grads)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
@@ -106,26 +105,3 @@ def micro_batches(
 
 def _count(groups: list[Masks]) -> int:
     return sum(len(masks.context) for masks in groups)
-
-
-def check_passes(config: PretrainConfig, num_processes: int, micro_batch: int | None) -> None:
-    """Refuse a batch for which processes that share weights would wait for each other forever.
-
-    Every forward pass gathers weights from all processes, so all must take equally many passes: one
-    for each group of masks that their images belong to.
-    """
-    batch, group = config.data.batch_size, config.masks.group_size
-    share = batch // num_processes
-    sizes = [min(group, batch - start) for start in range(0, batch, group)]
-    groups = [Masks(torch.empty(size, 0), torch.empty(0, size, 0)) for size in sizes]
-    passes = set()
-    for rank in range(num_processes):
-        mine = part_of(groups, slice(rank * share, (rank + 1) * share), batch)
-        parts = micro_batches(mine, share, micro_batch or share)
-        passes.add(tuple(len(pieces) for _, pieces in parts))
-    if len(passes) > 1:
-        raise IjepaError(
-            f"With --parallel fsdp every process must see whole mask groups or an equal part of "
-            f"one: {num_processes} processes take {share} images each, and masks.group_size is "
-            f"{group}. Set masks.group_size to {share}, or to a divisor of it."
-        )

@@ -31,9 +31,7 @@ Tree = dict[str, Any]
 def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
     """State of networks and optimizer by the names of the parameters; all processes call it.
 
-    It does not depend on how weights are sharded, so a run may resume with another number of
-    processes. Rank 0 gets it, on the CPU, and other ranks nothing; what lies on the CPU already is
-    not copied.
+    Rank 0 gets it, on the CPU, and other ranks nothing; what lies on the CPU already is not copied.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)

@@ -26,7 +26,6 @@ from ijepa.data.loader import batches
 from ijepa.distributed import (
     any_rank,
     device_name,
-    full_tensor,
     mean_over_ranks,
     num_workers,
     pick_device,
@@ -312,7 +311,7 @@ class _Run:
         """
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
-        if not math.isfinite(float(full_tensor(torch.nn.utils.get_total_norm(trained)))):
+        if not math.isfinite(float(torch.nn.utils.get_total_norm(trained))):
             raise self.broken("The weights are no longer finite", self.steps_done)
         weights, optimizer = full_state(task.model, task.optimizer)
         if not self.metrics:

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from ijepa.arrays import Ints
 from ijepa.compute import pick_linear
@@ -34,7 +32,7 @@ from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
 from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.schedules import steps_per_epoch
-from ijepa.jepa.step import Outcome, Trainer, check_passes
+from ijepa.jepa.step import Outcome, Trainer
 from ijepa.jepa.verdict import Health
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, silent
@@ -137,11 +135,6 @@ class PretrainTask(Task[StepInputs]):
         if init:
             load_initial_weights(model, *init)
         model.to(self.device)
-        shards_weights = runtime.parallel == "fsdp" and world.size > 1
-        if shards_weights:
-            size = runtime.micro_batch
-            from_rank_0(world, lambda: check_passes(config, world.size, size))
-            shard_weights(model, self.device, world)
         self._trainer = Trainer(model, config.optimization, self._per_epoch, runtime.micro_batch)
         self.optimizer = self._trainer.optimizer
         self.total_steps = self._trainer.schedules.total_steps
@@ -153,8 +146,7 @@ class PretrainTask(Task[StepInputs]):
             images = runtime.micro_batch or self._batch_size // world.size
             tokens, dim = images * config.grid[0] * config.grid[1], model.encoder.embed_dim
             self.linear = from_rank_0(world, lambda: pick_linear(self.device, tokens, dim))
-        if not shards_weights:
-            self._trainer.forward = in_parallel(model, self.device, world)
+        self._trainer.forward = in_parallel(model, self.device, world)
 
     def batches(self, numbers: range) -> Generator[Batch]:
         """Random crops of the images of this process."""
@@ -339,20 +331,6 @@ def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
     except IjepaError as error:
         reason = str(error) if "predictor" in parts else f"{source} holds none"
         log.warning("The predictor starts from random weights: %s", reason)
-
-
-def shard_weights(model: IJepa, device: torch.device, world: World) -> None:
-    """FSDP2: each process keeps a shard of every weight, and gathers a block's to compute it.
-
-    The predictor is gathered as one, because parts of its first block are called on their own.
-    """
-    mesh = init_device_mesh(device.type, (world.size,))
-    for encoder in (model.encoder, model.target_encoder):
-        for block in encoder.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # the target has no backward
-        register_fsdp_forward_method(encoder, "forward_layers")
-    fully_shard(model.predictor, mesh=mesh)
 
 
 def masks_on(groups: list[Masks], device: torch.device) -> list[Masks]:

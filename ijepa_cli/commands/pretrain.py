@@ -61,7 +61,7 @@ Init = Annotated[
 Prolong = Annotated[
     Path | None, typer.Option(help="Continue this finished run for more epochs; may be OUT itself.")
 ]
-RUN = "device workers checkpoint_seconds micro_batch recompute compile parallel cache track"
+RUN = "device workers checkpoint_seconds micro_batch recompute compile cache track"
 
 app = typer.Typer()
 
