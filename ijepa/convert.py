@@ -60,10 +60,23 @@ def convert(
     is_folder = _makes_folder(out, config)
     # Beside a file the card has its name, since other weights may lie in the same folder.
     card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
-    foreign = None if source.exists() or config.to != "onnx" else _foreign(str(source), config)
+    foreign = None
+    if config.to == "onnx" and not source.exists():  # no file or folder holds it
+        foreign = EncoderSpec.parse(str(source), which=config.which)
+        if foreign.kind == "run":  # which a mistyped name becomes
+            raise IjepaError(f"There is nothing to convert at {source}.")
     if not is_folder and not foreign and card.exists() and read_record(out) is None:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
-    inputs = {"source": foreign.fingerprint(progress) if foreign else _fingerprint(source)}
+    if foreign:
+        fingerprint = foreign.fingerprint(progress)
+    elif not source.exists():
+        raise IjepaError(f"There is nothing to convert at {source}.")
+    elif source.is_dir() and not (source / LAST).is_file():  # a folder of timm or transformers
+        files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
+        fingerprint = fingerprint_of({path.name: file_sha256(path) for path in files})
+    else:
+        fingerprint = weights_fingerprint(source)
+    inputs = {"source": fingerprint}
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
@@ -87,14 +100,6 @@ def _makes_folder(out: Path, config: ConvertConfig) -> bool:
     if config.to == "safetensors" and out.suffix != SUFFIX["safetensors"]:
         raise IjepaError(f"{out} would be a safetensors file; name it {out.stem}.safetensors.")
     return is_folder
-
-
-def _foreign(text: str, config: ConvertConfig) -> EncoderSpec:
-    """An encoder that no file or folder of this name holds; an `IjepaError` for a mistyped one."""
-    spec = EncoderSpec.parse(text, which=config.which)
-    if spec.kind == "run":
-        raise IjepaError(f"There is nothing to convert at {text}.")
-    return spec
 
 
 def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None) -> float:
@@ -170,13 +175,3 @@ def _load_call(to: str, out: str, which: str) -> str:
     if to == "hf":
         return f"transformers.AutoModel.from_pretrained({out!r})"
     return f"ijepa.load_encoder({out!r}, which={which!r})"
-
-
-def _fingerprint(source: Path) -> str:
-    """Fingerprint of the source: the weights of a run or file, all files of another folder."""
-    if source.is_dir() and not (source / LAST).is_file():
-        files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
-        return fingerprint_of({path.name: file_sha256(path) for path in files})
-    if not source.exists():
-        raise IjepaError(f"There is nothing to convert at {source}.")
-    return weights_fingerprint(source)

@@ -192,7 +192,10 @@ def _train(
 
     train, held, test = parts = _images(data, config, subset)
     vit, batch = _trainable(data, config), _batch(config, len(train.chosen), world.size)
-    repeats = from_rank_0(world, lambda: _repeats(train, test))
+    fitted, scored = (
+        NamedImages(part.images.image_ids(part.chosen), part.keys) for part in (train, test)
+    )
+    repeats = from_rank_0(world, lambda: repeated_keys(fitted, scored, len(test.chosen)))
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     view = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = _classifier(config, vit, int(train.labels.max()) + 1)
@@ -245,14 +248,6 @@ def _images(data: ShardSet, config: FinetuneConfig, subset: StrPath | None) -> "
         LabelledImages(reader, chosen[held], numbers[held], reader.keys(chosen[held])),
         LabelledImages(test_reader, tested, test_numbers, test_reader.keys(tested)),
     )
-
-
-def _repeats(train: "LabelledImages", test: "LabelledImages") -> tuple[str, ...]:
-    """Keys of test images that are training images, too; many are refused."""
-    fitted, scored = (
-        NamedImages(part.images.image_ids(part.chosen), part.keys) for part in (train, test)
-    )
-    return repeated_keys(fitted, scored, len(test.chosen))
 
 
 def _score(

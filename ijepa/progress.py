@@ -102,7 +102,14 @@ class Bars:
                 self._close(name)
             bar = self._bars[task] = self._begun(task, done, total)
         bar.total = total
-        bar.set_postfix_str(_fitting(bar, done, in_words(values)), refresh=False)
+        # As many of the numbers as the terminal has room for beside the bar.
+        facts, numbers = bar.format_dict, in_words(values)
+        room = (facts["ncols"] or 10_000) + USUAL_BAR - SHORTEST_BAR
+        facts |= {"n": done, "rate": facts["rate"] or 1000.0, "ncols": None, "postfix": ""}
+        room -= len(bar.format_meter(**facts))
+        while numbers and len(", ".join(["", *numbers])) > room:
+            numbers.pop()
+        bar.set_postfix_str(", ".join(numbers), refresh=False)
         bar.update(done - bar.n)
         if is_done:
             bar.bar_format = self._format.replace(LEFT, "in {elapsed}")
@@ -130,17 +137,6 @@ class Bars:
     def _close(self, task: str) -> None:
         if task in self._bars:
             self._bars.pop(task).close()
-
-
-def _fitting(bar: Any, done: int, numbers: list[str]) -> str:  # noqa: ANN401  # tqdm's
-    """As many of the numbers as the terminal has room for beside the bar."""
-    facts = bar.format_dict
-    room = (facts["ncols"] or 10_000) + USUAL_BAR - SHORTEST_BAR
-    facts |= {"n": done, "rate": facts["rate"] or 1000.0, "ncols": None, "postfix": ""}
-    room -= len(bar.format_meter(**facts))
-    while numbers and len(", ".join(["", *numbers])) > room:
-        numbers = numbers[:-1]
-    return ", ".join(numbers)
 
 
 _bars_of: dict[int, Bars] = {}  # by number of the notebook's cell; the newest alone

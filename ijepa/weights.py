@@ -165,7 +165,11 @@ def read_weights(path: Path) -> dict[str, Any]:
         body = _unpickled(path)
     except UNREADABLE as error:
         if refused := re.findall(r"GLOBAL (\S+) (?:was not|whose)", str(error)):
-            raise _needs_code(path, refused[0]) from error
+            raise IjepaError(
+                f"{path} holds more than tensors: to read it, {refused[0]} would have to be run, "
+                f"which could be anything. Ask for a file of tensors alone, such as safetensors, "
+                f"or torch.save the state dict alone where the file was made."
+            ) from error
         raise _broken(path, error) from error
     if not isinstance(body, dict):
         raise IjepaError(f"{path} holds a {type(body).__name__}, not weights by name.")
@@ -258,35 +262,22 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _unpickled(path: Path) -> object:
-    """What torch.load gives, after checks of what it lets through."""
+    """What torch.load gives, after checks of what it lets through.
+
+    Of a zip that it maps, torch takes compressed bytes for tensors and verifies no checksum: so
+    each member is read once here, and compressed and damaged ones are refused.
+    """
     with path.open("rb") as file:
-        if zipped := file.read(4) == ZIP:
+        if zipped := file.read(len(ZIP)) == ZIP:
             with zipfile.ZipFile(file) as archive:
-                _check_zip(archive)
+                for member in archive.infolist():
+                    if member.compress_type:
+                        raise ValueError(f"its member {member.filename} is compressed")
+                    with archive.open(member) as content:
+                        while member.CRC and content.read(2**20):  # some have none, but 0
+                            pass
     with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-
-
-def _check_zip(archive: zipfile.ZipFile) -> None:
-    """Refuse compressed and damaged members.
-
-    Of a file that it maps, torch takes compressed bytes for tensors and verifies no checksum, so
-    each member is read once here.
-    """
-    for member in archive.infolist():
-        if member.compress_type:
-            raise ValueError(f"its member {member.filename} is compressed")
-        with archive.open(member) as file:
-            while member.CRC and file.read(2**20):  # some files of PyTorch have none, but 0
-                pass
-
-
-def _needs_code(path: Path, name: str) -> IjepaError:
-    return IjepaError(
-        f"{path} holds more than tensors: to read it, {name} would have to be run, which could be "
-        f"anything. Ask for a file of tensors alone, such as safetensors, or torch.save the state "
-        f"dict alone where the file was made."
-    )
 
 
 def _broken(path: Path, error: BaseException) -> IjepaError:

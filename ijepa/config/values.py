@@ -8,14 +8,7 @@ from collections.abc import Iterator, Mapping
 from inspect import isclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ijepa.errors import IjepaError

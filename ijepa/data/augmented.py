@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.arrays import Ints
@@ -39,18 +38,17 @@ class AugmentedBatches(Dataset[Batch]):
         for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
             pixels = decode_image(self._images.read_image(number))
             crop = random_crop(pixels, draws, place, config.image_size, "bicubic")
-            made.append(self._augmented(crop, step * config.batch_size + place))
+            if self._randaugment is not None:
+                # timm draws from the generators of `random` and NumPy, which are this process's.
+                draw = stream(self._seed, AUGMENTED, step * config.batch_size + place)
+                words = draw.integers(2**32, size=2).tolist()
+                random.seed(words[0])
+                np.random.seed(words[1])  # noqa: NPY002  # the one that timm reads
+                image = Image.fromarray(crop[0].permute(1, 2, 0).contiguous().numpy())
+                augmented = torch.from_numpy(np.array(self._randaugment(image)))
+                crop = augmented.permute(2, 0, 1).unsqueeze(0)
+            made.append(crop)
         return Batch(step, torch.cat(made), torch.from_numpy(chosen))
-
-    def _augmented(self, crop: Tensor, draw: int) -> Tensor:
-        if self._randaugment is None:
-            return crop
-        # timm draws from the generators of `random` and NumPy, which belong to this process.
-        words = stream(self._seed, AUGMENTED, draw).integers(2**32, size=2)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))  # noqa: NPY002  # the one that timm reads
-        image = self._randaugment(Image.fromarray(crop[0].permute(1, 2, 0).contiguous().numpy()))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
 
 
 def _randaugment(name: str, data: DataConfig) -> Any:  # noqa: ANN401  # a class of timm's, untyped

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -227,32 +227,23 @@ class ViewBatches(Dataset[Batch]):
 
     def __getitem__(self, batch: int) -> Batch:
         numbers = range(len(self._chosen))[batch * self._batch_size :][: self._batch_size]
-        views = [
-            view
-            for number in numbers
-            for view in self._views(
-                number, decode_image(self._images.read_image(self._chosen[number]))
-            )
-        ]
-        maps = [self._maps(numbers, label) for label in self._dense]
+        plan, views, maps = self._plan, list[Tensor](), list[Tensor]()
+        for number in numbers:
+            pixels = decode_image(self._images.read_image(self._chosen[number]))
+            whole = evaluation_view(pixels, plan)
+            views.append(whole)
+            if not plan.augmented:
+                continue
+            draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
+            for place in range(plan.augmented):
+                view = whole.flip(-1) if draws.flip[place] else whole
+                if plan.augment == "rrc-flip":
+                    view = random_crop(pixels, draws, place, plan.image_px, plan.interpolation)
+                views.append(view)
+        for label in self._dense:
+            read = (self._images.read_map(self._chosen[number], label) for number in numbers)
+            maps.append(torch.from_numpy(np.stack([dense_view(one, plan) for one in read])))
         return Batch(batch, torch.cat(views), torch.tensor(numbers), maps=maps)
-
-    def _maps(self, numbers: Sequence[int], label: str) -> Tensor:
-        read = (self._images.read_map(self._chosen[number], label) for number in numbers)
-        return torch.from_numpy(np.stack([dense_view(values, self._plan) for values in read]))
-
-    def _views(self, number: int, pixels: Pixels) -> Iterator[Tensor]:
-        plan = self._plan
-        whole = evaluation_view(pixels, plan)
-        yield whole
-        if not plan.augmented:
-            return
-        draws = draw_crops(plan.augmented, PROBE_CROPS, stream(plan.seed, AUGMENTED, number))
-        for place in range(plan.augmented):
-            if plan.augment == "rrc-flip":
-                yield random_crop(pixels, draws, place, plan.image_px, plan.interpolation)
-            else:
-                yield whole.flip(-1) if draws.flip[place] else whole
 
 
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:

@@ -80,7 +80,15 @@ def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
         changes = [FRAMES] if not is_jpeg and getattr(image, "n_frames", 1) > 1 else []
         if is_deep_colour(content) or image.mode in DEEP_MODES:
             changes.append(DEEP)
-        pixels, changed = _changed(image, config)
+        pixels, changed = image, list[str]()
+        tag = ExifTags.Base.Orientation
+        if config.exif == "rotate" and image.getexif().get(tag) in range(2, 9):
+            pixels = ImageOps.exif_transpose(image)
+            changed.append(ROTATED)
+        pixels = as_eight_bits(pixels).convert("RGB")
+        if size := _smaller(pixels.width, pixels.height, config):
+            pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
+            changed.append(SHRUNK)
         check_size(pixels.height, pixels.width, MAX_PIXELS)  # readers decode no more
         if kind in KEPT and not changed:
             return ReadyImage(content, KEPT[kind], tuple(changes))
@@ -92,19 +100,6 @@ def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
         pixels.info.clear()  # the EXIF orientation of a turned image, for one
         pixels.save(file, kind, quality=JPEG_QUALITY)
         return ReadyImage(file.getvalue(), KEPT[kind], tuple(changes))
-
-
-def _changed(image: Image.Image, config: ShardConfig) -> tuple[Image.Image, list[str]]:
-    """RGB pixels as the options want them, and which of these changed them."""
-    changes = []
-    if config.exif == "rotate" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
-        image = ImageOps.exif_transpose(image)
-        changes.append(ROTATED)
-    pixels = as_eight_bits(image).convert("RGB")
-    if size := _smaller(pixels.width, pixels.height, config):
-        pixels = pixels.resize(size, Image.Resampling.BICUBIC)  # with antialiasing
-        changes.append(SHRUNK)
-    return pixels, changes
 
 
 def _smaller(width: int, height: int, config: ShardConfig) -> Size | None:

@@ -21,7 +21,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Self
 
@@ -116,11 +116,7 @@ class RemoteSplit:
 
 
 def open_remote(
-    data: str,
-    split: str,
-    epoch_images: int | None,
-    member: str | None = None,
-    max_bad: int = 0,
+    data: str, split: str, epoch_images: int | None, member: str | None = None, max_bad: int = 0
 ) -> RemoteSplit:
     """Find the shards of a split; reads the index, no sample.
 
@@ -132,7 +128,19 @@ def open_remote(
         IjepaError: no index there, no such split, or tars without `epoch_images`.
     """
     if ".tar" in data:
-        return replace(_tars(data, epoch_images), member=member, max_bad=max_bad)
+        urls = expanded(data, MOST_TARS)
+        if epoch_images is None:
+            raise IjepaError(
+                f"{data} has no index that tells how many images these {len(urls):,} tars hold; "
+                f"say it with --set stream.epoch_images=N."
+            )
+        share, rest = divmod(epoch_images, len(urls))
+        if share == 0:
+            few = f"less than {len(urls):,} tars"
+            raise IjepaError(f"stream.epoch_images is {epoch_images:,}, {few}.")
+        counts = tuple(share + (number < rest) for number in range(len(urls)))
+        digest = hashlib.sha256("\n".join(urls).encode()).hexdigest()
+        return RemoteSplit(urls, counts, False, {}, digest, None, member, max_bad)
     url = _within(data, INDEX)
     try:
         with closing(_open(url)) as file:
@@ -234,21 +242,6 @@ def _decoded(sample: Sample) -> Pixels | str:
 def workers_for(lanes: int, workers: int) -> int:
     """The most processes, up to `workers`, that share the lanes evenly."""
     return next((count for count in range(workers, 0, -1) if lanes % count == 0), 0)
-
-
-def _tars(data: str, epoch_images: int | None) -> RemoteSplit:
-    urls = expanded(data, MOST_TARS)
-    if epoch_images is None:
-        raise IjepaError(
-            f"{data} has no index that tells how many images these {len(urls):,} tars hold; say it "
-            f"with --set stream.epoch_images=N."
-        )
-    share, rest = divmod(epoch_images, len(urls))
-    if share == 0:
-        raise IjepaError(f"stream.epoch_images is {epoch_images:,}, less than {len(urls):,} tars.")
-    counts = tuple(share + (number < rest) for number in range(len(urls)))
-    digest = hashlib.sha256("\n".join(urls).encode()).hexdigest()
-    return RemoteSplit(urls, counts, False, {}, digest)
 
 
 def _within(data: str, name: str) -> str:

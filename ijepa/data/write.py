@@ -83,7 +83,13 @@ def write_shards(
         IjepaError: a process was killed, or too many images do not decode.
         OSError: a file could not be read or written.
     """
-    reports = {shard: report for shard in shards if (report := _report_of_finished(shard))}
+    reports = {}
+    for shard in shards:
+        path = sibling(shard.tar, REPORT)
+        if path.exists() and shard.tar.exists() and sibling(shard.tar, ROWS).exists():
+            report = ShardReport.model_validate(read_json(path))
+            if shard.tar.stat().st_size == report.index.bytes:  # an earlier run has finished it
+                reports[shard] = report
     left = [shard for shard in shards if shard not in reports]
     done, total = (sum(one.num_images for one in some) for some in (reports, shards))
     bad = [image for report in reports.values() for image in report.bad]
@@ -114,15 +120,6 @@ def check_bad(bad: Sequence[BadImage], max_bad: int) -> None:
         f"At least {len(bad):,} images do not decode, {max_bad:,} are allowed ({shown}{more}); "
         f"mend them, or leave them out with --max-bad."
     )
-
-
-def _report_of_finished(shard: PlannedShard) -> ShardReport | None:
-    """The report of a shard that an earlier run has finished; None if it did not."""
-    report = sibling(shard.tar, REPORT)
-    if not (report.exists() and shard.tar.exists() and sibling(shard.tar, ROWS).exists()):
-        return None
-    found = ShardReport.model_validate(read_json(report))
-    return found if shard.tar.stat().st_size == found.index.bytes else None
 
 
 def _written(

@@ -190,7 +190,12 @@ def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
         config = config.model_copy(update={"split": split})
         fitted["images"] = min(config.images, len(given.split(split)))
     if isinstance(config, RetrievalConfig) and given.data:
-        fitted |= _fitted_store(config, given)
+        measured = config.measured
+        there, stored = (len(given.split(name)) for name in (config.split, config.store_split))
+        if config.split == config.store_split:  # what is measured lends no patches
+            measured = min(measured, max(1, there // 2))
+            stored -= max(measured, len(config.keys) or min(config.images, there))
+        fitted |= {"measured": measured, "store_images": max(1, min(config.store_images, stored))}
     if isinstance(config, NeighborsConfig | EmbeddingConfig):
         labels = [store.labels for store in given.features]
         is_typed = "label" in config.model_fields_set
@@ -201,16 +206,6 @@ def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
         fewest = min(store.shape[0] // (1 + store.header.num_views) for store in given.features)
         fitted["queries"] = max(1, min(config.queries, fewest - 1))
     return config.model_copy(update=fitted)
-
-
-def _fitted_store(config: RetrievalConfig, given: Given) -> dict[str, object]:
-    """How many images are measured, and how many others lend their patches."""
-    there, stored = (len(given.split(name)) for name in (config.split, config.store_split))
-    measured = config.measured
-    if config.split == config.store_split:
-        measured = min(measured, max(1, there // 2))
-        stored -= max(measured, len(config.keys) or min(config.images, there))
-    return {"measured": measured, "store_images": max(1, min(config.store_images, stored))}
 
 
 def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from functools import partial
 from typing import Any
 
 from ijepa.data.sources.folders import unwrap
@@ -54,31 +53,25 @@ def read_clevr(tree: Tree, _: Request) -> Listing:
         expected = "images/<split>/*.png and scenes/CLEVR_<split>_scenes.json"
         raise IjepaError(f"{tree.where} is not laid out as CLEVR; expected {expected}.")
     labels = {split: LABELS if file else {} for split, file in scenes.items()}
-    left_out = Counter(tree.left_out)
-    return labels, partial(_images, tree, f"{wrapper}images/", scenes, left_out), left_out
+    folder, left_out = f"{wrapper}images/", Counter(tree.left_out)
 
+    def images(splits: AbstractSet[str]) -> Iterator[Item]:
+        known = {split: read_scenes(scenes[split]) for split in splits}
+        for entry in tree.entries():
+            split, _, name = entry.path.removeprefix(folder).partition("/")
+            if entry.path.startswith(folder) and is_image(name) and split in scenes:
+                is_labelled = split in splits and scenes[split]
+                facts = known[split].pop(name, None) if is_labelled else ({}, {})
+                if facts is None:
+                    raise IjepaError(f"{entry.path} has no scene; copy images and scenes again.")
+                yield Item(split, name, *entry[:4], *facts)
+            elif not entry.path.endswith(SCENES):
+                left_out[kind_of(entry.path)] += 1
+        if unused := [image for of_split in known.values() for image in of_split]:
+            lost = f"{len(unused):,} scenes of {tree.where} have no image"
+            raise IjepaError(f"{lost}, such as {min(unused)}; copy the images again.")
 
-def _images(
-    tree: Tree,
-    folder: str,
-    scenes: Mapping[str, Entry | None],
-    left_out: Counter[str],
-    splits: AbstractSet[str],
-) -> Iterator[Item]:
-    known = {split: read_scenes(scenes[split]) for split in splits}
-    for entry in tree.entries():
-        split, _, name = entry.path.removeprefix(folder).partition("/")
-        if entry.path.startswith(folder) and is_image(name) and split in scenes:
-            is_labelled = split in splits and scenes[split]
-            facts = known[split].pop(name, None) if is_labelled else ({}, {})
-            if facts is None:
-                raise IjepaError(f"{entry.path} has no scene; copy images and scenes again.")
-            yield Item(split, name, *entry[:4], *facts)
-        elif not entry.path.endswith(SCENES):
-            left_out[kind_of(entry.path)] += 1
-    if unused := [image for images in known.values() for image in images]:
-        lost = f"{len(unused):,} scenes of {tree.where} have no image"
-        raise IjepaError(f"{lost}, such as {min(unused)}; copy the images again.")
+    return labels, images, left_out
 
 
 def label_scene(scene: Mapping[str, Any]) -> tuple[dict[str, int], float]:

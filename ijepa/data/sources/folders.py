@@ -31,10 +31,14 @@ def read_folders(tree: Tree, request: Request, *, folders_are_classes: bool = Fa
     wrapper, outline = unwrap(tree.outline, request.splits)
     splits = {} if folders_are_classes else _known_splits(outline, request.splits, tree.where)
     starts, groups = _by_split(outline, wrapper, splits)
-    tops = {
-        split: _class_folders(group, f"{tree.where}, split {split}")
-        for split, group in sorted(groups.items())
-    }
+    tops = {}
+    for split, group in sorted(groups.items()):  # the outermost folders are classes
+        tops[split] = folders = {parts[0] for parts in group if len(parts) > 1}
+        if folders and (IMAGE,) in group:
+            raise IjepaError(
+                f"{tree.where}, split {split}: some images lie in folders ({min(folders)}, ...), "
+                f"others beside them; move them apart, or list the images in a CSV."
+            )
     classes = sorted({class_name(top) for found in tops.values() for top in found})
     labels = {split: {LABEL: classes} if found else {} for split, found in tops.items()}
     numbers = class_numbers(classes)
@@ -73,8 +77,16 @@ def _known_splits(outline: Outline, asked: tuple[str, ...], where: str) -> dict[
     folders = inside.keys() - {IMAGE}
     known = {name: name for name in asked if name in folders} | split_folders(folders)
     known = dict(sorted(known.items()))
-    if not known:
-        _refuse_equal_folders(inside, where)
+    # Folders that hold folders of the same names are hardly classes, but splits or repetitions.
+    below = [{parts[0] for parts in group if len(parts) > 1} for group in inside.values()]
+    shared, every = set.intersection(*below), set.union(*below)
+    if not known and len(below) > 1 and len(shared) > 1 and 2 * len(shared) >= len(every):
+        tops = sorted(inside)
+        options = " ".join(f"--split {name}" for name in tops[:SHOWN])
+        raise IjepaError(
+            f"{where}: {some(tops)} hold the same folders, {some(sorted(shared))}. If they are "
+            f"splits, name them: {options}; if they are classes: --folders-are-classes."
+        )
     others = sorted(inside.keys() - known.keys())
     wanted = {*asked, *split_folders(asked).values()}
     if not known or not others or wanted & {*known, *known.values()}:
@@ -87,20 +99,6 @@ def _known_splits(outline: Outline, asked: tuple[str, ...], where: str) -> dict[
     raise IjepaError(
         f"{where}: {', '.join(known)} look like splits, {shown} do not. To read the splits alone: "
         f"{options}; if all are classes: --folders-are-classes."
-    )
-
-
-def _refuse_equal_folders(inside: Mapping[str, Outline], where: str) -> None:
-    """Folders that hold folders of the same names are hardly classes, but splits or repetitions."""
-    below = [{parts[0] for parts in group if len(parts) > 1} for group in inside.values()]
-    shared, every = set.intersection(*below), set.union(*below)
-    if len(below) < 2 or len(shared) < 2 or 2 * len(shared) < len(every):
-        return
-    tops = sorted(inside)
-    options = " ".join(f"--split {name}" for name in tops[:SHOWN])
-    raise IjepaError(
-        f"{where}: {some(tops)} hold the same folders, {some(sorted(shared))}. If they are "
-        f"splits, name them: {options}; if they are classes: --folders-are-classes."
     )
 
 
@@ -120,14 +118,3 @@ def _by_split(
         starts[start] = split
         groups[split] |= below
     return starts, groups
-
-
-def _class_folders(outline: Outline, where: str) -> set[str]:
-    """The outermost folders; none if images lie there themselves."""
-    folders = {parts[0] for parts in outline if len(parts) > 1}
-    if folders and (IMAGE,) in outline:
-        raise IjepaError(
-            f"{where}: some images lie in folders ({min(folders)}, ...), others "
-            f"beside them; move them apart, or list the images in a CSV."
-        )
-    return folders
