@@ -18,7 +18,8 @@ from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
 from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.recipes.choice import begun_with, choose, settings_for
-from ijepa.stage import StagePlan, Work, exclusive_work, stage_of
+from ijepa.records import read_record
+from ijepa.stage import StagePlan, Work, exclusive_work, work_note
 from ijepa.world import World, stop_requests, together
 
 if TYPE_CHECKING:
@@ -239,9 +240,10 @@ def auto_recipe(
     count, step = len(split), -(-len(split) // MEASURED_IMAGES)
     sides = [min(image_size(split.read_image(number))) for number in range(0, count, step)]
     image_px = int(statistics.median(sides))
-    folders = [Path(out), sibling(Path(out), ".partial")]
-    runs = [folder for folder in folders if stage_of(folder) == "pretrain"]
-    found = [begun_with(folder / "config.yaml", count, overrides) for folder in runs]
+    found = []
+    for folder in (Path(out), sibling(Path(out), ".partial")):
+        if (read_record(folder) or work_note(folder) or {}).get("stage") == "pretrain":
+            found.append(begun_with(folder / "config.yaml", count, overrides))
     choice, why = next((one for one in found if one), None), f"{out} was begun with it"
     if choice is None:
         on_gpu = has_gpu()

@@ -144,9 +144,8 @@ def probe(
     with exclusive_work(plan, runtime) as work:
         if not work.cached:  # also where a killed --force left its work beside a fresh output
             opened, chosen = checked()
-            fits = _fits(
-                opened, ProbeRequest(config, runtime.device, progress, chosen), work.folder
-            )
+            request = ProbeRequest(config, runtime.device, progress, chosen)
+            fits = _fits(opened, request, work.folder)
             facts = {"command": runtime.command, "fingerprint": plan.fingerprint}
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))
             work.publish({"seed": config.seed})
@@ -201,12 +200,8 @@ def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> li
             as_tensors = [{"predictions": torch.from_numpy(fit.predictions)} for fit in fits]
             plain = [fit._asdict() | own for fit, own in zip(fits, as_tensors, strict=True)]
             states["fits"] = {"fits": plain}
-        every.append(
-            [
-                Fit(**fields | {"predictions": fields["predictions"].numpy()})
-                for fields in states["fits"]["fits"]
-            ]
-        )
+        kept = states["fits"]["fits"]
+        every.append([Fit(**one | {"predictions": one["predictions"].numpy()}) for one in kept])
     request.progress(task, len(opened), len(opened))
     return every
 

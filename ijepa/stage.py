@@ -314,12 +314,6 @@ def work_note(folder: Path) -> dict[str, Any] | None:
     return body
 
 
-def stage_of(folder: Path) -> str | None:
-    """What made a finished output or partial work; None for neither."""
-    record = read_record(folder) or work_note(folder) or {}
-    return record.get("stage")
-
-
 def _files(folder: Path) -> list[str]:
     """Names of all files in a folder but its notes, and what a tracker may change later."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOTES)

@@ -103,8 +103,6 @@ def _train(
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    write_json(
-        work.folder / RESULT, {"steps": config.steps, "loss": sum(last) / len(last), **distances}
-    )
-    facts = {"seed": config.seed, "device": task.device_name(), "command": runtime.command}
-    work.publish(facts)
+    result = {"steps": config.steps, "loss": sum(last) / len(last), **distances}
+    write_json(work.folder / RESULT, result)
+    work.publish({"seed": config.seed, "device": task.device_name(), "command": runtime.command})

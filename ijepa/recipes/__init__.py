@@ -6,7 +6,7 @@ A recipe names only what differs from the defaults, or from another recipe that 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from ijepa.config import Config, PretrainConfig, StrPath, validated
 from ijepa.config.pretrain import MaskConfig
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
-from ijepa.recipes.published import GLOBAL_BATCH, batch_note, is_published, translate
+from ijepa.recipes.published import GLOBAL_BATCH, is_published, translate
 from ijepa.text import did_you_mean
 
 MOST_BASES = 20  # one on top of the other
@@ -43,30 +43,30 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     for override in overrides:
         apply_override(body, override)
         apply_override(typed, override)
-    _fit_masks(body, before, typed)
+    masks, asked = body.get("masks"), typed.get("masks")
+    if isinstance(masks, dict) and isinstance(asked, dict):
+        named = masks.get("kind", before.masks.kind)
+        kinds = [one for one in get_args(get_args(MaskConfig)[0]) if one().kind == named]
+        if kinds and kinds[0] is not type(before.masks):
+            # What the recipe says of masks of its own kind is left out where another is asked for.
+            known = {*kinds[0].model_fields, *asked}
+            for name in [one for one in masks if one not in known]:
+                del masks[name]
+                log.info("masks.%s of the recipe is left out: %s masks have none", name, named)
     config = validated(PretrainConfig, body, f"recipe {source}")
     _warn(before, config)
     return config
 
 
-def _fit_masks(body: dict[str, Any], recipe: PretrainConfig, typed: Mapping[str, Any]) -> None:
-    """Where masks of another kind are asked for, leave out what the recipe says of its own kind."""
-    masks, asked = body.get("masks"), typed.get("masks")
-    if not isinstance(masks, dict) or not isinstance(asked, dict):
-        return
-    kinds = get_args(get_args(MaskConfig)[0])
-    kind = next((one for one in kinds if one().kind == masks.get("kind", recipe.masks.kind)), None)
-    if kind in (None, type(recipe.masks)):
-        return
-    for name in [one for one in masks if one not in {**kind.model_fields, **asked}]:
-        del masks[name]
-        log.info("masks.%s of the recipe is left out: %s masks have none", name, masks["kind"])
-
-
 def recipe_note(name_or_path: str, config: PretrainConfig) -> str:
     """What a released configuration leaves open and how it is filled in; empty for any other."""
-    is_filled_in = config.data.batch_size == GLOBAL_BATCH and is_published(_read(name_or_path))
-    return batch_note(config) if is_filled_in else ""
+    if config.data.batch_size != GLOBAL_BATCH or not is_published(_read(name_or_path)):
+        return ""
+    return (
+        f"data.batch_size is {GLOBAL_BATCH:,} images over all devices: the recipe only says how "
+        f"many each GPU takes ({config.masks.group_size:,}, here masks.group_size), and the "
+        f"published runs took {GLOBAL_BATCH:,}. Change it with --set data.batch_size=N."
+    )
 
 
 def recipe_names() -> list[str]:

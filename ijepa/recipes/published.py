@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ijepa.config import PretrainConfig, flat
+from ijepa.config import flat
 from ijepa.errors import IjepaError
 
 GLOBAL_BATCH = 2048  # of the published runs; their files say only how many images one GPU takes
@@ -51,12 +51,3 @@ def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
         ours.setdefault("optimization", {})["precision"] = precision
     ours.setdefault("data", {})["batch_size"] = GLOBAL_BATCH
     return ours
-
-
-def batch_note(config: PretrainConfig) -> str:
-    """What the batch of a translated file is, and the option that changes it."""
-    return (
-        f"data.batch_size is {config.data.batch_size:,} images over all devices: the recipe only "
-        f"says how many each GPU takes ({config.masks.group_size:,}, here masks.group_size), and "
-        f"the published runs took {GLOBAL_BATCH:,}. Change it with --set data.batch_size=N."
-    )

@@ -111,9 +111,8 @@ def _tree(text: str, find: Callable[[Tree, Request], Listing]) -> Source:
     where = parts[0] if parts else _tree_path(text)
 
     def found(request: Request) -> Listing:
-        return find(
-            Tree(where, request.work, request.progress, parts, arrays=request.arrays), request
-        )
+        tree = Tree(where, request.work, request.progress, parts, arrays=request.arrays)
+        return find(tree, request)
 
     return Source(str(where), lambda: tree_digest(where, parts), found, where)
 

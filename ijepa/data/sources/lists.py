@@ -207,9 +207,8 @@ def places205(where: Path) -> Source:
     lists = _first(where, "trainvalsplit_places205", ".", file="train_places205.csv")
     images = _first(where, "data/vision/torralba/deeplearning/images256", "images256")
     files = {split: where / lists / f"{split}_places205.csv" for split in ("train", "val")}
-    classes = {
-        number: "/".join(path.split("/")[1:-1]) for path, number in _numbered(files["train"])
-    }
+    numbered = _numbered(files["train"])
+    classes = {number: "/".join(path.split("/")[1:-1]) for path, number in numbered}
     return _published(where, files, lambda _, file: _below(images, file), classes)
 
 
