@@ -113,29 +113,32 @@ def _known_or_timed(rows: int, dim: int, threads: int) -> LinearKernel:
     name = f"{cpu_name()}, {threads} threads, torch {torch.__version__}: {rows} x {dim}"
     with contextlib.suppress(OSError, ValueError):  # none yet, or not one of ours
         known = dict(json.loads(path.read_text()))
-    if known.get(name) in ("torch", "onednn"):
-        found: LinearKernel = known[name]
-        return found
-    # The faster one for a Transformer's widest layer, by the best time forward and backward.
+    if known.get(name) not in ("torch", "onednn"):
+        known[name] = _timed(rows, dim)
+        with contextlib.suppress(OSError):  # nowhere to keep it: it is timed again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
+    found: LinearKernel = known[name]
+    return found
+
+
+def _timed(rows: int, dim: int) -> LinearKernel:
+    """The faster one for a Transformer's widest layer, by the best time forward and backward."""
     weight, bias = torch.full((4 * dim, dim), 0.01), torch.zeros(4 * dim)
     inputs = torch.full((rows, dim), 0.5)
     for tensor in (weight, bias, inputs):
         tensor.requires_grad_()
     best = {"torch": float("inf"), "onednn": float("inf")}
     for number in range(1 + TIMED_ROUNDS):
-        for kernel in best:
-            mode = _OneDnnLinear() if kernel == "onednn" else contextlib.nullcontext()
+        for name in best:
+            mode = _OneDnnLinear() if name == "onednn" else contextlib.nullcontext()
             start = time.perf_counter()
             with mode:
                 output = F.linear(inputs, weight, bias)
                 torch.autograd.backward(output, torch.ones_like(output))
             if number:  # the first call of each builds its kernels
-                best[kernel] = min(best[kernel], time.perf_counter() - start)
-    found = "onednn" if best["torch"] > CLEARLY_FASTER * best["onednn"] else "torch"
-    with contextlib.suppress(OSError):  # nowhere to keep it: it is timed again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known | {name: found})
-    return found
+                best[name] = min(best[name], time.perf_counter() - start)
+    return "onednn" if best["torch"] > CLEARLY_FASTER * best["onednn"] else "torch"
 
 
 class _OneDnnLinear(TorchFunctionMode):

@@ -245,11 +245,9 @@ def _named(path: Path) -> list[Path]:
     A run may be called by its name or by that of its folder while it goes on, `NAME.partial`. A
     shell's `*` also names records and other unfinished work beside outputs: they are no source.
     """
-    others = (
-        path.with_name(f"{path.name}.partial"),
-        path.with_name(path.name.removesuffix(".partial")),
-    )
     if not path.exists():
+        names = f"{path.name}.partial", path.name.removesuffix(".partial")
+        others = map(path.with_name, names)
         path = next((other for other in others if (other / METRICS).is_file()), path)
     is_run = (path / METRICS).is_file()
     if path.name.endswith(BESIDE) and not is_run and path.exists():
