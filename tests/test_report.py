@@ -418,13 +418,14 @@ def test_what_may_not_be_compared_is_in_another_table_or_line(tmp_path):
 
 
 def test_a_folder_of_results_is_its_results_and_what_stands_beside_them_is_passed_over(
-    results, tmp_path
+    results, tmp_path, monkeypatch
 ):
     folder = results[0].parent
+    monkeypatch.chdir(folder)
     (folder / "other.json.partial").mkdir()
     beside = sorted(folder.glob("*.json*"))
     assert len(beside) == 2 * len(results) + 1
-    for number, named in enumerate((results, [folder], beside)):
+    for number, named in enumerate((results, [folder], ["."], beside)):
         outcome = report(named, tmp_path / f"{number}.html")
         assert {*map(result_id, outcome.results)} == {result_id(read_result(r)) for r in results}
 

@@ -223,7 +223,30 @@ def render(
     if seen.min(initial=np.inf) < min_seen:
         return None
     points = camera.position.astype(np.float32) + rays * distance[:, None] + normal * NEAR
-    colour = _shade(points, normal, owner, rays, objects, lamp)
+    # Lambert with ambient and fill light, Blinn's highlight, and a sky that metal mirrors.
+    to_lamp = _unit(lamp.astype(np.float32) - points)
+    is_dark = np.zeros(len(points), dtype=bool)
+    for thing in objects:
+        near, hit, _ = _hits(points, to_lamp, thing)
+        is_dark[near] |= hit < NEVER
+    lit = np.where(is_dark, SHADOW, 1.0)
+    key = np.maximum(_dot(normal, to_lamp), 0) * lit
+    fill = np.maximum(_dot(normal, FILL_DIRECTION), 0)
+    light = AMBIENT + KEY * key + FILL * fill
+    is_metal = np.append([thing["material"] == "metal" for thing in objects], False)[owner]
+    away = np.sqrt(_dot(points[:, :2], points[:, :2]))
+    floor = np.clip(FLOOR_GREY - FLOOR_FALLOFF * away, 0.3, FLOOR_GREY)
+    colours = [np.array(COLOURS[thing["color"]]) / 255 for thing in objects]
+    palette = np.array([*colours, np.zeros(3)], dtype=np.float32)
+    base = np.where(owner[:, None] < 0, floor[:, None], palette[owner])
+    colour: Floats = base * np.where(is_metal, 0.75, 1.0)[:, None] * light[:, None]
+    on = np.flatnonzero(owner >= 0)  # the floor does not shine
+    normal, rays, is_metal = normal[on], rays[on], is_metal[on]
+    half = np.maximum(_dot(normal, _unit(to_lamp[on] - rays)), 0)
+    highlight = np.where(is_metal, 0.9 * half**60, 0.15 * half**12) * lit[on]
+    mirrored_up = rays[:, 2] - 2 * _dot(rays, normal) * normal[:, 2]
+    sky = np.where(is_metal, 0.35 * np.clip(mirrored_up, 0, 1), 0)
+    colour[on] += (highlight + sky)[:, None]
     blocks = np.clip(colour, 0, 1).reshape(image_px, SUPERSAMPLING, image_px, SUPERSAMPLING, 3)
     pixels: Pixels = (blocks.mean(axis=(1, 3)) * 255).round().astype(np.uint8)
     return pixels
@@ -261,36 +284,6 @@ def _seen(camera: Camera, objects: list[Thing], side: int) -> tuple[Floats, Floa
         chosen = near[first]
         distance[chosen], normal[chosen], owner[chosen] = hit[first], direction[first], number
     return rays, distance, normal, owner
-
-
-def _shade(
-    points: Floats, normal: Floats, owner: Ints, rays: Floats, objects: list[Thing], lamp: Floats
-) -> Floats:
-    """Lambert with ambient and fill light, Blinn's highlight, and a sky that metal mirrors."""
-    to_lamp = _unit(lamp.astype(np.float32) - points)
-    is_dark = np.zeros(len(points), dtype=bool)
-    for thing in objects:
-        near, hit, _ = _hits(points, to_lamp, thing)
-        is_dark[near] |= hit < NEVER
-    lit = np.where(is_dark, SHADOW, 1.0)
-    key = np.maximum(_dot(normal, to_lamp), 0) * lit
-    fill = np.maximum(_dot(normal, FILL_DIRECTION), 0)
-    light = AMBIENT + KEY * key + FILL * fill
-    is_metal = np.append([thing["material"] == "metal" for thing in objects], False)[owner]
-    away = np.sqrt(_dot(points[:, :2], points[:, :2]))
-    floor = np.clip(FLOOR_GREY - FLOOR_FALLOFF * away, 0.3, FLOOR_GREY)
-    colours = [np.array(COLOURS[thing["color"]]) / 255 for thing in objects]
-    palette = np.array([*colours, np.zeros(3)], dtype=np.float32)
-    base = np.where(owner[:, None] < 0, floor[:, None], palette[owner])
-    colour: Floats = base * np.where(is_metal, 0.75, 1.0)[:, None] * light[:, None]
-    on = np.flatnonzero(owner >= 0)  # the floor does not shine
-    normal, rays, is_metal = normal[on], rays[on], is_metal[on]
-    half = np.maximum(_dot(normal, _unit(to_lamp[on] - rays)), 0)
-    highlight = np.where(is_metal, 0.9 * half**60, 0.15 * half**12) * lit[on]
-    mirrored_up = rays[:, 2] - 2 * _dot(rays, normal) * normal[:, 2]
-    sky = np.where(is_metal, 0.35 * np.clip(mirrored_up, 0, 1), 0)
-    colour[on] += (highlight + sky)[:, None]
-    return colour
 
 
 def _hits(origin: Floats, rays: Floats, thing: Thing) -> tuple[Ints, Floats, Floats]:
