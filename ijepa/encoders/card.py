@@ -61,7 +61,11 @@ def model_card(
         *([("pretraining data", f"fingerprint `{known.shards}`")] if known.shards else []),
     ]
     environment = templates("encoders", html=False)
-    environment.filters.update(plain=_plain, literal=repr)
+    environment.filters.update(
+        # Text of others that stays what it is in Markdown: in its cell, neither link nor element.
+        plain=lambda text: re.sub(r"[|<\[]", r"\\\g<0>", one_line(text)),
+        literal=repr,
+    )
     return environment.get_template("card.md.j2").render(
         front=front.to_yaml(),
         name=name,
@@ -75,8 +79,3 @@ def model_card(
         licence=licence,
         configuration=dump_yaml(settings) if known.settings else "",
     )
-
-
-def _plain(text: str) -> str:
-    """Text of others that stays what it is in Markdown: in its cell, neither link nor element."""
-    return re.sub(r"[|<\[]", r"\\\g<0>", one_line(text))

@@ -29,13 +29,31 @@ log = logging.getLogger(__name__)
 
 def load(spec: EncoderSpec) -> Encoder:
     """Load a run, checkpoint or published file, exactly or not at all, or make random weights."""
-    if spec.kind == "pixels":
-        return _pixels(spec)
-    if spec.kind == "random":
-        return _initial(spec, spec.file) if spec.file else _random(spec)
+    if spec.kind == "pixels":  # shrunk: the baseline that knows no network
+        side_px = spec.image_px or PIXELS_PX
+        patch = f"/{spec.name}" if spec.name else ""
+        return Encoder(
+            None,
+            Pooling(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NO_POOLING),
+            DataConfig(image_px=side_px, eval_crop_fraction=1.0).fitted(spec.pixels),
+            name=f"pixels{patch}@{side_px}",
+            provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
+        )
+    if spec.kind == "random" and not spec.file:
+        return _random(spec)
     assert spec.file is not None
-    path = checkpoint_path(spec.file)
-    return encoder_of(read_networks(path, spec.arch), spec.which)
+    networks = read_networks(checkpoint_path(spec.file), spec.arch)
+    if spec.kind != "random":
+        return encoder_of(networks, spec.which)
+    config = networks.config  # of a run, for the weights that it started from
+    if networks.provenance.origin != "run":
+        size = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
+        raise IjepaError(
+            f"{spec.file} does not say from which seed it was trained; take random:{size} instead."
+        )
+    vit, known = build_ijepa(config).encoder, run_provenance(config, trained=False)
+    pooling = token_pool(vit, PATCH_AVERAGE)
+    return Encoder(vit, pooling, config.data, name=spec.text, provenance=known, which=spec.which)
 
 
 def encoder_of(networks: Networks, which: str) -> Encoder:
@@ -65,20 +83,6 @@ def provenance_of(networks: Networks) -> Provenance:
     return by_name
 
 
-def _initial(spec: EncoderSpec, run: Path) -> Encoder:
-    """The weights that a run started from."""
-    networks = read_networks(checkpoint_path(run))
-    config = networks.config
-    if networks.provenance.origin != "run":
-        size = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
-        raise IjepaError(
-            f"{run} does not say from which seed it was trained; take random:{size} instead."
-        )
-    vit, known = build_ijepa(config).encoder, run_provenance(config, trained=False)
-    pooling = token_pool(vit, PATCH_AVERAGE)
-    return Encoder(vit, pooling, config.data, name=spec.text, provenance=known, which=spec.which)
-
-
 def _random(spec: EncoderSpec) -> Encoder:
     parts = re.fullmatch(r"([^/@]+)(?:/(\d+))?(?:@(\d+))?", spec.name)
     if not parts:
@@ -104,19 +108,6 @@ def _random(spec: EncoderSpec) -> Encoder:
         name=f"random:{arch}/{patch_px}@{side_px} seed {spec.seed}",
         provenance=Provenance(arch=paper_arch(arch, patch_px), family=family, seed=spec.seed),
         which=spec.which,
-    )
-
-
-def _pixels(spec: EncoderSpec) -> Encoder:
-    """Raw pixels, shrunk: the baseline that knows no network."""
-    side_px = spec.image_px or PIXELS_PX
-    patch = f"/{spec.name}" if spec.name else ""
-    return Encoder(
-        None,
-        Pooling(partial(_flat, int(spec.name or PIXELS_PATCH_PX)), 1, NO_POOLING),
-        DataConfig(image_px=side_px, eval_crop_fraction=1.0).fitted(spec.pixels),
-        name=f"pixels{patch}@{side_px}",
-        provenance=Provenance(family=fingerprint_of(["pixels", side_px])),
     )
 
 

@@ -63,9 +63,16 @@ def load(spec: EncoderSpec) -> Encoder:
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
     )
+    pooled_by, with_prefix = (
+        getattr(model, n, None) for n in ("global_pool", "pool_include_prefix")
+    )
+    if isinstance(model, VisionTransformer | Beit) and pooled_by in POOLINGS and not with_prefix:
+        pooling = token_pool(model, POOLINGS[pooled_by])
+    else:  # layers of other networks differ in width: what the head sees is all there is
+        pooling = Pooling(_before_head, 1, f"the model's own: {pooled_by or 'before its head'}")
     return Encoder(
         model,
-        _pooling(model),
+        pooling,
         data,
         name=f"{spec.text} ({spec.which})" if holds_two else spec.text,
         provenance=provenance,
@@ -92,7 +99,7 @@ def weight_files(spec: EncoderSpec) -> list[Path]:
             f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE{others}."
         )
     try:
-        file = file or (_from_hub(cfg) if cfg.hf_hub_id else _from_url(str(cfg.url)))
+        file = file or _fetched(cfg)
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise IjepaError(
             f"The weights of timm:{name} are not in the cache and cannot be fetched "
@@ -105,8 +112,16 @@ def weight_files(spec: EncoderSpec) -> list[Path]:
     return [file]
 
 
-def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
-    """The file of pretrained weights that timm names, from the hub's cache if it is there."""
+def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
+    """The file of pretrained weights that timm names, from a cache if it is there."""
+    if not cfg.hf_hub_id:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / str(cfg.url).rpartition("/")[2]
+        if not path.is_file():  # where torch.hub, and timm with it, keeps it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            request = Request(str(cfg.url), headers={"User-Agent": "torch.hub"})
+            with urlopen(request, timeout=URL_SECONDS) as answer, whole_file(path) as out:
+                shutil.copyfileobj(answer, out)
+        return path
     quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
     quiet()  # it would tell of each attempt
     repo, _, revision = cfg.hf_hub_id.partition("@")
@@ -123,17 +138,6 @@ def _from_hub(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
         except EntryNotFoundError:
             log.debug("%s has no %s", repo, name)
     raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
-
-
-def _from_url(url: str) -> Path:
-    """Where torch.hub, and timm with it, keeps a file of that address."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        request = Request(url, headers={"User-Agent": "torch.hub"})
-        with urlopen(request, timeout=URL_SECONDS) as answer, whole_file(path) as file:
-            shutil.copyfileobj(answer, file)
-    return path
 
 
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base
@@ -169,18 +173,6 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
     refuse_faults(source, faults)
     model.reset_classifier(0)
     return model.float().eval()
-
-
-def _pooling(model: Any) -> Pooling:  # noqa: ANN401  # any class of theirs
-    """All layers of Vision Transformers that pool tokens as we do; of others, what the head sees.
-
-    The layers of other networks differ in width.
-    """
-    own = getattr(model, "global_pool", None)
-    is_vit = isinstance(model, VisionTransformer | Beit)
-    if is_vit and own in POOLINGS and not getattr(model, "pool_include_prefix", False):
-        return token_pool(model, POOLINGS[own])
-    return Pooling(_before_head, 1, f"the model's own: {own or 'before its head'}")
 
 
 def _before_head(

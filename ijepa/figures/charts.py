@@ -72,18 +72,6 @@ def _curve(series: Mapping[str, Points], x_label: str, title: str, reading: str)
     return Curve(chart, title, f"{change[0].upper()}{change[1:]}. {reading}")
 
 
-def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS`: the first, the last, the lowest and highest of each stretch."""
-    size = -(-2 * len(line) // (MOST_POINTS - 2))
-    if len(line) <= MOST_POINTS:
-        return line
-    kept = {0, len(line) - 1}
-    for start in range(0, len(line), size):
-        stretch = range(start, min(start + size, len(line)))
-        kept |= {min(stretch, key=lambda n: line[n][1]), max(stretch, key=lambda n: line[n][1])}
-    return [line[number] for number in sorted(kept)]
-
-
 def line_chart(
     series: Mapping[str, Points], x_label: str, y_label: str, *, from_zero: bool = False
 ) -> Markup:
@@ -95,7 +83,13 @@ def line_chart(
     """
     lines = {}
     for name, (x, y) in series.items():
-        lines[name] = _thinned([*zip(x, y, strict=True)])
+        line = lines[name] = [*zip(x, y, strict=True)]
+        if len(line) > MOST_POINTS:  # the first, the last, the lowest and highest of each stretch
+            kept, size = {0, len(line) - 1}, -(-2 * len(line) // (MOST_POINTS - 2))
+            for start in range(0, len(line), size):
+                stretch = range(start, min(start + size, len(line)))
+                kept |= {min(stretch, key=y.__getitem__), max(stretch, key=y.__getitem__)}
+            lines[name] = [line[number] for number in sorted(kept)]
     (left, right), x_ticks = _axis([x for line in lines.values() for x, _ in line])
     values = [y for line in lines.values() for _, y in line] + [0.0] * from_zero
     (low, high), y_ticks = _axis(values, room=0.06)

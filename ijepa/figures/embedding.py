@@ -178,6 +178,15 @@ def embedding_page(
     """
     points = np.round(places * (PAGE_SIZE - 2 * PAGE_MARGIN) + PAGE_MARGIN, 1).tolist()
     columns, (groups, of_points) = math.ceil(math.sqrt(len(keys))), legend_of(names)
+    sprite = None  # all thumbnails in one picture, row by row
+    if thumbnails:
+        side, rows = len(thumbnails[0]), math.ceil(len(thumbnails) / columns)
+        tiles = np.zeros((rows * columns, side, side, 3), dtype=np.uint8)
+        tiles[: len(thumbnails)] = thumbnails
+        tiles = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+        image, buffer = Image.fromarray(tiles.reshape(rows * side, -1, 3)), io.BytesIO()
+        image.save(buffer, "JPEG", quality=SPRITE_QUALITY)
+        sprite = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     data = {
         "points": points,
         "keys": [printable(key) for key in keys],
@@ -196,18 +205,6 @@ def embedding_page(
         height=round(max(y for _, y in points)) + PAGE_MARGIN,
         marks=[(*at, *groups[of][2:]) for at, of in zip(points, of_points, strict=True)],
         legend=groups,
-        sprite=_sprite(thumbnails, columns) if thumbnails else None,
+        sprite=sprite,
         data=Markup(text),
     )
-
-
-def _sprite(thumbnails: Sequence[Pixels], columns: int) -> str:
-    """All thumbnails in one picture, row by row, as a `data:` address."""
-    side, rows = len(thumbnails[0]), math.ceil(len(thumbnails) / columns)
-    tiles = np.zeros((rows * columns, side, side, 3), dtype=np.uint8)
-    tiles[: len(thumbnails)] = thumbnails
-    tiles = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-    buffer = io.BytesIO()
-    image = Image.fromarray(tiles.reshape(rows * side, columns * side, 3))
-    image.save(buffer, "JPEG", quality=SPRITE_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

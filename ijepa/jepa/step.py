@@ -62,13 +62,18 @@ class Trainer:
             group["lr"] = self.schedules.lr(step)
             group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
         total, answers, norm = images.new_zeros(()), [], None
-        size = len(images)
+        size, kind = len(images), self.model.config.loss
         for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
-            is_last = chosen.stop == len(images)  # processes exchange gradients in the last part
+            is_last = chosen.stop == size  # processes exchange gradients in the last part
             with contextlib.nullcontext() if is_last else unshared_gradients(self.forward):
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                     answers = self.forward(images[chosen], pieces)
-                loss = self._loss(answers, pieces) * (_count(pieces) / _count(groups))
+                whole = _count(pieces)
+                losses = [
+                    prediction_loss(made.float(), true.float(), kind) * (_count([masks]) / whole)
+                    for (made, true), masks in zip(answers, pieces, strict=True)
+                ]
+                loss = torch.stack(losses).sum() * (whole / _count(groups))
                 torch.autograd.backward(loss)
             total += loss.detach()
         if with_norm:
@@ -78,15 +83,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(self.schedules.ema(step))
         return Outcome(total, norm, answers[-1][0].detach(), answers[-1][1])
-
-    def _loss(self, answers: list[tuple[Tensor, Tensor]], groups: list[Masks]) -> Tensor:
-        """Mean over the images of all groups."""
-        name, whole = self.model.config.loss, _count(groups)
-        losses = [
-            prediction_loss(predicted.float(), target.float(), name) * (_count([masks]) / whole)
-            for (predicted, target), masks in zip(answers, groups, strict=True)
-        ]
-        return torch.stack(losses).sum()
 
 
 def micro_batches(

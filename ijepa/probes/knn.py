@@ -91,18 +91,15 @@ def vote(
     cosine, neighbours = faiss.knn(queries, features, max(sizes), metric=faiss.METRIC_INNER_PRODUCT)
     classes, numbers = np.unique(labels, return_inverse=True)
     weights, voted = np.exp((cosine - 1.0) / TEMPERATURE), numbers[neighbours]
-    return {k: classes[_winners(weights[:, :k], voted[:, :k], len(classes))] for k in sorted(sizes)}
-
-
-def _winners(weights: Floats, voted: Ints, num_classes: int) -> Ints:
-    """(m,) class with the largest sum of (m, k) weights; the smallest number wins a tie."""
-    parts = []
-    for chunk in chunks(len(voted), max(1, VOTES_AT_ONCE // num_classes)):
-        numbers = voted[chunk]
-        cells = numbers + num_classes * np.arange(len(numbers))[:, np.newaxis]
-        totals = np.bincount(cells.ravel(), weights[chunk].ravel(), len(numbers) * num_classes)
-        parts.append(totals.reshape(len(numbers), num_classes).argmax(axis=1))
-    winners: Ints = np.concatenate(parts)
+    winners: dict[int, Ints] = {k: np.empty(len(queries), classes.dtype) for k in sorted(sizes)}
+    for chunk in chunks(len(queries), max(1, VOTES_AT_ONCE // len(classes))):
+        for k, found in winners.items():
+            votes = voted[chunk, :k]
+            cells = votes + len(classes) * np.arange(len(votes))[:, np.newaxis]
+            num_cells = len(votes) * len(classes)
+            totals = np.bincount(cells.ravel(), weights[chunk, :k].ravel(), num_cells)
+            best = totals.reshape(len(votes), -1).argmax(axis=1)  # the first wins a tie
+            found[chunk] = classes[best]
     return winners
 
 

@@ -59,14 +59,16 @@ def few_shot(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> 
             name += f" (sha256 {', '.join(digest[:8] for digest in config.subsets)})"
         settings = [(name, request.subsets, ())]
     else:
-        settings = [
-            (
-                f"{int(shots)} a class" if shots >= 1 else f"{100 * shots:.3g}% of train",
-                [draw_subset(labels, shots, config.seed, draw) for draw in range(config.draws)],
-                _too_few(labels, shots),
-            )
-            for shots in config.shots
-        ]
+        settings, counts = [], np.unique(labels, return_counts=True)[1]
+        for shots in config.shots:
+            name, lacking = f"{100 * shots:.3g}% of train", shots * counts < 0.5
+            lack = "give one image, more than their part"
+            if shots >= 1:
+                name, lacking = f"{int(shots)} a class", counts < shots
+                lack = f"have fewer images than {int(shots)}"
+            drawn = [draw_subset(labels, shots, config.seed, draw) for draw in range(config.draws)]
+            said = (f"{lacking.sum():,} classes {lack}",) if lacking.any() else ()
+            settings.append((name, drawn, said))
     fits, scored = [], centred_unit(test.last())
     for name, subsets, deviations in settings:
         probe, predictions, stopped = regression(protocol, protocol.strengths[0], labels), [], 0
@@ -79,17 +81,6 @@ def few_shot(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> 
         deviations += unfinished(stopped, len(subsets), protocol)
         fits.append(Fit(name, np.array(predictions), choices, deviations=deviations))
     return fits
-
-
-def _too_few(labels: Ints, shots: float) -> tuple[str, ...]:
-    """The deviation of a setting that asks for more images than some classes have."""
-    counts = np.unique(labels, return_counts=True)[1]
-    small = int((counts < shots if shots >= 1 else shots * counts < 0.5).sum())
-    if not small:
-        return ()
-    if shots >= 1:
-        return (f"{small:,} classes have fewer images than {int(shots)}",)
-    return (f"{small:,} classes give one image, more than their part",)
 
 
 def rescaling(scale: str, features: Floats) -> Rescale:

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.results.record import Score, Scores, read_result, unpack_classes, unpack_correct
+from ijepa.results.record import Score, read_result, unpack_classes, unpack_correct
 
 RESAMPLES = 20_000
 CLASS_RESAMPLES = 4_000  # of every class
@@ -48,7 +48,11 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
         IjepaError: they are not, depart from the protocol otherwise, or average several draws.
     """
     first, second = Path(first), Path(second)
-    one, other = (_of_first_encoder(read_result(path)) for path in (first, second))
+    by_setting: tuple[dict[str, Score], dict[str, Score]] = {}, {}  # first encoder of each result
+    for path, scores in zip((first, second), by_setting, strict=True):
+        for score in read_result(path):
+            scores.setdefault(score.setting, score)
+    one, other = (list(scores.values()) for scores in by_setting)
     for what in ("protocol", "label", "train_images", "test_images", "settings", "deviations"):
         ours, theirs = _said(one, what), _said(other, what)
         if ours != theirs:
@@ -64,14 +68,6 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     return Comparisons(
         protocol=lead.protocol, label=lead.label, test_rows=lead.test_rows, rows=rows
     )
-
-
-def _of_first_encoder(result: Scores) -> list[Score]:
-    """The first score of each setting."""
-    found: dict[str, Score] = {}
-    for score in result:
-        found.setdefault(score.setting, score)
-    return list(found.values())
 
 
 def _said(scores: Sequence[Score], what: str) -> str:

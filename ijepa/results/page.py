@@ -71,7 +71,13 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
     try:
         text = path.read_text() if suffix in (PAGE, ".svg") else ""
         if suffix not in (PAGE, ".svg"):
-            preview = _preview(path)
+            with Image.open(path) as image:
+                image.load()
+                width, height = image.size
+                upper = image.convert("RGB").crop((0, 0, width, min(height, width * 3 // 4)))
+            upper.thumbnail(PREVIEW_PX)
+            upper.save(buffer := io.BytesIO(), "PNG", optimize=True)
+            preview = _img("image/png", buffer.getvalue(), f"upper part of {path.name}")
     except UnicodeDecodeError as error:
         raise IjepaError(f"{path} is not UTF-8 text ({error.reason}). Rebuild it.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -83,18 +89,6 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
         raise IjepaError(f"{path} is not an SVG picture. Rebuild it with `ijepa visualize`.")
     html = _img(MEDIA[suffix], path.read_bytes(), f"{path.name}: {caption or facts}")
     return Picture(path.name, html, caption, command, facts, preview or html)
-
-
-def _preview(path: Path) -> Markup:
-    """The upper part of a PNG or JPEG, small, for the first screen."""
-    with Image.open(path) as image:
-        image.load()
-        width, height = image.size
-        upper = image.convert("RGB").crop((0, 0, width, min(height, width * 3 // 4)))
-    upper.thumbnail(PREVIEW_PX)
-    buffer = io.BytesIO()
-    upper.save(buffer, "PNG", optimize=True)
-    return _img("image/png", buffer.getvalue(), f"upper part of {path.name}")
 
 
 def _img(media: str, content: bytes, alt: str) -> Markup:

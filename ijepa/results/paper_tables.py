@@ -48,7 +48,15 @@ def tables_of_paper(
     `groups` are the scores of `results`; `configs` are of pretraining runs, which tell the settings
     of encoders whose results do not.
     """
-    known = _known_settings(results, configs)
+    known: dict[str, Settings] = {}  # of pretraining, by family
+    for config in configs:
+        body = config.model_dump(mode="json", exclude={"seed"})
+        known[run_family("I-JEPA", body)] = flat(body)
+    for score in (score for result in results for score in result):
+        provenance = score.provenance
+        is_ours = provenance.method == "I-JEPA" and provenance.checkpoint in OF_WHOLE_RUNS
+        if is_ours and provenance.family and provenance.settings:
+            known[provenance.family] = flat(provenance.settings)
     return [
         *(
             part
@@ -58,22 +66,6 @@ def tables_of_paper(
         ),
         *(part for t in TABLES for group in groups for part in _ablations(t, group, known)),
     ]
-
-
-def _known_settings(
-    results: Sequence[Scores], configs: Iterable[PretrainConfig]
-) -> dict[str, Settings]:
-    """Settings of pretraining by family: as given runs have them, and as results carry them."""
-    found: dict[str, Settings] = {}
-    for config in configs:
-        body = config.model_dump(mode="json", exclude={"seed"})
-        found[run_family("I-JEPA", body)] = flat(body)
-    for score in (score for result in results for score in result):
-        provenance = score.provenance
-        is_ours = provenance.method == "I-JEPA" and provenance.checkpoint in OF_WHOLE_RUNS
-        if is_ours and provenance.family and provenance.settings:
-            found[provenance.family] = flat(provenance.settings)
-    return found
 
 
 def _parts(
@@ -106,8 +98,7 @@ def _parts(
                 "protocol, or why not run",
             ),
             rows=tuple(
-                _paper_row(row, row.values[at], line, _why_not(row, column, near[row]))
-                for row, line in places
+                _paper_row(row, row.values[at], line, column, near[row]) for row, line in places
             ),
             made=tuple(line is not None for _, line in places),
         )  # fmt: skip
@@ -119,7 +110,10 @@ def _places(table: Table, lines: Lines) -> list[tuple[Row, Line | None]]:
     return [(row, line) for row in table.rows for line in lines.get(row) or none]
 
 
-def _paper_row(row: Row, paper: float, line: Line | None, why_not: str) -> tuple[Cell, ...]:
+def _paper_row(
+    row: Row, paper: float, line: Line | None, column: Column, near: Sequence[Line]
+) -> tuple[Cell, ...]:
+    """What stands in a row, with `line` of ours or what is missing; `near`: of its pretraining."""
     cells = (
         Cell(text=row.method, note=row.group),
         Cell(text=row.arch),
@@ -127,6 +121,13 @@ def _paper_row(row: Row, paper: float, line: Line | None, why_not: str) -> tuple
         Cell(text=f"{paper:.1f}", value=paper),
     )
     if line is None:
+        by = f"on {column.kind} by protocol {column.protocols[0]}"
+        why_not = f"no result of recipe {row.recipe} {by} was given"
+        contexts = [one.score.encoder for one in near if one.score.which != "target"]
+        if contexts:
+            why_not = f"{contexts[0]} is its context encoder, the paper's is the target encoder"
+        elif row.method in FOREIGN:
+            why_not = f"no result of --encoder {FOREIGN[row.method]}FILE was given"
         return (*cells, Cell(), Cell(), Cell(text=f"not run: {why_not}"))
     difference, score = 100 * line.mean("top1") - paper, line.score
     said = [score.protocol, *score.deviations]
@@ -134,17 +135,6 @@ def _paper_row(row: Row, paper: float, line: Line | None, why_not: str) -> tuple
         said.append(f"best head on test, as papers report: {percent(score.best_on_test, 1)}")
     difference_cell = Cell(text=f"{difference:+.2f}", value=difference)
     return (*cells, top1(line), difference_cell, Cell(text="; ".join(said)))
-
-
-def _why_not(row: Row, column: Column, near: Sequence[Line]) -> str:
-    """What is missing for an empty row; `near` are lines of its pretraining."""
-    contexts = [line.score.encoder for line in near if line.score.which != "target"]
-    if contexts:
-        return f"{contexts[0]} is its context encoder, the paper's is the target encoder"
-    if row.method in FOREIGN:
-        return f"no result of --encoder {FOREIGN[row.method]}FILE was given"
-    by = column.protocols[0]
-    return f"no result of recipe {row.recipe} on {column.kind} by protocol {by} was given"
 
 
 def _is_task(score: Score, column: Column) -> bool:

@@ -242,6 +242,29 @@ def _details_table(group: Group) -> TableView:
     """All numbers of one probe."""
     has_best = any(line.score.best_on_test is not None for line in group.lines)
     best = ("#best on test % (optimistic)",) if has_best else ()
+    rows = []
+    for line in group.lines:
+        score, mean, std = line.score, line.mean("mean_class"), line.std("mean_class")
+        p_value = None if len(line.members) > 1 else score.p_value
+        cells = [
+            Cell(text=encoder_name(line)),
+            top1(line),
+            Cell(text=percent(mean), value=mean, note="" if std is None else f"± {percent(std)}"),
+            Cell(text="" if p_value is None else f"{p_value:.2g}", value=p_value),
+        ]
+        if has_best:
+            share = None if score.best_on_test is None else line.mean("best_on_test")
+            cells.append(Cell(text=percent(share), value=share))
+        cells += [_metric_cell(line, name) for name in score.metrics]
+        chosen = (
+            ", ".join(
+                f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.4g}'}"
+                for name, value in one.score.choices.items()
+            )
+            for one in line.members
+        )
+        told = "; ".join([*chosen, *measured(score)])
+        rows.append((*cells, Cell(text=seeds(line)), Cell(text=told)))
     return TableView(
         kind="details",
         title=score_name(group.score),
@@ -250,34 +273,9 @@ def _details_table(group: Group) -> TableView:
             "encoder", f"#{group.score.headline} %", "#mean per class %", "#p", *best,
             *(f"#{name} %" for name in group.score.metrics), "seeds, encoder/probe", "chosen",
         ),
-        rows=tuple(_score_row(line, has_best) for line in group.lines),
+        rows=tuple(rows),
         made=(True,) * len(group.lines),
     )  # fmt: skip
-
-
-def _score_row(line: Line, has_best: bool) -> tuple[Cell, ...]:
-    score, several = line.score, len(line.members) > 1
-    mean, std = line.mean("mean_class"), line.std("mean_class")
-    p_value = None if several else score.p_value
-    cells = [
-        Cell(text=encoder_name(line)),
-        top1(line),
-        Cell(text=percent(mean), value=mean, note="" if std is None else f"± {percent(std)}"),
-        Cell(text="" if p_value is None else f"{p_value:.2g}", value=p_value),
-    ]
-    if has_best:
-        best = None if score.best_on_test is None else line.mean("best_on_test")
-        cells.append(Cell(text=percent(best), value=best))
-    cells += [_metric_cell(line, name) for name in score.metrics]
-    chosen = (
-        ", ".join(
-            f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.4g}'}"
-            for name, value in one.score.choices.items()
-        )
-        for one in line.members
-    )
-    told = "; ".join([*chosen, *measured(score)])
-    return (*cells, Cell(text=seeds(line)), Cell(text=told))
 
 
 def measured(score: Score) -> list[str]:

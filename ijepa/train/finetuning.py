@@ -125,14 +125,19 @@ class FinetuneTask(Task[Inputs]):
         images = self._normalised(batch.images)
         targets = self._moved(self._labels[batch.numbers])
         if self._mixes:
-            images, targets = self._mixed(batch.step, images, targets)
+            # Neighbours in the batch, where timm mixes the first image with the last: so both are
+            # on one process, however many there are. Targets become shares.
+            seed = stream(self.config.seed, MASKS, batch.step).integers(2**32, size=2)[1]
+            np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
+            order = torch.arange(len(images))
+            order = torch.cat([order[::2], order[1::2].flip(0)])  # timm's pairs are now neighbours
+            back, order = self._moved(order.argsort()), self._moved(order)
+            mixed, shares = self._mixup(images[order], targets[order])
+            images, targets = mixed[back], shares[back]
         shape = self._batch_size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
-        return (
-            images,
-            targets,
-            self._moved(torch.from_numpy(drawn[self.world.share(self._batch_size)])),
-        )
+        mine = torch.from_numpy(drawn[self.world.share(self._batch_size)])
+        return images, targets, self._moved(mine)
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """One update of all layers that are trained, each at its own rate."""
@@ -209,20 +214,6 @@ class FinetuneTask(Task[Inputs]):
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
         self.model.train()
-
-    def _mixed(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup and CutMix; labels become (B, classes) shares.
-
-        Neighbours in the batch are mixed, where timm mixes the first image with the last. So both
-        images of a pair are on one process, however many processes there are.
-        """
-        seed = stream(self.config.seed, MASKS, step).integers(2**32, size=2)[1]
-        np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
-        order = torch.arange(len(images))
-        order = torch.cat([order[::2], order[1::2].flip(0)])  # what timm pairs are now neighbours
-        back, order = self._moved(order.argsort()), self._moved(order)
-        mixed, shares = self._mixup(images[order], labels[order])
-        return mixed[back], shares[back]
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """On the device; from pinned memory, so that nothing waits for the copy."""

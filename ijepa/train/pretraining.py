@@ -151,17 +151,15 @@ class PretrainTask(Task[StepInputs]):
     def batches(self, numbers: range) -> Generator[Batch]:
         """Random crops of the images of this process."""
         images, plan = self._images, self._plan
-        if isinstance(images, RemoteSplit):
-            yield from self._streamed(images, numbers)
-        elif self.runtime.cache == "none":
-            yield from self.loaded(RandomCropBatches(images, plan), numbers)
-        else:
-            workers = num_workers(self.runtime, self.device)
-            cached = CachedCropBatches(images, plan, self.device, workers, self._progress)
-            yield from map(cached.__getitem__, numbers)
-
-    def _streamed(self, images: RemoteSplit, numbers: range) -> Generator[Batch]:
-        """Shards read from start to end, shuffled a buffer at a time."""
+        workers = num_workers(self.runtime, self.device)
+        if not isinstance(images, RemoteSplit):
+            if self.runtime.cache == "none":
+                yield from self.loaded(RandomCropBatches(images, plan), numbers)
+            else:
+                cached = CachedCropBatches(images, plan, self.device, workers, self._progress)
+                yield from map(cached.__getitem__, numbers)
+            return
+        # Shards read from start to end, shuffled a buffer at a time.
         if numbers.start and not images.counted and self.world.is_rank_0:
             log.warning(
                 "no index says how many images each tar holds, so the images go on about where "
@@ -170,9 +168,8 @@ class PretrainTask(Task[StepInputs]):
         config, count, (rank, size) = self.config, self.config.stream.lanes, self.world[:2]
         mine = range(rank * count, (rank + 1) * count)
         lanes = Lanes(images, config.seed, config.stream.buffer, mine, size * count)
-        workers = workers_for(count, num_workers(self.runtime, self.device))
-        dataset = StreamedCropBatches(lanes, self._plan, numbers)
-        for batch in self.loaded(dataset, None, workers):
+        dataset = StreamedCropBatches(lanes, plan, numbers)
+        for batch in self.loaded(dataset, None, workers_for(count, workers)):
             self._streamed_keys[batch.step] = list(batch.keys[:SHOWN_KEYS])
             self._streamed_keys.pop(batch.step - REMEMBERED, None)
             self._bad.update(batch.bad)

@@ -1,5 +1,6 @@
 """`ijepa extract`."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from ijepa.config import ExtractConfig, Runtime, StrPath
+from ijepa.config import ExtractConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import Data, stage
 from ijepa_cli.show import show, shown_progress
@@ -69,39 +70,29 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
     """The same for the other split; a probe if that is there; a map where there is no other."""
     out, labels, probe = result.out, result.labels, "attentive" if result.tokens else "logistic"
     label = "class" if "class" in labels else labels[0] if labels else None
-    other = _other_split(data, split)
+    known, other = opened(data), None
+    with contextlib.suppress(IjepaError):  # that to score on, or beside it `train`
+        other = known.named_split("evaluation")
+    if other == split:
+        other = "train" if "train" in known.splits else None
     if other is None or not (label or result.dense):
         shown = ("--label", label) if label else ("--set", "label=null")
         files = ("--features", out, *shown, "--out", out.with_suffix(".html"))
         return next_command("visualize", "embedding", *files)
     if label is None:  # tokens with maps
-        label, known = result.dense[0], opened(data)
+        label = result.dense[0]
         kind = known.split(known.named_split(split)).index.dense[label].kind
         probe = "depth" if kind == "depth" else "segmentation"
     bare = out.with_name(out.stem.removesuffix(f"-{split}") + out.suffix)  # names no split
     beside = bare if bare != out and bare.exists() else _renamed(out, split, other)
     if not beside.exists():
-        return next_command(*_retyped(command, split=other, out=beside))
+        changed, typed = ("--split", "--out"), shlex.split(command)[1:]
+        words = without_options(typed, changed, ("--json", "--force", "--dry-run"))
+        return next_command(*words, "--split", other, "--out", beside)
     train, test = (beside, out) if other == "train" else (out, beside)
     scores = _renamed(out, split, probe).with_suffix(".json")
     named = ("--label", label) if label != "class" else ()
     return next_command("probe", probe, "--train", train, "--test", test, *named, "--out", scores)
-
-
-def _retyped(command: str, **options: StrPath) -> list[str]:
-    """The words of a command behind `ijepa`, with other values of some options."""
-    others = {f"--{name}": str(value) for name, value in options.items()}
-    kept = without_options(shlex.split(command)[1:], others, ("--json", "--force", "--dry-run"))
-    return [*kept, *(word for pair in others.items() for word in pair)]
-
-
-def _other_split(data: Path, split: str) -> str | None:
-    """The split to extract beside one: that to score on, or beside it `train`; None if alone."""
-    try:
-        scored = opened(data).named_split("evaluation")
-    except IjepaError:
-        return None
-    return scored if split != scored else "train" if "train" in opened(data).splits else None
 
 
 def _renamed(out: Path, split: str, other: str) -> Path:
