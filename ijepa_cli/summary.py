@@ -51,16 +51,10 @@ def headline(state: str, out: StrPath, cached: bool, words: str) -> str:
     seconds = (read_record(Path(out)) or {}).get("seconds")
     if seconds is None:
         return f"{state} {out}: {words}"
-    took = f"{seconds:.0f} s" if seconds < 60 else in_minutes(seconds)
-    return f"{state} {out} in {took}: {words}"
-
-
-def in_minutes(seconds: float) -> str:
-    """A duration in words: under 1 min, 20 min, 3 h 12 min."""
     minutes = round(seconds / 60)
-    if seconds < 60:
-        return "under 1 min"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    took = f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    took = f"{seconds:.0f} s" if seconds < 60 else took
+    return f"{state} {out} in {took}: {words}"
 
 
 def next_command(*words: StrPath) -> str:

@@ -100,10 +100,9 @@ class Networks(NamedTuple):
             check_weights(module, weights, f"{self.source} ({name})")
 
     def _empty_encoder(self) -> Vit:
-        config = self.config.encoder
+        config, data = self.config.encoder, self.config.data
+        size = architecture(config.arch)
         with torch.device("meta"):  # nothing is allocated or drawn that the file has, too
-            data = self.config.data
-            size = architecture(config.arch)
             return Vit(size, data.image_size, config.patch_px, data.num_channels)
 
 

@@ -215,9 +215,6 @@ def _owned(value: Tensor) -> Tensor:
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-LEVELLED = "integers over the largest of their type, floats as they are"
-
-
 class _Graph(nn.Module):
     """Normalised images (n, C, height, width) -> patch tokens (n, N, dim), features (n, dim)."""
 
@@ -258,7 +255,8 @@ def write_onnx(encoder: Encoder, out: Path, notes: Mapping[str, object]) -> floa
     images = torch.zeros(max(CHECKED_BATCHES), channels, *data.image_size)
     _, tokens = encoder.features_and_tokens(images)
     metadata: dict[str, object] = {
-        "input": f"float32 (n, {channels}, height, width): {LEVELLED}, minus mean, over std",
+        "input": f"float32 (n, {channels}, height, width): integers over the largest of their "
+        "type, floats as they are, minus mean, over std",
         "image_size": data.image_size,
         "mean": data.mean,
         "std": data.std,

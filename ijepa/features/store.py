@@ -236,12 +236,28 @@ def open_features(
     path = Path(path)
     with _readable(path) as store:
         header = _header(path, store)
-        _check_columns(path, store)
+        rows, held = len(store["features"]), path.stat().st_size
+        columns = ["keys", "image_id", *(name for name in ("view", "tokens") if name in store)]
+        for group in ("labels", "dense"):
+            columns += [f"{group}/{name}" for name in sorted(store.get(group, {}))]
+        for name in ["features", *columns, "checksums"]:
+            values = store[name]
+            # Numbers stand in one piece; the rest is not compressed: it takes its size in the file.
+            in_one_piece = name in CONTIGUOUS or name.startswith("dense/")
+            start = values.id.get_offset() if in_one_piece and values.size else 0
+            if start is None or start + values.nbytes > held:
+                raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
+            if name in columns and len(values) != rows:
+                raise IjepaError(
+                    f"{path} holds {rows:,} features but {len(values):,} {name}; "
+                    f"restore it, or make it again with --force."
+                )
+        refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
         found = Features(path, store, header)
         batch_rows = int(store.attrs["batch_rows"])
         if check_numbers:
-            columns = [found._numbers, found.image_ids]
-            _check_numbers(found, columns, store["checksums"][:].tolist(), batch_rows)
+            numbers = [found._numbers, found.image_ids]
+            _check_numbers(found, numbers, store["checksums"][:].tolist(), batch_rows)
         if check_tokens:
             tokens = [found.tokens, *found._maps.values()]  # refused here if there are none
             _check_numbers(found, tokens, store["token_checksums"][:].tolist(), batch_rows)
@@ -283,27 +299,6 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
         raise IjepaError(
             f"{path} has a header that this version does not know; extract again."
         ) from error
-
-
-def _check_columns(path: Path, store: h5py.File) -> None:
-    """Refuse what claims more than the file holds, and columns of other lengths than `features`."""
-    rows, held = len(store["features"]), path.stat().st_size
-    columns = ["keys", "image_id", *(name for name in ("view", "tokens") if name in store)]
-    for group in ("labels", "dense"):
-        columns += [f"{group}/{name}" for name in sorted(store.get(group, {}))]
-    for name in ["features", *columns, "checksums"]:
-        values = store[name]
-        # Numbers stand in one piece; the rest is not compressed, so it takes its size in the file.
-        in_one_piece = name in CONTIGUOUS or name.startswith("dense/")
-        start = values.id.get_offset() if in_one_piece and values.size else 0
-        if start is None or start + values.nbytes > held:
-            raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
-        if name in columns and len(values) != rows:
-            raise IjepaError(
-                f"{path} holds {rows:,} features but {len(values):,} {name}; "
-                f"restore it, or make it again with --force."
-            )
-    refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
 
 
 def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:

@@ -15,7 +15,6 @@ from ijepa.templating import templates
 Records = Sequence[dict[str, float]]
 Points = tuple[Sequence[float], Sequence[float]]  # x ascending, y
 
-THOUSAND = 1000
 MOST_POINTS = 240  # more than a narrow chart has pixels to show
 CURVES = [
     (one["fields"], one["title"], one["reading"])
@@ -128,7 +127,7 @@ def _place(value: float, low: float, high: float) -> float:
 
 def _tick(value: float) -> str:
     """Such as `0.15` or `20k`."""
-    return EngFormatter(sep="")(value) if abs(value) >= THOUSAND else f"{value:.4g}"
+    return EngFormatter(sep="")(value) if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _short(value: float) -> float:

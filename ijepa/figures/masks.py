@@ -2,9 +2,8 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from ijepa.arrays import Floats, Pixels
+from ijepa.arrays import Pixels
 from ijepa.config import PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import Line, Numbers, Section, Tile, heat, keep_patches, sheet
@@ -67,7 +66,7 @@ def mask_figure(
     headings = ["image", "context", *(f"target {n + 1}" for n in range(len(masks.targets)))]
     maps = [
         Tile(
-            np.asarray(heat_map(share)),
+            heat(share / max(float(share.max()), 1e-9)),  # one pixel a patch
             (f"min {share.min():.2f}, max {share.max():.2f}", f"mean {share.mean():.2f}"),
         )
         for share in (counted.context_seen, counted.target_seen)
@@ -78,8 +77,3 @@ def mask_figure(
         Section("Share of images in which a patch is", titles, [maps]),
     ]
     return sheet(sections, captions, 144), numbers
-
-
-def heat_map(share: Floats) -> Image.Image:
-    """(rows, columns) shares as one pixel a patch, white for none to dark for the largest."""
-    return Image.fromarray(heat(share / max(float(share.max()), 1e-9)))

@@ -14,8 +14,7 @@ ROWS = 1024  # images whose similarity to all others is held at a time
 def health(features: Tensor) -> Health:
     """Measure pooled features (images, dim) of at least two images."""
     features = exact(features)
-    std = features.std(dim=0).mean()
-    return Health(rankme(features), float(std), mean_cosine(features))
+    return Health(rankme(features), float(features.std(dim=0).mean()), mean_cosine(features))
 
 
 def rankme(features: Tensor) -> float:

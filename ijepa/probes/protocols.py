@@ -224,7 +224,10 @@ def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
     for name, body in _BODY[probe].items():
         fields = dict(body)
         if "heads" in fields:
-            fields["heads"] = [head for choices in fields["heads"] for head in _grid(choices)]
+            grids, fields["heads"] = fields["heads"], []
+            for grid in grids:  # all combinations of the values of fields, each a list or one
+                values = [value if isinstance(value, list) else [value] for value in grid.values()]
+                fields["heads"] += [dict(zip(grid, one, strict=True)) for one in product(*values)]
         if "schedule" in fields:
             shape, length = dict(fields["schedule"]), fields.get("epochs") or fields["steps"]
             schedule = SCHEDULES[shape.pop("kind")]
@@ -235,12 +238,6 @@ def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
             fields["strengths"] = (10.0 ** np.linspace(*choices["decades"])).tolist()
         protocols[name] = kind(**fields)
     return protocols
-
-
-def _grid(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All combinations of the values of fields, each a list or one value."""
-    values = [value if isinstance(value, list) else [value] for value in choices.values()]
-    return [dict(zip(choices, combined, strict=True)) for combined in product(*values)]
 
 
 PROBES = {name: Probe(**fields) for name, fields in _BODY["probes"].items()}

@@ -221,5 +221,4 @@ class FinetuneTask(Task[Inputs]):
         return moved(pinned, self.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        on_device = moved(images, self.device)
-        return normalise(on_device, self.view.mean, self.view.std)
+        return normalise(moved(images, self.device), self.view.mean, self.view.std)

@@ -196,15 +196,20 @@ class _Run:
     def take_steps(self, asked: StopRequest) -> None:
         """Take steps until the end, a signal or a broken number."""
         task, first = self.task, self.steps_done
-        self.begin()
+        self.report()
+        if first == 0 and (numbers := self.watch()) and self.metrics:
+            self.metrics.append({"step": 0, **numbers})
+            self.shown |= {n: v for n, v in numbers.items() if n in task.shown}
         todo = range(self.steps_done, task.total_steps)
         made = prepared(task.batches(todo), task.prepare, task.device)
         with contextlib.closing(made):  # else worker processes outlive an error
             for inputs in made:
                 if self.steps_done == first:
                     self.report()  # what came before the first step is no measure of speed
-                    self.restart_clock()
-                self.take_step(inputs)
+                    self.clock_began, self.clock_step = time.monotonic(), first
+                record = {"step": self.steps_done + 1, **task.step(self.steps_done, inputs)}
+                self.steps_done += 1
+                self.pending.append(record | self.watch())
                 taken = self.steps_done - first
                 # One process alone may stop at any step, several only when they all check.
                 stops_now = self.world.size == 1 and bool(asked)
@@ -213,12 +218,6 @@ class _Run:
                 elif taken <= SHOWN_AT_ONCE:
                     self.fetch()
                     self.report()
-
-    def take_step(self, inputs: object) -> None:
-        """Take one step, check the networks if it is time, and keep its record for `fetch`."""
-        record = {"step": self.steps_done + 1, **self.task.step(self.steps_done, inputs)}
-        self.steps_done += 1
-        self.pending.append(record | self.watch())
 
     def is_milestone(self) -> bool:
         """Whether this step is saved whatever the time: the last one, or one that is kept."""
@@ -245,17 +244,7 @@ class _Run:
             self.metrics.show(self.steps_done, speed)
         self.shown |= {n: v for n, v in speed.items() if not n.endswith("_per_second")}
         self.report()
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
         self.clock_began, self.clock_step = time.monotonic(), self.steps_done
-
-    def begin(self) -> None:
-        """Report where the run stands, and check the networks before the first step."""
-        self.report()
-        if self.steps_done == 0 and (numbers := self.watch()) and self.metrics:
-            self.metrics.append({"step": 0, **numbers})
-            self.shown |= {n: v for n, v in numbers.items() if n in self.task.shown}
 
     def report(self) -> None:
         """Tell how many units are done, and the newest numbers."""

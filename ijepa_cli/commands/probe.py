@@ -1,6 +1,5 @@
 """`ijepa probe`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -81,8 +80,17 @@ def probe(
     if len(trains) != len(tests):
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
     from ijepa import probe as library
+    from ijepa.features.store import open_features
 
-    runtime = about(runtime, _plan(name, trains, tests, config.label))
+    given_files = []
+    for path in (train, test):
+        with open_features(path, check_numbers=False) as store:
+            images = store.shape[0] // (1 + store.header.num_views)
+        given_files.append(f"{path} ({images:,} images)")
+    what = name if name == "low-level" else f"{name} of label {config.label}"
+    others = f", with {counted(len(trains) - 1, 'baseline')}" if len(trains) > 1 else ""
+    on, tested = given_files
+    runtime = about(runtime, f"probe: {what} on {on}, tested on {tested}{others}")
     pairs = [library.FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
     how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
@@ -97,16 +105,3 @@ def probe(
     runs = [run] if (run / "metrics.jsonl").is_file() else []
     last = next_command("report", out, *runs, "--out", page)
     show(both or fits[0], as_json, first, *result_tables(scores), last)
-
-
-def _plan(name: str, trains: Sequence[Path], tests: Sequence[Path], label: str) -> str:
-    """What will be fitted and scored, on what."""
-    from ijepa.features.store import open_features
-
-    def described(path: Path) -> str:
-        with open_features(path, check_numbers=False) as store:
-            return f"{path} ({store.shape[0] // (1 + store.header.num_views):,} images)"
-
-    others = f", with {counted(len(trains) - 1, 'baseline')}" if len(trains) > 1 else ""
-    of = "" if name == "low-level" else f" of label {label}"
-    return f"probe: {name}{of} on {described(trains[0])}, tested on {described(tests[0])}{others}"
