@@ -286,9 +286,14 @@ def gather_blocks(tokens: Tensor, target_index: Tensor) -> Tensor:
     return F.embedding((target_index + first).flatten(0, 1), tokens.flatten(0, 1))
 
 
+def layer_norm(tokens: Tensor) -> Tensor:
+    """Normalise each token, without affine, with PyTorch's default eps."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
 # By `targets.norm`.
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "layer": lambda tokens: F.layer_norm(tokens, tokens.shape[-1:]),  # PyTorch's default eps
+    "layer": layer_norm,
     # A DyT layer at its initial values (Zhu et al., CVPR 2025), which stay.
     "dyntanh": lambda tokens: torch.tanh(tokens / 2),
     "none": lambda tokens: tokens,
