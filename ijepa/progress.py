@@ -98,9 +98,20 @@ class Bars:
             return  # it took no time worth a bar
         if bar is None or done < bar.n:
             unending = [name for name, one in self._bars.items() if one.total is None]
-            for name in (task, *unending):
-                self._close(name)
-            bar = self._bars[task] = self._begun(task, done, total)
+            for other in (task, *unending):
+                self._close(other)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that without ipywidgets it draws text
+                from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
+            name, _, unit = printable(task).rpartition(" ")
+            name, unit = name or unit, f" {unit}"
+            if len(name) > LONGEST_NAME:
+                name = f"{name[: LONGEST_NAME - 1]}…"
+            how = {"desc": name, "initial": done, "total": total, "miniters": 0, **self._how}
+            if total is not None:
+                unit = "" if self._format == BAR else unit  # for which there is no room
+                how |= {"bar_format": self._format, "unit_scale": total >= MANY}
+            bar = self._bars[task] = tqdm(unit=unit, **how)
         bar.total = total
         # As many of the numbers as the terminal has room for beside the bar.
         facts, numbers = bar.format_dict, in_words(values)
@@ -114,20 +125,6 @@ class Bars:
         if is_done:
             bar.bar_format = self._format.replace(LEFT, "in {elapsed}")
             self._close(task)
-
-    def _begun(self, task: str, done: int, total: int | None) -> Any:  # noqa: ANN401  # tqdm's
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that without ipywidgets it draws text
-            from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
-        name, _, unit = printable(task).rpartition(" ")
-        name, unit = name or unit, f" {unit}"
-        if len(name) > LONGEST_NAME:
-            name = f"{name[: LONGEST_NAME - 1]}…"
-        how = self._how
-        if total is not None:
-            unit = "" if self._format == BAR else unit  # for which there is no room
-            how = {**how, "bar_format": self._format, "unit_scale": total >= MANY}
-        return tqdm(desc=name, unit=unit, initial=done, total=total, miniters=0, **how)
 
     def close(self) -> None:
         """End all bars, such as those of a stage that was interrupted."""
