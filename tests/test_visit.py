@@ -114,7 +114,8 @@ def test_numbers_are_found_in_a_command_s_output_whatever_is_printed_before(tmp_
     session = Session("smoke", None, tmp_path, tmp_path, time.time() + 60, rehearse=True)
     (tmp_path / "logs").mkdir()
     noisy = "import sys; print('a library says hello'); print('{\\n \"a\": [{\"b\": 5}]\\n}')"
-    noisy += "; print('pretrain images: 9 of 9  1,234.5/s', file=sys.stderr)"
+    noisy += "; import ijepa; bars = ijepa.Bars(lines=True)"
+    noisy += "; [bars('pretrain images', n, 9) for n in (0, 3, 9)]"
     session_start = f"import subprocess, sys; {noisy}"
     command = Command("noisy", ["pretrain"], {"five": "a.0.b", "none": "a.3.c"})
 
@@ -128,7 +129,7 @@ def test_numbers_are_found_in_a_command_s_output_whatever_is_printed_before(tmp_
     object.__setattr__(session, "start", start)
     assert session.ijepa(command).status == "ok"
     [line] = read_results(tmp_path)
-    assert (line["five"], line["images_per_second"], "none" in line) == (5, 1234.5, False)
+    assert (line["five"], line["images_per_second"] > 0, "none" in line) == (5, True, False)
 
 
 @pytest.mark.parametrize("name", parts.VARIANTS)

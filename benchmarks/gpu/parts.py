@@ -6,7 +6,6 @@ from results.jsonl, and has defaults for what is not there.
 
 import importlib.util
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -122,11 +121,12 @@ def _use_a_run(session: Session) -> None:
 
 
 def _stop_and_resume(session: Session) -> None:
-    """SIGTERM after the first steps; the same command goes on."""
-    command = _tiny(session, "resumed", epochs=20 if session.rehearse else 60)
+    """SIGTERM after the first checkpoint; the same command goes on."""
+    often = ("--checkpoint-seconds", "0.01")
+    command = _tiny(session, "resumed", often, epochs=20 if session.rehearse else 60)
     process = session.start(command)
-    log, first_steps = session.log(command.what), re.compile(r"pretrain: +\d+% +[1-9]")
-    while not first_steps.search(log.read_text(errors="replace")):
+    log, first = session.log(command.what), "smoke.resumed.partial/checkpoints/last.pt"
+    while not (session.runs / first).exists():
         if process.poll() is not None or session.left < 0:
             break
         time.sleep(0.05)

@@ -25,7 +25,7 @@ MINI = (
     "watch.num_images=32",
 )  # fmt: skip
 NO_TIME = "no time left"
-RATE = re.compile(r"(\w+) images: .*?([\d,.]+)/s")  # a progress line of `ijepa`
+RATE = re.compile(r"^(\w+): +\d+%.* ([\d.]+)(k?) images/s", re.MULTILINE)  # a progress line
 
 
 class Command(NamedTuple):
@@ -189,8 +189,8 @@ class Session:
         answer = self.log(command.what).with_suffix(".json")
         result = _json(answer.read_text(errors="replace")) if status == "ok" else {}
         text = self.log(command.what).read_text(errors="replace")
-        rates = [found for stage, found in RATE.findall(text) if stage == command.words[0]]
-        rate = float(rates[-1].replace(",", "")) if rates else None
+        found = [one for one in RATE.findall(text) if one[0] == command.words[0]]
+        rate = float(found[-1][1]) * (1000 if found[-1][2] else 1) if found else None
         return Outcome(status, taken, result, rate, last_line(text))
 
 
