@@ -226,8 +226,8 @@ page: probe pictures
 	@$(IJEPA) report $(RESULTS) $(call quoted,$(RUN)) $(DRAWN:%=$(PICTURES)/%.png) \
 	  --out $(call quoted,$(REPORT))
 
-# --- One encoder on several data sets. SETS is a folder with cifar10.tar.gz, imagenette128.tar (class
-# --- folders under train/ and val/) and clevr-mini.tar (CLEVR's layout).
+# --- One encoder on several data sets. SETS is a folder with cifar10.tar.gz and imagenette128.tar (class
+# --- folders under train/ and test/ or val/) and clevr-mini.tar (CLEVR's layout).
 
 EVALUATED := cifar10 imagenette clevr
 EVALUATE_cifar10    := $(call quoted,DATA=cifar10:$(value SETS)/cifar10.tar.gz) TEST=test

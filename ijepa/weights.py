@@ -284,6 +284,6 @@ def _broken(path: Path, error: BaseException) -> IjepaError:
     if path.suffix == ".onnx":
         return IjepaError(f"{path}: ONNX is for other programs; name what it was converted from.")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+    if isinstance(error, pickle.UnpicklingError | LookupError):  # whose texts do not help a user
         reason = "it is damaged, or torch.save did not write it"
     return IjepaError(f"{path} is no readable file of weights ({reason}); get it again.")

@@ -6,6 +6,7 @@ Results go to stdout, progress and warnings to stderr.
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -39,11 +40,12 @@ stderr = Screen(stderr=True)
 
 @contextlib.contextmanager
 def shown_progress() -> Iterator[Progress]:
-    """Draw bars with rate and time left on stderr; without a terminal, a line every ten seconds."""
+    """Draw bars with rate and time left on stderr; where they have no room, a line each 10 s."""
     if not is_main_process():
         yield silent
         return
-    with contextlib.closing(Bars(lines=not stderr.is_terminal)) as bars:
+    has_room = stderr.is_terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    with contextlib.closing(Bars(lines=not has_room)) as bars:
         yield bars
 
 

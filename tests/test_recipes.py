@@ -141,6 +141,7 @@ def test_overrides_reach_nested_settings_and_keep_types():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
+        ("cifar10", "watch.rollbacks=2", r"watch\.rollbacks is not a known setting\.$"),
         ("cifar10", "optimization.lrate=1", r"lrate is not a known .*mean 'optimization\.lr'"),
         (
             "cifar10",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from inspect import isclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -243,9 +244,12 @@ def _fault(
         names = [*_names(kind)]
         if where in names:  # of masks of another kind
             return f"{where} is a setting of another {where.rpartition('.')[0]}.kind"
-        groups = {name.rpartition(".")[2]: name for name in names}  # `epochs` lacks its group
-        nearest = did_you_mean(groups.get(where.rpartition(".")[2], where), names)
-        return f"{where} is not a known setting{nearest}"
+        group, _, last = where.rpartition(".")
+        every = {name.rpartition(".")[2]: name for name in names}
+        own = {short: f"{group}.{short}" for short in every if f"{group}.{short}" in names}
+        near = get_close_matches(last, own, 1, cutoff=0.5) or get_close_matches(last, every, 1)
+        hint = f" (did you mean {(own | every)[near[0]]!r}?)" if near else ""
+        return f"{where} is not a known setting{hint}"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     first, given = where.partition(".")[0], fault["input"]
     if fault["type"] == "tuple_type":

@@ -84,7 +84,7 @@ def _opened(name: str, where: Path) -> dict[str, Data]:
         try:
             found[split] = kind(root=where, **choice, **fixed)
         except THEIRS as error:
-            reason = _in_words(error)
+            reason = _in_words(error).replace(" You can use download=True to download it", "")
     if not found:
         raise IjepaError(
             f"torchvision finds no {name} in {where}: {reason}. If it needs more than a folder, "
