@@ -44,7 +44,10 @@ def shown_progress() -> Iterator[Progress]:
     if not is_main_process():
         yield silent
         return
-    has_room = stderr.is_terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    columns = 0
+    with contextlib.suppress(OSError):  # no terminal, whatever FORCE_COLOR makes of it
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    has_room = stderr.is_terminal and columns > 0
     with contextlib.closing(Bars(lines=not has_room)) as bars:
         yield bars
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 
 import pytest
 from rich.table import Table
@@ -50,3 +51,15 @@ def test_a_warning_shows_names_and_never_obeys_them(streams, name):
     logging.getLogger("ijepa.test").warning("%s is left out", name)
     logging.getLogger().handlers.clear()
     assert f"{printable(name)} is left out" in streams[1].getvalue()
+
+
+def test_colours_that_are_forced_make_no_terminal_of_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(show, "stderr", show.Screen(stderr=True, force_terminal=True))
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        with show.shown_progress() as progress:
+            progress("count images", 0, 2)
+            progress("count images", 2, 2)
+    first, last = (tmp_path / "log").read_text().splitlines()
+    assert first.startswith("count: 0%, 0/2")
+    assert last.startswith("count: 100%, 2/2")
