@@ -19,6 +19,7 @@ GROUP = typer.main.get_group(app)
 @pytest.fixture
 def ijepa(monkeypatch, capsys):
     """Run `ijepa ARGUMENTS` in this process: exit code, stdout, stderr."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, arguments)])
@@ -30,7 +31,8 @@ def ijepa(monkeypatch, capsys):
         output = capsys.readouterr()
         return code, output.out, output.err
 
-    return call
+    yield call
+    signal.signal(signal.SIGTERM, before)  # else what later tests start would ignore it
 
 
 def test_help_names_every_command_in_pipeline_order(ijepa):

@@ -94,7 +94,7 @@ def test_names_and_shapes_are_those_of_each_published_checkpoint(name):
 def published_run(config, per_epoch):
     """Learning rate, weight decay, momentum of each step, by counters as the released code has."""
     total = config.epochs * per_epoch
-    stretched = config.schedule_scale * total
+    stretched = config.schedule_scale * config.epochs * per_epoch  # 1.9 * 9 * 10 is below 171
     warmup = int(config.warmup_epochs * per_epoch)
     for counter in range(1, total + 1):
         if counter < warmup:
