@@ -22,7 +22,7 @@ from ijepa.features.leakage import (
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, TokenRows
-from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviations
+from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, DenseProtocol, View, deviations
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
 from ijepa.results.record import (
@@ -34,7 +34,7 @@ from ijepa.results.record import (
     shared_fields,
     write_result,
 )
-from ijepa.stage import DryRun, StagePlan, exclusive_work
+from ijepa.stage import DryRun, StagePlan, exclusive_work, outlook
 from ijepa.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ def probe(
 
     made = read_record(out)
     if runtime.force or made is None or made.get("fingerprint") != plan.fingerprint:
-        checked()  # what cannot run is refused before the output is held
+        opened, _ = checked()  # what cannot run is refused before the output is held
+        if runtime.dry_run and config.name in DENSE:
+            state, why = outlook(plan, force=runtime.force)
+            raise DryRun(plan, state, f"{why}; {_cost(opened, known[config.protocol])}")
     with exclusive_work(plan, runtime) as work:
         if not work.cached:  # also where a killed --force left its work beside a fresh output
             opened, chosen = checked()
@@ -150,6 +153,14 @@ def probe(
             write_result(work.folder / out.name, _scores(opened, fits, config, facts))
             work.publish({"seed": config.seed})
         return ProbeResult(out=out, cached=work.cached, scores=read_result(out))
+
+
+def _cost(opened: Sequence[OpenPair], protocol: DenseProtocol) -> str:
+    """How long heads on patch tokens are trained: to choose one, then on all images."""
+    images, trainings = len(opened[0].train.labels), 2 * len(opened)
+    epochs = protocol.steps * min(protocol.batch, images) / images
+    each = f"{protocol.steps:,} steps, {epochs:,.0f} epochs of {images:,} images"
+    return f"{trainings} trainings of {len(protocol.heads)} heads, each {each}"
 
 
 def low_level(

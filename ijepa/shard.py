@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, PixelStats, Runtime, ShardConfig, StrPath
 from ijepa.data.decode import DenseLabel
-from ijepa.data.index import INDEX, SCHEMA, SetIndex, ShardIndex, SplitIndex
+from ijepa.data.index import INDEX, LABEL, SCHEMA, SetIndex, ShardIndex, SplitIndex, load_rows
 from ijepa.data.plan import (
     PlannedShard,
     gather,
@@ -280,15 +280,13 @@ def _own_shards(
 
 
 def _chosen(contents: Contents, val_fraction: float, progress: Progress) -> Iterator[Item]:
-    """The images to write; counts labels that are not known."""
+    """The images to write."""
     for number, item in enumerate(contents.items, start=1):
         if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
         digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
         if int.from_bytes(digest[:8]) < val_fraction * 2**64:
             item = item._replace(split="val")
-        unknown = (label for label, known in item.labels.items() if known == UNKNOWN)
-        contents.left_out.update(f"labels {label} that are not known" for label in unknown)
         yield item
 
 
@@ -301,7 +299,7 @@ def _write_index(
     folder: Path,
 ) -> None:
     """Rows of all splits, the images left out, and last `index.json`."""
-    splits, bad, changes = {}, list[BadImage](), Counter[str]()
+    splits, bad, changes, unknown = {}, list[BadImage](), Counter[str](), Counter[str]()
     every = [report.classes for found in reports.values() for report in found]
     counted = {label: max(classes[label] for classes in every) for label in dense}
     if empty := next((label for label, count in counted.items() if not count), None):
@@ -324,13 +322,17 @@ def _write_index(
             shards=shards,
             dense=dense,
         )
+        rows = load_rows(folder, split, names, dense)
+        for label in names:  # of the images that were taken: a bad one counts as bad alone
+            count = int((rows[LABEL + label] == UNKNOWN).sum())
+            unknown[f"labels {label} that are not known"] += count
         for report in found:
             bad += report.bad
             changes.update(report.changes)
     if bad:
         write_bytes(folder / BAD, "".join(line.model_dump_json() + "\n" for line in bad).encode())
-        left_out = {UNDECODED: len(bad), **left_out}
-    ordered = Counter(left_out).most_common()  # files may have any number of suffixes
+    left_out = +Counter({UNDECODED: len(bad), **left_out, **unknown})
+    ordered = left_out.most_common()  # files may have any number of suffixes
     shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
     measured = {k: [one.pixels for one in found if one.pixels] for k, found in reports.items()}

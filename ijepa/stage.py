@@ -40,6 +40,7 @@ CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` 
 NEW = "nothing is there yet"  # and why, for most
 DIGEST = re.compile("[0-9a-f]{64}")
 MOST_CHANGES = 3  # of settings that are told
+OTHER_INPUTS = {"source": "the source", "read": "streaming"}  # those that no option names
 SHORT = reprlib.Repr()  # of values that changed
 SHORT.maxstring = SHORT.maxother = 40
 
@@ -168,11 +169,23 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
             log.info("%s", runtime.about if why == NEW else f"{runtime.about} ({why})")
         earlier = _open_folder(plan, folder, runtime.force)
         try:
-            with naming(folder):
-                yield Work(plan, folder, cached=False, started=time.time() - earlier)
+            work = Work(plan, folder, cached=False, started=time.time() - earlier)
+            with naming(folder), _noting(work):
+                yield work
         finally:
             if folder.exists() and not _files(folder):  # it failed before it made anything
                 remove(folder)
+
+
+@contextlib.contextmanager
+def _noting(work: Work) -> Iterator[None]:
+    """Note the error that ends the work, for pages of a run that broke."""
+    try:
+        yield
+    except IjepaError as error:
+        with contextlib.suppress(OSError):  # it may be published, or the disk full
+            work.note({"ended": str(error)})
+        raise
 
 
 def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
@@ -225,6 +238,7 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
             continue
         one, other = ours.get(name) or "", theirs.get(name) or ""
         if name.startswith("inputs.") or DIGEST.search(f"{one} {other}"):  # never shown
+            words = _input(name.removeprefix("inputs.")) if name.startswith("inputs.") else words
             word = "changed" if one and other else "is new" if one else "is left out"
             found += [f"{words} {word}"] if one != other else []
         elif ours.get(name) != theirs.get(name):
@@ -232,6 +246,18 @@ def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
             found.append(f"{words} was {was}, now {now}")
     more = [f"{len(found) - MOST_CHANGES:,} more"] if len(found) > MOST_CHANGES else []
     return "; ".join([*found[:MOST_CHANGES], *more])
+
+
+def _input(role: str) -> str:
+    """An input in the words of a user: what was given for an option, or a path of a report."""
+    name, _, which = role.partition(" ")
+    if name in ("result", "run", "file"):
+        return which
+    number = int(which or 0)
+    if name in ("train", "test") and number:
+        name, number = f"baseline-{name}", number - 1
+    option = OTHER_INPUTS.get(name, f"the content of --{name}")
+    return f"{option} number {number + 1}" if number else option
 
 
 def _refuse_place(plan: StagePlan) -> None:
@@ -336,7 +362,7 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> float:
     folder.mkdir(exist_ok=True)
     for path in folder.rglob("*.tmp"):  # of `whole_file`, in a process that was killed
         path.unlink()
-    now = {"began": time.time(), "worked_seconds": earlier}
+    now = {"began": time.time(), "worked_seconds": earlier, "ended": ""}
     write_json(folder / "work.json", note | now)
     return earlier
 

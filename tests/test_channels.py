@@ -44,7 +44,7 @@ from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.jepa.augment import evaluation_crop, normalise, resize_box
 from ijepa.jepa.flops import step_flops
-from ijepa.jepa.vit import adapt_channels
+from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.pretrain import auto_recipe, plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
 from ijepa.recipes import apply_override, load_recipe
@@ -432,7 +432,8 @@ def test_rgb_weights_are_adapted_said_and_recorded(deep, rgb_run, tmp_path, capl
         choice = ExtractConfig(encoder=str(rgb_run), split="val")
         extract(deep / "shards", tmp_path / "v.h5", choice, CPU)
     how = "RGB weights to 8 channels, each the mean over R, G, B times 3/8"
-    assert how in caplog.text
+    assert f"with their mean and std, adapting its {how}" in caplog.text
+    assert adaptation(1) == "RGB weights to 1 channel, the mean over R, G, B times 3/1"
     stats = open_shards(deep / "shards").pixels
     plain, adapted = load_encoder(rgb_run), load_encoder(rgb_run, pixels=stats)
     assert adapted.weights_sha256 != plain.weights_sha256

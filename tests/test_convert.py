@@ -361,6 +361,15 @@ def test_the_card_tells_the_hub_library_licence_and_tags(tmp_path, run):
     assert (card.library_name, card.license) == ("transformers", "cc-by-nc-4.0")
 
 
+def test_a_licence_that_is_no_identifier_of_the_hub_is_refused(tmp_path, run, command, capsys):
+    words = (run, tmp_path / "mine", "--to", "timm", "--license")
+    for name in ("Apache 2.0", "MIT", ""):
+        assert command(*words, name) == 1
+        said = f"--license {name}: write the hub's identifier, such as mit, cc-by-nc-4.0 or other."
+        assert said in capsys.readouterr().err
+    assert command(*words, "other") == 0
+
+
 def test_weights_of_meta_keep_their_licence(tmp_path):
     config = ConvertConfig(to="hf", arch=ARCH, license="mit")
     with pytest.raises(

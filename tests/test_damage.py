@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import class_folders, write_files
+from typer.testing import CliRunner
 
 from ijepa.config import ExtractConfig, Runtime, ShardConfig
 from ijepa.data.index import check_shards, load_rows
@@ -17,6 +18,7 @@ from ijepa.pretrain import pretrain
 from ijepa.report import report
 from ijepa.shard import shard
 from ijepa.weights import load_checkpoint
+from ijepa_cli.main import app
 
 ALONE = Runtime(device="cpu", workers=0)
 SEVERAL = ShardConfig(shard_bytes=10_000)  # shards
@@ -106,7 +108,9 @@ def test_a_damaged_index_is_found_by_check_without_the_record_too(made):
 def test_features_are_checked_together_with_their_data(made, tmp_path):
     folder, _ = made
     extract(folder, tmp_path / "train.h5", PIXELS, ALONE)
-    check_data(tmp_path / "train.h5", folder)
+    words = ["features", "check", str(tmp_path / "train.h5"), "--data", str(folder)]
+    said = CliRunner().invoke(app, words).stdout
+    assert said.endswith(f" images) is whole and undamaged, and so is {folder}\n")
     flip(folder / "train-000000.tar", 600)
     with pytest.raises(IjepaError, match="damaged"):
         check_data(tmp_path / "train.h5", folder)

@@ -15,6 +15,7 @@ from ijepa.probes.dense import Dense, Head, dense, dense_summary, image_sums, me
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
 from ijepa.report import report
 from ijepa.shard import shard
+from ijepa.stage import DryRun
 
 CPU = Runtime(device="cpu", workers=0)
 QUICK = DenseProtocol(
@@ -205,6 +206,12 @@ def test_from_files_to_scores_and_the_page(scenes, tmp_path, name, label):
     assert first.headline == {"segmentation": "mIoU", "depth": "delta1"}[name]
     assert 0 < first.chance < 1
     assert probe(pair, [pair], tmp_path / "r.json", config, CPU).cached
+    dry = CPU.model_copy(update={"dry_run": True})
+    with pytest.raises(DryRun, match=r"r\.json: cached$"):
+        probe(pair, [pair], tmp_path / "r.json", config, dry)
+    cost = "4 trainings of 2 heads, each 60 steps, 40 epochs of 24 images"
+    with pytest.raises(DryRun, match=rf"would run \(nothing is there yet; {cost}\)"):
+        probe(pair, [pair], tmp_path / "new.json", config, dry)
     report([tmp_path / "r.json"], tmp_path / "page.html")
     assert first.headline in (tmp_path / "page.html").read_text()
 

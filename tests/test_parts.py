@@ -79,7 +79,7 @@ def test_parts_that_are_missing_or_of_another_set_are_refused_in_one_line(images
         assert "\n" not in str(error.value)
         assert not out.exists()
 
-    refused("every part is missing; run the same command with --part 1/16")
+    refused("There are no parts of .*set to merge. .* --part 1/N, 2/N, ... in place of --merge")
     list(write(images, out, 1, 3, count=4))
     refused("parts 2, 4 of 4 are missing; run the same command with --part 2/4")
     refused(r"part-1-of-4 is no part of this set: max_pixels was .*, now 9", max_pixels=9)

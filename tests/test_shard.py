@@ -236,6 +236,7 @@ def test_samples_whose_labels_cannot_be_read_count_as_bad_images(tmp_path):
         shard(path, tmp_path / "set", SMALL, ALONE)
     result = shard(path, tmp_path / "set", ShardConfig(max_bad=1), ALONE)
     assert (result.bad, result.splits) == (1, {"train": 3})
+    assert result.left_out == {"images that do not decode, see bad.jsonl": 1}  # once
 
 
 def test_a_split_of_which_nothing_decodes_is_refused(tmp_path):
@@ -586,10 +587,11 @@ def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept
 
 
 def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
-    write_files(tmp_path, {"a.png": encoded(0), "b.png": encoded(1)})
-    (tmp_path / "l.csv").write_text("path,kind\na.png,\nb.png,cat\n")
-    result = shard(tmp_path / "l.csv", tmp_path / "set", runtime=ALONE)
-    assert result.left_out == {"labels kind that are not known": 1}
+    write_files(tmp_path, {"a.png": encoded(0), "b.png": encoded(1), "c.png": b"text"})
+    (tmp_path / "l.csv").write_text("path,kind\na.png,\nb.png,cat\nc.png,\n")
+    result = shard(tmp_path / "l.csv", tmp_path / "set", ShardConfig(max_bad=1), runtime=ALONE)
+    undecoded = "images that do not decode, see bad.jsonl"  # counts as nothing else
+    assert result.left_out == {undecoded: 1, "labels kind that are not known": 1}
     with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:
         assert [name for name in tar.getnames() if name.endswith(".cls")] == ["train/b.cls"]
     assert samples(tmp_path / "set")["train/a"].labels == {"kind": -1}

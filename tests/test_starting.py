@@ -18,6 +18,9 @@ from ijepa.records import read_record
 from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 
+HELD = ["--recipe", "HELD.yaml", "--prolong", "HELD"]
+LONGER = ["--set", "optimization.epochs=3"]
+
 
 def optimized(config, **settings):
     return changed(config, *(f"optimization.{name}={value}" for name, value in settings.items()))
@@ -82,15 +85,20 @@ def test_the_start_is_part_of_what_a_run_is(run, shards, still, tmp_path):
         (["--init", "RUN", "--prolong", "RUN"], "choose one of them"),
         (["--init", "RUN", "--set", "encoder.arch=64x2x2"], "it is 32x2x2, not 64x2x2"),
         (["--prolong", "SHARDS"], "is no finished run of `ijepa pretrain`"),
-        (["--prolong", "RUN"], "has 2 epochs; prolong it to more"),
-        (["--prolong", "RUN", "--set", "seed=3"], "seed was 0, now 3"),
-        (["--prolong", "RUN", "--set", "watch.num_images=9"], "watch.num_images was 32, now 9"),
-        (["--prolong", "RUN", "--set", "optimization.epochs=3"],
-         "EMA momentum depends on the number of epochs from step 2 on"),
+        # First what no other option would mend, then what is to be given, then what is not.
+        (["--prolong", "RUN"], "EMA momentum depends on the number of epochs from step 2 on"),
+        (["--prolong", "RUN", "--set", "seed=3"], "EMA momentum depends on the number of epochs"),
+        ([*HELD, "--set", "seed=3"], "has 2 epochs; prolong it to more"),
+        ([*HELD, *LONGER, "--set", "seed=3"], "seed was 0, now 3"),
+        ([*HELD, *LONGER, "--set", "watch.num_images=9"], "watch.num_images was 32, now 9"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_started_from_is_refused_in_one_line(run, shards, tmp_path, words, message):
-    words = [{"RUN": str(run), "SHARDS": str(shards)}.get(word, word) for word in words]
+def test_what_cannot_be_started_from_is_refused_in_one_line(
+    run, shards, held_runs, tmp_path, words, message
+):
+    held = held_runs[0] / "short"
+    meant = {"RUN": run, "SHARDS": shards, "HELD": held, "HELD.yaml": held / "config.yaml"}
+    words = [str(meant.get(word, word)) for word in words]
     command = ["pretrain", "--recipe", str(run / "config.yaml"), "--data", str(shards)]
     command += ["--out", str(tmp_path / "new"), "--device", "cpu", "--workers", "0", *words]
     failed = CliRunner().invoke(app, command).exception

@@ -339,4 +339,12 @@ class ConvertConfig(Settings):
     arch: str | None = None
     """Architecture as DIMxDEPTHxHEADS, such as 48x3x3, if the weights do not tell it."""
     license: str | None = None
-    """Licence for the model card, by the hub's identifier, such as mit or apache-2.0."""
+    """Licence for the model card, by the hub's identifier, such as mit, apache-2.0 or other."""
+
+    @field_validator("license")
+    @classmethod
+    def _is_identifier(cls, name: str | None) -> str | None:
+        # The form alone: the hub has about 75 licences, and adds more.
+        if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+            raise ValueError("write the hub's identifier, such as mit, cc-by-nc-4.0 or other")
+        return name

@@ -255,7 +255,11 @@ def _fault(
     if fault["type"] == "tuple_type":
         like = given if isinstance(given, str) else f"{given},{given}"
         message = f"write a list, such as {where}=[{like}]"
+    if fault["type"] == "int_type" and isinstance(given, list) and len(given) == 1:
+        message = f"write the number alone, {where}={given[0]}"
     if first in options:
         words = " ".join(map(str, given if isinstance(given, list | tuple) else [given]))
         return f"{options[first]} {words:.200}: {message}"
+    if isinstance(given, dict):  # what settings of a group say together
+        return message
     return f"{where} = {given!r:.200}: {message}" if where else message

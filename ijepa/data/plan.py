@@ -235,13 +235,16 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
                 f"options with which the parts were made; or remove it, and run this command with "
                 f"--part {number}/{len(plans)}."
             )
-    missing = [n for n, plan in enumerate(plans, start=1) if not plan.out.is_dir()]
-    if missing or not plans:
-        which = f"parts {some(missing, 5)} of {len(plans):,} are" if plans else "every part is"
-        example = f"{missing[0]}/{len(plans)}" if plans else "1/16"
+    if not plans:
         raise IjepaError(
-            f"{whole.out} cannot be merged: {which} missing; run the same command with --part "
-            f"{example} in place of --merge, and so on."
+            f"There are no parts of {whole.out} to merge. Write each of N parts with the same "
+            f"command and --part 1/N, 2/N, ... in place of --merge, then merge them."
+        )
+    if missing := [n for n, plan in enumerate(plans, start=1) if not plan.out.is_dir()]:
+        raise IjepaError(
+            f"{whole.out} cannot be merged: parts {some(missing, 5)} of {len(plans):,} are "
+            f"missing; run the same command with --part {missing[0]}/{len(plans)} in place of "
+            f"--merge, and so on."
         )
     for file in (file for plan in plans for file in plan.out.glob("*.tar*")):
         link_or_copy(file, folder / file.name)

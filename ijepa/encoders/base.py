@@ -146,7 +146,7 @@ class Encoder(nn.Module):
             self.__dict__.pop("dim", None)
         log.warning(
             "%s is made for 8-bit RGB images; it takes those of %s with their mean and std%s",
-            self.name, where, f", and {how}" if how else "",
+            self.name, where, f", adapting its {how}" if how else "",
         )  # fmt: skip
         return self
 

@@ -258,7 +258,8 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 def adaptation(channels: int) -> str:
     """What `adapt_channels` does, for logs and records."""
-    return f"RGB weights to {channels} channels, each the mean over R, G, B times 3/{channels}"
+    each = "1 channel," if channels == 1 else f"{channels} channels, each"  # in hashes of weights
+    return f"RGB weights to {each} the mean over R, G, B times 3/{channels}"
 
 
 def build_encoder(

@@ -28,26 +28,7 @@ def resume_from(finished: Path, work: Work, config: PretrainConfig, per_epoch: i
     at step 0. It may differ from the shorter one in its epochs, in how often it is checked and
     saved, and in the limits of its loss.
     """
-    before = _shorter_run(finished, work, config)
-    ours, theirs = (Schedules(c.optimization, per_epoch) for c in (config, before))
-
-    def changing(step: int) -> list[str]:
-        return [name for name, rate in RATES.items() if rate(ours, step) != rate(theirs, step)]
-
-    total = theirs.total_steps
-    common = next((step for step in range(total) if changing(step)), total)
-    kept = (finished / LAST).parent.glob("epoch-[0-9]*.pt")
-    passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
-    passed = sorted([*passed, (total, finished / LAST)])
-    usable = [(step, path) for step, path in passed if step <= common]
-    if not usable:
-        raise IjepaError(
-            f"{finished} cannot be prolonged: its {' and '.join(changing(common))} depends on the "
-            f"number of epochs from step {common + 1:,} on, and its first checkpoint is of step "
-            f"{passed[0][0]:,}. Use a held schedule from the start "
-            f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
-            f"from its weights with --init {finished}."
-        )
+    usable = _shared_states(finished, work, config, per_epoch)
     (work.folder / LAST).parent.mkdir(exist_ok=True)
     shutil.copyfile(finished / "metrics.jsonl", work.folder / "metrics.jsonl")
     if (finished / "tensorboard").is_dir():
@@ -68,24 +49,49 @@ def resume_from(finished: Path, work: Work, config: PretrainConfig, per_epoch: i
     log.info("continuing %s after its step %d", finished, step)
 
 
-def _shorter_run(finished: Path, work: Work, config: PretrainConfig) -> PretrainConfig:
-    """The configuration of the finished run; refuses one that differs in more than its epochs."""
+def _shared_states(
+    finished: Path, work: Work, config: PretrainConfig, per_epoch: int
+) -> list[tuple[int, Path]]:
+    """Steps and checkpoints of the finished run that the longer one passes through, too.
+
+    First of all refuses a run that no settings could prolong, then settings that do not prolong it.
+    """
     record = read_record(finished) or {}
     if record.get("stage") != "pretrain":
         raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
-    refuse_changed(finished)
     before = PretrainConfig.model_validate(record["config"])
-    epochs, longer = before.optimization.epochs, config.optimization.epochs
-    optimization = before.optimization.model_copy(update={"epochs": longer})
+    epochs = before.optimization.epochs
+    longer = max(config.optimization.epochs, epochs + 1)  # no other setting may differ
+    prolonged = before.optimization.model_copy(update={"epochs": longer})
+    ours, theirs = (Schedules(one, per_epoch) for one in (prolonged, before.optimization))
+
+    def changing(step: int) -> list[str]:
+        return [name for name, rate in RATES.items() if rate(ours, step) != rate(theirs, step)]
+
+    total = theirs.total_steps
+    common = next((step for step in range(total) if changing(step)), total)
+    kept = (finished / LAST).parent.glob("epoch-[0-9]*.pt")
+    passed = [(int(path.stem.removeprefix("epoch-")) * per_epoch, path) for path in kept]
+    passed = sorted([*passed, (total, finished / LAST)])
+    usable = [(step, path) for step, path in passed if step <= common]
+    if not usable:
+        raise IjepaError(
+            f"{finished} cannot be prolonged: its {' and '.join(changing(common))} depends on the "
+            f"number of epochs from step {common + 1:,} on, and its first checkpoint is of step "
+            f"{passed[0][0]:,}. Use a held schedule from the start "
+            f"(optimization.schedule=hold-then-cool, equal optimization.ema), or start a new run "
+            f"from its weights with --init {finished}."
+        )
+    if config.optimization.epochs <= epochs:
+        raise IjepaError(
+            f"{finished} has {epochs} epochs; prolong it to more, with --set optimization.epochs=N."
+        )
     checked = before.watch.model_dump(include={"num_images", "held_out", "label"})
     watch = config.watch.model_copy(update=checked)  # the training images stay the same
-    alike = before.model_copy(update={"optimization": optimization, "watch": watch})
+    alike = before.model_copy(update={"optimization": prolonged, "watch": watch})
     if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
         raise IjepaError(
             f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
         )
-    if longer <= epochs:
-        raise IjepaError(
-            f"{finished} has {epochs} epochs; prolong it to more, with --set optimization.epochs=N."
-        )
-    return before
+    refuse_changed(finished)
+    return usable

@@ -58,8 +58,8 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
     if data is not None:
         with shown_progress() as progress:
             check_data(file, data, progress)
-    both = f" and so is {data}" if data else ""
-    show(found, as_json, f"{file}: {found.images:,} images, whole and undamaged{both}")
+    both = f", and so is {data}" if data else ""
+    show(found, as_json, f"{file} ({found.images:,} images) is whole and undamaged{both}")
 
 
 @files.command()
