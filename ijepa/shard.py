@@ -29,7 +29,7 @@ from ijepa.data.plan import (
 from ijepa.data.prepare import merged_sums, pixel_stats
 from ijepa.data.shards import BAD, open_shards
 from ijepa.data.sources.dense import with_maps
-from ijepa.data.sources.items import DEFAULT_SPLIT, Contents, Item, Labels, Request, Source
+from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Labels, Listing, Request, Source
 from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.names import UNKNOWN, class_name, readable
 from ijepa.data.write import REPORT, ROWS, BadImage, ShardReport, check_bad, join_rows, write_shards
@@ -279,7 +279,7 @@ def _own_shards(
     return shards
 
 
-def _chosen(contents: Contents, val_fraction: float, progress: Progress) -> Iterator[Item]:
+def _chosen(contents: Listing, val_fraction: float, progress: Progress) -> Iterator[Item]:
     """The images to write."""
     for number, item in enumerate(contents.items, start=1):
         if number % PROGRESS_EVERY == 0:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from ijepa.config import Runtime, ShardConfig
 from ijepa.data.loader import ViewPlan, dense_view, evaluation_view
 from ijepa.data.shards import open_shards
-from ijepa.data.sources.clevr import SHAPES
 from ijepa.data.sources.kinds import open_source
+from ijepa.data.sources.layouts import SHAPES
 from ijepa.data.sources.scenes import ScenesSpec, draw_maps, draw_scene
 from ijepa.errors import IjepaError
 from ijepa.shard import shard

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.data.sources.clevr import LABELS
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
+from ijepa.data.sources.layouts import LABELS
 from ijepa.data.sources.scenes import (
     AIM,
     CAMERA,

@@ -21,7 +21,7 @@ from pictures import (
 )  # fmt: skip
 
 from ijepa.data.decode import decode_rgb
-from ijepa.data.sources import clevr
+from ijepa.data.sources import layouts
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import KINDS, open_source
 from ijepa.errors import IjepaError
@@ -228,7 +228,6 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
         ("l.jsonl", '{"path": "a.png"\n', "cannot be read as a UTF-8 list of images"),
         ("l.jsonl", '{"path": 3}\n', "line 1: 3 is not a path"),
         ("l.jsonl", '{"path": "a.png", "x": 0.5}\n', "0.5 is not a label"),
-        ("l.jsonl", '{"path": "a.png", "x": 1}\n{"path": "b.png"}\n', "line 2: labels are none"),
     ],
 )
 def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, message):
@@ -236,13 +235,9 @@ def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, mess
     refused(message, path, tmp_path / "work")
 
 
-@pytest.mark.parametrize("again", ["c/../a.png", "{here}/a.png"])
-def test_one_image_under_two_spellings_is_refused_but_may_be_in_two_splits(tmp_path, again):
-    again = again.format(here=tmp_path)
-    path = write_list(tmp_path / "l.csv", f"path,kind\na.png,cat\nb.png,dog\n{again},dog\n")
-    refused(f"l.csv: a.png and {again} are one image, listed twice", path, tmp_path / "work")
-    path = write_list(tmp_path / "l.csv", f"path,split\na.png,train\n{again},val\n")
-    assert len(read(path, tmp_path / "work")[1]) == 2
+def test_a_label_that_a_line_leaves_out_is_not_known(tmp_path):
+    path = write_list(tmp_path / "l.jsonl", '{"path": "a.png", "x": 1}\n{"path": "b.png"}\n')
+    assert [item.labels for item in read(path, tmp_path / "work")[1]] == [{"x": 0}, {"x": -1}]
 
 
 def test_a_column_of_captions_is_no_label(tmp_path, monkeypatch):
@@ -322,15 +317,15 @@ def write_clevr(root, scenes, images, split="train"):
 def test_clevr_labels_are_what_task_adaptation_makes(depths):
     nearest = min(depths)
     thresholds = [0, 8, 8.5, 9, 9.5, 10, 100]
-    labels, depth = clevr.label_scene(scene("x", *depths))
+    labels, depth = layouts.label_scene(scene("x", *depths))
     assert labels["count"] == len(depths) - 3
     assert labels["dist"] == max(i for i, bound in enumerate(thresholds) if bound < nearest)
     assert labels["dist"] == bisect.bisect_left([8, 8.5, 9, 9.5, 10, 100], nearest)
     assert depth == nearest
     things = [thing(9.0, "red", "cube"), thing(8.7, "cyan", "sphere"), thing(12.0)]
-    labels, _ = clevr.label_scene({"objects": things})
-    assert clevr.CLASSES[labels["class"]] == "cyan sphere"
-    assert len(set(clevr.CLASSES)) == 24
+    labels, _ = layouts.label_scene({"objects": things})
+    assert layouts.CLASSES[labels["class"]] == "cyan sphere"
+    assert len(set(layouts.CLASSES)) == 24
 
 
 def test_scenes_in_another_order_than_images_still_find_them_and_a_split_may_have_none(tmp_path):
@@ -432,15 +427,13 @@ def test_images_that_no_list_names_are_counted_below_the_folder_of_those_that_it
     assert left_out(tmp_path / "y" / "l.jsonl", tmp_path / "work") == {}
 
 
-def test_links_within_an_archive_are_counted_and_a_second_archive_is_not_passed_over(tmp_path):
+def test_links_within_an_archive_are_counted(tmp_path):
     path = write_tar(tmp_path / "i.tar", class_folders(1))
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("train/cat/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "0000.png"
         archive.addfile(link)
     assert left_out(path, tmp_path / "work") == {"links within an archive": 1}
-    path.write_bytes(2 * path.read_bytes())
-    refused(r"something follows the end mark.*--ignore-zeros", path, tmp_path / "work2")
 
 
 # Several archives as one data set
@@ -475,7 +468,7 @@ def test_numbered_archives_are_parts_of_one_data_set(tmp_path):
 
 @pytest.mark.parametrize("braces", ["{0..999999999}", "{0..9999}{0..9999}", "{0..3"])
 def test_braces_that_never_end_are_refused(braces):
-    with pytest.raises(IjepaError, match=r"more than 100,000|write braces as|no data set"):
+    with pytest.raises(IjepaError, match=r"more than 1,000,000|write braces as|no data set"):
         open_source(f"set-{braces}.tar")
 
 
@@ -530,7 +523,7 @@ def test_labels_without_meaning_are_refused_with_their_file(tmp_path):
     for number, (label, message) in enumerate([
         (b"{", "is not JSON"), (b'{"label": 0.5}', "0.5 is not a label"),
         (b'{"label": ' + b"9" * 5000 + b"}", "is not JSON"), (b"[" * 10**5, "is not JSON"),
-        (b'{"label": ' + b"9" * 30 + b"}", "more than 18 digits"), (b"\xff", "not UTF-8"),
+        (b"\xff", "not UTF-8"),
         (b" " * 2**21, "bytes; a label has at most"), (b"{}", "holds no label"),
         (rb'{"labels": {"\udc80": 1}}', "has a label called"), (b'{"labels": {"": 1}}', "called"),
     ]):  # fmt: skip

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Self
+from typing import IO
 
 import fsspec
 import torch
@@ -39,6 +39,7 @@ from ijepa.data.index import INDEX, parsed_index
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import Sample
 from ijepa.data.sources.names import expanded
+from ijepa.data.sources.trees import StrictHeader
 from ijepa.errors import IjepaError
 from ijepa.files import parse_json
 from ijepa.jepa.rng import BUFFERS, SHARDS, stream
@@ -50,7 +51,6 @@ BLOCK_BYTES = 8 * 2**20  # asked for at once
 FOR_GOOD: tuple[type[Exception], ...] = (
     FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError,
 )  # fmt: skip
-MOST_TARS = 1_000_000
 META = re.compile(r"__[^/]*__($|/)")  # names of webdataset's own notes
 FIRST_SHARDS = 32  # that are looked into, at most
 
@@ -128,7 +128,7 @@ def open_remote(
         IjepaError: no index there, no such split, or tars without `epoch_images`.
     """
     if ".tar" in data:
-        urls = expanded(data, MOST_TARS)
+        urls = expanded(data)
         if epoch_images is None:
             raise IjepaError(
                 f"{data} has no index that tells how many images these {len(urls):,} tars hold; "
@@ -263,7 +263,7 @@ def _read_tar(
 
     With `lenient`, one without an image has a `fault`.
     """
-    opened = partial(tarfile.open, mode="r|*", tarinfo=_Header)
+    opened = partial(tarfile.open, mode="r|*", tarinfo=StrictHeader)
     with closing(_open(url)) as file, opened(fileobj=file) as tar:
         members = _members(tar, (*IMAGE_SUFFIXES, "json", *([member.lower()] if member else [])))
         for key, group in itertools.groupby(members, lambda one: one[0]):
@@ -274,19 +274,6 @@ def _read_tar(
                     raise
                 sample = Sample(key, b"", dict.fromkeys(labels, -1), str(error))
             yield sample
-
-
-class _Header(tarfile.TarInfo):
-    """One that is damaged or missing is an error, where tarfile would take it for the end."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no end mark, but {error}") from error
 
 
 def _members(tar: tarfile.TarFile, read: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:

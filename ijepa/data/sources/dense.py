@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,12 +57,12 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
     def find(request: Request) -> Listing:
         splits, images, left_out = source.find(request)
 
-        def mapped(chosen: AbstractSet[str]) -> Iterator[Item]:
-            for item in images(chosen):
+        def mapped() -> Iterator[Item]:
+            for item in images:
                 maps = {name: _place(folder, item) for name, folder in paths.items()}
                 yield item._replace(dense=item.dense | maps)
 
-        return splits, mapped, left_out
+        return Listing(splits, mapped(), left_out)
 
     def digest() -> str:
         files = [digest_of(walk(folder)) for folder in paths.values()]
@@ -126,15 +125,15 @@ def read_published(tree: Tree, _: Request, kind: str) -> Listing:
         raise IjepaError(f"{tree.where} is not laid out as {kind}; expected {expected}.")
     taken = {path for pair in pairs for path in pair[2:]}
     label = next(iter(published_labels(kind, Path(tree.where))))
-    left_out = Counter(tree.left_out) + Counter(kind_of(path) for path in files.keys() - taken)
+    left_out = tree.left_out + Counter(kind_of(path) for path in files.keys() - taken)
 
-    def images(_: AbstractSet[str]) -> Iterator[Item]:
+    def images() -> Iterator[Item]:
         for split, name, image, path in pairs:
             missing = Entry(path, f"{tree.where}/{path}", 0, 0)
             item, values = (files.get(one, missing) for one in (image, path))
             yield Item(split, name, *item[:4], dense={label: values[1:4]})
 
-    return {pair[0]: {} for pair in pairs}, images, left_out
+    return Listing({pair[0]: {} for pair in pairs}, images(), left_out)
 
 
 def _ade20k(files: Mapping[str, Entry]) -> Iterator[Pair]:

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,11 +41,11 @@ class Item(NamedTuple):
     dense: dict[str, Place] = {}  # noqa: RUF012  # the map of each dense label
 
 
-class Contents(NamedTuple):
+class Listing(NamedTuple):
     """What a source holds."""
 
     splits: Mapping[str, Labels]  # every split that there is, with the labels of its images
-    items: Iterator[Item]  # of the splits that were asked for, in the order of the source
+    items: Iterable[Item]  # in the order of the source; read once
     left_out: Counter[str]  # files and images by reason; complete once `items` is read to its end
 
 
@@ -60,10 +59,12 @@ class Request(NamedTuple):
     member: str | None = None  # which image of a sample, see `ShardConfig`
     arrays: bool = False  # whether `.npy` files are images
 
-
-# What a source holds: labels by split; a function that lists the images of some splits (images of
-# others may be among them); and how many files and images are left out, by reason.
-Listing = tuple[Mapping[str, Labels], Callable[[AbstractSet[str]], Iterable[Item]], Counter[str]]
+    def wanted(self, splits: Iterable[str]) -> set[str]:
+        """Names of the splits to read, of those that there are; a usual name stands for another."""
+        there = set(splits)
+        return {
+            one if one in there else SPLITS.get(one.lower(), one) for one in self.splits
+        } or there
 
 
 def no_members(where: str) -> IjepaError:
@@ -80,19 +81,18 @@ class Source:
 
     name: str  # in messages
     digest: Callable[[], str]  # changes when the source may have changed; reads no image
-    find: Callable[[Request], Listing]
+    find: Callable[[Request], Listing]  # images of other splits may be among those it lists
     where: Path | None = None  # the user's file or folder; None for rendered images
     has_members: bool = False  # may a sample hold several images, of which `--member` chooses one?
     dense: Mapping[str, DenseLabel] = field(default_factory=dict)  # what maps images have
 
-    def read(self, request: Request) -> Contents:
+    def read(self, request: Request) -> Listing:
         """List the images of the splits that are asked for; an `IjepaError` if one is missing."""
         if request.member and not self.has_members:
             raise no_members(self.name)
         splits, items, left_out = self.find(request)
-        # A split may be asked for by another usual name of its own.
-        asked = {one if one in splits else SPLITS.get(one.lower(), one) for one in request.splits}
-        if missing := sorted(asked - splits.keys()):
+        wanted = request.wanted(splits)
+        if missing := sorted(wanted - splits.keys()):
             there = ", ".join(sorted(splits))
             raise IjepaError(f"{self.name} has no split {missing[0]!r}; its splits are {there}.")
         for split, labels in splits.items():
@@ -104,14 +104,13 @@ class Source:
                 )
 
         def chosen() -> Iterator[Item]:
-            wanted = asked or set(splits)
-            for item in items(wanted):
+            for item in items:
                 if item.split in wanted:
                     yield item
                 else:
                     left_out[f"images of the split {item.split}, which --split does not name"] += 1
 
-        return Contents(splits, chosen(), left_out)
+        return Listing(splits, chosen(), left_out)
 
 
 # An image, the values of its labels, and where they were read.
@@ -158,8 +157,6 @@ def _label_text(value: object, place: str) -> str:
     """The value as text, empty if it stands for none."""
     if isinstance(value, bool) or not isinstance(value, int | str | None):
         raise IjepaError(f"{place}: {value!r:.60} is not a label; write an integer or a text.")
-    if isinstance(value, int) and abs(value) >= 10**18:
-        raise IjepaError(f"{place}: an integer of more than 18 digits is not a label.")
     text = "" if value is None else class_name(str(value).strip())
     return "" if text == str(UNKNOWN) else text
 

@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ijepa.data.sources.folders import read_folders
 from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request, Source, number_labels
+from ijepa.data.sources.layouts import read_folders
 from ijepa.data.sources.names import LABEL, check_split_name, class_numbers, is_image
 from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError
@@ -47,13 +47,11 @@ def listed_images(where: Path) -> Source:
             raise IjepaError(f"{where} lists no image.")
         left_out = Counter[str]()
 
-        def images(_: AbstractSet[str]) -> Iterator[Item]:
-            listed = dict[tuple[str, str], str]()  # paths as they are spelled, by split and file
+        def images() -> Iterator[Item]:
+            files = set[str]()
             for item in numbered(_rows(where)):
-                file = os.path.normpath(Path(item.file).absolute())
-                _refuse_twice(where, listed.setdefault((item.split, file), item.path), item.path)
+                files.add(os.path.normpath(Path(item.file).absolute()))
                 yield item
-            files = {file for _, file in listed}
             # Where images lie all over a disk, nobody means the rest of it: only the folder that
             # they have in common counts, if the list's own folder holds it.
             common = os.path.commonpath({path.rpartition("/")[0] for path in files})
@@ -61,17 +59,9 @@ def listed_images(where: Path) -> Source:
                 there = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
                 _count_unlisted(there, files, left_out)
 
-        return dict.fromkeys(sorted(splits), names), images, left_out
+        return Listing(dict.fromkeys(sorted(splits), names), images(), left_out)
 
     return Source(str(where), digest, find, where)
-
-
-def _refuse_twice(where: Path, first: str, path: str) -> None:
-    """Two spellings of one file have two keys; one that is spelled alike is told by its key."""
-    if path != first:
-        raise IjepaError(
-            f"{where}: {first} and {path} are one image, listed twice; take one of them out."
-        )
 
 
 def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Counter[str]) -> None:
@@ -83,7 +73,6 @@ def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Co
 def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
     """The images of a user's list, each with the values of its labels and where these stand."""
     read = _json_rows if where.suffix.lower() == ".jsonl" else _csv_rows
-    labels: AbstractSet[str] | None = None
     try:
         for number, row in read(where):
             place = f"{where}, line {number}"
@@ -92,12 +81,6 @@ def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
             if not isinstance(path, str) or not path or "\0" in path:
                 raise IjepaError(f"{place}: {path!r} is not a path.")
             check_split_name(split, f"{place},")
-            labels = row.keys() if labels is None else labels
-            if row.keys() != labels:
-                now, before = (", ".join(sorted(names)) or "none" for names in (row, labels))
-                raise IjepaError(
-                    f"{place}: labels are {now}, before {before}; they must be the same."
-                )
             file = where.parent / path
             if not file.is_file():
                 raise IjepaError(f"{place}: there is no image {path} beside or below the list.")
@@ -155,8 +138,8 @@ def imagenet(where: Path) -> Source:
         numbers = class_numbers(labels[LABEL])
         truth = _truth(where)
 
-        def labelled(splits: AbstractSet[str]) -> Iterator[Item]:
-            for item in images(splits):
+        def labelled() -> Iterator[Item]:
+            for item in images:
                 if item.split == "val":
                     wnid = truth.get(PurePosixPath(item.name).stem)
                     if wnid not in numbers:
@@ -167,7 +150,7 @@ def imagenet(where: Path) -> Source:
                     item = item._replace(labels={LABEL: numbers[wnid]})
                 yield item
 
-        return dict.fromkeys(("train", "val"), labels), labelled, left_out
+        return Listing(dict.fromkeys(("train", "val"), labels), labelled(), left_out)
 
     return Source(str(where), lambda: tree_digest(where), find, where)
 
@@ -243,20 +226,20 @@ def _published(
     if sorted(classes) != list(range(len(names))):
         raise IjepaError(f"{where} does not number its {len(names):,} classes from 0 on.")
 
-    def find(_: Request) -> Listing:
+    def find(request: Request) -> Listing:
         left_out = Counter[str]()
 
-        def images(splits: AbstractSet[str]) -> Iterator[Item]:
-            listed = set()
+        def images() -> Iterator[Item]:
+            listed, wanted = set(), request.wanted(files)
             for split, file in files.items():
                 for path, name, label in read(split, file):
                     listed.add(os.path.normpath(path))
-                    if split in splits:
+                    if split in wanted:
                         place = str(where / path), 0, _checked_size(where, path, label, len(names))
                         yield Item(split, name, path, *place, {LABEL: label})
             _count_unlisted((entry.path for entry in walk(where)), listed, left_out)
 
-        return {split: {LABEL: names} for split in files}, images, left_out
+        return Listing({split: {LABEL: names} for split in files}, images(), left_out)
 
     return Source(str(where), lambda: digest_of(walk(where)), find, where)
 

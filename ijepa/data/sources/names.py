@@ -19,7 +19,7 @@ from ijepa.files import no_file
 ESCAPED = frozenset('.%~\\"*:<>?|')  # suffixes, our own marks, what some file systems refuse
 SHOWN_LINES = 3  # in an error
 BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)", re.ASCII)
-MOST_PARTS = 100_000  # archives or tables that braces name
+MOST_NAMES = 1_000_000  # that braces stand for
 MOST_BRACES = 10  # pairs in one name; each makes every name slower to expand
 LABEL = "class"  # the name of a label that has no other
 UNKNOWN = -1  # the class number of an image whose class is not known
@@ -120,17 +120,17 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
     return np.array(numbers, dtype=np.int64)
 
 
-def expanded(text: str, most: int) -> tuple[str, ...]:
-    """The names that `set-{000..009}.tar` stands for, `most` at most."""
+def expanded(text: str) -> tuple[str, ...]:
+    """The names that `set-{000..009}.tar` stands for, `MOST_NAMES` at most."""
     try:
         if text.count("{") > MOST_BRACES:
             raise ValueError(f"they are more than {MOST_BRACES} pairs")
         # braceexpand writes down a whole range before it gives the first name.
         ranges = BRACE_RANGE.findall(text)
-        is_long = any(abs(int(end) - int(start)) >= most for start, end in ranges)
-        names = () if is_long else tuple(itertools.islice(braceexpand(text), most + 1))
-        if is_long or len(names) > most:
-            raise ValueError(f"they stand for more than {most:,} names")
+        is_long = any(abs(int(end) - int(start)) >= MOST_NAMES for start, end in ranges)
+        names = () if is_long else tuple(itertools.islice(braceexpand(text), MOST_NAMES + 1))
+        if is_long or len(names) > MOST_NAMES:
+            raise ValueError(f"they stand for more than {MOST_NAMES:,} names")
     except (ValueError, RecursionError) as error:  # an UnbalancedBracesError is one
         raise IjepaError(
             f"The braces of {text:.200} cannot be expanded: {error}; write braces as in "

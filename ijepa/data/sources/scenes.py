@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import Config, validated
 from ijepa.data.decode import DenseLabel
-from ijepa.data.sources.clevr import COLOURS, LABELS, SHAPES, label_scene
 from ijepa.data.sources.items import Listing, NewImage, Request, Source, as_png, packed
+from ijepa.data.sources.layouts import COLOURS, LABELS, SHAPES, label_scene
 from ijepa.errors import IjepaError
 from ijepa.world import process_pool
 
@@ -94,7 +94,7 @@ def rendered_scenes(text: str) -> Source:
 
     def find(request: Request) -> Listing:
         items = packed(partial(images, request.workers), request, "render images", len(every))
-        return dict.fromkeys(counts, LABELS), lambda _: items, Counter()
+        return Listing(dict.fromkeys(counts, LABELS), items, Counter())
 
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     return Source(

@@ -9,7 +9,6 @@ import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from ijepa.data.sources.items import (
 )
 from ijepa.data.sources.names import (
     LABEL,
-    MOST_PARTS,
     check_split_name,
     expanded,
     readable,
@@ -79,7 +77,7 @@ def in_table(item: Item) -> bool:
 
 def table_source(name: str) -> Source:
     """Parquet files, with braces if they are several; or a folder of tables, whatever it holds."""
-    paths = [Path(one) for one in ([name] if Path(name).exists() else expanded(name, MOST_PARTS))]
+    paths = [Path(one) for one in ([name] if Path(name).exists() else expanded(name))]
     if missing := next((path for path in paths if not name or not path.exists()), None):
         raise IjepaError(f"There is no data set at '{missing}'.")
     if paths[0].is_dir():
@@ -124,14 +122,14 @@ def read_tables(
             )
     left_out = Counter[str]()
 
-    def images(_: AbstractSet[str]) -> Iterator[Item]:
+    def images() -> Iterator[Item]:
         for item in numbered(rows(left_out)):
             named = [one for one in columns.classes if item.labels[one] >= 0]
             stored = {one: int(names[one][item.labels[one]]) for one in named}
             yield item._replace(labels=item.labels | stored)
 
     labels = {label: columns.classes.get(label, names[label]) for label in sorted(names)}
-    return dict.fromkeys(sorted(found), labels), images, left_out
+    return Listing(dict.fromkeys(sorted(found), labels), images(), left_out)
 
 
 def _valued(

@@ -13,11 +13,10 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ijepa.data.sources.names import ARRAYS, is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
-from ijepa.files import write_json
 from ijepa.progress import Progress
 
 OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
@@ -54,8 +53,8 @@ class Tree:
     Compressed archives are unpacked to `work` once, each as one plain tar; plain ones are read in
     place. Several archives, `parts` or those of a folder or within an archive, are one tree: each
     is a folder of its own name, or of the part of it that a numbered series has in common.
-    `left_out` counts what is no file of its own, such as links within a tar; with `arrays`, `.npy`
-    files are images.
+    `left_out` counts what is no file of its own, such as links within a tar, and what its reader
+    passes over; with `arrays`, `.npy` files are images.
     """
 
     def __init__(
@@ -73,17 +72,12 @@ class Tree:
         self.where, self.is_packed = str(where), bool(parts)
         self.is_image = functools.partial(is_image, arrays=arrays)
         self._tars, self._list = [str(tar) for tar in tars], work / "members.jsonl"
-        summary, half = work / "members.left_out.json", work / "members.tmp"
-        if not self._list.exists():
-            left_out = Counter[str]()
-            with half.open("w") as lines:
-                for number, line in enumerate(_lines(where, parts, tars, left_out), start=1):
-                    lines.write(json.dumps(line) + "\n")
-                    if number % REPORT_FILES == 0:
-                        progress("list files", number, None)
-            write_json(summary, left_out)
-            half.replace(self._list)
-        self.left_out: dict[str, int] = json.loads(summary.read_text())
+        self.left_out = Counter[str]()
+        with self._list.open("w") as lines:
+            for number, line in enumerate(_lines(where, parts, tars, self.left_out), start=1):
+                lines.write(json.dumps(line) + "\n")
+                if number % REPORT_FILES == 0:
+                    progress("list files", number, None)
 
     def entries(self) -> Iterator[Entry]:
         """Every file, in an order that is always the same."""
@@ -96,12 +90,11 @@ class Tree:
         paths = (entry.path for entry in self.entries() if self.is_image(entry.path))
         return {(*path.split("/")[:-1], IMAGE)[:OUTLINE_DEPTH] for path in paths}
 
-    def find(self, *paths: str) -> dict[str, Entry]:
+    def find(self, paths: Iterable[str]) -> dict[str, Entry]:
         """Those of some files that are there; in tar, later ones replace earlier ones."""
-        starts = tuple(f"[{json.dumps(path)}, " for path in paths)
-        with self._list.open() as lines:
-            found = (self._entry(line) for line in lines if line.startswith(starts))
-            return {entry.path: entry for entry in found}
+        wanted = set(paths)
+        found = (entry for entry in self.entries() if entry.path in wanted) if wanted else ()
+        return {entry.path: entry for entry in found}
 
     def _entry(self, line: str) -> Entry:
         path, tar, offset, size_bytes = json.loads(line)
@@ -254,7 +247,7 @@ def _members(
     try:
         with tar.open("rb") as file:
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictHeader) as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
                     if member.offset_data + member.size > start + size:
@@ -266,22 +259,22 @@ def _members(
                         yield "/".join(parts), member.offset_data, member.size
                     else:
                         left_out["links within an archive"] += 1
-            _check_end(file, archive.offset, start + size)
     except tarfile.TarError as error:
         raise _damaged(where, error) from error
 
 
-def _check_end(file: IO[bytes], at: int, end: int) -> None:
-    """Refuse what tarfile passes over: a damaged header taken for the end, a second archive."""
-    file.seek(at)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no end mark at byte {at:,}")
-    while chunk := file.read(max(0, min(CHUNK_BYTES, end - file.tell()))):
-        if chunk.count(0) < len(chunk):
-            raise tarfile.ReadError(
-                f"something follows the end mark at byte {at:,}; if archives were joined, unpack "
-                f"it with `tar --ignore-zeros -xf`"
-            )
+class StrictHeader(tarfile.TarInfo):
+    """One that is damaged or missing is an error, where tarfile would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        """As tarfile's."""
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark, but {error}") from error
 
 
 def _damaged(archive: Path, error: Exception) -> IjepaError:
