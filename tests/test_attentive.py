@@ -15,7 +15,7 @@ from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probe import FeaturePair, probe
-from ijepa.probes.arrays import LabelledRows, ProbeRequest, TokenRows
+from ijepa.probes.arrays import LabelledRows, ProbeRequest
 from ijepa.probes.attentive import AttentiveHead, AttentiveHeads
 from ijepa.probes.linear import attentive, linear
 from ijepa.probes.protocols import ATTENTIVE_PROTOCOLS, AttentiveProtocol, AttentiveSettings
@@ -142,7 +142,7 @@ def places(images, seed, dim=DIM):
 
 
 def on_tokens(tokens, labels):
-    return LabelledRows(TokenRows(tokens), labels, np.arange(len(labels))[:, np.newaxis])
+    return LabelledRows(tokens, labels, np.arange(len(labels))[:, np.newaxis])
 
 
 def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(monkeypatch):

@@ -294,17 +294,6 @@ def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_pa
     assert "2 stored views of each image, not a new one an epoch" in theirs.deviations
 
 
-def test_an_image_whose_views_are_not_all_there_is_refused(tmp_path, refused):
-    rows = [(image, view) for image in range(9) for view in range(2)]
-    train, test = (
-        stored(tmp_path / name, np.zeros((18, 1, 8)), rows, num_views=1, augment="flip")
-        for name in ("train.h5", "test.h5")
-    )
-    with h5py.File(train, "r+") as store:
-        store["view"][3] = 7
-    refused(train, test, r"train\.h5 does not hold views 0 to 1 of each image")
-
-
 def test_what_is_not_of_a_protocol_is_said(tmp_path, files, scored):
     score = scored(*files, ProbeConfig(name="linear", protocol="vissl-clevr-count"))
     assert score.deviations == (
