@@ -138,7 +138,7 @@ def _classifier(config: FinetuneConfig, vit: "Encoder", num_classes: int) -> "Cl
     """The encoder with a fresh classifier on it; the encoder's network becomes part of it."""
     import torch
 
-    from ijepa.encoders.pooling import CLASS_TOKEN
+    from ijepa.encoders.base import CLASS_TOKEN
     from ijepa.train.classifier import Classifier
 
     generator, has_token = torch.Generator().manual_seed(config.seed), vit.pooling == CLASS_TOKEN

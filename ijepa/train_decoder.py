@@ -76,7 +76,7 @@ def _train(
     from ijepa.train.loop import fit
     from ijepa.weights import weights_sha256
 
-    _, jepa, run = load_jepa(config.encoder)
+    jepa, run = load_jepa(config.encoder)
     images, test = data.split(config.split), data.split(config.test_split)
     if run.targets.space != "embeddings":
         raise IjepaError(

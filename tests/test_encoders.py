@@ -226,9 +226,9 @@ REFUSED = [  # kind, what its file holds, message
     ("mae", {"model": without(vit(), "pos_embed")}, "no Vision Transformer: pos_embed .* missing"),
     ("mae", {"model": vit() | {"pos_embed": torch.ones(1, 7, DIM)}}, "expected a square grid"),
     ("mae", {"optimizer": {}, "epoch": 3}, "holds optimizer, epoch; expected weights under model"),
-    ("mae", {"model": vit() | {"norm.bias": 3}}, "holds norm.bias, which is no tensor"),
+    ("mae", {"model": vit() | {"norm.bias": 3}}, "holds norm.bias; expected weights"),
     ("mae", {"model": vit() | {"patch_embed.proj.weight": torch.ones(3)}}, "no Vision Transf"),
-    ("mae", {"model": {}}, "holds no weights; expected facebookresearch/mae"),
+    ("mae", {"model": {}}, "holds nothing; expected weights under model: facebookresearch/mae"),
     ("data2vec", {"model": BEIT}, r"rel_pos_bias\..* missing"),
     (
         "data2vec",

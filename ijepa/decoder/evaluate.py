@@ -14,8 +14,16 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from ijepa.config import PretrainConfig
-from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
-from ijepa.decoder.model import Decoder, draw_flow, embed, sample_blocks
+from ijepa.decoder.model import (
+    Decoder,
+    block_boxes,
+    cut_blocks,
+    draw_blocks,
+    draw_flow,
+    embed,
+    paste_blocks,
+    sample_blocks,
+)
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import Masks
 from ijepa.jepa.model import IJepa

@@ -5,11 +5,9 @@ Pretrained weights come from timm's caches, else are fetched.
 
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import huggingface_hub
 import timm
@@ -25,18 +23,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import DataConfig
-from ijepa.encoders.base import EVAL_CROP, Encoder
+from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, PATCH_AVERAGE, Encoder, Pooling, token_pool
 from ijepa.encoders.formats import ENCODERS, held_encoder
-from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import no_file, whole_file
+from ijepa.files import no_file
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
-URL_SECONDS = 20.0  # to wait for an answer; torch would wait for minutes
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +114,7 @@ def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
         path = Path(torch.hub.get_dir()) / "checkpoints" / str(cfg.url).rpartition("/")[2]
         if not path.is_file():  # where torch.hub, and timm with it, keeps it
             path.parent.mkdir(parents=True, exist_ok=True)
-            request = Request(str(cfg.url), headers={"User-Agent": "torch.hub"})
-            with urlopen(request, timeout=URL_SECONDS) as answer, whole_file(path) as out:
-                shutil.copyfileobj(answer, out)
+            torch.hub.download_url_to_file(str(cfg.url), str(path), progress=False)
         return path
     quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
     quiet()  # it would tell of each attempt

@@ -30,8 +30,7 @@ from ijepa.probes.arrays import (
     hold_out,
     smaller_batch,
 )
-from ijepa.probes.attentive import AttentiveHeads
-from ijepa.probes.heads import Heads
+from ijepa.probes.heads import AttentiveHeads, Heads
 from ijepa.probes.protocols import (
     ATTENTIVE_PROTOCOLS,
     LINEAR_PROTOCOLS,
