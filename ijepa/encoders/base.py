@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
@@ -98,21 +98,19 @@ class Encoder(nn.Module):
         """
         network, size = self.network, height_width(image_px)
         setter = getattr(network, "resize" if isinstance(network, Vit) else "set_input_size", None)
-        timm_cfg: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
+        timm_cfg = getattr(network, "pretrained_cfg", None)
         if size != self.data.image_size:
-            if setter is None and timm_cfg.get("fixed_input_size"):
-                raise IjepaError(f"{self.name} takes no --image-size but its own.")
             sized = getattr(network, "patch_embed", getattr(network, "config", None))
             patches = height_width(getattr(sized, "patch_size", 1))
             if any(side % patch for side, patch in zip(size, patches, strict=True)):
                 raise IjepaError(
                     f"--image-size {image_px} is no multiple of the patch's {patches[0]} pixels."
                 )
-            if setter:
-                setter(size)
-        if size != self.data.image_size and timm_cfg and not isinstance(network, Transformer):
-            try:  # of other networks of timm, nobody says what they take
-                self(self._blank(size))
+            try:
+                if setter:
+                    setter(size)
+                if timm_cfg and not isinstance(network, Transformer):  # nobody says what it takes
+                    self(self._blank(size))
             except (RuntimeError, AssertionError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise IjepaError(

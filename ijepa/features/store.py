@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import h5py
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ijepa.arrays import Array
 from ijepa.config import Config, StrPath
@@ -285,12 +285,7 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
             f"{path} is not a complete feature file of schema {SCHEMA}. If `ijepa extract` made "
             f"it, that makes it again with --force."
         )
-    try:
-        return FeatureHeader.model_validate_json(str(store.attrs["header"]))
-    except ValidationError as error:
-        raise IjepaError(
-            f"{path} has a header that this version does not know; extract again."
-        ) from error
+    return FeatureHeader.model_validate_json(str(store.attrs["header"]))
 
 
 def mapped(path: Path, data: h5py.Dataset) -> Array:

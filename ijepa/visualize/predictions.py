@@ -6,8 +6,15 @@ import numpy as np
 import torch
 
 from ijepa.config import PredictionsConfig, RetrievalConfig
-from ijepa.decoder.evaluate import held_numbers, hold, noise_of
-from ijepa.decoder.model import embed, load_decoder, paste_blocks, sample_blocks
+from ijepa.decoder.model import (
+    embed,
+    held_numbers,
+    hold,
+    load_decoder,
+    noise_of,
+    paste_blocks,
+    sample_blocks,
+)
 from ijepa.distributed import pick_device
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
