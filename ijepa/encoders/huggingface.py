@@ -21,7 +21,7 @@ from ijepa.encoders.formats import held_encoder, read_networks
 from ijepa.encoders.own import encoder_of
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json, read_json
+from ijepa.files import read_json
 from ijepa.provenance import Provenance, paper_arch
 from ijepa.weights import UNREADABLE, refuse_faults
 
@@ -80,16 +80,13 @@ def load(spec: EncoderSpec) -> Encoder:
 def processor_normalisation(folder: Path) -> tuple[Rgb, Rgb]:
     """(mean, std) of transformers' image processor; ImageNet's if it does not say."""
     path = folder / "preprocessor_config.json"
-    try:
-        said = parse_json(path.read_bytes()) if path.is_file() else {}
-        if said.get("do_normalize", True) is False:
-            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if said.get("image_mean") is None or said.get("image_std") is None:
-            log.warning("%s does not say mean and std; ImageNet's are taken", path)
-            return IMAGENET_MEAN, IMAGENET_STD
-        (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise IjepaError(f"{path} is not readable ({error}).") from error
+    said = read_json(path) if path.is_file() else {}
+    if said.get("do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if said.get("image_mean") is None or said.get("image_std") is None:
+        log.warning("%s does not say mean and std; ImageNet's are taken", path)
+        return IMAGENET_MEAN, IMAGENET_STD
+    (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
     return (r, g, b), (u, v, w)
 
 

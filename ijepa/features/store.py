@@ -122,15 +122,13 @@ class Features:
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
         """Take columns of one length from an open file; see `open_features`."""
         self.path, self.header = path, header
-        every = [name for names in header.numbers.values() for name in names]
-        self._mapped = {name: np.asarray(mapped(path, store[name])) for name in every}
+        numbers = [name for names in header.numbers.values() for name in names]
+        labels, views = store.get("labels", {}), ["view"] if "view" in store else []
+        for name in [*numbers, "keys", *views, *(f"labels/{label}" for label in labels)]:
+            _check_length(store, name, len(store["features"]))
+        self._mapped = {name: np.asarray(mapped(path, store[name])) for name in numbers}
         rows, layers, dim = self._mapped["features"].shape
         self.shape, self.dtype = (rows, layers, dim), str(self._mapped["features"].dtype)
-        for name in [*every, "keys", *(["view"] if "view" in store else [])]:
-            _check_length(store, name, rows)
-        labels = store.get("labels", {})
-        for name in labels:
-            _check_length(store, f"labels/{name}", rows)
         self.labels = Labels((name, labels[name][:]) for name in labels)
         self.labels.path, self.class_names = path, header.class_names
         self.image_ids: Array = store["image_id"][:]
@@ -232,13 +230,12 @@ def open_features(
     """
     path = Path(path)
     with _readable(path) as store:
-        header = _header(path, store)
-        found = Features(path, store, header)
+        found = Features(path, store, _header(path, store))
         if check_tokens:
             _ = found.tokens  # refused if there are none
         wanted = {"checksums": check_numbers, "token_checksums": check_tokens}
         batch_rows = int(store.attrs["batch_rows"])
-        for checksums, names in header.numbers.items():
+        for checksums, names in found.header.numbers.items():
             _check_length(store, checksums, -(-len(found) // batch_rows))
             expected = store[checksums][:].tolist() if wanted[checksums] else []
             numbers = [found._mapped[name] for name in names]
