@@ -53,7 +53,7 @@ def main() -> None:
             _compare(
                 f"read {how}",
                 rows,
-                lambda batches=batches: [opened.read(some, LAYERS) for some in batches],
+                lambda batches=batches: [opened.values[some] for some in batches],
                 lambda batches=batches: [raw[some] for some in batches],
             )
 

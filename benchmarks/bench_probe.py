@@ -65,7 +65,7 @@ def heads(folder: Path, rows: int, classes: int, epochs: int) -> None:
     """16 heads, the largest head alone, and 16 plain modules."""
     labels = np.random.default_rng(0).integers(classes, size=rows)
     store = open_features(_store(folder / "f.h5", labels), check_numbers=False)
-    data = LabelledRows(store, labels, np.arange(rows)[:, np.newaxis])
+    data = LabelledRows(store.values, labels, np.arange(rows)[:, np.newaxis])
     whole = dataclasses.replace(LINEAR_PROTOCOLS["vissl-in1k-lars"], epochs=epochs)
     largest = next(head for head in whole.heads if head.features == "concat")
     one = dataclasses.replace(whole, heads=(largest,))
@@ -139,7 +139,7 @@ def _gflops(classes: int) -> tuple[float, float]:
 
 def _plain_seconds(data: LabelledRows, rule: LinearProtocol, classes: int) -> float:
     """Each head a module with an optimizer of its own; features wholly in memory."""
-    values = torch.from_numpy(data.features.read(np.arange(len(data.labels)), LAYERS)).to(DEVICE)
+    values = torch.from_numpy(data.features.copy()).to(DEVICE)
     labels = torch.from_numpy(data.labels).to(DEVICE)
     models = [_module(head, classes).to(DEVICE) for head in rule.heads]
     optimizers = [torch.optim.SGD(model.parameters(), 0.01, 0.9) for model in models]

@@ -104,7 +104,6 @@ def _makes_folder(out: Path, config: ConvertConfig) -> bool:
 
 def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None) -> float:
     from ijepa.encoders import write
-    from ijepa.encoders.card import META
 
     is_folder, size = work.plan.is_folder, write.weight_bytes(encoder)
     if size > write.FILE_BYTES and not is_folder:
@@ -115,7 +114,7 @@ def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None
     is_meta = encoder.provenance.origin == "published"
     notes = {
         "source": source,
-        "licence": META if is_meta else licence or "not stated",
+        "licence": write.META if is_meta else licence or "not stated",
         "provenance": encoder.provenance.model_dump(mode="json"),
         "weights_sha256": encoder.weights_sha256,
         "made_by": f"ijepa {VERSION_OF_IJEPA}",
@@ -126,7 +125,6 @@ def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None
 
 def _write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: Path) -> None:
     from ijepa.encoders import formats, own, write
-    from ijepa.encoders.card import model_card
 
     if isinstance(source, EncoderSpec):  # what is known of it stands in the ONNX file
         encoder, kind = source.load(), KINDS.get(source.kind)
@@ -154,7 +152,7 @@ def _write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: 
     kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
     holds = ", ".join(PART_NAMES[part] for part in kept)
     load = _load_call(config.to, out.name, which)
-    text = model_card(networks, config, out.name, holds, load)
+    text = write.model_card(networks, config, out.name, holds, load)
     facts = {
         "holds": holds,
         "left_out": [part for part in networks.parts if part not in kept],

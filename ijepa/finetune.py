@@ -12,7 +12,7 @@ from ijepa.data.shards import ShardSet, open_shards
 from ijepa.data.sources.names import listed
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import NamedImages, repeated_keys
+from ijepa.features.leakage import repeated_keys
 from ijepa.files import file_sha256, write_bytes
 from ijepa.probes.arrays import draw_subset, hold_out, parse_shots
 from ijepa.progress import Progress, automatic, silent
@@ -138,7 +138,7 @@ def _classifier(config: FinetuneConfig, vit: "Encoder", num_classes: int) -> "Cl
     """The encoder with a fresh classifier on it; the encoder's network becomes part of it."""
     import torch
 
-    from ijepa.encoders.pooling import CLASS_TOKEN
+    from ijepa.encoders.base import CLASS_TOKEN
     from ijepa.train.classifier import Classifier
 
     generator, has_token = torch.Generator().manual_seed(config.seed), vit.pooling == CLASS_TOKEN
@@ -192,10 +192,8 @@ def _train(
 
     train, held, test = parts = _images(data, config, subset)
     vit, batch = _trainable(data, config), _batch(config, len(train.chosen), world.size)
-    fitted, scored = (
-        NamedImages(part.images.image_ids(part.chosen), part.keys) for part in (train, test)
-    )
-    repeats = from_rank_0(world, lambda: repeated_keys(fitted, scored, len(test.chosen)))
+    fitted, scored = ((part.images.image_ids(part.chosen), part.keys) for part in (train, test))
+    repeats = from_rank_0(world, lambda: repeated_keys(*fitted, *scored))
     choices = {"batch_size": batch, "crop_scale": config.crop_scale, "flip": True}
     view = vit.data.model_copy(update=choices)  # the encoder's own size and normalisation
     model = _classifier(config, vit, int(train.labels.max()) + 1)

@@ -21,7 +21,7 @@ from ijepa.features.leakage import (
 )
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
-from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, TokenRows
+from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest
 from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, DenseProtocol, View, deviations
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
@@ -221,7 +221,7 @@ def _probe_data(images: Images, config: ProbeConfig) -> "Dense | LabelledRows":
     """What a probe takes: tokens and maps, tokens and labels, or features and labels."""
     if config.name in DENSE:
         return _dense(images, config)
-    rows = TokenRows(images.store.tokens) if config.name in ON_TOKENS else images.store
+    rows = images.store.tokens if config.name in ON_TOKENS else images.store.values
     return LabelledRows(rows, images.labels, images.views)
 
 

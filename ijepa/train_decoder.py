@@ -71,12 +71,12 @@ def _train(
     work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
 ) -> None:
     from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
-    from ijepa.decoder import evaluate, training
+    from ijepa.decoder import model, training
     from ijepa.encoders.own import load_jepa
     from ijepa.train.loop import fit
     from ijepa.weights import weights_sha256
 
-    _, jepa, run = load_jepa(config.encoder)
+    jepa, run = load_jepa(config.encoder)
     images, test = data.split(config.split), data.split(config.test_split)
     if run.targets.space != "embeddings":
         raise IjepaError(
@@ -97,9 +97,9 @@ def _train(
     sha256 = weights_sha256(jepa.state_dict())
     task = training.DecoderTask(config, jepa, run, sha256, crops, runtime)
     fit(task, work.folder, progress)
-    numbers = evaluate.held_numbers(len(test), config.evaluated_images, config.seed)
+    numbers = model.held_numbers(len(test), config.evaluated_images, config.seed)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    distances = evaluate.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
+    distances = model.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())

@@ -1,7 +1,6 @@
 """Features in memory, for probes that read them as they read stored ones, and stores of them."""
 
 import hashlib
-from typing import NamedTuple
 
 import numpy as np
 
@@ -9,23 +8,10 @@ from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import LabelledRows
 
 
-class ArrayRows(NamedTuple):
-    """(rows, layers, dim) floats as a store."""
-
-    values: np.ndarray
-
-    @property
-    def shape(self):
-        return self.values.shape
-
-    def read(self, rows, layers):
-        return self.values[rows][:, self.values.shape[1] - layers :]
-
-
 def labelled(values, labels, views=None):
     """Images of (rows, layers, dim) features, one row each unless `views` says otherwise."""
     rows = np.arange(len(labels))[:, np.newaxis] if views is None else views
-    return LabelledRows(ArrayRows(values), np.asarray(labels), rows)
+    return LabelledRows(values, np.asarray(labels), rows)
 
 
 def image_ids(names):

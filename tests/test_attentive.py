@@ -15,8 +15,8 @@ from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probe import FeaturePair, probe
-from ijepa.probes.arrays import LabelledRows, ProbeRequest, TokenRows
-from ijepa.probes.attentive import AttentiveHead, AttentiveHeads
+from ijepa.probes.arrays import LabelledRows, ProbeRequest
+from ijepa.probes.heads import AttentiveHead, AttentiveHeads
 from ijepa.probes.linear import attentive, linear
 from ijepa.probes.protocols import ATTENTIVE_PROTOCOLS, AttentiveProtocol, AttentiveSettings
 
@@ -142,7 +142,7 @@ def places(images, seed, dim=DIM):
 
 
 def on_tokens(tokens, labels):
-    return LabelledRows(TokenRows(tokens), labels, np.arange(len(labels))[:, np.newaxis])
+    return LabelledRows(tokens, labels, np.arange(len(labels))[:, np.newaxis])
 
 
 def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(monkeypatch):
@@ -174,7 +174,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(monkeypatch):
     tokens, labels = (torch.from_numpy(array) for array in places(30, 0))
     states = []
     for at_once in (2**24, GRID * DIM * 7):
-        monkeypatch.setattr("ijepa.probes.attentive.NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr("ijepa.probes.heads.NUMBERS_AT_ONCE", at_once)
         heads = AttentiveHeads(SHORT, DIM, 4, 0, CPU)
         for _ in range(2):
             heads.step({"tokens": tokens}, labels, 0.0)

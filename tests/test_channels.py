@@ -423,7 +423,7 @@ def test_encoders_go_to_timm_and_back_and_to_transformers_not_at_all(deep, deep_
         convert(deep_run, tmp_path / f"{to}.pt", ConvertConfig(to=to), CPU)
         again = load_encoder(tmp_path / f"{to}.pt")
         assert torch.equal(again(images), ours(images))
-    with pytest.raises(IjepaError, match="images of 8 channels; the image processors of"):
+    with pytest.raises(IjepaError, match="8 channels; the image processors of"):
         convert(deep_run, tmp_path / "hf", ConvertConfig(to="hf"), CPU)
 
 

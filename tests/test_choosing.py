@@ -110,8 +110,11 @@ def test_the_state_of_an_unfinished_run_is_not_taken_for_a_finished_one(
     [
         (["--checkpoint", "bets"], "has no checkpoint 'bets' (did you mean 'best'?)"),
         (["--checkpoint", "../config"], "String should match pattern"),
-        (["--encoder", "pixels", "--checkpoint", "best"], "pixels is no finished run"),
-        (["--encoder", "random:RUN", "--checkpoint", "best"], "is no finished run, so it has no"),
+        (["--encoder", "pixels", "--checkpoint", "best"], "pixels has no checkpoint 'best'"),
+        (
+            ["--encoder", "random:RUN", "--checkpoint", "best"],
+            "leave --checkpoint out",
+        ),
         (["--encoder", "pixels", "--which", "context"], "pixels is one encoder; leave --which"),
         (["--encoder", "SHARDS"], "is a shard set, no finished run"),
     ],

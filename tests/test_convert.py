@@ -257,7 +257,7 @@ def test_architecture_is_read_from_shapes_and_timm_makes_the_same(arch, patch_px
 def test_heads_that_no_shape_tells_are_asked_for():
     with pytest.raises(IjepaError, match=r"published:48x3xHEADS@FILE"):
         load_encoder(str(TINY))
-    with pytest.raises(IjepaError, match="48 wide and 3 blocks deep, 48x4x3 is 48 and 4"):
+    with pytest.raises(IjepaError, match=r"another architecture: .* missing"):
         load_encoder(f"published:48x4x3@{TINY}")
     with pytest.raises(IjepaError, match="names no file"):
         load_encoder("published:48x3x3@nothing.pth.tar")
@@ -306,18 +306,6 @@ def test_a_folder_of_another_network_is_refused(tmp_path, wrong):
     settings.write_text(json.dumps(json.loads(settings.read_text()) | wrong))
     with pytest.raises(IjepaError, match=str(next(iter(wrong.values())))):
         read_networks(tmp_path / "hf")
-
-
-def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
-    transformers = pytest.importorskip("transformers")  # of extra hf
-    convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
-    model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
-    model.save_pretrained(tmp_path / "hub")
-    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(said))
-    networks = read_networks(tmp_path / "hub")
-    assert "ImageNet" in caplog.text
-    assert networks.config.data.mean[0] == 0.485
 
 
 @pytest.fixture

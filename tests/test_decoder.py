@@ -17,13 +17,16 @@ from runs import CPU, ask_at, metrics_of
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, PredictionsConfig, validated
-from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks, paste_blocks
 from ijepa.decoder.model import (
+    block_boxes,
     build_decoder,
+    cut_blocks,
+    draw_blocks,
     draw_flow,
     embed,
     flow_loss,
     load_decoder,
+    paste_blocks,
     sample_blocks,
 )
 from ijepa.encoders.own import load_jepa
@@ -35,7 +38,7 @@ from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
 from ijepa.train_decoder import train_decoder
 from ijepa.visualize import visualize
-from ijepa.weights import load_checkpoint, load_state, save_state, weights_sha256
+from ijepa.weights import load_checkpoint, load_state, save_state
 from ijepa_cli.main import app
 
 TINY = {"image_px": 8, "channels": (8, 16), "batch_size": 16, "steps": 12,
@@ -105,17 +108,17 @@ def test_patches_that_are_no_rectangle_have_no_pixels_to_decode_to():
 
 
 def test_the_condition_is_what_the_predictor_is_asked_for_on_average(run):
-    trained = load_jepa(str(run))
-    data, pixels = trained.config.data, torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    jepa, config = load_jepa(str(run))
+    data, pixels = config.data, torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     images = normalise(pixels, data.mean, data.std)
-    masks = draw_blocks(trained.config, 3, np.random.default_rng(0))
-    found = embed(trained.jepa, data, pixels, masks)
-    tokens = torch.nn.functional.layer_norm(trained.jepa.target_encoder(images), (32,))
+    masks = draw_blocks(config, 3, np.random.default_rng(0))
+    found = embed(jepa, data, pixels, masks)
+    tokens = torch.nn.functional.layer_norm(jepa.target_encoder(images), (32,))
     by_hand = torch.stack(
         [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]
     )
     torch.testing.assert_close(found, by_hand)
-    asked = Targets(trained.jepa.config, trained.jepa.target_encoder, images)
+    asked = Targets(jepa.config, jepa.target_encoder, images)
     torch.testing.assert_close(found, asked.of(slice(None), masks.targets).mean(1))
 
 
@@ -182,8 +185,7 @@ def test_sigterm_saves_first(run, shards, decoder, tmp_path):
 
 
 def loaded(folder, encoder):
-    name, jepa, _ = load_jepa(encoder)
-    return load_decoder(folder, jepa, name, weights_sha256(jepa.state_dict()))
+    return load_decoder(folder, load_jepa(encoder)[0], encoder)
 
 
 def test_a_decoder_of_other_weights_is_refused(run, shards, decoder, tmp_path):

@@ -77,13 +77,13 @@ def test_each_row_is_the_encoders_view_of_its_image(run, images, made):
         assert store.keys[number] == sample.key
         assert store.labels["class"][number] == sample.labels["class"]
         expected = encoder.features(pixels_of(encoder, sample.image), 1)[0, 0]
-        np.testing.assert_allclose(store.last(1)[number], expected.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(store.numpy()[number], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_target_context_and_initial_encoders_are_three_different_ones(run, made):
     choices = config(run), config(run, which="context"), config(f"random:{run}")
     stores = [made(f"{n}.h5", choice) for n, choice in enumerate(choices)]
-    target, context, initial = (store.last(1) for store in stores)
+    target, context, initial = (store.numpy() for store in stores)
     assert not np.allclose(target, context, atol=1e-3)
     assert not np.allclose(target, initial, atol=1e-3)
     assert len({fingerprint(choice) for choice in choices}) == 3
@@ -122,14 +122,14 @@ def test_pixels_are_the_image_itself_in_fp32_whatever_is_asked(images, made):
     assert store.shape == (256, 1, 3 * 32 * 32)
     assert store.header.precision == "fp32"
     expected = pixels_of(load_encoder("pixels", image_px=32), images.read_image(7)).flatten()
-    np.testing.assert_allclose(store.last(1)[7], expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(store.numpy()[7], expected.numpy(), atol=1e-6)
 
 
 def test_random_encoders_come_by_architecture_and_seed(made):
     choices = [config("random:32x2x2/8@32", seed=seed) for seed in (0, 0, 1)]
     stores = [made(f"{n}.h5", choice) for n, choice in enumerate(choices)]
-    assert np.array_equal(stores[0].last(4), stores[1].last(4))
-    assert not np.allclose(stores[0].last(4), stores[2].last(4))
+    assert np.array_equal(stores[0].values, stores[1].values)
+    assert not np.allclose(stores[0].values, stores[2].values)
     first, _, last = (store.header.provenance for store in stores)
     assert first.family == last.family
     assert (first.seed, last.seed) == (0, 1)
@@ -171,8 +171,8 @@ def test_views_stand_row_by_row_behind_each_evaluation_view(run, made):
     assert viewed.views.tolist() == [0, 1, 2] * 256
     assert viewed.keys[::3] == viewed.keys[2::3] == plain.keys
     np.testing.assert_array_equal(viewed.labels["class"][1::3], plain.labels["class"])
-    np.testing.assert_allclose(viewed.last()[::3], plain.last(), atol=2e-3)
-    assert not np.allclose(viewed.last()[1::3], viewed.last()[2::3], atol=1e-2)
+    np.testing.assert_allclose(viewed.numpy()[::3], plain.numpy(), atol=2e-3)
+    assert not np.allclose(viewed.numpy()[1::3], viewed.numpy()[2::3], atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_features_in_bf16_are_close_to_those_in_fp32_and_the_file_says_so(
     }
     found = {name: store.header.precision for name, store in stores.items()}
     assert found == {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
-    exact, rounded = (torch.from_numpy(stores[name].last()) for name in ("fp32", "bf16"))
-    assert torch.equal(exact, torch.from_numpy(stores["auto"].last()))
+    exact, rounded = (torch.from_numpy(stores[name].numpy()) for name in ("fp32", "bf16"))
+    assert torch.equal(exact, torch.from_numpy(stores["auto"].numpy()))
     assert not torch.equal(exact, rounded)
     assert torch.cosine_similarity(exact, rounded).min() > 0.999
     monkeypatch.setattr(sys, "argv", ["ijepa", "features", "info", str(tmp_path / "bf16.h5")])
@@ -244,7 +244,7 @@ def test_features_come_to_the_host_from_any_device(made, monkeypatch):
     monkeypatch.setattr(
         Encoder, "features", lambda *a, **k: compute(*a, **k).as_subclass(Elsewhere)
     )
-    assert np.array_equal(made("elsewhere.h5", config("pixels")).last(), plain.last())
+    assert np.array_equal(made("elsewhere.h5", config("pixels")).numpy(), plain.numpy())
 
 
 @pytest.mark.gpu
@@ -254,7 +254,7 @@ def test_a_gpu_extracts_in_bf16_what_a_cpu_extracts_in_fp32(run, made, monkeypat
     cpu, gpu = made("cpu.h5", config(run)), made("gpu.h5", config(run), Runtime(device="cuda"))
     assert (gpu.header.precision, gpu.keys) == ("bf16", cpu.keys)
     assert np.array_equal(gpu.image_ids, cpu.image_ids)
-    one, two = (torch.from_numpy(store.last()) for store in (cpu, gpu))
+    one, two = (torch.from_numpy(store.numpy()) for store in (cpu, gpu))
     assert torch.cosine_similarity(one, two).min() > 0.999
 
 
@@ -272,7 +272,7 @@ def test_bicubic_views_are_another_extraction_and_the_file_says_so(made):
     )
     assert (first.header.interpolation, second.header.interpolation) == ("bilinear", "bicubic")
     assert "bicubic to 24" in second.header.transform
-    assert 0 < np.abs(first.last() - second.last()).max() < np.ptp(first.last())
+    assert 0 < np.abs(first.numpy() - second.numpy()).max() < np.ptp(first.numpy())
 
 
 def test_the_evaluation_split_is_stored_by_its_own_name(shards, tmp_path, made):
@@ -286,7 +286,9 @@ def test_patch_tokens_stand_beside_the_features_that_are_their_mean(run, images,
     assert store.header.tokens == (8, 8, 32)
     assert store.tokens.shape == (store.shape[0], 64, 32)
     assert store.tokens.dtype == np.float16
-    np.testing.assert_allclose(store.tokens.mean(1, np.float32), store.last(), atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        store.tokens.mean(1, np.float32), store.numpy(), atol=2e-3, rtol=1e-3
+    )
     rows, each = [200, 3, 200], 1 + len(views) // 2
     for row, found in zip(rows, store.tokens[rows], strict=True):
         if row % each == 0:
@@ -307,8 +309,8 @@ def test_patches_of_pixels_are_the_images_own(images, made):
     image = pixels_of(load_encoder("pixels", image_px=32), images.read_image(5))[0]
     patch = image[:, 8:16, 16:24].flatten()  # row 1, column 2
     np.testing.assert_allclose(store.tokens[5, 1 * 4 + 2], patch.numpy(), atol=1e-6)
-    assert np.array_equal(store.last(), made("q.h5", choice.model_copy(
-        update={"encoder": "pixels", "tokens": False})).last())  # fmt: skip
+    assert np.array_equal(store.numpy(), made("q.h5", choice.model_copy(
+        update={"encoder": "pixels", "tokens": False})).numpy())  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader, is_finite, open_features
+from ijepa.features.store import FeatureHeader, open_features
 from ijepa.features.write import FeatureWriter, create_features
 
 HEADER = FeatureHeader(
@@ -33,13 +33,6 @@ def numbers(rows, seed=0):
 
 def labels(rows):
     return {"class": np.arange(rows) % 2, "count": np.arange(rows) + 10}
-
-
-def test_finite_are_all_half_precision_numbers_but_infinities_and_nan():
-    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    assert [is_finite(every[n : n + 1]) for n in range(len(every))] == np.isfinite(every).tolist()
-    assert is_finite(every[np.isfinite(every)])
-    assert is_finite(every[:0])
 
 
 def names(rows, first=0):
@@ -93,8 +86,8 @@ def test_batches_written_in_any_order_by_any_writers_come_out_in_order(
         assert store.image_ids.tolist() == image_ids(names(rows)).tolist()
         assert store.views is None
         np.testing.assert_equal(store.labels, labels(rows))
-        np.testing.assert_array_equal(store.last(2), expected.reshape(rows, 6))
-        np.testing.assert_array_equal(store.last(1), store.numpy())
+        np.testing.assert_array_equal(store.values, features.astype(dtype))
+        np.testing.assert_array_equal(store.numpy(), expected[:, 1])
         np.testing.assert_array_equal(store.numpy(layer=0), expected[:, 0])
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
 
@@ -129,7 +122,7 @@ def test_any_rows_are_read_in_any_order(tmp_path_factory, data):
     rows += list(range(len(rows)))  # with a run of neighbours
     layers = data.draw(st.integers(1, 2))
     with open_features(path) as store:
-        found = store.read(np.array(rows, np.int64), layers)
+        found = store.values[np.array(rows, np.int64), -layers:]
     expected = numbers(1200).astype(np.float16)[rows, 2 - layers :]
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, expected)
@@ -149,7 +142,7 @@ store = open_features(path, check_numbers=len(sys.argv) > 2)
 rows = np.random.default_rng(0).permutation(store.shape[0])
 before = own_kb()
 for some in np.array_split(rows, len(rows) // 256):
-    store.read(some, 2)
+    store.values[some]
 print(own_kb() - before)
 """
 
@@ -261,17 +254,14 @@ def put(name, place, value):
     [
         (shorten("labels/class"), "holds 10 features but 9 labels/class"),
         (shorten("keys"), "holds 10 features but 9 keys"),
-        (put("keys", 1, "häuser/000".encode()), "holds key häuser/000 more than once"),
-        (put("features", (3, 0, 0), np.nan), "not finite, first for häuser/003"),
-        (put("features", (3, 0, 0), np.inf), "not finite, first for häuser/003"),
         (put("features", (3, 0, 0), 0.5), "rows from 0 on are damaged"),
         (lambda store: store.attrs.pop("complete"), "not a complete feature file"),
         (lambda store: store.attrs.pop("schema"), "not a complete feature file"),
         (lambda store: store.attrs.pop("header"), "not a whole feature file"),
-        (lambda store: store.attrs.modify("header", "{}"), "header that this version"),
+        (lambda store: store.attrs.modify("header", "{}"), "not a whole feature file"),
         (put("image_id", 0, 7), "rows from 0 on are damaged"),
         (put("checksums", 0, 7), "rows from 0 on are damaged"),
-        (shorten("checksums"), "has lost its checksums"),
+        (shorten("checksums"), "holds 10 features but 0 checksums"),
         (lambda store: store.__delitem__("features"), "not a whole feature file"),
     ],
 )
@@ -312,10 +302,10 @@ def test_a_store_cut_short_or_changed_anywhere_is_refused_or_unharmed(
             file.seek(place)
             file.write(bytes([byte ^ 0x10]))
     with open_features(whole) as store:
-        expected, keys = store.last(2), store.keys
+        expected, keys = store.values.copy(), store.keys
     with contextlib.suppress(IjepaError), open_features(path) as store:  # nothing but IjepaError
         assert not cut
-        np.testing.assert_array_equal(store.last(2), expected)
+        np.testing.assert_array_equal(store.values, expected)
         assert len(store.keys) == len(keys)
 
 

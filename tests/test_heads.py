@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from arrays import ArrayRows, labelled
+from arrays import labelled
 from sklearn.linear_model import LogisticRegression
 from test_attentive import SHORT, on_tokens, places
 
@@ -63,7 +63,7 @@ def states(heads):
 
 
 def inputs_of(test):
-    values = torch.from_numpy(test.features.values)
+    values = torch.from_numpy(test.features)
     return {"last": values[:, -1], "concat": values.flatten(1)}
 
 
@@ -84,7 +84,7 @@ def trained_alone(head, number, rule, train, seed=0):
     buffers = {}
     batches = Batches(rule, train.views, seed)
     for step in range(batches.steps):
-        values = torch.from_numpy(train.features.values[batches.rows(step)])
+        values = torch.from_numpy(train.features[batches.rows(step)])
         inputs = values.flatten(1) if head.features == "concat" else values[:, -1]
         model.zero_grad()
         F.cross_entropy(
@@ -210,35 +210,26 @@ def test_heads_trained_in_bf16_are_nearly_those_trained_in_fp32_and_kept_in_fp32
 
 
 def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch):
-    monkeypatch.setattr(linear_module, "SAVE_SECONDS", 0.0)
-    keep = Kept(stop_after=9)
-    with pytest.raises(KeyboardInterrupt):
-        trained(protocol(bf16=True), kept=keep)
-    keep.stop_after = None
-    assert_same(states(trained(kept=keep)), states(trained()))
+    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
+    request = ProbeRequest(ProbeConfig(name="linear"))
+    [whole] = linear(data(), data(50, seed=1), request)
+    rounded = {"precision": {"bf16": True}, "choice": {"accuracy": [1.0]}}
+    [again] = linear(data(), data(50, seed=1), request._replace(states=rounded))
+    assert again.choices == whole.choices
 
 
-class CountedRows(ArrayRows):
-    """Counts the rows that are read."""
-
-    rows_read = 0
-
-    def read(self, rows, layers):
-        CountedRows.rows_read += len(rows)
-        return super().read(rows, layers)
-
-
-def test_features_on_the_device_are_read_once_and_give_the_same_scores(monkeypatch):
+def test_features_on_the_device_give_the_same_scores(monkeypatch):
     train, test = data(120, views=2), data(50, seed=1)
     rule = protocol(epochs=5, augment="rrc-flip")
     monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", rule)
     request = ProbeRequest(ProbeConfig(name="linear"))
     [from_file] = linear(train, test, request)
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: 2**30)
-    monkeypatch.setattr("ijepa.probes.arrays.ROWS_AT_ONCE", 50)
-    counted = (one._replace(features=CountedRows(one.features.values)) for one in (train, test))
-    [from_device] = linear(*counted, request)
-    assert CountedRows.rows_read == 120 * 2 + 50
+    monkeypatch.setattr("ijepa.probes.linear.ROWS_AT_ONCE", 50)
+    loaded = []
+    told = request._replace(progress=lambda task, done, _: loaded.append((task, done)))
+    [from_device] = linear(train, test, told)
+    assert {("load features", done) for done in (50, 240)} <= set(loaded)
     assert np.array_equal(from_file.predictions, from_device.predictions)
     assert from_file.choices == from_device.choices
 

@@ -74,7 +74,7 @@ def test_many_classes_are_separated_as_well_as_few(name):
 def test_predictions_repeat_whatever_else_is_in_the_test_set_and_are_of_evaluation_views(name):
     train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
     garbage = np.random.default_rng(0).standard_normal(train.features.shape)
-    values = np.concatenate([garbage, train.features.values])
+    values = np.concatenate([garbage, train.features])
     views = np.stack([np.arange(200, 400), np.arange(200)], axis=1)  # evaluation views come last
     others = {
         "the same again": (train, test),
@@ -274,10 +274,8 @@ def test_features_are_scaled_as_asked_for_and_the_score_says_so():
     (rows,) = logistic(train, test, request("logistic", scale="rows"))
     np.testing.assert_array_equal(usual.predictions, same.predictions)
     assert (usual.deviations, rows.deviations) == ((), ("scaled by rows, not columns",))
-    wide = labelled(train.features.values * 1000, train.labels)
-    (again,) = logistic(
-        wide, labelled(test.features.values * 1000, test.labels), request("logistic")
-    )
+    wide = labelled(train.features * 1000, train.labels)
+    (again,) = logistic(wide, labelled(test.features * 1000, test.labels), request("logistic"))
     np.testing.assert_array_equal(usual.predictions, again.predictions)
 
 

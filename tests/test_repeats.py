@@ -11,7 +11,7 @@ from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
-from ijepa.features.leakage import NamedImages, repeated_keys
+from ijepa.features.leakage import repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
@@ -29,7 +29,7 @@ def with_copies(folder, copies):
 
 
 def by_content(images, numbers):
-    return NamedImages(images.image_ids(list(numbers)), images.keys(list(numbers)))
+    return images.image_ids(list(numbers)), images.keys(list(numbers))
 
 
 def test_those_are_found_that_are_there(tmp_path):
@@ -38,10 +38,10 @@ def test_those_are_found_that_are_there(tmp_path):
     scored = {val.read_image(number) for number in range(len(val))}
     [copied] = [number for number in range(24) if train.read_image(number) in scored]
     every = by_content(val, range(20))
-    assert repeated_keys(by_content(train, range(24)), every, 20) == ("val/0/v0",)
-    assert repeated_keys(by_content(train, [copied]), every, 20) == ("val/0/v0",)
+    assert repeated_keys(*by_content(train, range(24)), *every) == ("val/0/v0",)
+    assert repeated_keys(*by_content(train, [copied]), *every) == ("val/0/v0",)
     others = [number for number in range(24) if number != copied]
-    assert repeated_keys(by_content(train, others), every, 20) == ()
+    assert repeated_keys(*by_content(train, others), *every) == ()
 
 
 @pytest.mark.parametrize("views", [0, 2])
@@ -93,10 +93,11 @@ def test_processes_that_fine_tune_together_look_at_all_images(run, tmp_path):
     ("copies", "images", "many"), [(1, 20, False), (2, 20, True), (1, 4, True)]
 )
 def test_more_than_one_in_twenty_are_many(copies, images, many):
-    some = NamedImages(np.arange(copies, dtype=np.uint64), [f"train/{n}" for n in range(copies)])
-    same = some._replace(keys=[f"val/{n}" for n in range(copies)])
+    ids = np.arange(images, dtype=np.uint64)
+    train, test = ([f"{split}/{n}" for n in range(images)] for split in ("train", "val"))
+    both = ids[:copies], train[:copies], ids, test
     if not many:
-        assert repeated_keys(some, same, images) == ("val/0",)
+        assert repeated_keys(*both) == ("val/0",)
         return
     with pytest.raises(IjepaError, match=r"such as val/0 \(train/0 in train\)"):
-        repeated_keys(some, same, images)
+        repeated_keys(*both)

@@ -3,29 +3,43 @@
 What samples drawn from one embedding have in common is in the embedding; what varies is not. The
 decoder draws only the block, where the paper's draws the whole image: its pixels depend on that one
 vector alone, not on the context. Blocks of all aspects are resized to one square. The vector may
-tell where a block lies, because embeddings include positions.
+tell where a block lies, because embeddings include positions. Masks name the patches of a block;
+its box is (top, left, height, width) in pixels.
+
+Do its samples depend on their condition? They are encoded again, and compared: a block is drawn
+from the embedding of its true pixels, put back into its image, and encoded by the frozen target
+encoder. The same is done with a block drawn, with the same noise, from the embedding of this place
+in another image. Only the drawn pixels differ, so a decoder that ignores its condition, or uses
+only the place in it, shows no difference.
 
 Source: paper section 7 and figure 6, which train a diffusion model (RCDM, Bordes et al. 2022) on
 average-pooled predictions; flow matching is Lipman et al. 2023, network and sampler `diffusers`'.
 """
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import ttest_1samp
 from torch import Tensor, nn
 
-from ijepa.config import DataConfig, DecoderConfig, validated
+from ijepa.config import DataConfig, DecoderConfig, PretrainConfig, validated
 from ijepa.config.stages import GROUPS
 from ijepa.errors import IjepaError
 from ijepa.files import LAST
-from ijepa.jepa.augment import normalise
-from ijepa.jepa.masks import Masks
+from ijepa.jepa.augment import crop_batch, normalise
+from ijepa.jepa.masks import Grid, Masks, sample_masks
 from ijepa.jepa.model import IJepa, Targets, last_layer
-from ijepa.weights import load_state, load_weights
+from ijepa.jepa.rng import MASKS, NOISE, SHUFFLE, stream
+from ijepa.progress import Progress
+from ijepa.weights import load_state, load_weights, weights_sha256
 
 TIMES = 1000  # the U-Net's time of pure noise
+AT_ONCE = 32  # images that are evaluated
+HELD_OUT = 2**31  # number of the streams of evaluation; training has fewer steps
 
 
 class Decoder(nn.Module):
@@ -82,11 +96,11 @@ def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
         return Decoder(config, unet, dim, condition_dim)
 
 
-def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> Decoder:
+def load_decoder(folder: Path, jepa: IJepa, name: str) -> Decoder:
     """Load what `ijepa train-decoder` made in `folder`, onto the CPU, frozen.
 
-    An `IjepaError` refuses one that was trained on other weights than `jepa`, the run whose
-    embeddings are to be decoded, of that name and digest.
+    An `IjepaError` refuses one that was trained on other weights than `jepa`, the run of that name
+    whose embeddings are to be decoded.
     """
     path = folder / LAST
     if not path.is_file():
@@ -100,10 +114,10 @@ def load_decoder(folder: Path, jepa: IJepa, name: str, weights_sha256: str) -> D
         raise IjepaError(
             f"{path} is no checkpoint of a decoder; name one of `ijepa train-decoder`."
         )
-    if trained_on != weights_sha256:
+    if trained_on != (digest := weights_sha256(jepa.state_dict())):
         raise IjepaError(
             f"{folder} decodes embeddings of weights {trained_on[:12]} "
-            f"({body['config'].get('encoder')}), but {name} has weights {weights_sha256[:12]}; "
+            f"({body['config'].get('encoder')}), but {name} has weights {digest[:12]}; "
             f"train a decoder for it."
         )
     config = validated(DecoderConfig, body["config"], str(path))
@@ -166,6 +180,122 @@ def embed(
     else:
         tokens = Targets(jepa.config, jepa.target_encoder, seen).of(slice(None), masks.targets)
     return last_layer(tokens, jepa.config).mean(1).float()
+
+
+def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generator) -> Masks:
+    """The masks of a run for a batch in one group, with one of their target blocks each."""
+    kind = config.masks.model_copy(update={"group_size": batch_size})
+    [masks] = sample_masks(config.grid, batch_size, kind, rng)
+    block = int(rng.integers(len(masks.targets)))
+    return Masks(masks.context, masks.targets[block : block + 1])
+
+
+def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
+    """(B, 4) int64 boxes of blocks that are rectangles of one size.
+
+    `index` (B, T) int64 holds the patches of one block an image, row-major on the grid of (rows,
+    columns). An `IjepaError` refuses those that are no rectangle, as of `random` masks.
+    """
+    rows, columns = index // grid[1], index % grid[1]
+    top, left = rows.amin(1), columns.amin(1)
+    height, width = rows.amax(1) - top + 1, columns.amax(1) - left + 1
+    if (height * width != index.shape[1]).any():
+        raise IjepaError(
+            "The run's target blocks are no rectangles, so they have no pixels to decode to; take "
+            "a run with masks.kind multiblock, block or rasterized."
+        )
+    assert (height == height[0]).all()
+    return torch.stack([top, left, height, width], dim=1) * patch_px
+
+
+def cut_blocks(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
+    """Each block's pixels, brought to a square: (B, 3, image_px, image_px) float in [-1, 1].
+
+    Images are (B, 3, H, W) uint8, boxes (B, 4) of `block_boxes`, on one device.
+    """
+    unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    return crop_batch(images, boxes, unflipped, image_px).float() / 127.5 - 1
+
+
+def paste_blocks(images: Tensor, boxes: Tensor, blocks: Tensor) -> Tensor:
+    """A copy of images (B, 3, H, W) uint8 with these pixels in their blocks.
+
+    `blocks` (B, 3, px, px) float, clipped to [-1, 1], are resized to the boxes (B, 4) of
+    `block_boxes`.
+    """
+    height, width = boxes[0, 2:].tolist()
+    fitted = F.interpolate(blocks.float(), (height, width), mode="bilinear", antialias=True)
+    pixels = ((fitted + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pasted = images.clone()
+    for image, block, (top, left, _, _) in zip(pasted, pixels, boxes.tolist(), strict=True):
+        image[:, top : top + height, left : left + width] = block
+    return pasted
+
+
+def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
+    """Numbers of `count` images of a split, or of all if there are fewer, in random order."""
+    if min(num_images, count) < 2:
+        raise IjepaError(f"The split holds {num_images} images; two are needed at least.")
+    numbers: list[int] = stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count].tolist()
+    return numbers
+
+
+def hold(run: PretrainConfig, images: Tensor, seed: int) -> tuple[Masks, Tensor]:
+    """Draw one target block for each held-out image by the run's own masks.
+
+    Returns masks on the images' device, and the blocks' boxes (n, 4); raises as `block_boxes`.
+    """
+    masks = draw_blocks(run, len(images), stream(seed, MASKS, HELD_OUT)).to(images.device)
+    return masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
+
+
+def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
+    """(count, 3, px, px) noise of sample `number` of each of `count` images."""
+    drawn = int(stream(seed, NOISE, HELD_OUT + number).integers(2**62))
+    return draw_flow(count, image_px, drawn)[0]
+
+
+def evaluate_decoder(
+    decoder: Decoder, jepa: IJepa, run: PretrainConfig, images: Tensor, progress: Progress
+) -> dict[str, float | tuple[float, float]]:
+    """Cosine distances to the target's embedding, means over held-out images.
+
+    `images` (n, 3, H, W) uint8, at least two, `decoder` and the frozen `jepa` of configuration
+    `run` are on one device. Returns fields of `ijepa.train_decoder.DecoderResult`.
+    """
+    config, distances = decoder.config, defaultdict(list)
+    masks, boxes = hold(run, images, config.seed)
+    noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
+    others = images.roll(1, dims=0)
+    progress("evaluate decoder images", 0, len(images))
+    for start in range(0, len(images), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        seen, hidden = images[part], masks.images(part)
+        target = embed(jepa, run.data, seen, hidden)
+        conditions = {
+            "true": target,
+            "shuffled": embed(jepa, run.data, others[part], hidden),
+            "predicted": embed(jepa, run.data, seen, hidden, "predictions"),
+        }
+        blocks = {
+            name: sample_blocks(decoder, condition, noise[part], config.sampling_steps)
+            for name, condition in conditions.items()
+        }
+        blocks["resized"] = cut_blocks(seen, boxes[part], config.image_px)
+        for name, drawn in blocks.items():
+            again = embed(jepa, run.data, paste_blocks(seen, boxes[part], drawn), hidden)
+            distances[name].append((1 - F.cosine_similarity(again, target)).cpu().double())
+        progress("evaluate decoder images", min(part.stop, len(images)), len(images))
+    joined = {name: torch.cat(parts) for name, parts in distances.items()}
+    gains = (joined["shuffled"] - joined["true"]).numpy()
+    interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)
+    return {
+        "images": len(gains),
+        "gain": float(gains.mean()),
+        "gain_interval": (float(interval.low), float(interval.high)),
+        "closer": float((gains > 0).mean()),
+        **{name: float(values.mean()) for name, values in joined.items()},
+    }
 
 
 def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs

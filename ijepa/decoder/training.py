@@ -11,8 +11,15 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
-from ijepa.decoder.blocks import block_boxes, cut_blocks, draw_blocks
-from ijepa.decoder.model import build_decoder, draw_flow, embed, flow_loss
+from ijepa.decoder.model import (
+    block_boxes,
+    build_decoder,
+    cut_blocks,
+    draw_blocks,
+    draw_flow,
+    embed,
+    flow_loss,
+)
 from ijepa.distributed import moved, uses_bf16
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa

@@ -23,9 +23,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ijepa.encoders.base import EVAL_CROP, Encoder
+from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, MAP_AVERAGE, Encoder, Pooling, token_pool
 from ijepa.encoders.formats import Weights
-from ijepa.encoders.pooling import CLASS_TOKEN, MAP_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import KINDS, RESNETS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
@@ -70,9 +69,6 @@ def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
     found = [body[key] for key in keys if isinstance(body.get(key), dict)]
     if not found and spec.which == "context":
         raise IjepaError(f"{spec.text} holds no second encoder{place}; leave --which context out.")
-    if not found and not any(isinstance(value, Tensor) for value in body.values()):
-        begins = ", ".join(list(body)[:3]) or "nothing"
-        raise IjepaError(f"{spec.text} holds {begins}; expected weights{place}: {kind.what}.")
     weights = found[0] if found else body
     if kind.part and any(name.startswith(kind.part) for name in weights):
         weights = {
@@ -83,8 +79,8 @@ def read_released(spec: EncoderSpec) -> tuple[Weights, int | None]:
     weights = {k: v for k, v in weights.items() if not k.startswith(kind.others)}
     strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if strange or not weights:
-        wrong = f"{strange[0]}, which is no tensor" if strange else "no weights"
-        raise IjepaError(f"{spec.text} holds {wrong}; expected {kind.what}.")
+        begins = ", ".join(strange[:3]) or "nothing"
+        raise IjepaError(f"{spec.text} holds {begins}; expected weights{place}: {kind.what}.")
     epoch = body.get("epoch")
     return weights, epoch if isinstance(epoch, int) else None
 

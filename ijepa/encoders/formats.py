@@ -13,12 +13,9 @@ from torch import Tensor
 
 from ijepa.config import (
     ARCHITECTURES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     DataConfig,
     EncoderConfig,
     PretrainConfig,
-    Rgb,
     architecture,
     validated,
 )
@@ -217,46 +214,13 @@ def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
             raise IjepaError(f"{folder}: {name} is {settings[name]!r}, I-JEPA's is {value!r}.")
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = [settings.get(name) for name in names]
-    if not all(isinstance(size, int) for size in sizes):
-        raise IjepaError(f"{folder / 'config.json'} does not say {', '.join(names)}.")
     weights: Weights = {}
     for file in files:
         weights |= _weights(file, "its body", unwrapped(read_weights(file), file))
     part, notes = _notes_in(files[0])
     parts = {part: ours_of_transformers(weights, folder)}
-    if notes is None:
-        warn_of_processor(folder, "I-JEPA")
     known = Provenance(origin="hf", method="I-JEPA")
     return _described(folder, parts, "{}x{}x{}".format(*sizes), known, notes)
-
-
-def warn_of_processor(folder: Path, method: str) -> None:
-    """Warn where transformers' image processor normalises otherwise than a method was trained."""
-    mean, std = processor_normalisation(folder) or (IMAGENET_MEAN, IMAGENET_STD)
-    pairs = zip((*mean, *std), (*IMAGENET_MEAN, *IMAGENET_STD), strict=True)
-    if any(abs(theirs - trained) > 1e-3 for theirs, trained in pairs):
-        log.warning(
-            "%s: its processor says mean %s, std %s, but %s was trained with mean %s, std %s, "
-            "ImageNet's, which are taken",
-            folder, list(mean), list(std), method, list(IMAGENET_MEAN), list(IMAGENET_STD),
-        )  # fmt: skip
-
-
-def processor_normalisation(folder: Path) -> tuple[Rgb, Rgb] | None:
-    """(mean, std) of transformers' image processor; None if it is not there or does not say."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
-    try:
-        said = parse_json(path.read_bytes())
-        if said.get("do_normalize", True) is False:
-            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if said.get("image_mean") is None or said.get("image_std") is None:
-            return None
-        (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise IjepaError(f"{path} is not readable ({error}).") from error
-    return (r, g, b), (u, v, w)
 
 
 def _notes_in(file: Path) -> tuple[str, object]:
@@ -317,15 +281,9 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
             f"{source} takes images of {channels} channels, and holds no notes of ijepa on their "
             f"mean and std; take the run that it was converted from."
         )
-    given = architecture(arch) if arch else None
-    if given and given[:2] != (dim, depth):
-        raise IjepaError(
-            f"{source} is {dim} wide and {depth} blocks deep, {arch} is {given.dim} and "
-            f"{given.depth}."
-        )
     for name, size in ARCHITECTURES.items():
         is_same = (dim, depth, hidden) == (*size[:2], int(size.dim * size.mlp_ratio))
-        if is_same and (not given or given.heads == size.heads):
+        if is_same and (not arch or architecture(arch).heads == size.heads):
             arch = name
     if not arch:
         raise IjepaError(

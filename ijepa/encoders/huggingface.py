@@ -9,16 +9,16 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
-from ijepa.encoders.base import EVAL_CROP, TUNABLE, Encoder
-from ijepa.encoders.formats import (
-    held_encoder,
-    processor_normalisation,
-    read_networks,
-    warn_of_processor,
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Rgb, Size, height_width
+from ijepa.encoders.base import (
+    CLASS_TOKEN,
+    EVAL_CROP,
+    TUNABLE,
+    Encoder,
+    Pooling,
 )
-from ijepa.encoders.own import provenance_of
-from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
+from ijepa.encoders.formats import held_encoder, read_networks
+from ijepa.encoders.own import encoder_of
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError
 from ijepa.files import read_json
@@ -61,12 +61,8 @@ def load(spec: EncoderSpec) -> Encoder:
             spec.text,
         )
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # as trained, whatever the processor says
-    if family.trained_alike:
-        warn_of_processor(folder, str(family.method))
-    elif said := processor_normalisation(folder):
-        mean, std = said
-    else:
-        log.warning("%s: no preprocessor_config.json; ImageNet's mean and std are taken", spec.text)
+    if not family.trained_alike:
+        mean, std = processor_normalisation(folder)
     return Encoder(
         model,
         Pooling(
@@ -81,17 +77,26 @@ def load(spec: EncoderSpec) -> Encoder:
     )
 
 
+def processor_normalisation(folder: Path) -> tuple[Rgb, Rgb]:
+    """(mean, std) of transformers' image processor; ImageNet's if it does not say."""
+    path = folder / "preprocessor_config.json"
+    said = read_json(path) if path.is_file() else {}
+    if said.get("do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if said.get("image_mean") is None or said.get("image_std") is None:
+        log.warning("%s does not say mean and std; ImageNet's are taken", path)
+        return IMAGENET_MEAN, IMAGENET_STD
+    (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
+    return (r, g, b), (u, v, w)
+
+
 def load_trainable(spec: EncoderSpec) -> Encoder:
     """I-JEPA's, whose network is ours; others are refused, since their blocks are not timm's."""
     spec.refuse_context()
     folder = model_folder(spec.name)
     if read_json(folder / "config.json").get("model_type") != "ijepa":
         raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
-    networks, which = read_networks(folder), held_encoder(folder)
-    provenance = released("hub", spec.name, provenance_of(networks))
-    vit, data = networks.encoder(which), networks.config.data
-    pooling = token_pool(vit, PATCH_AVERAGE)
-    return Encoder(vit, pooling, data, name=spec.text, provenance=provenance, which=which)
+    return encoder_of(read_networks(folder), held_encoder(folder), spec.text, hub=spec.name)
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:
@@ -115,8 +120,6 @@ def model_folder(name: str) -> Path:
             ) from error
     if not (folder / "config.json").is_file():
         raise IjepaError(f"{folder} holds no model of transformers: there is no config.json.")
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise IjepaError(f"{folder} holds no weights: no {' or '.join(WEIGHTS)}.")
     return folder
 
 

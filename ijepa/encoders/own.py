@@ -4,15 +4,13 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
-from ijepa.encoders.base import Encoder
+from ijepa.encoders.base import PATCH_AVERAGE, Encoder, Pooling, token_pool
 from ijepa.encoders.formats import Networks, read_networks
-from ijepa.encoders.pooling import PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import PART_NAMES, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import LAST, fingerprint_of
@@ -56,13 +54,18 @@ def load(spec: EncoderSpec) -> Encoder:
     return Encoder(vit, pooling, config.data, name=spec.text, provenance=known, which=spec.which)
 
 
-def encoder_of(networks: Networks, which: str) -> Encoder:
-    """The `target` or `context` encoder of weights that were read."""
+def encoder_of(networks: Networks, which: str, text: str = "", hub: str = "") -> Encoder:
+    """The `target` or `context` encoder of weights that were read.
+
+    `text` is its name, if not that of the file; `hub` the repository that it comes from.
+    """
     path, vit = Path(networks.source), networks.encoder(which)
-    name = path.parent.parent if path.name == LAST.name else path
+    path = path.parent.parent if path.name == LAST.name else path
     pooling, known = token_pool(vit, PATCH_AVERAGE), provenance_of(networks)
-    data = networks.config.data
-    return Encoder(vit, pooling, data, name=f"{name} ({which})", provenance=known, which=which)
+    if hub:
+        known = released("hub", hub, known)
+    name, data = text or f"{path} ({which})", networks.config.data
+    return Encoder(vit, pooling, data, name=name, provenance=known, which=which)
 
 
 def provenance_of(networks: Networks) -> Provenance:
@@ -117,20 +120,11 @@ def _flat(patch_px: int, _: None, images: Tensor, num_layers: int) -> tuple[Tens
     return images.flatten(1).unsqueeze(1), patchify(images, patch_px) if divides else None
 
 
-class TrainedJepa(NamedTuple):
-    """The networks of a run, frozen, on the CPU, and the run's configuration."""
+def load_jepa(name: str) -> tuple[IJepa, PretrainConfig]:
+    """Context encoder, predictor and target encoder of a run, frozen, on the CPU; and its config.
 
-    name: str
-    jepa: IJepa
-    config: PretrainConfig
-
-
-def load_jepa(name: str) -> TrainedJepa:
-    """Load context encoder, predictor and target encoder of a run, exactly or not at all.
-
-    Args:
-        name: a run folder, a checkpoint file of a run, or `random:RUN`, the networks that the run
-            started from.
+    They are loaded exactly or not at all. `name` is a run folder, a checkpoint file of a run, or
+    `random:RUN`, the networks that the run started from.
     """
     path = Path(name.removeprefix("random:"))
     if not path.exists():
@@ -144,4 +138,4 @@ def load_jepa(name: str) -> TrainedJepa:
             raise IjepaError(f"{name} holds no {lost}; name a run, or a checkpoint of one.")
         weights = {f"{part}.{key}": parts[part][key] for part in parts for key in parts[part]}
         load_weights(jepa, weights, path)
-    return TrainedJepa(name, jepa.eval().requires_grad_(False), networks.config)
+    return jepa.eval().requires_grad_(False), networks.config

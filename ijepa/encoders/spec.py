@@ -6,7 +6,6 @@ Nothing here needs torch until weights are loaded: a stage whose output is there
 """
 
 import importlib
-import logging
 import os
 import re
 from importlib import resources
@@ -29,7 +28,6 @@ from ijepa.errors import IjepaError
 from ijepa.files import (
     BEST,
     CHECKPOINTS,
-    LARGE_BYTES,
     LAST,
     file_sha256,
     fingerprint_of,
@@ -54,8 +52,6 @@ PART_NAMES = {  # of weights by name, in words
 WHICH = ("target", "context")
 
 MADE = {"shard": "a shard set", "extract": "a feature file", "train-decoder": "a decoder"}
-
-log = logging.getLogger(__name__)
 
 
 class PaperRow(Config):
@@ -226,9 +222,6 @@ class EncoderSpec(NamedTuple):
 
     def _build(self, by: str) -> "Encoder":
         """Call this function of the kind's module, or its `load` if there is no such function."""
-        path = self.file / LAST if self.file and self.file.is_dir() else self.file
-        if path and path.is_file() and path.stat().st_size >= LARGE_BYTES:
-            log.info("loading %s, %.1f GB", path, path.stat().st_size / 1e9)
         home = self._home()
         encoder: Encoder = getattr(home, by, home.load)(self)
         if self.image_px:
@@ -297,9 +290,7 @@ def checkpoint_path(path: Path) -> Path:
     if path.is_file() and kind == "a folder":
         return path
     if not (path / LAST).is_file():
-        begun = sibling(path, ".partial") / CHECKPOINTS
-        hint = f"finish it, or name a file in {begun}" if begun.is_dir() else "name one"
-        raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; {hint}.")
+        raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; name one.")
     return path / LAST
 
 
@@ -307,20 +298,15 @@ def _checkpoint_file(text: str, kind: str, run: Path | None, checkpoint: str) ->
     """A checkpoint of a run folder by its name, without `.pt`; what is named if that is `last`."""
     if checkpoint == LAST.stem:
         return run
-    if kind == "random" or not run or not (run / LAST).is_file():
-        raise IjepaError(
-            f"{text} is no finished run, so it has no checkpoint {checkpoint!r}; leave "
-            f"--checkpoint out."
-        )
-    path = run / CHECKPOINTS / f"{checkpoint}.pt"
-    if path.parent != run / CHECKPOINTS or not path.is_file():
-        names = sorted(file.stem for file in (run / CHECKPOINTS).glob("*.pt"))
+    folder = run / CHECKPOINTS if run and kind != "random" else None
+    names = sorted(file.stem for file in folder.glob("*.pt")) if folder else []
+    if not folder or checkpoint not in names:
         why = " Without labels no health check is the best." if checkpoint == BEST.stem else ""
         raise IjepaError(
-            f"{run} has no checkpoint {checkpoint!r}{did_you_mean(checkpoint, names)}; there are "
-            f"{', '.join(names)}.{why}"
+            f"{text} has no checkpoint {checkpoint!r}{did_you_mean(checkpoint, names)}; there are "
+            f"{', '.join(names) or 'none, so leave --checkpoint out'}.{why if names else ''}"
         )
-    return path
+    return folder / f"{checkpoint}.pt"
 
 
 def _unknown(text: str) -> IjepaError:

@@ -3,13 +3,10 @@
 Pretrained weights come from timm's caches, else are fetched.
 """
 
-import logging
-import re
-import shutil
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import huggingface_hub
 import timm
@@ -17,7 +14,6 @@ import torch
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of its client
     EntryNotFoundError,
     HTTPError,
-    LocalEntryNotFoundError,
 )
 from timm.data.config import resolve_model_data_config
 from timm.models.beit import Beit
@@ -25,20 +21,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import DataConfig
-from ijepa.encoders.base import EVAL_CROP, Encoder
+from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, PATCH_AVERAGE, Encoder, Pooling, token_pool
 from ijepa.encoders.formats import ENCODERS, held_encoder
-from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import no_file, whole_file
+from ijepa.files import no_file
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
-URL_SECONDS = 20.0  # to wait for an answer; torch would wait for minutes
-
-log = logging.getLogger(__name__)
 
 
 def load(spec: EncoderSpec) -> Encoder:
@@ -83,20 +75,18 @@ def load(spec: EncoderSpec) -> Encoder:
 def weight_files(spec: EncoderSpec) -> list[Path]:
     """The file that such an encoder is read from; fetched if it must be."""
     name, model = spec.name, spec.name.partition(".")[0]
-    if not timm.is_model(model):
-        near = timm.list_models(f"*{re.split(r'[.:/]', name)[0]}*")[:3] if name else []
-        known = f"; it has {', '.join(near)}" if near else ""
-        raise IjepaError(f"timm {timm.__version__} has no model {name!r}{known}.")
-    near = timm.list_pretrained(f"{model}*")[:3]
-    others = f"; it has {', '.join(near)}" if near else ""
+    file, is_known = spec.file, timm.is_model(model)
+    cfg: Any = None
     try:
-        cfg: Any = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        raise IjepaError(f"timm {timm.__version__} has no {name}{others}.") from error
-    file = spec.file
-    if not file and (cfg is None or not (cfg.hf_hub_id or cfg.url)):
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the model has no such tag
+        is_known = False
+    if not is_known or not (file or (cfg and (cfg.hf_hub_id or cfg.url))):
+        near = timm.list_models(f"*{model}*", pretrained=True)[:3] if model else []
+        others = f"; it has {', '.join(near)}" if near else ""
         raise IjepaError(
-            f"timm has no pretrained weights for {name}: name a file, timm:{name}@FILE{others}."
+            f"timm {timm.__version__} has no model {name!r} with pretrained weights{others}. "
+            f"A file of weights is named as timm:NAME@FILE."
         )
     try:
         file = file or _fetched(cfg)
@@ -118,26 +108,19 @@ def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
         path = Path(torch.hub.get_dir()) / "checkpoints" / str(cfg.url).rpartition("/")[2]
         if not path.is_file():  # where torch.hub, and timm with it, keeps it
             path.parent.mkdir(parents=True, exist_ok=True)
-            request = Request(str(cfg.url), headers={"User-Agent": "torch.hub"})
-            with urlopen(request, timeout=URL_SECONDS) as answer, whole_file(path) as out:
-                shutil.copyfileobj(answer, out)
+            torch.hub.download_url_to_file(str(cfg.url), str(path), progress=False)
         return path
     quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
     quiet()  # it would tell of each attempt
     repo, _, revision = cfg.hf_hub_id.partition("@")
     names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached)
-    for name in names:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision or None))
-        except LocalEntryNotFoundError:  # the network is gone
-            raise
-        except EntryNotFoundError:
-            log.debug("%s has no %s", repo, name)
-    raise FileNotFoundError(f"{repo} has no {' or '.join(names)}")
+    for find in (huggingface_hub.try_to_load_from_cache, huggingface_hub.hf_hub_download):
+        for name in names:
+            with contextlib.suppress(EntryNotFoundError):
+                found = find(repo, name, revision=revision or None)
+                if isinstance(found, str):
+                    return Path(found)
+    raise FileNotFoundError(f"the Hub gives no {' or '.join(names)} of {repo}")
 
 
 def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN401  # timm's have no common base

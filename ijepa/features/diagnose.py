@@ -11,7 +11,6 @@ from ijepa.features.store import FeatureHeader, Features, open_features, read_he
 from ijepa.progress import Progress, automatic
 
 MOST_IMAGES = 25_600  # drawn at random from larger files; as many as RankMe was published with
-ROWS_AT_ONCE = 4096
 NEIGHBOUR_IMAGES = 5000  # drawn at random: each is compared with all others
 LIDAR_IMAGES = 2000
 
@@ -93,9 +92,7 @@ def diagnose(
     with open_features(path) as store:
         label = label if store.labels else None
         classes = None if label is None else store.labels[label]
-        rows = (
-            np.arange(store.shape[0]) if store.views is None else np.flatnonzero(store.views == 0)
-        )
+        rows = np.arange(0, store.shape[0], 1 + store.header.num_views)
         if len(rows) < 2:
             raise IjepaError(f"{path} holds {len(rows)} images; a diagnosis needs two.")
         if len(rows) > MOST_IMAGES:
@@ -120,11 +117,7 @@ def _layer_state(store: Features, place: int, rows: Array, classes: Array | None
     from ijepa.jepa.monitor import health, lidar, neighbour_accuracy
 
     def layer(rows: Array) -> torch.Tensor:
-        found = np.empty((len(rows), store.shape[2]), np.float32)
-        for first in range(0, len(rows), ROWS_AT_ONCE):
-            some = slice(first, first + ROWS_AT_ONCE)
-            found[some] = store.read(rows[some], store.shape[1] - place)[:, 0]
-        return torch.from_numpy(found)
+        return torch.from_numpy(store.values[rows, place].astype(np.float32))
 
     accuracy = across_views = None
     known = rows[:0] if classes is None else rows[classes[rows] >= 0]

@@ -4,7 +4,6 @@ Test images that are byte-identical to a training image are a leak. Published da
 up to 5% of the test images are reported with the score; above that, the probe refuses.
 """
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +91,7 @@ def open_pair(
             f"{len(shared):,} in all, such as {min(shared)}; a probe must not be scored on "
             f"what it was fitted on."
         )
-    repeats = repeated_keys(train, test, len(test.keys))
+    repeats = repeated_keys(train.image_ids, train.keys, test.image_ids, test.keys)
     return OpenPair(train, test, repeats, _deviations(train, test, label))
 
 
@@ -115,17 +114,8 @@ def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:
 
 def _images(store: Features, label: str, dense: bool) -> Images:
     numbered = np.zeros(len(store.maps(label)), np.int64) if dense else store.labels[label]
-    if not store.shape[0]:
-        raise IjepaError(f"{store.path} holds no image.")
-    each, all_keys = 1 + store.header.num_views, store.keys
-    keys, numbers = all_keys[::each], np.resize(np.arange(each), len(all_keys))
-    views = np.zeros_like(numbers) if store.views is None else store.views
-    alike = all(all_keys[view::each] == keys for view in range(1, each))
-    if not alike or not np.array_equal(views, numbers):
-        raise IjepaError(
-            f"{store.path} does not hold views 0 to {each - 1} of each image, one behind the "
-            f"other; extract again."
-        )
+    each = 1 + store.header.num_views  # rows of an image stand one behind the other
+    keys = store.keys[::each]
     labels = numbered[::each]
     known = np.flatnonzero(labels >= 0)
     if not len(known):
@@ -135,7 +125,7 @@ def _images(store: Features, label: str, dense: bool) -> Images:
         [keys[number] for number in known.tolist()],
         labels[known],
         store.image_ids[::each][known],
-        np.arange(len(all_keys)).reshape(-1, each)[known],
+        np.arange(len(numbered)).reshape(-1, each)[known],
         len(keys) - len(known),
     )
 
@@ -143,13 +133,10 @@ def _images(store: Features, label: str, dense: bool) -> Images:
 def _check_classes(train: Images, test: Images, label: str) -> None:
     """Refuse classes numbered otherwise, too few to fit and to choose on, or none in common."""
     one, other = train.store, test.store
-    names, others = (store.header.class_names[label] for store in (one, other))
-    if names != others:
-        pairs = enumerate(itertools.zip_longest(names or [], others or [], fillvalue="nothing"))
-        differs = next(f"{number} is {a} and {b}" for number, (a, b) in pairs if a != b)
+    if one.header.class_names[label] != other.header.class_names[label]:
         raise IjepaError(
-            f"Classes of {label!r} are numbered otherwise in {one.path} and {other.path}: "
-            f"{differs}. Shard both splits together."
+            f"Classes of {label!r} are numbered otherwise in {one.path} and {other.path}; shard "
+            f"both splits together."
         )
     _, counts = np.unique(train.labels, return_counts=True)
     if len(counts) < 2 or counts.max() < 2:
@@ -187,24 +174,20 @@ def _deviations(train: Images, test: Images, label: str) -> tuple[str, ...]:
     return tuple(deviations)
 
 
-class NamedImages(NamedTuple):
-    """Images by content and name: (n,) uint64 of `SplitReader.image_ids`, and n keys."""
-
-    image_ids: Ints
-    keys: Sequence[str]
-
-
 def repeated_keys(
-    train: NamedImages | Images, test: NamedImages | Images, test_images: int
+    train_ids: Ints, train_keys: Sequence[str], test_ids: Ints, test_keys: Sequence[str]
 ) -> tuple[str, ...]:
-    """Which test images are training images, too; many of all `test_images` are refused."""
-    repeated = np.flatnonzero(np.isin(test.image_ids, train.image_ids)).tolist()
-    if len(repeated) > MOST_REPEATS * test_images:
-        same = dict(zip(train.image_ids.tolist(), train.keys, strict=True))
-        pairs = [(test.keys[n], same[int(test.image_ids[n])]) for n in repeated[:SHOWN_REPEATS]]
+    """Which test images are training images, too, byte for byte; many are refused.
+
+    Images are told by the (n,) uint64 of `SplitReader.image_ids`, and named by n keys.
+    """
+    repeated = np.flatnonzero(np.isin(test_ids, train_ids)).tolist()
+    if len(repeated) > MOST_REPEATS * len(test_keys):
+        same = dict(zip(train_ids.tolist(), train_keys, strict=True))
+        pairs = [(test_keys[n], same[int(test_ids[n])]) for n in repeated[:SHOWN_REPEATS]]
         raise IjepaError(
-            f"{len(repeated):,} of {test_images:,} test images are training images, too, byte for "
-            f"byte, such as {', '.join(f'{one} ({other} in train)' for one, other in pairs)}; a "
-            f"score must not be of what was fitted on. Leave them out of one split."
+            f"{len(repeated):,} of {len(test_keys):,} test images are training images, too, byte "
+            f"for byte, such as {', '.join(f'{one} ({other} in train)' for one, other in pairs)}; "
+            f"a score must not be of what was fitted on. Leave them out of one split."
         )
-    return tuple(test.keys[place] for place in repeated)
+    return tuple(test_keys[place] for place in repeated)

@@ -6,13 +6,13 @@ memory map. `write.py` makes such files.
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import h5py
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ijepa.arrays import Array
 from ijepa.config import Config, StrPath
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 8
-# Data sets in write order; `tokens` and `token_checksums` are optional. Dense maps come last and
-# share the token checksums.
-CONTIGUOUS = "features", "image_id", "checksums", "tokens", "token_checksums"
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
@@ -90,9 +87,12 @@ class FeatureHeader(Config):
     dense: dict[str, DenseMaps] = Field(default_factory=dict)
 
     @property
-    def maps(self) -> list[str]:
-        """Names of the data sets of maps in the file."""
-        return [f"dense/{name}" for name in sorted(self.dense)]
+    def numbers(self) -> dict[str, list[str]]:
+        """Data sets that are written batch by batch, under the name of their batches' checksums."""
+        groups = {"checksums": ["features", "image_id"]}
+        if self.tokens:
+            groups["token_checksums"] = ["tokens", *(f"dense/{one}" for one in sorted(self.dense))]
+        return groups
 
 
 class Labels(dict[str, Array]):
@@ -120,15 +120,15 @@ class Features:
     """
 
     def __init__(self, path: Path, store: h5py.File, header: FeatureHeader) -> None:
-        """Take what `open_features` has checked."""
+        """Take columns of one length from an open file; see `open_features`."""
         self.path, self.header = path, header
-        self._numbers: Array = np.asarray(mapped(path, store["features"]))
-        tokens = mapped(path, store["tokens"]) if header.tokens else np.empty((0, 0, 0))
-        self._tokens: Array = np.asarray(tokens)
-        self._maps = {name: np.asarray(mapped(path, store[name])) for name in header.maps}
-        rows, layers, dim = self._numbers.shape
-        self.shape, self.dtype = (rows, layers, dim), str(self._numbers.dtype)
-        labels = store.get("labels", {})
+        numbers = [name for names in header.numbers.values() for name in names]
+        labels, views = store.get("labels", {}), ["view"] if "view" in store else []
+        for name in [*numbers, "keys", *views, *(f"labels/{label}" for label in labels)]:
+            _check_length(store, name, len(store["features"]))
+        self._mapped = {name: np.asarray(mapped(path, store[name])) for name in numbers}
+        rows, layers, dim = self._mapped["features"].shape
+        self.shape, self.dtype = (rows, layers, dim), str(self._mapped["features"].dtype)
         self.labels = Labels((name, labels[name][:]) for name in labels)
         self.labels.path, self.class_names = path, header.class_names
         self.image_ids: Array = store["image_id"][:]
@@ -142,7 +142,8 @@ class Features:
         self.close()
 
     def __len__(self) -> int:
-        return self.shape[0]
+        rows: int = self.shape[0]
+        return rows
 
     def __repr__(self) -> str:
         known = []
@@ -158,7 +159,7 @@ class Features:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._numbers, self._tokens, self._maps = self._numbers[:0], self._tokens[:0], {}
+        self._mapped = {name: values[:0] for name, values in self._mapped.items()}
 
     @property
     def keys(self) -> list[str]:
@@ -178,10 +179,10 @@ class Features:
         columns = {"key": self.keys, **self.labels}
         return pandas.DataFrame(columns if self.views is None else columns | {"view": self.views})
 
-    def read(self, rows: Array, layers: int) -> Array:
-        """(n, layers, dim) as stored: the last `layers` layers of (n,) rows, in whatever order."""
-        found: Array = self._numbers[rows, -layers:]
-        return found
+    @property
+    def values(self) -> Array:
+        """(rows, layers, dim) as stored: mapped, not in memory; `values[rows]` reads some rows."""
+        return self._mapped["features"]
 
     @property
     def tokens(self) -> Array:
@@ -192,7 +193,7 @@ class Features:
         """
         if self.header.tokens is None:
             raise IjepaError(f"{self.path} has no patch tokens; extract it with --tokens.")
-        return self._tokens
+        return self._mapped["tokens"]
 
     def maps(self, label: str) -> Array:
         """(rows, height, width) of one dense label, see `DenseMaps`: mapped, not in memory.
@@ -205,7 +206,7 @@ class Features:
                 f"{self.path} has no dense label {label!r}{near}; its dense labels are: "
                 f"{there or 'none. Shard with --masks or --depth, and extract with --tokens'}."
             )
-        return self._maps[f"dense/{label}"]
+        return self._mapped[f"dense/{label}"]
 
     def numpy(self, layer: int = -1) -> Array:
         """(rows, dim) float32: one stored layer, counted as in a list; -1 is the last."""
@@ -213,55 +214,43 @@ class Features:
             raise IjepaError(
                 f"{self.path} stores {self.shape[1]} layers, 0 to {self.shape[1] - 1}, not {layer}."
             )
-        return self._numbers[:, layer].astype(np.float32)
-
-    def last(self, layers: int = 1) -> Array:
-        """(rows, layers * dim) float32: the last layers side by side, all if fewer are stored."""
-        found = self._numbers[:, -layers:].astype(np.float32, order="C")
-        return found.reshape(len(found), found.shape[1] * found.shape[2])
+        return self.values[:, layer].astype(np.float32)
 
 
 def open_features(
     path: StrPath, *, check_numbers: bool = True, check_tokens: bool = False
 ) -> Features:
-    """Open a store after checking that it is whole and sane.
+    """Open a store after checking that it is whole.
 
-    With `check_numbers`, all features are read once, to see that they are finite and undamaged;
-    with `check_tokens`, all patch tokens, which must be there.
+    With `check_numbers`, all features are read once, and compared with their checksums; with
+    `check_tokens`, all patch tokens, which must be there.
 
     Raises:
-        IjepaError: not there, not HDF5, damaged, incomplete, unequal lengths, a repeated key (with
-            the same view), or numbers that are not finite.
+        IjepaError: not there, not HDF5, damaged, incomplete, or of unequal lengths.
     """
     path = Path(path)
     with _readable(path) as store:
-        header = _header(path, store)
-        rows, held = len(store["features"]), path.stat().st_size
-        columns = ["keys", "image_id", *(name for name in ("view", "tokens") if name in store)]
-        for group in ("labels", "dense"):
-            columns += [f"{group}/{name}" for name in sorted(store.get(group, {}))]
-        for name in ["features", *columns, "checksums"]:
-            values = store[name]
-            # Numbers stand in one piece; the rest is not compressed: it takes its size in the file.
-            in_one_piece = name in CONTIGUOUS or name.startswith("dense/")
-            start = values.id.get_offset() if in_one_piece and values.size else 0
-            if start is None or start + values.nbytes > held:
-                raise ValueError(f"{name} claims {values.shape}, more than {held:,} bytes can hold")
-            if name in columns and len(values) != rows:
-                raise IjepaError(
-                    f"{path} holds {rows:,} features but {len(values):,} {name}; "
-                    f"restore it, or make it again with --force."
-                )
-        refuse_repeats(path, store["keys"][:], store["view"][:] if "view" in store else None)
-        found = Features(path, store, header)
-        batch_rows = int(store.attrs["batch_rows"])
-        if check_numbers:
-            numbers = [found._numbers, found.image_ids]
-            _check_numbers(found, numbers, store["checksums"][:].tolist(), batch_rows)
+        found = Features(path, store, _header(path, store))
         if check_tokens:
-            tokens = [found.tokens, *found._maps.values()]  # refused here if there are none
-            _check_numbers(found, tokens, store["token_checksums"][:].tolist(), batch_rows)
+            _ = found.tokens  # refused if there are none
+        wanted = {"checksums": check_numbers, "token_checksums": check_tokens}
+        batch_rows = int(store.attrs["batch_rows"])
+        for checksums, names in found.header.numbers.items():
+            _check_length(store, checksums, -(-len(found) // batch_rows))
+            expected = store[checksums][:].tolist() if wanted[checksums] else []
+            numbers = [found._mapped[name] for name in names]
+            for batch, checksum in enumerate(expected):
+                some = slice(batch * batch_rows, (batch + 1) * batch_rows)
+                if checksum_of(*(column[some] for column in numbers)) != checksum:
+                    raise ValueError(f"rows from {some.start:,} on are damaged")
     return found
+
+
+def _check_length(store: h5py.File, name: str, length: int) -> None:
+    """See before a column takes memory that it has this length."""
+    if len(store[name]) != length:
+        rows = len(store["features"])
+        raise ValueError(f"it holds {rows:,} features but {len(store[name]):,} {name}")
 
 
 def read_header(path: Path) -> FeatureHeader:
@@ -293,58 +282,7 @@ def _header(path: Path, store: h5py.File) -> FeatureHeader:
             f"{path} is not a complete feature file of schema {SCHEMA}. If `ijepa extract` made "
             f"it, that makes it again with --force."
         )
-    try:
-        return FeatureHeader.model_validate_json(str(store.attrs["header"]))
-    except ValidationError as error:
-        raise IjepaError(
-            f"{path} has a header that this version does not know; extract again."
-        ) from error
-
-
-def refuse_repeats(path: Path, keys: Array, views: Array | None) -> None:
-    """Refuse a key (bytes) that stands twice with the same view."""
-    views = np.zeros(len(keys), np.int16) if views is None else views
-    order = np.lexsort([views, keys])
-    same = (keys[order][1:] == keys[order][:-1]) & (np.diff(views[order]) == 0)
-    if same.any():
-        key = keys[order][np.argmax(same)].decode()
-        raise IjepaError(f"{path} holds key {key} more than once; shard and extract again.")
-
-
-def _check_numbers(
-    found: Features, columns: Sequence[Array], checksums: Sequence[int], batch_rows: int
-) -> None:
-    """Read all numbers of the first column once, batch by batch; checksums are over all columns."""
-    starts = range(0, found.shape[0], max(1, batch_rows))
-    if len(checksums) != len(starts):
-        raise IjepaError(f"{found.path} has lost its checksums; extract again.")
-    for start, checksum in zip(starts, checksums, strict=True):
-        batch = slice(start, start + batch_rows)
-        numbers, *beside = (column[batch] for column in columns)
-        if not is_finite(numbers):
-            raise IjepaError(
-                f"{found.path} holds numbers that are not finite, first for "
-                f"{first_bad(numbers, found.keys[batch])}; extract again with --dtype float32, or "
-                f"look at the encoder."
-            )
-        if checksum_of(numbers, *beside) != checksum:
-            raise IjepaError(
-                f"{found.path} is not a whole feature file (rows from {start:,} on are damaged); "
-                f"restore it, or make it again with --force."
-            )
-
-
-def is_finite(numbers: Array) -> bool:
-    """Neither infinite nor NaN, all of them?"""
-    if numbers.dtype == np.float16:  # four times as fast: only these have all bits of the exponent
-        return bool((numbers.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
-    return bool(np.isfinite(numbers).all())
-
-
-def first_bad(numbers: Array, keys: Sequence[str]) -> str:
-    """Key of the first row with a number that is not finite."""
-    finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
-    return keys[int(np.argmin(finite))]
+    return FeatureHeader.model_validate_json(str(store.attrs["header"]))
 
 
 def mapped(path: Path, data: h5py.Dataset) -> Array:

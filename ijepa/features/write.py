@@ -6,6 +6,7 @@ All but the features is known before the first image is encoded. Each batch has 
 import contextlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,17 +16,7 @@ import numpy as np
 from ijepa.arrays import Array
 from ijepa.config import height_width
 from ijepa.errors import IjepaError
-from ijepa.features.store import (
-    CONTIGUOUS,
-    DAMAGED,
-    SCHEMA,
-    FeatureHeader,
-    checksum_of,
-    first_bad,
-    is_finite,
-    mapped,
-    refuse_repeats,
-)
+from ijepa.features.store import DAMAGED, SCHEMA, FeatureHeader, checksum_of, mapped
 
 CHUNK_ROWS = 512  # of labels and keys, which have HDF5's checksums
 OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
@@ -50,7 +41,7 @@ def create_features(
     computed in different precisions must not be mixed.
 
     Raises:
-        IjepaError: a key (with the same view) stands there twice.
+        IjepaError: two images have the same key.
         OSError: the disk has no room for all rows.
     """
     rows, batches = shape[0], -(-shape[0] // batch_rows)
@@ -68,8 +59,10 @@ def create_features(
     if header.num_views:
         each = 1 + header.num_views
         columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
-    refuse_repeats(path, columns["keys"], columns.get("view"))
-    sizes = _contiguous(header, shape, dtype, batches)
+    [(key, count)] = Counter(keys[:: 1 + header.num_views]).most_common(1) or [("", 0)]
+    if count > 1:
+        raise IjepaError(f"{path} would hold key {key} more than once; shard and extract again.")
+    sizes = _sizes(header, shape, dtype, batches)
     held = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in sizes.values())
     held += rows * 2 * (key_bytes + 8 * len(labels) + 10)
     if hasattr(os, "posix_fallocate"):  # on Linux, fail now, cleanly: HDF5 does not survive it
@@ -93,7 +86,7 @@ def create_features(
             h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
 
 
-def _contiguous(
+def _sizes(
     header: FeatureHeader, shape: tuple[int, int, int], dtype: str, batches: int
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of each data set that is written batch by batch."""
@@ -104,8 +97,8 @@ def _contiguous(
     }  # fmt: skip
     if header.tokens:
         height, width, dim = header.tokens
-        tokens = (rows, height * width, dim), dtype
-        sizes |= {"token_checksums": ((batches,), "uint32"), "tokens": tokens}
+        sizes["token_checksums"] = (batches,), "uint32"
+        sizes["tokens"] = (rows, height * width, dim), dtype
     for name, one in sorted(header.dense.items()):
         sizes[f"dense/{name}"] = (rows, *height_width(header.image_px)), one.dtype
     return sizes
@@ -122,21 +115,17 @@ class FeatureWriter:
         """Take up a file, with the batches that are whole."""
         self.path = path
         with h5py.File(path, "r") as store:
-            maps = [f"dense/{name}" for name in sorted(store.get("dense", {}))]
-            found = [store[name] for name in (*CONTIGUOUS, *maps) if name in store]
-            numbers, ids, *others = (mapped(path, data) for data in found)
-            self._starts = [data.id.get_offset() for data in found]
-            self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), numbers.dtype
-        checksums, *tokens = others
-        self.missing = []
-        for batch, checksum in enumerate(checksums.tolist()):
-            rows = self._rows(batch)
-            is_whole = checksum and checksum == checksum_of(numbers[rows], ids[rows])
-            if tokens and is_whole:
-                beside = (one[rows] for one in tokens[2:])
-                is_whole = tokens[1][batch] == checksum_of(tokens[0][rows], *beside)
-            if not is_whole:
-                self.missing.append(batch)
+            header = FeatureHeader.model_validate_json(str(store.attrs["header"]))
+            self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), store["features"].dtype
+            self._starts: list[int] = []  # in the file: of numbers, then of their checksums
+            missing: set[int] = set()
+            for checksums, names in header.numbers.items():
+                columns = [mapped(path, store[name]) for name in names]
+                self._starts += [store[name].id.get_offset() for name in (*names, checksums)]
+                for batch, checksum in enumerate(store[checksums][:].tolist()):
+                    if checksum_of(*(column[self._rows(batch)] for column in columns)) != checksum:
+                        missing.add(batch)
+        self.missing = sorted(missing)
 
     def write(
         self,
@@ -155,13 +144,13 @@ class FeatureWriter:
         An `IjepaError` if a number is not finite, or too large for the type of the store.
         """
         assert image_ids.dtype == np.uint64, image_ids.dtype  # as floats they would be rounded
-        numbers, ids = self._finite(batch, features), np.ascontiguousarray(image_ids)
-        first = batch * self._batch_rows
-        added = [(first, numbers), (first, ids), (batch, _checksum(numbers, ids))]
+        groups = [[self._finite(batch, features), np.ascontiguousarray(image_ids)]]
         if tokens is not None:
-            patches = self._finite(batch, tokens)
-            added += [(first, patches), (batch, _checksum(patches, *maps))]
-            added += [(first, one) for one in maps]
+            groups.append([self._finite(batch, tokens), *maps])
+        added: list[tuple[int, Array]] = []
+        for numbers in groups:
+            added += [(batch * self._batch_rows, one) for one in numbers]
+            added.append((batch, np.array([checksum_of(*numbers)], np.uint32)))
         with self.path.open("r+b") as file:
             for start, (place, values) in zip(self._starts, added, strict=True):
                 file.seek(start + place * values[0].nbytes)
@@ -177,18 +166,16 @@ class FeatureWriter:
         """The numbers as they are stored, if they can be."""
         with np.errstate(over="ignore"):
             numbers = np.ascontiguousarray(features, self._dtype)
-        if not is_finite(numbers):
+        finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
+        if not finite.all():
+            bad = np.argmin(finite)
             with h5py.File(self.path, "r") as store:
-                keys = [key.decode() for key in store["keys"][self._rows(batch)]]
+                key = store["keys"][batch * self._batch_rows + bad].decode()
             raise IjepaError(
-                f"Features of {first_bad(numbers, keys)} are not finite as {self._dtype}; extract "
-                f"with --dtype float32, and if that fails, too, the encoder is broken."
+                f"Features of {key} are not finite as {self._dtype}; extract with --dtype float32, "
+                f"and if that fails, too, the encoder is broken."
             )
         return numbers
 
     def _rows(self, batch: int) -> slice:
         return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)
-
-
-def _checksum(*columns: Array) -> Array:
-    return np.array([checksum_of(*columns)], np.uint32)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from ijepa.arrays import Array, Floats, Ints
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 States = MutableMapping[str, dict[str, Any]]  # unfinished work by name: tensors, plain values
 
@@ -24,38 +27,12 @@ def chunks(rows: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
     return (slice(first, first + at_once) for first in range(0, rows, at_once))
 
 
-class Rows(Protocol):
-    """Stored features, read when they are needed; there may be more than memory holds."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(rows, layers, dim)."""
-
-    def read(self, rows: Ints, layers: int) -> Array:
-        """(n, layers, dim) floats: the last `layers` layers of some rows, in their order."""
-
-
-class TokenRows(NamedTuple):
-    """Stored patch tokens, in the place of layers: `Rows` for probes that read tokens."""
-
-    tokens: Array  # (rows, patches, dim), in memory or mapped
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(rows, patches, dim)."""
-        rows, patches, dim = self.tokens.shape
-        return rows, patches, dim
-
-    def read(self, rows: Ints, layers: int) -> Array:
-        """(n, patches, dim) as stored; `layers` is the number of patches."""
-        assert layers == self.tokens.shape[1]
-        return self.tokens[rows]
-
-
 class LabelledRows(NamedTuple):
     """Labels of images, and the rows of their features."""
 
-    features: Rows  # of all views of all images
+    # (rows, layers, dim) of all views of all images, mapped where they come from a file; for probes
+    # that read patch tokens (rows, patches, dim). A tensor where a device holds them.
+    features: "Array | Tensor"
     labels: Ints  # (n,) class numbers
     views: Ints  # (n, 1 + K) rows: of each image's evaluation view, then of its augmented ones
 
@@ -68,7 +45,7 @@ class LabelledRows(NamedTuple):
         rows = self.views[:, 0] if images is None else self.views[images, 0]
         vectors: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
         for chunk in chunks(len(rows)):
-            vectors[chunk] = self.features.read(rows[chunk], 1)[:, 0]
+            vectors[chunk] = self.features[rows[chunk], -1]
         return vectors
 
 

@@ -28,7 +28,7 @@ from ijepa.probes.arrays import (
     hold_out,
     smaller_batch,
 )
-from ijepa.probes.attentive import load_state_of, state_of
+from ijepa.probes.heads import load_state_of, state_of
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol
 
 DRAWS, DRAWS_AT_ONCE = 1000, 100  # of the bootstrap over images
@@ -49,9 +49,7 @@ class Dense(NamedTuple):
     def read(self, images: Ints, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens (n, patches, dim) float32 and maps (n, height, width) int64 or float32."""
         rows = self.rows[images]
-        order = np.argsort(rows)  # files are read from start to end
-        back = np.argsort(order)
-        tokens, maps = self.tokens[rows[order]][back], self.maps[rows[order]][back]
+        tokens, maps = self.tokens[rows], self.maps[rows]
         values = torch.from_numpy(maps.astype(np.int64 if self.num_classes else np.float32))
         return torch.from_numpy(tokens).to(device).float(), values.to(device)
 
@@ -117,8 +115,6 @@ def dense(train: Dense, test: Dense, request: ProbeRequest) -> list[Fit]:
     config = request.config
     states = {} if request.states is None else request.states
     protocol = DENSE_PROTOCOLS[config.name][config.protocol]
-    if len(train.rows) < 2:
-        raise IjepaError("A dense probe needs two training images: one is held out to choose.")
     if "choice" not in states:
         fitted, held = hold_out(np.zeros(len(train.rows), np.int64), config.holdout, config.seed)
         some, rest = (train._replace(rows=train.rows[part]) for part in (fitted, held))

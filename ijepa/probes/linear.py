@@ -25,14 +25,12 @@ from ijepa.probes.arrays import (
     Fit,
     LabelledRows,
     ProbeRequest,
-    Rows,
     States,
     chunks,
     hold_out,
     smaller_batch,
 )
-from ijepa.probes.attentive import AttentiveHeads
-from ijepa.probes.heads import Heads
+from ijepa.probes.heads import AttentiveHeads, Heads
 from ijepa.probes.protocols import (
     ATTENTIVE_PROTOCOLS,
     LINEAR_PROTOCOLS,
@@ -45,32 +43,6 @@ HeadProtocol = LinearProtocol | AttentiveProtocol
 CONCATENATED = 4  # layers, paper A.2
 ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
 ORDER = 2  # tells the random numbers of this file apart from others of the same seed
-
-
-class DeviceRows:
-    """Stored features copied to a device as a whole, so that no step waits for a disk."""
-
-    def __init__(
-        self, features: Rows, layers: int, device: torch.device, progress: Progress
-    ) -> None:
-        """Read the last layers of all rows once."""
-        rows, _, dim = features.shape
-        self.shape, self._device = (rows, layers, dim), device
-        dtype = torch.from_numpy(features.read(np.arange(0), layers)).dtype
-        self._values = torch.empty(self.shape, dtype=dtype, device=device)
-        for chunk in chunks(rows, _rows_at_once(layers)):
-            values = features.read(np.arange(rows)[chunk], layers)
-            self._values[chunk].copy_(torch.from_numpy(values))
-            progress("load features", min(chunk.stop, rows), rows)
-
-    def take(self, rows: Ints) -> Tensor:
-        """(n, layers, dim) as stored, on the device: some rows, in their order."""
-        return self._values[_sent(torch.from_numpy(rows), self._device)]
-
-    def read(self, rows: Ints, layers: int) -> Array:
-        """See `Rows`."""
-        values: Array = self.take(rows)[:, -layers:].cpu().numpy()
-        return values
 
 
 class Batches:
@@ -125,7 +97,7 @@ def linear(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> li
 
 
 def attentive(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
-    """Attentive heads on patch tokens (`TokenRows`), see `_choose_and_train`."""
+    """Attentive heads on patch tokens in the place of layers, see `_choose_and_train`."""
     protocol = ATTENTIVE_PROTOCOLS[request.config.protocol]
     [fit] = _choose_and_train(protocol, train, test, request)
     dim = train.features.shape[2]
@@ -148,20 +120,22 @@ def _choose_and_train(
     states = {} if request.states is None else request.states
     device = pick_device(request.device)
     protocol = replace(protocol, bf16=uses_bf16(config.precision, device))
+    if states.get("precision") != {"bf16": protocol.bf16}:
+        states.clear()  # a GPU's work in bfloat16 does not go on in float32 on a CPU
+        states["precision"] = {"bf16": protocol.bf16}
     classes, numbered = np.unique(train.labels, return_inverse=True)
     train = train._replace(labels=numbered.astype(np.int64))
     train, test = (_on_device(data, protocol, device, progress) for data in (train, test))
-    choice = _state_name("choice", protocol)
-    if choice not in states:
+    if "choice" not in states:
         fitted, held = hold_out(train.labels, config.holdout, config.seed)
         rest = train.take(held)
         heads = train_heads(
             train.take(fitted), protocol, config.seed, device, progress, states, CHOOSE
         )
         correct = _predictions(heads, rest, protocol, device) == rest.labels
-        states.pop(_state_name(CHOOSE, protocol), None)
-        states[choice] = {"accuracy": correct.mean(axis=1).tolist()}
-    accuracy = states[choice]["accuracy"]
+        states.pop(CHOOSE, None)
+        states["choice"] = {"accuracy": correct.mean(axis=1).tolist()}
+    accuracy = states["choice"]["accuracy"]
     best = int(np.argmax(accuracy))
     heads = train_heads(train, protocol, config.seed, device, progress, states)
     predictions = classes[_predictions(heads, test, protocol, device)]
@@ -202,10 +176,10 @@ def train_heads(
         heads = AttentiveHeads(protocol, dim, classes, seed, device)
     else:
         heads = Heads(protocol, dims, classes, batches.size, seed, device)
-    state_name, task, done = _state_name(name, protocol), f"{name} steps", 0
-    if state_name in states:
-        heads.load_state_dict(states[state_name])
-        done = int(states[state_name]["steps"])
+    task, done = f"{name} steps", 0
+    if name in states:
+        heads.load_state_dict(states[name])
+        done = int(states[name]["steps"])
     progress(task, done, batches.steps)
     labels, saved = torch.from_numpy(train.labels).to(device), time.monotonic()
     rows = (batches.rows(step) for step in range(done, batches.steps))
@@ -216,14 +190,9 @@ def train_heads(
             heads.step(inputs, true, batches.share_done(step))
             progress(task, step + 1, batches.steps)
             if step + 1 == batches.steps or time.monotonic() - saved >= SAVE_SECONDS:
-                states[state_name] = {"steps": step + 1, **heads.state_dict()}
+                states[name] = {"steps": step + 1, **heads.state_dict()}
                 saved = time.monotonic()
     return heads
-
-
-def _state_name(name: str, protocol: HeadProtocol) -> str:
-    """Name of a state; a GPU's work in bfloat16 does not go on in float32 on a CPU."""
-    return f"{name} bf16" if protocol.bf16 else name
 
 
 def _predictions(
@@ -240,12 +209,17 @@ def _predictions(
 def _on_device(
     data: LabelledRows, protocol: HeadProtocol, device: torch.device, progress: Progress
 ) -> LabelledRows:
-    """The same with its features on the device, if there is room for them."""
-    features, layers = data.features, _num_layers(data.features, protocol)
-    itemsize = features.read(np.arange(0), layers).itemsize
-    if features.shape[0] * layers * features.shape[2] * itemsize > _room_bytes(device):
+    """The same with its features on the device, if there is room: no step waits for a disk."""
+    layers = _num_layers(data.features, protocol)
+    stored = data.features[:, -layers:]
+    if isinstance(stored, Tensor) or stored.nbytes > _room_bytes(device):
         return data
-    return data._replace(features=DeviceRows(features, layers, device, progress))
+    dtype, rows = torch.from_numpy(stored[:0].copy()).dtype, len(stored)
+    held = torch.empty(stored.shape, dtype=dtype, device=device)
+    for chunk in chunks(rows, _rows_at_once(layers)):
+        held[chunk].copy_(torch.from_numpy(stored[chunk].copy()))
+        progress("load features", min(chunk.stop, rows), rows)
+    return data._replace(features=held)
 
 
 def _room_bytes(device: torch.device) -> int:
@@ -254,22 +228,22 @@ def _room_bytes(device: torch.device) -> int:
 
 
 def _inputs(
-    features: Rows, protocol: HeadProtocol, rows_by_step: Iterable[Ints], device: torch.device
+    features: Array | Tensor,
+    protocol: HeadProtocol,
+    rows_by_step: Iterable[Ints],
+    device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
     """What heads see of the rows of each step; on a CPU the next rows are read meanwhile.
 
     Linear heads see (B, D) by `last` and `concat`, attentive ones `tokens` (B, N, D), as stored.
     """
     layers = _num_layers(features, protocol)
-
-    def read(rows: Ints) -> Tensor:
-        return _pinned(torch.from_numpy(features.read(rows, layers)), device)
-
     batches: Iterator[Tensor]  # (B, layers, dim)
-    if isinstance(features, DeviceRows):
-        batches = map(features.take, rows_by_step)
+    if isinstance(features, Tensor):
+        batches = (features[_sent(torch.from_numpy(rows), device)] for rows in rows_by_step)
     else:
-        read_ahead = prefetched((read(rows) for rows in rows_by_step), ahead=1)
+        read = (torch.from_numpy(features[rows, -layers:]) for rows in rows_by_step)
+        read_ahead = prefetched((_pinned(batch, device) for batch in read), ahead=1)
         batches = (moved(batch, device) for batch in read_ahead)
     for batch in batches:
         if isinstance(protocol, AttentiveProtocol):
@@ -289,7 +263,7 @@ def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def _num_layers(features: Rows, protocol: HeadProtocol) -> int:
+def _num_layers(features: Array | Tensor, protocol: HeadProtocol) -> int:
     """Layers that heads see, from the last; attentive heads see all patches in their place."""
     is_linear = isinstance(protocol, LinearProtocol)
     return min(CONCATENATED, features.shape[1]) if is_linear else features.shape[1]

@@ -6,9 +6,15 @@ import numpy as np
 import torch
 
 from ijepa.config import PredictionsConfig, RetrievalConfig
-from ijepa.decoder.blocks import paste_blocks
-from ijepa.decoder.evaluate import held_numbers, hold, noise_of
-from ijepa.decoder.model import embed, load_decoder, sample_blocks
+from ijepa.decoder.model import (
+    embed,
+    held_numbers,
+    hold,
+    load_decoder,
+    noise_of,
+    paste_blocks,
+    sample_blocks,
+)
 from ijepa.distributed import pick_device
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
@@ -24,7 +30,6 @@ from ijepa.figures.retrieval import (
 )
 from ijepa.visualize import Drawing, Given
 from ijepa.visualize.images import as_pixels, draw_images, more_images, pick_images, views_of
-from ijepa.weights import weights_sha256
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 
@@ -41,7 +46,7 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
     sections = []
     figures: dict[str, float] = {}
     for place, name in enumerate(config.encoder, start=1):
-        _, jepa, run = load_jepa(name)
+        jepa, run = load_jepa(name)
         if run.targets.space != "embeddings":
             raise IjepaError(f"{name} predicts {run.targets.space}, not embeddings.")
         assert given.data is not None
@@ -84,10 +89,8 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
     Spread: standard deviation over the samples of one embedding, mean over pixels of the block, in
     levels of 255; None for a single sample.
     """
-    device, trained = pick_device(given.runtime.device), load_jepa(config.encoder)
-    jepa, run = trained.jepa, trained.config
-    sha256 = weights_sha256(jepa.state_dict())
-    decoder = load_decoder(Path(config.decoder), jepa, trained.name, sha256).to(device)
+    device, (jepa, run) = pick_device(given.runtime.device), load_jepa(config.encoder)
+    decoder = load_decoder(Path(config.decoder), jepa, config.encoder).to(device)
     jepa.to(device)
     split, made = given.split(config.split), decoder.config
     numbers = held_numbers(len(split), config.images, config.seed)
@@ -115,7 +118,7 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
     assert given.data is not None
     layer = f"block {run.targets.layers[-1]}" if run.targets.layers else "last layer"
     captions = (
-        f"Encoder {trained.name}, {layer}; data {given.data.source}, {config.split}; "
+        f"Encoder {config.encoder}, {layer}; data {given.data.source}, {config.split}; "
         f"{run.masks.kind} blocks, seed {config.seed}.",
         f"Decoder {config.decoder}: of {made.condition}, {made.image_px} px, {made.steps:,} steps, "
         f"seed {made.seed}; {made.sampling_steps} Euler steps a sample.",
@@ -126,5 +129,5 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
         rows.append([Tile(pictures[number], (), [line], ORANGE) for pictures in columns])
     drawn = sheet([Section("", [[heading] for heading in headings], rows)], captions, 144)
     figures = {"spread_predicted": spreads[0], "spread_target": spreads[1]}
-    facts = {"encoders": [trained.name], "images": len(numbers), "keys": split.keys(numbers)}
+    facts = {"encoders": [config.encoder], "images": len(numbers), "keys": split.keys(numbers)}
     return drawn, {**facts, "figures": figures}
