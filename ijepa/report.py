@@ -12,7 +12,7 @@ from ijepa.files import BESIDE, file_sha256, no_file, read_metrics, write_bytes
 from ijepa.paper import TABLES
 from ijepa.recipes import parse_yaml
 from ijepa.records import read_record, record_path, refuse_changed
-from ijepa.results.page import PICTURES, file_picture, page
+from ijepa.results.page import PICTURES, file_picture, page, short_name, verdict
 from ijepa.results.paper_tables import tables_of_paper
 from ijepa.results.record import RESULT, Scores, is_result, read_result, result_id
 from ijepa.results.tables import (
@@ -24,7 +24,6 @@ from ijepa.results.tables import (
     score_name,
     score_tables,
 )
-from ijepa.results.verdict import short_name, verdict
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
 VERSION = 9

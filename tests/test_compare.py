@@ -9,7 +9,7 @@ from test_probe import LOGISTIC, pair
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probe import probe
-from ijepa.results.compare import compare, paired_class_difference, paired_difference
+from ijepa.results.compare import compare, paired_difference
 from ijepa.results.record import Score, read_result, write_result
 
 
@@ -94,7 +94,7 @@ def test_the_class_interval_is_that_of_drawing_images_again_within_each_class():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [300, 60, 40])
     one, other = rng.random(400) < 0.7, rng.random(400) < 0.6
-    found = paired_class_difference(one, other, labels)
+    found = paired_difference(one, other, labels)
     drawn = np.zeros(4000)
     for label in range(3):
         rows = np.flatnonzero(labels == label)

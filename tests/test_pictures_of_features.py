@@ -15,11 +15,11 @@ from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.figures import embedding, retrieval
-from ijepa.figures.neighbors import nearest
-from ijepa.figures.retrieval import MEAN, PREDICTED, RANDOM, TRUE
 from ijepa.records import read_record
-from ijepa.visualize import visualize
+from ijepa.visualize import features as maps
+from ijepa.visualize import predictions, visualize
+from ijepa.visualize.features import nearest
+from ijepa.visualize.predictions import MEAN, PREDICTED, RANDOM, TRUE
 
 CPU = Runtime(device="cpu", workers=0)
 CHROMIUM = shutil.which("chromium")
@@ -78,19 +78,14 @@ def test_as_many_queries_are_drawn_as_leave_another_image(features, tmp_path):
 
 def test_patches_come_apart_and_together_again():
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    patches = retrieval.cut_patches(image[np.newaxis], 4)
+    patches = predictions.cut_patches(image[np.newaxis], 4)
     assert patches.shape == (6, 4, 4, 3)
     np.testing.assert_array_equal(patches[4], image[4:, 4:8])
-    whole = retrieval.with_patches(np.zeros_like(image), np.arange(6), patches)
+    whole = predictions.with_patches(np.zeros_like(image), np.arange(6), patches)
     np.testing.assert_array_equal(whole, image)
 
 
-def test_the_outline_of_a_block_goes_once_around_it():
-    assert len(retrieval.outline(np.array([5, 6, 9, 10]), (4, 4))) == 8
-    assert len(retrieval.outline(np.array([0, 5]), (4, 4))) == 8  # touching at a corner only
-
-
-def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.Query]:
+def store_and_asked(own_images: bool) -> tuple[np.ndarray, np.ndarray, predictions.Query]:
     """Three images of 2x2 patches in the store; two of them, or two others, are asked about."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -98,15 +93,19 @@ def store_and_asked(own_images: bool) -> tuple[retrieval.PatchStore, retrieval.Q
     asked = slice(0, 2) if own_images else slice(3, 5)
     blocks = np.array([[0, 1], [2, 3]])
     true = np.take_along_axis(tokens[asked], blocks[..., np.newaxis], axis=1)
-    store = retrieval.PatchStore(tokens[:3], retrieval.cut_patches(pixels[:3], 4))
-    return store, retrieval.Query(pixels[asked], [np.arange(2)] * 2, blocks, true, true)
+    patches = predictions.cut_patches(pixels[:3], 4)
+    return (
+        tokens[:3],
+        patches,
+        predictions.Query(pixels[asked], [np.arange(2)] * 2, blocks, true, true),
+    )
 
 
 def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_very_patches():
-    store, asked = store_and_asked(own_images=True)
-    filled = retrieval.fill_blocks(asked, store, np.random.default_rng(0))
+    tokens, patches, asked = store_and_asked(own_images=True)
+    filled = predictions.fill_blocks(asked, tokens, patches, np.random.default_rng(0))
     real = np.stack(
-        [retrieval.cut_patches(asked.pixels[n][np.newaxis], 4)[asked.blocks[n]] for n in (0, 1)]
+        [predictions.cut_patches(asked.pixels[n][np.newaxis], 4)[asked.blocks[n]] for n in (0, 1)]
     )
     np.testing.assert_array_equal(filled[PREDICTED].patches, real)
     assert filled[PREDICTED].difference == 0
@@ -115,14 +114,12 @@ def test_predictions_that_are_the_true_tokens_of_a_stored_image_bring_back_its_v
 
 
 def test_the_mean_at_a_place_is_blind_to_the_image():
-    store, asked = store_and_asked(own_images=False)
+    tokens, patches, asked = store_and_asked(own_images=False)
     same_block = asked._replace(blocks=np.array([[0, 1], [0, 1]]))
-    filled = retrieval.fill_blocks(same_block, store, np.random.default_rng(0))
+    filled = predictions.fill_blocks(same_block, tokens, patches, np.random.default_rng(0))
     np.testing.assert_array_equal(filled[MEAN].patches[0], filled[MEAN].patches[1])
-    nearest = retrieval.nearest_patches(
-        store.tokens[:, :2].mean(axis=0), store.tokens.reshape(12, 16)
-    )
-    np.testing.assert_array_equal(filled[MEAN].patches[0], store.patches[nearest])
+    nearest = predictions.nearest_patches(tokens[:, :2].mean(axis=0), tokens.reshape(12, 16))
+    np.testing.assert_array_equal(filled[MEAN].patches[0], patches[nearest])
 
 
 def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path):
@@ -175,13 +172,13 @@ def test_a_projection_keeps_groups_apart_and_repeats_itself(method):
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 20)
     features = rng.normal(size=(40, 6)) + 30 * group[:, np.newaxis]
-    places = embedding.project(features, method, 10, seed=0)
+    places = maps.project(features, method, 10, seed=0)
     assert places.min() == 0
     assert places.max() == pytest.approx(1)
     middles = np.stack([places[group == g].mean(axis=0) for g in (0, 1)])
     spread = max(places[group == g].std(axis=0).max() for g in (0, 1))
     assert np.linalg.norm(middles[0] - middles[1]) > 2 * spread
-    np.testing.assert_array_equal(embedding.project(features, method, 10, seed=0), places)
+    np.testing.assert_array_equal(maps.project(features, method, 10, seed=0), places)
 
 
 def test_a_perplexity_that_the_images_do_not_allow_is_said(features, tmp_path):
@@ -193,17 +190,17 @@ def test_a_perplexity_that_the_images_do_not_allow_is_said(features, tmp_path):
 
 
 def test_a_legend_counts_classes_and_gathers_the_rarest():
-    names = [f"class {n:02d}" for n in range(embedding.MOST_CLASSES + 5) for _ in range(60 - n)]
-    groups, of_points = embedding.legend_of(names)
-    assert len(groups) == embedding.MOST_CLASSES
-    assert groups[-1].name == embedding.OTHER
+    names = [f"class {n:02d}" for n in range(maps.MOST_CLASSES + 5) for _ in range(60 - n)]
+    groups, of_points = maps.legend_of(names)
+    assert len(groups) == maps.MOST_CLASSES
+    assert groups[-1].name == maps.OTHER
     assert [of_points.count(place) for place in range(len(groups))] == [g.size for g in groups]
-    assert len({(group.colour, group.shape) for group in groups}) == embedding.MOST_CLASSES
+    assert len({(group.colour, group.shape) for group in groups}) == maps.MOST_CLASSES
 
 
 def test_thumbnails_do_not_overlap():
     places = np.random.default_rng(0).random((200, 2))
-    chosen = places[embedding.apart(places, 0.2)]
+    chosen = places[maps.apart(places, 0.2)]
     apart_by = np.abs(chosen[:, np.newaxis] - chosen).max(axis=2)
     assert apart_by[~np.eye(len(chosen), dtype=bool)].min() >= 0.2
 
@@ -233,7 +230,7 @@ def test_an_embedding_page_holds_every_point_and_loads_nothing(features, shards,
     ],
 )
 def test_names_are_shown_and_never_obeyed_by_a_browser_or_who_reads_the_file(nasty, shown):
-    text = embedding.embedding_page(np.eye(3, 2), [nasty] * 3, (), [nasty], [nasty] * 3)
+    text = maps.embedding_page(np.eye(3, 2), [nasty] * 3, (), [nasty], [nasty] * 3)
     assert nasty not in text
     assert not set("\x1b\x9b\u202e") & set(text)
     assert shown in text

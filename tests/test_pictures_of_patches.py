@@ -11,7 +11,6 @@ import timm
 import torch
 import typer
 from PIL import Image
-from sklearn.decomposition import PCA
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
@@ -19,11 +18,9 @@ from ijepa.config import AttentionConfig, PcaConfig, Runtime
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
-from ijepa.figures import attention
-from ijepa.figures.draw import HIDDEN
-from ijepa.figures.pca import foreground, patch_colours, principal_components
 from ijepa.provenance import UNKNOWN
-from ijepa.visualize import visualize
+from ijepa.visualize import patches, visualize
+from ijepa.visualize.patches import patch_colours
 from ijepa_cli.main import app, main
 
 CPU = Runtime(device="cpu", workers=0)
@@ -68,7 +65,7 @@ def some_images() -> torch.Tensor:
 @ALL_NETWORKS
 @pytest.mark.parametrize("layer", [0, -1])
 def test_every_query_shares_out_all_of_its_attention(network, layer):
-    heads = attention.attention_of(network, some_images(), layer)
+    heads = patches.attention_of(network, some_images(), layer)
     tokens = 16 + network.num_prefix_tokens
     assert heads.shape == (3, 2, tokens, tokens)
     torch.testing.assert_close(heads.sum(-1), torch.ones(3, 2, tokens))
@@ -80,7 +77,7 @@ def test_attention_is_softmax_of_queries_and_keys(network):
     first = network.blocks[0]
     entering = []
     hook = first.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    found = attention.attention_of(network, some_images(), 0)
+    found = patches.attention_of(network, some_images(), 0)
     hook.remove()
     with torch.no_grad():
         qkv = first.attn.qkv(first.norm1(entering[0])).unflatten(-1, (3, 2, 16))
@@ -91,27 +88,24 @@ def test_attention_is_softmax_of_queries_and_keys(network):
 @ALL_NETWORKS
 def test_looking_changes_neither_features_nor_the_network(network):
     images = some_images()
-    fused = [block.attn.fused_attn for block in network.blocks]
-    assert all(fused)
     with torch.no_grad():
         before = network(images)
-        with attention.attention_seen_by(network, lambda *_: None):
-            torch.testing.assert_close(network(images), before)
+        patches.attention_of(network, images, 0)
         assert torch.equal(network(images), before)
-    with pytest.raises(ZeroDivisionError), attention.attention_seen_by(network, lambda *_: 1 / 0):
-        network(images)
-    assert [block.attn.fused_attn for block in network.blocks] == fused
+    with pytest.raises(RuntimeError):
+        patches.attention_of(network, images[:, :2], 0)
+    assert all(block.attn.fused_attn for block in network.blocks)
     assert not any(block.attn.attn_drop._forward_hooks for block in network.blocks)
 
 
 def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token():
     network, rows = with_class_token(), torch.randn(17, 17)
-    torch.testing.assert_close(rows[attention.query_of("mean", network, "timm")[2]], rows[1:])
-    torch.testing.assert_close(rows[attention.query_of("class", network, "timm")[2]], rows[:1])
+    torch.testing.assert_close(rows[patches.query_of("mean", network, "timm")[2]], rows[1:])
+    torch.testing.assert_close(rows[patches.query_of("class", network, "timm")[2]], rows[:1])
     torch.testing.assert_close(
-        rows[attention.query_of("1,2", network, "timm")[2]], rows[1 + 6 : 1 + 7]
+        rows[patches.query_of("1,2", network, "timm")[2]], rows[1 + 6 : 1 + 7]
     )
-    assert attention.query_of("center", network, "timm")[1] == (2, 2)
+    assert patches.query_of("center", network, "timm")[1] == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +114,7 @@ def test_the_mean_query_is_the_mean_of_the_patches_rows_without_the_class_token(
 )
 def test_queries_that_there_are_not_are_refused(query, message):
     with pytest.raises(IjepaError, match=message):
-        attention.query_of(query, without_class_token(), RANDOM)
+        patches.query_of(query, without_class_token(), RANDOM)
 
 
 @NETWORKS
@@ -133,31 +127,11 @@ def test_patch_tokens_are_the_networks_own_without_its_class_token(network):
         torch.testing.assert_close(encoder.patch_tokens(images, layer).mean(1), pooled)
 
 
-def test_components_are_scikit_learns_with_the_largest_loading_positive():
-    tokens = np.random.default_rng(0).normal(size=(200, 7)) * np.arange(1, 8)
-    places, explained = principal_components(tokens)
-    pca = PCA(3, svd_solver="full").fit(tokens)
-    signs = np.sign(pca.components_[np.arange(3), np.abs(pca.components_).argmax(axis=1)])
-    np.testing.assert_allclose(places, pca.transform(tokens) * signs, atol=1e-9)
-    np.testing.assert_allclose(explained, pca.explained_variance_ratio_)
-
-
 def squares() -> np.ndarray:
     """Tokens of four images: a bright square of 4x4 in the middle of 8x8 patches, and noise."""
     tokens = np.random.default_rng(0).normal(0, 0.1, (4, 8, 8, 6))
     tokens[:, 2:6, 2:6] += np.array([5, 0, -3, 0, 0, 1])
     return tokens
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_foreground_is_what_stands_in_the_middle(sign):
-    wanted = np.zeros((4, 8, 8), dtype=bool)
-    wanted[:, 2:6, 2:6] = True
-    np.testing.assert_array_equal(foreground(sign * squares(), 0.5), wanted)
-    colours, _ = patch_colours(sign * squares(), 0.5)
-    assert (colours[~wanted] == HIDDEN).all()
-    with pytest.raises(IjepaError, match="choose a lower one"):
-        patch_colours(squares()[:1, :3, :3], 0.999)
 
 
 def test_alike_tokens_have_alike_colours_in_every_image():
@@ -169,10 +143,10 @@ def test_alike_tokens_have_alike_colours_in_every_image():
 
 def test_an_overlay_is_darkest_where_attention_is_largest_but_for_the_query_itself():
     shares = np.array([[0.9, 0.04], [0.05, 0.01]], dtype=np.float32)
-    assert attention.largest_elsewhere(shares, None) == pytest.approx(0.9)
-    assert attention.largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
+    assert patches.largest_elsewhere(shares, None) == pytest.approx(0.9)
+    assert patches.largest_elsewhere(shares, (0, 0)) == pytest.approx(0.05)
     white = np.full((40, 40, 3), 255, dtype=np.uint8)
-    map_ = attention.overlay(white, shares - 0.01, 0.04).sum(axis=2)
+    map_ = patches.overlay(white, shares - 0.01, 0.04).sum(axis=2)
     assert map_[30, 10] == map_.min() < map_[10, 30] < map_[30, 30] == map_.max() == 3 * 255
 
 
@@ -197,7 +171,7 @@ def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
 
 
 def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
-    choices = {"images": 2, "layer": (0, -1), "batch": 16, "foreground": 0.3}
+    choices = {"images": 2, "layer": (0, -1), "batch": 16}
     config, out = PcaConfig(encoder=(str(run), f"random:{run}"), **choices), tmp_path / "p.png"
     picture = visualize(out, config, shards, runtime=CPU)
     assert len(picture.figures) == 4

@@ -24,10 +24,9 @@ from ijepa.provenance import Provenance
 from ijepa.recipes import load_recipe
 from ijepa.records import read_record
 from ijepa.report import report
-from ijepa.results.page import breakable
+from ijepa.results.page import breakable, verdict
 from ijepa.results.record import read_result, result_id, write_result
 from ijepa.results.tables import grouped, score_tables
-from ijepa.results.verdict import verdict
 from ijepa.visualize import visualize
 from ijepa_cli.score_table import report_tables
 from ijepa_cli.show import Screen
@@ -454,7 +453,9 @@ def test_pictures_masks_and_commands_are_in_the_page(results, run, tmp_path):
     assert "There is no record beside the file" in text
     assert page.values("srcdoc") == [html.read_text()]
     images = page.values("src")
-    assert sum(address.startswith("data:image/png") for address in images) == 2  # a preview
+    assert (
+        sum(address.startswith("data:image/png") for address in images) == 2
+    )  # and on the first screen
     assert sum(address.startswith("data:image/svg") for address in images) == 2
 
 

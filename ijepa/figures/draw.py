@@ -1,4 +1,4 @@
-"""One way to draw: matplotlib, light or dark, as PNG or SVG that repeat to the byte.
+"""One way to draw: matplotlib, as PNG or SVG that repeat to the byte.
 
 A figure's units are pixels from its upper left corner. Text from files is data: it is drawn as it
 is stored, `$` and `<` included, and control characters become visible.
@@ -31,11 +31,7 @@ LEAST_PX = 420  # width of a figure, so that its captions can be read
 PNG_SCALE = 2  # pixels of a PNG for one of the figure
 MOST_NAMED = 8  # letters that a warning names
 PER_INCH = 72  # at which one of matplotlib's points is one pixel
-INK, SOFT, GROUND = (  # light, dark
-    ("#1b1f24", "#e6e9ec"),
-    ("#5c6670", "#9aa4ae"),
-    ("#ffffff", "#14171a"),
-)
+INK, SOFT = "#1b1f24", "#5c6670"
 HIDDEN = 222  # grey of patches that are not shown
 BLUE, GREEN, ORANGE = "#1f6feb", "#15803d", "#c2410c"
 # From white over orange to dark red: more is darker, in grey too.
@@ -47,7 +43,6 @@ COLOURS = (
     "#8c6d4f", "#7a8793",
 )  # fmt: skip
 
-Numbers = dict[str, float | tuple[int, ...] | None]  # that a figure shows, by name
 Line = Sequence[tuple[float, float]]  # points (across, down), 0 to 1
 
 log = logging.getLogger(__name__)
@@ -72,21 +67,19 @@ class Section(NamedTuple):
 
 
 @contextlib.contextmanager
-def style(*, dark: bool = False) -> Iterator[None]:
+def style() -> Iterator[None]:
     """Make, and encode, figures inside: settings of the user's matplotlib have no effect there."""
-    ink, soft, ground = (pair[dark] for pair in (INK, SOFT, GROUND))
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # `encoded` says it once
         mpl.rcdefaults()
         mpl.rcParams.update(
             {
-                "text.color": ink,
+                "text.color": INK,
                 "text.parse_math": False,
-                "axes.labelcolor": ink,
-                "axes.edgecolor": soft,
-                "xtick.color": soft,
-                "ytick.color": soft,
-                "figure.facecolor": ground,
+                "axes.labelcolor": INK,
+                "axes.edgecolor": SOFT,
+                "xtick.color": SOFT,
+                "ytick.color": SOFT,
                 "axes.facecolor": "none",
                 "font.size": TEXT_PX,
                 "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib
@@ -157,7 +150,7 @@ def sized(figure: Figure, width: int, height: int) -> Figure:
 def words(axes: Axes, x: float, y: float, lines: Sequence[str]) -> None:
     """Write lines of text, the first in ink and its top at `y`, the others softer."""
     for number, line in enumerate(lines):
-        colour = mpl.rcParams["axes.edgecolor" if number else "text.color"]
+        colour = SOFT if number else INK
         axes.text(x, y + TEXT_PX + number * LINE_PX, _visible(line), color=colour)
 
 

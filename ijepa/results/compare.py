@@ -1,19 +1,17 @@
 """Two encoders on one test set, image by image."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from ijepa.arrays import Bools, Ints
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
 from ijepa.results.record import Score, read_result, unpack_classes, unpack_correct
 
-RESAMPLES = 20_000
-CLASS_RESAMPLES = 4_000  # of every class
+Z95 = float(norm.ppf(0.975))
 
 
 class Comparison(Config):
@@ -22,9 +20,9 @@ class Comparison(Config):
     setting: str  # as in the results
     encoders: tuple[str, str]  # names of the two
     top1: tuple[float, float]
-    difference: float  # of the first less the second; its 95% interval by a paired bootstrap
+    difference: float  # of the first less the second; its 95% interval is of the pairs
     interval: tuple[float, float]
-    # Of the means of the classes' accuracies, likewise by a bootstrap within each class.
+    # Of the means of the classes' accuracies, likewise.
     mean_class_difference: float
     mean_class_interval: tuple[float, float]
     only_first: int  # images that the first alone classifies rightly
@@ -83,7 +81,7 @@ def _compared(first: Score, second: Score) -> Comparison:
     one, other = (unpack_correct(score.correct, first.test_rows)[0] for score in (first, second))
     labels = unpack_classes(first.test_classes, first.test_rows)
     difference, low, high = paired_difference(one, other)
-    class_difference, class_low, class_high = paired_class_difference(one, other, labels)
+    class_difference, class_low, class_high = paired_difference(one, other, labels)
     gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
     return Comparison(
         setting=first.setting,
@@ -99,42 +97,24 @@ def _compared(first: Score, second: Score) -> Comparison:
     )
 
 
-def paired_difference(one: Bools, other: Bools, seed: int = 0) -> tuple[float, float, float]:
+def paired_difference(
+    one: Bools, other: Bools, labels: Ints | None = None
+) -> tuple[float, float, float]:
     """How much more often the one is right on the same test images, with its 95% interval.
 
-    `one` and `other` are (n,), whether each classified an image rightly. Images are drawn again
-    with what both made of them (bootstrap). The mean of such a sample depends only on how often
-    each of the three outcomes is drawn, so counts are drawn instead of images.
+    With the images' true classes `labels` (n,) it is the mean of the classes' differences. The
+    variance within a class of n images is estimated with n - 1; a class of one image, which has
+    none, takes that of all such classes together.
+
+    `one` and `other` are (n,), whether each classified an image rightly.
     """
-    gains, losses = float(np.mean(one & ~other)), float(np.mean(other & ~one))
-    chances = [gains, losses, max(0.0, 1 - gains - losses)]
-    drawn = np.random.default_rng(seed).multinomial(len(one), chances, size=RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(one), [0.025, 0.975])
-    return (gains - losses, float(low), float(high))
-
-
-def paired_class_difference(
-    one: Bools, other: Bools, labels: Ints, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of the means of the classes' accuracies, with its 95% interval.
-
-    As `paired_difference`, but images are drawn again within each class, so that none goes missing,
-    and deviations are multiplied by sqrt(n / (n - 1)) in a class of n images, for a sample of so
-    few varies too little. Classes of one image are drawn together. `labels` (n,) are true classes.
-    """
-    _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    strata = np.where(counts[numbered] > 1, numbered, -1)
-    rng, value, deviations = np.random.default_rng(seed), 0.0, np.zeros(CLASS_RESAMPLES)
-    for stratum in np.unique(strata):
-        here = strata == stratum
-        size, classes = int(here.sum()), 1 if stratum >= 0 else int(here.sum())
-        gains, losses = np.mean((one & ~other)[here]), np.mean((other & ~one)[here])
-        value += classes * float(gains - losses)
-        if gains or losses:
-            chances = [gains, losses, max(0.0, 1 - gains - losses)]
-            drawn = rng.multinomial(size, chances, size=CLASS_RESAMPLES)
-            means = (drawn[:, 0] - drawn[:, 1]) / size
-            correction = math.sqrt(size / max(1, size - 1))
-            deviations += classes * correction * (means - float(gains - losses))
-    low, high = (value + np.quantile(deviations, [0.025, 0.975])) / len(counts)
-    return (value / len(counts), max(-1.0, float(low)), min(1.0, float(high)))
+    gain = one.astype(np.float64) - other
+    alike = np.zeros(len(one)) if labels is None else labels
+    _, numbered, counts = np.unique(alike, return_inverse=True, return_counts=True)
+    means = np.bincount(numbered, gain) / counts
+    squares = np.bincount(numbered, (gain - means[numbered]) ** 2)
+    variances = squares / np.maximum(counts - 1, 1) / counts
+    alone = gain[counts[numbered] == 1]
+    variances[counts == 1] = alone.var(ddof=1) if len(alone) > 1 else 1.0
+    value, error = float(means.mean()), Z95 * float(variances.sum()) ** 0.5 / len(counts)
+    return value, max(-1.0, value - error), min(1.0, value + error)

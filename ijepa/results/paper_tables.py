@@ -72,16 +72,15 @@ def _parts(
     table: Table, column: Column, groups: Sequence[Group], known: Families
 ) -> Iterator[TableView]:
     """A task of a table, once for each group of ours that fills a row of it, or once without."""
-    near: dict[Row, list[Line]] = {row: [] for row in table.rows}  # of context encoders, too
     filled: list[tuple[str, Lines]] = []
     for group in groups:
         if not _is_task(group.score, column):
             continue
-        lines: dict[Row, list[Line]] = {}
-        for row in table.rows:
-            found = [x for x in group.lines if _is_trained_as(x.score, row, table, known)]
-            near[row] += found
-            lines[row] = [line for line in found if line.score.which == "target"]
+        targets = [line for line in group.lines if line.score.which == "target"]
+        lines = {
+            row: [line for line in targets if _is_trained_as(line.score, row, table, known)]
+            for row in table.rows
+        }
         if any(lines.values()):
             ours = f"{group.score.protocol}, {score_data(group.score)}"
             filled.append((f"{column.task}; ours {ours}", lines))
@@ -98,7 +97,7 @@ def _parts(
                 "protocol, or why not run",
             ),
             rows=tuple(
-                _paper_row(row, row.values[at], line, column, near[row]) for row, line in places
+                _paper_row(row, row.values[at], line, column) for row, line in places
             ),
             made=tuple(line is not None for _, line in places),
         )  # fmt: skip
@@ -110,10 +109,8 @@ def _places(table: Table, lines: Lines) -> list[tuple[Row, Line | None]]:
     return [(row, line) for row in table.rows for line in lines.get(row) or none]
 
 
-def _paper_row(
-    row: Row, paper: float, line: Line | None, column: Column, near: Sequence[Line]
-) -> tuple[Cell, ...]:
-    """What stands in a row, with `line` of ours or what is missing; `near`: of its pretraining."""
+def _paper_row(row: Row, paper: float, line: Line | None, column: Column) -> tuple[Cell, ...]:
+    """What stands in a row, with `line` of ours or what is missing."""
     cells = (
         Cell(text=row.method, note=row.group),
         Cell(text=row.arch),
@@ -122,11 +119,8 @@ def _paper_row(
     )
     if line is None:
         by = f"on {column.kind} by protocol {column.protocols[0]}"
-        why_not = f"no result of recipe {row.recipe} {by} was given"
-        contexts = [one.score.encoder for one in near if one.score.which != "target"]
-        if contexts:
-            why_not = f"{contexts[0]} is its context encoder, the paper's is the target encoder"
-        elif row.method in FOREIGN:
+        why_not = f"no result of recipe {row.recipe} and its target encoder {by} was given"
+        if row.method in FOREIGN:
             why_not = f"no result of --encoder {FOREIGN[row.method]}FILE was given"
         return (*cells, Cell(), Cell(), Cell(text=f"not run: {why_not}"))
     difference, score = 100 * line.mean("top1") - paper, line.score

@@ -34,7 +34,7 @@ from ijepa.stage import StagePlan, exclusive_work
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERSION = 4
+VERSION = 5
 STILL, PAGE = (".png", ".svg"), ".html"
 # Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
 KINDS: dict[type[PictureConfig], str] = {
@@ -155,7 +155,7 @@ def visualize(
                 from ijepa.figures.draw import encoded, style
 
                 draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
-                with style(dark=config.dark):
+                with style():
                     drawn, facts = draw(config, given)
                     is_text = isinstance(drawn, str)
                     content = drawn.encode() if is_text else encoded(drawn, out.suffix)

@@ -2,33 +2,89 @@
 
 from collections.abc import Sequence
 
+import faiss
 import numpy as np
 from torch import Tensor
 
-from ijepa.arrays import Array, Pixels
+from ijepa.arrays import Array, Floats, Pixels
 from ijepa.config import LEVELS, DataConfig, EncodersConfig, MasksConfig
 from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
 from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
-from ijepa.figures.masks import mask_figure
+from ijepa.figures.draw import Line, Section, Tile, heat, keep_patches, sheet
+from ijepa.jepa.masks import batch_masks, mask_statistics
 from ijepa.visualize import Drawing, Given, places_of
+
+PLAIN = (96, 125, 170)  # a patch, where no image is given
+MOST_MASKED = 2**18  # images whose masks are counted, which takes about a second
 
 
 def draw_masks(config: MasksConfig, given: Given) -> Drawing:
-    """Masks of step 0 on the images of step 0."""
+    """Masks of step 0 on the images of step 0, a row each, and how often each patch is seen."""
     recipe, images = config.recipe, None
-    count = min(config.images, recipe.masks.group_size, recipe.data.batch_size)
+    (rows, columns), batch = recipe.grid, recipe.data.batch_size
+    num_patches = rows * columns
+    if config.batches * batch > MOST_MASKED:
+        raise IjepaError(
+            f"{config.batches:,} batches of {batch:,} images are more than the {MOST_MASKED:,} "
+            f"whose masks can be counted; lower --batches or data.batch_size."
+        )
+    count = min(config.images, recipe.masks.group_size, batch)
     if given.data:
         split = given.split(recipe.data.split)
-        if len(split) < recipe.data.batch_size:
+        if len(split) < batch:
             raise IjepaError(
                 f"Split {split.name} of {split.folder} has {len(split):,} images, fewer than one "
-                f"batch of {recipe.data.batch_size:,}; lower data.batch_size, or leave --data out."
+                f"batch of {batch:,}; lower data.batch_size, or leave --data out."
             )
         plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
         images = as_pixels(RandomCropBatches(split, plan)[0].images, given)
-    drawn, figures = mask_figure(recipe, config.batches, count, images, given.note)
-    return drawn, {"encoders": (), "images": count, "figures": figures}
+    counted = mask_statistics(recipe, config.batches)
+    context, target = counted.context_patches, counted.target_patches
+    captions = (
+        f"{recipe.masks.kind}, draw {recipe.masks.draw}: {rows}x{columns} patches, "
+        f"contexts cut over {min(recipe.masks.group_size, batch)} images.",
+        f"Context {context:.1f} patches ({context / num_patches:.3f} of all), target block "
+        f"{target:.1f} ({target / num_patches:.3f}); {config.batches} batches of {batch}, seed "
+        f"{recipe.seed}.",
+        *([given.note] if given.note else []),
+    )
+    masks = batch_masks(recipe, 0)[0].images(slice(count))
+    plain = np.full((rows, columns, 3), PLAIN, dtype=np.uint8)
+    lines: list[Line] = [((n / columns, 0), (n / columns, 1)) for n in range(1, columns)]
+    lines += [((0, n / rows), (1, n / rows)) for n in range(1, rows)]
+    tiles = []
+    for number, seen in enumerate(masks.context.numpy()):
+        image = plain if images is None else images[number]
+        parts = [np.arange(num_patches), seen, *masks.targets[:, number].numpy()]
+        pixels = [keep_patches(image, part, recipe.grid) for part in parts]
+        tiles.append([Tile(one, (), lines, "white", 0.6) for one in pixels])
+    headings = ["image", "context", *(f"target {n + 1}" for n in range(len(masks.targets)))]
+    maps = [
+        Tile(
+            heat(share / max(float(share.max()), 1e-9)),  # one pixel a patch
+            (f"min {share.min():.2f}, max {share.max():.2f}", f"mean {share.mean():.2f}"),
+        )
+        for share in (counted.context_seen, counted.target_seen)
+    ]
+    sections = [
+        Section("", [[heading] for heading in headings], tiles),
+        Section(
+            "Share of images in which a patch is", [["in the context"], ["in a target"]], [maps]
+        ),
+    ]
+    figures = {
+        "grid": recipe.grid,
+        "context_patches": context,
+        "context_ratio": context / num_patches,
+        "target_patches": target,
+        "target_ratio": target / num_patches,
+        "covered_ratio": float(counted.target_seen.mean()),
+        "rarest_in_context": float(counted.context_seen.min()),
+        "rarest_in_target": float(counted.target_seen.min()),
+    }
+    facts: dict[str, object] = {"encoders": (), "images": count, "figures": figures}
+    return sheet(sections, captions, 144), facts
 
 
 def pick_images(split: SplitReader, config: EncodersConfig) -> list[int]:
@@ -72,4 +128,11 @@ def shown(pixels: Array, given: Given) -> Pixels:
     mean, std = np.array(stats.mean)[chosen], np.array(stats.std)[chosen]
     shares = (pixels[..., chosen] / LEVELS[pixels.dtype.name] - mean) / (4 * std) + 0.5
     found: Pixels = np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+    return found
+
+
+def unit(vectors: Floats) -> Floats:
+    """(n, dim) float32 of length 1; a vector of zeros stays one."""
+    found: Floats = np.array(vectors, dtype=np.float32, order="C")
+    faiss.normalize_L2(found)
     return found

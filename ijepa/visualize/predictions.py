@@ -1,11 +1,21 @@
-"""What a run predicts for hidden blocks, as real patches or as pixels of a decoder."""
+"""What a run predicts for hidden blocks, as real patches or as pixels of a decoder.
+
+Retrieval shows predictions by the real patches nearest to them, pasted where the block was hidden.
+Beside the predictions: what the block's true tokens retrieve, the best that a prediction can do;
+what the mean token at each place retrieves, which knows nothing of the image; and patches at
+random.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import faiss
 import numpy as np
 import torch
+from torch import Tensor
 
-from ijepa.config import PredictionsConfig, RetrievalConfig
+from ijepa.arrays import Floats, Ints, Pixels
+from ijepa.config import PredictionsConfig, PretrainConfig, RetrievalConfig
 from ijepa.decoder.model import (
     embed,
     held_numbers,
@@ -19,19 +29,42 @@ from ijepa.distributed import pick_device
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import ORANGE, Section, Tile, box, keep_patches, sheet
-from ijepa.figures.retrieval import (
-    MEAN,
-    PREDICTED,
-    TRUE,
-    ask,
-    fill_blocks,
-    retrieval_section,
-    store_of,
-)
+from ijepa.jepa.augment import normalise
+from ijepa.jepa.masks import Masks, sample_masks
+from ijepa.jepa.model import IJepa, last_layer, target_tokens
+from ijepa.jepa.rng import MASKS, stream
 from ijepa.visualize import Drawing, Given
-from ijepa.visualize.images import as_pixels, draw_images, more_images, pick_images, views_of
+from ijepa.visualize.images import (
+    as_pixels,
+    draw_images,
+    more_images,
+    pick_images,
+    unit,
+    views_of,
+)
+from ijepa.weights import weights_sha256
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
+PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"
+AT_ONCE = 32  # images in the device's memory
+
+
+class Query(NamedTuple):
+    """One hidden block in each of n images, and what is known of it."""
+
+    pixels: Pixels  # (n, height, width, 3)
+    contexts: list[Ints]  # (K,) patches of each image; K may differ
+    blocks: Ints  # (n, T) patches
+    predicted: Floats  # (n, T, dim) by the predictor, from the context
+    true: Floats  # (n, T, dim) by the target encoder
+
+
+class Filled(NamedTuple):
+    """Blocks filled with real patches."""
+
+    patches: Pixels  # (n, T, patch, patch, 3)
+    cosine: float  # of the tokens that chose them to the true tokens, mean over all patches
+    difference: float  # of colour to the real patches, mean, 0 to 1
 
 
 def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
@@ -62,10 +95,13 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
         views = views_of(split, numbers, run.data)
         asked = ask(jepa, run, views, as_pixels(views, given), config.seed)
         views = views_of(store_split, stored, run.data)
-        store = store_of(jepa, run, views, as_pixels(views, given))
-        filled = fill_blocks(asked, store, np.random.default_rng(config.seed))
+        patches = cut_patches(as_pixels(views, given), run.encoder.patch_px)
+        rng = np.random.default_rng(config.seed)
+        filled = fill_blocks(asked, store_of(jepa, run, views), patches, rng)
         title = f"{name}: context encoder ({len(jepa.encoder.blocks)} blocks) and predictor"
-        sections.append(retrieval_section(asked, filled, len(shown))._replace(title=title))
+        notes = [(way, f"{f.cosine:.3f}, {f.difference:.3f}") for way, f in filled.items()]
+        tiles = _rows(asked, filled, run.grid, len(shown))
+        sections.append(Section(title, [["image"], ["context"], *notes], tiles))
         figures |= {f"cosine of {way}, {name}": f.cosine for way, f in filled.items()}
         figures |= {f"difference of {way}, {name}": f.difference for way, f in filled.items()}
         given.progress("retrieve patches for runs", place, len(config.encoder))
@@ -81,6 +117,111 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
     drawn = sheet(sections, captions, 144)
     facts = {"encoders": config.encoder, "images": len(shown), "keys": split.keys(shown)}
     return drawn, {**facts, "figures": figures}
+
+
+def _rows(
+    asked: Query, filled: dict[str, Filled], grid: tuple[int, int], count: int
+) -> list[list[Tile]]:
+    """One row for each of the first images: image, context, and each way to fill its block."""
+    rows = []
+    for number, image in enumerate(asked.pixels[:count]):
+        block, seen = asked.blocks[number], keep_patches(image, asked.contexts[number], grid)
+        pasted = [with_patches(seen, block, way.patches[number]) for way in filled.values()]
+        places = np.array(np.divmod(block, grid[1]))
+        (top, left), (bottom, right) = places.min(axis=1), places.max(axis=1) + 1
+        sides = (left / grid[1], top / grid[0], (right - left) / grid[1], (bottom - top) / grid[0])
+        rows.append([Tile(tile, (), [box(*sides)], ORANGE) for tile in (image, seen, *pasted)])
+    return rows
+
+
+@torch.inference_mode()
+def ask(jepa: IJepa, config: PretrainConfig, views: Tensor, pixels: Pixels, seed: int) -> Query:
+    """Draw a context and a block for each image by the run's own masks, and predict the block.
+
+    Views are (n, C, height, width), shown as pixels (n, height, width, 3) uint8; the seed is that
+    of the masks.
+    """
+    device = next(jepa.parameters()).device
+    groups = sample_masks(config.grid, len(views), config.masks, stream(seed, MASKS, 0))
+    contexts: list[Ints] = []
+    blocks, predictions, truths = [], [], []
+    for masks in groups:
+        for first in range(0, len(masks.context), AT_ONCE):
+            part = masks.images(slice(first, first + AT_ONCE))
+            part = Masks(part.context, part.targets[:1])
+            some = views[len(contexts) : len(contexts) + len(part.context)]
+            images = normalise(some.to(device), config.data.mean, config.data.std)
+            [(predicted, true)] = jepa(images, [part.to(device)])
+            blocks.append(part.targets[0].numpy())
+            predictions.append(last_layer(predicted, config.targets).float().cpu().numpy())
+            truths.append(last_layer(true, config.targets).float().cpu().numpy())
+            contexts += list(part.context.numpy())
+    together = (np.concatenate(arrays) for arrays in (blocks, predictions, truths))
+    return Query(pixels, contexts, *together)
+
+
+@torch.inference_mode()
+def store_of(jepa: IJepa, config: PretrainConfig, views: Tensor) -> Floats:
+    """(images, N, dim) float32 tokens of the target encoder, as predictions should be, of views."""
+    found, device = [], next(jepa.parameters()).device
+    for some in torch.split(views, AT_ONCE):
+        images = normalise(some.to(device), config.data.mean, config.data.std)
+        tokens = target_tokens(config.targets, jepa.target_encoder, images)
+        found.append(last_layer(tokens, config.targets).float().cpu())
+    return torch.cat(found).numpy()
+
+
+def fill_blocks(
+    asked: Query, store: Floats, patches: Pixels, rng: np.random.Generator
+) -> dict[str, Filled]:
+    """Put real patches in place of each block, chosen in each of the four ways.
+
+    The `store` (images, N, dim) holds tokens of as many `patches` (images * N, patch, patch, 3).
+    """
+    flat = store.reshape(-1, store.shape[-1])
+    ways = {
+        PREDICTED: asked.predicted,
+        TRUE: asked.true,
+        MEAN: store.mean(axis=0)[asked.blocks],
+    }
+    chosen = {way: nearest_patches(tokens, flat) for way, tokens in ways.items()}
+    chosen[RANDOM] = rng.integers(0, len(flat), asked.blocks.shape)
+    ways[RANDOM] = flat[chosen[RANDOM]]
+    every = cut_patches(asked.pixels, patches.shape[1])
+    starts = np.arange(len(asked.pixels)) * (len(every) // len(asked.pixels))
+    real = every[starts[:, np.newaxis] + asked.blocks].astype(np.float32)
+    found = {}
+    for way, tokens in ways.items():
+        pasted = patches[chosen[way]]
+        lengths = np.linalg.norm(tokens, axis=-1) * np.linalg.norm(asked.true, axis=-1)
+        cosine = float(((tokens * asked.true).sum(axis=-1) / lengths).mean())
+        difference = float(np.abs(pasted.astype(np.float32) - real).mean() / 255)
+        found[way] = Filled(pasted, cosine, difference)
+    return found
+
+
+def nearest_patches(queries: Floats, tokens: Floats) -> Ints:
+    """Number of the token nearest to each query by cosine: (...) for (..., dim) queries."""
+    flat = unit(queries.reshape(-1, queries.shape[-1]))
+    numbers: Ints = faiss.knn(flat, unit(tokens), 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return numbers.reshape(queries.shape[:-1])
+
+
+def cut_patches(images: Pixels, patch_px: int) -> Pixels:
+    """(n * N, patch, patch, 3) of (n, height, width, 3) images: row-major, image after image."""
+    num, height, width, _ = images.shape
+    rows, columns = height // patch_px, width // patch_px
+    tiles = images.reshape(num, rows, patch_px, columns, patch_px, 3).swapaxes(2, 3)
+    return tiles.reshape(-1, patch_px, patch_px, 3)
+
+
+def with_patches(image: Pixels, numbers: Ints, patches: Pixels) -> Pixels:
+    """A copy of the image (height, width, 3) with these patches at these places of its grid."""
+    filled, side = image.copy(), patches.shape[1]
+    for number, patch in zip(numbers.tolist(), patches, strict=True):
+        row, column = (side * place for place in divmod(number, image.shape[1] // side))
+        filled[row : row + side, column : column + side] = patch
+    return filled
 
 
 def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
