@@ -270,11 +270,10 @@ def _write_index(
     every = [report.classes for found in reports.values() for report in found]
     counted = {label: max(classes[label] for classes in every) for label in dense}
     if empty := next((label for label, count in counted.items() if not count), None):
-        what = (
-            f"all have the value {dense[empty].ignored}, which is ignored, or less than any class"
+        raise IjepaError(
+            f"{name}: no map of {empty} says anything of its image: depth is 0 or less everywhere, "
+            f"or all is of the ignored class {dense[empty].ignored}."
         )
-        what = "it is 0 or less everywhere" if dense[empty].kind == "depth" else what
-        raise IjepaError(f"{name}: no map of {empty} says anything of its image: {what}.")
     dense = {label: one.with_names(counted[label]) for label, one in dense.items()}
     for split, found in reports.items():
         names = {

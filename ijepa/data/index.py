@@ -3,7 +3,6 @@
 A row says where the image of a sample lies, its class numbers and its key; files are memory-mapped.
 """
 
-import contextlib
 import re
 import zlib
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
 from ijepa.data.decode import BROKEN, DenseLabel
 from ijepa.errors import IjepaError
-from ijepa.files import file_sha256, names_in, parse_json, read_json
+from ijepa.files import file_sha256, names_in, read_json
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record, refuse_changed
 from ijepa.text import did_you_mean, some
@@ -76,17 +75,6 @@ def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any 
             f"{where} has schema {schema!r}; this version of ijepa reads {SCHEMA}. Shard again."
         )
     return validated(SetIndex, body, str(where))
-
-
-def refuse_shard_set(folder: Path) -> None:
-    """Raise an `IjepaError` that names what a shard set was made from; pass any other folder."""
-    with contextlib.suppress(OSError, ValueError):
-        body = parse_json((folder / INDEX).read_bytes())
-        if isinstance(body, dict) and body.keys() >= {"schema_version", "source", "splits"}:
-            raise IjepaError(
-                f"{folder} is a shard set of ijepa already; to change how it was made, shard its "
-                f"source {body['source']} again."
-            )
 
 
 def row_type(labels: Iterable[str], key_bytes: int, dense: Iterable[str] = ()) -> np.dtype[np.void]:

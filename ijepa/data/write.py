@@ -219,6 +219,8 @@ def _read(path: str, offset: int, size_bytes: int) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
+        if size_bytes:  # it was there when images were listed
+            raise
         raise IjepaError("no such file") from error
     except OSError as error:
         error.filename = error.filename or path  # a failed read does not name its file
