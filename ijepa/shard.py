@@ -17,8 +17,6 @@ from ijepa.config import CPU_WORKERS, RUNTIME, Config, PixelStats, Runtime, Shar
 from ijepa.data.decode import DenseLabel
 from ijepa.data.index import INDEX, LABEL, SCHEMA, SetIndex, ShardIndex, SplitIndex, load_rows
 from ijepa.data.plan import (
-    PlannedShard,
-    gather,
     link_parts,
     part_plan,
     read_plan,
@@ -34,7 +32,7 @@ from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.names import UNKNOWN, class_name, readable
 from ijepa.data.write import REPORT, ROWS, BadImage, ShardReport, check_bad, join_rows, write_shards
 from ijepa.errors import IjepaError
-from ijepa.files import fingerprint_of, read_json, write_bytes, write_json
+from ijepa.files import fingerprint_of, write_bytes, write_json
 from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, Work, exclusive_work
 
@@ -69,7 +67,6 @@ class ShardResult(Config):
     bad: int  # images left out because they do not decode; `bad.jsonl` lists them
     left_out: dict[str, int]  # files and images of the source that did not come along, by reason
     changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
-    # The rest is not known of a part.
     labels: dict[str, ClassSummary] = Field(default_factory=dict)
     dense: dict[str, DenseLabel] = Field(default_factory=dict)  # maps beside images of every split
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
@@ -117,14 +114,14 @@ def shard(
                     for path in made.glob("plan-*"):
                         path.unlink()
                 raise
-        if config.part:
-            return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
         shards = [shard for split in index.splits.values() for shard in split.shards]
         facts = {"source": name, "max_bad": config.max_bad}
-        _publish(work, facts, shards, "plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}")
+        # A merge needs the rows and the report of each shard of a part.
+        beside = () if config.part else (f"*.tar{ROWS}", f"*.tar{REPORT}")
+        _publish(work, facts, shards, "plan-*.db", *beside)
     if config.merge:
         remove_parts(plan)
     return ShardResult(
@@ -166,28 +163,6 @@ def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Sou
     if (dense or source.dense) and config.exif == "rotate":
         raise IjepaError("--set exif=rotate turns images, but not their maps; leave it out.")
     return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
-
-
-def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
-    """Keep tars, with the rows and the report of each, for the merge."""
-    reports = [ShardReport.model_validate(read_json(one)) for one in made.glob(f"*.tar{REPORT}")]
-    bad = [image for report in reports for image in report.bad]
-    check_bad(bad, max_bad)
-    shards, splits, changes = [report.index for report in reports], Counter[str](), Counter[str]()
-    for report in reports:
-        splits[report.index.name.rpartition("-")[0]] += report.index.samples
-        changes.update(report.changes)
-    _publish(work, {"max_bad": max_bad}, shards, "plan-*.db")
-    return ShardResult(
-        out=work.plan.out,
-        cached=work.cached,
-        splits=dict(sorted(splits.items())),
-        shards=len(shards),
-        bytes=sum(shard.bytes for shard in shards),
-        bad=len(bad),
-        left_out={UNDECODED.partition(",")[0]: len(bad)} if bad else {},
-        changes=changes,
-    )
 
 
 def _publish(
@@ -232,7 +207,9 @@ def _make(
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     arrays = config.channels is not None
-    request = Request(folder / SOURCE, config.splits, workers, progress, config.member, arrays)
+    request = Request(
+        folder / SOURCE, config.splits, workers, progress, config.member, arrays, config.shuffle
+    )
     contents = source.read(request)
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
@@ -256,27 +233,15 @@ def _make(
             "nearer to 0.5 with `ijepa shard --val-fraction`",
             name, fraction, *made, *{DEFAULT_SPLIT, "val"} - made,
         )  # fmt: skip
-    shards = _own_shards(name, shards, config, folder, progress)
-    reports = write_shards(shards, config, workers, progress, source.dense)
-    if config.part:
-        return
-    by_split: dict[str, list[ShardReport]] = {}
-    for shard, report in zip(shards, reports, strict=True):
-        by_split.setdefault(shard.split, []).append(report)
-    _write_index(source.dense, name, splits, by_split, left_out, folder)
-
-
-def _own_shards(
-    name: str, shards: list[PlannedShard], config: ShardConfig, folder: Path, progress: Progress
-) -> list[PlannedShard]:
-    """Those to write: all, or those of a part; a merge finds all written."""
     if not shards:
         raise IjepaError(f"{name} holds no image in what was chosen.")
     if config.part:
         shards = shards_of_part(shards, config.part)
-    if config.shuffle and not config.merge:
-        shards = gather(shards, config.member, folder / SOURCE / "gathered.images", progress)
-    return shards
+    reports = write_shards(shards, config, workers, progress, source.dense)
+    by_split: dict[str, list[ShardReport]] = {}
+    for shard, report in zip(shards, reports, strict=True):
+        by_split.setdefault(shard.split, []).append(report)
+    _write_index(source.dense, name, splits, by_split, left_out, folder)
 
 
 def _chosen(contents: Listing, val_fraction: float, progress: Progress) -> Iterator[Item]:
@@ -303,11 +268,10 @@ def _write_index(
     every = [report.classes for found in reports.values() for report in found]
     counted = {label: max(classes[label] for classes in every) for label in dense}
     if empty := next((label for label, count in counted.items() if not count), None):
-        what = (
-            f"all have the value {dense[empty].ignored}, which is ignored, or less than any class"
+        raise IjepaError(
+            f"{name}: no map of {empty} says anything of its image: depth is 0 or less everywhere, "
+            f"or all is of the ignored class {dense[empty].ignored}."
         )
-        what = "it is 0 or less everywhere" if dense[empty].kind == "depth" else what
-        raise IjepaError(f"{name}: no map of {empty} says anything of its image: {what}.")
     dense = {label: one.with_names(counted[label]) for label, one in dense.items()}
     for split, found in reports.items():
         names = {

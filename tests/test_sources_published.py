@@ -145,7 +145,7 @@ def test_images_that_no_list_of_a_published_set_names_are_counted(tmp_path, spli
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": [{"image_id": 1, "category_id": 0}]}, "labels an image 1 that it lacks"),
+        ({"annotations": [{"image_id": 1, "category_id": 0}]}, "is no list of iNaturalist"),
         ({"annotations": [{"image_id": 7, "category_id": 9}]}, "is of class 9, but there are 2"),
         ({"categories": [{"id": 3, "name": "x"}]}, "does not number its 1 classes from 0 on"),
         (

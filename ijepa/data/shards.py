@@ -234,21 +234,21 @@ class SplitReader:
     def labels(self, name: str, numbers: Numbers = EVERY) -> Ints:
         """(n,) class numbers of one label, of some samples or of all; -1 is not known."""
         self.refuse_unknown(name)
-        return self._columns[LABEL + name][numbers].astype(np.int64)
+        return self._rows[LABEL + name][numbers].astype(np.int64)
 
     def keys(self, numbers: Numbers = EVERY) -> list[str]:
         """(n,) keys of some samples, or of all."""
-        return [key.decode() for key in self._columns["key"][numbers].tolist()]
+        return [key.decode() for key in self._rows["key"][numbers].tolist()]
 
     def image_ids(self, numbers: Numbers = EVERY) -> Array:
         """(n,) uint64 of the size and CRC-32 of each image file, equal for files of equal bytes."""
-        rows = self._columns[["bytes", "crc32"]][numbers]
+        rows = self._rows[["bytes", "crc32"]][numbers]
         ids: Array = rows["bytes"].astype(np.uint64) << np.uint64(32) | rows["crc32"]
         return ids
 
     def read_labels(self, number: int) -> dict[str, int]:
         """Class numbers of one sample by label."""
-        row = self._columns[number]
+        row = self._rows[number]
         return {name: int(row[LABEL + name]) for name in self.label_names}
 
     def read_sample(self, number: int) -> Sample:
@@ -301,14 +301,11 @@ class SplitReader:
 
     @cached_property
     def _rows(self) -> Rows:
-        return load_rows(self.folder, self.name, self.label_names, self.index.dense)
-
-    @cached_property
-    def _columns(self) -> Rows:
-        """The rows, compared with their checksum; reading an image needs one of them alone."""
-        if zlib.crc32(self._rows.data) != self.index.index_crc32:
+        """The index, compared with its checksum."""
+        rows = load_rows(self.folder, self.name, self.label_names, self.index.dense)
+        if zlib.crc32(rows.data) != self.index.index_crc32:
             raise self._damaged_index()
-        return self._rows
+        return rows
 
     def _damaged_index(self) -> IjepaError:
         path = rows_path(self.folder, self.name)

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from ijepa.data.decode import BROKEN
-from ijepa.data.index import refuse_shard_set
 from ijepa.data.sources import lists
 from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
 from ijepa.data.sources.items import (
@@ -73,7 +72,6 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     is_kind, is_list = bool(colon) and kind in KINDS, Path(text).suffix.lower() in lists.LISTS
     if folders_are_classes and (is_kind or is_list):
         raise IjepaError(f"--folders-are-classes is for folders and archives, not for {text}.")
-    refuse_shard_set(Path(rest if is_kind else text))
     if is_kind:
         return KINDS[kind](rest)
     if colon and not Path(text).exists():

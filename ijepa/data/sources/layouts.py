@@ -238,22 +238,13 @@ def read_scenes(file: Entry | None) -> dict[str, Facts]:
         body = json.loads(
             file.read(), object_hook=lambda part: {key: part[key] for key in KEPT & part.keys()}
         )
-        scenes = list(body["scenes"])
+        facts = [(one["image_filename"], *label_scene(one)) for one in body["scenes"]]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise IjepaError(
-            f"{file.path} is cut short or holds no list of scenes; copy it again."
+            f"{file.path} holds no list of CLEVR's scenes, or was cut short ({error!r}); expected "
+            f"image_filename and objects with colour, shape and pixel_coords in each."
         ) from error
-    found = {}
-    for number, scene in enumerate(scenes):
-        try:
-            labels, depth = label_scene(scene)
-            found[str(scene["image_filename"])] = labels, {"nearest_depth": depth}
-        except (LookupError, TypeError, ValueError) as error:
-            raise IjepaError(
-                f"{file.path}: scene {number} is not a CLEVR scene ({error!r}); expected "
-                f"image_filename and objects with colour, shape and pixel_coords."
-            ) from error
-    return found
+    return {str(name): (labels, {"nearest_depth": depth}) for name, labels, depth in facts}
 
 
 def is_labelled(tree: Tree) -> bool:

@@ -4,8 +4,7 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,29 +44,9 @@ def listed_images(where: Path) -> Source:
         splits, names, numbered = number_labels(lambda: _rows(where), str(where))
         if not splits:
             raise IjepaError(f"{where} lists no image.")
-        left_out = Counter[str]()
-
-        def images() -> Iterator[Item]:
-            files = set[str]()
-            for item in numbered(_rows(where)):
-                files.add(os.path.normpath(Path(item.file).absolute()))
-                yield item
-            # Where images lie all over a disk, nobody means the rest of it: only the folder that
-            # they have in common counts, if the list's own folder holds it.
-            common = os.path.commonpath({path.rpartition("/")[0] for path in files})
-            if Path(common).is_relative_to(os.path.normpath(where.parent.absolute())):
-                there = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
-                _count_unlisted(there, files, left_out)
-
-        return Listing(dict.fromkeys(sorted(splits), names), images(), left_out)
+        return Listing(dict.fromkeys(sorted(splits), names), numbered(_rows(where)), Counter())
 
     return Source(str(where), digest, find, where)
-
-
-def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Counter[str]) -> None:
-    unnamed = (file for file in files if is_image(file) and file not in listed)
-    shown = sum(not file.rpartition("/")[2].startswith(".") for file in unnamed)
-    left_out["images that no list of the data set names"] += shown
 
 
 def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
@@ -92,19 +71,17 @@ def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
 
 def _csv_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with where.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
-        header = next(reader, [])
+        reader = csv.DictReader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
+        header = reader.fieldnames or ()
         if PATH not in header:
             columns = ", ".join(header) or "none"
             raise IjepaError(f"{where} has no column {PATH!r}; its columns are {columns}.")
-        if not all(header) or len(set(header)) < len(header):
-            raise IjepaError(f"{where}: columns {header}; each needs a name of its own.")
-        for row in filter(None, reader):
-            if len(row) != len(header):
+        for row in reader:
+            if None in row:
                 raise IjepaError(
-                    f"{where}, line {reader.line_num}: {len(row)} values for {len(header)} columns."
+                    f"{where}, line {reader.line_num}: more values than {len(header)} columns."
                 )
-            yield reader.line_num, dict(zip(header, row, strict=True))
+            yield reader.line_num, row
 
 
 def _json_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -237,7 +214,8 @@ def _published(
                     if split in wanted:
                         place = str(where / path), 0, _checked_size(where, path, label, len(names))
                         yield Item(split, name, path, *place, {LABEL: label})
-            _count_unlisted((entry.path for entry in walk(where)), listed, left_out)
+            unlisted = (one for one in walk(where) if is_image(one.path) and one.path not in listed)
+            left_out["images that no list of the data set names"] += sum(1 for _ in unlisted)
 
         return Listing({split: {LABEL: names} for split in files}, images(), left_out)
 
@@ -289,12 +267,9 @@ def _annotated(file: Path) -> tuple[dict[int, str], ListedImages]:
         body = parse_json(_text(file))
         names = {one["id"]: one["name"] for one in body["categories"]}
         paths = {one["id"]: one["file_name"] for one in body["images"]}
-        labels = [(one["image_id"], one["category_id"]) for one in body["annotations"]]
+        labels = [(paths[one["image_id"]], one["category_id"]) for one in body["annotations"]]
     except (ValueError, LookupError, TypeError) as error:
         raise IjepaError(
             f"{file} is no list of iNaturalist's ({error!r}); load it again."
         ) from error
-    if lost := [image for image, _ in labels if image not in paths]:
-        raise IjepaError(f"{file} labels an image {lost[0]} that it lacks; download it again.")
-    rows = ((paths[image], label) for image, label in labels)
-    return names, ((path, path.removeprefix("train_val2018/"), label) for path, label in rows)
+    return names, ((path, path.removeprefix("train_val2018/"), label) for path, label in labels)

@@ -6,9 +6,10 @@ metadata), so the library `datasets` is not needed.
 """
 
 import contextlib
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ from ijepa.data.sources.items import (
     Item,
     LabelledItem,
     Listing,
+    NewImage,
     Request,
     Source,
     number_labels,
+    packed,
 )
 from ijepa.data.sources.names import (
     LABEL,
@@ -35,7 +38,7 @@ from ijepa.data.sources.names import (
 )
 from ijepa.data.sources.trees import Entry, digest_of, walk
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json, read_json
+from ijepa.files import parse_json
 
 PARQUET, ARROW = ".parquet", ".arrow"
 IMAGE_COLUMNS = ("image", "img")  # the first that is there, if several hold images
@@ -66,8 +69,9 @@ class Columns(NamedTuple):
 
 
 def is_table(path: str) -> bool:
-    """Does the name look like that of a Parquet or Arrow file?"""
-    return suffix_of(path) in (PARQUET, ARROW)
+    """Does the name look like that of a Parquet or Arrow file, not one of computed values?"""
+    is_cache = path.rpartition("/")[2].startswith("cache-")  # of `datasets`, beside the data
+    return suffix_of(path) == PARQUET or (suffix_of(path) == ARROW and not is_cache)
 
 
 def in_table(item: Item) -> bool:
@@ -102,9 +106,7 @@ def read_tables(
     ClassLabel columns keep their numbers. Other columns of integers, texts or booleans are labels
     if they are called as one, such as `label` or `fine_label`.
     """
-    if is_whole:
-        _refuse_missing(files, where)
-    files = [entry for entry in files if _is_saved(entry)]
+    _refuse_missing(files if is_whole else (), where)
     splits = _splits([entry.path for entry in files], where, request.splits)
     columns = _columns_of(files[0].file, request.member)
     for entry in files[1:]:
@@ -129,7 +131,22 @@ def read_tables(
             yield item._replace(labels=item.labels | stored)
 
     labels = {label: columns.classes.get(label, names[label]) for label in sorted(names)}
-    return Listing(dict.fromkeys(sorted(found), labels), images(), left_out)
+    # Parquet files in another order would be decoded again for every shard.
+    is_unpacked = request.shuffle and suffix_of(files[0].path) == PARQUET
+    unpacked = partial(_unpacked, images(), request.member)
+    items = packed(unpacked, request, "unpack images") if is_unpacked else images()
+    return Listing(dict.fromkeys(sorted(found), labels), items, left_out)
+
+
+def _unpacked(items: Iterator[Item], member: str | None, first: int) -> Generator[NewImage]:
+    """The images of tables from a number on."""
+    reader = RowReader(member)
+    for item in itertools.islice(items, first, None):
+        if in_table(item):
+            content = reader.read(item.file, item.offset)
+        else:
+            content = b"" if FAULT in item.metadata else Path(item.file).read_bytes()
+        yield item.split, item.name, item.path, content, item.labels, item.metadata, {}
 
 
 def _valued(
@@ -199,18 +216,6 @@ class RowReader:
         self._path, self._first, self._held = path, first, ()
 
 
-def _is_saved(entry: Entry) -> bool:
-    """Is it a file of the data set, not one that `datasets` caches beside those in `state.json`?"""
-    state = Path(entry.file).with_name("state.json")
-    if suffix_of(entry.path) == PARQUET or not state.is_file():
-        return True
-    return Path(entry.file).name in _saved_files(state)
-
-
-def _saved_files(state: Path) -> set[str]:
-    return {str(one.get("filename")) for one in read_json(state).get("_data_files", [])}
-
-
 def _refuse_missing(files: Sequence[Entry], where: str) -> None:
     """Refuse a folder that lacks some of the files over which a split is spread."""
     numbers, counts = defaultdict[str, set[int]](set), dict[str, int]()
@@ -224,11 +229,6 @@ def _refuse_missing(files: Sequence[Entry], where: str) -> None:
                 f"{where} lacks {len(missing):,} of the {count:,} files of {name}, such as number "
                 f"{missing[0]:05d}; copy them too, or name the files that you want."
             )
-    there = {Path(entry.file) for entry in files}
-    for state in {path.with_name("state.json") for path in there}:
-        lost = _saved_files(state) - {path.name for path in there} if state.is_file() else ()
-        if lost:
-            raise IjepaError(f"{state} names {min(lost)}, which is not beside it; copy it, too.")
 
 
 def _splits(paths: Sequence[str], where: str, asked: Sequence[str]) -> dict[str, str]:
