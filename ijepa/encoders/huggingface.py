@@ -20,7 +20,7 @@ from ijepa.encoders.base import (
 from ijepa.encoders.formats import held_encoder, read_networks
 from ijepa.encoders.own import encoder_of
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import read_json
 from ijepa.provenance import Provenance, paper_arch
 from ijepa.weights import UNREADABLE, refuse_faults
@@ -134,14 +134,9 @@ def known_provenance(name: str, config: Any) -> Provenance:  # noqa: ANN401  # o
 
 def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of theirs
     """Nothing partly loaded: transformers itself would draw what is missing at random."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise IjepaError(
-            "hf: encoders need transformers; install it with pip install transformers."
-        ) from error
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what it warns of is refused below
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no types
+    transformers = optional("transformers", "An hf: encoder")
+    transformers.utils.logging.set_verbosity_error()  # what it warns of is refused below
+    transformers.utils.logging.disable_progress_bar()
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type not in FAMILIES:
         raise IjepaError(f"{source} is a {model_type}; there are {', '.join(FAMILIES)}.")

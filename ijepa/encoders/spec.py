@@ -54,17 +54,8 @@ WHICH = ("target", "context")
 MADE = {"shard": "a shard set", "extract": "a feature file", "train-decoder": "a decoder"}
 
 
-class PaperRow(Config):
-    """A row of one of the paper's tables of methods."""
-
-    table: int
-    arch: str
-    epochs: int | None
-    values: dict[str, float]
-
-
 class Kind(Config):
-    """A line of the catalogue; `catalogue.yaml` explains all fields but the rows of the paper."""
+    """A line of the catalogue; `catalogue.yaml` explains all fields but `paper`."""
 
     encoder: str
     what: str
@@ -73,7 +64,7 @@ class Kind(Config):
     licence: str = ""
     licence_read: str = ""
     method: str | None = None
-    paper: tuple[PaperRow, ...] = ()
+    paper: dict[str, tuple[int, ...]] = Field(default_factory=dict)  # its tables, by architecture
     home: str = Field("own", exclude=True)
     target: tuple[str, ...] = Field((), exclude=True)
     context: tuple[str, ...] = Field((), exclude=True)
@@ -87,18 +78,16 @@ class Catalogue(Config):
     encoders: tuple[Kind, ...]
 
 
+METHOD_ROWS = [  # ablations have no group
+    (table.number, row) for table in TABLES for row in table.rows if row.group
+]
+
+
 def _kind(fields: dict[str, Any]) -> Kind:
-    paper = tuple(
-        PaperRow(
-            table=table.number,
-            arch=row.arch,
-            epochs=row.epochs,
-            values={c.task: v for c, v in zip(table.columns, row.values, strict=True)},
-        )
-        for table in TABLES
-        for row in table.rows
-        if row.group and row.method == fields.get("method")  # ablations have no group
-    )
+    paper: dict[str, list[int]] = {}
+    for number, row in METHOD_ROWS:
+        if row.method == fields.get("method") and number not in paper.setdefault(row.arch, []):
+            paper[row.arch].append(number)
     return Kind(**fields, paper=paper)
 
 

@@ -29,7 +29,7 @@ from ijepa.encoders.formats import (
     transformers_names,
 )
 from ijepa.encoders.spec import WRITTEN
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import write_json
 from ijepa.jepa.augment import resized_px
 from ijepa.paper import IN1K_DATA, IN22K_DATA
@@ -248,14 +248,9 @@ def write_onnx(encoder: Encoder, out: Path, notes: Mapping[str, object]) -> floa
     Raises:
         IjepaError: the encoder has no patch tokens, cannot be exported, or differs by over 1e-4.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise IjepaError(
-            "--to onnx needs onnx, onnxruntime and onnxscript; install them with "
-            "pip install onnx onnxruntime onnxscript."
-        ) from error
+    packages = "onnx onnxruntime onnxscript"
+    onnxruntime = optional("onnxruntime", "--to onnx", packages)
+    optional("onnxscript", "--to onnx", packages)  # of torch's exporter
     data = encoder.data
     channels = data.num_channels
     images = torch.zeros(max(CHECKED_BATCHES), channels, *data.image_size)

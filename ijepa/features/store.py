@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ijepa.arrays import Array
 from ijepa.config import Config, StrPath
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import no_file
 from ijepa.provenance import UNKNOWN, Provenance
 from ijepa.text import did_you_mean
@@ -172,12 +172,11 @@ class Features:
         Features are not in it; its rows are those of `numpy()`. Needs pandas, which ijepa does not
         install.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise IjepaError("to_pandas needs pandas: pip install pandas.") from error
         columns = {"key": self.keys, **self.labels}
-        return pandas.DataFrame(columns if self.views is None else columns | {"view": self.views})
+        if self.views is not None:
+            columns["view"] = self.views
+        table: pandas.DataFrame = optional("pandas", "to_pandas").DataFrame(columns)
+        return table
 
     @property
     def values(self) -> Array:

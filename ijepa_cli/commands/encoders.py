@@ -22,10 +22,7 @@ def encoders(as_json: Json = False) -> None:
         table.add_column(title, overflow="fold")
     for entry in CATALOGUE.encoders:
         weights = f"{entry.source}\n({entry.licence})" if entry.source else ""
-        tables: dict[str, dict[int, None]] = {}  # of each architecture, numbers once and in order
-        for row in entry.paper:
-            tables.setdefault(row.arch, {})[row.table] = None
-        rows = [f"{arch}: table {', '.join(map(str, numbers))}" for arch, numbers in tables.items()]
+        rows = [f"{arch}: table {', '.join(map(str, n))}" for arch, n in entry.paper.items()]
         paper = "\n".join([entry.method or "", *rows]).strip()
         table.add_row(entry.encoder, entry.what, entry.pooling, weights, paper)
     show(CATALOGUE, as_json, table)
