@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Bools, Floats, Ints
 from ijepa.config import (
     BlockMasks,
     MaskConfig,
@@ -30,9 +31,6 @@ from ijepa.jepa.rng import MASKS, stream
 Grid = tuple[int, int]  # rows, columns; likewise the size of a block
 Range = tuple[float, float]
 Draw = Literal["published", "symmetric"]
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 MaskDraw = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
 
 TRIES = 20  # contexts tried before one more target may overlap the context (published)
