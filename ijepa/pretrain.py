@@ -14,8 +14,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import LAST, is_remote, read_metrics, sibling, write_bytes
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
-from ijepa.recipes import dump_yaml, load_recipe
-from ijepa.recipes.choice import begun_with, choose, settings_for
+from ijepa.recipes import begun_with, choose, dump_yaml, load_recipe, settings_for
 from ijepa.records import read_record
 from ijepa.stage import StagePlan, Work, exclusive_work, work_note
 from ijepa.world import World, stop_requests, together

@@ -377,7 +377,7 @@ def test_a_run_takes_what_its_images_are_and_goes_by_it_later(deep, deep_run):
     for name in ("channels", "mean", "std"):
         apply_override(body, f"data.{name}={getattr(config.data, name)}".replace("(", "[").replace(
             ")", "]"))  # fmt: skip
-    from ijepa.recipes.choice import begun_with
+    from ijepa.recipes import begun_with
 
     (deep / "begun.yaml").write_text(json.dumps(body))
     assert begun_with(deep / "begun.yaml", 48).recipe == "cifar10"

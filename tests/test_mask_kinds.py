@@ -134,23 +134,25 @@ def test_shapes_are_those_of_the_first_batches_and_one_context_length_holds_them
 @pytest.mark.parametrize("draw", ["published", "symmetric"])
 @pytest.mark.parametrize("kind", [MultiblockMasks, RasterizedMasks, BlockMasks, RandomMasks])
 def test_a_context_length_that_does_not_fit_is_refused_by_its_name(kind, draw):
-    with pytest.raises(IjepaError, match=r"masks\.context_patches asks for a context of at least"):
+    with pytest.raises(IjepaError, match=r"masks\.context_patches ask for \d+ and 170"):
         check_masks((14, 14), kind(draw=draw, context_patches=170))
 
 
-def test_the_block_that_does_not_fit_is_the_one_that_is_named():
-    with pytest.raises(
-        IjepaError, match=r"a target may have only 9; masks\.draw=published asks fo"
-    ):
-        check_masks((8, 8), MultiblockMasks())
-    with pytest.raises(
-        IjepaError, match=r"the context may keep only 0; masks\.min_keep asks for a"
-    ):
-        check_masks((8, 8), MultiblockMasks(draw="symmetric", target_scale=(0.9, 0.9)))
-    with pytest.raises(
-        IjepaError, match=r"a target may have no patch.*even number of rows and col"
-    ):
-        check_masks((7, 7), RasterizedMasks())
+@pytest.mark.parametrize(
+    ("grid", "masks", "message"),
+    [
+        (8, MultiblockMasks(), "a target may have only 9, .* ask for 11 and 11"),
+        (
+            8,
+            MultiblockMasks(draw="symmetric", target_scale=(0.9, 0.9)),
+            "the context keep only 0; .* ask for 1 and 11",
+        ),
+        (7, RasterizedMasks(), "a target may have only 0, .* even number of rows and columns"),
+    ],
+)
+def test_what_a_grid_has_and_what_masks_ask_for_is_said(grid, masks, message):
+    with pytest.raises(IjepaError, match=message):
+        check_masks((grid, grid), masks)
 
 
 def test_published_targets_need_not_be_as_large_as_the_contexts():

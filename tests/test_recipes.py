@@ -10,8 +10,15 @@ import ijepa.pretrain
 from ijepa.config import PretrainConfig, flat
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import check_masks
-from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
-from ijepa.recipes.choice import CHOICES, choose, settings_for
+from ijepa.recipes import (
+    CHOICES,
+    choose,
+    dump_yaml,
+    load_recipe,
+    recipe_names,
+    recipe_title,
+    settings_for,
+)
 from ijepa_cli.main import app
 
 PUBLISHED = yaml.safe_load("""

@@ -87,7 +87,18 @@ class RetrievalConfig(EncodersConfig):
     """Number of images whose patches may be retrieved."""
 
 
-class NeighborsConfig(PictureConfig):
+class FeaturesConfig(PictureConfig):
+    """What pictures of stored features share."""
+
+    label: str | None = "class"
+    """Label that names the images, or colours them; null takes none."""
+    layer: int = -1
+    """Which stored layer; -1 is the last."""
+    seed: Seed = 0
+    """Seed of the random choice of images, and of t-SNE."""
+
+
+class NeighborsConfig(FeaturesConfig):
     """Draw the nearest neighbours of some images by their features."""
 
     queries: Sheet = 6
@@ -96,29 +107,15 @@ class NeighborsConfig(PictureConfig):
     """Key of a query image, instead of random ones; repeatable."""
     neighbors: Annotated[int, Field(ge=1, le=32)] = 8
     """Number of neighbours shown for each query."""
-    label: str | None = "class"
-    """Label that names the images; null shows their keys."""
-    layer: int = -1
-    """Which stored layer; -1 is the last."""
-    seed: Seed = 0
-    """Seed of the queries."""
 
 
-class EmbeddingConfig(PictureConfig):
+class EmbeddingConfig(FeaturesConfig):
     """Draw features as a map coloured by label: an interactive page or a still picture."""
 
-    label: str | None = "class"
-    """Label that colours the points; null colours all alike."""
     method: Literal["tsne", "pca"] = "tsne"
     """tsne keeps neighbours together; pca shows the two directions of largest variance."""
-    perplexity: Annotated[float, Field(ge=1, le=10**6)] = 30.0
-    """Perplexity of t-SNE: about how many neighbours count for each point."""
     images: Annotated[int, Field(ge=3, le=10**6)] = 2000
     """Largest number of images, chosen at random."""
-    layer: int = -1
-    """Which stored layer; -1 is the last."""
-    seed: Seed = 0
-    """Seed of the images and of t-SNE."""
 
 
 class PredictionsConfig(PictureConfig):

@@ -10,10 +10,9 @@ import torch
 
 from ijepa.config import RUNTIME, Architecture, Config, PretrainConfig, Runtime, architecture
 from ijepa.distributed import uses_bf16
-from ijepa.jepa.masks import batch_masks, mask_statistics
+from ijepa.jepa.masks import mask_statistics
 from ijepa.jepa.model import PREDICTOR_MLP_RATIO, build_ijepa, target_dim
 from ijepa.jepa.schedules import steps_per_epoch
-from ijepa.jepa.step import micro_batches
 
 PLANNED_BATCHES = 50  # sampled for the lengths of contexts
 FP32_BYTES, BF16_BYTES = 4, 2
@@ -78,8 +77,6 @@ class PretrainPlan(Config):
     target_patches: float  # mean, of one target block
     gflops_per_image: float  # of matrix products, forward and backward, at these mean lengths
     largest_context: int
-    passes_per_step: int  # of each network: one for a group of masks in a micro-batch
-    mask_shapes: int  # pairs of context and target length; kernels planned for each gain if few
     images_at_a_time: int
     bf16: bool
     memory_gb: float  # estimated, of one process: weights, gradients, optimizer, most activations
@@ -100,7 +97,6 @@ def plan_training(
     lengths = mask_statistics(config, PLANNED_BATCHES)
     cost = step_flops(config, lengths.context_patches, lengths.target_patches)
     at_a_time = min(runtime.micro_batch or batch, batch)
-    parts = micro_batches(batch_masks(config, 0), batch, at_a_time)
     bf16 = uses_bf16(config.optimization.precision, torch.device("cuda" if on_gpu else "cpu"))
     trained = encoder + predictor
     weights = FP32_BYTES * (3 * trained + encoder)  # AdamW has two moments; the target encoder
@@ -126,8 +122,6 @@ def plan_training(
         target_patches=lengths.target_patches,
         gflops_per_image=cost.total / 1e9,
         largest_context=lengths.largest_context,
-        passes_per_step=sum(len(pieces) for _, pieces in parts),
-        mask_shapes=len({shape[1:] for shape in lengths.shapes}),
         images_at_a_time=at_a_time,
         bf16=bf16,
         memory_gb=memory / 1e9,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ijepa.arrays import Bools, Floats, Ints
 from ijepa.config import (
     BlockMasks,
     MaskConfig,
@@ -30,9 +31,6 @@ from ijepa.jepa.rng import MASKS, stream
 Grid = tuple[int, int]  # rows, columns; likewise the size of a block
 Range = tuple[float, float]
 Draw = Literal["published", "symmetric"]
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 MaskDraw = tuple[Bools, Ints]  # (B, N) where the context may look, (M, B, T) patches of the targets
 
 TRIES = 20  # contexts tried before one more target may overlap the context (published)
@@ -126,27 +124,17 @@ def part_of(groups: list[Masks], chosen: slice, batch_size: int) -> list[Masks]:
 def check_masks(grid: Grid, config: MaskConfig) -> None:
     """Refuse a grid on which a target block or the rest of the context may have too few patches."""
     target, context = _fewest(grid, config)
-    even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
-    setting, asked = "min_keep", f"more than {config.min_keep}"
-    if config.context_patches and context > config.min_keep:
-        setting, asked = "context_patches", f"at least {config.context_patches}"
-    if target < 1:
-        why = "a target may have no patch"
-    elif config.kind == "multiblock" and config.draw == "published" and target <= config.min_keep:
-        setting = "min_keep"  # by which this sampler draws targets, too
-        why = (
-            f"a target may have only {target}; masks.draw=published asks for more than "
-            f"{config.min_keep} (masks.min_keep) in targets, too"
-        )
-    elif context < config.fewest_context_patches:
-        why = f"the context may keep only {max(context, 0)}"
-        why += f"; masks.{setting} asks for a context of {asked}"
-    else:
+    # The published sampler asks for more than `min_keep` patches in targets, too.
+    by_targets = config.kind == "multiblock" and config.draw == "published"
+    least = config.min_keep + 1 if by_targets else 1
+    if target >= least and context >= config.fewest_context_patches:
         return
+    even = ", an even number of rows and columns" if config.kind == "rasterized" else ""
     raise IjepaError(
-        f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: "
-        f"{why}. Use smaller patches, larger images, other scales or a smaller "
-        f"masks.{setting}{even}."
+        f"{config.kind.capitalize()} masks do not fit a grid of {grid[0]}x{grid[1]} patches: a "
+        f"target may have only {target}, the context keep only {max(context, 0)}; masks.min_keep "
+        f"and masks.context_patches ask for {least} and {config.fewest_context_patches}. Use "
+        f"smaller patches, larger images, other scales or smaller numbers there{even}."
     )
 
 

@@ -1,27 +1,31 @@
 """Configurations of experiments: one YAML file each, here or of the user's.
 
 A recipe names only what differs from the defaults, or from another recipe that it calls its `base`.
+`--recipe auto` takes one that fits the images, with settings for their number.
 """
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
-from ijepa.config import Config, PretrainConfig, StrPath, validated
+from ijepa.config import Config, PretrainConfig, StrPath, flat, validated
 from ijepa.config.pretrain import MaskConfig
 from ijepa.errors import IjepaError
 from ijepa.files import no_file
-from ijepa.recipes.published import GLOBAL_BATCH, is_published, translate
 from ijepa.text import did_you_mean
 
 MOST_BASES = 20  # one on top of the other
 MOST_VALUES = 10_000  # in one file; the largest recipe has a hundred
+
+GLOBAL_BATCH = 2048  # of the published runs; their files say only how many images one GPU takes
+BFLOAT16 = "meta.use_bfloat16"
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,45 @@ def load_recipe(name_or_path: StrPath, overrides: Iterable[str] = ()) -> Pretrai
     config = validated(PretrainConfig, body, f"recipe {source}")
     _warn(before, config)
     return config
+
+
+def is_published(body: Mapping[str, Any]) -> bool:
+    """Is it a file of the released code? Theirs say `mask` and `meta`, ours `masks`."""
+    return "mask" in body and "meta" in body
+
+
+def translate(body: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A released configuration as one of ours.
+
+    The batch of one GPU becomes `masks.group_size`, over which the released code cuts contexts;
+    the batch of all GPUs, which no file states, becomes the published 2,048. An `IjepaError`
+    refuses settings that the released files do not have, and a value that is not supported.
+    """
+    settings = {n: value for n, value in flat(body).items() if "." in n or value is not None}
+    theirs = yaml.safe_load(resources.files("ijepa").joinpath("released_settings.yaml").read_text())
+    known = {*theirs["ours"], *theirs["places"], *theirs["only"], BFLOAT16}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise IjepaError(
+            f"recipe {source}: not settings of facebookresearch/ijepa: {', '.join(unknown[:5])}"
+            f"{more}. Remove them; `ijepa recipes NAME` prints the settings of this package."
+        )
+    for name, only in theirs["only"].items():
+        if settings.get(name, only) != only:
+            raise IjepaError(
+                f"recipe {source}: {name} is {settings[name]!r}, but only {only!r} is supported."
+            )
+    ours: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in theirs["ours"]:
+            group, _, setting = theirs["ours"][name].rpartition(".")
+            (ours.setdefault(group, {}) if group else ours)[setting] = value
+    if BFLOAT16 in settings:
+        precision = "bf16" if settings[BFLOAT16] else "fp32"
+        ours.setdefault("optimization", {})["precision"] = precision
+    ours.setdefault("data", {})["batch_size"] = GLOBAL_BATCH
+    return ours
 
 
 def recipe_note(name_or_path: str, config: PretrainConfig) -> str:
@@ -202,3 +245,78 @@ def apply_override(body: dict[str, Any], override: str) -> None:
         body[last] = parse_yaml(value)
     except ValueError as error:
         raise IjepaError(f"--set {override!r:.200}: {value!r:.80} is not a YAML value.") from error
+
+
+class Choice(NamedTuple):
+    """A recipe that may be chosen, and for what."""
+
+    recipe: str
+    from_px: int  # smallest median short side of the images
+    needs_gpu: bool
+    images_seen: int  # images that the recipe shows in all, on the data that it was made for
+
+
+CHOICES = (  # the first one that fits is taken
+    Choice("own-224", from_px=160, needs_gpu=True, images_seen=200 * 9_469),
+    Choice("own-128", from_px=96, needs_gpu=True, images_seen=100 * 10_000),
+    Choice("own-64", from_px=48, needs_gpu=False, images_seen=16 * 10_000),
+    Choice("cifar10-gpu", from_px=0, needs_gpu=True, images_seen=200 * 50_000),
+    Choice("cifar10", from_px=0, needs_gpu=False, images_seen=12 * 50_000),
+)
+MOST_EPOCHS = 10**6
+LEAST_HELD_OUT = 8  # images of a health check; of fewer than ten times that, none is held out
+
+
+def choose(image_px: int, *, on_gpu: bool) -> Choice:
+    """The recipe for images of this median short side on this device."""
+    return next(one for one in CHOICES if image_px >= one.from_px and (on_gpu or not one.needs_gpu))
+
+
+def begun_with(config: Path, num_images: int, overrides: Sequence[str] = ()) -> Choice | None:
+    """The choice that gave a run's `config.yaml`; None if no choice gives it, or there is none."""
+    begun = load_recipe(config).model_copy(update={"init": None}) if config.is_file() else None
+    for choice in CHOICES if begun else ():
+        body = load_recipe(choice.recipe).model_dump(mode="json")
+        with contextlib.suppress(IjepaError):  # overrides that do not fit this recipe
+            for override in [*settings_for(choice, num_images, overrides), *overrides]:
+                apply_override(body, override)
+            if begun and begun.data.channels:  # filled in from the shard set
+                body["data"] |= begun.data.model_dump(include={"channels", "mean", "std"})
+            if begun == validated(PretrainConfig, body, choice.recipe):
+                return choice
+    return None
+
+
+def settings_for(choice: Choice, num_images: int, overrides: Sequence[str] = ()) -> list[str]:
+    """Settings, as `a.b=c`, that fit a chosen recipe to a number of images.
+
+    The epochs show as many images as the recipe shows of its own data; warm-up and checkpoints stay
+    in proportion to them. At most a tenth of the images is held out. A batch that is larger than
+    the rest is halved until it fits, with the learning rate. What `overrides` set is left out.
+    """
+    recipe = load_recipe(choice.recipe)
+    given = {one.partition("=")[0].strip(): one for one in overrides}
+    batch, watch, tenth = recipe.data.batch_size, recipe.watch, num_images // 10
+    holds_out = watch.held_out and tenth >= LEAST_HELD_OUT
+    watched = min(watch.num_images, tenth) if holds_out else watch.num_images
+    trained = max(1, num_images - watched if holds_out else num_images)
+    epochs = min(max(1, round(choice.images_seen / trained)), MOST_EPOCHS)
+    if "optimization.epochs" in given:
+        asked = [given["optimization.epochs"], "optimization.warmup_epochs=0"]  # which follows them
+        epochs = load_recipe(choice.recipe, asked).optimization.epochs
+    while batch > trained and "data.batch_size" not in given:
+        batch //= 2
+    part, smaller = epochs / recipe.optimization.epochs, batch / recipe.data.batch_size
+    settings = {
+        "optimization.epochs": epochs,
+        "optimization.warmup_epochs": round(recipe.optimization.warmup_epochs * part, 4),
+        "checkpoint_epochs": max(1, round(recipe.checkpoint_epochs * part)),
+        "data.batch_size": batch,
+        "watch.held_out": holds_out,
+        "watch.num_images": watched,
+        "optimization.lr": recipe.optimization.lr * smaller,
+        "optimization.start_lr": recipe.optimization.start_lr * smaller,
+    }
+    own = flat(recipe.model_dump())
+    changed = {name: value for name, value in settings.items() if value != own[name]}
+    return [f"{name}={value}" for name, value in changed.items() if name not in given]

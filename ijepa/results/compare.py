@@ -1,6 +1,5 @@
 """Two encoders on one test set, image by image."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +50,11 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
         for score in read_result(path):
             scores.setdefault(score.setting, score)
     one, other = (list(scores.values()) for scores in by_setting)
-    for what in ("protocol", "label", "train_images", "test_images", "settings", "deviations"):
-        ours, theirs = _said(one, what), _said(other, what)
+    for what in ("protocol", "label", "train_images", "test_images", "setting", "deviations"):
+        ours, theirs = (
+            "; ".join(dict.fromkeys(str(getattr(score, what) or "none") for score in scores))
+            for scores in (one, other)
+        )
         if ours != theirs:
             raise IjepaError(
                 f"{first} and {second} cannot be compared: {what.replace('_', ' ')} is {ours} and "
@@ -66,15 +68,6 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     return Comparisons(
         protocol=lead.protocol, label=lead.label, test_rows=lead.test_rows, rows=rows
     )
-
-
-def _said(scores: Sequence[Score], what: str) -> str:
-    """What must be alike for numbers to say anything of each other, in words."""
-    if what == "settings":
-        return "; ".join(score.setting for score in scores) or "none"
-    if what == "deviations":
-        return "; ".join(sorted({line for s in scores for line in s.deviations})) or "none"
-    return "; ".join(dict.fromkeys(str(getattr(score, what)) for score in scores))
 
 
 def _compared(first: Score, second: Score) -> Comparison:

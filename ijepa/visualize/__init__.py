@@ -13,6 +13,7 @@ from ijepa.config import (
     Config,
     EmbeddingConfig,
     EncodersConfig,
+    FeaturesConfig,
     MasksConfig,
     NeighborsConfig,
     PcaConfig,
@@ -139,7 +140,7 @@ def visualize(
         raise IjepaError(f"{out} must end in {' or '.join(formats)}.")
     if data is None and isinstance(config, EncodersConfig | PredictionsConfig):
         raise IjepaError(f"A picture of {name} needs images; name a shard set as `data`.")
-    if not features and isinstance(config, NeighborsConfig | EmbeddingConfig):
+    if not features and isinstance(config, FeaturesConfig):
         raise IjepaError("Name a feature file of `ijepa extract`.")
     if len(features) > 1 and isinstance(config, EmbeddingConfig):
         raise IjepaError(f"A map shows one feature file, not {len(features)}; name one.")
@@ -196,7 +197,7 @@ def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
             measured = min(measured, max(1, there // 2))
             stored -= max(measured, len(config.keys) or min(config.images, there))
         fitted |= {"measured": measured, "store_images": max(1, min(config.store_images, stored))}
-    if isinstance(config, NeighborsConfig | EmbeddingConfig):
+    if isinstance(config, FeaturesConfig):
         labels = [store.labels for store in given.features]
         is_typed = "label" in config.model_fields_set
         if not is_typed and not all(config.label in known for known in labels):

@@ -147,14 +147,12 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawing:
     # In random order, so that no class always lies on top.
     order = np.random.default_rng(config.seed).permutation(len(stored.keys))[: config.images]
     vectors = store.numpy(config.layer)[stored.rows[order]]
-    perplexity = min(config.perplexity, most_perplexity(len(order)))
-    places = project(vectors, config.method, perplexity, config.seed)
+    places = project(vectors, config.method, config.seed)
     names = [stored.classes[n] if stored.classes else "all images" for n in order]
     cut = _thumbnails(given, stored, order.tolist(), TILE_PX // 2)
     how = "PCA"
     if config.method == "tsne":
-        fewer = f" ({len(order):,} images allow no more)" if perplexity < config.perplexity else ""
-        how = f"t-SNE, perplexity {perplexity:.4g}{fewer}"
+        how = f"t-SNE, perplexity {perplexity(len(order)):.4g}"
     coloured = f", coloured by {config.label}" if config.label else ""
     captions = (
         f"{stored.caption(config.layer)}.",
@@ -170,11 +168,10 @@ def draw_embedding(config: EmbeddingConfig, given: Given) -> Drawing:
     return embedding_figure(places, names, cut, captions), facts
 
 
-def project(features: Floats, method: str, perplexity: float, seed: int) -> Floats:
+def project(features: Floats, method: str, seed: int) -> Floats:
     """Bring features (n, dim) to a plane: (n, 2), both from 0, the longer axis to 1.
 
-    `pca`, or `tsne` of the first 50 principal components, with a perplexity of `most_perplexity` at
-    most.
+    `pca`, or `tsne` of the first 50 principal components.
     """
     num, dim = features.shape
     count = 2 if method == "pca" else min(FIRST_COMPONENTS, num - 1, dim)
@@ -182,7 +179,7 @@ def project(features: Floats, method: str, perplexity: float, seed: int) -> Floa
     if method == "tsne":
         from sklearn.manifold import TSNE  # it takes a second, which no other picture needs
 
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
+        tsne = TSNE(perplexity=perplexity(num), init="pca", random_state=seed, n_jobs=1)
         places = tsne.fit_transform(places.astype(np.float32)).astype(np.float64)
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()
     scaled: Floats = (places - low) / max(float(extent), 1e-12)
@@ -198,9 +195,9 @@ class Group(NamedTuple):
     shape: str
 
 
-def most_perplexity(num_images: int) -> float:
-    """The highest perplexity that t-SNE can give so many images, at least 3."""
-    return (num_images - 1) / 3
+def perplexity(num_images: int) -> float:
+    """scikit-learn's default, or the highest that t-SNE can give so few images, at least 3."""
+    return min(30.0, (num_images - 1) / 3)
 
 
 def legend_of(names: Sequence[str]) -> tuple[list[Group], list[int]]:

@@ -35,7 +35,7 @@ OF_IMAGES: dict[type[PictureConfig], str] = {
 }
 OF_FEATURES: dict[type[PictureConfig], str] = {
     configs.NeighborsConfig: "queries keys neighbors label layer show_channels",
-    configs.EmbeddingConfig: "label method perplexity images layer show_channels",
+    configs.EmbeddingConfig: "label method images layer show_channels",
 }
 
 app = typer.Typer()
