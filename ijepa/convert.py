@@ -15,6 +15,8 @@ from ijepa.version import VERSION as VERSION_OF_IJEPA
 if TYPE_CHECKING:
     from ijepa.encoders.base import Encoder
 
+__all__ = ["FOLDERS", "PART_NAMES", "ConvertResult", "convert"]
+
 VERSION = 6
 CARD, ONNX = "README.md", "model.onnx"
 FOLDERS = ("hf", "timm")  # formats of more than one file

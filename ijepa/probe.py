@@ -19,7 +19,7 @@ from ijepa.features.leakage import (
     open_pair,
     refuse_other_images,
 )
-from ijepa.features.store import read_header
+from ijepa.features.store import open_features, read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest, TokenRows
 from ijepa.probes.protocols import LOW_LEVEL, PROBES, PROTOCOLS, View, deviations
@@ -42,7 +42,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["PROTOCOLS", "FeaturePair", "LowLevelResult", "ProbeResult", "low_level", "probe"]
+__all__ = [
+    "PROTOCOLS",
+    "FeaturePair",
+    "LowLevelResult",
+    "ProbeResult",
+    "low_level",
+    "open_features",
+    "probe",
+]
 
 VERSION = 13
 

@@ -18,8 +18,7 @@ from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
-from ijepa.extract import extract
-from ijepa.features.diagnose import describe
+from ijepa.extract import describe, extract
 from ijepa.features.store import open_features
 from ijepa.features.write import FeatureWriter
 from ijepa.jepa.augment import normalise

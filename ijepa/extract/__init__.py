@@ -1,17 +1,22 @@
 """Frozen features of every image of a split, in an HDF5 feature store."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.data.index import check_shards
-from ijepa.data.shards import open_shards
+from ijepa.data.shards import ShardSet, open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.diagnose import describe
-from ijepa.features.store import read_header
+from ijepa.features.store import FeatureHeader, open_features, read_header
 from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import CACHED, DryRun, StagePlan, exclusive_work
 from ijepa.world import together
+
+if TYPE_CHECKING:
+    from ijepa.extract.encode import Extraction
 
 VERSION = 12
 
@@ -29,6 +34,20 @@ class ExtractResult(Config):
     labels: tuple[str, ...]
     tokens: tuple[int, int, int] | None = None  # rows and columns of patches, width of a token
     dense: tuple[str, ...] = ()  # dense labels whose maps stand beside the tokens
+
+
+class FeatureInfo(Config):
+    """What a file says of itself; `classes`: how many different values each label has."""
+
+    path: Path
+    images: int
+    views: int
+    layers: int
+    dim: int
+    dtype: str
+    classes: dict[str, int]
+    num_bytes: int
+    header: FeatureHeader
 
 
 def extract(
@@ -54,16 +73,13 @@ def extract(
     try:
         with together(exclusive_work(plan, runtime), runtime) as (work, world):
             if not work.cached:
-                from ijepa.extract.encode import encode
-
                 told = progress if world.is_rank_0 else silent
-                encode(work, config, spec, data, runtime, told, world)
+                _extraction(config, spec, data, runtime).encode(work, told, world)
     except DryRun as outlook:
         if not config.tokens or outlook.state == CACHED:
             raise
-        from ijepa.extract.encode import Extraction
-
-        size = Extraction(config, spec, data, runtime, "cpu").size  # tells what --tokens costs
+        on_cpu = runtime.model_copy(update={"device": "cpu"})
+        size = _extraction(config, spec, data, on_cpu).size  # tells what --tokens costs
         raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
     made = describe(plan.out)  # without its numbers: its record has the digest of the file
     return ExtractResult(
@@ -77,8 +93,50 @@ def extract(
     )
 
 
-def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:
-    """See that a feature file was made from this shard set, and that the set is undamaged."""
-    if read_header(Path(path)).data_fingerprint != open_shards(Path(shards)).fingerprint:
-        raise IjepaError(f"{path} was made from other images than those of {shards}.")
-    check_shards(Path(shards), progress)
+def _extraction(
+    config: ExtractConfig, spec: EncoderSpec, data: ShardSet, runtime: Runtime
+) -> "Extraction":
+    """The encoder and its images; behind the cached answer, for torch takes seconds to import."""
+    from ijepa.extract.encode import Extraction
+
+    return Extraction(config, spec, data, runtime)
+
+
+def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
+    """Say what a feature file holds; with `check`, read all of it against its checksums.
+
+    Raises:
+        IjepaError: it is not whole, or, with `check`, damaged.
+    """
+    path = Path(path)
+    has_tokens = check and read_header(path).tokens is not None
+    with open_features(path, check_numbers=check, check_tokens=has_tokens) as store:
+        rows, layers, dim = store.shape
+        views, labels = 1 + store.header.num_views, store.labels
+        return FeatureInfo(
+            path=path,
+            images=rows // views,
+            views=views,
+            layers=layers,
+            dim=dim,
+            dtype=store.dtype,
+            classes={name: len(np.unique(found[found >= 0])) for name, found in labels.items()},
+            num_bytes=path.stat().st_size,
+            header=store.header,
+        )
+
+
+def check_features(
+    path: StrPath, shards: StrPath | None = None, progress: Progress = automatic
+) -> FeatureInfo:
+    """Read a whole feature file against its checksums; with `shards`, the set it was made from too.
+
+    Raises:
+        IjepaError: one of them is damaged, or the file was made from another shard set.
+    """
+    found = describe(path, check=True)
+    if shards is not None:
+        if found.header.data_fingerprint != open_shards(Path(shards)).fingerprint:
+            raise IjepaError(f"{path} was made from other images than those of {shards}.")
+        check_shards(Path(shards), progress)
+    return found

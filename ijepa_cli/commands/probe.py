@@ -8,8 +8,7 @@ import typer
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
-from ijepa_cli.score_table import result_tables
-from ijepa_cli.show import show, shown_progress
+from ijepa_cli.show import result_tables, show, shown_progress
 from ijepa_cli.summary import about, counted, headline, next_command
 
 Probe = Literal[
@@ -80,11 +79,10 @@ def probe(
     if len(trains) != len(tests):
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
     from ijepa import probe as library
-    from ijepa.features.store import open_features
 
     given_files = []
     for path in (train, test):
-        with open_features(path, check_numbers=False) as store:
+        with library.open_features(path, check_numbers=False) as store:
             images = store.shape[0] // (1 + store.header.num_views)
         given_files.append(f"{path} ({images:,} images)")
     what = name if name == "low-level" else f"{name} of label {config.label}"

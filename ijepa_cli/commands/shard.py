@@ -65,13 +65,11 @@ def shard(
     require_label: Label = None,
 ) -> None:
     """Write the images of SOURCE as a shard set: WebDataset tars with an index."""
-    from ijepa.shard import shard as run
+    from ijepa import shard as library
 
     if check:
-        from ijepa.data.index import check_shards
-
         with shown_progress() as progress:
-            found = check_shards(source, progress)
+            found = library.check_shards(source, progress)
         size = decimal(found.bytes)
         show(found, as_json, f"{source}: {found.samples:,} images, {size}, whole and undamaged")
         return
@@ -80,7 +78,7 @@ def shard(
     runtime = runtime.model_copy(update={"about": f"shard: {source} to {out}"})
     with shown_progress() as progress:
         maps = {name: folder for name, folder in (("seg", masks), ("depth", depth)) if folder}
-        result = run(source, out, config, runtime, progress, dense=maps)
+        result = library.shard(source, out, config, runtime, progress, dense=maps)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     words = f"{counts} in {counted(result.shards, 'shard')}, {decimal(result.bytes)}"
     lines = [headline("written", result.out, result.cached, words)]
