@@ -2,11 +2,9 @@
 
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
 from ijepa.data.decode import image_size
@@ -25,14 +23,11 @@ from ijepa.world import World, stop_requests, together
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
     from ijepa.jepa.flops import PretrainPlan
-    from ijepa.train.metrics import Picture
-    from ijepa.train.watch import CheckedImages
 
 VERSION = 3
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
-BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
 log = logging.getLogger(__name__)
@@ -151,8 +146,6 @@ def _train(
         if adapted and networks and world.is_rank_0:
             log.warning("%s is adapted: %s", init, adapted)
     task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
-    if runtime.pictures:
-        task.render = _drawing(config)
     if world.is_rank_0:
         write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
         work.note({"source": source})  # for pages of a run that is still training
@@ -160,37 +153,6 @@ def _train(
         loop.fit(task, work.folder, progress)
         facts |= {"device": task.device_name(), **task.bad_samples()}
         from_rank_0(world, lambda: work.publish(facts))
-
-
-def _drawing(config: PretrainConfig) -> "Callable[[CheckedImages], dict[str, Picture]]":
-    """Draws masks, principal components and neighbours of a few images, each as rows of tiles."""
-    from ijepa.figures.draw import keep_patches
-    from ijepa.figures.pca import patch_colours
-    from ijepa.jepa.masks import batch_masks
-
-    grid, patch = config.grid, config.encoder.patch_px
-    masks = batch_masks(config, 0)[0]  # always the same: what the recipe hides
-
-    def rows(tiles: "Iterable[Iterable[Picture]]") -> "Picture":
-        step = max(1, min(config.data.image_size) // BOARD_TILE_PX)
-        return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])[::step, ::step]
-
-    def render(checked: "CheckedImages") -> "dict[str, Picture]":
-        parts = zip(checked.images, masks.context.numpy(), masks.targets.numpy().swapaxes(0, 1))  # noqa: B905  # a group may be smaller
-        colours = patch_colours(checked.tokens)[0].repeat(patch, axis=1).repeat(patch, axis=2)
-        return {
-            "masks": rows(
-                [image, *(keep_patches(image, part, grid) for part in (context, *targets))]
-                for image, context, targets in parts
-            ),
-            "components": rows(zip(checked.images, colours, strict=True)),
-            "neighbours": rows(
-                [image, *near]
-                for image, near in zip(checked.images, checked.neighbours, strict=True)
-            ),
-        }
-
-    return render
 
 
 def started(

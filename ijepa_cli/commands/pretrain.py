@@ -85,7 +85,7 @@ RUN = "device workers checkpoint_seconds micro_batch recompute compile cache tra
 app = typer.Typer()
 
 
-@stage(app, run=f"{RUN} pictures replace")
+@stage(app, run=f"{RUN} replace")
 def pretrain(
     data: Data,
     out: Out,
