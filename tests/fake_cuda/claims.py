@@ -36,7 +36,6 @@ from ijepa.config import (
 )
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
-from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
@@ -55,6 +54,7 @@ from ijepa.train.finetuning import FinetuneTask, LabelledImages
 from ijepa.train.loop import fit
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
+from ijepa.train_decoder.training import DecoderTask
 
 from .kernels import Kernel, recorded
 from .lint import Finding, lint
