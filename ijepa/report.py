@@ -110,7 +110,8 @@ def report(
     )
     inputs = {f"result {path}": result_id(result) for path, result in results.items()}
     inputs |= {f"run {path}": file_sha256(path / METRICS) for path in runs}
-    files = [path for run in runs for path in (run / "config.yaml", run / "stage.json")]
+    notes = ("config.yaml", "stage.json", "work.json")
+    files = [run / name for run in runs for name in notes]
     files += [file for path in pictures for file in (path, record_path(path))]
     inputs |= {f"file {path}": file_sha256(path) for path in files if path.is_file()}
     plan = StagePlan("report", VERSION, config, inputs, out)
@@ -294,7 +295,8 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
         "images": int(last.get("images", 0)),
         "duration": _duration(record["seconds"]) if "seconds" in record else "",
         "fingerprint": str(record.get("fingerprint", "unknown"))[:12],
-        "running": "" if read_record(run) else _running(settings, last),
+        "running": "" if read_record(run) else _running(settings, last, record.get("ended", "")),
+        "ended": record.get("ended", ""),
         "masks": _masks(config) if config else "",
         "charts": charts,
         "constant": constant,
@@ -303,8 +305,8 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
     }
 
 
-def _running(settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
-    """How far an unfinished run is, as its last record says."""
+def _running(settings: Mapping[str, Any], last: Mapping[str, float], ended: str) -> str:
+    """How far an unfinished run is, as its last record says, and the error that ended it."""
     epochs = settings.get("optimization", settings).get("epochs")
     if epochs and settings.get("linear_first"):
         epochs += settings["linear_first"]  # a fine-tuning counts those, too
@@ -313,7 +315,8 @@ def _running(settings: Mapping[str, Any], last: Mapping[str, float]) -> str:
     if epochs and epoch:
         steps = round(step * epochs / epoch)
     said = f"Step {step:,}" + (f" of {steps:,} ({100 * step / steps:.0f}%)" if steps else "")
-    return f"{said}. All numbers of this run are provisional; build the page again for newer ones."
+    more = "All numbers of this run are provisional; build the page again for newer ones."
+    return f"{said}. {ended or more}"
 
 
 def _masks(config: PretrainConfig) -> str:

@@ -168,11 +168,23 @@ def exclusive_work(plan: StagePlan, runtime: Runtime = RUNTIME) -> Iterator[Work
             log.info("%s", runtime.about if why == NEW else f"{runtime.about} ({why})")
         earlier = _open_folder(plan, folder, runtime.force)
         try:
-            with naming(folder):
-                yield Work(plan, folder, cached=False, started=time.time() - earlier)
+            work = Work(plan, folder, cached=False, started=time.time() - earlier)
+            with naming(folder), _noting(work):
+                yield work
         finally:
             if folder.exists() and not _files(folder):  # it failed before it made anything
                 remove(folder)
+
+
+@contextlib.contextmanager
+def _noting(work: Work) -> Iterator[None]:
+    """Note the error that ends the work, for pages of a run that broke."""
+    try:
+        yield
+    except IjepaError as error:
+        with contextlib.suppress(OSError):  # it may be published, or the disk full
+            work.note({"ended": str(error)})
+        raise
 
 
 def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
@@ -336,7 +348,7 @@ def _open_folder(plan: StagePlan, folder: Path, force: bool) -> float:
     folder.mkdir(exist_ok=True)
     for path in folder.rglob("*.tmp"):  # of `whole_file`, in a process that was killed
         path.unlink()
-    now = {"began": time.time(), "worked_seconds": earlier}
+    now = {"began": time.time(), "worked_seconds": earlier, "ended": ""}
     write_json(folder / "work.json", note | now)
     return earlier
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,14 @@ def test_a_broken_batch_stops_the_run_and_names_its_images_and_the_last_good_sta
     assert load_checkpoint(tmp_path / "run.partial" / LAST)["step"] == 8
     with pytest.raises(IjepaError, match="not finite"):  # nor does starting again help
         pretrain(shards, tmp_path / "run", tiny_config, CPU)
+    report([tmp_path / "run"], tmp_path / "page.html")
+    how = r"ended before it was finished\.</b> Step 9 of 16 \(56%\)\. .* not finite at step \d+"
+    assert re.search(how, (tmp_path / "page.html").read_text())
+    broken_batches.clear()
+    with pytest.raises(StopError):
+        pretrain(shards, tmp_path / "run", tiny_config, CPU, stop_at(9 * 32, "pretrain"))
+    report([tmp_path / "run"], tmp_path / "page.html")
+    assert "is not finished.</b> Step " in (tmp_path / "page.html").read_text()
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):

@@ -232,6 +232,14 @@ def test_a_chart_marks_its_start_and_shows_names_as_text():
     assert "<b>" not in chart
 
 
+@pytest.mark.parametrize(("rankme", "middle"), [(3.0, 500), (0.0, 1000)])
+def test_the_axes_of_one_point_begin_at_zero_and_its_caption_names_it_once(rankme, middle):
+    chart = health_curve({"a": [{"step": 0, "rankme": rankme}]})
+    assert drawn_points(chart.html) == [[(0, middle)]]
+    assert re.findall(r'class="x" style="left:0.0%">(.*?)<', chart.html) == ["0"]
+    assert chart.caption.startswith(f"Measured once: {rankme:g}. ")
+
+
 def test_what_never_changes_is_a_line_of_text_and_what_is_no_number_is_left_out():
     records = [{"images": n, "loss": 1 / n, "lr": 0.1, "ema": 1.0} for n in (1, 2, 3)]
     charts, constant = run_curves([*records, {"images": 4, "loss": float("nan")}])

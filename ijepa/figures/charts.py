@@ -63,7 +63,10 @@ def points(records: Records, x: str, y: str) -> Points:
 
 
 def _curve(series: Mapping[str, Points], x_label: str, title: str, reading: str) -> Curve:
-    ends = [f"from {y[0]:.4g} to {y[-1]:.4g}" for _, y in series.values()]
+    ends = [
+        f"from {y[0]:.4g} to {y[-1]:.4g}" if len(y) > 1 else f"measured once: {y[0]:.4g}"
+        for _, y in series.values()
+    ]
     if len(series) > 1:
         ends = [f"{name} {end}" for name, end in zip(series, ends, strict=True)]
     change = ", ".join(ends)
@@ -112,9 +115,10 @@ def line_chart(
 def _axis(values: Sequence[float], room: float = 0.0) -> tuple[tuple[float, float], list[float]]:
     """The ends of an axis, with a share of room beyond the values, and its ticks."""
     low, high = min(values), max(values)
+    if low == high:  # in the middle of an axis that begins at 0
+        first, last = sorted((0.0, 2 * low or 1.0))
+        return (first, last), [low]
     room *= high - low
-    if low == high:
-        room = abs(low) / 2 or 1.0
     low, high = low - room, high + room
     ticks = [float(t) for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
     return (low, high), ticks
