@@ -117,9 +117,26 @@ def test_the_outlook_is_what_then_happens_and_writes_nothing(tmp_path):
 def test_a_digest_that_changed_is_named_and_not_shown(tmp_path):
     one, other = (plan(tmp_path / "out", data=fingerprint_of(body)) for body in "ab")
     make(one)
-    assert outlook(other) == (WOULD_RUN, "inputs.data changed")
-    renamed = changed(one, inputs={"features": one.inputs["data"]})
-    assert outlook(renamed) == (WOULD_RUN, "inputs.features is new; inputs.data is left out")
+    assert outlook(other) == (WOULD_RUN, "the content of --data changed")
+    renamed = changed(one, inputs={"source": one.inputs["data"]})
+    words = "the source is new; the content of --data is left out"
+    assert outlook(renamed) == (WOULD_RUN, words)
+
+
+@pytest.mark.parametrize(
+    ("role", "words"),
+    [
+        ("train 0", "the content of --train changed"),
+        ("train 1", "the content of --baseline-train changed"),
+        ("test 2", "the content of --baseline-test number 2 changed"),
+        ("features 1", "the content of --features number 2 changed"),
+        ("result some where/knn.json", "some where/knn.json changed"),
+    ],
+)
+def test_an_input_that_changed_is_named_by_its_option_or_path(tmp_path, role, words):
+    one, other = (changed(plan(tmp_path / "out"), inputs={role: name}) for name in "ab")
+    make(one)
+    assert outlook(other) == (WOULD_RUN, words)
 
 
 def test_a_finished_output_on_a_read_only_disk_is_cached(tmp_path, monkeypatch):
