@@ -6,6 +6,7 @@ Where a format has no room for configuration and provenance, our files carry the
 import json
 import logging
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +243,13 @@ def write_onnx(encoder: Encoder, out: Path, notes: Mapping[str, object]) -> floa
     Raises:
         IjepaError: the encoder has no patch tokens, cannot be exported, or differs by over 1e-4.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
+    if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
         raise IjepaError(
             "--to onnx needs onnx, onnxruntime and onnxscript; install them with "
             "pip install onnx onnxruntime onnxscript."
-        ) from error
+        )
+    import onnxruntime
+
     data = encoder.data
     channels = data.num_channels
     images = torch.zeros(max(CHECKED_BATCHES), channels, *data.image_size)
