@@ -1,4 +1,4 @@
-"""What commands print: results as tables or JSON, progress bars, what a dry run finds.
+"""What commands print: what will run and what to type next, results, bars, what a dry run finds.
 
 Results go to stdout, progress and warnings to stderr.
 """
@@ -7,8 +7,10 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
@@ -18,13 +20,16 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from ijepa.config import Runtime, StrPath
 from ijepa.errors import IjepaError
 from ijepa.progress import Bars, Progress, silent
+from ijepa.records import read_record
 from ijepa.stage import DryRun
 from ijepa.text import printable
 from ijepa.world import current_world
 
 if TYPE_CHECKING:
+    from ijepa.data.shards import ShardSet
     from ijepa.report import ReportResult
     from ijepa.results.compare import Comparisons
     from ijepa.results.record import Scores
@@ -41,6 +46,8 @@ class Screen(Console):
         """Text in a table or alone, as rich asks for it."""
         return super().render_str(printable(text), **options)
 
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, of CUDA under WSL, of ROCm
 
 screen = Screen(width=None if sys.stdout.isatty() else 140)  # piped tables need not be narrow
 stderr = Screen(stderr=True)
@@ -139,6 +146,66 @@ def table(result: BaseModel, title: str, leave_out: Collection[str] = (), note: 
             digits = ",.4g" if isinstance(value, float) else ","
             rows.add_row(name.replace("_", " "), f"{value:{digits}}" if is_number else str(value))
     return rows
+
+
+def about(runtime: Runtime, text: str) -> Runtime:
+    """The runtime of a stage that says `text` and its device when it begins."""
+    where = f"on {runtime.device}"
+    if runtime.device == "auto":  # as far as that can be known without torch
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+        has_gpu = not hidden and any(Path(path).exists() for path in GPU_DRIVERS)
+        where = "on a GPU if torch can use it" if has_gpu else "on the CPU"
+    return runtime.model_copy(update={"about": f"{text}, {where}"})
+
+
+def opened(data: StrPath) -> "ShardSet":
+    """A shard set; what opens it is imported here, for `--help` must not wait for it."""
+    from ijepa.data.shards import open_shards
+
+    return open_shards(data)
+
+
+def images_of(data: StrPath, split: str, train: str = "train") -> str:
+    """Such as `shards/cifar10 (train, 50,000 images)`."""
+    shards = opened(data)
+    reader = shards.split(shards.named_split(split, train))
+    return f"{data} ({reader.name}, {len(reader):,} images)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 epoch`, `50 epochs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def headline(state: str, out: StrPath, cached: bool, words: str) -> str:
+    """First line of a summary, such as `pretrained runs/a in 22 min: 9,372 steps`."""
+    if cached:
+        return f"cached: {out} is up to date; {words}"
+    seconds = (read_record(Path(out)) or {}).get("seconds")
+    if seconds is None:
+        return f"{state} {out}: {words}"
+    minutes = round(seconds / 60)
+    took = f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    took = f"{seconds:.0f} s" if seconds < 60 else took
+    return f"{state} {out} in {took}: {words}"
+
+
+def next_command(*words: StrPath) -> str:
+    """The line that shows the next command to type."""
+    return f"next: {shlex.join(['ijepa', *map(str, words)])}"
+
+
+def without_options(
+    words: Iterable[str], valued: Container[str], switches: Container[str] = ()
+) -> Iterator[str]:
+    """The words of a command without some options: `valued` ones have a value, `switches` none."""
+    left = iter(words)
+    for word in left:
+        flag, equals, _ = word.partition("=")
+        if flag in valued and not equals:
+            next(left, None)
+        elif flag not in valued and flag not in switches:
+            yield word
 
 
 def report_tables(result: "ReportResult") -> Iterator[Table | str]:

@@ -10,7 +10,7 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from ijepa.errors import IjepaError
 from ijepa_cli.main import main
-from ijepa_cli.summary import without_options
+from ijepa_cli.show import without_options
 
 FLAGS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more

@@ -1,22 +1,18 @@
 """Frozen features of every image of a split, in an HDF5 feature store."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.data.index import check_shards
-from ijepa.data.shards import ShardSet, open_shards
+from ijepa.data.shards import open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader, open_features, read_header
 from ijepa.progress import Progress, automatic, silent
-from ijepa.stage import CACHED, DryRun, StagePlan, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work
 from ijepa.world import together
-
-if TYPE_CHECKING:
-    from ijepa.extract.encode import Extraction
 
 VERSION = 12
 
@@ -70,17 +66,12 @@ def extract(
     spec = EncoderSpec.of(config)
     inputs = {"data": data.fingerprint, "encoder": spec.fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
-    try:
-        with together(exclusive_work(plan, runtime), runtime) as (work, world):
-            if not work.cached:
-                told = progress if world.is_rank_0 else silent
-                _extraction(config, spec, data, runtime).encode(work, told, world)
-    except DryRun as outlook:
-        if not config.tokens or outlook.state == CACHED:
-            raise
-        on_cpu = runtime.model_copy(update={"device": "cpu"})
-        size = _extraction(config, spec, data, on_cpu).size  # tells what --tokens costs
-        raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
+    with together(exclusive_work(plan, runtime), runtime) as (work, world):
+        if not work.cached:
+            from ijepa.extract.encode import Extraction
+
+            told = progress if world.is_rank_0 else silent
+            Extraction(config, spec, data, runtime).encode(work, told, world)
     made = describe(plan.out)  # without its numbers: its record has the digest of the file
     return ExtractResult(
         out=plan.out,
@@ -91,15 +82,6 @@ def extract(
         dense=tuple(made.header.dense),
         **made.model_dump(include={"images", "views", "layers", "dim"}),
     )
-
-
-def _extraction(
-    config: ExtractConfig, spec: EncoderSpec, data: ShardSet, runtime: Runtime
-) -> "Extraction":
-    """The encoder and its images; behind the cached answer, for torch takes seconds to import."""
-    from ijepa.extract.encode import Extraction
-
-    return Extraction(config, spec, data, runtime)
 
 
 def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:

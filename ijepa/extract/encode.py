@@ -65,22 +65,12 @@ class Extraction:
             self.dense = []
         self.shape = len(self.images) * (1 + config.views), self.num_layers, self.encoder.dim
 
-    @property
-    def size(self) -> str:
-        """What the file takes on disk, in words."""
-        rows, layers, dim = self.shape
-        height, width, token_dim = self.tokens or (0, 0, 0)
-        numbers = rows * (layers * dim + height * width * token_dim)
-        mb = numbers * np.dtype(self.config.dtype).itemsize / 1e6
-        said = f"{mb / 1e3:,.1f} GB" if mb >= 1e3 else f"{mb:.1f} MB"
-        return f"{said} on disk with {height} x {width} patch tokens of {token_dim:,} numbers a row"
-
     def encode(self, work: Work, progress: Progress, world: World) -> None:
         """Write this process's share of the batches that are not there yet; rank 0 publishes."""
         path = work.folder / work.plan.out.name
         total, size = len(self.images), self.batch_size
-        if world.is_rank_0 and self.config.tokens:
-            log.info("writing %s", self.size)
+        if world.is_rank_0 and self.tokens:
+            log.info("writing %s", self._size(*self.tokens))
         from_rank_0(world, lambda: self._create(path, work.plan.fingerprint))
         writer = FeatureWriter(path)
         missing = from_rank_0(world, lambda: writer.missing)
@@ -102,6 +92,14 @@ class Extraction:
             work.publish({"device": name, "command": self.runtime.command})
 
         from_rank_0(world, publish)
+
+    def _size(self, height: int, width: int, token_dim: int) -> str:
+        """What the file takes on disk, in words."""
+        rows, layers, dim = self.shape
+        numbers = rows * (layers * dim + height * width * token_dim)
+        mb = numbers * np.dtype(self.config.dtype).itemsize / 1e6
+        said = f"{mb / 1e3:,.1f} GB" if mb >= 1e3 else f"{mb:.1f} MB"
+        return f"{said} on disk with {height} x {width} patch tokens of {token_dim:,} numbers a row"
 
     def _create(self, path: Path, fingerprint: str) -> None:
         """Make the file that features are written into, with the keys and labels of all images."""

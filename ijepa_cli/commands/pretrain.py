@@ -21,7 +21,13 @@ from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
 from ijepa.world import current_world
 from ijepa_cli.options import Set, stage
 from ijepa_cli.show import (
+    about,
+    counted,
+    headline,
+    images_of,
     is_main_process,
+    next_command,
+    opened,
     outlook_shown,
     print_json,
     print_text,
@@ -29,7 +35,6 @@ from ijepa_cli.show import (
     shown_progress,
     stderr,
 )
-from ijepa_cli.summary import about, counted, headline, images_of, next_command, opened
 
 if TYPE_CHECKING:
     from ijepa.pretrain import PretrainResult

@@ -8,8 +8,15 @@ import typer
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import stage
-from ijepa_cli.show import result_tables, show, shown_progress
-from ijepa_cli.summary import about, counted, headline, next_command
+from ijepa_cli.show import (
+    about,
+    counted,
+    headline,
+    next_command,
+    result_tables,
+    show,
+    shown_progress,
+)
 
 Probe = Literal[
     "logistic", "linear", "attentive", "knn", "retrieval", "few-shot", "low-level", "segmentation",

@@ -8,8 +8,7 @@ from rich.filesize import decimal
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import counted, headline, next_command, opened
+from ijepa_cli.show import counted, headline, next_command, opened, show, shown_progress
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .parquet file or a folder of them or of `datasets.save_to_disk`, a .csv, .tsv or .jsonl

@@ -10,8 +10,7 @@ from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe, recipe_names
 from ijepa_cli.options import Data, Set, stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import headline, next_command
+from ijepa_cli.show import headline, next_command, show, shown_progress
 
 Recipe = Annotated[
     str,

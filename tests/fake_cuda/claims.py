@@ -25,7 +25,7 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
-from ijepa import prefetch
+from ijepa import distributed
 from ijepa.config import (
     DataConfig,
     DecoderConfig,
@@ -126,7 +126,7 @@ def devices(tensors: Iterator[object]) -> list[str]:
 @contextlib.contextmanager
 def working_inline() -> Iterator[None]:
     """Without the thread that works ahead: fake tensors belong to one thread."""
-    with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
+    with mock.patch.object(distributed, "prefetched", lambda items, *_: items):
         yield
 
 
@@ -194,7 +194,7 @@ def waits_of_preparing() -> list[Finding]:
             yield Batch(step, images.pin_memory(), torch.arange(BATCH))
 
     with working_inline():
-        inputs = prefetch.prepared(made(), task.prepare, GPU)
+        inputs = distributed.prepared(made(), task.prepare, GPU)
         next(inputs)  # may bring constants to the GPU
         return lint(lambda: next(inputs))
 
