@@ -1,13 +1,16 @@
-"""Which device computes, and how several processes compute as one.
+"""Which device computes, how batches get there, and how several processes compute as one.
 
 Processes are started by torchrun (or anything else that sets its variables); one process needs none
 of this. What every rank would decide alike is decided by rank 0 and sent to the others.
 """
 
 import contextlib
+import functools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from ijepa.config import CPU_WORKERS, Runtime
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError
@@ -23,7 +27,11 @@ from ijepa.world import World, current_world
 
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
 
+AHEAD = 2  # batches that are made ready while one computes
+END: Any = object()
+
 T = TypeVar("T")
+U = TypeVar("U")
 Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
@@ -148,6 +156,54 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     Not so Apple's GPU, for which torch may free the source too early (pytorch/pytorch#189690).
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device) -> Generator[U]:
+    """What `prepare` makes of each item.
+
+    On a GPU a thread works ahead, and copies from pinned memory on a stream of its own, so that
+    neither the training's thread nor the GPU ever waits for a copy. `made` is closed at the end.
+    """
+    if device.type != "cuda":
+        with contextlib.closing(made):
+            for item in made:
+                yield prepare(item)
+        return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+
+    def work() -> Generator[tuple[U, torch.cuda.Event]]:
+        with contextlib.closing(made):
+            for item in made:
+                yield prepare(item), torch.cuda.current_stream(device).record_event()
+
+    begin = functools.partial(torch.cuda.set_stream, side)
+    with contextlib.closing(prefetched(work(), AHEAD, begin)) as source:
+        for inputs, ready in source:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(ready)
+            for leaf in pytree.tree_leaves(inputs):
+                if torch.is_tensor(leaf) and leaf.is_cuda:
+                    leaf.record_stream(stream)  # its memory is the training's from now on
+            yield inputs
+
+
+def prefetched(
+    items: Generator[T], ahead: int, begin: Callable[[], object] | None = None
+) -> Generator[T]:
+    """The same items in the same order, made in a thread that is up to `ahead` (1, ...) in front.
+
+    The thread calls `begin` first. Closing the generator ends the thread, then closes `items`; what
+    is raised in the thread is raised here.
+    """
+    with contextlib.closing(items), ThreadPoolExecutor(1, "prefetch", begin) as thread:
+        waiting: deque[Future[T]] = deque()
+        try:
+            waiting.extend(thread.submit(next, items, END) for _ in range(ahead))
+            while (item := waiting.popleft().result()) is not END:
+                waiting.append(thread.submit(next, items, END))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

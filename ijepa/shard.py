@@ -15,7 +15,16 @@ from pydantic import Field
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, PixelStats, Runtime, ShardConfig, StrPath
 from ijepa.data.decode import DenseLabel
-from ijepa.data.index import INDEX, LABEL, SCHEMA, SetIndex, ShardIndex, SplitIndex, load_rows
+from ijepa.data.index import (
+    INDEX,
+    LABEL,
+    SCHEMA,
+    SetIndex,
+    ShardIndex,
+    SplitIndex,
+    check_shards,
+    load_rows,
+)
 from ijepa.data.plan import (
     link_parts,
     part_plan,
@@ -35,6 +44,8 @@ from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, write_bytes, write_json
 from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, Work, exclusive_work
+
+__all__ = ["INDEX", "ShardResult", "check_shards", "plan_shard", "refuse_place", "shard"]
 
 VERSION = 4
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first

@@ -1,35 +1,17 @@
 """Handing a command to a cluster: submitit submits it, and its tasks run it together."""
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+import submitit
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from ijepa.errors import IjepaError
-from ijepa_cli.summary import without_options
+from ijepa_cli.main import main
+from ijepa_cli.show import without_options
 
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
-
-
-def _option(text: str, least: int | None = None) -> Any:  # noqa: ANN401  # what Typer reads
-    return typer.Option(help=text, min=least, rich_help_panel="Cluster")
-
-
-Launcher = Annotated[
-    Literal["here", "slurm", "local"],
-    _option("slurm submits a job; local runs it the same way on this machine, to try it."),
-]
-Nodes = Annotated[int, _option("Number of machines of the job.", 1)]
-GpusPerNode = Annotated[int, _option("Number of GPUs, and so of processes, on each machine.", 1)]
-Minutes = Annotated[int, _option("Time limit of the job; it is queued again and continues.", 1)]
-Slurm = Annotated[
-    list[str] | None, _option("Another option of sbatch, such as partition=gpu; repeatable.")
-]
 FLAGS = ("--launcher", "--nodes", "--gpus-per-node", "--minutes", "--slurm")
 CPUS_PER_TASK = 8  # for a process and its workers; SLURM gives one unless it is asked for more
 
@@ -42,10 +24,6 @@ class Command:
 
     def __call__(self) -> None:
         """Run it; the job fails if the command does."""
-        from submitit.helpers import TorchDistributedEnvironment
-
-        from ijepa_cli.main import main
-
         environment = TorchDistributedEnvironment()
         if environment.world_size > 1:
             environment.export(set_cuda_visible_devices=False, overwrite=True)
@@ -56,10 +34,8 @@ class Command:
             if ended.code:
                 raise RuntimeError(f"ijepa ended with exit code {ended.code}.") from None
 
-    def checkpoint(self) -> "DelayedSubmission":
+    def checkpoint(self) -> DelayedSubmission:
         """Asked for by submitit before a time-out or pre-emption: the command resumes by itself."""
-        from submitit.helpers import DelayedSubmission
-
         return DelayedSubmission(self)
 
 
@@ -70,10 +46,6 @@ def submit(
 
     A local job has ended by then; an `IjepaError` says that it failed, or why none was submitted.
     """
-    if importlib.util.find_spec("submitit") is None:
-        raise IjepaError("--launcher needs submitit; install it with pip install submitit.")
-    import submitit
-
     settings: dict[str, int | str] = {"gpus_per_node": processes, "cpus_per_task": CPUS_PER_TASK}
     for setting in slurm:
         name, equals, settings[name] = setting.partition("=")

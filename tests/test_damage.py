@@ -13,7 +13,7 @@ from ijepa.config import ExtractConfig, Runtime, ShardConfig
 from ijepa.data.index import check_shards, load_rows
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
-from ijepa.extract import check_data, extract
+from ijepa.extract import check_features, extract
 from ijepa.pretrain import pretrain
 from ijepa.report import report
 from ijepa.shard import shard
@@ -113,7 +113,7 @@ def test_features_are_checked_together_with_their_data(made, tmp_path):
     assert said.endswith(f" images) is whole and undamaged, and so is {folder}\n")
     flip(folder / "train-000000.tar", 600)
     with pytest.raises(IjepaError, match="damaged"):
-        check_data(tmp_path / "train.h5", folder)
+        check_features(tmp_path / "train.h5", folder)
 
 
 def test_a_file_put_in_the_place_of_another_is_not_cached(made, tmp_path):

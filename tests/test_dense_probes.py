@@ -9,7 +9,8 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import ExtractConfig, extract
 from ijepa.features.store import open_features
-from ijepa.probe import FeaturePair, KeptStates, probe
+from ijepa.probe import FeaturePair, probe
+from ijepa.probe.fitting import KeptStates
 from ijepa.probes.arrays import ProbeRequest
 from ijepa.probes.dense import Dense, Head, dense, dense_summary, image_sums, measure
 from ijepa.probes.protocols import DENSE_PROTOCOLS, DenseHead, DenseProtocol

@@ -10,7 +10,8 @@ from test_probe import stored, write
 from typer.testing import CliRunner
 
 from ijepa.errors import IjepaError
-from ijepa.features.diagnose import describe, diagnose
+from ijepa.extract import describe
+from ijepa.features.diagnose import diagnose
 from ijepa.jepa.monitor import health, lidar
 from ijepa_cli.main import app
 

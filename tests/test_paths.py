@@ -15,8 +15,8 @@ from ijepa.config import (
 )
 from ijepa.convert import convert
 from ijepa.errors import IjepaError
-from ijepa.extract import check_data, extract
-from ijepa.features.diagnose import describe, diagnose
+from ijepa.extract import check_features, describe, extract
+from ijepa.features.diagnose import diagnose
 from ijepa.finetune import plan_finetune
 from ijepa.pretrain import plan_pretrain, pretrain
 from ijepa.probe import FeaturePair, probe
@@ -54,7 +54,7 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
     with ijepa.open_features(at("val.h5")) as store:
         assert store.shape[0] == 64
     assert describe(at("val.h5")).images == diagnose(at("val.h5")).images == 64
-    check_data(at("val.h5"), data)
+    check_features(at("val.h5"), data)
     probe(FeaturePair(at("train.h5"), at("val.h5")), [], at("r.json"), ProbeConfig(name="knn"), CPU)
     assert compare(at("r.json"), at("r.json"))
     assert read_result(at("r.json"))[0].test_rows == 64

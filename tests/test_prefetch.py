@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ijepa.prefetch import prefetched
+from ijepa.distributed import prefetched
 
 
 def numbers(count, made, closed=None, fails_at=None):

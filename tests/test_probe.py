@@ -15,8 +15,8 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.data.sources.names import listed
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
-from ijepa.probe import PROBES, FeaturePair, low_level, probe
-from ijepa.probes.protocols import LOGISTIC_PROTOCOLS
+from ijepa.probe import FeaturePair, low_level, probe
+from ijepa.probes.protocols import LOGISTIC_PROTOCOLS, PROBES
 from ijepa.report import report
 from ijepa_cli.main import app
 

@@ -28,8 +28,7 @@ from ijepa.results.page import breakable, verdict
 from ijepa.results.record import read_result, result_id, write_result
 from ijepa.results.tables import grouped, score_tables
 from ijepa.visualize import visualize
-from ijepa_cli.score_table import report_tables
-from ijepa_cli.show import Screen
+from ijepa_cli.show import Screen, report_tables
 
 
 @pytest.fixture(scope="module")

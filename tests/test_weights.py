@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ijepa.errors import IjepaError
-from ijepa.probe import KeptStates
+from ijepa.probe.fitting import KeptStates
 from ijepa.weights import load_state, read_weights, save_state
 
 TREE = {

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from ijepa.config import RUNTIME, Config, ExtractConfig, Runtime, StrPath
 from ijepa.data.index import check_shards
 from ijepa.data.shards import open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.features.diagnose import describe
-from ijepa.features.store import read_header
+from ijepa.features.store import FeatureHeader, open_features, read_header
 from ijepa.progress import Progress, automatic, silent
-from ijepa.stage import CACHED, DryRun, StagePlan, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work
 from ijepa.world import together
 
 VERSION = 12
@@ -29,6 +30,20 @@ class ExtractResult(Config):
     labels: tuple[str, ...]
     tokens: tuple[int, int, int] | None = None  # rows and columns of patches, width of a token
     dense: tuple[str, ...] = ()  # dense labels whose maps stand beside the tokens
+
+
+class FeatureInfo(Config):
+    """What a file says of itself; `classes`: how many different values each label has."""
+
+    path: Path
+    images: int
+    views: int
+    layers: int
+    dim: int
+    dtype: str
+    classes: dict[str, int]
+    num_bytes: int
+    header: FeatureHeader
 
 
 def extract(
@@ -51,20 +66,12 @@ def extract(
     spec = EncoderSpec.of(config)
     inputs = {"data": data.fingerprint, "encoder": spec.fingerprint(progress)}
     plan = StagePlan("extract", VERSION, config, inputs, Path(out))
-    try:
-        with together(exclusive_work(plan, runtime), runtime) as (work, world):
-            if not work.cached:
-                from ijepa.extract.encode import encode
+    with together(exclusive_work(plan, runtime), runtime) as (work, world):
+        if not work.cached:
+            from ijepa.extract.encode import Extraction
 
-                told = progress if world.is_rank_0 else silent
-                encode(work, config, spec, data, runtime, told, world)
-    except DryRun as outlook:
-        if not config.tokens or outlook.state == CACHED:
-            raise
-        from ijepa.extract.encode import Extraction
-
-        size = Extraction(config, spec, data, runtime, "cpu").size  # tells what --tokens costs
-        raise DryRun(plan, outlook.state, f"{outlook.why}; {size}") from None
+            told = progress if world.is_rank_0 else silent
+            Extraction(config, spec, data, runtime).encode(work, told, world)
     made = describe(plan.out)  # without its numbers: its record has the digest of the file
     return ExtractResult(
         out=plan.out,
@@ -77,8 +84,41 @@ def extract(
     )
 
 
-def check_data(path: StrPath, shards: StrPath, progress: Progress = automatic) -> None:
-    """See that a feature file was made from this shard set, and that the set is undamaged."""
-    if read_header(Path(path)).data_fingerprint != open_shards(Path(shards)).fingerprint:
-        raise IjepaError(f"{path} was made from other images than those of {shards}.")
-    check_shards(Path(shards), progress)
+def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
+    """Say what a feature file holds; with `check`, read all of it against its checksums.
+
+    Raises:
+        IjepaError: it is not whole, or, with `check`, damaged.
+    """
+    path = Path(path)
+    has_tokens = check and read_header(path).tokens is not None
+    with open_features(path, check_numbers=check, check_tokens=has_tokens) as store:
+        rows, layers, dim = store.shape
+        views, labels = 1 + store.header.num_views, store.labels
+        return FeatureInfo(
+            path=path,
+            images=rows // views,
+            views=views,
+            layers=layers,
+            dim=dim,
+            dtype=store.dtype,
+            classes={name: len(np.unique(found[found >= 0])) for name, found in labels.items()},
+            num_bytes=path.stat().st_size,
+            header=store.header,
+        )
+
+
+def check_features(
+    path: StrPath, shards: StrPath | None = None, progress: Progress = automatic
+) -> FeatureInfo:
+    """Read a whole feature file against its checksums; with `shards`, the set it was made from too.
+
+    Raises:
+        IjepaError: one of them is damaged, or the file was made from another shard set.
+    """
+    found = describe(path, check=True)
+    if shards is not None:
+        if found.header.data_fingerprint != open_shards(Path(shards)).fingerprint:
+            raise IjepaError(f"{path} was made from other images than those of {shards}.")
+        check_shards(Path(shards), progress)
+    return found

@@ -37,44 +37,6 @@ IN_FLIGHT = {"cuda": 1}  # batches begun before the last is fetched; a CPU's are
 log = logging.getLogger(__name__)
 
 
-def encode(
-    work: Work,
-    config: ExtractConfig,
-    spec: EncoderSpec,
-    data: ShardSet,
-    runtime: Runtime,
-    progress: Progress,
-    world: World,
-) -> None:
-    """Write this process's share of the batches that are not there yet; rank 0 publishes all."""
-    job = Extraction(config, spec, data, runtime, pick_device(runtime.device))
-    path = work.folder / work.plan.out.name
-    total, size = len(job.images), job.batch_size
-    if world.is_rank_0 and config.tokens:
-        log.info("writing %s", job.size)
-    from_rank_0(world, lambda: job.create(path, work.plan.fingerprint))
-    writer = FeatureWriter(path)
-    missing = from_rank_0(world, lambda: writer.missing)
-    done = total - sum(min(size, total - batch * size) for batch in missing)
-    progress("extract images", done, total)
-    linear = job.encoder.pick_linear(job.device, CPU_BATCH)
-    with computing(job.device, linear=linear):
-        for batch, numbers in job.batches(missing[world.rank :: world.size]):
-            ids = np.repeat(job.images.image_ids(batch.numbers.numpy()), 1 + config.views)
-            maps = [one.numpy() for one in batch.maps]
-            writer.write(batch.step, numbers[0], ids, numbers[1] if job.tokens else None, maps)
-            done += len(batch.numbers) * world.size  # others are about as quick
-            progress("extract images", min(done, total), total)
-    wait_for_all(world)
-
-    def publish() -> None:
-        writer.finish()
-        name = device_name(job.device, world, linear)
-        work.publish({"device": name, "command": runtime.command})
-
-    from_rank_0(world, publish)
-
-
 class Extraction:
     """One encoder, and the images of one split that it encodes."""
 
@@ -84,11 +46,10 @@ class Extraction:
         spec: EncoderSpec,
         data: ShardSet,
         runtime: Runtime,
-        device: torch.device | str,
     ) -> None:
         """Load the encoder onto the device."""
         self.config, self.data, self.runtime = config, data, runtime
-        self.device = torch.device(device)
+        self.device = pick_device(runtime.device)
         self.images = data.split(config.split)
         encoder = spec._replace(pixels=data.pixels).load(self.device)
         self.encoder = encoder.fit_channels(data.pixels, data.folder)
@@ -104,17 +65,43 @@ class Extraction:
             self.dense = []
         self.shape = len(self.images) * (1 + config.views), self.num_layers, self.encoder.dim
 
-    @property
-    def size(self) -> str:
+    def encode(self, work: Work, progress: Progress, world: World) -> None:
+        """Write this process's share of the batches that are not there yet; rank 0 publishes."""
+        path = work.folder / work.plan.out.name
+        total, size = len(self.images), self.batch_size
+        if world.is_rank_0 and self.tokens:
+            log.info("writing %s", self._size(*self.tokens))
+        from_rank_0(world, lambda: self._create(path, work.plan.fingerprint))
+        writer = FeatureWriter(path)
+        missing = from_rank_0(world, lambda: writer.missing)
+        done = total - sum(min(size, total - batch * size) for batch in missing)
+        progress("extract images", done, total)
+        linear = self.encoder.pick_linear(self.device, CPU_BATCH)
+        with computing(self.device, linear=linear):
+            for batch, numbers in self.batches(missing[world.rank :: world.size]):
+                ids = np.repeat(self.images.image_ids(batch.numbers.numpy()), 1 + self.config.views)
+                maps = [one.numpy() for one in batch.maps]
+                writer.write(batch.step, numbers[0], ids, numbers[1] if self.tokens else None, maps)
+                done += len(batch.numbers) * world.size  # others are about as quick
+                progress("extract images", min(done, total), total)
+        wait_for_all(world)
+
+        def publish() -> None:
+            writer.finish()
+            name = device_name(self.device, world, linear)
+            work.publish({"device": name, "command": self.runtime.command})
+
+        from_rank_0(world, publish)
+
+    def _size(self, height: int, width: int, token_dim: int) -> str:
         """What the file takes on disk, in words."""
         rows, layers, dim = self.shape
-        height, width, token_dim = self.tokens or (0, 0, 0)
         numbers = rows * (layers * dim + height * width * token_dim)
         mb = numbers * np.dtype(self.config.dtype).itemsize / 1e6
         said = f"{mb / 1e3:,.1f} GB" if mb >= 1e3 else f"{mb:.1f} MB"
         return f"{said} on disk with {height} x {width} patch tokens of {token_dim:,} numbers a row"
 
-    def create(self, path: Path, fingerprint: str) -> None:
+    def _create(self, path: Path, fingerprint: str) -> None:
         """Make the file that features are written into, with the keys and labels of all images."""
         encoder, config, view = self.encoder, self.config, self.encoder.data
         if self.num_layers < config.layers:

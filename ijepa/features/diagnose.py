@@ -1,32 +1,20 @@
-"""What a feature file holds, and whether its encoder has collapsed, layer by layer."""
+"""Whether the encoder of a feature file has collapsed, layer by layer."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ijepa.arrays import Array
 from ijepa.config import Config, StrPath
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader, Features, open_features, read_header
+from ijepa.features.store import Features, open_features
+from ijepa.jepa.monitor import health, lidar, neighbour_accuracy
 from ijepa.progress import Progress, automatic
 
 MOST_IMAGES = 25_600  # drawn at random from larger files; as many as RankMe was published with
 NEIGHBOUR_IMAGES = 5000  # drawn at random: each is compared with all others
 LIDAR_IMAGES = 2000
-
-
-class FeatureInfo(Config):
-    """What a file says of itself; `classes`: how many different values each label has."""
-
-    path: Path
-    images: int
-    views: int
-    layers: int
-    dim: int
-    dtype: str
-    classes: dict[str, int]
-    num_bytes: int
-    header: FeatureHeader
 
 
 class LayerState(Config):
@@ -51,30 +39,6 @@ class FeatureState(Config):
     images: int
     label: str | None
     layers: tuple[LayerState, ...]
-
-
-def describe(path: StrPath, *, check: bool = False) -> FeatureInfo:
-    """Say what a feature file holds; with `check`, read all of it against its checksums.
-
-    Raises:
-        IjepaError: it is not whole, or, with `check`, damaged.
-    """
-    path = Path(path)
-    has_tokens = check and read_header(path).tokens is not None
-    with open_features(path, check_numbers=check, check_tokens=has_tokens) as store:
-        rows, layers, dim = store.shape
-        views, labels = 1 + store.header.num_views, store.labels
-        return FeatureInfo(
-            path=path,
-            images=rows // views,
-            views=views,
-            layers=layers,
-            dim=dim,
-            dtype=store.dtype,
-            classes={name: len(np.unique(found[found >= 0])) for name, found in labels.items()},
-            num_bytes=path.stat().st_size,
-            header=store.header,
-        )
 
 
 def diagnose(
@@ -112,9 +76,6 @@ def diagnose(
 
 def _layer_state(store: Features, place: int, rows: Array, classes: Array | None) -> LayerState:
     """Measure one layer on some rows, which are evaluation views; `classes` are of all rows."""
-    import torch  # here: `describe` answers without it
-
-    from ijepa.jepa.monitor import health, lidar, neighbour_accuracy
 
     def layer(rows: Array) -> torch.Tensor:
         return torch.from_numpy(store.values[rows, place].astype(np.float32))

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ijepa.arrays import Array, Ints
 from ijepa.compute import computing, pick_linear
-from ijepa.distributed import moved, pick_device, uses_bf16
-from ijepa.prefetch import prefetched
+from ijepa.distributed import moved, pick_device, prefetched, uses_bf16
 from ijepa.probes.arrays import (
     CHOOSE,
     ROWS_AT_ONCE,

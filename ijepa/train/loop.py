@@ -29,10 +29,10 @@ from ijepa.distributed import (
     mean_over_ranks,
     num_workers,
     pick_device,
+    prepared,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.files import LAST
-from ijepa.prefetch import prepared
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import CheckpointWriter, full_state, load_full_state
 from ijepa.train.metrics import MetricsLog, Tracker, refuse_missing

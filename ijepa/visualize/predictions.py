@@ -42,7 +42,6 @@ from ijepa.visualize.images import (
     unit,
     views_of,
 )
-from ijepa.weights import weights_sha256
 
 MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"

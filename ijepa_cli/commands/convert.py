@@ -33,24 +33,24 @@ def convert(source: In, out: Out, config: ConvertConfig, runtime: Runtime, as_js
 
     Example: ijepa convert runs/scenes scenes-hf --to hf
     """
-    from ijepa.convert import FOLDERS
-    from ijepa.convert import convert as run
-    from ijepa.encoders.spec import PART_NAMES
+    from ijepa import convert as library
 
     with shown_progress() as progress:
-        result = run(source, out, config, runtime, progress)
+        result = library.convert(source, out, config, runtime, progress)
     words = (
         f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
     )
     if result.left_out:
-        words += f" (no room for: {', '.join(PART_NAMES[part] for part in result.left_out)})"
+        words += (
+            f" (no room for: {', '.join(library.PART_NAMES[part] for part in result.left_out)})"
+        )
     words += "."
     if result.largest_difference is not None:
         words += f" onnxruntime gives the same features to {result.largest_difference:.1e}."
     if result.card:
         words += f" Model card: {result.card}"
     words += f"\nLoad it with: {result.load}"
-    if config.to in FOLDERS:  # the record names files of this machine
+    if config.to in library.FOLDERS:  # the record names files of this machine
         upload = ["hf", "upload", "USER/NAME", str(result.out), "--exclude", "stage.json"]
         words += f"\nUpload it with: {shlex.join(upload)}"
     show(result, as_json, words)

@@ -12,14 +12,15 @@ from rich.filesize import decimal
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa_cli.options import Data, stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import (
+from ijepa_cli.show import (
     about,
     counted,
     headline,
     images_of,
     next_command,
     opened,
+    show,
+    shown_progress,
     without_options,
 )
 

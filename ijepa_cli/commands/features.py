@@ -29,7 +29,7 @@ def info(file: File, as_json: Json = False) -> None:
 
     Example: ijepa features info train.h5
     """
-    from ijepa.features.diagnose import describe
+    from ijepa.extract import describe
 
     found = describe(file)
     rows = table(found, str(file), leave_out={"header", "layers", "classes"})
@@ -51,13 +51,10 @@ def check(file: File, data: Data = None, as_json: Json = False) -> None:
 
     Example: ijepa features check train.h5 --data shards/photos
     """
-    from ijepa.extract import check_data
-    from ijepa.features.diagnose import describe
+    from ijepa.extract import check_features
 
-    found = describe(file, check=True)
-    if data is not None:
-        with shown_progress() as progress:
-            check_data(file, data, progress)
+    with shown_progress() as progress:
+        found = check_features(file, data, progress)
     both = f", and so is {data}" if data else ""
     show(found, as_json, f"{file} ({found.images:,} images) is whole and undamaged{both}")
 

@@ -7,9 +7,17 @@ import typer
 
 from ijepa.config import FinetuneConfig, Runtime
 from ijepa_cli.options import Data, stage
-from ijepa_cli.score_table import result_tables
-from ijepa_cli.show import outlook_shown, show, shown_progress
-from ijepa_cli.summary import about, counted, headline, images_of, next_command
+from ijepa_cli.show import (
+    about,
+    counted,
+    headline,
+    images_of,
+    next_command,
+    outlook_shown,
+    result_tables,
+    show,
+    shown_progress,
+)
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Subset = Annotated[

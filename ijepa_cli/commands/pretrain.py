@@ -1,10 +1,12 @@
 """`ijepa pretrain`."""
 
+import importlib.util
 import logging
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,13 +15,19 @@ from ijepa.errors import IjepaError
 from ijepa.files import is_remote, read_metrics, sibling
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.jepa.verdict import outcome
-from ijepa.recipes import load_recipe, recipe_note
+from ijepa.recipes import load_recipe, recipe_names, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
 from ijepa.world import current_world
 from ijepa_cli.options import Set, stage
 from ijepa_cli.show import (
+    about,
+    counted,
+    headline,
+    images_of,
     is_main_process,
+    next_command,
+    opened,
     outlook_shown,
     print_json,
     print_text,
@@ -27,11 +35,10 @@ from ijepa_cli.show import (
     shown_progress,
     stderr,
 )
-from ijepa_cli.slurm import GpusPerNode, Launcher, Minutes, Nodes, Slurm, submit
-from ijepa_cli.summary import about, counted, headline, images_of, next_command, opened
 
 if TYPE_CHECKING:
     from ijepa.pretrain import PretrainResult
+    from ijepa.shard import ShardResult
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +50,8 @@ WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
 Recipe = Annotated[
     str,
     typer.Option(
-        help="A name from `ijepa recipes`, or a YAML file. auto chooses by image size and device."
+        help="A name from `ijepa recipes`, or a YAML file. auto chooses by image size and device.",
+        autocompletion=recipe_names,
     ),
 ]
 Data = Annotated[
@@ -60,6 +68,22 @@ Init = Annotated[
 ]
 Prolong = Annotated[
     Path | None, typer.Option(help="Continue this finished run for more epochs; may be OUT itself.")
+]
+
+
+def _option(text: str, least: int | None = None) -> Any:  # noqa: ANN401  # what Typer reads
+    return typer.Option(help=text, min=least, rich_help_panel="Cluster")
+
+
+Launcher = Annotated[
+    Literal["here", "slurm", "local"],
+    _option("slurm submits a job; local runs it the same way on this machine, to try it."),
+]
+Nodes = Annotated[int, _option("Number of machines of the job.", 1)]
+GpusPerNode = Annotated[int, _option("Number of GPUs, and so of processes, on each machine.", 1)]
+Minutes = Annotated[int, _option("Time limit of the job; it is queued again and continues.", 1)]
+Slurm = Annotated[
+    list[str] | None, _option("Another option of sbatch, such as partition=gpu; repeatable.")
 ]
 RUN = "device workers checkpoint_seconds micro_batch recompute compile cache track"
 
@@ -109,7 +133,7 @@ def pretrain(
     if runtime.dry_run or launcher != "here":  # what cannot run is not submitted
         cost = library.plan_pretrain(shards, library.started(config, init, prolong), runtime)
     if launcher != "here" and not runtime.dry_run:
-        told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or ())
+        told = _submitted(out, launcher, nodes, gpus_per_node, minutes, slurm or [])
         print_json({"out": str(out), "job": told}) if as_json else print_text(told + "\n")
         return
     if not runtime.dry_run:
@@ -123,6 +147,17 @@ def pretrain(
         show(result, as_json, f"{text}\n{note}".rstrip())
 
 
+def _submitted(
+    out: Path, launcher: str, nodes: int, processes: int, minutes: int, slurm: list[str]
+) -> str:
+    """Hand the command to a cluster, and say what became of it."""
+    if importlib.util.find_spec("submitit") is None:
+        raise IjepaError("--launcher needs submitit; install it with pip install submitit.")
+    from ijepa_cli.slurm import submit
+
+    return submit(out, launcher, nodes, processes, minutes, slurm)
+
+
 def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
     """The shard set to train on: `data` if it is one, else `OUT.shards`, made of it if need be.
 
@@ -130,9 +165,8 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
     them if it fails.
     """
     from ijepa import shard as library
-    from ijepa.data.index import INDEX
 
-    if is_remote(data) or (Path(data) / INDEX).is_file():
+    if is_remote(data) or (Path(data) / library.INDEX).is_file():
         return data
     library.refuse_place(Path(data), out)
     plan = library.plan_shard(data, sibling(out, ".shards"), OWN)
@@ -144,17 +178,17 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
         unknown = f"its cost is known when {plan.out} is made"
         raise ExceptionGroup("", [DryRun(plan, state, why), DryRun(later, WOULD_RUN, unknown)])
     elif current_world().is_rank_0:
-        _make_shards(data, plan.out, out, runtime)
+        _make_shards(library.shard, data, plan.out, out, runtime)
     else:
         while outlook(plan)[0] != CACHED:
             time.sleep(WAIT_SECONDS)
     return str(plan.out)
 
 
-def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
+def _make_shards(
+    shard: "Callable[..., ShardResult]", data: str, shards: Path, out: Path, runtime: Runtime
+) -> None:
     """Make the shard set; refuse to replace the images that a run at `out` has seen."""
-    from ijepa.shard import shard
-
     is_begun = out.exists() or sibling(out, ".partial").exists()
     if is_begun and read_record(shards) and not (runtime.replace or runtime.force):
         raise IjepaError(

@@ -7,9 +7,7 @@ import typer
 
 from ijepa.config import Runtime
 from ijepa_cli.options import stage
-from ijepa_cli.score_table import comparison_table, report_tables
-from ijepa_cli.show import show
-from ijepa_cli.summary import headline
+from ijepa_cli.show import comparison_table, headline, report_tables, show
 
 Sources = Annotated[
     list[Path] | None,

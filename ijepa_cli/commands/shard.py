@@ -8,8 +8,7 @@ from rich.filesize import decimal
 
 from ijepa.config import Runtime, ShardConfig
 from ijepa_cli.options import stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import counted, headline, next_command, opened
+from ijepa_cli.show import counted, headline, next_command, opened, show, shown_progress
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
 these, a .parquet file or a folder of them or of `datasets.save_to_disk`, a .csv, .tsv or .jsonl
@@ -65,13 +64,11 @@ def shard(
     require_label: Label = None,
 ) -> None:
     """Write the images of SOURCE as a shard set: WebDataset tars with an index."""
-    from ijepa.shard import shard as run
+    from ijepa import shard as library
 
     if check:
-        from ijepa.data.index import check_shards
-
         with shown_progress() as progress:
-            found = check_shards(source, progress)
+            found = library.check_shards(source, progress)
         size = decimal(found.bytes)
         show(found, as_json, f"{source}: {found.samples:,} images, {size}, whole and undamaged")
         return
@@ -80,7 +77,7 @@ def shard(
     runtime = runtime.model_copy(update={"about": f"shard: {source} to {out}"})
     with shown_progress() as progress:
         maps = {name: folder for name, folder in (("seg", masks), ("depth", depth)) if folder}
-        result = run(source, out, config, runtime, progress, dense=maps)
+        result = library.shard(source, out, config, runtime, progress, dense=maps)
     counts = ", ".join(f"{name} {samples:,}" for name, samples in result.splits.items())
     words = f"{counts} in {counted(result.shards, 'shard')}, {decimal(result.bytes)}"
     lines = [headline("written", result.out, result.cached, words)]

@@ -7,8 +7,7 @@ import typer
 
 from ijepa.config import DecoderConfig, Runtime
 from ijepa_cli.options import Data, stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import about, headline, images_of, next_command, opened
+from ijepa_cli.show import about, headline, images_of, next_command, opened, show, shown_progress
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 

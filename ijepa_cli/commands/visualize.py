@@ -8,12 +8,14 @@ import typer
 
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
-from ijepa.recipes import load_recipe
+from ijepa.recipes import load_recipe, recipe_names
 from ijepa_cli.options import Data, Set, stage
-from ijepa_cli.show import show, shown_progress
-from ijepa_cli.summary import headline, next_command
+from ijepa_cli.show import headline, next_command, show, shown_progress
 
-Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Option(help="A name from `ijepa recipes`, or a YAML file.", autocompletion=recipe_names),
+]
 MaskData = Annotated[
     Path | None, typer.Option(help="Shard set of the images to draw on. Default: plain grey.")
 ]

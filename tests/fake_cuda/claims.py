@@ -25,7 +25,7 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor
 
-from ijepa import prefetch
+from ijepa import distributed
 from ijepa.config import (
     DataConfig,
     DecoderConfig,
@@ -36,7 +36,6 @@ from ijepa.config import (
 )
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
-from ijepa.decoder.training import DecoderTask
 from ijepa.distributed import joined
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.jepa.augment import normalise
@@ -54,6 +53,7 @@ from ijepa.train.finetuning import FinetuneTask, LabelledImages
 from ijepa.train.loop import fit
 from ijepa.train.pretraining import PretrainTask
 from ijepa.train.watch import Watch
+from ijepa.train_decoder.training import DecoderTask
 
 from .kernels import Kernel, recorded
 from .lint import Finding, lint
@@ -125,7 +125,7 @@ def devices(tensors: Iterator[object]) -> list[str]:
 @contextlib.contextmanager
 def working_inline() -> Iterator[None]:
     """Without the thread that works ahead: fake tensors belong to one thread."""
-    with mock.patch.object(prefetch, "prefetched", lambda items, *_: items):
+    with mock.patch.object(distributed, "prefetched", lambda items, *_: items):
         yield
 
 
@@ -193,7 +193,7 @@ def waits_of_preparing() -> list[Finding]:
             yield Batch(step, images.pin_memory(), torch.arange(BATCH))
 
     with working_inline():
-        inputs = prefetch.prepared(made(), task.prepare, GPU)
+        inputs = distributed.prepared(made(), task.prepare, GPU)
         next(inputs)  # may bring constants to the GPU
         return lint(lambda: next(inputs))
 

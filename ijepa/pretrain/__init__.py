@@ -11,17 +11,18 @@ from ijepa.data.decode import image_size
 from ijepa.data.shards import SplitReader, open_shards
 from ijepa.encoders.spec import weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import LAST, is_remote, read_metrics, sibling, write_bytes
+from ijepa.files import is_remote, read_metrics, sibling
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress, automatic, silent
-from ijepa.recipes import begun_with, choose, dump_yaml, load_recipe, settings_for
+from ijepa.recipes import begun_with, choose, load_recipe, settings_for
 from ijepa.records import read_record
-from ijepa.stage import StagePlan, Work, exclusive_work, work_note
-from ijepa.world import World, stop_requests, together
+from ijepa.stage import StagePlan, exclusive_work, work_note
+from ijepa.world import together
 
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
     from ijepa.jepa.flops import PretrainPlan
+    from ijepa.pretrain.training import Pretraining
 
 VERSION = 3
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
@@ -98,60 +99,11 @@ def pretrain(
     with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
             told = progress if world.is_rank_0 else silent
-            _train(work, config, images, runtime, world, start, told)
+            _pretraining(config, images, runtime).train(work, world, start, told)
     last = read_metrics(plan.out / "metrics.jsonl")[-1]
     numbers = {name: last[name] for name in PretrainResult.model_fields if name in last}
     size, steps = config.data.batch_size, last["step"]
     return PretrainResult(out=plan.out, cached=work.cached, batch_size=size, steps=steps, **numbers)
-
-
-def _train(
-    work: Work,
-    config: PretrainConfig,
-    images: "SplitReader | RemoteSplit",
-    runtime: Runtime,
-    world: World,
-    start: tuple[Path | None, ...],
-    progress: Progress,
-) -> None:
-    """Take the steps that are left, and let rank 0 publish; all processes call it."""
-    from ijepa.distributed import from_rank_0
-    from ijepa.encoders.formats import read_networks
-    from ijepa.train import loop, pretraining
-    from ijepa.train.prolong import resume_from
-
-    (init, prolong), last = start, work.folder / LAST
-    source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
-    facts = {"seed": config.seed, "command": runtime.command, "source": source}
-    facts |= {"images": len(images)}
-    facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
-
-    def begin() -> None:
-        if config.data.batch_size % world.size:
-            raise IjepaError(
-                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
-                f"{world.size} processes."
-            )
-        if prolong and not last.exists():
-            resume_from(prolong, work, config, steps_per_epoch(len(images), config))
-
-    from_rank_0(world, begin)
-    networks = None
-    if init:
-        found = read_networks(init, config.encoder.arch).parts
-        parts, adapted = pretraining.adapted_parts(found, config.data.num_channels)
-        networks = None if last.exists() else (str(init), parts)
-        facts |= {"adapted": adapted} if adapted else {}
-        if adapted and networks and world.is_rank_0:
-            log.warning("%s is adapted: %s", init, adapted)
-    task = pretraining.PretrainTask(config, images, runtime, world, networks, progress)
-    if world.is_rank_0:
-        write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-        work.note({"source": source})  # for pages of a run that is still training
-    with stop_requests():  # a signal after the last step does not keep it from its end
-        loop.fit(task, work.folder, progress)
-        facts |= {"device": task.device_name(), **task.bad_samples()}
-        from_rank_0(world, lambda: work.publish(facts))
 
 
 def started(
@@ -221,13 +173,17 @@ def plan_pretrain(
     shards: StrPath, config: PretrainConfig, runtime: Runtime = RUNTIME
 ) -> "PretrainPlan":
     """Say what `pretrain` would do: sizes, steps, masks, cost; raises as it would."""
-    from ijepa.distributed import pick_device
-    from ijepa.jepa.flops import plan_training
-
-    on_gpu = pick_device(runtime.device).type == "cuda"
     images, _, data = _open(shards, config)
-    config = config.model_copy(update={"data": data})
-    return plan_training(len(images), config, runtime, on_gpu=on_gpu)
+    return _pretraining(config.model_copy(update={"data": data}), images, runtime).plan()
+
+
+def _pretraining(
+    config: PretrainConfig, images: "SplitReader | RemoteSplit", runtime: Runtime
+) -> "Pretraining":
+    """What trains; behind the cached answer, for torch takes seconds to import."""
+    from ijepa.pretrain.training import Pretraining
+
+    return Pretraining(config, images, runtime)
 
 
 def _open(

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from ijepa.config import RUNTIME, Config, DecoderConfig, Runtime, StrPath
-from ijepa.data.shards import ShardSet, open_shards
+from ijepa.data.shards import open_shards
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import read_json, read_metrics, write_bytes, write_json
+from ijepa.files import read_json
 from ijepa.progress import Progress, automatic
-from ijepa.recipes import dump_yaml
-from ijepa.stage import StagePlan, Work, exclusive_work
+from ijepa.stage import StagePlan, exclusive_work
 from ijepa.world import current_world
 
 VERSION = 4
@@ -63,46 +62,7 @@ def train_decoder(
     plan = StagePlan("train-decoder", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            _train(work, data, config, runtime, progress)
+            from ijepa.train_decoder.training import train
+
+            train(work, data, config, runtime, progress)
         return DecoderResult(out=plan.out, cached=work.cached, **read_json(plan.out / RESULT))
-
-
-def _train(
-    work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
-) -> None:
-    from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
-    from ijepa.decoder import model, training
-    from ijepa.encoders.own import load_jepa
-    from ijepa.train.loop import fit
-    from ijepa.weights import weights_sha256
-
-    jepa, run = load_jepa(config.encoder)
-    images, test = data.split(config.split), data.split(config.test_split)
-    if run.targets.space != "embeddings":
-        raise IjepaError(
-            f"{config.encoder} predicts {run.targets.space}, which need no decoder; take a run "
-            f"whose targets.space is embeddings."
-        )
-    if data.pixels or run.data.channels:
-        raise IjepaError(
-            f"A decoder draws 8-bit RGB; {config.encoder} or {data.folder} is of other images."
-        )
-    if len(images) < config.batch_size:
-        raise IjepaError(
-            f"{config.split} holds {len(images):,} images, fewer than one batch of "
-            f"{config.batch_size}; lower it with --set batch_size={max(2, len(images) // 4)}."
-        )
-    view = run.data.model_copy(update={"batch_size": config.batch_size})
-    crops = RandomCropBatches(images, StepPlan(len(images), view, config.seed))
-    sha256 = weights_sha256(jepa.state_dict())
-    task = training.DecoderTask(config, jepa, run, sha256, crops, runtime)
-    fit(task, work.folder, progress)
-    numbers = model.held_numbers(len(test), config.evaluated_images, config.seed)
-    views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
-    distances = model.evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
-    losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
-    last = losses[-max(1, len(losses) // 10) :]
-    write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-    result = {"steps": config.steps, "loss": sum(last) / len(last), **distances}
-    write_json(work.folder / RESULT, result)
-    work.publish({"seed": config.seed, "device": task.device_name(), "command": runtime.command})

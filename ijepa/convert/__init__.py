@@ -1,19 +1,16 @@
 """Weights from one format to another, bit for bit or as ONNX, with a model card beside them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
-from ijepa.encoders.spec import KINDS, PART_NAMES, EncoderSpec, weights_fingerprint
+from ijepa.encoders.spec import PART_NAMES, EncoderSpec, weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import LAST, file_sha256, fingerprint_of, write_bytes
+from ijepa.files import LAST, file_sha256, fingerprint_of
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
-from ijepa.stage import StagePlan, Work, exclusive_work
-from ijepa.version import VERSION as VERSION_OF_IJEPA
+from ijepa.stage import StagePlan, exclusive_work
 
-if TYPE_CHECKING:
-    from ijepa.encoders.base import Encoder
+__all__ = ["FOLDERS", "PART_NAMES", "ConvertResult", "convert"]
 
 VERSION = 6
 CARD, ONNX = "README.md", "model.onnx"
@@ -80,10 +77,12 @@ def convert(
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            _write(work, foreign or source, config, card)
+            from ijepa.convert.write import write
+
+            write(work, foreign or source, config, card)
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
-    load, shown = _load_call(config.to, str(out), found.pop("which")), None if foreign else card
+    load, shown = load_call(config.to, str(out), found.pop("which")), None if foreign else card
     return ConvertResult(out=out, card=shown, cached=work.cached, load=load, **found)
 
 
@@ -102,69 +101,7 @@ def _makes_folder(out: Path, config: ConvertConfig) -> bool:
     return is_folder
 
 
-def _write_onnx(work: Work, encoder: "Encoder", source: str, licence: str | None) -> float:
-    from ijepa.encoders import write
-
-    is_folder, size = work.plan.is_folder, write.weight_bytes(encoder)
-    if size > write.FILE_BYTES and not is_folder:
-        raise IjepaError(
-            f"An .onnx file holds 2 GB at most, and the weights are {size / 1e9:.1f} GB; name a "
-            f"folder, such as {work.plan.out.with_suffix('')}, which has them in a second file."
-        )
-    is_meta = encoder.provenance.origin == "published"
-    notes = {
-        "source": source,
-        "licence": write.META if is_meta else licence or "not stated",
-        "provenance": encoder.provenance.model_dump(mode="json"),
-        "weights_sha256": encoder.weights_sha256,
-        "made_by": f"ijepa {VERSION_OF_IJEPA}",
-    }
-    out = work.folder / (ONNX if is_folder else work.plan.out.name)
-    return write.write_onnx(encoder, out, notes)
-
-
-def _write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: Path) -> None:
-    from ijepa.encoders import formats, own, write
-
-    if isinstance(source, EncoderSpec):  # what is known of it stands in the ONNX file
-        encoder, kind = source.load(), KINDS.get(source.kind)
-        licence = config.license or (kind.licence if kind else None)
-        facts: dict[str, object] = {
-            "holds": "encoder",
-            "left_out": [],
-            "arch": encoder.provenance.arch or source.text,
-            "which": source.which,
-            "largest_difference": _write_onnx(work, encoder, source.text, licence),
-        }
-        work.publish({"converted": facts})
-        return
-    networks, out = formats.read_networks(source, config.arch), work.plan.out
-    networks.check()
-    held = [which for which, part in formats.ENCODERS.items() if part in networks.parts]
-    difference = None
-    if config.to == "onnx":
-        encoder = own.encoder_of(networks, config.which)
-        difference = _write_onnx(work, encoder, source.name, config.license)
-    else:
-        target = work.folder if work.plan.is_folder else work.folder / out.name
-        write.WRITERS[config.to](networks, target, config.which)
-    which = config.which if config.which in held else held[0]
-    kept, size = write.kept_parts(networks, config.to, which), networks.config.encoder
-    holds = ", ".join(PART_NAMES[part] for part in kept)
-    load = _load_call(config.to, out.name, which)
-    text = write.model_card(networks, config, out.name, holds, load)
-    facts = {
-        "holds": holds,
-        "left_out": [part for part in networks.parts if part not in kept],
-        "arch": f"{size.arch}/{size.patch_px}@{networks.config.data.image_px}",
-        "which": which,
-        "largest_difference": difference,
-    }
-    write_bytes(work.folder / CARD if work.plan.is_folder else card, text.encode())
-    work.publish({"converted": facts})
-
-
-def _load_call(to: str, out: str, which: str) -> str:
+def load_call(to: str, out: str, which: str) -> str:
     if to == "timm":
         return f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     if to == "onnx":

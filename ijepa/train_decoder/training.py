@@ -1,4 +1,7 @@
-"""Training of a decoder on a frozen run as a task; the weights that are kept are averages."""
+"""Training of a decoder on a frozen run as a task, and what is measured of it at its end.
+
+The weights that are kept are averages.
+"""
 
 import contextlib
 import copy
@@ -11,6 +14,8 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
+from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
+from ijepa.data.shards import ShardSet
 from ijepa.decoder.model import (
     block_boxes,
     build_decoder,
@@ -18,18 +23,64 @@ from ijepa.decoder.model import (
     draw_blocks,
     draw_flow,
     embed,
+    evaluate_decoder,
     flow_loss,
+    held_numbers,
 )
 from ijepa.distributed import moved, uses_bf16
+from ijepa.encoders.own import load_jepa
+from ijepa.errors import IjepaError
+from ijepa.files import read_metrics, write_bytes, write_json
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa
 from ijepa.jepa.rng import MASKS, NOISE, stream
 from ijepa.jepa.schedules import warmup_cosine
-from ijepa.train.loop import Batch, Task
+from ijepa.progress import Progress
+from ijepa.recipes import dump_yaml
+from ijepa.stage import Work
+from ijepa.train.loop import Batch, Task, fit
+from ijepa.train_decoder import RESULT
+from ijepa.weights import weights_sha256
 from ijepa.world import World
 
 # Images (B, 3, H, W) uint8, masks with one target block, its boxes (B, 4), noise of `draw_flow`.
 Inputs = tuple[Tensor, Masks, Tensor, Tensor, Tensor]
+
+
+def train(
+    work: Work, data: ShardSet, config: DecoderConfig, runtime: Runtime, progress: Progress
+) -> None:
+    """Take the steps that are left, measure the decoder on held-out images, and publish."""
+    jepa, run = load_jepa(config.encoder)
+    images, test = data.split(config.split), data.split(config.test_split)
+    if run.targets.space != "embeddings":
+        raise IjepaError(
+            f"{config.encoder} predicts {run.targets.space}, which need no decoder; take a run "
+            f"whose targets.space is embeddings."
+        )
+    if data.pixels or run.data.channels:
+        raise IjepaError(
+            f"A decoder draws 8-bit RGB; {config.encoder} or {data.folder} is of other images."
+        )
+    if len(images) < config.batch_size:
+        raise IjepaError(
+            f"{config.split} holds {len(images):,} images, fewer than one batch of "
+            f"{config.batch_size}; lower it with --set batch_size={max(2, len(images) // 4)}."
+        )
+    view = run.data.model_copy(update={"batch_size": config.batch_size})
+    crops = RandomCropBatches(images, StepPlan(len(images), view, config.seed))
+    sha256 = weights_sha256(jepa.state_dict())
+    task = DecoderTask(config, jepa, run, sha256, crops, runtime)
+    fit(task, work.folder, progress)
+    numbers = held_numbers(len(test), config.evaluated_images, config.seed)
+    views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
+    distances = evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
+    losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
+    last = losses[-max(1, len(losses) // 10) :]
+    write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+    result = {"steps": config.steps, "loss": sum(last) / len(last), **distances}
+    write_json(work.folder / RESULT, result)
+    work.publish({"seed": config.seed, "device": task.device_name(), "command": runtime.command})
 
 
 class DecoderTask(Task[Inputs]):

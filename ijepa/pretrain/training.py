@@ -1,0 +1,78 @@
+"""What pretraining computes: the plan and the training."""
+
+import logging
+from pathlib import Path
+
+from ijepa.config import PretrainConfig, Runtime
+from ijepa.data.shards import SplitReader, open_shards
+from ijepa.data.stream import RemoteSplit
+from ijepa.distributed import from_rank_0, pick_device
+from ijepa.encoders.formats import read_networks
+from ijepa.errors import IjepaError
+from ijepa.files import LAST, write_bytes
+from ijepa.jepa.flops import PretrainPlan, plan_training
+from ijepa.jepa.schedules import steps_per_epoch
+from ijepa.progress import Progress
+from ijepa.recipes import dump_yaml
+from ijepa.stage import Work
+from ijepa.train import loop
+from ijepa.train.pretraining import PretrainTask, adapted_parts
+from ijepa.train.prolong import resume_from
+from ijepa.world import World, stop_requests
+
+log = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """Networks to train, by their configuration, and images to train them on."""
+
+    def __init__(
+        self, config: PretrainConfig, images: SplitReader | RemoteSplit, runtime: Runtime
+    ) -> None:
+        """Keep all three; nothing is computed yet."""
+        self.config, self.images, self.runtime = config, images, runtime
+
+    def plan(self) -> PretrainPlan:
+        """Sizes, steps, masks, cost."""
+        on_gpu = pick_device(self.runtime.device).type == "cuda"
+        return plan_training(len(self.images), self.config, self.runtime, on_gpu=on_gpu)
+
+    def train(
+        self, work: Work, world: World, start: tuple[Path | None, ...], progress: Progress
+    ) -> None:
+        """Take the steps that are left, and let rank 0 publish; all processes call it.
+
+        `start` are weights to begin with, and a run to prolong.
+        """
+        config, images, (init, prolong), last = self.config, self.images, start, work.folder / LAST
+        source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
+        facts = {"seed": config.seed, "command": self.runtime.command, "source": source}
+        facts |= {"images": len(images)}
+        facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
+
+        def begin() -> None:
+            if config.data.batch_size % world.size:
+                raise IjepaError(
+                    f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+                    f"{world.size} processes."
+                )
+            if prolong and not last.exists():
+                resume_from(prolong, work, config, steps_per_epoch(len(images), config))
+
+        from_rank_0(world, begin)
+        networks = None
+        if init:
+            found = read_networks(init, config.encoder.arch).parts
+            parts, adapted = adapted_parts(found, config.data.num_channels)
+            networks = None if last.exists() else (str(init), parts)
+            facts |= {"adapted": adapted} if adapted else {}
+            if adapted and networks and world.is_rank_0:
+                log.warning("%s is adapted: %s", init, adapted)
+        task = PretrainTask(config, images, self.runtime, world, networks, progress)
+        if world.is_rank_0:
+            write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+            work.note({"source": source})  # for pages of a run that is still training
+        with stop_requests():  # a signal after the last step does not keep it from its end
+            loop.fit(task, work.folder, progress)
+            facts |= {"device": task.device_name(), **task.bad_samples()}
+            from_rank_0(world, lambda: work.publish(facts))
