@@ -61,7 +61,7 @@ OPTIONS = {  # what --help shows; a change is meant, and said in the changelog
     "shard": "split val-fraction resize channels shuffle member max-bad part merge masks "
     "depth check require-split require-label workers",
     "pretrain": "recipe data out init prolong device workers checkpoint-seconds micro-batch "
-    "recompute compile cache track replace launcher nodes gpus-per-node "
+    "recompute compile cache track no-pictures replace launcher nodes gpus-per-node "
     "minutes slurm",
     "extract": "data out encoder split which checkpoint layers tokens image-size crop views "
     "augment device workers",

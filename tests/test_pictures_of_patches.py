@@ -18,9 +18,10 @@ from ijepa.config import AttentionConfig, PcaConfig, Runtime
 from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
+from ijepa.figures.draw import HIDDEN
+from ijepa.figures.pca import patch_colours
 from ijepa.provenance import UNKNOWN
 from ijepa.visualize import patches, visualize
-from ijepa.visualize.patches import patch_colours
 from ijepa_cli.main import app, main
 
 CPU = Runtime(device="cpu", workers=0)
@@ -134,6 +135,16 @@ def squares() -> np.ndarray:
     return tokens
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_foreground_is_what_stands_in_the_middle(sign):
+    wanted = np.zeros((4, 8, 8), dtype=bool)
+    wanted[:, 2:6, 2:6] = True
+    colours, _ = patch_colours(sign * squares(), 0.5)
+    np.testing.assert_array_equal((colours != HIDDEN).any(axis=-1), wanted)
+    with pytest.raises(IjepaError, match="choose a lower one"):
+        patch_colours(squares()[:1, :3, :3], 0.999)
+
+
 def test_alike_tokens_have_alike_colours_in_every_image():
     colours = patch_colours(squares())[0].astype(int)
     inside, outside = colours[:, 2:6, 2:6, 0], np.delete(colours[:, 0, :, 0], 0, axis=1)
@@ -171,7 +182,7 @@ def test_an_svg_names_encoder_layer_and_data(shards, tmp_path):
 
 
 def test_pca_is_drawn_for_every_encoder_and_layer(run, shards, tmp_path):
-    choices = {"images": 2, "layer": (0, -1), "batch": 16}
+    choices = {"images": 2, "layer": (0, -1), "batch": 16, "foreground": 0.3}
     config, out = PcaConfig(encoder=(str(run), f"random:{run}"), **choices), tmp_path / "p.png"
     picture = visualize(out, config, shards, runtime=CPU)
     assert len(picture.figures) == 4

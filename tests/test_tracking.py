@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from runs import CPU, EAGER, ask_at, metrics_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import together
 
 from ijepa.config import FinetuneConfig
@@ -169,3 +170,25 @@ def test_of_several_processes_rank_0_alone_tracks(run, shards, tmp_path, monkeyp
     assert (tmp_path / "two" / LAST).exists()
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "two" / "tracking" / "mlruns").as_uri())
     assert len(client.search_runs([client.get_experiment_by_name("ijepa").experiment_id])) == 1
+
+
+def test_tensorboard_has_pictures_of_health_checks_which_change_no_number(
+    run, shards, tiny_config, tmp_path
+):
+    without = CPU.model_copy(update={"pictures": False})
+    pretrain(shards, tmp_path / "a", tiny_config, without)
+    assert metrics_of(tmp_path / "a") == metrics_of(run)
+    boards = [
+        EventAccumulator(str(one / "tensorboard"), {"images": 0}) for one in (run, tmp_path / "a")
+    ]
+    with_them, without_them = (board.Reload() for board in boards)
+    assert without_them.Tags()["images"] == []
+    assert set(with_them.Tags()["images"]) == {"masks", "components", "neighbours"}
+    shown = with_them.Images("components")
+    assert [picture.step for picture in shown] == [0, 5, 10, 15, 16]
+    side = tiny_config.data.image_px
+    assert (shown[0].height, shown[0].width) == (4 * side, 2 * side)
+    assert len({picture.encoded_image_string for picture in shown}) > 1
+    masks = with_them.Images("masks")
+    assert (masks[0].height, masks[0].width) == (4 * side, 6 * side)
+    assert len({picture.encoded_image_string for picture in masks}) == 1

@@ -58,9 +58,9 @@ def test_patches_that_are_kept_are_shown_and_the_rest_is_grey():
     assert (shown == HIDDEN).sum() == 6 * 16 * 3
 
 
-def drawn(suffix, name="name"):
+def drawn(suffix, name="name", *, dark=False):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    with style():
+    with style(dark=dark):
         rows = [[Tile(pixels, (name,), [[(0, 0), (1, 1)]])]]
         return encoded(sheet([Section(name, [["image"]], rows)], [name]), suffix)
 
@@ -76,10 +76,10 @@ def test_a_tile_shows_its_pixels_in_squares():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_pictures_repeat_to_the_byte_whatever_the_users_own_settings(suffix, monkeypatch):
+def test_pictures_repeat_to_the_byte_and_have_a_dark_twin(suffix, monkeypatch):
     content = drawn(suffix)
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)  # the user's own
-    assert drawn(suffix) == content
+    assert drawn(suffix) == content != drawn(suffix, dark=True)
     assert b"matplotlib" not in content.lower().replace(b"matplotlib.org", b"")
 
 

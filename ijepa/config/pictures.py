@@ -15,6 +15,8 @@ Sheet = Annotated[int, Field(ge=1, le=64)]  # how many rows or columns a sheet m
 class PictureConfig(Settings):
     """What all pictures have."""
 
+    dark: bool = False
+    """Draw on a dark background."""
     show_channels: tuple[Channels, Channels, Channels] | None = None
     """Channels, counted from 1, to show as red, green and blue of images that are not 8-bit RGB;
     one thrice is grey. Default: the first three; of one or two channels, the first."""
@@ -74,6 +76,8 @@ class PcaConfig(EncodersConfig):
     """Number of a block to show; -1 is the last; repeatable."""
     batch: Count = 64
     """Number of images, including those shown, on whose patches the components are fitted."""
+    foreground: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Colour only patches whose first component, from 0 to 1, is above this; try 0.5."""
 
 
 class RetrievalConfig(EncodersConfig):

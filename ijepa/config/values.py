@@ -130,6 +130,9 @@ class Runtime(Settings):
     track: Literal["none", "wandb", "trackio", "mlflow"] = "none"
     """Also log to wandb, trackio or mlflow, in RUN/tracking; online only if its own environment
     variables say so (WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI)."""
+    pictures: bool = True
+    """Pictures of masks, components and neighbours go into TensorBoard at health checks, unless
+    this is given."""
     force: bool = False
     """Rebuild the output even if it is up to date, and replace one that ijepa did not make."""
     replace: bool = False

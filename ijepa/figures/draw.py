@@ -1,4 +1,4 @@
-"""One way to draw: matplotlib, as PNG or SVG that repeat to the byte.
+"""One way to draw: matplotlib, light or dark, as PNG or SVG that repeat to the byte.
 
 A figure's units are pixels from its upper left corner. Text from files is data: it is drawn as it
 is stored, `$` and `<` included, and control characters become visible.
@@ -31,7 +31,11 @@ LEAST_PX = 420  # width of a figure, so that its captions can be read
 PNG_SCALE = 2  # pixels of a PNG for one of the figure
 MOST_NAMED = 8  # letters that a warning names
 PER_INCH = 72  # at which one of matplotlib's points is one pixel
-INK, SOFT = "#1b1f24", "#5c6670"
+INK, SOFT, GROUND = (  # light, dark
+    ("#1b1f24", "#e6e9ec"),
+    ("#5c6670", "#9aa4ae"),
+    ("#ffffff", "#14171a"),
+)
 HIDDEN = 222  # grey of patches that are not shown
 BLUE, GREEN, ORANGE = "#1f6feb", "#15803d", "#c2410c"
 # From white over orange to dark red: more is darker, in grey too.
@@ -67,19 +71,21 @@ class Section(NamedTuple):
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
+def style(*, dark: bool = False) -> Iterator[None]:
     """Make, and encode, figures inside: settings of the user's matplotlib have no effect there."""
+    ink, soft, ground = (pair[dark] for pair in (INK, SOFT, GROUND))
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # `encoded` says it once
         mpl.rcdefaults()
         mpl.rcParams.update(
             {
-                "text.color": INK,
+                "text.color": ink,
                 "text.parse_math": False,
-                "axes.labelcolor": INK,
-                "axes.edgecolor": SOFT,
-                "xtick.color": SOFT,
-                "ytick.color": SOFT,
+                "axes.labelcolor": ink,
+                "axes.edgecolor": soft,
+                "xtick.color": soft,
+                "ytick.color": soft,
+                "figure.facecolor": ground,
                 "axes.facecolor": "none",
                 "font.size": TEXT_PX,
                 "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib
@@ -150,7 +156,7 @@ def sized(figure: Figure, width: int, height: int) -> Figure:
 def words(axes: Axes, x: float, y: float, lines: Sequence[str]) -> None:
     """Write lines of text, the first in ink and its top at `y`, the others softer."""
     for number, line in enumerate(lines):
-        colour = SOFT if number else INK
+        colour = mpl.rcParams["axes.edgecolor" if number else "text.color"]
         axes.text(x, y + TEXT_PX + number * LINE_PX, _visible(line), color=colour)
 
 

@@ -1,7 +1,10 @@
 """What pretraining computes: the plan and the training."""
 
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.shards import SplitReader, open_shards
@@ -9,16 +12,23 @@ from ijepa.data.stream import RemoteSplit
 from ijepa.distributed import from_rank_0, pick_device
 from ijepa.encoders.formats import read_networks
 from ijepa.errors import IjepaError
+from ijepa.figures.draw import keep_patches
+from ijepa.figures.pca import patch_colours
 from ijepa.files import LAST, write_bytes
 from ijepa.jepa.flops import PretrainPlan, plan_training
+from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.stage import Work
 from ijepa.train import loop
+from ijepa.train.metrics import Picture
 from ijepa.train.pretraining import PretrainTask, adapted_parts
 from ijepa.train.prolong import resume_from
+from ijepa.train.watch import CheckedImages
 from ijepa.world import World, stop_requests
+
+BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +79,8 @@ class Pretraining:
             if adapted and networks and world.is_rank_0:
                 log.warning("%s is adapted: %s", init, adapted)
         task = PretrainTask(config, images, self.runtime, world, networks, progress)
+        if self.runtime.pictures:
+            task.render = _drawing(config)
         if world.is_rank_0:
             write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
             work.note({"source": source})  # for pages of a run that is still training
@@ -76,3 +88,30 @@ class Pretraining:
             loop.fit(task, work.folder, progress)
             facts |= {"device": task.device_name(), **task.bad_samples()}
             from_rank_0(world, lambda: work.publish(facts))
+
+
+def _drawing(config: PretrainConfig) -> Callable[[CheckedImages], dict[str, Picture]]:
+    """Draws masks, principal components and neighbours of a few images, each as rows of tiles."""
+    grid, patch = config.grid, config.encoder.patch_px
+    masks = batch_masks(config, 0)[0]  # always the same: what the recipe hides
+
+    def rows(tiles: Iterable[Iterable[Picture]]) -> Picture:
+        step = max(1, min(config.data.image_size) // BOARD_TILE_PX)
+        return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])[::step, ::step]
+
+    def render(checked: CheckedImages) -> dict[str, Picture]:
+        parts = zip(checked.images, masks.context.numpy(), masks.targets.numpy().swapaxes(0, 1))  # noqa: B905  # a group may be smaller
+        colours = patch_colours(checked.tokens)[0].repeat(patch, axis=1).repeat(patch, axis=2)
+        return {
+            "masks": rows(
+                [image, *(keep_patches(image, part, grid) for part in (context, *targets))]
+                for image, context, targets in parts
+            ),
+            "components": rows(zip(checked.images, colours, strict=True)),
+            "neighbours": rows(
+                [image, *near]
+                for image, near in zip(checked.images, checked.neighbours, strict=True)
+            ),
+        }
+
+    return render

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +35,7 @@ from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.files import LAST
 from ijepa.progress import Progress, silent
 from ijepa.train.checkpoint import CheckpointWriter, full_state, load_full_state
-from ijepa.train.metrics import MetricsLog, Tracker, refuse_missing
+from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
 from ijepa.world import StopRequest, World, stop_requests
 
 FETCH_STEPS = 10  # losses of so many steps are fetched at once: a fetch makes the device wait
@@ -95,6 +95,10 @@ class Task(ABC, Generic[Inputs]):
 
         A `FloatingPointError` says what is not finite.
         """
+        return {}
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """Pictures of the newest `watch`, for TensorBoard; called on rank 0 alone."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,9 +254,12 @@ class _Run:
 
     def watch(self) -> dict[str, float]:
         try:
-            return self.task.watch(self.steps_done)
+            numbers = self.task.watch(self.steps_done)
         except FloatingPointError as error:
             raise self.broken(str(error), self.steps_done) from error
+        if numbers and self.metrics:
+            self.metrics.show_pictures(self.steps_done, self.task.pictures())
+        return numbers
 
     def fetch(self) -> None:
         """Fetch what is on the device, refuse a broken number, and write the records."""

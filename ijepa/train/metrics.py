@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from ijepa.config import flat
@@ -18,6 +19,7 @@ from ijepa.stage import TRACKING
 
 PROJECT = "ijepa"  # in trackers
 
+Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]  # (height, width, 3)
 # What opening a tracker returns: a function that logs numbers of a step, one that ends the run.
 TrackerCalls = tuple[Callable[[Mapping[str, float], int], object], Callable[[], object]]
 
@@ -69,6 +71,11 @@ class MetricsLog:
             for at_step in sorted(by_step):
                 self._tracker.log(by_step[at_step], at_step)
         self._newest = {}
+
+    def show_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Put pictures on the board, by name."""
+        for name, pixels in pictures.items():
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> int:
         """Put everything on disk; returns the length to give to a resumed run's log."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,8 @@ from ijepa.jepa.verdict import Health
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, silent
 from ijepa.train.loop import Task
-from ijepa.train.watch import Watch
+from ijepa.train.metrics import Picture
+from ijepa.train.watch import CheckedImages, Watch
 from ijepa.weights import load_weights
 from ijepa.world import World
 
@@ -69,6 +70,7 @@ class PretrainTask(Task[StepInputs]):
     unit = "images"
     shown = (*Health._fields, "neighbour_accuracy")
     advice = "Lower optimization.lr or lengthen the warm-up."
+    render: Callable[[CheckedImages], Mapping[str, Picture]] | None = None  # of a health check
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class PretrainTask(Task[StepInputs]):
         with contextlib.ExitStack() as uncompiled:
             if self.runtime.compile:  # shapes and precision of a check would be compiled for it
                 uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
-            numbers = self._watch.check(self.model, step)
+            numbers = self._watch.check(self.model, step, with_pictures=self.render is not None)
         if newest := self._outcome:
             numbers["loss_vs_mean_target"] = loss_vs_mean_target(
                 newest.predictions, newest.targets, self.config.targets.loss
@@ -249,6 +251,11 @@ class PretrainTask(Task[StepInputs]):
         if step and accuracy > self._best.get("neighbour_accuracy", -1.0):
             self._best = {"step": step, "neighbour_accuracy": accuracy}
         return numbers
+
+    def pictures(self) -> Mapping[str, Picture]:
+        """What `render` makes of the newest health check."""
+        checked = self._watch.checked
+        return self.render(checked) if self.render and checked else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Health at the start, with which later checks are compared, and the best check so far."""

@@ -1,7 +1,9 @@
 """Health checks of the encoders, always on the same images: do they learn, or collapse?"""
 
 import logging
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,10 +21,20 @@ from ijepa.jepa.rng import VIEWS, stream
 from ijepa.jepa.verdict import Health, verdict
 from ijepa.world import World
 
+SHOWN_IMAGES, SHOWN_NEIGHBOURS = 4, 5  # in pictures
 BATCH = 32  # more do not fit into the caches of a CPU
 LIDAR_IMAGES, LIDAR_VIEWS = 64, 8  # fewer than the metric's authors take, to be quick
 
 log = logging.getLogger(__name__)
+
+
+class CheckedImages(NamedTuple):
+    """Some images of a health check, for pictures; on the CPU."""
+
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]  # (n, height, width, 3)
+    tokens: np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # (n, rows, columns, dim), targets'
+    # (n, k, height, width, 3), the nearest of the checked images by cosine
+    neighbours: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Watch:
@@ -41,13 +53,16 @@ class Watch:
         self._pixels: Tensor | None = None  # (images, C, height, width), on the device
         self._bf16 = uses_bf16(config.optimization.precision, device)
         self.first: Health | None = None  # of the first check; set by it, or by a resumed run
+        self.checked: CheckedImages | None = None  # of the newest check with pictures
 
     @torch.no_grad()
-    def check(self, model: IJepa, step: int = 0) -> dict[str, float]:
+    def check(
+        self, model: IJepa, step: int = 0, *, with_pictures: bool = False
+    ) -> dict[str, float]:
         """Measure both encoders, and warn if the target encoder collapses; changes no training.
 
-        All processes must call it: each encodes some of the images. A `FloatingPointError` says
-        what is not finite.
+        `with_pictures` also sets `checked`. All processes must call it: each encodes some of the
+        images. A `FloatingPointError` says what is not finite.
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             if self._pixels is None:
@@ -62,6 +77,7 @@ class Watch:
             if not predicted.isfinite().all():
                 raise FloatingPointError("The predictions are not finite")
             context = self._pooled(model, self._pixels, which="encoder")
+            self.checked = self._shown(model, self._pixels, target) if with_pictures else None
         now = health(target)
         self.first = self.first or now
         if step and (warning := verdict(now, self.first)):
@@ -76,6 +92,24 @@ class Watch:
         if self._labels is not None:
             numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
         return numbers
+
+    def _shown(self, model: IJepa, pixels: Tensor, features: Tensor) -> CheckedImages:
+        shown = pixels[:SHOWN_IMAGES]
+        tokens = model.target_encoder(self._normalised(shown)).float().cpu()
+        unit = F.normalize(features, dim=1)
+        similarity = (unit[: len(shown)] @ unit.T).fill_diagonal_(-torch.inf)  # itself
+        nearest = similarity.topk(min(SHOWN_NEIGHBOURS, len(unit) - 1), dim=1).indices
+        neighbours = torch.unflatten(self._rgb(pixels[nearest.flatten()]), 0, nearest.shape)
+        grid = tokens.unflatten(1, self._config.grid)
+        return CheckedImages(self._rgb(shown).numpy(), grid.numpy(), neighbours.numpy())
+
+    def _rgb(self, pixels: Tensor) -> Tensor:
+        """(n, height, width, 3) uint8; for other than RGB images the first channels, normalised."""
+        if channels := self._config.data.channels:
+            chosen = [min(number, channels - 1) for number in range(3)]
+            shares = self._normalised(pixels)[:, chosen] / 4 + 0.5
+            pixels = (255 * shares.clamp(0, 1)).round().to(torch.uint8)
+        return pixels.movedim(1, -1).cpu()
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self._config.data.mean, self._config.data.std)

@@ -156,7 +156,7 @@ def visualize(
                 from ijepa.figures.draw import encoded, style
 
                 draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
-                with style():
+                with style(dark=config.dark):
                     drawn, facts = draw(config, given)
                     is_text = isinstance(drawn, str)
                     content = drawn.encode() if is_text else encoded(drawn, out.suffix)

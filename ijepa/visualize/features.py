@@ -95,7 +95,7 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawing:
         for query, cosines, numbers in zip(queries.tolist(), cosine, found, strict=True):
             row = [Tile(pixels.get(query), (names[query],), frame, BLUE, 3)]
             for near, number in zip(cosines.tolist(), numbers.tolist(), strict=True):
-                name, look = names[number], (SOFT, 1)
+                name, look = names[number], (SOFT[config.dark], 1)
                 if stored.classes and UNLABELLED not in (name, names[query]):
                     known.append(name == names[query])
                     name, look = (f"= {name}", (GREEN, 3)) if known[-1] else (name, (ORANGE, 3))

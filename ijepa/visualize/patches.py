@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ijepa.arrays import Floats, Pixels
@@ -20,13 +19,13 @@ from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import Section, Tile, box, heat, sheet
+from ijepa.figures.pca import patch_colours
 from ijepa.jepa.augment import normalise
 from ijepa.visualize import Drawing, Given
 from ijepa.visualize.images import as_pixels, more_images, pick_images, views_of
 
 AT_ONCE = 16  # images in the device's memory
 FAINT = 0.45  # how much of the image's contrast stays under a map of attention
-TAILS = (1.0, 99.0)  # percentiles of a component that become darkest and brightest
 
 Vit = Any  # ours or timm's
 # Name, the patch if it is a single one, and the tokens whose rows of attention are averaged.
@@ -173,7 +172,7 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawing:
                 for some in torch.split(views, AT_ONCE)
             ]
             tokens = torch.cat(parts).numpy().reshape(len(views), *encoder.grid, -1)
-            colours, explained = patch_colours(tokens)
+            colours, explained = patch_colours(tokens, config.foreground)
             headings.append([f"{place}: block {layer}", f"{explained:.0%}"])
             figures[f"variance explained, {place}: block {layer}"] = explained
             for row, patches in zip(rows, colours[: len(shown)], strict=True):
@@ -188,17 +187,3 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawing:
     )
     facts = {"encoders": names, "images": len(shown), "keys": split.keys(shown), "figures": figures}
     return sheet([Section("", headings, rows)], captions), facts
-
-
-def patch_colours(tokens: Floats) -> tuple[Pixels, float]:
-    """Colour the patches of a batch of images, so that alike tokens are alike in all of them.
-
-    Tokens are (images, rows, columns, dim). Returns (images, rows, columns, 3) uint8, and the
-    components' share of the variance, 0 to 1.
-    """
-    pca = PCA(3, svd_solver="covariance_eigh")
-    places = pca.fit_transform(tokens.reshape(-1, tokens.shape[3]).astype(np.float64))
-    low, high = np.percentile(places, TAILS, axis=0)
-    scaled = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
-    colours: Pixels = (255 * scaled).round().astype(np.uint8).reshape(*tokens.shape[:3], 3)
-    return colours, float(pca.explained_variance_ratio_.sum())

@@ -90,7 +90,7 @@ RUN = "device workers checkpoint_seconds micro_batch recompute compile cache tra
 app = typer.Typer()
 
 
-@stage(app, run=f"{RUN} replace")
+@stage(app, run=f"{RUN} pictures replace")
 def pretrain(
     data: Data,
     out: Out,

@@ -31,7 +31,7 @@ Out = Annotated[
 # Settings, whose docstring is the help, and the fields that --help shows.
 OF_IMAGES: dict[type[PictureConfig], str] = {
     configs.AttentionConfig: "encoder which split images keys layer query show_channels",
-    configs.PcaConfig: "encoder which split images keys layer show_channels",
+    configs.PcaConfig: "encoder which split images keys layer foreground show_channels",
     configs.RetrievalConfig: "encoder split images keys store_split store_images show_channels",
     configs.PredictionsConfig: "encoder decoder split images samples target_samples",
 }
@@ -52,7 +52,7 @@ pictures = typer.Typer(
 app.add_typer(pictures)
 
 
-@stage(pictures, configs.MasksConfig, "images batches show_channels")
+@stage(pictures, configs.MasksConfig, "images batches show_channels dark")
 def masks(
     config: configs.MasksConfig,
     runtime: Runtime,
@@ -126,4 +126,4 @@ for _kinds, _function, _run, _of in (
         _typed = f"{_name} {_of}{' --decoder runs/decoder' * ('decoder' in _shown.split())}"
         _example = f"Example: ijepa visualize {_typed} --data shards/scenes --out {_name}.png"
         _help = f"{_settings.__doc__}\n\n{_example}"
-        stage(pictures, _settings, _shown, _run, name=_name, help=_help)(_function)
+        stage(pictures, _settings, f"{_shown} dark", _run, name=_name, help=_help)(_function)
