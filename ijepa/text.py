@@ -1,4 +1,4 @@
-"""Text from outside (names, keys, paths, messages), made safe to show."""
+"""Text to show: that from outside (names, keys, paths, messages) made safe, durations in words."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -37,3 +37,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'val'?)` with the known name nearest to a mistyped one; else nothing."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def duration(seconds: float) -> str:
+    """Such as `2 h 5 min`; the two largest units."""
+    if seconds < 60:  # a minute
+        return f"{seconds:.0f} s"
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    return f"{hours[0]} h {hours[1]} min" if hours[0] else f"{minutes[0]} min {minutes[1]} s"

@@ -25,7 +25,7 @@ from ijepa.errors import IjepaError
 from ijepa.progress import Bars, Progress, silent
 from ijepa.records import read_record
 from ijepa.stage import DryRun
-from ijepa.text import printable
+from ijepa.text import duration, printable
 from ijepa.world import current_world
 
 if TYPE_CHECKING:
@@ -178,16 +178,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def headline(state: str, out: StrPath, cached: bool, words: str) -> str:
-    """First line of a summary, such as `pretrained runs/a in 22 min: 9,372 steps`."""
+    """First line of a summary, such as `pretrained runs/a in 22 min 5 s: 9,372 steps`."""
     if cached:
         return f"cached: {out} is up to date; {words}"
     seconds = (read_record(Path(out)) or {}).get("seconds")
-    if seconds is None:
-        return f"{state} {out}: {words}"
-    minutes = round(seconds / 60)
-    took = f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    took = f"{seconds:.0f} s" if seconds < 60 else took
-    return f"{state} {out} in {took}: {words}"
+    took = "" if seconds is None else f" in {duration(seconds)}"
+    return f"{state} {out}{took}: {words}"
 
 
 def next_command(*words: StrPath) -> str:

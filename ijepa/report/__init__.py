@@ -17,7 +17,7 @@ from ijepa.results.tables import TableView, grouped, score_tables
 from ijepa.results.verdict import verdict
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
-VERSION = 9
+VERSION = 10
 METRICS = "metrics.jsonl"  # of a run that has begun
 
 

@@ -9,15 +9,14 @@ from markupsafe import Markup
 from ijepa.config import PretrainConfig
 from ijepa.figures.charts import Dot, Strip, health_curve, interval_plot, run_curves
 from ijepa.files import read_metrics
-from ijepa.jepa.masks import mask_statistics
 from ijepa.paper import TABLES
 from ijepa.records import read_record, refuse_changed
 from ijepa.report import METRICS, ReportResult, record_of, short_run
 from ijepa.results.page import file_picture, page
 from ijepa.results.tables import Group, Line, data_names, grouped, score_name
 from ijepa.results.verdict import short_name
+from ijepa.text import duration
 
-MASK_IMAGES = 2000  # over which the masks of a run are counted
 MOST_STRIPS = 8  # probes on the first screen; the tables have all
 MOST_CURVES = 6  # runs in the health curve of the first screen, as many as the page has colours
 ENCODER_COLOURS = 6  # colours of encoders
@@ -72,17 +71,9 @@ def _facts(summary: ReportResult) -> dict[str, str]:
         "Commit": str(first.get("commit", "")),
         "ijepa": first.get("libraries", {}).get("ijepa", ""),
         "Device": str(first.get("device", "")),
-        "Duration": _duration(seconds) if seconds else "",
+        "Duration": duration(seconds) if seconds else "",
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _duration(seconds: float) -> str:
-    """Such as `2 h 5 min`; the two largest units."""
-    if seconds < 60:  # a minute
-        return f"{seconds:.0f} s"
-    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
-    return f"{hours[0]} h {hours[1]} min" if hours[0] else f"{minutes[0]} min {minutes[1]} s"
 
 
 def _interval_plot(groups: Sequence[Group]) -> Markup:
@@ -110,7 +101,7 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
 
 
 def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[str, object]:
-    """What the page shows of a run; `masks` is empty where no pretraining has any."""
+    """What the page shows of a run."""
     record, last = record_of(run), metrics[-1]
     path = run / "config.yaml"
     settings = record.get("config") or (config.model_dump() if config else {})
@@ -119,11 +110,10 @@ def _view(run: Path, config: PretrainConfig | None, metrics: Records) -> dict[st
         "name": str(run),
         "steps": int(last["step"]),
         "images": int(last.get("images", 0)),
-        "duration": _duration(record["seconds"]) if "seconds" in record else "",
+        "duration": duration(record["seconds"]) if "seconds" in record else "",
         "fingerprint": str(record.get("fingerprint", "unknown"))[:12],
         "running": "" if read_record(run) else _running(settings, last, record.get("ended", "")),
         "ended": record.get("ended", ""),
-        "masks": _masks(config) if config else "",
         "charts": charts,
         "constant": constant,
         "config": path.read_text() if path.is_file() else "",
@@ -143,18 +133,3 @@ def _running(settings: Mapping[str, Any], last: Mapping[str, float], ended: str)
     said = f"Step {step:,}" + (f" of {steps:,} ({100 * step / steps:.0f}%)" if steps else "")
     more = "All numbers of this run are provisional; build the page again for newer ones."
     return f"{said}. {ended or more}"
-
-
-def _masks(config: PretrainConfig) -> str:
-    """Sizes of a run's masks in a sentence."""
-    batches = max(1, MASK_IMAGES // config.data.batch_size)
-    found, (rows, columns) = mask_statistics(config, batches), config.grid
-    patches = rows * columns
-    return (
-        f"Masks ({config.masks.kind}, drawn {config.masks.draw}) on a grid of {rows}x{columns} "
-        f"patches: the context has {found.context_patches:.1f} patches on average "
-        f"({found.context_patches / patches:.0%}), a target block {found.target_patches:.1f} "
-        f"({found.target_patches / patches:.0%}); {found.target_seen.mean():.0%} of all patches "
-        f"are in a target. Counted over the first {batches:,} batches of "
-        f"{config.data.batch_size:,} images, seed {config.seed}."
-    )
