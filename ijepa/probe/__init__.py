@@ -9,7 +9,7 @@ from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.sources.names import listed, read_lines
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
-from ijepa.features.store import open_features, read_header
+from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import ProbeRequest
 from ijepa.probes.protocols import LOW_LEVEL, PROTOCOLS
@@ -25,7 +25,6 @@ __all__ = [
     "LowLevelResult",
     "ProbeResult",
     "low_level",
-    "open_features",
     "probe",
 ]
 

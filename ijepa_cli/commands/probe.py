@@ -87,15 +87,9 @@ def probe(
         raise IjepaError("Give as many --baseline-test as --baseline-train, in the same order.")
     from ijepa import probe as library
 
-    given_files = []
-    for path in (train, test):
-        with library.open_features(path, check_numbers=False) as store:
-            images = store.shape[0] // (1 + store.header.num_views)
-        given_files.append(f"{path} ({images:,} images)")
     what = name if name == "low-level" else f"{name} of label {config.label}"
     others = f", with {counted(len(trains) - 1, 'baseline')}" if len(trains) > 1 else ""
-    on, tested = given_files
-    runtime = about(runtime, f"probe: {what} on {on}, tested on {tested}{others}")
+    runtime = about(runtime, f"probe: {what} on {train}, tested on {test}{others}")
     pairs = [library.FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
     how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
