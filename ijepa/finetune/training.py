@@ -68,6 +68,7 @@ class Finetuning:
         all_layers = step_gflops(model, self.encoder.data.image_size)
         head_alone = step_gflops(model.requires_grad_(False), self.encoder.data.image_size)
         epochs = config.linear_first + config.epochs
+        cost = config.linear_first * head_alone + config.epochs * all_layers
         return FinetunePlan(
             protocol=config.protocol,
             train_images=images,
@@ -79,8 +80,7 @@ class Finetuning:
             linear_steps=config.linear_first * (images // batch),
             parameters=parameters,
             trained_parameters=trained,
-            gflops_per_image=(config.linear_first * head_alone + config.epochs * all_layers)
-            / epochs,
+            gflops_per_image=cost / epochs,
         )
 
     def train(self, work: Work, runtime: Runtime, world: World, progress: Progress) -> None:
