@@ -8,19 +8,24 @@ from collections.abc import Callable
 from inspect import isclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
 
 from ijepa.config import Runtime, Settings, validated
 from ijepa.recipes import apply_override
+from ijepa_cli import complete
 from ijepa_cli.show import outlook_shown
 
 # Names of options that are not those of their fields.
 FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
 SETTINGS, RUN = "Settings", "How to run"
 MAIN = "Options"  # typed first: required settings, and options that are a command's own
+COMPLETED: dict[str, Callable[..., list[str]]] = {
+    "encoder": complete.encoder, "protocol": complete.protocol, "recipe": complete.recipe,
+    "split": complete.split, "test_split": complete.split, "store_split": complete.split,
+}  # fmt: skip
 ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
 NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
 
@@ -74,7 +79,7 @@ def stage(
         options = [
             _parameter("ctx", typer.Context, ...),
             *(_option(settings, name, MAIN) for name in needed),
-            *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
+            *map(_completed, own),
             *(_option(settings, name, SETTINGS) for name in fields if name not in needed),
             *(_option(settings, name, SETTINGS, hidden=True) for name in hidden),
         ]
@@ -143,10 +148,19 @@ def _option(
         rich_help_panel=panel,
         hidden=hidden,
         show_default=default is not True,
+        autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )
     return _parameter(
         name, Annotated[kind if default is not None else kind | None, option], default
     )
+
+
+def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option of a command itself, whose values the shell completes."""
+    _, option, *_ = get_args(parameter.annotation) or (None, None)
+    if isinstance(option, OptionInfo):
+        option.autocompletion = option.autocompletion or COMPLETED.get(parameter.name)
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:  # noqa: ANN401  # annotations and defaults are of any type

@@ -160,14 +160,24 @@ def test_a_cached_answer_is_one_line_and_the_summary(shards, trained, command):
     assert not [line for line in lines if TOLD.match(line)]
 
 
-def test_the_shell_completes_names_of_recipes():
-    asked = {"_IJEPA_COMPLETE": "complete_bash", "COMP_WORDS": "ijepa pretrain --recipe scenes"}
-    asked["COMP_CWORD"] = "3"
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("ijepa pretrain --recipe scenes", "scenes-mini"),
+        ("ijepa probe linear --protocol vissl-inat", "vissl-inat18"),
+        ("ijepa extract --data SHARDS --split v", "val"),
+        ("ijepa extract --encoder simcl", "simclrv2:"),
+    ],
+)
+def test_the_shell_completes_names(shards, typed, answer):
+    words = typed.replace("SHARDS", str(shards))
+    asked = {"_IJEPA_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    asked["COMP_CWORD"] = str(len(words.split()) - 1)
     script = "import sys; sys.argv = ['ijepa']; from ijepa_cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | asked, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["scenes-mini"]
+    assert done.stdout.split() == [answer]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
+from ijepa_cli import complete
 from ijepa_cli.show import print_text
 
 Name = Annotated[
     str | None,
     typer.Argument(
-        help="Recipe to print; without it, all are listed.", autocompletion=recipe_names
+        help="Recipe to print; without it, all are listed.", autocompletion=complete.recipe
     ),
 ]
 
