@@ -37,7 +37,7 @@ from ijepa_cli.show import (
 )
 
 if TYPE_CHECKING:
-    from ijepa.pretrain import PretrainResult
+    from ijepa.pretrain import AutoRecipe, PretrainResult
     from ijepa.shard import ShardResult
 
 log = logging.getLogger(__name__)
@@ -117,18 +117,20 @@ def pretrain(
             "--nodes, --gpus-per-node, --minutes and --slurm describe a job: add --launcher slurm, "
             "or leave them out. On one machine, torchrun starts a process for each GPU."
         )
+    from ijepa import pretrain as library
+
     # A mistake in a recipe is said before images are read.
     config = None if recipe == "auto" else load_recipe(recipe, overrides or ())
     shards = _shard_set(data, out, runtime)
     if config is None:
-        recipe, config, added = _chosen(shards, out, overrides or [], prolong, runtime, launcher)
+        recipe, config, added = _chosen(
+            library.auto_recipe, shards, out, overrides or [], prolong, runtime, launcher
+        )
         typed = ["--recipe", recipe, *(word for one in added for word in ("--set", one))]
         command = f"{runtime.command} {shlex.join(typed)}"
         runtime = runtime.model_copy(update={"command": command})
     if note := recipe_note(recipe, config):
         log.warning(note)  # now, and below the summary when all is done
-    from ijepa import pretrain as library
-
     cost = None
     if runtime.dry_run or launcher != "here":  # what cannot run is not submitted
         cost = library.plan_pretrain(shards, library.started(config, init, prolong), runtime)
@@ -212,6 +214,7 @@ def _make_shards(
 
 
 def _chosen(
+    choose: "Callable[..., AutoRecipe]",
     shards: str,
     out: Path,
     overrides: list[str],
@@ -225,14 +228,13 @@ def _chosen(
             raise IjepaError(f"{prolong} is no finished run of `ijepa pretrain`; check --prolong.")
         begun = str(prolong / "config.yaml")
         return begun, load_recipe(begun, overrides), []
-    from ijepa.pretrain import auto_recipe
 
     def has_gpu() -> bool:
         from ijepa.distributed import pick_device
 
         return launcher == "slurm" or pick_device(runtime.device).type == "cuda"
 
-    found = auto_recipe(shards, out, overrides, has_gpu)
+    found = choose(shards, out, overrides, has_gpu)
     passes = counted(found.config.optimization.epochs, "epoch")
     batch = found.config.data.batch_size
     _say(f"recipe {found.recipe}: {found.why}; {passes} in batches of {batch:,}")
