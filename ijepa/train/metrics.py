@@ -170,8 +170,7 @@ def _trackio(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Tra
 def _mlflow(place: Path, name: str, key: str, config: Mapping[str, Any]) -> TrackerCalls:
     """In a file store beside the run, unless MLFLOW_TRACKING_URI says otherwise."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else it takes databases alone
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow import MlflowClient, entities
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (place / "mlruns").absolute().as_uri()
     client = MlflowClient(tracking_uri=uri)
@@ -182,12 +181,14 @@ def _mlflow(place: Path, name: str, key: str, config: Mapping[str, Any]) -> Trac
         number = begun[0].info.run_id
     else:
         number = client.create_run(experiment, run_name=name, tags={"ijepa_key": key}).info.run_id
-        params = [Param(key, json.dumps(value)[:500]) for key, value in flat(config).items()]
+        params = [
+            entities.Param(key, json.dumps(value)[:500]) for key, value in flat(config).items()
+        ]
         client.log_batch(number, params=params)
 
     def log_numbers(numbers: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
-        metrics = [Metric(key, value, now, step) for key, value in numbers.items()]
+        metrics = [entities.Metric(key, value, now, step) for key, value in numbers.items()]
         client.log_batch(number, metrics=metrics)
 
     return log_numbers, lambda: client.set_terminated(number)
