@@ -417,13 +417,15 @@ def test_files_that_do_not_come_along_are_counted_by_kind_but_not_what_systems_l
     assert len(read(source, tmp_path / "work")[1]) == 4
 
 
-def test_links_within_an_archive_are_counted(tmp_path):
+def test_links_within_an_archive_are_counted_and_a_second_archive_is_not_passed_over(tmp_path):
     path = write_tar(tmp_path / "i.tar", class_folders(1))
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("train/cat/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "0000.png"
         archive.addfile(link)
     assert left_out(path, tmp_path / "work") == {"links within an archive": 1}
+    path.write_bytes(2 * path.read_bytes())
+    refused(r"something follows the end mark.*--ignore-zeros", path, tmp_path / "work2")
 
 
 # Several archives as one data set
