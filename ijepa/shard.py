@@ -36,7 +36,7 @@ from ijepa.files import fingerprint_of, write_bytes, write_json
 from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, Work, exclusive_work
 
-VERSION = 4
+VERSION = 5
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 PROGRESS_EVERY = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
