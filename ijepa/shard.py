@@ -47,7 +47,7 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 
 __all__ = ["INDEX", "ShardResult", "check_shards", "plan_shard", "refuse_place", "shard"]
 
-VERSION = 4
+VERSION = 5
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 PROGRESS_EVERY = 10_000
 MOST_REASONS = 20  # told one by one; the rest together

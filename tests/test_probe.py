@@ -378,20 +378,22 @@ def test_the_low_level_tasks_are_two_results_in_one_folder(tmp_path, tasks):
     assert states() == ["cached", "would run"]
 
 
-def test_a_name_that_several_images_share_stands_for_all(tmp_path):
+def test_a_name_that_several_images_share_is_told(tmp_path, caplog):
     names = tmp_path / "list.txt"
     names.write_text("x.png\ncat/y.png\n")
     keys = ["train/cat/x", "train/cat/y", "train/dog/x", "train/dog/y"]
     assert listed(names, keys).tolist() == [0, 1, 2]
+    assert "1 of 2 lines name several images each, such as x.png; write keys" in caplog.text
 
 
-def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks):
+def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks, caplog):
     names, out = tmp_path / "list.txt", tmp_path / "r.json"
     names.write_text("\n".join(["0.JPEG", "train/1", "2", "", "3.png", "4", "5"]))
     config = ProbeConfig(name="few-shot", label="count")
     found = probe(tasks, [], out, config, subsets=[names])
     (setting,) = {score.setting for score in found.scores}
     assert re.fullmatch(r"lists of 6 images \(sha256 [0-9a-f]{8}\)", setting)
+    assert "several images" not in caplog.text
     names.write_text("0\nn01440764_10026.JPEG")
     with pytest.raises(IjepaError, match=r"1 of 2 lines name no training image, such as n0144"):
         probe(tasks, [], out, config, subsets=[names])

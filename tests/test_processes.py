@@ -193,7 +193,7 @@ def test_workers_that_render_scenes_end_with_their_parent_at_once(tmp_path, ende
         [sys.executable, *words], env=ALONE, cwd=tmp_path, start_new_session=True
     )
     workers = wait_until(lambda: len(children(first)) >= 2 and children(first))
-    wait_until(lambda: list(tmp_path.rglob("packed.part")))
+    wait_until(lambda: list(tmp_path.rglob("packed.jsonl")))
     if ended == signal.SIGINT:
         os.killpg(first.pid, ended)  # as a terminal does
     else:

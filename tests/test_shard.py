@@ -174,12 +174,11 @@ def test_of_two_members_of_one_name_the_later_stands_as_tar_has_it(tmp_path):
     }
 
 
-def test_of_an_image_listed_twice_the_last_line_counts(tmp_path):
+def test_an_image_listed_twice_is_refused(tmp_path):
     write_files(tmp_path, {"a.png": encoded(0), "l.csv": b"path,kind\na.png,cat\na.png,dog\n"})
-    result = shard(tmp_path / "l.csv", tmp_path / "set", runtime=ALONE)
-    assert result.left_out == {"images that a later one of the same name replaces": 1}
-    train = open_shards(tmp_path / "set").split("train")
-    assert [train.read_labels(number) for number in range(len(train))] == [{"kind": 1}]
+    with pytest.raises(IjepaError, match="listed twice"):
+        shard(tmp_path / "l.csv", tmp_path / "set", runtime=ALONE)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []  # nor a set begun
 
 
 def test_the_output_never_replaces_the_source(tmp_path):
@@ -587,10 +586,17 @@ def test_the_summary_shows_what_was_understood_and_what_was_left_out_and_is_kept
     assert body["labels"] == {"class": summary}
 
 
-def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.csv", "path,kind\na.png,\nb.png,cat\nc.png,\n"),
+        ("l.jsonl", '{"path": "a.png"}\n{"path": "b.png", "kind": "cat"}\n{"path": "c.png"}\n'),
+    ],
+)
+def test_unknown_labels_get_no_class_file_and_are_counted(tmp_path, name, text):
     write_files(tmp_path, {"a.png": encoded(0), "b.png": encoded(1), "c.png": b"text"})
-    (tmp_path / "l.csv").write_text("path,kind\na.png,\nb.png,cat\nc.png,\n")
-    result = shard(tmp_path / "l.csv", tmp_path / "set", ShardConfig(max_bad=1), runtime=ALONE)
+    (tmp_path / name).write_text(text)
+    result = shard(tmp_path / name, tmp_path / "set", ShardConfig(max_bad=1), runtime=ALONE)
     undecoded = "images that do not decode, see bad.jsonl"  # counts as nothing else
     assert result.left_out == {undecoded: 1, "labels kind that are not known": 1}
     with tarfile.open(tmp_path / "set" / "train-000000.tar") as tar:

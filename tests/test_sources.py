@@ -184,7 +184,7 @@ def test_a_damaged_header_is_not_the_end_and_a_page_is_no_archive(tmp_path):
 
 
 def write_list(path, text):
-    names = ("a.png", "b.png", "c/d.png")
+    names = ("a.png", "b.png", "c/d.png", "e.png")
     write_files(path.parent, {name: encoded(number) for number, name in enumerate(names)})
     path.write_text(text)
     return path
@@ -219,7 +219,9 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
         ("l.csv", "file,label\na.png,1\n", "no column 'path'; its columns are file, label"),
         ("l.csv", "", "no column 'path'"),
         ("l.csv", "path,label\n", "lists no image"),
-        ("l.csv", "path,label\na.png,1,2\n", "line 2: more values than 2 columns"),
+        ("l.csv", "path,label\na.png\n", "line 2: 1 values for 2 columns"),
+        ("l.csv", "path,label\na.png,1,2\n", "line 2: 3 values for 2 columns"),
+        ("l.csv", "path,label,label\na.png,1,2\n", "needs a name of its own"),
         ("l.csv", "path,\na.png,1\n", "has a label called ''"),
         ("l.csv", "path,split\na.png,../x\n", "line 2, names a split"),
         ("l.csv", "path\nz.png\n", "line 2: there is no image z.png"),
@@ -233,6 +235,15 @@ def test_json_lines_say_the_same_as_csv_and_paths_alone_have_no_labels(tmp_path)
 def test_a_list_with_a_fault_is_refused_with_its_line(tmp_path, name, text, message):
     path = write_list(tmp_path / name, text)
     refused(message, path, tmp_path / "work")
+
+
+@pytest.mark.parametrize("again", ["a.png", "c/../a.png", "{here}/a.png"])
+def test_an_image_listed_twice_is_refused_however_spelled_but_may_be_in_two_splits(tmp_path, again):
+    again = again.format(here=tmp_path)
+    path = write_list(tmp_path / "l.csv", f"path,kind\na.png,cat\nb.png,dog\n{again},dog\n")
+    refused(f"l.csv: {again} is listed twice", path, tmp_path / "work")
+    path = write_list(tmp_path / "l.csv", f"path,split\na.png,train\n{again},val\n")
+    assert len(read(path, tmp_path / "work")[1]) == 2
 
 
 def test_a_label_that_a_line_leaves_out_is_not_known(tmp_path):
@@ -417,13 +428,25 @@ def test_files_that_do_not_come_along_are_counted_by_kind_but_not_what_systems_l
     assert len(read(source, tmp_path / "work")[1]) == 4
 
 
-def test_links_within_an_archive_are_counted(tmp_path):
+def test_images_that_no_list_names_are_counted_below_the_folder_of_those_that_it_names(tmp_path):
+    inside = ["d/a/1.png", "d/b/2.png", "d/b/3.png", "d/c/4.png", "d/.5.png", "d/a/6.txt"]
+    folder = write_files(tmp_path / "x", dict.fromkeys([*inside, "other/7.png"], PICTURE))
+    (folder / "l.csv").write_text("path\nd/a/1.png\n./d/b/../b/2.png\n")
+    unnamed = {"images that no list of the data set names": 2}
+    assert left_out(folder / "l.csv", tmp_path / "work") == unnamed
+    write_files(tmp_path / "y", {"l.jsonl": b'{"path": "../x/d/b/2.png"}\n', "8.png": PICTURE})
+    assert left_out(tmp_path / "y" / "l.jsonl", tmp_path / "work") == {}
+
+
+def test_links_within_an_archive_are_counted_and_a_second_archive_is_not_passed_over(tmp_path):
     path = write_tar(tmp_path / "i.tar", class_folders(1))
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("train/cat/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "0000.png"
         archive.addfile(link)
     assert left_out(path, tmp_path / "work") == {"links within an archive": 1}
+    path.write_bytes(2 * path.read_bytes())
+    refused(r"something follows the end mark.*--ignore-zeros", path, tmp_path / "work2")
 
 
 # Several archives as one data set
@@ -576,7 +599,7 @@ def test_labels_that_are_not_known_and_far_apart_integers_are_numbered_from_0_on
     text = "path,kind\na.png,Cafe\u0301\nb.png,Caf\u00e9\n"  # one name, written in two ways
     splits, _ = read(write_list(tmp_path / "m.csv", text), tmp_path / "c")
     assert splits["train"]["kind"] == ["Caf\u00e9"]
-    text = "path,kind\na.png,-1\nb.png,70000\nc/d.png,1000000000\na.png,\n"
+    text = "path,kind\na.png,-1\nb.png,70000\nc/d.png,1000000000\ne.png,\n"
     splits, items = read(write_list(tmp_path / "l.csv", text), tmp_path / "a")
     assert splits["train"]["kind"] == ["70000", "1000000000"]
     assert [item.labels["kind"] for item in items] == [-1, 0, 1, -1]

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ijepa.data.decode import BROKEN
-from ijepa.data.sources import lists
-from ijepa.data.sources.dense import LAYOUTS, published_labels, read_published
+from ijepa.data.sources import dense, layouts, lists, tables, trees
 from ijepa.data.sources.items import (
     DEFAULT_SPLIT,
     Listing,
@@ -29,25 +28,8 @@ from ijepa.data.sources.items import (
     no_members,
     packed,
 )
-from ijepa.data.sources.layouts import (
-    find_scenes,
-    is_labelled,
-    read_clevr,
-    read_folders,
-    read_webdataset,
-)
 from ijepa.data.sources.names import LABEL, UNKNOWN, expanded
 from ijepa.data.sources.scenes import rendered_scenes
-from ijepa.data.sources.tables import PARQUET, is_table, read_tables, table_source
-from ijepa.data.sources.trees import (
-    COMPRESSED,
-    PLAIN,
-    Tree,
-    archive_suffix,
-    digest_of,
-    tree_digest,
-    walk,
-)
 from ijepa.errors import IjepaError
 from ijepa.text import did_you_mean
 
@@ -80,27 +62,27 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
             f"There is no source {text!r}{did_you_mean(kind, KINDS)}; name a path, or kind:path "
             f"with one of {kinds}."
         )
-    if text.lower().endswith(PARQUET) and not Path(text).is_dir():
-        return table_source(text)
+    if text.lower().endswith(tables.PARQUET) and not Path(text).is_dir():
+        return tables.table_source(text)
     if is_list and Path(text).is_file():
         return lists.listed_images(Path(text))
     find = partial(_by_layout, folders_are_classes=folders_are_classes)
     return replace(_tree(text, find), has_members=True)
 
 
-def _by_layout(tree: Tree, request: Request, *, folders_are_classes: bool) -> Listing:
+def _by_layout(tree: trees.Tree, request: Request, *, folders_are_classes: bool) -> Listing:
     if not tree.outline:
         _refuse_pickles(tree)
-    if not request.member and any(find_scenes(tree)[1].values()):
-        return read_clevr(tree, request)
-    tables = [] if tree.outline else [one for one in tree.entries() if is_table(one.path)]
-    if tables and not tree.is_packed:
-        return read_tables(tables, tree.where, request)
-    if not folders_are_classes and tree.is_packed and (request.member or is_labelled(tree)):
-        return read_webdataset(tree, request)
+    if not request.member and any(layouts.find_scenes(tree)[1].values()):
+        return layouts.read_clevr(tree, request)
+    files = [] if tree.outline else [one for one in tree.entries() if tables.is_table(one.path)]
+    if files and not tree.is_packed:
+        return tables.read_tables(files, tree.where, request)
+    if not folders_are_classes and tree.is_packed and (request.member or layouts.is_labelled(tree)):
+        return layouts.read_webdataset(tree, request)
     if request.member:
         raise no_members(tree.where)
-    return read_folders(tree, request, folders_are_classes=folders_are_classes)
+    return layouts.read_folders(tree, request, folders_are_classes=folders_are_classes)
 
 
 def _cifar(text: str, kind: str) -> Source:
@@ -109,16 +91,16 @@ def _cifar(text: str, kind: str) -> Source:
     where = Path(text).parent if Path(text).name == folder else Path(text)
     if (where / folder).is_dir():
         source = torchvision_set(f"{name}:{where}")
-        return replace(source, digest=lambda: digest_of(walk(where / folder)))
+        return replace(source, digest=lambda: trees.digest_of(trees.walk(where / folder)))
 
-    def find(tree: Tree, request: Request) -> Listing:
+    def find(tree: trees.Tree, request: Request) -> Listing:
         _refuse_pickles(tree)
-        return read_folders(tree, request)
+        return layouts.read_folders(tree, request)
 
     return _tree(text, find)
 
 
-def _refuse_pickles(tree: Tree) -> None:
+def _refuse_pickles(tree: trees.Tree) -> None:
     """Say how to name CIFAR's published files, which only `_cifar` reads, from a folder."""
     for kind, (_, folder, file) in CIFAR.items():
         if tree.find([f"{folder}/{file}"]):
@@ -129,7 +111,7 @@ def _refuse_pickles(tree: Tree) -> None:
             )
 
 
-def _tree(text: str, find: Callable[[Tree, Request], Listing]) -> Source:
+def _tree(text: str, find: Callable[[trees.Tree, Request], Listing]) -> Source:
     """Files in a folder or an archive, or in the archives of `set-{000..009}.tar`."""
     parts: Sequence[Path] = ()
     if "{" in text and not Path(text).exists():
@@ -139,20 +121,20 @@ def _tree(text: str, find: Callable[[Tree, Request], Listing]) -> Source:
     where = parts[0] if parts else _tree_path(text)
 
     def found(request: Request) -> Listing:
-        tree = Tree(where, request.work, request.progress, parts, arrays=request.arrays)
+        tree = trees.Tree(where, request.work, request.progress, parts, arrays=request.arrays)
         return find(tree, request)
 
-    return Source(str(where), lambda: tree_digest(where, parts), found, where)
+    return Source(str(where), lambda: trees.tree_digest(where, parts), found, where)
 
 
 def _tree_path(text: str) -> Path:
     where = Path(text)
     if not text or not where.exists():
         raise IjepaError(f"There is no data set at {text!r}.")
-    if not where.is_dir() and not archive_suffix(where.name):
+    if not where.is_dir() and not trees.archive_suffix(where.name):
         raise IjepaError(
             f"{text} is neither a folder nor an archive nor a list; names of archives end in "
-            f"{', '.join((PLAIN, *COMPRESSED))}, of lists in {', '.join(lists.LISTS)}."
+            f"{', '.join((trees.PLAIN, *trees.COMPRESSED))}, of lists in {', '.join(lists.LISTS)}."
         )
     return where
 
@@ -165,10 +147,10 @@ def _folder(text: str, read: Callable[[Path], Source]) -> Source:
 
 def _published(text: str, kind: str) -> Source:
     """A data set with maps, of which the digest tells every file: lists in text choose images."""
-    source = _tree(text, partial(read_published, kind=kind))
+    source = _tree(text, partial(dense.read_published, kind=kind))
     if Path(text).is_dir():
-        source = replace(source, digest=lambda: digest_of(walk(Path(text))))
-    return replace(source, dense=published_labels(kind, Path(text)))
+        source = replace(source, digest=lambda: trees.digest_of(trees.walk(Path(text))))
+    return replace(source, dense=dense.published_labels(kind, Path(text)))
 
 
 def torchvision_set(text: str) -> Source:
@@ -197,7 +179,9 @@ def torchvision_set(text: str) -> Source:
         items = packed(images, request, f"encode {name} images")
         return Listing({split: known[0] for split, known in classes.items()}, items, Counter())
 
-    return Source(f"{name} in {where}", lambda: digest_of(walk(where), name.encode()), find, where)
+    return Source(
+        f"{name} in {where}", lambda: trees.digest_of(trees.walk(where), name.encode()), find, where
+    )
 
 
 def _opened(name: str, where: Path) -> dict[str, Data]:
@@ -273,15 +257,17 @@ def _in_words(error: Exception) -> str:
 
 KINDS: dict[str, Callable[[str], Source]] = {
     **{kind: partial(_cifar, kind=kind) for kind in CIFAR},
-    "clevr": lambda text: _tree(text, read_clevr),
+    "clevr": lambda text: _tree(text, layouts.read_clevr),
     "imagenet": lambda text: lists.imagenet(_tree_path(text)),
-    "imagenet22k": lambda text: _tree(text, partial(read_folders, folders_are_classes=True)),
+    "imagenet22k": lambda text: _tree(
+        text, partial(layouts.read_folders, folders_are_classes=True)
+    ),
     "inat18": lambda text: _folder(text, lists.inat18),
-    "parquet": table_source,
+    "parquet": tables.table_source,
     "places205": lambda text: _folder(text, lists.places205),
     "places365": lambda text: _folder(text, lists.places365),
     "scenes": rendered_scenes,
     "torchvision": torchvision_set,
-    "webdataset": lambda text: replace(_tree(text, read_webdataset), has_members=True),
-    **{kind: partial(_published, kind=kind) for kind in LAYOUTS},
+    "webdataset": lambda text: replace(_tree(text, layouts.read_webdataset), has_members=True),
+    **{kind: partial(_published, kind=kind) for kind in dense.LAYOUTS},
 }

@@ -4,7 +4,8 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,9 +45,37 @@ def listed_images(where: Path) -> Source:
         splits, names, numbered = number_labels(lambda: _rows(where), str(where))
         if not splits:
             raise IjepaError(f"{where} lists no image.")
-        return Listing(dict.fromkeys(sorted(splits), names), numbered(_rows(where)), Counter())
+        left_out = Counter[str]()
+        items = _checked(where, numbered(_rows(where)), left_out)
+        return Listing(dict.fromkeys(sorted(splits), names), items, left_out)
 
     return Source(str(where), digest, find, where)
+
+
+def _checked(where: Path, items: Iterable[Item], left_out: Counter[str]) -> Iterator[Item]:
+    """Refuse an image that a list names twice, however spelled; count those that it does not name.
+
+    Where images lie all over a disk, nobody means the rest of it: only the folder that they have in
+    common counts, if the list's own folder holds it.
+    """
+    listed = set[tuple[str, str]]()
+    for item in items:
+        file = os.path.normpath(Path(item.file).absolute())
+        if (item.split, file) in listed:
+            raise IjepaError(f"{where}: {item.path} is listed twice; take one of them out.")
+        listed.add((item.split, file))
+        yield item
+    files = {file for _, file in listed}
+    common = os.path.commonpath({path.rpartition("/")[0] for path in files})
+    if Path(common).is_relative_to(os.path.normpath(where.parent.absolute())):
+        there = (f"{top}/{name}" for top, _, found in os.walk(common) for name in found)
+        _count_unlisted(there, files, left_out)
+
+
+def _count_unlisted(files: Iterable[str], listed: AbstractSet[str], left_out: Counter[str]) -> None:
+    unnamed = (file for file in files if is_image(file) and file not in listed)
+    shown = sum(not file.rpartition("/")[2].startswith(".") for file in unnamed)
+    left_out["images that no list of the data set names"] += shown
 
 
 def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
@@ -71,17 +100,19 @@ def _rows(where: Path) -> Iterator[tuple[Item, dict[str, Any], str]]:
 
 def _csv_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with where.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
-        header = reader.fieldnames or ()
+        reader = csv.reader(file, delimiter=DELIMITERS[where.suffix.lower()], strict=True)
+        header = next(reader, [])
         if PATH not in header:
             columns = ", ".join(header) or "none"
             raise IjepaError(f"{where} has no column {PATH!r}; its columns are {columns}.")
-        for row in reader:
-            if None in row:
+        if len(set(header)) < len(header):
+            raise IjepaError(f"{where}: columns {header}; each needs a name of its own.")
+        for row in filter(None, reader):
+            if len(row) != len(header):
                 raise IjepaError(
-                    f"{where}, line {reader.line_num}: more values than {len(header)} columns."
+                    f"{where}, line {reader.line_num}: {len(row)} values for {len(header)} columns."
                 )
-            yield reader.line_num, row
+            yield reader.line_num, dict(zip(header, row, strict=True))
 
 
 def _json_rows(where: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -214,8 +245,7 @@ def _published(
                     if split in wanted:
                         place = str(where / path), 0, _checked_size(where, path, label, len(names))
                         yield Item(split, name, path, *place, {LABEL: label})
-            unlisted = (one for one in walk(where) if is_image(one.path) and one.path not in listed)
-            left_out["images that no list of the data set names"] += sum(1 for _ in unlisted)
+            _count_unlisted((entry.path for entry in walk(where)), listed, left_out)
 
         return Listing({split: {LABEL: names} for split in files}, images(), left_out)
 

@@ -1,6 +1,7 @@
 """Names of images, files, splits and classes; lists that choose images; braces for many files."""
 
 import itertools
+import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -39,6 +40,9 @@ SPLIT_NAME = re.compile(
     r"(?:[-_. ]?(?:set|images?|imgs?|data|split|folder|x\d*|part[-_. ]?\d*|\d+))*",
     re.ASCII | re.IGNORECASE,
 )
+
+
+log = logging.getLogger(__name__)
 
 
 def class_numbers(names: Iterable[str]) -> dict[str, int]:
@@ -97,18 +101,23 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
     for line in lines:
         by_name[line].add(line)
         by_name[without_suffix(line)[0]].add(line)
-    numbers, matched = [], set[str]()
+    numbers, matched = [], Counter[str]()
     for number, key in enumerate(keys):
         names = {key, key.partition("/")[2], key.rpartition("/")[2]}
         found = {line for name in names for line in by_name.get(name, ())}
         matched.update(found)
         if found:
             numbers.append(number)
-    if lost := [line for line in lines if line not in matched]:
+    if lost := [line for line in lines if not matched[line]]:
         raise IjepaError(
             f"{path}: {len(lost):,} of {len(lines):,} lines name no training image, such as "
             f"{', '.join(lost[:SHOWN_LINES])}; write keys, paths or file names."
         )
+    if several := [line for line in lines if matched[line] > 1]:
+        log.warning(
+            "%s: %d of %d lines name several images each, such as %s; write keys or paths to name "
+            "one.", path, len(several), len(lines), several[0],
+        )  # fmt: skip
     return np.array(numbers, dtype=np.int64)
 
 

@@ -38,7 +38,7 @@ from ijepa.data.sources.names import (
 )
 from ijepa.data.sources.trees import Entry, digest_of, walk
 from ijepa.errors import IjepaError
-from ijepa.files import parse_json
+from ijepa.files import parse_json, read_json
 
 PARQUET, ARROW = ".parquet", ".arrow"
 IMAGE_COLUMNS = ("image", "img")  # the first that is there, if several hold images
@@ -69,9 +69,8 @@ class Columns(NamedTuple):
 
 
 def is_table(path: str) -> bool:
-    """Does the name look like that of a Parquet or Arrow file, not one of computed values?"""
-    is_cache = path.rpartition("/")[2].startswith("cache-")  # of `datasets`, beside the data
-    return suffix_of(path) == PARQUET or (suffix_of(path) == ARROW and not is_cache)
+    """Does the name look like that of a Parquet or Arrow file?"""
+    return suffix_of(path) in (PARQUET, ARROW)
 
 
 def in_table(item: Item) -> bool:
@@ -106,7 +105,9 @@ def read_tables(
     ClassLabel columns keep their numbers. Other columns of integers, texts or booleans are labels
     if they are called as one, such as `label` or `fine_label`.
     """
-    _refuse_missing(files if is_whole else (), where)
+    if is_whole:
+        _refuse_missing(files, where)
+    files = [entry for entry in files if _is_saved(entry)]
     splits = _splits([entry.path for entry in files], where, request.splits)
     columns = _columns_of(files[0].file, request.member)
     for entry in files[1:]:
@@ -216,6 +217,18 @@ class RowReader:
         self._path, self._first, self._held = path, first, ()
 
 
+def _is_saved(entry: Entry) -> bool:
+    """Is it a file of the data set, not one that `datasets` caches beside those in `state.json`?"""
+    state = Path(entry.file).with_name("state.json")
+    if suffix_of(entry.path) == PARQUET or not state.is_file():
+        return True
+    return Path(entry.file).name in _saved_files(state)
+
+
+def _saved_files(state: Path) -> set[str]:
+    return {str(one.get("filename")) for one in read_json(state).get("_data_files", [])}
+
+
 def _refuse_missing(files: Sequence[Entry], where: str) -> None:
     """Refuse a folder that lacks some of the files over which a split is spread."""
     numbers, counts = defaultdict[str, set[int]](set), dict[str, int]()
@@ -229,6 +242,11 @@ def _refuse_missing(files: Sequence[Entry], where: str) -> None:
                 f"{where} lacks {len(missing):,} of the {count:,} files of {name}, such as number "
                 f"{missing[0]:05d}; copy them too, or name the files that you want."
             )
+    there = {Path(entry.file) for entry in files}
+    for state in {path.with_name("state.json") for path in there}:
+        lost = _saved_files(state) - {path.name for path in there} if state.is_file() else ()
+        if lost:
+            raise IjepaError(f"{state} names {min(lost)}, which is not beside it; copy it, too.")
 
 
 def _splits(paths: Sequence[str], where: str, asked: Sequence[str]) -> dict[str, str]:

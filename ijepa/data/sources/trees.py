@@ -13,7 +13,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 from ijepa.data.sources.names import ARRAYS, is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
@@ -259,8 +259,20 @@ def _members(
                         yield "/".join(parts), member.offset_data, member.size
                     else:
                         left_out["links within an archive"] += 1
+            _refuse_more(file, archive.offset, start + size)
     except tarfile.TarError as error:
         raise _damaged(where, error) from error
+
+
+def _refuse_more(file: IO[bytes], at: int, end: int) -> None:
+    """Refuse what stands behind the end mark, as a second archive does, where tarfile stops."""
+    file.seek(at)
+    while chunk := file.read(max(0, min(CHUNK_BYTES, end - file.tell()))):
+        if chunk.count(0) < len(chunk):
+            raise tarfile.ReadError(
+                f"something follows the end mark at byte {at:,}; if archives were joined, unpack "
+                f"it with `tar --ignore-zeros -xf`"
+            )
 
 
 class StrictHeader(tarfile.TarInfo):
