@@ -276,7 +276,7 @@ def test_ctrl_c_while_workers_start_stops_none_of_them_half_way(tmp_path):
         "from ijepa.shard import shard\n"
         "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "config = ShardConfig(shard_bytes=40_000)\n"
-        "shard('scenes:train=80', Path('set'), config, Runtime(workers=2))\n"
+        "shard('scenes:train=80,val=0', Path('set'), config, Runtime(workers=2))\n"
     )
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, script], env=ALONE | path, cwd=tmp_path, timeout=300,
