@@ -26,6 +26,8 @@ from ijepa.data.index import (
     load_rows,
 )
 from ijepa.data.plan import (
+    PlannedShard,
+    gather,
     link_parts,
     part_plan,
     read_plan,
@@ -41,13 +43,13 @@ from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.names import UNKNOWN, class_name, readable
 from ijepa.data.write import REPORT, ROWS, BadImage, ShardReport, check_bad, join_rows, write_shards
 from ijepa.errors import IjepaError
-from ijepa.files import fingerprint_of, write_bytes, write_json
+from ijepa.files import fingerprint_of, read_json, write_bytes, write_json
 from ijepa.progress import Progress, automatic
 from ijepa.stage import StagePlan, Work, exclusive_work
 
 __all__ = ["INDEX", "ShardResult", "check_shards", "plan_shard", "refuse_place", "shard"]
 
-VERSION = 5
+VERSION = 4
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 PROGRESS_EVERY = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
@@ -78,6 +80,7 @@ class ShardResult(Config):
     bad: int  # images left out because they do not decode; `bad.jsonl` lists them
     left_out: dict[str, int]  # files and images of the source that did not come along, by reason
     changes: dict[str, int]  # images that were changed, or of which a part is lost, by reason
+    # The rest is not known of a part.
     labels: dict[str, ClassSummary] = Field(default_factory=dict)
     dense: dict[str, DenseLabel] = Field(default_factory=dict)  # maps beside images of every split
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
@@ -125,14 +128,14 @@ def shard(
                     for path in made.glob("plan-*"):
                         path.unlink()
                 raise
+        if config.part:
+            return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
         index = open_shards(made).index
         shards = [shard for split in index.splits.values() for shard in split.shards]
         facts = {"source": name, "max_bad": config.max_bad}
-        # A merge needs the rows and the report of each shard of a part.
-        beside = () if config.part else (f"*.tar{ROWS}", f"*.tar{REPORT}")
-        _publish(work, facts, shards, "plan-*.db", *beside)
+        _publish(work, facts, shards, "plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}")
     if config.merge:
         remove_parts(plan)
     return ShardResult(
@@ -174,6 +177,28 @@ def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Sou
     if (dense or source.dense) and config.exif == "rotate":
         raise IjepaError("--set exif=rotate turns images, but not their maps; leave it out.")
     return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
+
+
+def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
+    """Keep tars, with the rows and the report of each, for the merge."""
+    reports = [ShardReport.model_validate(read_json(one)) for one in made.glob(f"*.tar{REPORT}")]
+    bad = [image for report in reports for image in report.bad]
+    check_bad(bad, max_bad)
+    shards, splits, changes = [report.index for report in reports], Counter[str](), Counter[str]()
+    for report in reports:
+        splits[report.index.name.rpartition("-")[0]] += report.index.samples
+        changes.update(report.changes)
+    _publish(work, {"max_bad": max_bad}, shards, "plan-*.db")
+    return ShardResult(
+        out=work.plan.out,
+        cached=work.cached,
+        splits=dict(sorted(splits.items())),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        bad=len(bad),
+        left_out={UNDECODED.partition(",")[0]: len(bad)} if bad else {},
+        changes=changes,
+    )
 
 
 def _publish(
@@ -218,9 +243,7 @@ def _make(
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     arrays = config.channels is not None
-    request = Request(
-        folder / SOURCE, config.splits, workers, progress, config.member, arrays, config.shuffle
-    )
+    request = Request(folder / SOURCE, config.splits, workers, progress, config.member, arrays)
     contents = source.read(request)
     splits, fraction = dict(contents.splits), config.val_fraction
     if fraction and set(splits) == {DEFAULT_SPLIT}:
@@ -244,15 +267,27 @@ def _make(
             "nearer to 0.5 with `ijepa shard --val-fraction`",
             name, fraction, *made, *{DEFAULT_SPLIT, "val"} - made,
         )  # fmt: skip
-    if not shards:
-        raise IjepaError(f"{name} holds no image in what was chosen.")
-    if config.part:
-        shards = shards_of_part(shards, config.part)
+    shards = _own_shards(name, shards, config, folder, progress)
     reports = write_shards(shards, config, workers, progress, source.dense)
+    if config.part:
+        return
     by_split: dict[str, list[ShardReport]] = {}
     for shard, report in zip(shards, reports, strict=True):
         by_split.setdefault(shard.split, []).append(report)
     _write_index(source.dense, name, splits, by_split, left_out, folder)
+
+
+def _own_shards(
+    name: str, shards: list[PlannedShard], config: ShardConfig, folder: Path, progress: Progress
+) -> list[PlannedShard]:
+    """Those to write: all, or those of a part; a merge finds all written."""
+    if not shards:
+        raise IjepaError(f"{name} holds no image in what was chosen.")
+    if config.part:
+        shards = shards_of_part(shards, config.part)
+    if config.shuffle and not config.merge:
+        shards = gather(shards, config.member, folder / SOURCE / "gathered.images", progress)
+    return shards
 
 
 def _chosen(contents: Listing, val_fraction: float, progress: Progress) -> Iterator[Item]:

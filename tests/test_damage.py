@@ -57,7 +57,7 @@ def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
         with pytest.raises(IjepaError, match=r"train-000000\.tar is damaged at sample 0 of train"):
             read(0)
     assert reader.read_image(1)
-    with pytest.raises(IjepaError, match=r"has damaged files, 1 of \d+: train-000000\.tar\."):
+    with pytest.raises(IjepaError, match=r"1 of \d+ files is damaged: train-000000\.tar\."):
         check_shards(folder)
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_index_is_found_by_check_without_the_record_too(made):
     checked = [*folder.glob("*.tar"), *folder.glob("*.index.npy")]
     assert check_shards(folder).files == len(checked)
     flip(folder / "train.index.npy", (folder / "train.index.npy").stat().st_size - 3)
-    with pytest.raises(IjepaError, match=r"has damaged files, 1 of \d+: train\.index\.npy\."):
+    with pytest.raises(IjepaError, match=r": 1 of \d+ files is damaged: train\.index\.npy\."):
         check_shards(folder)
 
 

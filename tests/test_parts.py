@@ -81,7 +81,7 @@ def test_parts_that_are_missing_or_of_another_set_are_refused_in_one_line(images
 
     refused("There are no parts of .*set to merge. .* --part 1/N, 2/N, ... in place of --merge")
     list(write(images, out, 1, 3, count=4))
-    refused("6 of 12 shards are missing, such as train-000003.tar")
+    refused("parts 2, 4 of 4 are missing; run the same command with --part 2/4")
     refused(r"part-1-of-4 is no part of this set: max_pixels was .*, now 9", max_pixels=9)
     list(write(images, out, 2, 4, count=4))
     tar = next((tmp_path / "set.part-2-of-4").glob("*.tar"))
@@ -90,7 +90,9 @@ def test_parts_that_are_missing_or_of_another_set_are_refused_in_one_line(images
     refused(r"part-2-of-4 is no part of this set: a file of it was changed\. Give the options")
     shutil.rmtree(tmp_path / "set.part-2-of-4")
     list(write(images, out, 2, count=4))
-    list(write(images, out, 1, count=2))  # parts of several divisions may be merged
+    list(write(images, out, 1, count=2))
+    refused("parts of several divisions, into 2, 4")
+    shutil.rmtree(tmp_path / "set.part-1-of-2")
     assert merged(images, out).splits == {"train": 16, "val": 16}
     with pytest.raises(IjepaError, match="99 parts are more than the set has shards, 12"):
         list(write(images, tmp_path / "other", 1, count=99))

@@ -53,7 +53,7 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
 
     with pytest.raises(StopError):
         read(tmp_path / "cut", progress=stop)
-    pack, half = (tmp_path / "cut" / f"packed.{name}" for name in ("images", "jsonl"))
+    pack, half = (tmp_path / "cut" / f"packed.{name}" for name in ("images", "part"))
     kept = half.read_text()
     assert kept.count("\n") == 16
     half.write_text(kept[:-9])  # and a kill while both were written

@@ -4,6 +4,7 @@ A row says where the image of a sample lies, its class numbers and its key; file
 """
 
 import re
+import tokenize
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,17 +15,24 @@ from pydantic import Field
 
 from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
-from ijepa.data.decode import BROKEN, DenseLabel
+from ijepa.data.decode import DenseLabel
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, names_in, read_json
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record, refuse_changed
-from ijepa.text import did_you_mean, some
+from ijepa.text import did_you_mean
 
 SCHEMA = 2
 INDEX = "index.json"
+SHOWN_FILES = 5  # in an error
 LABEL = "label "  # before the name of a label in the name of its column
 DENSE = "dense "  # before the name of a dense label in the names of its three columns
+# What numpy raises for a damaged header of an array, which is a literal of Python.
+UNREADABLE = (
+    FileNotFoundError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError,
+    RecursionError, LookupError, AttributeError, tokenize.TokenError,
+)  # fmt: skip
+
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
@@ -99,7 +107,7 @@ def load_rows(folder: Path, split: str, labels: Iterable[str], dense: Iterable[s
     try:
         # As a plain array the mapping answers several times faster.
         rows: Rows = np.load(path, mmap_mode="r").view(np.ndarray)
-    except (*BROKEN, MemoryError) as error:
+    except UNREADABLE as error:
         raise IjepaError(f"{path} is missing or cut short, or damaged; shard again.") from error
     key_bytes = rows.dtype["key"].itemsize if "key" in (rows.dtype.names or ()) else 1
     if rows.dtype != row_type(labels, key_bytes, dense) or rows.ndim != 1:
@@ -154,22 +162,25 @@ def check_shards(folder: StrPath, progress: Progress = automatic) -> ShardCheck:
     folder = Path(folder)
     index = read_index(folder)
     recorded = (read_record(folder) or {}).get("files", {})  # nothing if it was not copied along
-    expected: dict[str, str | None] = {rows_path(folder, name).name: None for name in index.splits}
-    expected |= {name: facts["sha256"] for name, facts in recorded.items()}
+    rows = {rows_path(folder, split).name: split for split in index.splits}
+    expected = dict.fromkeys(rows) | {name: facts["sha256"] for name, facts in recorded.items()}
     expected |= {shard.name: shard.sha256 for one in index.splits.values() for shard in one.shards}
-    damaged = {
-        rows_path(folder, name).name: None
-        for name, split in index.splits.items()
-        if zlib.crc32(load_rows(folder, name, split.labels, split.dense).data) != split.index_crc32
-    }
+    damaged = []
     for number, (name, sha256) in enumerate(expected.items(), start=1):
-        if not (folder / name).is_file() or sha256 not in (None, file_sha256(folder / name)):
-            damaged[name] = None
+        is_whole = (folder / name).is_file()
+        if is_whole and name in rows:
+            split = index.splits[rows[name]]
+            found = load_rows(folder, rows[name], split.labels, split.dense)
+            is_whole = zlib.crc32(found.data) == split.index_crc32
+        if not is_whole or sha256 not in (None, file_sha256(folder / name)):
+            damaged.append(name)
         progress("check files", number, len(expected))
     if damaged:
+        more = f" and {len(damaged) - SHOWN_FILES:,} more" if len(damaged) > SHOWN_FILES else ""
         raise IjepaError(
-            f"{folder} has damaged files, {len(damaged):,} of {len(expected):,}: "
-            f"{some([*damaged], 5)}. Copy the shard set again, or shard again with --force."
+            f"{folder}: {len(damaged):,} of {len(expected):,} files "
+            f"{'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged[:SHOWN_FILES])}"
+            f"{more}. Copy the shard set again, or shard again with --force."
         )
     size_bytes = sum((folder / name).stat().st_size for name in expected)
     samples = sum(split.samples for split in index.splits.values())

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import urllib.parse
 from collections import Counter
@@ -13,19 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ijepa.data.sources.items import Item
+from ijepa.data.sources.items import PROGRESS_EVERY, Item
 from ijepa.data.sources.names import sample_key
+from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.errors import IjepaError
 from ijepa.files import link_or_copy, sibling
+from ijepa.progress import Progress
 from ijepa.records import read_record, remove_output
 from ijepa.stage import StagePlan, changes, is_fresh
+from ijepa.text import some
 
 BLOCK_BYTES = 512
 # Besides its content a tar member takes a header, and its end is filled up to a whole block. A
 # sample is an image, a `.json` of about one block and a `.cls`.
 OVERHEAD_BYTES = 5 * BLOCK_BYTES
-REPLACED = "images that a later one of the same name replaces"
-PART = re.compile(r"\.part-(\d+)-of-(\d+)")  # behind the name of the set
+REPLACED = "members of an archive that a later one of the same name replaces"
+PART = re.compile(r"\.part-(?P<number>\d+)-of-(?P<count>\d+)")  # behind the name of the set
 
 SCHEMA = """
 PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN;
@@ -133,13 +137,60 @@ def _rows(items: Iterable[Item], shard_bytes: int) -> Iterator[tuple[str, int, s
         yield item.split, shard, *sample_key(item.split, item.name), json.dumps(item)
 
 
-def _tell_apart(plan: sqlite3.Connection) -> int:
-    """Make keys unique: `a.jpg` beside `a.png` become `a~jpg` and `a~png`; number left out.
+def gather(
+    shards: Sequence[PlannedShard], member: str | None, pack: Path, progress: Progress
+) -> list[PlannedShard]:
+    """Copy the images of shuffled Parquet files into the file `pack`, once, row after row.
 
-    Of images of one name the last stays, as a later member of a tar replaces an earlier one.
+    Each shard has rows of all of these files, which would be decoded again for every shard. Any
+    other shards are returned as they are.
     """
+    if not shards or not in_table(next(shards[0].images())[1]):
+        return list(shards)
+    plan, done = shards[0].plan, 0
+    gathered, half = plan.with_suffix(".gathered.db"), plan.with_suffix(".gathered.tmp")
+    if not gathered.exists():
+        shutil.copy(plan, half)
+        chosen, total = {one[1:3] for one in shards}, sum(one.num_images for one in shards)
+        place = "json_extract(item, '$[3]'), json_extract(item, '$[4]')"
+        images = _read(plan, f"SELECT id, split, shard, item FROM images ORDER BY {place}")
+        opened = sqlite3.connect(half, isolation_level=None)
+        with contextlib.closing(opened) as changed, pack.open("wb") as file:
+            changed.execute("BEGIN")
+            reader = RowReader(member)
+            for number, split, shard, text in images:
+                item = Item(*json.loads(text))
+                if (split, shard) not in chosen or not in_table(item):
+                    continue
+                content, start = reader.read(item.file, item.offset), file.tell()
+                file.write(content)
+                item = item._replace(file=str(pack), offset=start, size_bytes=len(content))
+                update = "UPDATE images SET item = ? WHERE id = ?"
+                changed.execute(update, (json.dumps(item), number))
+                done += 1
+                if done % PROGRESS_EVERY == 0 or done == total:
+                    progress("unpack images", done, total)
+            changed.execute("COMMIT")
+        half.replace(gathered)
+    return [shard._replace(plan=gathered) for shard in shards]
+
+
+def _tell_apart(plan: sqlite3.Connection) -> int:
+    """Make keys unique: `a.jpg` beside `a.png` become `a~jpg` and `a~png`; number left out."""
     same_key = "SELECT key FROM images GROUP BY key HAVING COUNT(*) > 1"
     plan.execute(f"CREATE TEMP TABLE shared AS {same_key}")
+    twins = (
+        "SELECT MIN(id), MAX(id), key, MIN(item), MAX(item) FROM images WHERE key IN shared"
+        " GROUP BY key, suffix HAVING COUNT(*) > 1"
+    )
+    for first, last, key, *texts in plan.execute(twins).fetchall():
+        one, other = (Item(*json.loads(text)) for text in texts)
+        if one.file != other.file or one.offset == other.offset:  # not members of one archive
+            raise IjepaError(
+                f"{one.file} (sample {key}) is listed twice, as images {first} and {last}; take "
+                f"one of them out."
+            )
+    # In tar, a later member replaces an earlier one of the same name.
     replaced = plan.execute(
         "DELETE FROM images WHERE key IN shared AND EXISTS (SELECT 1 FROM images AS later"
         " WHERE later.key = images.key AND later.suffix = images.suffix AND later.id > images.id)"
@@ -171,24 +222,32 @@ def shards_of_part(shards: Sequence[PlannedShard], part: str) -> list[PlannedSha
 def link_parts(whole: StagePlan, folder: Path) -> None:
     """Give the shards of all parts, and the reports on them, a second name in the work folder.
 
-    They are copied where the disk has no hard links. An `IjepaError` names a part that is damaged,
-    or of another source or other settings.
+    They are copied where the disk has no hard links. An `IjepaError` names a part that is missing,
+    damaged, or of another source or other settings.
     """
-    if not (plans := _part_plans(whole)):
-        raise IjepaError(
-            f"There are no parts of {whole.out} to merge. Write each of N parts with the same "
-            f"command and --part 1/N, 2/N, ... in place of --merge, then merge them."
-        )
-    for plan in plans:
-        if not is_fresh(plan):
+    plans = _part_plans(whole)
+    for number, plan in enumerate(plans, start=1):
+        if plan.out.is_dir() and not is_fresh(plan):
             record = read_record(plan.out)
             why = changes(plan, record) if record else "it is not of `ijepa shard --part`"
             raise IjepaError(
                 f"{plan.out} is no part of this set: {why or 'a file of it was changed'}. Give the "
-                f"options with which the parts were made; or remove it, and make it again."
+                f"options with which the parts were made; or remove it, and run this command with "
+                f"--part {number}/{len(plans)}."
             )
-        for file in plan.out.glob("*.tar*"):
-            link_or_copy(file, folder / file.name)
+    if not plans:
+        raise IjepaError(
+            f"There are no parts of {whole.out} to merge. Write each of N parts with the same "
+            f"command and --part 1/N, 2/N, ... in place of --merge, then merge them."
+        )
+    if missing := [n for n, plan in enumerate(plans, start=1) if not plan.out.is_dir()]:
+        raise IjepaError(
+            f"{whole.out} cannot be merged: parts {some(missing, 5)} of {len(plans):,} are "
+            f"missing; run the same command with --part {missing[0]}/{len(plans)} in place of "
+            f"--merge, and so on."
+        )
+    for file in (file for plan in plans for file in plan.out.glob("*.tar*")):
+        link_or_copy(file, folder / file.name)
 
 
 def remove_parts(whole: StagePlan) -> None:
@@ -198,8 +257,14 @@ def remove_parts(whole: StagePlan) -> None:
 
 
 def _part_plans(whole: StagePlan) -> list[StagePlan]:
-    """The plans of the parts that are there."""
+    """The plans of parts 1, 2, ..., as many as the names of those that are there say."""
     folder, name = whole.out.absolute().parent, whole.out.name
-    names = sorted(path.name.removeprefix(name) for path in folder.glob("*.part-*-of-*"))
-    found = filter(None, map(PART.fullmatch, names))
-    return [part_plan(whole, "/".join(match.groups())) for match in found]
+    names = [path.name.removeprefix(name) for path in folder.glob("*.part-*-of-*")]
+    counts = {int(match["count"]) for match in map(PART.fullmatch, names) if match}
+    if len(counts) > 1:
+        raise IjepaError(
+            f"{whole.out} has parts of several divisions, into {some(sorted(counts), 5)}; remove "
+            f"those that you do not want."
+        )
+    count = max(counts, default=0)
+    return [part_plan(whole, f"{number}/{count}") for number in range(1, count + 1)]

@@ -44,6 +44,7 @@ from ijepa.world import process_pool
 ROWS, REPORT = ".npy", ".json"  # beside a tar until the set is published
 SHOWN_BAD = 5  # in an error
 MAX_BYTES = 2**30  # of an image file
+COUNT_EVERY = 64  # images between two reports of progress
 _MODE_OWNER = b"0000644\0" + b"0000000\0" * 2
 _REST = b"0" + bytes(100) + b"ustar\00000" + bytes(64 + 16 + 167)
 _REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum counts itself as spaces
@@ -76,8 +77,7 @@ def write_shards(
 ) -> list[ShardReport]:
     """Write shards, each by one of `workers` processes; a report of each.
 
-    `dense` are the dense labels of their images. Shards of an earlier run are kept; a merge finds
-    all of them.
+    `dense` are the dense labels of their images. Shards of an earlier run are kept.
 
     Raises:
         IjepaError: a process was killed, or too many images do not decode.
@@ -91,11 +91,6 @@ def write_shards(
             if shard.tar.stat().st_size == report.index.bytes:  # an earlier run has finished it
                 reports[shard] = report
     left = [shard for shard in shards if shard not in reports]
-    if left and config.merge:
-        raise IjepaError(
-            f"{len(left):,} of {len(shards):,} shards are missing, such as {left[0].tar.name}; run "
-            f"the same command for the parts that are missing, with --part in place of --merge."
-        )
     done, total = (sum(one.num_images for one in some) for some in (reports, shards))
     bad = [image for report in reports.values() for image in report.bad]
 
@@ -157,7 +152,7 @@ def _write_shard(
     count: Callable[[int], None] = lambda _: None,
 ) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
-    bad, changes, classes = [], Counter[str](), dict.fromkeys(dense, 0)
+    bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
     tables = RowReader(config.member)
     pixels, take = None, prepare_channels if config.channels else prepare_image
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
@@ -183,8 +178,12 @@ def _write_shard(
                 files = {f"{name}.{one.extension}": one.content for name, one in maps.items()}
                 writer.add(key, taken.content, taken.extension, item.labels, facts, files)
                 classes = {name: max(n, maps[name].classes) for name, n in classes.items()}
-            count(1)
+            uncounted += 1
+            if uncounted == COUNT_EVERY:
+                count(uncounted)
+                uncounted = 0
         index, rows = writer.finish(shard.tar.name)
+    count(uncounted)
     np.save(sibling(shard.tar, ROWS), rows)
     report = ShardReport(index=index, bad=bad, changes=changes, classes=classes, pixels=pixels)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
@@ -218,9 +217,10 @@ def _read(path: str, offset: int, size_bytes: int) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
-        if size_bytes:  # it was there when images were listed
+        if size_bytes:
             raise
-        raise IjepaError("no such file") from error
+        what = "a symbolic link to nothing" if Path(path).is_symlink() else "no such file"
+        raise IjepaError(what) from error
     except OSError as error:
         error.filename = error.filename or path  # a failed read does not name its file
         raise

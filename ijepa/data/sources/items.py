@@ -58,7 +58,6 @@ class Request(NamedTuple):
     progress: Progress = silent
     member: str | None = None  # which image of a sample, see `ShardConfig`
     arrays: bool = False  # whether `.npy` files are images
-    shuffle: bool = False  # whether images are read in another order than that of the source
 
     def wanted(self, splits: Iterable[str]) -> set[str]:
         """Names of the splits to read, of those that there are; a usual name stands for another."""
@@ -178,29 +177,32 @@ def packed(
     `images` makes those from a number on; `task` and `total` are what `request.progress` hears.
     """
     listing, pack = request.work / "packed.jsonl", request.work / "packed.images"
-    listing.touch()
-    pack.touch()
-    kept = [line for line in listing.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    while kept and sum(json.loads(kept[-1])[4:6]) > pack.stat().st_size:
-        kept.pop()  # listed, but not written
-    made = contextlib.closing(images(len(kept)))
-    with pack.open("r+b") as file, listing.open("w") as lines, made as new:
-        file.seek(sum(json.loads(kept[-1])[4:6]) if kept else 0)
-        file.truncate()
-        lines.writelines(kept)
-        request.progress(task, len(kept), total)  # the pace is counted from here
-        for done, image in enumerate(new, start=len(kept) + 1):
-            split, name, path, content, labels, metadata, maps = image
-            dense = {}
-            for label, values in maps.items():  # the image ends what is written of an item
-                dense[label] = "", file.tell(), len(values)
-                file.write(values)
-            place = "", file.tell(), len(content)
-            item = Item(split, name, path, *place, labels, metadata, dense)
-            file.write(content)
-            lines.write(json.dumps(item) + "\n")
-            if done % PROGRESS_EVERY == 0 or done == total:
-                request.progress(task, done, total)
+    if not listing.exists():
+        half = listing.with_suffix(".part")
+        pack.touch()
+        written = half.read_text().splitlines(keepends=True) if half.exists() else []
+        kept = [line for line in written if line.endswith("\n")]
+        while kept and sum(json.loads(kept[-1])[4:6]) > pack.stat().st_size:
+            kept.pop()  # listed, but not written
+        made = contextlib.closing(images(len(kept)))
+        with pack.open("r+b") as file, half.open("w") as lines, made as new:
+            file.seek(sum(json.loads(kept[-1])[4:6]) if kept else 0)
+            file.truncate()
+            lines.writelines(kept)
+            request.progress(task, len(kept), total)  # the pace is counted from here
+            for done, image in enumerate(new, start=len(kept) + 1):
+                split, name, path, content, labels, metadata, maps = image
+                dense = {}
+                for label, values in maps.items():  # the image ends what is written of an item
+                    dense[label] = "", file.tell(), len(values)
+                    file.write(values)
+                place = "", file.tell(), len(content)
+                item = Item(split, name, path, *place, labels, metadata, dense)
+                file.write(content)
+                lines.write(json.dumps(item) + "\n")
+                if done % PROGRESS_EVERY == 0 or done == total:
+                    request.progress(task, done, total)
+        half.replace(listing)
     with listing.open() as lines:
         for item in (Item(*json.loads(line)) for line in lines):
             dense = {label: (str(pack), *place[1:]) for label, place in item.dense.items()}

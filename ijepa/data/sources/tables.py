@@ -6,10 +6,9 @@ metadata), so the library `datasets` is not needed.
 """
 
 import contextlib
-import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +21,9 @@ from ijepa.data.sources.items import (
     Item,
     LabelledItem,
     Listing,
-    NewImage,
     Request,
     Source,
     number_labels,
-    packed,
 )
 from ijepa.data.sources.names import (
     LABEL,
@@ -132,22 +129,7 @@ def read_tables(
             yield item._replace(labels=item.labels | stored)
 
     labels = {label: columns.classes.get(label, names[label]) for label in sorted(names)}
-    # Parquet files in another order would be decoded again for every shard.
-    is_unpacked = request.shuffle and suffix_of(files[0].path) == PARQUET
-    unpacked = partial(_unpacked, images(), request.member)
-    items = packed(unpacked, request, "unpack images") if is_unpacked else images()
-    return Listing(dict.fromkeys(sorted(found), labels), items, left_out)
-
-
-def _unpacked(items: Iterator[Item], member: str | None, first: int) -> Generator[NewImage]:
-    """The images of tables from a number on."""
-    reader = RowReader(member)
-    for item in itertools.islice(items, first, None):
-        if in_table(item):
-            content = reader.read(item.file, item.offset)
-        else:
-            content = b"" if FAULT in item.metadata else Path(item.file).read_bytes()
-        yield item.split, item.name, item.path, content, item.labels, item.metadata, {}
+    return Listing(dict.fromkeys(sorted(found), labels), images(), left_out)
 
 
 def _valued(
