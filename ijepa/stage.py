@@ -182,9 +182,9 @@ def _noting(work: Work) -> Iterator[None]:
     """Note the error that ends the work, for pages of a run that broke."""
     try:
         yield
-    except IjepaError as error:
-        with contextlib.suppress(OSError):  # it may be published, or the disk full
-            work.note({"ended": str(error)})
+    except Exception as error:
+        with contextlib.suppress(OSError, IjepaError):  # it may be published, or the disk full
+            work.note({"ended": str(error) or type(error).__name__})
         raise
 
 

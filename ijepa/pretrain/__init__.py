@@ -28,7 +28,6 @@ VERSION = 3
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
-BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 MEASURED_IMAGES = 256  # whose size chooses a recipe
 
 log = logging.getLogger(__name__)
