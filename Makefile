@@ -115,7 +115,7 @@ test: tools ## Run the tests (those that need no GPU and no network).
 	$(BIN)/python -m pytest -m "not gpu and not slow and not download" -n 2
 
 test-slow: tools ## Run the tests that take longest.
-	$(BIN)/python -m pytest -m "slow and not gpu and not download" -n 2
+	$(BIN)/python -m pytest -m "slow and not gpu and not download" -n 2 --dist worksteal
 
 check: tools ## Format, lint, types, import contracts, lines of each room within their budget.
 	$(BIN)/ruff format --check .
