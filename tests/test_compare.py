@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import multinomial
 from test_probe import LOGISTIC, pair
 
 from ijepa.config import ProbeConfig
@@ -78,6 +79,26 @@ def test_the_interval_holds_the_difference_and_narrows_with_more_images(pairs):
     assert low - 1e-9 <= value <= high + 1e-9
     _, lowest, highest = paired_difference(np.tile(one, 30), np.tile(other, 30))
     assert highest - lowest <= high - low + 1e-9
+
+
+def test_intervals_hold_the_truth_where_few_images_differ():
+    """Exact, over all outcomes: 20 images of which 10% are gains and 2% losses."""
+    held, places = 0.0, np.arange(20)
+    for gains in range(21):
+        for losses in range(21 - gains):
+            one, other = places < gains, (places >= gains) & (places < gains + losses)
+            _, low, high = paired_difference(one, other)
+            likely = multinomial.pmf([gains, losses, 20 - gains - losses], 20, [0.1, 0.02, 0.88])
+            held += likely * (low <= 0.08 <= high)
+    assert held >= 0.95
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(20) % 7, np.arange(20)])
+def test_outcomes_that_are_all_alike_do_not_make_an_interval_without_width(labels):
+    right = np.ones(20, bool)
+    for other in (right, ~right):
+        _, low, high = paired_difference(right, other, labels)
+        assert high - low > 0.05
 
 
 def test_the_interval_is_that_of_drawing_images_again():
