@@ -308,6 +308,18 @@ def test_a_folder_of_another_network_is_refused(tmp_path, wrong):
         read_networks(tmp_path / "hf")
 
 
+def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
+    transformers = pytest.importorskip("transformers")  # of extra hf
+    convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+    model.save_pretrained(tmp_path / "hub")
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(said))
+    networks = read_networks(tmp_path / "hub")
+    assert "ImageNet" in caplog.text
+    assert networks.config.data.mean[0] == 0.485
+
+
 @pytest.fixture
 def command(monkeypatch):
     """Run `ijepa convert` as a user does; returns its exit code."""

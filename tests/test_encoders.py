@@ -27,7 +27,7 @@ from foreign_weights import (
     simclr_names,
     vit_shapes,
 )
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from runs import CPU
 from safetensors.torch import save_file
@@ -378,6 +378,18 @@ def test_weights_that_cannot_be_fetched_are_never_made_up(monkeypatch, tmp_path)
         load_encoder("timm:vit_colossal")
     with pytest.raises(IjepaError, match="There is no file"):
         EncoderSpec.parse(f"timm:{SMALL}@{tmp_path}/none.pth").fingerprint()
+
+
+def test_a_hub_that_is_not_reached_is_not_asked_for_another_file(monkeypatch):
+    def download(repo, name, revision):
+        if name != "model.safetensors":
+            pytest.fail("asked again")
+        raise LocalEntryNotFoundError("the network is gone")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(IjepaError, match="the network is gone"):
+        load_encoder(f"timm:{SMALL}")
 
 
 def test_weights_that_no_cache_has_are_fetched_from_the_hub(tmp_path, monkeypatch):

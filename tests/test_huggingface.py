@@ -200,9 +200,20 @@ def test_another_image_size_interpolates_positions(name, tmp_path):
 HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-def test_a_processor_that_disagrees_with_the_training_is_not_followed(tmp_path):
+def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, caplog):
     encoder = load_encoder(f"hf:{folder(tmp_path, 'ijepa', HALVES)}")
+    assert "I-JEPA was trained with mean [0.485" in caplog.text
     assert (encoder.data.mean, encoder.data.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    caplog.clear()
+    right = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+    load_encoder(f"hf:{folder(tmp_path / 'right', 'ijepa', right)}")
+    assert not caplog.records
+    load_encoder(f"hf:{folder(tmp_path / 'raw', 'ijepa', {'do_normalize': False})}")
+    assert "its processor says mean [0.0" in caplog.text
+    for wrong in (0.5, [0.5], ["a", "b", "c"]):
+        odd = folder(tmp_path / str(wrong), "vit", HALVES | {"image_mean": wrong})
+        with pytest.raises(IjepaError, match=r"preprocessor_config\.json is not readable"):
+            load_encoder(f"hf:{odd}")
 
 
 def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monkeypatch):
@@ -252,7 +263,7 @@ def test_a_plain_vit_is_normalised_as_its_processor_says(tmp_path, caplog):
     encoder = load_encoder(f"hf:{folder(tmp_path, 'vit', HALVES)}")
     assert (encoder.data.mean, encoder.data.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     load_encoder(f"hf:{folder(tmp_path / 'unknown', 'vit')}")
-    assert "preprocessor_config.json does not say" in caplog.text
+    assert "no preprocessor_config.json" in caplog.text
 
 
 def test_nothing_is_partly_loaded(tmp_path):

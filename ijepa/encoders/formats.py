@@ -13,9 +13,12 @@ from torch import Tensor
 
 from ijepa.config import (
     ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     DataConfig,
     EncoderConfig,
     PretrainConfig,
+    Rgb,
     architecture,
     validated,
 )
@@ -219,8 +222,37 @@ def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Networks:
         weights |= _weights(file, "its body", unwrapped(read_weights(file), file))
     part, notes = _notes_in(files[0])
     parts = {part: ours_of_transformers(weights, folder)}
+    if notes is None:
+        warn_of_processor(folder, "I-JEPA")
     known = Provenance(origin="hf", method="I-JEPA")
     return _described(folder, parts, "{}x{}x{}".format(*sizes), known, notes)
+
+
+def warn_of_processor(folder: Path, method: str) -> None:
+    """Warn where transformers' image processor normalises otherwise than a method was trained."""
+    mean, std = processor_normalisation(folder) or (IMAGENET_MEAN, IMAGENET_STD)
+    pairs = zip((*mean, *std), (*IMAGENET_MEAN, *IMAGENET_STD), strict=True)
+    if any(abs(theirs - trained) > 1e-3 for theirs, trained in pairs):
+        log.warning(
+            "%s: its processor says mean %s, std %s, but %s was trained with mean %s, std %s, "
+            "ImageNet's, which are taken",
+            folder, list(mean), list(std), method, list(IMAGENET_MEAN), list(IMAGENET_STD),
+        )  # fmt: skip
+
+
+def processor_normalisation(folder: Path) -> tuple[Rgb, Rgb] | None:
+    """(mean, std) of transformers' image processor; None if it is not there or does not say."""
+    path = folder / "preprocessor_config.json"
+    said = read_json(path) if path.is_file() else {}
+    if said.get("do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if said.get("image_mean") is None or said.get("image_std") is None:
+        return None
+    try:
+        (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
+    except (ValueError, TypeError) as error:
+        raise IjepaError(f"{path} is not readable ({error}).") from error
+    return (r, g, b), (u, v, w)
 
 
 def _notes_in(file: Path) -> tuple[str, object]:

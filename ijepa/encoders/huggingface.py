@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Rgb, Size, height_width
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
 from ijepa.encoders.base import (
     CLASS_TOKEN,
     EVAL_CROP,
@@ -17,7 +17,12 @@ from ijepa.encoders.base import (
     Encoder,
     Pooling,
 )
-from ijepa.encoders.formats import held_encoder, read_networks
+from ijepa.encoders.formats import (
+    held_encoder,
+    processor_normalisation,
+    read_networks,
+    warn_of_processor,
+)
 from ijepa.encoders.own import encoder_of
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError, optional
@@ -61,8 +66,14 @@ def load(spec: EncoderSpec) -> Encoder:
             spec.text,
         )
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # as trained, whatever the processor says
-    if not family.trained_alike:
-        mean, std = processor_normalisation(folder)
+    if family.trained_alike:
+        warn_of_processor(folder, str(family.method))
+    elif said := processor_normalisation(folder):
+        mean, std = said
+    else:
+        log.warning(
+            "%s: no preprocessor_config.json says mean and std; ImageNet's are taken", folder
+        )
     return Encoder(
         model,
         Pooling(
@@ -75,19 +86,6 @@ def load(spec: EncoderSpec) -> Encoder:
         provenance=provenance,
         which=which,
     )
-
-
-def processor_normalisation(folder: Path) -> tuple[Rgb, Rgb]:
-    """(mean, std) of transformers' image processor; ImageNet's if it does not say."""
-    path = folder / "preprocessor_config.json"
-    said = read_json(path) if path.is_file() else {}
-    if said.get("do_normalize", True) is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if said.get("image_mean") is None or said.get("image_std") is None:
-        log.warning("%s does not say mean and std; ImageNet's are taken", path)
-        return IMAGENET_MEAN, IMAGENET_STD
-    (r, g, b), (u, v, w) = (map(float, said[name]) for name in ("image_mean", "image_std"))
-    return (r, g, b), (u, v, w)
 
 
 def load_trainable(spec: EncoderSpec) -> Encoder:

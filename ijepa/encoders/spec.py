@@ -279,7 +279,9 @@ def checkpoint_path(path: Path) -> Path:
     if path.is_file() and kind == "a folder":
         return path
     if not (path / LAST).is_file():
-        raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; name one.")
+        begun = sibling(path, ".partial") / CHECKPOINTS
+        hint = f"finish it, or name a file in {begun}" if begun.is_dir() else "name one"
+        raise IjepaError(f"{path} is {kind}, no finished run of `ijepa pretrain`; {hint}.")
     return path / LAST
 
 

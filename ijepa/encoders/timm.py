@@ -3,10 +3,11 @@
 Pretrained weights come from timm's caches, else are fetched.
 """
 
-import contextlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import huggingface_hub
 import timm
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError of its client
     EntryNotFoundError,
     HTTPError,
+    LocalEntryNotFoundError,
 )
 from timm.data.config import resolve_model_data_config
 from timm.models.beit import Beit
@@ -25,12 +27,13 @@ from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, PATCH_AVERAGE, Encoder, 
 from ijepa.encoders.formats import ENCODERS, held_encoder
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
-from ijepa.files import no_file
+from ijepa.files import no_file, whole_file
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
 from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
 
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
+URL_SECONDS = 20.0  # to wait for an answer; torch would wait for minutes
 
 
 def load(spec: EncoderSpec) -> Encoder:
@@ -108,7 +111,9 @@ def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
         path = Path(torch.hub.get_dir()) / "checkpoints" / str(cfg.url).rpartition("/")[2]
         if not path.is_file():  # where torch.hub, and timm with it, keeps it
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(str(cfg.url), str(path), progress=False)
+            request = Request(str(cfg.url), headers={"User-Agent": "torch.hub"})
+            with urlopen(request, timeout=URL_SECONDS) as answer, whole_file(path) as out:
+                shutil.copyfileobj(answer, out)
         return path
     quiet: Any = huggingface_hub.utils.logging.set_verbosity_error
     quiet()  # it would tell of each attempt
@@ -116,10 +121,14 @@ def _fetched(cfg: Any) -> Path:  # noqa: ANN401  # timm's PretrainedCfg
     names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
     for find in (huggingface_hub.try_to_load_from_cache, huggingface_hub.hf_hub_download):
         for name in names:
-            with contextlib.suppress(EntryNotFoundError):
+            try:
                 found = find(repo, name, revision=revision or None)
-                if isinstance(found, str):
-                    return Path(found)
+            except LocalEntryNotFoundError:  # the network is gone
+                raise
+            except EntryNotFoundError:
+                continue
+            if isinstance(found, str):
+                return Path(found)
     raise FileNotFoundError(f"the Hub gives no {' or '.join(names)} of {repo}")
 
 
