@@ -85,6 +85,11 @@ def test_patches_come_apart_and_together_again():
     np.testing.assert_array_equal(whole, image)
 
 
+def test_the_outline_of_a_block_goes_once_around_it():
+    assert len(predictions.outline(np.array([5, 6, 9, 10]), (4, 4))) == 8
+    assert len(predictions.outline(np.array([0, 5]), (4, 4))) == 8  # touching at a corner only
+
+
 def store_and_asked(own_images: bool) -> tuple[np.ndarray, np.ndarray, predictions.Query]:
     """Three images of 2x2 patches in the store; two of them, or two others, are asked about."""
     rng = np.random.default_rng(0)

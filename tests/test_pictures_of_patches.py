@@ -143,6 +143,10 @@ def test_the_foreground_is_what_stands_in_the_middle(sign):
     np.testing.assert_array_equal((colours != HIDDEN).any(axis=-1), wanted)
     with pytest.raises(IjepaError, match="choose a lower one"):
         patch_colours(squares()[:1, :3, :3], 0.999)
+    for few in (squares()[:1, :1, :2], squares()[..., :2], squares()[:1, :1, :1]):
+        for threshold in (None, 0.5):
+            with pytest.raises(IjepaError, match="no three components"):
+                patch_colours(few, threshold)
 
 
 def test_alike_tokens_have_alike_colours_in_every_image():

@@ -24,13 +24,14 @@ def patch_colours(tokens: Floats, threshold: float | None = None) -> tuple[Pixel
     """
     flat = tokens.reshape(-1, tokens.shape[3]).astype(np.float64)
     kept = np.ones(len(flat), dtype=bool)
-    if threshold is not None:
+    if threshold is not None and len(flat) > 1:
         kept = _foreground(flat, tokens.shape[:3], threshold).ravel()
-        if kept.sum() < 4:
-            raise IjepaError(
-                f"Only {int(kept.sum())} patches lie above the foreground threshold {threshold:g}; "
-                f"choose a lower one."
-            )
+    if min(kept.sum(), flat.shape[1]) < 3:
+        above = "" if threshold is None else f" above the threshold {threshold:g}"
+        raise IjepaError(
+            f"{kept.sum():,} patches{above} with tokens {flat.shape[1]} wide have no three "
+            f"components; take more images{above and ', choose a lower one'}, or a wider encoder."
+        )
     pca = PCA(3, svd_solver="covariance_eigh")
     colours = np.full((len(flat), 3), HIDDEN, dtype=np.uint8)
     colours[kept] = (255 * _scaled(pca.fit_transform(flat[kept]))).round().astype(np.uint8)

@@ -175,7 +175,8 @@ def project(features: Floats, method: str, seed: int) -> Floats:
     """
     num, dim = features.shape
     count = 2 if method == "pca" else min(FIRST_COMPONENTS, num - 1, dim)
-    places = PCA(count, svd_solver="full").fit_transform(features.astype(np.float64))
+    solver = "covariance_eigh" if dim < num else "full"  # many times as fast; or less memory
+    places = PCA(count, svd_solver=solver).fit_transform(features.astype(np.float64))
     if method == "tsne":
         from sklearn.manifold import TSNE  # it takes a second, which no other picture needs
 

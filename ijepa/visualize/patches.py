@@ -179,9 +179,12 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawing:
                 row.append(Tile(patches))
         names.append(encoder.name)
         given.progress("draw encoders", place, len(config.encoder))
+    kept = ""
+    if config.foreground is not None:
+        kept = f", of patches above {config.foreground:g} on a first component alone"
     captions = (
         *(f"{number}: {name}" for number, name in enumerate(names, start=1)),
-        f"Principal components 1, 2, 3 of the patch tokens of {len(numbers)} images as red, "
+        f"Principal components 1, 2, 3 of the patch tokens of {len(numbers)} images{kept} as red, "
         f"green, blue; below each block, their share of the variance.",
         given.source(config),
     )

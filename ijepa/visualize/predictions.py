@@ -28,7 +28,7 @@ from ijepa.decoder.model import (
 from ijepa.distributed import pick_device
 from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError
-from ijepa.figures.draw import ORANGE, Section, Tile, box, keep_patches, sheet
+from ijepa.figures.draw import ORANGE, Line, Section, Tile, box, keep_patches, sheet
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import Masks, sample_masks
 from ijepa.jepa.model import IJepa, last_layer, target_tokens
@@ -126,11 +126,27 @@ def _rows(
     for number, image in enumerate(asked.pixels[:count]):
         block, seen = asked.blocks[number], keep_patches(image, asked.contexts[number], grid)
         pasted = [with_patches(seen, block, way.patches[number]) for way in filled.values()]
-        places = np.array(np.divmod(block, grid[1]))
-        (top, left), (bottom, right) = places.min(axis=1), places.max(axis=1) + 1
-        sides = (left / grid[1], top / grid[0], (right - left) / grid[1], (bottom - top) / grid[0])
-        rows.append([Tile(tile, (), [box(*sides)], ORANGE) for tile in (image, seen, *pasted)])
+        lines = outline(block, grid)
+        rows.append([Tile(tile, (), lines, ORANGE) for tile in (image, seen, *pasted)])
     return rows
+
+
+def outline(block: Ints, grid: tuple[int, int]) -> list[Line]:
+    """Edges between patches of a block and others, from 0 to 1 across and down the image."""
+    rows, columns = grid
+    inside = {divmod(number, columns) for number in block.tolist()}
+    edges: list[Line] = []
+    for row, column in sorted(inside):
+        left, right = column / columns, (column + 1) / columns
+        top, bottom = row / rows, (row + 1) / rows
+        sides = {
+            (row - 1, column): ((left, top), (right, top)),
+            (row + 1, column): ((left, bottom), (right, bottom)),
+            (row, column - 1): ((left, top), (left, bottom)),
+            (row, column + 1): ((right, top), (right, bottom)),
+        }
+        edges += [edge for neighbour, edge in sides.items() if neighbour not in inside]
+    return edges
 
 
 @torch.inference_mode()
