@@ -189,6 +189,15 @@ def test_columns_that_claim_more_than_the_file_holds_are_one_line(made, tmp_path
     assert f"but 1,099,511,627,776 {name}" in run("features", "check", "f.h5")
 
 
+def test_keys_that_claim_to_be_wider_than_the_file_are_one_line(made, tmp_path):
+    shutil.copy(made / "val.h5", tmp_path / "f.h5")
+    with h5py.File("f.h5", "r+") as store:
+        rows = len(store["keys"])
+        del store["keys"]
+        store.create_dataset("keys", (rows,), f"S{2**30}", chunks=(1,))
+    assert "keys claims" in run("features", "check", "f.h5")
+
+
 @FEW
 @given(
     key=st.sampled_from(

@@ -209,13 +209,15 @@ def test_heads_trained_in_bf16_are_nearly_those_trained_in_fp32_and_kept_in_fp32
     assert alike.float().mean() > 0.99
 
 
-def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch):
+def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch, caplog):
     monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
     request = ProbeRequest(ProbeConfig(name="linear"))
     [whole] = linear(data(), data(50, seed=1), request)
+    assert not caplog.records
     rounded = {"precision": {"bf16": True}, "choice": {"accuracy": [1.0]}}
     [again] = linear(data(), data(50, seed=1), request._replace(states=rounded))
     assert again.choices == whole.choices
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
 
 
 def test_features_on_the_device_give_the_same_scores(monkeypatch):

@@ -1,6 +1,7 @@
 """Probes on arrays: they find what is there, and choose without a look at the test set."""
 
 import tracemalloc
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from ijepa.errors import IjepaError
 from ijepa.probes.arrays import ProbeRequest, draw_subset, hold_out
 from ijepa.probes.knn import average_precision, knn, retrieval, unit_length, vote
 from ijepa.probes.linear import linear
-from ijepa.probes.logistic import centred_unit, few_shot, logistic
+from ijepa.probes.logistic import centred_unit, few_shot, fit, logistic
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS
 from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
 from ijepa.results.compare import paired_difference
@@ -264,6 +265,15 @@ def test_a_fit_that_stops_before_it_converged_says_so(name, monkeypatch):
     [said] = [line for line in found.deviations if "converged" in line]
     which = {"logistic": "the fit", "few-shot": "2 of 2 fits"}[name]
     assert said == f"{which} stopped within 20 iterations before it converged"
+
+
+def test_what_else_a_fit_warns_of_is_passed_on():
+    class Noisy(LogisticRegression):
+        def fit(self, *_):
+            warnings.warn("other", RuntimeWarning, stacklevel=1)
+
+    with pytest.warns(RuntimeWarning, match="other"):
+        assert fit(Noisy(), np.zeros((2, 1)), np.arange(2))
 
 
 def test_features_are_scaled_as_asked_for_and_the_score_says_so():

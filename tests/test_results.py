@@ -1,5 +1,6 @@
 """A result says which images were classified rightly, on which set, made how."""
 
+import base64
 import hashlib
 import json
 
@@ -84,6 +85,9 @@ def test_the_stored_images_give_the_stored_accuracy_of_every_draw(tmp_path):
     [
         ({"schema_version": 1}, r"r\.json is not a result of schema 8, but of another version"),
         ({"probe": None}, r"r\.json"),
+        ({"correct": ["?!"]}, r"r\.json: .* not base64"),
+        ({"correct": []}, r"r\.json: .* not of the 120 test images"),
+        ({"correct": [base64.b64encode(b"abc").decode()]}, r"r\.json: .* 120 test images"),
         ({"surprise": 1}, r"r\.json: surprise is not a known setting"),
     ],
 )

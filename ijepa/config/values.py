@@ -260,6 +260,6 @@ def _fault(
     if first in options:
         words = " ".join(map(str, given if isinstance(given, list | tuple) else [given]))
         return f"{options[first]} {words:.200}: {message}"
-    if isinstance(given, dict):  # what settings of a group say together
-        return message
+    if isinstance(given, dict):  # of a group, whose settings the message may name itself
+        return message if message.startswith(where) else f"{where}: {message}"
     return f"{where} = {given!r:.200}: {message}" if where else message

@@ -246,10 +246,12 @@ def open_features(
 
 
 def _check_length(store: h5py.File, name: str, length: int) -> None:
-    """See before a column takes memory that it has this length."""
+    """See before a column takes memory that it has this length, and that the file can hold it."""
     if len(store[name]) != length:
         rows = len(store["features"])
         raise ValueError(f"it holds {rows:,} features but {len(store[name]):,} {name}")
+    if store[name].nbytes > store.id.get_filesize():  # no column is compressed
+        raise ValueError(f"{name} claims {store[name].nbytes:,} bytes, more than the file has")
 
 
 def read_header(path: Path) -> FeatureHeader:

@@ -4,6 +4,7 @@ Source: paper A.2, V-JEPA; the protocols themselves are data, in `protocols`.
 """
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,8 @@ HeadProtocol = LinearProtocol | AttentiveProtocol
 CONCATENATED = 4  # layers, paper A.2
 ROOM = 0.6  # of a GPU's free memory, for features; the rest is for heads and what they compute
 ORDER = 2  # tells the random numbers of this file apart from others of the same seed
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -120,6 +123,8 @@ def _choose_and_train(
     device = pick_device(request.device)
     protocol = replace(protocol, bf16=uses_bf16(config.precision, device))
     if states.get("precision") != {"bf16": protocol.bf16}:
+        if states:
+            log.warning("begun in another precision, so the probe starts anew")
         states.clear()  # a GPU's work in bfloat16 does not go on in float32 on a CPU
         states["precision"] = {"bf16": protocol.bf16}
     classes, numbered = np.unique(train.labels, return_inverse=True)

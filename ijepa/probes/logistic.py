@@ -130,7 +130,10 @@ def fit(probe: LogisticRegression, features: Floats, labels: Ints) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         probe.fit(features, labels)
-    return not any(issubclass(one.category, ConvergenceWarning) for one in caught)
+    others = [one for one in caught if not issubclass(one.category, ConvergenceWarning)]
+    for one in others:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return len(others) == len(caught)
 
 
 def _held_out_scores(

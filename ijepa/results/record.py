@@ -292,7 +292,13 @@ def read_result(path: StrPath) -> Scores:
             f"{path} is not a result of schema {SCHEMA}, but of another version of ijepa: run what "
             f"made it again, or read it with that version."
         )
-    return tuple(validated(Score, one, str(path)) for one in body)
+    scores = tuple(validated(Score, one, str(path)) for one in body)
+    for score in (one for one in scores if one.headline == "top-1"):
+        try:
+            unpack_correct(score.correct, score.test_rows)
+        except IjepaError as error:
+            raise IjepaError(f"{path}: {error}") from error
+    return scores
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401  # whatever JSON it holds
