@@ -182,7 +182,7 @@ def _noting(work: Work) -> Iterator[None]:
     """Note the error that ends the work, for pages of a run that broke."""
     try:
         yield
-    except Exception as error:
+    except (IjepaError, OSError, RuntimeError, MemoryError) as error:  # a GPU's is a RuntimeError
         with contextlib.suppress(OSError, IjepaError):  # it may be published, or the disk full
             work.note({"ended": str(error) or type(error).__name__})
         raise
