@@ -18,7 +18,7 @@ from foreign_weights import (
 from runs import CPU
 from test_finetune import config
 
-from ijepa.encoders.base import CLASS_TOKEN, PATCH_AVERAGE
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE
 from ijepa.encoders.spec import EncoderSpec, load_encoder
 from ijepa.errors import IjepaError
 from ijepa.finetune import finetune, plan_finetune

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
 from ijepa.data.loader import CachedCropBatches, StepPlan
 from ijepa.distributed import moved, pick_device, uses_bf16
-from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
+from ijepa.encoders.base import Encoder
+from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import build_ijepa

@@ -15,7 +15,8 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from ijepa.config import AttentionConfig, PcaConfig, Runtime
-from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
+from ijepa.encoders.base import Encoder
+from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import HIDDEN

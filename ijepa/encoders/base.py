@@ -5,14 +5,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from ijepa.compute import LinearKernel, computing, pick_linear
 from ijepa.config import DataConfig, PixelStats, Precision, Size, height_width
 from ijepa.data.decode import Picture, pixels_of
 from ijepa.distributed import uses_bf16
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, Transformer
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
@@ -29,9 +29,6 @@ from ijepa.progress import Progress, automatic
 from ijepa.provenance import NO_POOLING, Provenance
 from ijepa.weights import weights_sha256
 
-CLASS_TOKEN = "class token after the final norm"
-PATCH_AVERAGE = "average of patch tokens after the final norm"
-MAP_AVERAGE = "average of the last feature map"
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
 TUNABLE = (
     "fine-tuning takes Vision Transformers pooled by class token or average: runs, checkpoints and "
@@ -39,20 +36,7 @@ TUNABLE = (
     "hf: for I-JEPA alone"
 )
 
-Transformer = Vit | VisionTransformer | Beit
-
 log = logging.getLogger(__name__)
-
-
-class Pooling(NamedTuple):
-    """How one vector is made from each layer of a network."""
-
-    # (network, normalised images (B, C, height, width), n) -> features (B, n, dim) of the last n
-    # layers, and patch tokens (B, N, dim) of the last one, None where there are none. It holds no
-    # network itself, so that an encoder can be copied and pickled.
-    pool: Callable[[Any, Tensor, int], tuple[Tensor, Tensor | None]]
-    num_layers: int  # how many layers it can give
-    name: str  # in words, such as `PATCH_AVERAGE`
 
 
 class Encoder(nn.Module):
@@ -378,39 +362,3 @@ class Encoder(nn.Module):
         if not is_vit or self.pooling not in (CLASS_TOKEN, PATCH_AVERAGE):
             raise IjepaError(f"{self.name} can be extracted from, not fine-tuned: {TUNABLE}.")
         return self
-
-
-def token_pool(network: Transformer, pooling: str) -> Pooling:
-    """Features of the last blocks, the final norm applied to each."""
-    if isinstance(network, Vit):
-        return Pooling(_own_layers, len(network.blocks), PATCH_AVERAGE)
-    return Pooling(partial(_pooled_layers, pooling), len(network.blocks), pooling)
-
-
-def _own_layers(network: Vit, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-    layers = network.last_layers(images, num_layers)
-    return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1), layers[-1]
-
-
-def _pooled_layers(
-    pooling: str,
-    network: Any,  # noqa: ANN401  # VisionTransformer | Beit
-    images: Tensor,
-    num_layers: int,
-) -> tuple[Tensor, Tensor]:
-    layers: Any = network.forward_intermediates(
-        images,
-        indices=num_layers,
-        return_prefix_tokens=True,
-        norm=True,
-        output_fmt="NLC",
-        intermediates_only=True,
-    )
-    # Without prefix tokens, timm gives the patch tokens alone.
-    patches = [layer if isinstance(layer, Tensor) else layer[0] for layer in layers]
-    if pooling == CLASS_TOKEN:
-        vectors = [prefix[:, 0] for _, prefix in layers]
-    else:
-        vectors = [tokens.mean(dim=1) for tokens in patches]
-    # Where the norm comes after pooling, tokens are those before it.
-    return network.fc_norm(torch.stack(vectors, dim=1)), patches[-1]

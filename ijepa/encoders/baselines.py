@@ -23,8 +23,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, MAP_AVERAGE, Encoder, Pooling, token_pool
+from ijepa.encoders.base import EVAL_CROP, Encoder
 from ijepa.encoders.formats import Weights
+from ijepa.encoders.pooling import CLASS_TOKEN, MAP_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import KINDS, METHOD_ROWS, RESNETS, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.provenance import Provenance, paper_arch

@@ -10,13 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
-from ijepa.encoders.base import (
-    CLASS_TOKEN,
-    EVAL_CROP,
-    TUNABLE,
-    Encoder,
-    Pooling,
-)
+from ijepa.encoders.base import EVAL_CROP, TUNABLE, Encoder
 from ijepa.encoders.formats import (
     held_encoder,
     processor_normalisation,
@@ -24,6 +18,7 @@ from ijepa.encoders.formats import (
     warn_of_processor,
 )
 from ijepa.encoders.own import encoder_of
+from ijepa.encoders.pooling import CLASS_TOKEN, Pooling
 from ijepa.encoders.spec import HUGGINGFACE, RELEASED, EncoderSpec, released
 from ijepa.errors import IjepaError, optional
 from ijepa.files import read_json

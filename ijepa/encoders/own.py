@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ijepa.config import DataConfig, EncoderConfig, PretrainConfig, architecture
-from ijepa.encoders.base import PATCH_AVERAGE, Encoder, Pooling, token_pool
+from ijepa.encoders.base import Encoder
 from ijepa.encoders.formats import Networks, read_networks
+from ijepa.encoders.pooling import PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import PART_NAMES, EncoderSpec, checkpoint_path, released
 from ijepa.errors import IjepaError
 from ijepa.files import LAST, fingerprint_of

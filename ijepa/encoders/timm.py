@@ -23,8 +23,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ijepa.config import DataConfig
-from ijepa.encoders.base import CLASS_TOKEN, EVAL_CROP, PATCH_AVERAGE, Encoder, Pooling, token_pool
+from ijepa.encoders.base import EVAL_CROP, Encoder
 from ijepa.encoders.formats import ENCODERS, held_encoder
+from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, token_pool
 from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import no_file, whole_file

@@ -10,7 +10,7 @@ from ijepa.config import Config, FinetuneConfig, Runtime, StrPath
 from ijepa.data.shards import ShardSet
 from ijepa.data.sources.names import listed
 from ijepa.distributed import from_rank_0
-from ijepa.encoders.base import CLASS_TOKEN
+from ijepa.encoders.pooling import CLASS_TOKEN
 from ijepa.encoders.spec import EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.features.leakage import repeated_keys

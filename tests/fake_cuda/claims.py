@@ -37,7 +37,8 @@ from ijepa.config import (
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
 from ijepa.distributed import joined
-from ijepa.encoders.base import PATCH_AVERAGE, Encoder, token_pool
+from ijepa.encoders.base import Encoder
+from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import save_memory
