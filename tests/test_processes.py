@@ -192,13 +192,16 @@ def test_workers_that_render_scenes_end_with_their_parent_at_once(tmp_path, ende
     first = subprocess.Popen(
         [sys.executable, *words], env=ALONE, cwd=tmp_path, start_new_session=True
     )
-    workers = wait_until(lambda: len(children(first)) >= 2 and children(first))
-    wait_until(lambda: list(tmp_path.rglob("packed.jsonl")))
-    if ended == signal.SIGINT:
-        os.killpg(first.pid, ended)  # as a terminal does
-    else:
-        first.kill()
-    assert first.wait(timeout=300) == {signal.SIGINT: 130, signal.SIGKILL: -9}[ended]
+    try:
+        workers = wait_until(lambda: len(children(first)) >= 2 and children(first))
+        wait_until(lambda: any(file.stat().st_size for file in tmp_path.rglob("packed.images")))
+        if ended == signal.SIGINT:
+            os.killpg(first.pid, ended)  # as a terminal does
+        else:
+            first.kill()
+        assert first.wait(timeout=300) == {signal.SIGINT: 130, signal.SIGKILL: -9}[ended]
+    finally:
+        first.kill()  # a failed test leaves nothing behind that slows the others
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
