@@ -9,6 +9,7 @@ import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from ijepa.errors import IjepaError
+from ijepa.text import one_line
 from ijepa_cli.main import main
 from ijepa_cli.show import without_options
 
@@ -35,8 +36,11 @@ class Command:
                 raise RuntimeError(f"ijepa ended with exit code {ended.code}.") from None
 
     def checkpoint(self) -> DelayedSubmission:
-        """Asked for by submitit before a time-out or pre-emption: the command resumes by itself."""
-        return DelayedSubmission(self)
+        """Asked for by submitit before a time-out or pre-emption: the command resumes by itself.
+
+        Without `--force`, which would begin again.
+        """
+        return DelayedSubmission(Command(tuple(without_options(self.words, (), ("--force",)))))
 
 
 def submit(
@@ -46,11 +50,12 @@ def submit(
 
     A local job has ended by then; an `IjepaError` says that it failed, or why none was submitted.
     """
-    settings: dict[str, int | str] = {"gpus_per_node": processes, "cpus_per_task": CPUS_PER_TASK}
+    given: dict[str, str] = {}
     for setting in slurm:
-        name, equals, settings[name] = setting.partition("=")
+        name, equals, value = setting.partition("=")
         if not equals:
-            raise IjepaError(f"--slurm {name!r} has no '='; write it as partition=gpu.")
+            raise IjepaError(f"--slurm {setting!r} has no '='; write it as partition=gpu.")
+        given[name.replace("-", "_")] = value
     logs = out.with_name(out.name + ".submitit")
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
@@ -59,13 +64,15 @@ def submit(
             nodes=nodes,
             tasks_per_node=processes,
             timeout_min=minutes,
+            slurm_gpus_per_node=processes,
+            slurm_cpus_per_task=CPUS_PER_TASK,
             # One process that fails must end the job: the others wait for it in a collective.
             slurm_srun_args=["--kill-on-bad-exit=1"],
-            **{f"slurm_{name}": value for name, value in settings.items()},
+            slurm_additional_parameters=given,  # in place of those above
         )
-    except (RuntimeError, NameError) as error:  # no SLURM here, or no such setting of it
-        raise IjepaError(f"--launcher {launcher}: {str(error).splitlines()[0]}") from error
-    job = executor.submit(Command(tuple(without_options(sys.argv[1:], FLAGS))))
+        job = executor.submit(Command(tuple(without_options(sys.argv[1:], FLAGS))))
+    except RuntimeError as error:  # there is no SLURM here, or it refuses an option
+        raise IjepaError(f"--launcher {launcher}: {one_line(str(error))}") from error
     if launcher == "slurm":
         return f"job {job.job_id} submitted; logs in {logs}"
     failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them

@@ -1,7 +1,6 @@
 """Several processes compute what one computes, and end together."""
 
 import contextlib
-import copy
 import json
 import os
 import random
@@ -276,9 +275,9 @@ def test_a_job_of_two_tasks_trains_as_one_process(run, shards, tmp_path, capfd):
     assert json.loads((out / "stage.json").read_text())["device"].startswith("2 x cpu")
 
 
-def test_a_job_resumes_its_command_after_a_time_out():
-    ours = Command(("pretrain", "--recipe", "r"))
-    assert copy.deepcopy(ours).checkpoint().function == ours
+def test_a_job_resumes_its_command_after_a_time_out_and_does_not_begin_again():
+    ours = Command(("pretrain", "--force", "--recipe", "r"))
+    assert ours.checkpoint().function == Command(("pretrain", "--recipe", "r"))
 
 
 def test_a_cluster_that_is_not_there_is_one_line(run, shards, tmp_path):
@@ -303,29 +302,36 @@ def test_two_processes_extract_the_file_of_one(run, shards, tmp_path):
     assert made == {"one.h5", "one.h5.stage.json", "two.h5", "two.h5.stage.json"}
 
 
-def test_a_job_of_slurm_has_cores_for_its_workers_and_ends_when_one_process_fails(
-    monkeypatch, tmp_path
-):
-    asked = {}
+@pytest.fixture
+def sbatch(monkeypatch, tmp_path):
+    """SLURM's commands: `sbatch` refuses the partition `typo`, and keeps what else it is given."""
+    refuse = "grep -q =typo $1 && echo sbatch: invalid partition >&2 && exit 1"
+    submitted = f"{refuse}; cp $1 {tmp_path}/sbatch.sh; echo Submitted batch job 7"
+    for name, script in (("srun", ""), ("sbatch", submitted)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "sbatch.sh"
 
-    class Executor:
-        def __init__(self, **_):
-            pass
 
-        def update_parameters(self, **parameters):
-            asked.update(parameters)
-
-        def submit(self, _):
-            return type("Job", (), {"job_id": "7"})
-
-    monkeypatch.setattr("submitit.AutoExecutor", Executor)
-    submit(tmp_path / "run", "slurm", 2, 8, 60, ["partition=gpu"])
-    assert asked["slurm_partition"] == "gpu"
-    assert asked["slurm_gpus_per_node"] == 8
-    assert asked["slurm_cpus_per_task"] >= 2
-    assert "--kill-on-bad-exit=1" in asked["slurm_srun_args"]
-    submit(tmp_path / "run", "slurm", 2, 8, 60, ["cpus_per_task=3"])
-    assert asked["slurm_cpus_per_task"] == "3"
+def test_a_job_of_slurm_takes_options_of_sbatch_and_ends_when_one_process_fails(sbatch, tmp_path):
+    job = (tmp_path / "run", "slurm", 2, 8, 60)
+    assert "job 7 submitted" in submit(*job, ["partition=gpu", "reservation=x"])
+    script = sbatch.read_text()
+    for option in (
+        "cpus-per-task=8",
+        "gpus-per-node=8",
+        "nodes=2",
+        "partition=gpu",
+        "reservation=x",
+    ):
+        assert f"#SBATCH --{option}\n" in script
+    assert "--kill-on-bad-exit=1" in script
+    submit(*job, ["cpus-per-task=3"])
+    assert "task=3" in sbatch.read_text()
+    assert "task=8" not in sbatch.read_text()
+    with pytest.raises(IjepaError, match=r"^--launcher slurm: sbatch: invalid partition$"):
+        submit(*job, ["partition=typo"])
 
 
 @pytest.mark.parametrize(
