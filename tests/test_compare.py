@@ -64,11 +64,13 @@ def test_a_folder_of_several_results_is_answered_with_their_names(tmp_path, resu
         compare(results[0], tmp_path)
 
 
-def test_averages_of_draws_are_refused(tmp_path):
-    out = tmp_path / "few.json"
-    probe(pair(tmp_path), [], out, ProbeConfig(name="few-shot", shots=(1,)))
-    with pytest.raises(IjepaError, match="averages several draws"):
-        compare(out, out)
+def test_averages_of_draws_are_refused_on_either_side(tmp_path):
+    files, outs = pair(tmp_path), (tmp_path / "one.json", tmp_path / "two.json")
+    for draws, out in enumerate(outs, 1):
+        probe(files, [], out, ProbeConfig(name="few-shot", shots=(1,), draws=draws))
+    for both in (outs, outs[::-1]):
+        with pytest.raises(IjepaError, match="averages several draws"):
+            compare(*both)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
