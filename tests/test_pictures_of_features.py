@@ -8,7 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from pictures import encoded, write_files
 from PIL import Image
+from runs import CPU
 
 from ijepa.config import EmbeddingConfig, ExtractConfig, NeighborsConfig, RetrievalConfig, Runtime
 from ijepa.data.shards import open_shards
@@ -16,12 +18,12 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.records import read_record
+from ijepa.shard import shard
 from ijepa.visualize import features as maps
 from ijepa.visualize import predictions, visualize
 from ijepa.visualize.features import nearest
 from ijepa.visualize.predictions import MEAN, PREDICTED, RANDOM, TRUE
 
-CPU = Runtime(device="cpu", workers=0)
 CHROMIUM = shutil.which("chromium")
 
 
@@ -254,8 +256,22 @@ def test_images_of_another_shard_set_are_refused(features, shards, tmp_path):
     index = json.loads((other / "index.json").read_text())
     (other / "index.json").write_text(json.dumps(index | {"fingerprint": "0" * 64}))
     (other / "stage.json").unlink()  # which knows what the index was
-    with pytest.raises(IjepaError, match="was not extracted from"):
-        visualize(tmp_path / "e.png", EmbeddingConfig(), other, [features], CPU)
+    pixels = ExtractConfig(encoder="pixels", image_px=8, split="val")
+    extract(other, tmp_path / "other.h5", pixels, CPU)
+    for data, files in ((other, [features]), (shards, [features, tmp_path / "other.h5"])):
+        with pytest.raises(IjepaError, match="was not extracted from"):
+            visualize(tmp_path / "n.png", NeighborsConfig(), data, files, CPU)
+
+
+def test_no_share_is_told_of_neighbours_whose_class_is_not_known(tmp_path):
+    write_files(tmp_path, {f"{n}.png": encoded(n) for n in range(4)})
+    listed = "\n".join(["path,split,class", *(f"{n}.png,val," for n in range(4))])
+    (tmp_path / "list.csv").write_text(listed)
+    shard(tmp_path / "list.csv", tmp_path / "set")
+    pixels = ExtractConfig(encoder="pixels", image_px=8, split="val")
+    extract(tmp_path / "set", tmp_path / "val.h5", pixels, CPU)
+    config = NeighborsConfig(queries=2, label="class")
+    assert visualize(tmp_path / "n.png", config, None, [tmp_path / "val.h5"], CPU).figures == {}
 
 
 @pytest.mark.slow

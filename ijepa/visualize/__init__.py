@@ -214,7 +214,7 @@ def _inputs(config: PictureConfig, given: Given) -> dict[str, str]:
     fingerprints = {f"features {n}": one.header.fingerprint for n, one in enumerate(given.features)}
     if given.data:
         fingerprints["data"] = given.data.fingerprint
-        for store in given.features[:1]:
+        for store in given.features:
             if store.header.data_fingerprint != given.data.fingerprint:
                 raise IjepaError(
                     f"{store.path} was not extracted from {given.data.folder} but from "

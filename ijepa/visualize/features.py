@@ -103,9 +103,8 @@ def draw_neighbors(config: NeighborsConfig, given: Given) -> Drawing:
             rows.append(row)
         title = f"{stored.caption(config.layer)}, {count:,} images"
         sections.append(Section(title, [["query"], ["nearest first"]], rows))
-        if config.label:
-            share = float(np.mean(known)) if known else float("nan")
-            figures[f"of the query's class, {place}"] = share
+        if known:
+            figures[f"of the query's class, {place}"] = float(np.mean(known))
     header = given.features[0].header
     named, chosen = "its key and cosine", f"drawn with seed {config.seed}"
     if config.label:
