@@ -47,6 +47,8 @@ def no_file(path: Path, what: str) -> str:
 
 def sibling(path: Path, suffix: str) -> Path:
     """The path with a suffix behind its whole name: `F.h5` and `.lock` give `F.h5.lock`."""
+    if not path.name:
+        raise IjepaError(f"{path} does not end in a name; write out that of the file or folder.")
     return path.with_name(path.name + suffix)
 
 
