@@ -11,6 +11,10 @@ from typing import Any, Protocol, TextIO
 
 from ijepa.text import printable
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that without ipywidgets it draws text
+    from tqdm.autonotebook import tqdm  # widgets if a notebook imports this, else text
+
 # Numbers that stages report, in words; what matters most to someone watching comes first.
 WORDS = {
     "neighbour_accuracy": "neighbours {:.1%}",
@@ -100,9 +104,6 @@ class Bars:
             unending = [name for name, one in self._bars.items() if one.total is None]
             for other in (task, *unending):
                 self._close(other)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that without ipywidgets it draws text
-                from tqdm.auto import tqdm  # asks in which kind of notebook it is imported
             name, _, unit = printable(task).rpartition(" ")
             name, unit = name or unit, f" {unit}"
             if len(name) > LONGEST_NAME:

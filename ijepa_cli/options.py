@@ -159,7 +159,7 @@ def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
     """An option of a command itself, whose values the shell completes."""
     _, option, *_ = get_args(parameter.annotation) or (None, None)
     if isinstance(option, OptionInfo):
-        option.autocompletion = option.autocompletion or COMPLETED.get(parameter.name)
+        option.autocompletion = COMPLETED.get(parameter.name)
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
 

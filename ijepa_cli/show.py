@@ -69,12 +69,13 @@ def shown_progress() -> Iterator[Progress]:
 
 def show(result: BaseModel, as_json: bool, *parts: str | Table | None) -> None:
     """Print a result: as JSON for machines, else its `parts`; once, if torchrun started several."""
-    if as_json and is_main_process():
+    if not is_main_process():
+        return
+    if as_json:
         print_json(result.model_dump(mode="json"))
-    elif is_main_process():
-        for part in parts:
-            if part is not None:
-                screen.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        return
+    for part in filter(None, parts):
+        screen.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 import typer
@@ -164,6 +165,7 @@ def test_a_cached_answer_is_one_line_and_the_summary(shards, trained, command):
     ("typed", "answer"),
     [
         ("ijepa pretrain --recipe scenes", "scenes-mini"),
+        ("ijepa pretrain --recipe reproduce/mini/bl", "reproduce/mini/block.yaml"),
         ("ijepa probe linear --protocol vissl-inat", "vissl-inat18"),
         ("ijepa extract --data SHARDS --split v", "val"),
         ("ijepa extract --encoder simcl", "simclrv2:"),
@@ -175,8 +177,9 @@ def test_the_shell_completes_names(shards, typed, answer):
     asked["COMP_CWORD"] = str(len(words.split()) - 1)
     script = "import sys; sys.argv = ['ijepa']; from ijepa_cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | asked, capture_output=True, text=True
-    )
+        [sys.executable, "-c", script],
+        env=os.environ | asked, cwd=Path(__file__).parents[1], capture_output=True, text=True,
+    )  # fmt: skip
     assert done.stdout.split() == [answer]
 
 

@@ -19,6 +19,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import EmbeddingConfig, NeighborsConfig
@@ -177,8 +178,6 @@ def project(features: Floats, method: str, seed: int) -> Floats:
     solver = "covariance_eigh" if dim < num else "full"  # many times as fast; or less memory
     places = PCA(count, svd_solver=solver).fit_transform(features.astype(np.float64))
     if method == "tsne":
-        from sklearn.manifold import TSNE  # it takes a second, which no other picture needs
-
         tsne = TSNE(perplexity=perplexity(num), init="pca", random_state=seed, n_jobs=1)
         places = tsne.fit_transform(places.astype(np.float32)).astype(np.float64)
     low, extent = places.min(axis=0), np.ptp(places, axis=0).max()

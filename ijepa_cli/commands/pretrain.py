@@ -1,6 +1,5 @@
 """`ijepa pretrain`."""
 
-import importlib.util
 import logging
 import shlex
 import time
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ijepa.config import Config, PretrainConfig, Runtime, ShardConfig
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import is_remote, read_metrics, sibling
 from ijepa.jepa.schedules import steps_per_epoch
 from ijepa.jepa.verdict import outcome
-from ijepa.recipes import load_recipe, recipe_names, recipe_note
+from ijepa.recipes import load_recipe, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
 from ijepa.world import current_world
@@ -50,8 +49,7 @@ WAIT_SECONDS = 2.0  # between two looks for the shard set that rank 0 makes
 Recipe = Annotated[
     str,
     typer.Option(
-        help="A name from `ijepa recipes`, or a YAML file. auto chooses by image size and device.",
-        autocompletion=recipe_names,
+        help="A name from `ijepa recipes`, or a YAML file. auto chooses by image size and device."
     ),
 ]
 Data = Annotated[
@@ -135,7 +133,10 @@ def pretrain(
     if runtime.dry_run or launcher != "here":  # what cannot run is not submitted
         cost = library.plan_pretrain(shards, library.started(config, init, prolong), runtime)
     if launcher != "here" and not runtime.dry_run:
-        told = _submitted(out, launcher, nodes, gpus_per_node, minutes, slurm or [])
+        optional("submitit", "--launcher")
+        from ijepa_cli.slurm import submit
+
+        told = submit(out, launcher, nodes, gpus_per_node, minutes, slurm or [])
         print_json({"out": str(out), "job": told}) if as_json else print_text(told + "\n")
         return
     if not runtime.dry_run:
@@ -147,17 +148,6 @@ def pretrain(
     if not runtime.dry_run:
         text = None if as_json else _summary(result, shards, config)
         show(result, as_json, f"{text}\n{note}".rstrip())
-
-
-def _submitted(
-    out: Path, launcher: str, nodes: int, processes: int, minutes: int, slurm: list[str]
-) -> str:
-    """Hand the command to a cluster, and say what became of it."""
-    if importlib.util.find_spec("submitit") is None:
-        raise IjepaError("--launcher needs submitit; install it with pip install submitit.")
-    from ijepa_cli.slurm import submit
-
-    return submit(out, launcher, nodes, processes, minutes, slurm)
 
 
 def _shard_set(data: str, out: Path, runtime: Runtime) -> str:

@@ -8,14 +8,11 @@ import typer
 
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
-from ijepa.recipes import load_recipe, recipe_names
+from ijepa.recipes import load_recipe
 from ijepa_cli.options import Data, Set, stage
 from ijepa_cli.show import headline, next_command, show, shown_progress
 
-Recipe = Annotated[
-    str,
-    typer.Option(help="A name from `ijepa recipes`, or a YAML file.", autocompletion=recipe_names),
-]
+Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
 MaskData = Annotated[
     Path | None, typer.Option(help="Shard set of the images to draw on. Default: plain grey.")
 ]
