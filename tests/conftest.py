@@ -5,6 +5,8 @@ import os
 # Two pytest workers share two cores, so each computes on one; and so do the processes they start.
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, OpenBLAS and scikit-learn when imported
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from ijepa.config import Runtime
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
+from ijepa_cli.main import main
 
 settings.register_profile(  # no claim depends on how busy the machine is
     "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -62,6 +65,25 @@ def run(shards, tiny_config, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     pretrain(shards, out, tiny_config, Runtime(device="cpu", workers=0))
     return out
+
+
+@pytest.fixture
+def ijepa(monkeypatch, capsys):
+    """Run `ijepa ARGUMENTS` in this process: exit code, stdout, stderr."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)  # else what later tests start would ignore it
 
 
 @pytest.fixture(scope="session")

@@ -11,28 +11,9 @@ import typer
 
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.extract import extract
-from ijepa_cli.main import COMMANDS, app, main
+from ijepa_cli.main import COMMANDS, app
 
 GROUP = typer.main.get_group(app)
-
-
-@pytest.fixture
-def ijepa(monkeypatch, capsys):
-    """Run `ijepa ARGUMENTS` in this process: exit code, stdout, stderr."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)  # else what later tests start would ignore it
 
 
 def test_help_names_every_command_in_pipeline_order(ijepa):

@@ -1,5 +1,6 @@
 """What the documents tell a user to type is there."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -30,9 +31,9 @@ def typed(program: str) -> list[list[str]]:
 
 def examples() -> list[list[str]]:
     """Commands that the help texts show."""
-    texts = []
-    for command in GROUP.commands.values():
-        texts.append(f"{command.help or ''}\n{command.epilog or ''}".replace("\\\n", " "))
+    inner = [getattr(command, "commands", {}).values() for command in GROUP.commands.values()]
+    commands = [*GROUP.commands.values(), *itertools.chain(*inner)]
+    texts = [f"{one.help or ''}\n{one.epilog or ''}".replace("\\\n", " ") for one in commands]
     lines = [line for text in texts for line in re.findall(r"(?:Example: |  )(ijepa .*)", text)]
     return [shlex.split(line.partition(" > ")[0])[1:] for line in lines]
 
@@ -40,11 +41,18 @@ def examples() -> list[list[str]]:
 @pytest.mark.parametrize("words", typed("ijepa") + examples(), ids=" ".join)
 def test_commands_in_documents_and_help_are_understood(words):
     name, *arguments = words
-    GROUP.commands[name].make_context(name, arguments)  # raises a usage error
+    command = GROUP.commands[name]
+    if hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments)  # raises a usage error
 
 
 def test_there_are_examples_of_every_command():
     assert {words[0] for words in examples()} == set(COMMANDS)
+    for name in ("features", "visualize"):
+        shown = {words[1] for words in examples() if words[0] == name}
+        assert shown == set(GROUP.commands[name].commands)
     assert {"shard", "pretrain", "extract", "probe", "report"} <= {w[0] for w in typed("ijepa")}
 
 

@@ -2,15 +2,13 @@
 
 import json
 import re
-import shlex
-import sys
 
 import numpy as np
 import pytest
 import timm
 import torch
-import typer
 from PIL import Image
+from runs import CPU
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
@@ -23,9 +21,7 @@ from ijepa.figures.draw import HIDDEN
 from ijepa.figures.pca import patch_colours
 from ijepa.provenance import UNKNOWN
 from ijepa.visualize import patches, visualize
-from ijepa_cli.main import app, main
 
-CPU = Runtime(device="cpu", workers=0)
 RANDOM = "random:32x2x2/8@32"
 
 
@@ -214,25 +210,13 @@ def test_what_cannot_be_drawn_leaves_no_picture(shards, tmp_path, choices, messa
     assert not list(tmp_path.iterdir())
 
 
-def test_every_picture_explains_itself_with_an_example_that_is_understood():
-    pictures = typer.main.get_command(app).commands["visualize"].commands
-    assert {"masks", "attention", "pca", "neighbors", "retrieval", "embedding"} <= set(pictures)
-    for name, command in pictures.items():
-        example = re.search(r"Example: ijepa visualize (.*)", command.help.replace("\\\n", " "))
-        words = shlex.split(example[1])
-        assert words[0] == name
-        command.make_context(name, words[1:])  # raises a usage error
-
-
-def test_the_command_line_draws_and_says_what(shards, tmp_path, monkeypatch, capsys):
+def test_the_command_line_draws_and_says_what(ijepa, shards, tmp_path):
     out = tmp_path / "a.png"
     words = ["visualize", "attention", "--encoder", RANDOM, "--data", shards, "--out", out]
     words += ["--query", "mean", "--query", "0,3", "--images", 1, "--json"]
-    monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    shown = json.loads(capsys.readouterr().out)
+    code, printed, _ = ijepa(*words)
+    assert code == 0
+    shown = json.loads(printed)
     assert (shown["cached"], shown["images"]) == (False, 1)
     assert out.exists()
     record = json.loads((tmp_path / "a.png.stage.json").read_text())

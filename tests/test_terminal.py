@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from ijepa_cli.main import app, main
+from ijepa.recipes import dump_yaml
+from ijepa_cli.main import app
 
 ROOT = typer.main.get_command(app)
 TOLD = re.compile(r"^(pretrain|extract|probe|finetune|shard|train-decoder): .+", re.MULTILINE)
@@ -72,8 +73,6 @@ def assert_can_be_typed(words):
 @pytest.fixture(scope="module")
 def trained(shards, tiny_config, tmp_path_factory):
     """Lines of the same training at each width, and its run."""
-    from ijepa.recipes import dump_yaml
-
     folder = tmp_path_factory.mktemp("terminal")
     (folder / "tiny.yaml").write_text(dump_yaml(tiny_config))
     words = ["pretrain", "--recipe", folder / "tiny.yaml", "--data", shards, "--device", "cpu"]
@@ -127,24 +126,20 @@ def test_what_will_run_is_said_before_torch_is_imported(shards, trained, tmp_pat
     [("train", "train.h5", "logistic.html"), ("evaluation", "ev.h5", "ev-logistic.html")],
 )
 def test_each_summary_names_the_next_command_and_typing_them_leads_to_a_page(
-    shards, trained, tmp_path, monkeypatch, capsys, split, file, page
+    ijepa, shards, trained, tmp_path, split, file, page
 ):
     """From the run on, type what is said until there is a report."""
-
-    def typed(words):
-        monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        return capsys.readouterr().out.splitlines()
-
     words = ["extract", "--encoder", trained[1], "--data", shards, "--split", split]
-    lines, done = typed([*words, "--out", tmp_path / file, "--layers", "1"]), []
-    while found := next_commands(lines):
-        assert_can_be_typed(found[0])
-        done.append(found[0][1])
-        lines = typed(found[0][1:])
-    assert done == ["extract", "probe", "report"]
+    words, done = [*words, "--out", tmp_path / file, "--layers", "1"], []
+    while words:
+        code, out, _ = ijepa(*words)
+        assert code == 0
+        done.append(words[0])
+        words = []
+        for found in next_commands(out.splitlines())[:1]:
+            assert_can_be_typed(found)
+            words = found[1:]
+    assert done == ["extract", "extract", "probe", "report"]
     assert (tmp_path / page).is_file()
 
 
@@ -195,28 +190,20 @@ def test_the_shell_completes_names(shards, typed, answer):
         ("extract --encoder rndom:vit_tiny", "random:vit_tiny"),
     ],
 )
-def test_a_mistyped_name_is_answered_with_the_nearest(
-    shards, tmp_path, capsys, monkeypatch, words, near
-):
-    line = ["ijepa", *words.split(), "--data", str(shards), "--out", str(tmp_path / "out.h5")]
-    monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert f"did you mean {near}?" in capsys.readouterr().err.replace("'", "")
+def test_a_mistyped_name_is_answered_with_the_nearest(ijepa, shards, tmp_path, words, near):
+    code, _, err = ijepa(*words.split(), "--data", shards, "--out", tmp_path / "out.h5")
+    assert code == 1
+    assert f"did you mean {near}?" in err.replace("'", "")
 
 
-@pytest.mark.parametrize("words", [["pretain"], ["pretrain", "--recpie", "x"]])
-def test_a_mistyped_command_or_option_is_answered_with_the_nearest(words, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ijepa", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert {"pretain": "pretrain", "pretrain": "--recipe"}[words[0]] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "near"), [("pretain", "pretrain"), ("pretrain --recpie x", "--recipe")]
+)
+def test_a_mistyped_command_or_option_is_answered_with_the_nearest(ijepa, words, near):
+    code, _, err = ijepa(*words.split())
+    assert code == 2
+    assert near in err
 
 
-def test_the_version_is_told(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ijepa", "--version"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert (ended.value.code, capsys.readouterr().out) == (0, "ijepa 0.1.0\n")
+def test_the_version_is_told(ijepa):
+    assert ijepa("--version")[:2] == (0, "ijepa 0.1.0\n")
