@@ -186,16 +186,8 @@ def test_a_dry_run_says_what_is_cached_what_changed_and_what_it_costs(ijepa, fil
     assert ": cached" in "".join(ijepa(*words)[1].split("\n"))
     found = json.loads(ijepa(*words, "--layers", "2", "--json")[1])
     assert (found["state"], found["why"]) == ("would run", "layers was 4, now 2")
-    words = [
-        "pretrain",
-        "--recipe",
-        "cifar10",
-        "--data",
-        files["shards"],
-        "--out",
-        out.parent / "r",
-    ]
-    plan = json.loads(ijepa(*words, "--dry-run", "--json")[1])
+    words = ["--data", files["shards"], "--out", out.parent / "r", "--dry-run", "--json"]
+    plan = json.loads(ijepa("pretrain", "--recipe", "cifar10", *words)[1])
     assert plan["images"] == 256
     assert plan["encoder_parameters"] > 10**5
 

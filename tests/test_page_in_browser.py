@@ -44,10 +44,8 @@ setTimeout(() => {
 }, 100);
 </script></body>"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
-]
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
 def browse(path, folder, *flags):

@@ -4,13 +4,13 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 from pictures import encoded, write_files
 from PIL import Image
 from runs import CPU
+from test_page_in_browser import NEEDS_CHROMIUM, browse
 
 from ijepa.config import EmbeddingConfig, ExtractConfig, NeighborsConfig, RetrievalConfig, Runtime
 from ijepa.data.shards import open_shards
@@ -23,8 +23,6 @@ from ijepa.visualize import features as maps
 from ijepa.visualize import predictions, visualize
 from ijepa.visualize.features import nearest
 from ijepa.visualize.predictions import MEAN, PREDICTED, RANDOM, TRUE
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +140,10 @@ def test_true_tokens_of_a_run_retrieve_better_than_chance(run, shards, tmp_path)
     assert Image.open(out).width > 800
 
 
-@pytest.mark.parametrize(
-    ("encoder", "message"),
-    [
-        ("random:vit_tiny/16@32", "has no predictor"),
-        ("pixels", "has no predictor"),
-    ],
-)
-def test_what_cannot_be_retrieved_is_refused(shards, tmp_path, encoder, message):
+@pytest.mark.parametrize("encoder", ["random:vit_tiny/16@32", "pixels"])
+def test_what_has_no_predictor_is_refused_a_retrieval(shards, tmp_path, encoder):
     config = RetrievalConfig(encoder=(encoder,), measured=16, store_images=9)
-    with pytest.raises(IjepaError, match=message):
+    with pytest.raises(IjepaError, match="has no predictor"):
         visualize(tmp_path / "r.png", config, shards, runtime=CPU)
     assert not list(tmp_path.iterdir())
 
@@ -275,7 +267,7 @@ def test_no_share_is_told_of_neighbours_whose_class_is_not_known(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium to open the page with")
+@NEEDS_CHROMIUM
 def test_the_page_works_in_a_browser_without_errors(features, shards, tmp_path):
     out = tmp_path / "e.html"
     visualize(out, EmbeddingConfig(method="pca"), shards, [features], CPU)
@@ -286,13 +278,9 @@ def test_the_page_works_in_a_browser_without_errors(features, shards, tmp_path):
     document.body.dataset.walked = words.textContent + "|" + thumb.hidden;
     </script></body>"""
     out.write_text(out.read_text().replace("</body>", walk))
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync "
-    flags += "disable-background-networking disable-component-update enable-logging=stderr "
-    flags += f"user-data-dir={tmp_path / 'profile'} virtual-time-budget=2000 dump-dom"
-    command = [CHROMIUM, *(f"--{flag}" for flag in flags.split()), out.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    assert "CONSOLE" not in done.stderr
-    walked, hidden = re.search(r'data-walked="(.*?)\|(.*?)"', done.stdout).groups()
+    text, complaints = browse(out, tmp_path / "profile", "--virtual-time-budget=2000", "--dump-dom")
+    assert complaints == []
+    walked, hidden = re.search(r'data-walked="(.*?)\|(.*?)"', text).groups()
     assert any(key in html.unescape(walked) for key in open_features(features).keys)
     assert hidden == "false"
-    assert 'class="hidden"' in done.stdout
+    assert 'class="hidden"' in text

@@ -11,22 +11,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with the contents of the wheel alone."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    done = subprocess.run([*build, "-w", folder, ROOT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = folder.glob("ijepa_toolkit-*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "packages")
-    return folder / "packages"
-
-
 @pytest.mark.slow
-def test_a_wheel_has_all_that_the_stages_need(installed, tmp_path):
+def test_a_wheel_has_all_that_the_stages_need(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    done = subprocess.run([*build, "-w", tmp_path, ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("ijepa_toolkit-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "packages")
+
     def run(*words):
-        env = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "packages"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", "ijepa_cli", *words]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
