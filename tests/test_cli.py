@@ -27,6 +27,7 @@ def test_every_command_explains_itself_with_an_example(ijepa, command):
     code, out, _ = ijepa(command, "--help")
     assert code == 0
     assert f"ijepa {command}" in out
+    assert "…" not in out  # at 80 columns no name is cut short
 
 
 def test_the_command_line_imports_nothing_heavy():

@@ -128,8 +128,8 @@ class Runtime(Settings):
     """decoded: keep all images decoded in the device's memory and crop them there, for small data.
     A pixel may differ by one level of 255."""
     track: Literal["none", "wandb", "trackio", "mlflow"] = "none"
-    """Also log to wandb, trackio or mlflow, in RUN/tracking; online only if its own environment
-    variables say so (WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI)."""
+    """Also log to wandb, trackio or mlflow, in RUN/tracking; online only if the tracker's own
+    environment variables say so."""
     pictures: bool = True
     """Pictures of masks, components and neighbours go into TensorBoard at health checks, unless
     this is given."""
