@@ -118,6 +118,10 @@ UNREAD = [
         ("pretrain --recipe cifar10 --data x --out y --nodes 2", "describe a job: add --launcher"),
         ("pretrain --data SHARDS --out .", ". does not end in a name"),
         ("finetune --encoder . --data SHARDS --out y", ". does not end in a name"),
+        (
+            "finetune --encoder e --data SHARDS --out y --randaugment rand-m",
+            "--randaugment rand-m:",
+        ),
         ("extract --encoder pixels --data x --out y", "x is not a shard set"),
         ("extract --encoder pixels --data http://h/x --out y", "elsewhere: `ijepa pretrain` alone"),
         ("extract --encoder nothing --data SHARDS --out y", "random:RUN"),

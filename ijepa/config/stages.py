@@ -24,6 +24,8 @@ from ijepa.config.values import (
 )
 
 MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow's limit (a quarter of 1 GiB of RGB)
+# What timm understands; it asserts all else.
+RANDAUGMENT = r"^(rand(-([mn]\d+|mmax\d+|(p|mstd)\d+(\.\d+)?|inc[01]|tweights|t3aw?))*)?$"
 GROUPS = 8  # of the decoder's group norms; divides every width
 
 # Paper, A.2. Learning rate and weight decay are those of ViT-L/16 there; ViT-H has others.
@@ -245,7 +247,7 @@ class FinetuneConfig(Settings):
     """Share of the target that is spread over all classes."""
     drop_path: Fraction = 0.0
     """Probability of skipping the last block; lower for earlier blocks, 0 for the first."""
-    randaugment: str = "rand-m9-mstd0.5-inc1"
+    randaugment: Annotated[str, Field(pattern=RANDAUGMENT)] = "rand-m9-mstd0.5-inc1"
     """Augmentation, by its name in timm. The default is MAE's; an empty name means none."""
     crop_scale: Range = (0.08, 1.0)
     """Smallest and largest crop, as a fraction of the image's area."""
