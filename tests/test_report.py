@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_probe import pair
 
 from ijepa.config import MasksConfig, ProbeConfig, Runtime
@@ -438,10 +439,10 @@ def test_pictures_and_commands_are_in_the_page(results, run, tmp_path):
     assert "The context encoder sees the context alone" in text
     assert "There is no record beside the file" in text
     assert page.values("srcdoc") == [html.read_text()]
+    with Image.open(png) as drawn:
+        assert page.values("width") == 2 * [str(drawn.width // 2)]  # and on the first screen
     images = page.values("src")
-    assert (
-        sum(address.startswith("data:image/png") for address in images) == 2
-    )  # and on the first screen
+    assert sum(address.startswith("data:image/png") for address in images) == 2
     assert sum(address.startswith("data:image/svg") for address in images) == 2
 
 

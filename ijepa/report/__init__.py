@@ -16,7 +16,7 @@ from ijepa.results.record import RESULT, Scores, is_result, read_result, result_
 from ijepa.results.tables import TableView, grouped, score_tables
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
-VERSION = 10
+VERSION = 11
 METRICS = "metrics.jsonl"  # of a run that has begun
 
 

@@ -71,12 +71,14 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
     """Take a PNG, JPEG, SVG or HTML file into the page, with the record of what made it."""
     facts, command = _facts(record), str((record or {}).get("command", ""))
     caption = SEEN.get(str((record or {}).get("stage")), "")
-    suffix = path.suffix.lower()
+    suffix, size = path.suffix.lower(), Markup()
     try:
         text = path.read_text() if suffix in (PAGE, ".svg") else ""
         if suffix not in (PAGE, ".svg"):
             with Image.open(path) as image:
                 image.load()
+                if record:  # drawn for fine screens, with two pixels for one of the page
+                    size = Markup(' width="{}"').format(image.width // 2)
     except UnicodeDecodeError as error:
         raise IjepaError(f"{path} is not UTF-8 text ({error.reason}). Rebuild it.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -89,7 +91,8 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
     if suffix == ".svg" and "<svg" not in text:
         raise IjepaError(f"{path} is not an SVG picture. Rebuild it with `ijepa visualize`.")
     address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    html = Markup('<img src="{}" alt="{}">').format(address, f"{path.name}: {caption or facts}")
+    alt = f"{path.name}: {caption or facts}"
+    html = Markup('<img src="{}" alt="{}"{}>').format(address, alt, size)
     return Picture(path.name, html, caption, command, facts)
 
 
