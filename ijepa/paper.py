@@ -89,8 +89,4 @@ def pretraining_set(source: str, images: int) -> str | None:
 
 def tables_by(protocol: str) -> tuple[int, ...]:
     """Numbers of the tables that have a column made by a protocol, as scores name it."""
-    return tuple(
-        table.number
-        for table in TABLES
-        if any(protocol in column.protocols for column in table.columns)
-    )
+    return tuple(t.number for t in TABLES if any(protocol in c.protocols for c in t.columns))

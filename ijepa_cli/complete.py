@@ -1,6 +1,8 @@
-"""What the shell completes: names of recipes, protocols, splits and encoders."""
+"""What the shell completes: names of recipes, protocols, splits and encoders.
 
-from collections.abc import Iterable
+Typer leaves out names that do not begin as what was typed.
+"""
+
 from pathlib import Path
 
 import typer
@@ -12,25 +14,23 @@ from ijepa_cli.show import opened
 
 def recipe(incomplete: str) -> list[str]:
     """Recipes of the package, and YAML files."""
-    return _begin_with(incomplete, recipe_names()) + _paths(incomplete, ".yaml", ".yml")
+    return recipe_names() + _paths(incomplete, ".yaml", ".yml")
 
 
-def protocol(ctx: typer.Context, incomplete: str) -> list[str]:
+def protocol(ctx: typer.Context) -> list[str]:
     """Protocols of the probe that was typed; of all of them before that."""
     from ijepa.probes.protocols import PROTOCOLS
 
-    name = str(ctx.params.get("name"))
-    known = PROTOCOLS.get(name) or {one for every in PROTOCOLS.values() for one in every}
-    return _begin_with(incomplete, known)
+    known = PROTOCOLS.get(str(ctx.params.get("name")))
+    return sorted(known or {one for every in PROTOCOLS.values() for one in every})
 
 
-def split(ctx: typer.Context, incomplete: str) -> list[str]:
+def split(ctx: typer.Context) -> list[str]:
     """Splits of the shard set that `--data` names."""
     try:
-        names = [*opened(ctx.params.get("data") or "").splits, "evaluation"]
+        return [*opened(ctx.params.get("data") or "").splits, "evaluation"]
     except (IjepaError, OSError):
         return []
-    return _begin_with(incomplete, names)
 
 
 def encoder(incomplete: str) -> list[str]:
@@ -38,13 +38,7 @@ def encoder(incomplete: str) -> list[str]:
     from ijepa.encoders.spec import KINDS
 
     kinds = ["pixels", *(f"{kind}:" for kind in ("random", "published", *KINDS))]
-    return _begin_with(incomplete, kinds) + _paths(
-        incomplete, ".pt", ".pth", ".tar", ".safetensors"
-    )
-
-
-def _begin_with(incomplete: str, names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name.startswith(incomplete))
+    return sorted(kinds) + _paths(incomplete, ".pt", ".pth", ".tar", ".safetensors")
 
 
 def _paths(incomplete: str, *suffixes: str) -> list[str]:

@@ -20,7 +20,6 @@ from ijepa_cli.show import outlook_shown
 
 # Names of options that are not those of their fields.
 FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
-METAVARS = {"track": "TRACKER"}  # its choices leave no room for the help; they are named there
 SETTINGS, RUN = "Settings", "How to run"
 MAIN = "Options"  # typed first: required settings, and options that are a command's own
 COMPLETED: dict[str, Callable[..., list[str]]] = {
@@ -148,7 +147,7 @@ def _option(
         help=" ".join((field.description or "").split()),
         rich_help_panel=panel,
         hidden=hidden,
-        metavar=METAVARS.get(name),
+        metavar="TRACKER" if name == "track" else None,  # its choices leave the help no room
         show_default=default is not True,
         autocompletion=None if get_origin(kind) is Literal else COMPLETED.get(name),
     )

@@ -69,13 +69,11 @@ def shown_progress() -> Iterator[Progress]:
 
 def show(result: BaseModel, as_json: bool, *parts: str | Table | None) -> None:
     """Print a result: as JSON for machines, else its `parts`; once, if torchrun started several."""
-    if not is_main_process():
-        return
-    if as_json:
+    if as_json and is_main_process():
         print_json(result.model_dump(mode="json"))
-        return
-    for part in filter(None, parts):
-        screen.print(part, highlight=False, soft_wrap=isinstance(part, str))
+    elif is_main_process():
+        for part in filter(None, parts):
+            screen.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from ijepa.errors import IjepaError
-from ijepa.text import one_line
 from ijepa_cli.main import main
 from ijepa_cli.show import without_options
 
@@ -36,10 +35,7 @@ class Command:
                 raise RuntimeError(f"ijepa ended with exit code {ended.code}.") from None
 
     def checkpoint(self) -> DelayedSubmission:
-        """Asked for by submitit before a time-out or pre-emption: the command resumes by itself.
-
-        Without `--force`, which would begin again.
-        """
+        """For submitit, before a time-out or pre-emption: the command resumes without --force."""
         return DelayedSubmission(Command(tuple(without_options(self.words, (), ("--force",)))))
 
 
@@ -50,12 +46,10 @@ def submit(
 
     A local job has ended by then; an `IjepaError` says that it failed, or why none was submitted.
     """
-    given: dict[str, str] = {}
-    for setting in slurm:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise IjepaError(f"--slurm {setting!r} has no '='; write it as partition=gpu.")
-        given[name.replace("-", "_")] = value
+    if bare := [setting for setting in slurm if "=" not in setting]:
+        raise IjepaError(f"--slurm {bare[0]!r} has no '='; write it as partition=gpu.")
+    pairs = (setting.split("=", 1) for setting in slurm)
+    given = {name.replace("-", "_"): value for name, value in pairs}
     logs = out.with_name(out.name + ".submitit")
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=launcher)
@@ -72,7 +66,7 @@ def submit(
         )
         job = executor.submit(Command(tuple(without_options(sys.argv[1:], FLAGS))))
     except RuntimeError as error:  # there is no SLURM here, or it refuses an option
-        raise IjepaError(f"--launcher {launcher}: {one_line(str(error))}") from error
+        raise IjepaError(f"--launcher {launcher}: {error}") from error
     if launcher == "slurm":
         return f"job {job.job_id} submitted; logs in {logs}"
     failures = [job.task(n).exception() for n in range(job.num_tasks)]  # waits for all of them

@@ -63,9 +63,7 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     pairs = zip(one, other, strict=True)
     rows = tuple(_compared(a, b) for a, b in pairs if len(a.correct) == len(b.correct) == 1)
     if not rows:
-        raise IjepaError(
-            f"{first} or {second} averages several draws or is dense; compare other probes."
-        )
+        raise IjepaError(f"{first} or {second} averages draws or is dense; compare other probes.")
     lead = one[0]
     return Comparisons(
         protocol=lead.protocol, label=lead.label, test_rows=lead.test_rows, rows=rows

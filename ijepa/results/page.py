@@ -84,10 +84,9 @@ def file_picture(path: Path, record: Mapping[str, Any] | None) -> Picture:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise IjepaError(f"{path} cannot be read as a picture ({error}). Rebuild it.") from error
     if suffix == PAGE:
-        frame = Markup('<iframe sandbox="allow-scripts" title="{}" srcdoc="{}"></iframe>')
-        return Picture(
-            path.name, frame.format(path.name, text), caption, command, facts, is_image=False
-        )
+        html = Markup('<iframe sandbox="allow-scripts" title="{}" srcdoc="{}"></iframe>')
+        html = html.format(path.name, text)
+        return Picture(path.name, html, caption, command, facts, is_image=False)
     if suffix == ".svg" and "<svg" not in text:
         raise IjepaError(f"{path} is not an SVG picture. Rebuild it with `ijepa visualize`.")
     address = f"data:{MEDIA[suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"

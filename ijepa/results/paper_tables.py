@@ -8,6 +8,7 @@ differ in, and in nothing else: they show whether the order that the paper found
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from ijepa.config import PretrainConfig, architecture, flat
@@ -57,15 +58,9 @@ def tables_of_paper(
         is_ours = provenance.method == "I-JEPA" and provenance.checkpoint in OF_WHOLE_RUNS
         if is_ours and provenance.family and provenance.settings:
             known[provenance.family] = flat(provenance.settings)
-    return [
-        *(
-            part
-            for t in TABLES
-            for column in t.columns
-            for part in _parts(t, column, groups, known)
-        ),
-        *(part for t in TABLES for group in groups for part in _ablations(t, group, known)),
-    ]
+    paper = [_parts(table, c, groups, known) for table in TABLES for c in table.columns]
+    ablations = [_ablations(table, group, known) for table in TABLES for group in groups]
+    return [*chain(*paper, *ablations)]
 
 
 def _parts(
