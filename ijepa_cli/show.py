@@ -153,6 +153,7 @@ def about(runtime: Runtime, text: str) -> Runtime:
     if runtime.device == "auto":  # as far as that can be known without torch
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
         has_gpu = not hidden and any(Path(path).exists() for path in GPU_DRIVERS)
+        has_gpu |= sys.platform == "darwin"  # Apple's
         where = "on a GPU if torch can use it" if has_gpu else "on the CPU"
     return runtime.model_copy(update={"about": f"{text}, {where}"})
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from rich.table import Table
 
+from ijepa.config import Runtime
 from ijepa.text import printable
 from ijepa_cli import show
 
@@ -63,3 +64,8 @@ def test_colours_that_are_forced_make_no_terminal_of_a_file(monkeypatch, tmp_pat
     first, last = (tmp_path / "log").read_text().splitlines()
     assert first.startswith("count: 0%, 0/2")
     assert last.startswith("count: 100%, 2/2")
+
+
+def test_a_mac_is_said_to_have_a_gpu_perhaps(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert show.about(Runtime(), "probe").about == "probe, on a GPU if torch can use it"

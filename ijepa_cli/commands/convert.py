@@ -37,14 +37,10 @@ def convert(source: In, out: Out, config: ConvertConfig, runtime: Runtime, as_js
 
     with shown_progress() as progress:
         result = library.convert(source, out, config, runtime, progress)
-    words = (
-        f"{result.out} {'cached' if result.cached else 'written'}: {result.arch}, {result.holds}"
-    )
-    if result.left_out:
-        words += (
-            f" (no room for: {', '.join(library.PART_NAMES[part] for part in result.left_out)})"
-        )
-    words += "."
+    state = "cached" if result.cached else "written"
+    left_out = ", ".join(library.PART_NAMES[part] for part in result.left_out)
+    words = f"{result.out} {state}: {result.arch}, {result.holds}"
+    words += f" (no room for: {left_out})." if left_out else "."
     if result.largest_difference is not None:
         words += f" onnxruntime gives the same features to {result.largest_difference:.1e}."
     if result.card:
