@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from pictures import encoded, write_files
@@ -69,6 +70,14 @@ def test_neighbours_that_cannot_be_found_leave_no_picture(features, tmp_path, ch
     with pytest.raises(IjepaError, match=message):
         visualize(tmp_path / "n.png", NeighborsConfig(**choices), None, [features])
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_features_are_not_drawn(features, tmp_path):
+    shutil.copy(features, tmp_path / "f.h5")
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["features"][3] += 1
+    with pytest.raises(IjepaError, match=r"f\.h5 .*damaged"):
+        visualize(tmp_path / "n.png", NeighborsConfig(), None, [tmp_path / "f.h5"])
 
 
 def test_as_many_queries_are_drawn_as_leave_another_image(features, tmp_path):

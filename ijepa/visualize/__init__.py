@@ -155,6 +155,8 @@ def visualize(
             if not work.cached:
                 from ijepa.figures.draw import encoded, style
 
+                whole = [stack.enter_context(open_features(f)) for f in features]  # checks numbers
+                given = given._replace(features=whole)
                 draw = getattr(importlib.import_module(f"ijepa.visualize.{home}"), f"draw_{name}")
                 with style(dark=config.dark):
                     drawn, facts = draw(config, given)
