@@ -59,6 +59,19 @@ def test_what_was_probed_otherwise_is_not_compared(tmp_path, results, changed, r
         compare(results[0], other)
 
 
+def test_scores_of_other_held_out_or_few_shot_images_are_not_compared(tmp_path, results):
+    files, one, two = pair(tmp_path), tmp_path / "1.json", tmp_path / "2.json"
+    probe(files, [], one, LOGISTIC.model_copy(update={"holdout": 0.5}))
+    with pytest.raises(IjepaError, match=r"holdout is 0\.1 and 0\.5"):
+        compare(results[0], one)
+    shot = ProbeConfig(name="few-shot", shots=(1,), draws=1)
+    for out, seed in ((one, 0), (two, 1)):
+        probe(files, [], out, shot.model_copy(update={"seed": seed}))
+    assert compare(one, one).rows
+    with pytest.raises(IjepaError, match="seed is 0 and 1"):
+        compare(one, two)
+
+
 def test_a_folder_of_several_results_is_answered_with_their_names(tmp_path, results):
     with pytest.raises(IjepaError, match=r"folder of results; name \S+good.json or \S+poor.json\."):
         compare(results[0], tmp_path)

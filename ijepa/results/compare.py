@@ -1,5 +1,6 @@
 """Two encoders on one test set, image by image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from ijepa.errors import IjepaError
 from ijepa.results.record import Score, read_result, unpack_classes, unpack_correct
 
 Z95 = float(norm.ppf(0.975))
+ALIKE = (  # what both results must have in common, of their scores or of their settings
+    "protocol", "label", "train_images", "test_images", "setting", "deviations", "holdout",
+    "subsets",
+)  # fmt: skip
 
 
 class Comparison(Config):
@@ -45,16 +50,13 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
         IjepaError: they are not, depart from the protocol otherwise, or average several draws.
     """
     first, second = Path(first), Path(second)
-    by_setting: tuple[dict[str, Score], dict[str, Score]] = {}, {}  # first encoder of each result
-    for path, scores in zip((first, second), by_setting, strict=True):
-        for score in read_result(path):
-            scores.setdefault(score.setting, score)
-    one, other = (list(scores.values()) for scores in by_setting)
-    for what in ("protocol", "label", "train_images", "test_images", "setting", "deviations"):
-        ours, theirs = (
-            "; ".join(dict.fromkeys(str(getattr(score, what) or "none") for score in scores))
-            for scores in (one, other)
-        )
+    one, other = (  # the first encoder of each, setting by setting
+        list({score.setting: score for score in reversed(read_result(path))}.values())[::-1]
+        for path in (first, second)
+    )
+    seed = ("seed",) if one[0].probe == "few-shot" else ()  # which draws the training images
+    for what in (*ALIKE, *seed):
+        ours, theirs = _told(one, what), _told(other, what)
         if ours != theirs:
             raise IjepaError(
                 f"{first} and {second} cannot be compared: {what.replace('_', ' ')} is {ours} and "
@@ -64,10 +66,14 @@ def compare(first: StrPath, second: StrPath) -> Comparisons:
     rows = tuple(_compared(a, b) for a, b in pairs if len(a.correct) == len(b.correct) == 1)
     if not rows:
         raise IjepaError(f"{first} or {second} averages draws or is dense; compare other probes.")
-    lead = one[0]
-    return Comparisons(
-        protocol=lead.protocol, label=lead.label, test_rows=lead.test_rows, rows=rows
-    )
+    protocol, label, test_rows = one[0].protocol, one[0].label, one[0].test_rows
+    return Comparisons(protocol=protocol, label=label, test_rows=test_rows, rows=rows)
+
+
+def _told(scores: Sequence[Score], what: str) -> str:
+    """A field of scores, or of their settings, each value once."""
+    values = (getattr(score, what, score.config.get(what)) for score in scores)
+    return "; ".join(dict.fromkeys("none" if v in ("", (), []) else str(v) for v in values))
 
 
 def _compared(first: Score, second: Score) -> Comparison:
