@@ -99,8 +99,9 @@ def probe(
     scores = [one.scores for one in fits]
     encoders = ", ".join(dict.fromkeys(score.encoder for score in scores[0]))
     first = headline("fitted", both.out if both else out, cached, encoders)
-    page = (out if both else out.with_suffix("")).with_suffix(".html")
-    run = Path(scores[0][0].encoder.partition(" ")[0])  # that of the encoder is on the page, too
+    page = out.with_name(f"{out.name if both else out.stem}.html")
+    lead = scores[0][0].encoder
+    run = Path(lead.rpartition(" (")[0] or lead)  # that of the encoder is on the page, too
     runs = [run] if (run / "metrics.jsonl").is_file() else []
     last = next_command("report", out, *runs, "--out", page)
     show(both or fits[0], as_json, first, *result_tables(scores), last)
