@@ -116,6 +116,14 @@ UNREAD = [
         ("pretrain --recipe nothing --data x --out y", "no recipe 'nothing'"),
         ("pretrain --recipe cifar10 --data x --out y", "There is no data set at 'x'"),
         ("pretrain --recipe cifar10 --data x --out y --nodes 2", "describe a job: add --launcher"),
+        (
+            "pretrain --recipe cifar10 --data x --out y --prolong z --dry-run",
+            "z is no finished run",
+        ),
+        (
+            "train-decoder --encoder e --data SHARDS --out y --test-split z --dry-run",
+            "no split 'z'",
+        ),
         ("pretrain --data SHARDS --out .", ". does not end in a name"),
         ("finetune --encoder . --data SHARDS --out y", ". does not end in a name"),
         (

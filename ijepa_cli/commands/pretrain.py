@@ -110,11 +110,8 @@ def pretrain(
 
     Example: ijepa pretrain --recipe scenes-mini --data shards/scenes --out runs/scenes
     """
-    if launcher == "here" and (nodes, gpus_per_node, minutes, slurm) != (1, 1, THREE_DAYS, None):
-        raise IjepaError(
-            "--nodes, --gpus-per-node, --minutes and --slurm describe a job: add --launcher slurm, "
-            "or leave them out. On one machine, torchrun starts a process for each GPU."
-        )
+    has_job = (nodes, gpus_per_node, minutes, slurm) != (1, 1, THREE_DAYS, None)
+    _refuse(has_job=has_job and launcher == "here", prolong=prolong)
     from ijepa import pretrain as library
 
     # A mistake in a recipe is said before images are read.
@@ -148,6 +145,17 @@ def pretrain(
     if not runtime.dry_run:
         text = None if as_json else _summary(result, shards, config)
         show(result, as_json, f"{text}\n{note}".rstrip())
+
+
+def _refuse(*, has_job: bool, prolong: Path | None) -> None:
+    """Refuse options of a job that is none, and a run to prolong that is not there."""
+    if has_job:
+        raise IjepaError(
+            "--nodes, --gpus-per-node, --minutes and --slurm describe a job: add --launcher slurm, "
+            "or leave them out. On one machine, torchrun starts a process for each GPU."
+        )
+    if prolong and (read_record(prolong) or {}).get("stage") != "pretrain":
+        raise IjepaError(f"{prolong} is no finished run of `ijepa pretrain`; check --prolong.")
 
 
 def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
@@ -214,8 +222,6 @@ def _chosen(
 ) -> tuple[str, PretrainConfig, list[str]]:
     """For `--recipe auto`: a recipe, all settings, and those that the number of images added."""
     if prolong:
-        if (read_record(prolong) or {}).get("stage") != "pretrain":
-            raise IjepaError(f"{prolong} is no finished run of `ijepa pretrain`; check --prolong.")
         begun = str(prolong / "config.yaml")
         return begun, load_recipe(begun, overrides), []
 

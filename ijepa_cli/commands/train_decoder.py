@@ -29,6 +29,7 @@ def train_decoder(
 
     work = f"{config.steps:,} steps of {config.batch_size} blocks"
     where = images_of(data, config.split)
+    where += f", tested on {images_of(data, config.test_split, config.split)}"
     runtime = about(runtime, f"train-decoder: {config.encoder} on {where}, {work}")
     with shown_progress() as progress:
         found = library.train_decoder(data, out, config, runtime, progress)
