@@ -111,10 +111,7 @@ def _facts(record: Mapping[str, Any] | None) -> str:
 
 def breakable(path: str) -> Markup:
     """A path that a narrow page may break behind a separator, not only in the middle of a word."""
-    text = escape(path)
-    for separator in "/_:-":
-        text = text.replace(separator, Markup(f"{separator}<wbr>"))
-    return text
+    return Markup(re.sub("([/_:-])", r"\1<wbr>", str(escape(path))))
 
 
 def _encoders(result: Scores) -> list[Score]:
