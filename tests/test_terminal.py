@@ -78,7 +78,7 @@ def trained(shards, tiny_config, tmp_path_factory):
     words = ["pretrain", "--recipe", folder / "tiny.yaml", "--data", shards, "--device", "cpu"]
     shown = {}
     for columns in (60, 80):
-        out = folder / f"run{columns}"
+        out = folder / f"run of {columns}"
         code, shown[columns] = seen(columns, *words, "--workers", "0", "--out", out)
         assert code == 0, shown[columns]
     return shown, out
@@ -136,10 +136,11 @@ def test_each_summary_names_the_next_command_and_typing_them_leads_to_a_page(
         assert code == 0
         done.append(words[0])
         words = []
-        for found in next_commands(out.splitlines())[:1]:
+        for found in next_commands(out.splitlines())[:1]:  # none after the report
             assert_can_be_typed(found)
             words = found[1:]
     assert done == ["extract", "extract", "probe", "report"]
+    assert str(trained[1]) in found  # the page shows the run, too
     assert (tmp_path / page).is_file()
 
 
