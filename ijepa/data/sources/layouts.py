@@ -356,7 +356,4 @@ def _text(entry: Entry) -> str:
     if entry.size_bytes > MAX_LABEL_BYTES:
         size = f"has {entry.size_bytes:,} bytes; a label has at most {MAX_LABEL_BYTES:,}"
         raise IjepaError(f"{entry.path} in {entry.file} {size}")
-    try:
-        return entry.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise IjepaError(f"{entry.path} in {entry.file} is not UTF-8: {error}") from error
+    return entry.text()
