@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -131,18 +130,12 @@ def _written(
     if workers < 2 or len(shards) < 2:
         yield from ((shard, write(shard, count=count)) for shard in shards)
         return
-    try:
-        with process_pool(min(workers, len(shards))) as pool:
-            futures = {pool.submit(write, shard): shard for shard in shards}
-            for future in as_completed(futures):
-                report = future.result()
-                count(futures[future].num_images)
-                yield futures[future], report
-    except BrokenProcessPool as error:
-        raise IjepaError(
-            "A process that wrote shards was killed, most likely for want of memory; the same "
-            "command goes on from here, and with --workers 1 needs the least."
-        ) from error
+    with process_pool(min(workers, len(shards))) as pool:
+        futures = {pool.submit(write, shard): shard for shard in shards}
+        for future in as_completed(futures):
+            report = future.result()
+            count(futures[future].num_images)
+            yield futures[future], report
 
 
 def _write_shard(
