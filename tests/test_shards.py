@@ -232,6 +232,15 @@ def test_keys_are_percent_encoded_paths():
     assert sample_key("train", "v1.0/a.b.jpg") == ("train/v1%2E0/a%2Eb", "jpg")
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # of NumPy, at names that are not Latin
+def test_hundreds_of_labels_of_any_script_are_kept(tmp_path):
+    names = [f"类别_{number}" for number in range(400)]
+    (tmp_path / "l.csv").write_text(f"path,{','.join(names)}\na.png,{','.join(['1'] * 400)}\n")
+    shard(write_files(tmp_path, {"a.png": encoded(0)}) / "l.csv", tmp_path / "set", runtime=CPU)
+    split = open_shards(tmp_path / "set").split("train")
+    assert split.read_labels(0) == dict.fromkeys(names, 0)
+
+
 def test_labels_of_several_kinds_are_all_kept(tmp_path):
     files = {"a.png": encoded(0), "b.png": encoded(1)}
     write_files(tmp_path, files | {"l.csv": b"path,kind,age\na.png,cat,3\nb.png,dog,4\n"})

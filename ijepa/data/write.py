@@ -20,7 +20,7 @@ import numpy as np
 
 from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import DenseLabel, image_size
-from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
+from ijepa.data.index import MOST_HEADER, Rows, ShardIndex, row_type, rows_path
 from ijepa.data.plan import PlannedShard
 from ijepa.data.prepare import (
     PixelSums,
@@ -176,8 +176,8 @@ def _write_shard(
                 count(uncounted)
                 uncounted = 0
         index, rows = writer.finish(shard.tar.name)
+        np.save(sibling(shard.tar, ROWS), rows)
     count(uncounted)
-    np.save(sibling(shard.tar, ROWS), rows)
     report = ShardReport(index=index, bad=bad, changes=changes, classes=classes, pixels=pixels)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
     return report
@@ -306,12 +306,15 @@ def join_rows(
     if not count:
         raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
     parts = [(folder / f"{shard.name}{ROWS}", shard.samples) for shard in shards if shard.samples]
-    key_bytes = max(np.load(path, mmap_mode="r").dtype["key"].itemsize for path, _ in parts)
+    read = partial(np.load, mmap_mode="r", max_header_size=MOST_HEADER)
+    key_bytes = max(read(path).dtype["key"].itemsize for path, _ in parts)
     kind = row_type(labels, key_bytes, dense)
-    rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", kind, (count,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy before 1.17 reads no names that are not Latin
+        rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", kind, (count,))
     first = 0
     for path, samples in parts:
-        rows[first : first + samples] = np.load(path)
+        rows[first : first + samples] = read(path)
         first += samples
     rows.flush()
     return zlib.crc32(rows.data)
