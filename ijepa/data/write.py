@@ -145,13 +145,13 @@ def _write_shard(
     count: Callable[[int], None] = lambda _: None,
 ) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
-    bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
+    bad, changes, classes = list[BadImage](), Counter[str](), dict.fromkeys(dense, 0)
     tables = RowReader(config.member)
     pixels, take = None, prepare_channels if config.channels else prepare_image
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
-        for key, item in shard.images():
+        for done, (key, item) in enumerate(shard.images(), start=1):
             path = readable(item.path)
             row = tables.read(item.file, item.offset) if in_table(item) else None
             try:
@@ -171,13 +171,11 @@ def _write_shard(
                 files = {f"{name}.{one.extension}": one.content for name, one in maps.items()}
                 writer.add(key, taken.content, taken.extension, item.labels, facts, files)
                 classes = {name: max(n, maps[name].classes) for name, n in classes.items()}
-            uncounted += 1
-            if uncounted == COUNT_EVERY:
-                count(uncounted)
-                uncounted = 0
+            if done % COUNT_EVERY == 0:
+                count(COUNT_EVERY)
         index, rows = writer.finish(shard.tar.name)
         np.save(sibling(shard.tar, ROWS), rows)
-    count(uncounted)
+    count(shard.num_images % COUNT_EVERY)
     report = ShardReport(index=index, bad=bad, changes=changes, classes=classes, pixels=pixels)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
     return report

@@ -22,6 +22,7 @@ from ijepa.progress import Progress
 OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
 IMAGE = "*"  # stands for images in an outline
 CHUNK_BYTES = 4 * 2**20
+MAX_LABEL_BYTES = 2**20
 REPORT_FILES = 10_000
 SERIES = re.compile(r"(?P<name>.*?)[-_.]?(?P<number>\d+)", re.ASCII | re.DOTALL)
 PLAIN = ".tar"
@@ -47,7 +48,10 @@ class Entry(NamedTuple):
             return os.pread(file.fileno(), self.size_bytes, self.offset)
 
     def text(self) -> str:
-        """Its bytes as UTF-8; an `IjepaError` if they are not."""
+        """Its bytes as UTF-8; an `IjepaError` if they are not, or too many for a label."""
+        if self.size_bytes > MAX_LABEL_BYTES:
+            size = f"has {self.size_bytes:,} bytes; a label has at most {MAX_LABEL_BYTES:,}"
+            raise IjepaError(f"{self.path} in {self.file} {size}")
         try:
             return self.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
