@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from ijepa.config import CPU_WORKERS, RUNTIME, Config, PixelStats, Runtime, ShardConfig, StrPath
+from ijepa.config.values import is_file_name
 from ijepa.data.decode import DenseLabel
 from ijepa.data.index import (
     INDEX,
@@ -174,6 +175,8 @@ def plan_shard(
 
 def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Source:
     source = open_source(name, folders_are_classes=config.folders_are_classes)
+    if odd := [label for label in dense if not is_file_name(label)]:
+        raise IjepaError(f"{odd[0]!r} names no maps; write letters, digits, '-', '_' and '.'.")
     if (dense or source.dense) and config.exif == "rotate":
         raise IjepaError("--set exif=rotate turns images, but not their maps; leave it out.")
     return with_maps(source, dense, config.ignored_class, config.depth_scale) if dense else source
@@ -181,7 +184,8 @@ def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Sou
 
 def _publish_part(work: Work, made: Path, max_bad: int) -> ShardResult:
     """Keep tars, with the rows and the report of each, for the merge."""
-    reports = [ShardReport.model_validate(read_json(one)) for one in made.glob(f"*.tar{REPORT}")]
+    paths = sorted(made.glob(f"*.tar{REPORT}"))
+    reports = [ShardReport.model_validate(read_json(path)) for path in paths]
     bad = [image for report in reports for image in report.bad]
     check_bad(bad, max_bad)
     shards, splits, changes = [report.index for report in reports], Counter[str](), Counter[str]()
@@ -343,7 +347,6 @@ def _write_index(
         write_bytes(folder / BAD, "".join(line.model_dump_json() + "\n" for line in bad).encode())
     left_out = +Counter({UNDECODED: len(bad), **left_out, **unknown})
     ordered = left_out.most_common()  # files may have any number of suffixes
-    shown = {readable(reason): number for reason, number in ordered[:MOST_REASONS]}
     rest = sum(number for _, number in ordered[MOST_REASONS:])
     measured = {k: [one.pixels for one in found if one.pixels] for k, found in reports.items()}
     of_all = merged_sums([*itertools.chain(*measured.values())])  # refuses pixels of two types
@@ -359,7 +362,7 @@ def _write_index(
         fingerprint=fingerprint_of(contents),
         bad=len(bad),
         splits=splits,
-        left_out=shown | ({"files of other kinds": rest} if rest else {}),
+        left_out=dict(ordered[:MOST_REASONS]) | ({"files of other kinds": rest} if rest else {}),
         changes=changes,
         pixels=pixel_stats(pixels) if pixels else None,
     )

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from types import FrameType
@@ -95,7 +96,8 @@ def processes() -> BaseContext:
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that help this one; none is left when the block ends, whatever they are at.
 
-    While they start, Ctrl-C waits: one that it stopped would leave its parent waiting for it.
+    While they start, Ctrl-C waits: one that it stopped would leave its parent waiting for it. An
+    `IjepaError` says so if one is killed.
     """
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, processes(), initializer=_end_with_parent)
@@ -107,6 +109,11 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise IjepaError(
+            "A helping process was killed, most likely for want of memory; the same command goes "
+            "on from here, and with --workers 1 needs the least."
+        ) from error
     finally:
         # The pool forgets what is waiting first: else it would answer it for the killed processes.
         pool.shutdown(wait=False, cancel_futures=True)

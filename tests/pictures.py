@@ -1,5 +1,6 @@
 """Small pictures, each different, and the folders and archives that hold them."""
 
+import hashlib
 import io
 import os
 import tarfile
@@ -7,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
+from ijepa.errors import IjepaError
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -20,8 +23,14 @@ def pixels(seed: int, height: int = 8, width: int = 6) -> np.ndarray:
 
 
 def encoded(seed: int, suffix: str = "png", height: int = 8, width: int = 6) -> bytes:
+    return as_file(Image.fromarray(pixels(seed, height, width)), FORMATS[suffix])
+
+
+def as_file(image: Image.Image | int, kind: str, **options) -> bytes:
+    """A picture, or that of a seed, encoded as Pillow's `kind`."""
     file = io.BytesIO()
-    Image.fromarray(pixels(seed, height, width)).save(file, FORMATS[suffix])
+    image = Image.fromarray(pixels(image)) if isinstance(image, int) else image
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -66,6 +75,18 @@ def read(source, work, *splits):
     work.mkdir(exist_ok=True)
     contents = open_source(str(source)).read(Request(work, splits))
     return contents.splits, list(contents.items)
+
+
+def refused(message: str, *source) -> None:
+    """Read a source, which must end in a line with this message."""
+    with pytest.raises(IjepaError, match=message):
+        read(*source)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The files of a shard set but the record, which tells times."""
+    files = [path for path in folder.iterdir() if path.name != "stage.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def bytes_of(item) -> bytes:

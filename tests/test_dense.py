@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from runs import CPU
 from typer.testing import CliRunner
 
-from ijepa.config import Runtime, ShardConfig
+from ijepa.config import ShardConfig
 from ijepa.data.loader import ViewPlan, dense_view, evaluation_view
 from ijepa.data.shards import open_shards
 from ijepa.data.sources.kinds import open_source
@@ -20,7 +21,6 @@ from ijepa.errors import IjepaError
 from ijepa.shard import shard
 from ijepa_cli.main import app
 
-ONE = Runtime(workers=1)
 RNG = np.random.default_rng(0)
 
 
@@ -41,6 +41,13 @@ def classes(path, high=5, height=12, width=16):
     return save(path, RNG.integers(0, high, (height, width), dtype=np.uint8))
 
 
+def made(tmp_path, source="images", config=ShardConfig(), **folders):  # noqa: B008  # a constant
+    """Shard a folder in `tmp_path`, or another source, with the maps of other folders there."""
+    dense = {label: tmp_path / folder for label, folder in folders.items()}
+    return shard(tmp_path / source if source == "images" else source, tmp_path / "out", config, CPU,
+                 dense=dense)  # fmt: skip
+
+
 def maps(out, split, name):
     reader = open_shards(out).split(split)
     return {key: reader.read_map(n, name) for n, key in enumerate(reader.keys())}
@@ -56,20 +63,18 @@ def test_maps_of_folders_beside_the_images_come_along(tmp_path):
     depth = {stem: RNG.integers(0, 9000, (12, 16), dtype=np.uint16) for stem in stems}
     for stem, values in depth.items():  # of one split also without the folder of the split
         save(tmp_path / "depth" / f"{stem.removeprefix('val/')}.png", values)
-    folders = {"seg": tmp_path / "masks", "depth": tmp_path / "depth"}
-    result = shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders)
+    result = made(tmp_path, seg="masks", depth="depth")
     assert result.dense["seg"].names == ("0", "1", "2", "3", "4")
     assert result.labels["class"].classes == 2
     for split in ("train", "val"):
-        for name, found in (("seg", maps(tmp_path / "out", split, "seg")),):
-            for key, values in found.items():
-                assert np.array_equal(values, seg[key]), name
+        for key, values in maps(tmp_path / "out", split, "seg").items():
+            assert np.array_equal(values, seg[key])
         for key, values in maps(tmp_path / "out", split, "depth").items():
             assert values.dtype == np.float32
             assert values == pytest.approx(depth[key] / 1000, rel=1e-6)
-    assert shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders).cached
+    assert made(tmp_path, seg="masks", depth="depth").cached
     classes(tmp_path / "masks" / "train/a/1.png", high=9)
-    other = shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE, dense=folders)
+    other = made(tmp_path, seg="masks", depth="depth")
     assert not other.cached
     assert other.fingerprint != result.fingerprint
 
@@ -81,8 +86,7 @@ def test_names_of_classes_ignored_values_and_floats_are_read(tmp_path):
     depth = RNG.uniform(0.5, 4, (12, 16))
     depth[0, :3] = np.nan, -1, np.inf
     save(tmp_path / "depth" / "1.npy", depth)
-    folders = {"seg": tmp_path / "masks", "depth": tmp_path / "depth"}
-    shard(tmp_path / "images", tmp_path / "out", ShardConfig(ignored_class=2), ONE, dense=folders)
+    made(tmp_path, config=ShardConfig(ignored_class=2), seg="masks", depth="depth")
     split = open_shards(tmp_path / "out").split("train")
     assert split.index.dense["seg"].names == ("sky", "tree", "road", "never")
     assert np.array_equal(split.read_map(0, "seg"), np.where(values == 2, 255, values))
@@ -96,8 +100,7 @@ def test_maps_of_many_classes_are_of_sixteen_bits(tmp_path):
     values = save(tmp_path / "m" / "1.png", RNG.integers(0, 700, (12, 16), dtype=np.uint16))
     values[0, 0] = 699
     save(tmp_path / "m" / "1.png", values)
-    config = ShardConfig(ignored_class=-1)
-    shard(tmp_path / "images", tmp_path / "out", config, ONE, dense={"seg": tmp_path / "m"})
+    made(tmp_path, config=ShardConfig(ignored_class=-1), seg="m")
     found = maps(tmp_path / "out", "train", "seg")["train/1"]
     assert (found.dtype, found.tolist()) == (np.uint16, values.tolist())
 
@@ -118,9 +121,7 @@ def test_ade20k_counts_classes_from_one_and_ignores_zero(tmp_path, ade20k):
     (root / "objectInfo150.txt").write_text(
         "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "\n".join(rows)
     )
-    assert shard(f"ade20k:{root}", tmp_path / "out", ShardConfig(), ONE).splits == {
-        "train": 1, "val": 1,
-    }  # fmt: skip
+    assert made(tmp_path, f"ade20k:{root}").splits == {"train": 1, "val": 1}
     found = maps(tmp_path / "out", "val", "seg")["val/ADE_val_1"]
     assert np.array_equal(found, (values["ADE_val_1"].astype(int) - 1) % 256)  # 0 becomes 255
     names = open_shards(tmp_path / "out").split("val").index.dense["seg"].names
@@ -142,15 +143,22 @@ def test_voc_takes_the_images_of_its_lists_and_reads_palettes(tmp_path):
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("2007_1\n")
     (lists / "val.txt").write_text("2007_2\n")
-    result = shard(f"voc:{tmp_path / 'VOCdevkit'}", tmp_path / "out", ShardConfig(), ONE)
+    for suffix in "abcdefgh":
+        (root / f"1.{suffix}").touch()
+    result = made(tmp_path, f"voc:{root.parent}")
     assert result.splits == {"train": 1, "val": 1}
+    others = [f".{suffix} files" for suffix in "abcdefgh"]  # in an order that is always the same
+    assert list(result.left_out) == [".txt files", *others, ".jpg files"]
     assert np.array_equal(maps(tmp_path / "out", "train", "seg")["train/2007_1"], values["2007_1"])
     assert open_shards(tmp_path / "out").split("val").index.dense["seg"].names[15] == "person"
-    (lists / "val.txt").write_text("2007_2\n2007_3\n")  # an image without a map
-    with pytest.raises(
-        IjepaError, match=r"there is no seg .*VOC2012/SegmentationClass/2007_3\.png"
+    for names, message in (
+        (b"2007_2\n2007_3\n", r"there is no seg .*VOC2012/SegmentationClass/2007_3\.png"),
+        (b"2007_2\n2007_4\n", r"JPEGImages/2007_4\.jpg: no such file"),
+        (b"2007_\xff\n", r"val\.txt in .* is not UTF-8"),
     ):
-        shard(f"voc:{tmp_path / 'VOCdevkit'}", tmp_path / "out", ShardConfig(), ONE)
+        (lists / "val.txt").write_bytes(names)
+        with pytest.raises(IjepaError, match=message):
+            made(tmp_path, f"voc:{root.parent}")
 
 
 def test_nyu_is_read_as_bts_lays_it_out(tmp_path):
@@ -159,9 +167,7 @@ def test_nyu_is_read_as_bts_lays_it_out(tmp_path):
         picture(root / scene / "rgb_00045.jpg")
         values[scene] = RNG.integers(1, 9999, (12, 16), dtype=np.uint16)
         save(root / scene / "sync_depth_00045.png", values[scene])
-    assert shard(f"nyu:{root}", tmp_path / "out", ShardConfig(), ONE).splits == {
-        "test": 1, "train": 1,
-    }  # fmt: skip
+    assert made(tmp_path, f"nyu:{root}").splits == {"test": 1, "train": 1}
     [found] = maps(tmp_path / "out", "train", "depth").values()
     assert found == pytest.approx(values["sync/kitchen_0001"] / 1000, rel=1e-6)
 
@@ -188,7 +194,7 @@ def test_maps_of_scenes_are_what_the_image_shows():
 
 def test_maps_of_scenes_change_neither_their_images_nor_the_sets_without_maps(tmp_path):
     for text in ("train=4,val=1,px=16", "train=4,val=1,px=16,dense=yes"):
-        shard(f"scenes:{text}", tmp_path / text[-3:], ShardConfig(), ONE)
+        shard(f"scenes:{text}", tmp_path / text[-3:], runtime=CPU)
     plain, dense = (open_shards(tmp_path / name).split("train") for name in ("=16", "yes"))
     assert [plain.read_image(n) for n in range(4)] == [dense.read_image(n) for n in range(4)]
     assert open_source("scenes:dense=yes").digest() != open_source("scenes:").digest()
@@ -199,7 +205,7 @@ def test_maps_of_scenes_change_neither_their_images_nor_the_sets_without_maps(tm
     image_px=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     fraction=st.sampled_from([None, 1.0, 224 / 256]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_view_of_a_map_shows_what_the_view_of_its_image_shows(size, image_px, fraction):
     plan = ViewPlan(image_px, fraction)
     ramp = np.add.outer(np.arange(size[0]) * 3, np.arange(size[1]) * 3).astype(np.uint8)
@@ -212,7 +218,7 @@ def test_a_view_of_a_map_shows_what_the_view_of_its_image_shows(size, image_px, 
 
 
 def test_a_damaged_map_is_named(tmp_path):
-    shard("scenes:train=2,val=1,px=16,dense=yes", tmp_path / "out", ShardConfig(), ONE)
+    made(tmp_path, "scenes:train=2,val=1,px=16,dense=yes")
     tar = tmp_path / "out" / "train-000000.tar"
     content = bytearray(tar.read_bytes())
     row = np.load(tmp_path / "out" / "train.index.npy")[1]
@@ -242,44 +248,43 @@ def test_a_map_that_cannot_be_is_one_line_with_its_file(tmp_path, name):
     classes(tmp_path / "masks" / "0.png", high=2)
     save(tmp_path / "masks" / "1.png", values)
     (tmp_path / "masks" / "classes.txt").write_text("one\ntwo\n")
-    how = {"runtime": ONE, "dense": {"seg": tmp_path / "masks"}}
     with pytest.raises(IjepaError, match=message):
-        shard(tmp_path / "images", tmp_path / "out", ShardConfig(), **how)
+        made(tmp_path, seg="masks")
     assert not (tmp_path / "out").exists()
-    result = shard(tmp_path / "images", tmp_path / "out", ShardConfig(max_bad=1), **how)
+    result = made(tmp_path, config=ShardConfig(max_bad=1), seg="masks")
     assert (result.splits, result.bad) == ({"train": 1}, 1)
 
 
 def test_missing_maps_and_folders_are_one_line(tmp_path, ade20k):
-    def refused(message, source=tmp_path / "images", **dense):
+    def refused(message, *source, **folders):
         with pytest.raises(IjepaError, match=message):
-            shard(source, tmp_path / "out", ShardConfig(), ONE, dense=dense)
+            made(tmp_path, *source, **folders)
 
     picture(tmp_path / "images" / "0.png")
     (tmp_path / "masks").mkdir()
-    refused(r"\(0\.png: there is no seg .*masks/0\.png\)", seg=tmp_path / "masks")
-    refused("There is no folder", seg=tmp_path / "nothing")
+    refused(r"\(0\.png: there is no seg .*masks/0\.png\)", seg="masks")
+    refused("There is no folder", seg="nothing")
+    refused("'a/b' names no maps; write letters", **{"a/b": "masks"})
     (tmp_path / "images" / "m").mkdir()
-    refused("would be images, too", seg=tmp_path / "images" / "m")
+    refused("would be images, too", seg="images/m")
     (tmp_path / "masks" / "0.png").write_bytes(b"no picture")
-    refused("is refused: not a PNG or .npy file", seg=tmp_path / "masks")
+    refused("is refused: not a PNG or .npy file", seg="masks")
     (tmp_path / "masks" / "0.png").unlink()
     with (tmp_path / "masks" / "0.npy").open("wb") as file:  # of which nothing follows
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**7)}
         np.lib.format.write_array_header_1_0(file, header)
-    refused("is refused: not a PNG or .npy file", seg=tmp_path / "masks")
+    refused("is refused: not a PNG or .npy file", seg="masks")
     save(tmp_path / "masks" / "0.npy", np.full((12, 16), 255))
-    refused("no map of seg says anything of its image: .*ignored class 255", seg=tmp_path / "masks")
+    refused("no map of seg says anything of its image: .*ignored class 255", seg="masks")
     save(tmp_path / "masks" / "0.npy", np.full((12, 16), 30_000))
-    refused("where nothing names them: are these masks of objects?", seg=tmp_path / "masks")
+    refused("where nothing names them: are these masks of objects?", seg="masks")
     depth = tmp_path / "depth"
     save(depth / "0.png", np.zeros((12, 16), np.uint16))
-    refused("no map of depth says anything of its image: depth is 0 or less", depth=depth)
+    refused("no map of depth says anything of its image: depth is 0 or less", depth="depth")
     classes(depth / "0.png")
-    refused("8 bits, in millimetres", depth=depth)
-    with pytest.raises(IjepaError, match="turns images, but not their maps"):
-        shard(tmp_path / "images", tmp_path / "out", ShardConfig(exif="rotate"), ONE,
-              dense={"seg": tmp_path / "masks"})  # fmt: skip
+    refused("8 bits, in millimetres", depth="depth")
+    turned = ShardConfig(exif="rotate")
+    refused("turns images, but not their maps", "images", turned, seg="masks")
     root, _ = ade20k
     next(Path(root).glob("annotations/*/*val*")).unlink()
     refused(r"there is no seg .*annotations/validation/ADE_val_1\.png", f"ade20k:{root}")
@@ -298,8 +303,7 @@ def test_the_line_of_a_name_is_the_number_of_its_class(tmp_path, text, message):
     classes(tmp_path / "masks" / "0.png", high=2)
     (tmp_path / "masks" / "classes.txt").write_text(text)
     with pytest.raises(IjepaError, match=message):
-        shard(tmp_path / "images", tmp_path / "out", ShardConfig(), ONE,
-              dense={"seg": tmp_path / "masks"})  # fmt: skip
+        made(tmp_path, seg="masks")
 
 
 def test_maps_without_other_labels_lead_to_their_probe(tmp_path):
@@ -307,14 +311,8 @@ def test_maps_without_other_labels_lead_to_their_probe(tmp_path):
         for number in range(2):
             picture(tmp_path / "images" / split / f"{number}.png", 16, 16)
             save(tmp_path / "depth" / split / f"{number}.npy", RNG.uniform(1, 2, (16, 16)))
-    shard(
-        tmp_path / "images",
-        tmp_path / "set",
-        ShardConfig(),
-        ONE,
-        dense={"depth": tmp_path / "depth"},
-    )
-    words = ["extract", "--encoder", "pixels/8", "--data", tmp_path / "set", "--tokens"]
+    data = made(tmp_path, depth="depth").out
+    words = ["extract", "--encoder", "pixels/8", "--data", data, "--tokens"]
     words += ["--image-size", 16, "--device", "cpu", "--workers", 0]
     for split in ("train", "val"):
         split_words = [*words, "--split", split, "--out", tmp_path / f"{split}.h5"]
@@ -326,8 +324,8 @@ def test_maps_stay_as_they_are_where_images_shrink(tmp_path):
     picture(tmp_path / "images" / "0.png", 30, 41)
     values = classes(tmp_path / "masks" / "0.png", 5, 30, 41)
     config = ShardConfig(resize_px=16)
-    shard(tmp_path / "images", tmp_path / "out", config, ONE, dense={"seg": tmp_path / "masks"})
+    made(tmp_path, config=config, seg="masks")
     assert np.array_equal(maps(tmp_path / "out", "train", "seg")["train/0"], values)
     classes(tmp_path / "masks" / "0.png", 5, 20, 41)
     with pytest.raises(IjepaError, match="41 x 20 pixels, the image 22 x 16"):
-        shard(tmp_path / "images", tmp_path / "o", config, ONE, dense={"seg": tmp_path / "masks"})
+        made(tmp_path, config=config, seg="masks")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import CPU
 
-from ijepa.config import ExtractConfig, ProbeConfig, Runtime
+from ijepa.config import ExtractConfig, ProbeConfig
 from ijepa.extract import extract
 from ijepa.probe import FeaturePair, probe
 from ijepa_cli.main import COMMANDS, main
@@ -25,7 +26,6 @@ FEW = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-CPU = Runtime(device="cpu", workers=0)
 BOMB = "a0: &a0 [x, x]\n" + "".join(
     f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)
 )

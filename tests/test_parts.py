@@ -1,19 +1,18 @@
 """Parts of a shard set, written apart and merged, are the set that one command writes."""
 
-import hashlib
 import shutil
 
 import pytest
-from pictures import class_folders, encoded, write_files
+from pictures import class_folders, digests, encoded, write_files
+from runs import CPU, StopError, stop_at
 
-from ijepa.config import Runtime, ShardConfig
+from ijepa.config import ShardConfig
 from ijepa.data import plan as plans
 from ijepa.data.index import check_shards
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.shard import shard
 
-ALONE = Runtime(workers=1)
 SMALL = {"shard_bytes": 10_000}  # three images a shard
 
 
@@ -25,22 +24,17 @@ def images(tmp_path_factory):
 def write(images, out, *numbers, count, **settings):
     for number in numbers:
         config = ShardConfig(**SMALL | settings, part=f"{number}/{count}")
-        yield shard(images, out, config, ALONE)
+        yield shard(images, out, config, CPU)
 
 
 def merged(images, out, **settings):
-    return shard(images, out, ShardConfig(**SMALL | settings, merge=True), ALONE)
-
-
-def digests(folder):
-    files = [path for path in folder.iterdir() if path.name != "stage.json"]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return shard(images, out, ShardConfig(**SMALL | settings, merge=True), CPU)
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_merged_parts_are_the_set_that_one_command_writes(images, tmp_path, count, shuffle):
-    whole = shard(images, tmp_path / "whole", ShardConfig(**SMALL, shuffle=shuffle), ALONE)
+    whole = shard(images, tmp_path / "whole", ShardConfig(**SMALL, shuffle=shuffle), CPU)
     out, order = tmp_path / "set", reversed(range(1, count + 1))  # tasks end in any order
     written = list(write(images, out, *order, count=count, shuffle=shuffle))
     assert sum(part.shards for part in written) == whole.shards
@@ -52,7 +46,7 @@ def test_merged_parts_are_the_set_that_one_command_writes(images, tmp_path, coun
     check_shards(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
     assert merged(images, out, shuffle=shuffle).cached
-    assert shard(images, out, ShardConfig(**SMALL, shuffle=shuffle), ALONE).cached
+    assert shard(images, out, ShardConfig(**SMALL, shuffle=shuffle), CPU).cached
 
 
 def test_rows_of_shuffled_tables_are_merged_likewise(tmp_path, monkeypatch):
@@ -66,7 +60,7 @@ def test_rows_of_shuffled_tables_are_merged_likewise(tmp_path, monkeypatch):
     list(write(tmp_path / "t.parquet", tmp_path / "set", 1, 2, count=2, shuffle=True))
     merged(tmp_path / "t.parquet", tmp_path / "set", shuffle=True)
     config = ShardConfig(**SMALL, shuffle=True)
-    shard(tmp_path / "t.parquet", tmp_path / "whole", config, ALONE)
+    shard(tmp_path / "t.parquet", tmp_path / "whole", config, CPU)
     assert digests(tmp_path / "set") == digests(tmp_path / "whole")
 
 
@@ -99,16 +93,9 @@ def test_parts_that_are_missing_or_of_another_set_are_refused_in_one_line(images
 
 
 def test_a_part_goes_on_where_it_stopped_and_a_merge_links_again(images, tmp_path, monkeypatch):
-    class StopError(Exception):
-        pass
-
-    def stop(task, done, *_):
-        if done >= 6:
-            raise StopError
-
     out = tmp_path / "set"
     with pytest.raises(StopError):
-        shard(images, out, ShardConfig(**SMALL, part="1/2"), ALONE, stop)
+        shard(images, out, ShardConfig(**SMALL, part="1/2"), CPU, stop_at(6, "shard images"))
     partial = tmp_path / "set.part-1-of-2.partial"
     finished = [partial / path.stem for path in partial.glob("*.tar.json")]
     written = {path.name: path.stat().st_mtime_ns for path in finished}

@@ -1,6 +1,7 @@
 """Whoever calls the library names files as text, as `Path`, or as any other path-like object."""
 
 import pytest
+from runs import CPU
 
 import ijepa
 from ijepa.config import (
@@ -10,7 +11,6 @@ from ijepa.config import (
     MasksConfig,
     NeighborsConfig,
     ProbeConfig,
-    Runtime,
     ShardConfig,
 )
 from ijepa.convert import convert
@@ -26,8 +26,6 @@ from ijepa.results.compare import compare
 from ijepa.results.record import read_result
 from ijepa.shard import shard
 from ijepa.visualize import visualize
-
-CPU = Runtime(device="cpu", workers=0)
 
 
 class OsPath:

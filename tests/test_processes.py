@@ -289,6 +289,12 @@ def test_ctrl_c_while_workers_start_stops_none_of_them_half_way(tmp_path):
     assert len(open_shards(tmp_path / "set").split("train")) == 80
 
 
+def test_a_helper_that_is_killed_is_one_line():
+    killed = pytest.raises(IjepaError, match="killed, most likely for want of memory")
+    with killed, process_pool(1) as pool:
+        list(pool.map(signal.raise_signal, [signal.SIGKILL]))
+
+
 def test_helpers_that_are_ended_in_the_middle_say_nothing_and_are_gone(monkeypatch):
     said, kill = [], BaseProcess.kill
 

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -20,9 +21,10 @@ import torch
 from gratings import write_gratings
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, write_tar
+from pictures import encoded, write_files, write_tar
+from runs import CPU, EAGER, StopError, changed, stop_at
 
-from ijepa.config import DataConfig, Runtime, ShardConfig
+from ijepa.config import DataConfig, ShardConfig
 from ijepa.data import stream
 from ijepa.data.loader import StepPlan, batches
 from ijepa.data.shards import Sample, open_shards
@@ -34,7 +36,6 @@ from ijepa.recipes import dump_yaml
 from ijepa.shard import shard
 from ijepa.stage import DryRun
 
-CPU = Runtime(device="cpu", workers=0)
 DATA = DataConfig(image_px=16, batch_size=8)
 
 
@@ -218,6 +219,22 @@ def test_a_broken_connection_is_taken_up_where_it_broke(many, http, at_once, cap
     assert caplog.text.count("train-000003.tar broke") == 2
 
 
+def test_a_pipe_and_what_googles_library_raises_are_tried_again_too(many, at_once, monkeypatch):
+    error = type("HttpError", (Exception,), {})
+    library = SimpleNamespace(HttpError=error, ChecksumError=error)
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", library)
+    split, opened = open_remote(f"pipe:cat {many}/{{}}", "train", None), stream._open
+    errors = [error("503")]
+
+    def broken_once(url):
+        if errors:
+            raise errors.pop()
+        return opened(url)
+
+    monkeypatch.setattr(stream, "_open", broken_once)
+    assert list(split.read_shard(0)) == every_image(many)[: split.counts[0]]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_stays_broken_is_an_error_that_names_it(http, at_once, workers):
     split = open_remote(http, "train", None)
@@ -275,14 +292,11 @@ def test_a_name_in_an_index_that_is_no_plain_file_name_is_refused_and_never_run(
     with pytest.raises(IjepaError, match=r"index\.json: .*file's name in an index"):
         open_shards(folder)
     assert not (tmp_path / "PWNED").exists()
-
-
-def test_a_split_in_an_index_that_is_no_plain_file_name_is_refused(many, tmp_path):
     index = json.loads((many / "index.json").read_text())
-    index["splits"]["../elsewhere"] = index["splits"]["train"]
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    index["splits"][f"../{name}"] = index["splits"]["train"]  # nor is the name of a split
+    (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(IjepaError, match=r"file's name in an index"):
-        open_shards(tmp_path)
+        open_shards(folder)
 
 
 def test_without_credentials_the_error_says_so(s3, monkeypatch):
@@ -364,7 +378,8 @@ def test_bad_samples_of_a_stream_are_replaced_and_named_whoever_reads_and_wherev
 def test_settings_of_a_stream_are_said_to_have_no_effect_on_a_set_that_is_here(
     many, streaming_config, tmp_path, caplog
 ):
-    asked = changed(streaming_config, "stream", epoch_images=20, max_bad=9, member="right.jpg")
+    asked = ["stream.epoch_images=20", "stream.max_bad=9", "stream.member=right.jpg"]
+    asked = changed(streaming_config, *asked)
     with pytest.raises(DryRun), caplog.at_level(logging.WARNING, "ijepa"):
         pretrain(many, tmp_path / "run", asked, CPU.model_copy(update={"dry_run": True}))
     for name in ("epoch_images", "max_bad", "member"):
@@ -373,7 +388,8 @@ def test_settings_of_a_stream_are_said_to_have_no_effect_on_a_set_that_is_here(
 
 def test_a_stream_without_an_image_is_one_line(streaming_config, tmp_path):
     path = write_tar(tmp_path / "x-0.tar", {f"{n}.left.jpg": encoded(n, "jpg") for n in range(20)})
-    asked = changed(streaming_config, "stream", epoch_images=20, max_bad=99, member="right.jpg")
+    asked = ["stream.epoch_images=20", "stream.max_bad=99", "stream.member=right.jpg"]
+    asked = changed(streaming_config, *asked)
     with pytest.raises(IjepaError, match=r"hold no image that decodes; see stream\.member"):
         pretrain(f"file://{path}", tmp_path / "run", asked, CPU)
 
@@ -407,18 +423,18 @@ def test_tars_without_samples_are_refused_instead_of_read_for_ever(tmp_path, cap
     assert "trying again" not in caplog.text
 
 
-def changed(config, group, **values):
-    """The configuration with other values in one of its groups."""
-    return config.model_copy(update={group: getattr(config, group).model_copy(update=values)})
+def test_a_shard_that_lost_all_of_its_images_is_passed_over(tmp_path):
+    files = {"0.png": encoded(0), "1.png": b"", "2.png": encoded(2)}
+    config = ShardConfig(shard_bytes=1, max_bad=1)
+    shard(write_files(tmp_path / "images", files), tmp_path / "set", config, CPU)
+    split = open_remote(f"file://{tmp_path}/set", "train", None)
+    assert split.counts == (1, 0, 1)
+    assert [sample.image for sample in split.first_samples(3)] == [encoded(0), encoded(2)]
 
 
 @pytest.fixture(scope="module")
 def streaming_config(tiny_config):
-    return changed(changed(tiny_config, "stream", buffer=16, lanes=2), "data", batch_size=16)
-
-
-class StopError(Exception):
-    """Raised by a progress callback."""
+    return changed(tiny_config, "stream.buffer=16", "stream.lanes=2", "data.batch_size=16")
 
 
 @pytest.mark.slow
@@ -426,30 +442,24 @@ def test_a_run_replaces_as_many_bad_samples_as_it_may_and_says_so(
     tmp_path, streaming_config, caplog
 ):
     data, out = with_bad_samples(tmp_path), tmp_path / "run"
-    config = changed(
-        changed(streaming_config, "stream", epoch_images=41, max_bad=3), "watch", num_images=8
-    )
+    settings = ["stream.epoch_images=41", "stream.max_bad=3", "watch.num_images=8"]
+    config = changed(streaming_config, *settings)
     pretrain(data, out, config, CPU)
     record = json.loads((out / "stage.json").read_text())
     assert record["bad_samples"] == 2
     assert "2 samples have no image that decodes (003: not an image" in caplog.text
-    assert pretrain(data, out, changed(config, "stream", max_bad=9), CPU).cached
-    few = changed(config, "stream", max_bad=1)
+    assert pretrain(data, out, changed(config, "stream.max_bad=9"), CPU).cached
+    few = changed(config, "stream.max_bad=1")
     with pytest.raises(IjepaError, match=r"2 samples have no image that decodes, 1 are allowed"):
         pretrain(data, tmp_path / "other", few, CPU)
 
 
 @pytest.mark.slow
 def test_a_run_on_s3_resumes_as_if_it_had_never_stopped(s3, streaming_config, tmp_path):
-    def stop(task, done, *_):
-        if task == "pretrain images" and done >= 96:
-            raise StopError
-
-    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-3})
     whole = pretrain(s3, tmp_path / "whole", streaming_config, CPU)
     assert whole.steps == 2 * (120 // 16)
     with pytest.raises(StopError):
-        pretrain(s3, tmp_path / "halves", streaming_config, eager, stop)
+        pretrain(s3, tmp_path / "halves", streaming_config, EAGER, stop_at(96, "pretrain images"))
     pretrain(s3, tmp_path / "halves", streaming_config, CPU.model_copy(update={"workers": 2}))
     whole, halves = (tmp_path / name / "metrics.jsonl" for name in ("whole", "halves"))
     assert whole.read_bytes() == halves.read_bytes()
@@ -457,7 +467,7 @@ def test_a_run_on_s3_resumes_as_if_it_had_never_stopped(s3, streaming_config, tm
 
 
 def test_a_broken_loss_names_the_images_of_the_stream(many, streaming_config, tmp_path):
-    config = changed(streaming_config, "optimization", lr=1e30, start_lr=1e30)
+    config = changed(streaming_config, "optimization.lr=1e9", "optimization.start_lr=1e9")
     with pytest.raises(IjepaError, match=r"\(images train/orientation\d/\d+, train/orientation"):
         pretrain(f"file://{many}", tmp_path / "run", config, CPU)
 
@@ -470,11 +480,10 @@ def test_a_run_on_tars_without_an_index_says_that_it_goes_on_about_there(
             raise StopError
 
     tars = f"pipe:cat {many}/train-{{000000..000007}}.tar"
-    config = changed(streaming_config, "stream", epoch_images=120)
+    config = changed(streaming_config, "stream.epoch_images=120")
     assert plan_pretrain(tars, config, CPU).images == 120
-    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-3})
     with pytest.raises(StopError):
-        pretrain(tars, tmp_path / "run", config, eager, stop)
+        pretrain(tars, tmp_path / "run", config, EAGER, stop)
     pretrain(tars, tmp_path / "run", config, CPU)
     assert "about where they stopped" in caplog.text
 
@@ -521,8 +530,7 @@ def test_json_of_others_beside_images_is_ignored_where_no_labels_are_needed(
     images = {f"{n:03d}.png": encoded(n, height=24, width=24) for n in range(32)}
     notes = {f"{n:03d}.json": beside for n in range(32)}
     write_tar(tmp_path / "a.tar", dict(sorted((images | notes).items())))
-    config = changed(streaming_config, "stream", epoch_images=32)
-    config = changed(config, "optimization", epochs=1)
+    config = changed(streaming_config, "stream.epoch_images=32", "optimization.epochs=1")
     assert pretrain(f"file://{tmp_path}/a.tar", tmp_path / "run", config, CPU).steps == 2
 
 

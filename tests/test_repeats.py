@@ -5,9 +5,10 @@ import zlib
 import numpy as np
 import pytest
 from pictures import encoded, write_files
+from runs import CPU
 from test_distributed import together
 
-from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig, Runtime
+from ijepa.config import ExtractConfig, FinetuneConfig, ProbeConfig
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -16,8 +17,6 @@ from ijepa.features.store import open_features
 from ijepa.finetune import finetune
 from ijepa.probe import FeaturePair, probe
 from ijepa.shard import shard
-
-CPU = Runtime(device="cpu", workers=0)
 
 
 def with_copies(folder, copies):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import StopError
 
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import open_source
@@ -43,9 +44,6 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
     assert whole[0][0][-2].keys() == {"nearest_depth"}
     assert all(item[-3].keys() == LABELS.keys() for item in whole[0])
 
-    class StopError(Exception):
-        pass
-
     def stop(task, done, total):
         assert (task, total) == ("render images", 36)
         if done:
@@ -62,7 +60,7 @@ def test_the_bytes_do_not_depend_on_workers_and_survive_an_interruption(tmp_path
 
 
 @given(number=st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_scene_is_what_its_annotations_say(number):
     spec = ScenesSpec(image_px=32)
     objects, image, _ = draw_scene(spec, "train", number)
@@ -123,6 +121,12 @@ def test_all_counts_distances_and_classes_occur():
     depths = [min(thing["pixel_coords"][2] for thing in objects) for objects in scenes]
     shares = np.histogram(depths, [0, 8, 8.5, 9, 9.5, 10, 100])[0] / len(depths)
     assert (shares > 0.01).all()
+
+
+def test_scenes_whose_objects_cannot_be_seen_end_in_one_line(monkeypatch):
+    monkeypatch.setattr("ijepa.data.sources.scenes.MOST_SCENES", 3)
+    with pytest.raises(IjepaError, match="none of 3 scenes all objects were well seen; make them"):
+        draw_scene(parse_spec("scale=0.1,px=16"), "train", 0)
 
 
 def test_a_specification_is_read_and_a_wrong_one_named():

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torchvision
-from pictures import bytes_of, encoded, read, write_files
+from pictures import bytes_of, encoded, read, refused, write_files
 from scipy.io import savemat
 
 from ijepa.data.decode import decode_rgb
@@ -105,8 +105,18 @@ def test_imagenet_in_class_folders_is_what_any_class_folders_are(imagenet, tmp_p
 def test_validation_images_without_a_class_are_refused(imagenet, tmp_path, truth, message):
     if truth:
         write_devkit(imagenet, truth)
-    with pytest.raises(IjepaError, match=message):
-        read(f"imagenet:{imagenet}", tmp_path / "work")
+    refused(message, f"imagenet:{imagenet}", tmp_path / "work")
+
+
+def test_a_damaged_development_kit_or_solution_of_kaggles_is_one_line(imagenet, tmp_path):
+    write_devkit(imagenet)
+    meta = next(imagenet.rglob("meta.mat"))
+    for content in (b"junk" * 100, b"", meta.read_bytes()[:300]):
+        meta.write_bytes(content)
+        refused(r"meta\.mat is damaged \(", f"imagenet:{imagenet}", tmp_path / "work")
+    folder = as_kaggle(imagenet)
+    (folder / "LOC_val_solution.csv").write_bytes(b"ImageId,PredictionString\n\xff,a\n")
+    refused(r"LOC_val_solution\.csv is not UTF-8", f"imagenet:{folder}", tmp_path / "work")
 
 
 def write_inat(folder, changes=None):
@@ -156,8 +166,7 @@ def test_images_that_no_list_of_a_published_set_names_are_counted(tmp_path, spli
 )
 def test_annotations_that_do_not_fit_are_refused(tmp_path, changes, message):
     folder = write_inat(tmp_path / "inat", changes)
-    with pytest.raises(IjepaError, match=message):
-        read(f"inat18:{folder}", tmp_path / "work")
+    refused(message, f"inat18:{folder}", tmp_path / "work")
 
 
 def test_places205_is_read_from_its_lists(tmp_path):
@@ -194,16 +203,24 @@ def test_places365_is_read_from_its_lists(tmp_path, train, val):
     assert [(split, path, label) for split, _, path, label in facts(items)] == [
         ("train", paths[0], 0), ("train", paths[1], 1), ("val", paths[2], 1),
     ]  # fmt: skip
-    (folder / "places365_val.txt").write_text("v_1.jpg\n")
-    with pytest.raises(IjepaError, match=r"line 1: 'v_1.jpg' is not a path and a class number"):
-        read(f"places365:{folder}", tmp_path / "again")
+    for line, message in (
+        (b"v_1.jpg", "line 1: 'v_1.jpg' is not a path and a class number"),
+        ("v_1.jpg \u00b2".encode(), "is not a path and a class number"),
+        (b"v_1.jpg " + b"9" * 5000, "is not a path and a class number"),
+        (b"v_1.jpg \xff 1", r"places365_val\.txt is not UTF-8"),
+    ):
+        (folder / "places365_val.txt").write_bytes(line)
+        refused(message, f"places365:{folder}", tmp_path / "again")
 
 
 @pytest.mark.parametrize("kind", ["places205", "places365", "inat18"])
 def test_a_folder_without_the_lists_is_refused_with_their_name(tmp_path, kind):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(IjepaError, match=r"train_places205|places365_train|train2018\.json"):
-        read(f"{kind}:{tmp_path / 'empty'}", tmp_path / "work")
+    refused(
+        r"train_places205|places365_train|train2018\.json",
+        f"{kind}:{tmp_path / 'empty'}",
+        tmp_path / "work",
+    )
     with pytest.raises(IjepaError, match="There is no folder"):
         open_source(f"{kind}:{tmp_path / 'gone'}")
 
@@ -253,12 +270,12 @@ def test_sets_of_torchvision_with_a_split_argument_give_the_splits_that_are_ther
     ],
 )
 def test_sets_of_torchvision_that_are_not_there_are_refused(tmp_path, source, message):
-    with pytest.raises(IjepaError, match=message):
-        read(source.format(tmp_path), tmp_path / "work")
+    refused(message, source.format(tmp_path), tmp_path / "work")
 
 
 @pytest.mark.parametrize("name", sorted(set(torchvision.datasets.__all__)))
 def test_every_class_of_torchvision_without_its_files_is_one_line(tmp_path, name):
     (tmp_path / "data").mkdir()
-    with pytest.raises(IjepaError, match=f"(?s)^[^\n]*{name}[^\n]*$"):
-        read(f"torchvision:{name}:{tmp_path / 'data'}", tmp_path / "work")
+    refused(
+        f"(?s)^[^\n]*{name}[^\n]*$", f"torchvision:{name}:{tmp_path / 'data'}", tmp_path / "work"
+    )

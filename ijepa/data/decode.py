@@ -49,8 +49,9 @@ _UNLIMITED = threading.Lock()  # held while the limit of Pillow is lifted
 def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode to (height, width, 3) uint8 RGB, bit for bit what Pillow's `convert("RGB")` gives.
 
-    Images of 16 bits keep the upper 8, where Pillow turns all but the darkest values white. EXIF
-    orientation is ignored, as in torchvision's ImageFolder and the published code.
+    CMYK differs from it by one level at most. Images of 16 bits keep the upper 8, where Pillow
+    turns all but the darkest values white. EXIF orientation is ignored, as in torchvision's
+    ImageFolder and the published code.
 
     Raises:
         IjepaError: not a whole image, of more than `max_pixels` or than memory holds, or of pixels
@@ -60,7 +61,7 @@ def decode_rgb(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
         with as_reason(content), contextlib.suppress(ValueError):
             check_jpeg_size(content, max_pixels)
             pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB")
-            return pixels  # else it is CMYK, or broken: Pillow finds out which
+            return pixels  # else it is broken, or only Pillow knows it
     with opened(content, max_pixels) as image:
         return rgb_pixels(image)
 

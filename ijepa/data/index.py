@@ -25,6 +25,7 @@ from ijepa.text import did_you_mean
 SCHEMA = 2
 INDEX = "index.json"
 SHOWN_FILES = 5  # in an error
+MOST_HEADER = 2**20  # bytes of the header of an array, which names every label; NumPy's is 10,000
 LABEL = "label "  # before the name of a label in the name of its column
 DENSE = "dense "  # before the name of a dense label in the names of its three columns
 # What numpy raises for a damaged header of an array, which is a literal of Python.
@@ -106,7 +107,8 @@ def load_rows(folder: Path, split: str, labels: Iterable[str], dense: Iterable[s
     path = rows_path(folder, split)
     try:
         # As a plain array the mapping answers several times faster.
-        rows: Rows = np.load(path, mmap_mode="r").view(np.ndarray)
+        mapped = np.load(path, mmap_mode="r", max_header_size=MOST_HEADER)
+        rows: Rows = mapped.view(np.ndarray)
     except UNREADABLE as error:
         raise IjepaError(f"{path} is missing or cut short, or damaged; shard again.") from error
     key_bytes = rows.dtype["key"].itemsize if "key" in (rows.dtype.names or ()) else 1

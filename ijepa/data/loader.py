@@ -6,6 +6,7 @@ starting there, and processes share no hidden state.
 
 import math
 import os
+import re
 import signal
 import traceback
 from collections.abc import Generator, Sequence
@@ -282,8 +283,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Items of `dataset` in the order of `numbers`, made ahead by worker processes.
 
-    `numbers` are None for an iterable data set, which knows its order itself. An `IjepaError` of
-    the data set is one line, also where a worker process raised it.
+    `numbers` are None for an iterable data set, which knows its order itself. An `IjepaError` or an
+    `OSError` of the data set is one line, also where a worker process raised it.
     """
     loader = DataLoader(
         dataset,
@@ -298,8 +299,17 @@ def batches(
     said = ""
     try:
         yield from loader
-    except IjepaError as error:  # of a worker: its whole traceback, which ends with what it said
-        said = str(error).rpartition("ijepa.errors.IjepaError: ")[2].strip()
+    except (IjepaError, OSError, RuntimeError) as error:
+        if str(error).startswith("DataLoader worker"):
+            said = (
+                "A process that reads images was killed, most likely for want of memory, or of "
+                "shared memory (/dev/shm); run the same command with fewer --workers."
+            )
+        elif isinstance(error, IjepaError) or getattr(error, "errno", 0) is None:
+            # A worker's error is its whole traceback, which ends with its class and what it said.
+            said = re.split(r"\n[\w.]+: ", str(error))[-1].strip()
+        else:
+            raise  # of this process, or a mistake of ours
         traceback.clear_frames(error.__traceback__)  # they hold the loader, and it its processes
     if said:
         raise IjepaError(said)

@@ -73,7 +73,7 @@ def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
                 check_jpeg_size(content, max_pixels)
                 simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8)
             except ValueError:
-                decode_rgb(content, max_pixels)  # CMYK, or broken: it tells which
+                decode_rgb(content, max_pixels)  # broken, or only Pillow knows it
         return ReadyImage(content, "jpg")
     with opened(content, config.max_pixels) as image:
         kind = "JPEG" if is_jpeg else image.format  # a JPEG of several pictures is Pillow's MPO

@@ -76,7 +76,8 @@ class RemoteSplit:
     def read_shard(self, number: int, skip: int = 0) -> Iterator[Sample]:
         """Samples of a shard from the `skip`-th on; `RETRY_SECONDS` are for broken connections."""
         url = self.urls[number]
-        waits = iter(() if get_protocol(url) in ON_THIS_MACHINE else RETRY_SECONDS)
+        is_here = not url.startswith("pipe:") and get_protocol(url) in ON_THIS_MACHINE
+        waits = iter(() if is_here else RETRY_SECONDS)
         expected = self.counts[number] if self.counted else None
         while True:
             try:
@@ -86,7 +87,7 @@ class RemoteSplit:
                     skip += 1
                 if expected is not None and skip < expected:
                     raise EOFError(f"it ends after {skip:,} of {expected:,} samples")
-                if skip == 0:  # streams go round for ever, and would never find one
+                if expected is None and skip == 0:  # streams would look for one for ever
                     raise IjepaError(f"{url} cannot be read: it holds no sample.")
             except _breaks() as error:
                 words, is_for_good = _explained(error)
@@ -345,6 +346,8 @@ def _breaks() -> tuple[type[Exception], ...]:
     """What a broken connection or tar raises; the libraries below fsspec have own errors."""
     foreign = _foreign("botocore.exceptions", "BotoCoreError", "ClientError")
     foreign += _foreign("aiohttp", "ClientError")
+    foreign += _foreign("gcsfs.retry", "HttpError", "ChecksumError")
+    foreign += _foreign("google.auth.exceptions", "GoogleAuthError")
     return OSError, EOFError, ValueError, tarfile.TarError, *foreign
 
 

@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +20,7 @@ import numpy as np
 
 from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import DenseLabel, image_size
-from ijepa.data.index import Rows, ShardIndex, row_type, rows_path
+from ijepa.data.index import MOST_HEADER, Rows, ShardIndex, row_type, rows_path
 from ijepa.data.plan import PlannedShard
 from ijepa.data.prepare import (
     PixelSums,
@@ -131,18 +130,12 @@ def _written(
     if workers < 2 or len(shards) < 2:
         yield from ((shard, write(shard, count=count)) for shard in shards)
         return
-    try:
-        with process_pool(min(workers, len(shards))) as pool:
-            futures = {pool.submit(write, shard): shard for shard in shards}
-            for future in as_completed(futures):
-                report = future.result()
-                count(futures[future].num_images)
-                yield futures[future], report
-    except BrokenProcessPool as error:
-        raise IjepaError(
-            "A process that wrote shards was killed, most likely for want of memory; the same "
-            "command goes on from here, and with --workers 1 needs the least."
-        ) from error
+    with process_pool(min(workers, len(shards))) as pool:
+        futures = {pool.submit(write, shard): shard for shard in shards}
+        for future in as_completed(futures):
+            report = future.result()
+            count(futures[future].num_images)
+            yield futures[future], report
 
 
 def _write_shard(
@@ -152,13 +145,13 @@ def _write_shard(
     count: Callable[[int], None] = lambda _: None,
 ) -> ShardReport:
     """Write one shard, then its rows of the index, then its report."""
-    bad, uncounted, changes, classes = [], 0, Counter[str](), dict.fromkeys(dense, 0)
+    bad, changes, classes = list[BadImage](), Counter[str](), dict.fromkeys(dense, 0)
     tables = RowReader(config.member)
     pixels, take = None, prepare_channels if config.channels else prepare_image
     with whole_file(shard.tar) as tar, warnings.catch_warnings():
         writer = ShardWriter(tar, shard.number)
         warnings.simplefilter("ignore")  # Pillow has something to say about many a whole image
-        for key, item in shard.images():
+        for done, (key, item) in enumerate(shard.images(), start=1):
             path = readable(item.path)
             row = tables.read(item.file, item.offset) if in_table(item) else None
             try:
@@ -178,13 +171,11 @@ def _write_shard(
                 files = {f"{name}.{one.extension}": one.content for name, one in maps.items()}
                 writer.add(key, taken.content, taken.extension, item.labels, facts, files)
                 classes = {name: max(n, maps[name].classes) for name, n in classes.items()}
-            uncounted += 1
-            if uncounted == COUNT_EVERY:
-                count(uncounted)
-                uncounted = 0
+            if done % COUNT_EVERY == 0:
+                count(COUNT_EVERY)
         index, rows = writer.finish(shard.tar.name)
-    count(uncounted)
-    np.save(sibling(shard.tar, ROWS), rows)
+        np.save(sibling(shard.tar, ROWS), rows)
+    count(shard.num_images % COUNT_EVERY)
     report = ShardReport(index=index, bad=bad, changes=changes, classes=classes, pixels=pixels)
     write_json(sibling(shard.tar, REPORT), report.model_dump())
     return report
@@ -313,12 +304,15 @@ def join_rows(
     if not count:
         raise IjepaError(f"No image of split {split} decodes; {folder} tells why.")
     parts = [(folder / f"{shard.name}{ROWS}", shard.samples) for shard in shards if shard.samples]
-    key_bytes = max(np.load(path, mmap_mode="r").dtype["key"].itemsize for path, _ in parts)
+    read = partial(np.load, mmap_mode="r", max_header_size=MOST_HEADER)
+    key_bytes = max(read(path).dtype["key"].itemsize for path, _ in parts)
     kind = row_type(labels, key_bytes, dense)
-    rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", kind, (count,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy before 1.17 reads no names that are not Latin
+        rows = np.lib.format.open_memmap(rows_path(folder, split), "w+", kind, (count,))
     first = 0
     for path, samples in parts:
-        rows[first : first + samples] = np.load(path)
+        rows[first : first + samples] = read(path)
         first += samples
     rows.flush()
     return zlib.crc32(rows.data)

@@ -76,7 +76,9 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
     """Names of classes 0, 1, ..., one a line; None without such a file."""
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(errors="surrogateescape").rstrip().split("\n")]
+    names = [
+        line.strip() for line in path.read_text(errors="backslashreplace").rstrip().split("\n")
+    ]
     for number, name in enumerate(names):
         if not name or name in names[:number]:
             raise IjepaError(
@@ -125,12 +127,13 @@ def read_published(tree: Tree, _: Request, kind: str) -> Listing:
         raise IjepaError(f"{tree.where} is not laid out as {kind}; expected {expected}.")
     taken = {path for pair in pairs for path in pair[2:]}
     label = next(iter(published_labels(kind, Path(tree.where))))
-    left_out = tree.left_out + Counter(kind_of(path) for path in files.keys() - taken)
+    left_out = tree.left_out + Counter(kind_of(path) for path in files if path not in taken)
 
     def images() -> Iterator[Item]:
         for split, name, image, path in pairs:
-            missing = Entry(path, f"{tree.where}/{path}", 0, 0)
-            item, values = (files.get(one, missing) for one in (image, path))
+            item, values = (
+                files.get(one, Entry(one, f"{tree.where}/{one}", 0, 0)) for one in (image, path)
+            )
             yield Item(split, name, *item[:4], dense={label: values[1:4]})
 
     return Listing({pair[0]: {} for pair in pairs}, images(), left_out)
@@ -148,7 +151,7 @@ def _voc(files: Mapping[str, Entry]) -> Iterator[Pair]:
         raise IjepaError(f"{lists[0][0]} and {lists[-1][0]} are of several years; name one folder.")
     for match in lists:
         top, split = match.groups()
-        for name in files[match[0]].read().decode().split():
+        for name in files[match[0]].text().split():
             image, mask = f"{top}JPEGImages/{name}.jpg", f"{top}SegmentationClass/{name}.png"
             yield split, f"{name}.jpg", image, mask
 

@@ -55,7 +55,6 @@ KEPT = {"scenes", "image_filename", "objects", "color", "shape", "pixel_coords"}
 # Of WebDataset samples.
 LABEL_FILES = (".cls", ".json")
 KEYS = ("label", "class", "cls")  # of a JSON object, the first that is there
-MAX_LABEL_BYTES = 2**20
 LOOKED_INTO = 8  # samples, to find out whether JSON holds labels
 
 Facts = tuple[dict[str, int], dict[str, float]]  # labels of an image, and its metadata
@@ -336,27 +335,17 @@ def _values(beside: Mapping[str, Entry]) -> tuple[dict[str, Any], str]:
     """Values by label, none if the files hold none; and why they cannot be read, if they cannot."""
     try:
         named = {name[:-4]: file for name, file in beside.items() if name.endswith(".cls")}
-        values: dict[str, Any] = {label: _text(file) for label, file in named.items()}
+        values: dict[str, Any] = {label: file.text() for label, file in named.items()}
         notes = next((file for name, file in beside.items() if name.endswith("json")), None)
-        body = parse_json(_text(notes)) if notes else {}
+        body = parse_json(notes.text()) if notes else {}
         found = body.get("labels") if isinstance(body, dict) else None
         if isinstance(found, dict) and found:
             return values | found, ""
         for key in KEYS:
             if isinstance(body, dict) and key in body and not isinstance(found, dict):
                 return values | {LABEL: body[key]}, ""
-        return values | ({LABEL: _text(beside["cls"])} if "cls" in beside else {}), ""
+        return values | ({LABEL: beside["cls"].text()} if "cls" in beside else {}), ""
     except ValueError as error:
         return {}, f"{notes.path} in {notes.file} is not JSON: {error}" if notes else ""
     except IjepaError as error:
         return {}, str(error)
-
-
-def _text(entry: Entry) -> str:
-    if entry.size_bytes > MAX_LABEL_BYTES:
-        size = f"has {entry.size_bytes:,} bytes; a label has at most {MAX_LABEL_BYTES:,}"
-        raise IjepaError(f"{entry.path} in {entry.file} {size}")
-    try:
-        return entry.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise IjepaError(f"{entry.path} in {entry.file} is not UTF-8: {error}") from error

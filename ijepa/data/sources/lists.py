@@ -9,7 +9,16 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Listing, Request, Source, number_labels
+from ijepa.data.decode import BROKEN
+from ijepa.data.sources.items import (
+    DEFAULT_SPLIT,
+    INTEGER,
+    Item,
+    Listing,
+    Request,
+    Source,
+    number_labels,
+)
 from ijepa.data.sources.layouts import read_folders
 from ijepa.data.sources.names import LABEL, check_split_name, class_numbers, is_image
 from ijepa.data.sources.trees import Tree, digest_of, tree_digest, walk
@@ -167,8 +176,7 @@ def _truth(where: Path) -> dict[str, str]:
     """Class by name of the validation image, without suffix: Kaggle's, or the development kit's."""
     kaggle, devkit = where / KAGGLE, where / DEVKIT
     if kaggle.is_file():
-        with kaggle.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(_text(kaggle).splitlines()))
         if not rows or not {"ImageId", "PredictionString"} <= set(rows[0]):
             raise IjepaError(f"{kaggle} has no columns ImageId and PredictionString.")
         return {row["ImageId"]: str(row["PredictionString"]).partition(" ")[0] for row in rows}
@@ -178,11 +186,15 @@ def _truth(where: Path) -> dict[str, str]:
             f"{DEVKIT}/{TRUTH} and {DEVKIT}/{META}, or Kaggle's {KAGGLE}, into {where}."
         )
     from scipy.io import loadmat  # slow to import, and no other data set needs it
+    from scipy.io.matlab import MatReadError
 
-    synsets = loadmat(devkit / META, squeeze_me=True)["synsets"].reshape(-1)
-    wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    try:
+        synsets = loadmat(devkit / META, squeeze_me=True)["synsets"].reshape(-1)
+        wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    except (*BROKEN, MatReadError) as error:
+        raise IjepaError(f"{devkit / META} is damaged ({error}); copy it again.") from error
     truth = {}
-    for number, line in enumerate((devkit / TRUTH).read_text().split(), 1):
+    for number, line in enumerate(_text(devkit / TRUTH).split(), 1):
         if line not in wnids or int(line) > NUM_CLASSES:
             raise IjepaError(f"{devkit / TRUTH}, line {number}: {line!r} is no class of {META}.")
         truth[f"ILSVRC2012_val_{number:08d}"] = wnids[line]
@@ -274,14 +286,17 @@ def _first(where: Path, *folders: str, file: str = "") -> str:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise IjepaError(f"There is no {file}; it says what the images are.")
-    return file.read_text()
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise IjepaError(f"{file} is not UTF-8 text ({error}); copy it again.") from error
 
 
 def _numbered(file: Path) -> Iterator[tuple[str, int]]:
     """Lines `path number`."""
     for number, line in enumerate(_text(file).splitlines(), 1):
         path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdigit():
+        if not path or not INTEGER.fullmatch(label):
             raise IjepaError(f"{file}, line {number}: {line!r} is not a path and a class number.")
         yield path, int(label)
 

@@ -163,7 +163,7 @@ def is_image(path: str, *, arrays: bool = False) -> bool:
 def kind_of(path: str) -> str:
     """What to count a file as that does not come along: `.xml files`."""
     suffix = suffix_of(path)
-    return f"{suffix} files" if suffix else "files without suffix"
+    return readable(f"{suffix} files") if suffix else "files without suffix"
 
 
 def split_folders(names: Iterable[str]) -> dict[str, str]:

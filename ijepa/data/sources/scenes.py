@@ -42,6 +42,7 @@ MARGIN = 0.15  # between objects
 BORDER = 0.1  # of the image, where no object has its middle
 MIN_SEEN = 0.004  # of the image's pixels, for each object
 TRIES = 50  # places tried for an object before the scene is begun again
+MOST_SCENES = 5_000  # begun for one image; few are where its objects can be seen
 SPLITS = ("train", "val")
 NAMES = {"px": "image_px", "scale": "object_scale"}
 
@@ -159,10 +160,11 @@ def look_at(position: Floats, target: Floats) -> Camera:
 def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], Pixels, Camera]:
     """Objects with CLEVR's fields, the image (px, px, 3) uint8 and what took it.
 
-    Whatever other scenes are. The scene is begun again until every object is well seen.
+    Whatever other scenes are. The scene is begun again until every object is well seen; an
+    `IjepaError` if none is.
     """
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), number])
-    while True:
+    for _ in range(MOST_SCENES):
         camera = look_at(CAMERA + rng.uniform(-JITTER, JITTER, 3), AIM)
         lamp = LAMP + rng.uniform(-2 * JITTER, 2 * JITTER, 3)
         objects = _placed(spec, camera, rng)
@@ -171,6 +173,10 @@ def draw_scene(spec: ScenesSpec, split: str, number: int) -> tuple[list[Thing], 
         image = render(camera, objects, lamp, spec.image_px, MIN_SEEN * spec.image_px**2)
         if image is not None:
             return objects, image, camera
+    raise IjepaError(
+        f"In none of {MOST_SCENES:,} scenes all objects were well seen; make them larger or fewer, "
+        f"as in scenes:scale=1.5,objects=3-5."
+    )
 
 
 def _placed(spec: ScenesSpec, camera: Camera, rng: np.random.Generator) -> list[Thing] | None:

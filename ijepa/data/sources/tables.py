@@ -1,7 +1,7 @@
 """Images in tables, as the Hugging Face hub and `datasets.save_to_disk` store them.
 
 Parquet files, or a folder of Arrow files that `save_to_disk` wrote. A column of images is a struct
-of `bytes` and `path`, or plain bytes. Class names are read from the schema (`huggingface`
+of `bytes` and perhaps `path`, or plain bytes. Class names are read from the schema (`huggingface`
 metadata), so the library `datasets` is not needed.
 """
 
@@ -55,7 +55,8 @@ class Columns(NamedTuple):
     """What the columns of a table mean."""
 
     image: str
-    is_struct: bool  # of `bytes` and `path`; else plain bytes
+    is_struct: bool  # of `bytes` and perhaps `path`; else plain bytes
+    has_path: bool
     labels: dict[str, str]  # name of the label by column
     classes: dict[str, list[str]]  # by label: names of classes, of those that have names
 
@@ -280,7 +281,7 @@ def _columns(pa: Arrow, schema: Arrow, member: str | None, file: str) -> Columns
         inner = {field.name: field.type for field in kind} if types.is_struct(kind) else {}
         content, plain = inner.get("bytes", kind), getattr(kind, "value_type", kind)
         if types.is_binary(content) or types.is_large_binary(content):
-            images[column] = bool(inner)
+            images[column] = bool(inner), "path" in inner
         elif types.is_integer(kind) and isinstance(names, list):
             labels[column], classes[label] = label, [str(name) for name in names]
         elif LABEL_COLUMN.fullmatch(column) and (
@@ -294,7 +295,7 @@ def _columns(pa: Arrow, schema: Arrow, member: str | None, file: str) -> Columns
             f"{file}: the columns of images are {', '.join(images) or 'none'}, of "
             f"{', '.join(schema.names)}; choose one of images with --member."
         )
-    return Columns(chosen[0], images[chosen[0]], labels, classes)
+    return Columns(chosen[0], *images[chosen[0]], labels, classes)
 
 
 def _rows(path: str, columns: Columns) -> Iterator[tuple[Place | None, str | None, dict[str, Any]]]:
@@ -305,7 +306,7 @@ def _rows(path: str, columns: Columns) -> Iterator[tuple[Place | None, str | Non
             named = columns.labels.items()
             known = {label: batch.column(column).to_pylist() for column, label in named}
             paths = [None] * len(places)
-            if columns.is_struct:
+            if columns.has_path:
                 paths = batch.column(columns.image).field("path").to_pylist()
             for row, place in enumerate(places):
                 values = {label: of[row] for label, of in known.items()}
@@ -321,7 +322,7 @@ def _parquet_batches(
     No bytes of images are decoded, unless some rows of a group have none.
     """
     file, first, leaf = _parquet(pa, path), 0, _leaf(columns)
-    others = [*columns.labels, *([f"{columns.image}.path"] if columns.is_struct else [])]
+    others = [*columns.labels, *([f"{columns.image}.path"] if columns.has_path else [])]
     for group in range(file.metadata.num_row_groups):
         facts = file.metadata.row_group(group)
         chunks = map(facts.column, range(facts.num_columns))

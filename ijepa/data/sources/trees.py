@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-from ijepa.data.sources.names import ARRAYS, is_image, kind_of, split_folders
+from ijepa.data.sources.names import is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
 from ijepa.progress import Progress
 
 OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
 IMAGE = "*"  # stands for images in an outline
 CHUNK_BYTES = 4 * 2**20
+MAX_LABEL_BYTES = 2**20
 REPORT_FILES = 10_000
 SERIES = re.compile(r"(?P<name>.*?)[-_.]?(?P<number>\d+)", re.ASCII | re.DOTALL)
 PLAIN = ".tar"
@@ -45,6 +46,16 @@ class Entry(NamedTuple):
         """All its bytes."""
         with Path(self.file).open("rb") as file:
             return os.pread(file.fileno(), self.size_bytes, self.offset)
+
+    def text(self) -> str:
+        """Its bytes as UTF-8; an `IjepaError` if they are not, or too many for a label."""
+        if self.size_bytes > MAX_LABEL_BYTES:
+            size = f"has {self.size_bytes:,} bytes; a label has at most {MAX_LABEL_BYTES:,}"
+            raise IjepaError(f"{self.path} in {self.file} {size}")
+        try:
+            return self.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise IjepaError(f"{self.path} in {self.file} is not UTF-8: {error}") from error
 
 
 class Tree:
@@ -116,8 +127,7 @@ def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
         facts = [(part.name, part.stat()) for part in parts]
         text = "".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}" for name, one in facts)
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    wanted = (one for one in walk(where) if _is_listed(one.path) or one.path.endswith(ARRAYS))
-    return digest_of(wanted)
+    return digest_of(one for one in walk(where) if _is_listed(one.path))
 
 
 def archive_suffix(name: str) -> str:
@@ -158,7 +168,7 @@ def _is_listed(path: str) -> bool:
     """Could a source want this file?"""
     name = path.rpartition("/")[2]
     others = (".json", ".cls", ".parquet", ".arrow")
-    return is_image(name) or name.endswith(others)
+    return is_image(name, arrays=True) or name.endswith(others)
 
 
 def _archives(where: Path) -> Sequence[Path]:
