@@ -47,7 +47,7 @@ def no_file(path: Path, what: str) -> str:
 
 def sibling(path: Path, suffix: str) -> Path:
     """The path with a suffix behind its whole name: `F.h5` and `.lock` give `F.h5.lock`."""
-    return path.with_name(path.name + suffix)
+    return Path(f"{path}{suffix}")  # also of `.` and `/`, which have no name
 
 
 @contextlib.contextmanager
