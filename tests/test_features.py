@@ -199,6 +199,11 @@ def test_a_kill_at_the_end_costs_no_row_and_a_power_failure_only_those_it_took(t
     np.testing.assert_array_equal(open_features(path).numpy(), numbers(10)[:, 1])
 
 
+def test_rows_of_a_new_file_are_not_read_to_see_that_they_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.features.store.checksum_of", pytest.fail)
+    assert begin(tmp_path / "f.h5").missing == [0, 1]
+
+
 def test_keys_of_any_length_and_script_come_back_as_they_were(tmp_path):
     keys = ["a", "ü" * 200, "図/1.jpg", ""]
     assert open_features(write(tmp_path / "f.h5", rows=4, keys=keys)).keys == keys
