@@ -20,8 +20,8 @@ def image_ids(names):
     return np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
-def write_features(path, header, features, *, keys, labels, image_ids, batch_rows=512):
-    """A whole store of (rows, layers, dim) features, in their own type."""
+def write_features(path, header, features, *, keys, labels, image_ids, tokens=None, batch_rows=512):
+    """A whole store of (rows, layers, dim) features, and of patch tokens, in their own type."""
     create_features(
         path, header, features.shape, features.dtype.name, keys=keys, labels=labels,
         batch_rows=batch_rows,
@@ -29,6 +29,7 @@ def write_features(path, header, features, *, keys, labels, image_ids, batch_row
     writer = FeatureWriter(path)
     for batch, first in enumerate(range(0, len(features), batch_rows)):
         some = slice(first, first + batch_rows)
-        writer.write(batch, features[some], image_ids[some])
+        of_patches = None if tokens is None else tokens[some]
+        writer.write(batch, features[some], image_ids[some], of_patches)
     writer.finish()
     return path

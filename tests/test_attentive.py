@@ -13,7 +13,6 @@ from torch.nn.functional import gelu
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.features.store import FeatureHeader
-from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probe import FeaturePair, probe
 from ijepa.probes.arrays import LabelledRows, ProbeRequest
 from ijepa.probes.heads import AttentiveHead, AttentiveHeads
@@ -201,18 +200,10 @@ def stored(path, tokens, labels, first, grid=(4, 4)):
         class_names={"class": None}, fingerprint=path.stem, tokens=grid and (*grid, DIM),
     )  # fmt: skip
     keys = [f"{number:04}" for number in range(first, first + len(labels))]
-    features, ids = tokens.mean(1, keepdims=True), image_ids(keys)
-    if grid is None:
-        return write_features(path, header, features, keys=keys, labels={"class": labels},
-                              image_ids=ids)  # fmt: skip
-    create_features(path, header, features.shape, "float16", keys=keys, labels={"class": labels},
-                    batch_rows=50)  # fmt: skip
-    writer = FeatureWriter(path)
-    for batch, start in enumerate(range(0, len(labels), 50)):
-        some = slice(start, start + 50)
-        writer.write(batch, features[some], ids[some], tokens[some])
-    writer.finish()
-    return path
+    return write_features(
+        path, header, tokens.mean(1, keepdims=True), keys=keys, labels={"class": labels},
+        image_ids=image_ids(keys), tokens=tokens if grid else None, batch_rows=50,
+    )  # fmt: skip
 
 
 def test_from_files_it_repeats_and_lists_what_vjepa_did_otherwise(short, tmp_path, monkeypatch):
