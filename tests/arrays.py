@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import LabelledRows
 
@@ -18,6 +19,16 @@ def image_ids(names):
     """(n,) uint64, one for each name, as images of other bytes have them."""
     digests = (hashlib.sha256(name.encode()).digest() for name in names)
     return np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
+
+
+def header_of(path, **changes):
+    """Of two layers of an encoder `ours`; the split is the name of the file."""
+    facts = {
+        "encoder": "ours", "weights_sha256": "0" * 64, "which": "target", "layers": (0, 1),
+        "pooling": "average", "image_px": 32, "transform": "center-crop", "split": path.stem,
+        "data_fingerprint": "some data", "class_names": {"class": None}, "fingerprint": path.name,
+    }  # fmt: skip
+    return FeatureHeader(**facts | changes)
 
 
 def write_features(path, header, features, *, keys, labels, image_ids, tokens=None, batch_rows=512):

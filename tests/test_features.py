@@ -12,19 +12,15 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from arrays import image_ids, write_features
+from arrays import header_of, image_ids, write_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.store import open_features
 from ijepa.features.write import FeatureWriter, create_features
 
-HEADER = FeatureHeader(
-    encoder="tiny", weights_sha256="0" * 64, which="target", layers=(0, 1), pooling="average",
-    image_px=32, transform="center-crop", data_fingerprint="d", split="train",
-    class_names={"class": ["cat", "dog"], "count": None}, fingerprint="f",
-)  # fmt: skip
+HEADER = header_of(Path("train.h5"), class_names={"class": ["cat", "dog"], "count": None})
 
 
 def numbers(rows, seed=0):
@@ -319,7 +315,7 @@ def test_opened_features_say_what_they_are_and_how_many(tmp_path):
     assert len(features) == len(features.numpy()) == len(features.keys) == 10
     assert features.class_names["class"][features.labels["class"][1]] == "dog"
     shown = repr(features)
-    for words in ("f.h5", "tiny", "train", "10 rows of 2 layers x 3", "class (2 classes), count"):
+    for words in ("f.h5", "ours", "train", "10 rows of 2 layers x 3", "class (2 classes), count"):
         assert words in shown
 
 
