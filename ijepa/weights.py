@@ -222,7 +222,7 @@ def vit_size(weights: dict[str, Tensor], source: str, prefix_tokens: int) -> Vit
     if patches is None or hidden is None or table is None or missing:
         raise IjepaError(
             f"{source} holds no Vision Transformer: {missing[0]} missing; it begins with "
-            f"{', '.join(list(weights)[:3])}."
+            f"{', '.join(list(weights)[:3]) or 'nothing'}."
         )
     # The table is (1, tokens, dim), or ((2 side - 1)^2 + 3, heads) of relative positions.
     absolute = table.ndim == 3

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from ijepa.features.store import FeatureHeader
 from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probes.arrays import LabelledRows
 
@@ -20,8 +21,18 @@ def image_ids(names):
     return np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
 
 
-def write_features(path, header, features, *, keys, labels, image_ids, batch_rows=512):
-    """A whole store of (rows, layers, dim) features, in their own type."""
+def header_of(path, **changes):
+    """Of two layers of an encoder `ours`; the split is the name of the file."""
+    facts = {
+        "encoder": "ours", "weights_sha256": "0" * 64, "which": "target", "layers": (0, 1),
+        "pooling": "average", "image_px": 32, "transform": "center-crop", "split": path.stem,
+        "data_fingerprint": "some data", "class_names": {"class": None}, "fingerprint": path.name,
+    }  # fmt: skip
+    return FeatureHeader(**facts | changes)
+
+
+def write_features(path, header, features, *, keys, labels, image_ids, tokens=None, batch_rows=512):
+    """A whole store of (rows, layers, dim) features, and of patch tokens, in their own type."""
     create_features(
         path, header, features.shape, features.dtype.name, keys=keys, labels=labels,
         batch_rows=batch_rows,
@@ -29,6 +40,7 @@ def write_features(path, header, features, *, keys, labels, image_ids, batch_row
     writer = FeatureWriter(path)
     for batch, first in enumerate(range(0, len(features), batch_rows)):
         some = slice(first, first + batch_rows)
-        writer.write(batch, features[some], image_ids[some])
+        of_patches = None if tokens is None else tokens[some]
+        writer.write(batch, features[some], image_ids[some], of_patches)
     writer.finish()
     return path

@@ -6,14 +6,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from arrays import image_ids, labelled, write_features
+from arrays import header_of, image_ids, labelled, write_features
 from torch import nn
 from torch.nn.functional import gelu
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader
-from ijepa.features.write import FeatureWriter, create_features
 from ijepa.probe import FeaturePair, probe
 from ijepa.probes.arrays import LabelledRows, ProbeRequest
 from ijepa.probes.heads import AttentiveHead, AttentiveHeads
@@ -195,24 +193,12 @@ def test_only_matrices_and_the_query_decay_where_v_jepa_says_so():
 
 def stored(path, tokens, labels, first, grid=(4, 4)):
     """A feature file of these tokens and their average; `grid` None leaves the tokens out."""
-    header = FeatureHeader(
-        encoder="made", weights_sha256="0" * 64, which="target", layers=(0,), pooling="average",
-        image_px=32, transform="center-crop", data_fingerprint="d", split=path.stem,
-        class_names={"class": None}, fingerprint=path.stem, tokens=grid and (*grid, DIM),
-    )  # fmt: skip
+    header = header_of(path, layers=(0,), tokens=grid and (*grid, DIM))
     keys = [f"{number:04}" for number in range(first, first + len(labels))]
-    features, ids = tokens.mean(1, keepdims=True), image_ids(keys)
-    if grid is None:
-        return write_features(path, header, features, keys=keys, labels={"class": labels},
-                              image_ids=ids)  # fmt: skip
-    create_features(path, header, features.shape, "float16", keys=keys, labels={"class": labels},
-                    batch_rows=50)  # fmt: skip
-    writer = FeatureWriter(path)
-    for batch, start in enumerate(range(0, len(labels), 50)):
-        some = slice(start, start + 50)
-        writer.write(batch, features[some], ids[some], tokens[some])
-    writer.finish()
-    return path
+    return write_features(
+        path, header, tokens.mean(1, keepdims=True), keys=keys, labels={"class": labels},
+        image_ids=image_ids(keys), tokens=tokens if grid else None, batch_rows=50,
+    )  # fmt: skip
 
 
 def test_from_files_it_repeats_and_lists_what_vjepa_did_otherwise(short, tmp_path, monkeypatch):

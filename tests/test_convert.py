@@ -6,6 +6,7 @@ import os
 import sys
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -96,7 +97,10 @@ def test_all_three_networks_come_back_bit_for_bit(tmp_path, way):
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_compiled_and_parallel_networks_are_taken_off(tmp_path, prefix):
     published = torch.load(TINY, weights_only=True)
-    bare = {part: networks_of(published, part) for part in ("encoder", "target_encoder")}
+    bare = {
+        part: {name.removeprefix("module."): value for name, value in published[part].items()}
+        for part in ("encoder", "target_encoder")
+    }
     wrapped = {part: {prefix + k: v for k, v in bare[part].items()} for part in bare}
     torch.save(wrapped, tmp_path / "two.pth")
     torch.save(wrapped["encoder"], tmp_path / "one.pth")
@@ -105,10 +109,6 @@ def test_prefixes_of_compiled_and_parallel_networks_are_taken_off(tmp_path, pref
     for name in ("two.pth", "one.pth", "inner.pth"):
         parts = read_networks(tmp_path / name, ARCH).parts
         assert all(same(weights, bare[part]) for part, weights in parts.items())
-
-
-def networks_of(published, part):
-    return {name.removeprefix("module."): value for name, value in published[part].items()}
 
 
 def test_the_published_format_is_the_published_files_own(tmp_path):
@@ -176,12 +176,25 @@ def test_a_card_of_the_users_own_is_kept(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_path, recorded):
+def test_a_conversion_killed_between_card_and_weights_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr("ijepa.stage.Work.publish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH)
+    assert not convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH).cached
+    assert {path.name for path in tmp_path.iterdir()} >= {"x.pt", "x.pt.README.md"}
+
+
+def test_a_folder_that_transformers_wrote_is_taken_as_the_context_encoder(tmp_path, caplog):
     transformers = pytest.importorskip("transformers")  # of extra hf
     convert_to("hf", TINY, tmp_path / "hf", "context", ARCH)
     model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
     model.save_pretrained(tmp_path / "theirs")
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # which disagrees with the training
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(said))
     networks, source = read_networks(tmp_path / "theirs"), read_networks(TINY, ARCH)
+    assert "ImageNet" in caplog.text
+    assert networks.config.data.mean[0] == 0.485
     assert networks.config.encoder.arch == ARCH
     assert same(networks.encoder_weights("context"), source.encoder_weights("context"))
     with pytest.raises(IjepaError, match=r"no target encoder.*--which context"):
@@ -274,24 +287,24 @@ def test_an_architecture_that_weights_contradict_is_refused(run, tmp_path):
     convert_to("ours", run, tmp_path / "x.pt", arch="32x2x2")
 
 
-def damaged(change):
-    body = torch.load(TINY, weights_only=True)
-    change(body)
-    return body
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda body: body["target_encoder"].pop("module.norm.bias"), "norm.bias missing"),
         (lambda body: body.update(target_encoder=3), "int"),
+        (
+            lambda body: body.update(target_encoder=body.pop("encoder") and {}),
+            "begins with nothing",
+        ),
         (lambda body: body["encoder"].update(more="text"), "str"),
         (lambda body: body["predictor"].pop("module.predictor_norm.bias"), "predictor_norm.bias"),
         (lambda body: [body.pop(name) for name in list(body)], "keys"),
     ],
 )
 def test_a_published_file_that_is_not_whole_is_refused(tmp_path, change, words):
-    torch.save(damaged(change), tmp_path / "odd.pth.tar")
+    body = torch.load(TINY, weights_only=True)
+    change(body)
+    torch.save(body, tmp_path / "odd.pth.tar")
     with pytest.raises(IjepaError, match=words):
         convert_to("timm", tmp_path / "odd.pth.tar", tmp_path / "out", arch=ARCH)
     assert not (tmp_path / "out.pth").exists()
@@ -306,18 +319,6 @@ def test_a_folder_of_another_network_is_refused(tmp_path, wrong):
     settings.write_text(json.dumps(json.loads(settings.read_text()) | wrong))
     with pytest.raises(IjepaError, match=str(next(iter(wrong.values())))):
         read_networks(tmp_path / "hf")
-
-
-def test_a_processor_that_disagrees_with_training_is_told_of(tmp_path, caplog):
-    transformers = pytest.importorskip("transformers")  # of extra hf
-    convert_to("hf", TINY, tmp_path / "hf", arch=ARCH)
-    model = transformers.AutoModel.from_pretrained(tmp_path / "hf")
-    model.save_pretrained(tmp_path / "hub")
-    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(said))
-    networks = read_networks(tmp_path / "hub")
-    assert "ImageNet" in caplog.text
-    assert networks.config.data.mean[0] == 0.485
 
 
 @pytest.fixture
@@ -423,9 +424,3 @@ def test_timm_and_transformers_give_the_same_features_of_photographs_in_their_ow
     assert cosines[~beside].min() > 0.9999
     assert differences[beside].max() < 0.3
     assert cosines[beside].min() > 0.95
-
-
-@pytest.mark.parametrize("to", ["timm", "hf"])
-def test_a_folder_is_not_named_as_a_file_of_weights(tmp_path, to):
-    with pytest.raises(IjepaError, match=r"makes a folder, .* such as .*/there\."):
-        convert_to(to, TINY, tmp_path / "there.safetensors", arch=ARCH)

@@ -38,6 +38,11 @@ def test_a_file_is_diagnosed_layer_by_layer_by_its_evaluation_views(tmp_path, mo
     some = diagnose(path)
     assert some.images == 30
     assert some.layers[1].neighbour_accuracy == 1.0
+    seen = []
+    monkeypatch.setattr("ijepa.features.diagnose.LIDAR_IMAGES", 10)
+    monkeypatch.setattr("ijepa.features.diagnose.lidar", lambda views: seen.append(views) or 0.0)
+    diagnose(path)
+    assert seen[1][:, 0, 7].max() > 20  # of 40 images, not the first ten alone
 
 
 def run(*words):

@@ -33,7 +33,7 @@ from runs import CPU
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, Runtime
+from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, ExtractConfig, PixelStats, Runtime
 from ijepa.encoders.baselines import (
     released_provenance,
     resnet_arch,
@@ -265,13 +265,13 @@ def test_another_image_size_interpolates_positions(tmp_path):
 def test_extraction_says_what_pooling_and_method_made_the_features(shards, tmp_path):
     path = saved(tmp_path, {"model": vit()})
     config = ExtractConfig(encoder=f"mae:{path}", layers=2)
-    result = extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0))
+    result = extract(shards, tmp_path / "f.h5", config, CPU)
     assert (result.layers, result.dim) == (2, DIM)
     header = open_features(tmp_path / "f.h5").header
     assert (header.pooling, header.layers, header.provenance.method) == (SEEN, (1, 2), "MAE")
-    assert extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
+    assert extract(shards, tmp_path / "f.h5", config, CPU).cached
     saved(tmp_path, {"model": vit(1)})
-    assert not extract(shards, tmp_path / "f.h5", config, Runtime(device="cpu", workers=0)).cached
+    assert not extract(shards, tmp_path / "f.h5", config, CPU).cached
 
 
 SMALL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -286,21 +286,29 @@ def timm_file(tmp_path, name, seed=0, **options):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [SMALL, "resnet18.a1_in1k"])
-def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "num_layers", "tokens"),
+    [
+        (SMALL, 12, (14, 14, 192)),
+        ("test_vit3.r160_in1k", 1, (10, 10, 96)),  # pooled by attention
+        ("resnet18.a1_in1k", 1, None),
+    ],
+)
+def test_a_model_of_timm_gives_what_timm_gives_before_its_head(name, num_layers, tokens, tmp_path):
     model, path = timm_file(tmp_path, name)
     encoder = load_encoder(f"timm:{name}@{path}")
-    pixels = images(side_px=224)[:1]
+    pixels = images(side_px=encoder.data.image_px)[:1]
     expected = model.forward_head(model.forward_features(pixels), pre_logits=True)
     found = encoder.features(pixels, 1)[:, 0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     cfg = model.pretrained_cfg
     assert (encoder.data.mean, encoder.data.eval_crop_fraction) == (cfg["mean"], cfg["crop_pct"])
-    assert encoder.num_layers == (1 if name.startswith("resnet") else 12)
-    if encoder.num_layers == 12:
-        tokens = encoder.features_and_tokens(pixels)[1]
-        torch.testing.assert_close(tokens, model.forward_features(pixels)[:, 1:])
-        assert encoder.token_shape() == (14, 14, 192)
+    assert encoder.num_layers == num_layers
+    if tokens:
+        found = encoder.patch_tokens(pixels)
+        torch.testing.assert_close(found, model.forward_features(pixels)[:, 1:])
+        assert torch.equal(found, encoder.features_and_tokens(pixels)[1])
+        assert encoder.token_shape() == tokens
 
 
 @pytest.mark.parametrize("body", [{}, {"model": {}}, {"epoch": 3}])
@@ -331,6 +339,9 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
     short = saved(tmp_path, drawn({"cls_token": (1, 1, 192)}))
     with pytest.raises(IjepaError, match=r"blocks\.0\.attn\.proj\.bias missing; .* more\."):
         load_encoder(f"timm:{SMALL}@{short}")
+    flat = saved(tmp_path, {"pos_embed": torch.ones(192)})
+    with pytest.raises(IjepaError, match=r"pos_embed is \(192,\), expected \(1, 197, 192\)"):
+        load_encoder(f"timm:{SMALL}@{flat}")
 
 
 @pytest.mark.parametrize(
@@ -349,17 +360,11 @@ def test_a_name_that_timm_does_not_have_is_refused_in_one_line(name, message):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mixer_s32_224", "does not take --image-size 250 "),
-        ("maxvit_nano_rw_256", "does not take --image-size 250 "),
-    ],
-)
+@pytest.mark.parametrize("name", ["mixer_s32_224", "maxvit_nano_rw_256"])
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
-def test_an_image_size_that_a_network_cannot_take_is_refused(name, message, tmp_path):
+def test_an_image_size_that_a_network_cannot_take_is_refused(name, tmp_path):
     _, path = timm_file(tmp_path, name)
-    with pytest.raises(IjepaError, match=message):
+    with pytest.raises(IjepaError, match="does not take --image-size 250 "):
         load_encoder(f"timm:{name}@{path}", image_px=250)
 
 
@@ -426,14 +431,10 @@ def test_pretrained_weights_come_from_the_hubs_cache(tmp_path, monkeypatch):
         "huggingface_hub.try_to_load_from_cache",
         lambda repo, name, revision: seen.setdefault((repo, name), str(path)),
     )
-    encoder = load_encoder(f"timm:{SMALL}")
-    assert list(seen) == [(f"timm/{SMALL}", "model.safetensors")]
-    assert torch.equal(
-        encoder.features(images(side_px=224), 1),
-        load_encoder(f"timm:{SMALL}@{path}").features(images(side_px=224), 1),
-    )
     names = (f"timm:{SMALL}", f"timm:{SMALL}@{path}")
+    assert len({load_encoder(name).weights_sha256 for name in names}) == 1
     assert len({EncoderSpec.parse(name).fingerprint() for name in names}) == 1
+    assert list(seen) == [(f"timm/{SMALL}", "model.safetensors")]
 
 
 IJEPA = "vit_huge_patch14_gap_224.in1k_ijepa"
@@ -572,10 +573,6 @@ def test_features_of_image_files_are_those_that_extract_writes(pictures, tmp_pat
     same = np.delete(last, 4, axis=0)
     twice = encoder.encode(opened + opened, batch_size=4)
     np.testing.assert_allclose(twice, np.concatenate([same, same]), rtol=1e-5, atol=1e-5)
-    one = encoder(encoder.transform(pictures[0])[None])
-    np.testing.assert_allclose(one.numpy(), last[:1], rtol=1e-5, atol=1e-5)
-    with pytest.raises(IjepaError, match="no images to encode"):
-        encoder.encode([])
 
 
 def test_one_image_is_a_batch_of_one_and_patch_tokens_average_to_its_features(pictures):
@@ -630,7 +627,6 @@ def test_a_copied_or_pickled_encoder_computes_with_its_own_weights(kind, tmp_pat
 
 def test_the_width_of_features_is_computed_once_a_size(tmp_path, monkeypatch):
     encoder, calls = a_small_one("byol", tmp_path), []
-    monkeypatch.setattr(encoder.network, "forward_head", calls.append, raising=True)
     monkeypatch.setattr(
         encoder, "_pool", lambda *_: calls.append(1) or (torch.zeros(1, 1, 7), None)
     )
@@ -655,6 +651,14 @@ def test_an_option_without_meaning_is_refused_in_one_line(name, options, words):
     with pytest.raises(IjepaError, match=words) as error:
         load_encoder(name, **options)
     assert "\n" not in str(error.value)
+
+
+def test_an_encoder_without_a_projection_is_not_adapted_to_other_channels():
+    pixels = PixelStats(channels=2, dtype="uint8", mean=(0.5, 0.5), std=(0.2, 0.2), images=9)
+    encoder = load_encoder("pixels")
+    with pytest.raises(IjepaError, match="has no projection of RGB to adapt to the shard set"):
+        encoder.fit_channels(pixels)
+    assert encoder.data.num_channels == 3
 
 
 def test_a_batch_of_no_image_is_refused(pictures):
@@ -696,10 +700,18 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, images, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("mine.p", "mine.pt"), ("dyno:x", "dino:x"), ("pixel", "pixels")]
+    ("name", "words"),
+    [
+        ("mine.p", "did you mean 'mine.pt'"),
+        ("dyno:x", "did you mean 'dino:x'"),
+        ("pixel", "did you mean 'pixels'"),
+        *[(name, "is a folder, no finished run") for name in ("", "/", "random:", "begun")],
+    ],
 )
-def test_a_mistyped_encoder_is_answered_with_the_nearest_one(tmp_path, monkeypatch, name, near):
+def test_what_names_no_encoder_is_refused_with_the_nearest_one(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.pt").touch()
-    with pytest.raises(IjepaError, match=f"did you mean '{near}'"):
-        load_encoder(name)
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    for ask in (load_encoder, lambda it: EncoderSpec.parse(it).fingerprint()):
+        with pytest.raises(IjepaError, match=words):
+            ask(name)

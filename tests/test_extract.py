@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from runs import CPU, StopError, stop_at
 
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.data.decode import decode_rgb
@@ -23,8 +24,6 @@ from ijepa.features.store import open_features
 from ijepa.features.write import FeatureWriter
 from ijepa.jepa.augment import normalise
 from ijepa_cli.main import main
-
-CPU = Runtime(device="cpu", workers=0)
 
 
 def config(encoder, **options) -> ExtractConfig:
@@ -50,16 +49,8 @@ def made(shards, tmp_path):
     return store
 
 
-class StopError(Exception):
-    """Raised by a progress callback, to stop in the middle."""
-
-
 def stop_after(images):
-    def progress(task, done, *_):
-        if done >= images:
-            raise StopError
-
-    return progress
+    return stop_at(images, "extract images")
 
 
 def pixels_of(encoder, image):
@@ -133,23 +124,17 @@ def test_random_encoders_come_by_architecture_and_seed(made):
     assert (first.seed, last.seed) == (0, 1)
 
 
-def test_an_interrupted_extraction_goes_on_after_the_last_batch(run, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", 50)
-    with pytest.raises(StopError):
-        made("cut.h5", config(run), progress=stop_after(100))
-    assert not (tmp_path / "cut.h5").exists()
-    seen = []
-    made("cut.h5", config(run), progress=lambda task, done, *_: seen.append(done))
-    assert seen == [100, 150, 200, 250, 256]
-
-
 @pytest.mark.parametrize(
-    ("options", "batch_rows", "bf16_at_first"),
-    [({}, 50, False), ({"views": 2, "augment": "flip"}, 100, False), ({}, 50, True)],
+    ("options", "batch_rows", "bf16_at_first", "steps"),
+    [
+        ({}, 50, False, [100, 150, 200, 250, 256]),
+        ({"views": 2, "augment": "flip"}, 100, False, [66, 99, 132, 165, 198, 231, 256]),
+        ({}, 50, True, [0, 50, 100, 150, 200, 250, 256]),
+    ],
     ids=["plain", "views", "begun on a GPU"],  # where `auto` is another precision
 )
-def test_an_interrupted_extraction_ends_the_same(
-    run, made, tmp_path, monkeypatch, options, batch_rows, bf16_at_first
+def test_an_interrupted_extraction_goes_on_after_the_last_batch_and_ends_the_same(
+    run, made, tmp_path, monkeypatch, options, batch_rows, bf16_at_first, steps
 ):
     monkeypatch.setattr("ijepa.extract.encode.BATCH_ROWS", batch_rows)
     made("whole.h5", config(run, **options))
@@ -158,7 +143,10 @@ def test_an_interrupted_extraction_ends_the_same(
             patch.setattr("ijepa.encoders.base.uses_bf16", lambda *_: True)
         with pytest.raises(StopError):
             made("cut.h5", config(run, **options), progress=stop_after(60))
-    made("cut.h5", config(run, **options))
+    assert not (tmp_path / "cut.h5").exists()
+    seen = []
+    made("cut.h5", config(run, **options), progress=lambda _, done, *__: seen.append(done))
+    assert seen == steps
     assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
@@ -254,13 +242,6 @@ def test_a_gpu_extracts_in_bf16_what_a_cpu_extracts_in_fp32(run, made, monkeypat
     assert np.array_equal(gpu.image_ids, cpu.image_ids)
     one, two = (torch.from_numpy(store.numpy()) for store in (cpu, gpu))
     assert torch.cosine_similarity(one, two).min() > 0.999
-
-
-@pytest.mark.parametrize("name", ["", "checkpoints"])
-def test_a_folder_that_is_no_run_is_refused(tmp_path, made, name):
-    (tmp_path / "empty" / name).mkdir(parents=True)
-    with pytest.raises(IjepaError, match="no finished run"):
-        made("f.h5", config(tmp_path / "empty"))
 
 
 def test_bicubic_views_are_another_extraction_and_the_file_says_so(made):

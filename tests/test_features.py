@@ -12,19 +12,15 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from arrays import image_ids, write_features
+from arrays import header_of, image_ids, write_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.errors import IjepaError
-from ijepa.features.store import FeatureHeader, open_features
+from ijepa.features.store import open_features
 from ijepa.features.write import FeatureWriter, create_features
 
-HEADER = FeatureHeader(
-    encoder="tiny", weights_sha256="0" * 64, which="target", layers=(0, 1), pooling="average",
-    image_px=32, transform="center-crop", data_fingerprint="d", split="train",
-    class_names={"class": ["cat", "dog"], "count": None}, fingerprint="f",
-)  # fmt: skip
+HEADER = header_of(Path("train.h5"), class_names={"class": ["cat", "dog"], "count": None})
 
 
 def numbers(rows, seed=0):
@@ -199,6 +195,11 @@ def test_a_kill_at_the_end_costs_no_row_and_a_power_failure_only_those_it_took(t
     np.testing.assert_array_equal(open_features(path).numpy(), numbers(10)[:, 1])
 
 
+def test_rows_of_a_new_file_are_not_read_to_see_that_they_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ijepa.features.store.checksum_of", pytest.fail)
+    assert begin(tmp_path / "f.h5").missing == [0, 1]
+
+
 def test_keys_of_any_length_and_script_come_back_as_they_were(tmp_path):
     keys = ["a", "ü" * 200, "図/1.jpg", ""]
     assert open_features(write(tmp_path / "f.h5", rows=4, keys=keys)).keys == keys
@@ -314,7 +315,7 @@ def test_opened_features_say_what_they_are_and_how_many(tmp_path):
     assert len(features) == len(features.numpy()) == len(features.keys) == 10
     assert features.class_names["class"][features.labels["class"][1]] == "dog"
     shown = repr(features)
-    for words in ("f.h5", "tiny", "train", "10 rows of 2 layers x 3", "class (2 classes), count"):
+    for words in ("f.h5", "ours", "train", "10 rows of 2 layers x 3", "class (2 classes), count"):
         assert words in shown
 
 

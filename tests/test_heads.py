@@ -125,13 +125,6 @@ def test_heads_trained_together_are_those_trained_one_by_one(optimizer):
         torch.testing.assert_close(together.predict(inputs)[number], predicted)
 
 
-def test_a_head_does_not_depend_on_the_others():
-    rules = protocol(), protocol(heads=EVERY_KIND[:3])
-    group, fewer = (group_of(trained(rule), 2) for rule in rules)
-    one, two = (found.weight[found.numbers.index(2)] for found in (group, fewer))
-    torch.testing.assert_close(one, two)
-
-
 def test_batches_larger_than_memory_takes_at_once_give_the_same_gradients(monkeypatch):
     whole = trained()
     monkeypatch.setattr(heads_module, "LOGITS_AT_ONCE", 50)

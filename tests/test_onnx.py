@@ -129,7 +129,10 @@ def test_large_weights_lie_beside_the_graph(run, tmp_path, monkeypatch):
         ("nowhere", "a.onnx", "onnx", "There is nothing to convert at nowhere"),
         ("timm:nonsense_net", "a.onnx", "onnx", "nonsense_net"),
         ("RUN", "a.pt", "onnx", "--to onnx makes a folder, and .*a.pt is the name of a file"),
+        ("RUN", "a.safetensors", "timm", "--to timm makes a folder, .* such as .*/a[.]"),
+        ("RUN", "a.pt", "hf", "--to hf makes a folder, and .*a.pt is the name of a file"),
         ("RUN", "a.onnx", "ours", "would be no onnx file"),
+        ("RUN", "/", "ours", "/ does not end in a name"),
         ("RUN", "a.pt", "safetensors", "would be a safetensors file; name it a.safetensors"),
     ],
 )

@@ -91,12 +91,6 @@ def test_predictions_repeat_whatever_else_is_in_the_test_set_and_are_of_evaluati
             assert one.choices == two.choices, what
 
 
-def test_the_best_head_on_the_test_set_is_no_worse_than_the_one_chosen_on_train():
-    train, test = clusters(200, 2.0, 0), clusters(60, 2.0, 1)
-    (found,) = linear(train, test, request("linear"))
-    assert found.best_on_test >= np.mean(found.predictions == test.labels)
-
-
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     fraction=st.floats(0.05, 0.5),
@@ -387,6 +381,14 @@ def test_average_precision_is_scikit_learns_also_with_equal_scores(ties):
     for one, of, expected in zip(found, right, scores, strict=True):
         known = average_precision_score(of, expected) if of.any() else 0.0
         assert one == pytest.approx(known, abs=1e-12)
+
+
+def test_retrieval_computes_on_the_cpu_where_a_gpu_has_no_float64(monkeypatch):
+    train, test = clusters(30, 2.0, 0), clusters(9, 2.0, 1)
+    [expected] = retrieval(train, test, request("retrieval"))
+    monkeypatch.setattr("ijepa.probes.knn.pick_device", lambda _: torch.device("mps"))
+    [found] = retrieval(train, test, request("retrieval"))
+    assert found.metrics == expected.metrics
 
 
 def test_retrieval_ranks_train_by_cosine_and_one_file_leaves_each_image_out(monkeypatch):

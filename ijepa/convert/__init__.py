@@ -5,7 +5,7 @@ from pathlib import Path
 from ijepa.config import RUNTIME, Config, ConvertConfig, Runtime, StrPath
 from ijepa.encoders.spec import PART_NAMES, EncoderSpec, weights_fingerprint
 from ijepa.errors import IjepaError
-from ijepa.files import LAST, file_sha256, fingerprint_of
+from ijepa.files import LAST, file_sha256, fingerprint_of, sibling
 from ijepa.progress import Progress, automatic
 from ijepa.records import read_record
 from ijepa.stage import StagePlan, exclusive_work
@@ -56,18 +56,15 @@ def convert(
     source, out = Path(source), Path(out)
     is_folder = _makes_folder(out, config)
     # Beside a file the card has its name, since other weights may lie in the same folder.
-    card = out / CARD if is_folder else out.with_name(f"{out.name}.{CARD}")
-    foreign = None
-    if config.to == "onnx" and not source.exists():  # no file or folder holds it
-        foreign = EncoderSpec.parse(str(source), which=config.which)
-        if foreign.kind == "run":  # which a mistyped name becomes
-            raise IjepaError(f"There is nothing to convert at {source}.")
-    if not is_folder and not foreign and card.exists() and read_record(out) is None:
+    card = out / CARD if is_folder else sibling(out, f".{CARD}")
+    foreign = None if source.exists() else EncoderSpec.parse(str(source), which=config.which)
+    if foreign and (config.to != "onnx" or foreign.kind == "run"):  # as a mistyped name is
+        raise IjepaError(f"There is nothing to convert at {source}.")
+    is_ours = read_record(out) is not None or sibling(out, ".partial").exists()
+    if not is_folder and not foreign and card.exists() and not is_ours:
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     if foreign:
         fingerprint = foreign.fingerprint(progress)
-    elif not source.exists():
-        raise IjepaError(f"There is nothing to convert at {source}.")
     elif source.is_dir() and not (source / LAST).is_file():  # a folder of timm or transformers
         files = sorted([*source.glob("*.json"), *source.glob("*.safetensors")])
         fingerprint = fingerprint_of({path.name: file_sha256(path) for path in files})
@@ -77,9 +74,12 @@ def convert(
     plan = StagePlan("convert", VERSION, config, inputs, out, is_folder=is_folder)
     with exclusive_work(plan, runtime) as work:
         if not work.cached:
-            from ijepa.convert.write import write
+            from ijepa.convert import write
 
-            write(work, foreign or source, config, card)
+            if foreign:
+                write.write_foreign(work, foreign, config)
+            else:
+                write.write_networks(work, source, config, card)
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
     load, shown = load_call(config.to, str(out), found.pop("which")), None if foreign else card

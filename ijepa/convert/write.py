@@ -27,14 +27,8 @@ PRETRAINED_ON = {IN1K_DATA: "ILSVRC/imagenet-1k", IN22K_DATA: "timm/imagenet-22k
 META = "cc-by-nc-4.0"
 
 
-def write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: Path) -> None:
-    """Publish I-JEPA's weights in the format of `config`, with the card; of a folder, inside it.
-
-    An `EncoderSpec` is of other weights, which become ONNX without a card.
-    """
-    if isinstance(source, EncoderSpec):
-        _write_foreign(work, source, config)
-        return
+def write_networks(work: Work, source: Path, config: ConvertConfig, card: Path) -> None:
+    """Publish I-JEPA's weights in the format of `config`, with the card; of a folder, inside it."""
     networks, out = read_networks(source, config.arch), work.plan.out
     networks.check()
     held = [which for which, part in ENCODERS.items() if part in networks.parts]
@@ -60,8 +54,8 @@ def write(work: Work, source: Path | EncoderSpec, config: ConvertConfig, card: P
     work.publish({"converted": facts})
 
 
-def _write_foreign(work: Work, spec: EncoderSpec, config: ConvertConfig) -> None:
-    """Publish any encoder as ONNX; what is known of it stands in that file."""
+def write_foreign(work: Work, spec: EncoderSpec, config: ConvertConfig) -> None:
+    """Publish any encoder as ONNX without a card; what is known of it stands in that file."""
     encoder, kind = spec.load(), KINDS.get(spec.kind)
     licence = config.license or (kind.licence if kind else None)
     facts = {

@@ -126,9 +126,9 @@ class Encoder(nn.Module):
                     f"{channels}; name an encoder of as many."
                 )
             return self
-        self.data, how = self.data.fitted(pixels, where), ""
+        data, how = self.data.fitted(pixels, where), ""
         if channels != 3:
-            modules = list(self.network.modules())
+            modules: list[Any] = list(self.modules())
             convolutions = (one for one in modules if isinstance(one, nn.Conv2d))
             if (first := next(convolutions, None)) is None or first.in_channels != 3:
                 raise IjepaError(f"{self.name} has no projection of RGB to adapt to {where}.")
@@ -142,6 +142,7 @@ class Encoder(nn.Module):
             self.weights_sha256 = hashlib.sha256(told).hexdigest()
             self.provenance = self.provenance.model_copy(update={"adapted": how})
             self.__dict__.pop("dim", None)
+        self.data = data
         log.warning(
             "%s is made for 8-bit RGB images; it takes those of %s with their mean and std%s",
             self.name, where, f", adapting its {how}" if how else "",
@@ -335,7 +336,7 @@ class Encoder(nn.Module):
 
         Args:
             images: as for `features`.
-            layer: number of the block, counted from 0 as in a list; -1 is the last, which is the
+            layer: number of the layer, counted from 0 as in a list; -1 is the last, which is the
                 only one of encoders that are no Vision Transformer of ijepa or timm.
 
         Returns:
@@ -344,7 +345,7 @@ class Encoder(nn.Module):
         if not -self.num_layers <= layer < self.num_layers:
             raise IjepaError(f"{self.name} has layers 0 to {self.num_layers - 1}, not {layer}.")
         layer %= self.num_layers
-        if layer == self.num_layers - 1 and not isinstance(self.network, Vit | VisionTransformer):
+        if layer == self.num_layers - 1:
             return self.features_and_tokens(images)[1]
         vit = self.vit
         if isinstance(vit, Vit):

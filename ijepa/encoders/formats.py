@@ -84,10 +84,8 @@ class Networks(NamedTuple):
         part = ENCODERS[which]
         if part not in self.parts:
             others = [name for name, other in ENCODERS.items() if other in self.parts]
-            raise IjepaError(
-                f"{self.source} holds no {which} encoder, but the {' and '.join(others)} encoder; "
-                f"take it with --which {others[0] if others else which}."
-            )
+            hint = "".join(f", but the {one} encoder: take --which {one}" for one in others)
+            raise IjepaError(f"{self.source} holds no {which} encoder{hint}.")
         return self.parts[part]
 
     def check(self) -> None:
@@ -306,7 +304,7 @@ def inferred_config(parts: Mapping[str, Weights], arch: str | None, source: str)
             because no shape tells the number of heads.
         source: for messages.
     """
-    weights = parts.get("target_encoder") or parts["encoder"]
+    weights = parts.get("target_encoder") or parts.get("encoder", {})
     dim, depth, hidden, patch_px, side = vit_size(weights, source, prefix_tokens=0)
     if (channels := weights[PATCHES].shape[1]) != 3:
         raise IjepaError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
@@ -130,7 +131,7 @@ def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of th
     transformers = optional("transformers", "An hf: encoder")
     transformers.utils.logging.set_verbosity_error()  # what it warns of is refused below
     transformers.utils.logging.disable_progress_bar()
-    model_type = read_json(folder / "config.json").get("model_type")
+    model_type = str(read_json(folder / "config.json").get("model_type"))
     if model_type not in FAMILIES:
         raise IjepaError(f"{source} is a {model_type}; there are {', '.join(FAMILIES)}.")
     try:
@@ -141,7 +142,7 @@ def _model(folder: Path, source: str) -> Any:  # noqa: ANN401  # any class of th
             dtype=torch.float32,
             **(FAMILIES[model_type].options or {}),
         )
-    except UNREADABLE as error:
+    except (*UNREADABLE, ArithmeticError, StrictDataclassError) as error:  # of a config, the last
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise IjepaError(f"{source} does not load ({reason}).") from error
     faults = []

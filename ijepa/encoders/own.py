@@ -99,10 +99,10 @@ def _random(spec: EncoderSpec) -> Encoder:
         raise IjepaError(
             f"{spec.text}: {side_px} pixels are no multiple of the patch's {patch_px} pixels."
         )
-    config, generator = EncoderConfig(arch=arch, patch_px=patch_px), torch.Generator()
+    config = EncoderConfig(arch=arch, patch_px=patch_px)
     data = DataConfig(image_px=side_px).fitted(spec.pixels)
-    seeded = generator.manual_seed(spec.seed)
-    vit = build_encoder(config, (side_px, side_px), seeded, data.num_channels)
+    generator = torch.Generator().manual_seed(spec.seed)
+    vit = build_encoder(config, (side_px, side_px), generator, data.num_channels)
     channels = [data.channels] if data.channels else []
     family = fingerprint_of(["random", arch, patch_px, side_px, *channels])
     return Encoder(

@@ -242,7 +242,7 @@ def load_encoder(
     Args:
         name: a run folder, a checkpoint file of a run, a published file (or
             `published:48x3x3@FILE`, where its shapes do not tell the heads), `random:RUN` (the
-            initial weights of that run), `random:ARCH[/PATCH][@PX]` such as
+            random weights that the seed of that run draws), `random:ARCH[/PATCH][@PX]` such as
             `random:vit_small/16@224`, `pixels[/PATCH]`, or a kind of `ijepa encoders` such as
             `mae:FILE`.
         which: `target` or `context`, where there are two encoders.

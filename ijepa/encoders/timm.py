@@ -59,9 +59,8 @@ def load(spec: EncoderSpec) -> Encoder:
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
     )
-    pooled_by, with_prefix = (
-        getattr(model, n, None) for n in ("global_pool", "pool_include_prefix")
-    )
+    pooled_by = getattr(model, "global_pool", None)
+    with_prefix = getattr(model, "pool_include_prefix", False)
     if isinstance(model, VisionTransformer | Beit) and pooled_by in POOLINGS and not with_prefix:
         pooling = token_pool(model, POOLINGS[pooled_by])
     else:  # layers of other networks differ in width: what the head sees is all there is
@@ -151,7 +150,7 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
         model: Any = timm.create_model(
             name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
         )
-    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         # Where names are timm's own, this says it better.
         check_weights(timm.create_model(name, num_classes=num_classes), tensors, source)
         reason = " ".join(str(error).split())

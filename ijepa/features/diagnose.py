@@ -14,7 +14,7 @@ from ijepa.progress import Progress, automatic
 
 MOST_IMAGES = 25_600  # drawn at random from larger files; as many as RankMe was published with
 NEIGHBOUR_IMAGES = 5000  # drawn at random: each is compared with all others
-LIDAR_IMAGES = 2000
+LIDAR_IMAGES = 2000  # drawn at random: rows may be in the order of their classes
 
 
 class LayerState(Config):
@@ -87,8 +87,8 @@ def _layer_state(store: Features, place: int, rows: Array, classes: Array | None
         accuracy = neighbour_accuracy(layer(chosen), torch.from_numpy(classes[chosen]))
     num_views = store.header.num_views
     if num_views >= 2:
-        firsts = rows[:LIDAR_IMAGES]  # the other views of an image stand behind it
-        others = layer((firsts[:, np.newaxis] + 1 + np.arange(num_views)).ravel())
+        firsts = np.random.default_rng(0).permutation(rows)[:LIDAR_IMAGES]
+        others = layer((firsts[:, np.newaxis] + 1 + np.arange(num_views)).ravel())  # behind each
         across_views = lidar(others.reshape(len(firsts), num_views, -1))
     return LayerState(
         layer=store.header.layers[place],

@@ -15,7 +15,6 @@ from ijepa.errors import IjepaError
 from ijepa.features.store import Features, open_features
 
 MOST_REPEATS = 0.05  # of the test images
-SHOWN_REPEATS = 3  # of them, in an error
 ALIKE = ("weights_sha256", "which", "layers", "pooling", "image_px", "transform")
 
 
@@ -184,7 +183,7 @@ def repeated_keys(
     repeated = np.flatnonzero(np.isin(test_ids, train_ids)).tolist()
     if len(repeated) > MOST_REPEATS * len(test_keys):
         same = dict(zip(train_ids.tolist(), train_keys, strict=True))
-        pairs = [(test_keys[n], same[int(test_ids[n])]) for n in repeated[:SHOWN_REPEATS]]
+        pairs = [(test_keys[n], same[int(test_ids[n])]) for n in repeated[:3]]
         raise IjepaError(
             f"{len(repeated):,} of {len(test_keys):,} test images are training images, too, byte "
             f"for byte, such as {', '.join(f'{one} ({other} in train)' for one, other in pairs)}; "

@@ -16,7 +16,7 @@ import numpy as np
 from ijepa.arrays import Array
 from ijepa.config import height_width
 from ijepa.errors import IjepaError
-from ijepa.features.store import DAMAGED, SCHEMA, FeatureHeader, checksum_of, mapped
+from ijepa.features.store import DAMAGED, SCHEMA, FeatureHeader, checksum_of, wrong_batches
 
 CHUNK_ROWS = 512  # of labels and keys, which have HDF5's checksums
 OVERHEAD_BYTES = 2**20  # what HDF5 adds, at most, to the numbers and twice the columns
@@ -117,15 +117,9 @@ class FeatureWriter:
         with h5py.File(path, "r") as store:
             header = FeatureHeader.model_validate_json(str(store.attrs["header"]))
             self._batch_rows, self._dtype = int(store.attrs["batch_rows"]), store["features"].dtype
-            self._starts: list[int] = []  # in the file: of numbers, then of their checksums
-            missing: set[int] = set()
-            for checksums, names in header.numbers.items():
-                columns = [mapped(path, store[name]) for name in names]
-                self._starts += [store[name].id.get_offset() for name in (*names, checksums)]
-                for batch, checksum in enumerate(store[checksums][:].tolist()):
-                    if checksum_of(*(column[self._rows(batch)] for column in columns)) != checksum:
-                        missing.add(batch)
-        self.missing = sorted(missing)
+            names = [name for sums, group in header.numbers.items() for name in (*group, sums)]
+            self._starts = [store[name].id.get_offset() for name in names]  # in the file
+            self.missing = sorted({*wrong_batches(path, store, header, header.numbers)})
 
     def write(
         self,
@@ -176,6 +170,3 @@ class FeatureWriter:
                 f"and if that fails, too, the encoder is broken."
             )
         return numbers
-
-    def _rows(self, batch: int) -> slice:
-        return slice(batch * self._batch_rows, (batch + 1) * self._batch_rows)

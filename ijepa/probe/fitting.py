@@ -32,9 +32,61 @@ def fit_and_score(
 ) -> Scores:
     """Fit a probe on each encoder's features; `facts` are of every score.
 
-    Unfinished work is kept in `folder`, where a rerun finds it.
+    Scores stand setting by setting, the first encoder before the baselines. Unfinished work is kept
+    in `folder`, where a rerun finds it.
     """
-    return _scores(opened, _fits(opened, request, folder), request.config, facts)
+    config, fits = request.config, _fits(opened, request, folder)
+    is_dense = config.name in DENSE
+    train, test = opened[0].train, opened[0].test  # baselines saw the same images
+    name = config.name if config.protocol == "ijepa" else f"{config.name}-{config.protocol}"
+    facts |= shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)) | {
+        "probe": config.name,
+        "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
+        "description": PROBES[config.name].description,
+        "selection": PROBES[config.name].selection,
+        "source": joined_source(train.store.header.source, test.store.header.source),
+        "train_split": train.store.header.split,
+        "test_split": test.store.header.split,
+        "repeats": opened[0].repeats,
+    }
+    if is_dense:
+        classes = train.store.header.dense[config.label].names or ()
+        chance = constant_guess(_dense(train, config), _dense(test, config))
+        facts |= {"num_classes": len(classes), "chance": chance, "test_classes": ""}
+    scores = []
+    for setting in zip(*fits, strict=True):
+        correct = [fit.predictions == test.labels for fit in setting if not is_dense]
+        for number, (fit, pair) in enumerate(zip(setting, opened, strict=True)):
+            if is_dense:
+                first = setting[0].predictions if number else None
+                measured = dense_summary(fit.predictions, first, classes) | {"correct": ()}
+            else:
+                measured = summary(correct[number], test.labels, correct[0] if number else None)
+                measured["correct"] = pack_correct(correct[number], test.keys)
+            fitted_on, scored_on = pair.train.store.header, pair.test.store.header
+            crop = "squash" if scored_on.transform.startswith("squash") else "center"
+            view = View(
+                crop, scored_on.crop_fraction, scored_on.interpolation, (scored_on.image_px,)
+            )
+            of_protocol = deviations(config, view, fitted_on.augment, fitted_on.num_views)
+            scores.append(
+                Score(
+                    **facts,
+                    **{name: getattr(scored_on, name) for name in SAME},
+                    features_precision=scored_on.precision,
+                    train_features=fitted_on.fingerprint,
+                    test_features=scored_on.fingerprint,
+                    data=scored_on.data_fingerprint,
+                    setting=fit.setting,
+                    best_on_test=fit.best_on_test,
+                    choices=fit.choices,
+                    precision=fit.precision,
+                    metrics=fit.metrics,
+                    deviations=(*pair.deviations, *of_protocol, *fit.deviations),
+                    **measured,
+                )
+            )
+    return tuple(scores)
 
 
 def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> list[list[Fit]]:
@@ -104,63 +156,3 @@ class KeptStates(dict[str, dict[str, Any]]):
                 self._path,
                 error.strerror,
             )
-
-
-def _scores(
-    opened: Sequence[OpenPair],
-    fits: Sequence[Sequence[Fit]],
-    config: ProbeConfig,
-    facts: dict[str, Any],
-) -> Scores:
-    """Setting by setting, the first encoder before the baselines; `facts` are of every score."""
-    is_dense = config.name in DENSE
-    train, test = opened[0].train, opened[0].test  # baselines saw the same images
-    name = config.name if config.protocol == "ijepa" else f"{config.name}-{config.protocol}"
-    facts |= shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)) | {
-        "probe": config.name,
-        "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
-        "description": PROBES[config.name].description,
-        "selection": PROBES[config.name].selection,
-        "source": joined_source(train.store.header.source, test.store.header.source),
-        "train_split": train.store.header.split,
-        "test_split": test.store.header.split,
-        "repeats": opened[0].repeats,
-    }
-    if is_dense:
-        classes = train.store.header.dense[config.label].names or ()
-        chance = constant_guess(_dense(train, config), _dense(test, config))
-        facts |= {"num_classes": len(classes), "chance": chance, "test_classes": ""}
-    scores = []
-    for setting in zip(*fits, strict=True):
-        correct = [fit.predictions == test.labels for fit in setting if not is_dense]
-        for number, (fit, pair) in enumerate(zip(setting, opened, strict=True)):
-            if is_dense:
-                first = setting[0].predictions if number else None
-                measured = dense_summary(fit.predictions, first, classes) | {"correct": ()}
-            else:
-                measured = summary(correct[number], test.labels, correct[0] if number else None)
-                measured["correct"] = pack_correct(correct[number], test.keys)
-            fitted_on, scored_on = pair.train.store.header, pair.test.store.header
-            crop = "squash" if scored_on.transform.startswith("squash") else "center"
-            view = View(
-                crop, scored_on.crop_fraction, scored_on.interpolation, (scored_on.image_px,)
-            )
-            of_protocol = deviations(config, view, fitted_on.augment, fitted_on.num_views)
-            scores.append(
-                Score(
-                    **facts,
-                    **{name: getattr(scored_on, name) for name in SAME},
-                    features_precision=scored_on.precision,
-                    train_features=fitted_on.fingerprint,
-                    test_features=scored_on.fingerprint,
-                    data=scored_on.data_fingerprint,
-                    setting=fit.setting,
-                    best_on_test=fit.best_on_test,
-                    choices=fit.choices,
-                    precision=fit.precision,
-                    metrics=fit.metrics,
-                    deviations=(*pair.deviations, *of_protocol, *fit.deviations),
-                    **measured,
-                )
-            )
-    return tuple(scores)

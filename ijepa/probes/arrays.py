@@ -40,9 +40,9 @@ class LabelledRows(NamedTuple):
         """Some of the images, in that order."""
         return self._replace(labels=self.labels[images], views=self.views[images])
 
-    def last(self, images: Ints | None = None) -> Floats:
-        """(n, dim) float32: the last layer of the evaluation views of some images, or of all."""
-        rows = self.views[:, 0] if images is None else self.views[images, 0]
+    def last(self) -> Floats:
+        """(n, dim) float32: the last layer of the evaluation views."""
+        rows = self.views[:, 0]
         vectors: Floats = np.empty((len(rows), self.features.shape[2]), dtype=np.float32)
         for chunk in chunks(len(rows)):
             vectors[chunk] = self.features[rows[chunk], -1]

@@ -192,6 +192,7 @@ def _sums(heads: Sequence[Head], data: Dense, batch: int, what: str) -> list[Flo
         tokens, maps = data.read(images, heads[0].linear.weight.device)
         for sums, head in zip(by_head, heads, strict=True):
             answers = head(tokens, maps.shape[1:])
+            answers = answers.argmax(dim=1) if data.num_classes else answers
             for answer, true in zip(answers, maps, strict=True):
                 sums.append(image_sums(answer.cpu().numpy(), true.cpu().numpy(), data.num_classes))
     if not np.any(by_head[0]):
@@ -203,11 +204,11 @@ def image_sums(answer: Array, true: Array, num_classes: int) -> Floats:
     """Sums over one image: (3 * classes,) pixels of each class that are right, predicted, true.
 
     For depth, RMSE, mean absolute relative error and the share within a factor of 1.25, and 1; or
-    zeros where no depth is known. `answer` are logits (classes, height, width) or depth.
+    zeros where no depth is known. `answer` (height, width) are class numbers or depth.
     """
     if num_classes:
         known = true < num_classes
-        pairs = true[known].astype(np.int64) * num_classes + answer.argmax(axis=0)[known]
+        pairs = true[known].astype(np.int64) * num_classes + answer[known]
         table = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
         sums = [table.diagonal(), table.sum(axis=0), table.sum(axis=1)]
         return np.concatenate(sums).astype(float)
@@ -289,12 +290,10 @@ def constant_guess(train: Dense, test: Dense) -> float:
     some = train.rows[:: max(1, len(train.rows) // GUESS_IMAGES)]
     maps, num_classes = train.maps[some], train.num_classes
     if num_classes:
-        common = np.bincount(maps[maps < num_classes], minlength=num_classes).argmax()
-        answer = np.broadcast_to(
-            np.eye(num_classes)[common, :, None, None], (num_classes, *maps.shape[1:])
-        )
+        guess = np.bincount(maps[maps < num_classes], minlength=num_classes).argmax()
     else:
-        answer = np.broadcast_to(np.median(maps[maps > 0]), maps.shape[1:])
+        guess = np.median(maps[maps > 0])
+    answer = np.broadcast_to(guess, maps.shape[1:])
     every = [image_sums(answer, test.maps[row], num_classes) for row in test.rows.tolist()]
     return _headlines([np.stack(every)])[0]
 

@@ -25,8 +25,8 @@ def knn(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[
     """
     share = min(request.config.holdout, HELD_OUT_AT_MOST / len(train.labels))
     fitted, held = hold_out(train.labels, share, request.config.seed)
-    order = np.concatenate([fitted, held])
-    features, labels, count = unit_length(train.last(order)), train.labels[order], len(fitted)
+    train, count = train.take(np.concatenate([fitted, held])), len(fitted)
+    features, labels = unit_length(train.last()), train.labels
     sizes = tuple(k for k in NEIGHBOURS if k <= count) or (count,)
     votes = vote(features[:count], labels[:count], features[count:], sizes)
     scores = {k: float(np.mean(winners == labels[count:])) for k, winners in votes.items()}
@@ -42,6 +42,8 @@ def retrieval(train: LabelledRows, test: LabelledRows, request: ProbeRequest) ->
     `metrics`. Where `test` is `train`, an image is left out of its own ranking.
     """
     device, same = pick_device(request.device), test is train
+    if device.type == "mps":  # which has no float64
+        device = torch.device("cpu")
     gallery, queries = (
         torch.from_numpy(unit_length(data.last())).to(device) for data in (train, test)
     )
@@ -62,9 +64,7 @@ def retrieval(train: LabelledRows, test: LabelledRows, request: ProbeRequest) ->
         request.progress("rank images", min(first + at_once, len(wanted)), len(wanted))
     names = ("mAP", *(f"precision at {k}" for k in SHOWN))
     values = torch.cat(measured, dim=1).cpu().numpy()
-    metrics = {
-        name: mean_of(row)[:] for name, row in zip(names, values, strict=True)
-    }  # plain tuples
+    metrics = {one: mean_of(row)[:] for one, row in zip(names, values, strict=True)}  # tuples
     return [Fit("", torch.cat(nearest).cpu().numpy()[np.newaxis], {}, metrics=metrics)]
 
 

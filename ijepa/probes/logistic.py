@@ -75,7 +75,8 @@ def few_shot(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> 
         for subset in subsets:
             if len(np.unique(labels[subset])) < 2:
                 raise IjepaError(f"{name}: there are images of one class only; a probe needs two.")
-            stopped += not fit(probe, centred_unit(train.last(subset)), labels[subset])
+            few = train.take(subset)
+            stopped += not fit(probe, centred_unit(few.last()), few.labels)
             predictions.append(probe.predict(scored))
         choices = {"C": probe.C, "draws": len(subsets)}
         deviations += unfinished(stopped, len(subsets), protocol)
@@ -140,13 +141,13 @@ def _held_out_scores(
     train: LabelledRows, protocol: LogisticProtocol, request: ProbeRequest
 ) -> dict[float, float]:
     """Accuracy on a held-out part by C; each fit starts from the solution of the one before."""
-    labels = train.labels
     states = {} if request.states is None else request.states
-    fitted, held = hold_out(labels, request.config.holdout, request.config.seed)
-    part = train.last(fitted)
+    parts = hold_out(train.labels, request.config.holdout, request.config.seed)
+    fitted, held = (train.take(part) for part in parts)
+    part = fitted.last()
     rescale = rescaling(protocol.scale, part)
-    part, rest = (_precise(rescale(rows), protocol) for rows in (part, train.last(held)))
-    probe = regression(protocol, protocol.strengths[0], labels[fitted])
+    part, rest = (_precise(rescale(rows), protocol) for rows in (part, held.last()))
+    probe = regression(protocol, protocol.strengths[0], fitted.labels)
     scores: dict[float, float] = {}
     if "search" in states:  # an earlier start has tried the first strengths
         for name in FITTED:
@@ -155,8 +156,8 @@ def _held_out_scores(
     request.progress("search strengths", len(scores), len(protocol.strengths))
     for strength in protocol.strengths[len(scores) :]:
         probe.set_params(C=strength, warm_start=True, max_iter=protocol.search_iterations)
-        fit(probe, part, labels[fitted])
-        scores[strength] = float(np.mean(probe.predict(rest) == labels[held]))
+        fit(probe, part, fitted.labels)
+        scores[strength] = float(np.mean(probe.predict(rest) == held.labels))
         request.progress("search strengths", len(scores), len(protocol.strengths))
         fitted_to = {name: torch.as_tensor(getattr(probe, name)) for name in FITTED}
         states["search"] = {"accuracies": list(scores.values()), **fitted_to}
