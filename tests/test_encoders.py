@@ -705,7 +705,8 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, images, words):
         ("mine.p", "did you mean 'mine.pt'"),
         ("dyno:x", "did you mean 'dino:x'"),
         ("pixel", "did you mean 'pixels'"),
-        *[(name, "is a folder, no finished run") for name in ("", "/", "random:", "begun")],
+        *[(name, "does not end in a name") for name in ("", "/", "random:")],
+        ("begun", "is a folder, no finished run"),
     ],
 )
 def test_what_names_no_encoder_is_refused_with_the_nearest_one(tmp_path, monkeypatch, name, words):
