@@ -35,7 +35,7 @@ from ijepa.stage import StagePlan, exclusive_work
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERSION = 5
+VERSION = 6
 STILL, PAGE = (".png", ".svg"), ".html"
 # Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
 KINDS: dict[type[PictureConfig], str] = {
