@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -157,16 +158,20 @@ def training(recipe: str, *overrides: str, in_parts: bool = False) -> dict[str, 
 
 
 def whole_run(cache: str) -> dict[str, Any]:
-    """A run of two steps from pictures to its last checkpoint."""
+    """A run of two steps from pictures to its last checkpoint, which is then loaded again."""
     config = shallow("imagenette-vits16", "optimization.epochs=1", "optimization.warmup_epochs=0")
     runtime = ON_GPU.model_copy(update={"cache": cache})
 
-    task = PretrainTask(config, Pictures(2 * BATCH, 40), runtime)
+    task, again = (PretrainTask(config, Pictures(2 * BATCH, 40), runtime) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder, working_inline():
         fit(task, Path(folder))
+        fit(again, Path(folder))  # all steps are taken
         files = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*.pt"))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines()) - 1  # of step 0
-    return {"steps": steps, "devices": devices(task.model.parameters()), "files": files}
+    resumed = [value for state in again.optimizer.state.values() for value in state.values()]
+    assert len(resumed) == 3 * len([p for p in again.model.parameters() if p.requires_grad])
+    left = [*task.model.parameters(), *again.model.parameters(), *resumed]
+    return {"steps": steps, "devices": devices(left), "files": files}
 
 
 def waits_of_training() -> list[Finding]:
@@ -305,12 +310,12 @@ def memory(name: str) -> dict[str, float]:
     return step_memory(name, 128)._asdict()
 
 
-def devices_of_ranks() -> list[int]:
-    """The current device of each rank when it makes the process group."""
+def devices_of_ranks() -> list[tuple[int, bool]]:
+    """Each rank's current device when it makes the process group, and whether it is patient."""
     seen = []
 
-    def note(*_: object, **__: object) -> None:
-        seen.append(torch.cuda.current_device())
+    def note(*_: object, **how: Any) -> None:
+        seen.append((torch.cuda.current_device(), how["timeout"] >= timedelta(hours=1)))
 
     group = mock.patch.multiple(
         torch.distributed, init_process_group=note, destroy_process_group=lambda: None
