@@ -77,7 +77,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks])
 """
 
 
-def together(size, words, script="ijepa_cli.main.main()", seconds=120):
+def together(size, words, script="ijepa_cli.main.main()"):
     """Start the ranks as torchrun would, in forks; what each returned and wrote to stderr.
 
     Raises:
@@ -93,7 +93,7 @@ def together(size, words, script="ijepa_cli.main.main()", seconds=120):
             start_new_session=True,
         )
         try:
-            codes, _ = parent.communicate(timeout=seconds)
+            codes, _ = parent.communicate(timeout=120)
         finally:
             with contextlib.suppress(ProcessLookupError):  # all have ended
                 os.killpg(parent.pid, signal.SIGKILL)
@@ -172,7 +172,7 @@ def test_processes_that_round_differently_save_the_same_best_state(run, shards, 
         "ijepa_cli.main.main()\n"
     )
     words = command(run / "config.yaml", shards, tmp_path / "run")
-    codes, errors = together(2, words, script, seconds=60)
+    codes, errors = together(2, words, script)
     assert codes == [0, 0], errors
     assert load_checkpoint(tmp_path / "run" / BEST)["step"] == 16
 

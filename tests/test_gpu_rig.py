@@ -102,20 +102,14 @@ def test_linear_heads_train_and_predict_on_a_gpu(rig, protocol):
     assert seen(rig, f"linear heads {protocol}") == [GPU]
 
 
-def test_an_encoder_is_fine_tuned_watched_and_scored_on_a_gpu(rig):
-    assert seen(rig, "fine-tuning") == 2
+@pytest.mark.parametrize("what", ["fine-tuning", "decoder"])
+def test_an_encoder_is_fine_tuned_and_a_decoder_trained_and_each_is_measured_on_a_gpu(rig, what):
+    assert seen(rig, what) == 2
 
 
-def test_a_decoder_trains_on_a_gpu(rig):
-    assert seen(rig, "decoder") == 2
-
-
-def test_a_training_step_never_makes_the_cpu_wait_for_the_gpu(rig):
-    assert seen(rig, "waits of training") == []
-
-
-def test_the_inputs_of_a_step_come_from_pinned_memory_without_waiting(rig):
-    assert seen(rig, "waits of preparing") == []
+@pytest.mark.parametrize("what", ["training", "preparing"])
+def test_neither_a_step_nor_making_its_inputs_makes_the_cpu_wait_for_the_gpu(rig, what):
+    assert seen(rig, f"waits of {what}") == []
 
 
 def test_attention_over_lengths_that_vary_never_plans_in_cudnn(rig):

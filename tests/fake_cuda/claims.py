@@ -37,6 +37,7 @@ from ijepa.config import (
 )
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
+from ijepa.decoder.model import evaluate_decoder
 from ijepa.distributed import joined
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
@@ -276,14 +277,18 @@ def fine_tuning() -> int:
 
 
 def decoder() -> int:
-    """Steps of a decoder of predictions."""
-    config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32)
+    """Steps of a decoder of predictions, with its evaluation at the end."""
+    config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32,
+                           sampling_steps=2)  # fmt: skip
     source = shallow("imagenette-vits16")
+    jepa = ijepa_on_gpu(source).eval()
     crops = RandomCropBatches(Pictures(4 * BATCH, 40), StepPlan(4 * BATCH, source.data, 0))
-    task = DecoderTask(config, ijepa_on_gpu(source).eval(), source, "", crops, ON_GPU)
+    task = DecoderTask(config, jepa, source, "", crops, ON_GPU)
     with tempfile.TemporaryDirectory() as folder, working_inline():
         fit(task, Path(folder))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
+    images = torch.empty(BATCH, 3, *source.data.image_size, dtype=torch.uint8, device=GPU)
+    evaluate_decoder(task.averaged, jepa, source, images, silent)
     assert devices(task.averaged.parameters()) == [str(GPU)]
     return steps
 
