@@ -111,7 +111,7 @@ def known_file() -> Path:
 def _known_or_timed(rows: int, dim: int, threads: int) -> LinearKernel:
     path, known = known_file(), {}
     name = f"{cpu_name()}, {threads} threads, torch {torch.__version__}: {rows} x {dim}"
-    with contextlib.suppress(OSError, ValueError):  # none yet, or not one of ours
+    with contextlib.suppress(OSError, TypeError, ValueError):  # none yet, or not one of ours
         known = dict(json.loads(path.read_text()))
     if known.get(name) not in ("torch", "onednn"):
         known[name] = _timed(rows, dim)

@@ -11,6 +11,7 @@ import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from ijepa.errors import BrokenGroupError, IjepaError, SharedError
 from ijepa.world import World, current_world
 
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
-
+PATIENCE = timedelta(hours=1)  # while rank 0 writes checkpoints or digests; NCCL has 10 minutes
 AHEAD = 2  # batches that are made ready while one computes
 END: Any = object()
 
@@ -45,7 +46,8 @@ def joined(device: torch.device) -> Iterator[World]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)  # where collectives of objects put their tensors
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    backend, own = ("nccl", device) if on_gpu else ("gloo", None)
+    dist.init_process_group(backend, device_id=own, timeout=PATIENCE)
     try:
         yield world
     except RuntimeError as error:  # of a collective; the process that failed tells the reason
@@ -78,11 +80,6 @@ def wait_for_all(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
         dist.barrier()
-
-
-def mean_over_ranks(values: Tensor, world: World) -> Tensor:
-    """Mean of each number over all ranks, the same on every rank."""
-    return sum_over_ranks(values, world) / world.size
 
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
@@ -126,23 +123,25 @@ def unshared_gradients(forward: nn.Module) -> contextlib.AbstractContextManager[
 def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there, or refuse it.
 
-    Without a number, each process of a machine takes a GPU of its own.
+    Without a number, each process of a machine takes a GPU of its own. Several have no collectives
+    on Apple's.
     """
-    has_mps = torch.backends.mps.is_available()
+    has_mps, world = torch.backends.mps.is_available(), current_world()
     if name == "auto":
-        # Processes of one machine cannot share Apple's GPU: they have no collectives there.
-        alone = "mps" if has_mps and current_world().size == 1 else "cpu"
+        alone = "mps" if has_mps and world.size == 1 else "cpu"
         name = "cuda" if torch.cuda.is_available() else alone
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise IjepaError(f"{name!r} is no device; use auto, cpu, cuda, cuda:1 or mps.") from error
+    if world.local_size > 1 and (device.type == "mps" or device.index is not None):
+        raise IjepaError(f"Several processes cannot share {name}; take --device cuda or cpu.")
     if device.type == "cpu" or (device.type == "mps" and has_mps):
         return device
     if device.type != "cuda":
         raise IjepaError(f"There is no device {name} here; use auto, cpu, cuda or cuda:1.")
     count = torch.cuda.device_count()
-    number = current_world().local_rank if device.index is None else device.index
+    number = world.local_rank if device.index is None else device.index
     if device.index is None and count == 1:
         number = 0  # the scheduler shows each process its own GPU alone
     if number >= count:
@@ -151,11 +150,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same on the device; a CUDA device copies it while the program goes on.
+    """The same on the device; to a CUDA device it is copied from pinned memory, in the background.
 
-    Not so Apple's GPU, for which torch may free the source too early (pytorch/pytorch#189690).
+    Not so to Apple's GPU, for which torch may free the source too early (pytorch/pytorch#189690).
     """
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def prepared(made: Generator[T], prepare: Callable[[T], U], device: torch.device) -> Generator[U]:
@@ -240,10 +241,9 @@ def device_name(device: torch.device, world: World = World(), linear: str = "tor
 
 def cpu_name() -> str:
     """The processor's name, family and model, which tell CPUs of one name apart."""
-    facts: dict[str, str] = {}
-    if CPU_FACTS.exists():
-        lines = (line.partition(":") for line in CPU_FACTS.read_text().splitlines())
-        facts = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+    text = CPU_FACTS.read_text() if CPU_FACTS.exists() else ""
+    lines = (line.partition(":") for line in reversed(text.splitlines()))  # the first CPU's last
+    facts = {name.strip(): value.strip() for name, _, value in lines}
     if "cpu family" not in facts:
         return platform.processor() or platform.machine()
     return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"

@@ -24,6 +24,8 @@ RANK_0_SECONDS = 5.0  # enough to import what an error was found with, and to be
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 TERMINATED = 143  # a shell's for a process that SIGTERM ended
 DISK_FULL = "the disk is full. Free some space and run the same command again to continue."
+NO_MEMORY = ("MemoryError", "OutOfMemoryError")  # Python's; torch's, which is not imported here
+LESS_MEMORY = "Less is needed with --micro-batch N, --recompute, or a smaller batch_size."
 COMMANDS = (
     "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
     "report", "recipes", "encoders", "convert",
@@ -92,17 +94,25 @@ def main() -> None:
         raise
     except Exception as error:
         _end_workers()
-        if isinstance(error, OSError) and error.errno is not None:
-            where = f"{error.filename}: " if error.filename else ""
-            is_full = error.errno == errno.ENOSPC
-            _fail(f"{where}{DISK_FULL if is_full else f'{error.strerror}.'}")
-        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-            _fail(f"{error.object} is not a UTF-8 name, which a library cannot read. Rename it.")
+        if said := _in_words(error):
+            _fail(said)
         _tell_machines(f"{type(error).__name__}: {error}")
         raise  # a mistake of ours: its traceback is what we need to see
     finally:
         # Last to be registered, first to be called: Ctrl-C shows no traceback of Python's end.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+
+def _in_words(error: Exception) -> str:
+    """What a user can mend; nothing for a mistake of ours."""
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = DISK_FULL if error.errno == errno.ENOSPC else f"{error.strerror}."
+        return f"{error.filename}: {reason}" if error.filename else reason
+    if type(error).__name__ in NO_MEMORY:  # torch then goes on about its allocator
+        return f"{'. '.join(str(error).split('. ')[:2]) or 'out of memory'}. {LESS_MEMORY}"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object} is not a UTF-8 name, which a library cannot read. Rename it."
+    return ""
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

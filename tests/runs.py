@@ -34,6 +34,13 @@ def ask_at(number, done_units, task=""):
     return progress
 
 
+def start_as(monkeypatch, rank, size, local_size=1):
+    """Set the variables by which torchrun tells a process its rank."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local_size}
+    for name, value in (told | {"MASTER_ADDR": "localhost", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+
+
 def changed(config, *overrides):
     """The same settings but for `a.b=c` overrides."""
     body = config.model_dump()

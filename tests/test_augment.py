@@ -23,7 +23,7 @@ def picture(height, width, seed=0):
 
 
 @given(height=side, width=side, seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_crop_lies_inside_its_image(height, width, seed):
     draws = draw_crops(4, DataConfig(), np.random.default_rng(seed))
     for number in range(4):
@@ -55,7 +55,7 @@ def test_a_crop_that_never_fits_has_an_aspect_that_was_asked_for():
 
 
 @given(seed=st.integers(0, 2**32 - 1), px=st.integers(8, 160))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_resizing_gives_pillows_pixels(seed, px):
     image = picture(97, 131, seed)
     draws = draw_crops(1, DataConfig(), np.random.default_rng(seed))
@@ -105,7 +105,7 @@ def test_the_evaluation_crop_of_another_shape_is_the_largest_centred_box_of_that
 
 @pytest.mark.parametrize("name", ["bilinear", "bicubic"])
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(60, 500), width=st.integers(60, 500))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(name, seed, height, width):
     soft = Image.fromarray(picture(height // 8, width // 8, seed))
     image = np.array(soft.resize((width, height), Image.Resampling.BICUBIC))

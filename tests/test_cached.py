@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from runs import CPU
 from typer.testing import CliRunner
 
-from ijepa.config import ConvertConfig, ExtractConfig, MasksConfig, ProbeConfig, Runtime
+from ijepa.config import ConvertConfig, ExtractConfig, MasksConfig, ProbeConfig
 from ijepa.convert import convert
 from ijepa.extract import extract
 from ijepa.features import store as features
@@ -17,7 +18,6 @@ from ijepa.report import report
 from ijepa.visualize import visualize
 from ijepa_cli.main import app
 
-CPU = Runtime(device="cpu", workers=0)
 SLOW_TO_IMPORT = ("torch", "scipy", "sklearn", "timm", "pandas", "matplotlib", "transformers")
 
 
@@ -34,12 +34,8 @@ def made(run, shards, tmp_path_factory):
     report([folder / "r.json", run], folder / "r.html", CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
     visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
-    small = (
-        "encoder.arch=32x2x2",
-        "predictor.dim=16",
-        "predictor.depth=1",
-        "optimization.epochs=1",
-    )
+    small = ("encoder.arch=32x2x2", "predictor.dim=16", "predictor.depth=1")
+    small += ("optimization.epochs=1",)
     images = ["pretrain", "--data", str(shards.parent / "images"), "--out", str(folder / "own")]
     images += [*common, *(word for setting in small for word in ("--set", setting))]
     assert CliRunner().invoke(app, images).exit_code == 0

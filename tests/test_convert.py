@@ -235,7 +235,7 @@ def test_a_run_does_not_go_on_from_weights_alone(run, tiny_config, tmp_path):
     optimizer = torch.optim.AdamW(parameter_groups([model.encoder, model.predictor]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(IjepaError, match="weights alone"):
-        load_full_state(model, optimizer, tmp_path / "weights.pt")
+        load_full_state(model, optimizer, tmp_path / "weights.pt", lambda _: None)
     assert same(model.state_dict(), before)
 
 

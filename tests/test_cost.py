@@ -74,4 +74,5 @@ def test_activations_are_about_what_the_backward_pass_keeps():
 
 def test_utilisation_is_known_for_known_gpus_only():
     assert utilisation(494.5, "NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
+    assert utilisation(417.5, "NVIDIA H100 NVL") == pytest.approx(0.5)
     assert utilisation(1.0, "cpu, 2 threads") is None

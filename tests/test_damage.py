@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import class_folders, write_files
+from runs import CPU
 from typer.testing import CliRunner
 
-from ijepa.config import ExtractConfig, Runtime, ShardConfig
+from ijepa.config import ExtractConfig, ShardConfig
 from ijepa.data.index import check_shards, load_rows
 from ijepa.data.shards import open_shards
 from ijepa.errors import IjepaError
@@ -20,7 +21,6 @@ from ijepa.shard import shard
 from ijepa.weights import load_checkpoint
 from ijepa_cli.main import app
 
-ALONE = Runtime(device="cpu", workers=0)
 SEVERAL = ShardConfig(shard_bytes=10_000)  # shards
 PIXELS = ExtractConfig(encoder="pixels", image_px=32)
 
@@ -37,15 +37,8 @@ def flip(path: Path, place: int) -> None:
 def made(tmp_path):
     """A shard set, and what it was made from."""
     images = str(write_files(tmp_path / "images", class_folders()))
-    shard(images, tmp_path / "set", SEVERAL, ALONE)
+    shard(images, tmp_path / "set", SEVERAL, CPU)
     return tmp_path / "set", images
-
-
-@pytest.fixture
-def finished(run, tmp_path):
-    """A run of one's own to damage."""
-    shutil.copytree(run, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_a_damaged_image_is_found_by_its_first_reader_and_by_check(made):
@@ -73,11 +66,11 @@ def test_a_damaged_label_or_key_is_found_by_its_first_reader(made):
 def test_a_damaged_set_is_not_cached_but_made_again_and_a_copied_one_is_cached(made, tmp_path):
     folder, images = made
     (folder / "train-000000.tar").write_bytes(bytes((folder / "train-000000.tar").stat().st_size))
-    assert not shard(images, folder, SEVERAL, ALONE).cached
+    assert not shard(images, folder, SEVERAL, CPU).cached
     check_shards(folder)
-    assert shard(images, folder, SEVERAL, ALONE).cached
+    assert shard(images, folder, SEVERAL, CPU).cached
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
-    assert shard(images, tmp_path / "copy", SEVERAL, ALONE).cached
+    assert shard(images, tmp_path / "copy", SEVERAL, CPU).cached
 
 
 @pytest.mark.parametrize("name", ["index.json", "train.index.npy"])
@@ -88,16 +81,10 @@ def test_a_damaged_index_is_refused_when_the_set_is_opened(made, name):
         open_shards(folder)
 
 
-def test_a_set_without_its_record_is_read_as_before(made):
+def test_a_set_without_its_record_is_read_as_before_and_a_damaged_index_found_by_check(made):
     folder, _ = made
     (folder / "stage.json").unlink()
     assert open_shards(folder).split("train").read_sample(0).image
-    check_shards(folder)
-
-
-def test_a_damaged_index_is_found_by_check_without_the_record_too(made):
-    folder, _ = made
-    (folder / "stage.json").unlink()
     checked = [*folder.glob("*.tar"), *folder.glob("*.index.npy")]
     assert check_shards(folder).files == len(checked)
     flip(folder / "train.index.npy", (folder / "train.index.npy").stat().st_size - 3)
@@ -107,7 +94,7 @@ def test_a_damaged_index_is_found_by_check_without_the_record_too(made):
 
 def test_features_are_checked_together_with_their_data(made, tmp_path):
     folder, _ = made
-    extract(folder, tmp_path / "train.h5", PIXELS, ALONE)
+    extract(folder, tmp_path / "train.h5", PIXELS, CPU)
     words = ["features", "check", str(tmp_path / "train.h5"), "--data", str(folder)]
     said = CliRunner().invoke(app, words).stdout
     assert said.endswith(f" images) is whole and undamaged, and so is {folder}\n")
@@ -119,12 +106,12 @@ def test_features_are_checked_together_with_their_data(made, tmp_path):
 def test_a_file_put_in_the_place_of_another_is_not_cached(made, tmp_path):
     folder, _ = made
     train, val = tmp_path / "train.h5", tmp_path / "val.h5"
-    extract(folder, train, PIXELS, ALONE)
+    extract(folder, train, PIXELS, CPU)
     config = PIXELS.model_copy(update={"split": "val"})
-    images = extract(folder, val, config, ALONE).images
-    assert extract(folder, val, config, ALONE).cached
+    images = extract(folder, val, config, CPU).images
+    assert extract(folder, val, config, CPU).cached
     shutil.copy2(train, val)
-    again = extract(folder, val, config, ALONE)
+    again = extract(folder, val, config, CPU)
     assert (again.cached, again.images) == (False, images)
 
 
@@ -145,14 +132,13 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_or_harmless(run, tmp_path):
     assert found > 30
 
 
-def test_damaged_metrics_of_a_run_are_not_reported(finished, tmp_path):
+def test_a_run_with_damaged_metrics_is_not_reported_and_not_trained_again_unasked(
+    run, shards, tiny_config, tmp_path
+):
+    finished = shutil.copytree(run, tmp_path / "run")
     flip(finished / "metrics.jsonl", 30)
     with pytest.raises(IjepaError, match=r"metrics\.jsonl was changed or damaged"):
         report([finished], tmp_path / "r.html")
-
-
-def test_a_damaged_run_is_not_trained_again_unasked(finished, shards, tiny_config):
-    flip(finished / "metrics.jsonl", 30)
     with pytest.raises(IjepaError, match=r"metrics\.jsonl was changed.*--force"):
-        pretrain(shards, finished, tiny_config, ALONE)
+        pretrain(shards, finished, tiny_config, CPU)
     assert (finished / "checkpoints" / "last.pt").exists()

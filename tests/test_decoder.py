@@ -1,19 +1,17 @@
 """Decoders: they draw what they are told, resume exactly, and refuse other weights."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gratings import write_gratings
 from PIL import Image
-from runs import CPU, ask_at, metrics_of
+from runs import CPU, EAGER, StopError, ask_at, metrics_of, stop_at
 from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, PredictionsConfig, validated
@@ -23,7 +21,6 @@ from ijepa.decoder.model import (
     cut_blocks,
     draw_blocks,
     draw_flow,
-    embed,
     flow_loss,
     load_decoder,
     paste_blocks,
@@ -33,9 +30,9 @@ from ijepa.encoders.own import load_jepa
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.figures.draw import GAP_PX, PNG_SCALE
 from ijepa.files import LAST, read_metrics
-from ijepa.jepa.augment import normalise
-from ijepa.jepa.model import Targets
 from ijepa.recipes import load_recipe
+from ijepa.shard import shard
+from ijepa.train import loop
 from ijepa.train_decoder import train_decoder
 from ijepa.visualize import visualize
 from ijepa.weights import load_checkpoint, load_state, save_state
@@ -107,21 +104,6 @@ def test_patches_that_are_no_rectangle_have_no_pixels_to_decode_to():
         block_boxes(torch.tensor([[0, 1, 9]]), (8, 8), 8)
 
 
-def test_the_condition_is_what_the_predictor_is_asked_for_on_average(run):
-    jepa, config = load_jepa(str(run))
-    data, pixels = config.data, torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
-    images = normalise(pixels, data.mean, data.std)
-    masks = draw_blocks(config, 3, np.random.default_rng(0))
-    found = embed(jepa, data, pixels, masks)
-    tokens = torch.nn.functional.layer_norm(jepa.target_encoder(images), (32,))
-    by_hand = torch.stack(
-        [t[block].mean(0) for t, block in zip(tokens, masks.targets[0], strict=True)]
-    )
-    torch.testing.assert_close(found, by_hand)
-    asked = Targets(jepa.config, jepa.target_encoder, images)
-    torch.testing.assert_close(found, asked.of(slice(None), masks.targets).mean(1))
-
-
 def test_a_decoder_is_a_stage_that_is_made_once(run, shards, decoder):
     outcome = train_decoder(shards, decoder, config(run), CPU)
     assert outcome.cached
@@ -144,34 +126,17 @@ def same_as(decoder, other):
     return metrics_of(decoder) == metrics_of(other)
 
 
-KILLED = """
-import signal, sys
-from pathlib import Path
-from ijepa.config import DecoderConfig
-from ijepa.train_decoder import train_decoder
-from ijepa.train import loop
-from runs import EAGER, ask_at
-
-loop.FETCH_STEPS = 4
-shards, out, config = sys.argv[1:]
-config = DecoderConfig.model_validate_json(config)
-kill = ask_at(signal.SIGKILL, 8, "train")
-train_decoder(Path(shards), Path(out), config, EAGER, kill)
-"""
-
-
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_weights(run, shards, decoder, tmp_path):
-    cut = tmp_path / "cut"
-    words = [str(shards), str(cut), config(run).model_dump_json()]
-    alike = os.environ | {"OMP_NUM_THREADS": "1"}  # as this process: sums round alike
-    alike["PYTHONPATH"] = f"{Path(__file__).parent}:{alike.get('PYTHONPATH', '')}"
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], env=alike, timeout=100)
-    assert done.returncode == -signal.SIGKILL
-    assert not cut.exists()
-    assert load_state(tmp_path / "cut.partial" / LAST)["step"] == 4
-    train_decoder(shards, cut, config(run), CPU)
-    assert same_as(decoder, cut)
+def test_a_run_that_breaks_off_goes_on_to_the_same_weights(
+    run, shards, decoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "FETCH_STEPS", 4)
+    with pytest.raises(StopError):
+        train_decoder(shards, tmp_path / "cut", config(run), EAGER, stop_at(8, "train"))
+    assert not (tmp_path / "cut").exists()
+    assert load_state(tmp_path / "cut.partial" / LAST)["step"] in (4, 8)
+    train_decoder(shards, tmp_path / "cut", config(run), CPU)
+    assert same_as(decoder, tmp_path / "cut")
 
 
 @pytest.mark.slow
@@ -224,6 +189,15 @@ def test_what_cannot_be_decoded_is_refused(run, shards, tmp_path, settings, mess
     with pytest.raises(IjepaError, match=re.escape(message)):
         train_decoder(shards, tmp_path / "out", choice, CPU)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_one_image_is_refused_before_the_decoder_is_trained(run, tmp_path):
+    for split, count in (("train", 32), ("val", 1)):
+        write_gratings(tmp_path / "images", split, count, seed=0)
+    shard(tmp_path / "images", tmp_path / "set")
+    with pytest.raises(IjepaError, match="holds 1 image; two are needed"):
+        train_decoder(tmp_path / "set", tmp_path / "out", config(run), CPU)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_file_without_a_predictor_is_refused(run, shards, tmp_path):

@@ -26,27 +26,23 @@ def sees_a_target(masks):
 
 
 @given(rows=side, columns=side, seed=seed, draw=draw)
-@settings(max_examples=60, deadline=None)
-def test_every_mask_is_inside_the_grid_sorted_and_without_repeats(rows, columns, seed, draw):
-    [masks] = sample_masks((rows, columns), 16, config_for(draw), np.random.default_rng(seed))
+@settings(max_examples=60)
+def test_masks_are_sorted_in_the_grid_and_symmetric_contexts_large_enough_without_a_target(
+    rows, columns, seed, draw
+):
+    config = config_for(draw)
+    [masks] = sample_masks((rows, columns), 16, config, np.random.default_rng(seed))
     for patches in (masks.context.numpy(), *masks.targets.numpy()):
         assert patches.dtype == np.int64
         assert patches.min() >= 0
         assert patches.max() < rows * columns
-        assert (np.diff(patches, axis=1) > 0).all()
-
-
-@given(rows=side, columns=side, seed=seed)
-@settings(max_examples=60, deadline=None)
-def test_the_symmetric_context_never_sees_a_target_and_is_never_too_small(rows, columns, seed):
-    config = config_for("symmetric")
-    [masks] = sample_masks((rows, columns), 16, config, np.random.default_rng(seed))
-    assert not sees_a_target(masks)
+        assert (np.diff(patches, axis=1) > 0).all()  # without repeats
     assert masks.context.shape[1] > config.min_keep
+    assert draw == "published" or not sees_a_target(masks)
 
 
 @given(seed=seed)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_published_context_never_sees_a_target_on_the_papers_grid_and_repeats_itself(seed):
     masks, again = (
         sample_masks((14, 14), 32, MultiblockMasks(), np.random.default_rng(seed))[0]
@@ -58,7 +54,7 @@ def test_the_published_context_never_sees_a_target_on_the_papers_grid_and_repeat
 
 
 @given(seed=seed, draw=draw)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_targets_are_filled_rectangles_of_one_size_for_the_batch(seed, draw):
     grid, config = (14, 14), config_for(draw)
     targets = sample_masks(grid, 8, config, np.random.default_rng(seed))[0].targets.numpy()
@@ -73,7 +69,7 @@ def test_targets_are_filled_rectangles_of_one_size_for_the_batch(seed, draw):
 
 
 @given(rows=st.integers(2, 12), columns=st.integers(2, 12), seed=seed, draw=draw)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sampling_ends_on_every_grid_that_the_check_lets_through(rows, columns, seed, draw):
     config = MultiblockMasks(draw=draw, min_keep=4)
     try:
@@ -139,9 +135,3 @@ def test_published_masks_have_the_published_sizes(grid, context, target):
 def test_published_block_sizes_are_the_five_of_the_papers_grid():
     sizes = possible_sizes((14, 14), (0.15, 0.2), (0.75, 1.5), "published")
     assert sizes == {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
-
-
-@pytest.mark.parametrize("draw", ["published", "symmetric"])
-def test_a_grid_too_small_for_its_masks_is_refused(draw):
-    with pytest.raises(IjepaError, match="do not fit a grid of 3x3"):
-        check_masks((3, 3), MultiblockMasks(draw=draw))

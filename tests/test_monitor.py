@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ijepa.jepa import monitor, verdict
 
 
 @given(rank=st.integers(1, 16))
-@settings(deadline=None)
 def test_rankme_of_equal_singular_values_is_their_number(rank):
     torch.manual_seed(rank)
     left, _ = torch.linalg.qr(torch.randn(64, 16).double())

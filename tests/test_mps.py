@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from fake_cuda.claims import Pictures
 from fake_cuda.tensors import OperationMode, fake_tensors
+from runs import start_as
 from torch.utils._pytree import tree_leaves
 
 from ijepa.config import DataConfig, FinetuneConfig, Runtime
@@ -107,16 +108,14 @@ def on_mps(values):
 @pytest.mark.parametrize(
     ("cuda", "mps", "processes", "found"),
     [
-        (True, True, "1", "cuda:0"),
-        (False, True, "1", "mps"),
-        (False, True, "2", "cpu"),
-        (False, False, "1", "cpu"),
+        (True, True, 1, "cuda:0"),
+        (False, True, 1, "mps"),
+        (False, True, 2, "cpu"),
+        (False, False, 1, "cpu"),
     ],
 )
 def test_auto_takes_cuda_then_apples_gpu_then_the_cpu(monkeypatch, cuda, mps, processes, found):
-    variables = {"RANK": "0", "WORLD_SIZE": processes, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    for name, value in (variables | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
-        monkeypatch.setenv(name, value)
+    start_as(monkeypatch, 0, processes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

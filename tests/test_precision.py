@@ -48,10 +48,9 @@ def test_losses_in_bfloat16_are_within_two_percent(exact, teacher):
 
 
 def test_targets_of_a_teacher_in_bfloat16_point_where_those_in_float32_do():
-    config = load_recipe("cifar10", ["encoder.arch=vit_tiny", "predictor.dim=48"])
+    config = config_of("encoder.arch=vit_tiny", "predictor.dim=48")
     model, images = build_ijepa(config), images_of(0)
-    [masks] = batch_masks(config.model_copy(update={"data": config.data.model_copy(update={
-        "batch_size": 16})}), 0)  # fmt: skip
+    [masks] = batch_masks(config, 0)
     [(_, exact)] = model(images, [masks])
     model.keep_bf16_teacher()
     with torch.autocast("cpu", torch.bfloat16):

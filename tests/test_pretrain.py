@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from ijepa.stage import Work
 from ijepa.train import loop
 from ijepa.train.pretraining import PretrainTask
 from ijepa.weights import load_checkpoint
+from ijepa_cli.main import main
 
 UNIT = "pretrain images"
 
@@ -166,6 +168,7 @@ def test_a_checkpoint_that_does_not_load_stops_the_run(
         ),
         (["data.batch_size=500"], "256 images, fewer than one batch of 500"),
         (["encoder.patch_px=16"], "do not fit a grid of 2x2"),
+        (["watch.label=colour"], "no label 'colour'; its labels are: class"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(shards, tiny_config, tmp_path, overrides, message):
@@ -214,6 +217,21 @@ def test_a_broken_batch_stops_the_run_and_names_its_images_and_the_last_good_sta
         pretrain(shards, tmp_path / "run", tiny_config, CPU, stop_at(9 * 32, "pretrain"))
     report([tmp_path / "run"], tmp_path / "page.html")
     assert "is not finished.</b> Step " in (tmp_path / "page.html").read_text()
+
+
+def test_a_gpu_without_enough_memory_is_one_line_that_says_what_needs_less(
+    run, shards, tmp_path, monkeypatch, capsys
+):
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    monkeypatch.setattr(Trainer, "step", Mock(side_effect=torch.OutOfMemoryError(told)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # that of `main` would outlive this test
+    words = ["pretrain", "--recipe", run / "config.yaml", "--data", shards, "--device", "cpu"]
+    words += ["--out", tmp_path / "run", "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", ["ijepa", *map(str, words)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("error: CUDA out of memory. Tried .* 2.00 GiB. Less .* --micro-batch N", last)
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards, tiny_config, tmp_path, monkeypatch):
@@ -273,7 +291,7 @@ def test_the_trained_encoder_beats_its_random_initialisation(tmp_path):
     assert z > 4, f"{initial.mean():.3f} -> {trained.mean():.3f}"
 
 
-def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
+def test_how_often_a_run_is_watched_and_saved_may_change_but_not_on_which_images(
     run, shards, tiny_config, tmp_path
 ):
     """It leaves the weights as they are, and so is not part of what was asked for."""
@@ -283,18 +301,12 @@ def test_how_often_a_run_is_watched_and_saved_may_change_while_it_goes_on(
     pretrain(shards, tmp_path / "again", other, CPU)
     ours, theirs = (load_checkpoint(out / LAST)["model"] for out in (tmp_path / "again", run))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    with pytest.raises(IjepaError, match=r"watch\.loss_limit was 10\.0, now 3\.0\. "):
-        pretrain(shards, run, changed(other, "watch.loss_limit=3"), CPU)
-
-
-def test_health_checks_of_one_run_are_of_the_same_images(run, shards, tiny_config):
-    with pytest.raises(IjepaError, match=r"watch\.num_images was 32, now 16"):
-        pretrain(shards, run, changed(tiny_config, "watch.num_images=16"), CPU)
-
-
-def test_a_label_of_health_checks_that_the_images_lack_is_refused(shards, tiny_config, tmp_path):
-    with pytest.raises(IjepaError, match="no label 'colour'; its labels are: class"):
-        pretrain(shards, tmp_path / "run", changed(tiny_config, "watch.label=colour"), CPU)
+    for fixed, message in (
+        ("watch.loss_limit=3", r"watch\.loss_limit was 10\.0, now 3\.0\. "),
+        ("watch.num_images=16", r"watch\.num_images was 32, now 16"),
+    ):
+        with pytest.raises(IjepaError, match=message):
+            pretrain(shards, run, changed(other, fixed), CPU)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])

@@ -75,16 +75,13 @@ def test_the_summary_says_what_the_released_batch_is_taken_for_and_how_to_change
     monkeypatch.setattr(ijepa.pretrain, "_open", lambda _, config: (range(5000), {}, config.data))
     load(tmp_path, PUBLISHED)
     small = ("encoder.arch=32x2x2", "data.image_px=32", "encoder.patch_px=4", "masks.min_keep=2")
-    words = [
-        "pretrain",
-        "--recipe",
-        str(tmp_path / "recipe.yaml"),
-        "--data",
-        "s3://d",
+    words = ["pretrain", "--recipe", str(tmp_path / "recipe.yaml"), "--data", "s3://d"]
+    words += [
         "--out",
         "o",
+        "--dry-run",
+        *(word for setting in small for word in ("--set", setting)),
     ]
-    words += ["--dry-run", *(word for setting in small for word in ("--set", setting))]
     shown = " ".join(CliRunner().invoke(app, words).stdout.split())
     assert "data.batch_size is 2,048 images over all devices" in shown
     assert "each GPU takes (16, here masks.group_size)" in shown

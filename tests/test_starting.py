@@ -145,11 +145,24 @@ def test_a_run_of_a_held_schedule_goes_on_as_if_it_had_been_longer(
         assert pretrain(shards, tmp_path / "short", short, CPU).cached
 
 
-def test_a_damaged_finished_run_is_not_gone_on_with(held_runs, shards, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("metrics.jsonl", ('"loss": 0', '"loss": 9'), "metrics.jsonl was changed or damaged"),
+        (  # of a version of ijepa that had such a setting
+            "stage.json",
+            ('"watch": {', '"watch": {"rollbacks": 2, '),
+            r"short: watch\.rollbacks is not a known setting",
+        ),
+    ],
+)
+def test_a_run_that_was_damaged_or_made_by_another_version_is_not_gone_on_with(
+    held_runs, shards, tmp_path, name, changes, message
+):
     folder, _, long = held_runs
     shutil.copytree(folder / "short", tmp_path / "short")
-    path = tmp_path / "short" / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"loss": 0', '"loss": 9', 1))
-    with pytest.raises(IjepaError, match=r"metrics.jsonl was changed or damaged"):
+    path = tmp_path / "short" / name
+    path.write_text(path.read_text().replace(*changes, 1))
+    with pytest.raises(IjepaError, match=message):
         pretrain(shards, tmp_path / "long", long, CPU, prolong=tmp_path / "short")
     assert not (tmp_path / "long").exists()

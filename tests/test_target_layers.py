@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from runs import CPU, EAGER, StopError, changed, losses, metrics_of, stop_at
 
-from ijepa.config import ConvertConfig, ExtractConfig, RetrievalConfig, Runtime
+from ijepa.config import ConvertConfig, ExtractConfig, RetrievalConfig
 from ijepa.convert import convert
 from ijepa.data.shards import open_shards
 from ijepa.decoder.model import draw_blocks, embed
@@ -12,7 +13,6 @@ from ijepa.encoders.formats import read_networks
 from ijepa.encoders.own import load_jepa
 from ijepa.extract import extract
 from ijepa.features.store import open_features
-from ijepa.files import LAST, read_metrics
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.model import layer_norm
 from ijepa.pretrain import pretrain
@@ -20,14 +20,12 @@ from ijepa.train.watch import Watch
 from ijepa.visualize import visualize
 from ijepa.weights import load_checkpoint, save_state
 
-CPU = Runtime(device="cpu", workers=0)
 DIM = 32
 
 
 @pytest.fixture(scope="module")
 def layers_config(tiny_config):
-    targets = tiny_config.targets.model_copy(update={"layers": (1, 2)})
-    return tiny_config.model_copy(update={"targets": targets})
+    return changed(tiny_config, "targets.layers=[1, 2]")
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +39,12 @@ def layers_run(shards, layers_config, tmp_path_factory):
 def test_it_learns_and_goes_on_exactly_where_it_stopped(
     layers_run, shards, layers_config, tmp_path
 ):
-    def stop(*_):
-        if (tmp_path / "run.partial" / LAST).exists():
-            raise KeyboardInterrupt
-
-    eager = CPU.model_copy(update={"checkpoint_seconds": 1e-9})
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(shards, tmp_path / "run", layers_config, eager, stop)
-    pretrain(shards, tmp_path / "run", layers_config, CPU)
-    ours, theirs = (run / "metrics.jsonl" for run in (tmp_path / "run", layers_run))
-    assert ours.read_bytes() == theirs.read_bytes()
-    losses = [record["loss"] for record in read_metrics(ours) if "loss" in record]
-    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    out = tmp_path / "run"
+    with pytest.raises(StopError):
+        pretrain(shards, out, layers_config, EAGER, stop_at(320, "pretrain"))
+    pretrain(shards, out, layers_config, CPU)
+    assert metrics_of(out) == metrics_of(layers_run)
+    assert np.mean(losses(out)[-4:]) < np.mean(losses(out)[:4])
 
 
 def test_its_health_is_measured_by_predictions_of_the_last_layer(layers_run, shards):

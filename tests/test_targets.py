@@ -41,10 +41,6 @@ def images(seed=0):
     return torch.randn(BATCH, 3, 32, 40, generator=torch.Generator().manual_seed(seed))
 
 
-def masks_of(config):
-    return batch_masks(config, 0)
-
-
 def test_patches_are_cut_row_by_row_and_standardised_to_mean_0_and_variance_1():
     picture = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12).float()
     patches = patchify(picture, 4)
@@ -58,7 +54,7 @@ def test_patches_are_cut_row_by_row_and_standardised_to_mean_0_and_variance_1():
 @pytest.mark.parametrize("space", ["pixels", "normalised-pixels"])
 def test_pixel_targets_are_the_pixels_of_the_target_blocks(space):
     chosen = config(space=space)
-    [masks] = masks_of(chosen)
+    [masks] = batch_masks(chosen, 0)
     [(predictions, targets)] = build_ijepa(chosen)(images(), [masks])
     assert predictions.shape == targets.shape
     pixels = patchify(images(), 4)
@@ -72,7 +68,7 @@ def test_pixel_targets_are_the_pixels_of_the_target_blocks(space):
 @pytest.mark.parametrize(("masked", "sees_the_rest"), [("output", True), ("input", False)])
 def test_input_masked_targets_know_nothing_but_their_block(masked, sees_the_rest):
     chosen = config(masked=masked)
-    [masks] = masks_of(chosen)
+    [masks] = batch_masks(chosen, 0)
     model = build_ijepa(chosen)
     changed = images()
     outside = min(set(range(80)) - set(masks.targets[0, 0].tolist()))
@@ -87,7 +83,7 @@ def test_targets_of_the_last_layer_alone_are_the_default_bit_for_bit(masked):
     answers = []
     for layers in (None, (3,)):
         chosen = config(masked=masked, layers=layers, arch="32x3x2")
-        [masks] = masks_of(chosen)
+        [masks] = batch_masks(chosen, 0)
         answers += build_ijepa(chosen)(images(), [masks])
     (predicted, wanted), (again, same) = answers
     assert torch.equal(wanted, same)
@@ -97,7 +93,7 @@ def test_targets_of_the_last_layer_alone_are_the_default_bit_for_bit(masked):
 @pytest.mark.parametrize("masked", ["output", "input"])
 def test_targets_of_several_layers_are_each_normed_and_lie_side_by_side(masked):
     chosen = config(masked=masked, layers=(1, 3), arch="32x3x2")
-    [masks] = masks_of(chosen)
+    [masks] = batch_masks(chosen, 0)
     model, outputs = build_ijepa(chosen), []
     model.target_encoder.norm.bias.data.fill_(0.5)  # a fresh norm would do nothing after the other
     model.target_encoder.blocks[0].register_forward_hook(lambda *call: outputs.append(call[2]))
@@ -119,7 +115,7 @@ def test_the_norm_of_the_targets_is_layer_norm_half_a_tanh_or_none(layers):
         chosen = config(norm=norm, layers=layers)
         model = build_ijepa(chosen)
         model.target_encoder.norm.weight.data.fill_(3.0)
-        [masks] = masks_of(chosen)
+        [masks] = batch_masks(chosen, 0)
         found[norm] = model(images(), [masks])[0][1]
     torch.testing.assert_close(found["dyntanh"], torch.tanh(found["none"] / 2))
     parts = found["none"].chunk(len(layers or (1,)), dim=-1)
@@ -131,7 +127,7 @@ def test_draws_of_an_image_share_one_target_pass_and_are_each_worth_the_same(mas
     chosen = config(draws_per_image=3, group_size=4, masked=masked)
     model, seen = build_ijepa(chosen), []
     model.target_encoder.blocks[0].register_forward_hook(lambda *call: seen.append(call[2]))
-    groups = masks_of(chosen)
+    groups = batch_masks(chosen, 0)
     assert [len(masks.context) for masks in groups] == [4, 2] * 3
     answers = model(images(), groups)
     assert masked == "input" or len(seen) == 1
@@ -151,7 +147,7 @@ def test_blocks_beyond_the_last_target_layer_are_not_computed_and_must_be_there(
     chosen = config(layers=(1, 2), arch="32x3x2")
     model = build_ijepa(chosen)
     model.target_encoder.blocks[2].register_forward_hook(lambda *_: pytest.fail("was computed"))
-    model(images(), masks_of(chosen))
+    model(images(), batch_masks(chosen, 0))
     with pytest.raises(IjepaError, match=r"block 4, but 32x3x2 has 3 blocks"):
         build_ijepa(config(layers=(2, 4), arch="32x3x2"))
 
@@ -203,7 +199,7 @@ def test_micro_batches_change_a_step_by_rounding_only(group_size, choice):
     for micro_batch in (None, 1, 4):
         model = build_ijepa(chosen)
         trainer = Trainer(model, chosen.optimization, 10, micro_batch)
-        losses = [trainer.step(step, images(step), masks_of(chosen)) for step in range(3)]
+        losses = [trainer.step(step, images(step), batch_masks(chosen, 0)) for step in range(3)]
         ends.append((losses[-1], model.encoder.blocks[0].attn.qkv.weight.detach()))
     for outcome, weight in ends[1:]:
         torch.testing.assert_close(outcome.loss, ends[0][0].loss, rtol=1e-5, atol=0)

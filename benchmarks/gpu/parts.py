@@ -403,23 +403,16 @@ def _workers(session: Session) -> str:
     return "1" if session.rehearse else str(max((os.cpu_count() or 1) - 2, 1))
 
 
-def _shapes(session: Session) -> None:
-    from steps import shapes
-
-    shapes(session)
-
-
-def _bench(session: Session) -> None:
-    from steps import benchmark
-
-    benchmark(session)
+def _in_steps(name: str) -> Callable[[Session], None]:
+    """A part that computes; what it needs is imported when it begins."""
+    return lambda session: getattr(importlib.import_module("steps"), name)(session)
 
 
 PARTS: dict[str, Callable[[Session], None]] = {
     "setup": setup,
     "smoke": smoke,
-    "shapes": _shapes,
-    "bench": _bench,
+    "shapes": _in_steps("shapes"),
+    "bench": _in_steps("benchmark"),
     "sweep": sweep,
     "full": full,
     "score": score,

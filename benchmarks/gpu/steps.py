@@ -22,6 +22,7 @@ BENCHES = [  # size, batch, way; the most valuable first
 ]  # fmt: skip
 MINI_BENCHES = [("mini", 4, way) for way in ("eager", "compiled", "plain", "profile")]
 MINI_SIZE = bench.Size("32x2x2", 8, 64, 16, 1, 4, 4)
+SETTLED_STEPS = 2  # of a training, after which what is made once is there
 SHAPES_SPARE_SECONDS = 3.0
 BENCH_SECONDS = 4.0  # less than this is not enough for one more
 
@@ -55,7 +56,7 @@ def count_synchronisations(session: Session) -> None:
     steps: list[int] = []
 
     def progress(task: str, done: int, _total: int | None, _values: object = None) -> None:
-        if task == "pretrain images":
+        if task == "pretrain images" and done > SETTLED_STEPS * config.data.batch_size:
             steps.append(done // config.data.batch_size)
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("warn")

@@ -176,8 +176,7 @@ class CachedCropBatches:
             (number, draws.flip[place], *fit_box(draws, place, *self._sizes[number]))
             for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
         ]
-        drawn = torch.tensor(rows)
-        drawn = moved(drawn.pin_memory() if self._pixels.is_cuda else drawn, self._pixels.device)
+        drawn = moved(torch.tensor(rows), self._pixels.device)
         chosen, flip, boxes = drawn[:, 0], drawn[:, 1].bool(), drawn[:, 2:]
         crops = crop_batch(self._pixels[chosen], boxes, flip, self._plan.config.image_px)
         return Batch(step, crops, torch.from_numpy(numbers))

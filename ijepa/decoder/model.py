@@ -121,9 +121,8 @@ def load_decoder(folder: Path, jepa: IJepa, name: str) -> Decoder:
             f"train a decoder for it."
         )
     config = validated(DecoderConfig, body["config"], str(path))
-    decoder, prefix = build_decoder(config, jepa.encoder.embed_dim), "averaged."
-    named = body["model"].items()
-    averaged = {name.removeprefix(prefix): w for name, w in named if name.startswith(prefix)}
+    decoder, own = build_decoder(config, jepa.encoder.embed_dim), "averaged."
+    averaged = {n.removeprefix(own): w for n, w in body["model"].items() if n.startswith(own)}
     load_weights(decoder, averaged, path)
     return decoder.eval().requires_grad_(False)
 
@@ -156,6 +155,7 @@ def sample_blocks(decoder: Decoder, condition: Tensor, noise: Tensor, steps: int
     """
     scheduler = optional(*DIFFUSERS).FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
     scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_begin_index(0)  # else it is searched for, on the device
     drawn = noise
     for time in scheduler.timesteps:
         share = (time / TIMES).expand(len(drawn))
@@ -235,7 +235,7 @@ def paste_blocks(images: Tensor, boxes: Tensor, blocks: Tensor) -> Tensor:
 def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
     """Numbers of `count` images of a split, or of all if there are fewer, in random order."""
     if min(num_images, count) < 2:
-        raise IjepaError(f"The split holds {num_images} images; two are needed at least.")
+        raise IjepaError(f"The split holds {num_images} image; two are needed at least.")
     numbers: list[int] = stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count].tolist()
     return numbers
 

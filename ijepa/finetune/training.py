@@ -100,7 +100,7 @@ class Finetuning:
             score = self._score(work.plan, task, predicted, repeats)
             write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
             write_result(work.folder / RESULT, (score,))
-            work.publish({"seed": config.seed, "device": task.device_name()})
+            work.publish({"seed": config.seed, "device": task.device_name})
 
         from_rank_0(world, publish)
 

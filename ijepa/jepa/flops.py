@@ -16,8 +16,9 @@ from ijepa.jepa.schedules import steps_per_epoch
 
 PLANNED_BATCHES = 50  # sampled for the lengths of contexts
 FP32_BYTES, BF16_BYTES = 4, 2
-# Dense bf16 peak of one GPU in TFLOP/s, from the makers' data sheets; words of its name -> peak.
-PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
+# Dense bf16 peak of one GPU in TFLOP/s, by its maker: words of its name, the first that fit.
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0,
+               "A100": 312.0, "L40S": 362.0}  # fmt: skip
 
 
 class StepFlops(NamedTuple):

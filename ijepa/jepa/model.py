@@ -198,8 +198,7 @@ def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
 
     The mask token has three dimensions and is decayed, as in the released code.
     """
-    decayed: list[Tensor] = []
-    exempt: list[Tensor] = []
+    decayed, exempt = list[Tensor](), list[Tensor]()
     for name, parameter in (named for module in modules for named in module.named_parameters()):
         if parameter.requires_grad:
             is_exempt = parameter.ndim == 1 or name.endswith("bias")

@@ -86,7 +86,7 @@ class Pretraining:
             work.note({"source": source})  # for pages of a run that is still training
         with stop_requests():  # a signal after the last step does not keep it from its end
             loop.fit(task, work.folder, progress)
-            facts |= {"device": task.device_name(), **task.bad_samples()}
+            facts |= {"device": task.device_name, **task.bad_samples()}
             from_rank_0(world, lambda: work.publish(facts))
 
 

@@ -14,16 +14,16 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
 
 from ijepa.errors import IjepaError
 from ijepa.files import link_or_copy
-from ijepa.weights import check_weights, load_checkpoint, save_state
+from ijepa.weights import load_checkpoint, load_weights, save_state
 
 MOST_OF_TIME = 0.02  # that checkpoints may take of a run
+ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 Tree = dict[str, Any]
 
@@ -33,22 +33,18 @@ def full_state(model: nn.Module, optimizer: Optimizer) -> tuple[Tree, Tree]:
 
     Rank 0 gets it, on the CPU, and other ranks nothing; what lies on the CPU already is not copied.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
-    return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=options))
+    weights = get_model_state_dict(model, options=ON_CPU)
+    return weights, cast(Tree, get_optimizer_state_dict(model, optimizer, options=ON_CPU))
 
 
 def load_full_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    path: Path,
-    set_phase: Callable[[int], None] = lambda step: None,  # noqa: ARG005  # called by position
+    model: nn.Module, optimizer: Optimizer, path: Path, set_phase: Callable[[int], None]
 ) -> Tree:
     """Load a checkpoint into networks and optimizer, exactly or not at all; returns all of it.
 
-    `set_phase` is called first, with the checkpoint's last step: it may decide which parameters the
-    optimizer has a state of. An `IjepaError` refuses a file that is damaged, of other networks, or
-    of weights alone.
+    `set_phase` gets the checkpoint's last step before the optimizer's state is loaded, for it may
+    decide which parameters have one. An `IjepaError` refuses a file that is damaged, of other
+    networks, or of weights alone.
     """
     body = load_checkpoint(path)
     if not body["optimizer"]:
@@ -56,12 +52,10 @@ def load_full_state(
             f"{path} holds weights alone, without the optimizer's state: a run cannot go on from "
             f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
         )
-    check_weights(model, body["model"], path)
+    load_weights(model, body["model"], path)
     set_phase(body["step"] - 1)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    set_model_state_dict(model, body["model"], options=options)
     try:
-        set_optimizer_state_dict(model, optimizer, body["optimizer"], options=options)
+        set_optimizer_state_dict(model, optimizer, body["optimizer"], options=ON_CPU)
     except (KeyError, RuntimeError, ValueError) as error:
         raise IjepaError(f"{path} holds no optimizer state of these networks.") from error
     return body

@@ -19,7 +19,6 @@ from ijepa.data.shards import SplitReader
 from ijepa.distributed import (
     from_rank_0,
     in_parallel,
-    mean_over_ranks,
     moved,
     sum_over_ranks,
     uses_bf16,
@@ -123,7 +122,7 @@ class FinetuneTask(Task[Inputs]):
         images, (B,) class numbers or (B, classes) shares of mixed ones, (B, 2 * blocks) draws.
         """
         images = self._normalised(batch.images)
-        targets = self._moved(self._labels[batch.numbers])
+        targets = moved(self._labels[batch.numbers], self.device)
         if self._mixes:
             # Neighbours in the batch, where timm mixes the first image with the last: so both are
             # on one process, however many there are. Targets become shares.
@@ -131,13 +130,13 @@ class FinetuneTask(Task[Inputs]):
             np.random.seed(int(seed))  # noqa: NPY002  # the generator that timm draws from
             order = torch.arange(len(images))
             order = torch.cat([order[::2], order[1::2].flip(0)])  # timm's pairs are now neighbours
-            back, order = self._moved(order.argsort()), self._moved(order)
+            back, order = moved(order.argsort(), self.device), moved(order, self.device)
             mixed, shares = self._mixup(images[order], targets[order])
             images, targets = mixed[back], shares[back]
         shape = self._batch_size, 2 * len(self.model.encoder.blocks)
         drawn = stream(self.config.seed, SKIPPED, batch.step).random(shape, dtype=np.float32)
         mine = torch.from_numpy(drawn[self.world.share(self._batch_size)])
-        return images, targets, self._moved(mine)
+        return images, targets, moved(mine, self.device)
 
     def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """One update of all layers that are trained, each at its own rate."""
@@ -175,8 +174,8 @@ class FinetuneTask(Task[Inputs]):
             sums[0] += F.cross_entropy(logits, true, reduction="sum").double()
             sums[1] += (logits.argmax(dim=1) == true).sum()
         sums = sums.to(self.device) if world.size > 1 else sums  # Apple's GPUs have no float64
-        means = mean_over_ranks(sums, world) * (world.size / len(labels))
-        loss, accuracy = means.tolist()
+        share = 1 / len(labels)
+        loss, accuracy = (share * sum_over_ranks(sums, world)).tolist()
         if not np.isfinite(loss):
             raise FloatingPointError(f"The held-out loss is {loss}")
         self.held_out = {"held_out_loss": loss, "held_out_accuracy": accuracy}
@@ -214,11 +213,6 @@ class FinetuneTask(Task[Inputs]):
                     logits = self.model(self._normalised(batch.images))
                 yield batch.numbers, logits.float().cpu()
         self.model.train()
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """On the device; from pinned memory, so that nothing waits for the copy."""
-        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return moved(pinned, self.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(moved(images, self.device), self.view.mean, self.view.std)

@@ -5,6 +5,7 @@ all else, so that every run resumes bit for bit and is stopped, saved and record
 """
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -21,15 +22,14 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import LinearKernel, computing
 from ijepa.config import Runtime
-from ijepa.data.loader import Batch as Batch  # also for `decoder`, which may not import `data`
-from ijepa.data.loader import batches
+from ijepa.data.loader import Batch, batches
 from ijepa.distributed import (
     any_rank,
     device_name,
-    mean_over_ranks,
     num_workers,
     pick_device,
     prepared,
+    sum_over_ranks,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
 from ijepa.files import LAST
@@ -131,6 +131,7 @@ class Task(ABC, Generic[Inputs]):
         """The precision that networks compute in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    @functools.cached_property
     def device_name(self) -> str:
         """The device and its kernels, for records."""
         return device_name(self.device, self.world, self.linear)
@@ -264,8 +265,8 @@ class _Run:
     def fetch(self) -> None:
         """Fetch what is on the device, refuse a broken number, and write the records."""
         waiting = [(r, n) for r in self.pending for n, value in r.items() if torch.is_tensor(value)]
-        numbers = mean_over_ranks(torch.stack([r[n] for r, n in waiting]), self.world).tolist()
-        for (record, name), number in zip(waiting, numbers, strict=True):
+        sums = sum_over_ranks(torch.stack([r[n] for r, n in waiting]), self.world)
+        for (record, name), number in zip(waiting, (sums / self.world.size).tolist(), strict=True):
             record[name] = number
         for record in self.pending:
             step, loss, grad_norm = record["step"], record["loss"], record.get("grad_norm", 0.0)

@@ -16,7 +16,6 @@ from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepP
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
 from ijepa.distributed import (
-    device_name,
     from_rank_0,
     in_parallel,
     moved,
@@ -283,7 +282,7 @@ class PretrainTask(Task[StepInputs]):
         """Adds achieved TFLOP/s of one process, and its share of what the device could do."""
         flops = step_flops(self.config, *self._lengths).total
         tflops = flops * per_second / self.world.size / 1e12
-        share = utilisation(tflops, device_name(self.device))
+        share = utilisation(tflops, self.device_name)
         numbers = super().speed(per_second) | {"tflops": tflops}
         return numbers | ({} if share is None else {"flops_utilisation": share})
 
@@ -331,11 +330,9 @@ def load_initial_weights(model: IJepa, source: str, parts: Parts) -> None:
 
 
 def masks_on(groups: list[Masks], device: torch.device) -> list[Masks]:
-    """Several groups of masks on the device; for a GPU in one copy from pinned memory."""
-    if device.type != "cuda":
-        return [masks.to(device) for masks in groups]
+    """Several groups of masks on the device, all in one copy."""
     tensors = [tensor for masks in groups for tensor in masks]
-    packed = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory()
-    parts = torch.split(moved(packed, device), [t.numel() for t in tensors])
+    packed = moved(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = torch.split(packed, [t.numel() for t in tensors])
     shaped = iter([part.view(like.shape) for part, like in zip(parts, tensors, strict=True)])
     return [Masks(*pair) for pair in zip(shaped, shaped, strict=True)]

@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from ijepa.config import PretrainConfig
+from ijepa.config import PretrainConfig, validated
 from ijepa.errors import IjepaError
 from ijepa.files import BEST, LAST, link_or_copy
 from ijepa.jepa.schedules import Schedules
@@ -59,7 +59,7 @@ def _shared_states(
     record = read_record(finished) or {}
     if record.get("stage") != "pretrain":
         raise IjepaError(f"{finished} is no finished run of `ijepa pretrain`; check --prolong.")
-    before = PretrainConfig.model_validate(record["config"])
+    before = validated(PretrainConfig, record["config"], str(finished))
     epochs = before.optimization.epochs
     longer = max(config.optimization.epochs, epochs + 1)  # no other setting may differ
     prolonged = before.optimization.model_copy(update={"epochs": longer})

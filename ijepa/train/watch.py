@@ -1,5 +1,6 @@
 """Health checks of the encoders, always on the same images: do they learn, or collapse?"""
 
+import functools
 import logging
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from ijepa.config import PretrainConfig
 from ijepa.data.decode import decode_image
 from ijepa.data.loader import ViewPlan, evaluation_view
 from ijepa.data.shards import Sample
-from ijepa.distributed import gather_rows, uses_bf16
+from ijepa.distributed import from_rank_0, gather_rows, uses_bf16
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import sample_masks
 from ijepa.jepa.model import IJepa, last_layer
@@ -89,8 +90,9 @@ class Watch:
                 F.cosine_similarity(exact(context), exact(target), dim=1).mean()
             ),
         }
-        if self._labels is not None:
-            numbers["neighbour_accuracy"] = neighbour_accuracy(target, self._labels)
+        if self._labels is not None:  # all processes need one answer: it decides what they save
+            count = functools.partial(neighbour_accuracy, target, self._labels)
+            numbers["neighbour_accuracy"] = from_rank_0(self._world, count)
         return numbers
 
     def _shown(self, model: IJepa, pixels: Tensor, features: Tensor) -> CheckedImages:

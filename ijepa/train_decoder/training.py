@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
-from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
+from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, ViewPlan, read_views
 from ijepa.data.shards import ShardSet
 from ijepa.decoder.model import (
     block_boxes,
@@ -38,7 +38,7 @@ from ijepa.jepa.schedules import warmup_cosine
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
 from ijepa.stage import Work
-from ijepa.train.loop import Batch, Task, fit
+from ijepa.train.loop import Task, fit
 from ijepa.train_decoder import RESULT
 from ijepa.weights import weights_sha256
 from ijepa.world import World
@@ -71,8 +71,8 @@ def train(
     crops = RandomCropBatches(images, StepPlan(len(images), view, config.seed))
     sha256 = weights_sha256(jepa.state_dict())
     task = DecoderTask(config, jepa, run, sha256, crops, runtime)
-    fit(task, work.folder, progress)
     numbers = held_numbers(len(test), config.evaluated_images, config.seed)
+    fit(task, work.folder, progress)
     views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
     distances = evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
@@ -80,7 +80,7 @@ def train(
     write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
     result = {"steps": config.steps, "loss": sum(last) / len(last), **distances}
     write_json(work.folder / RESULT, result)
-    work.publish({"seed": config.seed, "device": task.device_name(), "command": runtime.command})
+    work.publish({"seed": config.seed, "device": task.device_name, "command": runtime.command})
 
 
 class DecoderTask(Task[Inputs]):
@@ -136,7 +136,7 @@ class DecoderTask(Task[Inputs]):
         boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
         seed = int(stream(config.seed, NOISE, batch.step).integers(2**62))
         drawn = draw_flow(len(batch.images), config.image_px, seed)
-        boxes, noise, share = (tensor.to(self.device) for tensor in (boxes, *drawn))
+        boxes, noise, share = (moved(tensor, self.device) for tensor in (boxes, *drawn))
         images = moved(batch.images, self.device)
         return images, masks.to(self.device), boxes, noise, share
 

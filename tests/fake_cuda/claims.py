@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +37,7 @@ from ijepa.config import (
 )
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan
 from ijepa.data.shards import Sample
+from ijepa.decoder.model import evaluate_decoder
 from ijepa.distributed import joined
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
@@ -157,16 +159,20 @@ def training(recipe: str, *overrides: str, in_parts: bool = False) -> dict[str, 
 
 
 def whole_run(cache: str) -> dict[str, Any]:
-    """A run of two steps from pictures to its last checkpoint."""
+    """A run of two steps from pictures to its last checkpoint, which is then loaded again."""
     config = shallow("imagenette-vits16", "optimization.epochs=1", "optimization.warmup_epochs=0")
     runtime = ON_GPU.model_copy(update={"cache": cache})
 
-    task = PretrainTask(config, Pictures(2 * BATCH, 40), runtime)
+    task, again = (PretrainTask(config, Pictures(2 * BATCH, 40), runtime) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder, working_inline():
         fit(task, Path(folder))
+        fit(again, Path(folder))  # all steps are taken
         files = sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*.pt"))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines()) - 1  # of step 0
-    return {"steps": steps, "devices": devices(task.model.parameters()), "files": files}
+    resumed = [value for state in again.optimizer.state.values() for value in state.values()]
+    assert len(resumed) == 3 * len([p for p in again.model.parameters() if p.requires_grad])
+    left = [*task.model.parameters(), *again.model.parameters(), *resumed]
+    return {"steps": steps, "devices": devices(left), "files": files}
 
 
 def waits_of_training() -> list[Finding]:
@@ -271,14 +277,18 @@ def fine_tuning() -> int:
 
 
 def decoder() -> int:
-    """Steps of a decoder of predictions."""
-    config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32)
+    """Steps of a decoder of predictions, with its evaluation at the end."""
+    config = DecoderConfig(encoder="fake", steps=2, batch_size=BATCH, statistics_images=32,
+                           sampling_steps=2)  # fmt: skip
     source = shallow("imagenette-vits16")
+    jepa = ijepa_on_gpu(source).eval()
     crops = RandomCropBatches(Pictures(4 * BATCH, 40), StepPlan(4 * BATCH, source.data, 0))
-    task = DecoderTask(config, ijepa_on_gpu(source).eval(), source, "", crops, ON_GPU)
+    task = DecoderTask(config, jepa, source, "", crops, ON_GPU)
     with tempfile.TemporaryDirectory() as folder, working_inline():
         fit(task, Path(folder))
         steps = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
+    images = torch.empty(BATCH, 3, *source.data.image_size, dtype=torch.uint8, device=GPU)
+    evaluate_decoder(task.averaged, jepa, source, images, silent)
     assert devices(task.averaged.parameters()) == [str(GPU)]
     return steps
 
@@ -305,12 +315,12 @@ def memory(name: str) -> dict[str, float]:
     return step_memory(name, 128)._asdict()
 
 
-def devices_of_ranks() -> list[int]:
-    """The current device of each rank when it makes the process group."""
+def devices_of_ranks() -> list[tuple[int, bool]]:
+    """Each rank's current device when it makes the process group, and whether it is patient."""
     seen = []
 
-    def note(*_: object, **__: object) -> None:
-        seen.append(torch.cuda.current_device())
+    def note(*_: object, **how: Any) -> None:
+        seen.append((torch.cuda.current_device(), how["timeout"] >= timedelta(hours=1)))
 
     group = mock.patch.multiple(
         torch.distributed, init_process_group=note, destroy_process_group=lambda: None
