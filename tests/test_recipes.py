@@ -154,6 +154,8 @@ def test_overrides_reach_nested_settings_and_keep_types():
         ),
         ("cifar10", "data.crop_scale=1", r"write a list, such as data\.crop_scale=\[1,1\]"),
         ("cifar10", "data.channels=[8]", r"write the number alone, data\.channels=8\.$"),
+        ("cifar10", "data.batch_size=yes", "data: batch_size should not be true or false"),
+        ("cifar10", "data.crop_scale=[0.5,on]", "data: crop_scale should not be true or false"),
         ("cifar10", "data.batch_size={a: 1}", r"data\.batch_size: it should be a valid integer"),
         ("cifar10", "data.mean=[0.1,0.2]", r": data\.mean has 2 numbers for 3 channels\.$"),
         ("cifar10", "data.batch_size=0", "data.batch_size = 0"),

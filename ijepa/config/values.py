@@ -9,7 +9,15 @@ from difflib import get_close_matches
 from inspect import isclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ijepa.errors import IjepaError
@@ -106,6 +114,17 @@ class Settings(Config):
     """Base of what users set: every number is finite, and the text below a field describes it."""
 
     model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_no_truths(cls, values: object) -> object:
+        """Refuse `yes` for a number, which pydantic takes for 1."""
+        for name, field in cls.model_fields.items():
+            value = values.get(name) if isinstance(values, Mapping) else None
+            listed = value if isinstance(value, list | tuple) else (value,)
+            if field.annotation is not bool and any(isinstance(one, bool) for one in listed):
+                raise ValueError(f"{name} should not be true or false")
+        return values
 
 
 class Runtime(Settings):

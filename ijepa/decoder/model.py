@@ -235,7 +235,7 @@ def paste_blocks(images: Tensor, boxes: Tensor, blocks: Tensor) -> Tensor:
 def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
     """Numbers of `count` images of a split, or of all if there are fewer, in random order."""
     if min(num_images, count) < 2:
-        raise IjepaError(f"The split holds {num_images} image; two are needed at least.")
+        raise IjepaError(f"The split holds too few images ({num_images}); two are needed.")
     numbers: list[int] = stream(seed, SHUFFLE, HELD_OUT).permutation(num_images)[:count].tolist()
     return numbers
 
