@@ -123,7 +123,11 @@ def test_what_will_run_is_said_before_torch_is_imported(shards, trained, tmp_pat
 
 @pytest.mark.parametrize(
     ("split", "file", "page"),
-    [("train", "train.h5", "logistic.html"), ("evaluation", "ev.1.h5", "ev.1-logistic.html")],
+    [
+        ("train", "train.h5", "logistic.html"),
+        ("val", "a.test.h5", "a.logistic.html"),
+        ("evaluation", "ev.1.h5", "ev.1-logistic.html"),
+    ],
 )
 def test_each_summary_names_the_next_command_and_typing_them_leads_to_a_page(
     ijepa, shards, trained, tmp_path, split, file, page

@@ -85,19 +85,21 @@ def _next(result: "ExtractResult", data: Path, split: str, command: str) -> str:
         kind = known.split(known.named_split(split)).index.dense[label].kind
         probe = "depth" if kind == "depth" else "segmentation"
     bare = out.with_name(out.stem.removesuffix(f"-{split}") + out.suffix)  # names no split
-    beside = bare if bare != out and bare.exists() else _renamed(out, split, other)
-    if not beside.exists():
+    others = (other, "test") if split == "train" else (other,)
+    named = [_renamed(out, split, name) for name in others]
+    beside = next((file for file in (bare, *named) if file != out and file.exists()), None)
+    if beside is None:
         changed, typed = ("--split", "--out"), shlex.split(command)[1:]
         words = without_options(typed, changed, ("--json", "--force", "--dry-run"))
-        return next_command(*words, "--split", other, "--out", beside)
+        return next_command(*words, "--split", other, "--out", named[0])
     train, test = (beside, out) if other == "train" else (out, beside)
     scores = _renamed(out, split, probe).with_suffix(".json")
-    named = ("--label", label) if label != "class" else ()
-    return next_command("probe", probe, "--train", train, "--test", test, *named, "--out", scores)
+    chosen = ("--label", label) if label != "class" else ()
+    return next_command("probe", probe, "--train", train, "--test", test, *chosen, "--out", scores)
 
 
 def _renamed(out: Path, split: str, other: str) -> Path:
-    """A file beside `out` whose name says `other` in place of `split`, or of `evaluation`."""
-    pattern = rf"(?<![a-zA-Z0-9])({re.escape(split)}|evaluation)(?![a-zA-Z0-9])"
+    """A file beside `out` whose name says `other` in place of `split`, or of a test."""
+    pattern = rf"(?<![a-zA-Z0-9])({re.escape(split)}|evaluation|test)(?![a-zA-Z0-9])"
     stem, found = re.subn(pattern, other, out.stem)
     return out.with_name((stem if found else f"{out.stem}-{other}") + out.suffix)
