@@ -172,6 +172,21 @@ def test_intervals_cover_and_the_paired_test_finds_a_better_encoder():
     assert dense_summary(good, good, ("one", "two"))["p_value"] == 1.0
 
 
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_few_images_show_no_difference_however_large_it_is(images):
+    good, bad = (np.tile([hits, 0, 100, 0, 100, 0.0], (images, 1)) for hits in (99.0, 1.0))
+    told = dense_summary(good, bad, ("one", "two"))
+    assert told["p_value"] == pytest.approx(2 ** (1 - images), abs=0.05)  # all, or none exchanged
+
+
+def test_encoders_that_are_alike_seldom_differ():
+    rng = np.random.default_rng(0)
+    depth = np.concatenate([rng.random((200, 2, 12, 3)), np.ones((200, 2, 12, 1))], axis=3)
+    found = [dense_summary(one, other, ())["p_value"] for one, other in depth]
+    assert np.mean(np.array(found) < 0.05) < 0.09
+    assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")

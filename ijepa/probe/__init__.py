@@ -28,7 +28,7 @@ __all__ = [
     "probe",
 ]
 
-VERSION = 13
+VERSION = 14
 
 DENSE = {"segmentation": "classes", "depth": "depth"}  # what the maps of their labels hold
 ON_TOKENS = {"attentive", *DENSE}  # probes that see patch tokens

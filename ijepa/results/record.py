@@ -63,7 +63,7 @@ class Score(Config):
         draws_std: standard deviation over draws of the training subset; None for one draw.
         best_on_test: the best head chosen on the test set, as papers report it; optimistic.
         p_value: exact McNemar test against the first encoder of the file on the same test images,
-            of dense probes a paired bootstrap over images; None for the first encoder itself, and
+            of dense probes a paired randomisation test; None for the first encoder itself, and
             where several draws were averaged.
         choices: what was chosen on the held-out part of train, and how well it did there; for a
             fine-tuning, where nothing is chosen, how well the last state did there.
