@@ -185,13 +185,12 @@ def _truth(where: Path) -> dict[str, str]:
             f"{where}/val holds images but no class folders. To give their classes, put "
             f"{DEVKIT}/{TRUTH} and {DEVKIT}/{META}, or Kaggle's {KAGGLE}, into {where}."
         )
-    from scipy.io import loadmat  # slow to import, and no other data set needs it
-    from scipy.io.matlab import MatReadError
+    from scipy import io  # slow to import, and no other data set needs it
 
     try:
-        synsets = loadmat(devkit / META, squeeze_me=True)["synsets"].reshape(-1)
+        synsets = io.loadmat(devkit / META, squeeze_me=True)["synsets"].reshape(-1)
         wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (*BROKEN, MatReadError) as error:
+    except (*BROKEN, io.matlab.MatReadError) as error:
         raise IjepaError(f"{devkit / META} is damaged ({error}); copy it again.") from error
     truth = {}
     for number, line in enumerate(_text(devkit / TRUTH).split(), 1):
