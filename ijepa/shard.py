@@ -50,7 +50,8 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 
 __all__ = ["INDEX", "ShardResult", "check_shards", "plan_shard", "refuse_place", "shard"]
 
-VERSION = 4
+VERSION = 5
+OF_VAL = b"val\0"  # hashed with names: those of a set may have been chosen by their plain hashes
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 PROGRESS_EVERY = 10_000
 MOST_REASONS = 20  # told one by one; the rest together
@@ -299,7 +300,7 @@ def _chosen(contents: Listing, val_fraction: float, progress: Progress) -> Itera
     for number, item in enumerate(contents.items, start=1):
         if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
-        digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).digest()
+        digest = hashlib.sha256(OF_VAL + item.name.encode(errors="surrogateescape")).digest()
         if int.from_bytes(digest[:8]) < val_fraction * 2**64:
             item = item._replace(split="val")
         yield item

@@ -7,6 +7,7 @@ import struct
 import tarfile
 import unicodedata
 import zlib
+from hashlib import sha256
 
 import numpy as np
 import psutil
@@ -428,6 +429,13 @@ def test_a_source_without_splits_gives_a_share_to_val_whatever_else_it_holds(tmp
     assert whole.keys() - less.keys() <= {"train/0/0", "val/0/0"}
     assert less.keys() <= whole.keys()
     assert all(sample.labels["class"] == int(key.split("/")[1]) for key, sample in whole.items())
+
+
+def test_images_that_were_chosen_by_the_hashes_of_their_names_are_shared_out_alike(tmp_path):
+    names = sorted((f"{n}.png" for n in range(2000)), key=lambda n: sha256(n.encode()).digest())
+    files = dict.fromkeys(names[:200], encoded(0))
+    splits = made(tmp_path, files, ShardConfig(val_fraction=0.1)).splits
+    assert 5 < splits["val"] < 40
 
 
 @pytest.mark.parametrize(
