@@ -9,8 +9,6 @@ import functools
 import logging
 import operator
 import os
-import re
-import reprlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ijepa.config import RUNTIME, Runtime, flat
+from ijepa.changes import changes
+from ijepa.config import RUNTIME, Runtime
 from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of, lock, naming, read_json, sibling, write_json
 from ijepa.records import (
@@ -38,11 +37,6 @@ from ijepa.records import (
 TRACKING = "tracking"  # folder in that of a run, which trackers may change after it is finished
 CACHED, GOES_ON, WOULD_RUN = "cached", "goes on", "would run"  # what `outlook` answers
 NEW = "nothing is there yet"  # and why, for most
-DIGEST = re.compile("[0-9a-f]{64}")
-MOST_CHANGES = 3  # of settings that are told
-OTHER_INPUTS = {"source": "the source", "read": "streaming"}  # those that no option names
-SHORT = reprlib.Repr()  # of values that changed
-SHORT.maxstring = SHORT.maxother = 40
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +73,10 @@ class StagePlan:
             "config": self.config.model_dump(mode="json"),
             "inputs": dict(self.inputs),
         }
+
+    def changes(self, record: Mapping[str, Any]) -> str:
+        """How it differs from the plan of a record, in words; nothing if it does not."""
+        return changes(self.described(), record, self.ignored)
 
 
 @dataclass
@@ -214,7 +212,7 @@ def outlook(plan: StagePlan, *, force: bool = False) -> tuple[str, str]:
         return GOES_ON, "it was begun before"
     if record is None:
         return WOULD_RUN, NEW
-    return WOULD_RUN, changes(plan, record) or "a file of it was changed or removed"
+    return WOULD_RUN, plan.changes(record) or "a file of it was changed or removed"
 
 
 def is_fresh(plan: StagePlan) -> bool:
@@ -225,39 +223,6 @@ def is_fresh(plan: StagePlan) -> bool:
     if changed := changed_file(plan.out, record):
         log.warning("%s was changed after `ijepa %s` made it.", changed, plan.stage)
     return changed is None
-
-
-def changes(plan: StagePlan, record: Mapping[str, Any]) -> str:
-    """How a plan differs from that of a record, in words; the first three differences in full."""
-    described = plan.described()
-    ours, theirs = flat(described), flat({name: record.get(name) for name in described})
-    found = []
-    for name in ours | theirs:
-        words = name.removeprefix("config.")
-        if words in plan.ignored:
-            continue
-        one, other = ours.get(name) or "", theirs.get(name) or ""
-        if name.startswith("inputs.") or DIGEST.search(f"{one} {other}"):  # never shown
-            words = _input(name.removeprefix("inputs.")) if name.startswith("inputs.") else words
-            word = "changed" if one and other else "is new" if one else "is left out"
-            found += [f"{words} {word}"] if one != other else []
-        elif ours.get(name) != theirs.get(name):
-            was, now = SHORT.repr(theirs.get(name)), SHORT.repr(ours.get(name))
-            found.append(f"{words} was {was}, now {now}")
-    more = [f"{len(found) - MOST_CHANGES:,} more"] if len(found) > MOST_CHANGES else []
-    return "; ".join([*found[:MOST_CHANGES], *more])
-
-
-def _input(role: str) -> str:
-    """An input in the words of a user: what was given for an option, or a path of a report."""
-    name, _, which = role.partition(" ")
-    if name in ("result", "run", "file"):
-        return which
-    number = int(which or 0)
-    if name in ("train", "test") and number:
-        name, number = f"baseline-{name}", number - 1
-    option = OTHER_INPUTS.get(name, f"the content of --{name}")
-    return f"{option} number {number + 1}" if number else option
 
 
 def _refuse_place(plan: StagePlan) -> None:
@@ -320,7 +285,7 @@ def _refuse_to_replace(
         if made is not None and made.get("fingerprint") != plan.fingerprint:
             more = "for more epochs go on with --prolong, " if plan.stage == "pretrain" else ""
             raise IjepaError(
-                f"{found} was built with other settings: {changes(plan, made)}. Choose another "
+                f"{found} was built with other settings: {plan.changes(made)}. Choose another "
                 f"output, {more}rebuild it with --replace, or discard it with --force."
             )
     # A run is not trained again because a file of it was removed.

@@ -21,7 +21,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import link_or_copy, sibling
 from ijepa.progress import Progress
 from ijepa.records import read_record, remove_output
-from ijepa.stage import StagePlan, changes, is_fresh
+from ijepa.stage import StagePlan, is_fresh
 from ijepa.text import some
 
 BLOCK_BYTES = 512
@@ -229,7 +229,7 @@ def link_parts(whole: StagePlan, folder: Path) -> None:
     for number, plan in enumerate(plans, start=1):
         if plan.out.is_dir() and not is_fresh(plan):
             record = read_record(plan.out)
-            why = changes(plan, record) if record else "it is not of `ijepa shard --part`"
+            why = plan.changes(record) if record else "it is not of `ijepa shard --part`"
             raise IjepaError(
                 f"{plan.out} is no part of this set: {why or 'a file of it was changed'}. Give the "
                 f"options with which the parts were made; or remove it, and run this command with "

@@ -9,7 +9,7 @@ from ijepa.errors import IjepaError
 from ijepa.files import BEST, LAST, link_or_copy
 from ijepa.jepa.schedules import Schedules
 from ijepa.records import read_record, refuse_changed
-from ijepa.stage import Work, changes
+from ijepa.stage import Work
 from ijepa.weights import load_checkpoint, save_state
 
 RATES = {
@@ -89,7 +89,7 @@ def _shared_states(
     checked = before.watch.model_dump(include={"num_images", "held_out", "label"})
     watch = config.watch.model_copy(update=checked)  # the training images stay the same
     alike = before.model_copy(update={"optimization": prolonged, "watch": watch})
-    if changed := changes(work.plan, record | {"config": alike.model_dump(mode="json")}):
+    if changed := work.plan.changes(record | {"config": alike.model_dump(mode="json")}):
         raise IjepaError(
             f"{finished} can be prolonged by more epochs only, with all else as it is: {changed}."
         )
