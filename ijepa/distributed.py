@@ -208,8 +208,14 @@ def prefetched(
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: `auto` means on a GPU only, else `fp32` or `bf16` decides."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """Whether to compute in bfloat16: `auto` means on a GPU that can, else the name decides.
+
+    GPUs before Ampere only emulate it, slowly. Where there is no GPU, `device` may name one that is
+    planned for, and counts as one that can.
+    """
+    if precision != "auto" or device.type != "cuda":
+        return precision == "bf16"
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def num_workers(runtime: Runtime, device: torch.device) -> int:

@@ -199,6 +199,23 @@ def test_cached_crops_of_a_part_are_the_part(images):
     assert torch.equal(whole.images[8:16], part.images)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("", "memory.max"), ("memory", "memory.limit_in_bytes")]
+)
+def test_images_that_do_not_fit_into_the_memory_of_a_job_are_refused(
+    monkeypatch, tmp_path, kind, name
+):
+    own, job = tmp_path / "cgroup", tmp_path / kind / "job"
+    own.write_text(f"3:cpuset:/\n0:{kind}:/job/step\n")
+    (job / "step").mkdir(parents=True)
+    (job / "step" / name).write_text("max\n")
+    (job / name).write_text("20000\n")
+    monkeypatch.setattr("ijepa.data.loader.OWN_CGROUPS", own)
+    monkeypatch.setattr("ijepa.data.loader.CGROUPS", tmp_path)
+    with pytest.raises(IjepaError, match=r"need 0\.0 GB; a process has 0\.0 GB"):
+        CachedCropBatches(Pictures(), StepPlan(4, CONFIG, 0), CPU, 1)
+
+
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
     monkeypatch.setattr("ijepa.data.loader._memory_bytes", lambda device: {"a process": 10_000})
     with pytest.raises(IjepaError, match=r"canvases of 90x64 pixels need 0\.0 GB.*--resize"):

@@ -118,12 +118,22 @@ def test_auto_takes_cuda_then_apples_gpu_then_the_cpu(monkeypatch, cuda, mps, pr
     start_as(monkeypatch, 0, processes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert pick_device("auto") == torch.device(found)
     assert uses_bf16("auto", pick_device("auto")) == cuda
     if not mps:
         with pytest.raises(IjepaError, match="There is no device mps here; use auto, cpu"):
             pick_device("mps")
+
+
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    chosen = [uses_bf16(name, torch.device("cuda")) for name in ("auto", "fp32", "bf16")]
+    assert chosen == [False, False, True]
 
 
 @pytest.mark.usefixtures("apple")

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from test_probe import pair
 
-from ijepa.config import MasksConfig, ProbeConfig, Runtime
+from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
+from ijepa.extract import extract
 from ijepa.figures.charts import (
     Dot,
     Strip,
@@ -423,6 +424,18 @@ def test_a_folder_of_results_is_its_results_and_what_stands_beside_them_is_passe
     for number, named in enumerate((results, [folder], ["."], beside)):
         outcome = report(named, tmp_path / f"{number}.html")
         assert {*map(result_id, outcome.results)} == {result_id(read_result(r)) for r in results}
+
+
+def test_shard_sets_feature_files_and_pages_that_lie_beside_runs_are_passed_over(
+    shards, run, tmp_path
+):
+    features, page = tmp_path / "f.h5", tmp_path / "report.html"
+    extract(shards, features, ExtractConfig(encoder=f"random:{run}", split="val"))
+    for _ in range(2):  # the second time beside the page of the first
+        outcome = report([shards, run, *sorted(tmp_path.iterdir())], page)
+        assert (outcome.runs, outcome.results, outcome.pictures) == ((run,), (), ())
+    with pytest.raises(IjepaError, match="nothing to report"):
+        report([shards], tmp_path / "other.html")
 
 
 def test_pictures_and_commands_are_in_the_page(results, run, tmp_path):

@@ -294,7 +294,7 @@ class OptimizationConfig(Settings):
     cool_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Last fraction of all steps, over which `hold-then-cool` cools."""
     precision: Precision = "auto"
-    """Of matrix products and attention; auto: bf16 on a GPU, fp32 on a CPU."""
+    """Of matrix products and attention; auto: bf16 on a GPU that has it, else fp32."""
     teacher: Literal["bf16", "mixed"] = "bf16"
     """What the target encoder computes in where `precision` is bf16: wholly in `bf16`, or in
     `mixed` precision as the other networks. Its weights are float32 either way."""

@@ -137,7 +137,7 @@ class ExtractConfig(Settings):
     augment: Literal["none", "flip", "rrc-flip"] = "none"
     """How views are made: rrc-flip is a random resized crop (8% to 100% of the area) and a flip."""
     precision: Precision = "auto"
-    """Precision of the encoder. auto is bf16 on a GPU and fp32 on a CPU."""
+    """Precision of the encoder. auto is bf16 on a GPU that has it, else fp32."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number type of the stored features."""
     tokens: bool = False
@@ -187,8 +187,8 @@ class ProbeConfig(Settings):
     """logistic: how features are scaled, instead of the protocol's way. columns: each to mean 0 and
     variance 1; rows: each centred and scaled to length 1; none: not at all."""
     precision: Precision = "auto"
-    """linear, attentive, low-level: precision of matrix products. auto is bf16 on a GPU and fp32
-    on a CPU. Weights stay fp32; other probes compute in fp32 or fp64."""
+    """linear, attentive, low-level: precision of matrix products. auto is bf16 on a GPU that has
+    it, else fp32. Weights stay fp32; other probes compute in fp32 or fp64."""
     subsets: tuple[str, ...] = ()
     """sha256 of each list of training images for few-shot, which then draws none."""
     seed: Seed = 0
@@ -256,7 +256,7 @@ class FinetuneConfig(Settings):
     cutmix: NotNegative = 0.0
     """Alpha of CutMix; 0 is none."""
     precision: Precision = "auto"
-    """Precision of the network. auto is bf16 on a GPU and fp32 on a CPU."""
+    """Precision of the network. auto is bf16 on a GPU that has it, else fp32."""
     seed: Seed = 0
     """Seed of the subset, the head and the augmentation."""
 
@@ -318,7 +318,7 @@ class DecoderConfig(Settings):
     evaluated_images: Annotated[int, Field(ge=2, le=2**31)] = 256
     """Number of test images used to evaluate the decoder's samples."""
     precision: Precision = "auto"
-    """Precision of the network. auto is bf16 on a GPU and fp32 on a CPU."""
+    """Precision of the network. auto is bf16 on a GPU that has it, else fp32."""
     seed: Seed = 0
     """Seed of the weights, the blocks and the noise."""
 

@@ -47,7 +47,7 @@ Reals = Annotated[tuple[Real, ...], Field(min_length=1, max_length=16)]  # one f
 Positives = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Interpolation = Literal["bilinear", "bicubic"]
-Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU, fp32 on a CPU
+Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on a GPU that has it, else fp32
 
 # What networks see of a pixel is its value divided by this; by the names of NumPy and torch.
 LEVELS = {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0, "float16": 1.0, "float32": 1.0}

@@ -4,6 +4,7 @@ One item of a data set is one whole batch, a pure function of its step. So resum
 starting there, and processes share no hidden state.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import traceback
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,8 @@ from ijepa.world import current_world, processes
 
 # Crops for probes: the default of torchvision's RandomResizedCrop, which VISSL and others keep.
 PROBE_CROPS = DataConfig(crop_scale=(0.08, 1.0), flip=True)
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 MOST_OF_MEMORY = 0.7  # that decoded images may take; the networks need some, too
 
 
@@ -184,11 +188,24 @@ class CachedCropBatches:
 
 def _memory_bytes(device: torch.device) -> dict[str, int]:
     """This process's share of the RAM, where images are decoded, and the free memory of a GPU."""
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    shares = {"a process": ram // current_world().local_size}
+    shares = {"a process": _ram_bytes() // current_world().local_size}
     if device.type == "cuda":
         shares[str(device)] = torch.cuda.mem_get_info(device)[0]
     return shares
+
+
+def _ram_bytes() -> int:
+    """RAM of the machine, or of the container or job with its own limit that this process is in."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    groups = OWN_CGROUPS.read_text() if OWN_CGROUPS.exists() else ""  # Linux has it
+    for line in groups.splitlines():
+        _, kind, path = line.split(":", 2)  # the kind is empty in version 2 of control groups
+        own = CGROUPS / kind / path.lstrip("/")
+        for group in (own, *own.parents):  # a limit holds for all groups inside
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with contextlib.suppress(OSError, ValueError):  # there is none, or it is `max`
+                    most = min(most, int((group / name).read_text()))
+    return most
 
 
 class ViewPlan(NamedTuple):

@@ -17,6 +17,7 @@ from ijepa.results.tables import TableView, grouped, score_tables
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
 VERSION = 11
+NO_SOURCES = "shard", "extract", "convert", "report"  # stages whose outputs a page has no place for
 METRICS = "metrics.jsonl"  # of a run that has begun
 
 
@@ -142,7 +143,8 @@ def _named(path: Path) -> list[Path]:
     """The run or file itself; of another folder the results in it.
 
     A run may be called by its name or by that of its folder while it goes on, `NAME.partial`. A
-    shell's `*` also names records and other unfinished work beside outputs: they are no source.
+    shell's `*` also names records and other unfinished work beside outputs, and what lies beside
+    runs, such as shard sets and feature files: they are no source.
     """
     if not path.exists():
         names = f"{path.name}.partial", path.name.removesuffix(".partial")
@@ -150,6 +152,8 @@ def _named(path: Path) -> list[Path]:
         path = next((other for other in others if (other / METRICS).is_file()), path)
     is_run = (path / METRICS).is_file()
     if path.name.endswith(BESIDE) and not is_run and path.exists():
+        return []
+    if record_of(path).get("stage") in NO_SOURCES:
         return []
     if not path.is_dir() or is_run:
         return [path]
