@@ -127,15 +127,6 @@ def test_auto_takes_cuda_then_apples_gpu_then_the_cpu(monkeypatch, cuda, mps, pr
             pick_device("mps")
 
 
-def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
-    )
-    chosen = [uses_bf16(name, torch.device("cuda")) for name in ("auto", "fp32", "bf16")]
-    assert chosen == [False, False, True]
-
-
 @pytest.mark.usefixtures("apple")
 def test_the_machine_refuses_what_an_apple_gpu_cannot_do():
     on_gpu = torch.ones(3).to(MPS)

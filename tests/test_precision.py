@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ijepa.distributed import uses_bf16
 from ijepa.jepa.masks import batch_masks
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.step import Trainer
@@ -39,6 +40,15 @@ def exact():
 
 
 @pytest.mark.parametrize("teacher", ["bf16", "mixed"])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    chosen = [uses_bf16(name, torch.device("cuda")) for name in ("auto", "fp32", "bf16")]
+    assert chosen == [False, False, True]
+
+
 def test_losses_in_bfloat16_are_within_two_percent(exact, teacher):
     config = config_of("optimization.precision=bf16", f"optimization.teacher={teacher}")
     found = losses_of(config)

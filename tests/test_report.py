@@ -427,13 +427,14 @@ def test_a_folder_of_results_is_its_results_and_what_stands_beside_them_is_passe
 
 
 def test_shard_sets_feature_files_and_pages_that_lie_beside_runs_are_passed_over(
-    shards, run, tmp_path
+    shards, run, tmp_path, caplog
 ):
     features, page = tmp_path / "f.h5", tmp_path / "report.html"
     extract(shards, features, ExtractConfig(encoder=f"random:{run}", split="val"))
     for _ in range(2):  # the second time beside the page of the first
         outcome = report([shards, run, *sorted(tmp_path.iterdir())], page)
         assert (outcome.runs, outcome.results, outcome.pictures) == ((run,), (), ())
+    assert f"does not show them: {shards} and 2 more" in caplog.text
     with pytest.raises(IjepaError, match="nothing to report"):
         report([shards], tmp_path / "other.html")
 

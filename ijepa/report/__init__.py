@@ -1,5 +1,6 @@
 """Results, runs and pictures as one page, one set of tables, one JSON object."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ijepa.results.tables import TableView, grouped, score_tables
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
 VERSION = 11
-NO_SOURCES = "shard", "extract", "convert", "report"  # stages whose outputs a page has no place for
+NO_SOURCES = "shard", "extract", "convert", "report"  # stages whose outputs no page shows
 METRICS = "metrics.jsonl"  # of a run that has begun
+
+log = logging.getLogger(__name__)
 
 
 class ReportConfig(Config):
@@ -124,7 +127,13 @@ def short_run(run: Path) -> str:
 
 def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Scores], list[Path], list[Path]]:
     """Results, runs and pictures; a result that is named twice counts once."""
-    named = [one for path in sources for one in _named(path)]
+    found = {path: _named(path) for path in sources}
+    if passed := [
+        path for path, named in found.items() if not (named or path.name.endswith(BESIDE))
+    ]:
+        more = f" and {len(passed) - 1} more" if len(passed) > 1 else ""
+        log.warning("passed over, for a report does not show them: %s%s", passed[0], more)
+    named = [one for several in found.values() for one in several]
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]
