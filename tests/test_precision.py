@@ -40,15 +40,6 @@ def exact():
 
 
 @pytest.mark.parametrize("teacher", ["bf16", "mixed"])
-def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
-    )
-    chosen = [uses_bf16(name, torch.device("cuda")) for name in ("auto", "fp32", "bf16")]
-    assert chosen == [False, False, True]
-
-
 def test_losses_in_bfloat16_are_within_two_percent(exact, teacher):
     config = config_of("optimization.precision=bf16", f"optimization.teacher={teacher}")
     found = losses_of(config)
@@ -97,3 +88,12 @@ def test_a_teacher_without_use_for_a_copy_has_none(settings):
     model = build_ijepa(config)
     Trainer(model, config.optimization, 10)
     assert model.teacher is model.target_encoder
+
+
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    chosen = [uses_bf16(name, torch.device("cuda")) for name in ("auto", "fp32", "bf16")]
+    assert chosen == [False, False, True]
