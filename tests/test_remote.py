@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -254,6 +255,14 @@ def test_a_shard_cut_short_where_it_lies_is_an_error_not_a_shorter_epoch(many, t
     with pytest.raises(IjepaError, match=r"train-000001\.tar cannot be read"):
         list(split.read_shard(1))  # the next try would find it as it is
     assert "trying again" not in caplog.text
+
+
+def test_a_shard_with_more_samples_than_its_index_says_is_an_error(many):
+    split = open_remote(f"file://{many}", "train", None)
+    too_few = tuple(count - 1 for count in split.counts)
+    message = rf"train-000001\.tar holds more than the {too_few[1]} samples of its index\.$"
+    with pytest.raises(IjepaError, match=message):
+        list(replace(split, counts=too_few).read_shard(1))
 
 
 def test_what_is_not_there_is_an_error_at_once(http, s3, many):

@@ -78,17 +78,11 @@ class RemoteSplit:
         url = self.urls[number]
         is_here = not url.startswith("pipe:") and get_protocol(url) in ON_THIS_MACHINE
         waits = iter(() if is_here else RETRY_SECONDS)
-        expected = self.counts[number] if self.counted else None
         while True:
             try:
-                samples = _read_tar(url, tuple(self.label_names), self.member, self.max_bad > 0)
-                for sample in itertools.islice(samples, skip, None):
+                for sample in self._read_once(number, skip):
                     yield sample
                     skip += 1
-                if expected is not None and skip < expected:
-                    raise EOFError(f"it ends after {skip:,} of {expected:,} samples")
-                if expected is None and skip == 0:  # streams would look for one for ever
-                    raise IjepaError(f"{url} cannot be read: it holds no sample.")
             except _breaks() as error:
                 words, is_for_good = _explained(error)
                 wait = None if is_for_good else next(waits, None)
@@ -100,6 +94,20 @@ class RemoteSplit:
                 time.sleep(wait)
             else:
                 return
+
+    def _read_once(self, number: int, skip: int) -> Iterator[Sample]:
+        """The same through one connection; an error where their number is not that of the index."""
+        url, expected = self.urls[number], self.counts[number] if self.counted else None
+        samples = _read_tar(url, tuple(self.label_names), self.member, self.max_bad > 0)
+        for sample in itertools.islice(samples, skip, None):
+            if skip == expected:  # else a resumed run would read other samples
+                raise IjepaError(f"{url} holds more than the {skip:,} samples of its index.")
+            yield sample
+            skip += 1
+        if expected is not None and skip < expected:
+            raise EOFError(f"it ends after {skip:,} of {expected:,} samples")
+        if expected is None and skip == 0:  # streams would look for one for ever
+            raise IjepaError(f"{url} cannot be read: it holds no sample.")
 
     def first_samples(self, count: int) -> list[Sample]:
         """About equally many from the start of several shards, at most `count`.
