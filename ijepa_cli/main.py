@@ -129,7 +129,8 @@ def _say_stopped(what: object) -> None:
 def _told(error: IjepaError) -> int:
     """Tell the user, and say by which code to exit."""
     if isinstance(error, StoppedError):
-        _say_stopped(error)
+        if is_main_process():  # all stop at the same step
+            _say_stopped(error)
         return INTERRUPTED if error.signal_name == "SIGINT" else TERMINATED
     if isinstance(error, BrokenGroupError):
         _leave_it_to_rank_0()

@@ -198,6 +198,26 @@ def test_what_breaks_or_cannot_be_made_ends_every_process_with_one_error(
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_and_is_told_once(run, shards, tmp_path):
+    script = (
+        "import os, signal\n"
+        "from ijepa.train.pretraining import PretrainTask\n"
+        "step = PretrainTask.step\n"
+        "def step_and_ask(self, number, inputs):\n"
+        "    if (number, os.environ['RANK']) == (6, '1'):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(self, number, inputs)\n"
+        "PretrainTask.step = step_and_ask\n"
+        "ijepa_cli.main.main()\n"
+    )
+    words = command(run / "config.yaml", shards, tmp_path / "run")
+    codes, errors = together(2, words, script)
+    assert codes == [143, 130], errors
+    assert "Stopped by a signal to another process after step" in errors[0]
+    assert "Stopped" not in errors[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("asks", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
     run, shards, tiny_config, tmp_path, asks, code
