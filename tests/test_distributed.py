@@ -197,21 +197,22 @@ def test_what_breaks_or_cannot_be_made_ends_every_process_with_one_error(
     assert "Traceback" not in "".join(errors)
 
 
+ASKS = """
+import os
+from ijepa.train.pretraining import PretrainTask
+step = PretrainTask.step
+def step_and_ask(self, number, inputs):
+    number == 6 and {}
+    return step(self, number, inputs)
+PretrainTask.step = step_and_ask
+"""
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_is_told_once(run, shards, tmp_path):
-    script = (
-        "import os, signal\n"
-        "from ijepa.train.pretraining import PretrainTask\n"
-        "step = PretrainTask.step\n"
-        "def step_and_ask(self, number, inputs):\n"
-        "    if (number, os.environ['RANK']) == (6, '1'):\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return step(self, number, inputs)\n"
-        "PretrainTask.step = step_and_ask\n"
-        "ijepa_cli.main.main()\n"
-    )
+    asks = ASKS.format(f"os.environ['RANK'] == '1' and os.kill(os.getpid(), {int(signal.SIGINT)})")
     words = command(run / "config.yaml", shards, tmp_path / "run")
-    codes, errors = together(2, words, script)
+    codes, errors = together(2, words, f"{asks}ijepa_cli.main.main()")
     assert codes == [143, 130], errors
     assert "Stopped by a signal to another process after step" in errors[0]
     assert "Stopped" not in errors[1]
@@ -223,20 +224,11 @@ def test_a_signal_saves_before_the_end_and_the_run_goes_on_exactly(
     run, shards, tiny_config, tmp_path, asks, code
 ):
     out, recipe = tmp_path / "tiny", run / "config.yaml"
-    asked = (
-        "import os, sys\n"
-        "from ijepa.train.pretraining import PretrainTask\n"
-        "step = PretrainTask.step\n"
-        "def step_and_ask(self, number, inputs):\n"
-        f"    number == 6 and os.killpg(os.getpgrp(), {int(asks)})\n"
-        "    return step(self, number, inputs)\n"
-        "PretrainTask.step = step_and_ask\n"
-        "from ijepa_cli.main import main; main()\n"
-    )
+    asked = ASKS.format(f"os.killpg(os.getpgrp(), {int(asks)})")
     arguments = command(recipe, shards, out)
     arguments[arguments.index("--workers") + 1] = "2"  # they get the signal, too
     ended = subprocess.run(
-        [sys.executable, "-c", asked, *arguments],
+        [sys.executable, "-c", f"{asked}from ijepa_cli.main import main; main()", *arguments],
         env=ENVIRONMENT,
         start_new_session=True,
         capture_output=True,
