@@ -115,15 +115,14 @@ def shard(
         IjepaError: nothing to read, too many images that do not decode, or `out` is not free.
     """
     name = os.fspath(source)
-    plan = plan_shard(source, out, config, dense=dense)
+    plan, opened = _planned(name, Path(out), config, dense)
     with exclusive_work(plan, runtime) as work:
         made = plan.out if work.cached else work.folder
         if not work.cached and not (made / INDEX).exists():
             if config.merge:
                 link_parts(plan, made)
-            opened = _opened(name, dense, config)
             try:
-                _make(opened, name, config, runtime, progress, made)
+                _make(opened, name, plan.out, config, runtime, progress, made)
             except IjepaError:
                 if not any(made.glob("*.tar")):  # there is nothing to go on with
                     shutil.rmtree(made / SOURCE, ignore_errors=True)
@@ -164,14 +163,20 @@ def plan_shard(
     dense: Mapping[str, StrPath] = NO_MAPS,
 ) -> StagePlan:
     """What `shard` makes of the same arguments; lists the files of the source, reads no image."""
-    out = Path(out)
-    opened = _opened(os.fspath(source), dense, config)
-    if opened.where:
-        refuse_place(opened.where, out)
+    return _planned(os.fspath(source), Path(out), config, dense)[0]
+
+
+def _planned(
+    name: str, out: Path, config: ShardConfig, dense: Mapping[str, StrPath]
+) -> tuple[StagePlan, Source]:
+    opened = _opened(name, dense, config)
+    sources = [opened.where] if opened.where else []
+    for folder in [*sources, *map(Path, dense.values())]:
+        refuse_place(folder, out)
     config = config.model_copy(update={"splits": tuple(sorted(set(config.splits)))})
     inputs = {"source": opened.digest()}
     whole = StagePlan("shard", VERSION, config, inputs, out, is_folder=True)
-    return part_plan(whole, config.part) if config.part else whole
+    return (part_plan(whole, config.part) if config.part else whole), opened
 
 
 def _opened(name: str, dense: Mapping[str, StrPath], config: ShardConfig) -> Source:
@@ -239,12 +244,13 @@ def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary
 def _make(
     source: Source,
     name: str,
+    out: Path,
     config: ShardConfig,
     runtime: Runtime,
     progress: Progress,
     folder: Path,
 ) -> None:
-    """Fill the work folder; what is there already was made by the same plan, and is kept."""
+    """Fill the work folder of `out`; what is there was made by the same plan, and is kept."""
     (folder / SOURCE).mkdir(exist_ok=True)
     workers = CPU_WORKERS if runtime.workers is None else runtime.workers
     arrays = config.channels is not None
@@ -262,7 +268,7 @@ def _make(
     # of images is read once, and not again after a kill.
     plan = folder / f"plan-{fingerprint_of([SCHEMA, str(Path.cwd()), name])[:16]}.db"
     if not plan.exists():
-        items = _chosen(contents, fraction, progress)
+        items = _chosen(contents, fraction, out, progress)
         write_plan(plan, items, config.shard_bytes, contents.left_out, shuffle=config.shuffle)
     shards, left_out = read_plan(plan)
     made = {shard.split for shard in shards}
@@ -295,9 +301,14 @@ def _own_shards(
     return shards
 
 
-def _chosen(contents: Listing, val_fraction: float, progress: Progress) -> Iterator[Item]:
-    """The images to write."""
+def _chosen(
+    contents: Listing, val_fraction: float, out: Path, progress: Progress
+) -> Iterator[Item]:
+    """The images to write; refuses those that `out` would replace, as a list may name."""
+    within = os.path.normpath(out.absolute()) + os.sep
     for number, item in enumerate(contents.items, start=1):
+        if os.path.normpath(Path(item.file).absolute()).startswith(within):
+            raise IjepaError(f"{out} would replace images, such as {item.file}; choose another.")
         if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
         digest = hashlib.sha256(OF_VAL + item.name.encode(errors="surrogateescape")).digest()

@@ -279,6 +279,9 @@ def test_images_of_two_types_are_refused_also_across_shards(tmp_path):
         with pytest.raises(IjepaError, match=r"b/0.npy has pixels of float32, .*a/0.npy of uint16"):
             shard(tmp_path / "in", tmp_path / f"out{size}", config, CPU)
         assert not (tmp_path / f"out{size}").exists()
+    config = ShardConfig(channels=8, max_bad=9)  # a whole image is not left out for its type
+    with pytest.raises(IjepaError, match=r"b/0.npy has pixels of float32"):
+        shard(tmp_path / "in", tmp_path / "out", config, CPU)
 
 
 def test_arrays_beside_an_archive_are_not_passed_over(tmp_path):
@@ -362,7 +365,7 @@ def test_a_recipe_takes_channels_mean_and_deviation_of_the_images():
 def test_a_run_of_other_channels_costs_and_predicts_as_many():
     config = load_recipe("cifar10", TINY)
     deep = config.model_copy(update={"data": config.data.fitted(STATS)})
-    more = step_flops(deep, 40, 10).target - step_flops(config, 40, 10).target
+    more = step_flops(deep, 40, 10)[0] - step_flops(config, 40, 10)[0]
     assert more == 64 * 2 * (4 - 3) * 4**2 * 32  # 64 patches of 4 px, 32 wide
     pixels = load_recipe("cifar10", [*TINY, "targets.space=pixels"])
     pixels = pixels.model_copy(update={"data": pixels.data.fitted(STATS)})

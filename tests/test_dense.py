@@ -79,6 +79,25 @@ def test_maps_of_folders_beside_the_images_come_along(tmp_path):
     assert other.fingerprint != result.fingerprint
 
 
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_gray_image_of_a_list_is_never_taken_for_its_own_map(tmp_path, is_absolute):
+    images = tmp_path / "images"
+    for name in "ab":
+        classes(images / f"{name}.png", high=200)
+    place = images if is_absolute else "../images"
+    (tmp_path / "lists").mkdir()
+    names = tmp_path / "lists" / "list.csv"
+    names.write_text(f"path\n{place}/a.png\n{place}/b.png\n")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(IjepaError, match=r"there is no seg .*masks"):
+        made(tmp_path, str(names), seg="masks")
+    below = Path(*images.parts[1:]) if is_absolute else Path("images")
+    seg = {name: classes(tmp_path / "masks" / below / f"{name}.png") for name in "ab"}
+    made(tmp_path, str(names), seg="masks")
+    for key, values in maps(tmp_path / "out", "train", "seg").items():
+        assert np.array_equal(values, seg[key[-1]])
+
+
 def test_names_of_classes_ignored_values_and_floats_are_read(tmp_path):
     picture(tmp_path / "images" / "1.png")
     values = classes(tmp_path / "masks" / "1.png", high=3)

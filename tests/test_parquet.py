@@ -12,6 +12,7 @@ from ijepa.config import ExtractConfig, Runtime, ShardConfig
 from ijepa.data.decode import decode_rgb
 from ijepa.data.shards import open_shards
 from ijepa.data.sources import tables
+from ijepa.data.sources.kinds import open_source
 from ijepa.data.sources.tables import RowReader, in_table
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
@@ -192,6 +193,9 @@ def test_images_that_a_row_only_names_are_read_beside_the_table(tmp_path):
         _, items = read(source, tmp_path / f"work-{source.name}")
         assert [content(item) for item in items][:2] == [encoded(0), encoded(1)]
         assert items[1].name == "00000001/a.png"
+        before = open_source(f"parquet:{source.parent}").digest()
+        (tmp_path / "pictures" / "a.png").touch()
+        assert open_source(f"parquet:{source.parent}").digest() != before
     lost = write_parquet(tmp_path / "l.parquet", a_table([{"bytes": None, "path": "b.png"}]))
     config = ShardConfig(max_bad=1)
     with pytest.raises(IjepaError, match=r"row 0: the row has no bytes, and there is no .*b\.png"):
@@ -229,6 +233,11 @@ def test_a_folder_that_lacks_a_file_of_a_split_is_refused_but_one_may_be_named(t
     )
     assert len(read(tmp_path / "hub/data/train-00002-of-00003.parquet", tmp_path / "w1")[1]) == 1
     folder = save_to_disk(tmp_path / "s", a_table([row(n) for n in range(6)]))
+    state = (folder / "state.json").read_text()
+    for nothing in ("{}", '{"_data_files": null}', '{"_data_files": []}'):
+        (tmp_path / "s/state.json").write_text(nothing)
+        assert len(read(folder, tmp_path / "w3")[1]) == 12  # and what `datasets` cached
+    (tmp_path / "s/state.json").write_text(state)
     max(folder.glob("*.arrow")).unlink()
     refused(r"state\.json names data-.*arrow, which is not beside it", folder, tmp_path / "w2")
 

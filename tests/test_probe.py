@@ -361,6 +361,13 @@ def test_a_name_that_several_images_share_is_told(tmp_path, caplog):
     assert "1 of 2 lines name several images each, such as x.png; write keys" in caplog.text
 
 
+def test_a_list_names_images_whose_keys_are_escaped(tmp_path):
+    names = tmp_path / "list.txt"
+    names.write_text("img.0001.jpg\ncat/img.0002\ntrain/cat/img%2E0003\n")
+    keys = [f"train/cat/img%2E000{number}" for number in range(5)]
+    assert listed(names, keys).tolist() == [1, 2, 3]
+
+
 def test_a_list_of_training_images_is_matched_by_name(tmp_path, tasks, caplog):
     names, out = tmp_path / "list.txt", tmp_path / "r.json"
     names.write_text("\n".join(["0.JPEG", "train/1", "2", "", "3.png", "4", "5"]))

@@ -185,6 +185,22 @@ def test_the_output_never_replaces_the_source(tmp_path):
     assert (folder / "train" / "cat" / "0000.png").exists()
 
 
+def test_even_with_force_the_output_replaces_neither_maps_nor_the_images_of_a_list(tmp_path):
+    images = write_files(tmp_path / "images", {"a.png": encoded(1)})
+    masks = write_files(tmp_path / "masks", {"a.png": encoded(2)})
+    runtime = Runtime(workers=1, force=True)
+    for out in (masks, masks / "set"):
+        with pytest.raises(IjepaError, match="overlaps the folder of the images"):
+            shard(images, out, runtime=runtime, dense={"seg": masks})
+    names = tmp_path / "lists" / "list.csv"
+    write_files(names.parent, {names.name: b"path\n../images/a.png\n"})
+    with pytest.raises(IjepaError, match=r"images would replace images, such as .*a\.png"):
+        shard(names, images, runtime=runtime)
+    assert (images / "a.png").exists()
+    assert (masks / "a.png").exists()
+    assert not images.with_name("images.partial").exists()
+
+
 # What is left out
 
 WHOLE = encoded(7, "jpg", 64, 64)

@@ -18,6 +18,7 @@ from ijepa.data.decode import decode_rgb
 from ijepa.data.sources import layouts
 from ijepa.data.sources.items import Request
 from ijepa.data.sources.kinds import KINDS, open_source
+from ijepa.data.sources.names import split_folders
 from ijepa.errors import IjepaError
 
 PICTURE = encoded(0)
@@ -120,6 +121,20 @@ def test_the_digest_follows_files_but_not_where_they_lie(tmp_path):
     assert open_source(str(tmp_path / "moved")).digest() == before
     (tmp_path / "moved" / "train" / "cat" / "0000.png").write_bytes(b"other")
     assert open_source(str(tmp_path / "moved")).digest() != before
+
+
+def test_the_digest_tells_the_kind_that_was_asked_for_and_files_of_any_name(tmp_path):
+    folder = write_files(tmp_path / "images", class_folders(1))
+    asked = [str(folder), *(f"{kind}:{folder}" for kind in ("imagenet22k", "webdataset", "clevr"))]
+    before = [open_source(one).digest() for one in asked]
+    assert len(set(before)) == len(asked)
+    write_files(folder, {"classes.csv": b"name"})
+    assert not set(before) & {open_source(one).digest() for one in asked}
+
+
+def test_a_name_of_many_digits_is_told_from_a_split_at_once():
+    names = ["train_" + 64 * "0", f"train_{64 * '0'}_a", f"val{64 * 'x'}!"]
+    assert split_folders(names) == {names[0]: "train"}
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ def test_imagenet_takes_validation_classes_from_the_devkit_or_from_kaggle(
     assert train[0][1] == "n01440764/n01440764_1.JPEG"
 
 
+def test_other_classes_of_the_validation_images_are_another_data_set(imagenet):
+    folder = as_kaggle(imagenet)
+    before, solution = open_source(f"imagenet:{folder}").digest(), folder / "LOC_val_solution.csv"
+    solution.write_text(solution.read_text().replace(*WNIDS[:2]))
+    assert open_source(f"imagenet:{folder}").digest() != before
+
+
 def test_imagenet_in_class_folders_is_what_any_class_folders_are(imagenet, tmp_path):
     for path in (imagenet / "val").iterdir():
         path.unlink()

@@ -8,13 +8,15 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from runs import CPU, changed
 
 from ijepa.config import MasksConfig, Runtime
-from ijepa.data.shards import SplitReader
+from ijepa.data.shards import SplitReader, open_shards
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import HIDDEN, Section, Tile, encoded, fitted, keep_patches, sheet, style
 from ijepa.jepa.masks import batch_masks, mask_statistics
 from ijepa.recipes import load_recipe
+from ijepa.train.pretraining import PretrainTask
 from ijepa.visualize import visualize
 
 PAPER = load_recipe("in1k_vitb16_ep300", ["data.batch_size=128", "optimization.lr=6e-5"])
@@ -132,10 +134,25 @@ def test_a_sheet_of_real_crops_decodes_what_it_shows_and_is_made_once(
         assert picture.width == 2 * (6 * 154 + 10)
 
 
+def test_masks_lie_on_the_images_of_the_first_step_also_where_some_are_held_out(
+    shards, tiny_config, tmp_path, monkeypatch
+):
+    held = changed(tiny_config, "watch.held_out=true", "watch.num_images=64")
+    images, read = open_shards(shards).split("train"), SplitReader.read_image
+    decoded = []
+    monkeypatch.setattr(
+        SplitReader, "read_image", lambda self, n: decoded.append(n) or read(self, n)
+    )
+    visualize(tmp_path / "m.png", MasksConfig(recipe=held, images=3, batches=2), shards)
+    shown = sorted(decoded)
+    batch = next(PretrainTask(held, images, CPU).batches(range(1)))
+    assert shown == sorted(batch.numbers[:3].tolist())
+
+
 def test_masks_that_do_not_fit_leave_no_picture(shards, tmp_path):
     recipe = load_recipe("cifar10", ["encoder.patch_px=16"])
     with pytest.raises(IjepaError, match="do not fit a grid of 2x2"):
         visualize(tmp_path / "m.png", MasksConfig(recipe=recipe))
-    with pytest.raises(IjepaError, match="has 256 images, fewer than one batch of 2,048"):
+    with pytest.raises(IjepaError, match="holds 256 images, fewer than one batch of 2,048"):
         visualize(tmp_path / "m.png", MasksConfig(recipe=load_recipe("in1k_vitb16_ep300")), shards)
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ijepa.arrays import Array, Pixels
 from ijepa.config import LEVELS, MAX_PIXELS, MOST, Config, StrPath
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import no_file
 
 Picture = Image.Image | StrPath | Array  # what `Encoder.encode` takes for one image
@@ -224,10 +224,7 @@ def _of_npy(content: bytes) -> Array:
 
 def _of_tiff(content: bytes, channels: int, max_pixels: int) -> tuple[Array, bool]:
     """The first image of a TIFF, or its pages if these are the channels; whether it has more."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise IjepaError("TIFF needs tifffile: pip install tifffile imagecodecs") from error
+    tifffile = optional("tifffile", "TIFF", "tifffile imagecodecs")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults are told once, below
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         first = file.series[0]
@@ -244,12 +241,7 @@ def _of_picture(content: bytes, max_pixels: int) -> Array:
     if is_deep_colour(content):
         width, height, *_ = PNG_HEADER.unpack_from(content, PNG_HEADER_AT)
         check_size(height, width, max_pixels)
-        try:
-            import imagecodecs
-        except ImportError as error:
-            raise IjepaError(
-                "16-bit PNG in colour needs imagecodecs: pip install tifffile imagecodecs"
-            ) from error
+        imagecodecs = optional("imagecodecs", "16-bit PNG in colour", "tifffile imagecodecs")
         found: Array = imagecodecs.png_decode(content)
         return found
     with opened(content, max_pixels) as image:

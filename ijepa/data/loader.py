@@ -285,8 +285,9 @@ def dense_view(values: Array, plan: ViewPlan) -> Array:
     return view
 
 
-def read_views(images: SplitReader, numbers: Sequence[int], plan: ViewPlan) -> Tensor:
+def read_views(images: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:
     """Evaluation views of some images: (n, C, height, width), see `evaluation_crop`."""
+    plan = ViewPlan(data.image_px, data.eval_crop_fraction)
     return torch.cat([evaluation_view(decode_image(images.read_image(n)), plan) for n in numbers])
 
 

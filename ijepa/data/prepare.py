@@ -50,14 +50,6 @@ class ReadyImage(NamedTuple):
     pixels: Array | None = None
 
 
-class ReadyMap(NamedTuple):
-    """A map that is ready for a shard: its bytes, `npy` or `png`, and its largest class + 1."""
-
-    content: bytes
-    extension: str
-    classes: int
-
-
 def prepare_image(content: bytes, config: ShardConfig) -> ReadyImage:
     """Decode an image file to the end, and give its bytes and their extension.
 
@@ -127,10 +119,12 @@ def prepare_channels(content: bytes, config: ShardConfig) -> ReadyImage:
     return ReadyImage(file.getvalue(), "npy", tuple(changes), pixels)
 
 
-def prepare_map(content: bytes, label: DenseLabel, image_size: Size, *, resized: bool) -> ReadyMap:
-    """Check a map that belongs to an image of (height, width).
+def prepare_map(
+    content: bytes, label: DenseLabel, image_size: Size, *, resized: bool
+) -> tuple[str, int]:
+    """Check a map that belongs to an image of (height, width): `npy` or `png`, its last class + 1.
 
-    `classes` of a depth map is 1 if any depth is known; 0 means that a map tells nothing.
+    Of a depth map, 1 if any depth is known; 0 means that a map tells nothing.
 
     An `IjepaError`, a short reason, if it does not decode, or is of another size (another aspect,
     if the image was `resized`).
@@ -145,7 +139,7 @@ def prepare_map(content: bytes, label: DenseLabel, image_size: Size, *, resized:
     if label.kind == "classes":
         known = values[values != np.iinfo(label.dtype).max]
         classes = int(known.max()) + 1 if known.size else 0
-    return ReadyMap(content, "npy" if content.startswith(NPY) else "png", classes)
+    return "npy" if content.startswith(NPY) else "png", classes
 
 
 class PixelSums(Config):

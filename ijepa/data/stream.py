@@ -136,7 +136,7 @@ def open_remote(
     Raises:
         IjepaError: no index there, no such split, or tars without `epoch_images`.
     """
-    if ".tar" in data:
+    if re.search(r"\.tar(?![a-z])", data):
         urls = expanded(data)
         if epoch_images is None:
             raise IjepaError(

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import tarfile
 import warnings
 import zlib
@@ -25,7 +24,6 @@ from ijepa.data.plan import PlannedShard
 from ijepa.data.prepare import (
     PixelSums,
     ReadyImage,
-    ReadyMap,
     merged_sums,
     pixel_sums,
     prepare_channels,
@@ -35,6 +33,7 @@ from ijepa.data.prepare import (
 from ijepa.data.sources.items import FAULT, Item
 from ijepa.data.sources.names import readable
 from ijepa.data.sources.tables import RowReader, in_table
+from ijepa.data.sources.trees import Entry
 from ijepa.errors import IjepaError
 from ijepa.files import read_json, sibling, whole_file, write_json
 from ijepa.progress import Progress
@@ -160,17 +159,17 @@ def _write_shard(
                 content = _read(item.file, item.offset, item.size_bytes) if row is None else row
                 taken = take(content, config)
                 maps = _prepare_maps(item, dense, taken, config)
-                if taken.pixels is not None:
-                    now = pixel_sums(taken.pixels, path)
-                    pixels = merged_sums([pixels, now] if pixels else [now])
             except IjepaError as error:
                 bad.append(BadImage(key=key, path=path, reason=str(error)))
             else:
                 changes.update(taken.changes)
+                if taken.pixels is not None:
+                    now = pixel_sums(taken.pixels, path)
+                    pixels = merged_sums([pixels, now] if pixels else [now])  # refuses two types
                 facts = {"file": path, **item.metadata}
-                files = {f"{name}.{one.extension}": one.content for name, one in maps.items()}
+                files = {f"{name}.{end}": one for name, (one, end, _) in maps.items()}
                 writer.add(key, taken.content, taken.extension, item.labels, facts, files)
-                classes = {name: max(n, maps[name].classes) for name, n in classes.items()}
+                classes = {name: max(n, maps[name][2]) for name, n in classes.items()}
             if done % COUNT_EVERY == 0:
                 count(COUNT_EVERY)
         index, rows = writer.finish(shard.tar.name)
@@ -183,8 +182,8 @@ def _write_shard(
 
 def _prepare_maps(
     item: Item, dense: Mapping[str, DenseLabel], image: ReadyImage, config: ShardConfig
-) -> dict[str, ReadyMap]:
-    """The file of each dense label of an image that was taken in."""
+) -> dict[str, tuple[bytes, str, int]]:
+    """Of each dense label of an image that was taken in: its file, and as `prepare_map`."""
     maps = {}
     for name, label in dense.items():
         path, _, size_bytes = item.dense[name]
@@ -192,29 +191,20 @@ def _prepare_maps(
             raise IjepaError(f"there is no {name} {readable(path)}")
         content, size = _read(*item.dense[name]), image_size(image.content)
         try:
-            maps[name] = prepare_map(content, label, size, resized=config.resize_px is not None)
+            kind = prepare_map(content, label, size, resized=config.resize_px is not None)
         except IjepaError as error:
             raise IjepaError(f"its {name} {readable(path)} is refused: {error}") from error
+        maps[name] = content, *kind
     return maps
 
 
 def _read(path: str, offset: int, size_bytes: int) -> bytes:
     if size_bytes > MAX_BYTES:
         raise IjepaError(f"{size_bytes:,} bytes, more than {MAX_BYTES:,}; no image is so large")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(descriptor, size_bytes, offset)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        if size_bytes:
-            raise
+    if not size_bytes and not Path(path).exists():
         what = "a symbolic link to nothing" if Path(path).is_symlink() else "no such file"
-        raise IjepaError(what) from error
-    except OSError as error:
-        error.filename = error.filename or path  # a failed read does not name its file
-        raise
+        raise IjepaError(what)
+    return Entry("", path, offset, size_bytes).read()
 
 
 class ShardWriter:

@@ -1,6 +1,7 @@
 """Pretraining as a task: batches and masks, the optimizer step, health checks."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -15,13 +16,7 @@ from ijepa.config import PretrainConfig, Runtime
 from ijepa.data.loader import Batch, CachedCropBatches, RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader
 from ijepa.data.stream import Lanes, RemoteSplit, StreamedCropBatches, workers_for
-from ijepa.distributed import (
-    from_rank_0,
-    in_parallel,
-    moved,
-    num_workers,
-    sum_over_ranks,
-)
+from ijepa.distributed import from_all, from_rank_0, in_parallel, moved, num_workers
 from ijepa.errors import IjepaError
 from ijepa.files import BEST
 from ijepa.jepa.augment import normalise
@@ -112,11 +107,10 @@ class PretrainTask(Task[StepInputs]):
                     f"stream.member, which names one, and `ijepa shard` without stream.max_bad."
                 )
         else:
-            order = stream(config.seed, SHUFFLE, 2**31).permutation(len(images))
-            watched = [images.read_sample(int(number)) for number in order[:count]]
-            taken = np.sort(order[count:]) if config.watch.held_out else taken
-        repeat_every = config.masks.group_size if config.shared_draws else None
+            checked, taken = chosen_images(config, len(images))
+            watched = [images.read_sample(int(number)) for number in checked]
         share = world.share(self._batch_size)
+        repeat_every = config.masks.group_size if config.shared_draws else None
         self._plan = StepPlan(taken, config.data, config.seed, share, repeat_every)
         self._per_epoch = steps_per_epoch(len(images), config)
         self._make_networks(init)
@@ -182,14 +176,13 @@ class PretrainTask(Task[StepInputs]):
 
     def bad_samples(self) -> dict[str, int]:
         """The number of samples of a stream without an image, if any; all processes call it."""
-        count = torch.tensor(len(self._bad), device=self.device)
-        total = int(sum_over_ranks(count, self.world))
-        if total and self.world.is_rank_0:
+        bad = set().union(*from_all(self.world, self._bad))
+        if bad and self.world.is_rank_0:
             log.warning(
                 "%d samples have no image that decodes (%s); others of their batches took their "
-                "place.", total, min(self._bad, default="of another process"),
+                "place.", len(bad), min(bad),
             )  # fmt: skip
-        return {"bad_samples": total} if total else {}
+        return {"bad_samples": len(bad)} if bad else {}
 
     def keys(self, batch: int) -> list[str]:
         """Keys of the first images of a batch; of a stream, only this process's."""
@@ -259,13 +252,19 @@ class PretrainTask(Task[StepInputs]):
     def state_dict(self) -> dict[str, Any]:
         """Health at the start, with which later checks are compared, and the best check so far."""
         state = {"first_health": list(self._watch.first or ()), "best": self._best}
-        return state | ({"bad": sorted(self._bad)} if self._bad else {})
+        bad = (
+            from_all(self.world, sorted(self._bad)) if isinstance(self._images, RemoteSplit) else []
+        )
+        return state | ({"bad": bad} if any(bad) else {})  # by process
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Also renews the bfloat16 copy of the target encoder from the loaded weights."""
         self._watch.first = Health(*state["first_health"])
         self._best = state.get("best") or {}
-        self._bad = set(state.get("bad", ()))
+        bad = state.get("bad", [])
+        if len(bad) != self.world.size:  # each process has other lanes now
+            bad = [list(itertools.chain(*bad)), *([[]] * self.world.size)]
+        self._bad = set(bad[self.world.rank])
         self.model.renew_teacher()
 
     def kept_names(self, step: int) -> list[str]:
@@ -280,7 +279,7 @@ class PretrainTask(Task[StepInputs]):
 
     def speed(self, per_second: float) -> dict[str, float]:
         """Adds achieved TFLOP/s of one process, and its share of what the device could do."""
-        flops = step_flops(self.config, *self._lengths).total
+        flops = sum(step_flops(self.config, *self._lengths))
         tflops = flops * per_second / self.world.size / 1e12
         share = utilisation(tflops, self.device_name)
         numbers = super().speed(per_second) | {"tflops": tflops}
@@ -288,6 +287,13 @@ class PretrainTask(Task[StepInputs]):
 
     def _is_watched(self, step: int) -> bool:
         return step % self.config.watch.every_steps == 0 or step == self.total_steps
+
+
+def chosen_images(config: PretrainConfig, num_images: int) -> tuple[Ints, int | Ints]:
+    """Of a split, the images of health checks, always the same, and those to train on."""
+    order = stream(config.seed, SHUFFLE, 2**31).permutation(num_images)
+    checked, others = np.split(order, [config.watch.num_images])
+    return checked, np.sort(others) if config.watch.held_out else num_images
 
 
 def adapted_parts(parts: Parts, channels: int) -> tuple[Parts, str | None]:

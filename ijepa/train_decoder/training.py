@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ijepa.compute import pick_linear
 from ijepa.config import DecoderConfig, PretrainConfig, Runtime
-from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, ViewPlan, read_views
+from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, read_views
 from ijepa.data.shards import ShardSet
 from ijepa.decoder.model import (
     block_boxes,
@@ -73,7 +73,7 @@ def train(
     task = DecoderTask(config, jepa, run, sha256, crops, runtime)
     numbers = held_numbers(len(test), config.evaluated_images, config.seed)
     fit(task, work.folder, progress)
-    views = read_views(test, numbers, ViewPlan(run.data.image_px, run.data.eval_crop_fraction))
+    views = read_views(test, numbers, run.data)
     distances = evaluate_decoder(task.averaged, jepa, run, views.to(task.device), progress)
     losses = [record["loss"] for record in read_metrics(work.folder / "metrics.jsonl")]
     last = losses[-max(1, len(losses) // 10) :]

@@ -7,12 +7,14 @@ import numpy as np
 from torch import Tensor
 
 from ijepa.arrays import Array, Floats, Pixels
-from ijepa.config import LEVELS, DataConfig, EncodersConfig, MasksConfig
-from ijepa.data.loader import RandomCropBatches, StepPlan, ViewPlan, read_views
+from ijepa.config import LEVELS, EncodersConfig, MasksConfig
+from ijepa.data.loader import RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader
 from ijepa.errors import IjepaError
 from ijepa.figures.draw import Line, Section, Tile, heat, keep_patches, sheet
 from ijepa.jepa.masks import batch_masks, mask_statistics
+from ijepa.jepa.schedules import steps_per_epoch
+from ijepa.train.pretraining import chosen_images
 from ijepa.visualize import Drawing, Given, places_of
 
 PLAIN = (96, 125, 170)  # a patch, where no image is given
@@ -32,12 +34,10 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawing:
     count = min(config.images, recipe.masks.group_size, batch)
     if given.data:
         split = given.split(recipe.data.split)
-        if len(split) < batch:
-            raise IjepaError(
-                f"Split {split.name} of {split.folder} has {len(split):,} images, fewer than one "
-                f"batch of {batch:,}; lower data.batch_size, or leave --data out."
-            )
-        plan = StepPlan(len(split), recipe.data, recipe.seed, slice(0, count))
+        steps_per_epoch(len(split), recipe)
+        _, taken = chosen_images(recipe, len(split))
+        every = recipe.masks.group_size if recipe.shared_draws else None
+        plan = StepPlan(taken, recipe.data, recipe.seed, slice(0, count), every)
         images = as_pixels(RandomCropBatches(split, plan)[0].images, given)
     counted = mask_statistics(recipe, config.batches)
     context, target = counted.context_patches, counted.target_patches
@@ -106,11 +106,6 @@ def draw_images(
 def more_images(split: SplitReader, shown: list[int], count: int, seed: int) -> list[int]:
     """The shown images and others, `count` in all or as many as there are."""
     return shown + draw_images(split, max(count - len(shown), 0), seed, without=shown)
-
-
-def views_of(split: SplitReader, numbers: Sequence[int], data: DataConfig) -> Tensor:
-    """(n, C, height, width): the images as an encoder is evaluated on them."""
-    return read_views(split, numbers, ViewPlan(data.image_px, data.eval_crop_fraction))
 
 
 def as_pixels(views: Tensor, given: Given) -> Pixels:

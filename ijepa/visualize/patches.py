@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ijepa.arrays import Floats, Pixels
 from ijepa.config import AttentionConfig, EncodersConfig, PcaConfig
+from ijepa.data.loader import read_views
 from ijepa.distributed import pick_device
 from ijepa.encoders.base import Encoder
 from ijepa.encoders.spec import EncoderSpec
@@ -22,7 +23,7 @@ from ijepa.figures.draw import Section, Tile, box, heat, sheet
 from ijepa.figures.pca import patch_colours
 from ijepa.jepa.augment import normalise
 from ijepa.visualize import Drawing, Given
-from ijepa.visualize.images import as_pixels, more_images, pick_images, views_of
+from ijepa.visualize.images import as_pixels, more_images, pick_images
 
 AT_ONCE = 16  # images in the device's memory
 FAINT = 0.45  # how much of the image's contrast stays under a map of attention
@@ -51,7 +52,7 @@ def draw_attention(config: AttentionConfig, given: Given) -> Drawing:
         high, wide = vit.patch_embed.grid_size
         queries = [query_of(text, vit, encoder.name) for text in config.query]
         for done, number in enumerate(shown, start=1 + len(names) * len(shown)):
-            views = views_of(split, [number], data)
+            views = read_views(split, [number], data)
             image = as_pixels(views, given)[0]
             heads = attention_of(vit, normalise(views.to(device), data.mean, data.std), layer)[0]
             for query, patch, tokens in queries:
@@ -164,7 +165,7 @@ def draw_pca(config: PcaConfig, given: Given) -> Drawing:
     for place, name in enumerate(config.encoder, start=1):
         encoder = _encoder(name, config, given)
         layers = [block_number(layer, encoder.num_layers) for layer in config.layer]
-        data, views = encoder.data, views_of(split, numbers, encoder.data)
+        data, views = encoder.data, read_views(split, numbers, encoder.data)
         rows = rows or [[Tile(image)] for image in as_pixels(views[: len(shown)], given)]
         for layer in layers:
             parts = [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import PredictionsConfig, PretrainConfig, RetrievalConfig
+from ijepa.data.loader import read_views
 from ijepa.decoder.model import (
     embed,
     held_numbers,
@@ -40,10 +41,8 @@ from ijepa.visualize.images import (
     more_images,
     pick_images,
     unit,
-    views_of,
 )
 
-MOST_BYTES = 2**31  # of tokens and pixels of the patches that may be retrieved
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"
 AT_ONCE = 32  # images in the device's memory
 
@@ -83,17 +82,10 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
             raise IjepaError(f"{name} predicts {run.targets.space}, not embeddings.")
         assert given.data is not None
         given.data.check_channels(run.data.num_channels, name)
-        (height, width), (rows, columns) = run.data.image_size, run.grid
-        most = MOST_BYTES // (4 * rows * columns * jepa.encoder.embed_dim + 3 * height * width)
-        if len(stored) > most:
-            raise IjepaError(
-                f"A store of {len(stored):,} images takes more than {MOST_BYTES / 2**30:g} GiB of "
-                f"memory; --store-images {most} is the most for this encoder."
-            )
         jepa.to(device)
-        views = views_of(split, numbers, run.data)
+        views = read_views(split, numbers, run.data)
         asked = ask(jepa, run, views, as_pixels(views, given), config.seed)
-        views = views_of(store_split, stored, run.data)
+        views = read_views(store_split, stored, run.data)
         patches = cut_patches(as_pixels(views, given), run.encoder.patch_px)
         rng = np.random.default_rng(config.seed)
         filled = fill_blocks(asked, store_of(jepa, run, views), patches, rng)
@@ -106,7 +98,7 @@ def draw_retrieval(config: RetrievalConfig, given: Given) -> Drawing:
         given.progress("retrieve patches for runs", place, len(config.encoder))
     captions = (
         "One hidden block, each of its patches shown by the nearest real patch (cosine of "
-        f"layer-normed target tokens) of {config.store_images} other images of split "
+        f"layer-normed target tokens) of {len(stored)} other images of split "
         f"{config.store_split}. {PREDICTED}: from the context alone; {TRUE}: the best to be had; "
         f"{MEAN}: the mean token at that place, whatever the image.",
         f"Numbers, over {len(numbers)} images: cosine to the true tokens; mean difference of "
@@ -245,12 +237,15 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
     Spread: standard deviation over the samples of one embedding, mean over pixels of the block, in
     levels of 255; None for a single sample.
     """
+    assert given.data is not None
+    if given.data.pixels:
+        raise IjepaError(f"A decoder draws 8-bit RGB; {given.data.folder} is of other images.")
     device, (jepa, run) = pick_device(given.runtime.device), load_jepa(config.encoder)
     decoder = load_decoder(Path(config.decoder), jepa, config.encoder).to(device)
     jepa.to(device)
     split, made = given.split(config.split), decoder.config
     numbers = held_numbers(len(split), config.images, config.seed)
-    images = views_of(split, numbers, run.data).to(device)
+    images = read_views(split, numbers, run.data).to(device)
     masks, boxes = hold(run, images, config.seed)
     whole, contexts = as_pixels(images, given), masks.context.cpu().numpy()
     context = np.stack([keep_patches(w, c, run.grid) for w, c in zip(whole, contexts, strict=True)])
@@ -271,7 +266,6 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
             given.progress("draw samples", len(columns) - 2, total)
         several = len(samples) > 1
         spreads.append(torch.stack(samples).std(dim=0).mean().item() * 127.5 if several else None)
-    assert given.data is not None
     layer = f"block {run.targets.layers[-1]}" if run.targets.layers else "last layer"
     captions = (
         f"Encoder {config.encoder}, {layer}; data {given.data.source}, {config.split}; "

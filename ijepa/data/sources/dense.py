@@ -1,5 +1,6 @@
 """Maps beside images: a folder of masks or depth maps, and ADE20K's, VOC's and NYU's layouts."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -92,7 +93,9 @@ def _place(folder: Path, item: Item) -> Place:
     """Where the map of an image lies; of no bytes if it is missing."""
     table, row, _ = item.path.rpartition(", row ")
     names = [item.name] if row and is_table(table) else [item.path, item.name]
-    stems = dict.fromkeys(without_suffix(name)[0] for name in names)
+    # Below the folder, also for a list's absolute paths and those with `..`.
+    below = (os.path.normpath(f"/{without_suffix(name)[0].lstrip('/')}")[1:] for name in names)
+    stems = dict.fromkeys(below)
     tried = [folder / f"{stem}{end}" for stem in stems for end in (".png", ".PNG", ".npy")]
     found = next((path for path in tried if path.is_file()), None)
     return str(found or tried[0]), 0, found.stat().st_size if found else 0

@@ -31,6 +31,7 @@ from ijepa.data.sources.items import (
 from ijepa.data.sources.names import LABEL, UNKNOWN, expanded
 from ijepa.data.sources.scenes import rendered_scenes
 from ijepa.errors import IjepaError
+from ijepa.files import fingerprint_of
 from ijepa.text import did_you_mean
 
 # What torchvision calls each CIFAR, the folder that its archive holds, and a file in there.
@@ -55,7 +56,8 @@ def open_source(text: str, *, folders_are_classes: bool = False) -> Source:
     if folders_are_classes and (is_kind or is_list):
         raise IjepaError(f"--folders-are-classes is for folders and archives, not for {text}.")
     if is_kind:
-        return KINDS[kind](rest)
+        source = KINDS[kind](rest)
+        return replace(source, digest=lambda: fingerprint_of([kind, source.digest()]))
     if colon and not Path(text).exists():
         kinds = ", ".join(sorted(KINDS))
         raise IjepaError(
@@ -146,10 +148,7 @@ def _folder(text: str, read: Callable[[Path], Source]) -> Source:
 
 
 def _published(text: str, kind: str) -> Source:
-    """A data set with maps, of which the digest tells every file: lists in text choose images."""
     source = _tree(text, partial(dense.read_published, kind=kind))
-    if Path(text).is_dir():
-        source = replace(source, digest=lambda: trees.digest_of(trees.walk(Path(text))))
     return replace(source, dense=dense.published_labels(kind, Path(text)))
 
 

@@ -8,7 +8,7 @@ metadata), so the library `datasets` is not needed.
 import contextlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from ijepa.data.sources.names import (
     suffix_of,
 )
 from ijepa.data.sources.trees import Entry, digest_of, walk
-from ijepa.errors import IjepaError
+from ijepa.errors import IjepaError, optional
 from ijepa.files import parse_json, read_json
 
 PARQUET, ARROW = ".parquet", ".arrow"
@@ -81,16 +81,20 @@ def table_source(name: str) -> Source:
     paths = [Path(one) for one in ([name] if Path(name).exists() else expanded(name))]
     if missing := next((path for path in paths if not name or not path.exists()), None):
         raise IjepaError(f"There is no data set at '{missing}'.")
-    if paths[0].is_dir():
-        files = [entry for entry in walk(paths[0]) if is_table(entry.path)]
+    folder = paths[0] if paths[0].is_dir() else None
+    if folder:
+        files = [entry for entry in walk(folder) if is_table(entry.path)]
     else:
         facts = [(path, path.stat()) for path in paths]
         files = [Entry(p.name, str(p), 0, one.st_size, one.st_mtime_ns) for p, one in facts]
     if not files:
         raise IjepaError(f"{name} holds no {PARQUET} or {ARROW} file.")
-    digest = digest_of(files)
-    find = partial(read_tables, files, name, is_whole=paths[0].is_dir())
-    return Source(name, lambda: digest, find, paths[0], has_members=True)
+    find = partial(read_tables, files, name, is_whole=folder is not None)
+
+    def digest() -> str:  # of a folder all files: rows may name images
+        return digest_of(walk(folder) if folder else files)
+
+    return Source(name, digest, find, paths[0], has_members=True)
 
 
 def read_tables(
@@ -103,9 +107,10 @@ def read_tables(
     ClassLabel columns keep their numbers. Other columns of integers, texts or booleans are labels
     if they are called as one, such as `label` or `fine_label`.
     """
+    saved = {folder: _saved(folder) for folder in {Path(entry.file).parent for entry in files}}
     if is_whole:
-        _refuse_missing(files, where)
-    files = [entry for entry in files if _is_saved(entry)]
+        _refuse_missing(files, where, saved)
+    files = [entry for entry in files if _is_saved(entry, saved)]
     splits = _splits([entry.path for entry in files], where, request.splits)
     columns = _columns_of(files[0].file, request.member)
     for entry in files[1:]:
@@ -200,19 +205,20 @@ class RowReader:
         self._path, self._first, self._held = path, first, ()
 
 
-def _is_saved(entry: Entry) -> bool:
-    """Is it a file of the data set, not one that `datasets` caches beside those in `state.json`?"""
-    state = Path(entry.file).with_name("state.json")
-    if suffix_of(entry.path) == PARQUET or not state.is_file():
-        return True
-    return Path(entry.file).name in _saved_files(state)
+def _saved(folder: Path) -> set[str]:
+    """Names of the files of a saved data set; none if no `state.json` tells them."""
+    state = folder / "state.json"
+    files = read_json(state).get("_data_files") if state.is_file() else None
+    return {str(one.get("filename")) for one in files or () if isinstance(one, dict)}
 
 
-def _saved_files(state: Path) -> set[str]:
-    return {str(one.get("filename")) for one in read_json(state).get("_data_files", [])}
+def _is_saved(entry: Entry, saved: Mapping[Path, set[str]]) -> bool:
+    """Is it a file of the data set, not one that `datasets` caches beside it?"""
+    names = saved[Path(entry.file).parent]
+    return not names or suffix_of(entry.path) == PARQUET or Path(entry.file).name in names
 
 
-def _refuse_missing(files: Sequence[Entry], where: str) -> None:
+def _refuse_missing(files: Sequence[Entry], where: str, saved: Mapping[Path, set[str]]) -> None:
     """Refuse a folder that lacks some of the files over which a split is spread."""
     numbers, counts = defaultdict[str, set[int]](set), dict[str, int]()
     for entry in files:
@@ -226,10 +232,11 @@ def _refuse_missing(files: Sequence[Entry], where: str) -> None:
                 f"{missing[0]:05d}; copy them too, or name the files that you want."
             )
     there = {Path(entry.file) for entry in files}
-    for state in {path.with_name("state.json") for path in there}:
-        lost = _saved_files(state) - {path.name for path in there} if state.is_file() else ()
-        if lost:
-            raise IjepaError(f"{state} names {min(lost)}, which is not beside it; copy it, too.")
+    for folder, names in saved.items():
+        if lost := {name for name in names if folder / name not in there}:
+            raise IjepaError(
+                f"{folder}/state.json names {min(lost)}, which is not beside it; copy it, too."
+            )
 
 
 def _splits(paths: Sequence[str], where: str, asked: Sequence[str]) -> dict[str, str]:
@@ -368,10 +375,8 @@ def _parquet(pa: Arrow, path: str) -> Arrow:
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[Arrow]:
     """Give pyarrow; say in one line that the file is damaged, or that pyarrow is not installed."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise IjepaError(f"{path} needs pyarrow; install it with pip install pyarrow.") from error
+    pyarrow = optional("pyarrow", path)
+    optional("pyarrow.parquet", path, "pyarrow")
     try:
         yield pyarrow
     except (pyarrow.ArrowException, OSError) as error:

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, Self
 
 from ijepa.data.sources.names import is_image, kind_of, split_folders
 from ijepa.errors import IjepaError
+from ijepa.files import naming
 from ijepa.progress import Progress
 
 OUTLINE_DEPTH = 5  # a wrapping folder, a split, perhaps once more, a class and the image
@@ -44,7 +45,7 @@ class Entry(NamedTuple):
 
     def read(self) -> bytes:
         """All its bytes."""
-        with Path(self.file).open("rb") as file:
+        with naming(Path(self.file)), Path(self.file).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), self.size_bytes, self.offset)
 
     def text(self) -> str:
@@ -122,12 +123,12 @@ def digest_of(files: Iterable[Entry], start: bytes = b"") -> str:
 
 
 def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
-    """`digest_of` the files of a folder that a source could read, or of archives."""
+    """`digest_of` every file of a folder, as lists of classes have any name; or of archives."""
     if parts := parts or _archives(where):
         facts = [(part.name, part.stat()) for part in parts]
         text = "".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}" for name, one in facts)
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    return digest_of(one for one in walk(where) if _is_listed(one.path))
+    return digest_of(walk(where))
 
 
 def archive_suffix(name: str) -> str:
