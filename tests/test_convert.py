@@ -28,6 +28,7 @@ from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise, resized_px
 from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
 from ijepa.provenance import Provenance
+from ijepa.records import remove_output
 from ijepa.train.checkpoint import load_full_state
 
 FOLDER = Path(__file__).parent / "parity"
@@ -168,6 +169,17 @@ def test_converted_files_may_be_read_by_whoever_the_umask_lets(tmp_path, to):
     assert {path.stat().st_mode & 0o777 for path in made} == {0o640}
 
 
+def test_a_conversion_that_was_removed_is_made_again_beside_its_card(tmp_path):
+    for remove in (Path.unlink, remove_output):
+        made = convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH)
+        assert made.card.exists()
+        remove(tmp_path / "x.pt")
+        assert not convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH).cached
+    made.card.unlink()
+    again = convert_to("ours", TINY, tmp_path / "x.pt", arch=ARCH)
+    assert (again.cached, again.card) == (True, None)
+
+
 def test_a_card_of_the_users_own_is_kept(tmp_path):
     card = tmp_path / "x.pt.README.md"
     card.write_text("precious")
@@ -219,13 +231,16 @@ def test_features_of_a_run_are_those_of_its_converted_files(run, tmp_path):
     own = load_encoder(str(run))
     images = torch.randn(2, 3, *own.data.image_size, generator=torch.Generator().manual_seed(0))
     names = {"ours": "x.pt", "published": "x.pth.tar", "safetensors": "x.safetensors", "timm": "t"}
+    names["hf"] = "hf:h"
     for to, name in names.items():
-        convert_to(to, run, tmp_path / name)
-        file = f"{name}/model.safetensors" if to == "timm" else name
-        encoder = load_encoder(str(tmp_path / file))
+        out = tmp_path / name.removeprefix("hf:")
+        convert_to(to, run, out)
+        file = f"{out}/model.safetensors" if to == "timm" else f"hf:{out}" if to == "hf" else out
+        encoder = load_encoder(str(file))
+        assert encoder.data == own.data
         assert encoder.weights_sha256 == own.weights_sha256
         assert torch.equal(encoder.features(images, 2), own.features(images, 2))
-        if to in ("ours", "safetensors"):
+        if to in ("ours", "safetensors", "hf"):
             assert encoder.provenance == own.provenance
 
 

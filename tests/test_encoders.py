@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import pickle
 
 import numpy as np
@@ -716,3 +717,25 @@ def test_what_names_no_encoder_is_refused_with_the_nearest_one(tmp_path, monkeyp
     for ask in (load_encoder, lambda it: EncoderSpec.parse(it).fingerprint()):
         with pytest.raises(IjepaError, match=words):
             ask(name)
+
+
+@pytest.mark.parametrize("name", ["mae", "hf", "timm"])
+def test_a_run_may_be_called_as_a_kind_is(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).symlink_to(run)
+    assert load_encoder(name).weights_sha256 == load_encoder(run).weights_sha256
+
+
+def test_a_checkpoint_is_of_the_run_that_it_lies_in_however_its_path_is_written(
+    run, tmp_path, monkeypatch
+):
+    known = load_encoder(run).provenance
+    for place, path in ((run, "checkpoints/last.pt"), (run / "checkpoints", "last.pt")):
+        monkeypatch.chdir(place)
+        assert load_encoder(path).provenance == known
+    copied = tmp_path / "last.pt"
+    copied.write_bytes((run / "checkpoints" / "last.pt").read_bytes())
+    monkeypatch.chdir(run / "checkpoints")
+    for path in (copied, f"../../{os.path.relpath(copied, run.parent)}"):
+        assert load_encoder(path).provenance.shards is None
+        assert load_encoder(path).name == f"{path} (target)"

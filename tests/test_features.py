@@ -85,6 +85,7 @@ def test_batches_written_in_any_order_by_any_writers_come_out_in_order(
         np.testing.assert_array_equal(store.values, features.astype(dtype))
         np.testing.assert_array_equal(store.numpy(), expected[:, 1])
         np.testing.assert_array_equal(store.numpy(layer=0), expected[:, 0])
+    np.testing.assert_array_equal(store.numpy(), expected[:, 1])  # behind the block, too
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
 
 

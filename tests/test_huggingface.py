@@ -83,8 +83,12 @@ def test_a_folder_of_transformers_gives_what_transformers_gives(name, tmp_path):
     assert encoder.pooling.startswith("average" if MODELS[name][3] else "class token")
     features, tokens = encoder.features_and_tokens(images(), DEPTH)
     assert torch.equal(encoder.patch_tokens(images()), tokens)
-    with pytest.raises(IjepaError, match="patch tokens of the last layer are the most that"):
-        encoder.patch_tokens(images(), 0)
+    if name == "ijepa":  # our own network
+        layer = expected_layers(name, images())[0]
+        torch.testing.assert_close(encoder.patch_tokens(images(), 0), layer, rtol=1e-5, atol=1e-5)
+    else:
+        with pytest.raises(IjepaError, match="patch tokens of the last layer are the most that"):
+            encoder.patch_tokens(images(), 0)
     assert torch.equal(features, found)
     whole = expected_layers(name, images())[-1]
     side = SIDE_PX // PATCH_PX
@@ -213,7 +217,7 @@ def test_a_processor_that_disagrees_with_the_training_is_warned_of(tmp_path, cap
 
 def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monkeypatch):
     path = folder(tmp_path, "ijepa")
-    name, small = "facebook/ijepa_vith14_1k", f"{DIM}x{DEPTH}/{PATCH_PX}"
+    name, small = "facebook/ijepa_vith14_1k", f"{DIM}x{DEPTH}x{HEADS}/{PATCH_PX}"
     monkeypatch.setattr("ijepa.encoders.huggingface.snapshot_download", lambda *_, **__: path)
     known = RELEASED["hub"][name].model_copy(update={"arch": small})
     monkeypatch.setitem(RELEASED["hub"], name, known)
@@ -223,7 +227,7 @@ def test_the_hubs_ijepa_is_said_to_be_the_context_encoder(tmp_path, caplog, monk
     unnamed = load_encoder(f"hf:{path}")
     assert (unnamed.which, unnamed.provenance) == (
         "context",
-        Provenance(method="I-JEPA", arch=small),
+        Provenance(origin="hf", method="I-JEPA", arch=small),
     )
 
 
@@ -261,8 +265,25 @@ def test_a_plain_vit_is_normalised_as_its_processor_says(tmp_path, caplog):
     assert "no preprocessor_config.json" in caplog.text
 
 
-def test_nothing_is_partly_loaded(tmp_path):
+def test_an_ijepa_that_is_not_whole_is_refused(tmp_path):
     path = folder(tmp_path, "ijepa")
+    weights = load_file(path / "model.safetensors")
+    for broken, message in (
+        ({k: v for k, v in weights.items() if k != "layernorm.bias"}, "norm.bias missing"),
+        (weights | {"extra.weight": torch.ones(2)}, "extra.weight is no weight"),
+        (weights | {"layernorm.bias": torch.ones(2)}, "norm.bias is"),
+    ):
+        save_file(broken, path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(IjepaError, match=message) as caught:
+            load_encoder(f"hf:{path}")
+        assert "\n" not in str(caught.value)
+    (path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(IjepaError, match=r"model\.safetensors"):
+        load_encoder(f"hf:{path}")
+
+
+def test_nothing_is_partly_loaded(tmp_path):
+    path = folder(tmp_path, "vit")
     weights = load_file(path / "model.safetensors")
     for broken, message in (
         ({k: v for k, v in weights.items() if k != "layernorm.bias"}, "layernorm.bias missing"),
@@ -274,7 +295,7 @@ def test_nothing_is_partly_loaded(tmp_path):
             load_encoder(f"hf:{path}")
         assert "\n" not in str(caught.value)
     for odd in ({"patch_size": 0}, {"hidden_size": None}):
-        folder(tmp_path, "ijepa")
+        folder(tmp_path, "vit")
         settings = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps(settings | odd))
         with pytest.raises(IjepaError, match="does not load") as caught:

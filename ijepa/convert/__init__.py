@@ -14,6 +14,7 @@ __all__ = ["FOLDERS", "PART_NAMES", "ConvertResult", "convert"]
 
 VERSION = 6
 CARD, ONNX = "README.md", "model.onnx"
+OPENING = "I-JEPA ([Assran et al., CVPR 2023]"  # of every card
 FOLDERS = ("hf", "timm")  # formats of more than one file
 SUFFIX = {"safetensors": ".safetensors", "onnx": ".onnx"}  # of files that are known by it
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
@@ -23,7 +24,7 @@ class ConvertResult(Config):
     """Converted weights."""
 
     out: Path  # file, or folder for `hf` and `timm`
-    card: Path | None  # the model card; None for ONNX files of encoders that are not I-JEPA's
+    card: Path | None  # the model card, if it is there; ONNX files of other encoders have none
     cached: bool
     holds: str  # which networks, in words
     left_out: tuple[str, ...]  # parts for which the format has no room
@@ -60,8 +61,8 @@ def convert(
     foreign = None if source.exists() else EncoderSpec.parse(str(source), which=config.which)
     if foreign and (config.to != "onnx" or foreign.kind == "run"):  # as a mistyped name is
         raise IjepaError(f"There is nothing to convert at {source}.")
-    is_ours = read_record(out) is not None or sibling(out, ".partial").exists()
-    if not is_folder and not foreign and card.exists() and not is_ours:
+    is_file = not is_folder and not foreign
+    if is_file and card.exists() and OPENING not in card.read_text(errors="replace"):
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     if foreign:
         fingerprint = foreign.fingerprint(progress)
@@ -83,6 +84,8 @@ def convert(
             progress("convert files", 1, 1)
         found = (read_record(out) or {})["converted"]  # so that nobody waits for torch
     load, shown = load_call(config.to, str(out), found.pop("which")), None if foreign else card
+    if shown and not shown.exists():  # somebody has removed it
+        shown = None
     return ConvertResult(out=out, card=shown, cached=work.cached, load=load, **found)
 
 

@@ -24,7 +24,7 @@ from ijepa.config import (
 )
 from ijepa.encoders.spec import PART_NAMES
 from ijepa.errors import IjepaError
-from ijepa.files import BEST, LAST, parse_json, read_json
+from ijepa.files import BEST, CHECKPOINTS, LAST, parse_json, read_json
 from ijepa.jepa.model import Predictor, target_dim
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.paper import pretraining_set
@@ -182,7 +182,8 @@ def _ours(path: Path, body: dict[str, Any]) -> Networks:
     if noted := state["facts"].get("provenance"):
         notes = {"config": config, "provenance": noted}
         return _described(path, parts, None, UNKNOWN, notes)
-    record = read_record(path.parent.parent) or {}
+    folder = path.absolute().parent  # of a relative path, too
+    record = (read_record(folder.parent) if folder.name == CHECKPOINTS.name else None) or {}
     data = pretraining_set(str(record.get("source", "")), int(record.get("images", 0)))
     done, checkpoint = state["step"], "best" if path.name == BEST.name else None
     if checkpoint is None and done < (total := state["facts"].get("total_steps", done)):

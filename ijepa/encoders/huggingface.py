@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ijepa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Size, height_width
-from ijepa.encoders.base import EVAL_CROP, TUNABLE, Encoder
+from ijepa.encoders.base import EVAL_CROP, Encoder
 from ijepa.encoders.formats import (
     held_encoder,
     processor_normalisation,
@@ -36,7 +36,6 @@ class Family(NamedTuple):
     """An architecture of transformers, and how it was trained."""
 
     method: str | None = None  # as the paper names it; None where one architecture serves several
-    pooling: str = CLASS_TOKEN
     trained_alike: bool = True  # with ImageNet's mean and std; if not, the processor says how
     interpolates: bool = True  # positions, when it is told to; if not, it always does
     image_px: int | None = None  # side that its evaluation takes, if not the configuration's
@@ -50,17 +49,11 @@ def load(spec: EncoderSpec) -> Encoder:
     """Load a model of `FAMILIES`, exactly or not at all, without reaching for the network."""
     spec.refuse_context()
     folder = model_folder(spec.name)
+    if read_json(folder / "config.json").get("model_type") == "ijepa":
+        return _own(folder, spec)
     model = _model(folder, spec.text)
     config, family = model.config, FAMILIES[model.config.model_type]
     own_px = config.image_size if isinstance(config.image_size, int) else tuple(config.image_size)
-    provenance = known_provenance(spec.name, config)
-    which = held_encoder(folder) if family.method == "I-JEPA" else "target"
-    if which == "context" and provenance == RELEASED["hub"].get(spec.name):
-        log.warning(
-            "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
-            "and no row of its tables is filled with this",
-            spec.text,
-        )
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # as trained, whatever the processor says
     if family.trained_alike:
         warn_of_processor(folder, str(family.method))
@@ -73,24 +66,26 @@ def load(spec: EncoderSpec) -> Encoder:
     return Encoder(
         model,
         Pooling(
-            partial(_pooled, family, height_width(own_px)), config.num_hidden_layers, family.pooling
+            partial(_pooled, family, height_width(own_px)), config.num_hidden_layers, CLASS_TOKEN
         ),
         DataConfig(
             image_px=family.image_px or own_px, eval_crop_fraction=EVAL_CROP, mean=mean, std=std
         ),
         name=spec.text,
-        provenance=provenance,
-        which=which,
+        provenance=known_provenance(spec.name, config),
     )
 
 
-def load_trainable(spec: EncoderSpec) -> Encoder:
-    """I-JEPA's, whose network is ours; others are refused, since their blocks are not timm's."""
-    spec.refuse_context()
-    folder = model_folder(spec.name)
-    if read_json(folder / "config.json").get("model_type") != "ijepa":
-        raise IjepaError(f"{spec.text} can be extracted from, not fine-tuned: {TUNABLE}.")
-    return encoder_of(read_networks(folder), held_encoder(folder), spec.text, hub=spec.name)
+def _own(folder: Path, spec: EncoderSpec) -> Encoder:
+    """I-JEPA's, whose network is ours, and whose files may hold our notes."""
+    encoder = encoder_of(read_networks(folder), held_encoder(folder), spec.text, hub=spec.name)
+    if encoder.which == "context" and encoder.provenance == RELEASED["hub"].get(spec.name):
+        log.warning(
+            "%s is the context encoder, all that the hub has; the paper evaluates the target's, "
+            "and no row of its tables is filled with this",
+            spec.text,
+        )
+    return encoder
 
 
 def weight_files(spec: EncoderSpec) -> list[Path]:
@@ -173,8 +168,5 @@ def _pooled(
         wanted["noise"] = noise.expand(len(images), -1)
     found = model(pixel_values=images, output_hidden_states=True, **wanted)
     layers = [model.layernorm(tokens) for tokens in found.hidden_states[-num_layers:]]
-    if family.pooling == CLASS_TOKEN:
-        vectors = [tokens[:, 0] for tokens in layers]
-    else:
-        vectors = [tokens.mean(dim=1) for tokens in layers]
+    vectors = [tokens[:, 0] for tokens in layers]
     return torch.stack(vectors, dim=1), layers[-1][:, -patches:]  # class token, registers go first

@@ -145,12 +145,12 @@ class EncoderSpec(NamedTuple):
         name, file, arch = rest, None, None
         if found := re.fullmatch(r"pixels(?:/([1-9]\d{0,3}))?", text):
             kind, name = "pixels", found[1] or ""
-        elif kind == "timm":
+        elif colon and kind == "timm":
             name, at, path = rest.partition("@")
             if at and name and not path:
                 raise IjepaError(f"timm:{name}@ names no file; it is timm:NAME@FILE.")
             file = Path(path) if at else None
-        elif kind in KINDS:
+        elif colon and kind in KINDS:
             file = None if kind == "hf" else Path(rest)
         elif colon and kind == "random":
             file = Path(rest) if Path(rest).exists() else None
@@ -202,20 +202,14 @@ class EncoderSpec(NamedTuple):
 
     def load(self, device: "torch.device | None" = None) -> "Encoder":
         """Make the encoder, exactly or not at all, on the CPU by default."""
-        encoder = self._build("load")
+        encoder: Encoder = self._home().load(self)
+        if self.image_px:
+            encoder.resize(self.image_px)
         return encoder.to(device) if device else encoder
 
     def trainable(self) -> "Encoder":
         """Make the encoder on the CPU, for `Encoder.network` to be trained."""
-        return self._build("load_trainable").checked_trainable()
-
-    def _build(self, by: str) -> "Encoder":
-        """Call this function of the kind's module, or its `load` if there is no such function."""
-        home = self._home()
-        encoder: Encoder = getattr(home, by, home.load)(self)
-        if self.image_px:
-            encoder.resize(self.image_px)
-        return encoder
+        return self.load().checked_trainable()
 
     def refuse_context(self) -> None:
         """Refuse `--which context` for pixels and for files of one encoder."""

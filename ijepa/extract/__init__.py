@@ -14,7 +14,7 @@ from ijepa.progress import Progress, automatic, silent
 from ijepa.stage import StagePlan, exclusive_work
 from ijepa.world import together
 
-VERSION = 12
+VERSION = 13
 
 
 class ExtractResult(Config):

@@ -76,7 +76,7 @@ class Extraction:
         missing = from_rank_0(world, lambda: writer.missing)
         done = total - sum(min(size, total - batch * size) for batch in missing)
         progress("extract images", done, total)
-        linear = self.encoder.pick_linear(self.device, CPU_BATCH)
+        linear = from_rank_0(world, lambda: self.encoder.pick_linear(self.device, CPU_BATCH))
         with computing(self.device, linear=linear):
             for batch, numbers in self.batches(missing[world.rank :: world.size]):
                 ids = np.repeat(self.images.image_ids(batch.numbers.numpy()), 1 + self.config.views)

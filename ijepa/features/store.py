@@ -139,7 +139,7 @@ class Features:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Nothing is to be closed: rows stay readable as long as somebody holds them."""
 
     def __len__(self) -> int:
         rows: int = self.shape[0]
@@ -156,10 +156,6 @@ class Features:
             f"{len(self):,} rows of {layers} {'layer' if layers == 1 else 'layers'} x {dim} "
             f"{self.dtype}, labels: {', '.join(known) or 'none'})"
         )
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._mapped = {name: values[:0] for name, values in self._mapped.items()}
 
     @property
     def keys(self) -> list[str]:
