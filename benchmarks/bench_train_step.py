@@ -99,7 +99,7 @@ class Workload(NamedTuple):
         """FLOPs of a step, averaged over the masks."""
         lengths = [(masks.context.shape[1], masks.targets.shape[2]) for masks in self.masks]
         return len(self.images) * statistics.fmean(
-            step_flops(self.config, *pair).total for pair in lengths
+            sum(step_flops(self.config, *pair)) for pair in lengths
         )
 
 

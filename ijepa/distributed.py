@@ -15,7 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,7 +32,6 @@ END: Any = object()
 
 T = TypeVar("T")
 U = TypeVar("U")
-Ints = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 @contextlib.contextmanager
@@ -76,6 +74,15 @@ def from_rank_0(world: World, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # None only if `work` gave None
 
 
+def from_all(world: World, value: T) -> list[T]:
+    """The `value` of every rank, in their order, for every rank."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def wait_for_all(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
@@ -111,13 +118,6 @@ def in_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Modu
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-
-
-def unshared_gradients(forward: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Add gradients up in each process alone; the next backward pass outside exchanges them."""
-    if isinstance(forward, DistributedDataParallel):
-        return forward.no_sync()
-    return contextlib.nullcontext()
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.features.store import open_features
 from ijepa.files import BEST, LAST, read_metrics
+from ijepa.jepa.model import build_ijepa
 from ijepa.pretrain import pretrain
 from ijepa.probe import probe
 from ijepa.report import report
@@ -129,6 +130,20 @@ def test_a_checkpoint_that_is_not_there_is_refused_in_one_line(
     result = CliRunner().invoke(app, ["extract", "--data", str(shards), "--out", str(out), *words])
     assert message in str(result.exception) + result.output
     assert not out.exists()
+
+
+def test_neighbours_are_counted_of_the_images_whose_class_is_known(shards, tiny_config):
+    model, images = build_ijepa(tiny_config), open_shards(shards).split("train")
+    known = [images.read_sample(number) for number in range(48)]
+    unknown = [images.read_sample(n)._replace(labels={"class": -1}) for n in range(48, 64)]
+    here = torch.device("cpu")
+    of_all = Watch(tiny_config, [*unknown, *known], here).check(model)
+    of_known = Watch(tiny_config, known, here).check(model)
+    assert "labelled_images" not in of_known
+    assert of_all["neighbour_accuracy"] == of_known["neighbour_accuracy"]
+    assert of_all["labelled_images"] == 48
+    for few in ([], known[:1]):
+        assert "neighbour_accuracy" not in Watch(tiny_config, [*few, *unknown], here).check(model)
 
 
 def test_held_out_images_are_checked_and_never_trained_on(shards, tiny_config, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gratings import write_gratings
+from pictures import encoded, write_tar
 from runs import CPU, EAGER, StopError, changed, losses, metrics_of, start_as, stop_at
 from typer.testing import CliRunner
 
@@ -263,6 +264,39 @@ def test_shared_draws_repeat_masks_and_crops_as_the_released_code_does(shards):
     assert torch.equal(groups[0].targets[:, :8], groups[2].targets)
     own = batch_masks(config.model_copy(update={"shared_draws": False}), 5)
     assert not torch.equal(own[0].targets, own[1].targets)
+
+
+STOPPED = """
+from ijepa.train.loop import _Run
+save = _Run.save
+def save_and_stop(run):
+    save(run)
+    raise SystemExit(7)
+_Run.save = save_and_stop
+ijepa_cli.main.main()
+"""
+
+
+@pytest.mark.slow
+def test_bad_samples_of_a_stream_are_counted_once_whoever_met_them_and_before_or_after_a_stop(
+    tiny_config, tmp_path
+):
+    files = {f"{n:03d}.png": encoded(n, height=32, width=32) for n in range(40)}
+    files |= dict.fromkeys(("003.png", "017.png"), b"no image")
+    tar = write_tar(tmp_path / "bad-0.tar", files)
+    settings = ["stream.epoch_images=40", "stream.max_bad=9", "stream.lanes=1", "stream.buffer=4"]
+    config = changed(tiny_config, *settings, "data.batch_size=8", "watch.num_images=8")
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
+    whole, halves = (
+        command(tmp_path / "recipe.yaml", f"file://{tar}", tmp_path / name)
+        for name in ("whole", "halves")
+    )
+    assert together(2, whole)[0] == [0, 0]
+    assert together(2, halves, STOPPED)[0] == [7, 7]
+    assert together(2, halves)[0] == [0, 0]
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
+    for name in ("whole", "halves"):
+        assert json.loads((tmp_path / name / "stage.json").read_text())["bad_samples"] == 2
 
 
 @pytest.mark.slow

@@ -51,6 +51,15 @@ def test_a_folder_of_images_is_enough_to_pretrain_and_answers_cached(from_images
     assert pretrain(tmp_path / "run.shards", tmp_path / "run", recipe, CPU).cached
 
 
+def test_a_name_with_dashes_is_no_option_to_give(tmp_path):
+    data = tmp_path / "my--photos.tar"
+    data.write_text("no archive")
+    words = ["pretrain", "--data", data, "--out", tmp_path / "run"]
+    told = str(CliRunner().invoke(app, list(map(str, words))).exception)
+    assert "my--photos.tar is not a whole archive" in told
+    assert "Give that option" not in told
+
+
 def test_a_dry_run_on_images_names_both_outputs_and_then_the_cost(from_images, tmp_path):
     found = json.loads(from_images("--dry-run", "--json").stdout)
     assert [one["stage"] for one in found["runs"]] == ["shard", "pretrain"]

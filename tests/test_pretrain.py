@@ -262,6 +262,14 @@ def test_the_plan_knows_contexts_that_are_cut_to_one_length(tiny_config):
     assert held.context_patches == held.largest_context == 24
 
 
+def test_the_plan_is_of_one_of_the_processes_that_share_a_batch(tiny_config):
+    alone, shared = (
+        plan_training(256, tiny_config, CPU, on_gpu=False, processes=n) for n in (1, 4)
+    )
+    assert shared.images_at_a_time == alone.images_at_a_time / 4
+    assert shared.memory_gb < alone.memory_gb
+
+
 def accuracy(encoder, train, test):
     """Of a logistic probe on frozen features."""
     cuts, features = encoder.data, []

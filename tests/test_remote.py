@@ -33,7 +33,7 @@ from ijepa.data.stream import Lanes, StreamedCropBatches, open_remote, workers_f
 from ijepa.errors import IjepaError
 from ijepa.files import LAST, read_metrics
 from ijepa.pretrain import plan_pretrain, pretrain
-from ijepa.recipes import dump_yaml
+from ijepa.recipes import dump_yaml, load_recipe
 from ijepa.shard import shard
 from ijepa.stage import DryRun
 
@@ -320,6 +320,11 @@ def test_without_credentials_the_error_says_so(s3, monkeypatch):
     fsspec.filesystem("s3").clear_instance_cache()
 
 
+def test_an_address_that_holds_tar_within_a_word_is_that_of_a_shard_set(many, tmp_path):
+    folder = shutil.copytree(many, tmp_path / "data.target.org")
+    assert len(open_remote(f"file://{folder}", "train", None)) == 120
+
+
 def test_tars_without_an_index_need_their_number_of_images(many):
     tars = f"file://{many}/train-{{000000..000007}}.tar"
     with pytest.raises(IjepaError, match=r"--set stream\.epoch_images=N"):
@@ -446,6 +451,12 @@ def streaming_config(tiny_config):
     return changed(tiny_config, "stream.buffer=16", "stream.lanes=2", "data.batch_size=16")
 
 
+def test_a_label_that_a_stream_has_not_is_refused(many, streaming_config, tmp_path):
+    config = changed(streaming_config, "watch.label=colour")
+    with pytest.raises(IjepaError, match="has no label 'colour'; its labels are class"):
+        pretrain(f"file://{many}", tmp_path / "run", config, CPU)
+
+
 @pytest.mark.slow
 def test_a_run_replaces_as_many_bad_samples_as_it_may_and_says_so(
     tmp_path, streaming_config, caplog
@@ -458,6 +469,7 @@ def test_a_run_replaces_as_many_bad_samples_as_it_may_and_says_so(
     assert record["bad_samples"] == 2
     assert "2 samples have no image that decodes (003: not an image" in caplog.text
     assert pretrain(data, out, changed(config, "stream.max_bad=9"), CPU).cached
+    assert load_recipe(str(out / "config.yaml")) == config
     few = changed(config, "stream.max_bad=1")
     with pytest.raises(IjepaError, match=r"2 samples have no image that decodes, 1 are allowed"):
         pretrain(data, tmp_path / "other", few, CPU)

@@ -354,7 +354,7 @@ def relative_cost(session: Session, settings: list[str]) -> float:
     costs = []
     for config in (session.config(settings), session.config()):
         masks = mask_statistics(config, 20)
-        costs.append(step_flops(config, masks.context_patches, masks.target_patches).total)
+        costs.append(sum(step_flops(config, masks.context_patches, masks.target_patches)))
     return costs[0] / costs[1]
 
 

@@ -4,8 +4,6 @@ FLOPs are twice the multiply-adds of matrix products, as model FLOPs utilisation
 norms, GELU and the optimizer are left out (they move memory, they hardly compute).
 """
 
-from typing import NamedTuple
-
 import torch
 
 from ijepa.config import RUNTIME, Architecture, Config, PretrainConfig, Runtime, architecture
@@ -21,23 +19,13 @@ PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989
                "A100": 312.0, "L40S": 362.0}  # fmt: skip
 
 
-class StepFlops(NamedTuple):
-    """FLOPs for one image: forward for the target encoder, forward and backward for the others."""
+def step_flops(
+    config: PretrainConfig, context_patches: float, target_patches: float
+) -> tuple[float, float, float]:
+    """FLOPs for one image of a training step: target encoder, context encoder, predictor.
 
-    target: float
-    context: float
-    predictor: float
-
-    @property
-    def total(self) -> float:
-        """Of the whole step."""
-        return sum(self)
-
-
-def step_flops(config: PretrainConfig, context_patches: float, target_patches: float) -> StepFlops:
-    """FLOPs for one image of a training step; a backward pass is twice its forward pass.
-
-    Patches are those that one image's context keeps, and those of one target block.
+    A backward pass, which the target encoder has not, is twice its forward pass. Patches are those
+    that one image's context keeps, and those of one target block.
     """
     size, narrow, num_targets = _networks(config)
     patches, draws = config.grid[0] * config.grid[1], config.masks.draws_per_image
@@ -50,11 +38,9 @@ def step_flops(config: PretrainConfig, context_patches: float, target_patches: f
     if config.targets.masked == "input":
         passes, seen = num_targets * draws, target_patches
     target = passes * (embed * seen + _forward_flops(teacher, seen))
-    return StepFlops(
-        target=target if config.targets.space == "embeddings" else 0.0,
-        context=3 * draws * (embed * context_patches + _forward_flops(size, context_patches)),
-        predictor=3 * draws * predictor,
-    )
+    context = embed * context_patches + _forward_flops(size, context_patches)
+    target = target if config.targets.space == "embeddings" else 0.0
+    return target, 3 * draws * context, 3 * draws * predictor
 
 
 def utilisation(tflops: float, device: str) -> float | None:
@@ -84,9 +70,14 @@ class PretrainPlan(Config):
 
 
 def plan_training(
-    images: int, config: PretrainConfig, runtime: Runtime = RUNTIME, *, on_gpu: bool
+    images: int,
+    config: PretrainConfig,
+    runtime: Runtime = RUNTIME,
+    *,
+    on_gpu: bool,
+    processes: int = 1,
 ) -> PretrainPlan:
-    """What `ijepa pretrain` would do with so many images."""
+    """What `ijepa pretrain` would do with so many images, which `processes` share."""
     batch, per_epoch = config.data.batch_size, steps_per_epoch(images, config)
     steps = per_epoch * config.optimization.epochs
     with torch.device("meta"):
@@ -97,7 +88,8 @@ def plan_training(
     )
     lengths = mask_statistics(config, PLANNED_BATCHES)
     cost = step_flops(config, lengths.context_patches, lengths.target_patches)
-    at_a_time = min(runtime.micro_batch or batch, batch)
+    share = batch // processes
+    at_a_time = min(runtime.micro_batch or share, share)
     bf16 = uses_bf16(config.optimization.precision, torch.device("cuda" if on_gpu else "cpu"))
     trained = encoder + predictor
     weights = FP32_BYTES * (3 * trained + encoder)  # AdamW has two moments; the target encoder
@@ -108,7 +100,7 @@ def plan_training(
     kept = activation_bytes(config, at_a_time, *largest, bf16=bf16, recompute=recompute)
     gradients = FP32_BYTES * trained
     memory = weights + max(gradients, kept)  # gradients take the place of activations
-    if at_a_time < batch:  # gradients of all parts are summed up
+    if at_a_time < share:  # gradients of all parts are summed up
         memory = weights + gradients + kept
     return PretrainPlan(
         images=images,
@@ -121,7 +113,7 @@ def plan_training(
         predictor_parameters=predictor,
         context_patches=lengths.context_patches,
         target_patches=lengths.target_patches,
-        gflops_per_image=cost.total / 1e9,
+        gflops_per_image=sum(cost) / 1e9,
         largest_context=lengths.largest_context,
         images_at_a_time=at_a_time,
         bf16=bf16,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.config import OptimizationConfig
-from ijepa.distributed import unshared_gradients, uses_bf16
+from ijepa.distributed import uses_bf16
 from ijepa.jepa.masks import Masks, part_of
 from ijepa.jepa.model import IJepa, parameter_groups, prediction_loss
 from ijepa.jepa.schedules import Schedules
@@ -63,9 +63,10 @@ class Trainer:
             group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
         total, answers, norm = images.new_zeros(()), [], None
         size, kind = len(images), self.model.config.loss
+        unshared = getattr(self.forward, "no_sync", contextlib.nullcontext)  # DDP's
         for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
             is_last = chosen.stop == size  # processes exchange gradients in the last part
-            with contextlib.nullcontext() if is_last else unshared_gradients(self.forward):
+            with contextlib.nullcontext() if is_last else unshared():
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                     answers = self.forward(images[chosen], pieces)
                 whole = _count(pieces)

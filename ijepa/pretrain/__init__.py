@@ -22,13 +22,13 @@ from ijepa.world import together
 if TYPE_CHECKING:
     from ijepa.data.stream import RemoteSplit
     from ijepa.jepa.flops import PretrainPlan
-    from ijepa.pretrain.training import Pretraining
 
 VERSION = 3
 # May change while a run is going. Not so the limits that end a run or take it back, and not the
 # images and the label of health checks, which are held against the first one.
 WATCHING = "every_steps", "grad_norm_steps", "keep_best"
 MEASURED_IMAGES = 256  # whose size chooses a recipe
+DEFAULT_LABEL = PretrainConfig().watch.label  # stands for no label, too
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def pretrain(
     plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
     ignored = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
     ignored["checkpoint_epochs"] = plain["checkpoint_epochs"]
+    ignored["stream.max_bad"] = plain["stream"]["max_bad"]
     if "read" not in inputs:
         ignored |= {f"stream.{name}": value for name, value in plain["stream"].items()}
     precious = not (runtime.replace or in_place)
@@ -98,8 +99,10 @@ def pretrain(
     start = tuple(Path(path) if path else None for path in (init, prolong))
     with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
+            from ijepa.pretrain.training import train  # torch, for which no cached answer waits
+
             told = progress if world.is_rank_0 else silent
-            _pretraining(config, images, runtime).train(work, world, start, told)
+            train(work, world, config, images, runtime, start, told)
     last = read_metrics(plan.out / "metrics.jsonl")[-1]
     numbers = {name: last[name] for name in PretrainResult.model_fields if name in last}
     size, steps = config.data.batch_size, last["step"]
@@ -173,37 +176,33 @@ def plan_pretrain(
     shards: StrPath, config: PretrainConfig, runtime: Runtime = RUNTIME
 ) -> "PretrainPlan":
     """Say what `pretrain` would do: sizes, steps, masks, cost; raises as it would."""
+    from ijepa.pretrain.training import plan
+
     images, _, data = _open(shards, config)
-    return _pretraining(config.model_copy(update={"data": data}), images, runtime).plan()
-
-
-def _pretraining(
-    config: PretrainConfig, images: "SplitReader | RemoteSplit", runtime: Runtime
-) -> "Pretraining":
-    """What trains; behind the cached answer, for torch takes seconds to import."""
-    from ijepa.pretrain.training import Pretraining
-
-    return Pretraining(config, images, runtime)
+    return plan(config.model_copy(update={"data": data}), len(images), runtime)
 
 
 def _open(
     shards: StrPath, config: PretrainConfig
 ) -> tuple["SplitReader | RemoteSplit", dict[str, str], DataConfig]:
     """The images, fingerprints of what and how they are read, and settings that fit them."""
+    label = config.watch.label
     if is_remote(shards):
         from ijepa.data.stream import open_remote
 
         stream = config.stream
         chosen = stream.epoch_images, stream.member, stream.max_bad
         remote = open_remote(str(shards), config.data.split, *chosen)
+        if remote.label_names and label not in (*remote.label_names, DEFAULT_LABEL):
+            known = ", ".join(remote.label_names)
+            raise IjepaError(f"{shards} has no label {label!r}; its labels are {known}.")
         fitted = config.data.fitted(remote.pixels, shards)
         return remote, {"data": remote.fingerprint, "read": "streamed"}, fitted
     without_effect = config.stream.model_dump(exclude={"lanes", "buffer"}, exclude_defaults=True)
-    without_effect |= {"max_bad": config.stream.max_bad} if config.stream.max_bad else {}
     for name in without_effect:
         log.warning("stream.%s has no effect: %s is not streamed", name, shards)
-    data, label = open_shards(Path(shards)), config.watch.label
+    data = open_shards(Path(shards))
     images = data.split(config.data.split)
-    if label != PretrainConfig().watch.label:  # the default stands for no label, too
+    if label != DEFAULT_LABEL:
         images.refuse_unknown(label)
     return images, {"data": data.fingerprint}, config.data.fitted(data.pixels, shards)

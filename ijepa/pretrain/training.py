@@ -26,68 +26,66 @@ from ijepa.train.metrics import Picture
 from ijepa.train.pretraining import PretrainTask, adapted_parts
 from ijepa.train.prolong import resume_from
 from ijepa.train.watch import CheckedImages
-from ijepa.world import World, stop_requests
+from ijepa.world import World, current_world, stop_requests
 
 BOARD_TILE_PX = 96  # about the side of an image in TensorBoard's pictures
 
 log = logging.getLogger(__name__)
 
 
-class Pretraining:
-    """Networks to train, by their configuration, and images to train them on."""
+def plan(config: PretrainConfig, images: int, runtime: Runtime) -> PretrainPlan:
+    """Sizes, steps, masks, cost, of so many images."""
+    on_gpu, processes = pick_device(runtime.device).type == "cuda", current_world().size
+    return plan_training(images, config, runtime, on_gpu=on_gpu, processes=processes)
 
-    def __init__(
-        self, config: PretrainConfig, images: SplitReader | RemoteSplit, runtime: Runtime
-    ) -> None:
-        """Keep all three; nothing is computed yet."""
-        self.config, self.images, self.runtime = config, images, runtime
 
-    def plan(self) -> PretrainPlan:
-        """Sizes, steps, masks, cost."""
-        on_gpu = pick_device(self.runtime.device).type == "cuda"
-        return plan_training(len(self.images), self.config, self.runtime, on_gpu=on_gpu)
+def train(
+    work: Work,
+    world: World,
+    config: PretrainConfig,
+    images: SplitReader | RemoteSplit,
+    runtime: Runtime,
+    start: tuple[Path | None, ...],
+    progress: Progress,
+) -> None:
+    """Take the steps that are left, and let rank 0 publish; all processes call it.
 
-    def train(
-        self, work: Work, world: World, start: tuple[Path | None, ...], progress: Progress
-    ) -> None:
-        """Take the steps that are left, and let rank 0 publish; all processes call it.
+    `start` are weights to begin with, and a run to prolong.
+    """
+    (init, prolong), last = start, work.folder / LAST
+    source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
+    facts = {"seed": config.seed, "command": runtime.command, "source": source}
+    facts |= {"images": len(images)}
+    facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
 
-        `start` are weights to begin with, and a run to prolong.
-        """
-        config, images, (init, prolong), last = self.config, self.images, start, work.folder / LAST
-        source = open_shards(images.folder).source if isinstance(images, SplitReader) else ""
-        facts = {"seed": config.seed, "command": self.runtime.command, "source": source}
-        facts |= {"images": len(images)}
-        facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
+    def begin() -> None:
+        if config.data.batch_size % world.size:
+            raise IjepaError(
+                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
+                f"{world.size} processes."
+            )
+        if prolong and not last.exists():
+            resume_from(prolong, work, config, steps_per_epoch(len(images), config))
 
-        def begin() -> None:
-            if config.data.batch_size % world.size:
-                raise IjepaError(
-                    f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
-                    f"{world.size} processes."
-                )
-            if prolong and not last.exists():
-                resume_from(prolong, work, config, steps_per_epoch(len(images), config))
-
-        from_rank_0(world, begin)
-        networks = None
-        if init:
-            found = read_networks(init, config.encoder.arch).parts
-            parts, adapted = adapted_parts(found, config.data.num_channels)
-            networks = None if last.exists() else (str(init), parts)
-            facts |= {"adapted": adapted} if adapted else {}
-            if adapted and networks and world.is_rank_0:
-                log.warning("%s is adapted: %s", init, adapted)
-        task = PretrainTask(config, images, self.runtime, world, networks, progress)
-        if self.runtime.pictures:
-            task.render = _drawing(config)
-        if world.is_rank_0:
-            write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
-            work.note({"source": source})  # for pages of a run that is still training
-        with stop_requests():  # a signal after the last step does not keep it from its end
-            loop.fit(task, work.folder, progress)
-            facts |= {"device": task.device_name, **task.bad_samples()}
-            from_rank_0(world, lambda: work.publish(facts))
+    from_rank_0(world, begin)
+    networks = None
+    if init:
+        found = read_networks(init, config.encoder.arch).parts
+        parts, adapted = adapted_parts(found, config.data.num_channels)
+        networks = None if last.exists() else (str(init), parts)
+        facts |= {"adapted": adapted} if adapted else {}
+        if adapted and networks and world.is_rank_0:
+            log.warning("%s is adapted: %s", init, adapted)
+    task = PretrainTask(config, images, runtime, world, networks, progress)
+    if runtime.pictures:
+        task.render = _drawing(config)
+    if world.is_rank_0:
+        write_bytes(work.folder / "config.yaml", dump_yaml(config).encode())
+        work.note({"source": source})  # for pages of a run that is still training
+    with stop_requests():  # a signal after the last step does not keep it from its end
+        loop.fit(task, work.folder, progress)
+        facts |= {"device": task.device_name, **task.bad_samples()}
+        from_rank_0(world, lambda: work.publish(facts))
 
 
 def _drawing(config: PretrainConfig) -> Callable[[CheckedImages], dict[str, Picture]]:

@@ -74,14 +74,14 @@ class CheckpointWriter:
         least = max(self._least_seconds, self._cost_seconds / MOST_OF_TIME)
         return self._writes and time.monotonic() - self._saved > least
 
-    def save(self, paths: Sequence[Path], body: Tree) -> None:
+    def save(self, paths: Sequence[Path], body: Tree, began: float) -> None:
         """Write tensors and plain values to all `paths` of one folder, in order; atomic for each.
 
-        An `OSError`, such as a full disk, leaves what was there.
+        `began` is when fetching them began, by `time.monotonic`. An `OSError`, such as a full disk,
+        leaves what was there.
         """
-        start = time.monotonic()
         save_state(paths[0], body)
         for path in paths[1:]:
             link_or_copy(paths[0], path)
         self._saved = time.monotonic()
-        self._cost_seconds = self._saved - start
+        self._cost_seconds = self._saved - began

@@ -102,7 +102,7 @@ class Task(ABC, Generic[Inputs]):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Small values that a checkpoint holds besides networks and optimizer."""
+        """Small values that a checkpoint holds beside networks and optimizer; all ranks call it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,7 +303,9 @@ class _Run:
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(torch.nn.utils.get_total_norm(trained))):
             raise self.broken("The weights are no longer finite", self.steps_done)
+        began = time.monotonic()
         weights, optimizer = full_state(task.model, task.optimizer)
+        facts = task.state_dict()
         if not self.metrics:
             return
         body = {
@@ -312,7 +314,7 @@ class _Run:
             "model": weights,
             "optimizer": optimizer,
             "facts": {
-                **task.state_dict(),
+                **facts,
                 "metrics_bytes": self.metrics.flush(),
                 "first_loss": self.first_loss,
                 "world_size": self.world.size,
@@ -322,7 +324,7 @@ class _Run:
         kept = task.kept_names(self.steps_done)
         paths = [*(self.last.with_name(name) for name in kept), self.last]
         self.last.parent.mkdir(exist_ok=True)
-        self.writer.save(paths, body)
+        self.writer.save(paths, body, began)
 
     def close(self) -> None:
         """Put the metrics on disk, and end the tracked run, also of a run that fails."""

@@ -49,8 +49,9 @@ class Watch:
         world: World = World(),  # noqa: B008  # a constant
     ) -> None:
         self._config, self._samples, self._device, self._world = config, samples, device, world
-        labels = [sample.labels.get(config.watch.label, -1) for sample in samples]
-        self._labels = None if min(labels) < 0 else torch.tensor(labels, device=device)
+        labels = torch.tensor([sample.labels.get(config.watch.label, -1) for sample in samples])
+        self._known = (labels >= 0).nonzero().flatten().to(device)  # places of labelled images
+        self._labels = labels[labels >= 0].to(device)
         self._pixels: Tensor | None = None  # (images, C, height, width), on the device
         self._bf16 = uses_bf16(config.optimization.precision, device)
         self.first: Health | None = None  # of the first check; set by it, or by a resumed run
@@ -90,9 +91,11 @@ class Watch:
                 F.cosine_similarity(exact(context), exact(target), dim=1).mean()
             ),
         }
-        if self._labels is not None:  # all processes need one answer: it decides what they save
-            count = functools.partial(neighbour_accuracy, target, self._labels)
+        if len(self._labels) > 1:  # all processes need one answer: it decides what they save
+            count = functools.partial(neighbour_accuracy, target[self._known], self._labels)
             numbers["neighbour_accuracy"] = from_rank_0(self._world, count)
+            if len(self._labels) < len(target):
+                numbers["labelled_images"] = len(self._labels)
         return numbers
 
     def _shown(self, model: IJepa, pixels: Tensor, features: Tensor) -> CheckedImages:

@@ -1,6 +1,7 @@
 """`ijepa pretrain`."""
 
 import logging
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ijepa.recipes import load_recipe, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
 from ijepa.world import current_world
-from ijepa_cli.options import Set, stage
+from ijepa_cli.options import Set, app, stage
 from ijepa_cli.show import (
     about,
     counted,
@@ -84,8 +85,6 @@ Slurm = Annotated[
     list[str] | None, _option("Another option of sbatch, such as partition=gpu; repeatable.")
 ]
 RUN = "device workers checkpoint_seconds micro_batch recompute compile cache track"
-
-app = typer.Typer()
 
 
 @stage(app, run=f"{RUN} pictures replace")
@@ -200,7 +199,8 @@ def _make_shards(
         with shown_progress() as progress:
             made = shard(data, shards, OWN, runtime.model_copy(update={"force": False}), progress)
     except IjepaError as error:
-        if type(error) is not IjepaError or "--" not in str(error):  # stopped, or no option helps
+        names_option = re.search(r"(?<!\S)--[a-z]", str(error))
+        if type(error) is not IjepaError or not names_option:  # stopped, or no option helps
             raise
         command = shlex.join(["ijepa", "shard", data, str(shards), *OWN_OPTIONS])
         raise IjepaError(
@@ -274,7 +274,8 @@ def _summary(result: "PretrainResult", data: str, config: PretrainConfig) -> str
     ranks = f"{first['rankme']:.1f} -> {last['rankme']:.1f}"
     lines += [f"  RankMe             {ranks} dimensions in use"]
     images, split = (read_record(result.out) or {}).get("images", 2**63), config.data.split
-    lines += [f"  {outcome(first, last, min(config.watch.num_images, images))}"]
+    watched = last.get("labelled_images", min(config.watch.num_images, images))
+    lines += [f"  {outcome(first, last, watched)}"]
     if not is_remote(data):
         features = result.out.with_name(f"{result.out.name}-{split}.h5")
         words = ("--encoder", result.out, "--data", data, "--split", split, "--out", features)

@@ -74,7 +74,7 @@ def _totals(config: PretrainConfig, kernels: list[Kernel]) -> dict[str, float]:
     groups = batch_masks(config, 0)
     images = config.data.batch_size
     flops = sum(
-        step_flops(config, g.context.shape[1], g.targets.shape[2]).total * len(g.context)
+        sum(step_flops(config, g.context.shape[1], g.targets.shape[2])) * len(g.context)
         for g in groups
     )
     seconds, launches = sum(k.seconds for k in kernels), sum(k.launches for k in kernels)
