@@ -1,4 +1,4 @@
-"""The Typer app: commands in pipeline order, and the one place where errors become words."""
+"""The entry point: all commands, and the one place where errors become words."""
 
 import atexit
 import errno
@@ -11,12 +11,12 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from ijepa.errors import BrokenGroupError, IjepaError, SharedError, StoppedError
 from ijepa.text import one_line
 from ijepa.version import VERSION
 from ijepa.world import current_world
+from ijepa_cli.options import COMMANDS, app
 from ijepa_cli.show import is_main_process, log_to_stderr, print_json, print_text, stderr
 
 USAGE = 2
@@ -26,30 +26,6 @@ TERMINATED = 143  # a shell's for a process that SIGTERM ended
 DISK_FULL = "the disk is full. Free some space and run the same command again to continue."
 NO_MEMORY = ("MemoryError", "OutOfMemoryError")  # Python's; torch's, which is not imported here
 LESS_MEMORY = "Less is needed with --micro-batch N, --recompute, or a smaller batch_size."
-COMMANDS = (
-    "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
-    "report", "recipes", "encoders", "convert",
-)  # fmt: skip
-
-
-class _PipelineOrder(TyperGroup):
-    """Typer lists commands that have commands of their own last."""
-
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
-        del ctx
-        return list(COMMANDS)
-
-
-app = typer.Typer(
-    name="ijepa",
-    cls=_PipelineOrder,
-    help="""Pretrain, evaluate and inspect I-JEPA, step by step: shard, pretrain, extract, probe,
-    report. Every command ends with the next one to type.""",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _say_version(wanted: bool) -> None:
@@ -70,9 +46,7 @@ def _options(
 
 
 for _name in COMMANDS:
-    _part = importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}").app
-    app.registered_commands += _part.registered_commands
-    app.registered_groups += _part.registered_groups
+    importlib.import_module(f"ijepa_cli.commands.{_name.replace('-', '_')}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Options of commands, made from fields of settings: help, default and type are written there."""
+"""The Typer app, and options of commands: made from fields of settings, which hold the help."""
 
 import functools
 import inspect
@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperGroup
 from typer.models import OptionInfo
 
 from ijepa.config import Runtime, Settings, validated
@@ -28,6 +29,31 @@ COMPLETED: dict[str, Callable[..., list[str]]] = {
 }  # fmt: skip
 ANY_STAGE = ("force", "dry_run")  # of `Runtime`; every stage has these
 NOT_ASKED = {"device": "cpu", "workers": 0}  # where a stage has no such option
+
+COMMANDS = (
+    "shard", "pretrain", "extract", "features", "probe", "finetune", "train-decoder", "visualize",
+    "report", "recipes", "encoders", "convert",
+)  # fmt: skip
+
+
+class _PipelineOrder(TyperGroup):
+    """Typer lists commands that have commands of their own last."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
+        del ctx
+        return list(COMMANDS)
+
+
+app = typer.Typer(
+    name="ijepa",
+    cls=_PipelineOrder,
+    help="""Pretrain, evaluate and inspect I-JEPA, step by step: shard, pretrain, extract, probe,
+    report. Every command ends with the next one to type.""",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _set(text: str) -> OptionInfo:

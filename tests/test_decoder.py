@@ -14,7 +14,7 @@ from PIL import Image
 from runs import CPU, EAGER, StopError, ask_at, metrics_of, stop_at
 from typer.testing import CliRunner
 
-from ijepa.config import DecoderConfig, PredictionsConfig, validated
+from ijepa.config import DecoderConfig, PredictionsConfig, ShardConfig, validated
 from ijepa.decoder.model import (
     block_boxes,
     build_decoder,
@@ -234,6 +234,17 @@ def test_a_picture_has_a_row_an_image_and_is_the_same_twice(run, shards, decoder
     step = (144 + GAP_PX) * PNG_SCALE
     assert width == 6 * step + GAP_PX * PNG_SCALE
     assert 3 * step < height < 4 * step
+
+
+def test_a_decoder_of_8_bit_rgb_draws_no_other_images(run, decoder, tmp_path):
+    images = tmp_path / "images" / "train"
+    images.mkdir(parents=True)
+    for number in range(4):
+        np.save(images / f"{number}.npy", np.full((32, 32, 3), 500 * number, np.uint16))
+    shard(images.parent, tmp_path / "set", ShardConfig(channels=3))
+    choice = PredictionsConfig(encoder=str(run), decoder=str(decoder), split="train")
+    with pytest.raises(IjepaError, match=r"A decoder draws 8-bit RGB; .*set is of other images"):
+        visualize(tmp_path / "a.png", choice, tmp_path / "set", runtime=CPU)
 
 
 def test_the_command_says_what_was_drawn(run, shards, decoder, tmp_path):

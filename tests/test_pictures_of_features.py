@@ -157,7 +157,7 @@ def test_what_has_no_predictor_is_refused_a_retrieval(shards, tmp_path, encoder)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("split", "stored"), [("train", 256), ("val", 32)])
+@pytest.mark.parametrize(("split", "stored"), [("train", 256), ("val", 32), ("evaluation", 32)])
 @pytest.mark.parametrize("choices", [{}, {"measured": 1000, "store_images": 1000}])
 def test_a_retrieval_takes_as_many_images_as_there_are(
     run, shards, tmp_path, split, stored, choices

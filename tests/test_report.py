@@ -154,6 +154,7 @@ def test_a_run_that_is_going_on_is_shown_by_either_name_up_to_its_last_whole_rec
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (going / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
     assert report([tmp_path / name], tmp_path / "r.html").runs == (going,)
+    assert report([going, tmp_path / "going"], tmp_path / "r.html").runs == (going,)
     text = (tmp_path / "r.html").read_text()
     assert f"{breakable('going.partial')} is not finished" in text
     assert re.search(r"Step 7 of 16 \(44%\)\. All numbers .* provisional", text)
@@ -223,7 +224,7 @@ def test_a_chart_marks_its_start_and_shows_names_as_text():
 
 @pytest.mark.parametrize(("rankme", "middle"), [(3.0, 500), (0.0, 1000)])
 def test_the_axes_of_one_point_begin_at_zero_and_its_caption_names_it_once(rankme, middle):
-    chart = health_curve({"a": [{"step": 0, "rankme": rankme}]})
+    chart, _ = health_curve({"a": [{"step": 0, "rankme": rankme}]}, 6)
     assert drawn_points(chart.html) == [[(0, middle)]]
     assert re.findall(r'class="x" style="left:0.0%">(.*?)<', chart.html) == ["0"]
     assert chart.caption.startswith(f"Measured once: {rankme:g}. ")
@@ -239,12 +240,20 @@ def test_what_never_changes_is_a_line_of_text_and_what_is_no_number_is_left_out(
 
 def test_nearest_neighbours_are_the_health_curve_if_measured_else_rankme():
     records = [{"images": n, "rankme": n} for n in (0, 1)]
-    assert health_curve({"a": records}).title == "RankMe"
-    found = health_curve(
-        {"a": records, "b": [one | {"neighbour_accuracy": 0.5} for one in records]}
-    )
+    assert health_curve({"a": records}, 6)[0].title == "RankMe"
+    labelled = [one | {"neighbour_accuracy": 0.5} for one in records]
+    found, missing = health_curve({"a": records, "b": labelled}, 6)
     assert found.title == "accuracy of nearest neighbours"
-    assert health_curve({"a": [{"loss": 1.0}]}) is None
+    assert missing == ["a"]
+    assert health_curve({"a": [{"loss": 1.0}]}, 6) == (None, [])
+
+
+def test_the_health_curve_is_of_the_first_runs_that_were_measured():
+    tuned = {f"tuned {n}": [{"step": n, "loss": 1.0} for n in (0, 1)] for n in range(6)}
+    measured = {f"run {n}": [{"images": i, "rankme": i} for i in (0, 1)] for n in range(3)}
+    found, missing = health_curve(tuned | measured, 2)
+    assert found.caption.startswith("Run 0 from 0 to 1, run 1 from 0 to 1.")
+    assert missing == ["run 2"]
 
 
 def test_intervals_and_chance_are_drawn_where_they_are():
@@ -481,5 +490,8 @@ def test_a_trained_decoder_is_reported_and_nobody_is_told_to_delete_it(run, tmp_
     (decoder / "stage.json").write_text('{"stage": "train-decoder", "files": {}}\n')
     outcome = report([decoder], tmp_path / "r.html")
     assert (outcome.runs, outcome.results) == ((decoder,), ())
+    text = (tmp_path / "r.html").read_text()
+    assert "2 steps; fingerprint" in text
+    assert "images seen" not in text
     with pytest.raises(IjepaError, match=r"is not a result of .ijepa probe.*Name another file"):
         report([decoder / "result.json"], tmp_path / "r.html")

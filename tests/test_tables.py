@@ -76,7 +76,9 @@ def test_the_very_row_is_filled_with_its_difference(plain):
     result = cifar100(plain)
     assert {*filled(result)} == {*PLACES}
     (row,) = [row for place, row, made in paper_rows(result) if made and place[0] == 3]
-    assert row["#difference"].value == pytest.approx(100 * result[0].top1 - 87.5)
+    assert row["#difference"].text == f"{100 * result[0].top1 - 87.5:+.2f}"
+    shares = [row[name].value for name in ("#ours", "#paper", "#difference")]
+    assert shares == pytest.approx([result[0].top1, 0.875, result[0].top1 - 0.875])
     source = joined_source("cifar100:elsewhere", "cifar100:archive")
     assert filled(cifar100(plain, source=source)) == filled(result)
 

@@ -1,5 +1,6 @@
 """Charts of the page, as HTML whose text keeps its size: a run's curves, dots with intervals."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -46,14 +47,20 @@ def run_curves(records: Records) -> tuple[list[Curve], str]:
     return charts, f"Constant over the run: {', '.join(constant)}." if constant else ""
 
 
-def health_curve(runs: Mapping[str, Records]) -> Curve | None:
-    """The first chart for a reader: nearest neighbours of each run if measured, else RankMe."""
+def health_curve(runs: Mapping[str, Records], most: int) -> tuple[Curve | None, list[str]]:
+    """The first chart for a reader, and the runs with a measure that are not among its `most`.
+
+    It shows nearest neighbours of each run if they were measured of any, else RankMe.
+    """
+    chart, shown, missing = None, dict[str, Points](), list[str]()
     for (field, *_), title, reading in CURVES[:2]:
         series = {name: points(records, "images", field) for name, records in runs.items()}
         series = {name: curve for name, curve in series.items() if curve[0]}
-        if series:
-            return _curve(series, "images seen", title, reading)
-    return None
+        if series and chart is None:
+            shown = dict(itertools.islice(series.items(), most))
+            chart = _curve(shown, "images seen", title, reading)
+        missing += [name for name in series if name not in (*shown, *missing)]
+    return chart, missing
 
 
 def points(records: Records, x: str, y: str) -> Points:

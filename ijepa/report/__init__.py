@@ -17,7 +17,7 @@ from ijepa.results.record import RESULT, Scores, is_result, read_result, result_
 from ijepa.results.tables import TableView, grouped, score_tables
 from ijepa.stage import StagePlan, exclusive_work, work_note
 
-VERSION = 11
+VERSION = 12
 NO_SOURCES = "shard", "extract", "convert", "report"  # stages whose outputs no page shows
 METRICS = "metrics.jsonl"  # of a run that has begun
 
@@ -133,7 +133,7 @@ def _sorted(sources: Sequence[Path]) -> tuple[dict[Path, Scores], list[Path], li
     ]:
         more = f" and {len(passed) - 1} more" if len(passed) > 1 else ""
         log.warning("passed over, for a report does not show them: %s%s", passed[0], more)
-    named = [one for several in found.values() for one in several]
+    named = list(dict.fromkeys(one for several in found.values() for one in several))
     runs = [path for path in named if path.is_dir()]
     pictures = [path for path in named if path not in runs and path.suffix.lower() in PICTURES]
     files = [path for path in named if path not in runs and path not in pictures]

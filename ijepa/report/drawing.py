@@ -36,6 +36,7 @@ def drawn(
     # A probe of many settings, such as few-shot, comes after those of one.
     groups = sorted(grouped(summary.results), key=lambda group: bool(group.score.setting))
     made, cells = summary.paper_cells
+    health, not_drawn = health_curve(named, MOST_CURVES)
     is_whole = {t.number for t in summary.tables if t.kind == "paper"} >= {t.number for t in TABLES}
     return page(
         summary.tables,
@@ -47,8 +48,8 @@ def drawn(
         verdict=summary.verdict,
         plot=_interval_plot(groups[:MOST_STRIPS]),
         left_out=len(groups[MOST_STRIPS:]),
-        health=health_curve(dict(list(named.items())[:MOST_CURVES])),
-        not_drawn=", ".join(list(named)[MOST_CURVES:]),
+        health=health,
+        not_drawn=", ".join(not_drawn),
         results=summary.results,
         runs=[_view(run, config, metrics[run]) for run, config in configs.items()],
         pictures=[file_picture(path, read_record(path)) for path in summary.pictures],

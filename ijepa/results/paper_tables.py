@@ -110,7 +110,7 @@ def _paper_row(row: Row, paper: float, line: Line | None, column: Column) -> tup
         Cell(text=row.method, note=row.group),
         Cell(text=row.arch),
         Cell(text="" if row.epochs is None else str(row.epochs), value=row.epochs),
-        Cell(text=f"{paper:.1f}", value=paper),
+        Cell(text=f"{paper:.1f}", value=paper / 100),
     )
     if line is None:
         by = f"on {column.kind} by protocol {column.protocols[0]}"
@@ -122,7 +122,7 @@ def _paper_row(row: Row, paper: float, line: Line | None, column: Column) -> tup
     said = [score.protocol, *score.deviations]
     if score.best_on_test is not None:
         said.append(f"best head on test, as papers report: {percent(score.best_on_test, 1)}")
-    difference_cell = Cell(text=f"{difference:+.2f}", value=difference)
+    difference_cell = Cell(text=f"{difference:+.2f}", value=difference / 100)
     return (*cells, top1(line), difference_cell, Cell(text="; ".join(said)))
 
 
@@ -205,7 +205,7 @@ def _ablation_table(table: Table, group: Group, lines: Lines, known: Families) -
             if line
             else (Cell(text="not run at this scale"), Cell(), Cell())
         )
-        paper = Cell(text="; ".join(map(str, row.values)), value=row.values[0])
+        paper = Cell(text="; ".join(map(str, row.values)), value=row.values[0] / 100)
         rows.append((Cell(text=row.method), paper, *ours, Cell(text=differs)))
     return TableView(
         kind="ablation",

@@ -35,7 +35,7 @@ from ijepa.stage import StagePlan, exclusive_work
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERSION = 6
+VERSION = 7
 STILL, PAGE = (".png", ".svg"), ".html"
 # Imported when drawn: torch, timm, scikit-learn and matplotlib each take a second.
 KINDS: dict[type[PictureConfig], str] = {
@@ -189,9 +189,13 @@ def _fitted(config: PictureConfig, given: Given) -> PictureConfig:
     """
     fitted: dict[str, object] = {}
     if isinstance(config, EncodersConfig | PredictionsConfig) and given.data:
-        split = given.data.named_split(config.split)
-        config = config.model_copy(update={"split": split})
-        fitted["images"] = min(config.images, len(given.split(split)))
+        named: dict[str, object] = {
+            name: given.data.named_split(getattr(config, name))
+            for name in ("split", "store_split")
+            if name in type(config).model_fields
+        }
+        config = config.model_copy(update=named)
+        fitted["images"] = min(config.images, len(given.split(config.split)))
     if isinstance(config, RetrievalConfig) and given.data:
         measured = config.measured
         there, stored = (len(given.split(name)) for name in (config.split, config.store_split))

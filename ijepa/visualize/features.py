@@ -5,7 +5,6 @@ A map has a dot an image; it is a still picture, or a page to point at.
 
 import base64
 import io
-import itertools
 import json
 import math
 from collections import Counter
@@ -330,14 +329,10 @@ def _thumbnails(given: Given, stored: Stored, places: Sequence[int], side_px: in
     """(side, side, 3) uint8 squares of some images, cut from their middle; none without `data`."""
     if (data := given.data) is None:
         return []
-    splits = [data.split(name) for name in stored.store.header.split.split("+")]
-    starts = np.cumsum([0, *map(len, splits)])
-    there = list(itertools.chain.from_iterable(split.keys() for split in splits))
-    cut = []
-    for place in places_of([stored.keys[place] for place in places], there, str(data.folder)):
-        which = int(np.searchsorted(starts, place, side="right")) - 1
-        encoded = splits[which].read_image(place - int(starts[which]))
-        image = Image.fromarray(shown(decode_image(encoded), given))
+    split, cut = data.split(stored.store.header.split), []
+    keys = [stored.keys[place] for place in places]
+    for place in places_of(keys, split.keys(), str(data.folder)):
+        image = Image.fromarray(shown(decode_image(split.read_image(place)), given))
         how = Image.Resampling.BILINEAR
         cut.append(np.asarray(ImageOps.fit(image, (side_px, side_px), how)))
     return cut

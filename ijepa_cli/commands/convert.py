@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ijepa.config import ConvertConfig, Runtime
-from ijepa_cli.options import stage
+from ijepa_cli.options import app, stage
 from ijepa_cli.show import show, shown_progress
 
 In = Annotated[
@@ -22,9 +22,6 @@ Out = Annotated[
     Path,
     typer.Argument(metavar="OUT", help="File to write; for hf and timm a folder, for onnx either."),
 ]
-
-
-app = typer.Typer()
 
 
 @stage(app, ConvertConfig, "to which arch license")

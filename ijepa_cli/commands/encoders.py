@@ -1,12 +1,9 @@
 """`ijepa encoders`."""
 
-import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json
+from ijepa_cli.options import Json, app
 from ijepa_cli.show import show
-
-app = typer.Typer()
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from ijepa.config import ExtractConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa_cli.options import Data, stage
+from ijepa_cli.options import Data, app, stage
 from ijepa_cli.show import (
     about,
     counted,
@@ -31,8 +31,6 @@ Out = Annotated[Path, typer.Option(help="Feature file to write, such as val.h5."
 
 
 SHOWN = "encoder split which checkpoint layers tokens image_px crop views augment"
-
-app = typer.Typer()
 
 
 @stage(app, ExtractConfig, SHOWN, "device workers")

@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ijepa_cli.options import Json
+from ijepa_cli.options import Json, app
 from ijepa_cli.show import show, shown_progress, table
 
 File = Annotated[Path, typer.Argument(help="Feature file written by `ijepa extract`.")]
 Data = Annotated[Path | None, typer.Option(help="Shard set of the file, to check it too.")]
 Label = Annotated[str, typer.Option(help="Label whose classes are compared; '' for none.")]
-
-app = typer.Typer()
 files = typer.Typer(
     name="features",
     help="Inspect feature files: what they hold, whether they are undamaged, how good they are.",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ijepa.config import FinetuneConfig, Runtime
-from ijepa_cli.options import Data, stage
+from ijepa_cli.options import Data, app, stage
 from ijepa_cli.show import (
     about,
     counted,
@@ -27,8 +27,6 @@ Subset = Annotated[
     ),
 ]
 SHOWN = "encoder protocol label test_split freeze linear_first seed"
-
-app = typer.Typer()
 
 
 @stage(app, FinetuneConfig, SHOWN, "device workers checkpoint_seconds track replace")

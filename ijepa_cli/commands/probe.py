@@ -7,7 +7,7 @@ import typer
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa_cli.options import stage
+from ijepa_cli.options import app, stage
 from ijepa_cli.show import (
     about,
     counted,
@@ -52,9 +52,6 @@ READ_BY = {  # options that not every probe reads
     "shots": {"few-shot"}, "draws": {"few-shot"}, "subset": {"few-shot"}, "scale": {"logistic"},
     "precision": {"linear", "attentive", "low-level"}, "protocol": PROBES, "label": PROBES,
 }  # fmt: skip
-
-
-app = typer.Typer()
 
 
 @stage(app, ProbeConfig, "protocol label shots seed", "device")

@@ -6,6 +6,7 @@ import typer
 
 from ijepa.recipes import dump_yaml, load_recipe, recipe_names, recipe_title
 from ijepa_cli import complete
+from ijepa_cli.options import app
 from ijepa_cli.show import print_text
 
 Name = Annotated[
@@ -14,9 +15,6 @@ Name = Annotated[
         help="Recipe to print; without it, all are listed.", autocompletion=complete.recipe
     ),
 ]
-
-
-app = typer.Typer()
 
 
 @app.command()

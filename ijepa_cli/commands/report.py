@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ijepa.config import Runtime
-from ijepa_cli.options import stage
+from ijepa_cli.options import app, stage
 from ijepa_cli.show import comparison_table, headline, report_tables, show
 
 Sources = Annotated[
@@ -38,9 +38,6 @@ PaperTables = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Page to write, one self-contained HTML file.")]
-
-
-app = typer.Typer()
 
 
 @stage(app)

@@ -7,7 +7,7 @@ import typer
 from rich.filesize import decimal
 
 from ijepa.config import Runtime, ShardConfig
-from ijepa_cli.options import stage
+from ijepa_cli.options import app, stage
 from ijepa_cli.show import counted, headline, next_command, opened, show, shown_progress
 
 EXAMPLES = """SOURCE is a folder of class folders, a flat folder, CLEVR's layout, a tar of any of
@@ -46,8 +46,6 @@ Label = Annotated[
 
 
 SHOWN = "splits val_fraction resize_px channels shuffle member max_bad part merge"
-
-app = typer.Typer()
 
 
 @stage(app, ShardConfig, SHOWN, "workers", epilog=EXAMPLES)

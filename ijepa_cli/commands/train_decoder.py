@@ -6,15 +6,13 @@ from typing import Annotated
 import typer
 
 from ijepa.config import DecoderConfig, Runtime
-from ijepa_cli.options import Data, stage
+from ijepa_cli.options import Data, app, stage
 from ijepa_cli.show import about, headline, images_of, next_command, opened, show, shown_progress
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
 SHOWN = "encoder condition steps test_split seed"
-
-app = typer.Typer()
 
 
 @stage(app, DecoderConfig, SHOWN, "device workers checkpoint_seconds replace", name="train-decoder")

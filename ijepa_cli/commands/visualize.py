@@ -9,7 +9,7 @@ import typer
 from ijepa import config as configs
 from ijepa.config import PictureConfig, Runtime
 from ijepa.recipes import load_recipe
-from ijepa_cli.options import Data, Set, stage
+from ijepa_cli.options import Data, Set, app, stage
 from ijepa_cli.show import headline, next_command, show, shown_progress
 
 Recipe = Annotated[str, typer.Option(help="A name from `ijepa recipes`, or a YAML file.")]
@@ -36,8 +36,6 @@ OF_FEATURES: dict[type[PictureConfig], str] = {
     configs.NeighborsConfig: "queries keys neighbors label layer show_channels",
     configs.EmbeddingConfig: "label method images layer show_channels",
 }
-
-app = typer.Typer()
 pictures = typer.Typer(
     name="visualize",
     no_args_is_help=True,
