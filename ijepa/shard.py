@@ -1,5 +1,6 @@
 """Data set to shard set: every image checked, its bytes untouched, any sample at hand by number."""
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -227,7 +228,7 @@ def refuse_place(images: Path, out: Path) -> None:
     """Refuse an output that would replace the images, or be among them the next time."""
     where, place = images.resolve(), out.resolve()
     if where in (place, *place.parents) or place in where.parents:
-        raise IjepaError(f"{out} overlaps the folder of the images, {images}; choose another.")
+        raise IjepaError(f"{out} overlaps {images}, which is read; choose another output.")
 
 
 def _class_summaries(splits: Mapping[str, SplitIndex]) -> dict[str, ClassSummary]:
@@ -305,10 +306,11 @@ def _chosen(
     contents: Listing, val_fraction: float, out: Path, progress: Progress
 ) -> Iterator[Item]:
     """The images to write; refuses those that `out` would replace, as a list may name."""
-    within = os.path.normpath(out.absolute()) + os.sep
+    resolved = functools.cache(os.path.realpath)  # of folders
+    within = f"{resolved(out)}{os.sep}"
     for number, item in enumerate(contents.items, start=1):
-        if os.path.normpath(Path(item.file).absolute()).startswith(within):
-            raise IjepaError(f"{out} would replace images, such as {item.file}; choose another.")
+        if f"{resolved(Path(item.file).parent)}{os.sep}".startswith(within):
+            raise IjepaError(f"{out} would replace {item.file}; choose another output.")
         if number % PROGRESS_EVERY == 0:
             progress("list images", number, None)
         digest = hashlib.sha256(OF_VAL + item.name.encode(errors="surrogateescape")).digest()

@@ -1,4 +1,4 @@
-"""The Typer app, and options of commands: made from fields of settings, which hold the help."""
+"""The Typer app, and the options of its commands, made from fields of settings."""
 
 import functools
 import inspect

@@ -281,18 +281,20 @@ ijepa_cli.main.main()
 def test_bad_samples_of_a_stream_are_counted_once_whoever_met_them_and_before_or_after_a_stop(
     tiny_config, tmp_path
 ):
-    files = {f"{n:03d}.png": encoded(n, height=32, width=32) for n in range(40)}
-    files |= dict.fromkeys(("003.png", "017.png"), b"no image")
-    tar = write_tar(tmp_path / "bad-0.tar", files)
-    settings = ["stream.epoch_images=40", "stream.max_bad=9", "stream.lanes=1", "stream.buffer=4"]
+    for number, bad in enumerate(("003.png", "017.png")):
+        files = {f"{n:03d}.png": encoded(n, height=32, width=32) for n in range(40)}
+        write_tar(tmp_path / f"bad-{number}.tar", files | {bad: b"no image"})
+    settings = ["stream.epoch_images=80", "stream.max_bad=9", "stream.lanes=1", "stream.buffer=4"]
     config = changed(tiny_config, *settings, "data.batch_size=8", "watch.num_images=8")
     (tmp_path / "recipe.yaml").write_text(dump_yaml(config))
     whole, halves = (
-        command(tmp_path / "recipe.yaml", f"file://{tar}", tmp_path / name)
+        command(tmp_path / "recipe.yaml", f"file://{tmp_path}/bad-{{0..1}}.tar", tmp_path / name)
         for name in ("whole", "halves")
     )
     assert together(2, whole)[0] == [0, 0]
     assert together(2, halves, STOPPED)[0] == [7, 7]
+    met = load_checkpoint(tmp_path / "halves.partial" / LAST)["facts"]["bad_samples"]
+    assert {tuple(one[:3] for one in some) for some in met} == {("003",), ("017",)}
     assert together(2, halves)[0] == [0, 0]
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
     for name in ("whole", "halves"):

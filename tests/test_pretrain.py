@@ -262,12 +262,18 @@ def test_the_plan_knows_contexts_that_are_cut_to_one_length(tiny_config):
     assert held.context_patches == held.largest_context == 24
 
 
-def test_the_plan_is_of_one_of_the_processes_that_share_a_batch(tiny_config):
-    alone, shared = (
-        plan_training(256, tiny_config, CPU, on_gpu=False, processes=n) for n in (1, 4)
-    )
+def test_the_plan_is_of_one_of_the_processes_that_share_a_batch(shards, tiny_config, monkeypatch):
+    alone = plan_pretrain(shards, tiny_config, CPU)
+    torchruns = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}
+    torchruns |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in torchruns.items():
+        monkeypatch.setenv(name, str(value))
+    shared = plan_pretrain(shards, tiny_config, CPU)
     assert shared.images_at_a_time == alone.images_at_a_time / 4
     assert shared.memory_gb < alone.memory_gb
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(IjepaError, match="cannot be shared evenly by 5 processes"):
+        plan_pretrain(shards, tiny_config, CPU)
 
 
 def accuracy(encoder, train, test):

@@ -453,7 +453,7 @@ def streaming_config(tiny_config):
 
 def test_a_label_that_a_stream_has_not_is_refused(many, streaming_config, tmp_path):
     config = changed(streaming_config, "watch.label=colour")
-    with pytest.raises(IjepaError, match="has no label 'colour'; its labels are class"):
+    with pytest.raises(IjepaError, match="has no label 'colour'; its labels are: class"):
         pretrain(f"file://{many}", tmp_path / "run", config, CPU)
 
 

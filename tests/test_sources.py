@@ -123,17 +123,22 @@ def test_the_digest_follows_files_but_not_where_they_lie(tmp_path):
     assert open_source(str(tmp_path / "moved")).digest() != before
 
 
-def test_the_digest_tells_the_kind_that_was_asked_for_and_files_of_any_name(tmp_path):
+def test_the_digest_tells_the_kind_that_was_asked_for_and_every_file_that_it_could_read(tmp_path):
     folder = write_files(tmp_path / "images", class_folders(1))
     asked = [str(folder), *(f"{kind}:{folder}" for kind in ("imagenet22k", "webdataset", "clevr"))]
+    asked += [f"imagenet:{folder}", f"ade20k:{folder}"]
     before = [open_source(one).digest() for one in asked]
     assert len(set(before)) == len(asked)
-    write_files(folder, {"classes.csv": b"name"})
-    assert not set(before) & {open_source(one).digest() for one in asked}
+    write_files(folder, {"classes.csv": b"name"})  # which these two kinds could read
+    after = [open_source(one).digest() for one in asked]
+    assert [one for one, old, new in zip(asked, before, after, strict=True) if old != new] == (
+        asked[-2:]
+    )
 
 
 def test_a_name_of_many_digits_is_told_from_a_split_at_once():
     names = ["train_" + 64 * "0", f"train_{64 * '0'}_a", f"val{64 * 'x'}!"]
+    names += [f"train{32 * '_part'}_!"]
     assert split_folders(names) == {names[0]: "train"}
 
 

@@ -118,9 +118,10 @@ class StreamConfig(Settings):
     """How many images there are, for tars without an index that says it."""
     member: str | None = None
     """Which image of samples that hold several, such as left.png."""
-    max_bad: Annotated[int, Field(ge=0)] = 0
-    """Largest number of samples without an image that decodes; another of the batch takes the place
-    of each."""
+    # Not part of what the result depends on, as in `ShardConfig`.
+    max_bad: Annotated[int, Field(ge=0, exclude=True)] = 0
+    """Largest number of samples, in each process, without an image that decodes; another of the
+    batch takes the place of each."""
 
 
 class EncoderConfig(Settings):

@@ -7,12 +7,12 @@ from ijepa.encoders.spec import PART_NAMES, EncoderSpec, weights_fingerprint
 from ijepa.errors import IjepaError
 from ijepa.files import LAST, file_sha256, fingerprint_of, sibling
 from ijepa.progress import Progress, automatic
-from ijepa.records import read_record
+from ijepa.records import read_record, record_path
 from ijepa.stage import StagePlan, exclusive_work
 
 __all__ = ["FOLDERS", "PART_NAMES", "ConvertResult", "convert"]
 
-VERSION = 6
+VERSION = 7
 CARD, ONNX = "README.md", "model.onnx"
 OPENING = "I-JEPA ([Assran et al., CVPR 2023]"  # of every card
 FOLDERS = ("hf", "timm")  # formats of more than one file
@@ -61,8 +61,8 @@ def convert(
     foreign = None if source.exists() else EncoderSpec.parse(str(source), which=config.which)
     if foreign and (config.to != "onnx" or foreign.kind == "run"):  # as a mistyped name is
         raise IjepaError(f"There is nothing to convert at {source}.")
-    is_file = not is_folder and not foreign
-    if is_file and card.exists() and OPENING not in card.read_text(errors="replace"):
+    may_lie_there = is_folder or foreign or record_path(out).exists() or not card.exists()
+    if not may_lie_there and OPENING not in card.read_text(errors="replace"):
         raise IjepaError(f"{card} exists and is no card of ijepa's; choose another output.")
     if foreign:
         fingerprint = foreign.fingerprint(progress)

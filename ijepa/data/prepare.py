@@ -122,9 +122,10 @@ def prepare_channels(content: bytes, config: ShardConfig) -> ReadyImage:
 def prepare_map(
     content: bytes, label: DenseLabel, image_size: Size, *, resized: bool
 ) -> tuple[str, int]:
-    """Check a map that belongs to an image of (height, width): `npy` or `png`, its last class + 1.
+    """Check a map that belongs to an image of (height, width).
 
-    Of a depth map, 1 if any depth is known; 0 means that a map tells nothing.
+    Returns its extension (`npy` or `png`), and its largest class + 1: of depth 1 if any is known,
+    of a map that tells nothing 0.
 
     An `IjepaError`, a short reason, if it does not decode, or is of another size (another aspect,
     if the image was `resized`).

@@ -61,7 +61,8 @@ def encoder_of(networks: Networks, which: str, text: str = "", hub: str = "") ->
     `text` is its name, if not that of the file; `hub` the repository that it comes from.
     """
     path, vit = Path(networks.source), networks.encoder(which)
-    path = path.parent.parent if path.match(str(LAST)) and path.parent.parent.name else path
+    is_of_run = path.match(str(LAST)) and path.parent.parent.name not in ("", "..")
+    path = path.parent.parent if is_of_run else path
     pooling, known = token_pool(vit, PATCH_AVERAGE), provenance_of(networks)
     if hub:
         known = released("hub", hub, known)

@@ -48,9 +48,9 @@ def run_curves(records: Records) -> tuple[list[Curve], str]:
 
 
 def health_curve(runs: Mapping[str, Records], most: int) -> tuple[Curve | None, list[str]]:
-    """The first chart for a reader, and the runs with a measure that are not among its `most`.
+    """The first chart for a reader, and the measured runs that it leaves out.
 
-    It shows nearest neighbours of each run if they were measured of any, else RankMe.
+    It shows nearest neighbours if any run measured them, else RankMe, of the first `most` runs.
     """
     chart, shown, missing = None, dict[str, Points](), list[str]()
     for (field, *_), title, reading in CURVES[:2]:

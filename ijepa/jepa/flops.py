@@ -24,8 +24,8 @@ def step_flops(
 ) -> tuple[float, float, float]:
     """FLOPs for one image of a training step: target encoder, context encoder, predictor.
 
-    A backward pass, which the target encoder has not, is twice its forward pass. Patches are those
-    that one image's context keeps, and those of one target block.
+    The target encoder has no backward pass; elsewhere it costs twice the forward pass. Patches are
+    those that one image's context keeps, and those of one target block.
     """
     size, narrow, num_targets = _networks(config)
     patches, draws = config.grid[0] * config.grid[1], config.masks.draws_per_image

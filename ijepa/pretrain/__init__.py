@@ -89,7 +89,6 @@ def pretrain(
     plain = PretrainConfig().model_dump(mode="json")  # of settings that leave the weights alone
     ignored = {f"watch.{name}": plain["watch"][name] for name in WATCHING}
     ignored["checkpoint_epochs"] = plain["checkpoint_epochs"]
-    ignored["stream.max_bad"] = plain["stream"]["max_bad"]
     if "read" not in inputs:
         ignored |= {f"stream.{name}": value for name, value in plain["stream"].items()}
     precious = not (runtime.replace or in_place)
@@ -193,12 +192,13 @@ def _open(
         stream = config.stream
         chosen = stream.epoch_images, stream.member, stream.max_bad
         remote = open_remote(str(shards), config.data.split, *chosen)
-        if remote.label_names and label not in (*remote.label_names, DEFAULT_LABEL):
-            known = ", ".join(remote.label_names)
-            raise IjepaError(f"{shards} has no label {label!r}; its labels are {known}.")
+        if remote.counted and label not in (*remote.label_names, DEFAULT_LABEL):
+            known = ", ".join(remote.label_names) or "none"
+            raise IjepaError(f"{shards} has no label {label!r}; its labels are: {known}.")
         fitted = config.data.fitted(remote.pixels, shards)
         return remote, {"data": remote.fingerprint, "read": "streamed"}, fitted
     without_effect = config.stream.model_dump(exclude={"lanes", "buffer"}, exclude_defaults=True)
+    without_effect |= {"max_bad": config.stream.max_bad} if config.stream.max_bad else {}
     for name in without_effect:
         log.warning("stream.%s has no effect: %s is not streamed", name, shards)
     data = open_shards(Path(shards))

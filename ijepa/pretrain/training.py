@@ -36,7 +36,16 @@ log = logging.getLogger(__name__)
 def plan(config: PretrainConfig, images: int, runtime: Runtime) -> PretrainPlan:
     """Sizes, steps, masks, cost, of so many images."""
     on_gpu, processes = pick_device(runtime.device).type == "cuda", current_world().size
+    _refuse_uneven(config, processes)
     return plan_training(images, config, runtime, on_gpu=on_gpu, processes=processes)
+
+
+def _refuse_uneven(config: PretrainConfig, processes: int) -> None:
+    if config.data.batch_size % processes:
+        raise IjepaError(
+            f"data.batch_size {config.data.batch_size} cannot be shared evenly by {processes} "
+            f"processes."
+        )
 
 
 def train(
@@ -59,11 +68,7 @@ def train(
     facts |= {n: str(path) for n, path in {"init": init, "prolonged": prolong}.items() if path}
 
     def begin() -> None:
-        if config.data.batch_size % world.size:
-            raise IjepaError(
-                f"data.batch_size {config.data.batch_size} cannot be shared evenly by "
-                f"{world.size} processes."
-            )
+        _refuse_uneven(config, world.size)
         if prolong and not last.exists():
             resume_from(prolong, work, config, steps_per_epoch(len(images), config))
 

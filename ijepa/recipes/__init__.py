@@ -125,7 +125,10 @@ def recipe_title(name: str) -> str:
 
 def dump_yaml(config: Config) -> str:
     """The complete configuration as YAML that `load_recipe` takes back."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    body = json.loads(config.model_dump_json())
+    if isinstance(config, PretrainConfig):  # which leaves this out, as no result depends on it
+        body["stream"]["max_bad"] = config.stream.max_bad
+    return yaml.safe_dump(body, sort_keys=False)
 
 
 def _read(name_or_path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -255,16 +255,17 @@ class PretrainTask(Task[StepInputs]):
         bad = (
             from_all(self.world, sorted(self._bad)) if isinstance(self._images, RemoteSplit) else []
         )
-        return state | ({"bad": bad} if any(bad) else {})  # by process
+        return state | ({"bad_samples": bad} if any(bad) else {})  # one list a process
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Also renews the bfloat16 copy of the target encoder from the loaded weights."""
         self._watch.first = Health(*state["first_health"])
         self._best = state.get("best") or {}
-        bad = state.get("bad", [])
-        if len(bad) != self.world.size:  # each process has other lanes now
-            bad = [list(itertools.chain(*bad)), *([[]] * self.world.size)]
-        self._bad = set(bad[self.world.rank])
+        bad, (rank, size) = state.get("bad_samples", []), self.world[:2]
+        if len(bad) != size:  # each process has other lanes now
+            every = sorted(set(itertools.chain(*bad)))
+            bad = [every[number::size] for number in range(size)]
+        self._bad = set(bad[rank])
         self.model.renew_teacher()
 
     def kept_names(self, step: int) -> list[str]:

@@ -34,7 +34,7 @@ def draw_masks(config: MasksConfig, given: Given) -> Drawing:
     count = min(config.images, recipe.masks.group_size, batch)
     if given.data:
         split = given.split(recipe.data.split)
-        steps_per_epoch(len(split), recipe)
+        steps_per_epoch(len(split), recipe)  # refuses too few images
         _, taken = chosen_images(recipe, len(split))
         every = recipe.masks.group_size if recipe.shared_draws else None
         plan = StepPlan(taken, recipe.data, recipe.seed, slice(0, count), every)

@@ -19,7 +19,7 @@ from ijepa.recipes import load_recipe, recipe_note
 from ijepa.records import read_record
 from ijepa.stage import CACHED, WOULD_RUN, DryRun, StagePlan, outlook
 from ijepa.world import current_world
-from ijepa_cli.options import Set, app, stage
+from ijepa_cli.options import FLAGS, Set, app, stage
 from ijepa_cli.show import (
     about,
     counted,
@@ -199,8 +199,11 @@ def _make_shards(
         with shown_progress() as progress:
             made = shard(data, shards, OWN, runtime.model_copy(update={"force": False}), progress)
     except IjepaError as error:
-        names_option = re.search(r"(?<!\S)--[a-z]", str(error))
-        if type(error) is not IjepaError or not names_option:  # stopped, or no option helps
+        options = {
+            FLAGS.get(name, f"--{name.replace('_', '-')}") for name in ShardConfig.model_fields
+        }
+        helps = options & set(re.findall(r"--[a-z-]+", str(error)))
+        if type(error) is not IjepaError or not helps:  # it was stopped, or no option helps
             raise
         command = shlex.join(["ijepa", "shard", data, str(shards), *OWN_OPTIONS])
         raise IjepaError(

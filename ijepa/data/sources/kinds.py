@@ -148,8 +148,9 @@ def _folder(text: str, read: Callable[[Path], Source]) -> Source:
 
 
 def _published(text: str, kind: str) -> Source:
-    source = _tree(text, partial(dense.read_published, kind=kind))
-    return replace(source, dense=dense.published_labels(kind, Path(text)))
+    source, where = _tree(text, partial(dense.read_published, kind=kind)), Path(text)
+    known = dense.published_labels(kind, where)
+    return replace(source, digest=lambda: trees.tree_digest(where, every=True), dense=known)
 
 
 def torchvision_set(text: str) -> Source:

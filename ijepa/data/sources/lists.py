@@ -169,7 +169,7 @@ def imagenet(where: Path) -> Source:
 
         return Listing(dict.fromkeys(("train", "val"), labels), labelled(), left_out)
 
-    return Source(str(where), lambda: tree_digest(where), find, where)
+    return Source(str(where), lambda: tree_digest(where, every=True), find, where)
 
 
 def _truth(where: Path) -> dict[str, str]:

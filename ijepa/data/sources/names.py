@@ -37,7 +37,7 @@ SPLITS = {  # the usual names, and what we call them
 # `Training`, `train_set`, `train.X1`, `val2017`, `seg_train`
 SPLIT_NAME = re.compile(
     r"(?P<before>(?:[a-z0-9]+[-_. ])*)(?P<split>" + "|".join(SPLITS) + r")"
-    r"(?:[-_. ]?(?:set|images?|imgs?|data|split|folder|x\d*+|part[-_. ]?\d*+|\d++))*",
+    r"(?:[-_. ]?(?:set|images?|imgs?|data|split|folder|x\d*+|part(?:[-_. ]?\d++)?+|\d++))*",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -100,7 +100,7 @@ def listed(path: Path, keys: Sequence[str]) -> Ints:
     lines, by_name = read_lines(path), defaultdict(set)
     for line in lines:
         stem = without_suffix(line)[0]
-        for name in (line, stem, _escaped(line), _escaped(stem)):  # as keys are
+        for name in (line, stem, _escaped(line), _escaped(stem)):  # keys are escaped
             by_name[name].add(line)
     numbers, matched = [], Counter[str]()
     for number, key in enumerate(keys):

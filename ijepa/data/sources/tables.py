@@ -33,7 +33,7 @@ from ijepa.data.sources.names import (
     split_folders,
     suffix_of,
 )
-from ijepa.data.sources.trees import Entry, digest_of, walk
+from ijepa.data.sources.trees import Entry, digest_of, tree_digest, walk
 from ijepa.errors import IjepaError, optional
 from ijepa.files import parse_json, read_json
 
@@ -91,8 +91,8 @@ def table_source(name: str) -> Source:
         raise IjepaError(f"{name} holds no {PARQUET} or {ARROW} file.")
     find = partial(read_tables, files, name, is_whole=folder is not None)
 
-    def digest() -> str:  # of a folder all files: rows may name images
-        return digest_of(walk(folder) if folder else files)
+    def digest() -> str:  # of a folder also its images, which rows may name
+        return tree_digest(folder) if folder else digest_of(files)
 
     return Source(name, digest, find, paths[0], has_members=True)
 

@@ -122,13 +122,18 @@ def digest_of(files: Iterable[Entry], start: bytes = b"") -> str:
     return total.hexdigest()
 
 
-def tree_digest(where: Path, parts: Sequence[Path] = ()) -> str:
-    """`digest_of` every file of a folder, as lists of classes have any name; or of archives."""
+def tree_digest(where: Path, parts: Sequence[Path] = (), *, every: bool = False) -> str:
+    """Digest of the files of a folder that a source could read, or of archives.
+
+    With `every`, of all files of a folder, for kinds whose lists of classes have any name.
+    """
+    if every and where.is_dir():
+        return digest_of(walk(where))
     if parts := parts or _archives(where):
         facts = [(part.name, part.stat()) for part in parts]
         text = "".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}" for name, one in facts)
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-    return digest_of(walk(where))
+    return digest_of(one for one in walk(where) if _is_listed(one.path))
 
 
 def archive_suffix(name: str) -> str:
