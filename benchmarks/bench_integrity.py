@@ -1,4 +1,4 @@
-"""What checking costs: the CRC-32 of samples beside decoding, that of checkpoints beside loading.
+"""What checks cost: SHA-256 of samples beside decoding, CRC-32 of checkpoints beside loading.
 
     python benchmarks/bench_integrity.py [--data FOLDER_OR_TAR]
 

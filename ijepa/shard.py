@@ -51,7 +51,7 @@ from ijepa.stage import StagePlan, Work, exclusive_work
 
 __all__ = ["INDEX", "ShardResult", "check_shards", "plan_shard", "refuse_place", "shard"]
 
-VERSION = 5
+VERSION = 6
 OF_VAL = b"val\0"  # hashed with names: those of a set may have been chosen by their plain hashes
 SOURCE = "source"  # in the work folder: what must be unpacked, rendered or encoded first
 PROGRESS_EVERY = 10_000

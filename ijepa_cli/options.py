@@ -48,7 +48,7 @@ app = typer.Typer(
     name="ijepa",
     cls=_PipelineOrder,
     help="""Pretrain, evaluate and inspect I-JEPA, step by step: shard, pretrain, extract, probe,
-    report. Every command ends with the next one to type.""",
+    report. Commands that compute end with the next one to type.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

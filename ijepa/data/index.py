@@ -3,6 +3,7 @@
 A row says where the image of a sample lies, its class numbers and its key; files are memory-mapped.
 """
 
+import hashlib
 import re
 import tokenize
 import zlib
@@ -22,7 +23,7 @@ from ijepa.progress import Progress, automatic
 from ijepa.records import read_record, refuse_changed
 from ijepa.text import did_you_mean
 
-SCHEMA = 2
+SCHEMA = 3
 INDEX = "index.json"
 SHOWN_FILES = 5  # in an error
 MOST_HEADER = 2**20  # bytes of the header of an array, which names every label; NumPy's is 10,000
@@ -91,10 +92,19 @@ def row_type(labels: Iterable[str], key_bytes: int, dense: Iterable[str] = ()) -
 
     `key_bytes` is the length of the longest key in UTF-8; `dense` are names of dense labels.
     """
-    place = [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")]
+    place = [("shard", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("sha256", "<u8")]
     known = [(LABEL + name, "<i4") for name in sorted(labels)]
     known += [(f"{DENSE}{name} {of}", t) for name in sorted(dense) for of, t in place[1:]]
     return np.dtype([*place, *known, ("key", f"S{max(1, key_bytes)}")])
+
+
+def sha256_start(content: bytes) -> int:
+    """The first 64 bits of a file's SHA-256.
+
+    A CRC-32 would not tell files apart: a PNG holds the CRC-32 of its data, and what is left of the
+    whole file's has 16 bits for all files of one size.
+    """
+    return int.from_bytes(hashlib.sha256(content).digest()[:8])
 
 
 def rows_path(folder: Path, split: str) -> Path:

@@ -26,6 +26,7 @@ from ijepa.data.index import (
     load_rows,
     read_index,
     rows_path,
+    sha256_start,
 )
 from ijepa.data.sources.names import class_numbers
 from ijepa.errors import IjepaError
@@ -241,9 +242,8 @@ class SplitReader:
         return [key.decode() for key in self._rows["key"][numbers].tolist()]
 
     def image_ids(self, numbers: Numbers = EVERY) -> Array:
-        """(n,) uint64 of the size and CRC-32 of each image file, equal for files of equal bytes."""
-        rows = self._rows[["bytes", "crc32"]][numbers]
-        ids: Array = rows["bytes"].astype(np.uint64) << np.uint64(32) | rows["crc32"]
+        """(n,) uint64, the first 64 bits of the SHA-256 of each image file."""
+        ids: Array = self._rows["sha256"][numbers].astype(np.uint64)
         return ids
 
     def read_labels(self, number: int) -> dict[str, int]:
@@ -276,12 +276,12 @@ class SplitReader:
             raise IjepaError(f"{self.folder}: no dense label {name!r}; expected one of: {known}.")
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in split {self.name}")
-        columns = ("shard", *(f"{DENSE}{name} {one}" for one in ("offset", "bytes", "crc32")))
+        columns = ("shard", *(f"{DENSE}{name} {one}" for one in ("offset", "bytes", "sha256")))
         place = (int(self._rows[number][column]) for column in columns)
         return decode_dense(self._read(number, *place), self.index.dense[name])
 
     def _read(
-        self, number: int, shard: int, offset: int, size: int, crc32: int, *, check: bool = True
+        self, number: int, shard: int, offset: int, size: int, sha256: int, *, check: bool = True
     ) -> bytes:
         """Bytes of a member of a sample that lie there."""
         shards = self.index.shards
@@ -292,7 +292,7 @@ class SplitReader:
             content = os.pread(tar.descriptor, size, offset)
         if len(content) < size:
             raise IjepaError(f"{tar.path} was cut short at byte {offset:,}; shard again.")
-        if check and zlib.crc32(content) != crc32:
+        if check and sha256_start(content) != sha256:
             raise IjepaError(
                 f"{tar.path} is damaged at sample {number:,} of {self.name}; `ijepa shard --check "
                 f"{self.folder}` names all damaged files. Copy them again, or shard again."

@@ -19,7 +19,14 @@ import numpy as np
 
 from ijepa.config import Config, ShardConfig
 from ijepa.data.decode import DenseLabel, image_size
-from ijepa.data.index import MOST_HEADER, Rows, ShardIndex, row_type, rows_path
+from ijepa.data.index import (
+    MOST_HEADER,
+    Rows,
+    ShardIndex,
+    row_type,
+    rows_path,
+    sha256_start,
+)
 from ijepa.data.plan import PlannedShard
 from ijepa.data.prepare import (
     PixelSums,
@@ -255,11 +262,11 @@ class ShardWriter:
         return index, np.array(self._rows, dtype=row_type(self._labels, key_bytes, self._dense))
 
     def _add_file(self, name: str, content: bytes) -> tuple[int, int, int]:
-        """Write a file; where its content lies in the tar, its size and its CRC-32."""
+        """Write a file; where its content lies in the tar, its size, and its `sha256_start`."""
         header = tar_header(name, len(content))
         start = self._bytes + len(header)
         self._write(header + content + bytes(-len(content) % tarfile.BLOCKSIZE))
-        return start, len(content), zlib.crc32(content)
+        return start, len(content), sha256_start(content)
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)

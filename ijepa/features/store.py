@@ -24,7 +24,7 @@ from ijepa.text import did_you_mean
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 8
+SCHEMA = 9
 # What h5py and numpy raise for a file that is damaged.
 DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
            ArithmeticError, BufferError, MemoryError, SystemError)  # fmt: skip
@@ -115,7 +115,7 @@ class Features:
         dtype: of the stored numbers.
         labels: (rows,) int64 class numbers by label.
         class_names: names of classes 0, 1, ... by label; None where they are plain integers.
-        image_ids: (rows,) uint64, size and CRC-32 of the image file: alike for equal files.
+        image_ids: (rows,) uint64, the first 64 bits of the SHA-256 of the image file.
         views: (rows,) int16: 0 is the evaluation view; None where each image is stored once.
     """
 

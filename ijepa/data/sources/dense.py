@@ -17,7 +17,6 @@ from ijepa.errors import IjepaError
 from ijepa.files import fingerprint_of
 
 MASKS, DEPTH = "seg", "depth"  # names of dense labels
-PLACED = 2  # raised whenever the map of an image is looked for elsewhere
 NAMES = "classes.txt"  # in a folder of masks: the names of classes 0, 1, ..., one a line
 ADE_NAMES, ADE_CLASSES = "objectInfo150.txt", 150  # index, ratio, train, val, stuff, name
 ADE_IMAGE = re.compile(r"(.*/|)images/(training|validation)/([^/]+)\.jpg")
@@ -69,7 +68,7 @@ def with_maps(source: Source, folders: Mapping[str, StrPath], ignored: int, scal
     def digest() -> str:
         files = [digest_of(walk(folder)) for folder in paths.values()]
         facts = [label.model_dump(mode="json") for label in labels.values()]
-        return fingerprint_of([source.digest(), files, facts, PLACED])
+        return fingerprint_of([source.digest(), files, facts])
 
     return replace(source, find=find, digest=digest, dense=labels)
 
