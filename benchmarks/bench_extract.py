@@ -106,13 +106,11 @@ def _plain(files: list[bytes], config: ExtractConfig, out: Path) -> None:
     loader = DataLoader(
         views, batch_size=BATCH, num_workers=workers, pin_memory=DEVICE.type == "cuda"
     )
-    autocast = torch.autocast(
-        DEVICE.type, torch.bfloat16, enabled=uses_bf16(config.precision, DEVICE)
-    )
-    with h5py.File(out, "w") as store, torch.no_grad(), autocast:
+    bf16 = uses_bf16(config.precision, DEVICE)
+    with h5py.File(out, "w") as store, torch.no_grad():
         rows = None
         for batch in loader:
-            pooled = encoder.features(batch.to(DEVICE, non_blocking=True), 1)
+            pooled = encoder.features(batch.to(DEVICE, non_blocking=True), 1, bf16=bf16)
             features = pooled[:, 0].float().cpu().numpy()
             if rows is None:
                 shape = (0, features.shape[1])

@@ -42,7 +42,7 @@ from ijepa.progress import silent
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 LAYERS, DIM = 4, 768
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 SOLVERS = ("lbfgs", "newton-cg", "sag", "saga")
 
 
@@ -144,7 +144,7 @@ def _plain_seconds(data: LabelledRows, rule: LinearProtocol, classes: int) -> fl
     models = [_module(head, classes).to(DEVICE) for head in rule.heads]
     optimizers = [torch.optim.SGD(model.parameters(), 0.01, 0.9) for model in models]
     start = time.perf_counter()
-    for rows in torch.randperm(len(labels)).split(rule.batch):
+    for rows in torch.randperm(len(labels)).to(DEVICE).split(rule.batch):
         batch = values[rows].float()
         inputs = {"last": batch[:, -1], "concat": batch.flatten(1)}
         for head, model, optimizer in zip(rule.heads, models, optimizers, strict=True):

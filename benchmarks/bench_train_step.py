@@ -37,7 +37,7 @@ from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import initialise, sincos_positions
 
 ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DEVICE = torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 WHERE = DeviceType.CUDA if ON_GPU else DeviceType.CPU  # whose time a profile counts
 BLOCK_STEPS = 20  # between two synchronisations: the host may run ahead, as in training
 WARMUP_STEPS = 3
@@ -71,11 +71,11 @@ SIZES = {
 }
 USUAL = ("S/16", "B/16", "L/16", "H/14") if ON_GPU else ("T/8", "T/8-narrow", "S/16", "B/16")
 KINDS = {  # of operations, by what their names hold; the first that fits
-    "products of matrices": "mm|gemm|linear|nvjet|cutlass(?!.*fmha)|matmul",
     "attention": "attention|fmha|flash|softmax",
-    "norms": "norm",
-    "GELU": "gelu",
     "optimizer and EMA": "adam|foreach|lerp|multi_tensor",
+    "norms": "norm|gammabeta",
+    "GELU": "gelu",
+    "products of matrices": "mm|gemm|linear|nvjet|cutlass|matmul",
     "patch embedding": "conv",
     "copies, gathers, sums": "copy|cat|gather|index|embedding|repeat|add|sum|fill|zero|scatter|mul",
 }

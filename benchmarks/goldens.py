@@ -190,8 +190,7 @@ def probes() -> Values:
     train, test = extracted("run", "train"), extracted("run", "val")
     cropped = extracted("run", "train", "rrc-flip"), test
     squashed = extracted("run", "train", "flip"), extracted("run", "val", "squash")
-    on_features = {probe: names for probe, names in PROBES.items() if probe != "attentive"}
-    for probe, protocols in on_features.items():
+    for probe, protocols in PROBES.items():
         for protocol in protocols:
             published = squashed if "clevr" in protocol else cropped
             pair = published if probe == "linear" and protocol != "ijepa" else (train, test)
@@ -200,7 +199,7 @@ def probes() -> Values:
         yield from scored("logistic", "ijepa", train, test, "--scale", scale)
     beside = ("--baseline-train", extracted("pixels", "train"),
               "--baseline-test", extracted("pixels", "val"))  # fmt: skip
-    for probe in on_features:
+    for probe in PROBES:
         yield from scored(probe, "ijepa", train, test, *beside)
     subset = WORK / "subset.txt"
     with h5py.File(train) as file:

@@ -101,9 +101,10 @@ class Study:
         given, images = self._given, self._given.images
         if self._gflops and variant in self._gflops:
             images *= self._gflops[next(iter(self.variants))] / self._gflops[variant]
-        epochs = max(1, round(images / self._images))
+        # The last checkpoint that is probed is the run's end.
+        epochs = max(1, round(images / self._images / given.points)) * given.points
         share = self._recipe.optimization.warmup_epochs / self._recipe.optimization.epochs
-        kept = max(1, epochs // given.points)
+        kept = epochs // given.points
         own = [
             f"optimization.epochs={epochs}",
             f"optimization.warmup_epochs={share * epochs:.4f}",

@@ -47,6 +47,10 @@ def seen(rig, name):
     return rig[name]["seen"]
 
 
+def test_steps_of_the_visit_run_on_the_device_that_the_benchmark_names(rig):
+    assert seen(rig, "steps of the visit")
+
+
 def test_the_rig_sees_faults_of_each_kind(rig):
     found = seen(rig, "known faults")
     assert found["waits"] == [

@@ -148,11 +148,26 @@ def test_the_winner_has_the_best_neighbours_or_is_the_most_trusted_of_those_alik
     assert parts.pick_winner({"A": 0.40}) == "A"
 
 
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("pytorch_flash::flash_fwd_kernel<Traits<64, cutlass::bfloat16_t>>", "attention"),
+        ("multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer and EMA"),
+        ("cuComputeGradGammaBeta<float, float>", "norms"),
+        ("triton_poi_fused_addmm_gelu_3", "GELU"),
+        ("nvjet_tst_128x256_64x4", "products of matrices"),
+    ],
+)
+def test_kernels_of_a_gpu_are_counted_as_what_they_do(kernel, kind):
+    assert bench_train_step._kind(kernel) == kind
+
+
 def test_variants_are_compared_where_all_have_seen_as_many_images():
     def looks(*pairs):
         return [{"images": images, "neighbour_accuracy": share} for images, share in pairs]
 
-    found = {"A": looks((0, 0.1), (50, 0.3), (100, 0.6)), "B": looks((0, 0.1), (50, 0.4))}
+    first = {"neighbour_accuracy": 0.1}  # of random weights, which have seen none
+    found = {"A": [first, *looks((50, 0.3), (100, 0.6))], "B": [first, *looks((50, 0.4))]}
     assert parts.at_equal_images(found) == (50, {"A": 0.3, "B": 0.4})
 
 

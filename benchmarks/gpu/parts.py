@@ -79,6 +79,7 @@ def smoke(session: Session) -> None:
     """Every path of the product, once, side by side."""
     from steps import count_synchronisations
 
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # compiling goes on beside other work
     half = "8" if session.rehearse else "32"
     chains: dict[str, Callable[[], object]] = {
         "compile": lambda: session.ijepa(_tiny(session, "compile", ["--compile"])),
@@ -123,7 +124,7 @@ def _use_a_run(session: Session) -> None:
 def _stop_and_resume(session: Session) -> None:
     """SIGTERM after the first checkpoint; the same command goes on."""
     often = ("--checkpoint-seconds", "0.01")
-    command = _tiny(session, "resumed", often, epochs=20 if session.rehearse else 60)
+    command = _tiny(session, "resumed", often, epochs=20 if session.rehearse else 12)
     process = session.start(command)
     log, first = session.log(command.what), "smoke.resumed.partial/checkpoints/last.pt"
     while not (session.runs / first).exists():
@@ -170,7 +171,7 @@ def sweep(session: Session) -> None:
     ]
     session.side_by_side([one._replace(spare_seconds=SWEEP_SPARE_SECONDS) for one in commands])
     found = {name: _health_checks(session.runs / f"sweep.{name}") for name in variants}
-    looks = {name: some for name, some in found.items() if some}
+    looks = {name: some for name, some in found.items() if some and "images" in some[-1]}
     for name, some in looks.items():
         last = {key: some[-1].get(key) for key in ("images", "neighbour_accuracy", "rankme")}
         history = [round(look.get("neighbour_accuracy", 0.0), 4) for look in some]
@@ -197,7 +198,7 @@ def pick_winner(accuracies: dict[str, float]) -> str:
 
 
 def full(session: Session) -> None:
-    """The winner for as many epochs as there is time; meanwhile the baselines, on the CPU."""
+    """The winner for as many epochs as there is time; meanwhile the baselines."""
     variants = MINI_VARIANTS if session.rehearse else VARIANTS
     winner = session.find("sweep", "winner", "variant", TRUST[0])
     order = [winner, *(name for name in TRUST if name != winner)]
@@ -210,7 +211,8 @@ def full(session: Session) -> None:
                 epochs = _fitting_epochs(session, seconds, variants[name])
             session.record("plan", variant=name, epochs=epochs)
             settings = [*_epochs(epochs), *variants[name]]
-            outcome = session.ijepa(_pretrain(session, "run", settings, ["--cache", "decoded"]))
+            command = _pretrain(session, "run", settings, ["--cache", "decoded"])
+            outcome = session.ijepa(command._replace(spare_seconds=SWEEP_SPARE_SECONDS))
             if outcome.status != "failed":
                 break
         baselines.result()
@@ -227,7 +229,7 @@ def _extract_baselines(session: Session) -> None:
 
 def _baselines(session: Session) -> list[Command]:
     """Features of pixels and of the recipe's random initialisation, as far as they are missing."""
-    config, control = session.config(), session.runs / "sweep.A"
+    config, control = session.config(), session.runs / "sweep.pilot"
     arch = f"{config.encoder.arch}/{config.encoder.patch_px}@{config.data.image_px}"
     kinds = {"pixels": "pixels", "random": f"random:{control if control.exists() else arch}"}
     return [

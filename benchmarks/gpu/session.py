@@ -1,8 +1,8 @@
 """What the parts of a visit share: folders, time, results, and running the product's commands."""
 
+import contextlib
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -35,14 +35,12 @@ class Command(NamedTuple):
         what: its name in results and logs, of letters, digits, '.' and '-'.
         words: what stands behind `ijepa`.
         numbers: what to put on record: name -> where it is in its JSON, as `a.b.0.c`.
-        cpu_only: keep the GPU out of its sight.
         spare_seconds: stop it so long before the part should be over.
     """
 
     what: str
     words: Sequence[str | Path]
     numbers: Mapping[str, str] = {}
-    cpu_only: bool = False
     spare_seconds: float = 0.0
 
 
@@ -172,10 +170,9 @@ class Session:
             *(str(word) for word in command.words),
             "--json",
         ]
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if command.cpu_only else {}
         path = self.log(command.what)
         with path.open("ab") as log, path.with_suffix(".json").open("wb") as answer:
-            return subprocess.Popen(words, stdout=answer, stderr=log, env=os.environ | hidden)
+            return subprocess.Popen(words, stdout=answer, stderr=log)
 
     def _run(self, command: Command, seconds: float) -> Outcome:
         began, status = time.monotonic(), "ok"
@@ -216,10 +213,12 @@ def append_result(out: Path, part: str, what: str, status: str, **numbers: objec
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
-    """All lines of `out`/results.jsonl; a last one that was cut off is left out."""
-    path = out / "results.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """All whole lines of `out`/results.jsonl; one that was cut off is left out."""
+    path, found = out / "results.jsonl", []
+    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def last_line(text: str) -> str:

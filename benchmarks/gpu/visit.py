@@ -149,7 +149,6 @@ def environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "OMP_NUM_THREADS": str(max(min(8, (os.cpu_count() or 1) // 2), 1)),
-        "TORCHINDUCTOR_COMPILE_THREADS": "4",  # compiling goes on beside other work
     }
 
 

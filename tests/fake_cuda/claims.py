@@ -310,6 +310,22 @@ def attention(*, shapes_vary: bool) -> dict[str, Any]:
         return {"cudnn_allowed": allowed, "kernels": _attention(recorded(steps))}
 
 
+def steps_of_the_visit() -> list[str]:
+    """Kernels of matrix products in a step of ours and of a plain one, as the visit takes them."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import bench_train_step as bench
+
+    config = bench.config_of(bench.Size("32x2x2", 8, 64, 16, 1, 4, 4), 4)
+    work = bench.Workload(
+        config, images_on_gpu(config), [empty_masks(masks) for masks in batch_masks(config, 0)]
+    )
+    networks = mock.patch.object(bench, "draw_networks", lambda config, _: ijepa_on_gpu(config))
+    with networks:
+        steps = bench.our_step(work), bench.plain_step(work)
+    kernels = recorded(lambda: [step(0) for step in steps])
+    return sorted({kernel.name for kernel in kernels if "mm" in kernel.name})
+
+
 def memory(name: str) -> dict[str, float]:
     """Counted and predicted, GB."""
     return step_memory(name, 128)._asdict()
@@ -373,6 +389,7 @@ CLAIMS: dict[str, Callable[[], Any]] = {
     "decoder": decoder,
     "attention of varying lengths": functools.partial(attention, shapes_vary=True),
     "attention of few lengths": functools.partial(attention, shapes_vary=False),
+    "steps of the visit": steps_of_the_visit,
     "memory S": functools.partial(memory, "S"),
     "memory H": functools.partial(memory, "H"),
 }
