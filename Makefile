@@ -40,6 +40,7 @@ ifeq ($(call is_name,$(value NAME)),)
   $(error NAME=$(value NAME) is to be letters, digits, '-', '_' and '.', the first a letter or digit)
 endif
 $(call check_words,LABELS PROBE TRAIN TEST SEED WORKERS SCALE GPUS JOBS)
+$(if $(findstring .,$(LABELS)),$(error LABELS=$(LABELS) is to be names without dots))
 
 SHARDS   := shards/$(NAME)
 RUN      := $(or $(value ENCODER),runs/$(NAME))
@@ -108,7 +109,7 @@ GPUS   = 1
 JOBS   = $(if $(filter mini,$(SCALE)),2,1)
 
 reproduce: $(VENV)/.decoder ## Every table of the paper at SCALE: mini, cifar10, imagenette or in1k.
-	@$(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,--jobs=$(JOBS)) --no-print-directory \
+	@$(MAKE) $(if $(filter -j% --jobs%,$(MAKEFLAGS)),,--jobs=$(JOBS)) --no-print-directory \
 	  --file reproduce/graph.mk SCALE=$(SCALE) GPUS=$(GPUS) IJEPA=$(IJEPA) all
 
 test: tools ## Run the tests (those that need no GPU and no network).
@@ -236,11 +237,12 @@ EVALUATE_clevr      := $(call quoted,DATA=clevr:$(value SETS)/clevr-mini.tar) LA
 
 evaluation: $(EVALUATED:%=evaluate-%) ## ENCODER on the data sets in SETS by every PROBE -> runs/evaluation.html.
 	@$(MAKE) --no-print-directory low-level NAME=evaluation-clevr $(EVALUATE_clevr)
-	@$(IJEPA) report $(wildcard runs/evaluation-*.probes/*.json) \
+	@$(IJEPA) report $(foreach set,$(EVALUATED),$(foreach probe,$(PROBE),\
+	  $(wildcard runs/evaluation-$(set).probes/$(probe).*.json))) \
 	  runs/evaluation-clevr.probes/low-level/count.json \
 	  runs/evaluation-clevr.probes/low-level/dist.json --out runs/evaluation.html
 
-evaluate-%:
+evaluate-%: setup
 	@test -n $(call quoted,$(value ENCODER)) || { echo "make evaluation needs ENCODER, such as runs/cifar10" >&2; exit 1; }
 	@test -d $(call quoted,$(value SETS)) || { echo "make evaluation needs SETS, a folder with the data sets" >&2; exit 1; }
 	@$(MAKE) --no-print-directory probe NAME=evaluation-$* $(EVALUATE_$*)

@@ -35,14 +35,21 @@ def clean_folder(folder: Path) -> None:
 
 
 def scored_labels(shards: ShardSet, train: str, test: str) -> list[str]:
-    """`class` if images have it, else every label; only those with two classes or more."""
+    """`class` if images have it, else every label; only those with two classes or more.
+
+    A label whose name make cannot take as part of a file's is left out.
+    """
     splits = [shards.split(train), shards.split(shards.named_split(test, train))]
     usable = [
         name
         for name, classes in splits[0].label_names.items()
         if name in splits[1].label_names and 2 <= len(classes) <= len(splits[0]) // 2
     ]
-    return ["class"] if "class" in usable else usable
+    if "class" in usable:
+        return ["class"]
+    if odd := [name for name in usable if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
+        stderr.print(f"make takes no label {', '.join(map(repr, odd))}: score it by `ijepa probe`.")
+    return [name for name in usable if name not in odd]
 
 
 if __name__ == "__main__":

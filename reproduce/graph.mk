@@ -32,6 +32,7 @@ ifneq ($(words $(SCALE)) $(filter $(SCALE),$(SCALES)),1 $(SCALE))
   $(error SCALE=$(SCALE) is not known; there are $(SCALES))
 endif
 $(call check_words,SEED WORKERS GPUS)
+$(if $(wildcard $(OUT)/stage.json),$(error $(OUT) holds a run of another command; move it elsewhere))
 
 # Data and weights are named on the command line: shells export names such as MORE.
 DATA    := CIFAR10 CIFAR100 IMAGENETTE CLEVR MORE IN1K IN22K PLACES205 INAT18
@@ -98,8 +99,10 @@ run       = $(addsuffix /stage.json,$(call run_of,$1)) $(call weights,$1)
 
 # What else a stage depends on: the scale's data, and variables given on the command line.
 SETTINGS := $(OUT)/settings
-GIVEN    := $(foreach name,SEED PRETRAIN TUNE DECODER ONE_PERCENT ENCODERS $(DATA),$(name)=$($(name)))
-IS_SAME  := $(shell printf %s $(call quoted,$(GIVEN)) | cmp -s - $(SETTINGS) && echo yes)
+ASIDE    := SCALE TABLES WORKERS GPUS JOBS IJEPA PYTHON VENV TORCH DEV
+GIVEN    := $(foreach name,$(sort $(filter-out $(ASIDE),$(.VARIABLES))),\
+  $(if $(findstring command,$(origin $(name))),$(name)=$(value $(name))))
+is_same   = $(shell printf %s $(call quoted,$1) | cmp -s - $2 && echo yes)
 
 .PHONY: all changed
 .SECONDARY:
@@ -116,18 +119,25 @@ tabled    = $(filter $(SCORES) $(TUNED),$(TABLE$1))
 PAGES    := $(foreach table,$(TABLES),$(if $(call tabled,$(table)),$(OUT)/table$(table).html))
 REPORT   := $(OUT)/report.html
 
+# And the pages: on what they show, which TABLES choose.
+SOURCES  := $(OUT)/sources
+SHOW     := $(SCORES) $(TUNED) $(TRAINED) $(PICTURES)
+
 all: $(if $(SCORES)$(TUNED),$(REPORT:%=%.stage.json) $(PAGES:%=%.stage.json),\
   $(error nothing to do: SCALE=$(SCALE) needs data, see reproduce/$(SCALE).mk))
 
-$(SETTINGS): $(if $(IS_SAME),,changed) $(wildcard reproduce/$(SCALE).mk reproduce/one-gpu.mk)
+$(SOURCES): $(if $(call is_same,$(SHOW),$(SOURCES)),,changed)
+	@mkdir -p $(OUT) && printf %s $(call quoted,$(SHOW)) > $@
+
+$(SETTINGS): $(if $(call is_same,$(GIVEN),$(SETTINGS)),,changed) $(wildcard reproduce/$(SCALE).mk reproduce/one-gpu.mk)
 	@mkdir -p $(OUT) && printf %s $(call quoted,$(GIVEN)) > $@
 
-$(REPORT).stage.json: $(foreach score,$(SCORES) $(TUNED),$(call record,$(score))) \
+$(REPORT).stage.json: $(SOURCES) $(foreach score,$(SCORES) $(TUNED),$(call record,$(score))) \
   $(TRAINED:%=$(OUT)/runs/%/stage.json) $(PICTURES:%=%.stage.json)
 	@$(IJEPA) report $(TRAINED:%=$(OUT)/runs/%) $(PICTURES) \
 	  $(foreach score,$(SCORES) $(TUNED),$(call made,$(score))) --out $(REPORT)
 
-$(OUT)/table%.html.stage.json: $$(foreach score,$$(call tabled,$$*),$$(call record,$$(score)))
+$(OUT)/table%.html.stage.json: $(SOURCES) $$(foreach score,$$(call tabled,$$*),$$(call record,$$(score)))
 	@$(IJEPA) report $(foreach score,$(call tabled,$*),$(call made,$(score))) \
 	  --out $(@:.stage.json=) --table $* \
 	  --title 'Table $* of the paper at the scale $(SCALE)'

@@ -95,6 +95,7 @@ def test_a_name_that_is_no_plain_file_name_is_refused_before_anything_runs(make,
 @pytest.mark.parametrize("variable", ["LABELS", "PROBE", "TRAIN", "TEST", "SEED", "WORKERS"])
 def test_words_that_become_names_of_files_are_checked(make, variable):
     assert f"{variable}=bob's is to be letters" in make("report", f"{variable}=bob's").stderr
+    assert "is to be names without dots" in make("report", "LABELS=eye.colour").stderr
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,12 @@ def test_images_of_yours_give_a_name_and_let_the_recipe_be_chosen(make, data, na
 
 @pytest.mark.parametrize(
     ("labels", "probed"),
-    [({}, ()), ({"class": "ab"}, ("class",)), ({"id": "abcdefgh", "colour": "ab"}, ("colour",))],
+    [
+        ({}, ()),
+        ({"class": "ab"}, ("class",)),
+        ({"id": "abcdefgh", "colour": "ab"}, ("colour",)),
+        ({"hair colour": "ab", "eye.colour": "ab", "colour": "ab"}, ("colour",)),
+    ],
 )
 def test_images_are_scored_on_the_labels_that_they_have(make, folder, labels, probed):
     listed = ["path,split" + "".join(f",{label}" for label in labels)]
@@ -132,6 +138,7 @@ def test_images_are_scored_on_the_labels_that_they_have(make, folder, labels, pr
     commands = asked(folder)
     assert [one[3] for one in commands if one[0] == "probe"] == list(probed)
     assert {one[0] for one in commands} >= {"extract", "visualize", "report"}
+    assert ("make takes no label 'eye.colour', 'hair colour'" in done.stderr) == (len(labels) == 3)
     assert ("features" in {one[0] for one in commands}) == (not probed)
     assert "--require-label" not in commands[0]
     make("report", "DATA=list.csv", "LABELS=colour")
@@ -262,11 +269,30 @@ def test_after_a_run_nothing_is_left_and_a_changed_recipe_runs_only_what_depends
     assert not any(words[0] == "shard" for words in ran)
 
 
-def test_a_changed_variable_asks_every_stage_again(graph):
+@pytest.mark.parametrize("changed", ["SEED=1", "SOURCE_scenes=scenes:train=20,val=5", "MAIN=block"])
+def test_a_changed_variable_asks_every_stage_again(graph, changed):
     graph("mini", "TABLES=6")
-    ran, _ = graph("mini", "TABLES=6", "SEED=1")
-    assert sorted(ran) == sorted(graph("mini", "TABLES=6", "SEED=1", "-n", "-B")[0])
-    assert graph("mini", "TABLES=6", "SEED=1")[0] == []
+    ran, _ = graph("mini", "TABLES=6", changed)
+    assert sorted(ran) == sorted(graph("mini", "TABLES=6", changed, "-n", "-B")[0])
+    assert graph("mini", "TABLES=6", changed)[0] == []
+
+
+def test_a_page_of_one_table_is_made_again_with_all(graph):
+    whole, _ = graph("mini", "TABLES=1 6")
+    part, _ = graph("mini", "TABLES=6")
+    assert [words[0] for words in part] == ["report", "report"]
+    again, _ = graph("mini", "TABLES=1 6")
+    pages = [words for words in whole if words[0] == "report"]
+    assert sorted(again) == sorted(pages)
+    assert graph("mini", "TABLES=1 6")[0] == []
+
+
+def test_a_run_of_the_scales_name_is_not_written_into(graph):
+    Path("runs/mini").mkdir(parents=True)
+    Path("runs/mini/stage.json").touch()
+    commands, error = graph("mini")
+    assert commands == []
+    assert "runs/mini holds a run of another command" in error
 
 
 @pytest.mark.parametrize(
