@@ -59,13 +59,16 @@ def count_synchronisations(session: Session) -> None:
     def progress(task: str, done: int, total: int | None, _values: object = None) -> None:
         batch = config.data.batch_size
         last = (total or 0) - LAST_STEPS * batch  # then come the last check and checkpoint
-        counts = task == "pretrain images" and SETTLED_STEPS * batch < done < last
-        if counts:
+        is_counted = task == "pretrain images" and SETTLED_STEPS * batch < done <= last
+        if is_counted:
             steps.append(done // batch)
         if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("warn" if counts else "default")
+            torch.cuda.set_sync_debug_mode("warn" if is_counted and done < last else "default")
 
-    config = session.config(["optimization.epochs=5", "data.batch_size=16", "watch.num_images=32"])
+    epochs = 20 if session.rehearse else 5
+    config = session.config(
+        [f"optimization.epochs={epochs}", "data.batch_size=16", "watch.num_images=32"]
+    )
     out = session.runs / "smoke.synchronisations"
     runtime = Runtime(cache="decoded", workers=1, force=True)
     with warnings.catch_warnings(record=True) as caught:
