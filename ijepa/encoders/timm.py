@@ -30,7 +30,7 @@ from ijepa.encoders.spec import RELEASED, EncoderSpec
 from ijepa.errors import IjepaError
 from ijepa.files import no_file, whole_file
 from ijepa.provenance import UNKNOWN, Provenance, paper_arch
-from ijepa.weights import check_weights, read_weights, refuse_faults, unwrapped
+from ijepa.weights import check_weights, read_weights, unwrapped
 
 POOLINGS = {"token": CLASS_TOKEN, "avg": PATCH_AVERAGE}  # by timm's `global_pool`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm prefers them
@@ -156,13 +156,8 @@ def _model(name: str, weights: dict[str, Any], source: str) -> Any:  # noqa: ANN
         reason = " ".join(str(error).split())
         raise IjepaError(f"{source} is of another architecture: {reason[:300]}") from error
     # Timm would resample without a word what has another size, such as patches.
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    faults = [
-        f"{key} is {tuple(value.shape)}, expected {expected[key]}"
-        for key, value in tensors.items()
-        if key in expected and tuple(value.shape) != expected[key]
-    ]
-    refuse_faults(source, faults)
+    own = model.state_dict()
+    check_weights(model, own | {key: tensors[key] for key in own.keys() & tensors.keys()}, source)
     model.reset_classifier(0)
     return model.float().eval()
 

@@ -6,7 +6,6 @@ All but the features is known before the first image is encoded. Each batch has 
 import contextlib
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,9 +39,7 @@ def create_features(
     first, and share its key. What was begun for another header or shape is begun anew: rows
     computed in different precisions must not be mixed.
 
-    Raises:
-        IjepaError: two images have the same key.
-        OSError: the disk has no room for all rows.
+    An `OSError` if the disk has no room for all rows.
     """
     rows, batches = shape[0], -(-shape[0] // batch_rows)
     assert set(labels) == set(header.class_names)
@@ -59,9 +56,6 @@ def create_features(
     if header.num_views:
         each = 1 + header.num_views
         columns["view"] = np.tile(np.arange(each, dtype=np.int16), rows // each)
-    [(key, count)] = Counter(keys[:: 1 + header.num_views]).most_common(1) or [("", 0)]
-    if count > 1:
-        raise IjepaError(f"{path} would hold key {key} more than once; shard and extract again.")
     sizes = _sizes(header, shape, dtype, batches)
     held = sum(int(np.prod(size)) * np.dtype(kind).itemsize for size, kind in sizes.values())
     held += rows * 2 * (key_bytes + 8 * len(labels) + 10)
