@@ -275,7 +275,8 @@ def score(session: Session) -> None:
     session.ijepa(Command("report", ["report", *results, *runs, "--out", work / "report.html"]))
     for precision in ("fp32", "bf16"):  # one after the other: these are measured
         out, more = work / f"{precision}.train.h5", ["--precision", precision]
-        session.ijepa(_extract(session, f"extract-{precision}", encoder, "train", out, more=more))
+        what = f"extract-{precision}-with-start"  # of workers and GPU, too
+        session.ijepa(_extract(session, what, encoder, "train", out, more=more))
 
 
 def _trained(session: Session) -> Path | None:
