@@ -6,7 +6,7 @@ A row says where the image of a sample lies, its class numbers and its key; file
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,13 @@ class SetIndex(Config):
     changes: dict[str, int] = Field(default_factory=dict)  # images changed or cut, by reason
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
 
-    def split(self, name: str, where: StrPath) -> SplitIndex:
-        """One of the splits of the set at `where`, which the error names."""
-        if name not in self.splits:
-            near, there = did_you_mean(name, self.splits), ", ".join(sorted(self.splits))
-            raise IjepaError(f"{where} has no split {name!r}{near}; its splits are {there}.")
-        return self.splits[name]
+
+def split_of(splits: Mapping[str, SplitIndex], name: str, where: StrPath) -> SplitIndex:
+    """One of the splits of the set at `where`, which the error names."""
+    if name not in splits:
+        near, there = did_you_mean(name, splits), ", ".join(sorted(splits))
+        raise IjepaError(f"{where} has no split {name!r}{near}; its splits are {there}.")
+    return splits[name]
 
 
 def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any JSON
