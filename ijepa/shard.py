@@ -26,6 +26,7 @@ from ijepa.data.index import (
     SplitIndex,
     check_shards,
     load_rows,
+    read_index,
 )
 from ijepa.data.plan import (
     PlannedShard,
@@ -38,7 +39,7 @@ from ijepa.data.plan import (
     write_plan,
 )
 from ijepa.data.prepare import merged_sums, pixel_stats
-from ijepa.data.shards import BAD, open_shards
+from ijepa.data.shards import BAD
 from ijepa.data.sources.dense import with_maps
 from ijepa.data.sources.items import DEFAULT_SPLIT, Item, Labels, Listing, Request, Source
 from ijepa.data.sources.kinds import open_source
@@ -134,7 +135,7 @@ def shard(
             return _publish_part(work, made, config.max_bad)
         bad = (made / BAD).read_text().splitlines() if (made / BAD).exists() else []
         check_bad([BadImage.model_validate_json(line) for line in bad], config.max_bad)
-        index = open_shards(made).index
+        index = read_index(made)
         shards = [shard for split in index.splits.values() for shard in split.shards]
         facts = {"source": name, "max_bad": config.max_bad}
         _publish(work, facts, shards, "plan-*.db", f"*.tar{ROWS}", f"*.tar{REPORT}")

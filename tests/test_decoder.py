@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from ijepa.config import DecoderConfig, PredictionsConfig, ShardConfig, validated
 from ijepa.decoder.model import (
+    Decoder,
     block_boxes,
-    build_decoder,
     cut_blocks,
     draw_blocks,
     draw_flow,
@@ -60,13 +60,13 @@ def test_a_decoder_learns_what_its_condition_alone_tells():
     generator = torch.Generator().manual_seed(0)
     conditions = torch.randn(32, 6, generator=generator)
     pixels = conditions[:, :3, None, None].clamp(-1, 1).expand(-1, -1, 8, 8)
-    model = build_decoder(settings, 6)
+    model = Decoder(settings, 6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
     for step in range(40):
         optimizer.zero_grad()
-        flow_loss(model, pixels, conditions, *draw_flow(32, 8, step)).backward()
+        flow_loss(model, pixels, conditions, *draw_flow(32, 8, 0, step)).backward()
         optimizer.step()
-    (noise, share), shuffled = draw_flow(32, 8, 40), conditions.roll(1, dims=0)
+    (noise, share), shuffled = draw_flow(32, 8, 0, 40), conditions.roll(1, dims=0)
     with torch.no_grad():
         told = flow_loss(model, pixels, conditions, noise, share)
         misled = flow_loss(model, pixels, shuffled, noise, share)
@@ -93,8 +93,9 @@ def test_a_block_put_back_where_it_was_cut_changes_nothing():
 
 def test_blocks_are_those_of_the_run_and_outside_its_contexts():
     recipe = load_recipe("scenes-mini")
-    masks = draw_blocks(recipe, 50, np.random.default_rng(0))
+    masks, boxes = draw_blocks(recipe, 50, 0, 0)
     assert masks.targets.shape[:2] == (1, 50)
+    assert torch.equal(boxes, block_boxes(masks.targets[0], recipe.grid, 8))
     for context, target in zip(masks.context, masks.targets[0], strict=True):
         assert not np.isin(context, target).any()
 

@@ -140,7 +140,7 @@ def test_an_interrupted_extraction_goes_on_after_the_last_batch_and_ends_the_sam
     made("whole.h5", config(run, **options))
     with monkeypatch.context() as patch:
         if bf16_at_first:
-            patch.setattr("ijepa.encoders.base.uses_bf16", lambda *_: True)
+            patch.setattr("ijepa.extract.encode.uses_bf16", lambda *_: True)
         with pytest.raises(StopError):
             made("cut.h5", config(run, **options), progress=stop_after(60))
     assert not (tmp_path / "cut.h5").exists()

@@ -246,7 +246,7 @@ def augmented(shards, workers, seed=0, name="rand-m9-mstd0.5-inc1"):
     images = open_shards(shards).split("train")
     choice = config("x", seed=seed, randaugment=name, batch_size=32)
     plan = StepPlan(64, SQUARE, choice.seed, slice(0, 32))
-    made = AugmentedBatches(images, np.arange(64), plan, choice)
+    made = AugmentedBatches(images, plan, choice)
     return torch.stack([batch.images for batch in batches(made, range(4), workers)])
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch.utils.data import Dataset
 
-from ijepa.arrays import Ints
 from ijepa.config import DataConfig, FinetuneConfig, height_width
 from ijepa.data.decode import decode_image
 from ijepa.data.loader import Batch, StepPlan, random_crop
@@ -20,22 +19,19 @@ TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
 
 
 class AugmentedBatches(Dataset[Batch]):
-    """Step -> augmented images of those of a split whose numbers are `chosen`, as `plan` says.
+    """Step -> augmented images of those of a split that `plan` names.
 
     What is drawn for an image depends on (seed, step, its place in the batch) alone.
     """
 
-    def __init__(
-        self, images: SplitReader, chosen: Ints, plan: StepPlan, config: FinetuneConfig
-    ) -> None:
-        self._images, self._chosen, self._plan, self._seed = images, chosen, plan, config.seed
+    def __init__(self, images: SplitReader, plan: StepPlan, config: FinetuneConfig) -> None:
+        self._images, self._plan, self._seed = images, plan, config.seed
         self._randaugment = _randaugment(config.randaugment, plan.config)
 
     def __getitem__(self, step: int) -> Batch:
         numbers, places, draws = self._plan.part(step)
-        chosen, config = self._chosen[numbers], self._plan.config
-        made = []
-        for number, place in zip(chosen.tolist(), places.tolist(), strict=True):
+        config, made = self._plan.config, []
+        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
             pixels = decode_image(self._images.read_image(number))
             crop = random_crop(pixels, draws, place, config.image_size, "bicubic")
             if self._randaugment is not None:
@@ -48,7 +44,7 @@ class AugmentedBatches(Dataset[Batch]):
                 augmented = torch.from_numpy(np.array(self._randaugment(image)))
                 crop = augmented.permute(2, 0, 1).unsqueeze(0)
             made.append(crop)
-        return Batch(step, torch.cat(made), torch.from_numpy(chosen))
+        return Batch(step, torch.cat(made), torch.from_numpy(numbers))
 
 
 def _randaugment(name: str, data: DataConfig) -> Any:  # noqa: ANN401  # a class of timm's, untyped

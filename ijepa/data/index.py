@@ -5,9 +5,8 @@ A row says where the image of a sample lies, its class numbers and its key; file
 
 import hashlib
 import re
-import tokenize
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from ijepa.config import Config, PixelStats, StrPath, validated
 from ijepa.config.values import FileName
-from ijepa.data.decode import DenseLabel
+from ijepa.data.decode import BROKEN, DenseLabel
 from ijepa.errors import IjepaError
 from ijepa.files import file_sha256, names_in, read_json
 from ijepa.progress import Progress, automatic
@@ -29,11 +28,8 @@ SHOWN_FILES = 5  # in an error
 MOST_HEADER = 2**20  # bytes of the header of an array, which names every label; NumPy's is 10,000
 LABEL = "label "  # before the name of a label in the name of its column
 DENSE = "dense "  # before the name of a dense label in the names of its three columns
-# What numpy raises for a damaged header of an array, which is a literal of Python.
-UNREADABLE = (
-    FileNotFoundError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError,
-    RecursionError, LookupError, AttributeError, tokenize.TokenError,
-)  # fmt: skip
+# What NumPy raises for an array that is missing or damaged, not for one that may not be read.
+UNREADABLE = (FileNotFoundError, MemoryError, *(one for one in BROKEN if one is not OSError))
 
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 
@@ -69,12 +65,13 @@ class SetIndex(Config):
     changes: dict[str, int] = Field(default_factory=dict)  # images changed or cut, by reason
     pixels: PixelStats | None = None  # of images that are not 8-bit RGB
 
-    def split(self, name: str, where: StrPath) -> SplitIndex:
-        """One of the splits of the set at `where`, which the error names."""
-        if name not in self.splits:
-            near, there = did_you_mean(name, self.splits), ", ".join(sorted(self.splits))
-            raise IjepaError(f"{where} has no split {name!r}{near}; its splits are {there}.")
-        return self.splits[name]
+
+def split_of(splits: Mapping[str, SplitIndex], name: str, where: StrPath) -> SplitIndex:
+    """One of the splits of the set at `where`, which the error names."""
+    if name not in splits:
+        near, there = did_you_mean(name, splits), ", ".join(sorted(splits))
+        raise IjepaError(f"{where} has no split {name!r}{near}; its splits are {there}.")
+    return splits[name]
 
 
 def parsed_index(body: Any, where: StrPath) -> SetIndex:  # noqa: ANN401  # any JSON

@@ -21,12 +21,12 @@ from ijepa.data.index import (
     DENSE,
     LABEL,
     Rows,
-    SetIndex,
     SplitIndex,
     load_rows,
     read_index,
     rows_path,
     sha256_start,
+    split_of,
 )
 from ijepa.data.sources.names import class_numbers
 from ijepa.errors import IjepaError
@@ -56,22 +56,14 @@ class ShardSet:
     """An opened shard set."""
 
     folder: Path
-    index: SetIndex
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the contents: splits, labels and every byte of the shards."""
-        return self.index.fingerprint
-
-    @property
-    def source(self) -> str:
-        """What the user sharded."""
-        return self.index.source
-
-    @property
-    def pixels(self) -> PixelStats | None:
-        """Channels, type, mean and std of images that are not 8-bit RGB; None of those that are."""
-        return self.index.pixels
+    splits: dict[str, SplitIndex]
+    """The splits by name."""
+    source: str
+    """What the user sharded."""
+    fingerprint: str
+    """Fingerprint of the contents: splits, labels and every byte of the shards."""
+    pixels: PixelStats | None
+    """Channels, type, mean and std of images that are not 8-bit RGB; None of those that are."""
 
     def check_channels(self, channels: int, name: str) -> None:
         """Raise an `IjepaError` if images have others than the `channels` that `name` takes."""
@@ -80,11 +72,6 @@ class ShardSet:
             raise IjepaError(
                 f"{name} takes images of {channels} channels; {self.folder} has {found}."
             )
-
-    @property
-    def splits(self) -> dict[str, SplitIndex]:
-        """The splits by name."""
-        return self.index.splits
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {one.samples:,}" for name, one in self.splits.items())
@@ -104,8 +91,8 @@ class ShardSet:
         Raises:
             IjepaError: there is no such split or label.
         """
-        split = self.index.split(name, self.folder)
-        return SplitReader(self.folder, name, split, transform, label)
+        index = split_of(self.splits, name, self.folder)
+        return SplitReader(self.folder, name, index, transform, label)
 
     def named_split(self, name: str, train: str = "train") -> str:
         """Turn `evaluation` into the split to score on: val, else test, else the only other one.
@@ -331,4 +318,5 @@ def open_shards(folder: StrPath) -> ShardSet:
         IjepaError: not a shard set, of another schema, or a file is missing or of the wrong size.
     """
     folder = Path(folder)
-    return ShardSet(folder, read_index(folder))
+    index = read_index(folder)
+    return ShardSet(folder, index.splits, index.source, index.fingerprint, index.pixels)

@@ -35,7 +35,7 @@ from webdataset.tariterators import base_plus_ext
 from ijepa.arrays import Pixels
 from ijepa.config import PixelStats
 from ijepa.data.decode import decode_image
-from ijepa.data.index import INDEX, parsed_index
+from ijepa.data.index import INDEX, parsed_index, split_of
 from ijepa.data.loader import Batch, StepPlan, random_crop
 from ijepa.data.shards import Sample
 from ijepa.data.sources.names import expanded
@@ -159,7 +159,7 @@ def open_remote(
             f"{url} cannot be read: {_explained(error)[0]}. Shard sets can be streamed, by the "
             f"address of their folder, and tars, as in train-{{000000..000146}}.tar."
         ) from error
-    found = index.split(split, data)
+    found = split_of(index.splits, split, data)
     urls = tuple(_within(data, shard.name) for shard in found.shards)
     counts = tuple(shard.samples for shard in found.shards)
     pixels = index.pixels

@@ -19,7 +19,6 @@ average-pooled predictions; flow matching is Lipman et al. 2023, network and sam
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import ttest_1samp
@@ -48,14 +47,28 @@ class Decoder(nn.Module):
     mean: Tensor  # (dim,) of the conditions in training
     std: Tensor
 
-    def __init__(
-        self, config: DecoderConfig, unet: nn.Module, dim: int, condition_dim: int
-    ) -> None:
+    def __init__(self, config: DecoderConfig, dim: int) -> None:
+        """Make a fresh one of conditions (B, dim); weights come from `config.seed`."""
         super().__init__()
-        self.config, self.unet = config, unet
-        self.tell = nn.Sequential(
-            nn.Linear(dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
-        )
+        unet_class = optional(*DIFFUSERS).UNet2DModel
+        self.config, depth, condition_dim = config, len(config.channels), 4 * config.channels[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.unet = unet_class(
+                sample_size=config.image_px,
+                in_channels=3,
+                out_channels=3,
+                layers_per_block=1,
+                block_out_channels=config.channels,
+                down_block_types=("DownBlock2D",) * depth,
+                up_block_types=("UpBlock2D",) * depth,
+                norm_num_groups=GROUPS,
+                class_embed_type="identity",
+                resnet_time_scale_shift="scale_shift",
+            )
+            self.tell = nn.Sequential(
+                nn.Linear(dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
+            )
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
@@ -73,27 +86,6 @@ class Decoder(nn.Module):
         """Set `mean` and `std` to those of (n, dim) conditions."""
         self.mean.copy_(conditions.mean(dim=0))
         self.std.copy_(conditions.std(dim=0).clamp(min=1e-6))
-
-
-def build_decoder(config: DecoderConfig, dim: int) -> Decoder:
-    """Make a fresh decoder of conditions (B, dim); weights come from `config.seed`."""
-    unet_class = optional(*DIFFUSERS).UNet2DModel
-    depth, condition_dim = len(config.channels), 4 * config.channels[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        unet = unet_class(
-            sample_size=config.image_px,
-            in_channels=3,
-            out_channels=3,
-            layers_per_block=1,
-            block_out_channels=config.channels,
-            down_block_types=("DownBlock2D",) * depth,
-            up_block_types=("UpBlock2D",) * depth,
-            norm_num_groups=GROUPS,
-            class_embed_type="identity",
-            resnet_time_scale_shift="scale_shift",
-        )
-        return Decoder(config, unet, dim, condition_dim)
 
 
 def load_decoder(folder: Path, jepa: IJepa, name: str) -> Decoder:
@@ -121,20 +113,22 @@ def load_decoder(folder: Path, jepa: IJepa, name: str) -> Decoder:
             f"train a decoder for it."
         )
     config = validated(DecoderConfig, body["config"], str(path))
-    decoder, own = build_decoder(config, jepa.encoder.embed_dim), "averaged."
+    decoder, own = Decoder(config, jepa.encoder.embed_dim), "averaged."
     averaged = {n.removeprefix(own): w for n, w in body["model"].items() if n.startswith(own)}
     load_weights(decoder, averaged, path)
     return decoder.eval().requires_grad_(False)
 
 
-def draw_flow(batch_size: int, image_px: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random numbers of a step: noise (B, 3, px, px), and how much of each image is noise (B,).
+def draw_flow(count: int, image_px: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
+    """Random numbers of a step: noise (count, 3, px, px), how much of each image is noise (count,).
 
-    Most of these shares are in the middle (logit-normal: Esser et al. 2024).
+    `HELD_OUT + k` is the number of sample k in evaluation. Most shares of noise are in the middle
+    (logit-normal: Esser et al. 2024).
     """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(batch_size, 3, image_px, image_px, generator=generator)
-    return noise, torch.sigmoid(torch.randn(batch_size, generator=generator))
+    drawn = int(stream(seed, NOISE, number).integers(2**62))
+    generator = torch.Generator().manual_seed(drawn)
+    noise = torch.randn(count, 3, image_px, image_px, generator=generator)
+    return noise, torch.sigmoid(torch.randn(count, generator=generator))
 
 
 def flow_loss(
@@ -182,12 +176,17 @@ def embed(
     return last_layer(tokens, jepa.config).mean(1).float()
 
 
-def draw_blocks(config: PretrainConfig, batch_size: int, rng: np.random.Generator) -> Masks:
-    """The masks of a run for a batch in one group, with one of their target blocks each."""
-    kind = config.masks.model_copy(update={"group_size": batch_size})
-    [masks] = sample_masks(config.grid, batch_size, kind, rng)
+def draw_blocks(run: PretrainConfig, count: int, seed: int, number: int) -> tuple[Masks, Tensor]:
+    """The masks of a run for `count` images in one group, with one of their target blocks each.
+
+    A function of the seed and the number of a step, which is `HELD_OUT` in evaluation. Returns the
+    masks and the boxes (count, 4) of the blocks, on the CPU; raises as `block_boxes`.
+    """
+    kind, rng = run.masks.model_copy(update={"group_size": count}), stream(seed, MASKS, number)
+    [masks] = sample_masks(run.grid, count, kind, rng)
     block = int(rng.integers(len(masks.targets)))
-    return Masks(masks.context, masks.targets[block : block + 1])
+    masks = Masks(masks.context, masks.targets[block : block + 1])
+    return masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
 
 
 def block_boxes(index: Tensor, grid: Grid, patch_px: int) -> Tensor:
@@ -240,21 +239,6 @@ def held_numbers(num_images: int, count: int, seed: int) -> list[int]:
     return numbers
 
 
-def hold(run: PretrainConfig, images: Tensor, seed: int) -> tuple[Masks, Tensor]:
-    """Draw one target block for each held-out image by the run's own masks.
-
-    Returns masks on the images' device, and the blocks' boxes (n, 4); raises as `block_boxes`.
-    """
-    masks = draw_blocks(run, len(images), stream(seed, MASKS, HELD_OUT)).to(images.device)
-    return masks, block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
-
-
-def noise_of(number: int, count: int, image_px: int, seed: int) -> Tensor:
-    """(count, 3, px, px) noise of sample `number` of each of `count` images."""
-    drawn = int(stream(seed, NOISE, HELD_OUT + number).integers(2**62))
-    return draw_flow(count, image_px, drawn)[0]
-
-
 def evaluate_decoder(
     decoder: Decoder, jepa: IJepa, run: PretrainConfig, images: Tensor, progress: Progress
 ) -> dict[str, float | tuple[float, float]]:
@@ -264,8 +248,10 @@ def evaluate_decoder(
     `run` are on one device. Returns fields of `ijepa.train_decoder.DecoderResult`.
     """
     config, distances = decoder.config, defaultdict(list)
-    masks, boxes = hold(run, images, config.seed)
-    noise = noise_of(0, len(images), config.image_px, config.seed).to(images.device)
+    masks, boxes = draw_blocks(run, len(images), config.seed, HELD_OUT)
+    noise, _ = draw_flow(len(images), config.image_px, config.seed, HELD_OUT)
+    masks, boxes = masks.to(images.device), boxes.to(images.device)
+    noise = noise.to(images.device)
     others = images.roll(1, dims=0)
     progress("evaluate decoder images", 0, len(images))
     for start in range(0, len(images), AT_ONCE):

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from ijepa.arrays import Floats
 from ijepa.compute import LinearKernel, computing, pick_linear
-from ijepa.config import DataConfig, PixelStats, Precision, Size, height_width
+from ijepa.config import DataConfig, PixelStats, Size, height_width
 from ijepa.data.decode import Picture, pixels_of
-from ijepa.distributed import uses_bf16
 from ijepa.encoders.pooling import CLASS_TOKEN, PATCH_AVERAGE, Pooling, Transformer
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import evaluation_crop, normalise
 from ijepa.jepa.vit import Encoder as Vit
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.progress import Progress, automatic
-from ijepa.provenance import NO_POOLING, Provenance
+from ijepa.provenance import Provenance
 from ijepa.weights import weights_sha256
 
 EVAL_CROP = 224 / 256  # all methods of the paper resize to 256 and cut 224 out
@@ -309,10 +308,6 @@ class Encoder(nn.Module):
             f"Encoder({self.name!r}, image_px={self.data.image_px}, dim={self.dim}, "
             f"num_layers={self.num_layers}, pooling={self.pooling!r}, device='{device}')"
         )
-
-    def uses_bf16(self, precision: Precision, device: torch.device) -> bool:
-        """Whether features are computed in bfloat16; pixels are not computed at all."""
-        return self.pooling != NO_POOLING and uses_bf16(precision, device)
 
     @property
     def vit(self) -> Vit | VisionTransformer:

@@ -19,6 +19,7 @@ from ijepa.distributed import (
     moved,
     num_workers,
     pick_device,
+    uses_bf16,
     wait_for_all,
 )
 from ijepa.encoders.spec import EncoderSpec
@@ -56,7 +57,8 @@ class Extraction:
         self.num_layers = min(config.layers, self.encoder.num_layers)
         fraction = self.encoder.data.eval_crop_fraction
         self.crop_fraction = None if config.crop == "squash" else fraction
-        self.bf16 = self.encoder.uses_bf16(config.precision, self.device)
+        is_computed = self.encoder.network is not None  # raw pixels are not
+        self.bf16 = is_computed and uses_bf16(config.precision, self.device)
         self.batch_size = max(1, BATCH_ROWS // (1 + config.views))  # images
         self.tokens = self.encoder.token_shape() if config.tokens else None
         self.dense = sorted(self.images.index.dense) if self.tokens else []

@@ -72,12 +72,8 @@ def create_features(
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # in one piece that has its place now
         settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        settings.set_obj_track_times(False)
-        if header.dense:
-            store.create_group("dense")
         for name, (size, kind) in sizes.items():
-            kind_id, space = h5py.h5t.py_create(np.dtype(kind)), h5py.h5s.create_simple(size)
-            h5py.h5d.create(store.id, name.encode(), kind_id, space, settings)
+            store.create_dataset(name, size, kind, dcpl=settings)
 
 
 def _sizes(

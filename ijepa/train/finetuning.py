@@ -71,8 +71,8 @@ class FinetuneTask(Task[Inputs]):
         super().__init__(config, runtime, world)
         self.view, device = view, self.device
         train, self._held = parts
-        plan = StepPlan(len(train.chosen), view, config.seed, world.share(view.batch_size))
-        self._crops = AugmentedBatches(train.images, train.chosen, plan, config)
+        plan = StepPlan(train.chosen, view, config.seed, world.share(view.batch_size))
+        self._crops = AugmentedBatches(train.images, plan, config)
         self._labels = torch.zeros(len(train.images), dtype=torch.int64)
         self._labels[torch.from_numpy(train.chosen)] = torch.from_numpy(train.labels)
         self.model = model.to(device)

@@ -17,8 +17,7 @@ from ijepa.config import DecoderConfig, PretrainConfig, Runtime
 from ijepa.data.loader import Batch, RandomCropBatches, StepPlan, read_views
 from ijepa.data.shards import ShardSet
 from ijepa.decoder.model import (
-    block_boxes,
-    build_decoder,
+    Decoder,
     cut_blocks,
     draw_blocks,
     draw_flow,
@@ -33,7 +32,6 @@ from ijepa.errors import IjepaError
 from ijepa.files import read_metrics, write_bytes, write_json
 from ijepa.jepa.masks import Masks, check_masks
 from ijepa.jepa.model import IJepa
-from ijepa.jepa.rng import MASKS, NOISE, stream
 from ijepa.jepa.schedules import warmup_cosine
 from ijepa.progress import Progress
 from ijepa.recipes import dump_yaml
@@ -115,7 +113,7 @@ class DecoderTask(Task[Inputs]):
         self._run, self._sha256, self._crops = run, encoder_sha256, crops
         self._jepa = jepa.to(self.device)
         dim = jepa.encoder.embed_dim
-        self._decoder = build_decoder(config, dim).to(self.device)
+        self._decoder = Decoder(config, dim).to(self.device)
         self.averaged = copy.deepcopy(self._decoder).requires_grad_(False).eval()
         self.model = nn.ModuleDict({"decoder": self._decoder, "averaged": self.averaged})
         self.optimizer = torch.optim.AdamW(
@@ -131,11 +129,9 @@ class DecoderTask(Task[Inputs]):
 
     def prepare(self, batch: Batch) -> Inputs:
         """Draw a block of each image, and noise."""
-        config, run = self.config, self._run
-        masks = draw_blocks(run, len(batch.images), stream(config.seed, MASKS, batch.step))
-        boxes = block_boxes(masks.targets[0], run.grid, run.encoder.patch_px)
-        seed = int(stream(config.seed, NOISE, batch.step).integers(2**62))
-        drawn = draw_flow(len(batch.images), config.image_px, seed)
+        count, config = len(batch.images), self.config
+        masks, boxes = draw_blocks(self._run, count, config.seed, batch.step)
+        drawn = draw_flow(count, config.image_px, config.seed, batch.step)
         boxes, noise, share = (moved(tensor, self.device) for tensor in (boxes, *drawn))
         images = moved(batch.images, self.device)
         return images, masks.to(self.device), boxes, noise, share

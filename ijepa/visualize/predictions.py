@@ -18,11 +18,12 @@ from ijepa.arrays import Floats, Ints, Pixels
 from ijepa.config import PredictionsConfig, PretrainConfig, RetrievalConfig
 from ijepa.data.loader import read_views
 from ijepa.decoder.model import (
+    HELD_OUT,
+    draw_blocks,
+    draw_flow,
     embed,
     held_numbers,
-    hold,
     load_decoder,
-    noise_of,
     paste_blocks,
     sample_blocks,
 )
@@ -246,11 +247,11 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
     split, made = given.split(config.split), decoder.config
     numbers = held_numbers(len(split), config.images, config.seed)
     images = read_views(split, numbers, run.data).to(device)
-    masks, boxes = hold(run, images, config.seed)
-    whole, contexts = as_pixels(images, given), masks.context.cpu().numpy()
+    masks, boxes = draw_blocks(run, len(images), config.seed, HELD_OUT)
+    whole, contexts = as_pixels(images, given), masks.context.numpy()
     context = np.stack([keep_patches(w, c, run.grid) for w, c in zip(whole, contexts, strict=True)])
     seen = torch.from_numpy(context).permute(0, 3, 1, 2).to(device)
-    columns, spreads = [whole, context], []
+    masks, columns, spreads = masks.to(device), [whole, context], []
     headings, total = ["image", "context"], config.samples + config.target_samples
     for title, count, of in (
         ("prediction, decoded", config.samples, "predictions"),
@@ -259,8 +260,8 @@ def draw_predictions(config: PredictionsConfig, given: Given) -> Drawing:
         condition = embed(jepa, run.data, images, masks, of)
         samples = []
         for number in range(count):
-            noise = noise_of(number, len(images), made.image_px, config.seed).to(device)
-            samples.append(sample_blocks(decoder, condition, noise, made.sampling_steps))
+            noise, _ = draw_flow(len(images), made.image_px, config.seed, HELD_OUT + number)
+            samples.append(sample_blocks(decoder, condition, noise.to(device), made.sampling_steps))
             columns.append(as_pixels(paste_blocks(seen, boxes, samples[-1]), given))
             headings.append("" if number else title)
             given.progress("draw samples", len(columns) - 2, total)
