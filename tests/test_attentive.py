@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.probes.arrays import LabelledRows, ProbeRequest
 from ijepa.probes.heads import AttentiveHead, AttentiveHeads
 from ijepa.probes.linear import attentive, linear
@@ -204,7 +204,7 @@ def stored(path, tokens, labels, first, grid=(4, 4)):
 def test_from_files_it_repeats_and_lists_what_vjepa_did_otherwise(short, tmp_path, monkeypatch):
     train = stored(tmp_path / "train.h5", *places(90, 0), 0)
     test = stored(tmp_path / "val.h5", *places(60, 1), 1000)
-    pair, cpu = FeaturePair(train, test), Runtime(device="cpu")
+    pair, cpu = (train, test), Runtime(device="cpu")
     results = [
         probe(pair, [pair], tmp_path / f"{n}.json", ProbeConfig(name="attentive"), cpu).scores
         for n in range(2)

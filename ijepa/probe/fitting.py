@@ -10,7 +10,7 @@ import torch
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import Images, OpenPair, is_one_file
+from ijepa.features.leakage import Images, OpenPair
 from ijepa.probe import DENSE, ON_TOKENS
 from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest
 from ijepa.probes.dense import Dense, constant_guess, dense_summary
@@ -100,8 +100,8 @@ def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> li
         request.progress(task, number, len(opened))
         states = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in states:
-            train = test = _probe_data(pair.train, config)
-            if not is_one_file(pair.train.store, pair.test.store):  # only retrieval takes one file
+            train = test = _probe_data(pair.train, config)  # of one file, which retrieval takes
+            if pair.train.store.header.fingerprint != pair.test.store.header.fingerprint:
                 test = _probe_data(pair.test, config)
             fits = fit(train, test, request._replace(states=states))
             states.clear()
