@@ -21,13 +21,13 @@ from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
 from ijepa.probes.arrays import ProbeRequest, draw_subset, hold_out
 from ijepa.probes.knn import average_precision, knn, retrieval, unit_length, vote
-from ijepa.probes.linear import linear
+from ijepa.probes.linear import choose_and_train
 from ijepa.probes.logistic import centred_unit, few_shot, fit, logistic
 from ijepa.probes.protocols import FEW_SHOT_PROTOCOLS, LOGISTIC_PROTOCOLS
 from ijepa.probes.scores import mean_class_accuracy, paired_p_value, top1
 from ijepa.results.compare import paired_difference
 
-PROBES = {"logistic": logistic, "linear": linear, "knn": knn, "few-shot": few_shot}
+PROBES = {"logistic": logistic, "linear": choose_and_train, "knn": knn, "few-shot": few_shot}
 CLASSES = (3, 7, 20)  # label numbers need not count from 0
 
 
