@@ -174,7 +174,7 @@ def train_heads(
     inputs_by_step = _inputs(train.features, protocol, rows, device)
     with computing(device, linear=pick_linear(device, batches.size, max(dims.values()))):
         for step, inputs in enumerate(inputs_by_step, start=done):
-            true = labels[_sent(torch.from_numpy(batches.images(step)), device)]
+            true = labels[moved(torch.from_numpy(batches.images(step)), device)]
             heads.step(inputs, true, batches.share_done(step))
             progress(task, step + 1, batches.steps)
             if step + 1 == batches.steps or time.monotonic() - saved >= SAVE_SECONDS:
@@ -228,7 +228,7 @@ def _inputs(
     layers = _num_layers(features, protocol)
     batches: Iterator[Tensor]  # (B, layers, dim)
     if isinstance(features, Tensor):
-        batches = (features[_sent(torch.from_numpy(rows), device)] for rows in rows_by_step)
+        batches = (features[moved(torch.from_numpy(rows), device)] for rows in rows_by_step)
     else:
         read = (torch.from_numpy(features[rows, -layers:]) for rows in rows_by_step)
         read_ahead = prefetched((_pinned(batch, device) for batch in read), ahead=1)
@@ -239,11 +239,6 @@ def _inputs(
             continue
         values = batch.float()
         yield {"last": values[:, -1].contiguous(), "concat": values.flatten(1)}
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """The same on the device, without waiting for the copy."""
-    return moved(_pinned(values, device), device)
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
