@@ -42,8 +42,8 @@ def fit_and_score(
     facts |= shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)) | {
         "probe": config.name,
         "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
-        "description": PROBES[config.name].description,
-        "selection": PROBES[config.name].selection,
+        "description": PROBES[config.name]["description"],
+        "selection": PROBES[config.name]["selection"],
         "source": joined_source(train.store.header.source, test.store.header.source),
         "train_split": train.store.header.split,
         "test_split": test.store.header.split,
@@ -93,7 +93,7 @@ def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> li
     """The fits of each encoder, one a setting; unfinished work is kept in a folder."""
     config = request.config
     # Imported when chosen: scikit-learn, faiss and torch each take seconds.
-    module, _, name = PROBES[config.name].home.partition(":")
+    module, _, name = PROBES[config.name]["home"].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(f"ijepa.probes.{module}"), name)
     task, every = f"probe {config.name} encoders", []
     for number, pair in enumerate(opened):
