@@ -14,8 +14,6 @@ from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.figures.charts import (
-    Dot,
-    Strip,
     health_curve,
     interval_plot,
     line_chart,
@@ -257,8 +255,8 @@ def test_the_health_curve_is_of_the_first_runs_that_were_measured():
 
 
 def test_intervals_and_chance_are_drawn_where_they_are():
-    dots = [Dot("<b>", 0.5, 0.4, 0.6, 1), Dot("b", 0.9, 0.8, 1.0, 2)]
-    plot = interval_plot([Strip("knn on class", 0.1, dots)])
+    dots = [("<b>", 0.5, 0.4, 0.6, 1), ("b", 0.9, 0.8, 1.0, 2)]
+    plot = interval_plot([("knn on class", 0.1, dots)])
     assert "&lt;b&gt;: 50.00%, interval 40.0 to 60.0, constant guess 10.0" in plot
     points = [float(found) for found in re.findall(r'class="point" style="left:(.*?)%', plot)]
     bars = re.findall(r'class="bar" style="left:(.*?)%;right:(.*?)%', plot)
