@@ -31,7 +31,7 @@ def made(run, shards, tmp_path_factory):
         extract(shards, folder / f"{split}.h5", config, CPU)
     pair = (folder / "train.h5", folder / "val.h5")
     probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
-    report([folder / "r.json", run], folder / "r.html", CPU)
+    report([folder / "r.json", run], folder / "r.html", runtime=CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
     visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
     small = ("encoder.arch=32x2x2", "predictor.dim=16", "predictor.depth=1")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_probe import pair
 
-from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, Runtime
+from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, ReportConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.figures.charts import (
@@ -342,16 +342,16 @@ def test_probes_of_one_label_are_columns_of_one_table(results, tmp_path):
 
 def test_a_table_of_the_paper_is_shown_if_a_result_fills_it_or_if_it_is_chosen(results, tmp_path):
     def numbers(name, **options):
-        out = report(results, tmp_path / f"{name}.html", **options)
+        out = report(results, tmp_path / f"{name}.html", ReportConfig(**options))
         text = out.out.read_text().replace("<wbr>", "")
         assert ("report --paper</code>" in text) == (name != "all")
         return {int(n) for n in Page(text).values("data-table")}
 
     assert numbers("none") == set()
-    assert numbers("two", paper_tables=(2, 6)) == {2, 6}
+    assert numbers("two", tables=(2, 6)) == {2, 6}
     assert len(numbers("all", paper=True)) > 10
     with pytest.raises(IjepaError, match="no table 99 of scores; choose from 1, 2"):
-        report(results, tmp_path / "r.html", paper_tables=(99,))
+        report(results, tmp_path / "r.html", ReportConfig(tables=(99,)))
 
 
 def test_the_first_screen_names_data_run_date_version_device_and_duration(results, run, tmp_path):
@@ -363,7 +363,7 @@ def test_the_first_screen_names_data_run_date_version_device_and_duration(result
         assert fact in text
     for sentence in outcome.verdict:
         assert printable(sentence) in text
-    assert report([run], tmp_path / "r.html", title="<mine>").title == "<mine>"
+    assert report([run], tmp_path / "r.html", ReportConfig(title="<mine>")).title == "<mine>"
     content = (tmp_path / "r.html").read_text()
     assert "<title>&lt;mine&gt;</title>" in content
     assert '"\\00003cmine\\00003e"' in content  # the head of printed pages
