@@ -20,7 +20,10 @@ from ijepa_cli import complete
 from ijepa_cli.show import outlook_shown
 
 # Names of options that are not those of their fields.
-FLAGS = {"image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key"}
+FLAGS = {
+    "image_px": "--image-size", "resize_px": "--resize", "splits": "--split", "keys": "--key",
+    "tables": "--table",
+}  # fmt: skip
 SETTINGS, RUN = "Settings", "How to run"
 MAIN = "Options"  # typed first: required settings, and options that are a command's own
 COMPLETED: dict[str, Callable[..., list[str]]] = {

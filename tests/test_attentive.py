@@ -12,10 +12,10 @@ from torch.nn.functional import gelu
 
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.probes.arrays import LabelledRows, ProbeRequest
 from ijepa.probes.heads import AttentiveHead, AttentiveHeads
-from ijepa.probes.linear import attentive, linear
+from ijepa.probes.linear import choose_and_train
 from ijepa.probes.protocols import ATTENTIVE_PROTOCOLS, AttentiveProtocol, AttentiveSettings
 
 CPU = torch.device("cpu")
@@ -148,7 +148,9 @@ def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(mon
     monkeypatch.setitem(ATTENTIVE_PROTOCOLS, "ijepa", longer)
     (train, numbers), (test, answers) = places(300, 0), places(200, 1)
     config = ProbeConfig(name="attentive")
-    [fit] = attentive(on_tokens(train, numbers), on_tokens(test, answers), ProbeRequest(config))
+    [fit] = choose_and_train(
+        on_tokens(train, numbers), on_tokens(test, answers), ProbeRequest(config)
+    )
     assert np.mean(fit.predictions == answers) > 0.95
     assert fit.choices["head"] == "attentive, lr 0.003, decay 0.001"
     assert fit.choices["held_out_accuracy"] > 0.9
@@ -156,7 +158,7 @@ def test_it_learns_where_an_object_is_and_linear_heads_on_the_average_do_not(mon
     assert fit.deviations == ()
     averages = (tokens.mean(1, keepdims=True, dtype=np.float32) for tokens in (train, test))
     pooled = [labelled(*pair) for pair in zip(averages, (numbers, answers), strict=True)]
-    [fit] = linear(*pooled, ProbeRequest(ProbeConfig(name="linear")))
+    [fit] = choose_and_train(*pooled, ProbeRequest(ProbeConfig(name="linear")))
     assert np.mean(fit.predictions == answers) < 0.4  # a quarter, and four deviations
 
 
@@ -164,7 +166,9 @@ def test_shuffled_labels_are_at_chance(short):
     (train, numbers), (test, answers) = places(200, 0), places(400, 1)
     shuffled = np.random.default_rng(0).permutation(numbers)
     config = ProbeConfig(name="attentive")
-    [fit] = attentive(on_tokens(train, shuffled), on_tokens(test, answers), ProbeRequest(config))
+    [fit] = choose_and_train(
+        on_tokens(train, shuffled), on_tokens(test, answers), ProbeRequest(config)
+    )
     assert np.mean(fit.predictions == answers) < 0.5
 
 
@@ -204,7 +208,7 @@ def stored(path, tokens, labels, first, grid=(4, 4)):
 def test_from_files_it_repeats_and_lists_what_vjepa_did_otherwise(short, tmp_path, monkeypatch):
     train = stored(tmp_path / "train.h5", *places(90, 0), 0)
     test = stored(tmp_path / "val.h5", *places(60, 1), 1000)
-    pair, cpu = FeaturePair(train, test), Runtime(device="cpu")
+    pair, cpu = (train, test), Runtime(device="cpu")
     results = [
         probe(pair, [pair], tmp_path / f"{n}.json", ProbeConfig(name="attentive"), cpu).scores
         for n in range(2)

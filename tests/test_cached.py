@@ -12,7 +12,7 @@ from ijepa.config import ConvertConfig, ExtractConfig, MasksConfig, ProbeConfig
 from ijepa.convert import convert
 from ijepa.extract import extract
 from ijepa.features import store as features
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.visualize import visualize
@@ -29,9 +29,9 @@ def made(run, shards, tmp_path_factory):
     for split in ("train", "val"):
         config = ExtractConfig(encoder=str(run), split=split)
         extract(shards, folder / f"{split}.h5", config, CPU)
-    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    pair = (folder / "train.h5", folder / "val.h5")
     probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
-    report([folder / "r.json", run], folder / "r.html", CPU)
+    report([folder / "r.json", run], folder / "r.html", runtime=CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
     visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
     small = ("encoder.arch=32x2x2", "predictor.dim=16", "predictor.depth=1")
@@ -39,14 +39,14 @@ def made(run, shards, tmp_path_factory):
     images = ["pretrain", "--data", str(shards.parent / "images"), "--out", str(folder / "own")]
     images += [*common, *(word for setting in small for word in ("--set", setting))]
     assert CliRunner().invoke(app, images).exit_code == 0
-    features = ["--train", str(pair.train), "--test", str(pair.test)]
+    features = ["--train", str(pair[0]), "--test", str(pair[1])]
     where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
     recipe = ["--recipe", str(run / "config.yaml"), "--data", str(shards)]
     return folder, {
         "shard": ["shard", str(shards.parent / "images"), str(shards)],
         "pretrain": ["pretrain", *recipe, "--out", str(run), *common],
         "images": images,
-        "extract": ["extract", *where, "--out", str(pair.test), *common],
+        "extract": ["extract", *where, "--out", str(pair[1]), *common],
         "probe": ["probe", "knn", *features, "--out", str(folder / "r.json"), *common],
         "report": ["report", str(folder / "r.json"), str(run), "--out", str(folder / "r.html")],
         "convert": ["convert", str(run), str(folder / "c.pth.tar"), "--to", "published"],
@@ -74,7 +74,7 @@ def test_a_cached_probe_reads_no_numbers(made, monkeypatch):
     folder, _ = made
     unread = property(lambda _: pytest.fail("numbers were read"))
     monkeypatch.setattr(features.Features, "values", unread)
-    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    pair = (folder / "train.h5", folder / "val.h5")
     assert probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU).cached
 
 

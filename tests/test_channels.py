@@ -48,7 +48,7 @@ from ijepa.jepa.flops import step_flops
 from ijepa.jepa.model import build_ijepa
 from ijepa.jepa.vit import adapt_channels, adaptation
 from ijepa.pretrain import auto_recipe, plan_pretrain, pretrain
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.recipes import begun_with, load_recipe
 from ijepa.shard import shard
 from ijepa.visualize import visualize
@@ -553,7 +553,7 @@ def test_training_on_eight_channels_beats_pixels_and_chance(tmp_path):
             out = tmp_path / f"{split}.h5"
             extract(tmp_path / "shards", out, ExtractConfig(encoder=name, split=split),
                     AGAIN)  # fmt: skip
-        pair = FeaturePair(tmp_path / "train.h5", tmp_path / "val.h5")
+        pair = (tmp_path / "train.h5", tmp_path / "val.h5")
         done = probe(pair, (), tmp_path / "r.json", ProbeConfig(), AGAIN)
         right[name] = done.scores[0]
     trained, pixels = right.values()

@@ -63,7 +63,7 @@ def test_the_options_of_a_stage_are_these(command):
     options = {
         name for one in shown for name in (*one.opts, *one.secondary_opts) if name.startswith("--")
     }
-    common = {"--force", "--dry-run", "--json"} | ({"--set"} if command != "report" else set())
+    common = {"--force", "--dry-run", "--json", "--set"}
     assert options - {"--help"} == {f"--{name}" for name in OPTIONS[command].split()} | common
 
 

@@ -10,7 +10,7 @@ from ijepa.config import ProbeConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import ExtractConfig, extract
 from ijepa.features.store import open_features
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.probe.fitting import KeptStates
 from ijepa.probes.arrays import ProbeRequest
 from ijepa.probes.dense import Dense, Head, dense, dense_summary, image_sums, measure
@@ -212,7 +212,7 @@ def test_maps_stand_in_the_feature_file_in_the_view_of_the_images(scenes):
 
 @pytest.mark.parametrize(("name", "label"), [("segmentation", "shape"), ("depth", "depth")])
 def test_from_files_to_scores_and_the_page(scenes, tmp_path, name, label):
-    pair = FeaturePair(scenes / "train.h5", scenes / "val.h5")
+    pair = (scenes / "train.h5", scenes / "val.h5")
     config = ProbeConfig(name=name, label=label)
     first, second = probe(pair, [pair], tmp_path / "r.json", config, CPU).scores
     assert first.top1 == second.top1
@@ -240,7 +240,7 @@ def test_from_files_to_scores_and_the_page(scenes, tmp_path, name, label):
     ],
 )
 def test_a_label_of_another_kind_is_one_line(scenes, tmp_path, name, label, message):
-    pair = FeaturePair(scenes / "train.h5", scenes / "val.h5")
+    pair = (scenes / "train.h5", scenes / "val.h5")
     with pytest.raises(IjepaError, match=message):
         probe(pair, [], tmp_path / "r.json", ProbeConfig(name=name, label=label), CPU)
     assert not (tmp_path / "r.json").exists()

@@ -16,7 +16,7 @@ from runs import CPU
 
 from ijepa.config import ExtractConfig, ProbeConfig
 from ijepa.extract import extract
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa_cli.main import COMMANDS, main
 
 FEW = settings(
@@ -78,7 +78,7 @@ def made(shards, tmp_path_factory):
     for split in ("train", "val"):
         config = ExtractConfig(encoder="pixels", image_px=8, split=split)
         extract(shards, folder / f"{split}.h5", config, CPU)
-    pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+    pair = (folder / "train.h5", folder / "val.h5")
     probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
     return folder
 

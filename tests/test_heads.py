@@ -16,7 +16,7 @@ import ijepa.probes.heads as heads_module
 import ijepa.probes.linear as linear_module
 from ijepa.config import ProbeConfig
 from ijepa.probes.arrays import ProbeRequest
-from ijepa.probes.linear import Batches, linear, train_heads
+from ijepa.probes.linear import Batches, choose_and_train, train_heads
 from ijepa.probes.protocols import LINEAR_PROTOCOLS, Head, LinearProtocol
 from ijepa.progress import silent
 
@@ -203,12 +203,12 @@ def test_heads_trained_in_bf16_are_nearly_those_trained_in_fp32_and_kept_in_fp32
 
 
 def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch, caplog):
-    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
+    monkeypatch.setitem(LINEAR_PROTOCOLS, "ijepa", protocol())
     request = ProbeRequest(ProbeConfig(name="linear"))
-    [whole] = linear(data(), data(50, seed=1), request)
+    [whole] = choose_and_train(data(), data(50, seed=1), request)
     assert not caplog.records
     rounded = {"precision": {"bf16": True}, "choice": {"accuracy": [1.0]}}
-    [again] = linear(data(), data(50, seed=1), request._replace(states=rounded))
+    [again] = choose_and_train(data(), data(50, seed=1), request._replace(states=rounded))
     assert again.choices == whole.choices
     assert [one.levelname for one in caplog.records] == ["WARNING"]
 
@@ -216,14 +216,14 @@ def test_a_stop_in_one_precision_does_not_go_on_in_another(monkeypatch, caplog):
 def test_features_on_the_device_give_the_same_scores(monkeypatch):
     train, test = data(120, views=2), data(50, seed=1)
     rule = protocol(epochs=5, augment="rrc-flip")
-    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", rule)
+    monkeypatch.setitem(LINEAR_PROTOCOLS, "ijepa", rule)
     request = ProbeRequest(ProbeConfig(name="linear"))
-    [from_file] = linear(train, test, request)
+    [from_file] = choose_and_train(train, test, request)
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: 2**30)
     monkeypatch.setattr("ijepa.probes.linear.ROWS_AT_ONCE", 50)
     loaded = []
     told = request._replace(progress=lambda task, done, _: loaded.append((task, done)))
-    [from_device] = linear(train, test, told)
+    [from_device] = choose_and_train(train, test, told)
     assert {("load features", done) for done in (50, 240)} <= set(loaded)
     assert np.array_equal(from_file.predictions, from_device.predictions)
     assert from_file.choices == from_device.choices
@@ -234,11 +234,11 @@ def test_features_on_the_device_give_the_same_scores(monkeypatch):
 @pytest.mark.parametrize("room_bytes", [0, 2**30], ids=["read ahead", "on the GPU"])
 def test_a_gpu_trains_in_bf16_nearly_the_heads_of_a_cpu(room_bytes, monkeypatch):
     monkeypatch.setattr(linear_module, "_room_bytes", lambda _: room_bytes)
-    monkeypatch.setitem(linear_module.LINEAR_PROTOCOLS, "ijepa", protocol())
+    monkeypatch.setitem(LINEAR_PROTOCOLS, "ijepa", protocol())
     train, test = data(), data(300, seed=1)
     request = ProbeRequest(ProbeConfig(name="linear"))
-    [on_gpu] = linear(train, test, request._replace(device="cuda"))
-    [on_cpu] = linear(train, test, request._replace(device="cpu"))
+    [on_gpu] = choose_and_train(train, test, request._replace(device="cuda"))
+    [on_cpu] = choose_and_train(train, test, request._replace(device="cpu"))
     assert (on_gpu.precision, on_cpu.precision) == ("bf16", "fp32")
     accuracies = [float((fit.predictions == test.labels).mean()) for fit in (on_gpu, on_cpu)]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)

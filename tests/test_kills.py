@@ -19,7 +19,7 @@ from ijepa import files
 from ijepa.config import ExtractConfig, ProbeConfig, Runtime, ShardConfig
 from ijepa.extract import extract
 from ijepa.pretrain import pretrain
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.shard import shard
 from ijepa.weights import load_checkpoint
@@ -38,7 +38,7 @@ def run_stage(name, folder, out):
         choice = ExtractConfig(encoder=str(folder / "run"), views=4, augment="rrc-flip")
         extract(folder / "shards", out, choice, CPU)
     else:
-        pair = FeaturePair(folder / "train.h5", folder / "val.h5")
+        pair = (folder / "train.h5", folder / "val.h5")
         probe(pair, [], out, ProbeConfig(name="linear"), EAGER)
 
 

@@ -9,7 +9,7 @@ import pytest
 from test_probe import pair
 from test_report import Page
 
-from ijepa.config import ProbeConfig
+from ijepa.config import ProbeConfig, ReportConfig
 from ijepa.paper import TABLES
 from ijepa.probe import probe
 from ijepa.report import report
@@ -65,7 +65,7 @@ def pressed(run, tmp_path_factory):
     ]
     result = folder / "r.json"
     probe(pair(folder), noise, result, ProbeConfig(name="logistic"))
-    out = report([result, run], folder / "report.html", paper=True).out
+    out = report([result, run], folder / "report.html", ReportConfig(paper=True)).out
     out.write_text(out.read_text().replace("</body>", PRESS))
     return out
 

@@ -4,7 +4,7 @@ import pytest
 
 from ijepa.config import FINETUNE_PROTOCOLS
 from ijepa.paper import TABLES, pretraining_set, tables_by
-from ijepa.probe import PROTOCOLS
+from ijepa.probes.protocols import PROTOCOLS
 
 BY_NUMBER = {table.number: table for table in TABLES}
 

@@ -19,7 +19,7 @@ from ijepa.extract import check_features, describe, extract
 from ijepa.features.diagnose import diagnose
 from ijepa.finetune import plan_finetune
 from ijepa.pretrain import plan_pretrain, pretrain
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.recipes import load_recipe
 from ijepa.report import report
 from ijepa.results.compare import compare
@@ -53,7 +53,7 @@ def test_every_stage_takes_paths_of_any_kind(kind, shards, run, tiny_config, tmp
         assert store.shape[0] == 64
     assert describe(at("val.h5")).images == diagnose(at("val.h5")).images == 64
     check_features(at("val.h5"), data)
-    probe(FeaturePair(at("train.h5"), at("val.h5")), [], at("r.json"), ProbeConfig(name="knn"), CPU)
+    probe((at("train.h5"), at("val.h5")), [], at("r.json"), ProbeConfig(name="knn"), CPU)
     assert compare(at("r.json"), at("r.json"))
     assert read_result(at("r.json"))[0].test_rows == 64
     assert pretrain(data, kind(str(run)), tiny_config, CPU).cached

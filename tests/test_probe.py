@@ -3,6 +3,8 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -14,13 +16,20 @@ from typer.testing import CliRunner
 from ijepa.config import ProbeConfig, Runtime
 from ijepa.data.sources.names import listed
 from ijepa.errors import IjepaError
-from ijepa.probe import FeaturePair, low_level, probe
+from ijepa.probe import low_level, probe
 from ijepa.probes.protocols import LOGISTIC_PROTOCOLS, PROBES
 from ijepa.report import report
 from ijepa_cli.main import app
 
 LOGISTIC = ProbeConfig(name="logistic")
 ON_FEATURES = sorted(PROBES.keys() - {"attentive", "segmentation", "depth"})  # those on tokens
+
+
+class FeaturePair(NamedTuple):
+    """What a probe is fitted on, and what it is scored on."""
+
+    train: Path
+    test: Path
 
 
 def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, copies=0, **header):

@@ -16,7 +16,7 @@ from ijepa.extract import extract
 from ijepa.features.leakage import repeated_keys
 from ijepa.features.store import open_features
 from ijepa.finetune import finetune
-from ijepa.probe import FeaturePair, probe
+from ijepa.probe import probe
 from ijepa.shard import shard
 
 
@@ -75,7 +75,7 @@ def test_one_training_image_alone_in_the_test_set_is_found(tmp_path):
     data = shard(write_files(tmp_path / "images", files), tmp_path / "shards").out
     for split in ("train", "val"):
         extract(data, tmp_path / f"{split}.h5", ExtractConfig(encoder="pixels", split=split), CPU)
-    pair = FeaturePair(tmp_path / "train.h5", tmp_path / "val.h5")
+    pair = (tmp_path / "train.h5", tmp_path / "val.h5")
     with pytest.raises(IjepaError, match=r"^1 of 1 .*such as val/0/copy \(train/1/3 in train\)"):
         probe(pair, [], tmp_path / "r.json", ProbeConfig(name="knn"))
 

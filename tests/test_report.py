@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 from test_probe import pair
 
-from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, Runtime
+from ijepa.config import ExtractConfig, MasksConfig, ProbeConfig, ReportConfig, Runtime
 from ijepa.errors import IjepaError
 from ijepa.extract import extract
 from ijepa.figures.charts import (
-    Dot,
-    Strip,
     health_curve,
     interval_plot,
     line_chart,
@@ -257,8 +255,8 @@ def test_the_health_curve_is_of_the_first_runs_that_were_measured():
 
 
 def test_intervals_and_chance_are_drawn_where_they_are():
-    dots = [Dot("<b>", 0.5, 0.4, 0.6, 1), Dot("b", 0.9, 0.8, 1.0, 2)]
-    plot = interval_plot([Strip("knn on class", 0.1, dots)])
+    dots = [("<b>", 0.5, 0.4, 0.6, 1), ("b", 0.9, 0.8, 1.0, 2)]
+    plot = interval_plot([("knn on class", 0.1, dots)])
     assert "&lt;b&gt;: 50.00%, interval 40.0 to 60.0, constant guess 10.0" in plot
     points = [float(found) for found in re.findall(r'class="point" style="left:(.*?)%', plot)]
     bars = re.findall(r'class="bar" style="left:(.*?)%;right:(.*?)%', plot)
@@ -344,16 +342,16 @@ def test_probes_of_one_label_are_columns_of_one_table(results, tmp_path):
 
 def test_a_table_of_the_paper_is_shown_if_a_result_fills_it_or_if_it_is_chosen(results, tmp_path):
     def numbers(name, **options):
-        out = report(results, tmp_path / f"{name}.html", **options)
+        out = report(results, tmp_path / f"{name}.html", ReportConfig(**options))
         text = out.out.read_text().replace("<wbr>", "")
         assert ("report --paper</code>" in text) == (name != "all")
         return {int(n) for n in Page(text).values("data-table")}
 
     assert numbers("none") == set()
-    assert numbers("two", paper_tables=(2, 6)) == {2, 6}
+    assert numbers("two", tables=(2, 6)) == {2, 6}
     assert len(numbers("all", paper=True)) > 10
     with pytest.raises(IjepaError, match="no table 99 of scores; choose from 1, 2"):
-        report(results, tmp_path / "r.html", paper_tables=(99,))
+        report(results, tmp_path / "r.html", ReportConfig(tables=(99,)))
 
 
 def test_the_first_screen_names_data_run_date_version_device_and_duration(results, run, tmp_path):
@@ -365,7 +363,7 @@ def test_the_first_screen_names_data_run_date_version_device_and_duration(result
         assert fact in text
     for sentence in outcome.verdict:
         assert printable(sentence) in text
-    assert report([run], tmp_path / "r.html", title="<mine>").title == "<mine>"
+    assert report([run], tmp_path / "r.html", ReportConfig(title="<mine>")).title == "<mine>"
     content = (tmp_path / "r.html").read_text()
     assert "<title>&lt;mine&gt;</title>" in content
     assert '"\\00003cmine\\00003e"' in content  # the head of printed pages

@@ -14,7 +14,7 @@ import typer
 from test_python_page import smaller
 
 from ijepa.config import Settings
-from ijepa.probe import PROTOCOLS
+from ijepa.probes.protocols import PROTOCOLS
 from ijepa_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent

@@ -21,6 +21,7 @@ from ijepa.config import (
     ProbeConfig,
     RandomMasks,
     RasterizedMasks,
+    ReportConfig,
     RetrievalConfig,
     Settings,
     ShardConfig,
@@ -39,6 +40,7 @@ STAGES = {
     "visualize retrieval": RetrievalConfig,
     "visualize embedding": EmbeddingConfig,
     "visualize predictions": PredictionsConfig,
+    "report": ReportConfig,
     "convert": ConvertConfig,
 }
 MASKS = (MultiblockMasks, RasterizedMasks, BlockMasks, RandomMasks)

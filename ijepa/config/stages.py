@@ -350,3 +350,14 @@ class ConvertConfig(Settings):
         if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
             raise ValueError("write the hub's identifier, such as mit, cc-by-nc-4.0 or other")
         return name
+
+
+class ReportConfig(Settings):
+    """What the page of `ijepa report` says beside its inputs."""
+
+    title: str = ""
+    """Heading of the page; otherwise the name of the first run."""
+    paper: bool = False
+    """Show all tables of the paper, not only those that a result fills."""
+    tables: tuple[int, ...] = ()
+    """Show this table of the paper in any case, by its number; repeatable."""

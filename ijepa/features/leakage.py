@@ -18,13 +18,6 @@ MOST_REPEATS = 0.05  # of the test images
 ALIKE = ("weights_sha256", "which", "layers", "pooling", "image_px", "transform")
 
 
-class FeaturePair(NamedTuple):
-    """Feature files of the same encoder: what a probe is fitted on, and what it is scored on."""
-
-    train: Path
-    test: Path
-
-
 class Images(NamedTuple):
     """The images of a feature file whose class is known; each may stand there in several views."""
 
@@ -46,22 +39,23 @@ class OpenPair(NamedTuple):
 
 
 def open_pair(
-    pair: FeaturePair,
+    pair: tuple[Path, Path],
     label: str,
     *,
     tokens: bool = False,
     leave_one_out: bool = False,
     dense: bool = False,
 ) -> OpenPair:
-    """Open both files, and see that they belong together; with `tokens`, check these, too.
+    """Open the files to fit and to score on, and see that they belong together.
 
-    Both may be one file for a probe that leaves out each image while it is scored. With `dense`,
-    the label is a dense one, and all images are of class 0.
+    With `tokens`, these are checked, too. With `dense`, the label is a dense one, and all images
+    are of class 0. Both may be one file for a probe that leaves out each image while it is scored.
 
     Raises:
         IjepaError: other encoders or options, no such label or tokens, classes numbered otherwise,
             nothing to choose on, images that are in both, or many that are under another name.
     """
+    train_path, test_path = pair
     opened = (open_features(path, check_tokens=tokens) for path in pair)
     train, test = (_images(store, label, dense) for store in opened)
     one, other = train.store.header, test.store.header
@@ -71,32 +65,27 @@ def open_pair(
             if what == "weights_sha256":
                 what, ours, theirs = "encoder", one.encoder, f"{other.encoder} (other weights)"
             raise IjepaError(
-                f"{pair.train} and {pair.test} differ in {what}: {ours} and "
-                f"{theirs}. Extract both with the same encoder and options."
+                f"{train_path} and {test_path} differ in {what}: {ours} and {theirs}. Extract both "
+                f"with the same encoder and options."
             )
     if not dense:
         _check_classes(train, test, label)
     elif one.dense[label] != other.dense[label] or len(train.keys) < 2:
         raise IjepaError(
-            f"{pair.train} and {pair.test} hold other classes of {label!r}, or one image alone; "
+            f"{train_path} and {test_path} hold other classes of {label!r}, or one image alone; "
             f"shard both splits together, with two training images or more."
         )
-    if leave_one_out and is_one_file(train.store, test.store):
+    if leave_one_out and one.fingerprint == other.fingerprint:
         return OpenPair(train, test, (), _deviations(train, test, label))
     shared = set(train.keys) & set(test.keys)
     if shared and one.data_fingerprint == other.data_fingerprint:
         raise IjepaError(
-            f"{pair.train} to train on and {pair.test} to test on have images in common, "
+            f"{train_path} to train on and {test_path} to test on have images in common, "
             f"{len(shared):,} in all, such as {min(shared)}; a probe must not be scored on "
             f"what it was fitted on."
         )
     repeats = repeated_keys(train.image_ids, train.keys, test.image_ids, test.keys)
     return OpenPair(train, test, repeats, _deviations(train, test, label))
-
-
-def is_one_file(train: Features, test: Features) -> bool:
-    """Whether both hold the same features of the same images."""
-    return train.header.fingerprint == test.header.fingerprint
 
 
 def refuse_other_images(first: OpenPair, others: Sequence[OpenPair]) -> None:

@@ -15,6 +15,9 @@ from ijepa.templating import templates
 
 Records = Sequence[dict[str, float]]
 Points = tuple[Sequence[float], Sequence[float]]  # x ascending, y
+# An encoder on a probe: name, value, low and high in [0, 1], its colour on all probes, from 1.
+Dot = tuple[str, float, float, float, int]
+Strip = tuple[str, float, Sequence[Dot]]  # a probe: its title, what a constant guess reaches, dots
 
 MOST_POINTS = 240  # more than a narrow chart has pixels to show
 CURVES = [
@@ -145,27 +148,10 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-class Dot(NamedTuple):
-    """One encoder on one probe; numbers are shares, from 0 to 1."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    kind: int  # its colour, from 1; alike for one encoder on all probes
-
-
-class Strip(NamedTuple):
-    """One probe: what it asks, what guessing the most frequent class reaches, and its dots."""
-
-    title: str
-    chance: float
-    dots: Sequence[Dot]
-
-
 def interval_plot(strips: Sequence[Strip]) -> Markup:
     """Draw all strips over one axis in percent, wide enough for every interval and for chance."""
-    ends = [end for s in strips for end in (s.chance, *(e for d in s.dots for e in d[2:4]))]
+    ends = [chance for _, chance, _ in strips]
+    ends += [end for *_, dots in strips for dot in dots for end in dot[2:4]]
     room = 0.03 * (max(ends) - min(ends)) or 0.05
     low, high = max(0.0, min(ends) - room), min(1.0, max(ends) + room)
     ticks = [t for t in MaxNLocator(4).tick_values(100 * low, 100 * high) if low <= t / 100 <= high]

@@ -8,7 +8,7 @@ from ijepa.arrays import Ints
 from ijepa.config import RUNTIME, Config, ProbeConfig, Runtime, StrPath
 from ijepa.data.sources.names import listed, read_lines
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import FeaturePair, OpenPair, open_pair, refuse_other_images
+from ijepa.features.leakage import OpenPair, open_pair, refuse_other_images
 from ijepa.features.store import read_header
 from ijepa.files import file_sha256
 from ijepa.probes.arrays import ProbeRequest
@@ -19,21 +19,12 @@ from ijepa.results.record import Scores, read_result, write_result
 from ijepa.stage import DryRun, StagePlan, exclusive_work, outlook
 from ijepa.text import did_you_mean
 
-__all__ = [
-    "PROTOCOLS",
-    "FeaturePair",
-    "LowLevelResult",
-    "ProbeResult",
-    "low_level",
-    "probe",
-]
-
 VERSION = 14
 
 DENSE = {"segmentation": "classes", "depth": "depth"}  # what the maps of their labels hold
 ON_TOKENS = {"attentive", *DENSE}  # probes that see patch tokens
 
-Pair = tuple[StrPath, StrPath]  # feature files: fitted on, and scored on; also a `FeaturePair`
+Pair = tuple[StrPath, StrPath]  # feature files: fitted on, and scored on
 
 
 class ProbeResult(Config):
@@ -101,7 +92,7 @@ def probe(
     for path in lists:
         read_lines(path)
     config = config.model_copy(update={"subsets": tuple(file_sha256(path) for path in lists)})
-    pairs = [FeaturePair(Path(train), Path(test)) for train, test in (features, *baselines)]
+    pairs = [(Path(train), Path(test)) for train, test in (features, *baselines)]
     inputs = {
         f"{role} {number}": read_header(path).fingerprint
         for number, pair in enumerate(pairs)

@@ -10,7 +10,7 @@ import torch
 
 from ijepa.config import ProbeConfig
 from ijepa.errors import IjepaError
-from ijepa.features.leakage import Images, OpenPair, is_one_file
+from ijepa.features.leakage import Images, OpenPair
 from ijepa.probe import DENSE, ON_TOKENS
 from ijepa.probes.arrays import Fit, LabelledRows, ProbeRequest
 from ijepa.probes.dense import Dense, constant_guess, dense_summary
@@ -42,8 +42,8 @@ def fit_and_score(
     facts |= shared_fields(config, (train.keys, train.labels), (test.keys, test.labels)) | {
         "probe": config.name,
         "protocol": name.removeprefix("linear-"),  # linear, vissl-clevr-count, logistic-msn
-        "description": PROBES[config.name].description,
-        "selection": PROBES[config.name].selection,
+        "description": PROBES[config.name]["description"],
+        "selection": PROBES[config.name]["selection"],
         "source": joined_source(train.store.header.source, test.store.header.source),
         "train_split": train.store.header.split,
         "test_split": test.store.header.split,
@@ -93,15 +93,15 @@ def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> li
     """The fits of each encoder, one a setting; unfinished work is kept in a folder."""
     config = request.config
     # Imported when chosen: scikit-learn, faiss and torch each take seconds.
-    module, _, name = PROBES[config.name].home.partition(":")
+    module, _, name = PROBES[config.name]["home"].partition(":")
     fit: Callable[..., list[Fit]] = getattr(importlib.import_module(f"ijepa.probes.{module}"), name)
     task, every = f"probe {config.name} encoders", []
     for number, pair in enumerate(opened):
         request.progress(task, number, len(opened))
         states = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in states:
-            train = test = _probe_data(pair.train, config)
-            if not is_one_file(pair.train.store, pair.test.store):  # only retrieval takes one file
+            train = test = _probe_data(pair.train, config)  # of one file, which retrieval takes
+            if pair.train.store.header.fingerprint != pair.test.store.header.fingerprint:
                 test = _probe_data(pair.test, config)
             fits = fit(train, test, request._replace(states=states))
             states.clear()

@@ -169,19 +169,15 @@ class Heads:
                 decays = name in ("weight", "bias")  # not batch norm's own
                 self._parts.append((part, whole, place, head.weight_decay if decays else 0.0))
                 members[head.lr, part.ndim > 1].append(part)
-        rates, lars = sorted({head.lr for head in protocol.heads}), protocol.optimizer == "lars"
+        rates = sorted({head.lr for head in protocol.heads})
         groups = [
-            {
-                "params": members[lr, matrices],
-                "whole_lr": lr,
-                **({"always_adapt": matrices} if lars else {}),
-            }
+            {"params": members[lr, matrices], "whole_lr": lr, "always_adapt": matrices}  # for LARS
             for lr, matrices in product(rates, (True, False))
         ]
         nesterov = protocol.optimizer == "sgd"
         self._optimizer: Optimizer = (
             Lars(groups, lr=0.0, momentum=MOMENTUM)
-            if lars
+            if protocol.optimizer == "lars"
             else SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=nesterov, foreach=True)
         )
 

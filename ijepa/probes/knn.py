@@ -64,7 +64,7 @@ def retrieval(train: LabelledRows, test: LabelledRows, request: ProbeRequest) ->
         request.progress("rank images", min(first + at_once, len(wanted)), len(wanted))
     names = ("mAP", *(f"precision at {k}" for k in SHOWN))
     values = torch.cat(measured, dim=1).cpu().numpy()
-    metrics = {one: mean_of(row)[:] for one, row in zip(names, values, strict=True)}  # tuples
+    metrics = {one: mean_of(row) for one, row in zip(names, values, strict=True)}
     return [Fit("", torch.cat(nearest).cpu().numpy()[np.newaxis], {}, metrics=metrics)]
 
 

@@ -31,12 +31,7 @@ from ijepa.probes.arrays import (
     smaller_batch,
 )
 from ijepa.probes.heads import AttentiveHeads, Heads
-from ijepa.probes.protocols import (
-    ATTENTIVE_PROTOCOLS,
-    LINEAR_PROTOCOLS,
-    AttentiveProtocol,
-    LinearProtocol,
-)
+from ijepa.probes.protocols import PROTOCOLS, AttentiveProtocol, LinearProtocol
 from ijepa.progress import Progress
 
 HeadProtocol = LinearProtocol | AttentiveProtocol
@@ -93,32 +88,21 @@ class Batches:
         return step / self.steps
 
 
-def linear(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
-    """Linear heads on pooled features, see `_choose_and_train`."""
-    return _choose_and_train(LINEAR_PROTOCOLS[request.config.protocol], train, test, request)
-
-
-def attentive(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
-    """Attentive heads on patch tokens in the place of layers, see `_choose_and_train`."""
-    protocol = ATTENTIVE_PROTOCOLS[request.config.protocol]
-    [fit] = _choose_and_train(protocol, train, test, request)
-    dim = train.features.shape[2]
-    num_heads = math.gcd(dim, protocol.num_heads)
-    if num_heads == protocol.num_heads:
-        return [fit]
-    deviation = f"{num_heads} heads of attention, not {protocol.num_heads}: tokens are {dim:,} wide"
-    return [fit._replace(deviations=(*fit.deviations, deviation))]
-
-
-def _choose_and_train(
-    protocol: HeadProtocol, train: LabelledRows, test: LabelledRows, request: ProbeRequest
-) -> list[Fit]:
+def choose_and_train(train: LabelledRows, test: LabelledRows, request: ProbeRequest) -> list[Fit]:
     """Choose a head on a held-out part of train, then train all heads on all of train.
 
-    The chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
+    Linear heads take pooled features, attentive ones patch tokens in the place of layers. The
+    chosen head is scored on the test set. `best_on_test` is what papers report: the best of all
     heads on the test set itself.
     """
-    config, progress = request.config, request.progress
+    config, progress, dim = request.config, request.progress, train.features.shape[2]
+    protocol: HeadProtocol = PROTOCOLS[config.name][config.protocol]
+    deviations = smaller_batch(len(train.labels), protocol.batch)
+    if isinstance(protocol, AttentiveProtocol) and dim % protocol.num_heads:
+        deviations += (
+            f"{math.gcd(dim, protocol.num_heads)} heads of attention, not {protocol.num_heads}: "
+            f"tokens are {dim:,} wide",
+        )
     states = {} if request.states is None else request.states
     device = pick_device(request.device)
     protocol = replace(protocol, bf16=uses_bf16(config.precision, device))
@@ -150,7 +134,7 @@ def _choose_and_train(
             predictions=predictions[best][np.newaxis],
             choices={"head": protocol.heads[best].name, "held_out_accuracy": accuracy[best]},
             best_on_test=float(on_test.max()),
-            deviations=smaller_batch(len(train.labels), protocol.batch),
+            deviations=deviations,
             precision="bf16" if protocol.bf16 else "fp32",
         )
     ]
@@ -190,7 +174,7 @@ def train_heads(
     inputs_by_step = _inputs(train.features, protocol, rows, device)
     with computing(device, linear=pick_linear(device, batches.size, max(dims.values()))):
         for step, inputs in enumerate(inputs_by_step, start=done):
-            true = labels[_sent(torch.from_numpy(batches.images(step)), device)]
+            true = labels[moved(torch.from_numpy(batches.images(step)), device)]
             heads.step(inputs, true, batches.share_done(step))
             progress(task, step + 1, batches.steps)
             if step + 1 == batches.steps or time.monotonic() - saved >= SAVE_SECONDS:
@@ -244,7 +228,7 @@ def _inputs(
     layers = _num_layers(features, protocol)
     batches: Iterator[Tensor]  # (B, layers, dim)
     if isinstance(features, Tensor):
-        batches = (features[_sent(torch.from_numpy(rows), device)] for rows in rows_by_step)
+        batches = (features[moved(torch.from_numpy(rows), device)] for rows in rows_by_step)
     else:
         read = (torch.from_numpy(features[rows, -layers:]) for rows in rows_by_step)
         read_ahead = prefetched((_pinned(batch, device) for batch in read), ahead=1)
@@ -255,11 +239,6 @@ def _inputs(
             continue
         values = batch.float()
         yield {"last": values[:, -1].contiguous(), "concat": values.flatten(1)}
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """The same on the device, without waiting for the copy."""
-    return moved(_pinned(values, device), device)
 
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:

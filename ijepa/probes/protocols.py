@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from itertools import product
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -59,14 +59,6 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "whole-cosine": whole_cosine,
     "one-cycle": one_cycle,
 }
-
-
-class Probe(NamedTuple):
-    """What a probe does, in words, and where: `module:function` in this folder."""
-
-    home: str
-    description: str
-    selection: str  # what is chosen, and on which images
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,8 @@ def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
     return protocols
 
 
-PROBES = {name: Probe(**fields) for name, fields in _BODY["probes"].items()}
+# What each does in words, its `description` and `selection`, and its `home`: `module:function`.
+PROBES: dict[str, dict[str, str]] = _BODY["probes"]
 LINEAR_PROTOCOLS = _read(LinearProtocol, "linear")
 ATTENTIVE_PROTOCOLS = _read(AttentiveProtocol, "attentive")
 LOGISTIC_PROTOCOLS = _read(LogisticProtocol, "logistic")

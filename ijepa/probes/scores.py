@@ -1,6 +1,6 @@
 """Accuracies with their uncertainty, and whether one encoder beats another."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -9,13 +9,7 @@ from ijepa.arrays import Bools, Floats, Ints
 
 Z95 = float(norm.ppf(0.975))
 
-
-class Estimate(NamedTuple):
-    """A value with its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
+Estimate = tuple[float, float, float]  # a value, and the ends of its 95% confidence interval
 
 
 def summary(correct: Bools, labels: Ints, rival: Bools | None = None) -> dict[str, Any]:
@@ -43,14 +37,14 @@ def mean_of(values: Floats) -> Estimate:
     """Mean of (n,) values in [0, 1], one a test image, with the normal interval; n at least 1."""
     value, images = float(values.mean()), len(values)
     error = Z95 * float(values.std(ddof=1)) / images**0.5 if images > 1 else 1.0
-    return Estimate(value, max(0.0, value - error), min(1.0, value + error))
+    return value, max(0.0, value - error), min(1.0, value + error)
 
 
 def top1(correct: Bools) -> Estimate:
     """Accuracy with Wilson's interval, of (n,) answers; n at least 1."""
     test = binomtest(int(correct.sum()), len(correct))
     low, high = test.proportion_ci(0.95, method="wilson")
-    return Estimate(test.statistic, low, high)
+    return test.statistic, low, high
 
 
 def mean_class_accuracy(correct: Bools, labels: Ints) -> Estimate:
@@ -73,7 +67,7 @@ def mean_class_accuracy(correct: Bools, labels: Ints) -> Estimate:
     middle = (value + Z95**2 / (2 * images)) / (1 + Z95**2 / images)
     spread = Z95 * np.sqrt(value * (1 - value) / images + Z95**2 / (4 * images**2))
     spread = float(spread) / (1 + Z95**2 / images)
-    return Estimate(value, max(0.0, middle - spread), min(1.0, middle + spread))
+    return value, max(0.0, middle - spread), min(1.0, middle + spread)
 
 
 def paired_p_value(one: Bools, other: Bools) -> float:

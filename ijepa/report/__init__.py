@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ijepa.config import RUNTIME, Config, PretrainConfig, Runtime, StrPath, validated
+from ijepa.config import (
+    RUNTIME,
+    Config,
+    PretrainConfig,
+    ReportConfig,
+    Runtime,
+    StrPath,
+    validated,
+)
 from ijepa.errors import IjepaError
 from ijepa.files import BESIDE, file_sha256, no_file, write_bytes
 from ijepa.paper import TABLES
@@ -20,16 +28,9 @@ from ijepa.stage import StagePlan, exclusive_work, work_note
 VERSION = 12
 NO_SOURCES = "shard", "extract", "convert", "report"  # stages whose outputs no page shows
 METRICS = "metrics.jsonl"  # of a run that has begun
+DEFAULTS = ReportConfig()
 
 log = logging.getLogger(__name__)
-
-
-class ReportConfig(Config):
-    """What the page says beside its inputs."""
-
-    title: str = ""  # heading of the page; empty: the name of the first run
-    paper: bool = False  # show every table of the paper, also those that no result fills
-    tables: tuple[int, ...] = ()  # numbers of tables of the paper to show in any case
 
 
 class ReportResult(Config):
@@ -51,11 +52,8 @@ class ReportResult(Config):
 def report(
     sources: Sequence[StrPath],
     out: StrPath,
+    config: ReportConfig = DEFAULTS,
     runtime: Runtime = RUNTIME,
-    title: str = "",
-    *,
-    paper: bool = False,
-    paper_tables: Sequence[int] = (),
 ) -> ReportResult:
     """Gather results, run folders and pictures into one self-contained HTML page.
 
@@ -63,15 +61,13 @@ def report(
         sources: result files of `ijepa probe`, and folders of them; folders of `ijepa pretrain`,
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
+        config: its title, and which of the paper's tables it shows beside those with ours.
         runtime: `force` rebuilds it.
-        title: of the page; empty: the name of the first run.
-        paper: show every table of the paper; otherwise only those that hold a number of ours.
-        paper_tables: numbers of tables of the paper to show in any case.
 
     Raises:
         IjepaError: nothing to show, something that is none of these, or no such table.
     """
-    config = ReportConfig(title=title, paper=paper, tables=tuple(sorted({*paper_tables})))
+    config = config.model_copy(update={"tables": tuple(sorted({*config.tables}))})
     if unknown := {*config.tables} - {table.number for table in TABLES}:
         known = ", ".join(str(table.number) for table in TABLES)
         raise IjepaError(f"The paper has no table {min(unknown)} of scores; choose from {known}.")
@@ -87,7 +83,7 @@ def report(
     made = [cell for one in shown if one.kind == "paper" for cell in one.made]
     summary = ReportResult(
         out=out,
-        title=title or (short_run(runs[0]) if runs else "Scores"),
+        title=config.title or (short_run(runs[0]) if runs else "Scores"),
         verdict=tuple(verdict(scores)),
         tables=_chosen(shown, config),
         paper_cells=(sum(made), len(made)),

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ijepa.config import PretrainConfig
-from ijepa.figures.charts import Dot, Strip, health_curve, interval_plot, run_curves
+from ijepa.figures.charts import Dot, health_curve, interval_plot, run_curves
 from ijepa.files import read_metrics
 from ijepa.paper import TABLES
 from ijepa.records import read_record, refuse_changed
@@ -80,17 +80,17 @@ def _interval_plot(groups: Sequence[Group]) -> Markup:
     """Every encoder on every probe; its interval, or the standard deviation over seeds."""
     if not groups:
         return Markup()
-    kinds: dict[str, int] = {}
+    colours: dict[str, int] = {}
 
     def dot(line: Line) -> Dot:
         mean, std = line.mean("top1"), line.std("top1")
         low, high = line.score.top1_interval if std is None else (mean - std, mean + std)
-        kind = kinds.setdefault(line.encoder, len(kinds) % ENCODER_COLOURS + 1)
-        return Dot(short_name(line.score.encoder), mean, low, high, kind)
+        colour = colours.setdefault(line.encoder, len(colours) % ENCODER_COLOURS + 1)
+        return short_name(line.score.encoder), mean, low, high, colour
 
     data = data_names(group.score for group in groups)
     strips = [
-        Strip(
+        (
             " of ".join(filter(None, [score_name(group.score), data[group.score.source]])),
             group.score.chance,
             [dot(line) for line in group.lines],

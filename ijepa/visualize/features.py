@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 from markupsafe import Markup
 from matplotlib.collections import LineCollection
@@ -46,7 +45,7 @@ from ijepa.figures.draw import (
 from ijepa.templating import templates
 from ijepa.text import printable
 from ijepa.visualize import PAGE, Drawing, Given, places_of
-from ijepa.visualize.images import shown, unit
+from ijepa.visualize.images import cosine_knn, shown
 
 TILE_PX = 112  # of neighbours, and of images on a page
 UNLABELLED = "not labelled"  # of an image whose class is not known
@@ -129,9 +128,7 @@ def nearest(queries: Floats, vectors: Floats, k: int, own: Ints) -> tuple[Floats
         vectors that are equally near, the first one wins.
     """
     wanted = min(k + 1, len(vectors))
-    cosine, numbers = faiss.knn(
-        unit(queries), unit(vectors), wanted, metric=faiss.METRIC_INNER_PRODUCT
-    )
+    cosine, numbers = cosine_knn(queries, vectors, wanted)
     is_own = numbers == own[:, np.newaxis]
     order = np.lexsort((numbers, -cosine, is_own), axis=1)[:, : wanted - 1]
     return np.take_along_axis(cosine, order, axis=1), np.take_along_axis(numbers, order, axis=1)
@@ -310,19 +307,11 @@ def embedding_page(
 
 
 def _stored(store: Features, label: str | None) -> Stored:
-    views, keys, labels = store.views, store.keys, store.labels
-    rows = np.arange(len(keys)) if views is None else np.flatnonzero(views == 0)
-    classes = None
+    each, classes = 1 + store.header.num_views, None  # an image's evaluation view is its first row
     if label is not None:
-        if label not in labels:
-            raise IjepaError(
-                f"{store.path} has no label {label!r}; its labels are: "
-                f"{', '.join(labels) or 'none'}. Choose one with --label, or none with --set "
-                f"label=null."
-            )
-        names, values = store.header.class_names.get(label), labels[label][rows].tolist()
+        names, values = store.header.class_names.get(label), store.labels[label][::each].tolist()
         classes = [UNLABELLED if v < 0 else names[v] if names else str(v) for v in values]
-    return Stored(store, rows, [keys[row] for row in rows], classes)
+    return Stored(store, np.arange(0, len(store), each), store.keys[::each], classes)
 
 
 def _thumbnails(given: Given, stored: Stored, places: Sequence[int], side_px: int) -> list[Pixels]:

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from torch import Tensor
 
-from ijepa.arrays import Array, Floats, Pixels
+from ijepa.arrays import Array, Floats, Ints, Pixels
 from ijepa.config import LEVELS, EncodersConfig, MasksConfig
 from ijepa.data.loader import RandomCropBatches, StepPlan
 from ijepa.data.shards import SplitReader
@@ -126,8 +126,9 @@ def shown(pixels: Array, given: Given) -> Pixels:
     return found
 
 
-def unit(vectors: Floats) -> Floats:
-    """(n, dim) float32 of length 1; a vector of zeros stays one."""
-    found: Floats = np.array(vectors, dtype=np.float32, order="C")
-    faiss.normalize_L2(found)
-    return found
+def cosine_knn(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
+    """(m, k) cosines, descending, and numbers of the `k` vectors (n, dim) nearest to (m, dim)."""
+    ours, theirs = (np.array(rows, np.float32, order="C") for rows in (queries, vectors))
+    for rows in (ours, theirs):
+        faiss.normalize_L2(rows)
+    return faiss.knn(ours, theirs, k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -9,7 +9,6 @@ random.
 from pathlib import Path
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,10 +37,10 @@ from ijepa.jepa.rng import MASKS, stream
 from ijepa.visualize import Drawing, Given
 from ijepa.visualize.images import (
     as_pixels,
+    cosine_knn,
     draw_images,
     more_images,
     pick_images,
-    unit,
 )
 
 PREDICTED, TRUE, MEAN, RANDOM = "prediction", "true tokens", "mean at place", "random"
@@ -210,8 +209,7 @@ def fill_blocks(
 
 def nearest_patches(queries: Floats, tokens: Floats) -> Ints:
     """Number of the token nearest to each query by cosine: (...) for (..., dim) queries."""
-    flat = unit(queries.reshape(-1, queries.shape[-1]))
-    numbers: Ints = faiss.knn(flat, unit(tokens), 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    _, numbers = cosine_knn(queries.reshape(-1, queries.shape[-1]), tokens, 1)
     return numbers.reshape(queries.shape[:-1])
 
 

@@ -87,8 +87,8 @@ def probe(
     what = name if name == "low-level" else f"{name} of label {config.label}"
     others = f", with {counted(len(trains) - 1, 'baseline')}" if len(trains) > 1 else ""
     runtime = about(runtime, f"probe: {what} on {train}, tested on {test}{others}")
-    pairs = [library.FeaturePair(*pair) for pair in zip(trains, tests, strict=True)]
-    how = (pairs[0], pairs[1:], out, config.model_copy(update={"name": name}), runtime)
+    pair, *baselines = zip(trains, tests, strict=True)
+    how = (pair, baselines, out, config.model_copy(update={"name": name}), runtime)
     with shown_progress() as progress:
         both = library.low_level(*how, progress) if name == "low-level" else None
         fits = both.results if both else (library.probe(*how, progress, subset or []),)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ijepa.config import Runtime
+from ijepa.config import ReportConfig, Runtime
 from ijepa_cli.options import app, stage
 from ijepa_cli.show import comparison_table, headline, report_tables, show
 
@@ -22,34 +22,17 @@ Compare = Annotated[
         "image. No page is written."
     ),
 ]
-Title = Annotated[
-    str, typer.Option(help="Heading of the page; otherwise the name of the first run.")
-]
-Paper = Annotated[
-    bool,
-    typer.Option(
-        "--paper", help="Show all tables of the paper, not only those that a result fills."
-    ),
-]
-PaperTables = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--table", help="Show this table of the paper in any case, by its number; repeatable."
-    ),
-]
 Out = Annotated[Path, typer.Option(help="Page to write, one self-contained HTML file.")]
 
 
-@stage(app)
+@stage(app, ReportConfig, "title paper tables")
 def report(
+    config: ReportConfig,
     runtime: Runtime,
     as_json: bool,
     sources: Sources = None,
     compare: Compare = None,
     out: Out = Path("report.html"),
-    title: Title = "",
-    paper: Paper = False,
-    table: PaperTables = None,
 ) -> None:
     """Collect scores, training curves and pictures in tables and one HTML page.
 
@@ -68,6 +51,6 @@ def report(
         return
     from ijepa.report import report as run
 
-    result = run(sources or [], out, runtime, title, paper=paper, paper_tables=table or ())
+    result = run(sources or [], out, config, runtime)
     words = headline("made", result.out, result.cached, "open it in a browser")
     show(result, as_json, *report_tables(result), words)
