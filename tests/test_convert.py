@@ -29,7 +29,7 @@ from ijepa.jepa.augment import normalise, resized_px
 from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
 from ijepa.provenance import Provenance
 from ijepa.records import remove_output
-from ijepa.train.checkpoint import load_full_state
+from ijepa.train.loop import load_full_state
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
