@@ -28,7 +28,12 @@ from ijepa.jepa.vit import (
     sincos_positions,
 )
 
-LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
+# Means over everything, by `targets.loss`. The paper says L2, the released code takes smooth-L1.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l2": F.mse_loss,
+    "l1": F.l1_loss,
+}
 RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
 
@@ -303,12 +308,3 @@ def standardise(pixels: Tensor) -> Tensor:
     """Mean 0 and variance 1 within each patch; unbiased variance and eps 1e-6, as MAE."""
     mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True)
     return (pixels - mean) / (variance + 1e-6).sqrt()
-
-
-def prediction_loss(predictions: Tensor, targets: Tensor, name: str = "smooth_l1") -> Tensor:
-    """Mean over everything; `name` is one of `LOSSES`.
-
-    The paper says L2, the released code takes smooth-L1 with beta 1.
-    """
-    loss: Tensor = LOSSES[name](predictions, targets)
-    return loss
