@@ -8,12 +8,7 @@ import torch.nn.functional as F
 from ijepa.config import DataConfig, EncoderConfig, PredictorConfig, PretrainConfig
 from ijepa.errors import IjepaError
 from ijepa.jepa.masks import batch_masks
-from ijepa.jepa.model import (
-    build_ijepa,
-    build_predictor,
-    compile_blocks,
-    save_memory,
-)
+from ijepa.jepa.model import build_ijepa, compile_blocks
 from ijepa.jepa.vit import architecture, build_encoder, initialise
 from ijepa.recipes import load_recipe
 
@@ -29,7 +24,7 @@ def small_predictor(arch, depth):
         encoder=EncoderConfig(arch=arch, patch_px=4),
         predictor=PredictorConfig(dim=16, depth=depth),
     )
-    return build_predictor(config, torch.Generator())
+    return build_ijepa(config).predictor
 
 
 def test_weights_exchange_with_timm_key_for_key():
@@ -57,12 +52,11 @@ def test_weights_exchange_with_timm_key_for_key():
 def test_sizes_are_the_published_ones(arch, patch_px, millions, predictor_millions, depth):
     config = EncoderConfig(arch=arch, patch_px=patch_px)
     with torch.device("meta"):
-        encoder = build_encoder(config, (224, 224), torch.Generator())
         whole = PretrainConfig(
             data=DataConfig(image_px=224), encoder=config, predictor=PredictorConfig(depth=depth)
         )
-        predictor = build_predictor(whole, torch.Generator())
-    for module, expected in ((encoder, millions), (predictor, predictor_millions)):
+        model = build_ijepa(whole)
+    for module, expected in ((model.encoder, millions), (model.predictor, predictor_millions)):
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
         assert count / 1e6 == pytest.approx(expected, rel=5e-3)
 
@@ -147,7 +141,7 @@ def test_recomputing_blocks_changes_nothing_and_keeps_less():
     for recompute in (False, True):
         model, kept = build_ijepa(config), {}
         if recompute:
-            save_memory(model.encoder, model.predictor)
+            model.encoder.grad_checkpointing = model.predictor.grad_checkpointing = True
 
         def note(tensor, kept=kept):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

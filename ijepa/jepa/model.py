@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         self.predictor_blocks = nn.ModuleList(
             Block(dim, size.heads, PREDICTOR_MLP_RATIO) for _ in range(config.depth)
         )
-        self.grad_checkpointing = False
+        self.grad_checkpointing = False  # whether only the inputs of blocks are kept
         self.predictor_norm = LayerNorm(dim)
         self.predictor_proj = nn.Linear(dim, target_dim)
 
@@ -166,18 +166,12 @@ def build_ijepa(config: PretrainConfig) -> IJepa:
     """Make the networks of step 0; the target encoder starts as a copy of the context encoder."""
     generator, data = torch.Generator().manual_seed(config.seed), config.data
     encoder = build_encoder(config.encoder, data.image_size, generator, data.num_channels)
-    predictor = build_predictor(config, generator)
-    return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
-
-
-def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
-    """Make a freshly initialised predictor of the targets of a configuration."""
-    encoder, size = config.encoder, architecture(config.encoder.arch)
+    size = architecture(config.encoder.arch)
     predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
-    predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
-    initialise(predictor, encoder.init, generator)
+    predictor.predictor_pos_embed.data.mul_(config.encoder.position_scale)
+    initialise(predictor, config.encoder.init, generator)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)
-    return predictor
+    return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
 
 
 def target_dim(config: PretrainConfig) -> int:
@@ -212,11 +206,6 @@ def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
         {"params": decayed, "decays": True},
         {"params": exempt, "decays": False, "weight_decay": 0.0},
     ]
-
-
-def save_memory(encoder: Encoder, predictor: Predictor) -> None:
-    """Keep only the inputs of blocks, and compute the rest again in the backward pass."""
-    encoder.grad_checkpointing = predictor.grad_checkpointing = True
 
 
 def compile_blocks(

@@ -131,7 +131,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim = size.dim
-        self.grad_checkpointing = False
+        self.grad_checkpointing = False  # whether only the inputs of blocks are kept
         self.patch_embed = PatchEmbed(image_size, patch_px, size.dim, channels)
         self.blocks = nn.ModuleList(
             Block(size.dim, size.heads, size.mlp_ratio) for _ in range(size.depth)

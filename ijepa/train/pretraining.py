@@ -22,7 +22,7 @@ from ijepa.files import BEST
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
 from ijepa.jepa.masks import Masks, batch_masks, check_masks, mask_statistics, part_of
-from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
+from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks
 from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.schedules import steps_per_epoch
@@ -132,7 +132,7 @@ class PretrainTask(Task[StepInputs]):
         self.optimizer = self._trainer.optimizer
         self.total_steps = self._trainer.schedules.total_steps
         if runtime.recompute:
-            save_memory(model.encoder, model.predictor)
+            model.encoder.grad_checkpointing = model.predictor.grad_checkpointing = True
         if runtime.compile:  # the compiler has its own matrix products
             compile_blocks((model.encoder, model.teacher), model.predictor)
         else:
