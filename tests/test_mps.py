@@ -156,9 +156,9 @@ def test_pretraining_health_checks_and_features_do_nothing_that_it_cannot(monkey
     plan = StepPlan(16, config.data, 0)
     batch = CachedCropBatches(pictures, plan, MPS, 0, silent)[0]
     task = PretrainTask(config, pictures, RUN_ON_MPS)
-    inputs = task.prepare(batch)
-    assert on_mps([inputs.images, *(tensor for masks in inputs.masks for tensor in masks)])
-    assert len(inputs.groups) == len(batch_masks(config, 0))
+    inputs = images, masks, groups = task.prepare(batch)
+    assert on_mps([images, *(tensor for group in masks for tensor in group)])
+    assert len(groups) == len(batch_masks(config, 0))
     assert "grad_norm" in step_of(task, inputs, monkeypatch)
     weights = get_model_state_dict(task.model, options=ON_CPU)  # as checkpoints fetch them
     assert {tensor.device.type for tensor in weights.values()} == {"cpu"}

@@ -193,8 +193,8 @@ def broken_batches(monkeypatch):
     broken, prepare = set(), PretrainTask.prepare
 
     def prepare_some_broken(task, batch):
-        inputs = prepare(task, batch)
-        return inputs._replace(images=inputs.images * np.nan) if batch.step in broken else inputs
+        images, *masks = prepare(task, batch)
+        return images * (np.nan if batch.step in broken else 1), *masks
 
     monkeypatch.setattr(PretrainTask, "prepare", prepare_some_broken)
     return broken
