@@ -83,7 +83,7 @@ def test_a_target_block_is_predicted_alone_whatever_the_others_are():
 
 def test_the_last_layers_end_with_the_output():
     encoder, images = small_encoder(), torch.randn(2, 3, 32, 32)
-    layers = encoder.last_layers(images, 3)
+    layers = encoder.forward_layers(images, (1, 2, 3), norm=True)
     assert [tokens.shape for tokens in layers] == [(2, 64, 32)] * 3
     torch.testing.assert_close(layers[-1], encoder(images))
 

@@ -63,9 +63,8 @@ class Trainer:
             group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
         total, answers, norm = images.new_zeros(()), [], None
         size, loss_of = len(images), LOSSES[self.model.config.loss]
-        unshared = getattr(
-            self.forward, "no_sync", contextlib.nullcontext
-        )  # of DDP: sums gradients in this process alone
+        # DDP's `no_sync` sums gradients up in this process alone.
+        unshared = getattr(self.forward, "no_sync", contextlib.nullcontext)
         for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
             is_last = chosen.stop == size  # processes exchange gradients in the last part
             with contextlib.nullcontext() if is_last else unshared():
