@@ -11,7 +11,7 @@ from PIL import Image
 
 from ijepa.config import DataConfig
 from ijepa.data.decode import decode_rgb
-from ijepa.jepa.augment import draw_crops, evaluation_crop, fit_box, normalise, resize_box, squash
+from ijepa.jepa.augment import draw_crops, evaluation_crop, fit_box, normalise, resize_box
 
 side = st.integers(1, 300)
 
@@ -73,7 +73,7 @@ def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
     image = np.zeros((64, 96, 3), dtype=np.uint8)
     image[:, :14] = image[:, -14:] = 255  # the filter reaches 2 pixels over the edge
     assert evaluation_crop(image, 32, 1.0).max() == 0
-    assert squash(image, 32).max() == 255
+    assert evaluation_crop(image, 32, None).max() == 255
     image = np.zeros((64, 64, 3), dtype=np.uint8)
     image[:6] = 255
     assert evaluation_crop(image, 32, 0.75).max() == 0
@@ -83,7 +83,7 @@ def test_the_evaluation_crop_is_the_centre_and_squash_is_everything():
 def test_tiny_and_thin_images_are_cropped_too(size):
     image = picture(*size)
     assert evaluation_crop(image, 16, 0.875).shape == (1, 3, 16, 16)
-    assert squash(image, 16).shape == (1, 3, 16, 16)
+    assert evaluation_crop(image, 16, None).shape == (1, 3, 16, 16)
 
 
 def test_normalising_is_torchvisions_to_tensor_and_normalize():
@@ -113,7 +113,9 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(name, seed, 
     assert off.max() <= (1 if name == "bilinear" else 4)
     assert np.mean(off > 1) < 1e-3  # torchvision rounds twice, and bicubic overshoots
     squashed = Image.fromarray(image).resize((56, 48), Image.Resampling[name.upper()])
-    assert (squash(image, (48, 56), name)[0].permute(1, 2, 0).numpy() == squashed).all()
+    assert (
+        evaluation_crop(image, (48, 56), None, name)[0].permute(1, 2, 0).numpy() == squashed
+    ).all()
 
 
 @pytest.mark.slow

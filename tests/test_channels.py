@@ -381,9 +381,9 @@ def test_a_run_takes_what_its_images_are_and_goes_by_it_later(deep, deep_run):
     assert plan_pretrain(deep / "shards", load_recipe("cifar10", TINY), CPU).steps == 3
     with pytest.raises(IjepaError, match=r"8 channels, and data\.channels is 4; leave it"):
         pretrain(deep / "shards", deep / "x", load_recipe("cifar10", ["data.channels=4"]), CPU)
-    chosen = auto_recipe(deep / "shards", deep / "none")
-    assert chosen.recipe == "cifar10"
-    body = chosen.config.model_dump(mode="json")
+    recipe, chosen, *_ = auto_recipe(deep / "shards", deep / "none")
+    assert recipe == "cifar10"
+    body = chosen.model_dump(mode="json")
     filled_in = {"channels", "mean", "std"}
     body["data"] |= config.data.model_dump(mode="json", include=filled_in)
     (deep / "begun.yaml").write_text(json.dumps(body))

@@ -26,10 +26,10 @@ from ijepa.encoders.spec import WRITTEN, load_encoder
 from ijepa.encoders.write import timm_settings
 from ijepa.errors import IjepaError
 from ijepa.jepa.augment import normalise, resized_px
-from ijepa.jepa.model import build_ijepa, build_predictor, parameter_groups
+from ijepa.jepa.model import build_ijepa, parameter_groups
 from ijepa.provenance import Provenance
 from ijepa.records import remove_output
-from ijepa.train.checkpoint import load_full_state
+from ijepa.train.loop import load_full_state
 
 FOLDER = Path(__file__).parent / "parity"
 TINY, ARCH = FOLDER / "official-tiny.pth.tar", "48x3x3"
@@ -68,7 +68,7 @@ def test_features_of_the_published_file_are_the_recorded_ones(recorded, which):
 def test_the_predictor_of_the_published_file_predicts_what_was_recorded(recorded, tmp_path):
     convert_to("ours", TINY, tmp_path / "ours.pt", arch=ARCH)
     networks = read_networks(tmp_path / "ours.pt")
-    predictor = build_predictor(networks.config, torch.Generator())
+    predictor = build_ijepa(networks.config).predictor
     predictor.load_state_dict(networks.parts["predictor"])
     context, targets = (
         torch.from_numpy(recorded[f"step0/{n}"]).long() for n in ("context", "targets")

@@ -109,11 +109,12 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_
     words += ["--device", "cpu", "--workers", "0"]
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "from ijepa.train.checkpoint import CheckpointWriter as Writer\n"
-        "save = Writer.save\n"
-        "def save_and_die(self, *body):\n"
-        "    save(self, *body); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Writer.save = save_and_die\n"
+        "from ijepa.train import loop\n"
+        "link = loop.link_or_copy\n"
+        "def link_and_die(source, path):\n"
+        "    link(source, path)\n"
+        "    if path.name == 'last.pt': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.link_or_copy = link_and_die\n"
         "from ijepa_cli.main import main; main()\n"
     )
     died = subprocess.run([sys.executable, "-c", script, *map(str, words)], check=False)
@@ -192,8 +193,8 @@ def broken_batches(monkeypatch):
     broken, prepare = set(), PretrainTask.prepare
 
     def prepare_some_broken(task, batch):
-        inputs = prepare(task, batch)
-        return inputs._replace(images=inputs.images * np.nan) if batch.step in broken else inputs
+        images, *masks = prepare(task, batch)
+        return images * (np.nan if batch.step in broken else 1), *masks
 
     monkeypatch.setattr(PretrainTask, "prepare", prepare_some_broken)
     return broken

@@ -97,13 +97,9 @@ class ShardConfig(Settings):
         return part
 
     @model_validator(mode="after")
-    def _is_part_or_whole(self) -> Self:
+    def _settings_agree(self) -> Self:
         if self.part and self.merge:
             raise ValueError("part writes one part, merge puts all together; choose one")
-        return self
-
-    @model_validator(mode="after")
-    def _depth_is_kept_or_not(self) -> Self:
         if self.channel_axis and not self.channels:
             raise ValueError("channel_axis is of no use without channels")
         if self.channels and self.exif == "rotate":
@@ -268,13 +264,9 @@ class FinetuneConfig(Settings):
         return FINETUNE_PROTOCOLS.get(str(given.get("protocol")), {}) | given
 
     @model_validator(mode="after")
-    def _linear_lr_is_used(self) -> Self:
+    def _settings_agree(self) -> Self:
         if not self.linear_first and self.linear_lr != type(self).model_fields["linear_lr"].default:
             raise ValueError("linear_lr changes nothing without linear_first")
-        return self
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> Self:
         if self.split == self.test_split:
             raise ValueError(f"split and test_split are both {self.split}")
         return self

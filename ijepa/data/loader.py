@@ -36,7 +36,6 @@ from ijepa.jepa.augment import (
     fit_box,
     in_units,
     resize_box,
-    squash,
 )
 from ijepa.jepa.rng import AUGMENTED, CROPS, SHUFFLE, stream
 from ijepa.progress import Progress, silent
@@ -265,8 +264,6 @@ class ViewBatches(Dataset[Batch]):
 
 def evaluation_view(pixels: Pixels, plan: ViewPlan) -> Tensor:
     """The view by which an image is scored: (1, C, height, width), see `evaluation_crop`."""
-    if plan.crop_fraction is None:
-        return squash(pixels, plan.image_px, plan.interpolation)
     return evaluation_crop(pixels, plan.image_px, plan.crop_fraction, plan.interpolation)
 
 
@@ -276,9 +273,7 @@ def dense_view(values: Array, plan: ViewPlan) -> Array:
     By nearest neighbours; a map may be smaller or larger than its image.
     """
     (height, width), size = values.shape, height_width(plan.image_px)
-    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
-    if plan.crop_fraction is not None:
-        left, top, right, bottom = evaluation_box(height, width, size, plan.crop_fraction)
+    left, top, right, bottom = evaluation_box(height, width, size, plan.crop_fraction)
     down = (top + (np.arange(size[0]) + 0.5) * (bottom - top) / size[0]).astype(np.int64)
     across = (left + (np.arange(size[1]) + 0.5) * (right - left) / size[1]).astype(np.int64)
     view: Array = values[np.ix_(down.clip(0, height - 1), across.clip(0, width - 1))]

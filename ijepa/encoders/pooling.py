@@ -37,7 +37,8 @@ def token_pool(network: Transformer, pooling: str) -> Pooling:
 
 
 def _own_layers(network: Vit, images: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-    layers = network.last_layers(images, num_layers)
+    depth = len(network.blocks)
+    layers = network.forward_layers(images, range(depth - num_layers + 1, depth + 1), norm=True)
     return torch.stack([tokens.mean(dim=1) for tokens in layers], dim=1), layers[-1]
 
 

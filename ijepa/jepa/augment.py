@@ -128,23 +128,36 @@ def _resampling(start: Tensor, length: Tensor, num_out: int, num_in: int) -> Ten
 
 
 def evaluation_crop(
-    image: Pixels, image_px: int | Size, crop_fraction: float, mode: Interpolation = "bilinear"
+    image: Pixels,
+    image_px: int | Size,
+    crop_fraction: float | None,
+    mode: Interpolation = "bilinear",
 ) -> Tensor:
     """The view that torchvision's Resize and CenterCrop make of a PIL image.
 
     With 224 and 224 / 256 these are Resize(256) and CenterCrop(224). Here Pillow resamples only
     what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,
-    one of 10,000 by more. Of the short side, once resized, `crop_fraction` is kept. The image is
-    (height, width, C), the result as that of `resize_box`.
+    one of 10,000 by more. Of the short side, once resized, `crop_fraction` is kept; None squeezes
+    the whole image into the wanted shape, as VISSL's Clevr protocols. The image is (height, width,
+    C), the result as that of `resize_box`.
     """
     (height, width), size = image.shape[:2], height_width(image_px)
-    return _resized(image, size, evaluation_box(height, width, size, crop_fraction), mode)
+    box = evaluation_box(height, width, size, crop_fraction)
+    resampling = Image.Resampling[mode.upper()]
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        view = Image.fromarray(image).resize((size[1], size[0]), resampling, box)
+        return torch.from_numpy(np.array(view)[np.newaxis]).permute(0, 3, 1, 2)
+    channels = (Image.fromarray(one) for one in np.moveaxis(in_units(image), 2, 0))
+    views = [np.array(one.resize((size[1], size[0]), resampling, box)) for one in channels]
+    return torch.from_numpy(np.stack(views, axis=-1)[np.newaxis]).permute(0, 3, 1, 2)
 
 
 def evaluation_box(
-    height: int, width: int, size: Size, crop_fraction: float
+    height: int, width: int, size: Size, crop_fraction: float | None
 ) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in pixels of the part of an image that its centre crop shows."""
+    """(left, top, right, bottom) in pixels of the part that `evaluation_crop` shows."""
+    if crop_fraction is None:
+        return 0.0, 0.0, float(width), float(height)
     kept_height, kept_width = size
     whole_height, whole_width = resized_px(size, crop_fraction)
     if whole_height * width >= whole_width * height:  # then the width has some to spare
@@ -167,25 +180,6 @@ def resized_px(image_px: int | Size, crop_fraction: float) -> Size:
     """
     height, width = height_width(image_px)
     return int(height / crop_fraction + 1e-9), int(width / crop_fraction + 1e-9)
-
-
-def squash(image: Pixels, image_px: int | Size, mode: Interpolation = "bilinear") -> Tensor:
-    """The whole image squeezed into the wanted shape, as VISSL's Clevr protocols."""
-    height, width = image.shape[:2]
-    return _resized(image, height_width(image_px), (0, 0, width, height), mode)
-
-
-def _resized(
-    image: Pixels, size: Size, box: tuple[float, float, float, float], mode: Interpolation
-) -> Tensor:
-    """Pillow's resampling of a (left, top, right, bottom) of an image: (1, C, *size)."""
-    resampling = Image.Resampling[mode.upper()]
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        view = Image.fromarray(image).resize((size[1], size[0]), resampling, box)
-        return torch.from_numpy(np.array(view)[np.newaxis]).permute(0, 3, 1, 2)
-    channels = (Image.fromarray(one) for one in np.moveaxis(in_units(image), 2, 0))
-    views = [np.array(one.resize((size[1], size[0]), resampling, box)) for one in channels]
-    return torch.from_numpy(np.stack(views, axis=-1)[np.newaxis]).permute(0, 3, 1, 2)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

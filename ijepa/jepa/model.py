@@ -28,7 +28,12 @@ from ijepa.jepa.vit import (
     sincos_positions,
 )
 
-LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
+# Means over everything, by `targets.loss`. The paper says L2, the released code takes smooth-L1.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l2": F.mse_loss,
+    "l1": F.l1_loss,
+}
 RECOMPILE_LIMIT = 64  # variants of a block: precision, gradients, recomputing; torch allows 8
 PREDICTOR_MLP_RATIO = 4.0  # also beside vit_giant
 
@@ -53,7 +58,7 @@ class Predictor(nn.Module):
         self.predictor_blocks = nn.ModuleList(
             Block(dim, size.heads, PREDICTOR_MLP_RATIO) for _ in range(config.depth)
         )
-        self.grad_checkpointing = False
+        self.grad_checkpointing = False  # whether only the inputs of blocks are kept
         self.predictor_norm = LayerNorm(dim)
         self.predictor_proj = nn.Linear(dim, target_dim)
 
@@ -161,18 +166,12 @@ def build_ijepa(config: PretrainConfig) -> IJepa:
     """Make the networks of step 0; the target encoder starts as a copy of the context encoder."""
     generator, data = torch.Generator().manual_seed(config.seed), config.data
     encoder = build_encoder(config.encoder, data.image_size, generator, data.num_channels)
-    predictor = build_predictor(config, generator)
-    return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
-
-
-def build_predictor(config: PretrainConfig, generator: torch.Generator) -> Predictor:
-    """Make a freshly initialised predictor of the targets of a configuration."""
-    encoder, size = config.encoder, architecture(config.encoder.arch)
+    size = architecture(config.encoder.arch)
     predictor = Predictor(size, config.predictor, config.grid, target_dim(config))
-    predictor.predictor_pos_embed.data.mul_(encoder.position_scale)
-    initialise(predictor, encoder.init, generator)
+    predictor.predictor_pos_embed.data.mul_(config.encoder.position_scale)
+    initialise(predictor, config.encoder.init, generator)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02, generator=generator)
-    return predictor
+    return IJepa(encoder, predictor, copy.deepcopy(encoder), config.targets)
 
 
 def target_dim(config: PretrainConfig) -> int:
@@ -207,11 +206,6 @@ def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
         {"params": decayed, "decays": True},
         {"params": exempt, "decays": False, "weight_decay": 0.0},
     ]
-
-
-def save_memory(encoder: Encoder, predictor: Predictor) -> None:
-    """Keep only the inputs of blocks, and compute the rest again in the backward pass."""
-    encoder.grad_checkpointing = predictor.grad_checkpointing = True
 
 
 def compile_blocks(
@@ -303,12 +297,3 @@ def standardise(pixels: Tensor) -> Tensor:
     """Mean 0 and variance 1 within each patch; unbiased variance and eps 1e-6, as MAE."""
     mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True)
     return (pixels - mean) / (variance + 1e-6).sqrt()
-
-
-def prediction_loss(predictions: Tensor, targets: Tensor, name: str = "smooth_l1") -> Tensor:
-    """Mean over everything; `name` is one of `LOSSES`.
-
-    The paper says L2, the released code takes smooth-L1 with beta 1.
-    """
-    loss: Tensor = LOSSES[name](predictions, targets)
-    return loss

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ijepa.jepa.model import prediction_loss
+from ijepa.jepa.model import LOSSES
 from ijepa.jepa.verdict import Health
 
 ROWS = 1024  # images whose similarity to all others is held at a time
@@ -87,9 +87,8 @@ def neighbour_accuracy(features: Tensor, labels: Tensor, neighbours: int = 10) -
 def loss_vs_mean_target(predictions: Tensor, targets: Tensor, loss: str = "smooth_l1") -> float:
     """Loss divided by the loss of always predicting the batch's mean target; 1 means no skill.
 
-    Predictions and targets are (M * B, T, dim) each; `loss` is as in `prediction_loss`.
+    Predictions and targets are (M * B, T, dim) each; `loss` is one of `LOSSES`.
     """
     targets = targets.float()
     mean = targets.mean(dim=(0, 1), keepdim=True).expand_as(targets)
-    guess = prediction_loss(mean, targets, loss)
-    return float(prediction_loss(predictions.float(), targets, loss) / guess)
+    return float(LOSSES[loss](predictions.float(), targets) / LOSSES[loss](mean, targets))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ijepa.config import OptimizationConfig
 from ijepa.distributed import uses_bf16
 from ijepa.jepa.masks import Masks, part_of
-from ijepa.jepa.model import IJepa, parameter_groups, prediction_loss
+from ijepa.jepa.model import LOSSES, IJepa, parameter_groups
 from ijepa.jepa.schedules import Schedules
 
 
@@ -62,10 +62,9 @@ class Trainer:
             group["lr"] = self.schedules.lr(step)
             group["weight_decay"] = self.schedules.weight_decay(step) if group["decays"] else 0.0
         total, answers, norm = images.new_zeros(()), [], None
-        size, kind = len(images), self.model.config.loss
-        unshared = getattr(
-            self.forward, "no_sync", contextlib.nullcontext
-        )  # of DDP: sums gradients in this process alone
+        size, loss_of = len(images), LOSSES[self.model.config.loss]
+        # DDP's `no_sync` sums gradients up in this process alone.
+        unshared = getattr(self.forward, "no_sync", contextlib.nullcontext)
         for chosen, pieces in micro_batches(groups, size, self.micro_batch or size):
             is_last = chosen.stop == size  # processes exchange gradients in the last part
             with contextlib.nullcontext() if is_last else unshared():
@@ -73,7 +72,7 @@ class Trainer:
                     answers = self.forward(images[chosen], pieces)
                 whole = _count(pieces)
                 losses = [
-                    prediction_loss(made.float(), true.float(), kind) * (_count([masks]) / whole)
+                    loss_of(made.float(), true.float()) * (_count([masks]) / whole)
                     for (made, true), masks in zip(answers, pieces, strict=True)
                 ]
                 loss = torch.stack(losses).sum() * (whole / _count(groups))

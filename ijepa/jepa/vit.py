@@ -5,6 +5,7 @@ blocks compute what timm's do.
 Source: paper section 3 and A.1; facebookresearch/ijepa `src/models/vision_transformer.py`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -16,12 +17,7 @@ from torch import Tensor, nn
 from ijepa.compute import recompute
 from ijepa.config import Architecture, EncoderConfig, Size, architecture
 
-
-class LayerNorm(nn.LayerNorm):
-    """The Vision Transformer's: eps 1e-6, not PyTorch's 1e-5."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
+LayerNorm = functools.partial(nn.LayerNorm, eps=1e-6)  # PyTorch's own eps is 1e-5
 
 
 class Attention(nn.Module):
@@ -131,7 +127,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim = size.dim
-        self.grad_checkpointing = False
+        self.grad_checkpointing = False  # whether only the inputs of blocks are kept
         self.patch_embed = PatchEmbed(image_size, patch_px, size.dim, channels)
         self.blocks = nn.ModuleList(
             Block(size.dim, size.heads, size.mlp_ratio) for _ in range(size.depth)
@@ -150,10 +146,6 @@ class Encoder(nn.Module):
             size = self.patch_embed.grid_size
             table = F.interpolate(table, size, mode="bicubic", antialias=True)
             self.pos_embed.data = table.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay; timm's networks have this method too."""
-        return {"pos_embed"}
 
     def forward_layers(
         self,
@@ -208,11 +200,6 @@ class Encoder(nn.Module):
             positions = F.embedding(index, positions[0])
         patches = patches.to(projection.weight.dtype)
         return F.linear(patches, projection.weight.flatten(1), projection.bias) + positions
-
-    def last_layers(self, images: Tensor, num_layers: int) -> list[Tensor]:
-        """Patch tokens (B, N, dim) of the last blocks, the final norm applied to each."""
-        depth = len(self.blocks)
-        return self.forward_layers(images, range(depth - num_layers + 1, depth + 1), norm=True)
 
 
 def gather_patches(tokens: Tensor, index: Tensor) -> Tensor:

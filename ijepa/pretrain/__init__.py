@@ -4,7 +4,7 @@ import logging
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ijepa.config import RUNTIME, Config, DataConfig, PretrainConfig, Runtime, StrPath
 from ijepa.data.decode import image_size
@@ -125,25 +125,17 @@ def started(
     return config.model_copy(update={"init": digest or config.init})
 
 
-class AutoRecipe(NamedTuple):
-    """A recipe that was chosen: its name, all settings, those added for the images, and why."""
-
-    recipe: str
-    config: PretrainConfig
-    added: list[str]  # as `a.b=c`
-    why: str
-
-
 def auto_recipe(
     shards: StrPath,
     out: StrPath,
     overrides: Sequence[str] = (),
     has_gpu: Callable[[], bool] = lambda: False,
-) -> AutoRecipe:
+) -> tuple[str, PretrainConfig, list[str], str]:
     """Choose a recipe by the size and number of the images, and by the device.
 
-    A run that is at `out`, finished or not, keeps the recipe that it was begun with, on any device.
-    An `IjepaError` refuses shards that are elsewhere, or lack the split to train on.
+    Returns its name, all settings, those added for the images (as `a.b=c`), and why. A run that is
+    at `out`, finished or not, keeps the recipe that it was begun with, on any device. An
+    `IjepaError` refuses shards that are elsewhere, or lack the split to train on.
     """
     if is_remote(shards):
         raise IjepaError(
@@ -168,7 +160,7 @@ def auto_recipe(
     size = f"images are {image_px} px (median short side)"
     if image_px < min(config.data.image_size):
         size += f", enlarged to {config.data.image_px}"
-    return AutoRecipe(choice.recipe, config, added, f"{size}, {why}")
+    return choice.recipe, config, added, f"{size}, {why}"
 
 
 def plan_pretrain(

@@ -120,7 +120,8 @@ def parameter_groups(
 
     `lr_scale` of a group is `layer_decay` to the power of the number of layers above it.
     """
-    depth, spared = len(model.encoder.blocks), set(model.encoder.no_weight_decay())
+    depth = len(model.encoder.blocks)
+    spared = set(getattr(model.encoder, "no_weight_decay", set)())  # timm's networks have it
     grouped: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -2,6 +2,10 @@
 
 Pretraining, fine-tuning and the decoder are each a `Task`, which says what one step is. `fit` does
 all else, so that every run resumes bit for bit and is stopped, saved and recorded alike.
+
+A checkpoint holds `schema`, `step`, `config` (settings as plain values), `model` and `optimizer`
+(state dicts by the names of the parameters), and `facts` (small values of `Task.state_dict` and of
+the loop).
 """
 
 import contextlib
@@ -10,13 +14,19 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import BaseModel
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -32,14 +42,16 @@ from ijepa.distributed import (
     sum_over_ranks,
 )
 from ijepa.errors import IjepaError, SharedError, StoppedError
-from ijepa.files import LAST
+from ijepa.files import LAST, link_or_copy
 from ijepa.progress import Progress, silent
-from ijepa.train.checkpoint import CheckpointWriter, full_state, load_full_state
 from ijepa.train.metrics import MetricsLog, Picture, Tracker, refuse_missing
+from ijepa.weights import load_checkpoint, load_weights, save_state
 from ijepa.world import StopRequest, World, stop_requests
 
 FETCH_STEPS = 10  # losses of so many steps are fetched at once: a fetch makes the device wait
 SHOWN_AT_ONCE = 2  # steps after a start that are reported one by one: a step may take a minute
+MOST_OF_TIME = 0.02  # that checkpoints may take of a run
+ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole, and on rank 0 alone
 
 Inputs = TypeVar("Inputs")
 
@@ -168,8 +180,7 @@ class _Run:
         self.clock_began, self.clock_step = time.monotonic(), 0  # since when speed is measured
         self.shown: dict[str, float] = {}
         self.metrics: MetricsLog | None = None  # of rank 0
-        seconds = task.runtime.checkpoint_seconds
-        self.writer = CheckpointWriter(seconds, writes=self.world.is_rank_0)
+        self.saved, self.saving_seconds = time.monotonic(), 0.0  # of the newest checkpoint
         self.resume()
 
     def resume(self) -> None:
@@ -232,7 +243,9 @@ class _Run:
         units = (self.steps_done - self.clock_step) * task.units_per_step
         speed = task.speed(units / (time.monotonic() - self.clock_began))
         stop = any_rank(bool(asked), task.device, self.world)
-        due = any_rank(self.writer.is_due(), task.device, self.world)
+        least = max(task.runtime.checkpoint_seconds, self.saving_seconds / MOST_OF_TIME)
+        is_due = self.world.is_rank_0 and time.monotonic() - self.saved > least
+        due = any_rank(is_due, task.device, self.world)
         if stop or due or self.is_milestone():
             self.save()
         if stop and self.steps_done < task.total_steps:
@@ -295,16 +308,18 @@ class _Run:
         return (IjepaError if self.world.is_rank_0 else SharedError)(message)
 
     def save(self) -> None:
-        """Write a checkpoint; refuse weights that are not finite.
+        """Write a checkpoint, once for all of its names; refuse weights that are not finite.
 
-        Most steps do not measure the gradient's norm, so these may be the first to show it.
+        Most steps do not measure the gradient's norm, so these may be the first to show it. An
+        `OSError`, such as a full disk, leaves what was there.
         """
         task = self.task
         trained = [p for group in task.optimizer.param_groups for p in group["params"]]
         if not math.isfinite(float(torch.nn.utils.get_total_norm(trained))):
             raise self.broken("The weights are no longer finite", self.steps_done)
         began = time.monotonic()
-        weights, optimizer = full_state(task.model, task.optimizer)
+        weights = get_model_state_dict(task.model, options=ON_CPU)
+        optimizer = get_optimizer_state_dict(task.model, task.optimizer, options=ON_CPU)
         facts = task.state_dict()
         if not self.metrics:
             return
@@ -324,9 +339,37 @@ class _Run:
         kept = task.kept_names(self.steps_done)
         paths = [*(self.last.with_name(name) for name in kept), self.last]
         self.last.parent.mkdir(exist_ok=True)
-        self.writer.save(paths, body, began)
+        save_state(paths[0], body)
+        for path in paths[1:]:
+            link_or_copy(paths[0], path)
+        self.saved = time.monotonic()
+        self.saving_seconds = self.saved - began
 
     def close(self) -> None:
         """Put the metrics on disk, and end the tracked run, also of a run that fails."""
         if self.metrics:
             self.metrics.close()
+
+
+def load_full_state(
+    model: nn.Module, optimizer: Optimizer, path: Path, set_phase: Callable[[int], None]
+) -> dict[str, Any]:
+    """Load a checkpoint into networks and optimizer, exactly or not at all; returns all of it.
+
+    `set_phase` gets the checkpoint's last step before the optimizer's state is loaded, for it may
+    decide which parameters have one. An `IjepaError` refuses a file that is damaged, of other
+    networks, or of weights alone.
+    """
+    body = load_checkpoint(path)
+    if not body["optimizer"]:
+        raise IjepaError(
+            f"{path} holds weights alone, without the optimizer's state: a run cannot go on from "
+            f"it. Remove it to start anew; `ijepa extract` and `finetune` take it as an encoder."
+        )
+    load_weights(model, body["model"], path)
+    set_phase(body["step"] - 1)
+    try:
+        set_optimizer_state_dict(model, optimizer, body["optimizer"], options=ON_CPU)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise IjepaError(f"{path} holds no optimizer state of these networks.") from error
+    return body

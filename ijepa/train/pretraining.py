@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ijepa.files import BEST
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.flops import step_flops, utilisation
 from ijepa.jepa.masks import Masks, batch_masks, check_masks, mask_statistics, part_of
-from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks, save_memory
+from ijepa.jepa.model import IJepa, build_ijepa, compile_blocks
 from ijepa.jepa.monitor import loss_vs_mean_target
 from ijepa.jepa.rng import SHUFFLE, stream
 from ijepa.jepa.schedules import steps_per_epoch
@@ -43,19 +43,14 @@ SHOWN_KEYS = 3  # of a batch whose loss is broken
 REMEMBERED = 100  # batches of a stream; losses are fetched a few steps later
 
 Parts = Mapping[str, Mapping[str, Any]]  # state dicts by network
+# Normalised images (B, C, height, width) of this process and their masks, on the device; the masks
+# of all processes, on the CPU.
+Inputs = tuple[Tensor, list[Masks], list[Masks]]
 
 log = logging.getLogger(__name__)
 
 
-class StepInputs(NamedTuple):
-    """Images and masks of one step."""
-
-    images: Tensor  # (B, C, height, width) float, normalised, on the device; of this process
-    masks: list[Masks]  # of these images, on the device
-    groups: list[Masks]  # of all processes, on the CPU
-
-
-class PretrainTask(Task[StepInputs]):
+class PretrainTask(Task[Inputs]):
     """The three networks of a run, their optimizer, and the images that they learn from."""
 
     config: PretrainConfig
@@ -132,7 +127,7 @@ class PretrainTask(Task[StepInputs]):
         self.optimizer = self._trainer.optimizer
         self.total_steps = self._trainer.schedules.total_steps
         if runtime.recompute:
-            save_memory(model.encoder, model.predictor)
+            model.encoder.grad_checkpointing = model.predictor.grad_checkpointing = True
         if runtime.compile:  # the compiler has its own matrix products
             compile_blocks((model.encoder, model.teacher), model.predictor)
         else:
@@ -190,7 +185,7 @@ class PretrainTask(Task[StepInputs]):
             return self._streamed_keys.get(batch, [])
         return self._images.keys(self._plan.numbers(batch)[:SHOWN_KEYS])
 
-    def prepare(self, batch: Batch) -> StepInputs:
+    def prepare(self, batch: Batch) -> Inputs:
         """Draw the batch's masks, and bring both to the device."""
         groups = batch_masks(self.config, batch.step)
         masks = masks_on(
@@ -198,18 +193,19 @@ class PretrainTask(Task[StepInputs]):
         )
         pixels = moved(batch.images, self.device)
         data = self.config.data
-        return StepInputs(normalise(pixels, data.mean, data.std), masks, groups)
+        return normalise(pixels, data.mean, data.std), masks, groups
 
-    def step(self, step: int, inputs: StepInputs) -> dict[str, Any]:
+    def step(self, step: int, inputs: Inputs) -> dict[str, Any]:
         """Predict targets from contexts; AdamW on the encoder and predictor, EMA on the target."""
+        images, masks, groups = inputs
         done, schedules = step + 1, self._trainer.schedules
         with_norm = step == 0 or done % self.config.watch.grad_norm_steps == 0
-        outcome = self._trainer.step(step, inputs.images, inputs.masks, with_norm=with_norm)
+        outcome = self._trainer.step(step, images, masks, with_norm=with_norm)
         self._outcome = outcome if self._is_watched(done) else None
-        context_patches = sum(masks.context.numel() for masks in inputs.groups)
+        context_patches = sum(group.context.numel() for group in groups)
         draws = self.config.masks.draws_per_image
-        of_draws = inputs.groups[:: len(inputs.groups) // draws]  # targets have one size in a draw
-        target_patches = sum(masks.targets.shape[2] for masks in of_draws)
+        of_draws = groups[:: len(groups) // draws]  # targets have one size in a draw
+        target_patches = sum(group.targets.shape[2] for group in of_draws)
         self._lengths = (
             context_patches / (self._batch_size * draws),
             target_patches / draws if draws > 1 else target_patches,

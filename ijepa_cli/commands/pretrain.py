@@ -4,7 +4,6 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,8 +36,7 @@ from ijepa_cli.show import (
 )
 
 if TYPE_CHECKING:
-    from ijepa.pretrain import AutoRecipe, PretrainResult
-    from ijepa.shard import ShardResult
+    from ijepa.pretrain import PretrainResult
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +115,7 @@ def pretrain(
     config = None if recipe == "auto" else load_recipe(recipe, overrides or ())
     shards = _shard_set(data, out, runtime)
     if config is None:
-        recipe, config, added = _chosen(
-            library.auto_recipe, shards, out, overrides or [], prolong, runtime, launcher
-        )
+        recipe, config, added = _chosen(shards, out, overrides or [], prolong, runtime, launcher)
         typed = ["--recipe", recipe, *(word for one in added for word in ("--set", one))]
         command = f"{runtime.command} {shlex.join(typed)}"
         runtime = runtime.model_copy(update={"command": command})
@@ -177,17 +173,17 @@ def _shard_set(data: str, out: Path, runtime: Runtime) -> str:
         unknown = f"its cost is known when {plan.out} is made"
         raise ExceptionGroup("", [DryRun(plan, state, why), DryRun(later, WOULD_RUN, unknown)])
     elif current_world().is_rank_0:
-        _make_shards(library.shard, data, plan.out, out, runtime)
+        _make_shards(data, plan.out, out, runtime)
     else:
         while outlook(plan)[0] != CACHED:
             time.sleep(WAIT_SECONDS)
     return str(plan.out)
 
 
-def _make_shards(
-    shard: "Callable[..., ShardResult]", data: str, shards: Path, out: Path, runtime: Runtime
-) -> None:
+def _make_shards(data: str, shards: Path, out: Path, runtime: Runtime) -> None:
     """Make the shard set; refuse to replace the images that a run at `out` has seen."""
+    from ijepa.shard import shard
+
     is_begun = out.exists() or sibling(out, ".partial").exists()
     if is_begun and read_record(shards) and not (runtime.replace or runtime.force):
         raise IjepaError(
@@ -215,7 +211,6 @@ def _make_shards(
 
 
 def _chosen(
-    choose: "Callable[..., AutoRecipe]",
     shards: str,
     out: Path,
     overrides: list[str],
@@ -227,17 +222,17 @@ def _chosen(
     if prolong:
         begun = str(prolong / "config.yaml")
         return begun, load_recipe(begun, overrides), []
+    from ijepa.pretrain import auto_recipe
 
     def has_gpu() -> bool:
         from ijepa.distributed import pick_device
 
         return launcher == "slurm" or pick_device(runtime.device).type == "cuda"
 
-    found = choose(shards, out, overrides, has_gpu)
-    passes = counted(found.config.optimization.epochs, "epoch")
-    batch = found.config.data.batch_size
-    _say(f"recipe {found.recipe}: {found.why}; {passes} in batches of {batch:,}")
-    return found.recipe, found.config, found.added
+    recipe, config, added, why = auto_recipe(shards, out, overrides, has_gpu)
+    passes = counted(config.optimization.epochs, "epoch")
+    _say(f"recipe {recipe}: {why}; {passes} in batches of {config.data.batch_size:,}")
+    return recipe, config, added
 
 
 def _say(line: str) -> None:

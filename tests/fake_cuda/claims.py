@@ -43,7 +43,6 @@ from ijepa.encoders.base import Encoder
 from ijepa.encoders.pooling import PATCH_AVERAGE, token_pool
 from ijepa.jepa.augment import normalise
 from ijepa.jepa.masks import batch_masks
-from ijepa.jepa.model import save_memory
 from ijepa.jepa.step import Trainer
 from ijepa.jepa.vit import build_encoder
 from ijepa.probes.heads import Heads
@@ -144,7 +143,7 @@ def training(recipe: str, *overrides: str, in_parts: bool = False) -> dict[str, 
     model = ijepa_on_gpu(config)
     trainer = Trainer(model, config.optimization, 10, 3 if in_parts else None)
     if in_parts:
-        save_memory(model.encoder, model.predictor)
+        model.encoder.grad_checkpointing = model.predictor.grad_checkpointing = True
 
     def step(number: int) -> None:
         groups = [empty_masks(drawn) for drawn in batch_masks(config, number)]

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from ijepa.config import Runtime
 from ijepa.jepa.flops import PLANNED_BATCHES, plan_training
 from ijepa.jepa.masks import batch_masks, mask_statistics
-from ijepa.jepa.model import save_memory
 from ijepa.jepa.step import Trainer
 
 from .steps import empty_masks, ijepa_on_gpu, images_on_gpu, sized_config
@@ -93,7 +92,7 @@ def step_memory(name: str, batch: int | None, runtime: Runtime = Runtime()) -> S
         networks = counter.live
         trainer = Trainer(model, config.optimization, 1000, runtime.micro_batch)
         if runtime.recompute:
-            save_memory(model.encoder, model.predictor)
+            model.encoder.grad_checkpointing = model.predictor.grad_checkpointing = True
         images = images_on_gpu(config)
         masks = [empty_masks(drawn, lengths) for drawn in batch_masks(config, 0)]
         trainer.step(0, images, masks)  # makes the optimizer's state
