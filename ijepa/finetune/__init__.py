@@ -14,7 +14,7 @@ from ijepa.stage import StagePlan, exclusive_work
 from ijepa.world import together
 
 if TYPE_CHECKING:
-    from ijepa.finetune.training import FinetunePlan
+    from ijepa.finetune.training import FinetunePlan, Finetuning
 
 VERSION = 11
 
@@ -56,10 +56,8 @@ def finetune(
     plan = StagePlan("finetune", VERSION, config, inputs, Path(out), precious, is_folder=True)
     with together(exclusive_work(plan, runtime), runtime) as (work, world):
         if not work.cached:
-            from ijepa.finetune.training import Finetuning  # torch: no cached answer waits for it
-
             told = progress if world.is_rank_0 else silent
-            Finetuning(data, config, subset).train(work, runtime, world, told)
+            _finetuning(data, config, subset).train(work, runtime, world, told)
     return FinetuneResult(out=plan.out, cached=work.cached, scores=read_result(plan.out))
 
 
@@ -67,9 +65,14 @@ def plan_finetune(
     shards: StrPath, config: FinetuneConfig, subset: StrPath | None = None
 ) -> "FinetunePlan":
     """Say what `finetune` would do; raises as it would, but for images that are in both splits."""
+    return _finetuning(*_opened(shards, config), subset).plan()
+
+
+def _finetuning(data: ShardSet, config: FinetuneConfig, subset: StrPath | None) -> "Finetuning":
+    """Encoder and images; behind the cached answer, for torch takes seconds to import."""
     from ijepa.finetune.training import Finetuning
 
-    return Finetuning(*_opened(shards, config), subset).plan()
+    return Finetuning(data, config, subset)
 
 
 def _opened(shards: StrPath, config: FinetuneConfig) -> tuple[ShardSet, FinetuneConfig]:
