@@ -115,9 +115,11 @@ def stage(
         fields += hidden
         sets = bool(fields) and "overrides" not in taken  # `--set` is of these settings
         if sets:
-            others = f": {', '.join(hidden)}" if hidden else ""
-            too = f" Each is also an option, such as {_flag(hidden[0])}." if hidden else ""
-            override = _set(f"Any other setting; repeatable{others}.{too}")
+            said = "These settings as NAME=VALUE; repeatable."
+            if hidden:
+                said = f"Any other setting; repeatable: {', '.join(hidden)}. Each is also an option"
+                said += f", such as {_flag(hidden[0])}."
+            override = _set(said)
             options.append(_parameter("overrides", Annotated[list[str] | None, override], None))
         options += [_option(Runtime, name, RUN) for name in of_run]
         options.append(_parameter("as_json", Json, False))

@@ -29,8 +29,8 @@ def made(run, shards, tmp_path_factory):
     for split in ("train", "val"):
         config = ExtractConfig(encoder=str(run), split=split)
         extract(shards, folder / f"{split}.h5", config, CPU)
-    pair = (folder / "train.h5", folder / "val.h5")
-    probe(pair, [], folder / "r.json", ProbeConfig(name="knn"), CPU)
+    train, val = folder / "train.h5", folder / "val.h5"
+    probe((train, val), [], folder / "r.json", ProbeConfig(name="knn"), CPU)
     report([folder / "r.json", run], folder / "r.html", runtime=CPU)
     convert(run, folder / "c.pth.tar", ConvertConfig(to="published"), CPU)
     visualize(folder / "m.png", MasksConfig(recipe=load_recipe("cifar10")))
@@ -39,14 +39,14 @@ def made(run, shards, tmp_path_factory):
     images = ["pretrain", "--data", str(shards.parent / "images"), "--out", str(folder / "own")]
     images += [*common, *(word for setting in small for word in ("--set", setting))]
     assert CliRunner().invoke(app, images).exit_code == 0
-    features = ["--train", str(pair[0]), "--test", str(pair[1])]
+    features = ["--train", str(train), "--test", str(val)]
     where = ["--encoder", str(run), "--data", str(shards), "--split", "val"]
     recipe = ["--recipe", str(run / "config.yaml"), "--data", str(shards)]
     return folder, {
         "shard": ["shard", str(shards.parent / "images"), str(shards)],
         "pretrain": ["pretrain", *recipe, "--out", str(run), *common],
         "images": images,
-        "extract": ["extract", *where, "--out", str(pair[1]), *common],
+        "extract": ["extract", *where, "--out", str(val), *common],
         "probe": ["probe", "knn", *features, "--out", str(folder / "r.json"), *common],
         "report": ["report", str(folder / "r.json"), str(run), "--out", str(folder / "r.html")],
         "convert": ["convert", str(run), str(folder / "c.pth.tar"), "--to", "published"],

@@ -104,12 +104,14 @@ def test_a_run_keeps_the_recipe_that_it_was_begun_with_on_another_device(tmp_pat
         Image.new("RGB", (160, 200), (number, 0, 0)).save(tmp_path / "own" / f"{number}.png")
     shard(tmp_path / "own", tmp_path / "shards")
     asked = tmp_path / "shards", tmp_path / "run", SMALL[3:]
-    chosen = [auto_recipe(*asked, gpu)[:2] for gpu in (lambda: True, lambda: False)]
-    assert [recipe for recipe, _ in chosen] == ["own-224", "own-64"]
-    assert [config.data.batch_size for _, config in chosen] == [32, 32]
+    (for_gpu, large, *_), (for_cpu, small, *_) = (
+        auto_recipe(*asked, has_gpu) for has_gpu in (lambda: True, lambda: False)
+    )
+    assert (for_gpu, for_cpu) == ("own-224", "own-64")
+    assert large.data.batch_size == small.data.batch_size == 32
     (tmp_path / "run.partial").mkdir()
     (tmp_path / "run.partial" / "work.json").write_text('{"stage": "pretrain"}')
-    (tmp_path / "run.partial" / "config.yaml").write_text(dump_yaml(chosen[1][1]))
+    (tmp_path / "run.partial" / "config.yaml").write_text(dump_yaml(small))
     again, *_, why = auto_recipe(*asked, lambda: True)
     assert again == "own-64"
     assert "160 px" in why

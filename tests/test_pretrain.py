@@ -17,7 +17,8 @@ from runs import CPU, EAGER, StopError, ask_at, changed, losses, metrics_of, sto
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config import Runtime
+from ijepa import compute
+from ijepa.config import Runtime, architecture
 from ijepa.encoders.spec import load_encoder
 from ijepa.errors import IjepaError, StoppedError
 from ijepa.files import LAST, read_metrics
@@ -126,8 +127,15 @@ def test_a_run_killed_with_kill_9_goes_on_exactly(run, shards, tiny_config, tmp_
 
 
 @pytest.mark.parametrize("how", [{"cache": "decoded"}, {"recompute": True}, {"micro_batch": 12}])
-def test_how_a_run_is_computed_changes_it_by_rounding_only(run, shards, tiny_config, tmp_path, how):
+def test_how_a_run_is_computed_changes_it_by_rounding_only(
+    run, shards, tiny_config, tmp_path, monkeypatch, how
+):
+    again = Mock(wraps=compute.checkpoint)
+    monkeypatch.setattr(compute, "checkpoint", again)
     pretrain(shards, tmp_path / "other", tiny_config, CPU.model_copy(update=how))
+    trained = architecture(tiny_config.encoder.arch).depth + tiny_config.predictor.depth
+    recomputed = {call.args[0] for call in again.call_args_list}
+    assert len(recomputed) == (trained if "recompute" in how else 0)
     rtol = 2e-3 if "cache" in how else 1e-4
     np.testing.assert_allclose(losses(tmp_path / "other"), losses(run), rtol=rtol)
 

@@ -25,8 +25,8 @@ LOGISTIC = ProbeConfig(name="logistic")
 ON_FEATURES = sorted(PROBES.keys() - {"attentive", "segmentation", "depth"})  # those on tokens
 
 
-class FeaturePair(NamedTuple):
-    """What a probe is fitted on, and what it is scored on."""
+class Files(NamedTuple):
+    """Features that a probe is fitted on, and those that it is scored on."""
 
     train: Path
     test: Path
@@ -49,7 +49,7 @@ def write(path, *, rows=120, signal=3.0, seed=0, classes=3, lowest=0, first=0, c
 def pair(folder, name="ours", **options):
     train = write(folder / f"{name}.train.h5", **options)
     test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000, "split": "val"} | options)
-    return FeaturePair(train, test)
+    return Files(train, test)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def scored(tmp_path):
     """A function: the score of a pair of files, without baselines."""
 
     def score(train, test, config=LOGISTIC):
-        return probe(FeaturePair(train, test), [], tmp_path / "r.json", config).scores[0]
+        return probe(Files(train, test), [], tmp_path / "r.json", config).scores[0]
 
     return score
 
@@ -270,7 +270,7 @@ def tasks(tmp_path):
         rows = [(image, 0) for image in number]
         path = tmp_path / f"{part}.h5"
         paths.append(stored(path, features, rows, ("count", "dist"), transform="squash"))
-    return FeaturePair(*paths)
+    return Files(*paths)
 
 
 def test_augmented_views_train_the_heads_of_a_protocol_that_asks_for_them(tmp_path, scored):
@@ -420,7 +420,7 @@ def test_retrieval_from_one_file_leaves_each_image_out_and_other_probes_refuse_i
 ):
     config, out = ProbeConfig(name="retrieval"), tmp_path / "found.json"
     noise = pair(tmp_path, "random", signal=0.0, encoder="random", weights_sha256="1" * 64)
-    one, two = (FeaturePair(found.train, found.train) for found in (files, noise))
+    one, two = (Files(found.train, found.train) for found in (files, noise))
     ours, theirs = probe(one, [two], out, config).scores
     low, high = ours.metrics["mAP"][1:]
     assert 0.5 < low < ours.metrics["mAP"][0] < high <= 1

@@ -275,7 +275,7 @@ def score(session: Session) -> None:
     session.ijepa(Command("report", ["report", *results, *runs, "--out", work / "report.html"]))
     for precision in ("fp32", "bf16"):  # one after the other: these are measured
         out, more = work / f"{precision}.train.h5", ["--precision", precision]
-        what = f"extract-{precision}-with-start"  # of workers and GPU, too
+        what = f"extract-{precision}-with-start"  # the time includes the start
         session.ijepa(_extract(session, what, encoder, "train", out, more=more))
 
 

@@ -19,7 +19,7 @@ TRANSLATED = 0.45  # of the side, at most; timm's and MAE's
 
 
 class AugmentedBatches(Dataset[Batch]):
-    """Step -> augmented images of those of a split that `plan` names.
+    """Step -> augmented crops of the images that `plan` names.
 
     What is drawn for an image depends on (seed, step, its place in the batch) alone.
     """

@@ -28,7 +28,8 @@ SHOWN_FILES = 5  # in an error
 MOST_HEADER = 2**20  # bytes of the header of an array, which names every label; NumPy's is 10,000
 LABEL = "label "  # before the name of a label in the name of its column
 DENSE = "dense "  # before the name of a dense label in the names of its three columns
-# What NumPy raises for an array that is missing or damaged, not for one that may not be read.
+# What NumPy raises for an array that is missing or damaged. Other OSErrors, such as a lack of
+# permission, keep their own words.
 UNREADABLE = (FileNotFoundError, MemoryError, *(one for one in BROKEN if one is not OSError))
 
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]

@@ -51,7 +51,8 @@ class Decoder(nn.Module):
         """Make a fresh one of conditions (B, dim); weights come from `config.seed`."""
         super().__init__()
         unet_class = optional(*DIFFUSERS).UNet2DModel
-        self.config, depth, condition_dim = config, len(config.channels), 4 * config.channels[0]
+        self.config = config
+        depth, condition_dim = len(config.channels), 4 * config.channels[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.unet = unet_class(
@@ -120,7 +121,7 @@ def load_decoder(folder: Path, jepa: IJepa, name: str) -> Decoder:
 
 
 def draw_flow(count: int, image_px: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
-    """Random numbers of a step: noise (count, 3, px, px), how much of each image is noise (count,).
+    """Draw a step's noise (count, 3, px, px) and the share of noise in each image (count,).
 
     `HELD_OUT + k` is the number of sample k in evaluation. Most shares of noise are in the middle
     (logit-normal: Esser et al. 2024).
@@ -182,7 +183,8 @@ def draw_blocks(run: PretrainConfig, count: int, seed: int, number: int) -> tupl
     A function of the seed and the number of a step, which is `HELD_OUT` in evaluation. Returns the
     masks and the boxes (count, 4) of the blocks, on the CPU; raises as `block_boxes`.
     """
-    kind, rng = run.masks.model_copy(update={"group_size": count}), stream(seed, MASKS, number)
+    kind = run.masks.model_copy(update={"group_size": count})
+    rng = stream(seed, MASKS, number)
     [masks] = sample_masks(run.grid, count, kind, rng)
     block = int(rng.integers(len(masks.targets)))
     masks = Masks(masks.context, masks.targets[block : block + 1])

@@ -15,7 +15,8 @@ from ijepa.templating import templates
 
 Records = Sequence[dict[str, float]]
 Points = tuple[Sequence[float], Sequence[float]]  # x ascending, y
-# An encoder on a probe: name, value, low and high in [0, 1], its colour on all probes, from 1.
+# An encoder on a probe: name; value, low and high in [0, 1]; number of its colour, from 1, which is
+# the same on all probes.
 Dot = tuple[str, float, float, float, int]
 Strip = tuple[str, float, Sequence[Dot]]  # a probe: its title, what a constant guess reaches, dots
 

@@ -133,7 +133,7 @@ def evaluation_crop(
     crop_fraction: float | None,
     mode: Interpolation = "bilinear",
 ) -> Tensor:
-    """The view that torchvision's Resize and CenterCrop make of a PIL image.
+    """The view by which an image is scored, as torchvision's Resize and CenterCrop make it.
 
     With 224 and 224 / 256 these are Resize(256) and CenterCrop(224). Here Pillow resamples only
     what is kept, from a box between pixels: a value may differ by one level of 255; with `bicubic`,

@@ -28,7 +28,8 @@ from ijepa.jepa.vit import (
     sincos_positions,
 )
 
-# Means over everything, by `targets.loss`. The paper says L2, the released code takes smooth-L1.
+# By the name in `targets.loss`, each a mean over all numbers. The paper says L2, the released code
+# takes smooth-L1 with beta 1.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
     "l2": F.mse_loss,

@@ -100,7 +100,8 @@ def _fits(opened: Sequence[OpenPair], request: ProbeRequest, folder: Path) -> li
         request.progress(task, number, len(opened))
         states = KeptStates(folder / f"encoder-{number}.pt")
         if "fits" not in states:
-            train = test = _probe_data(pair.train, config)  # of one file, which retrieval takes
+            train = test = _probe_data(pair.train, config)
+            # Only retrieval takes one file for both.
             if pair.train.store.header.fingerprint != pair.test.store.header.fingerprint:
                 test = _probe_data(pair.test, config)
             fits = fit(train, test, request._replace(states=states))

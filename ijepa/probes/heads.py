@@ -171,7 +171,8 @@ class Heads:
                 members[head.lr, part.ndim > 1].append(part)
         rates = sorted({head.lr for head in protocol.heads})
         groups = [
-            {"params": members[lr, matrices], "whole_lr": lr, "always_adapt": matrices}  # for LARS
+            # SGD passes over what LARS alone reads: `always_adapt`.
+            {"params": members[lr, matrices], "whole_lr": lr, "always_adapt": matrices}
             for lr, matrices in product(rates, (True, False))
         ]
         nesterov = protocol.optimizer == "sgd"

@@ -232,7 +232,8 @@ def _read(kind: Callable[..., P], probe: str) -> dict[str, P]:
     return protocols
 
 
-# What each does in words, its `description` and `selection`, and its `home`: `module:function`.
+# By probe: its `home` (`module:function` in this folder); in words, what it does (`description`)
+# and what is chosen on which images (`selection`).
 PROBES: dict[str, dict[str, str]] = _BODY["probes"]
 LINEAR_PROTOCOLS = _read(LinearProtocol, "linear")
 ATTENTIVE_PROTOCOLS = _read(AttentiveProtocol, "attentive")

@@ -61,7 +61,7 @@ def report(
         sources: result files of `ijepa probe`, and folders of them; folders of `ijepa pretrain`,
             finished or not, and of `ijepa finetune`; pictures and pages of `ijepa visualize`.
         out: the page to make.
-        config: its title, and which of the paper's tables it shows beside those with ours.
+        config: its title, and tables of the paper to show beside those that a result fills.
         runtime: `force` rebuilds it.
 
     Raises:

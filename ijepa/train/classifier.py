@@ -120,8 +120,9 @@ def parameter_groups(
 
     `lr_scale` of a group is `layer_decay` to the power of the number of layers above it.
     """
-    depth = len(model.encoder.blocks)
-    spared = set(getattr(model.encoder, "no_weight_decay", set)())  # timm's networks have it
+    encoder, depth = model.encoder, len(model.encoder.blocks)
+    # timm's networks name some; of ours, only `pos_embed`, which is not trained.
+    spared = set() if isinstance(encoder, Encoder) else set(encoder.no_weight_decay())
     grouped: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

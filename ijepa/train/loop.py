@@ -180,7 +180,7 @@ class _Run:
         self.clock_began, self.clock_step = time.monotonic(), 0  # since when speed is measured
         self.shown: dict[str, float] = {}
         self.metrics: MetricsLog | None = None  # of rank 0
-        self.saved, self.saving_seconds = time.monotonic(), 0.0  # of the newest checkpoint
+        self.saved_at, self.saving_seconds = time.monotonic(), 0.0  # of the newest checkpoint
         self.resume()
 
     def resume(self) -> None:
@@ -244,7 +244,7 @@ class _Run:
         speed = task.speed(units / (time.monotonic() - self.clock_began))
         stop = any_rank(bool(asked), task.device, self.world)
         least = max(task.runtime.checkpoint_seconds, self.saving_seconds / MOST_OF_TIME)
-        is_due = self.world.is_rank_0 and time.monotonic() - self.saved > least
+        is_due = self.world.is_rank_0 and time.monotonic() - self.saved_at > least
         due = any_rank(is_due, task.device, self.world)
         if stop or due or self.is_milestone():
             self.save()
@@ -342,8 +342,8 @@ class _Run:
         save_state(paths[0], body)
         for path in paths[1:]:
             link_or_copy(paths[0], path)
-        self.saved = time.monotonic()
-        self.saving_seconds = self.saved - began
+        self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - began
 
     def close(self) -> None:
         """Put the metrics on disk, and end the tracked run, also of a run that fails."""

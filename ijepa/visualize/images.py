@@ -127,7 +127,10 @@ def shown(pixels: Array, given: Given) -> Pixels:
 
 
 def cosine_knn(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ints]:
-    """(m, k) cosines, descending, and numbers of the `k` vectors (n, dim) nearest to (m, dim)."""
+    """For each query (m, dim), the `k` nearest of vectors (n, dim) by cosine.
+
+    Returns (m, k) cosines, descending, and (m, k) numbers; a vector of zeros has cosine 0.
+    """
     ours, theirs = (np.array(rows, np.float32, order="C") for rows in (queries, vectors))
     for rows in (ours, theirs):
         faiss.normalize_L2(rows)

@@ -222,6 +222,7 @@ def _chosen(
     if prolong:
         begun = str(prolong / "config.yaml")
         return begun, load_recipe(begun, overrides), []
+
     from ijepa.pretrain import auto_recipe
 
     def has_gpu() -> bool:
