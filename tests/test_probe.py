@@ -1,5 +1,6 @@
 """The probe stage: whole tables from feature files, and no way to fool oneself with them."""
 
+import importlib
 import json
 import re
 from dataclasses import replace
@@ -50,6 +51,13 @@ def pair(folder, name="ours", **options):
     train = write(folder / f"{name}.train.h5", **options)
     test = write(folder / f"{name}.test.h5", **{"seed": 7, "first": 1000, "split": "val"} | options)
     return Files(train, test)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_says_what_it_does_what_it_chooses_and_where_it_is(name):
+    assert PROBES[name].keys() == {"home", "description", "selection"}
+    module, _, function = PROBES[name]["home"].partition(":")
+    assert callable(getattr(importlib.import_module(f"ijepa.probes.{module}"), function))
 
 
 @pytest.fixture(autouse=True)
